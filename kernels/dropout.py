@@ -1,0 +1,106 @@
+"""Dropout in one pass: the mask is drawn in registers, used, and drawn again in backward.
+
+Bytes: 2·n·b (read x, write y); no mask is stored. Operations: one Philox 4x32-10 per element, of
+whose eight 16-bit draws one is used. Every kernel with dropout inside calls `keep` or
+`attention_keep` of this file, so a mask has one definition on this side as well.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.reference.dropout import check
+
+BLOCK = 1024
+
+
+class Cache(NamedTuple):
+    """What `backward` needs: two numbers, no mask."""
+
+    p: float
+    seed: int
+
+
+class Gradients(NamedTuple):
+    """Gradient of the input, shaped as the input."""
+
+    dx: torch.Tensor
+
+
+def threshold(p: float) -> int:
+    """Return p in units of 1/65536: an element is kept iff its 16-bit draw is at least this."""
+    return min(round(p * 65536), 65535)
+
+
+def scale(p: float) -> float:
+    """Return 1/(1 − p) for the rounded p."""
+    return 65536 / (65536 - threshold(p))
+
+
+@triton.jit
+def keep(seed, index, threshold):
+    """Draw the mask of elements `index` (int64 block), as `reference.dropout.keep_mask` does."""
+    counter = index // 8
+    low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    zero = low * 0
+    return draw(seed, low, high, zero, zero, index % 8) >= threshold
+
+
+@triton.jit
+def attention_keep(seed, b, h, rows, columns, threshold):
+    """Draw the mask of weights (b, h, rows, columns), as the reference's `attention_keep_mask`."""
+    zero = (rows[:, None] * 0 + columns[None, :] * 0).to(tl.uint32)
+    c0 = zero + (columns // 8).to(tl.uint32)[None, :]
+    c1 = zero + rows.to(tl.uint32)[:, None]
+    c2, c3 = zero + h.to(tl.uint32), zero + b.to(tl.uint32)
+    return draw(seed, c0, c1, c2, c3, (columns % 8)[None, :]) >= threshold
+
+
+@triton.jit
+def draw(seed, c0, c1, c2, c3, lane):
+    """Pick the 16-bit draw `lane` of each Philox call: word lane // 2, low half first."""
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
+    word = tl.where(lane < 4, tl.where(lane < 2, w0, w1), tl.where(lane < 6, w2, w3))
+    return tl.where(lane % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def dropout_kernel(
+    x_ptr,  # (n,)
+    y_ptr,  # (n,)
+    n: tl.int64,
+    seed: tl.int64,
+    threshold: tl.int32,
+    scale: tl.float32,
+    BLOCK: tl.constexpr,
+):
+    """y = x·keep·scale, for `BLOCK` elements a program."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < n
+    x = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
+    y = tl.where(keep(seed, index, threshold), x * scale, 0.0)
+    tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def forward(x: torch.Tensor, p: float, seed: int) -> tuple[torch.Tensor, Cache]:
+    """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p)."""
+    check(x, p, seed)
+    return _dropout(x, p, seed), Cache(p, seed)
+
+
+def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
+    """Return dx: the same kernel on `dout`."""
+    return Gradients(_dropout(dout, cache.p, cache.seed))
+
+
+def _dropout(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    n = x.numel()
+    if n:
+        dropout_kernel[(triton.cdiv(n, BLOCK),)](x, y, n, seed, threshold(p), scale(p), BLOCK=BLOCK)
+    return y

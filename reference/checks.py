@@ -1,0 +1,126 @@
+"""Argument checks: one place for the words in which every operator refuses bad input.
+
+A check reads shapes and dtypes, never values, and does no arithmetic, so it serves NumPy arrays and
+torch tensors alike. Each operator's reference module composes these into a `check…` function of its
+own; the kernel of the same name calls that function, so both sides refuse the same input with the
+same words: the argument's name, what it was, and what it must be.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+INTEGER = ("int32", "int64")
+
+
+def dtype_name(x: Any) -> str:
+    """Return the bare name of an array's dtype, the same for NumPy and torch: ``"float32"``."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def require(condition: bool, name: str, was: object, must: str) -> None:
+    """Raise `ValueError` naming the argument, what it was and what it must be."""
+    if not condition:
+        raise ValueError(f"{name} is {was}; it must be {must}")
+
+
+def array(name: str, x: Any) -> None:
+    """Raise `TypeError` unless `x` has a shape and a dtype (a NumPy array or a torch tensor)."""
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be an array")
+
+
+def floating(**arrays: Any) -> None:
+    """Each is a floating array, and all share one dtype and one device; None is passed over."""
+    first = ""
+    present = {name: x for name, x in arrays.items() if x is not None}
+    for name, x in present.items():
+        array(name, x)
+        if dtype_name(x) not in FLOATING:
+            raise TypeError(
+                f"{name} has dtype {dtype_name(x)}; it must be one of {', '.join(FLOATING)}"
+            )
+        first = first or name
+        if dtype_name(x) != dtype_name(present[first]):
+            raise TypeError(
+                f"{name} has dtype {dtype_name(x)}; "
+                f"it must have the dtype of {first}, {dtype_name(present[first])}"
+            )
+    same_device(**present)
+
+
+def integer(**arrays: Any) -> None:
+    """Each is an int32 or int64 array; None is passed over."""
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        array(name, x)
+        if dtype_name(x) not in INTEGER:
+            raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be int32 or int64")
+
+
+def boolean(**arrays: Any) -> None:
+    """Each is a boolean array; None is passed over."""
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        array(name, x)
+        if dtype_name(x) != "bool":
+            raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be bool")
+
+
+def same_device(**arrays: Any) -> None:
+    """All arrays live on one device; None is passed over."""
+    present = {
+        name: str(getattr(x, "device", "cpu")) for name, x in arrays.items() if x is not None
+    }
+    for name, device in present.items():
+        first = next(iter(present))
+        require(
+            device == present[first], name, f"on {device}", f"on {first}'s device, {present[first]}"
+        )
+
+
+def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
+    """Raise unless `x.shape` is `expected`; a string stands for any length of at least 1.
+
+    Lengths given as numbers must match exactly. ``shape("q", q, ("B", "H", "M", "D"))`` asks for
+    four dimensions, none of them empty.
+    """
+    found = tuple(int(n) for n in x.shape)
+    words = f"({', '.join(str(n) for n in expected)})"
+    require(
+        len(found) == len(expected), f"{name}.shape", found, f"of rank {len(expected)}, {words}"
+    )
+    for n, want in zip(found, expected, strict=True):
+        if isinstance(want, str):
+            require(n >= 1, f"{name}.shape", found, f"{words} with no dimension empty")
+        else:
+            require(n == want, f"{name}.shape", found, words)
+
+
+def broadcastable(name: str, x: Any, target: tuple[int, ...]) -> None:
+    """Raise unless `x` broadcasts to `target` by NumPy's rules."""
+    found = tuple(int(n) for n in x.shape)
+    fits = len(found) <= len(target) and all(
+        n in (1, want) for n, want in zip(reversed(found), reversed(target), strict=False)
+    )
+    require(fits, f"{name}.shape", found, f"broadcastable to {target}")
+
+
+def probability(name: str, p: float) -> None:
+    """Raise unless 0 ≤ p < 1."""
+    require(0.0 <= p < 1.0, name, p, "at least 0 and below 1")
+
+
+def seed(value: int) -> None:
+    """Raise unless the seed is an integer that fits Philox's key as both sides pass it: 63 bits."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"seed is a {type(value).__name__}; it must be an int")
+    require(0 <= value < 2**63, "seed", value, "at least 0 and below 2**63")
+
+
+def choice(name: str, value: object, options: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `options`."""
+    require(value in options, name, repr(value), "one of " + ", ".join(repr(o) for o in options))

@@ -1,0 +1,139 @@
+r"""Dropout, and the counter-based generator that both sides draw their masks from.
+
+    y = x · keep / (1 − p),   keep ~ Bernoulli(1 − p)
+
+Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", in the
+inverted form that needs no scaling at test time.
+
+The bits come from Philox 4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2,
+3", section 3.3), the generator behind `tl.rand`: a keyed bijection of a 128-bit counter, so the mask
+of any element is a function of (seed, index) alone. Backward draws it again instead of storing it,
+and the kernel, whatever its tiles, draws the same bits.
+
+One call of Philox gives eight 16-bit draws; element `n` takes draw ``n % 8`` of counter ``n // 8``,
+so `p` is rounded to the nearest 1/65536 and the scale is that of the rounded `p`: E[y] = x exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ROUND_A, ROUND_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers of the round
+KEY_A, KEY_B = 0x9E3779B9, 0xBB67AE85  # Weyl increments: golden ratio and √3 − 1
+ROUNDS = 10
+HALF = np.uint64(32)
+DRAWS = 8  # 16-bit draws in one counter's 128 bits
+BLOCK = 1 << 14  # counters worked on at a time, so that the state stays in the L2 cache
+
+
+class Cache(NamedTuple):
+    """What `backward` needs: two numbers, no mask."""
+
+    p: float
+    seed: int
+
+
+class Gradients(NamedTuple):
+    """Gradient of the input, shaped as the input."""
+
+    dx: Array
+
+
+def check(x: Any, p: float, seed: int) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(x=x)
+    checks.probability("p", p)
+    checks.seed(seed)
+
+
+def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
+    """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p).
+
+    Args:
+        x: any shape, floating.
+        p: probability of dropping an element, 0 ≤ p < 1.
+        seed: names the mask, 0 ≤ seed < 2⁶³.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(x, p, seed)
+    return x * scaled_mask(x.shape, p, seed, x.dtype), Cache(p, seed)
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Return dx = dout · keep/(1 − p), with the mask drawn again from the seed."""
+    return Gradients(dout * scaled_mask(dout.shape, cache.p, cache.seed, dout.dtype))
+
+
+def scaled_mask(shape: tuple[int, ...], p: float, seed: int, dtype: Any) -> Array:
+    """Return keep/(1 − p) as floats of `dtype`: what dropout multiplies by."""
+    return np.multiply(keep_mask(shape, p, seed), scale(p), dtype=dtype)
+
+
+def threshold(p: float) -> int:
+    """Return p in units of 1/65536: an element is kept iff its 16-bit draw is at least this."""
+    return min(round(p * 65536), 65535)
+
+
+def scale(p: float) -> float:
+    """Return 1/(1 − p) for the rounded p."""
+    return 65536 / (65536 - threshold(p))
+
+
+def keep_mask(shape: tuple[int, ...], p: float, seed: int) -> Array:
+    """Return the boolean mask of a tensor, elements counted in row-major order."""
+    size = int(np.prod(shape))
+    counters = -(-size // DRAWS)
+    draws = np.empty(counters * DRAWS, "<u2")
+    for start in range(0, counters, BLOCK):
+        index = np.arange(start, min(start + BLOCK, counters), dtype=np.uint64)
+        low, high = index.astype(np.uint32), (index >> HALF).astype(np.uint32)
+        zero = np.zeros_like(low)
+        draws[start * DRAWS :][: len(index) * DRAWS] = philox_draws(low, high, zero, zero, seed)
+    return (draws[:size] >= threshold(p)).reshape(shape)
+
+
+def attention_keep_mask(shape: tuple[int, int, int, int], p: float, seed: int) -> Array:
+    """Return the boolean mask of attention weights (B, H, M, N).
+
+    Weight (b, h, i, j) takes draw ``j % 8`` of the counter ``(j // 8, i, h, b)``: named by its
+    place and not by a linear index, it depends neither on tiles nor on lengths.
+    """
+    B, H, M, N = shape
+    groups = -(-N // DRAWS)
+    draws = np.empty(B * H * M * groups * DRAWS, "<u2")
+    for start in range(0, B * H * M * groups, BLOCK):
+        index = np.arange(start, min(start + BLOCK, B * H * M * groups))
+        b, h, i, j = (c.astype(np.uint32) for c in np.unravel_index(index, (B, H, M, groups)))
+        draws[start * DRAWS :][: len(index) * DRAWS] = philox_draws(j, i, h, b, seed)
+    return (draws >= threshold(p)).reshape(B, H, M, groups * DRAWS)[..., :N]
+
+
+def philox_draws(c0: Array, c1: Array, c2: Array, c3: Array, seed: int) -> Array:
+    """Return eight 16-bit draws per counter in a row: the words in order, low half first."""
+    return np.stack(philox(c0, c1, c2, c3, seed), axis=-1).astype("<u4").view("<u2").reshape(-1)
+
+
+def philox(
+    c0: Array, c1: Array, c2: Array, c3: Array, seed: int
+) -> tuple[Array, Array, Array, Array]:
+    """Return the four uint32 words of Philox 4x32-10 at counter (c0, c1, c2, c3), key = `seed`.
+
+    A round multiplies two words, swaps the halves of the 64-bit products and mixes in the other two
+    words and the key; ten rounds pass BigCrush.
+    """
+    key0, key1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(ROUNDS):
+        product_a, product_b = c0 * ROUND_A, c2 * ROUND_B  # uint32 · uint64 → uint64
+        c0 = (product_b >> HALF).astype(np.uint32) ^ c1 ^ np.uint32(key0)
+        c2 = (product_a >> HALF).astype(np.uint32) ^ c3 ^ np.uint32(key1)
+        c1, c3 = product_b.astype(np.uint32), product_a.astype(np.uint32)
+        key0, key1 = (key0 + KEY_A) & 0xFFFFFFFF, (key1 + KEY_B) & 0xFFFFFFFF
+    return c0, c1, c2, c3
