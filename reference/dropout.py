@@ -6,7 +6,7 @@ Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from O
 inverted form that needs no scaling at test time.
 
 The bits come from Philox 4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2,
-3", section 3.3), the generator behind `tl.rand`: a keyed bijection of a 128-bit counter, so the mask
+3", section 3.3), the generator behind `tl.rand`: a bijection of a 128-bit counter, so the mask
 of any element is a function of (seed, index) alone. Backward draws it again instead of storing it,
 and the kernel, whatever its tiles, draws the same bits.
 

@@ -1,0 +1,145 @@
+"""The table of operators, and the two sides on which each of them stands.
+
+A *side* is a namespace with one attribute per operator, plus the few array functions that code
+wired from operators needs. The same lines run on either:
+
+    ops = load("reference")                      # or load("triton")
+    out, cache = ops.attention.forward(q, k, v, causal=True)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+OPERATORS = (
+    "attention",
+    "multi_head_attention",
+    "positional_encoding",
+    "rotary",
+    "layer_norm",
+    "linear",
+    "activation",
+    "dropout",
+    "embedding",
+    "pooling",
+    "softmax_cross_entropy",
+    "optimizers",
+)
+SIDES = ("reference", "triton")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of every operator, and where its arrays live.
+
+    Attributes:
+        name: "reference" or "triton".
+        device: "cpu" or "cuda".
+        asarray: takes a NumPy array to this side, cast to a dtype if one is named.
+        to_numpy: brings an array back (bfloat16 as float32, which holds it exactly).
+        zeros, empty: allocate a shape, float32 unless a dtype is named.
+
+    Every name in `OPERATORS` is an attribute too: the operator's module, imported at first use.
+    """
+
+    name: str
+    device: str
+    package: str
+    asarray: Callable[..., Any]
+    to_numpy: Callable[[Any], np.ndarray[Any, np.dtype[Any]]]
+    zeros: Callable[..., Any]
+    empty: Callable[..., Any]
+
+    def __getattr__(self, operator: str) -> ModuleType:
+        if operator not in OPERATORS:
+            raise AttributeError(f"{operator!r} is no operator; there are {', '.join(OPERATORS)}")
+        return importlib.import_module(f"{self.package}.{operator}")
+
+
+def load(side: str) -> Side:
+    """Return the side by name.
+
+    Args:
+        side: "reference" (NumPy) or "triton" (torch tensors: on the GPU where CUDA is, elsewhere on
+            the CPU through Triton's interpreter, which is for checking and not for speed).
+
+    Raises:
+        ValueError: `side` is neither.
+        ModuleNotFoundError: "triton" without torch and triton installed, naming the command.
+    """
+    if side == "reference":
+        return _reference()
+    if side == "triton":
+        return _triton(triton_device())
+    raise ValueError(f"side is {side!r}; it must be one of {', '.join(map(repr, SIDES))}")
+
+
+def cuda_available() -> bool:
+    """Return whether the kernels would run compiled: torch is installed and sees a CUDA device."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def triton_device() -> str:
+    """Return the device the kernels run on, turning Triton's interpreter on where it must be.
+
+    Triton reads TRITON_INTERPRET when a kernel is defined: this comes before a kernel's import.
+    """
+    missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the kernels need {' and '.join(missing)}: pip install 'twofold[triton]'"
+        )
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "cpu"
+    if cuda_available():
+        return "cuda"
+    if any(name.startswith("twofold.kernels.") for name in sys.modules):
+        raise RuntimeError(
+            "twofold.kernels was imported for a GPU that is not there; "
+            "call twofold.core.ops.load('triton') first or set TRITON_INTERPRET=1"
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+    return "cpu"
+
+
+def _reference() -> Side:
+    def zeros(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+        return np.zeros(shape, dtype)
+
+    def empty(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+        return np.empty(shape, dtype)
+
+    return Side("reference", "cpu", "twofold.reference", np.asarray, np.asarray, zeros, empty)
+
+
+def _triton(device: str) -> Side:
+    import torch
+
+    def asarray(x: Any, dtype: str | None = None) -> torch.Tensor:
+        tensor = torch.as_tensor(np.ascontiguousarray(x)).to(device)
+        return tensor if dtype is None else tensor.to(getattr(torch, dtype))
+
+    def to_numpy(x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+        host = x.detach().cpu()
+        return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+
+    def zeros(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+
+    def empty(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+
+    return Side("triton", device, "twofold.kernels", asarray, to_numpy, zeros, empty)
