@@ -129,7 +129,7 @@ def _triton(device: str) -> Side:
     import torch
 
     def asarray(x: Any, dtype: str | None = None) -> torch.Tensor:
-        tensor = torch.as_tensor(np.ascontiguousarray(x)).to(device)
+        tensor = torch.as_tensor(np.array(x, order="C")).to(device)
         return tensor if dtype is None else tensor.to(getattr(torch, dtype))
 
     def to_numpy(x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -89,7 +89,7 @@ def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     four dimensions, none of them empty.
     """
     found = tuple(int(n) for n in x.shape)
-    words = f"({', '.join(str(n) for n in expected)})"
+    words = f"({', '.join(str(n) for n in expected)}{',' * (len(expected) == 1)})"
     require(
         len(found) == len(expected), f"{name}.shape", found, f"of rank {len(expected)}, {words}"
     )

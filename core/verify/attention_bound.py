@@ -1,0 +1,217 @@
+r"""How far a flash-attention kernel may be from attention: a componentwise bound, derived.
+
+`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim; steps (1)–(9) are those of
+`reference.attention`. A hat is what the kernel computed, no hat the mathematics; u = 2⁻²⁴ and the
+other constants are those of `rounding.Machine`; γ_n = nu/(1 − nu). Every step is the kernel's own
+formula in running error analysis (`rounding.Approx`) but for the softmax, whose weights the kernel
+never has in its hands: tile by tile it sums against a maximum that still moves. There the errors
+are relative, so they are bounded as logarithms, where factors add up and shifts cancel.
+
+**(1) Scores**, in base 2, as exp2 wants them: t = (q·k)·c with c = scale·log₂e. The product is one
+of the matrix unit (`rounding.matmul`); c carries at most three roundings (of scale, log₂e and their
+product) and the multiplication one more. E_t bounds |t̂ − t|.
+
+**(2) Weights.** Let m_b be the running maximum after tile b, m_T the last. A weight of tile b is
+computed as exp2(t̂ − m_b) and from then on multiplied by α = exp2(m_{b'−1} − m_{b'}) at every later
+tile. The subtractions round, δ ≤ u each, so the exponents add up to
+
+    (t̂ − m_b)(1 + δ) + Σ (m_{b'−1} − m_{b'})(1 + δ_{b'}) = t̂ − m_T + η,   |η| ≤ u·(m_T − t̂),
+
+because all terms are negative: they telescope, errors and all. m_T is one of the t̂, so m_T − t̂ is
+at most max t − t + 2·max E_t. Each exp2 errs by ε = `u_function`, each product with α by u, and
+there are T − 1 of these at most, T the number of tiles; no matrix unit takes fewer than 16 keys.
+So, up to the common shift m_T, log ŵ = ln 2·t ± Φ with
+
+    Φ = ln 2·(E_t + u·(max t − t + 2·max E_t)) + ε' + (T − 1)(ε' + u'),   x' = −log(1 − x).
+
+**(3) Log-sum-exp.** log Σŵ − log Σw is at most log Σ P·e^Φ, P the true weights, and at least
+log Σ P·e^−Φ ≥ −Σ P·Φ ≥ −log Σ P·e^Φ by Jensen's inequality (the conditioning of log-sum-exp:
+Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions").
+N − 1 additions, in any order and tiling, multiply by 1 ± γ_N. Together Θ. The shift cancels in
+lse = (m_T + log₂ l)·ln 2; what rounds there is the logarithm, a sum, ln 2 and a product.
+
+**(4) Output.** A normalised weight ŵ/l̂ is P·e^±(Φ + Θ), and the cast of ŵ to the storage dtype adds
+u_storage'. Underflow (exp2, the rescaling and the cast flush to zero) is an absolute error at most
+tiny + tiny_storage of a weight whose row maximum is 1, hence twice that of a normalised one, for
+l̂ ≥ ½. The rest is a product with v on the matrix unit, one division and the final cast. However
+wrong the weights, the output is an average of values up to rounding, so |ô| ≤ 2·max|v|: that keeps
+the bound finite where the scores are known too badly for it to say anything.
+
+**(5) Weights again**, P = exp2(t − lse·log₂e), with t recomputed in tiles of another shape (E_t
+again) and lse as stored, so E_lse. **(6) dP**, **(7) Δ** with the output as stored, so E_o,
+**(8) dS** and **(9) dq, dk, dv** are running error analysis; dS and the dropped P are cast to the
+storage dtype before their products.
+
+Masked pairs are exact: no error, and a query or key without a partner has bound 0.
+
+Products on the matrix unit. float16 and bfloat16 products are exact in float32. Sums are truncated,
+not rounded: a unit that adds k products to its accumulator aligns k + 1 numbers to the largest with
+at least one extra bit (Fasi, Higham, Mikaitis & Pranesh 2021, "Numerical behavior of NVIDIA tensor
+cores"), losing at most 2⁻²⁴ of it for each of the other k, and truncates the sum, 2⁻²³. That is
+(k/2 + 1)·2⁻²³ for k products, no more than γ_k with `u_sum` = 2⁻²³ as k ≥ 4 there. tf32 truncates
+operands to 11 bits. tf32x3 takes a = h + r, h the nearest tf32 number: |r| ≤ 2⁻¹¹|a|, a multiple of
+a's last place, so r has at most 12 bits, and when the unit truncates it to 11 it loses at most
+2⁻²³|a|. With r·r dropped, a product errs by 2·2⁻²³ + 2⁻²² = 2⁻²¹; the small products are summed
+first, from zero, and add 2n·2⁻¹⁰ roundings and one addition to the n of the large ones. `u_product`
+= 2⁻²⁰ holds all of it for n ≤ 1024, and the quarter to spare in γ_n beyond.
+
+General sources: Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 3 and 4.
+For the √n that replaces n when roundings are independent: Higham & Mary 2019, "A new approach to
+probabilistic rounding error analysis". It is not used: truncation is not independent of sign.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from twofold.core.verify.rounding import Approx, Array, Machine, exact, gamma, matmul
+
+LN2 = math.log(2.0)
+SMALLEST_TILE = 16  # keys a matrix unit takes at once
+
+
+class Problem(NamedTuple):
+    """One call of attention: inputs the kernel holds exactly, and what it knows exactly.
+
+    `live` (B, H, M, N) says which keys a query may attend; `dropout` (B, H, M, N) is what its weights
+    are multiplied by, 0 or 1/(1 − p).
+    """
+
+    q: Approx  # (B, H, M, D)
+    k: Approx  # (B, H, N, D)
+    v: Approx  # (B, H, N, D)
+    live: Array
+    dropout: Array
+    scale: float
+
+
+class Forward(NamedTuple):
+    """What forward hands to backward: scores in base 2, output and log-sum-exp as stored."""
+
+    t: Approx  # (B, H, M, N)
+    out: Approx  # (B, H, M, D)
+    lse: Approx  # (B, H, M, 1)
+
+
+class Backward(NamedTuple):
+    """The gradients."""
+
+    dq: Approx
+    dk: Approx
+    dv: Approx
+
+
+def forward(x: Problem) -> Forward:
+    """Bound the output and the log-sum-exp of a flash-attention kernel."""
+    on, N = x.q.on, x.k.value.shape[-2]
+    kept = x.live & (x.dropout > 0)
+    with np.errstate(all="ignore"):
+        # (1) scores in base 2
+        t = (matmul(x.q, x.k.mT) * folded(x.scale, on)).where(x.live, -np.inf)  # (B, H, M, N)
+        # (2) weights
+        attends = x.live.any(-1, keepdims=True)  # (B, H, M, 1)
+        top = t.max(-1, keepdims=True).where(attends)
+        w = np.exp2(t.value - top.value)
+        rescales = -(-N // SMALLEST_TILE) - 1
+        log_error = LN2 * (t.error + on.u * (top.value - t.value + 2 * top.error))
+        log_error += factor(on.u_function) + rescales * (factor(on.u_function) + factor(on.u))
+        log_error = np.where(x.live, log_error, 0.0)
+        # (3) log-sum-exp
+        l = np.where(attends, w.sum(-1, keepdims=True), 1.0)  # noqa: E741
+        p = w / l
+        log_sum_error = np.where(attends, np.log((p * np.exp(log_error)).sum(-1, keepdims=True)), 0)
+        log_sum_error += factor(gamma(N, on.u))
+        reach_m = LN2 * (np.abs(top.value) + top.error)
+        reach_l = np.log(l) + log_sum_error + LN2 * top.error
+        rounding = on.u_function * (1 + reach_l) + 4 * on.u * (reach_m + reach_l)
+        lse = Approx(LN2 * top.value + np.log(l), log_sum_error + rounding, on)
+        # (4) output
+        error = p * np.expm1(log_error + log_sum_error + factor(on.u_storage))
+        weights = Approx(p, error + 2 * (on.tiny + on.tiny_storage), on)
+        out = matmul((weights * dropped(x)).where(kept), x.v)  # (B, H, M, D)
+        error = out.error + on.u_function * (np.abs(out.value) + out.error) + N * on.tiny
+        average = 2 * np.abs(x.v.value).max(-2, keepdims=True) * x.dropout.max()
+        out = Approx(out.value, np.fmin(error, average + np.abs(out.value)), on)
+    attended = kept.any(-1, keepdims=True)
+    return Forward(t, out.stored().where(attended), lse.where(attends, -np.inf))
+
+
+def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backward:
+    """Bound the gradients, given those of the output (B, H, M, D) and of the lse (B, H, M, 1)."""
+    on, live = x.q.on, x.live
+    kept = live & (x.dropout > 0)
+    with np.errstate(all="ignore"):
+        # (5) weights again
+        lse = forward.lse.where(live.any(-1, keepdims=True))
+        p = exp2(forward.t - lse * folded(1.0, on)).where(live)  # (B, H, M, N)
+        # (6) gradient of the weights
+        dp = (matmul(dout, x.v.mT) * dropped(x)).where(kept)
+        # (7) its mean under the softmax
+        delta = (dout * forward.out).sum(-1, keepdims=True) - dlse  # (B, H, M, 1)
+        # (8) gradient of the scores
+        ds = (p * (dp - delta)).stored().where(live)
+        # (9) gradients of the inputs
+        dq = (matmul(ds, x.k) * x.scale).stored()
+        dk = (matmul(ds.mT, x.q) * x.scale).stored()
+        dv = matmul((p * dropped(x)).stored().where(kept).mT, dout).stored()
+    return Backward(
+        dq.where(live.any(-1)[..., None]),
+        dk.where(live.any(-2)[..., None]),
+        dv.where(kept.any(-2)[..., None]),
+    )
+
+
+def problem(
+    q: Array,
+    k: Array,
+    v: Array,
+    on: Machine,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    mask: Array | None = None,
+    key_lengths: Array | None = None,
+    dropout: Array | None = None,
+) -> Problem:
+    """Collect a call of attention on float64 arrays that the kernel's dtype holds exactly."""
+    B, H, M, D = q.shape
+    N = k.shape[-2]
+    live = np.ones((B, H, M, N), bool) if mask is None else np.broadcast_to(mask, (B, H, M, N))
+    if causal:
+        live = live & (np.arange(N) <= np.arange(M)[:, None] + N - M)
+    if key_lengths is not None:
+        live = live & (np.arange(N) < np.reshape(key_lengths, (B, 1, 1, 1)))
+    return Problem(
+        exact(q, on),
+        exact(k, on),
+        exact(v, on),
+        live,
+        np.ones(live.shape) if dropout is None else dropout,
+        D**-0.5 if softmax_scale is None else softmax_scale,
+    )
+
+
+def factor(x: float) -> float:
+    """Return −log(1 − x): the logarithm of a factor between 1 − x and 1/(1 − x)."""
+    return -math.log1p(-x) if x < 1 else math.inf
+
+
+def folded(scale: float, on: Machine) -> Approx:
+    """Return scale·log₂e as the kernel has it: the scale, log₂e and their product are rounded."""
+    c = np.asarray(scale / LN2)
+    return Approx(c, 3 * on.u * np.abs(c), on)
+
+
+def dropped(x: Problem) -> Approx:
+    """Return the dropout mask and scale; 1/(1 − p) is rounded."""
+    return Approx(x.dropout, x.q.on.u * x.dropout, x.q.on)
+
+
+def exp2(x: Approx) -> Approx:
+    """2^x̂ = 2^x·2^(x̂−x): the relative error is expm1 of ln 2 times the absolute one."""
+    value = np.exp2(x.value)
+    error = value * np.expm1(LN2 * x.error)
+    return Approx(value, error + x.on.u_function * (value + error) + x.on.tiny, x.on)

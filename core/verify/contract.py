@@ -1,0 +1,220 @@
+"""What a contract is, and how a side is judged by it.
+
+A contract says, for every case of an operator's domain, what the outputs are and how far a kernel
+may be from them. Judging compares element by element: NaN and infinities must stand where the
+truth has them, everything else within its bound; what the bound cannot decide (it is infinite) is
+counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify.rounding import Approx
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One operator's contract.
+
+    Attributes:
+        operator: its name.
+        cases: strategy of cases: frozen dataclasses of plain numbers and names with a field
+        `dtype`.
+        pinned: cases that are always run, such as one for each entry of the tile table.
+        run: computes all outputs of a case on a side, forward and backward, by name. It places its
+            inputs with `side.asarray` (or `domains.place`), which is how they are watched.
+        truth: the same outputs with their bounds, in float64.
+        passes: the pass each output belongs to, "forward" or "backward".
+        properties: further claims by name; each raises AssertionError on a case that breaks it.
+        in_place: whether the operator may change its inputs.
+    """
+
+    operator: str
+    cases: st.SearchStrategy[Any]
+    run: Callable[[Side, Any], dict[str, Any]]
+    truth: Callable[[Any], dict[str, Approx]]
+    passes: Mapping[str, str]
+    pinned: Sequence[Any] = ()
+    properties: Mapping[str, Callable[[Side, Any], None]] = field(default_factory=dict)
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one output of one case fared.
+
+    `share` is the largest |computed − truth| / bound over the elements that the bound decides,
+    `vacuous` the share of elements that it does not; `fault` says what is wrong, "" if nothing is.
+    """
+
+    operator: str
+    pass_: str
+    output: str
+    dtype: str
+    case: Any
+    share: float
+    vacuous: float
+    fault: str = ""
+
+
+class Violation(AssertionError):
+    """A side left its contract; carries the findings that say where."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = [f for f in findings if f.fault]
+        super().__init__("\n".join(f"{f.operator}: {f.fault}\n  {f.case}" for f in self.findings))
+
+
+def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, str]:
+    """Return (worst share of the bound, share of vacuous elements, fault or "")."""
+    value, error = np.asarray(truth.value), np.asarray(truth.error)
+    if computed.shape != value.shape:
+        return np.inf, 0.0, f"{name} has shape {computed.shape}; it must be {value.shape}"
+    if computed.size == 0:
+        return 0.0, 0.0, ""
+    computed = computed.astype(np.float64)
+    finite = np.isfinite(value)
+    special = ~finite & ~((computed == value) | (np.isnan(computed) & np.isnan(value)))
+    undecided = finite & ~(error < np.inf)  # infinite, or NaN where infinities met
+    with np.errstate(all="ignore"):
+        distance = np.abs(computed - value)
+        distance = np.where(np.isnan(distance), np.inf, distance)
+        share = np.where(distance == 0, 0.0, distance / error)
+    share = np.where(special, np.inf, np.where(finite & ~undecided, share, 0.0))
+    worst = np.unravel_index(np.argmax(share), share.shape)
+    fault = ""
+    if share[worst] > 1:
+        at = tuple(int(i) for i in worst)
+        fault = (
+            f"{name}{list(at)} is {computed[worst]:.9g}; it must be {value[worst]:.9g} "
+            f"± {error[worst]:.3g} ({int((share > 1).sum())} of {share.size} elements are out)"
+        )
+    return float(share[worst]), float(undecided.mean()), fault
+
+
+def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
+    """Run one case on a side and compare every output with the truth."""
+    with _uninitialised_memory_is_nan(side):
+        watched = _Watched(side)
+        computed = contract.run(watched.side, case)
+    with np.errstate(all="ignore"):  # where a bound is infinite, ∞ − ∞ and 0·∞ are expected
+        truths = contract.truth(case)
+    findings = []
+    for name, truth in truths.items():
+        share, vacuous, fault = compare(name, side.to_numpy(computed[name]), truth)
+        findings.append(
+            Finding(
+                contract.operator,
+                contract.passes[name],
+                name,
+                precision_name(case),
+                case,
+                share,
+                vacuous,
+                fault,
+            )
+        )
+    if not contract.in_place and (fault := watched.fault()):
+        findings.append(dataclasses.replace(findings[0], output="inputs", fault=fault))
+    return findings
+
+
+def hold(contract: Contract, side: Side, case: Any) -> list[Finding]:
+    """Judge one case, check its properties, and raise `Violation` where the contract is left."""
+    findings = judge(contract, side, case)
+    for name, claim in contract.properties.items():
+        try:
+            claim(side, case)
+        except AssertionError as broken:
+            fault = f"property {name!r}: {broken}"
+            findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
+    if any(f.fault for f in findings):
+        raise Violation(findings)
+    return findings
+
+
+def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
+    """Judge the pinned cases and `examples` drawn ones; a violation is shrunk and ends the search.
+
+    The draw is derandomised: the same contract gives the same cases.
+    """
+    found: list[Finding] = []
+
+    @settings(
+        max_examples=examples,
+        database=None,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(contract.cases)
+    def search(case: Any) -> None:
+        found.extend(hold(contract, side, case))
+
+    try:
+        for case in contract.pinned:
+            found.extend(hold(contract, side, case))
+        if examples:
+            search()
+    except Violation as violation:
+        found.extend(violation.findings)
+    return found
+
+
+def precision_name(case: Any) -> str:
+    """Return a case's precision as the tables show it: its dtype, or "tf32"."""
+    return "tf32" if getattr(case, "allow_tf32", False) else str(case.dtype)
+
+
+class _Watched:
+    """A side that remembers what was placed on it, to see whether anyone wrote there."""
+
+    def __init__(self, side: Side) -> None:
+        self._placed: list[tuple[Any, Array]] = []
+        self._to_numpy = side.to_numpy
+
+        def asarray(x: Any, dtype: str | None = None) -> Any:
+            array = side.asarray(x, dtype)
+            self._placed.append((array, np.array(side.to_numpy(array), copy=True)))
+            return array
+
+        self.side = dataclasses.replace(side, asarray=asarray)
+
+    def fault(self) -> str:
+        for i, (array, before) in enumerate(self._placed):
+            if not np.array_equal(
+                self._to_numpy(array), before, equal_nan=before.dtype.kind == "f"
+            ):
+                return f"input {i} of shape {before.shape} was written to"
+        return ""
+
+
+@contextlib.contextmanager
+def _uninitialised_memory_is_nan(side: Side) -> Iterator[None]:
+    """Let `torch.empty` give NaN, so that an element no program wrote is seen."""
+    if side.name != "triton":
+        yield
+        return
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(
+        True
+    )  # fills uninitialised memory, see torch.utils.deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,183 @@
+"""The contract of layer normalisation, with the residual add and dropout before it.
+
+The bound is the kernel's formula in running error analysis. One thing is the kernel's own and shows
+here: it stores h in the storage dtype and normalises what it stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, exact, machine, sqrt
+from twofold.reference import dropout
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows × columns, and everything that varies about them."""
+
+    dtype: str = "float32"
+    rows: int = 3
+    columns: int = 8
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    residual: bool = False
+    stream_gradient: bool = False
+    dropout_p: float = 0.0
+    eps: float = 1e-5
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    x: domains.Array
+    weight: domains.Array
+    bias: domains.Array
+    residual: domains.Array | None
+    dout: domains.Array
+    dh: domains.Array | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    shape = (case.rows, case.columns)
+
+    def draw(shape: tuple[int, ...], magnitude: str) -> domains.Array:
+        return domains.representable(domains.values(rng, shape, magnitude), case.dtype)
+
+    return Inputs(
+        x=draw(shape, case.magnitude),
+        weight=draw((case.columns,), "unit"),
+        bias=draw((case.columns,), "unit"),
+        residual=draw(shape, case.magnitude) if case.residual else None,
+        dout=draw(shape, "unit"),
+        dh=draw(shape, "unit") if case.stream_gradient else None,
+    )
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    given = inputs(case)
+
+    def placed(x: domains.Array | None) -> Any:
+        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+
+    how: dict[str, Any] = {}
+    if case.tile is not None:
+        how["tile"] = side.layer_norm.TILES[case.tile][1]
+    out, cache = side.layer_norm.forward(
+        placed(given.x),
+        placed(given.weight),
+        placed(given.bias),
+        residual=placed(given.residual),
+        dropout_p=case.dropout_p,
+        seed=case.seed,
+        eps=case.eps,
+        **how,
+    )
+    gradients = side.layer_norm.backward(placed(given.dout), cache, placed(given.dh), **how)
+    outputs = {"out": out, "h": cache.h, **gradients._asdict()}
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+    given, on = inputs(case), machine(case.dtype)
+    x, weight, bias = (exact(a, on) for a in (given.x, given.weight, given.bias))
+    dout, C = exact(given.dout, on), float(case.columns)
+    keep = dropout.keep_mask(given.x.shape, case.dropout_p, case.seed)
+    # (1) the stream
+    h = x
+    if case.dropout_p > 0.0:
+        h = (h * dropout.scale(case.dropout_p)).where(keep)
+    if given.residual is not None:
+        h = exact(given.residual, on) + h
+    if case.dropout_p > 0.0 or given.residual is not None:
+        h = h.stored()
+    # (2) mean and variance
+    centred = h - h.sum(-1, keepdims=True) / C
+    rstd = 1.0 / sqrt((centred * centred).sum(-1, keepdims=True) / C + case.eps)
+    # (3) normalise, scale, shift
+    xhat = centred * rstd
+    out = xhat * weight + bias
+    # backward (2) gain and shift
+    dweight, dbias = (dout * xhat).sum(0), dout.sum(0)
+    # backward (3) the stream
+    g = dout * weight
+    along_mean = g.sum(-1, keepdims=True) / C
+    along_xhat = (g * xhat).sum(-1, keepdims=True) / C
+    total = (g - along_mean - xhat * along_xhat) * rstd
+    if given.dh is not None:
+        total = total + exact(given.dh, on)
+    # backward (4) both branches
+    dx = total
+    if case.dropout_p > 0.0:
+        dx = (total * dropout.scale(case.dropout_p)).where(keep)
+    outputs = {"out": out, "h": h, "dx": dx, "dweight": dweight, "dbias": dbias}
+    if given.residual is not None:
+        outputs["dresidual"] = total
+    return {name: x if name == "h" else x.stored() for name, x in outputs.items()}
+
+
+def scale_invariance(side: Side, case: Case) -> None:
+    """A power of two times the input gives the same bits, where eps is negligible."""
+    base = replace(
+        case, dtype="float32", magnitude="large", dropout_p=0.0, residual=False, eps=1e-30
+    )
+    given = inputs(base)
+
+    def out(x: domains.Array) -> domains.Array:
+        place = [side.asarray(a, "float32") for a in (x, given.weight, given.bias)]
+        return side.to_numpy(side.layer_norm.forward(*place, eps=base.eps)[0])
+
+    if base.columns > 1:
+        assert np.array_equal(out(given.x), out(4.0 * given.x)), "LN(4x) is not LN(x)"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        rows=domains.lengths(40),
+        columns=domains.lengths(150),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        residual=st.booleans(),
+        stream_gradient=st.booleans(),
+        dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
+        eps=st.sampled_from([1e-5, 1e-12]),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="layer_norm",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={
+        "out": "forward",
+        "h": "forward",
+        "dx": "backward",
+        "dresidual": "backward",
+        "dweight": "backward",
+        "dbias": "backward",
+    },
+    pinned=tuple(
+        Case(dtype=dtype, rows=37, columns=columns, residual=True, dropout_p=0.1, tile=tile)
+        for tile, columns in enumerate((127, 257, 300, 513, 1031))
+        for dtype in domains.DTYPES
+    ),
+    properties={"scale invariance": scale_invariance},
+)

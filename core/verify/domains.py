@@ -1,0 +1,100 @@
+"""The inputs that operators are tried on: lengths, magnitudes, memory layouts, dtypes.
+
+Hypothesis draws a small description of a case (numbers and names, which print and shrink well); the
+arrays are then made from it by the functions below, so a printed case is a reproduced case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES = ("float32", "float16", "bfloat16")
+LAYOUTS = ("contiguous", "transposed", "padded", "strided")
+MAGNITUDES = (
+    "unit",
+    "large",
+    "tiny",
+    "mixed rows",
+    "mixed columns",
+    "outliers",
+    "constant",
+    "offset",
+    "zeros",
+)
+
+
+def lengths(largest: int) -> st.SearchStrategy[int]:
+    """Lengths from 1 to `largest`: ones, primes, and powers of two with both neighbours."""
+    primes = [n for n in range(2, largest + 1) if all(n % d for d in range(2, int(n**0.5) + 1))]
+    powers = [2**e + d for e in range(1, largest.bit_length() + 1) for d in (-1, 0, 1)]
+    return st.sampled_from(sorted({1, *primes, *(n for n in powers if 1 <= n <= largest)}))
+
+
+def seeds() -> st.SearchStrategy[int]:
+    """Seeds of 63 bits: small ones, and ones whose high key word is in use."""
+    return st.one_of(st.integers(0, 3), st.integers(0, 2**63 - 1))
+
+
+def values(rng: np.random.Generator, shape: tuple[int, ...], magnitude: str) -> Array:
+    """Draw a float64 array of `shape` in one of the `MAGNITUDES`.
+
+    "mixed rows" and "mixed columns" spread over decades along the first and last axis, "outliers"
+    makes one element in a hundred 50 times larger, "offset" adds 1000 to a unit normal.
+    """
+    x = rng.standard_normal(shape)
+    if magnitude == "large":
+        x *= 100.0
+    elif magnitude == "tiny":
+        x *= 1e-3
+    elif magnitude == "mixed rows":
+        x *= 10.0 ** rng.uniform(-3, 1.5, (*shape[:-1], 1))
+    elif magnitude == "mixed columns":
+        x *= 10.0 ** rng.uniform(-3, 1.5, shape[-1:])
+    elif magnitude == "outliers":
+        x[rng.random(shape) < 0.01] *= 50.0
+    elif magnitude == "constant":
+        x[...] = rng.standard_normal()
+    elif magnitude == "offset":
+        x += 1000.0
+    elif magnitude == "zeros":
+        x[...] = 0.0
+    elif magnitude != "unit":
+        raise ValueError(f"magnitude is {magnitude!r}; it must be one of {', '.join(MAGNITUDES)}")
+    return x
+
+
+def representable(x: Array, dtype: str) -> Array:
+    """Round float64 numbers to the nearest that `dtype` holds, and return them as float64."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    return x.astype(dtype).astype(np.float64)
+
+
+def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
+    """Return `x` on a side in a memory layout, with NaN in the memory that is not part of it.
+
+    "transposed" has the last two axes swapped in memory, "padded" rows longer than their content,
+    "strided" every second element. Arrays with fewer than two axes stay contiguous.
+    """
+    if layout == "contiguous" or x.ndim < 2:
+        return side.asarray(x, dtype)
+    if layout == "transposed":
+        return side.asarray(np.ascontiguousarray(x.swapaxes(-1, -2)), dtype).swapaxes(-1, -2)
+    if layout == "padded":
+        room = np.full((*x.shape[:-1], x.shape[-1] + 3), np.nan)
+        room[..., : x.shape[-1]] = x
+        return side.asarray(room, dtype)[..., : x.shape[-1]]
+    if layout == "strided":
+        room = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan)
+        room[..., ::2] = x
+        return side.asarray(room, dtype)[..., ::2]
+    raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")

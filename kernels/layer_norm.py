@@ -1,0 +1,304 @@
+"""Layer normalisation with the residual add and dropout before it, one pass each way.
+
+Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes y (and h where it
+is not x itself): 2nb, with a residual 4nb. Backward reads dy and h (and dh), writes dx (and
+dresidual): 3nb, with a residual and dropout 5nb. Saved: h, and two float32 numbers a row.
+
+A program holds whole rows in registers. The backward's sums over rows (dw, db) are kept in
+registers by a fixed number of programs that each take a contiguous share of the rows, written
+once as partial
+sums and added up by a second small kernel: no atomics, the same bits in every run.
+
+`R` rows, `C` columns; steps (1)–(4) are those of the reference.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels import dropout
+from twofold.reference.layer_norm import check
+
+
+class Tile(NamedTuple):
+    """How many rows a program works on at a time, and with how many warps."""
+
+    block_r: int
+    num_warps: int
+
+
+# (widest padded row, tile): the narrower the row, the more of them fill a program's registers.
+TILES = (
+    (128, Tile(16, 4)),
+    (512, Tile(4, 4)),
+    (2048, Tile(1, 4)),
+    (8192, Tile(1, 8)),
+    (65536, Tile(1, 16)),
+)
+PARTIALS = 256  # programs that share the rows in backward, hence partial sums of dw and db
+
+
+class Cache(NamedTuple):
+    """The stream `h` (shaped as x), which pre-norm models read, and what `backward` needs."""
+
+    h: torch.Tensor
+    mean: torch.Tensor  # (R,) float32
+    rstd: torch.Tensor  # (R,) float32
+    weight: torch.Tensor
+    has_residual: bool
+    dropout_p: float
+    seed: int
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments; `dresidual` is None where there was no residual."""
+
+    dx: torch.Tensor
+    dresidual: torch.Tensor | None
+    dweight: torch.Tensor
+    dbias: torch.Tensor
+
+
+def choose_tile(columns: int) -> Tile:
+    """Return the table's tile for rows of this many columns."""
+    for widest, tile in TILES:
+        if columns <= widest:
+            return tile
+    raise ValueError(f"x.shape[-1] is {columns}; it must be at most {TILES[-1][0]}")
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def forward_kernel(
+    x_ptr,  # (R, C)
+    residual_ptr,  # (R, C) if HAS_RESIDUAL
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,)
+    y_ptr,  # (R, C)
+    h_ptr,  # (R, C) if HAS_RESIDUAL or DROPOUT
+    mean_ptr,  # (R,)
+    rstd_ptr,  # (R,)
+    R: tl.int64,
+    C,
+    eps,
+    seed: tl.int64,
+    threshold: tl.int32,
+    scale: tl.float32,
+    HAS_RESIDUAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Normalise BLOCK_R rows."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tl.arange(0, BLOCK_C)
+    at = rows[:, None] * C + columns[None, :]
+    inside = (rows[:, None] < R) & (columns[None, :] < C)
+    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
+    h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if DROPOUT:
+        h = tl.where(dropout.keep(seed, at, threshold), h * scale, 0.0)
+    if HAS_RESIDUAL:
+        h += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL or DROPOUT:
+        stored = h.to(h_ptr.dtype.element_ty)
+        tl.store(h_ptr + at, stored, mask=inside)
+        h = stored.to(tl.float32)
+    # (2) mean, and the variance about it
+    mean = tl.sum(h, axis=1) / C
+    centred = tl.where(inside, h - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / C
+    rstd = 1.0 / tl.sqrt(variance + eps)
+    tl.store(mean_ptr + rows, mean, mask=rows < R)
+    tl.store(rstd_ptr + rows, rstd, mask=rows < R)
+    # (3) normalise, scale, shift
+    w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    b = tl.load(bias_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    y = centred * rstd[:, None] * w[None, :] + b[None, :]
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def backward_kernel(
+    dy_ptr,  # (R, C)
+    dh_ptr,  # (R, C) if HAS_DH
+    h_ptr,  # (R, C)
+    mean_ptr,  # (R,)
+    rstd_ptr,  # (R,)
+    weight_ptr,  # (C,)
+    dx_ptr,  # (R, C)
+    dresidual_ptr,  # (R, C) if HAS_RESIDUAL and DROPOUT; otherwise it is dx
+    partial_dw_ptr,  # (programs, C) float32
+    partial_db_ptr,  # (programs, C) float32
+    R: tl.int64,
+    C,
+    rows_per_program: tl.int64,
+    seed: tl.int64,
+    threshold: tl.int32,
+    scale: tl.float32,
+    HAS_DH: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Differentiate one program's share of the rows, summing dw and db on the way."""
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK_C)
+    w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
+    dw = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    first = program * rows_per_program
+    last = tl.minimum(first + rows_per_program, R)
+    for start in range(first, last, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        at = rows[:, None] * C + columns[None, :]
+        inside = (rows[:, None] < last) & (columns[None, :] < C)
+        # (1) x̂ again, from the stream
+        h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + rows, mask=rows < last, other=0.0)
+        rstd = tl.load(rstd_ptr + rows, mask=rows < last, other=0.0)
+        xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
+        # (2) gain and shift: sums over the rows
+        dw += dy * xhat
+        db += dy
+        # (3) the stream: project out what the mean and the variance took away
+        g = dy * w[None, :]
+        along_mean = tl.sum(g, axis=1) / C
+        along_xhat = tl.sum(g * xhat, axis=1) / C
+        total = (g - along_mean[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
+        if HAS_DH:
+            total += tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        # (4) both branches of the sum
+        dx = total
+        if DROPOUT:
+            if HAS_RESIDUAL:
+                tl.store(dresidual_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=inside)
+            dx = tl.where(dropout.keep(seed, at, threshold), total * scale, 0.0)
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    partial = program * C + columns
+    tl.store(partial_dw_ptr + partial, tl.sum(dw, axis=0), mask=columns < C)
+    tl.store(partial_db_ptr + partial, tl.sum(db, axis=0), mask=columns < C)
+
+
+@triton.jit
+def add_partials_kernel(
+    partial_dw_ptr,  # (programs, C) float32
+    partial_db_ptr,  # (programs, C) float32
+    dw_ptr,  # (C,)
+    db_ptr,  # (C,)
+    programs,
+    C,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Add up the partial sums of BLOCK_C columns."""
+    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    dw = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    db = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        at = p[:, None] * C + columns[None, :]
+        inside = (p[:, None] < programs) & (columns[None, :] < C)
+        dw += tl.load(partial_dw_ptr + at, mask=inside, other=0.0)
+        db += tl.load(partial_db_ptr + at, mask=inside, other=0.0)
+    tl.store(dw_ptr + columns, tl.sum(dw, axis=0).to(dw_ptr.dtype.element_ty), mask=columns < C)
+    tl.store(db_ptr + columns, tl.sum(db, axis=0).to(db_ptr.dtype.element_ty), mask=columns < C)
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    eps: float = 1e-5,
+    tile: Tile | None = None,
+) -> tuple[torch.Tensor, Cache]:
+    """Add dropout(x) to the residual and normalise over the last axis, at most 65536 wide.
+
+    Arguments and results are those of `reference.layer_norm.forward`; x in float16, bfloat16 or
+    float32, statistics in float32. `tile` overrides the table's choice.
+    """
+    check(x, weight, bias, residual, dropout_p, seed, eps)
+    C = x.shape[-1]
+    tile = tile or choose_tile(C)
+    x = x.contiguous()
+    R = x.numel() // C
+    y = torch.empty_like(x)
+    h = x if residual is None and dropout_p == 0.0 else torch.empty_like(x)
+    mean = torch.empty(R, dtype=torch.float32, device=x.device)
+    rstd = torch.empty_like(mean)
+    forward_kernel[(triton.cdiv(R, tile.block_r),)](
+        x,
+        x if residual is None else residual.contiguous(),
+        weight.contiguous(),
+        bias.contiguous(),
+        y,
+        h,
+        mean,
+        rstd,
+        R,
+        C,
+        eps,
+        seed,
+        dropout.threshold(dropout_p),
+        dropout.scale(dropout_p),
+        HAS_RESIDUAL=residual is not None,
+        DROPOUT=dropout_p > 0.0,
+        BLOCK_R=tile.block_r,
+        BLOCK_C=triton.next_power_of_2(C),
+        num_warps=tile.num_warps,
+    )
+    return y, Cache(h, mean, rstd, weight, residual is not None, dropout_p, seed)
+
+
+def backward(
+    dout: torch.Tensor, cache: Cache, dh: torch.Tensor | None = None, *, tile: Tile | None = None
+) -> Gradients:
+    """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`."""
+    C = dout.shape[-1]
+    tile = tile or choose_tile(C)
+    dout = dout.contiguous()
+    R = dout.numel() // C
+    has_dropout = cache.dropout_p > 0.0
+    dx = torch.empty_like(dout)
+    dresidual = torch.empty_like(dout) if cache.has_residual and has_dropout else dx
+    rows_per_program = triton.cdiv(R, PARTIALS * tile.block_r) * tile.block_r
+    programs = triton.cdiv(R, rows_per_program)
+    partials = torch.empty((2, programs, C), dtype=torch.float32, device=dout.device)
+    backward_kernel[(programs,)](
+        dout,
+        dout if dh is None else dh.contiguous(),
+        cache.h,
+        cache.mean,
+        cache.rstd,
+        cache.weight.contiguous(),
+        dx,
+        dresidual,
+        partials[0],
+        partials[1],
+        R,
+        C,
+        rows_per_program,
+        cache.seed,
+        dropout.threshold(cache.dropout_p),
+        dropout.scale(cache.dropout_p),
+        HAS_DH=dh is not None,
+        HAS_RESIDUAL=cache.has_residual,
+        DROPOUT=has_dropout,
+        BLOCK_R=tile.block_r,
+        BLOCK_C=triton.next_power_of_2(C),
+        num_warps=tile.num_warps,
+    )
+    dweight, dbias = torch.empty_like(cache.weight), torch.empty_like(cache.weight)
+    add_partials_kernel[(triton.cdiv(C, 64),)](
+        partials[0], partials[1], dweight, dbias, programs, C, BLOCK_P=32, BLOCK_C=64
+    )
+    return Gradients(dx, dresidual if cache.has_residual else None, dweight, dbias)

@@ -1,0 +1,136 @@
+r"""Layer normalisation, fused with the residual add and dropout that stand before it.
+
+    h = residual + dropout(x)
+    y = (h − μ) / √(σ² + ε) · w + b,    μ, σ² the mean and variance of h over the last axis
+
+Ba, Kiros & Hinton 2016, "Layer Normalization", section 3. A pre-norm Transformer needs both: h is
+its residual stream, y what the next sublayer reads. A post-norm one uses y alone.
+
+`R` rows (all leading axes), `C` columns (the normalised axis).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks, dropout
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """The stream `h` (shaped as x), which pre-norm models read, and what `backward` needs."""
+
+    h: Array
+    mean: Array  # (R, 1)
+    rstd: Array  # (R, 1)
+    weight: Array
+    has_residual: bool
+    dropout_p: float
+    seed: int
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments; `dresidual` is None where there was no residual."""
+
+    dx: Array
+    dresidual: Array | None
+    dweight: Array
+    dbias: Array
+
+
+def check(
+    x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: int, eps: float
+) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(x=x, weight=weight, bias=bias, residual=residual)
+    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
+    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.shape("weight", weight, (int(x.shape[-1]),))
+    checks.shape("bias", bias, (int(x.shape[-1]),))
+    if residual is not None:
+        checks.shape("residual", residual, tuple(x.shape))
+    checks.probability("dropout_p", dropout_p)
+    checks.seed(seed)
+    checks.require(eps > 0.0, "eps", eps, "positive")
+
+
+def forward(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    residual: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    eps: float = 1e-5,
+) -> tuple[Array, Cache]:
+    """Add dropout(x) to the residual and normalise the sum over its last axis.
+
+    Args:
+        x: (..., C), floating.
+        weight, bias: (C,), the gain and shift after normalising.
+        residual: (..., C) or None, the stream that x is added to.
+        dropout_p: probability of dropping an element of x.
+        seed: names the dropout mask.
+        eps: added to the variance, inside the root.
+
+    Returns:
+        out (..., C) and a cache whose `h` (..., C) is residual + dropout(x).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(x, weight, bias, residual, dropout_p, seed, eps)
+    # (1) the stream
+    h = x
+    if dropout_p > 0.0:
+        h = x * dropout.scaled_mask(x.shape, dropout_p, seed, x.dtype)
+    if residual is not None:
+        h = residual + h
+    rows = h.reshape(-1, h.shape[-1])  # (R, C)
+    # (2) mean, and the variance about it (in two passes: E[h²] − E[h]² would cancel)
+    mean = rows.mean(axis=1, keepdims=True)
+    centred = rows - mean
+    variance = np.einsum("rc,rc->r", centred, centred)[:, None] / rows.shape[1]
+    rstd = 1.0 / np.sqrt(variance + np.asarray(eps, variance.dtype))
+    # (3) normalise, scale, shift
+    centred *= rstd
+    centred *= weight
+    centred += bias
+    cache = Cache(h, mean, rstd, weight, residual is not None, dropout_p, seed)
+    return centred.reshape(h.shape), cache
+
+
+def backward(dout: Array, cache: Cache, dh: Array | None = None) -> Gradients:
+    """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`.
+
+    With x̂ = (h − μ)·rstd and g = dout·w:  dh = rstd·(g − mean(g) − x̂·mean(g·x̂)), because μ and σ
+    depend on every element of the row.
+    """
+    C = dout.shape[-1]
+    d = dout.reshape(-1, C)  # (R, C)
+    # (1) x̂ again, from the stream
+    xhat = cache.h.reshape(-1, C) - cache.mean
+    xhat *= cache.rstd
+    # (2) gain and shift: sums over the rows
+    dweight = np.einsum("rc,rc->c", d, xhat)
+    dbias = d.sum(axis=0)
+    # (3) the stream: project out what the mean and the variance took away
+    g = d * cache.weight
+    along_mean = g.mean(axis=1, keepdims=True)
+    along_xhat = np.einsum("rc,rc->r", g, xhat)[:, None] / C
+    xhat *= along_xhat
+    g -= along_mean
+    g -= xhat
+    g *= cache.rstd
+    total = g.reshape(dout.shape)
+    if dh is not None:
+        total += dh
+    # (4) both branches of the sum
+    dx = total
+    if cache.dropout_p > 0.0:
+        dx = total * dropout.scaled_mask(dout.shape, cache.dropout_p, cache.seed, dout.dtype)
+    return Gradients(dx, total if cache.has_residual else None, dweight, dbias)

@@ -1,0 +1,166 @@
+"""Layer norm: the reference against torch, differences and mpmath; the kernel by contract."""
+
+import dataclasses
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from twofold.core.verify import rounding
+from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contracts import layer_norm as contract
+from twofold.reference import dropout, layer_norm
+
+
+@given(contract.CONTRACT.cases)
+def test_kernel_keeps_its_contract(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@pytest.mark.parametrize("case", contract.CONTRACT.pinned, ids=str)
+def test_kernel_keeps_its_contract_with_every_tile(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float32_keeps_the_contract(reference, case):
+    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_is_torch(case):
+    """Both in float64: each may be as far from the mathematics as float64's own bound."""
+    case = dataclasses.replace(case, dtype="float64")
+    x = contract.inputs(case)
+    leaves = [
+        None if a is None else torch.tensor(a, requires_grad=True)
+        for a in (x.x, x.weight, x.bias, x.residual)
+    ]
+    keep = torch.tensor(dropout.scaled_mask(x.x.shape, case.dropout_p, case.seed, "float64"))
+    h = leaves[0] * keep + (0.0 if leaves[3] is None else leaves[3])
+    out = torch.nn.functional.layer_norm(h, h.shape[-1:], leaves[1], leaves[2], case.eps)
+    loss = (out * torch.tensor(x.dout)).sum()
+    if x.dh is not None:
+        loss = loss + (h * torch.tensor(x.dh)).sum()
+    loss.backward()
+    theirs = {"out": out.detach(), "h": h.detach()}
+    names = ("dx", "dweight", "dbias", "dresidual")
+    theirs |= {n: a.grad for n, a in zip(names, leaves, strict=True) if a is not None}
+    with np.errstate(all="ignore"):
+        bounds = contract.truth(case)
+    for name, bound in bounds.items():
+        assert compare(name, theirs[name].numpy(), bound)[2] == ""
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float64_keeps_its_bound(reference, case):
+    findings = judge(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float64"))
+    assert not [f for f in findings if f.fault]
+
+
+def test_gradients_are_directional_derivatives():
+    """Central differences of ⟨out, dout⟩ + ⟨h, dh⟩, extrapolated, along random directions."""
+    rng = np.random.default_rng(0)
+    x, residual, dout, dh = rng.standard_normal((4, 3, 5, 11))
+    weight, bias = rng.standard_normal((2, 11))
+
+    def value(x, residual, weight, bias):
+        out, cache = layer_norm.forward(
+            x, weight, bias, residual=residual, dropout_p=0.3, seed=5, eps=1e-3
+        )
+        return float((out * dout).sum() + (cache.h * dh).sum())
+
+    arguments = (x, residual, weight, bias)
+    _, cache = layer_norm.forward(
+        x, weight, bias, residual=residual, dropout_p=0.3, seed=5, eps=1e-3
+    )
+    gradients = layer_norm.backward(dout, cache, dh)
+    for i, gradient in enumerate(gradients):
+        direction = rng.standard_normal(arguments[i].shape)
+
+        def along(t, i=i, direction=direction):
+            moved = [a + t * direction if n == i else a for n, a in enumerate(arguments)]
+            return value(*moved)
+
+        def central(t, along=along):
+            return (along(t) - along(-t)) / (2 * t)
+
+        expected = (4 * central(5e-4) - central(1e-3)) / 3
+        assert np.isclose(expected, (gradient * direction).sum(), rtol=1e-8, atol=1e-9)
+
+
+def test_forward_is_the_formula_at_high_precision():
+    x = [1e4 + 1e-3, 1e4 - 2e-3, 1e4 + 5e-4]
+    with mpmath.workdps(50):
+        mean = mpmath.fsum(x) / 3
+        variance = mpmath.fsum((mpmath.mpf(a) - mean) ** 2 for a in x) / 3
+        truth = [float((mpmath.mpf(a) - mean) / mpmath.sqrt(variance + 1e-12)) for a in x]
+    out, _ = layer_norm.forward(np.array([x]), np.ones(3), np.zeros(3), eps=1e-12)
+    case = contract.Case(dtype="float64", rows=1, columns=3, eps=1e-12)
+    on = rounding.machine(case.dtype)
+    h = rounding.exact(np.array([x]), on)
+    centred = h - h.mean(-1, keepdims=True)
+    rstd = 1.0 / rounding.sqrt((centred * centred).mean(-1, keepdims=True) + case.eps)
+    bound = centred * rstd
+    assert compare("out", out, dataclasses.replace(bound, value=np.array([truth])))[2] == ""
+
+
+def test_gradients_are_orthogonal_to_ones_and_to_xhat():
+    """Layer norm does not see shift and scale of a row, so no gradient points along them."""
+    rng = np.random.default_rng(1)
+    x, dout = rng.standard_normal((2, 7, 13))
+    ones = np.ones(13)
+    out, cache = layer_norm.forward(x, ones, 0 * ones, eps=1e-300)
+    dx = layer_norm.backward(dout, cache).dx
+    scale = np.abs(dx).sum(1)
+    assert (np.abs(dx.sum(1)) <= 1e-14 * scale).all()
+    assert (np.abs((dx * out).sum(1)) <= 1e-13 * scale).all()
+
+
+def test_backward_gives_the_same_bits_in_every_run(triton):
+    case = contract.Case(rows=1000, columns=7, residual=True, dropout_p=0.1)
+    first, second = contract.run(triton, case), contract.run(triton, case)
+    for name, value in first.items():
+        assert np.array_equal(triton.to_numpy(value), triton.to_numpy(second[name]))
+
+
+X = np.ones((2, 3))
+W = np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (dict(x=X.astype(int)), TypeError, "x has dtype int64; it must be one of float16"),
+        (
+            dict(x=X.astype("float32")),
+            TypeError,
+            "weight has dtype float64; it must have the dtype",
+        ),
+        (dict(x=np.ones((2, 0))), ValueError, "x.shape is (2, 0); it must be without an empty"),
+        (dict(x=np.ones(())), ValueError, "x.shape is (); it must be of rank 1 or more"),
+        (dict(weight=np.ones(4)), ValueError, "weight.shape is (4,); it must be (3,)"),
+        (dict(bias=np.ones((1, 3))), ValueError, "bias.shape is (1, 3); it must be of rank 1"),
+        (dict(residual=np.ones((3, 2))), ValueError, "residual.shape is (3, 2); it must be (2, 3)"),
+        (dict(dropout_p=-0.1), ValueError, "dropout_p is -0.1; it must be at least 0 and below 1"),
+        (dict(dropout_p=1.0), ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),
+        (dict(seed=-1), ValueError, "seed is -1; it must be at least 0 and below 2**63"),
+        (dict(seed=1.5), TypeError, "seed is a float; it must be an int"),
+        (dict(eps=0.0), ValueError, "eps is 0.0; it must be positive"),
+        (dict(weight=3.0), TypeError, "weight is a float; it must be an array"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_both_sides_refuse_bad_input_in_the_same_words(reference, triton, arguments, error, words):
+    arguments = {"x": X, "weight": W, "bias": W} | arguments
+    said = []
+    for side in (reference, triton):
+        placed = {
+            k: side.asarray(a) if isinstance(a, np.ndarray) else a for k, a in arguments.items()
+        }
+        with pytest.raises(error) as refusal:
+            side.layer_norm.forward(**placed)
+        said.append(str(refusal.value))
+    assert said[0].startswith(words) and said[0] == said[1]
