@@ -1,8 +1,10 @@
 """Fixtures: the two sides. Without CUDA the kernels run in Triton's interpreter, made strict."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -29,3 +31,32 @@ def reference() -> ops.Side:
 def triton() -> Iterator[ops.Side]:
     """The Triton side: compiled where CUDA is, in the strict interpreter elsewhere."""
     yield ops.load("triton")
+
+
+@pytest.fixture
+def both_refuse(reference: ops.Side, triton: ops.Side) -> Callable[..., None]:
+    """Check that both sides refuse a call with the same words, given their beginning.
+
+    `arguments` go by name; NumPy arrays among them are placed on each side.
+    """
+
+    def check(
+        operator: str,
+        arguments: dict[str, Any],
+        error: type[Exception],
+        words: str,
+        function: str = "forward",
+    ) -> None:
+        said = []
+        for side in (reference, triton):
+            placed = {
+                name: side.asarray(x) if isinstance(x, np.ndarray) else x
+                for name, x in arguments.items()
+            }
+            with pytest.raises(error) as refusal:
+                getattr(getattr(side, operator), function)(**placed)
+            said.append(str(refusal.value))
+        assert said[0].startswith(words), said[0]
+        assert said[0] == said[1]
+
+    return check
