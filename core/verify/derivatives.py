@@ -43,7 +43,7 @@ def check_gradients(
     rng: np.random.Generator,
     directions: int = 3,
 ) -> None:
-    """Raise AssertionError unless every gradient gives the slope of `value` along random directions.
+    """Raise AssertionError unless each gradient gives the slopes of `value` in random directions.
 
     Args:
         value: scalar function of the arguments by name, in float64.
