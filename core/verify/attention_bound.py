@@ -76,16 +76,21 @@ SMALLEST_TILE = 16  # keys a matrix unit takes at once
 class Problem(NamedTuple):
     """One call of attention: inputs the kernel holds exactly, and what it knows exactly.
 
-    `live` (B, H, M, N) says which keys a query may attend; `dropout` (B, H, M, N) is what its weights
-    are multiplied by, 0 or 1/(1 − p).
+    `live` says which keys a query may attend, `dropout` what its weights are multiplied by: 0 or
+    1/(1 − p).
     """
 
     q: Approx  # (B, H, M, D)
     k: Approx  # (B, H, N, D)
     v: Approx  # (B, H, N, D)
-    live: Array
-    dropout: Array
+    live: Array  # (B, H, M, N) bool
+    dropout: Array  # (B, H, M, N)
     scale: float
+
+    @property
+    def kept(self) -> Array:
+        """Pairs that are neither masked nor dropped."""
+        return self.live & (self.dropout > 0)
 
 
 class Forward(NamedTuple):
@@ -107,12 +112,11 @@ class Backward(NamedTuple):
 def forward(x: Problem) -> Forward:
     """Bound the output and the log-sum-exp of a flash-attention kernel."""
     on, N = x.q.on, x.k.value.shape[-2]
-    kept = x.live & (x.dropout > 0)
+    attends = partnered(x.live)  # (B, H, M, 1)
     with np.errstate(all="ignore"):
         # (1) scores in base 2
         t = (matmul(x.q, x.k.mT) * folded(x.scale, on)).where(x.live, -np.inf)  # (B, H, M, N)
         # (2) weights
-        attends = x.live.any(-1, keepdims=True)  # (B, H, M, 1)
         top = t.max(-1, keepdims=True).where(attends)
         w = np.exp2(t.value - top.value)
         rescales = -(-N // SMALLEST_TILE) - 1
@@ -120,32 +124,30 @@ def forward(x: Problem) -> Forward:
         log_error += factor(on.u_function) + rescales * (factor(on.u_function) + factor(on.u))
         log_error = np.where(x.live, log_error, 0.0)
         # (3) log-sum-exp
-        l = np.where(attends, w.sum(-1, keepdims=True), 1.0)  # noqa: E741
-        p = w / l
+        total = np.where(attends, w.sum(-1, keepdims=True), 1.0)
+        p = w / total
         log_sum_error = np.where(attends, np.log((p * np.exp(log_error)).sum(-1, keepdims=True)), 0)
         log_sum_error += factor(gamma(N, on.u))
         reach_m = LN2 * (np.abs(top.value) + top.error)
-        reach_l = np.log(l) + log_sum_error + LN2 * top.error
+        reach_l = np.log(total) + log_sum_error + LN2 * top.error
         rounding = on.u_function * (1 + reach_l) + 4 * on.u * (reach_m + reach_l)
-        lse = Approx(LN2 * top.value + np.log(l), log_sum_error + rounding, on)
+        lse = Approx(LN2 * top.value + np.log(total), log_sum_error + rounding, on)
         # (4) output
         error = p * np.expm1(log_error + log_sum_error + factor(on.u_storage))
         weights = Approx(p, error + 2 * (on.tiny + on.tiny_storage), on)
-        out = matmul((weights * dropped(x)).where(kept), x.v)  # (B, H, M, D)
+        out = matmul((weights * dropped(x)).where(x.kept), x.v)  # (B, H, M, D)
         error = out.error + on.u_function * (np.abs(out.value) + out.error) + N * on.tiny
         average = 2 * np.abs(x.v.value).max(-2, keepdims=True) * x.dropout.max()
         out = Approx(out.value, np.fmin(error, average + np.abs(out.value)), on)
-    attended = kept.any(-1, keepdims=True)
-    return Forward(t, out.stored().where(attended), lse.where(attends, -np.inf))
+    return Forward(t, out.stored().where(partnered(x.kept)), lse.where(attends, -np.inf))
 
 
 def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backward:
     """Bound the gradients, given those of the output (B, H, M, D) and of the lse (B, H, M, 1)."""
-    on, live = x.q.on, x.live
-    kept = live & (x.dropout > 0)
+    on, live, kept = x.q.on, x.live, x.kept
     with np.errstate(all="ignore"):
         # (5) weights again
-        lse = forward.lse.where(live.any(-1, keepdims=True))
+        lse = forward.lse.where(partnered(live))
         p = exp2(forward.t - lse * folded(1.0, on)).where(live)  # (B, H, M, N)
         # (6) gradient of the weights
         dp = (matmul(dout, x.v.mT) * dropped(x)).where(kept)
@@ -158,9 +160,9 @@ def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backwa
         dk = (matmul(ds.mT, x.q) * x.scale).stored()
         dv = matmul((p * dropped(x)).stored().where(kept).mT, dout).stored()
     return Backward(
-        dq.where(live.any(-1)[..., None]),
-        dk.where(live.any(-2)[..., None]),
-        dv.where(kept.any(-2)[..., None]),
+        dq.where(partnered(live)),
+        dk.where(partnered(live.swapaxes(-1, -2))),
+        dv.where(partnered(kept.swapaxes(-1, -2))),
     )
 
 
@@ -192,6 +194,11 @@ def problem(
         np.ones(live.shape) if dropout is None else dropout,
         D**-0.5 if softmax_scale is None else softmax_scale,
     )
+
+
+def partnered(pairs: Array) -> Array:
+    """Return (..., rows, 1): whether a row of `pairs` has any."""
+    return np.asarray(pairs.any(-1, keepdims=True))
 
 
 def factor(x: float) -> float:
