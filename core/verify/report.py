@@ -1,0 +1,110 @@
+"""Many findings made into the table that `twofold verify` prints."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from twofold.core.ops import OPERATORS, Side
+from twofold.core.verify.contract import Contract, Finding, explore
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one pass of one operator in one precision.
+
+    Attributes:
+        operator, pass_, precision: what was judged.
+        cases: how many cases were run.
+        share: the worst |kernel − truth| as a share of its bound; above 1 the contract is broken.
+        output, case: where that was.
+        vacuous: the mean share of elements whose bound is infinite and hence decides nothing.
+        faults: what is wrong, each with its case; empty if the contract holds.
+    """
+
+    operator: str
+    pass_: str
+    precision: str
+    cases: int
+    share: float
+    output: str
+    case: str
+    vacuous: float
+    faults: tuple[str, ...]
+
+
+def contract(operator: str) -> Contract:
+    """Return an operator's contract by name."""
+    if operator not in OPERATORS:
+        raise ValueError(f"operator is {operator!r}; it must be one of {', '.join(OPERATORS)}")
+    module = importlib.import_module(f"twofold.core.verify.contracts.{operator}")
+    found: Contract = module.CONTRACT
+    return found
+
+
+def verify(operator: str, side: Side, examples: int) -> list[Row]:
+    """Judge a side by an operator's contract: the pinned cases and `examples` drawn ones."""
+    return summarise(explore(contract(operator), side, examples))
+
+
+def summarise(findings: Iterable[Finding]) -> list[Row]:
+    """Group findings by operator, pass and precision."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        key = (finding.operator, finding.pass_, finding.dtype)
+        groups.setdefault(key, []).append(finding)
+    return [_row(key, group) for key, group in groups.items()]
+
+
+def _row(key: tuple[str, str, str], group: list[Finding]) -> Row:
+    worst = max(group, key=lambda f: f.share)
+    return Row(
+        *key,
+        cases=len({repr(f.case) for f in group}),
+        share=worst.share,
+        output=worst.output,
+        case=short(worst.case),
+        vacuous=sum(f.vacuous for f in group) / len(group),
+        faults=tuple(dict.fromkeys(f"{f.fault} — {f.case}" for f in group if f.fault)),
+    )
+
+
+def short(case: Any) -> str:
+    """Return a case's fields that differ from their defaults."""
+    default = type(case)()
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in vars(case).items()
+        if value != getattr(default, name) and name != "dtype"
+    )
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """Lay the rows out for a terminal."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("operator", "pass", "dtype"):
+        view.add_column(column, no_wrap=True)
+    for column in ("cases", "worst/bound", "undecided"):
+        view.add_column(column, justify="right", no_wrap=True)
+    view.add_column("on", overflow="fold")
+    for row in rows:
+        verdict = "[red]FAIL[/red] " if row.faults else ""
+        view.add_row(
+            row.operator,
+            row.pass_,
+            row.precision,
+            str(row.cases),
+            f"{verdict}{row.share:.3f}",
+            f"{row.vacuous:.1%}",
+            f"{row.output}: {row.case}",
+        )
+    return view
+
+
+def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return the rows as plain data."""
+    return [asdict(row) for row in rows]
