@@ -77,6 +77,13 @@ def scaled_mask(shape: tuple[int, ...], p: float, seed: int, dtype: Any) -> Arra
     return np.multiply(keep_mask(shape, p, seed), scale(p), dtype=dtype)
 
 
+def attention_scaled_mask(
+    shape: tuple[int, int, int, int], p: float, seed: int, dtype: Any
+) -> Array:
+    """Return keep/(1 − p) of attention weights as floats of `dtype`."""
+    return np.multiply(attention_keep_mask(shape, p, seed), scale(p), dtype=dtype)
+
+
 def threshold(p: float) -> int:
     """Return p in units of 1/65536: an element is kept iff its 16-bit draw is at least this."""
     return min(round(p * 65536), 65535)

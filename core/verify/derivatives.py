@@ -56,7 +56,7 @@ def check_gradients(
         x = arguments[name]
         assert gradient.shape == x.shape, f"gradient of {name} has shape {gradient.shape}"
         for _ in range(directions):
-            direction: Array = rng.standard_normal(x.shape)
+            direction = np.asarray(rng.standard_normal(x.shape))
 
             def along(t: float, name: str = name, direction: Array = direction) -> float:
                 return value(**{**arguments, name: arguments[name] + t * direction})

@@ -1,0 +1,82 @@
+r"""Embedding look-up: out[…] = table[ids[…]].
+
+`V` rows of the table, `D` columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """The ids, and the number of rows of the table."""
+
+    ids: Array
+    rows: int
+
+
+class Gradients(NamedTuple):
+    """Gradient of the table, (V, D)."""
+
+    dtable: Array
+
+
+def check(ids: Any, table: Any) -> None:
+    """Refuse what either side cannot take."""
+    checks.integer(ids=ids)
+    checks.floating(table=table)
+    checks.shape("table", table, ("V", "D"))
+    checks.require(0 not in ids.shape, "ids.shape", tuple(ids.shape), "without an empty dimension")
+    checks.same_device(ids=ids, table=table)
+
+
+def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
+    """Look up a row of the table for every id.
+
+    Args:
+        ids: (...), int32 or int64, each at least 0 and below V.
+        table: (V, D), floating.
+
+    Returns:
+        out (..., D) and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+        IndexError: an id outside the table, naming its place. (The kernel, which cannot look at
+            values without waiting for the GPU, gives NaN there.)
+    """
+    check(ids, table)
+    check_range("ids", ids, len(table))
+    return table[ids], Cache(ids, len(table))
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Return dtable: each row the sum of the gradients of the places that looked it up."""
+    return Gradients(scatter_add(dout, cache.ids, cache.rows))
+
+
+def scatter_add(dout: Array, ids: Array, rows: int) -> Array:
+    """Return the sums of dout's rows by id, (rows, D), in the order of the places."""
+    D = dout.shape[-1]
+    flat, dout = ids.reshape(-1), dout.reshape(-1, D)
+    dtable = np.zeros((rows, D), dout.dtype)
+    order = np.argsort(flat, kind="stable")
+    ordered = flat[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))  # where each distinct id begins
+    dtable[ordered[starts]] = np.add.reduceat(dout[order], starts, axis=0)
+    return dtable
+
+
+def check_range(name: str, ids: Array, rows: int) -> None:
+    """Raise IndexError unless every id is at least 0 and below `rows`."""
+    if ids.min() < 0 or ids.max() >= rows:
+        place = np.argwhere((ids < 0) | (ids >= rows))[0]
+        raise IndexError(
+            f"{name}{place.tolist()} is {ids[tuple(place)]}; it must be at least 0 and below {rows}"
+        )

@@ -1,0 +1,89 @@
+r"""A linear layer with an optional activation: y = f(x·Wᵀ + b).
+
+`R` rows (all leading axes), `K` features in, `N` features out; the weight is (N, K), as torch has
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import activation as activations
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """What `backward` needs; `z`, the input of the activation, is None where there is none."""
+
+    x: Array
+    weight: Array
+    z: Array | None
+    activation: str | None
+    has_bias: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments; `dbias` is None where there was no bias."""
+
+    dx: Array
+    dweight: Array
+    dbias: Array | None
+
+
+def check(x: Any, weight: Any, bias: Any, activation: str | None) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(x=x, weight=weight, bias=bias)
+    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
+    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.shape("weight", weight, ("N", int(x.shape[-1])))
+    if bias is not None:
+        checks.shape("bias", bias, (int(weight.shape[0]),))
+    if activation is not None:
+        checks.choice("activation", activation, activations.KINDS)
+
+
+def forward(
+    x: Array, weight: Array, bias: Array | None = None, activation: str | None = None
+) -> tuple[Array, Cache]:
+    """Multiply by the transposed weight, add the bias, apply the activation.
+
+    Args:
+        x: (..., K), floating.
+        weight: (N, K).
+        bias: (N,) or None.
+        activation: None, "gelu", "gelu_tanh" or "relu".
+
+    Returns:
+        out (..., N) and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(x, weight, bias, activation)
+    # (1) product and bias
+    z = x.reshape(-1, x.shape[-1]) @ weight.T  # (R, N)
+    if bias is not None:
+        z += bias
+    z = z.reshape(*x.shape[:-1], -1)
+    # (2) activation
+    if activation is None:
+        return z, Cache(x, weight, None, None, bias is not None)
+    return activations.activate(z, activation), Cache(x, weight, z, activation, bias is not None)
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows."""
+    dz = dout
+    # (1) activation
+    if cache.z is not None and cache.activation is not None:
+        dz = activations.slope(cache.z, cache.activation)
+        dz *= dout
+    # (2) product and bias
+    dz = dz.reshape(-1, dz.shape[-1])  # (R, N)
+    x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)
+    dx = (dz @ cache.weight).reshape(cache.x.shape)
+    return Gradients(dx, dz.T @ x, dz.sum(axis=0) if cache.has_bias else None)

@@ -1,0 +1,160 @@
+r"""Multi-head attention: project, attend with every head on its own slice, project back.
+
+    (q, k, v) = x·W_qkvᵀ + b_qkv,   out = concat_h(attention(q_h, k_h, v_h))·W_outᵀ + b_out
+
+Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2. The three projections stand in one
+matrix, one GEMM; a head is a strided view of its result, so heads are never copied apart. For
+cross-attention q is projected from x, k and v from the context.
+
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `D` = E/H head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import attention, checks, linear, rotary
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """The caches of the parts; `context` is None for self-attention."""
+
+    projection: linear.Cache
+    context: linear.Cache | None
+    rotary: rotary.Cache | None
+    attention: attention.Cache
+    output: linear.Cache
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments; None for those that were None."""
+
+    dx: Array
+    dcontext: Array | None
+    dw_qkv: Array
+    db_qkv: Array | None
+    dw_out: Array
+    db_out: Array | None
+
+
+def check(
+    x: Any, w_qkv: Any, b_qkv: Any, w_out: Any, b_out: Any, num_heads: int, context: Any
+) -> None:
+    """Refuse what either side cannot take; the parts check what is theirs."""
+    checks.floating(x=x, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, context=context)
+    checks.shape("x", x, ("B", "M", "E"))
+    B, _, E = (int(n) for n in x.shape)
+    checks.require(num_heads >= 1, "num_heads", num_heads, "at least 1")
+    checks.require(E % num_heads == 0, "num_heads", num_heads, f"a divisor of x.shape[-1], {E}")
+    checks.shape("w_qkv", w_qkv, (3 * E, E))
+    checks.shape("w_out", w_out, (E, E))
+    if b_qkv is not None:
+        checks.shape("b_qkv", b_qkv, (3 * E,))
+    if b_out is not None:
+        checks.shape("b_out", b_out, (E,))
+    if context is not None:
+        checks.shape("context", context, (B, "N", E))
+
+
+def forward(
+    x: Array,
+    w_qkv: Array,
+    b_qkv: Array | None,
+    w_out: Array,
+    b_out: Array | None,
+    *,
+    num_heads: int,
+    context: Array | None = None,
+    causal: bool = False,
+    mask: Array | None = None,
+    key_lengths: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    rotary: tuple[Array, Array, bool] | None = None,
+) -> tuple[Array, Cache]:
+    """Attend from x to itself or to a context.
+
+    Args:
+        x: (B, M, E), floating.
+        w_qkv: (3E, E), the projections of q, k and v one below the other; b_qkv: (3E,) or None.
+        w_out: (E, E); b_out: (E,) or None.
+        num_heads: H, a divisor of E.
+        context: (B, N, E) to attend to instead of x.
+        causal, mask, key_lengths, dropout_p, seed: as for `attention.forward`.
+        rotary: (cos, sin, interleaved) as for `rotary.forward`, to turn q and k; only without
+        context.
+
+    Returns:
+        out (B, M, E) and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(x, w_qkv, b_qkv, w_out, b_out, num_heads, context)
+    checks.require(rotary is None or context is None, "rotary", "given with context", "None")
+    E = x.shape[-1]
+    # (1) projections
+    context_cache = None
+    if context is None:
+        packed, projection_cache = linear.forward(x, w_qkv, b_qkv)  # (B, M, 3E)
+        q, k, v = (split(part, num_heads) for part in np.split(packed, 3, axis=-1))
+    else:
+        bias_q, bias_kv = (None, None) if b_qkv is None else (b_qkv[:E], b_qkv[E:])
+        packed_q, projection_cache = linear.forward(x, w_qkv[:E], bias_q)
+        packed_kv, context_cache = linear.forward(context, w_qkv[E:], bias_kv)  # (B, N, 2E)
+        q = split(packed_q, num_heads)
+        k, v = (split(part, num_heads) for part in np.split(packed_kv, 2, axis=-1))
+    # (2) positions
+    rotary_cache = None
+    if rotary is not None:
+        cos, sin, interleaved = rotary
+        (q, k), rotary_cache = rotary_forward(q, k, cos, sin, interleaved=interleaved)
+    # (3) attention of every head
+    heads, attention_cache = attention.forward(
+        q, k, v, causal=causal, mask=mask, key_lengths=key_lengths, dropout_p=dropout_p, seed=seed
+    )
+    # (4) output projection
+    out, output_cache = linear.forward(join(heads), w_out, b_out)
+    cache = Cache(projection_cache, context_cache, rotary_cache, attention_cache, output_cache)
+    return out, cache
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Return the gradients of everything that was given."""
+    num_heads = cache.attention.q.shape[1]
+    # (4) output projection
+    dheads, dw_out, db_out = linear.backward(dout, cache.output)
+    # (3) attention of every head
+    dq, dk, dv = attention.backward(split(dheads, num_heads), cache.attention)
+    # (2) positions
+    if cache.rotary is not None:
+        dq, dk = rotary_backward(dq, dk, cache.rotary)
+    # (1) projections
+    if cache.context is None:
+        packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, 3E)
+        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
+        return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out)
+    dx, dw_q, db_q = linear.backward(join(dq), cache.projection)
+    packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2E)
+    dcontext, dw_kv, db_kv = linear.backward(packed_kv, cache.context)
+    db_qkv = None if db_q is None or db_kv is None else np.concatenate([db_q, db_kv])
+    return Gradients(dx, dcontext, np.concatenate([dw_q, dw_kv]), db_qkv, dw_out, db_out)
+
+
+rotary_forward, rotary_backward = rotary.forward, rotary.backward  # `rotary` names an argument
+
+
+def split(x: Array, num_heads: int) -> Array:
+    """View (B, L, E) as heads (B, H, L, D)."""
+    B, L, E = x.shape
+    return x.reshape(B, L, num_heads, E // num_heads).swapaxes(1, 2)
+
+
+def join(x: Array) -> Array:
+    """Put heads (B, H, L, D) side by side again, (B, L, E)."""
+    B, H, L, D = x.shape
+    return x.swapaxes(1, 2).reshape(B, L, H * D)

@@ -1,0 +1,261 @@
+r"""Optimizers over one flat buffer: Adam, AdamW, SGD with momentum, Adagrad; clipping by the norm.
+
+All parameters of a model stand in one 1-D buffer, gradients and moments in buffers of the same
+layout, so an optimizer is one sweep over memory. Every step here has the form
+
+    (1) g ← g · min(1, max_norm / ‖g‖)        clipping (Pascanu et al. 2013, algorithm 1)
+    (2) g ← g + λ·θ   or   θ ← θ − lr·λ·θ     weight decay, coupled or decoupled
+    (3) moments from g
+    (4) θ ← θ − lr·step
+
+and only the first `decay_numel` elements decay: a model puts its matrices first, biases after them.
+Buffers are changed in place. The sweep goes block by block, so that each stays in cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BLOCK = 1 << 14
+
+
+def check(
+    lr: float,
+    weight_decay: float,
+    decay_numel: int | None,
+    grad_norm: Any,
+    max_norm: float | None,
+    **buffers: Any,
+) -> None:
+    """Refuse what either side cannot take; the first buffer is the parameters."""
+    params = buffers["params"]
+    checks.floating(**buffers)
+    checks.shape("params", params, ("n",))
+    for name, buffer in buffers.items():
+        if buffer is not None:
+            checks.shape(name, buffer, (int(params.shape[0]),))
+    checks.require(lr >= 0.0, "lr", lr, "at least 0")
+    checks.require(weight_decay >= 0.0, "weight_decay", weight_decay, "at least 0")
+    if decay_numel is not None:
+        n = int(params.shape[0])
+        checks.require(0 <= decay_numel <= n, "decay_numel", decay_numel, f"from 0 to {n}")
+    if max_norm is not None:
+        checks.require(max_norm > 0.0, "max_norm", max_norm, "positive")
+        checks.require(grad_norm is not None, "grad_norm", None, "given along with max_norm")
+
+
+def check_adam(step: int, beta1: float, beta2: float, eps: float) -> None:
+    """Refuse what either side cannot take."""
+    checks.require(step >= 1, "step", step, "at least 1")
+    checks.probability("beta1", beta1)
+    checks.probability("beta2", beta2)
+    checks.require(eps > 0.0, "eps", eps, "positive")
+
+
+def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
+    """Refuse what either side cannot take."""
+    checks.probability("momentum", momentum)
+    checks.require(
+        momentum == 0.0 or momentum_buffer is not None,
+        "momentum_buffer",
+        None,
+        "a buffer where momentum is used",
+    )
+    checks.require(not nesterov or momentum > 0.0, "momentum", momentum, "positive with nesterov")
+
+
+def check_adagrad(eps: float) -> None:
+    """Refuse what either side cannot take."""
+    checks.require(eps > 0.0, "eps", eps, "positive")
+
+
+def global_norm(grads: Array) -> Array:
+    """Return ‖g‖₂ over the whole buffer, 0-d; block sums are added in float64, so repeatable."""
+    checks.floating(grads=grads)
+    checks.shape("grads", grads, ("n",))
+    total = 0.0
+    for block in _blocks(len(grads)):
+        total += float(np.vdot(grads[block], grads[block]))
+    return np.asarray(math.sqrt(total), grads.dtype)
+
+
+def adam(
+    params: Array,
+    grads: Array,
+    m: Array,
+    v: Array,
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    decay_numel: int | None = None,
+    grad_norm: Array | None = None,
+    max_norm: float | None = None,
+) -> None:
+    """Take one step of Adam, in place.
+
+    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1; decoupled decay is
+    AdamW's (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2).
+
+    Args:
+        params, grads, m, v: (n,) each; m and v are zero before the first step.
+        step: t of the paper, 1 at the first call.
+        lr, beta1, beta2, eps: α, β₁, β₂, ε of the paper.
+        weight_decay: λ.
+        decoupled: decay the parameters (AdamW) instead of adding λ·θ to the gradient.
+        decay_numel: how many leading elements decay; all by default.
+        grad_norm, max_norm: clip the gradient of norm `grad_norm` to `max_norm`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
+    check_adam(step, beta1, beta2, eps)
+    clip = clip_factor(grad_norm, max_norm)
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
+        # (1) and (2)
+        theta = params[block]
+        g = _gradient(theta, grads[block], clip, 0.0 if decoupled else decay)
+        if decoupled and decay:
+            theta *= 1 - lr * decay
+        # (3) m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²
+        m[block] *= beta1
+        m[block] += (1 - beta1) * g
+        np.square(g, out=g)
+        g *= 1 - beta2
+        v[block] *= beta2
+        v[block] += g
+        # (4) θ ← θ − lr·m̂/(√v̂ + ε)
+        np.divide(v[block], correction2, out=g)
+        np.sqrt(g, out=g)
+        g += eps
+        np.divide(m[block], g, out=g)
+        g *= lr / correction1
+        theta -= g
+
+
+def sgd(
+    params: Array,
+    grads: Array,
+    momentum_buffer: Array | None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay_numel: int | None = None,
+    grad_norm: Array | None = None,
+    max_norm: float | None = None,
+) -> None:
+    """Take one step of stochastic gradient descent, in place.
+
+    b ← μ·b + g and θ ← θ − lr·b, or with Nesterov's momentum θ ← θ − lr·(g + μ·b) (Sutskever et al.
+    2013, "On the importance of initialization and momentum in deep learning", section 2).
+
+    Args:
+        params, grads, momentum_buffer: (n,) each; the last is zero before the first step, and may
+        be
+            None without momentum.
+        lr, momentum: step size, and μ.
+        nesterov: look ahead along the momentum.
+        weight_decay, decay_numel, grad_norm, max_norm: as for `adam`, coupled.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    buffers = {"params": params, "grads": grads, "momentum_buffer": momentum_buffer}
+    check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
+    check_sgd(momentum_buffer, momentum, nesterov)
+    clip = clip_factor(grad_norm, max_norm)
+    for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
+        # (1) and (2)
+        g = _gradient(params[block], grads[block], clip, decay)
+        # (3) b ← μb + g
+        if momentum_buffer is not None and momentum > 0.0:
+            b = momentum_buffer[block]
+            b *= momentum
+            b += g
+            g = g + momentum * b if nesterov else b
+        # (4)
+        params[block] -= lr * g
+
+
+def adagrad(
+    params: Array,
+    grads: Array,
+    sum_of_squares: Array,
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    decay_numel: int | None = None,
+    grad_norm: Array | None = None,
+    max_norm: float | None = None,
+) -> None:
+    """Take one step of Adagrad, in place: s ← s + g², θ ← θ − lr·g/(√s + ε).
+
+    Duchi, Hazan & Singer 2011, "Adaptive Subgradient Methods", section 1.1, with diagonal matrices.
+
+    Args:
+        params, grads, sum_of_squares: (n,) each; the last is zero before the first step.
+        lr, eps: step size, and what keeps the division finite.
+        weight_decay, decay_numel, grad_norm, max_norm: as for `adam`, coupled.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    buffers = {"params": params, "grads": grads, "sum_of_squares": sum_of_squares}
+    check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
+    check_adagrad(eps)
+    clip = clip_factor(grad_norm, max_norm)
+    for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
+        # (1) and (2)
+        g = _gradient(params[block], grads[block], clip, decay)
+        # (3)
+        s = sum_of_squares[block]
+        s += np.square(g)
+        # (4)
+        params[block] -= lr * g / (np.sqrt(s) + eps)
+
+
+def clip_factor(grad_norm: Array | None, max_norm: float | None) -> float:
+    """Return min(1, max_norm/‖g‖), by which a clipped gradient is multiplied."""
+    if grad_norm is None or max_norm is None:
+        return 1.0
+    norm = float(grad_norm)
+    return max_norm / norm if norm > max_norm else 1.0
+
+
+def _gradient(theta: Array, g: Array, clip: float, decay: float) -> Array:
+    g = g * clip
+    if decay:
+        g += decay * theta
+    return g
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    for start in range(0, n, BLOCK):
+        yield slice(start, min(start + BLOCK, n))
+
+
+def _decaying_blocks(
+    n: int, weight_decay: float, decay_numel: int | None
+) -> Iterator[tuple[slice, float]]:
+    """Yield the blocks with the decay of each; none straddles the end of the decaying part."""
+    boundary = n if decay_numel is None else decay_numel
+    for part, decay in ((range(0, boundary), weight_decay), (range(boundary, n), 0.0)):
+        for block in _blocks(len(part)):
+            yield slice(part.start + block.start, part.start + block.stop), decay

@@ -1,0 +1,99 @@
+r"""From a sequence to one vector: its first position, its mean, its maximum, or both of these.
+
+Padding (positions at or after a sequence's length) never counts. The gradient of a maximum goes to
+the first position that attains it.
+
+`B` batch, `L` length, `D` features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+KINDS = ("first", "mean", "max", "mean_max")
+
+
+class Cache(NamedTuple):
+    """What `backward` needs; `argmax` is None where no maximum is taken."""
+
+    lengths: Array
+    argmax: Array | None  # (B, D)
+    length: int
+    kind: str
+
+
+class Gradients(NamedTuple):
+    """Gradient of the sequence, (B, L, D)."""
+
+    dx: Array
+
+
+def check(x: Any, lengths: Any, kind: str) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(x=x)
+    checks.integer(lengths=lengths)
+    checks.shape("x", x, ("B", "L", "D"))
+    checks.shape("lengths", lengths, (int(x.shape[0]),))
+    checks.same_device(x=x, lengths=lengths)
+    checks.choice("kind", kind, KINDS)
+
+
+def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]:
+    """Pool every sequence over its own positions.
+
+    Args:
+        x: (B, L, D), floating.
+        lengths: (B,), int32 or int64, each at least 1 and at most L.
+        kind: "first", "mean", "max" or "mean_max" (the mean's D features, then the maximum's).
+
+    Returns:
+        out (B, D), for "mean_max" (B, 2D), and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be; a length out of
+            range is refused by the reference alone (the kernel cannot look at values: NaN).
+    """
+    check(x, lengths, kind)
+    B, L, D = x.shape
+    checks.require(
+        bool((lengths >= 1).all() and (lengths <= L).all()),
+        "lengths",
+        lengths.tolist(),
+        f"at least 1 and at most x.shape[1], {L}, everywhere",
+    )
+    if kind == "first":
+        return x[:, 0].copy(), Cache(lengths, None, L, kind)
+    live = (np.arange(L) < lengths[:, None])[..., None]  # (B, L, 1)
+    parts = []
+    argmax = None
+    if kind in ("mean", "mean_max"):
+        total = np.einsum("bld,bl->bd", x, live[..., 0].astype(x.dtype))
+        parts.append(total / lengths[:, None].astype(x.dtype))
+    if kind in ("max", "mean_max"):
+        argmax = np.where(live, x, -np.inf).argmax(axis=1)  # (B, D)
+        parts.append(np.take_along_axis(x, argmax[:, None], axis=1)[:, 0])
+    return np.concatenate(parts, axis=1), Cache(lengths, argmax, L, kind)
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Spread the mean's gradient over its positions, and give the maximum's to its own."""
+    B, L = len(dout), cache.length
+    D = dout.shape[1] // (2 if cache.kind == "mean_max" else 1)
+    dx = np.zeros((B, L, D), dout.dtype)
+    if cache.kind == "first":
+        dx[:, 0] = dout
+        return Gradients(dx)
+    if cache.kind in ("mean", "mean_max"):
+        live = np.arange(L) < cache.lengths[:, None]
+        share = live / cache.lengths[:, None].astype(dout.dtype)  # (B, L)
+        dx += dout[:, None, :D] * share[..., None].astype(dout.dtype)
+    if cache.argmax is not None:
+        at = np.arange(B)[:, None], cache.argmax, np.arange(D)
+        dx[at] += dout[:, -D:]
+    return Gradients(dx)

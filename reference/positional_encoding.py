@@ -1,0 +1,157 @@
+r"""Positions added to embeddings, fused with the look-up, scale and dropout around them.
+
+    out[b, t] = dropout(scale · table[ids[b, t]] + position_table[positions[b, t]])
+
+The position table is learned, or the sinusoids of Vaswani et al. 2017, "Attention Is All You Need",
+section 3.5:
+
+    PE(pos, 2i)     = sin(pos / 10000^(2i/d_model))
+    PE(pos, 2i + 1) = cos(pos / 10000^(2i/d_model))
+
+`B` batch, `L` length, `V` rows of the table, `P` rows of the position table, `D` d_model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks, dropout
+from twofold.reference.embedding import check_range, scatter_add
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """What `backward` needs; `positions` is None where no position was learned."""
+
+    ids: Array
+    positions: Array | None
+    rows: int
+    position_rows: int
+    scale: float
+    dropout_p: float
+    seed: int
+
+
+class Gradients(NamedTuple):
+    """Gradients of the tables; `dposition_table` is None where it is not learned."""
+
+    dtable: Array
+    dposition_table: Array | None
+
+
+def check(
+    ids: Any, table: Any, position_table: Any, positions: Any, dropout_p: float, seed: int
+) -> None:
+    """Refuse what either side cannot take."""
+    checks.integer(ids=ids, positions=positions)
+    checks.floating(table=table, position_table=position_table)
+    checks.shape("ids", ids, ("B", "L"))
+    checks.shape("table", table, ("V", "D"))
+    checks.same_device(ids=ids, table=table, position_table=position_table, positions=positions)
+    if position_table is not None:
+        checks.shape("position_table", position_table, ("P", int(table.shape[1])))
+        if positions is not None:
+            checks.shape("positions", positions, tuple(ids.shape))
+        else:
+            rows, length = int(position_table.shape[0]), int(ids.shape[1])
+            checks.require(
+                rows >= length, "position_table.shape[0]", rows, f"at least ids.shape[1], {length}"
+            )
+    checks.probability("dropout_p", dropout_p)
+    checks.seed(seed)
+
+
+def check_sinusoidal(positions: Any, d_model: int) -> None:
+    """Refuse what either side cannot take."""
+    checks.integer(positions=positions)
+    checks.shape("positions", positions, ("L",))
+    checks.require(d_model >= 1, "d_model", d_model, "at least 1")
+
+
+def sinusoidal(positions: Array, d_model: int, dtype: Any = "float64") -> Array:
+    """Return the sinusoids of each position, (L, d_model).
+
+    Args:
+        positions: (L,), int32 or int64.
+        d_model: number of columns; an odd one ends with a sine.
+        dtype: of the result. Angles are float64 throughout, so that float32 results are right to
+            their last place at positions of a million.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check_sinusoidal(positions, d_model)
+    columns = np.arange(d_model)
+    angle = positions[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)  # (L, d_model)
+    return np.where(columns % 2 == 0, np.sin(angle), np.cos(angle)).astype(dtype)
+
+
+def forward(
+    ids: Array,
+    table: Array,
+    position_table: Array | None,
+    *,
+    positions: Array | None = None,
+    learned: bool = True,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> tuple[Array, Cache]:
+    """Look up embeddings and positions, add, drop out.
+
+    Args:
+        ids: (B, L), int32 or int64, each at least 0 and below V.
+        table: (V, D), floating.
+        position_table: (P, D) or None for no positions.
+        positions: (B, L) rows of the position table; 0 … L − 1 by default.
+        learned: whether the position table gets a gradient.
+        scale: multiplies the embedding (√d_model in the paper).
+        dropout_p: probability of dropping an element of the sum.
+        seed: names the dropout mask.
+
+    Returns:
+        out (B, L, D) and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+        IndexError: an id or position outside its table, naming its place (the kernel gives NaN).
+    """
+    check(ids, table, position_table, positions, dropout_p, seed)
+    check_range("ids", ids, len(table))
+    # (1) look up and scale
+    out = table[ids]  # (B, L, D)
+    if scale != 1.0:
+        out *= table.dtype.type(scale)
+    # (2) add the position
+    position_rows = 0
+    if position_table is not None:
+        position_rows = len(position_table)
+        if positions is None:
+            positions = np.arange(ids.shape[1])
+        check_range("positions", positions, position_rows)
+        out += position_table[positions]
+    # (3) drop out
+    if dropout_p > 0.0:
+        out *= dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
+    kept = positions if learned else None
+    return out, Cache(ids, kept, len(table), position_rows, scale, dropout_p, seed)
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Return the gradients of both tables: sums over the places that looked a row up."""
+    # (3) drop out
+    if cache.dropout_p > 0.0:
+        dout = dout * dropout.scaled_mask(dout.shape, cache.dropout_p, cache.seed, dout.dtype)
+    # (2) add the position
+    dposition_table = None
+    if cache.positions is not None:
+        positions = np.broadcast_to(cache.positions, dout.shape[:-1])
+        dposition_table = scatter_add(dout, positions, cache.position_rows)
+    # (1) look up and scale
+    dtable = scatter_add(dout, cache.ids, cache.rows)
+    if cache.scale != 1.0:
+        dtable *= dtable.dtype.type(cache.scale)
+    return Gradients(dtable, dposition_table)

@@ -1,0 +1,123 @@
+r"""Rotary positions: pairs of features turn by an angle that grows with the position.
+
+    (x₁, x₂) ↦ (x₁·cos θ − x₂·sin θ, x₁·sin θ + x₂·cos θ),   θ = pos / base^(2i/rotary_dim)
+
+Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
+Queries and keys so turned have products that depend on the difference of their positions alone.
+Pair i is (i, i + rotary_dim/2), the "half" form, or (2i, 2i + 1), the interleaved one of the
+paper. A rotation's transpose is its inverse, so backward is forward with −θ.
+
+`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """The angles, and which features pair up."""
+
+    cos: Array
+    sin: Array
+    interleaved: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of q and k, shaped as they are."""
+
+    dq: Array
+    dk: Array
+
+
+def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
+    """Refuse what either side cannot take."""
+    checks.integer(positions=positions)
+    checks.require(
+        len(positions.shape) in (1, 2), "positions.shape", tuple(positions.shape), "(L,) or (B, L)"
+    )
+    checks.require(
+        rotary_dim >= 2 and rotary_dim % 2 == 0, "rotary_dim", rotary_dim, "even and at least 2"
+    )
+    checks.require(base > 0.0, "base", base, "positive")
+
+
+def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(q=q, k=k)
+    checks.floating(cos=cos, sin=sin)
+    checks.same_device(q=q, k=k, cos=cos, sin=sin)
+    checks.shape("q", q, ("B", "H", "L", "D"))
+    B, L, D = int(q.shape[0]), int(q.shape[2]), int(q.shape[3])
+    checks.shape("k", k, (B, "G", L, D))
+    checks.shape("cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
+    checks.shape("sin", sin, tuple(int(n) for n in cos.shape))
+    F = int(cos.shape[-1])
+    checks.require(2 * F <= D, "cos.shape[-1]", F, f"at most half of head_dim {D}")
+
+
+def tables(
+    positions: Array, rotary_dim: int, *, base: float = 10000.0, dtype: Any = "float64"
+) -> tuple[Array, Array]:
+    """Return cos θ and sin θ, each (L, rotary_dim/2) or (B, L, rotary_dim/2).
+
+    Args:
+        positions: (L,) or (B, L), int32 or int64.
+        rotary_dim: how many features turn; even.
+        base: of the geometric progression of angles.
+        dtype: of the results; angles are float64 throughout.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check_tables(positions, rotary_dim, base)
+    angle = positions[..., None] / base ** (np.arange(0, rotary_dim, 2) / rotary_dim)
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def forward(
+    q: Array, k: Array, cos: Array, sin: Array, *, interleaved: bool = False
+) -> tuple[tuple[Array, Array], Cache]:
+    """Turn the first rotary_dim features of q and k; the others pass through.
+
+    Args:
+        q: (B, H, L, D), floating.
+        k: (B, G, L, D).
+        cos, sin: (L, F) or (B, L, F), float32 or the dtype of q; F ≤ D/2.
+        interleaved: pairs (2i, 2i + 1) instead of (i, i + F).
+
+    Returns:
+        (q turned, k turned) and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(q, k, cos, sin)
+    turned = (turn(q, cos, sin, interleaved), turn(k, cos, sin, interleaved))
+    return turned, Cache(cos, sin, interleaved)
+
+
+def backward(dq_out: Array, dk_out: Array, cache: Cache) -> Gradients:
+    """Return dq and dk: the gradients turned back."""
+    cos, sin, interleaved = cache
+    return Gradients(turn(dq_out, cos, -sin, interleaved), turn(dk_out, cos, -sin, interleaved))
+
+
+def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
+    F = cos.shape[-1]
+    cos, sin = (a.reshape(-1, 1, *a.shape[-2:]).astype(x.dtype, copy=False) for a in (cos, sin))
+    first, second = (
+        (slice(0, 2 * F, 2), slice(1, 2 * F, 2)) if interleaved else (slice(F), slice(F, 2 * F))
+    )
+    out = x.copy()
+    x1, x2 = x[..., first], x[..., second]  # (B, H, L, F)
+    out[..., first] = x1 * cos - x2 * sin
+    out[..., second] = x1 * sin + x2 * cos
+    return out

@@ -1,0 +1,141 @@
+r"""Softmax and cross-entropy in one, loss and gradient together.
+
+    loss_r = −Σ_c t_rc·w_c·log p_rc,   p = softmax(logits),  log p_rc = x_rc − lse_r
+
+For a class index y with smoothing ε the target is t = (1 − ε)·onehot(y) + ε/C (Szegedy et al. 2016,
+"Rethinking the Inception Architecture for Computer Vision", section 7); given probabilities are
+smoothed the same way. The mean divides by Σ w_y of the rows that count, or by the number of rows
+where targets are probabilities, as torch does; if no row counts it is 0.
+
+`R` rows, `C` classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Cache(NamedTuple):
+    """The gradient of the reduced loss by the logits, (R, C)."""
+
+    dlogits: Array
+
+
+class Gradients(NamedTuple):
+    """Gradient of the logits, (R, C)."""
+
+    dlogits: Array
+
+
+def check(
+    logits: Any,
+    targets: Any,
+    weight: Any,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(logits=logits, weight=weight)
+    checks.shape("logits", logits, ("R", "C"))
+    R, C = (int(n) for n in logits.shape)
+    checks.array("targets", targets)
+    if checks.dtype_name(targets) in checks.INTEGER:
+        checks.shape("targets", targets, (R,))
+    else:
+        checks.floating(logits=logits, targets=targets)
+        checks.shape("targets", targets, (R, C))
+    checks.same_device(logits=logits, targets=targets)
+    if weight is not None:
+        checks.shape("weight", weight, (C,))
+    checks.require(0.0 <= label_smoothing <= 1.0, "label_smoothing", label_smoothing, "from 0 to 1")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}; it must be an int")
+    checks.choice("reduction", reduction, REDUCTIONS)
+
+
+def forward(
+    logits: Array,
+    targets: Array,
+    *,
+    weight: Array | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> tuple[Array, Cache]:
+    """Return the cross-entropy of softmax(logits) with the targets.
+
+    Args:
+        logits: (R, C), floating.
+        targets: class indices (R,), int32 or int64, or probabilities (R, C) in the logits' dtype.
+        weight: (C,) or None, multiplies each class's term.
+        label_smoothing: ε, the share of the target that is spread evenly over all classes.
+        ignore_index: rows with this class index count for nothing.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        the loss, 0-d or (R,) for "none", in nats, and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+        IndexError: a class index outside 0 … C − 1 that is not `ignore_index`, naming its row (the
+            kernel, which cannot look at values without waiting for the GPU, gives NaN there).
+    """
+    check(logits, targets, weight, label_smoothing, ignore_index, reduction)
+    R, C = logits.shape
+    w = np.ones(C, logits.dtype) if weight is None else weight
+    # (1) targets, times the class weights
+    if targets.ndim == 1:
+        live = targets != ignore_index  # (R,)
+        _check_range(targets, live, C)
+        index = np.where(live, targets, 0)
+        t = np.full((R, C), label_smoothing / C, logits.dtype)
+        t[np.arange(R), index] += 1 - label_smoothing
+        t *= live[:, None]
+        counted = w[index] * live
+    else:
+        t = targets * (1 - label_smoothing) + label_smoothing / C
+        counted = np.ones(R, logits.dtype)
+    t = t * w  # (R, C)
+    # (2) log-softmax, shifted by the row's maximum
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    p = np.exp(shifted)
+    total = p.sum(axis=1, keepdims=True)
+    p /= total
+    # (3) loss: terms without weight are left out, so that 0·∞ cannot arise
+    log_p = shifted - np.log(total)
+    loss = -np.where(t == 0, 0, t * np.where(t == 0, 0, log_p)).sum(axis=1)  # (R,)
+    # (4) gradient
+    dlogits = p * t.sum(axis=1, keepdims=True) - t
+    # (5) reduction
+    if reduction == "none":
+        return loss, Cache(dlogits)
+    scale = logits.dtype.type(1)
+    if reduction == "mean":
+        denominator = counted.sum()
+        scale = 1 / denominator if denominator != 0 else denominator
+    dlogits *= scale
+    return np.asarray(loss.sum() * scale, logits.dtype), Cache(dlogits)
+
+
+def backward(dloss: Array, cache: Cache) -> Gradients:
+    """Return dlogits, given the gradient of the loss: 0-d, or (R,) for reduction "none"."""
+    dloss = np.asarray(dloss, cache.dlogits.dtype)
+    return Gradients(cache.dlogits * (dloss[:, None] if dloss.ndim else dloss))
+
+
+def _check_range(targets: Array, live: Array, classes: int) -> None:
+    outside = np.flatnonzero(live & ((targets < 0) | (targets >= classes)))
+    if len(outside):
+        raise IndexError(
+            f"targets[{outside[0]}] is {targets[outside[0]]}; "
+            f"it must be at least 0 and below {classes}, or ignore_index"
+        )
