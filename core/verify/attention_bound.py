@@ -68,6 +68,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twofold.core.verify.rounding import Approx, Array, Machine, exact, gamma, matmul
+from twofold.reference.attention import attended
 
 LN2 = math.log(2.0)
 SMALLEST_TILE = 16  # keys a matrix unit takes at once
@@ -179,20 +180,15 @@ def problem(
     dropout: Array | None = None,
 ) -> Problem:
     """Collect a call of attention on float64 arrays that the kernel's dtype holds exactly."""
-    B, H, M, D = q.shape
-    N = k.shape[-2]
-    live = np.ones((B, H, M, N), bool) if mask is None else np.broadcast_to(mask, (B, H, M, N))
-    if causal:
-        live = live & (np.arange(N) <= np.arange(M)[:, None] + N - M)
-    if key_lengths is not None:
-        live = live & (np.arange(N) < np.reshape(key_lengths, (B, 1, 1, 1)))
+    pairs = (*q.shape[:3], k.shape[2])
+    live = attended(pairs, causal, mask, key_lengths)
     return Problem(
         exact(q, on),
         exact(k, on),
         exact(v, on),
-        live,
-        np.ones(live.shape) if dropout is None else dropout,
-        D**-0.5 if softmax_scale is None else softmax_scale,
+        np.broadcast_to(True if live is None else live, pairs),
+        np.ones(pairs) if dropout is None else dropout,
+        q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
     )
 
 

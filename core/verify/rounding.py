@@ -67,7 +67,7 @@ def machine(dtype: str, allow_tf32: bool = False) -> Machine:
     u, tiny = 2.0**-24, 2.0**-126
     if dtype == "float64":
         u = 2.0**-53
-        return Machine(dtype, u, u, 0.0, 0.0, np.finfo(np.float64).max, u, u, 4 * u)
+        return Machine(dtype, u, u, 2.0**-1022, 2.0**-1022, np.finfo(np.float64).max, u, u, 4 * u)
     product = (1 + 2.0**-10) ** 2 - 1 if allow_tf32 else 2.0**-20
     float32 = Machine(dtype, u, u, tiny, tiny, _FLOAT32_MAX, product, 2 * u, 2.0**-22)
     if dtype == "float32":

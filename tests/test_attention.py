@@ -1,0 +1,125 @@
+"""Attention: the reference against torch, slopes and mpmath; the kernel by contract."""
+
+import dataclasses
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from twofold.core.verify import attention_bound, rounding
+from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contracts import attention as contract
+from twofold.core.verify.derivatives import check_gradients
+from twofold.reference import attention
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float32_keeps_the_contract(reference, case):
+    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float64_keeps_its_bound(reference, case):
+    case = dataclasses.replace(case, dtype="float64", allow_tf32=False)
+    assert not [f for f in judge(contract.CONTRACT, reference, case) if f.fault]
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_is_torch(case):
+    """Torch's softmax on the same scores, in float64: no further off than float64's own bound.
+
+    Torch has NaN where a query has no key; those rows are given a key and compared without it.
+    """
+    case = dataclasses.replace(case, dtype="float64", allow_tf32=False)
+    x = contract.inputs(case)
+    problem = contract.problem(case, x)
+    q, k, v = (torch.tensor(a, requires_grad=True) for a in (x.q, x.k, x.v))
+    live = torch.tensor(problem.live)
+    attends = live.any(-1, keepdim=True)
+    s = torch.where(live | ~attends, q @ k.mT * contract.scale(case), -torch.inf)
+    out = torch.where(attends, torch.softmax(s, -1) * torch.tensor(problem.dropout) @ v, 0.0)
+    lse = torch.where(attends[..., 0], torch.logsumexp(s, -1), 0.0)
+    loss = (out * torch.tensor(x.dout)).sum()
+    if x.dlse is not None:
+        loss = loss + (lse * torch.tensor(x.dlse)).sum()
+    loss.backward()
+    lse = torch.where(attends[..., 0], lse, -torch.inf)
+    theirs = {"out": out, "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
+    for name, bound in contract.truth(case).items():
+        assert compare(name, theirs[name].detach().numpy(), bound)[2] == ""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"causal": True, "softmax_scale": -0.7},
+        {"key_lengths": np.array([3, 0]), "dropout_p": 0.3, "seed": 5},
+        {"mask": np.arange(4 * 7).reshape(4, 7) % 3 > 0, "causal": True, "dropout_p": 0.1},
+    ],
+    ids=["plain", "causal", "key lengths", "mask"],
+)
+def test_gradients_are_slopes(how):
+    rng = np.random.default_rng(0)
+    q, dout = rng.standard_normal((2, 2, 3, 4, 5))
+    k, v = rng.standard_normal((2, 2, 3, 7, 5))
+    dlse = rng.standard_normal((2, 3, 4))
+    arguments = {"q": q, "k": k, "v": v}
+
+    def value(**arguments):
+        out, cache = attention.forward(**arguments, **how)
+        lse = np.where(np.isfinite(cache.lse), cache.lse, 0)
+        return float((out * dout).sum() + (lse * dlse).sum())
+
+    gradients = attention.backward(dout, attention.forward(**arguments, **how)[1], dlse)
+    check_gradients(value, arguments, {n: getattr(gradients, f"d{n}") for n in arguments}, rng)
+
+
+def test_forward_is_the_formula_at_high_precision():
+    """Scores of 700 and −700, where exp by itself over- and underflows."""
+    q, k, v = [[1.0, 700.0]], [[0.25, 1.0], [0.5, 1.0], [0.125, -1.0]], [[1.0, 2], [-3, 5], [7, 1]]
+    with mpmath.workdps(60):
+        s = [mpmath.fdot(q[0], row) for row in k]
+        w = [mpmath.exp(x) for x in s]
+        total = mpmath.fsum(w)
+        lse = float(mpmath.log(total))
+        out = [float(mpmath.fdot(w, column) / total) for column in zip(*v, strict=True)]
+    arrays = [np.array(a, np.float64)[None, None] for a in (q, k, v)]
+    found, cache = attention.forward(*arrays, softmax_scale=1.0)
+    on = rounding.machine("float64")
+    bound = attention_bound.forward(attention_bound.problem(*arrays, on, softmax_scale=1.0))
+    out_bound = dataclasses.replace(bound.out, value=np.array([[[out]]]))
+    lse_bound = dataclasses.replace(bound.lse[..., 0], value=np.array([[[lse]]]))
+    assert compare("out", found, out_bound)[2] == ""
+    assert compare("lse", cache.lse, lse_bound)[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"q": np.ones((2, 3, 4, 5), int)}, TypeError, "q has dtype int64; it must be one of"),
+        ({"k": np.ones((2, 3, 7, 5), "float32")}, TypeError, "k has dtype float32; it must have"),
+        ({"q": np.ones((3, 4, 5))}, ValueError, "q.shape is (3, 4, 5); it must be of rank 4"),
+        ({"q": np.ones((2, 3, 0, 5))}, ValueError, "q.shape is (2, 3, 0, 5); it must be"),
+        ({"k": np.ones((2, 1, 7, 5))}, ValueError, "k.shape is (2, 1, 7, 5); it must be (2, 3, N"),
+        ({"v": np.ones((2, 3, 6, 5))}, ValueError, "v.shape is (2, 3, 6, 5); it must be (2, 3, 7"),
+        ({"softmax_scale": float("nan")}, ValueError, "softmax_scale is nan; it must be finite"),
+        ({"mask": np.ones((4, 7))}, TypeError, "mask has dtype float64; it must be bool"),
+        ({"mask": np.ones((7, 4), bool)}, ValueError, "mask.shape is (7, 4); it must be broadcast"),
+        ({"key_lengths": np.ones(3, int)}, ValueError, "key_lengths.shape is (3,); it must be (2,"),
+        ({"key_lengths": np.ones(2)}, TypeError, "key_lengths has dtype float64; it must be int32"),
+        ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),
+        ({"seed": -1}, ValueError, "seed is -1; it must be at least 0 and below 2**63"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
+)
+def test_both_sides_refuse_bad_input(both_refuse, arguments, error, words):
+    q, kv = np.ones((2, 3, 4, 5)), np.ones((2, 3, 7, 5))
+    both_refuse("attention", {"q": q, "k": kv, "v": kv} | arguments, error, words)
+
+
+def test_head_dim_above_256_is_refused(both_refuse):
+    wide = dict.fromkeys("qkv", np.ones((1, 1, 1, 257)))
+    both_refuse("attention", wide, ValueError, "q.shape[-1] is 257; it must be at most 256")
