@@ -1,1 +1,1 @@
-"""TBD."""
+"""The Transformer classifier: layers wired from operators alone, forward and backward."""

@@ -1,0 +1,115 @@
+"""What a classifier is made of: one dataclass, written as JSON beside its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from twofold.reference import checks
+from twofold.reference.activation import KINDS as ACTIVATIONS
+from twofold.reference.pooling import KINDS as POOLINGS
+
+INPUTS = ("tokens", "patches")
+POSITIONS = ("sinusoidal", "learned", "rotary")
+NORMS = ("pre", "post")
+# Where a layer drops out: attention weights, attention output, hidden features, feed-forward output
+SITES_PER_LAYER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Sizes and choices of a Transformer classifier; refused with a named error where impossible.
+
+    Attributes:
+        input: "tokens" (ids, looked up in a table) or "patches" (vectors, projected).
+        input_size: rows of the table, or numbers in a patch.
+        num_classes: width of the output.
+        max_length: longest sequence the position table reaches.
+        d_model, num_heads, num_layers, d_ff: sizes of the encoder.
+        activation: of the feed-forward, one of `reference.activation.KINDS`.
+        norm: "pre" (normalise what a sublayer reads, and once more at the end) or "post"
+            (normalise the sum of the stream and what a sublayer adds, as Vaswani et al. 2017).
+        positions: "sinusoidal", "learned" (a table) or "rotary" (in attention).
+        pooling: one of `reference.pooling.KINDS`.
+        embedding_scale: multiplies embeddings before positions are added.
+        dropout: of each sublayer's output and of the pooled vector.
+        attention_dropout: of attention weights.
+        hidden_dropout: between the two linear layers of the feed-forward.
+        embedding_dropout: of embeddings with their positions.
+        eps: of the layer norms.
+    """
+
+    input: str = "tokens"
+    input_size: int
+    num_classes: int
+    max_length: int
+    d_model: int = 128
+    num_heads: int = 4
+    num_layers: int = 1
+    d_ff: int = 512
+    activation: str = "relu"
+    norm: str = "pre"
+    positions: str = "sinusoidal"
+    pooling: str = "mean_max"
+    embedding_scale: float = 1.0
+    dropout: float = 0.2
+    attention_dropout: float = 0.2
+    hidden_dropout: float = 0.0
+    embedding_dropout: float = 0.5
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        kinds = {"int": (int,), "float": (int, float), "str": (str,)}
+        for field in dataclasses.fields(self):
+            kind, value = str(field.type), getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, kinds[kind]):
+                was = type(value).__name__
+                raise TypeError(f"{field.name} is a {was}; it must be of type {kind}")
+            if isinstance(value, int) and kind == "int":
+                checks.require(value >= 1, field.name, value, "at least 1")
+        checks.choice("input", self.input, INPUTS)
+        checks.choice("activation", self.activation, ACTIVATIONS)
+        checks.choice("norm", self.norm, NORMS)
+        checks.choice("positions", self.positions, POSITIONS)
+        checks.choice("pooling", self.pooling, POOLINGS)
+        divides = self.d_model % self.num_heads == 0
+        checks.require(
+            divides, "num_heads", self.num_heads, f"a divisor of d_model, {self.d_model}"
+        )
+        pairs = self.positions != "rotary" or self.head_dim % 2 == 0
+        checks.require(pairs, "d_model / num_heads", self.head_dim, "even for rotary positions")
+        for name in ("dropout", "attention_dropout", "hidden_dropout", "embedding_dropout"):
+            checks.probability(name, getattr(self, name))
+        checks.require(self.eps > 0.0, "eps", self.eps, "positive")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of what the linear head reads."""
+        return self.d_model * (2 if self.pooling == "mean_max" else 1)
+
+    @property
+    def sites(self) -> int:
+        """How many places drop out: embeddings, the pooled vector, and four in every layer."""
+        return 2 + SITES_PER_LAYER * self.num_layers
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the config written as these fields; a missing or unknown one is a `ValueError`."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name in fields:
+            checks.choice("a field of the model's config", name, tuple(known))
+        for name, field in known.items():
+            if field.default is dataclasses.MISSING:
+                checks.require(name in fields, name, "missing", "in the model's config")
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name, fit for `json.dump`."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,113 @@
+"""The encoder: attention and feed-forward, each in a residual with a layer norm before or after.
+
+Layer norm comes fused with dropout and the residual add before it, so it stands *between* two
+sublayers: it takes what one adds to the stream and gives what the next one reads.
+
+    pre-norm    h₀ = x,  y₀ = norm₀(h₀);   hᵢ₊₁ = hᵢ + dropout(subᵢ(yᵢ)),  yᵢ₊₁ = normᵢ₊₁(hᵢ₊₁)
+    post-norm   y₀ = x;                    yᵢ₊₁ = normᵢ(yᵢ + dropout(subᵢ(yᵢ)))
+
+Pre-norm (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture") has one norm
+more than sublayers and a stream hᵢ that no norm interrupts; post-norm is Vaswani et al. 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from twofold.core.model.config import SITES_PER_LAYER, ClassifierConfig
+from twofold.core.model.layers import FeedForward, Pass, SelfAttention, Sublayer, Views, store
+from twofold.core.model.seeds import drop
+from twofold.core.ops import Side
+
+
+class Cache(NamedTuple):
+    """The caches of the norms and of the sublayers, in the order of the forward pass."""
+
+    norms: list[Any]
+    sublayers: list[Any]
+
+
+class Encoder:
+    """`config.num_layers` layers over (B, L, d_model).
+
+    Dropout sites are numbered from `first_site`: attention weights, attention's output,
+    hidden features, feed-forward's output, layer by layer.
+    """
+
+    def __init__(self, config: ClassifierConfig, ops: Side, first_site: int = 0) -> None:
+        self.config, self.ops = config, ops
+        self.sublayers: list[Sublayer] = []
+        for n in range(config.num_layers):
+            site = first_site + SITES_PER_LAYER * n
+            self.sublayers += [
+                SelfAttention(f"layers.{n}.attention", config, ops, site, site + 1),
+                FeedForward(f"layers.{n}.feed_forward", config, ops, site + 2, site + 3),
+            ]
+        self.norms = [f"{sublayer.name}.norm" for sublayer in self.sublayers]
+        if config.norm == "pre":
+            self.norms.append("final.norm")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters by name."""
+        shapes = {n: s for sublayer in self.sublayers for n, s in sublayer.shapes().items()}
+        for norm in self.norms:
+            shapes |= dict.fromkeys((f"{norm}.weight", f"{norm}.bias"), (self.config.d_model,))
+        return shapes
+
+    def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Cache]:
+        """Return what the last norm gives, (B, L, d_model), and the cache."""
+        cache = Cache([], [])
+        if self.config.norm == "pre":
+            stream, site = None, -1
+            for norm, sublayer in zip(self.norms, [*self.sublayers, None], strict=True):
+                x, stream = self._norm(norm, x, stream, site, params, batch, cache)
+                if sublayer is not None:
+                    x, sublayer_cache = sublayer.forward(x, params, batch)
+                    cache.sublayers.append(sublayer_cache)
+                    site = sublayer.output_site
+        else:
+            for norm, sublayer in zip(self.norms, self.sublayers, strict=True):
+                added, sublayer_cache = sublayer.forward(x, params, batch)
+                cache.sublayers.append(sublayer_cache)
+                x, _ = self._norm(norm, added, x, sublayer.output_site, params, batch, cache)
+        return x, cache
+
+    def backward(self, dout: Any, cache: Cache, grads: Views) -> Any:
+        """Write the parameters' gradients into `grads` and return the input's."""
+        if self.config.norm == "pre":
+            dstream = None
+            for k in reversed(range(len(self.norms))):
+                dout, dstream = self._norm_backward(k, dout, dstream, cache, grads)
+                if k > 0:
+                    sublayer = self.sublayers[k - 1]
+                    dout = sublayer.backward(dout, cache.sublayers[k - 1], grads)
+        else:
+            for k in reversed(range(len(self.norms))):
+                dadded, dresidual = self._norm_backward(k, dout, None, cache, grads)
+                dout = self.sublayers[k].backward(dadded, cache.sublayers[k], grads)
+                dout += dresidual
+        return dout
+
+    def _norm(
+        self, name: str, x: Any, residual: Any, site: int, params: Views, batch: Pass, cache: Cache
+    ) -> tuple[Any, Any]:
+        """Return the normalised sum and the sum itself, residual + dropout(x)."""
+        dropped = {} if residual is None else drop(self.config.dropout, batch.seeds, site)
+        y, norm_cache = self.ops.layer_norm.forward(
+            x,
+            params[f"{name}.weight"],
+            params[f"{name}.bias"],
+            residual=residual,
+            eps=self.config.eps,
+            **dropped,
+        )
+        cache.norms.append(norm_cache)
+        return y, norm_cache.h
+
+    def _norm_backward(
+        self, k: int, dout: Any, dstream: Any, cache: Cache, grads: Views
+    ) -> tuple[Any, Any]:
+        """Return the gradients of what was added and of the residual."""
+        g = self.ops.layer_norm.backward(dout, cache.norms[k], dstream)
+        store(grads, self.norms[k], weight=g.dweight, bias=g.dbias)
+        return g.dx, g.dresidual

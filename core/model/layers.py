@@ -1,0 +1,140 @@
+"""The two sublayers of an encoder: self-attention and feed-forward.
+
+Each names its parameters, runs on views of the flat buffer, and writes its gradients into views of
+another, so that what an optimizer reads is complete once backward has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from twofold.core.model.config import ClassifierConfig
+from twofold.core.model.seeds import drop
+from twofold.core.ops import Side
+
+Views = Mapping[str, Any]
+
+
+class Pass(NamedTuple):
+    """What all layers see of one batch.
+
+    Attributes:
+        lengths: (B,), positions at or after them are padding.
+        rotary: (cos, sin, interleaved) or None.
+        seeds: of the dropout masks by site; None where nothing is dropped.
+    """
+
+    lengths: Any
+    rotary: tuple[Any, Any, bool] | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+class Sublayer(Protocol):
+    """What stands in a residual: (B, L, d_model) in and out."""
+
+    @property
+    def name(self) -> str:
+        """What the names of its parameters begin with."""
+
+    @property
+    def output_site(self) -> int:
+        """Where its output drops out."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters by name."""
+
+    def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
+        """Return the output and the cache."""
+
+    def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
+        """Write the parameters' gradients into `grads` and return the input's."""
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """Multi-head self-attention over the positions that are no padding."""
+
+    name: str
+    config: ClassifierConfig
+    ops: Side
+    weights_site: int
+    output_site: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters by name."""
+        E = self.config.d_model
+        return {
+            f"{self.name}.w_qkv": (3 * E, E),
+            f"{self.name}.b_qkv": (3 * E,),
+            f"{self.name}.w_out": (E, E),
+            f"{self.name}.b_out": (E,),
+        }
+
+    def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
+        """Return the output and the cache."""
+        out, cache = self.ops.multi_head_attention.forward(
+            x,
+            *(params[name] for name in self.shapes()),
+            num_heads=self.config.num_heads,
+            key_lengths=batch.lengths,
+            rotary=batch.rotary,
+            **drop(self.config.attention_dropout, batch.seeds, self.weights_site),
+        )
+        return out, cache
+
+    def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
+        """Write the parameters' gradients into `grads` and return the input's."""
+        g = self.ops.multi_head_attention.backward(dout, cache)
+        store(grads, self.name, w_qkv=g.dw_qkv, b_qkv=g.db_qkv, w_out=g.dw_out, b_out=g.db_out)
+        return g.dx
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two linear layers, the first with the activation in its epilogue."""
+
+    name: str
+    config: ClassifierConfig
+    ops: Side
+    hidden_site: int
+    output_site: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters by name."""
+        E, F = self.config.d_model, self.config.d_ff
+        return {
+            f"{self.name}.w_in": (F, E),
+            f"{self.name}.b_in": (F,),
+            f"{self.name}.w_out": (E, F),
+            f"{self.name}.b_out": (E,),
+        }
+
+    def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
+        """Return the output and the cache."""
+        w_in, b_in, w_out, b_out = (params[name] for name in self.shapes())
+        hidden, cache_in = self.ops.linear.forward(x, w_in, b_in, self.config.activation)
+        cache_drop = None
+        if dropped := drop(self.config.hidden_dropout, batch.seeds, self.hidden_site):
+            hidden, cache_drop = self.ops.dropout.forward(hidden, *dropped.values())
+        out, cache_out = self.ops.linear.forward(hidden, w_out, b_out)
+        return out, (cache_in, cache_drop, cache_out)
+
+    def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
+        """Write the parameters' gradients into `grads` and return the input's."""
+        cache_in, cache_drop, cache_out = cache
+        g_out = self.ops.linear.backward(dout, cache_out)
+        dhidden = g_out.dx
+        if cache_drop is not None:
+            dhidden = self.ops.dropout.backward(dhidden, cache_drop).dx
+        g_in = self.ops.linear.backward(dhidden, cache_in)
+        store(grads, self.name, w_out=g_out.dweight, b_out=g_out.dbias)
+        store(grads, self.name, w_in=g_in.dweight, b_in=g_in.dbias)
+        return g_in.dx
+
+
+def store(grads: Views, prefix: str, **gradients: Any) -> None:
+    """Write gradients into the views named ``prefix.name``."""
+    for name, gradient in gradients.items():
+        grads[f"{prefix}.{name}"][...] = gradient

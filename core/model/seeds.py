@@ -1,0 +1,32 @@
+"""Where dropout's randomness comes from: every mask is a function of run, step, part and site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from twofold.reference import dropout
+
+
+def dropout_seeds(run_seed: int, step: int, part: int, sites: int) -> tuple[int, ...]:
+    """Return the seeds of the masks that one part of one step's batch draws, one for each site.
+
+    Site s gets the first 63 bits of Philox 4x32-10 at counter (step, part, s, 0) under the run's
+    seed as key. Nothing is carried from step to step: a resumed run draws what it would have drawn.
+
+    Args:
+        run_seed: of the whole run, 0 ≤ run_seed < 2⁶³.
+        step: counts from 1, below 2³².
+        part: which part of the batch, where it is worked on in several.
+        sites: how many to draw; the model numbers them, see `ClassifierConfig.sites`.
+    """
+    site = np.arange(sites, dtype=np.uint32)
+    steps, parts, zero = (np.full_like(site, n) for n in (step, part, 0))
+    low, high, _, _ = dropout.philox(steps, parts, site, zero, run_seed)
+    return tuple((int(h) << 32 | int(w)) >> 1 for w, h in zip(low, high, strict=True))
+
+
+def drop(p: float, seeds: tuple[int, ...] | None, site: int) -> dict[str, Any]:
+    """Return an operator's dropout arguments at a site; without seeds nothing is dropped."""
+    return {} if seeds is None or p == 0.0 else {"dropout_p": p, "seed": seeds[site]}
