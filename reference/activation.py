@@ -1,11 +1,11 @@
 r"""Activations of the feed-forward layer: GELU, its tanh form, and ReLU.
 
-    gelu(z)      = z·Φ(z),  Φ(z) = ½(1 + erf(z/√2))
-    gelu_tanh(z) = ½z·(1 + tanh(√(2/π)·(z + 0.044715·z³)))
+    gelu(z)      = z·Φ(z),  Φ the normal distribution function, ½(1 + erf(z/√2))
+    gelu_tanh(z) = ½z·(1 + tanh a) = z/(1 + e⁻²ᵃ),  a = √(2/π)·(z + 0.044715·z³)
     relu(z)      = max(z, 0)
 
-Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; Nair & Hinton 2010 for ReLU. The
-derivative of ReLU at 0 is taken as 0.
+Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010; its
+derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z) or e⁻²ᵃ, for backward.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twofold.reference import checks
-from twofold.reference.erf import erf
+from twofold.reference import checks, normal
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 KINDS = ("gelu", "gelu_tanh", "relu")
-CUBIC = 0.044715
+LINEAR, CUBIC = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)  # a = LINEAR·z + CUBIC·z³
+SATURATED = 10.0  # beyond ±10, z/(1 + e⁻²ᵃ) is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
-    """The input, and which activation it went through."""
+    """The input, what `activate` kept of it, and the activation."""
 
     x: Array
+    kept: Array | None
     kind: str
 
 
@@ -54,50 +55,58 @@ def forward(x: Array, kind: str = "gelu") -> tuple[Array, Cache]:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, kind)
-    return activate(x, kind), Cache(x, kind)
+    out, kept = activate(x, kind)
+    return out, Cache(x, kept, kind)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = dout·f′(x)."""
-    return Gradients(dout * slope(cache.x, cache.kind))
+    dx = slope(*cache)
+    dx *= dout
+    return Gradients(dx)
 
 
-def activate(z: Array, kind: str) -> Array:
-    """Return f(z)."""
+def activate(z: Array, kind: str) -> tuple[Array, Array | None]:
+    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ or (for ReLU) None."""
     if kind == "relu":
-        return np.maximum(z, 0)
-    gate = _normal_cdf(z) if kind == "gelu" else _tanh_gate(z)
-    return np.multiply(gate, z, out=gate)
+        return np.maximum(z, 0), None
+    if kind == "gelu":
+        cdf = normal.cdf(z)
+        return z * cdf, cdf
+    decay = _tanh_decay(z)
+    out = 1 + decay
+    return np.divide(z, out, out=out), decay
 
 
-def slope(z: Array, kind: str) -> Array:
-    """Return f′(z)."""
-    if kind == "relu":
+def slope(z: Array, kept: Array | None, kind: str) -> Array:
+    """Return f′(z), as a new array."""
+    if kept is None:
         return (z > 0).astype(z.dtype)
     if kind == "gelu":
-        # Φ(z) + z·φ(z), φ the normal density
-        density = np.exp(-0.5 * np.square(z)) / math.sqrt(2 * math.pi)
-        return np.asarray(_normal_cdf(z) + z * density, z.dtype)
-    # With g = ½(1 + tanh a): g + z·g′, and g′ = 2g(1 − g)·a′
-    gate = _tanh_gate(z)
-    inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * CUBIC * np.square(z))
-    return np.asarray(gate + z * (2 * gate * (1 - gate)) * inner_slope, z.dtype)
+        # Φ + z·φ
+        result = normal.density(z)
+        result *= z
+        result += kept
+        return result
+    # g + z·g′ with g = 1/(1 + e⁻²ᵃ), g′ = 2a′·e⁻²ᵃ·g²: not g(1 − g), where 1 − g would cancel
+    gate = np.reciprocal(1 + kept)
+    z = np.clip(z, -SATURATED, SATURATED)
+    result = np.square(z)
+    result *= 6 * CUBIC
+    result += 2 * LINEAR
+    result *= z
+    result *= gate
+    result *= kept
+    result += 1
+    result *= gate
+    return result
 
 
-def _normal_cdf(z: Array) -> Array:
-    cdf = erf(z * z.dtype.type(math.sqrt(0.5)))
-    cdf += 1
-    cdf *= 0.5
-    return cdf
-
-
-def _tanh_gate(z: Array) -> Array:
-    inner = np.square(z)
-    inner *= CUBIC
-    inner += 1
-    inner *= z
-    inner *= math.sqrt(2 / math.pi)
-    gate = np.tanh(inner, out=inner)
-    gate += 1
-    gate *= 0.5
-    return gate
+def _tanh_decay(z: Array) -> Array:
+    """Return e⁻²ᵃ."""
+    z = np.clip(z, -SATURATED, SATURATED)
+    decay = np.square(z)
+    decay *= -2 * CUBIC
+    decay -= 2 * LINEAR
+    decay *= z
+    return np.asarray(np.exp(decay))

@@ -17,11 +17,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs; `z`, the input of the activation, is None where there is none."""
+    """What `backward` needs: `z`, the activation's input, and what it `kept`, or None."""
 
     x: Array
     weight: Array
     z: Array | None
+    kept: Array | None
     activation: str | None
     has_bias: bool
 
@@ -71,8 +72,9 @@ def forward(
     z = z.reshape(*x.shape[:-1], -1)
     # (2) activation
     if activation is None:
-        return z, Cache(x, weight, None, None, bias is not None)
-    return activations.activate(z, activation), Cache(x, weight, z, activation, bias is not None)
+        return z, Cache(x, weight, None, None, None, bias is not None)
+    out, kept = activations.activate(z, activation)
+    return out, Cache(x, weight, z, kept, activation, bias is not None)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
@@ -80,7 +82,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     dz = dout
     # (1) activation
     if cache.z is not None and cache.activation is not None:
-        dz = activations.slope(cache.z, cache.activation)
+        dz = activations.slope(cache.z, cache.kept, cache.activation)
         dz *= dout
     # (2) product and bias
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)
