@@ -74,8 +74,7 @@ def activate(z: Array, kind: str) -> tuple[Array, Array | None]:
         cdf = normal.cdf(z)
         return z * cdf, cdf
     decay = _tanh_decay(z)
-    out = 1 + decay
-    return np.divide(z, out, out=out), decay
+    return z / (1 + decay), decay
 
 
 def slope(z: Array, kept: Array | None, kind: str) -> Array:
