@@ -52,12 +52,15 @@ def keep(seed, index, threshold):
 
 @triton.jit
 def attention_keep(seed, b, h, rows, columns, threshold):
-    """Draw the mask of weights (b, h, rows, columns), as the reference's `attention_keep_mask`."""
-    zero = (rows[:, None] * 0 + columns[None, :] * 0).to(tl.uint32)
-    c0 = zero + (columns // 8).to(tl.uint32)[None, :]
-    c1 = zero + rows.to(tl.uint32)[:, None]
+    """Draw the mask of weights (b, h, rows, columns), as the reference's `attention_keep_mask`.
+
+    `rows` and `columns` broadcast to the tile, in either orientation.
+    """
+    zero = (rows * 0 + columns * 0).to(tl.uint32)
+    c0 = zero + (columns // 8).to(tl.uint32)
+    c1 = zero + rows.to(tl.uint32)
     c2, c3 = zero + h.to(tl.uint32), zero + b.to(tl.uint32)
-    return draw(seed, c0, c1, c2, c3, (columns % 8)[None, :]) >= threshold
+    return draw(seed, c0, c1, c2, c3, columns % 8) >= threshold
 
 
 @triton.jit

@@ -1,1 +1,1 @@
-"""TBD."""
+"""Training: recipe, batches, optimizer, checkpoints, the loop, and what a run leaves behind."""

@@ -45,15 +45,16 @@ storage dtype before their products.
 Masked pairs are exact: no error, and a query or key without a partner has bound 0.
 
 Products on the matrix unit. float16 and bfloat16 products are exact in float32. Sums are truncated,
-not rounded: a unit that adds k products to its accumulator aligns k + 1 numbers to the largest with
-at least one extra bit (Fasi, Higham, Mikaitis & Pranesh 2021, "Numerical behavior of NVIDIA tensor
-cores"), losing at most 2⁻²⁴ of it for each of the other k, and truncates the sum, 2⁻²³. That is
-(k/2 + 1)·2⁻²³ for k products, no more than γ_k with `u_sum` = 2⁻²³ as k ≥ 4 there. tf32 truncates
-operands to 11 bits. tf32x3 takes a = h + r, h the nearest tf32 number: |r| ≤ 2⁻¹¹|a|, a multiple of
-a's last place, so r has at most 12 bits, and when the unit truncates it to 11 it loses at most
-2⁻²³|a|. With r·r dropped, a product errs by 2·2⁻²³ + 2⁻²² = 2⁻²¹; the small products are summed
-first, from zero, and add 2n·2⁻¹⁰ roundings and one addition to the n of the large ones. `u_product`
-= 2⁻²⁰ holds all of it for n ≤ 1024, and the quarter to spare in γ_n beyond.
+not rounded: a unit that adds k products to its accumulator aligns k + 1 numbers to the largest
+(Fasi, Higham, Mikaitis & Pranesh 2021, "Numerical behavior of NVIDIA tensor cores") with at least
+one extra bit, k ≥ 4, since the A100 (Khattak & Mikaitis 2025, "Accurate models of NVIDIA tensor
+cores"). So it loses at most 2⁻²⁴ of the largest for each of the other k, and then cuts the sum off,
+2⁻²³: (k/2 + 1)·2⁻²³ for k products, within γ_k at `u_sum` = 2⁻²³ by a quarter. tf32 cuts operands
+off after 11 bits. tf32x3, as Triton compiles it, takes a = h + r, h the nearest tf32 number:
+|r| ≤ 2⁻¹¹|a| and a multiple of a's last place, so it has at most 12 bits, and the unit, which keeps
+11, loses at most 2⁻²³|a|. With r·r dropped a product errs by 2·2⁻²³ + 2⁻²² = 2⁻²¹; the small
+products are summed first, from zero, and add 2n roundings of 2⁻¹⁰ and one addition to the n of the
+large ones. `u_product` = 2⁻²⁰ holds all of it up to n = 1024, and beyond that the quarter to spare.
 
 General sources: Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 3 and 4.
 For the √n that replaces n when roundings are independent: Higham & Mary 2019, "A new approach to

@@ -1,0 +1,98 @@
+"""Batches of similar lengths, drawn from the seed: a pure function of seed and epoch.
+
+Examples are shuffled, sorted by length within pools of a few batches, cut, and the batches shuffled
+again, so that little is padded and little of the order is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+POOL = 16  # batches sorted together
+ORDER, WORDS = 1, 2  # streams of random numbers beside each other
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a model is trained or judged on.
+
+    Attributes:
+        inputs: token ids (L,) int64 of every example, or patches (L, P) float32.
+        labels: (n,) int64.
+        soft: (n, C) float32, graded labels, or None.
+    """
+
+    inputs: Sequence[Array]
+    labels: Array
+    soft: Array | None = None
+
+    @property
+    def lengths(self) -> Array:
+        """Length of every example, (n,) int64."""
+        return np.array([len(x) for x in self.inputs], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __add__(self, other: Examples) -> Examples:
+        soft = None
+        if self.soft is not None and other.soft is not None:
+            soft = np.concatenate([self.soft, other.soft])
+        labels = np.concatenate([self.labels, other.labels])
+        return Examples([*self.inputs, *other.inputs], labels, soft)
+
+
+class Batch(NamedTuple):
+    """Inputs (B, L) or (B, L, P), zero where padded, and lengths (B,)."""
+
+    inputs: Array
+    lengths: Array
+
+
+def collate(inputs: Sequence[Array]) -> Batch:
+    """Pad examples to the longest of them."""
+    lengths = np.array([len(x) for x in inputs], np.int64)
+    shape = (len(inputs), int(lengths.max()), *inputs[0].shape[1:])
+    padded = np.zeros(shape, inputs[0].dtype)
+    for row, x in zip(padded, inputs, strict=True):
+        row[: len(x)] = x
+    return Batch(padded, lengths)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Return how many batches there are; the last may be smaller."""
+    return -(-examples // batch_size)
+
+
+def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> list[Array]:
+    """Return the examples' indices batch by batch; every example comes once.
+
+    Args:
+        lengths: (n,) of the examples.
+        batch_size: examples in a batch.
+        seed, epoch: what the order is drawn from.
+    """
+    rng = np.random.default_rng([seed, ORDER, epoch])
+    order = rng.permutation(len(lengths))
+    pools = [
+        pool[np.argsort(lengths[pool], kind="stable")]
+        for pool in np.split(order, range(POOL * batch_size, len(order), POOL * batch_size))
+    ]
+    batches = [
+        batch
+        for pool in pools
+        for batch in np.split(pool, range(batch_size, len(pool), batch_size))
+    ]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def drop_words(ids: Array, p: float, unknown: int, seed: int, step: int) -> Array:
+    """Replace each token by the unknown one with probability `p`, drawn from seed and step."""
+    rng = np.random.default_rng([seed, WORDS, step])
+    return np.where(rng.random(ids.shape) < p, unknown, ids)

@@ -1,0 +1,46 @@
+"""The optimizer a recipe names, over the flat buffer, and its state in buffers beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twofold.core.ops import Side
+from twofold.core.training.recipe import Recipe
+
+STATE = {"adamw": ("m", "v"), "adam": ("m", "v"), "sgd": ("momentum",), "adagrad": ("squares",)}
+
+
+class Optimizer:
+    """Updates parameters in place; the buffers in `state` are all it remembers.
+
+    Every operation is element by element, so a slice of the buffer can be updated by itself.
+    """
+
+    def __init__(self, recipe: Recipe, ops: Side, numel: int, decay_numel: int) -> None:
+        self.recipe, self.ops = recipe, ops
+        self.numel, self.decay_numel = numel, decay_numel
+        self.state = {name: ops.zeros((numel,)) for name in STATE[recipe.optimizer]}
+
+    def step(
+        self, params: Any, grads: Any, part: slice, *, step: int, lr: float, grad_norm: Any
+    ) -> None:
+        """Update one slice of the buffers.
+
+        `step` counts from 1; `grad_norm` is of the whole gradient.
+        """
+        recipe, optimizers = self.recipe, self.ops.optimizers
+        buffers = [b[part] for b in (params, grads, *self.state.values())]
+        start, stop, _ = part.indices(self.numel)
+        how = {
+            "lr": lr,
+            "weight_decay": recipe.weight_decay,
+            "decay_numel": min(max(self.decay_numel - start, 0), stop - start),
+        }
+        if recipe.max_norm > 0.0:
+            how |= {"grad_norm": grad_norm, "max_norm": recipe.max_norm}
+        if recipe.optimizer in ("adam", "adamw"):
+            optimizers.adam(*buffers, step=step, decoupled=recipe.optimizer == "adamw", **how)
+        elif recipe.optimizer == "sgd":
+            optimizers.sgd(*buffers, momentum=recipe.momentum, **how)
+        else:
+            optimizers.adagrad(*buffers, **how)

@@ -1,0 +1,103 @@
+"""How a classifier is trained: one dataclass, written as JSON into the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from twofold.reference import checks
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Choices of a training run; refused with a named error where impossible.
+
+    Attributes:
+        seed: of everything that is drawn: first parameters, order, dropout.
+        epochs, batch_size: passes over the examples, and how many of them make a step.
+        parts: pieces a batch is worked on in, each with dropout masks of its own; the gradients are
+            added. On the NumPy side every part has a thread.
+        optimizer: one of `OPTIMIZERS`; "adam" couples weight decay to the gradient, "adamw" not.
+        lr, schedule, warmup: peak learning rate, its decay to 0 and the share of steps before it
+            in which the rate climbs to its peak.
+        weight_decay: of matrices; biases and norms do not decay.
+        momentum: of SGD.
+        max_norm: the gradient is clipped to this norm; 0 does not clip.
+        label_smoothing: share of every target spread over all classes.
+        soft_targets: learn from graded labels where the data has them.
+        word_dropout: share of training tokens replaced by the unknown word.
+        average: decay of the running average of parameters that the model ends with; 0 for none.
+        patience: stop after this many epochs without a better validation accuracy and go back to
+            the best; 0 trains to the end.
+        refit: after the fit that holds validation out, fit again on train and validation together.
+        checkpoint_steps: steps between checkpoints.
+    """
+
+    seed: int = 0
+    epochs: int = 8
+    batch_size: int = 64
+    parts: int = 2
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    schedule: str = "linear"
+    warmup: float = 0.0
+    weight_decay: float = 0.1
+    momentum: float = 0.9
+    max_norm: float = 1.0
+    label_smoothing: float = 0.0
+    soft_targets: bool = True
+    word_dropout: float = 0.2
+    average: float = 0.995
+    patience: int = 0
+    refit: bool = True
+    checkpoint_steps: int = 200
+
+    def __post_init__(self) -> None:
+        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+        for field in dataclasses.fields(self):
+            kind, value = str(field.type), getattr(self, field.name)
+            if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool"):
+                was = type(value).__name__
+                raise TypeError(f"{field.name} is a {was}; it must be of type {kind}")
+            if isinstance(value, float):
+                checks.require(math.isfinite(value), field.name, value, "finite")
+        checks.seed(self.seed)
+        for name in ("epochs", "batch_size", "parts", "checkpoint_steps"):
+            checks.require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("lr", "weight_decay", "max_norm", "patience"):
+            checks.require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("warmup", "momentum", "label_smoothing", "word_dropout", "average"):
+            checks.probability(name, getattr(self, name))
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the recipe written as these fields; an unknown one is a `ValueError`."""
+        known = tuple(f.name for f in dataclasses.fields(cls))
+        for name in fields:
+            checks.choice("a field of the recipe", name, known)
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name, fit for `json.dump`."""
+        return dataclasses.asdict(self)
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step, 1 ≤ step ≤ steps: it climbs, then decays towards 0."""
+    climbing = round(recipe.warmup * steps)
+    if step <= climbing:
+        return recipe.lr * step / climbing
+    gone = (step - 1 - climbing) / (steps - climbing)
+    if recipe.schedule == "linear":
+        return recipe.lr * (1 - gone)
+    if recipe.schedule == "cosine":
+        return recipe.lr * (1 + math.cos(math.pi * gone)) / 2
+    return recipe.lr
