@@ -58,7 +58,7 @@ def activate_grad(z, KIND: tl.constexpr):
         # g + z·g′ with g = 1/(1 + e⁻²ᵃ), g′ = 2a′·e⁻²ᵃ·g²: not g(1 − g), where 1 − g would cancel
         decay = tanh_decay(z)
         gate = 1.0 / (1.0 + decay)
-        z = tl.clamp(z, -LIMIT, LIMIT)
+        z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
         return gate * (1.0 + z * (2 * A1 + 6 * A3 * z * z) * gate * decay)
     else:
         return tl.where(z > 0, 1.0, 0.0)
@@ -73,7 +73,7 @@ def normal_cdf(z):
 @triton.jit
 def tanh_decay(z):
     """Return e⁻²ᵃ; beyond ±LIMIT the activation no longer depends on it."""
-    z = tl.clamp(z, -LIMIT, LIMIT)
+    z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     return tl.exp(-z * (2 * A1 + 2 * A3 * z * z))
 
 

@@ -1,0 +1,201 @@
+r"""The contract of the activations, and the two bounds that `linear` needs of them.
+
+The kernel's formulas in running error analysis give what f and f′ round at a number z that the
+kernel holds exactly. Where z itself carries an error e (in `linear`), f moves by at most
+
+    |f(ẑ) − f(z)| ≤ min(|f′(z)|·e + ½·max|f″|·e²,  max|f′|·e),
+
+f′ by the same with one more prime, and what they round grows by at most `GROWTH` roundings for
+each unit that z moves. The largest slopes are in `STEEPEST`. (Formulas on a z with an error would
+bound f too, but lose that z and Φ(z) move together, and overflow where e⁻²ᵃ does.)
+
+ReLU rounds nothing. It is monotone, so f(z ± e) says how far it moves; its derivative is not known
+where z is not known to be positive or not.
+
+erf is libdevice's on NVIDIA (2 ulp, CUDA C++ Programming Guide, "Mathematical Functions"), ocml's
+on AMD (4 ulp, HIP math API), and one rounding of libm's in the interpreter; 4 ulp are 2⁻²¹.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, exact, exp, machine
+from twofold.reference.activation import CUBIC, KINDS, LINEAR, SATURATED
+
+Array = domains.Array
+
+INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
+# The largest |f′|, |f″| and |f‴|, rounded up.
+STEEPEST = {"gelu": (1.12891, 0.79789, 0.77878), "gelu_tanh": (1.12900, 0.79789, 0.77670)}
+GROWTH = 16  # the tests measure it
+ERF_CURVATURE = math.sqrt(8 / (math.pi * math.e))  # max|erf″|, where x² = ½
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows × columns, and everything that varies about them."""
+
+    dtype: str = "float32"
+    rows: int = 3
+    columns: int = 8
+    kind: str = "gelu"
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    seed: int = 0
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    x: Array
+    dout: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays; three times the unit normal, so that the tails are seen."""
+    rng = np.random.default_rng(case.seed)
+    x = 3.0 * domains.values(rng, (case.rows, case.columns), case.magnitude)
+    dout = domains.values(rng, x.shape, "unit")
+    return Inputs(domains.representable(x, case.dtype), domains.representable(dout, case.dtype))
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in inputs(case))
+    out, cache = side.activation.forward(x, case.kind)
+    return {"out": out, "dx": side.activation.backward(dout, cache).dx}
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds."""
+    x, dout = (exact(a, machine(case.dtype)) for a in inputs(case))
+    return {
+        "out": activate(x, case.kind).stored(),
+        "dx": (dout * activate_grad(x, case.kind)).stored(),
+    }
+
+
+def activate(z: Approx, kind: str) -> Approx:
+    """Return f(z)."""
+    if kind == "relu":
+        low, value, high = (np.maximum(z.value + sign * z.error, 0.0) for sign in (-1, 0, 1))
+        return Approx(value, np.maximum(high - value, value - low), z.on)
+    return _moved(_formula(exact(z.value, z.on), kind), z, 0, kind)
+
+
+def activate_grad(z: Approx, kind: str) -> Approx:
+    """Return f′(z)."""
+    if kind == "relu":
+        undecided = (z.error > 0) & (np.abs(z.value) <= z.error)
+        return Approx(np.where(z.value > 0, 1.0, 0.0), np.where(undecided, 1.0, 0.0), z.on)
+    return _moved(_formula_grad(exact(z.value, z.on), kind), z, 1, kind)
+
+
+def derivatives(z: Array, kind: str) -> tuple[Array, Array]:
+    """Return f′(z) and f″(z) of a smooth activation."""
+    if kind == "gelu":
+        density = np.exp(-0.5 * z * z) * INVERSE_SQRT_2PI
+        return 0.5 * (1 + _erf(z * math.sqrt(0.5))) + z * density, density * (2 - z * z)
+    # f = z·g, g = 1/(1 + e⁻²ᵃ), with s = 2a: g′ = s′·g(1 − g), g″ = (s″ + s′²(1 − 2g))·g(1 − g)
+    z = np.clip(z, -SATURATED, SATURATED)
+    s, s1, s2 = 2 * LINEAR * z + 2 * CUBIC * z**3, 2 * LINEAR + 6 * CUBIC * z**2, 12 * CUBIC * z
+    g, rest = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(s))
+    g1 = s1 * g * rest
+    return g + z * g1, 2 * g1 + z * (s2 + s1 * s1 * (rest - g)) * g * rest
+
+
+def _moved(at: Approx, z: Approx, order: int, kind: str) -> Approx:
+    """Add to f or f′ (`order` 0 or 1), evaluated at z, what z's error does to it."""
+    e, slope = z.error, np.abs(derivatives(z.value, kind)[order])
+    steepest, curvature = STEEPEST[kind][order : order + 2]
+    moved = np.fmin(slope * e + 0.5 * curvature * e * e, steepest * e)
+    return Approx(at.value, at.error + moved + GROWTH * at.on.u * e, at.on)
+
+
+def _formula(z: Approx, kind: str) -> Approx:
+    """The kernel's `activate`, at an exact z."""
+    return z * _normal_cdf(z) if kind == "gelu" else z / (1.0 + _tanh_decay(_clamped(z)))
+
+
+def _formula_grad(z: Approx, kind: str) -> Approx:
+    """The kernel's `activate_grad`, at an exact z."""
+    if kind == "gelu":
+        return _normal_cdf(z) + z * (exp(-0.5 * z * z) * INVERSE_SQRT_2PI)
+    z = _clamped(z)
+    decay = _tanh_decay(z)
+    gate = 1.0 / (1.0 + decay)
+    return gate * (1.0 + z * (2 * LINEAR + 6 * CUBIC * z * z) * gate * decay)
+
+
+def _normal_cdf(z: Approx) -> Approx:
+    x = z * math.sqrt(0.5)
+    erf = x.function(_erf, lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x), ERF_CURVATURE)
+    # `function` adds 2 ulp for its own rounding; erf's 4 ask for as much again
+    erf = Approx(erf.value, erf.error + z.on.u_function * (np.abs(erf.value) + erf.error), z.on)
+    return 0.5 * (1.0 + erf)
+
+
+def _tanh_decay(z: Approx) -> Approx:
+    return exp(-z * (2 * LINEAR + 2 * CUBIC * z * z))
+
+
+def _clamped(z: Approx) -> Approx:
+    return exact(np.clip(z.value, -SATURATED, SATURATED), z.on)
+
+
+def _erf(x: Array) -> Array:
+    """Return erf by libm, which neither side uses."""
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
+
+
+def odd_part(side: Side, case: Case) -> None:
+    """f(x) − f(−x) is x for all three, because their gates at x and −x add up to 1."""
+    x = inputs(case).x
+    here, there = (
+        side.to_numpy(side.activation.forward(side.asarray(a, case.dtype), case.kind)[0])
+        for a in (x, -x)
+    )
+    on = machine(case.dtype)
+    with np.errstate(all="ignore"):
+        bound = sum(activate(exact(a, on), case.kind).stored().error for a in (x, -x))
+        gap = np.abs(here.astype(np.float64) - there.astype(np.float64) - x)
+    assert (~(gap > bound)).all(), "f(x) − f(−x) is not x"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        rows=domains.lengths(40),
+        columns=domains.lengths(70),
+        kind=st.sampled_from(KINDS),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="activation",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "dx": "backward"},
+    pinned=tuple(
+        Case(dtype=dtype, rows=rows, columns=1, kind=kind)
+        for rows in (1023, 1025)  # a block is 1024
+        for kind in KINDS
+        for dtype in domains.DTYPES
+    ),
+    properties={"odd part": odd_part},
+)

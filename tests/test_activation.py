@@ -1,0 +1,166 @@
+"""Activations: the reference against torch, differences and mpmath; the kernel by contract."""
+
+import dataclasses
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from twofold.core.verify import rounding
+from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contracts import activation as contract
+from twofold.core.verify.derivatives import check_gradients, ridders
+from twofold.reference import activation, normal
+
+SMOOTH = ("gelu", "gelu_tanh")
+
+
+@given(contract.CONTRACT.cases)
+def test_kernel_keeps_its_contract(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@pytest.mark.parametrize(
+    "case", contract.CONTRACT.pinned, ids=lambda c: f"{c.dtype}-{c.kind}-{c.rows}"
+)
+def test_kernel_keeps_its_contract_at_the_edge_of_a_block(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float32_keeps_the_contract(reference, case):
+    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float64_keeps_its_bound(reference, case):
+    findings = judge(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float64"))
+    assert not [f for f in findings if f.fault]
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_is_torch(case):
+    """Both in float64, each as far off as its own bound.
+
+    Torch's ½z·(1 + tanh a) errs by an absolute error where our quotient errs by a relative one: its
+    own bound is that of ½z·(1 + erf), the sum of 1 and a function within 4 ulp.
+    """
+    case = dataclasses.replace(case, dtype="float64")
+    given = contract.inputs(case)
+    x = torch.tensor(given.x, requires_grad=True)
+    if case.kind == "relu":
+        out = torch.relu(x)
+    else:
+        how = "tanh" if case.kind == "gelu_tanh" else "none"
+        out = torch.nn.functional.gelu(x, approximate=how)
+    out.backward(torch.tensor(given.dout))
+    bounds = contract.truth(case)
+    theirs = contract.truth(dataclasses.replace(case, kind="gelu"))
+    for name, found in {"out": out.detach(), "dx": x.grad}.items():
+        error = bounds[name].error
+        if case.kind == "gelu_tanh":
+            error = error + theirs[name].error
+        bound = dataclasses.replace(bounds[name], error=error)
+        assert compare(name, found.numpy(), bound)[2] == ""
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_gradients_are_slopes(kind):
+    rng = np.random.default_rng(0)
+    x, dout = rng.standard_normal((2, 5, 11))
+    x = np.where(np.abs(x) < 0.1, 0.5, x)  # ReLU has no slope at its corner
+
+    def value(x):
+        return float((activation.forward(x, kind)[0] * dout).sum())
+
+    dx = activation.backward(dout, activation.forward(x, kind)[1]).dx
+    check_gradients(value, {"x": x}, {"x": dx}, rng)
+
+
+def test_gelu_is_the_formula_at_high_precision_down_to_its_tail():
+    """Each within a relative error: two numbers apart at most where Φ rounds its exponent."""
+    z = np.array([-37.0, -12.5, -5.7, -5.6, -1.0, -0.6, -1e-9, 0.3, 0.7, 4.0, 6.0, 50.0])
+    with mpmath.workdps(50):
+        truth = np.array([float(mpmath.mpf(a) * mpmath.ncdf(mpmath.mpf(a))) for a in z])
+    out, _ = activation.forward(z, "gelu")
+    on = rounding.machine("float64")
+    # Φ(z) is exp(−½s²)·exp(−½(z − s)(z + s))·R: relative errors only, none that grows with z
+    factors = rounding.exp(rounding.exact(-1.0 * np.ones_like(z), on))
+    relative = 4 * factors.error / factors.value
+    bound = rounding.Approx(truth, relative * np.abs(truth), on)
+    assert compare("out", out, bound)[2] == ""
+
+
+def test_gelu_tanh_is_the_formula_at_high_precision():
+    z = np.array([-9.0, -3.0, -1.0, -1e-9, 0.3, 2.0, 9.0])
+    with mpmath.workdps(60):
+        root = mpmath.sqrt(2 / mpmath.pi)
+        truth = np.array(
+            [
+                float(a / 2 * (1 + mpmath.tanh(root * (a + mpmath.mpf("0.044715") * a**3))))
+                for a in map(mpmath.mpf, z)
+            ]
+        )
+    bound = contract.activate(rounding.exact(z, rounding.machine("float64")), "gelu_tanh")
+    out, _ = activation.forward(z, "gelu_tanh")
+    assert compare("out", out, dataclasses.replace(bound, value=truth))[2] == ""
+
+
+def test_normal_distribution_in_float32_is_as_close_as_it_says():
+    z = np.linspace(-6, 6, 200_001).astype(np.float32)
+    distance = np.abs(normal.cdf(z).astype(np.float64) - normal.cdf(z.astype(np.float64)))
+    assert distance.max() <= 3.5 * 2.0**-24
+
+
+@pytest.mark.parametrize("kind", SMOOTH)
+def test_derivatives_of_the_bound_are_slopes_and_no_steeper_than_it_says(kind):
+    z = np.linspace(-12, 12, 24_001)
+    first, second = contract.derivatives(z, kind)
+    third = np.diff(second) / np.diff(z)
+    for found, most in zip((first, second, third), contract.STEEPEST[kind], strict=True):
+        assert 0.9999 * most <= np.abs(found).max() <= most
+    for at in (-3.0, -0.7, 0.1, 2.5):
+        here = np.array(at)
+        for order, f in enumerate(
+            (
+                lambda z: activation.forward(z, kind)[0],
+                lambda z: contract.derivatives(z, kind)[0],
+            )
+        ):
+            slope, error = ridders(lambda t, f=f, here=here: float(f(here + t)))
+            assert abs(contract.derivatives(here, kind)[order] - slope) <= 10 * error
+
+
+@pytest.mark.parametrize("kind", SMOOTH)
+@pytest.mark.parametrize("formula", [contract._formula, contract._formula_grad])
+def test_what_the_formulas_round_grows_no_faster_than_the_bound_says(kind, formula):
+    on = rounding.machine("float32")
+    z = np.linspace(-60, 60, 240_001)
+    error = formula(rounding.exact(z, on), kind).error
+    growth = np.abs(np.diff(error)).max() / (z[1] - z[0])
+    assert growth <= contract.GROWTH * on.u
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_not_a_number_stays_one_both_ways(reference, triton, kind):
+    for side in (reference, triton):
+        x = side.asarray(np.array([1.0, np.nan, -1.0]), "float32")
+        out, cache = side.activation.forward(x, kind)
+        assert np.isnan(side.to_numpy(out)).tolist() == [False, True, False]
+        dx = side.activation.backward(side.asarray(np.ones(3), "float32"), cache).dx
+        # ReLU's derivative is a comparison, and no number is more than NaN
+        assert np.isnan(side.to_numpy(dx)).tolist() == [False, kind != "relu", False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        (dict(x=np.ones(3, int)), TypeError, "x has dtype int64; it must be one of float16"),
+        (dict(x=1.0), TypeError, "x is a float; it must be an array"),
+        (dict(kind="swish"), ValueError, "kind is 'swish'; it must be one of 'gelu', 'gelu_tanh'"),
+    ],
+)
+def test_bad_input_is_refused(both_refuse, changed, error, words):
+    both_refuse("activation", {"x": np.ones(3), "kind": "gelu"} | changed, error, words)
