@@ -1,0 +1,118 @@
+"""The contract of dropout: the mask bit for bit, what passes it within one product's rounding.
+
+A dropped element has bound 0, so one wrong bit of a mask leaves the contract.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.reference import dropout
+
+BLOCK = 1024  # elements of one program
+PROBABILITIES = (0.0, 1e-6, 0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows × columns, and everything that varies about them."""
+
+    dtype: str = "float32"
+    rows: int = 3
+    columns: int = 8
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    dropout_p: float = 0.1
+    seed: int = 0
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    x: domains.Array
+    dout: domains.Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    shape = (case.rows, case.columns)
+    x, dout = domains.values(rng, shape, case.magnitude), rng.standard_normal(shape)
+    return Inputs(*(domains.representable(a, case.dtype) for a in (x, dout)))
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in inputs(case))
+    out, cache = side.dropout.forward(x, case.dropout_p, case.seed)
+    return {"out": out, **side.dropout.backward(dout, cache)._asdict()}
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds: one product and one cast, or exactly zero."""
+    given, on = inputs(case), machine(case.dtype)
+    keep = dropout.keep_mask(given.x.shape, case.dropout_p, case.seed)
+
+    def dropped(x: domains.Array) -> Approx:
+        return (exact(x, on) * dropout.scale(case.dropout_p)).stored().where(keep)
+
+    return {"out": dropped(given.x), "dx": dropped(given.dout)}
+
+
+def kept(side: Side, case: Case) -> domains.Array:
+    """Return which elements a side keeps: those of a tensor of ones that are not zero."""
+    ones = domains.place(side, np.ones((case.rows, case.columns)), case.dtype, case.layout)
+    out, _ = side.dropout.forward(ones, case.dropout_p, case.seed)
+    return np.asarray(side.to_numpy(out) != 0)
+
+
+def same_mask(side: Side, case: Case) -> None:
+    """The mask is the reference's, bit for bit, whatever the layout."""
+    expected = dropout.keep_mask((case.rows, case.columns), case.dropout_p, case.seed)
+    assert np.array_equal(kept(side, case), expected), "the mask is not the reference's"
+
+
+def nested_masks(side: Side, case: Case) -> None:
+    """What a larger probability keeps, a smaller one keeps too: they share their draws."""
+    more, less = (kept(side, replace(case, dropout_p=p)) for p in (0.3, 0.6))
+    assert (more | ~less).all(), "p = 0.6 keeps what p = 0.3 drops"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        rows=domains.lengths(40),
+        columns=domains.lengths(150),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        dropout_p=st.sampled_from(PROBABILITIES),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="dropout",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "dx": "backward"},
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=1, columns=columns, dropout_p=0.5, seed=2**63 - 1)
+            for columns in (BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7)
+            for dtype in domains.DTYPES
+        ),
+        Case(rows=61, columns=1031, dropout_p=0.999999),  # rounded to 65535/65536
+    ),
+    properties={"same mask": same_mask, "nested masks": nested_masks},
+)
