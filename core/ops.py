@@ -44,7 +44,8 @@ class Side:
     Attributes:
         name: "reference" or "triton".
         device: "cpu" or "cuda".
-        asarray: takes a NumPy array to this side, cast to a dtype if one is named.
+        asarray: takes a NumPy array, or one of the side's own, to this side, cast to a dtype if one
+            is named.
         to_numpy: brings an array back (bfloat16 as float32, which holds it exactly).
         zeros, empty: allocate a shape, float32 unless a dtype is named.
 
@@ -129,7 +130,9 @@ def _triton(device: str) -> Side:
     import torch
 
     def asarray(x: Any, dtype: str | None = None) -> torch.Tensor:
-        tensor = torch.as_tensor(np.array(x, order="C")).to(device)
+        if not isinstance(x, torch.Tensor):
+            x = torch.as_tensor(np.array(x, order="C"))
+        tensor = x.to(device)
         return tensor if dtype is None else tensor.to(getattr(torch, dtype))
 
     def to_numpy(x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -1,0 +1,259 @@
+"""Embedding look-up as a gather; its gradient as sums over sorted places, without atomics.
+
+Bytes: forward reads N·D·b of the table and writes as much. Backward sorts the N ids (8 bytes each,
+and as many for their places), reads N·D·b of dout once, writes V·D·b, zeros included. Nothing is
+saved but the ids.
+
+Backward: after a stable sort the places that looked up one row stand side by side, and one program
+adds them up in that order. A frequent id would keep its program busy for long, so the sorted places
+are cut into chunks of `CHUNK`; a chunk that holds a single id is summed by a program of its own, in
+float32, and the row's program reads that sum instead: N/CHUNK·D·4 bytes more, written and read, and
+a row takes n/CHUNK steps instead of n. The order of every sum is that of the places: the same bits
+in every run. Dropout after the look-up is drawn again here, in registers.
+
+`N` places, `V` rows of the table, `D` columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels import dropout
+from twofold.reference.embedding import check
+
+CHUNK = tl.constexpr(64)  # sorted places that are summed ahead where they hold a single id
+NAN = tl.constexpr(float("nan"))
+
+
+class Tile(NamedTuple):
+    """Places and columns a program works on at a time, and with how many warps."""
+
+    block_n: int
+    block_d: int
+    num_warps: int
+
+
+# (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest.
+TILES = (
+    (32, Tile(32, 32, 1)),
+    (128, Tile(16, 128, 4)),
+    (None, Tile(16, 256, 4)),
+)
+
+
+class Cache(NamedTuple):
+    """The ids, and the number of rows of the table."""
+
+    ids: torch.Tensor
+    rows: int
+
+
+class Gradients(NamedTuple):
+    """Gradient of the table, (V, D)."""
+
+    dtable: torch.Tensor
+
+
+class Places(NamedTuple):
+    """The places in the order of their ids; row v was looked up at order[starts[v]:starts[v+1]]."""
+
+    order: torch.Tensor  # (N,) int64
+    ordered: torch.Tensor  # (N,), the ids in that order
+    starts: torch.Tensor  # (V + 1,) int64
+
+
+def choose_tile(columns: int) -> Tile:
+    """Return the table's tile for rows of this many columns."""
+    return next(tile for widest, tile in TILES if widest is None or columns <= widest)
+
+
+@triton.jit
+def look_up(table_ptr, strides, rows, columns, V, D):
+    """Return the rows of a table (V, D) as a tile, and which of them there are."""
+    known = (rows >= 0) & (rows < V)
+    at = rows[:, None] * strides[0] + columns[None, :].to(tl.int64) * strides[1]
+    mask = known[:, None] & (columns < D)[None, :]
+    return tl.load(table_ptr + at, mask=mask, other=0.0), known
+
+
+@triton.jit
+def forward_kernel(
+    ids_ptr,  # (N,)
+    table_ptr,  # (V, D)
+    out_ptr,  # (N, D)
+    table_strides,
+    N: tl.int64,
+    V: tl.int64,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Look up BLOCK_N rows; a row outside the table is NaN."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    ids = tl.load(ids_ptr + n, mask=n < N, other=0).to(tl.int64)
+    x, known = look_up(table_ptr, table_strides, ids, columns, V, D)
+    at = n[:, None] * D + columns[None, :]
+    inside = (n < N)[:, None] & (columns < D)[None, :]
+    tl.store(out_ptr + at, tl.where(known[:, None], x, NAN).to(x.dtype), mask=inside)
+
+
+@triton.jit
+def add_places(
+    acc, dout_ptr, order_ptr, start, stop, columns, D, seed, threshold, dropout_scale,
+    DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add the rows of dout at the sorted places [start, stop) to `acc` (BLOCK_N, BLOCK_D)."""
+    for first in range(start, stop, BLOCK_N):
+        i = first + tl.arange(0, BLOCK_N)
+        place = tl.load(order_ptr + i, mask=i < stop, other=0)
+        at = place[:, None] * D + columns[None, :]
+        inside = (i < stop)[:, None] & (columns < D)[None, :]
+        x = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if DROPOUT:
+            x = tl.where(dropout.keep(seed, at, threshold), x * dropout_scale, 0.0)
+        acc += x
+    return acc
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def chunk_kernel(
+    dout_ptr,  # (N, D)
+    order_ptr,  # (N,)
+    ordered_ptr,  # (N,)
+    partial_ptr,  # (N // CHUNK, D) float32
+    D,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
+    DROPOUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Sum one chunk of the sorted places if all of them looked up the same row."""
+    chunk = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    start = chunk * CHUNK
+    stop = start + CHUNK
+    if tl.load(ordered_ptr + start) == tl.load(ordered_ptr + stop - 1):
+        acc = add_places(
+            tl.zeros([BLOCK_N, BLOCK_D], tl.float32), dout_ptr, order_ptr, start, stop, columns, D,
+            seed, threshold, dropout_scale, DROPOUT, BLOCK_N,
+        )  # fmt: skip
+        tl.store(partial_ptr + chunk * D + columns, tl.sum(acc, axis=0), mask=columns < D)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def row_kernel(
+    dout_ptr,  # (N, D)
+    order_ptr,  # (N,)
+    starts_ptr,  # (V + 1,)
+    partial_ptr,  # (N // CHUNK, D) float32
+    dtable_ptr,  # (V, D)
+    D,
+    scale: tl.float32,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
+    DROPOUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Sum the places of one row: those before its whole chunks, the chunks, those after."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    start, stop = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
+    first, last = tl.cdiv(start, CHUNK), stop // CHUNK  # whole chunks are [first, last)
+    head = tl.minimum(first * CHUNK, stop)
+    tail = tl.maximum(last * CHUNK, head)
+    acc = add_places(
+        tl.zeros([BLOCK_N, BLOCK_D], tl.float32), dout_ptr, order_ptr, start, head, columns, D,
+        seed, threshold, dropout_scale, DROPOUT, BLOCK_N,
+    )  # fmt: skip
+    for chunk in range(first, last, BLOCK_N):
+        i = chunk + tl.arange(0, BLOCK_N)
+        inside = (i < last)[:, None] & (columns < D)[None, :]
+        acc += tl.load(partial_ptr + i[:, None] * D + columns[None, :], mask=inside, other=0.0)
+    acc = add_places(
+        acc, dout_ptr, order_ptr, tail, stop, columns, D,
+        seed, threshold, dropout_scale, DROPOUT, BLOCK_N,
+    )  # fmt: skip
+    total = (tl.sum(acc, axis=0) * scale).to(dtable_ptr.dtype.element_ty)
+    tl.store(dtable_ptr + row * D + columns, total, mask=columns < D)
+
+
+def forward(
+    ids: torch.Tensor, table: torch.Tensor, *, tile: Tile | None = None
+) -> tuple[torch.Tensor, Cache]:
+    """Look up a row of the table, of any strides, for every id; an id outside it gives NaN.
+
+    Arguments and results are those of `reference.embedding.forward`. `tile` overrides the table's
+    choice.
+    """
+    check(ids, table)
+    V, D = table.shape
+    tile = tile or choose_tile(D)
+    N = ids.numel()
+    out = torch.empty((*ids.shape, D), dtype=table.dtype, device=table.device)
+    forward_kernel[(triton.cdiv(N, tile.block_n), triton.cdiv(D, tile.block_d))](
+        ids.contiguous(), table, out, table.stride(), N, V, D,
+        BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, num_warps=tile.num_warps,
+    )  # fmt: skip
+    return out, Cache(ids, V)
+
+
+def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
+    """Return dtable: each row the sum of the gradients of the places that looked it up."""
+    return Gradients(scatter_add(dout, cache.ids, cache.rows, tile=tile))
+
+
+def scatter_add(
+    dout: torch.Tensor, ids: torch.Tensor, rows: int, *, tile: Tile | None = None
+) -> torch.Tensor:
+    """Return the sums of dout's rows by id, (rows, D); an id outside adds nothing."""
+    return sum_places(dout, sort_places(ids, rows), tile=tile)
+
+
+def sort_places(ids: torch.Tensor, rows: int) -> Places:
+    """Sort the places by id; ids outside the table lie before the first start or after the last."""
+    ordered, order = torch.sort(ids.reshape(-1), stable=True)
+    each = torch.arange(rows + 1, dtype=ordered.dtype, device=ordered.device)
+    return Places(order, ordered, torch.searchsorted(ordered, each))
+
+
+def sum_places(
+    dout: torch.Tensor,
+    places: Places,
+    *,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    tile: Tile | None = None,
+) -> torch.Tensor:
+    """Return scale times the sums of dropout(dout)'s rows by id, (V, D)."""
+    D = dout.shape[-1]
+    dout = dout.contiguous()
+    V, chunks = len(places.starts) - 1, len(places.order) // CHUNK.value
+    tile = tile or choose_tile(D)
+    column_blocks = triton.cdiv(D, tile.block_d)
+    partial = torch.empty((chunks, D), dtype=torch.float32, device=dout.device)
+    dtable = torch.empty((V, D), dtype=dout.dtype, device=dout.device)
+    drawn = (seed, dropout.threshold(dropout_p), dropout.scale(dropout_p))
+    options = {
+        "DROPOUT": dropout_p > 0.0,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_D": tile.block_d,
+        "num_warps": tile.num_warps,
+    }
+    if chunks:
+        chunk_kernel[(chunks, column_blocks)](
+            dout, places.order, places.ordered, partial, D, *drawn, **options
+        )
+    row_kernel[(V, column_blocks)](
+        dout, places.order, places.starts, partial, dtable, D, scale, *drawn, **options
+    )
+    return dtable

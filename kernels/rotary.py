@@ -1,0 +1,226 @@
+"""Rotary positions of queries and keys in one launch, read where they lie; backward is the same.
+
+Bytes: q and k read once and written once, 2·(H + G)·B·L·D·b; cos and sin are read once for every
+`block_h` heads and mostly come from the L2 cache. Operations: 6 per pair. Nothing is saved but the
+tables. Any strides: q and k may be views of a packed projection, their gradients views of the
+packed gradient.
+
+`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.reference.rotary import check, check_tables
+
+
+class Tile(NamedTuple):
+    """Positions and heads a program works on, and with how many warps."""
+
+    block_l: int
+    block_h: int
+    num_warps: int
+
+
+# (most pairs, tile): the fewer pairs, the more positions fill a program's registers.
+TILES = (
+    (16, Tile(64, 4, 4)),
+    (64, Tile(32, 4, 4)),
+    (256, Tile(8, 4, 4)),
+    (4096, Tile(1, 2, 4)),
+)
+
+
+class Cache(NamedTuple):
+    """The angles, and which features pair up."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of q and k, shaped as they are."""
+
+    dq: torch.Tensor
+    dk: torch.Tensor
+
+
+def choose_tile(pairs: int) -> Tile:
+    """Return the table's tile for this many pairs."""
+    for most, tile in TILES:
+        if pairs <= most:
+            return tile
+    raise ValueError(f"cos.shape[-1] is {pairs}; it must be at most {TILES[-1][0]}")
+
+
+def tables(
+    positions: torch.Tensor,
+    rotary_dim: int,
+    *,
+    base: float = 10000.0,
+    dtype: str | torch.dtype = "float64",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos θ and sin θ, each (L, rotary_dim/2) or (B, L, rotary_dim/2), as `reference` does.
+
+    Constants of the model, made once: torch in float64 and no kernel.
+    """
+    check_tables(positions, rotary_dim, base)
+    even = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
+    angle = positions[..., None].double() / float(base) ** (even / rotary_dim)
+    to = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return angle.cos().to(to), angle.sin().to(to)
+
+
+@triton.jit
+def at(ptr, strides, b, h, rows, columns):
+    """Point at [b, h, rows, columns]; what may pass 2³¹ is 64 bits wide."""
+    base = b * strides[0] + h.to(tl.int64) * strides[1]
+    return ptr + base + rows * strides[2] + columns.to(tl.int64) * strides[3]
+
+
+@triton.jit
+def turn(
+    x_ptr, y_ptr, x_strides, y_strides, b, h, rows, cos, sin, L, D, F,
+    INTERLEAVED: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    """Turn the pairs of one head at `rows` (BLOCK_L, 1), and copy the features that have no pair.
+
+    Both of a pair are read before either is written, so that y may be x.
+    """
+    f = tl.arange(0, BLOCK_F)[None, :]
+    if INTERLEAVED:
+        first = 2 * f
+        second = first + 1
+    else:
+        first = f
+        second = f + F
+    inside = (rows < L) & (f < F)
+    x1 = tl.load(at(x_ptr, x_strides, b, h, rows, first), mask=inside, other=0.0).to(tl.float32)
+    x2 = tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0).to(tl.float32)
+    y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)
+    y2 = (x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
+    tl.store(at(y_ptr, y_strides, b, h, rows, first), y1, mask=inside)
+    tl.store(at(y_ptr, y_strides, b, h, rows, second), y2, mask=inside)
+    if BLOCK_REST > 0:
+        rest = 2 * F + tl.arange(0, BLOCK_REST)[None, :]
+        inside = (rows < L) & (rest < D)
+        x = tl.load(at(x_ptr, x_strides, b, h, rows, rest), mask=inside, other=0.0)
+        tl.store(at(y_ptr, y_strides, b, h, rows, rest), x, mask=inside)
+
+
+@triton.jit
+def rotary_kernel(
+    q_ptr, k_ptr,  # (B, H, L, D), (B, G, L, D)
+    cos_ptr, sin_ptr,  # (B, L, F), the first stride 0 where all batches share them
+    q_out_ptr, k_out_ptr,  # as q and k
+    q_strides, k_strides, cos_strides, sin_strides, q_out_strides, k_out_strides,
+    H, G, L, D, F,
+    INTERLEAVED: tl.constexpr,
+    CONJUGATE: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    """Turn BLOCK_H heads, of queries first and then of keys, at BLOCK_L positions."""
+    blocks, groups = tl.cdiv(L, BLOCK_L), tl.cdiv(H + G, BLOCK_H)
+    program = tl.program_id(0)
+    b = (program // (blocks * groups)).to(tl.int64)
+    group = program // blocks % groups
+    rows = (program % blocks).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)[:, None]
+    f = tl.arange(0, BLOCK_F)[None, :]
+    inside = (rows < L) & (f < F)
+    cos_at = b * cos_strides[0] + rows * cos_strides[1] + f * cos_strides[2]
+    sin_at = b * sin_strides[0] + rows * sin_strides[1] + f * sin_strides[2]
+    cos = tl.load(cos_ptr + cos_at, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + sin_at, mask=inside, other=0.0).to(tl.float32)
+    if CONJUGATE:
+        sin = -sin
+    for i in tl.static_range(BLOCK_H):
+        h = group * BLOCK_H + i
+        if h < H:
+            turn(
+                q_ptr, q_out_ptr, q_strides, q_out_strides, b, h, rows, cos, sin, L, D, F,
+                INTERLEAVED, BLOCK_F, BLOCK_REST,
+            )  # fmt: skip
+        elif h < H + G:
+            turn(
+                k_ptr, k_out_ptr, k_strides, k_out_strides, b, h - H, rows, cos, sin, L, D, F,
+                INTERLEAVED, BLOCK_F, BLOCK_REST,
+            )  # fmt: skip
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    interleaved: bool = False,
+    tile: Tile | None = None,
+) -> tuple[tuple[torch.Tensor, torch.Tensor], Cache]:
+    """Turn the first rotary_dim features of q and k, of any strides; the others pass through.
+
+    Arguments and results are those of `reference.rotary.forward`; products in float32. The results
+    lie (B, L, H, D) in memory. `tile` overrides the table's choice.
+    """
+    check(q, k, cos, sin)
+    cache = Cache(cos, sin, interleaved)
+    turned = _empty(q), _empty(k)
+    _launch(q, k, cache, turned, False, tile)
+    return turned, cache
+
+
+def backward(
+    dq_out: torch.Tensor,
+    dk_out: torch.Tensor,
+    cache: Cache,
+    *,
+    into: tuple[torch.Tensor, torch.Tensor] | None = None,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Return dq and dk: the gradients turned back.
+
+    `into` receives them, in any strides, instead of new tensors; it may be (dq_out, dk_out).
+    """
+    grads = Gradients(*(into or (_empty(dq_out), _empty(dk_out))))
+    _launch(dq_out, dk_out, cache, grads, True, tile)
+    return grads
+
+
+def _launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cache: Cache,
+    out: tuple[torch.Tensor, torch.Tensor],
+    conjugate: bool,
+    tile: Tile | None,
+) -> None:
+    (B, H, L, D), G, F = q.shape, k.shape[1], cache.cos.shape[-1]
+    cos, sin = (x.expand(B, L, F) for x in (cache.cos, cache.sin))
+    tile = tile or choose_tile(F)
+    programs = triton.cdiv(L, tile.block_l) * triton.cdiv(H + G, tile.block_h) * B
+    rotary_kernel[(programs,)](
+        q, k, cos, sin, *out,
+        q.stride(), k.stride(), cos.stride(), sin.stride(), out[0].stride(), out[1].stride(),
+        H, G, L, D, F,
+        INTERLEAVED=cache.interleaved,
+        CONJUGATE=conjugate,
+        BLOCK_L=tile.block_l,
+        BLOCK_H=tile.block_h,
+        BLOCK_F=triton.next_power_of_2(F),
+        BLOCK_REST=triton.next_power_of_2(D - 2 * F) if D > 2 * F else 0,
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    """Allocate (B, H, L, D) with the heads of a position side by side."""
+    B, H, L, D = like.shape
+    return torch.empty((B, L, H, D), dtype=like.dtype, device=like.device).transpose(1, 2)
