@@ -16,10 +16,10 @@ class Optimizer:
     Every operation is element by element, so a slice of the buffer can be updated by itself.
     """
 
-    def __init__(self, recipe: Recipe, ops: Side, numel: int, decay_numel: int) -> None:
+    def __init__(self, recipe: Recipe, ops: Side, numel: int, decay_numel: int, dtype: str) -> None:
         self.recipe, self.ops = recipe, ops
         self.numel, self.decay_numel = numel, decay_numel
-        self.state = {name: ops.zeros((numel,)) for name in STATE[recipe.optimizer]}
+        self.state = {name: ops.zeros((numel,), dtype) for name in STATE[recipe.optimizer]}
 
     def step(
         self, params: Any, grads: Any, part: slice, *, step: int, lr: float, grad_norm: Any

@@ -1,0 +1,22 @@
+"""The command line: `twofold train | evaluate | predict | verify`."""
+
+from __future__ import annotations
+
+import typer
+
+from twofold.core.commands import evaluate, predict, train, verify
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Operators of a Transformer, twice: as mathematics in NumPy and as fused Triton kernels.",
+)
+app.command("train")(train.command)
+app.command("evaluate")(evaluate.command)
+app.command("predict")(predict.command)
+app.command("verify")(verify.command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

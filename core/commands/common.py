@@ -1,0 +1,50 @@
+"""What the commands share: the console, errors without stack traces, sides, JSON results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from twofold.core import ops
+
+console = Console()
+errors = Console(stderr=True)
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Print what was wrong with the input, without a stack trace, and exit with status 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        errors.print(f"[red]error:[/red] {escaped(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(REFUSED) from error
+
+
+def escaped(text: str) -> str:
+    """Return text in which rich sees no markup."""
+    return text.replace("[", "\\[")
+
+
+def choose_side(name: str) -> ops.Side:
+    """Return a side by name; "auto" takes the kernels where CUDA is."""
+    if name == "auto":
+        name = "triton" if ops.cuda_available() else "reference"
+    if name not in ops.SIDES:
+        raise ValueError(f"--side is {name!r}; it must be auto, {' or '.join(ops.SIDES)}")
+    return ops.load(name)
+
+
+def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write a machine-readable result where one was asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,57 @@
+"""`twofold evaluate RUN`: judge a finished run on the test part of its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from twofold.core.commands.common import choose_side, console, escaped, plain_errors, write_json
+from twofold.core.data.datasets import load_dataset
+from twofold.core.training.run import Run
+from twofold.core.training.trainer import predict
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="folder that `twofold train` left")],
+    side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+) -> None:
+    """Judge a finished run on the test part of its data: accuracy, and recall by class."""
+    with plain_errors():
+        opened = Run.open(run)
+        settings = opened.settings
+        model = opened.load_model(choose_side(side))
+        dataset = load_dataset(
+            settings.data, text_column=settings.text_column, label_column=settings.label_column
+        )
+        probabilities = predict(model, opened.codec.encode(dataset.test_x))
+        found, y = probabilities.argmax(axis=1), dataset.test_y
+        chosen = np.clip(probabilities[np.arange(len(y)), y], 1e-30, 1)
+        recall = {
+            label: float((found[y == c] == c).mean())
+            for c, label in enumerate(settings.labels)
+            if (y == c).any()
+        }
+        result = {
+            "data": settings.data,
+            "test_accuracy": float((found == y).mean()),
+            "test_loss": float(-np.log(chosen).mean()),
+            "test_examples": len(y),
+            "recall": recall,
+        }
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("class")
+        table.add_column("recall", justify="right")
+        for label, share in recall.items():
+            table.add_row(escaped(label), f"{share:.4f}")
+        console.print(table)
+        console.print(
+            f"test accuracy {result['test_accuracy']:.4f}, loss {result['test_loss']:.4f} nats, "
+            f"{len(y)} examples",
+            highlight=False,
+        )
+        write_json(json, result)

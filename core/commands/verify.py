@@ -1,0 +1,107 @@
+"""`twofold verify`: hold the kernels against the mathematics, and print how close they came."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from twofold.core import ops
+from twofold.core.commands.common import (
+    FAILED,
+    choose_side,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
+
+LOCKSTEP = "lockstep"
+EXAMPLES = 20
+
+
+def command(
+    operators: Annotated[
+        list[str] | None,
+        typer.Argument(help="operators to judge, all by default; or lockstep: train on both sides"),
+    ] = None,
+    examples: Annotated[int, typer.Option(help="random cases of each operator")] = EXAMPLES,
+    steps: Annotated[int, typer.Option(help="of lockstep")] = 10,
+    side: Annotated[str, typer.Option(help="side to judge: triton or reference")] = "triton",
+    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+) -> None:
+    """Judge operators by their contracts: random and pinned cases, each within its error bound.
+
+    Without a GPU the kernels run in the strict interpreter. Exit status 1 if anything fails.
+    """
+    with plain_errors(), ExitStack() as stack:
+        names = list(operators or ops.OPERATORS)
+        for name in names:
+            if name not in (*ops.OPERATORS, LOCKSTEP):
+                known = ", ".join((*ops.OPERATORS, LOCKSTEP))
+                raise ValueError(f"operator is {name!r}; it must be one of {known}")
+        judged = choose_side(side)
+        interpreted = judged.name == "triton" and judged.device == "cpu"
+        if interpreted:
+            from twofold.core.verify.strict_interpreter import strict_interpreter
+
+            stack.enter_context(strict_interpreter())
+        console.print(
+            f"{judged.name} side on {judged.device}"
+            + (", in the strict interpreter" if interpreted else ""),
+            highlight=False,
+        )
+        wanted = [name for name in names if name != LOCKSTEP]
+        result = _operators(wanted, judged, examples) if wanted else {}
+        if LOCKSTEP in names:
+            result |= _lockstep(judged, steps)
+        write_json(json, result)
+    if not all(part["holds"] for part in result.values()):
+        raise typer.Exit(FAILED)
+
+
+def _operators(names: list[str], side: ops.Side, examples: int) -> dict[str, dict[str, object]]:
+    from twofold.core.verify import report  # needs hypothesis, which only verification does
+
+    rows = []
+    for name in names:
+        with console.status(f"{name} …"):
+            rows += report.verify(name, side, examples)
+    console.print(report.table(rows))
+    faults = [(row, fault) for row in rows for fault in row.faults]
+    for row, fault in faults:
+        console.print(
+            f"[red]FAIL[/red] {row.operator} {row.pass_} {row.precision}: {escaped(fault)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return {"operators": {"holds": not faults, "rows": report.as_json(rows)}}
+
+
+def _lockstep(side: ops.Side, steps: int) -> dict[str, dict[str, object]]:
+    from twofold.core.verify import lockstep
+
+    config = lockstep.DEFAULT if side.device == "cuda" else lockstep.TINY
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("step", "worst/allowed", "of", "loss off by"):
+        table.add_column(column, justify="left" if column == "of" else "right")
+
+    def show(found: list[lockstep.Difference]) -> None:
+        worst = max(found, key=lambda d: d.share)
+        loss = next(d for d in found if d.name == "loss")
+        table.add_row(str(worst.step), f"{worst.share:.3f}", worst.name, f"{loss.distance:.2e}")
+
+    with console.status("lockstep …"):
+        found = lockstep.lockstep(side, config, steps=steps, observe=show)
+    console.print(table)
+    worst = max(found, key=lambda d: d.share)
+    holds = worst.share <= 1.0
+    console.print(
+        f"lockstep {'holds' if holds else '[red]FAILS[/red]'}: worst {worst.share:.3f} of what is "
+        f"allowed, {worst.name} after step {worst.step}",
+        highlight=False,
+    )
+    return {"lockstep": {"holds": holds, "differences": [d._asdict() for d in found]}}

@@ -1,0 +1,159 @@
+"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
+
+A checkpoint is a folder with `tensors.safetensors` and `state.json`. It is written under a
+temporary name, its files synced to disk, then renamed: whenever the process is killed, what stands
+under a checkpoint's name is complete. `state.json` carries the checksum of both files, so one that
+was cut short or changed afterwards is refused, and the one before it is still there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+KEPT = 2  # checkpoints of a run that stay
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+
+class Checkpoint(NamedTuple):
+    """Arrays by name, and plain data."""
+
+    tensors: dict[str, Array]
+    state: dict[str, Any]
+
+
+def save(folder: Path, tensors: Mapping[str, Array], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; `folder` exists afterwards, complete, or is as it was before.
+
+    Args:
+        folder: its name; what stood there is replaced.
+        tensors: arrays by name.
+        state: anything `json` takes.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    parts = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    blob = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
+    write_synced(parts / TENSORS, blob)
+    signed = {"state": dict(state), "tensors_sha256": _sha256(blob)}
+    signed["sha256"] = _sha256(_canonical(signed))
+    write_synced(parts / STATE, json.dumps(signed, indent=1).encode())
+    _sync_folder(parts)
+    if folder.exists():  # a folder cannot be renamed onto one with content
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, aside)
+        os.rename(parts, folder)
+        shutil.rmtree(aside)
+    else:
+        os.rename(parts, folder)
+    _sync_folder(folder.parent)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, cut short or changed since it was written.
+    """
+    try:
+        blob, text = (folder / TENSORS).read_bytes(), (folder / STATE).read_bytes()
+    except OSError as missing:
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint: {missing.strerror}: {missing.filename}"
+        ) from missing
+    try:
+        signed = json.loads(text)
+        claimed = signed.pop("sha256")
+        state, tensors_sha256 = signed["state"], signed["tensors_sha256"]
+    except (ValueError, KeyError, AttributeError, TypeError) as broken:
+        raise CheckpointError(
+            f"{folder / STATE} is not a checkpoint's state: {broken!r}"
+        ) from broken
+    if _sha256(_canonical(signed)) != claimed:
+        raise CheckpointError(
+            f"{folder / STATE} was changed after it was written: its sha256 differs"
+        )
+    if _sha256(blob) != tensors_sha256:
+        raise CheckpointError(
+            f"{folder / TENSORS} was cut short or changed after it was written: its sha256 differs"
+        )
+    try:
+        return Checkpoint(load_tensors(blob), state)
+    except SafetensorError as broken:
+        raise CheckpointError(f"{folder / TENSORS} holds no tensors: {broken}") from broken
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the latest sound checkpoint of a folder of them, and why later ones were refused."""
+    refused: list[str] = []
+    for path in reversed(names(folder)):
+        try:
+            return load(path), refused
+        except CheckpointError as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def names(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first: names sort by age."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def prune(folder: Path) -> None:
+    """Delete all but the latest checkpoints, and what interrupted writes left behind."""
+    for path in names(folder)[:-KEPT]:
+        shutil.rmtree(path)
+    for left in folder.glob(".*.part"):
+        shutil.rmtree(left)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there with all of its content or is as it was before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_synced(part, text.encode())
+    os.replace(part, path)
+    _sync_folder(path.parent)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,97 @@
+"""From texts and images to what a model reads: token ids, or patches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from twofold.core.data.datasets import Dataset
+from twofold.core.data.patches import patches
+from twofold.core.data.tokenizers import UNKNOWN, BPETokenizer, WordTokenizer, load_tokenizer
+from twofold.core.training.batches import Array
+from twofold.core.training.checkpoints import write_text
+from twofold.core.training.settings import LONGEST, Settings
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZERS = ("words", "bpe")
+
+
+class Codec(Protocol):
+    """Turns examples into inputs of a model; `unknown` stands for what it does not know."""
+
+    unknown: int
+
+    def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
+        """Return ids (L,) int64 or patches (L, P) float32 of every example."""
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what the model's config must know: `input`, `input_size`, `max_length`."""
+
+
+class TextCodec:
+    """Token ids; texts are cut off at `max_length` tokens."""
+
+    def __init__(self, tokenizer: WordTokenizer | BPETokenizer, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.unknown = UNKNOWN
+
+    def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
+        """Return ids (L,) int64 of every text."""
+        return [self.tokenizer.encode(text, self.max_length) for text in examples]
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what the model's config must know."""
+        return {
+            "input": "tokens",
+            "input_size": self.tokenizer.vocabulary_size,
+            "max_length": self.max_length,
+        }
+
+
+class PatchCodec:
+    """Square patches of images, row by row."""
+
+    def __init__(self, size: int, input_size: int, max_length: int) -> None:
+        self.size, self.input_size, self.max_length = size, input_size, max_length
+        self.unknown = 0  # nothing is unknown
+
+    def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
+        """Return patches (L, P) float32 of every image."""
+        return list(patches(np.asarray(examples, np.float32), self.size))
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what the model's config must know."""
+        return {
+            "input": "patches",
+            "input_size": self.input_size,
+            "max_length": self.max_length,
+        }
+
+
+def new(dataset: Dataset, tokenizer: str, patch: int) -> Codec:
+    """Make the codec of a data set: a vocabulary from its training texts, or its patches' size."""
+    if dataset.kind == "images":
+        first = patches(np.asarray(dataset.train_x[:1], np.float32), patch)
+        return PatchCodec(patch, first.shape[2], first.shape[1])
+    texts = list(dataset.train_x)
+    made = BPETokenizer.train(texts) if tokenizer == "bpe" else WordTokenizer.train(texts)
+    longest = max(len(made.encode(text, LONGEST)) for text in texts)
+    return TextCodec(made, -(-longest // 8) * 8)
+
+
+def store(codec: Codec, folder: Path) -> None:
+    """Write what the run's settings do not hold: the vocabulary."""
+    if isinstance(codec, TextCodec):
+        write_text(folder / TOKENIZER_FILE, json.dumps(codec.tokenizer.to_json()))
+
+
+def restore(settings: Settings, folder: Path) -> Codec:
+    """Return the codec of a run."""
+    model = settings.model
+    if model.input == "patches":
+        return PatchCodec(settings.patch, model.input_size, model.max_length)
+    return TextCodec(load_tokenizer(folder / TOKENIZER_FILE), model.max_length)

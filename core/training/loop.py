@@ -1,0 +1,292 @@
+"""The loop: a fit that holds validation out, then one on all training examples, step by step.
+
+Everything a step does is a function of the settings and of the step's number, and a checkpoint
+holds the rest, so a run that was interrupted, however, ends with the bits it would have ended with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from twofold.core.data.datasets import Dataset
+from twofold.core.data.splits import stratified_split
+from twofold.core.model.classifier import Classifier
+from twofold.core.ops import Side
+from twofold.core.training import checkpoints
+from twofold.core.training.batches import (
+    Array,
+    Examples,
+    drop_words,
+    epoch_batches,
+    steps_per_epoch,
+)
+from twofold.core.training.recipe import Recipe, learning_rate
+from twofold.core.training.run import Run
+from twofold.core.training.trainer import Trainer, accuracy
+
+VALIDATION_SHARE, VALIDATION_SEED = 0.1, 0
+ROW_STEPS = 10  # steps that a row of the metrics sums up
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a checkpoint was written first."""
+
+
+class Event(NamedTuple):
+    """What an observer is told: after every step, and with an accuracy after every epoch."""
+
+    phase: str
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    validation_accuracy: float | None
+    seconds_left: float
+
+
+Observer = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One fit: what it learns from, and what it is judged on after each epoch, if anything."""
+
+    name: str
+    train: Examples
+    held: Examples | None
+    epochs: int
+
+    def steps(self, recipe: Recipe) -> int:
+        """Return how many steps it takes."""
+        return self.epochs * steps_per_epoch(len(self.train), recipe.batch_size)
+
+
+@dataclass
+class State:
+    """Where a run stands, besides its tensors."""
+
+    phase: int = 0
+    step: int = 0  # of the phase
+    done: int = 0  # steps of all phases
+    epochs: int | None = None  # that the first fit found best, for the second
+    validation_accuracy: float | None = None
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    stopped: bool = False  # early
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the row that is not written yet
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(run: Run, dataset: Dataset, ops: Side, observe: Observer) -> tuple[Classifier, State]:
+    """Train to the end, from the latest checkpoint if there is one, and keep the model.
+
+    Args:
+        run: where everything is kept.
+        dataset: what the run's settings name.
+        ops: the side.
+        observe: is told how it goes.
+
+    Returns:
+        the model, and the state it ended in.
+
+    Raises:
+        Diverged: the loss is no longer finite; the last checkpoint is still good.
+        Interrupted: by SIGINT or SIGTERM, after a checkpoint.
+    """
+    with threadpool_limits(1, "blas"), np.errstate(all="ignore"), _stoppable() as stop:
+        return _Loop(run, dataset, ops, observe, stop).train()
+
+
+def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
+    """Return the encoded training examples in two parts: to fit, and held out for validation."""
+    inputs = run.codec.encode(dataset.train_x)
+    fit, held = stratified_split(dataset.train_y, VALIDATION_SHARE, VALIDATION_SEED)
+
+    def part(chosen: Array) -> Examples:
+        soft = dataset.train_targets
+        return Examples(
+            [inputs[i] for i in chosen],
+            dataset.train_y[chosen],
+            None if soft is None else soft[chosen],
+        )
+
+    return part(fit), part(held)
+
+
+class _Loop:
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        ops: Side,
+        observe: Observer,
+        stop: threading.Event,
+    ) -> None:
+        self.run, self.ops, self.observe, self.stop = run, ops, observe, stop
+        self.recipe = run.settings.recipe
+        self.fit, self.held = prepare(run, dataset)
+        self.state, self.best = State(), None
+        self.trainer = self._trainer()
+        found, _ = checkpoints.newest(run.checkpoints)
+        if found is not None:
+            self.state = State(**found.state)
+            tensors = dict(found.tensors)
+            self.best = tensors.pop("best", None)
+            self.trainer.restore(tensors)
+        self.began = time.perf_counter() - self.state.seconds
+        self.here, self.done_here = time.perf_counter(), 0
+
+    def train(self) -> tuple[Classifier, State]:
+        if self.state.phase == 0:
+            self._phase(Phase("fit", self.fit, self.held, self.recipe.epochs))
+            self.state.epochs = self.state.best_epoch if self.best is not None else None
+            if self.recipe.refit:
+                self.state.phase, self.state.step, self.state.stopped = 1, 0, False
+                self.trainer, self.best = self._trainer(), None
+        if self.state.phase == 1:
+            epochs = self.state.epochs or self.recipe.epochs
+            self._phase(Phase("refit", self.fit + self.held, None, epochs))
+        model = self.trainer.average
+        if self.best is not None:
+            model = Classifier(model.config, self.ops, self.ops.asarray(self.best))
+        self.run.write_model(model)
+        return model, self.state
+
+    def _trainer(self) -> Trainer:
+        seed = self.recipe.seed
+        return Trainer(Classifier(self.run.settings.model, self.ops, seed=seed), self.recipe)
+
+    def _phase(self, phase: Phase) -> None:
+        """Take the steps of a phase that are not taken yet."""
+        state, recipe = self.state, self.recipe
+        per_epoch = steps_per_epoch(len(phase.train), recipe.batch_size)
+        lengths, steps = phase.train.lengths, phase.steps(recipe)
+        if state.step == 0:
+            self._checkpoint()
+        while state.step < steps and not state.stopped:
+            epoch, first = divmod(state.step, per_epoch)
+            batches = epoch_batches(lengths, recipe.batch_size, recipe.seed, epoch)
+            for chosen in batches[first:]:
+                state.step += 1
+                state.done += 1
+                self._step(phase, chosen, steps)
+                if state.step % per_epoch == 0:
+                    self._end_of_epoch(phase, epoch + 1, steps)
+                if state.step % recipe.checkpoint_steps == 0 or state.step == steps:
+                    self._checkpoint()
+                if self.stop.is_set():
+                    self._checkpoint()
+                    raise Interrupted(f"stopped at step {state.step} of {phase.name}")
+
+    def _step(self, phase: Phase, chosen: Array, steps: int) -> None:
+        state, recipe, examples = self.state, self.recipe, phase.train
+        inputs: list[Array] = [examples.inputs[i] for i in chosen]
+        if recipe.word_dropout > 0.0 and self.run.settings.model.input == "tokens":
+            lengths = np.cumsum([len(x) for x in inputs])
+            unknown = self.run.codec.unknown
+            ids = drop_words(
+                np.concatenate(inputs), recipe.word_dropout, unknown, recipe.seed, state.step
+            )
+            inputs = np.split(ids, lengths[:-1])
+        graded = examples.soft if recipe.soft_targets else None
+        targets = (examples.labels if graded is None else graded)[chosen]
+        lr = learning_rate(recipe, state.step, steps)
+        self.trainer.step(inputs, targets, state.step, lr)
+        state.losses.append(self.trainer.loss)
+        self.done_here += 1
+        if state.step % ROW_STEPS == 0:
+            self._row(phase, steps, None)
+        self._tell(phase, steps, None)
+
+    def _end_of_epoch(self, phase: Phase, epoch: int, steps: int) -> None:
+        state, found = self.state, None
+        if phase.held is not None:
+            found = accuracy(self.trainer.average, phase.held.inputs, phase.held.labels)
+            state.validation_accuracy = found
+            if self.recipe.patience > 0:
+                if found > state.best_accuracy:
+                    state.best_accuracy, state.best_epoch = found, epoch
+                    self.best = np.array(self.ops.to_numpy(self.trainer.average.flat))
+                elif epoch - state.best_epoch >= self.recipe.patience:
+                    state.stopped = True
+                state.validation_accuracy = state.best_accuracy
+        self._row(phase, steps, found)
+        self._tell(phase, steps, found)
+
+    def _row(self, phase: Phase, steps: int, accuracy: float | None) -> None:
+        """Sum up the steps since the last row."""
+        state = self.state
+        if not state.losses and accuracy is None:
+            return
+        per_epoch = steps_per_epoch(len(phase.train), self.recipe.batch_size)
+        loss = math.fsum(state.losses) / len(state.losses) if state.losses else self.trainer.loss
+        state.rows.append(
+            {
+                "phase": phase.name,
+                "epoch": -(-state.step // per_epoch),
+                "step": state.step,
+                "lr": learning_rate(self.recipe, state.step, steps),
+                "loss": loss,
+                "grad_norm": self.trainer.grad_norm,
+                "validation_accuracy": accuracy,
+                "seconds": round(time.perf_counter() - self.began, 3),
+            }
+        )
+        state.losses.clear()
+
+    def _tell(self, phase: Phase, steps: int, accuracy: float | None) -> None:
+        """Tell the observer, with the time left in this phase and the ones to come."""
+        left = steps - self.state.step
+        if phase.name == "fit" and self.recipe.refit:
+            both = len(self.fit) + len(self.held)
+            left += phase.epochs * steps_per_epoch(both, self.recipe.batch_size)
+        pace = (time.perf_counter() - self.here) / max(self.done_here, 1)
+        epoch = -(-self.state.step * phase.epochs // steps)
+        self.observe(
+            Event(
+                phase.name, epoch, self.state.step, steps, self.trainer.loss, accuracy, left * pace
+            )
+        )
+
+    def _checkpoint(self) -> None:
+        self.state.seconds = time.perf_counter() - self.began
+        tensors = self.trainer.tensors()
+        if self.best is not None:
+            tensors["best"] = self.best
+        name = f"{self.state.phase}-{self.state.step:08d}"
+        checkpoints.save(self.run.checkpoints / name, tensors, asdict(self.state))
+        checkpoints.prune(self.run.checkpoints)
+        self.run.write_metrics(self.state.rows)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event that is looked at between steps; a second one kills."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals belong to the main thread
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,136 @@
+"""A run's folder: settings, vocabulary, checkpoints, metrics, the model, results, a plot.
+
+run.json          what was asked for
+tokenizer.json    the vocabulary, for texts
+checkpoints/      the last two
+metrics.csv       loss and accuracy along the way
+model/            the parameters that training ended with
+result.json       what came of it
+plot.png          the same, to look at
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twofold.core.model.classifier import Classifier
+from twofold.core.ops import Side
+from twofold.core.training import checkpoints
+from twofold.core.training import codec as codecs
+from twofold.core.training.codec import Codec
+from twofold.core.training.settings import Settings
+
+SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
+    "run.json",
+    "result.json",
+    "metrics.csv",
+    "plot.png",
+)
+COLUMNS = ("phase", "epoch", "step", "lr", "loss", "grad_norm", "validation_accuracy", "seconds")
+
+
+class RunError(ValueError):
+    """A folder that is no run, or one that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder, the settings in it, and the codec they name."""
+
+    folder: Path
+    settings: Settings
+    codec: Codec
+
+    @classmethod
+    def create(cls, folder: Path, settings: Settings, codec: Codec) -> Run:
+        """Write a new run's folder.
+
+        Raises:
+            RunError: there is a run in it already.
+        """
+        if (folder / SETTINGS_FILE).exists():
+            raise RunError(f"{folder} holds a run already; go on with --resume or name another")
+        folder.mkdir(parents=True, exist_ok=True)
+        codecs.store(codec, folder)
+        checkpoints.write_text(folder / SETTINGS_FILE, json.dumps(settings.to_json(), indent=1))
+        return cls(folder, settings, codec)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Read a run's folder.
+
+        Raises:
+            RunError: it is none, or its settings cannot be read; the message says why.
+        """
+        path = folder / SETTINGS_FILE
+        try:
+            settings = Settings.from_json(json.loads(path.read_text()))
+            return cls(folder, settings, codecs.restore(settings, folder))
+        except OSError as missing:
+            raise RunError(
+                f"{folder} is no run: {missing.strerror}: {missing.filename}"
+            ) from missing
+        except (ValueError, TypeError) as broken:
+            raise RunError(f"{path} holds no settings of a run: {broken}") from broken
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the finished model."""
+        return self.folder / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has come to its end."""
+        return (self.folder / RESULT_FILE).exists()
+
+    def write_model(self, model: Classifier) -> None:
+        """Keep the parameters, one tensor each, by name."""
+        tensors = {n: model.ops.to_numpy(x) for n, x in model.params.items()}
+        checkpoints.save(self.model_folder, tensors, {"config": model.config.to_json()})
+
+    def load_model(self, ops: Side) -> Classifier:
+        """Return the finished model.
+
+        Raises:
+            RunError: training is not finished.
+            CheckpointError: the model was cut short or changed.
+        """
+        if not self.model_folder.exists():
+            raise RunError(
+                f"{self.folder} is not finished; go on with: twofold train --resume {self.folder}"
+            )
+        tensors = checkpoints.load(self.model_folder).tensors
+        model = Classifier(self.settings.model, ops)
+        if {n: x.shape for n, x in tensors.items()} != model.layout.shapes:
+            raise RunError(f"{self.model_folder} holds another model than {SETTINGS_FILE} says")
+        for name, view in model.params.items():
+            view[...] = ops.asarray(tensors[name])
+        return model
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the metrics, a row each."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        checkpoints.write_text(self.folder / METRICS_FILE, text.getvalue())
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write what came of the run; from now on it is finished."""
+        checkpoints.write_text(self.folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+
+    def result(self) -> dict[str, Any]:
+        """Return what came of the run."""
+        found: dict[str, Any] = json.loads((self.folder / RESULT_FILE).read_text())
+        return found

@@ -1,0 +1,116 @@
+"""What a run was asked for, in one dataclass: `run.json` in the run's folder.
+
+Defaults are those of the movie reviews; where another data set wants others, the table below says
+so. All of them were chosen on validation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from twofold.core.data.datasets import Dataset
+from twofold.core.model.config import ClassifierConfig
+from twofold.core.training.recipe import Recipe
+
+# Where a data set wants something else than the defaults of ClassifierConfig and Recipe.
+PREFERENCES: dict[str, dict[str, dict[str, Any]]] = {
+    "trec": {"model": {}, "recipe": {"epochs": 12}},
+    "r8": {"model": {}, "recipe": {}},
+    "digits": {
+        "model": {"embedding_dropout": 0.1, "dropout": 0.1, "attention_dropout": 0.1},
+        "recipe": {"epochs": 40, "word_dropout": 0.0, "weight_decay": 0.01},
+    },
+}
+LONGEST = 256  # tokens of a text that are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything needed to start a run, or to go on with it.
+
+    Attributes:
+        data: name of a data set, or path of a file.
+        text_column, label_column: of such a file; None for the usual names.
+        data_sha256: of what was read, so that a run never goes on with other data.
+        labels: names of the classes.
+        side: "reference" or "triton".
+        tokenizer: "words" or "bpe".
+        patch: edge of an image's patches, in pixels.
+        quick: a short form: few examples, few epochs.
+        model, recipe: sizes and choices.
+    """
+
+    data: str
+    text_column: str | None = None
+    label_column: str | None = None
+    data_sha256: str
+    labels: tuple[str, ...]
+    side: str = "reference"
+    tokenizer: str = "words"
+    patch: int = 2
+    quick: bool = False
+    model: ClassifierConfig
+    recipe: Recipe
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name, fit for `json.dump`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the settings written as these fields.
+
+        Raises:
+            ValueError, TypeError: naming a field that is missing, unknown or impossible.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in fields.keys() ^ known:
+            said = "missing" if name in known else "unknown"
+            raise ValueError(f"{name} is {said} in the run's settings")
+        return cls(
+            **{
+                **fields,
+                "labels": tuple(fields["labels"]),
+                "model": ClassifierConfig.from_json(fields["model"]),
+                "recipe": Recipe.from_json(fields["recipe"]),
+            }
+        )
+
+
+def preferred(data: str, part: str) -> dict[str, Any]:
+    """Return a data set's own defaults for "model" or "recipe"."""
+    return dict(PREFERENCES.get(data, {}).get(part, {}))
+
+
+def shortened(dataset: Dataset, examples: int) -> Dataset:
+    """Return a data set with so many training examples, drawn evenly over those there are."""
+    n = len(dataset.train_y)
+    if n <= examples:
+        return dataset
+    chosen = np.linspace(0, n - 1, examples).astype(int)
+    targets = dataset.train_targets
+    return dataclasses.replace(
+        dataset,
+        train_x=[dataset.train_x[i] for i in chosen],
+        train_y=dataset.train_y[chosen],
+        train_targets=None if targets is None else targets[chosen],
+    )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return the sha256 of a data set's examples and labels."""
+    digest = hashlib.sha256()
+    for x, y in ((dataset.train_x, dataset.train_y), (dataset.test_x, dataset.test_y)):
+        for example in x:
+            content = (
+                example.encode() if isinstance(example, str) else np.asarray(example).tobytes()
+            )
+            digest.update(len(content).to_bytes(8, "little") + content)
+        digest.update(np.asarray(y, np.int64).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""One step of training, on either side: forward, loss, backward, clipping, update, average.
+
+A batch is worked on in parts, each with dropout masks of its own; their gradients are added in
+order, so the result depends on the number of parts but not on what runs at the same time. On the
+NumPy side every part has a thread, and the update is shared out over the same threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from twofold.core.model.classifier import Classifier
+from twofold.core.model.seeds import dropout_seeds
+from twofold.core.ops import Side
+from twofold.core.training.batches import Array, Batch, collate
+from twofold.core.training.optimizer import Optimizer
+from twofold.core.training.recipe import Recipe
+from twofold.reference.checks import dtype_name
+
+SLICE = 1 << 16  # elements of the flat buffers that a thread updates at a time
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient is no longer finite."""
+
+
+class Trainer:
+    """A model and everything that changes as it learns.
+
+    Attributes:
+        model: learns in place.
+        average: the model with running averages of the parameters, or `model` itself without them.
+        loss, grad_norm: of the last step.
+    """
+
+    def __init__(self, model: Classifier, recipe: Recipe) -> None:
+        self.model, self.recipe, self.ops = model, recipe, model.ops
+        layout = model.layout
+        dtype = dtype_name(model.flat)
+        self.optimizer = Optimizer(recipe, self.ops, layout.numel, layout.decay_numel, dtype)
+        self.average = model
+        if recipe.average > 0.0:
+            flat = self.ops.asarray(self.ops.to_numpy(model.flat).copy())
+            self.average = Classifier(model.config, self.ops, flat, dtype=dtype)
+        self._grads = [self.ops.zeros((layout.numel,), dtype) for _ in range(recipe.parts)]
+        self._views = [layout.views(g) for g in self._grads]
+        self.loss = self.grad_norm = math.nan
+
+    def step(self, inputs: Sequence[Array], targets: Array, step: int, lr: float) -> None:
+        """Learn from one batch.
+
+        Args:
+            inputs: token ids (L,) or patches (L, P) of every example.
+            targets: (B,) int64 labels or (B, C) float32 probabilities.
+            step: counts from 1.
+            lr: learning rate of this step.
+
+        Raises:
+            Diverged: the loss or the gradient's norm is not finite; nothing was changed.
+        """
+        parts = min(self.recipe.parts, len(inputs))
+
+        def work(part: int) -> float:
+            batch = collate(inputs[part::parts])
+            return self._part(batch, targets[part::parts], part, step, 1 / len(inputs))
+
+        self.loss = sum(parallel(self.ops, work, range(parts)))
+        grads = self._grads[0]
+        numel = self.model.layout.numel
+        slices = [slice(at, min(at + SLICE, numel)) for at in range(0, numel, SLICE)]
+        if self.ops.name != "reference":
+            slices = [slice(0, numel)]
+
+        def gather(part: slice) -> None:
+            for other in self._grads[1:parts]:
+                grads[part] += other[part]
+
+        if parts > 1:
+            parallel(self.ops, gather, slices)
+        norm = self.ops.optimizers.global_norm(grads)
+        self.grad_norm = float(norm)
+        if not math.isfinite(self.loss) or not math.isfinite(self.grad_norm):
+            raise Diverged(
+                f"step {step}: the loss is {self.loss:.6g} and the gradient's norm "
+                f"{self.grad_norm:.6g}; both must be finite"
+            )
+
+        def update(part: slice) -> None:
+            self.optimizer.step(self.model.flat, grads, part, step=step, lr=lr, grad_norm=norm)
+            if self.average is not self.model:
+                # early on the average follows closely, so that it forgets where it began
+                decay = min(self.recipe.average, step / (step + 9))
+                average = self.average.flat[part]
+                average *= decay
+                average += (1 - decay) * self.model.flat[part]
+
+        parallel(self.ops, update, slices)
+
+    def _part(self, batch: Batch, targets: Array, part: int, step: int, share: float) -> float:
+        """Write the gradient of one part's share of the mean loss and return that share."""
+        ops, recipe, config = self.ops, self.recipe, self.model.config
+        seeds = dropout_seeds(recipe.seed, step, part, config.sites)
+        logits, cache = self.model.forward(
+            ops.asarray(batch.inputs), ops.asarray(batch.lengths), seeds
+        )
+        loss, loss_cache = ops.softmax_cross_entropy.forward(
+            logits,
+            ops.asarray(targets),
+            label_smoothing=recipe.label_smoothing,
+            reduction="sum",
+        )
+        dlogits = ops.softmax_cross_entropy.backward(
+            ops.asarray(np.array(share), dtype_name(logits)), loss_cache
+        ).dlogits
+        self.model.backward(dlogits, cache, self._views[part])
+        return float(loss) * share
+
+    def tensors(self) -> dict[str, Array]:
+        """Return a copy of everything that a checkpoint must hold, by name."""
+        buffers = {"params": self.model.flat, **self.optimizer.state}
+        if self.average is not self.model:
+            buffers["average"] = self.average.flat
+        return {name: np.array(self.ops.to_numpy(x)) for name, x in buffers.items()}
+
+    def restore(self, tensors: dict[str, Array]) -> None:
+        """Take up the state of `tensors()`."""
+        buffers = {"params": self.model.flat, **self.optimizer.state}
+        if self.average is not self.model:
+            buffers["average"] = self.average.flat
+        for name, buffer in buffers.items():
+            buffer[...] = self.ops.asarray(tensors[name])
+
+
+def predict(model: Classifier, inputs: Sequence[Array], batch_size: int = 64) -> Array:
+    """Return probabilities (n, C) float32; examples of similar length share a batch."""
+    lengths = np.array([len(x) for x in inputs])
+    order = np.argsort(lengths, kind="stable")
+    probabilities = np.empty((len(inputs), model.config.num_classes), np.float32)
+
+    def work(at: int) -> None:
+        chosen = order[at : at + batch_size]
+        batch = collate([inputs[i] for i in chosen])
+        logits, _ = model.forward(model.ops.asarray(batch.inputs), model.ops.asarray(batch.lengths))
+        shifted = model.ops.to_numpy(logits).astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        weights = np.exp(shifted)
+        probabilities[chosen] = weights / weights.sum(axis=1, keepdims=True)
+
+    parallel(model.ops, work, range(0, len(inputs), batch_size))
+    return probabilities
+
+
+def accuracy(model: Classifier, inputs: Sequence[Array], labels: Array) -> float:
+    """Return the share of examples whose most probable class is their label."""
+    return float((predict(model, inputs).argmax(axis=1) == labels).mean())
+
+
+THREADS = 2
+_X = TypeVar("_X")
+_Y = TypeVar("_Y")
+_pool = ThreadPoolExecutor(THREADS, "twofold")
+
+
+def parallel(ops: Side, work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_Y]:
+    """Apply `work` to every item: on the NumPy side in threads, elsewhere one after the other."""
+    if ops.name != "reference" or len(items) == 1:
+        return [work(item) for item in items]
+    return list(_pool.map(work, items))
