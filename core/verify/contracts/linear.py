@@ -1,0 +1,198 @@
+"""The contract of the linear layer.
+
+The bound is the kernel's formula in running error analysis: one product on the matrix unit, bias,
+activation (`contracts.activation`). Two things are the kernel's own and show here: z and dz are
+stored in the storage dtype before backward's products read them, and the activation is applied to
+the sum itself, not to what was stored of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.activation import activate, activate_grad
+from twofold.core.verify.rounding import Approx, exact, machine, matmul
+from twofold.reference.activation import KINDS
+
+Array = domains.Array
+
+PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
+TILE_SIZES = (2, 2, 2, 2, 4, 4, 4)  # bytes of an element in each entry of the kernel's table
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batch × rows × features, and everything that varies about them."""
+
+    dtype: str = "float32"
+    batch: int = 1
+    rows: int = 3
+    features_in: int = 8
+    features_out: int = 5
+    activation: str | None = None
+    bias: bool = True
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    into: bool = False  # backward writes into tensors it is given, laid out as the inputs
+    allow_tf32: bool = False
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    x: Array
+    weight: Array
+    bias: Array | None
+    dout: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays; the weights keep z about as large as x, as a layer's do."""
+    rng = np.random.default_rng(case.seed)
+    lead, K, N = (case.batch, case.rows), case.features_in, case.features_out
+    x = domains.values(rng, (*lead, K), case.magnitude)
+    weight = domains.values(rng, (N, K), "unit") / np.sqrt(K)
+    bias = domains.values(rng, (N,), "unit") if case.bias else None
+    dout = domains.values(rng, (*lead, N), "unit")
+    return Inputs(
+        *(
+            None if a is None else domains.representable(a, case.dtype)
+            for a in (x, weight, bias, dout)
+        )
+    )
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    given = inputs(case)
+
+    def placed(x: Array | None) -> Any:
+        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+
+    how: dict[str, Any] = {}
+    into: dict[str, Any] = {}
+    if side.name != "reference":
+        how["allow_tf32"] = case.allow_tf32
+        if case.tile is not None:
+            how["tile"] = into["tile"] = side.linear.TILES[case.tile][1]
+        if case.into:
+            into["into"] = side.linear.Gradients(
+                *(None if a is None else _room(side, a, case) for a in given[:3])
+            )
+    out, cache = side.linear.forward(
+        placed(given.x), placed(given.weight), placed(given.bias), case.activation, **how
+    )
+    gradients = side.linear.backward(placed(given.dout), cache, **into)
+    outputs = {"out": out, **gradients._asdict()}
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def _room(side: Side, like: Array, case: Case) -> Any:
+    """Return a tensor to write into, shaped as `like` and laid out as the case has it."""
+    shape = like.shape
+    if case.layout == "transposed" and like.ndim > 1:
+        return side.empty((*shape[:-2], shape[-1], shape[-2]), case.dtype).swapaxes(-1, -2)
+    if case.layout == "padded":
+        return side.empty((*shape[:-1], shape[-1] + 3), case.dtype)[..., : shape[-1]]
+    if case.layout == "strided":
+        return side.empty((*shape[:-1], 2 * shape[-1]), case.dtype)[..., ::2]
+    return side.empty(shape, case.dtype)
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+    given, on = inputs(case), machine(case.dtype, case.allow_tf32)
+    lead, K, N = (case.batch, case.rows), case.features_in, case.features_out
+    x, dout = exact(given.x, on).reshape(-1, K), exact(given.dout, on).reshape(-1, N)
+    weight = exact(given.weight, on)
+    # (1) product and bias
+    z = matmul(x, weight.mT)
+    if given.bias is not None:
+        z = z + exact(given.bias, on)
+    # (2) activation
+    out = z if case.activation is None else activate(z, case.activation)
+    # backward (1) activation
+    dz = dout
+    if case.activation is not None:
+        dz = dout * activate_grad(z.stored(), case.activation)
+    dbias = dz.sum(0)
+    # backward (2) product
+    if case.activation is not None:
+        dz = dz.stored()
+    outputs = {
+        "out": out.reshape(*lead, N),
+        "dx": matmul(dz, weight).reshape(*lead, K),
+        "dweight": matmul(dz.mT, x),
+    }
+    if case.bias:
+        outputs["dbias"] = dbias
+    return {name: x.stored() for name, x in outputs.items()}
+
+
+def homogeneity(side: Side, case: Case) -> None:
+    """Without bias and activation, four times the input gives four times the output, bit by bit."""
+    base = replace(case, dtype="float32", magnitude="unit")
+    given = inputs(base)
+
+    def out(x: Array) -> Array:
+        weight = side.asarray(given.weight, "float32")
+        return side.to_numpy(side.linear.forward(side.asarray(x, "float32"), weight)[0])
+
+    assert np.array_equal(4.0 * out(given.x), out(4.0 * given.x)), "linear(4x) is not 4·linear(x)"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+
+    def build(precision: tuple[str, bool], **drawn: Any) -> Case:
+        return Case(dtype=precision[0], allow_tf32=precision[1], **drawn)
+
+    return st.builds(
+        build,
+        precision=st.sampled_from([p for p in PRECISIONS if p[0] in domains.DTYPES]),
+        batch=st.integers(1, 3),
+        rows=domains.lengths(40),
+        features_in=domains.lengths(140),
+        features_out=domains.lengths(70),
+        activation=st.sampled_from((None, *KINDS)),
+        bias=st.booleans(),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        into=st.booleans(),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="linear",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "dx": "backward", "dweight": "backward", "dbias": "backward"},
+    pinned=tuple(
+        Case(
+            dtype=dtype,
+            allow_tf32=allow_tf32,
+            rows=rows,
+            features_in=65,
+            features_out=columns,
+            activation="gelu",
+            tile=tile,
+        )
+        for tile, (rows, columns) in enumerate(
+            ((129, 257), (127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33))
+        )
+        for dtype, allow_tf32 in PRECISIONS
+        if (dtype == "float32") == (TILE_SIZES[tile] == 4)
+    ),
+    properties={"homogeneity": homogeneity},
+)

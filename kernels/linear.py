@@ -1,0 +1,310 @@
+"""A linear layer: one matrix product with strides, and activation and bias in its epilogue.
+
+The same kernel computes all three products, a transpose being no more than a swap of strides:
+
+    y = f(x·Wᵀ + b),   dx = dz·W,   dW = dzᵀ·x
+
+Bytes, for elements of b bytes: forward reads x and W and writes y; with GELU also z, what the
+activation was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations.
+(ReLU's derivative can be read off y.) Backward needs dz = dout·f′(z) in two products, each of which
+loads it once for every column of its tiles: it is computed in a pass of its own, 3·R·N·b, not again
+and again in the prologue of both. The same pass sums db, over shares of the rows, as partial sums
+that a small second kernel adds up: no atomics, the same bits in every run. Without an activation dz
+is dout, and what remains of the pass is to read it; without a bias too, nothing remains.
+
+The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
+
+`R` rows, `K` features in, `N` features out; in the product, `M` × `K` times `K` × `N`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels.activation import activate, activate_grad
+from twofold.reference.linear import check
+
+
+class Tile(NamedTuple):
+    """Rows, columns and depth of a program's tile; tile rows in a group; warps, stages."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int
+    num_warps: int
+    num_stages: int
+
+
+# (bytes of an element, tile), the largest first: large tiles load less, small ones fill the GPU.
+TILES = (
+    (2, Tile(128, 256, 64, 8, 8, 3)),
+    (2, Tile(128, 128, 64, 8, 8, 3)),
+    (2, Tile(64, 64, 64, 8, 4, 4)),
+    (2, Tile(32, 32, 64, 8, 4, 4)),
+    (4, Tile(128, 64, 32, 8, 8, 2)),
+    (4, Tile(64, 64, 32, 8, 4, 2)),
+    (4, Tile(32, 32, 32, 8, 4, 2)),
+)
+ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
+SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
+BLOCK_R, BLOCK_C = 32, 128  # the tile of the pass that computes dz
+
+
+class Cache(NamedTuple):
+    """What `backward` needs: `z` is the activation's input or, for ReLU, its output."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    z: torch.Tensor | None  # (R, N)
+    activation: str | None
+    has_bias: bool
+    allow_tf32: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments; `dbias` is None where there was no bias."""
+
+    dx: torch.Tensor
+    dweight: torch.Tensor
+    dbias: torch.Tensor | None
+
+
+def choose_tile(m: int, n: int, element_size: int) -> Tile:
+    """Return the table's largest tile that makes enough programs of an m × n product."""
+    fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
+    for tile in fitting:
+        if triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) >= ENOUGH_PROGRAMS:
+            return tile
+    return fitting[-1]
+
+
+@triton.jit
+def gemm_kernel(
+    a_ptr,  # (M, K)
+    b_ptr,  # (K, N)
+    bias_ptr,  # (N,) if HAS_BIAS
+    c_ptr,  # (M, N)
+    z_ptr,  # (M, N) if SAVE_Z, strides as c's
+    a_strides, b_strides, bias_strides, c_strides,
+    M, N, K,
+    KIND: tl.constexpr,  # the activation, or "none"
+    HAS_BIAS: tl.constexpr,
+    SAVE_Z: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """c = f(a·b + bias), one tile of it."""
+    blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    i, j = tl.swizzle2d(program // blocks_n, program % blocks_n, blocks_m, blocks_n, GROUP_M)
+    m = (i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
+    n = (j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    k = tl.arange(0, BLOCK_K)
+    along_a, along_b = k[None, :].to(tl.int64), k[:, None].to(tl.int64)
+    a_at = a_ptr + m * a_strides[0] + along_a * a_strides[1]  # (BLOCK_M, BLOCK_K)
+    b_at = b_ptr + along_b * b_strides[0] + n * b_strides[1]  # (BLOCK_K, BLOCK_N)
+    a_step = tl.to_tensor(a_strides[1]).to(tl.int64) * BLOCK_K
+    b_step = tl.to_tensor(b_strides[0]).to(tl.int64) * BLOCK_K
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # (1) product and bias
+    for start in range(0, K, BLOCK_K):
+        a = tl.load(a_at, mask=(m < M) & (along_a < K - start), other=0.0)
+        b = tl.load(b_at, mask=(along_b < K - start) & (n < N), other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        a_at += a_step
+        b_at += b_step
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0).to(tl.float32)
+    # (2) activation
+    at = m * c_strides[0] + n * c_strides[1]
+    inside = (m < M) & (n < N)
+    if SAVE_Z:
+        tl.store(z_ptr + at, acc.to(z_ptr.dtype.element_ty), mask=inside)
+    if KIND != "none":
+        acc = activate(acc, KIND)
+    tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dz_kernel(
+    dout_ptr,  # (R, N)
+    z_ptr,  # (R, N) if KIND is an activation
+    dz_ptr,  # (R, N) if KIND is an activation
+    partial_db_ptr,  # (shares, N) float32 if HAS_BIAS
+    dout_strides,
+    R: tl.int64,
+    N,
+    rows_per_share: tl.int64,
+    KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """dz = dout·f′(z) in one share of the rows of BLOCK_C columns, and its sum over those rows."""
+    share = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    first = share * rows_per_share
+    last = tl.minimum(first + rows_per_share, R)
+    for start in range(first, last, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        inside = (rows[:, None] < last) & (columns[None, :] < N)
+        dout_at = dout_ptr + rows[:, None] * dout_strides[0] + columns[None, :] * dout_strides[1]
+        dz = tl.load(dout_at, mask=inside, other=0.0).to(tl.float32)
+        if KIND != "none":
+            at = rows[:, None] * N + columns[None, :]
+            z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            dz *= activate_grad(z, KIND)
+            tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        db += dz
+    if HAS_BIAS:
+        at = share * N + columns
+        tl.store(partial_db_ptr + at, tl.sum(db, axis=0), mask=columns < N)
+
+
+@triton.jit
+def add_partials_kernel(
+    partial_db_ptr,  # (shares, N) float32
+    db_ptr,  # (N,)
+    db_strides,
+    shares,
+    N,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Add up the partial sums of BLOCK_C columns."""
+    columns = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    db = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    for start in range(0, shares, BLOCK_S):
+        s = start + tl.arange(0, BLOCK_S)
+        at = s[:, None].to(tl.int64) * N + columns[None, :]
+        inside = (s[:, None] < shares) & (columns[None, :] < N)
+        db += tl.load(partial_db_ptr + at, mask=inside, other=0.0)
+    total = tl.sum(db, axis=0).to(db_ptr.dtype.element_ty)
+    tl.store(db_ptr + columns * db_strides[0], total, mask=columns < N)
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    *,
+    allow_tf32: bool = False,
+    tile: Tile | None = None,
+) -> tuple[torch.Tensor, Cache]:
+    """Multiply by the transposed weight, add the bias, apply the activation.
+
+    Arguments and results are those of `reference.linear.forward`, in float16, bfloat16 or float32,
+    any strides (x is copied only if its rows are no single stride apart). float32 products are
+    accurate to float32 (three tf32 products) unless `allow_tf32`; `tile` overrides the table's
+    choice.
+    """
+    check(x, weight, bias, activation)
+    rows = _rows(x)  # (R, K)
+    out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
+    y = _rows(out)  # (R, N)
+    z = None
+    if activation is not None:
+        z = y if activation == "relu" else torch.empty_like(y)
+    _gemm(rows, weight.mT, y, allow_tf32, tile, bias, z, activation)
+    return out, Cache(x, weight, z, activation, bias is not None, allow_tf32)
+
+
+def backward(
+    dout: torch.Tensor,
+    cache: Cache,
+    *,
+    into: Gradients | None = None,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
+
+    `into` receives them, in any strides, instead of new tensors.
+    """
+    x, weight = _rows(cache.x), cache.weight
+    grads = into or Gradients(
+        _empty(cache.x), _empty(weight), _empty(weight[:, 0]) if cache.has_bias else None
+    )
+    # (1) activation, (2) bias
+    dz = _dz(_rows(dout), cache, grads.dbias)  # (R, N)
+    # (2) product
+    dx = _rows(grads.dx)  # (R, K)
+    _gemm(dz, weight, dx, cache.allow_tf32, tile)
+    if dx.data_ptr() != grads.dx.data_ptr():  # rows that are no single stride apart
+        grads.dx.copy_(dx.view(grads.dx.shape))
+    _gemm(dz.mT, x, grads.dweight, cache.allow_tf32, tile)
+    return grads if cache.has_bias else grads._replace(dbias=None)
+
+
+def _gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    allow_tf32: bool,
+    tile: Tile | None,
+    bias: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> None:
+    """Write f(a·b + bias) to c, and its argument to z unless that is c itself."""
+    (M, K), N = a.shape, b.shape[1]
+    tile = tile or choose_tile(M, N, a.element_size())
+    save_z = z is not None and z is not c
+    gemm_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n),)](
+        a, b, c if bias is None else bias, c, z if save_z else c,
+        a.stride(), b.stride(), (0,) if bias is None else bias.stride(), c.stride(),
+        M, N, K,
+        KIND=activation or "none",
+        HAS_BIAS=bias is not None,
+        SAVE_Z=save_z,
+        PRECISION="tf32" if allow_tf32 else "tf32x3",  # float32 alone looks at it
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        GROUP_M=tile.group_m,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.Tensor:
+    """Return dz (R, N), which is dout where there is no activation; write db on the way."""
+    if cache.activation is None and not cache.has_bias:
+        return dout
+    R, N = dout.shape
+    dz = dout if cache.z is None else torch.empty_like(cache.z)
+    rows_per_share = triton.cdiv(R, SHARES * BLOCK_R) * BLOCK_R
+    shares = triton.cdiv(R, rows_per_share)
+    partials = torch.empty((shares, N), dtype=torch.float32, device=dout.device)
+    dz_kernel[(shares, triton.cdiv(N, BLOCK_C))](
+        dout, dout if cache.z is None else cache.z, dz, partials,
+        dout.stride(),
+        R, N, rows_per_share,
+        KIND=cache.activation or "none",
+        HAS_BIAS=cache.has_bias,
+        BLOCK_R=BLOCK_R,
+        BLOCK_C=BLOCK_C,
+    )  # fmt: skip
+    if dbias is not None:
+        add_partials_kernel[(triton.cdiv(N, BLOCK_C),)](
+            partials, dbias, dbias.stride(), shares, N, BLOCK_S=32, BLOCK_C=BLOCK_C
+        )
+    return dz
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Return x as rows, a view of it if they are a single stride apart."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)

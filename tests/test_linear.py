@@ -1,0 +1,157 @@
+"""Linear: the reference against torch, differences and mpmath; the kernel by contract."""
+
+import dataclasses
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contracts import linear as contract
+from twofold.core.verify.derivatives import check_gradients
+from twofold.reference import linear
+
+
+@given(contract.CONTRACT.cases)
+def test_kernel_keeps_its_contract(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    contract.CONTRACT.pinned,
+    ids=lambda c: f"{'tf32' if c.allow_tf32 else c.dtype}-tile{c.tile}",
+)
+def test_kernel_keeps_its_contract_with_every_tile(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+def test_the_contract_knows_the_tile_table(triton):
+    assert contract.TILE_SIZES == tuple(size for size, _ in triton.linear.TILES)
+    assert {c.tile for c in contract.CONTRACT.pinned} == set(range(len(triton.linear.TILES)))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_larger_product_takes_no_smaller_a_tile(triton, size):
+    tiles = [triton.linear.choose_tile(n, n, size) for n in range(1, 5000, 37)]
+    areas = [tile.block_m * tile.block_n for tile in tiles]
+    assert areas == sorted(areas)
+    assert set(tiles) == {tile for bytes_, tile in triton.linear.TILES if bytes_ == size}
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float32_keeps_the_contract(reference, case):
+    case = dataclasses.replace(case, dtype="float32", allow_tf32=False)
+    hold(contract.CONTRACT, reference, case)
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float64_keeps_its_bound(reference, case):
+    case = dataclasses.replace(case, dtype="float64", allow_tf32=False)
+    assert not [f for f in judge(contract.CONTRACT, reference, case) if f.fault]
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_is_torch(case):
+    """Both in float64: each may be as far from the mathematics as float64's own bound.
+
+    GELU's tanh form is left to the activation's own test: torch's formula has an error of its own.
+    """
+    activation = None if case.activation == "gelu_tanh" else case.activation
+    case = dataclasses.replace(case, dtype="float64", allow_tf32=False, activation=activation)
+    x = contract.inputs(case)
+    leaves = [None if a is None else torch.tensor(a, requires_grad=True) for a in x[:3]]
+    f = {None: torch.nn.Identity(), "relu": torch.relu, "gelu": torch.nn.functional.gelu}
+    out = f[case.activation](torch.nn.functional.linear(*leaves))
+    out.backward(torch.tensor(x.dout))
+    theirs = {"out": out.detach()}
+    names = ("dx", "dweight", "dbias")
+    theirs |= {n: a.grad for n, a in zip(names, leaves, strict=True) if a is not None}
+    for name, bound in contract.truth(case).items():
+        assert compare(name, theirs[name].numpy(), bound)[2] == ""
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"])
+def test_gradients_are_slopes(activation):
+    rng = np.random.default_rng(0)
+    arguments = {
+        "x": rng.standard_normal((2, 3, 7)),
+        "weight": rng.standard_normal((5, 7)),
+        "bias": rng.standard_normal(5),
+    }
+    dout = rng.standard_normal((2, 3, 5))
+
+    def value(**arguments):
+        return float((linear.forward(**arguments, activation=activation)[0] * dout).sum())
+
+    gradients = linear.backward(dout, linear.forward(**arguments, activation=activation)[1])
+    check_gradients(value, arguments, {n: getattr(gradients, f"d{n}") for n in arguments}, rng)
+
+
+def test_forward_is_the_formula_at_high_precision():
+    """Terms of 1e8 that cancel to about 1."""
+    x, w, b = [1e8, 3.0, -1e8, 0.1], [1.25, -0.7, 1.25, 11.0], -0.3
+    with mpmath.workdps(50):
+        z = mpmath.fdot(map(mpmath.mpf, x), map(mpmath.mpf, w)) + mpmath.mpf(b)
+        truth = float(z * mpmath.ncdf(z))
+    arrays = np.array([[x]]), np.array([w]), np.array([b])
+    case = contract.Case(dtype="float64", rows=1, features_in=4, features_out=1, activation="gelu")
+    out, _ = linear.forward(*arrays, "gelu")
+    on = contract.machine("float64")
+    z_bound = contract.matmul(contract.exact(arrays[0][0], on), contract.exact(arrays[1].T, on))
+    bound = contract.activate(z_bound + contract.exact(arrays[2], on), case.activation)
+    assert compare("out", out[0], dataclasses.replace(bound, value=np.array([[truth]])))[2] == ""
+
+
+def test_views_of_packed_tensors_are_read_and_written_in_place(triton):
+    """As multi-head attention calls it: slices of a packed weight, bias, input and gradients."""
+    rng = np.random.default_rng(3)
+    E, packed = 6, rng.standard_normal((2, 5, 12)).astype(np.float32)
+    w, b = rng.standard_normal((18, E)).astype(np.float32), np.ones(18, np.float32)
+    x, dout = packed[..., E:], rng.standard_normal((2, 5, 12)).astype(np.float32)
+    whole = [triton.asarray(a) for a in (packed, w, b, dout)]
+    out, cache = triton.linear.forward(whole[0][..., E:], whole[1][E:], whole[2][E:])
+    dx, dw, db = (torch.zeros_like(a) for a in whole[:3])
+    into = triton.linear.Gradients(dx[..., E:], dw[E:], db[E:])
+    given_back = triton.linear.backward(whole[3], cache, into=into)
+    plain = triton.linear.forward(*(triton.asarray(a) for a in (x, w[E:], b[E:])))
+    expected = triton.linear.backward(triton.asarray(dout), plain[1])
+    assert np.array_equal(triton.to_numpy(out), triton.to_numpy(plain[0]))
+    for written, mine, theirs in zip(
+        (dx[..., E:], dw[E:], db[E:]), given_back, expected, strict=True
+    ):
+        assert np.array_equal(triton.to_numpy(mine), triton.to_numpy(theirs))
+        assert np.array_equal(triton.to_numpy(written), triton.to_numpy(theirs))
+    assert not any(triton.to_numpy(a).any() for a in (dx[..., :E], dw[:E], db[:E]))
+
+
+def test_backward_gives_the_same_bits_in_every_run(triton):
+    case = contract.Case(rows=700, features_in=5, features_out=7, activation="gelu")
+    first, second = contract.run(triton, case), contract.run(triton, case)
+    for name, value in first.items():
+        assert np.array_equal(triton.to_numpy(value), triton.to_numpy(second[name]))
+
+
+X = np.ones((2, 3))
+W = np.ones((5, 3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        (dict(x=X.astype(int)), TypeError, "x has dtype int64; it must be one of float16"),
+        (dict(x=X.astype("f4")), TypeError, "weight has dtype float64; it must have the dtype of"),
+        (dict(x=np.ones(())), ValueError, "x.shape is (); it must be of rank 1 or more"),
+        (dict(x=np.ones((0, 3))), ValueError, "x.shape is (0, 3); it must be without an empty"),
+        (dict(weight=W.T.copy()), ValueError, "weight.shape is (3, 5); it must be (N, 3)"),
+        (dict(weight=np.ones(3)), ValueError, "weight.shape is (3,); it must be of rank 2"),
+        (dict(bias=np.ones(3)), ValueError, "bias.shape is (3,); it must be (5,)"),
+        (dict(bias=1.0), TypeError, "bias is a float; it must be an array"),
+        (dict(activation="swish"), ValueError, "activation is 'swish'; it must be one of 'gelu'"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_refused(both_refuse, changed, error, words):
+    both_refuse("linear", {"x": X, "weight": W, "bias": None} | changed, error, words)
