@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,7 +85,7 @@ def new(dataset: Dataset, tokenizer: str, patch: int) -> Codec:
 def store(codec: Codec, folder: Path) -> None:
     """Write what the run's settings do not hold: the vocabulary."""
     if isinstance(codec, TextCodec):
-        write_text(folder / TOKENIZER_FILE, json.dumps(codec.tokenizer.to_json()))
+        write_text(folder / TOKENIZER_FILE, codec.tokenizer.to_json())
 
 
 def restore(settings: Settings, folder: Path) -> Codec:

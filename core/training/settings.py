@@ -69,10 +69,15 @@ class Settings:
         Raises:
             ValueError, TypeError: naming a field that is missing, unknown or impossible.
         """
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"the run's settings are a {type(fields).__name__}, not an object")
         known = {f.name for f in dataclasses.fields(cls)}
         for name in fields.keys() ^ known:
             said = "missing" if name in known else "unknown"
             raise ValueError(f"{name} is {said} in the run's settings")
+        for name in ("model", "recipe"):
+            if not isinstance(fields[name], Mapping):
+                raise TypeError(f"{name} is a {type(fields[name]).__name__}, not an object")
         return cls(
             **{
                 **fields,

@@ -170,4 +170,9 @@ def parallel(ops: Side, work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_
     """Apply `work` to every item: on the NumPy side in threads, elsewhere one after the other."""
     if ops.name != "reference" or len(items) == 1:
         return [work(item) for item in items]
-    return list(_pool.map(work, items))
+
+    def quiet(item: _X) -> _Y:
+        with np.errstate(all="ignore"):  # what is not finite is seen in the loss; see Diverged
+            return work(item)
+
+    return list(_pool.map(quiet, items))

@@ -1,0 +1,283 @@
+"""Training: batches, schedule, checkpoints, and runs that end with the same bits however they went."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.core import ops
+from twofold.core.data.datasets import Dataset
+from twofold.core.model.config import ClassifierConfig
+from twofold.core.training import checkpoints, codec, loop
+from twofold.core.training.batches import drop_words, epoch_batches, steps_per_epoch
+from twofold.core.training.checkpoints import CheckpointError
+from twofold.core.training.recipe import Recipe, learning_rate
+from twofold.core.training.run import Run, RunError
+from twofold.core.training.settings import Settings, fingerprint
+from twofold.core.training.trainer import Diverged
+
+WORDS = ("good bad fine poor plot film actor story and the of it was is not quite very").split()
+SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 24}
+
+
+def toy(examples: int = 120) -> Dataset:
+    """Texts whose class is that of the first good or bad word in them."""
+    rng = np.random.default_rng(5)
+    texts, y = [], []
+    for _ in range(examples):
+        chosen = list(rng.choice(WORDS[4:], rng.integers(2, 9)))
+        label = int(rng.integers(2))
+        chosen.insert(int(rng.integers(len(chosen))), WORDS[rng.integers(2) * 2 + 1 - label])
+        texts.append(" ".join(chosen))
+        y.append(label)
+    y = np.array(y, np.int64)
+    half = examples // 2
+    return Dataset(
+        "toy", "text", ("bad", "good"), texts[:half], y[:half], texts[half:], y[half:], None, "made"
+    )
+
+
+def begin(folder: Path, dataset: Dataset, **recipe) -> Run:
+    made = codec.new(dataset, "words", 2)
+    settings = Settings(
+        data="toy",
+        data_sha256=fingerprint(dataset),
+        labels=dataset.labels,
+        model=ClassifierConfig(**made.sizes(), num_classes=2, **SMALL),
+        recipe=Recipe(**({"epochs": 3, "batch_size": 8, "checkpoint_steps": 5} | recipe)),
+    )
+    return Run.create(folder, settings, made)
+
+
+def train(run: Run, observe=lambda event: None):
+    return loop.train(run, toy(), ops.load("reference"), observe)
+
+
+def parameters(run: Run) -> dict[str, np.ndarray]:
+    return checkpoints.load(run.model_folder).tensors
+
+
+def same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(
+        x.tobytes() == second[name].tobytes() for name, x in first.items()
+    )
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31), st.integers(0, 5))
+def test_an_epoch_has_every_example_once(examples, batch_size, seed, epoch):
+    lengths = np.random.default_rng(seed).integers(1, 30, examples)
+    batches = epoch_batches(lengths, batch_size, seed, epoch)
+    assert sorted(np.concatenate(batches)) == list(range(examples))
+    assert len(batches) == steps_per_epoch(examples, batch_size)
+    again = epoch_batches(lengths, batch_size, seed, epoch)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_batches_hold_similar_lengths():
+    lengths = np.random.default_rng(0).integers(1, 60, 1000)
+    batches = epoch_batches(lengths, 50, 0, 0)
+    padded = sum(lengths[b].max() * len(b) for b in batches)
+    unsorted = sum(lengths[i : i + 50].max() * 50 for i in range(0, 1000, 50))
+    assert padded - lengths.sum() < 0.2 * (unsorted - lengths.sum())
+
+
+@given(st.floats(0.0, 0.9), st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 300))
+def test_learning_rate_climbs_to_its_peak_and_decays(warmup, schedule, steps):
+    recipe = Recipe(lr=0.5, warmup=warmup, schedule=schedule)
+    rates = [learning_rate(recipe, step, steps) for step in range(1, steps + 1)]
+    top = int(np.argmax(rates))
+    assert all(0 < r <= 0.5 for r in rates)
+    assert all(a <= b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
+    assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert schedule == "constant" or rates[-1] == min(rates[top:])
+
+
+def test_words_are_dropped_as_often_as_asked_and_the_same_each_time():
+    ids = np.arange(2, 10002)
+    dropped = drop_words(ids, 0.2, 1, seed=3, step=4)
+    assert np.array_equal(dropped, drop_words(ids, 0.2, 1, seed=3, step=4))
+    assert not np.array_equal(dropped, drop_words(ids, 0.2, 1, seed=3, step=5))
+    assert (dropped[dropped != 1] == ids[dropped != 1]).all()
+    share, deviation = (dropped == 1).mean(), np.sqrt(0.2 * 0.8 / len(ids))
+    assert abs(share - 0.2) < 6 * deviation
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"lr": -1.0}, ValueError, "lr is -1.0; it must be at least 0"),
+        ({"lr": float("nan")}, ValueError, "lr is nan; it must be finite"),
+        ({"epochs": 0}, ValueError, "epochs is 0; it must be at least 1"),
+        ({"epochs": 1.5}, TypeError, "epochs is a float; it must be of type int"),
+        ({"optimizer": "lion"}, ValueError, "optimizer is 'lion'; it must be one of 'adamw'"),
+        ({"seed": -1}, ValueError, "seed is -1; it must be at least 0"),
+        ({"average": 1.0}, ValueError, "average is 1.0; it must be at least 0 and below 1"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_impossible_recipes_are_refused(fields, error, words):
+    with pytest.raises(error) as refusal:
+        Recipe(**fields)
+    assert str(refusal.value).startswith(words)
+
+
+def test_a_small_model_learns(tmp_path):
+    run = begin(tmp_path / "run", toy(), epochs=30, lr=1e-2, word_dropout=0.0)
+    model, state = train(run)
+    found = loop.accuracy(model, run.codec.encode(toy().test_x), toy().test_y)
+    assert found > 0.9
+    losses = [row["loss"] for row in state.rows if row["phase"] == "refit"]
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adagrad"])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer):
+    whole = begin(tmp_path / "whole", toy(), optimizer=optimizer)
+    train(whole)
+    broken = begin(tmp_path / "broken", toy(), optimizer=optimizer)
+
+    class Killed(Exception):
+        pass
+
+    for fatal in (3, 11, 17, 24, 31):  # of steps counted by this process alone
+        taken = 0
+
+        def observe(event, fatal=fatal):
+            nonlocal taken
+            taken += 1
+            if taken == fatal:
+                raise Killed
+
+        try:
+            train(Run.open(broken.folder), observe)
+        except Killed:
+            pass
+        else:
+            break
+    train(Run.open(broken.folder))
+    assert same_bits(parameters(whole), parameters(broken))
+
+
+def test_early_stopping_returns_to_the_best_epoch_also_when_interrupted(tmp_path):
+    how = {"epochs": 12, "patience": 2, "refit": False, "lr": 3e-2, "checkpoint_steps": 3}
+    whole = begin(tmp_path / "whole", toy(), **how)
+    _, state = train(whole)
+    accuracies = [
+        row["validation_accuracy"] for row in state.rows if row["validation_accuracy"] is not None
+    ]
+    assert len(accuracies) == min(12, state.best_epoch + 2)
+    assert state.validation_accuracy == max(accuracies) == accuracies[state.best_epoch - 1]
+    broken = begin(tmp_path / "broken", toy(), **how)
+    with pytest.raises(ZeroDivisionError):
+        train(broken, lambda event: 1 // (event.step < 20 or 0))
+    train(Run.open(broken.folder))
+    assert same_bits(parameters(whole), parameters(broken))
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+from test_training import Run, train
+train(Run.open(Path(sys.argv[2])), lambda event: print(event.step, flush=True))
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
+    """SIGKILL at moments that fall anywhere: in a step, in a checkpoint, between the two fits."""
+    how = {"epochs": 4, "checkpoint_steps": 1}
+    whole = begin(tmp_path / "whole", toy(), **how)
+    train(whole)
+    killed = begin(tmp_path / "killed", toy(), **how)
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(killed.folder)]
+    rng = np.random.default_rng(0)
+    deaths = 0
+    for _ in range(6):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
+        process.stdout.readline()  # the first step is taken
+        time.sleep(float(rng.uniform(0.0, 0.05)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        deaths += process.returncode == -signal.SIGKILL
+    assert deaths > 0
+    train(Run.open(killed.folder))
+    assert same_bits(parameters(whole), parameters(killed))
+
+
+def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(tmp_path):
+    run = begin(tmp_path / "run", toy(), checkpoint_steps=1000)
+
+    def observe(event):
+        if event.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(loop.Interrupted, match="stopped at step 4 of fit"):
+        train(run, observe)
+    found, refused = checkpoints.newest(run.checkpoints)
+    assert found.state["step"] == 4 and not refused
+
+
+@pytest.mark.parametrize("name", [checkpoints.TENSORS, checkpoints.STATE])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "empty"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_loads(tmp_path, name, damage):
+    run = begin(tmp_path / "run", toy())
+    train(run)
+    before, latest = checkpoints.names(run.checkpoints)
+    path = latest / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"cut": content[:-7], "changed": flipped, "empty": b""}[damage])
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        checkpoints.load(latest)
+    found, refused = checkpoints.newest(run.checkpoints)
+    assert found.state == checkpoints.load(before).state
+    assert len(refused) == 1 and name in refused[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
+    run = begin(tmp_path / "run", toy(), lr=1e30, max_norm=0.0, checkpoint_steps=1)
+    with pytest.raises(Diverged, match=r"step \d+: the loss is .*; both must be finite"):
+        train(run)
+    found, refused = checkpoints.newest(run.checkpoints)
+    assert found is not None and not refused
+
+
+def test_a_run_is_not_overwritten_and_other_folders_are_refused(tmp_path):
+    run = begin(tmp_path / "run", toy())
+    with pytest.raises(RunError, match="holds a run already"):
+        begin(tmp_path / "run", toy())
+    with pytest.raises(RunError, match="is no run"):
+        Run.open(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="is not finished"):
+        run.load_model(ops.load("reference"))
+    settings = json.loads((run.folder / "run.json").read_text())
+    for broken in ({**settings, "more": 1}, {**settings, "model": {}}, []):
+        (run.folder / "run.json").write_text(json.dumps(broken))
+        with pytest.raises(RunError, match="holds no settings of a run"):
+            Run.open(run.folder)
+
+
+def test_a_model_with_more_averaging_lags_behind(tmp_path):
+    """Without averaging the model is the last step's parameters; with it, it is not."""
+    ends = {}
+    for average in (0.0, 0.9):
+        run = begin(tmp_path / str(average), toy(), average=average, refit=False)
+        train(run)
+        last = checkpoints.load(checkpoints.names(run.checkpoints)[-1]).tensors["params"]
+        ends[average] = dataclasses.replace(run), last, parameters(run)
+    assert np.array_equal(ends[0.0][1], ends[0.9][1])  # averaging does not disturb learning
+    name = "head.weight"
+    assert not np.array_equal(ends[0.0][2][name], ends[0.9][2][name])
