@@ -228,10 +228,10 @@ def sort_places(ids: torch.Tensor, rows: int) -> Places:
 def sum_places(
     dout: torch.Tensor,
     places: Places,
-    *,
     scale: float = 1.0,
     dropout_p: float = 0.0,
     seed: int = 0,
+    *,
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """Return scale times the sums of dropout(dout)'s rows by id, (V, D)."""

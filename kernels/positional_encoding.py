@@ -163,14 +163,15 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
     dout = dout.contiguous()
-    drop = {"dropout_p": cache.dropout_p, "seed": cache.seed}
+    scale, drawn = cache.scale, (cache.dropout_p, cache.seed)
     dposition_table = None
     if rows := cache.position_rows:
-        counted = cache.positions is None
-        places = count_places(cache.ids, rows) if counted else sort_places(cache.positions, rows)
-        dposition_table = sum_places(dout, places, tile=tile, **drop)
-    places = sort_places(cache.ids, cache.rows)
-    dtable = sum_places(dout, places, scale=cache.scale, tile=tile, **drop)
+        if cache.positions is None:
+            places = count_places(cache.ids, rows)
+        else:
+            places = sort_places(cache.positions, rows)
+        dposition_table = sum_places(dout, places, 1.0, *drawn, tile=tile)
+    dtable = sum_places(dout, sort_places(cache.ids, cache.rows), scale, *drawn, tile=tile)
     return Gradients(dtable, dposition_table)
 
 

@@ -1,0 +1,162 @@
+"""The contract of the embedding look-up: a gather is exact; its gradient is a sum by id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, exact, machine
+
+Array = domains.Array
+
+SPREADS = ("uniform", "frequent", "one", "distinct")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Places, rows and columns; `spread` says how often an id comes back."""
+
+    dtype: str = "float32"
+    batch: int = 2
+    length: int = 5
+    rows: int = 7
+    columns: int = 8
+    spread: str = "uniform"
+    ids_dtype: str = "int64"
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Ids, and float64 arrays that the case's dtype holds exactly."""
+
+    ids: Array
+    table: Array
+    dout: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    shape = (case.batch, case.length)
+    ids = draw_ids(rng, shape, case.rows, case.spread)
+    table, dout = (
+        domains.representable(domains.values(rng, (*n, case.columns), case.magnitude), case.dtype)
+        for n in ((case.rows,), shape)
+    )
+    return Inputs(ids, table, dout)
+
+
+def draw_ids(rng: np.random.Generator, shape: tuple[int, ...], rows: int, spread: str) -> Array:
+    """Draw ids below `rows`, nine in ten of the "frequent" the same, all of "one"."""
+    size = int(np.prod(shape))
+    ids = rng.integers(0, rows, size)
+    if spread == "frequent":
+        ids[rng.random(size) < 0.9] = rng.integers(0, rows)
+    elif spread == "one":
+        ids[:] = rng.integers(0, rows)
+    elif spread == "distinct":
+        ids = rng.permutation(max(rows, size))[:size] % rows
+    return ids.reshape(shape)
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    given = inputs(case)
+    how = {} if case.tile is None else {"tile": side.embedding.TILES[case.tile][1]}
+    table = domains.place(side, given.table, case.dtype, case.layout)
+    dout = domains.place(side, given.dout, case.dtype, case.layout)
+    out, cache = side.embedding.forward(side.asarray(given.ids, case.ids_dtype), table, **how)
+    return {"out": out, **side.embedding.backward(dout, cache, **how)._asdict()}
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds."""
+    given, on = inputs(case), machine(case.dtype)
+    dtable = sums_by_id(exact(given.dout, on), given.ids, case.rows)
+    once = np.bincount(given.ids.ravel(), minlength=case.rows)[:, None] <= 1
+    dtable = dtable.stored()
+    return {
+        "out": exact(given.table[given.ids], on),
+        # A row looked up once is a copy, one never looked up zero.
+        "dtable": replace(dtable, error=np.where(once, 0.0, dtable.error)),
+    }
+
+
+def sums_by_id(x: Approx, ids: Array, rows: int) -> Approx:
+    """Return the sums of x (…, D) by id, (rows, D); a row without places is 0, exactly."""
+    places, D = ids.ravel(), x.value.shape[-1]
+    flat = x.reshape(-1, D)
+    value, error = np.zeros((rows, D)), np.zeros((rows, D))
+    for row in np.unique(places):
+        total = flat[places == row].sum(0)
+        value[row], error[row] = total.value, total.error
+    return Approx(value, error, x.on)
+
+
+def outside_the_table(side: Side, case: Case) -> None:
+    """An id outside gives a row of NaN, adds nothing to the gradient, and disturbs no other."""
+    if side.name == "reference":
+        return
+    given = inputs(case)
+    bad = np.asarray(np.random.default_rng(case.seed + 1).random(given.ids.shape) < 0.3)
+    outside = np.where(given.ids % 2 == 0, case.rows, -1)
+    table, dout = side.asarray(given.table, case.dtype), side.asarray(given.dout, case.dtype)
+    without = side.asarray(np.where(bad[..., None], 0.0, given.dout), case.dtype)
+
+    def numbers(ids: Array, dout: Any) -> tuple[Array, Array]:
+        out, cache = side.embedding.forward(side.asarray(ids), table)
+        return side.to_numpy(out), side.to_numpy(side.embedding.backward(dout, cache).dtable)
+
+    out, dtable = numbers(np.where(bad, outside, given.ids), dout)
+    expected, _ = numbers(given.ids, dout)
+    assert np.isnan(out[bad]).all(), "an id outside the table gives numbers"
+    assert np.array_equal(out[~bad], expected[~bad]), "an id outside the table disturbs others"
+    kept = np.isin(np.arange(case.rows), given.ids[~bad])
+    assert not dtable[~kept].any(), "an id outside the table adds to a gradient"
+    bound = sums_by_id(
+        exact(np.where(bad[..., None], 0.0, given.dout), machine(case.dtype)), given.ids, case.rows
+    ).stored()
+    _, fewer = numbers(given.ids, without)
+    distance = np.abs(dtable.astype(np.float64) - fewer)
+    assert not (distance > 2 * bound.error).any(), "an id outside the table disturbs a gradient"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        batch=st.integers(1, 3),
+        length=domains.lengths(150),
+        rows=domains.lengths(20),
+        columns=domains.lengths(140),
+        spread=st.sampled_from(SPREADS),
+        ids_dtype=st.sampled_from(["int32", "int64"]),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="embedding",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "dtable": "backward"},
+    pinned=tuple(
+        Case(dtype, length=199, columns=columns, spread="frequent", tile=tile)
+        for tile, columns in enumerate((31, 129, 257))
+        for dtype in domains.DTYPES
+    ),
+    properties={"outside the table": outside_the_table},
+)

@@ -1,0 +1,185 @@
+"""The contract of pooling: a choice is exact, a mean a sum and a division."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.reference.pooling import KINDS
+
+Array = domains.Array
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batch × length × features; `full` has no padding."""
+
+    dtype: str = "float32"
+    batch: int = 2
+    length: int = 5
+    features: int = 8
+    kind: str = "mean_max"
+    full: bool = False
+    lengths_dtype: str = "int64"
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Lengths, and float64 arrays that the case's dtype holds exactly."""
+
+    x: Array
+    lengths: Array
+    dout: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    lengths = rng.integers(1, case.length + 1, case.batch)
+    if case.full:
+        lengths[:] = case.length
+    width = case.features * (2 if case.kind == "mean_max" else 1)
+    x, dout = (
+        domains.representable(domains.values(rng, shape, magnitude), case.dtype)
+        for shape, magnitude in (
+            ((case.batch, case.length, case.features), case.magnitude),
+            ((case.batch, width), "unit"),
+        )
+    )
+    return Inputs(x, lengths, dout)
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
+    how = {} if case.tile is None else {"tile": side.pooling.TILES[case.tile][1]}
+    x = domains.place(side, given.x, case.dtype, case.layout)
+    dout = domains.place(side, given.dout, case.dtype, case.layout)
+    lengths = side.asarray(given.lengths, case.lengths_dtype)
+    out, cache = side.pooling.forward(x, lengths, case.kind, **how)
+    return {"out": out, **side.pooling.backward(dout, cache, **how)._asdict()}
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds, one sequence after the other."""
+    given, on = inputs(case), machine(case.dtype)
+    rows = [
+        sequence(case, exact(x[:n], on), exact(dout, on))
+        for x, n, dout in zip(given.x, given.lengths, given.dout, strict=True)
+    ]
+    return {
+        name: Approx(
+            np.stack([row[i].value for row in rows]), np.stack([row[i].error for row in rows]), on
+        )
+        for i, name in enumerate(("out", "dx"))
+    }
+
+
+def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
+    """Return out and dx of one sequence x (n, D) without its padding."""
+    on, (n, D) = x.on, x.value.shape
+    parts, dx = [], exact(np.zeros((n, D)), on)
+    if case.kind == "first":
+        dx.value[0] = dout.value
+        parts.append(x[0])
+    if "mean" in case.kind:
+        parts.append((x.sum(0) / exact(float(n), on)).stored())
+        share = 1.0 / exact(float(n), on)
+        dx = (dout[:D] * share).reshape(1, D) + np.zeros((n, D))
+    if "max" in case.kind:
+        parts.append(x.max(0))
+        largest = np.zeros((n, D))
+        largest[x.value.argmax(0), np.arange(D)] = dout.value[-D:]
+        dx = dx + largest if "mean" in case.kind else exact(largest, on)
+    if "mean" in case.kind:
+        dx = dx.stored()
+    value, error = (np.concatenate(x) for x in ([p.value for p in parts], [p.error for p in parts]))
+    padding = [(0, case.length - n), (0, 0)]
+    padded = Approx(np.pad(dx.value, padding), np.pad(dx.error, padding), on)
+    return Approx(value, error, on), padded
+
+
+def padding_does_not_count(side: Side, case: Case) -> None:
+    """Whatever stands in the padding, even NaN, the bits are the same."""
+    given = inputs(case)
+    live = (np.arange(case.length) < given.lengths[:, None])[..., None]
+    first, second = (
+        run(side, case, given._replace(x=np.where(live, given.x, padding)))
+        for padding in (0.0, 1e4 if side.name == "reference" else np.nan)
+    )
+    for name, x in first.items():
+        same = np.array_equal(side.to_numpy(x), side.to_numpy(second[name]))
+        assert same, f"{name} depends on the padding"
+
+
+def nan_is_seen(side: Side, case: Case) -> None:
+    """A NaN that counts makes its feature's mean and maximum NaN, and no other."""
+    given = inputs(case)
+    x, rng = given.x.copy(), np.random.default_rng(case.seed + 1)
+    b, d = rng.integers(0, case.batch), rng.integers(0, case.features)
+    x[b, 0 if case.kind == "first" else rng.integers(0, given.lengths[b]), d] = np.nan
+    out = side.to_numpy(run(side, case, given._replace(x=x))["out"])
+    expected = np.zeros(out.shape, bool)
+    expected[b, d :: case.features] = True
+    assert np.array_equal(np.isnan(out), expected), "NaN is not where it belongs"
+
+
+def length_out_of_range(side: Side, case: Case) -> None:
+    """A length below 1 or above L gives NaN to its sequence, and changes no other."""
+    if side.name == "reference":
+        return
+    given = inputs(case)
+    lengths = given.lengths.copy()
+    lengths[0] = 0 if case.seed % 2 else case.length + 1
+    before, after = run(side, case, given), run(side, case, given._replace(lengths=lengths))
+    for name in ("out", "dx"):
+        first, second = side.to_numpy(before[name]), side.to_numpy(after[name])
+        assert np.isnan(second[0]).all(), f"{name} of length {lengths[0]} has numbers"
+        assert np.array_equal(first[1:], second[1:]), f"{name} of other sequences changes"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        batch=st.integers(1, 4),
+        length=domains.lengths(150),
+        features=domains.lengths(140),
+        kind=st.sampled_from(KINDS),
+        full=st.booleans(),
+        lengths_dtype=st.sampled_from(["int32", "int64"]),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="pooling",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "dx": "backward"},
+    pinned=tuple(
+        Case(dtype, length=length, features=features, kind=kind, tile=tile)
+        for tile, (length, features) in enumerate(((257, 17), (131, 65)))
+        for kind in KINDS
+        for dtype in domains.DTYPES
+    ),
+    properties={
+        "padding does not count": padding_does_not_count,
+        "NaN is seen": nan_is_seen,
+        "length out of range": length_out_of_range,
+    },
+)

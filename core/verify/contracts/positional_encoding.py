@@ -1,0 +1,249 @@
+"""The contract of positions added to embeddings, and of the sinusoids they may be.
+
+The bound is the kernel's formula in running error analysis: scale, add, drop out, and back the sums
+by id of `contracts.embedding`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts import rotary
+from twofold.core.verify.contracts.embedding import SPREADS, draw_ids, sums_by_id
+from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.reference import dropout
+
+Array = domains.Array
+
+POSITIONS = ("none", "counted", "given", "constant")  # "constant" ones have no gradient
+
+
+@dataclass(frozen=True)
+class Case:
+    """Places, rows and columns, and everything that varies about a call."""
+
+    dtype: str = "float32"
+    batch: int = 2
+    length: int = 5
+    rows: int = 7
+    spare_positions: int = 0  # rows of the position table beyond the length
+    columns: int = 8
+    positions: str = "counted"
+    spread: str = "uniform"
+    ids_dtype: str = "int64"
+    scale: float = 1.0
+    dropout_p: float = 0.0
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    first: int = 0  # position of the first sinusoid
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Ids and positions, and float64 arrays that the case's dtype holds exactly."""
+
+    ids: Array
+    table: Array
+    position_table: Array | None
+    positions: Array | None
+    dout: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    shape = (case.batch, case.length)
+    position_rows = case.length + case.spare_positions
+    ids = draw_ids(rng, shape, case.rows, case.spread)
+    positions = draw_ids(rng, shape, position_rows, "uniform")
+    table, position_table, dout = (
+        domains.representable(domains.values(rng, (*n, case.columns), case.magnitude), case.dtype)
+        for n in ((case.rows,), (position_rows,), shape)
+    )
+    return Inputs(
+        ids=ids,
+        table=table,
+        position_table=None if case.positions == "none" else position_table,
+        positions=positions if case.positions == "given" else None,
+        dout=dout,
+    )
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    given = inputs(case)
+
+    def placed(x: Array | None) -> Any:
+        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+
+    def integers(x: Array | None) -> Any:
+        return None if x is None else side.asarray(x, case.ids_dtype)
+
+    how: dict[str, Any] = {}
+    if case.tile is not None:
+        how["tile"] = side.positional_encoding.TILES[case.tile][1]
+    out, cache = side.positional_encoding.forward(
+        integers(given.ids),
+        placed(given.table),
+        placed(given.position_table),
+        positions=integers(given.positions),
+        learned=case.positions != "constant",
+        scale=case.scale,
+        dropout_p=case.dropout_p,
+        seed=case.seed,
+        **how,
+    )
+    gradients = side.positional_encoding.backward(placed(given.dout), cache, **how)
+    sinusoids = side.positional_encoding.sinusoidal(
+        integers(sinusoid_positions(case)), case.columns, dtype=sinusoid_dtype(case)
+    )
+    outputs = {"out": out, "sinusoids": sinusoids, **gradients._asdict()}
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def sinusoid_positions(case: Case) -> Array:
+    """Return the positions that the case asks sinusoids of."""
+    return case.first + np.arange(case.length)
+
+
+def sinusoid_dtype(case: Case) -> str:
+    """Return the dtype that the case asks sinusoids in."""
+    return "float64" if case.dtype == "float64" else "float32"
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+    given, on = inputs(case), machine(case.dtype)
+    keep = dropout.keep_mask(given.dout.shape, case.dropout_p, case.seed)
+
+    def drop(x: Approx) -> Approx:
+        return (x * dropout.scale(case.dropout_p)).where(keep) if case.dropout_p > 0.0 else x
+
+    # (1) look up and scale
+    out = exact(given.table[given.ids], on) * case.scale
+    # (2) add the position
+    positions = given.positions
+    if positions is None:
+        positions = np.broadcast_to(np.arange(case.length), given.ids.shape)
+    if given.position_table is not None:
+        out = out + given.position_table[positions]
+    # (3) drop out
+    outputs = {"out": drop(out)}
+    # backward (3), then (2) and (1)
+    dout = drop(exact(given.dout, on))
+    if case.positions in ("counted", "given"):
+        rows = case.length + case.spare_positions
+        outputs["dposition_table"] = sums_by_id(dout, positions, rows)
+    outputs["dtable"] = sums_by_id(dout, given.ids, case.rows) * case.scale
+    return {name: x.stored() for name, x in outputs.items()} | {"sinusoids": sinusoids(case)}
+
+
+def sinusoids(case: Case) -> Approx:
+    """Return the sinusoids: what float64 does not know of the angle, and one rounding."""
+    columns = np.arange(case.columns)
+    pair = columns // 2
+    angle = rotary.angles(sinusoid_positions(case), 2 * pair / case.columns, 10000.0)
+    sine, cosine, even = rotary.sine(angle), rotary.cosine(angle), columns % 2 == 0
+    both = Approx(
+        np.where(even, sine.value, cosine.value),
+        np.where(even, sine.error, cosine.error),
+        machine(sinusoid_dtype(case)),
+    )
+    return both.stored()
+
+
+def outside_the_tables(side: Side, case: Case) -> None:
+    """An id or position outside its table gives a row of NaN, and disturbs no other."""
+    if side.name == "reference":
+        return
+    case = replace(case, positions="given", tile=None)
+    given = inputs(case)
+    assert given.position_table is not None and given.positions is not None
+    rng = np.random.default_rng(case.seed + 1)
+    bad_id, bad_position = rng.random((2, *given.ids.shape)) < 0.2
+    table, position_table = (
+        side.asarray(x, case.dtype) for x in (given.table, given.position_table)
+    )
+
+    def out(ids: Array, positions: Array) -> Array:
+        return side.to_numpy(
+            side.positional_encoding.forward(
+                side.asarray(ids),
+                table,
+                position_table,
+                positions=side.asarray(positions),
+                scale=case.scale,
+                dropout_p=case.dropout_p,
+                seed=case.seed,
+            )[0]
+        )
+
+    expected = out(given.ids, given.positions)
+    found = out(
+        np.where(bad_id, case.rows, given.ids),
+        np.where(bad_position, -1, given.positions),
+    )
+    bad = bad_id | bad_position
+    assert np.isnan(found[bad]).all(), "an id or position outside gives numbers"
+    assert np.array_equal(found[~bad], expected[~bad]), "an id outside disturbs others"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        batch=domains.lengths(70),
+        length=domains.lengths(17),
+        rows=domains.lengths(20),
+        spare_positions=st.integers(0, 3),
+        columns=domains.lengths(140),
+        positions=st.sampled_from(POSITIONS),
+        spread=st.sampled_from(SPREADS),
+        ids_dtype=st.sampled_from(["int32", "int64"]),
+        scale=st.sampled_from([1.0, 8.0, 27.7]),
+        dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        first=st.sampled_from([0, 1, 511, 10**6]),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="positional_encoding",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={
+        "out": "forward",
+        "sinusoids": "forward",
+        "dtable": "backward",
+        "dposition_table": "backward",
+    },
+    pinned=tuple(
+        Case(
+            dtype=dtype,
+            batch=67,
+            columns=columns,
+            spread="frequent",
+            positions=positions,
+            scale=5.5,
+            dropout_p=0.1,
+            tile=tile,
+        )
+        for tile, (columns, positions) in enumerate(
+            ((31, "counted"), (129, "given"), (257, "counted"))
+        )
+        for dtype in domains.DTYPES
+    ),
+    properties={"outside the tables": outside_the_tables},
+)

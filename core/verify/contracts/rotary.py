@@ -1,0 +1,285 @@
+"""The contract of rotary positions: two products and a sum per feature, and what a rotation is.
+
+The tables are float64 arithmetic rounded once; their bound is here as `angles`, which the
+sinusoids of positional encoding share.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, Machine, exact, machine
+
+Array = domains.Array
+
+LAYOUTS = (*domains.LAYOUTS, "packed")  # q and k as views of one projection (B, L, (H + G)·D)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Heads and lengths, and everything that varies about a call.
+
+    `batched` gives every sequence positions of its own, `first` is the least of them; `own_tables`
+    has cos and sin in the dtype of q instead of float32.
+    """
+
+    dtype: str = "float32"
+    batch: int = 1
+    heads: int = 2
+    key_heads: int = 2
+    length: int = 4
+    head_dim: int = 8
+    pairs: int = 4
+    base: float = 10000.0
+    first: int = 0
+    batched: bool = False
+    own_tables: bool = False
+    interleaved: bool = False
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Positions, and float64 arrays that the case's dtype holds exactly."""
+
+    positions: Array
+    q: Array
+    k: Array
+    cos: Array
+    sin: Array
+    dq_out: Array
+    dk_out: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    positions = case.first + np.arange(case.length)
+    if case.batched:
+        positions = case.first + rng.integers(0, 1000, (case.batch, case.length))
+    shapes = [(case.batch, n, case.length, case.head_dim) for n in (case.heads, case.key_heads)]
+    q, k, dq, dk = (
+        domains.representable(domains.values(rng, shape, case.magnitude), case.dtype)
+        for shape in (*shapes, *shapes)
+    )
+    cos, sin = (domains.representable(x.value, table_dtype(case)) for x in tables(case, positions))
+    return Inputs(positions, q, k, cos, sin, dq, dk)
+
+
+def table_dtype(case: Case) -> str:
+    """Return the dtype of cos and sin."""
+    return case.dtype if case.own_tables or case.dtype == "float64" else "float32"
+
+
+def angles(positions: Array, exponents: Array, base: float) -> Approx:
+    """Return positions/base^exponents as float64 arithmetic may have them, here and on a side.
+
+    `exponents` are quotients rounded once; what this file computes as the truth is no better than
+    what a side computes, so the distance between the two is twice the error of one.
+    """
+    on = machine("float64")
+    exponent = Approx(exponents, on.u * exponents, on)
+    log_base = math.log(base)
+    power = base**exponents
+    power_error = power * np.expm1(abs(log_base) * exponent.error + on.u_function)
+    angle = exact(positions[..., None].astype(np.float64), on) / Approx(power, power_error, on)
+    return replace(angle, error=2 * angle.error)
+
+
+def sine(angle: Approx) -> Approx:
+    """|sin x̂ − sin x| ≤ |cos x|·e + ½e²."""
+    return angle.function(np.sin, np.cos, 1.0)
+
+
+def cosine(angle: Approx) -> Approx:
+    """|cos x̂ − cos x| ≤ |sin x|·e + ½e²."""
+    return angle.function(np.cos, np.sin, 1.0)
+
+
+def tables(case: Case, positions: Array) -> tuple[Approx, Approx]:
+    """Return cos and sin in float64."""
+    angle = angles(positions, np.arange(case.pairs) / case.pairs, case.base)
+    return cosine(angle), sine(angle)
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    given = inputs(case)
+    how = {} if case.tile is None else {"tile": side.rotary.TILES[case.tile][1]}
+    made = side.rotary.tables(
+        side.asarray(given.positions), 2 * case.pairs, base=case.base, dtype=made_dtype(case)
+    )
+    (q, k), cache = turned(side, case, given, **how)
+    grads = side.rotary.backward(*place(side, given.dq_out, given.dk_out, case), cache, **how)
+    return {"q": q, "k": k, "cos": made[0], "sin": made[1], **grads._asdict()}
+
+
+def made_dtype(case: Case) -> str:
+    """Return the dtype that `tables` is asked for."""
+    return "float64" if case.dtype == "float64" else "float32"
+
+
+def turned(side: Side, case: Case, given: Inputs, **how: Any) -> Any:
+    """Run forward on a case's inputs."""
+    cos, sin = (side.asarray(x, table_dtype(case)) for x in (given.cos, given.sin))
+    q, k = place(side, given.q, given.k, case)
+    return side.rotary.forward(q, k, cos, sin, interleaved=case.interleaved, **how)
+
+
+def place(side: Side, q: Array, k: Array, case: Case) -> tuple[Any, Any]:
+    """Return q and k on a side in the case's layout."""
+    if case.layout == "packed":
+        both = side.asarray(np.concatenate([q, k], axis=1).swapaxes(1, 2), case.dtype)
+        both = both.swapaxes(1, 2)
+        return both[:, : case.heads], both[:, case.heads :]
+    placed = [domains.place(side, x, case.dtype, case.layout) for x in (q, k)]
+    return placed[0], placed[1]
+
+
+def turn(x: Approx, cos: Approx, sin: Approx, interleaved: bool) -> Approx:
+    """Return x with its pairs turned; a feature without a pair passes exactly."""
+    F = cos.value.shape[-1]
+    cos, sin = (a.reshape(-1, 1, *a.value.shape[-2:]) for a in (cos, sin))
+    one, two = (
+        (slice(0, 2 * F, 2), slice(1, 2 * F, 2)) if interleaved else (slice(F), slice(F, 2 * F))
+    )
+    x1, x2 = x[..., one], x[..., two]
+    value, error = x.value.copy(), x.error.copy()
+    for where, y in ((one, x1 * cos - x2 * sin), (two, x1 * sin + x2 * cos)):
+        y = y.stored()
+        value[..., where], error[..., where] = y.value, y.error
+    return Approx(value, error, x.on)
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds."""
+    given, on = inputs(case), machine(case.dtype)
+    cos, sin = exact(given.cos, on), exact(given.sin, on)
+
+    def both(sign: float, **x: Array) -> dict[str, Approx]:
+        conjugated = sin if sign > 0 else -sin
+        return {
+            name: turn(exact(a, on), cos, conjugated, case.interleaved) for name, a in x.items()
+        }
+
+    made = tables(case, given.positions)
+    storage = machine(made_dtype(case))
+    return {
+        **both(1.0, q=given.q, k=given.k),
+        **both(-1.0, dq=given.dq_out, dk=given.dk_out),
+        **{n: replace(x, on=storage).stored() for n, x in zip(("cos", "sin"), made, strict=True)},
+    }
+
+
+def true_tables(case: Case, positions: Array, on: Machine) -> tuple[Approx, Approx]:
+    """Return cos and sin of the true angles, with the error of the tables that `inputs` makes."""
+    storage = machine(table_dtype(case))
+    cos, sin = (replace(x, on=storage).stored() for x in tables(case, positions))
+    return replace(cos, on=on), replace(sin, on=on)
+
+
+def norms(side: Side, case: Case) -> None:
+    """A rotation keeps the length of every vector: |ŷ|² is |x|² to within Σ 2|y|e + e²."""
+    given, on = inputs(case), machine(case.dtype)
+    out = turned(side, case, given)[0]
+    for name, x, y in zip("qk", (given.q, given.k), out, strict=True):
+        bound = turn(exact(x, on), *true_tables(case, given.positions, on), case.interleaved)
+        found = (side.to_numpy(y).astype(np.float64) ** 2).sum(-1)
+        error = (2 * np.abs(bound.value) * bound.error + bound.error**2).sum(-1)
+        error += in_float64(case.head_dim) * (np.abs(bound.value) ** 2).sum(-1)
+        distance = np.abs(found - (x**2).sum(-1))
+        assert not (distance > error).any(), f"{name} changes its length by {distance.max():.3g}"
+
+
+def relative_position(side: Side, case: Case) -> None:
+    """A product of a query and a key does not change when both move on by the same distance."""
+    G = min(case.heads, case.key_heads)
+    scores, errors = [], []
+    for first in (case.first, case.first + 1000):
+        moved = replace(case, first=first)
+        given, on = inputs(moved), machine(case.dtype)
+        out = [side.to_numpy(x).astype(np.float64)[:, :G] for x in turned(side, moved, given)[0]]
+        table = true_tables(moved, given.positions, on)
+        q, k = (turn(exact(x[:, :G], on), *table, case.interleaved) for x in (given.q, given.k))
+        scores.append(out[0] @ out[1].mT)
+        reach = np.abs(k.value) + k.error
+        error = np.abs(q.value) @ k.error.mT + q.error @ reach.mT
+        errors.append(error + in_float64(case.head_dim) * (np.abs(q.value) @ reach.mT))
+    distance = np.abs(scores[0] - scores[1])
+    assert not (distance > errors[0] + errors[1]).any(), f"scores move by {distance.max():.3g}"
+
+
+def in_float64(n: int) -> float:
+    """Return what n float64 products and sums, taken here, are off by at most, relatively."""
+    return 4 * (n + 1) * 2.0**-53
+
+
+def conjugation_inverts(side: Side, case: Case) -> None:
+    """Backward of what forward turned is where it began."""
+    given, on = inputs(case), machine(case.dtype)
+    (q, k), cache = turned(side, case, given)
+    cos, sin = true_tables(case, given.positions, on)
+    for name, x, y in zip("qk", (given.q, given.k), side.rotary.backward(q, k, cache), strict=True):
+        there = turn(exact(x, on), cos, sin, case.interleaved)
+        back = turn(there, cos, -sin, case.interleaved)
+        distance = np.abs(side.to_numpy(y).astype(np.float64) - x)
+        assert not (distance > back.error).any(), f"{name} comes back {distance.max():.3g} off"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+
+    def build(head_dim: int, share: float, **rest: Any) -> Case:
+        pairs = max(1, int(share * head_dim) // 2)
+        return Case(head_dim=head_dim, pairs=pairs, **rest)
+
+    return st.builds(
+        build,
+        dtype=st.sampled_from(domains.DTYPES),
+        batch=st.integers(1, 3),
+        heads=domains.lengths(5),
+        key_heads=domains.lengths(5),
+        length=domains.lengths(70),
+        head_dim=domains.lengths(80).filter(lambda n: n > 1),
+        share=st.sampled_from([0.0, 0.5, 1.0]),
+        base=st.sampled_from([10000.0, 500000.0, 2.0]),
+        first=st.sampled_from([0, 1, 511, 10**6]),
+        batched=st.booleans(),
+        own_tables=st.booleans(),
+        interleaved=st.booleans(),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(LAYOUTS),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="rotary",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes=dict.fromkeys(("q", "k", "cos", "sin"), "forward")
+    | dict.fromkeys(("dq", "dk"), "backward"),
+    pinned=tuple(
+        Case(dtype, 2, 3, 2, length, head_dim, pairs, batched=True, layout="packed", tile=tile)
+        for tile, (length, head_dim, pairs) in enumerate(
+            ((65, 31, 15), (33, 67, 17), (9, 130, 65), (2, 514, 257))
+        )
+        for dtype in domains.DTYPES
+    ),
+    properties={
+        "norms": norms,
+        "relative position": relative_position,
+        "conjugation inverts": conjugation_inverts,
+    },
+)
