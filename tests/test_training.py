@@ -1,4 +1,4 @@
-"""Training: batches, schedule, checkpoints, and runs that end with the same bits however they went."""
+"""Training: batches, schedule, checkpoints; however a run went, it ends with the same bits."""
 
 import dataclasses
 import json
