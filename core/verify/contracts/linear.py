@@ -64,10 +64,10 @@ def inputs(case: Case) -> Inputs:
     bias = domains.values(rng, (N,), "unit") if case.bias else None
     dout = domains.values(rng, (*lead, N), "unit")
     return Inputs(
-        *(
-            None if a is None else domains.representable(a, case.dtype)
-            for a in (x, weight, bias, dout)
-        )
+        x=domains.representable(x, case.dtype),
+        weight=domains.representable(weight, case.dtype),
+        bias=None if bias is None else domains.representable(bias, case.dtype),
+        dout=domains.representable(dout, case.dtype),
     )
 
 
