@@ -1,0 +1,278 @@
+"""The contract of the optimizers: parameters and state after one step or several, and the norm.
+
+The bound is the kernel's formula in running error analysis, step after step; between two steps the
+buffers are rounded to their dtype. Where a gradient is clipped the factor is written as
+max_norm / max(‖g‖, max_norm), the same number, so that a norm too close to call costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, constant, exact, machine, maximum, sqrt
+
+Array = domains.Array
+
+STATE = {  # what each optimizer remembers, by its arguments' names
+    "adam": ("m", "v"),
+    "adamw": ("m", "v"),
+    "sgd": (),
+    "momentum": ("momentum_buffer",),
+    "nesterov": ("momentum_buffer",),
+    "adagrad": ("sum_of_squares",),
+}
+SQUARES = ("v", "sum_of_squares")  # buffers that hold no negative number
+BLOCK = 1024  # elements of one program
+
+
+@dataclass(frozen=True)
+class Case:
+    """An optimizer, a number of elements and of steps, and everything that varies about them.
+
+    `first_step` is 1 where the state begins at zero; `decaying` is the share of elements that
+    decay; `clip` is the largest norm allowed, in units of the first gradient's own.
+    """
+
+    dtype: str = "float32"
+    optimizer: str = "adamw"
+    numel: int = 8
+    steps: int = 1
+    first_step: int = 1
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decaying: float = 1.0
+    clip: float | None = None
+    seed: int = 0
+
+    @property
+    def decay_numel(self) -> int:
+        """How many leading elements decay."""
+        return round(self.decaying * self.numel)
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    params: Array  # (n,)
+    grads: Array  # (steps, n)
+    state: dict[str, Array]  # (n,) each
+    max_norm: float | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+
+    def draw(*shape: int) -> Array:
+        return domains.representable(domains.values(rng, shape, case.magnitude), case.dtype)
+
+    params, grads = draw(case.numel), draw(case.steps, case.numel)
+    state = {}
+    for name in STATE[case.optimizer]:
+        x = draw(case.numel) if case.first_step > 1 else np.zeros(case.numel)
+        state[name] = domains.representable(np.minimum(x * x, 6e4), case.dtype)
+        if name not in SQUARES:
+            state[name] = x
+    norm = float(np.sqrt((grads[0] ** 2).sum()))
+    return Inputs(params, grads, state, None if case.clip is None else case.clip * norm or 1.0)
+
+
+def place(side: Side, x: Array, case: Case) -> Any:
+    """Return a buffer on a side, every second element of a longer one if the layout is strided."""
+    if case.layout == "strided":
+        return side.asarray(np.stack([x, np.full_like(x, np.nan)], -1).ravel(), case.dtype)[::2]
+    return side.asarray(x, case.dtype)
+
+
+def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
+    """Return the keyword arguments of a step but for the norm, which lives on a side."""
+    how: dict[str, Any] = {
+        "lr": case.lr,
+        "weight_decay": case.weight_decay,
+        "decay_numel": case.decay_numel,
+        "max_norm": given.max_norm,
+    }
+    if case.optimizer in ("adam", "adamw"):
+        how |= {"step": step, "beta1": case.momentum, "beta2": case.beta2, "eps": case.eps}
+        how |= {"decoupled": case.optimizer == "adamw"}
+    elif case.optimizer == "adagrad":
+        how |= {"eps": case.eps}
+    elif case.optimizer != "sgd":
+        how |= {"momentum": case.momentum, "nesterov": case.optimizer == "nesterov"}
+    return how
+
+
+def function(side: Side, case: Case) -> Any:
+    """Return the function that takes a step."""
+    names = {"adamw": "adam", "momentum": "sgd", "nesterov": "sgd"}
+    return getattr(side.optimizers, names.get(case.optimizer, case.optimizer))
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Take the steps of a case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
+    params = place(side, given.params, case)
+    state = {name: place(side, x, case) for name, x in given.state.items()}
+    buffers = list(state.values()) or ([] if STATE[case.optimizer] else [None])
+    for i in range(case.steps):
+        grads = place(side, given.grads[i], case)
+        norm = side.optimizers.global_norm(grads)
+        how = options(case, given, case.first_step + i)
+        function(side, case)(params, grads, *buffers, grad_norm=norm, **how)
+    return {"params": params, **state, "norm": norm, "grads": grads}
+
+
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
+    """Return the buffers with their bounds: the kernel's steps, in running error analysis."""
+    given, on = given or inputs(case), machine(case.dtype)
+    theta = exact(given.params, on)
+    state = {name: exact(x, on) for name, x in given.state.items()}
+    decays = (np.arange(case.numel) < case.decay_numel) & (case.weight_decay > 0.0)
+    for i in range(case.steps):
+        raw = exact(given.grads[i], on)
+        norm = sqrt((raw * raw).sum(keepdims=True)).stored()
+        # (1) clip
+        g = raw
+        if given.max_norm is not None:
+            largest = constant(given.max_norm, on)
+            clips = norm.value + norm.error > largest.value - largest.error
+            g = choose(clips, g * (largest / maximum(norm, largest)), g)
+        # (2) decay
+        if case.optimizer == "adamw":
+            theta = choose(decays, theta * (1 - case.lr * case.weight_decay), theta)
+        else:
+            g = choose(decays, g + theta * case.weight_decay, g)
+        # (3) moments and (4) the step
+        step, state = formula(case, g, state, case.first_step + i)
+        theta = (theta - step).stored()
+        state = {name: x.stored() for name, x in state.items()}
+    return {"params": theta, **state, "norm": norm.reshape(()), "grads": raw}
+
+
+def choose(condition: Array, x: Approx, otherwise: Approx) -> Approx:
+    """Choose between two by a condition that the kernel knows, or that is drawn on the safe side."""
+    value, error = (
+        np.where(condition, a, b)
+        for a, b in ((x.value, otherwise.value), (x.error, otherwise.error))
+    )
+    return Approx(value, error, x.on)
+
+
+def formula(
+    case: Case, g: Approx, state: dict[str, Approx], step: int
+) -> tuple[Approx, dict[str, Approx]]:
+    """Return what is subtracted from the parameters, and the new state before it is stored."""
+    if case.optimizer in ("adam", "adamw"):
+        beta1, beta2 = case.momentum, case.beta2
+        m = state["m"] * beta1 + g * (1 - beta1)
+        v = state["v"] * beta2 + (g * g) * (1 - beta2)
+        root = sqrt(v * (1 / (1 - beta2**step)))
+        return (m / (root + case.eps)) * (case.lr / (1 - beta1**step)), {"m": m, "v": v}
+    if case.optimizer == "adagrad":
+        s = state["sum_of_squares"] + g * g
+        return (g * case.lr) / (sqrt(s) + case.eps), {"sum_of_squares": s}
+    if case.optimizer == "sgd":
+        return g * case.lr, {}
+    b = state["momentum_buffer"] * case.momentum + g
+    ahead = g + b * case.momentum if case.optimizer == "nesterov" else b
+    return ahead * case.lr, {"momentum_buffer": b}
+
+
+def numbers(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Array]:
+    """Run the case and bring the buffers back."""
+    return {name: side.to_numpy(x) for name, x in run(side, case, given).items()}
+
+
+def decay_ends(side: Side, case: Case) -> None:
+    """Behind `decay_numel` there is no decay: the same bits as without any."""
+    first, second = (numbers(side, replace(case, weight_decay=decay)) for decay in (0.1, 0.0))
+    for name in ("params", *STATE[case.optimizer]):
+        same = np.array_equal(first[name][case.decay_numel :], second[name][case.decay_numel :])
+        assert same, f"{name} decays behind decay_numel"
+
+
+def sliced(side: Side, case: Case) -> None:
+    """Elements know nothing of each other: in two slices the same bits as in one."""
+    case = replace(case, clip=None)  # the norm is of the whole gradient
+    given, whole, cut = inputs(case), numbers(side, case), case.numel // 3
+    for part in (slice(0, cut), slice(cut, case.numel)):
+        n = part.stop - part.start
+        if n == 0:
+            continue
+        decays = min(max(case.decay_numel - part.start, 0), n)
+        state = {name: x[part] for name, x in given.state.items()}
+        slice_ = Inputs(given.params[part], given.grads[:, part], state, None)
+        found = numbers(side, replace(case, numel=n, decaying=decays / n), slice_)
+        for name in ("params", *STATE[case.optimizer]):
+            assert np.array_equal(found[name], whole[name][part]), f"{name} in slices"
+
+
+def homogeneity(side: Side, case: Case) -> None:
+    """Four times the gradient has four times the norm, bit for bit."""
+    x = domains.representable(inputs(replace(case, magnitude="unit")).grads[0], "float32")
+    one, four = (
+        side.to_numpy(side.optimizers.global_norm(side.asarray(c * x, "float32"))) for c in (1, 4)
+    )
+    assert four == 4 * one, "the norm of 4g is not 4 times that of g"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        optimizer=st.sampled_from(tuple(STATE)),
+        numel=st.one_of(domains.lengths(40), domains.lengths(2 * BLOCK + 1)),
+        steps=st.integers(1, 4),
+        first_step=st.sampled_from([1, 2, 1000]),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(["contiguous", "strided"]),
+        lr=st.sampled_from([0.0, 1e-3, 0.1]),
+        momentum=st.sampled_from([0.9, 0.5]),
+        beta2=st.sampled_from([0.999, 0.95]),
+        eps=st.sampled_from([1e-8, 1e-3]),
+        weight_decay=st.sampled_from([0.0, 0.01]),
+        decaying=st.sampled_from([0.0, 0.4, 1.0]),
+        clip=st.sampled_from([None, 0.1, 1.0, 3.0]),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="optimizers",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes=dict.fromkeys(
+        ("params", "norm", "grads", *(name for names in STATE.values() for name in names)),
+        "forward",
+    ),
+    pinned=tuple(
+        Case(
+            dtype=dtype,
+            optimizer=optimizer,
+            numel=2 * BLOCK + 1,
+            steps=3,
+            first_step=7,
+            weight_decay=0.1,
+            decaying=0.5,
+            clip=0.5,
+        )
+        for optimizer in STATE
+        for dtype in domains.DTYPES
+    ),
+    properties={"decay ends": decay_ends, "slices": sliced, "homogeneity": homogeneity},
+    in_place=True,
+)
