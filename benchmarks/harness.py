@@ -90,6 +90,7 @@ def ran_on(threads: int) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu_name(),
+        **({"gpu": _gpu_name()} if _gpu_name() else {}),
         "cores": os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),
@@ -103,6 +104,13 @@ def _cpu_name() -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str:
+    """Return the GPU that torch sees, or nothing."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> None:
@@ -124,5 +132,6 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
         asked.json.write_text(text)
     if asked.save:
         RESULTS.mkdir(exist_ok=True)
-        device = "".join(c if c.isalnum() else "-" for c in result["ran_on"]["cpu"]).strip("-")
+        on = result["ran_on"]
+        device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
         (RESULTS / f"{name}-{device}-{result['ran_on']['date']}.json").write_text(text)

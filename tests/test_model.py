@@ -35,7 +35,7 @@ VARIANTS = [
         )
     ),
     dataclasses.replace(PATCHES, positions="learned"),
-    dataclasses.replace(TINY, activation="gelu_tanh", embedding_scale=8**0.5),
+    dataclasses.replace(TINY, activation="gelu_tanh"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -33,7 +34,6 @@ class ClassifierConfig:
             (normalise the sum of the stream and what a sublayer adds, as Vaswani et al. 2017).
         positions: "sinusoidal", "learned" (a table) or "rotary" (in attention).
         pooling: one of `reference.pooling.KINDS`.
-        embedding_scale: multiplies embeddings before positions are added.
         dropout: of each sublayer's output and of the pooled vector.
         attention_dropout: of attention weights.
         hidden_dropout: between the two linear layers of the feed-forward.
@@ -53,7 +53,6 @@ class ClassifierConfig:
     norm: str = "pre"
     positions: str = "sinusoidal"
     pooling: str = "mean_max"
-    embedding_scale: float = 1.0
     dropout: float = 0.2
     attention_dropout: float = 0.2
     hidden_dropout: float = 0.0
@@ -88,6 +87,11 @@ class ClassifierConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.d_model // self.num_heads
+
+    @property
+    def embedding_scale(self) -> float:
+        """What multiplies embeddings before positions are added (Vaswani et al. 2017, 3.4)."""
+        return math.sqrt(self.d_model)
 
     @property
     def pooled_size(self) -> int:

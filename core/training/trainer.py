@@ -160,10 +160,15 @@ def accuracy(model: Classifier, inputs: Sequence[Array], labels: Array) -> float
     return float((predict(model, inputs).argmax(axis=1) == labels).mean())
 
 
-THREADS = 2
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
-_pool = ThreadPoolExecutor(THREADS, "twofold")
+_pool = ThreadPoolExecutor(2, "twofold")
+
+
+def use_threads(n: int) -> None:
+    """Let the NumPy side work on so many parts of a batch at the same time; results do not change."""
+    global _pool
+    _pool = ThreadPoolExecutor(n, "twofold")
 
 
 def parallel(ops: Side, work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_Y]:
