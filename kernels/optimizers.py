@@ -220,7 +220,7 @@ def adam(
     """Take one step of Adam or AdamW, in place; arguments are those of the reference."""
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps)
-    n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm, max_norm)
+    n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adam_kernel[(triton.cdiv(n, BLOCK),)](
         params, grads, m, v, norm,
         params.stride(0), grads.stride(0), m.stride(0), v.stride(0),
@@ -259,7 +259,7 @@ def sgd(
     buffers = {"params": params, "grads": grads, "momentum_buffer": momentum_buffer}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_sgd(momentum_buffer, momentum, nesterov)
-    n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm, max_norm)
+    n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     b = params if momentum_buffer is None else momentum_buffer
     sgd_kernel[(triton.cdiv(n, BLOCK),)](
         params, grads, b, norm,
@@ -293,7 +293,7 @@ def adagrad(
     buffers = {"params": params, "grads": grads, "sum_of_squares": sum_of_squares}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_adagrad(eps)
-    n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm, max_norm)
+    n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adagrad_kernel[(triton.cdiv(n, BLOCK),)](
         params, grads, sum_of_squares, norm,
         params.stride(0), grads.stride(0), sum_of_squares.stride(0),
@@ -313,10 +313,9 @@ def _common(
     weight_decay: float,
     decay_numel: int | None,
     grad_norm: torch.Tensor | None,
-    max_norm: float | None,
 ) -> tuple[int, int, torch.Tensor]:
     """Return how many elements there are, how many decay, and where a program finds the norm."""
     n = params.numel()
     decays = n if decay_numel is None else decay_numel
-    clips = grad_norm is not None and max_norm is not None
-    return n, decays if weight_decay > 0.0 else 0, grad_norm if clips else params
+    unread = params  # stands in for an absent norm
+    return n, decays if weight_decay > 0.0 else 0, unread if grad_norm is None else grad_norm

@@ -158,11 +158,11 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         step, state = formula(case, g, state, case.first_step + i)
         theta = (theta - step).stored()
         state = {name: x.stored() for name, x in state.items()}
-    return {"params": theta, **state, "norm": norm.reshape(()), "grads": raw}
+    return {"params": theta, **state, "norm": norm[0], "grads": raw}
 
 
 def choose(condition: Array, x: Approx, otherwise: Approx) -> Approx:
-    """Choose between two by a condition that the kernel knows, or that is drawn on the safe side."""
+    """Choose between two by a condition that the kernel knows, or that errs on the safe side."""
     value, error = (
         np.where(condition, a, b)
         for a, b in ((x.value, otherwise.value), (x.error, otherwise.error))
