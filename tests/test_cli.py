@@ -1,0 +1,216 @@
+"""The command line as its users meet it: files in, runs out, errors without stack traces."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from twofold.core.cli import app
+from twofold.core.verify import lockstep as locksteps
+
+TINY = ["--d-model", "16", "--heads", "2", "--d-ff", "24", "--epochs", "4", "--side", "reference"]
+RESULT = {"test_accuracy", "validation_accuracy", "seconds", "steps_per_second", "seed"}
+
+
+def call(*arguments, status=0, text=None):
+    found = CliRunner().invoke(app, [str(a) for a in arguments], input=text)
+    assert found.exit_code == status, found.output
+    assert "Traceback" not in found.output
+    return " ".join(found.output.split())
+
+
+def table(path, separator=","):
+    rng = np.random.default_rng(0)
+    rows = [separator.join(("text", "label"))]
+    for i in range(80):
+        word, label = (("lovely", "yes"), ("awful", "no"))[i % 2]
+        filler = " ".join(rng.choice(["film", "plot", "cast", "score"], 4))
+        rows.append(f"{filler} {word} {i}{separator}{label}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on a file, and its result."""
+    folder = tmp_path_factory.mktemp("cli")
+    file = table(folder / "reviews.csv")
+    output = folder / "result.json"
+    call("train", "--data", file, "--out", folder / "run", "--json", output, *TINY)
+    return folder / "run", json.loads(output.read_text())
+
+
+def test_train_leaves_a_run_behind(run):
+    folder, result = run
+    assert result.keys() >= RESULT
+    assert {"majority", "bag_of_words"} <= result["baselines"].keys()
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "run.json",
+        "tokenizer.json",
+        "metrics.csv",
+        "model",
+        "plot.png",
+        "result.json",
+    }
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert header == "phase,epoch,step,lr,loss,grad_norm,validation_accuracy,seconds" and rows
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_evaluate_finds_what_training_found(run, tmp_path):
+    folder, result = run
+    said = call("evaluate", folder, "--json", tmp_path / "e.json", "--side", "reference")
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["test_accuracy"] == result["test_accuracy"]
+    assert set(found["recall"]) == {"yes", "no"} and "recall" in said
+
+
+def test_predict_takes_arguments_and_lines(run, tmp_path):
+    folder, _ = run
+    texts = ["film lovely plot", "awful [cast]"]
+    call("predict", folder, *texts, "--json", tmp_path / "a.json", "--side", "reference")
+    lines = "\n".join(texts) + "\n\n"
+    call("predict", folder, "--json", tmp_path / "b.json", "--side", "reference", text=lines)
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in "ab")
+    assert first == second
+    for text, prediction in zip(texts, first["predictions"], strict=True):
+        assert prediction["text"] == text
+        probabilities = prediction["probabilities"]
+        assert max(probabilities, key=probabilities.get) == prediction["label"]
+        assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_resuming_a_finished_run_trains_no_more(run, tmp_path):
+    folder, result = run
+    call("train", "--resume", folder, "--json", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == result
+
+
+def test_the_same_seed_gives_the_same_model(run, tmp_path):
+    folder, _ = run
+    call("train", "--data", folder.parent / "reviews.csv", "--out", tmp_path / "run", *TINY)
+    first, second = (
+        (path / "model" / "tensors.safetensors").read_bytes() for path in (folder, tmp_path / "run")
+    )
+    assert first == second
+
+
+def test_other_data_than_the_run_was_begun_with_is_refused(run, tmp_path):
+    file = table(tmp_path / "reviews.csv")
+    interrupted = tmp_path / "run"
+    call("train", "--data", file, "--out", interrupted, *TINY)
+    (interrupted / "result.json").unlink()
+    file.write_text(file.read_text().replace("lovely", "pretty"))
+    said = call("train", "--resume", interrupted, status=2)
+    assert "is not the data that" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--data", "nowhere.csv"], "nowhere.csv: there is no such file"),
+        (["train", "--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["train", "--optimizer", "x"], "optimizer is 'x'; it must be one of"),
+        (["train", "--tokenizer", "x"], "--tokenizer is 'x'; it must be words or bpe"),
+        (["train", "--resume", "nowhere"], "nowhere is no run"),
+        (["evaluate", "nowhere"], "nowhere is no run"),
+        (["predict", "nowhere", "text"], "nowhere is no run"),
+        (["verify", "attentoin"], "operator is 'attentoin'; it must be one of attention"),
+        (["verify", "--side", "x"], "--side is 'x'; it must be auto"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_bad_input_is_refused_without_a_stack_trace(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in call(*arguments, status=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"text,label\na,x\nb,x\n", "'x'"),
+        (b"text,class\na,x\nb,y\n", "label"),
+        (b"text,label\na,x\n\xff\xfe,y\n", "line 3"),
+        (b"text,label\na,x\nb\x00,y\n", "line 3"),
+        (b"text,text,label\na,b,x\n", "text"),
+    ],
+    ids=["empty", "one class", "no label column", "not UTF-8", "NUL", "duplicate header"],
+)
+def test_bad_files_are_refused_with_their_name(content, words, tmp_path):
+    file = tmp_path / "data.csv"
+    file.write_bytes(content)
+    said = call("train", "--data", file, "--out", tmp_path / "run", *TINY, status=2)
+    assert "data.csv" in said and words in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_verify_prints_a_table_and_fails_where_a_side_is_wrong(tmp_path, monkeypatch):
+    how = ["--side", "reference", "--examples", "3", "--json", tmp_path / "v.json"]
+    said = call("verify", "rotary", *how)
+    assert "rotary forward" in said and "worst/bound" in said
+    found = json.loads((tmp_path / "v.json").read_text())["operators"]
+    assert found["holds"] and {row["pass_"] for row in found["rows"]} == {"forward", "backward"}
+    from twofold.reference import rotary
+
+    right = rotary.turn
+    monkeypatch.setattr(rotary, "turn", lambda x, *how: right(x, *how) * 1.001)
+    said = call("verify", "rotary", *how, status=1)
+    assert "FAIL" in said and "it must be" in said
+    assert not json.loads((tmp_path / "v.json").read_text())["operators"]["holds"]
+
+
+def test_lockstep_holds_on_the_kernels(triton):
+    found = locksteps.lockstep(triton, steps=3)
+    worst = max(found, key=lambda d: d.share)
+    assert worst.share <= 1.0, worst
+
+
+class Wrong:
+    """The reference with a layer norm whose gradient is a thousandth too large."""
+
+    def __init__(self, side):
+        self.side = side
+
+    def __getattr__(self, name):
+        return self if name == "layer_norm" else getattr(self.side, name)
+
+    def forward(self, *args, **how):
+        return self.side.layer_norm.forward(*args, **how)
+
+    def backward(self, *args):
+        gradients = self.side.layer_norm.backward(*args)
+        return gradients._replace(dx=gradients.dx * np.float32(1.001))
+
+
+def test_lockstep_sees_a_wrong_backward(reference):
+    for side, holds in ((reference, True), (Wrong(reference), False)):
+        worst = max(locksteps.lockstep(side, steps=3), key=lambda d: d.share)
+        assert (worst.share <= 1.0) == holds, worst
+
+
+def test_reading_and_training_need_neither_torch_nor_triton(tmp_path):
+    """In a process where they cannot be imported."""
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'triton', 'hypothesis', 'ml_dtypes'): sys.modules[name] = None\n"
+        "from twofold.core.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+    )
+    file = table(tmp_path / "reviews.csv")
+    command = ["train", "--data", file, "--out", tmp_path / "run", *TINY[:-2]]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Transformer" in done.stdout
