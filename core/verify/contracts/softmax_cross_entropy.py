@@ -1,0 +1,225 @@
+"""The contract of softmax with cross-entropy.
+
+The bound is the kernel's formula in running error analysis, but for the sum of the softmax, which
+the kernel builds up block by block against a maximum that still moves. There the errors are bounded
+as logarithms (see `attention_bound`, (2)): a term's exponents telescope, x − m_b and the later
+m_{b−1} − m_b adding up to x − m, and so do their errors, which are proportional to them. What does
+not telescope is a rounding of exp and of a product whenever the maximum moves. It moves at most as
+often as the row, from left to right, sets a new record: that is counted, and holds for any blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import domains
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.rounding import Approx, constant, exact, exp, gamma, log, machine
+from twofold.reference.softmax_cross_entropy import REDUCTIONS
+
+Array = domains.Array
+
+IGNORE_INDEX = -7
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows × classes, and everything that varies about them."""
+
+    dtype: str = "float32"
+    rows: int = 3
+    classes: int = 8
+    probabilities: bool = False
+    index_dtype: str = "int64"
+    ignored: float = 0.0  # share of the rows
+    masked: bool = False  # some classes have logit −∞
+    weight: bool = False
+    label_smoothing: float = 0.0
+    reduction: str = "mean"
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly, or indices."""
+
+    logits: Array
+    targets: Array
+    weight: Array | None
+    dloss: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays; class 0 is never masked, and some class weights are 0."""
+    rng = np.random.default_rng(case.seed)
+    R, C = case.rows, case.classes
+
+    def held(x: Array) -> Array:
+        return domains.representable(x, case.dtype)
+
+    logits = held(domains.values(rng, (R, C), case.magnitude))
+    if case.masked:
+        logits[:, 1:][rng.random((R, C - 1)) < 0.2] = -np.inf
+    targets: Array = rng.integers(0, C, R)
+    targets[rng.random(R) < case.ignored] = IGNORE_INDEX
+    if case.probabilities:
+        targets = rng.random((R, C)) ** 4
+        targets = held(targets / targets.sum(axis=1, keepdims=True))
+    weight = held(rng.random(C) * (rng.random(C) < 0.8)) if case.weight else None
+    shape = (R,) if case.reduction == "none" else ()
+    return Inputs(logits, targets, weight, held(rng.standard_normal(shape)))
+
+
+def run(side: Side, case: Case) -> dict[str, Any]:
+    """Compute the case on a side."""
+    given = inputs(case)
+    how: dict[str, Any] = {}
+    if case.tile is not None:
+        how["tile"] = side.softmax_cross_entropy.TILES[case.tile][1]
+    targets = (
+        domains.place(side, given.targets, case.dtype, case.layout)
+        if case.probabilities
+        else side.asarray(given.targets, case.index_dtype)
+    )
+    loss, cache = side.softmax_cross_entropy.forward(
+        domains.place(side, given.logits, case.dtype, case.layout),
+        targets,
+        weight=None if given.weight is None else side.asarray(given.weight, case.dtype),
+        label_smoothing=case.label_smoothing,
+        ignore_index=IGNORE_INDEX,
+        reduction=case.reduction,
+        **how,
+    )
+    dloss = side.asarray(given.dloss, case.dtype)
+    return {"loss": loss, **side.softmax_cross_entropy.backward(dloss, cache)._asdict()}
+
+
+def truth(case: Case) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+    given, on = inputs(case), machine(case.dtype)
+    seen = given.logits > -np.inf
+    # (1) targets, times the class weights
+    t, counted = _targets(case, given)  # (R, C), ()
+    mass = t.sum(-1, keepdims=True)
+    # (2) softmax
+    top = given.logits.max(axis=1, keepdims=True)
+    shifted = exact(np.where(seen, given.logits, top), on) - exact(top, on)
+    total = _running_sum(shifted, seen, given.logits)
+    p = (exp(shifted) / total).where(seen)
+    # (3) loss
+    loss = (t * (log(total) - shifted)).where(seen & (t.value != 0)).sum(-1)  # (R,)
+    hopeless = (~seen & (t.value != 0)).any(axis=1)  # a target that is masked
+    loss = Approx(np.where(hopeless, np.inf, loss.value), loss.error, on)
+    # (4) gradient
+    d = p * mass - t
+    # (5) reduction
+    if case.reduction != "none":
+        scale = constant(1.0, on)
+        if case.reduction == "mean":
+            scale = 1.0 / counted if counted.value != 0 else constant(0.0, on)
+        loss, d = loss.sum(0) * scale, d * scale
+    dloss = exact(given.dloss if given.dloss.ndim == 0 else given.dloss[:, None], on)
+    return {"loss": loss.stored(), "dlogits": (d.stored() * dloss).stored()}
+
+
+def _targets(case: Case, given: Inputs) -> tuple[Approx, Approx]:
+    """Return the targets times the class weights, and what the mean divides by."""
+    on, C = machine(case.dtype), case.classes
+    on_target, elsewhere = (
+        constant(x, on) for x in (1 - case.label_smoothing, case.label_smoothing / C)
+    )
+    if case.probabilities:
+        t = exact(given.targets, on) * on_target + elsewhere
+        counted = constant(float(case.rows), on)
+    else:
+        live = given.targets != IGNORE_INDEX
+        index = np.where(live, given.targets, 0)
+        hit = np.arange(C) == index[:, None]
+        t = (elsewhere + on_target * exact(hit, on)).where(live[:, None])
+        w = np.ones(C) if given.weight is None else given.weight
+        counted = exact(w[index] * live, on).sum(0)
+    return t if given.weight is None else t * exact(given.weight, on), counted
+
+
+def _running_sum(shifted: Approx, seen: Array, logits: Array) -> Approx:
+    """Σ exp(x − max), (R, 1), in blocks of any size against the running maximum."""
+    on, C = shifted.on, logits.shape[1]
+    before = np.maximum.accumulate(logits, axis=1)[:, :-1]
+    moves = (logits[:, 1:] > before).sum(axis=1, keepdims=True)  # (R, 1)
+    distance = np.abs(shifted.value) + shifted.error
+    log_error = shifted.error + 2 * on.u * distance  # as `rounding.exp` has it
+    log_error -= np.log1p(-on.u_function) + moves * (np.log1p(-on.u_function) + np.log1p(-on.u))
+    w = np.where(seen, np.exp(shifted.value), 0.0)
+    value = w.sum(axis=1, keepdims=True)
+    error = (w * np.expm1(log_error)).sum(axis=1, keepdims=True)
+    error += gamma(C, on.u) * (value + error) + C * on.tiny
+    return Approx(value, error, on)
+
+
+def independence(side: Side, case: Case) -> None:
+    """A row alone has the same bits as among others."""
+    base = replace(case, dtype="float32", reduction="none", layout="contiguous")
+    given = inputs(base)
+
+    def rows(which: slice) -> tuple[Array, Array]:
+        targets = given.targets[which]
+        loss, cache = side.softmax_cross_entropy.forward(
+            side.asarray(given.logits[which], "float32"),
+            side.asarray(targets, "float32" if case.probabilities else case.index_dtype),
+            label_smoothing=case.label_smoothing,
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+        )
+        return side.to_numpy(loss), side.to_numpy(cache.dlogits)
+
+    last = case.rows - 1
+    together, alone = rows(slice(None)), rows(slice(last, None))
+    for a, b in zip(together, alone, strict=True):
+        assert np.array_equal(a[last:], b), "a row depends on the others"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        rows=domains.lengths(70),
+        classes=domains.lengths(300),
+        probabilities=st.booleans(),
+        index_dtype=st.sampled_from(("int32", "int64")),
+        ignored=st.sampled_from((0.0, 0.3, 1.0)),
+        masked=st.booleans(),
+        weight=st.booleans(),
+        label_smoothing=st.sampled_from((0.0, 0.1, 1.0)),
+        reduction=st.sampled_from(REDUCTIONS),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        seed=domains.seeds(),
+        tile=st.none(),
+    )
+
+
+CONTRACT = Contract(
+    operator="softmax_cross_entropy",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"loss": "forward", "dlogits": "backward"},
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=37, classes=classes, weight=True, label_smoothing=0.1, tile=tile)
+            for tile, classes in ((0, 31), (0, 129), (1, 257), (1, 769), (2, 4099), (3, 8193))
+            for dtype in domains.DTYPES
+        ),
+        *(Case(dtype=dtype, rows=2, classes=70_001) for dtype in domains.DTYPES),
+        Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
+    ),
+    properties={"independence": independence},
+)
