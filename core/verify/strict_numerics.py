@@ -1,0 +1,100 @@
+"""What the hardware computes where Triton's interpreter computes something else, on NumPy arrays.
+
+bfloat16 travels as the bits of a uint16 array, as it does in the interpreter. Products on the
+matrix unit are taken in float32, where those of float16, bfloat16 and tf32 operands are exact, and
+summed there. The unit's truncated sums are not imitated: a bound has to allow for them
+(`rounding.Machine.u_sum`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_DROPPED = np.uint32(0x1FFF)  # the 13 bits of a float32 that tf32 has not
+_HALF = np.uint32(0x1000)
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """Return the float32 numbers that bfloat16 bits stand for: exact."""
+    return bits.view(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def to_bfloat16(x: Array) -> Array:
+    """Round to bfloat16, to nearest and ties to even, and return the bits."""
+    return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+def toward_zero(rounded: Array, x: Array) -> Array:
+    """Turn `x` rounded to nearest, as bits of a 16-bit float, into `x` rounded toward zero.
+
+    `rounded` is float16, or uint16 holding bfloat16. Bits of a float count up with its magnitude,
+    so where rounding went away from zero one less is the neighbour on the other side.
+    """
+    value = rounded if rounded.dtype == np.float16 else from_bfloat16(rounded)
+    away = np.abs(value.astype(x.dtype)) > np.abs(x)
+    return (rounded.view(np.uint16) - away).astype(np.uint16).view(rounded.dtype)
+
+
+def truncated_tf32(x: Array) -> Array:
+    """Cut float32 off after tf32's 11 significant bits, as the matrix unit reads its operands."""
+    return (np.ascontiguousarray(x).view(np.uint32) & ~_DROPPED).view(np.float32)
+
+
+def nearest_tf32(x: Array) -> Array:
+    """Round float32 to the nearest tf32 number, ties away from zero (`cvt.rna.tf32.f32`)."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return np.where(np.isfinite(x), (bits + _HALF) & ~_DROPPED, bits).view(np.float32)
+
+
+def dot(a: Array, b: Array, c: Array, precision: str) -> Array:
+    """Return a·b + c on the matrix unit; a and b are float32 and hold their own dtype's numbers.
+
+    `precision` is "ieee" (also for operands of 16 bits, whose products are exact), "tf32", or
+    "tf32x3": each operand is split into the nearest tf32 number and a remainder, and three
+    products are summed, the small ones first; remainder times remainder is dropped. Where the
+    small ones are not finite the large one decides, as in Triton's own decomposition.
+    """
+    if precision == "tf32":
+        return np.asarray(np.matmul(truncated_tf32(a), truncated_tf32(b)) + c)
+    if precision == "tf32x3":
+        a_large, b_large = nearest_tf32(a), nearest_tf32(b)
+        a_small, b_small = truncated_tf32(a - a_large), truncated_tf32(b - b_large)
+        small = np.matmul(a_small, b_large) + np.matmul(a_large, b_small)
+        small = np.where(np.isfinite(small), small, np.float32(0))
+        return np.asarray((small + np.matmul(a_large, b_large)) + c)
+    return np.asarray(np.matmul(a, b) + c)
+
+
+def poison(dtype: np.dtype[Any], is_bfloat16: bool) -> Any:
+    """Return what an unspecified element holds: NaN, the largest integer, or True."""
+    if is_bfloat16:
+        return np.uint16(0x7FC0)
+    if dtype.kind == "f":
+        return dtype.type(np.nan)
+    return True if dtype.kind == "b" else np.iinfo(dtype).max
+
+
+def overflows(operation: str, a: Array, b: Array) -> bool:
+    """Return whether an integer sum, difference or product leaves its dtype in any element."""
+    if not a.size:
+        return False
+    limits = np.iinfo(a.dtype)
+    low_a, high_a, low_b, high_b = int(a.min()), int(a.max()), int(b.min()), int(b.max())
+    if operation == "add":
+        low, high = low_a + low_b, high_a + high_b
+    elif operation == "sub":
+        low, high = low_a - high_b, high_a - low_b
+    else:
+        corners = (low_a * low_b, low_a * high_b, high_a * low_b, high_a * high_b)
+        low, high = min(corners), max(corners)
+    if limits.min <= low and high <= limits.max:
+        return False
+    wide = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[operation](
+        a.astype(object), b.astype(object)
+    )
+    return bool((wide < limits.min).any() or (wide > limits.max).any())
