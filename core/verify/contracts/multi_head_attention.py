@@ -1,0 +1,367 @@
+"""The contract of multi-head attention: its parts' bounds, one after the other.
+
+The errors of the projections go through attention's bound (`attention_bound`, which takes q, k and
+v that are known up to an error) and on through the output projection; between two kernels, numbers
+are rounded to the storage dtype.
+
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `D` head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contract import Contract, compare
+from twofold.core.verify.contracts.rotary import turn
+from twofold.core.verify.rounding import Approx, exact, machine, matmul
+from twofold.reference import dropout, rotary
+from twofold.reference.attention import attended
+
+Array = domains.Array
+
+PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Lengths, and everything that varies about a call.
+
+    `seqlen_k` is None for self-attention, else the length of a context; `rotary` is None, "half" or
+    "interleaved", with `pairs` features turning; `mask` names the axes a mask has, "1" for one that
+    is broadcast.
+    """
+
+    dtype: str = "float32"
+    batch: int = 1
+    heads: int = 2
+    seqlen_q: int = 4
+    seqlen_k: int | None = None
+    head_dim: int = 8
+    bias: bool = True
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    causal: bool = False
+    mask: str | None = None
+    key_lengths: bool = False
+    dropout_p: float = 0.0
+    rotary: str | None = None
+    pairs: int = 1
+    allow_tf32: bool = False
+    seed: int = 0
+
+    @property
+    def features(self) -> int:
+        """E, the width of the model."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """N, the number of keys."""
+        return self.seqlen_q if self.seqlen_k is None else self.seqlen_k
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly, and what says who attends whom."""
+
+    x: Array
+    w_qkv: Array
+    b_qkv: Array | None
+    w_out: Array
+    b_out: Array | None
+    context: Array | None
+    dout: Array
+    mask: Array | None
+    key_lengths: Array | None
+    cos: Array | None
+    sin: Array | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays; the weights keep q, k and v about as large as x."""
+    rng = np.random.default_rng(case.seed)
+    B, M, N, E = case.batch, case.seqlen_q, case.keys, case.features
+
+    def draw(*shape: int, magnitude: str = "unit", scale: float = 1.0) -> Array:
+        return domains.representable(domains.values(rng, shape, magnitude) * scale, case.dtype)
+
+    x = draw(B, M, E, magnitude=case.magnitude)
+    w_qkv, w_out = draw(3 * E, E, scale=E**-0.5), draw(E, E, scale=E**-0.5)
+    b_qkv, b_out, dout = draw(3 * E), draw(E), draw(B, M, E)
+    mask = cos = sin = None
+    if case.mask is not None:
+        sizes = {"B": B, "H": case.heads, "M": M, "N": N, "1": 1}
+        mask = rng.random([sizes[axis] for axis in case.mask]) < 0.7
+    if case.rotary is not None:
+        table_dtype = "float64" if case.dtype == "float64" else "float32"
+        tables = rotary.tables(np.arange(M), 2 * case.pairs)
+        cos, sin = (domains.representable(a, table_dtype) for a in tables)
+    return Inputs(
+        x=x,
+        w_qkv=w_qkv,
+        b_qkv=b_qkv if case.bias else None,
+        w_out=w_out,
+        b_out=b_out if case.bias else None,
+        context=None if case.seqlen_k is None else draw(B, N, E, magnitude=case.magnitude),
+        dout=dout,
+        mask=mask,
+        key_lengths=rng.integers(0, N + 1, B) if case.key_lengths else None,
+        cos=cos,
+        sin=sin,
+    )
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
+
+    def placed(x: Array | None) -> Any:
+        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+
+    how: dict[str, Any] = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
+    if given.cos is not None:
+        tables = (
+            side.asarray(a, "float64" if case.dtype == "float64" else "float32")
+            for a in (given.cos, given.sin)
+        )
+        how["rotary"] = (*tables, case.rotary == "interleaved")
+    out, cache = side.multi_head_attention.forward(
+        *(placed(a) for a in given[:5]),
+        num_heads=case.heads,
+        context=placed(given.context),
+        causal=case.causal,
+        mask=None if given.mask is None else side.asarray(given.mask),
+        key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
+        dropout_p=case.dropout_p,
+        seed=case.seed,
+        **how,
+    )
+    gradients = side.multi_head_attention.backward(placed(given.dout), cache)
+    outputs = {"out": out, **gradients._asdict()}
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernels, in running error analysis."""
+    given, on, E = given or inputs(case), machine(case.dtype, case.allow_tf32), case.features
+    x, dout = exact(given.x, on).reshape(-1, E), exact(given.dout, on).reshape(-1, E)
+    context = x if given.context is None else exact(given.context, on).reshape(-1, E)
+    w_qkv, w_out = exact(given.w_qkv, on), exact(given.w_out, on)
+    interleaved = case.rotary == "interleaved"
+    # (1) projections
+    q = split(linear(x, given.w_qkv[:E], given.b_qkv, slice(0, E)), case)
+    k = split(linear(context, given.w_qkv[E : 2 * E], given.b_qkv, slice(E, 2 * E)), case)
+    v = split(linear(context, given.w_qkv[2 * E :], given.b_qkv, slice(2 * E, 3 * E)), case)
+    # (2) positions
+    if given.cos is not None and given.sin is not None:
+        cos, sin = exact(given.cos, on), exact(given.sin, on)
+        q, k = turn(q, cos, sin, interleaved), turn(k, cos, sin, interleaved)
+    # (3) attention of every head
+    problem = attention_problem(case, given, q, k, v)
+    forward = attention_bound.forward(problem)
+    forward = forward._replace(out=average_of_approximate(problem, forward.out))
+    # (4) output projection
+    heads = join(forward.out)
+    out = linear(heads, given.w_out, given.b_out, slice(0, E))
+    # backward (4) output projection
+    dheads, dw_out, db_out = matmul(dout, w_out).stored(), matmul(dout.mT, heads), dout.sum(0)
+    # backward (3) attention of every head
+    no_dlse = exact(np.zeros((case.batch, case.heads, case.seqlen_q, 1)), on)
+    dq, dk, dv = attention_bound.backward(problem, forward, split(dheads, case), no_dlse)
+    # backward (2) positions
+    if given.cos is not None:
+        dq, dk = turn(dq, cos, -sin, interleaved), turn(dk, cos, -sin, interleaved)
+    # backward (1) projections
+    dq, dkv = join(dq), concatenate(join(dk), join(dv), axis=1)
+    outputs = {"out": out.reshape(*given.dout.shape), "dw_out": dw_out}
+    outputs["dw_qkv"] = concatenate(matmul(dq.mT, x), matmul(dkv.mT, context), axis=0)
+    if given.context is None:
+        dx = matmul(concatenate(dq, dkv, axis=1), w_qkv)
+    else:
+        dx = matmul(dq, w_qkv[:E])
+        outputs["dcontext"] = matmul(dkv, w_qkv[E:]).reshape(*given.context.shape)
+    outputs["dx"] = dx.reshape(*given.x.shape)
+    if case.bias:
+        outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
+    return {name: a if name == "out" else a.stored() for name, a in outputs.items()}
+
+
+def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:
+    """Return x·Wᵀ + b as stored; `part` of the bias is meant."""
+    z = matmul(x, exact(weight, x.on).mT)
+    return (z if bias is None else z + exact(bias[part], x.on)).stored()
+
+
+def attention_problem(
+    case: Case, given: Inputs, q: Approx, k: Approx, v: Approx
+) -> attention_bound.Problem:
+    """Return the call of attention as its bound takes it."""
+    pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
+    live = attended(pairs, case.causal, given.mask, given.key_lengths)
+    weights = np.ones(pairs)
+    if case.dropout_p > 0.0:
+        kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
+        weights = kept * dropout.scale(case.dropout_p)
+    live = np.broadcast_to(True if live is None else live, pairs)
+    return attention_bound.Problem(q, k, v, live, weights, case.head_dim**-0.5)
+
+
+def average_of_approximate(problem: attention_bound.Problem, out: Approx) -> Approx:
+    """Widen the output's bound where it rests on being an average of values.
+
+    There `attention_bound` says |ô| ≤ 2·max|v|; of approximate values it is 2·max(|v| + e).
+    """
+    v, largest = problem.v, 2 * problem.dropout.max()
+    average = largest * np.abs(v.value).max(-2, keepdims=True) + np.abs(out.value)
+    more = (1 + out.on.u_storage) * largest * v.error.max(-2, keepdims=True)
+    widened = out.error + np.where(out.error >= average, more, 0.0)
+    return replace(out, error=widened).where(attention_bound.partnered(problem.kept))
+
+
+def split(x: Approx, case: Case) -> Approx:
+    """View rows (B·L, E) as heads (B, H, L, D)."""
+    shape = (case.batch, -1, case.heads, case.head_dim)
+    value, error = (a.reshape(shape).swapaxes(1, 2) for a in (x.value, x.error))
+    return Approx(value, error, x.on)
+
+
+def join(x: Approx) -> Approx:
+    """Put heads (B, H, L, D) side by side again, as rows (B·L, E)."""
+    B, H, L, D = x.value.shape
+    value, error = (a.swapaxes(1, 2).reshape(B * L, H * D) for a in (x.value, x.error))
+    return Approx(value, error, x.on)
+
+
+def concatenate(*parts: Approx, axis: int) -> Approx:
+    """Put arrays one after the other."""
+    value, error = (
+        np.concatenate(a, axis) for a in zip(*((p.value, p.error) for p in parts), strict=True)
+    )
+    return Approx(value, error, parts[0].on)
+
+
+def numbers(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Array]:
+    """Compute the case and bring every output back."""
+    return {name: side.to_numpy(x) for name, x in run(side, case, given).items()}
+
+
+def small(case: Case) -> Case:
+    """Return the case cut down to a size at which properties cost little."""
+    return replace(
+        case,
+        batch=min(case.batch, 2),
+        seqlen_q=min(case.seqlen_q, 17),
+        seqlen_k=None if case.seqlen_k is None else min(case.seqlen_k, 17),
+    )
+
+
+def context_of_its_own(side: Side, case: Case) -> None:
+    """Attending to oneself is attending to a context that is x, where x has two gradients."""
+    case = replace(small(case), seqlen_k=None, rotary=None)
+    other = replace(case, seqlen_k=case.seqlen_q)
+    own = inputs(case)
+    given = own._replace(context=own.x)
+    found = numbers(side, other, given)
+    with np.errstate(all="ignore"):
+        bounds, parts = truth(case), truth(other, given)
+    for name in bounds.keys() - {"dx"}:
+        fault = compare(name, found[name], bounds[name])[2]
+        assert not fault, f"with itself for a context {fault}"
+    dx = sum(found[name].astype(np.float64) for name in ("dx", "dcontext"))
+    error = parts["dx"].error + parts["dcontext"].error + 2.0**-50 * np.abs(dx)
+    fault = compare("dx", np.asarray(dx), replace(bounds["dx"], error=error))[2]
+    assert not fault, f"with itself for a context {fault}"
+
+
+def heads_apart(side: Side, case: Case) -> None:
+    """What the projection of one head is changes no gradient of another's weights."""
+    case = small(case)
+    given = inputs(case)
+    first, second = np.arange(case.features) < case.head_dim, np.arange(3 * case.features)
+    of_first = second % case.features < case.head_dim
+    w_qkv = np.where(of_first[:, None], -2.0 * given.w_qkv, given.w_qkv)
+    before, after = (numbers(side, case, x) for x in (given, given._replace(w_qkv=w_qkv)))
+    for name, rest in (("dw_qkv", ~of_first), ("db_qkv", ~of_first), ("dw_out", ~first)):
+        if name in before:
+            at = (..., rest) if name == "dw_out" else rest
+            same = np.array_equal(before[name][at], after[name][at], equal_nan=True)
+            assert same, f"{name} of other heads sees the first"
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+
+    def build(
+        precision: tuple[str, bool],
+        seqlen_k: int | None,
+        rotary: str | None,
+        head_dim: int,
+        share: float,
+        **rest: Any,
+    ) -> Case:
+        if seqlen_k is not None or head_dim < 2:
+            rotary = None
+        (dtype, allow_tf32), pairs = precision, max(1, int(share * head_dim) // 2)
+        return Case(
+            dtype=dtype,
+            allow_tf32=allow_tf32,
+            seqlen_k=seqlen_k,
+            rotary=rotary,
+            head_dim=head_dim,
+            pairs=pairs,
+            **rest,
+        )
+
+    return st.builds(
+        build,
+        precision=st.sampled_from(PRECISIONS),
+        batch=st.integers(1, 3),
+        heads=st.integers(1, 4),
+        seqlen_q=domains.lengths(40),
+        seqlen_k=st.one_of(st.none(), domains.lengths(40)),
+        head_dim=domains.lengths(20),
+        bias=st.booleans(),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        causal=st.booleans(),
+        mask=st.sampled_from([None, "MN", "B11N", "1H1N"]),
+        key_lengths=st.booleans(),
+        dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
+        rotary=st.sampled_from([None, "half", "interleaved"]),
+        share=st.sampled_from([0.5, 1.0]),
+        seed=domains.seeds(),
+    )
+
+
+CONTRACT = Contract(
+    operator="multi_head_attention",
+    cases=cases(),
+    run=run,
+    truth=truth,
+    passes={"out": "forward"}
+    | dict.fromkeys(("dx", "dcontext", "dw_qkv", "db_qkv", "dw_out", "db_out"), "backward"),
+    pinned=tuple(
+        Case(
+            dtype=dtype,
+            batch=2,
+            heads=3,
+            seqlen_q=67,
+            seqlen_k=seqlen_k,
+            head_dim=33,
+            causal=seqlen_k is None,
+            key_lengths=True,
+            dropout_p=0.1,
+            rotary=rotary,
+            pairs=15,
+            allow_tf32=allow_tf32,
+        )
+        for dtype, allow_tf32 in PRECISIONS
+        for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (131, None))
+    ),
+    properties={"context of its own": context_of_its_own, "heads apart": heads_apart},
+)
