@@ -239,9 +239,8 @@ def join(x: Approx) -> Approx:
 
 def concatenate(*parts: Approx, axis: int) -> Approx:
     """Put arrays one after the other."""
-    value, error = (
-        np.concatenate(a, axis) for a in zip(*((p.value, p.error) for p in parts), strict=True)
-    )
+    value = np.concatenate([p.value for p in parts], axis)
+    error = np.concatenate([p.error for p in parts], axis)
     return Approx(value, error, parts[0].on)
 
 
@@ -254,9 +253,10 @@ def small(case: Case) -> Case:
     """Return the case cut down to a size at which properties cost little."""
     return replace(
         case,
-        batch=min(case.batch, 2),
-        seqlen_q=min(case.seqlen_q, 17),
-        seqlen_k=None if case.seqlen_k is None else min(case.seqlen_k, 17),
+        batch=1,
+        heads=min(case.heads, 2),
+        seqlen_q=min(case.seqlen_q, 9),
+        seqlen_k=None if case.seqlen_k is None else min(case.seqlen_k, 9),
     )
 
 
@@ -282,14 +282,13 @@ def heads_apart(side: Side, case: Case) -> None:
     """What the projection of one head is changes no gradient of another's weights."""
     case = small(case)
     given = inputs(case)
-    first, second = np.arange(case.features) < case.head_dim, np.arange(3 * case.features)
-    of_first = second % case.features < case.head_dim
-    w_qkv = np.where(of_first[:, None], -2.0 * given.w_qkv, given.w_qkv)
+    first = np.arange(case.features) < case.head_dim
+    packed = np.tile(first, 3)
+    w_qkv = np.where(packed[:, None], -2.0 * given.w_qkv, given.w_qkv)
     before, after = (numbers(side, case, x) for x in (given, given._replace(w_qkv=w_qkv)))
-    for name, rest in (("dw_qkv", ~of_first), ("db_qkv", ~of_first), ("dw_out", ~first)):
+    for name, others in (("dw_qkv", ~packed), ("db_qkv", ~packed), ("dw_out", (..., ~first))):
         if name in before:
-            at = (..., rest) if name == "dw_out" else rest
-            same = np.array_equal(before[name][at], after[name][at], equal_nan=True)
+            same = np.array_equal(before[name][others], after[name][others], equal_nan=True)
             assert same, f"{name} of other heads sees the first"
 
 
@@ -320,8 +319,8 @@ def cases() -> st.SearchStrategy[Case]:
     return st.builds(
         build,
         precision=st.sampled_from(PRECISIONS),
-        batch=st.integers(1, 3),
-        heads=st.integers(1, 4),
+        batch=st.integers(1, 2),
+        heads=st.integers(1, 3),
         seqlen_q=domains.lengths(40),
         seqlen_k=st.one_of(st.none(), domains.lengths(40)),
         head_dim=domains.lengths(20),
@@ -349,19 +348,18 @@ CONTRACT = Contract(
         Case(
             dtype=dtype,
             batch=2,
-            heads=3,
-            seqlen_q=67,
+            seqlen_q=37,
             seqlen_k=seqlen_k,
-            head_dim=33,
+            head_dim=17,
             causal=seqlen_k is None,
             key_lengths=True,
             dropout_p=0.1,
             rotary=rotary,
-            pairs=15,
+            pairs=7,
             allow_tf32=allow_tf32,
         )
         for dtype, allow_tf32 in PRECISIONS
-        for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (131, None))
+        for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (67, None))
     ),
     properties={"context of its own": context_of_its_own, "heads apart": heads_apart},
 )

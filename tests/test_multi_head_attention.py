@@ -1,0 +1,212 @@
+"""Multi-head attention: the reference against torch and slopes; the kernel by contract."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contracts import multi_head_attention as contract
+from twofold.core.verify.derivatives import check_gradients
+from twofold.reference import multi_head_attention, rotary
+
+
+@given(contract.CONTRACT.cases)
+def test_kernel_keeps_its_contract(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    contract.CONTRACT.pinned,
+    ids=lambda c: f"{'tf32' if c.allow_tf32 else c.dtype}-{c.rotary or 'context'}",
+)
+def test_kernel_keeps_its_contract_over_several_tiles(triton, case):
+    hold(contract.CONTRACT, triton, case)
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float32_keeps_the_contract(reference, case):
+    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_in_float64_keeps_its_bound(reference, case):
+    case = dataclasses.replace(case, dtype="float64", allow_tf32=False)
+    assert not [f for f in judge(contract.CONTRACT, reference, case) if f.fault]
+
+
+def leaf(x):
+    return None if x is None else torch.tensor(x, requires_grad=True)
+
+
+def torch_masks(case, x):
+    """Return torch's masks: True where a query may not attend, and where a key is padding."""
+    pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
+    live = np.broadcast_to(True if x.mask is None else x.mask, pairs)
+    if case.causal:
+        live = live & np.tri(*pairs[2:], case.keys - case.seqlen_q, dtype=bool)
+    padding = None
+    if x.key_lengths is not None:
+        padding = torch.tensor(np.arange(case.keys) >= x.key_lengths[:, None])
+    return torch.tensor(~live.reshape(-1, *pairs[2:])), padding
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_is_torch(case):
+    """Torch's own multi-head attention in float64: no further off than float64's own bound.
+
+    Torch has NaN where a query has no key, so the first key is left to everyone. It knows neither
+    rotary positions nor our dropout masks.
+    """
+    case = dataclasses.replace(
+        case,
+        dtype="float64",
+        allow_tf32=False,
+        dropout_p=0.0,
+        rotary=None,
+        causal=case.causal and case.keys >= case.seqlen_q,
+    )
+    x = contract.inputs(case)
+    if x.mask is not None:
+        x.mask[..., 0] = True
+    if x.key_lengths is not None:
+        x = x._replace(key_lengths=np.maximum(x.key_lengths, 1))
+    leaves = {name: leaf(getattr(x, name)) for name in x._fields[:6]}
+    source = leaves["x"] if x.context is None else leaves["context"]
+    query, key = (a.transpose(0, 1) for a in (leaves["x"], source))
+    masked, padding = torch_masks(case, x)
+    out, _ = torch.nn.functional.multi_head_attention_forward(
+        query,
+        key,
+        key,
+        embed_dim_to_check=case.features,
+        num_heads=case.heads,
+        in_proj_weight=leaves["w_qkv"],
+        in_proj_bias=leaves["b_qkv"],
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=leaves["w_out"],
+        out_proj_bias=leaves["b_out"],
+        key_padding_mask=padding,
+        need_weights=False,
+        attn_mask=masked,
+    )
+    out = out.transpose(0, 1)
+    (out * torch.tensor(x.dout)).sum().backward()
+    theirs = {f"d{name}": a.grad for name, a in leaves.items() if a is not None}
+    theirs["out"] = out.detach()
+    with np.errstate(all="ignore"):
+        bounds = contract.truth(case, x)
+    assert theirs.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        assert compare(name, theirs[name].numpy(), bound)[2] == ""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"causal": True, "rotary": (4, False)},
+        {"key_lengths": np.array([3, 0]), "dropout_p": 0.3, "seed": 5, "rotary": (2, True)},
+        {"context": True, "mask": np.arange(5 * 7).reshape(5, 7) % 3 > 0, "dropout_p": 0.1},
+    ],
+    ids=["plain", "causal, rotary", "key lengths, dropout, rotary", "context, mask, dropout"],
+)
+def test_gradients_are_slopes(how):
+    rng = np.random.default_rng(0)
+    B, M, N, H, E = 2, 5, 7, 3, 12
+    arguments = {"x": rng.standard_normal((B, M, E))}
+    shapes = {"w_qkv": (3 * E, E), "b_qkv": (3 * E,), "w_out": (E, E), "b_out": (E,)}
+    arguments |= {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    how = {"num_heads": H} | how
+    if how.pop("context", False):
+        arguments["context"] = rng.standard_normal((B, N, E))
+    if "rotary" in how:
+        rotary_dim, interleaved = how["rotary"]
+        how["rotary"] = (*rotary.tables(np.arange(M), rotary_dim), interleaved)
+    dout = rng.standard_normal((B, M, E))
+
+    def value(**arguments):
+        return float((multi_head_attention.forward(**arguments, **how)[0] * dout).sum())
+
+    cache = multi_head_attention.forward(**arguments, **how)[1]
+    gradients = multi_head_attention.backward(dout, cache)
+    check_gradients(value, arguments, {n: getattr(gradients, f"d{n}") for n in arguments}, rng)
+
+
+def test_one_head_and_one_key_is_two_projections():
+    """A query with one key attends to it alone: out = (x·W_vᵀ + b_v)·W_outᵀ + b_out, by integers.
+
+    Small integers, so that float64 is exact and there is nothing to round.
+    """
+    rng = np.random.default_rng(0)
+    x, w_out, b_out = (rng.integers(-4, 5, s).astype(float) for s in ((2, 1, 3), (3, 3), (3,)))
+    w_qkv, b_qkv = (rng.integers(-4, 5, s).astype(float) for s in ((9, 3), (9,)))
+    out, _ = multi_head_attention.forward(x, w_qkv, b_qkv, w_out, b_out, num_heads=1)
+    values = x @ w_qkv[6:].T + b_qkv[6:]
+    assert np.array_equal(out, values @ w_out.T + b_out)
+
+
+@pytest.mark.parametrize("seqlen_k", [None, 7])
+def test_heads_are_views(triton, seqlen_k):
+    """The kernels read q, k and v in the packed projection and lay the heads side by side."""
+    case = contract.Case(seqlen_q=5, seqlen_k=seqlen_k, heads=3, head_dim=4)
+    x = contract.inputs(case)
+    context = None if x.context is None else triton.asarray(x.context, "float32")
+    placed = (triton.asarray(a, "float32") for a in x[:5])
+    how = {"num_heads": case.heads, "context": context}
+    _, cache = triton.multi_head_attention.forward(*placed, **how)
+    q, k, v = cache.attention.q, cache.attention.k, cache.attention.v
+    E = case.features
+    width = 3 * E if seqlen_k is None else 2 * E
+    assert k.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
+    assert (q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()) == (seqlen_k is None)
+    assert k.stride() == v.stride() == (case.keys * width, 4, width, 1)
+    assert cache.output.x.data_ptr() == cache.attention.out.data_ptr()
+
+
+def test_the_same_bits_in_every_run(triton):
+    case = contract.Case(batch=2, seqlen_q=33, head_dim=17, dropout_p=0.1, rotary="half", pairs=8)
+    first, second = contract.numbers(triton, case), contract.numbers(triton, case)
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name
+
+
+X, W, B = np.ones((2, 5, 6)), np.ones((18, 6)), np.ones(18)
+GIVEN = {"x": X, "w_qkv": W, "b_qkv": B, "w_out": W[:6], "b_out": B[:6], "num_heads": 3}
+TABLES = (np.ones((5, 1)), np.ones((5, 1)), False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"x": np.ones((2, 5, 6), int)}, TypeError, "x has dtype int64; it must be one of float16"),
+        ({"w_qkv": W.astype("f4")}, TypeError, "w_qkv has dtype float32; it must have the dtype"),
+        ({"x": np.ones((5, 6))}, ValueError, "x.shape is (5, 6); it must be of rank 3"),
+        ({"x": np.ones((2, 0, 6))}, ValueError, "x.shape is (2, 0, 6); it must be"),
+        ({"num_heads": 0}, ValueError, "num_heads is 0; it must be at least 1"),
+        ({"num_heads": 4}, ValueError, "num_heads is 4; it must be a divisor of x.shape[-1], 6"),
+        ({"w_qkv": W[:12]}, ValueError, "w_qkv.shape is (12, 6); it must be (18, 6)"),
+        ({"w_out": W}, ValueError, "w_out.shape is (18, 6); it must be (6, 6)"),
+        ({"b_qkv": B[:6]}, ValueError, "b_qkv.shape is (6,); it must be (18,)"),
+        ({"b_out": B}, ValueError, "b_out.shape is (18,); it must be (6,)"),
+        ({"context": X[:1]}, ValueError, "context.shape is (1, 5, 6); it must be (2, N, 6)"),
+        (
+            {"context": X, "rotary": TABLES},
+            ValueError,
+            "rotary is given with context; it must be None",
+        ),
+        ({"mask": np.ones((7, 5), bool)}, ValueError, "mask.shape is (7, 5); it must be broad"),
+        ({"key_lengths": np.ones(3, int)}, ValueError, "key_lengths.shape is (3,); it must be (2,"),
+        ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),
+        ({"seed": -1}, ValueError, "seed is -1; it must be at least 0 and below 2**63"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_refused(both_refuse, changed, error, words):
+    both_refuse("multi_head_attention", GIVEN | changed, error, words)
