@@ -1,9 +1,10 @@
 """One training step on the CPU: the NumPy side against the same model in PyTorch eager.
 
-Both do the same work with the default sizes: embedding and sinusoidal positions, one pre-norm layer,
-mean and max pooled, all dropouts, cross-entropy on graded targets, clipping, AdamW, averaged
-weights. PyTorch uses nn.TransformerEncoderLayer with the padding mask and torch.optim.AdamW, in its
-default and in its fused form; both sides have the same number of threads.
+Both do the same work with the default sizes: embedding, positions, one pre-norm layer, mean and max
+pooled, all dropouts, cross-entropy on graded targets, clipping, AdamW, averaged weights. PyTorch
+uses nn.TransformerEncoderLayer with the padding mask, sinusoidal positions where ours are rotary
+(it has none), and torch.optim.AdamW, in its default and in its fused form. Both sides have the same
+number of threads.
 
     python benchmarks/bench_train_step.py [--save]
 """
@@ -49,6 +50,7 @@ class Peer(nn.Module):
         self.head = nn.Linear(c.pooled_size, c.num_classes)
 
     def forward(self, ids: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        """Return logits; `padding` is True where a token is padding."""
         c = self.config
         x = self.embedding(ids) * math.sqrt(c.d_model) + self.positions[: ids.shape[1]]
         x = F.dropout(x, c.embedding_dropout, self.training)

@@ -116,6 +116,11 @@ def triton_device() -> str:
     return "cpu"
 
 
+def compiling_side() -> Side:
+    """Return the Triton side on CPU tensors without the interpreter: its kernels cannot run."""
+    return _triton("cpu")
+
+
 def _reference() -> Side:
     def zeros(shape: tuple[int, ...], dtype: str = "float32") -> Any:
         return np.zeros(shape, dtype)

@@ -51,7 +51,7 @@ class ClassifierConfig:
     d_ff: int = 512
     activation: str = "relu"
     norm: str = "pre"
-    positions: str = "sinusoidal"
+    positions: str = "rotary"
     pooling: str = "mean_max"
     dropout: float = 0.2
     attention_dropout: float = 0.2
