@@ -22,7 +22,8 @@ from twofold.reference import dropout
 
 Array = domains.Array
 
-POSITIONS = ("none", "counted", "given", "constant")  # "constant" ones have no gradient
+LEARNED = ("counted", "given")
+POSITIONS = (*LEARNED, "none", "constant")  # "constant" ones are counted
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def truth(case: Case) -> dict[str, Approx]:
     outputs = {"out": drop(out)}
     # backward (3), then (2) and (1)
     dout = drop(exact(given.dout, on))
-    if case.positions in ("counted", "given"):
+    if case.positions in LEARNED:
         rows = case.length + case.spare_positions
         outputs["dposition_table"] = sums_by_id(dout, positions, rows)
     outputs["dtable"] = sums_by_id(dout, given.ids, case.rows) * case.scale
@@ -196,6 +197,12 @@ def outside_the_tables(side: Side, case: Case) -> None:
     assert np.array_equal(found[~bad], expected[~bad]), "an id outside disturbs others"
 
 
+def constants_have_no_gradient(side: Side, case: Case) -> None:
+    """There is a gradient of a position table that is learned, and of no other."""
+    has = "dposition_table" in run(side, case)
+    assert has == (case.positions in LEARNED), f"dposition_table is {'' if has else 'not '}there"
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -245,5 +252,8 @@ CONTRACT = Contract(
         )
         for dtype in domains.DTYPES
     ),
-    properties={"outside the tables": outside_the_tables},
+    properties={
+        "outside the tables": outside_the_tables,
+        "constants have no gradient": constants_have_no_gradient,
+    },
 )
