@@ -30,7 +30,8 @@ def test_kernel_keeps_its_contract_with_every_tile(triton, case):
 
 def test_the_contract_knows_the_tile_table(triton):
     assert contract.TILE_SIZES == tuple(size for size, _ in triton.linear.TILES)
-    assert {c.tile for c in contract.CONTRACT.pinned} == set(range(len(triton.linear.TILES)))
+    tiles = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
+    assert tiles == set(range(len(triton.linear.TILES)))
 
 
 @pytest.mark.parametrize("size", [2, 4])

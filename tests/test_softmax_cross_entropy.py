@@ -155,6 +155,19 @@ def test_where_no_row_counts_the_mean_is_0(reference, triton):
         assert not side.to_numpy(cache.dlogits).any()
 
 
+def test_where_the_weights_of_all_targets_are_0_the_mean_is_0(reference, triton):
+    """Smoothing alone gives these rows a loss, but the mean would divide it by 0."""
+    for side in (reference, triton):
+        loss, cache = side.softmax_cross_entropy.forward(
+            side.asarray(np.ones((2, 3)), "float32"),
+            side.asarray(np.array([1, 1])),
+            weight=side.asarray(np.array([1.0, 0.0, 1.0]), "float32"),
+            label_smoothing=0.5,
+        )
+        assert side.to_numpy(loss) == 0.0
+        assert not side.to_numpy(cache.dlogits).any()
+
+
 def test_the_loss_has_the_same_bits_in_every_run(triton):
     case = contract.Case(rows=300, classes=7, weight=True, label_smoothing=0.1)
     first, second = contract.run(triton, case), contract.run(triton, case)

@@ -178,21 +178,25 @@ CONTRACT = Contract(
     run=run,
     truth=truth,
     passes={"out": "forward", "dx": "backward", "dweight": "backward", "dbias": "backward"},
-    pinned=tuple(
-        Case(
-            dtype=dtype,
-            allow_tf32=allow_tf32,
-            rows=rows,
-            features_in=65,
-            features_out=columns,
-            activation="gelu",
-            tile=tile,
-        )
-        for tile, (rows, columns) in enumerate(
-            ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33))
-        )
-        for dtype, allow_tf32 in PRECISIONS
-        if (dtype == "float32") == (TILE_SIZES[tile] == 4)
+    pinned=(
+        *(
+            Case(
+                dtype=dtype,
+                allow_tf32=allow_tf32,
+                rows=rows,
+                features_in=65,
+                features_out=columns,
+                activation="gelu",
+                tile=tile,
+            )
+            for tile, (rows, columns) in enumerate(
+                ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33))
+            )
+            for dtype, allow_tf32 in PRECISIONS
+            if (dtype == "float32") == (TILE_SIZES[tile] == 4)
+        ),
+        # rows that are no single stride apart, read and written
+        Case(batch=2, rows=3, layout="transposed", into=True),
     ),
     properties={"homogeneity": homogeneity},
 )
