@@ -107,7 +107,7 @@ def triton_device() -> str:
         return "cpu"
     if cuda_available():
         return "cuda"
-    if any(name.startswith("twofold.kernels.") for name in sys.modules):
+    if any(f"twofold.kernels.{operator}" in sys.modules for operator in OPERATORS):
         raise RuntimeError(
             "twofold.kernels was imported for a GPU that is not there; "
             "call twofold.core.ops.load('triton') first or set TRITON_INTERPRET=1"

@@ -5,7 +5,8 @@ maximum and sum (online softmax: Milakov & Gimelshein 2018; FlashAttention-2: Da
 backward: out, and one float32 per row, lse. Bytes: q, k, v read once per tile of queries, out
 written once; operations: 4·M·N·D per head, half of it where causal.
 
-Backward is `attention_backward`; what a tile is, `attention_tiles`.
+Backward is `attention_backward`, how a tile is loaded and scored `attention_parts`, how large it is
+`attention_tiles`.
 
 `B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (1)–(9) are those of the reference.
 Scores are kept in base 2: exp2 is what the hardware has, log₂e is folded into the scale. Tiles that
@@ -24,16 +25,8 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
-from twofold.kernels.attention_tiles import (
-    Tile,
-    at,
-    choose_tile,
-    keys_present,
-    load,
-    padded,
-    place,
-    scores,
-)
+from twofold.kernels.attention_parts import at, keys_present, load, place, scores
+from twofold.kernels.attention_tiles import Tile, choose_tile, padded
 from twofold.reference.attention import check, check_backward
 
 LN_2 = tl.constexpr(math.log(2.0))
@@ -188,37 +181,39 @@ def backward(
     dlse: torch.Tensor | None = None,
     *,
     into: Gradients | None = None,
-    tile: Tile | None = None,
+    dk_dv_tile: Tile | None = None,
+    dq_tile: Tile | None = None,
 ) -> Gradients:
     """Return the gradients, given those of `out` and, optionally, of `cache.lse`.
 
     `into` receives them, in any strides, instead of new tensors: multi-head attention hands in
-    views of the packed projection's gradient.
+    views of the packed projection's gradient. The tiles override the table's choice.
     """
     q, k, v = cache.q, cache.k, cache.v
     check_backward(dout, dlse, q)
     (B, H, M, D), N = q.shape, k.shape[2]
     grads = into or Gradients(_empty(q), _empty(k), _empty(v))
     delta = torch.empty_like(cache.lse)
-    tile = tile or choose_tile("backward", D, q.element_size())
-    query_programs = (triton.cdiv(M, tile.block_m) * B * H,)
-    key_programs = (triton.cdiv(N, tile.block_n) * B * H,)
+    over_keys = dk_dv_tile or choose_tile("dk_dv", D, q.element_size())
+    over_queries = dq_tile or choose_tile("dq", D, q.element_size())
+    key_programs = (triton.cdiv(N, over_keys.block_n) * B * H,)
+    query_programs = (triton.cdiv(M, over_queries.block_m) * B * H,)
     delta_kernel[query_programs](
         cache.out, dout, _or(None if dlse is None else dlse.float().contiguous(), delta), delta,
         cache.out.stride(), dout.stride(),
         H, M,
-        D=D, HAS_DLSE=dlse is not None, BLOCK_M=tile.block_m, BLOCK_D=padded(D),
+        D=D, HAS_DLSE=dlse is not None, BLOCK_M=over_queries.block_m, BLOCK_D=padded(D),
     )  # fmt: skip
     inputs = (q, k, v, _or(cache.mask, q), _or(cache.key_lengths, q), dout, cache.lse, delta)
     strides = (q.stride(), k.stride(), v.stride(), _strides(cache.mask), dout.stride())
     scalars = (H, M, N, cache.softmax_scale * math.log2(math.e), cache.softmax_scale)
-    options = _options(cache, D, tile)
     dk_dv_kernel[key_programs](
         *inputs, grads.dk, grads.dv, *strides, grads.dk.stride(), grads.dv.stride(), *scalars,
-        **options,
+        **_options(cache, D, over_keys),
     )  # fmt: skip
     dq_kernel[query_programs](
-        *inputs, grads.dq, *strides, grads.dq.stride(), *scalars, **options
+        *inputs, grads.dq, *strides, grads.dq.stride(), *scalars,
+        **_options(cache, D, over_queries),
     )  # fmt: skip
     return grads
 

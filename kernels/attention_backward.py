@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import dropout
-from twofold.kernels.attention_tiles import at, keys_present, load, place, scores
+from twofold.kernels.attention_parts import at, keys_present, load, place, scores
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 

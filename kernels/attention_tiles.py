@@ -1,14 +1,8 @@
-"""What the attention kernels share: the tile table, and how a tile is placed, loaded and scored.
-
-`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim.
-"""
+"""The tile table of the attention kernels, and what chooses from it; it needs no triton."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-import triton
-import triton.language as tl
 
 
 class Tile(NamedTuple):
@@ -20,8 +14,8 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# (pass, bytes of an element, padded head_dim): what fits registers and shared memory without spills
-# on sm_80, sm_90a, sm_100a and gfx942.
+# (kernel, bytes of an element, padded head_dim): as large as registers hold without spilling.
+# float32 products are three tf32 products with both halves of an operand in registers: small tiles.
 TILES: dict[tuple[str, int, int], Tile] = {
     ("forward", 2, 16): Tile(128, 64, 4, 3),
     ("forward", 2, 32): Tile(128, 64, 4, 3),
@@ -31,18 +25,28 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("forward", 4, 16): Tile(64, 32, 4, 2),
     ("forward", 4, 32): Tile(64, 32, 4, 2),
     ("forward", 4, 64): Tile(64, 32, 4, 2),
-    ("forward", 4, 128): Tile(32, 32, 4, 2),
-    ("forward", 4, 256): Tile(32, 16, 8, 1),
-    ("backward", 2, 16): Tile(64, 64, 4, 2),
-    ("backward", 2, 32): Tile(64, 64, 4, 2),
-    ("backward", 2, 64): Tile(64, 64, 4, 2),
-    ("backward", 2, 128): Tile(64, 64, 8, 2),
-    ("backward", 2, 256): Tile(32, 32, 8, 1),
-    ("backward", 4, 16): Tile(32, 32, 4, 2),
-    ("backward", 4, 32): Tile(32, 32, 4, 2),
-    ("backward", 4, 64): Tile(32, 32, 4, 2),
-    ("backward", 4, 128): Tile(32, 32, 8, 1),
-    ("backward", 4, 256): Tile(16, 16, 8, 1),
+    ("forward", 4, 128): Tile(32, 16, 8, 1),
+    ("forward", 4, 256): Tile(16, 16, 8, 1),
+    ("dk_dv", 2, 16): Tile(64, 64, 4, 2),
+    ("dk_dv", 2, 32): Tile(64, 64, 4, 2),
+    ("dk_dv", 2, 64): Tile(64, 64, 4, 2),
+    ("dk_dv", 2, 128): Tile(32, 64, 8, 2),
+    ("dk_dv", 2, 256): Tile(32, 32, 8, 1),
+    ("dk_dv", 4, 16): Tile(32, 16, 4, 1),
+    ("dk_dv", 4, 32): Tile(32, 16, 4, 1),
+    ("dk_dv", 4, 64): Tile(32, 16, 4, 1),
+    ("dk_dv", 4, 128): Tile(32, 16, 8, 1),
+    ("dk_dv", 4, 256): Tile(16, 16, 8, 1),
+    ("dq", 2, 16): Tile(64, 64, 4, 2),
+    ("dq", 2, 32): Tile(64, 64, 4, 2),
+    ("dq", 2, 64): Tile(64, 64, 4, 2),
+    ("dq", 2, 128): Tile(64, 64, 8, 2),
+    ("dq", 2, 256): Tile(32, 32, 8, 1),
+    ("dq", 4, 16): Tile(32, 16, 4, 1),
+    ("dq", 4, 32): Tile(32, 16, 4, 1),
+    ("dq", 4, 64): Tile(16, 16, 4, 1),
+    ("dq", 4, 128): Tile(16, 16, 8, 1),
+    ("dq", 4, 256): Tile(16, 16, 8, 1),
 }
 
 
@@ -51,60 +55,6 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def choose_tile(which: str, head_dim: int, element_size: int) -> Tile:
-    """Return the tile of a pass, "forward" or "backward", for a head_dim and bytes per element."""
-    return TILES[which, min(element_size, 4), padded(head_dim)]
-
-
-@triton.jit
-def at(ptr, strides, b, h, start, rows, columns):
-    """Point at [b, h, start + rows, columns]; what may pass 2³¹ is 64 bits wide."""
-    base = b.to(tl.int64) * strides[0] + h.to(tl.int64) * strides[1]
-    start = tl.to_tensor(start).to(tl.int64)
-    return ptr + base + start * strides[2] + rows * strides[2] + columns * strides[3]
-
-
-@triton.jit
-def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
-    """Load a tile of rows, zero at and after `length` and past head_dim."""
-    inside = (start + rows < length) & (columns < D)
-    return tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
-
-
-@triton.jit
-def place(program, blocks, H):
-    """Return (block, b, h) of a program; the last blocks, longest where causal, come first."""
-    bh = program // blocks
-    return blocks - 1 - program % blocks, bh // H, bh % H
-
-
-@triton.jit
-def keys_present(lengths_ptr, b, N, HAS_LENGTHS: tl.constexpr):
-    """Return how many keys of batch b are no padding."""
-    if HAS_LENGTHS:
-        return tl.minimum(tl.maximum(tl.load(lengths_ptr + b).to(tl.int32), 0), N)
-    else:
-        return N
-
-
-@triton.jit
-def scores(
-    product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
-    EDGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
-):  # fmt: skip
-    """(1) Scale a tile of products into base-2 scores, −∞ where a query may not attend.
-
-    `rows` and `columns` are the tile's query and key numbers, in either orientation. Only an EDGE
-    tile needs to look at the lengths and the diagonal.
-    """
-    s = product * scale
-    if EDGE:
-        live = columns < present
-        if CAUSAL:
-            live = live & (columns <= rows + shift)
-        s = tl.where(live, s, -float("inf"))
-    if HAS_MASK:
-        inside = (rows < M) & (columns < present)
-        where = at(mask_ptr, mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
-        s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
-    return s
+def choose_tile(kernel: str, head_dim: int, element_size: int) -> Tile:
+    """Return the table's tile of a kernel for a head_dim and bytes per element."""
+    return TILES[kernel, min(element_size, 4), padded(head_dim)]

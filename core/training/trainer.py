@@ -166,7 +166,7 @@ _pool = ThreadPoolExecutor(2, "twofold")
 
 
 def use_threads(n: int) -> None:
-    """Let the NumPy side work on so many parts of a batch at the same time; results do not change."""
+    """Let the NumPy side work on so many parts of a batch at a time; results do not change."""
     global _pool
     _pool = ThreadPoolExecutor(n, "twofold")
 

@@ -1,9 +1,9 @@
 """Kernels compiled for GPUs that are not there: registers, spills, shared memory, matrix units.
 
-Triton asks its driver which device it compiles for, and needs the device itself only to launch. Here
-the driver names a target and nothing is launched: the contracts' pinned cases run on CPU tensors, so
-every kernel is compiled as it is called, for every entry of its tile table and every dtype, and what
-the compiler says is kept.
+Triton asks its driver which device it compiles for, and needs the device itself only to launch.
+Here the driver names a target and nothing is launched: the contracts' pinned cases run on CPU
+tensors, so every kernel is compiled as it is called, for every entry of its tile table and every
+dtype, and what the compiler says is kept.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ in order. In this context a kernel must be right for the right reason:
 - *overflow*: integers of 32 bits and less do not wrap in +, − and ·.
 - *shuffle*: programs run in an order drawn from `seed`.
 
-It serves anyone's kernels, and is faster than the plain interpreter (`strict_builder.Language`
+It serves anyone's kernels, and is faster than the plain interpreter (`strict_launch.Language`
 says why). Not seen: races between the warps of one program, data layouts, approximate functions,
 inline assembly, what atomics order (a lock is a race here), float8 beyond what Triton does.
 """
@@ -50,7 +50,8 @@ def strict_interpreter(
     Contexts nest: the innermost says what is checked. Call `ops.load("triton")`, or set
     TRITON_INTERPRET, before: Triton is imported here.
     """
-    from twofold.core.verify.strict_builder import Strictness, installed
+    from twofold.core.verify.strict_builder import Strictness
+    from twofold.core.verify.strict_launch import installed
 
     with installed(Strictness(numerics, bounds, poison, races, overflow, shuffle, seed)):
         yield

@@ -194,7 +194,7 @@ class Memory:
             lanes = pointers.ravel() if mask.all() else pointers[mask]
             if lanes.size:
                 self._check(kind, lanes, size)
-        return np.asarray(pointers & _ADDRESS)
+        return untagged(pointers)
 
     def fault(self, what: str) -> Fault:
         """Return a fault that says where the kernel is."""
@@ -213,7 +213,7 @@ class Memory:
             return
         if tag > len(self._views):
             raise self.fault(f"{_WORDS[kind]} an address far from every tensor")
-        view, addresses = self._views[tag - 1], lanes & _ADDRESS
+        view, addresses = self._views[tag - 1], untagged(lanes)
         base = tag << TAG
         if self._bounds and not view.holds_all(low - base, high - base, size):
             inside = view.holds(addresses, size)
@@ -264,3 +264,8 @@ class Memory:
 
 def _place(site: Site) -> str:
     return ", called from ".join(f"{code.co_filename}:{line}" for code, line in site)
+
+
+def untagged(pointers: Array) -> Array:
+    """Return the addresses that pointers mean."""
+    return np.asarray(pointers & _ADDRESS)

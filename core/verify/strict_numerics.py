@@ -30,14 +30,15 @@ def to_bfloat16(x: Array) -> Array:
 
 
 def toward_zero(rounded: Array, x: Array) -> Array:
-    """Turn `x` rounded to nearest, as bits of a 16-bit float, into `x` rounded toward zero.
+    """Turn `x` rounded to nearest into `x` rounded toward zero.
 
-    `rounded` is float16, or uint16 holding bfloat16. Bits of a float count up with its magnitude,
-    so where rounding went away from zero one less is the neighbour on the other side.
+    `rounded` is of a float dtype, or uint16 holding bfloat16. Bits of a float count up with its
+    magnitude, so where rounding went away from zero one less is the neighbour on the other side.
     """
-    value = rounded if rounded.dtype == np.float16 else from_bfloat16(rounded)
-    away = np.abs(value.astype(x.dtype)) > np.abs(x)
-    return (rounded.view(np.uint16) - away).astype(np.uint16).view(rounded.dtype)
+    value = from_bfloat16(rounded) if rounded.dtype == np.uint16 else rounded
+    bits = rounded.view(f"u{rounded.dtype.itemsize}")
+    away = (np.abs(value.astype(x.dtype)) > np.abs(x)).astype(bits.dtype)
+    return (bits - away).view(rounded.dtype)
 
 
 def truncated_tf32(x: Array) -> Array:

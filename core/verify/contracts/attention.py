@@ -118,11 +118,14 @@ def scale(case: Case) -> float:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how: dict[str, Any] = {}
+    forward: dict[str, Any] = {}
+    backward: dict[str, Any] = {}
     if side.name != "reference":
-        how["allow_tf32"] = case.allow_tf32
+        forward["allow_tf32"] = case.allow_tf32
         if case.tile is not None:
-            how["tile"] = TILES_IN_ORDER[case.tile]
+            (kernel, _, _), tile = list(TILES.items())[case.tile]
+            how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
+            how[name] = tile
     out, cache = side.attention.forward(
         *(place(side, x, case) for x in (given.q, given.k, given.v)),
         softmax_scale=case.softmax_scale,
@@ -131,12 +134,11 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
         dropout_p=case.dropout_p,
         seed=case.seed,
-        **how,
+        **forward,
     )
     lse_dtype = "float64" if case.dtype == "float64" else "float32"
     dlse = None if given.dlse is None else side.asarray(given.dlse, lse_dtype)
-    tile = {"tile": how["tile"]} if "tile" in how else {}
-    gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **tile)
+    gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
     return {"out": out, "lse": cache.lse, **gradients._asdict()}
 
 

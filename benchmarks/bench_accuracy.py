@@ -1,0 +1,56 @@
+"""What `twofold train` reaches: test accuracy, time and memory over seeds 0, 1 and 2.
+
+    python benchmarks/bench_accuracy.py [--save]
+
+Each run is a process of its own, as a user would start it. With --save the figures and the plot of
+seed 0 go to results/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import harness
+import numpy as np
+
+SEEDS = (0, 1, 2)
+
+
+def run(data: str, seed: int, folder: Path, quick: bool) -> dict[str, object]:
+    """Train once and return the result with the process's peak memory."""
+    command = [sys.executable, "-c", "from twofold.core.cli import main; main()", "train"]
+    command += ["--data", data, "--seed", str(seed), "--out", str(folder), "--side", "reference"]
+    subprocess.run([*command, *(["--quick"] if quick else [])], check=True, env=os.environ)
+    result = json.loads((folder / "result.json").read_text())
+    # the largest of all children so far; runs of the same data set need the same
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {**result, "peak_memory_mb": round(peak / 1024)}
+
+
+def main() -> None:
+    asked = harness.options(__doc__, data={"default": "movie", "help": "data set"})
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = [run(asked.data, s, Path(scratch) / str(s), asked.quick) for s in SEEDS]
+        accuracies = [r["test_accuracy"] for r in runs]
+        found = {
+            "ran_on": harness.ran_on(asked.threads),
+            "mean_test_accuracy": float(np.mean(accuracies)),
+            "deviation_of_seeds": float(np.std(accuracies, ddof=1)),
+            "runs": runs,
+        }
+        print(json.dumps(found, indent=1))
+        if asked.save:
+            name = f"train-{asked.data}"
+            (harness.RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+            shutil.copy(Path(scratch) / "0" / "plot.png", harness.RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Write the figures of the README anew from the committed results and the sources.
+
+python benchmarks/readme.py            rewrites what stands between the README's markers
+python benchmarks/readme.py --check    exits with status 1 where that would change anything
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SOURCES = f"from `{RESULTS.relative_to(ROOT)}/"
+
+
+def newest(prefix: str) -> tuple[str, dict[str, Any]]:
+    """Return name and content of the latest result: names end with a date."""
+    path = max(RESULTS.glob(f"{prefix}*.json"), key=lambda p: p.stem[-10:])
+    return path.name, json.loads(path.read_text())
+
+
+def machine(on: dict[str, Any]) -> str:
+    """Say in words what a result ran on."""
+    return (
+        f"{on.get('gpu', on['cpu'])}, {on['threads']} threads, Python {on['python']}, "
+        f"NumPy {on['numpy']}, PyTorch {on['torch']}, Triton {on['triton']}, {on['date']}"
+    )
+
+
+def accuracy() -> str:
+    """Test accuracy of the default run beside its baselines."""
+    name, found = newest("train-movie")
+    runs = found["runs"]
+    seeds = ", ".join(f"{run['test_accuracy']:.3f}" for run in runs)
+    baselines = runs[0]["baselines"]
+    lines = [
+        "| movie reviews, sign of the rating | test accuracy |",
+        "|---|---|",
+        *(f"| {n.replace('_', ' ')} | {value:.3f} |" for n, value in baselines.items()),
+        f"| **this Transformer**, mean of three seeds ({seeds}) | "
+        f"**{found['mean_test_accuracy']:.3f}** |",
+        "",
+        f"{runs[0]['parameters']:,} parameters; {max(r['seconds'] for r in runs):.0f} s and "
+        f"{max(r['peak_memory_mb'] for r in runs)} MB at most, on {machine(found['ran_on'])}. "
+        f"`python benchmarks/bench_accuracy.py --save`, {SOURCES}{name}`.",
+    ]
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Ratios of the benchmarks that ran."""
+    lines = ["| race | contender | median ms | ratio |", "|---|---|--:|--:|"]
+    notes = []
+    for bench in ("train_step", "attention"):
+        name, found = newest(bench)
+        for race, contenders in found["races"].items():
+            for contender, times in contenders.items():
+                lines.append(
+                    f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
+                )
+        notes.append(
+            f"`python benchmarks/bench_{bench}.py --save`, {SOURCES}{name}`: "
+            f"{machine(found['ran_on'])}."
+        )
+    return "\n".join([*lines, "", *notes])
+
+
+def operators() -> str:
+    """Every operator with its files and how near its kernel came to its bound."""
+    name, found = newest("verify")
+    rows = found["operators"]["rows"]
+    lines = ["| operator | | worst error ÷ bound | cases |", "|---|---|--:|--:|"]
+    for operator in dict.fromkeys(row["operator"] for row in rows):
+        mine = [row for row in rows if row["operator"] == operator]
+        means = (ROOT / "reference" / f"{operator}.py").read_text().split('"""')[1]
+        first = means.strip().splitlines()[0].split(": ")[0].rstrip(".")
+        lines.append(
+            f"| [{operator}](reference/{operator}.py) · [kernel](kernels/{operator}.py) · "
+            f"[contract](core/verify/contracts/{operator}.py) | {first} | "
+            f"{max(row['share'] for row in mine):.2f} | {sum(row['cases'] for row in mine)} |"
+        )
+    lines += ["", f"`twofold verify --json …`, {SOURCES}{name}`."]
+    return "\n".join(lines)
+
+
+def attention() -> str:
+    """Steps (1) to (4) of attention on both sides."""
+    reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
+    kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "empty = total == 0.0")
+    return "\n".join(
+        [
+            "<table><tr><th>reference/attention.py</th><th>kernels/attention.py, in the loop over "
+            "tiles of keys</th></tr><tr valign=top><td>",
+            f"<pre>{html.escape(reference)}</pre>",
+            "</td><td>",
+            f"<pre>{html.escape(kernel)}</pre>",
+            "</td></tr></table>",
+        ]
+    )
+
+
+def between(path: Path, first: str, last: str) -> str:
+    """Return a file's lines from the one with `first` to before the one with `last`, dedented."""
+    lines = path.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if first in line)
+    stop = next(i for i, line in enumerate(lines) if i > start and last in line)
+    return textwrap.dedent("\n".join(lines[start:stop])).replace("  # fmt: skip", "")
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "accuracy": accuracy,
+    "speed": speed,
+    "operators": operators,
+    "attention": attention,
+}
+
+
+def filled(text: str) -> str:
+    """Return the README with every section written anew."""
+    for name, write in SECTIONS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no section <!-- {name} --> … <!-- end -->")
+        content = write()
+        text = pattern.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
+    return text
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    text = path.read_text()
+    if "--check" in sys.argv:
+        sys.exit(0 if filled(text) == text else "README.md is not what benchmarks/readme.py writes")
+    path.write_text(filled(text))
+
+
+if __name__ == "__main__":
+    main()

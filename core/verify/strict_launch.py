@@ -1,0 +1,198 @@
+"""A strict launch: the language set up once, tagged pointers, typed numbers, programs in disorder.
+
+`installed` puts everything in place and takes it back. Triton is imported here: see
+`strict_builder`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import TensorHandle
+from triton.runtime.jit import _normalize_ty
+
+from twofold.core.verify import strict_numerics as numerics
+from twofold.core.verify.strict_builder import StrictBuilder, Strictness
+from twofold.core.verify.strict_memory import Memory
+
+# Frames of these files are not the kernel's.
+_MACHINERY = (os.path.dirname(triton.__file__), os.path.dirname(__file__) + os.sep + "strict_")
+_SCALARS = {
+    "i8": tl.int8, "i16": tl.int16, "i32": tl.int32, "i64": tl.int64,
+    "u8": tl.uint8, "u16": tl.uint16, "u32": tl.uint32, "u64": tl.uint64,
+    "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64,
+}  # fmt: skip
+
+
+class Language:
+    """Triton's language, pointed at the interpreter once instead of at every call.
+
+    The interpreter replaces some two hundred members of `triton.language` at each launch and again
+    at each call of a jitted function, `tl.sum` and `tl.zeros` among them: most of its running time.
+    """
+
+    def __init__(self) -> None:
+        self._scopes: list[Any] = []
+        self._known: set[Any] = set()
+        self._modules: set[tuple[bool, bool]] = set()
+
+    def patch(self, fn: Any) -> None:
+        """See to it that the modules a function knows are replaced."""
+        if fn in self._known:
+            return
+        self._known.add(fn)
+        values = [x for x in fn.__globals__.values() if inspect.ismodule(x)]
+        modules = (tl in values, tl.core in values)
+        if modules in self._modules:
+            return
+        self._modules.add(modules)
+        scope = interpreter._patch_lang(fn)
+        # Triton 3.6 takes int() of an array with an axis, which NumPy no longer allows.
+        scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
+        self._scopes.append(scope)
+
+    def restore(self) -> None:
+        """Take everything back."""
+        while self._scopes:
+            self._scopes.pop().restore()
+
+
+def launch(
+    executor: Any, language: Language, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Run all programs of a grid: `GridExecutor.__call__`, strict."""
+    builder = interpreter.interpreter_builder
+    strict: Strictness = builder.strict
+    fn = executor.fn
+    kwargs = {name: x for name, x in kwargs.items() if name in executor.arg_names}
+    host_args, host_kwargs = executor._init_args_hst(args, kwargs)
+    for hook in executor.pre_run_hooks:
+        hook(*host_args, **host_kwargs)
+    bound = inspect.getcallargs(fn, *host_args, **host_kwargs)
+    grid = tuple(executor.grid(bound) if callable(executor.grid) else executor.grid)
+    grid += (1,) * (3 - len(grid))
+    language.patch(fn)
+    memory = Memory(fn.__name__, fn.__code__, strict.bounds, strict.races, _MACHINERY)
+    types = {name: _SCALARS.get(_normalize_ty(t)) for name, t in fn.__annotations__.items()}
+    arguments = {
+        name: x
+        if name in executor.constexprs
+        else _argument(name, x, types.get(name), memory, strict.numerics)
+        for name, x in bound.items()
+    }
+    programs = list(np.ndindex(*grid))
+    if strict.shuffle:
+        random.Random(strict.seed).shuffle(programs)
+    builder.memory = memory
+    builder.set_grid_dim(*grid)
+    # Overflow, NaN and infinity are no exceptions on the hardware.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for program in programs:
+            builder.set_grid_idx(*program)
+            memory.begin(program)
+            fn(**arguments)
+    executor._restore_args_dev(args, host_args, kwargs, host_kwargs)
+
+
+def _argument(name: str, x: Any, dtype: Any, memory: Memory, typed: bool) -> Any:
+    """Convert a launch's argument: pointers get tags, numbers the type a compiled kernel has."""
+    if hasattr(x, "data_ptr"):
+        converted = interpreter._implicit_cvt(x)
+        converted.handle.data = memory.add(name, interpreter._unwrap_tensor(x))
+        return converted
+    if isinstance(x, tuple):
+        parts = (_argument(f"{name}[{i}]", y, None, memory, typed) for i, y in enumerate(x))
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    if typed and isinstance(x, int | float) and not isinstance(x, bool):
+        if dtype is None and isinstance(x, float):
+            dtype = tl.float32
+        if dtype is not None:
+            value = np.array([x]).astype(interpreter._get_np_dtype(dtype))
+            return tl.tensor(TensorHandle(value, dtype), dtype)
+    converted = interpreter._implicit_cvt(x)
+    if isinstance(converted, tl.tensor_descriptor):
+        converted.handle.base.data = memory.add(name, x.base)
+    return converted
+
+
+@contextlib.contextmanager
+def installed(strict: Strictness) -> Iterator[None]:
+    """Make the interpreter strict, and what it was at the end."""
+    builder, language = interpreter.interpreter_builder, Language()
+    semantic = interpreter.TritonSemantic
+    plain_overflow = semantic.binary_op_sanitize_overflow_impl
+    plain_apply = interpreter.ReduceScanOpInterface.apply
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        language.patch(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    def run(executor: Any, *args: Any, **kwargs: Any) -> None:
+        launch(executor, language, args, kwargs)
+
+    def overflow(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
+        if self.builder is not builder:
+            plain_overflow(self, lhs, rhs, operation)
+        elif strict.overflow and lhs.type.scalar.int_bitwidth < 64:
+            a, b = lhs.handle.data, rhs.handle.data
+            if a.dtype.kind in "iu" and numerics.overflows(operation.__name__, a, b):
+                raise builder.memory.fault(f"{lhs.type.scalar} overflow in {operation.__name__}")
+
+    def apply(self: Any, inputs: Any) -> Any:
+        if not isinstance(inputs, tuple):
+            return apply(self, (inputs,))[0]
+        narrow = [strict.numerics and x.dtype == tl.bfloat16 for x in inputs]
+        wide = [
+            _cast(x, tl.float32) if small else x for x, small in zip(inputs, narrow, strict=True)
+        ]
+        results = plain_apply(self, tuple(wide))
+        return tuple(
+            _cast(y, tl.bfloat16) if small else y for y, small in zip(results, narrow, strict=True)
+        )
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(language.restore)
+        for owner, name, new in (
+            (builder, "__class__", StrictBuilder),
+            (builder, "strict", strict),
+            (builder, "memory", None),
+            (interpreter.InterpretedFunction, "__call__", call),
+            (interpreter.GridExecutor, "__call__", run),
+            (interpreter.ReduceScanOpInterface, "apply", apply),
+            (semantic, "binary_op_sanitize_overflow_impl", overflow),
+            # a table of twenty entries is built at every call of it
+            (interpreter, "_get_np_dtype", functools.cache(interpreter._get_np_dtype)),
+        ):
+            stack.enter_context(_replaced(owner, name, new))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
+    missing = object()
+    old = getattr(owner, name, missing)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        if old is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, old)
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    handle = interpreter.interpreter_builder.cast_impl(x.handle, dtype)
+    return tl.tensor(handle, tl.block_type(dtype, x.shape) if x.type.is_block() else dtype)
