@@ -80,8 +80,10 @@ def fetch(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and sha256_of(path) == sha256:
-            return path
+        if path.is_file():
+            if sha256_of(path) == sha256:
+                return path
+            path.unlink()  # pip, run by hand, would take it for downloaded already
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
             download(requirement, options, sha256, Path(scratch))
             arrived = sorted(Path(scratch).iterdir())

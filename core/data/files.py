@@ -45,23 +45,23 @@ def read_labelled(
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in DELIMITERS:
-        columns, rows = _table(path, _decoded(path), DELIMITERS[suffix])
+        top, columns, rows = _table(path, _decoded(path), DELIMITERS[suffix])
     elif suffix in OBJECTS:
-        columns, rows = _objects(path, _decoded(path))
+        top, columns, rows = _objects(path, _decoded(path))
     else:
         known = ", ".join((*DELIMITERS, *OBJECTS))
         refuse(path, None, f"the file ends in {suffix!r}", f"it must end in one of {known}")
-    text_column = _column(path, columns, "text", text_column)
-    label_column = _column(path, columns, "label", label_column)
+    text_column = _column(path, top, columns, "text", text_column)
+    label_column = _column(path, top, columns, "label", label_column)
     if text_column == label_column:
-        refuse(path, 1, f"{text_column!r} is both text and label", "these must be two columns")
+        refuse(path, top, f"{text_column!r} is both text and label", "these must be two columns")
     texts, labels, first = [], [], 0
     for line, row in rows:
         first = first or line
         texts.append(_text(path, line, row, text_column))
         labels.append(_label(path, line, row, label_column))
     if not texts:
-        refuse(path, 1, "nothing follows the header", "there must be a row for every example")
+        refuse(path, top, "nothing follows the header", "there must be a row for every example")
     if len(set(labels)) == 1:
         refuse(
             path,
@@ -79,18 +79,19 @@ def _decoded(path: Path) -> str:
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({fault.strerror})") from fault
     data = data.removeprefix(BYTE_ORDER_MARK)
-    if not data.strip():
-        refuse(path, 1, "the file is empty", "it must hold a text and a label per row")
     nul = data.find(b"\0")
     if nul >= 0:
         line, byte = _place(data, nul)
         refuse(path, line, f"byte {byte} is NUL", "the file must be plain text in UTF-8")
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as fault:
         line, byte = _place(data, fault.start)
         found = f"byte {byte}, 0x{data[fault.start]:02x}, is not UTF-8 ({fault.reason})"
         refuse(path, line, found, "save the file as UTF-8")
+    if not text.strip():
+        refuse(path, 1, "the file is empty", "it must hold a text and a label per row")
+    return text
 
 
 def _place(data: bytes, offset: int) -> tuple[int, int]:
@@ -99,14 +100,14 @@ def _place(data: bytes, offset: int) -> tuple[int, int]:
     return len(ends) + 1, offset - (ends[-1] if ends else 0) + 1
 
 
-def _table(path: Path, text: str, delimiter: str) -> tuple[list[str], Iterator[Row]]:
-    """Return columns and rows of a CSV or TSV file."""
+def _table(path: Path, text: str, delimiter: str) -> tuple[int, list[str], Iterator[Row]]:
+    """Return the header's line, the columns and the rows of a CSV or TSV file."""
     records = _records(path, text, delimiter)
-    line, header = next(records, (1, []))
+    top, header = next(records)
     columns = [name.strip() for name in header]
     for i, name in enumerate(columns):
         if name in columns[:i]:
-            refuse(path, line, f"two columns are named {name!r}", "every name must differ")
+            refuse(path, top, f"two columns are named {name!r}", "every name must differ")
 
     def rows() -> Iterator[Row]:
         for line, record in records:
@@ -116,7 +117,7 @@ def _table(path: Path, text: str, delimiter: str) -> tuple[list[str], Iterator[R
                 refuse(path, line, found, f"they must be as many ({hint})")
             yield line, dict(zip(columns, record, strict=True))
 
-    return columns, rows()
+    return top, columns, rows()
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -142,15 +143,16 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
             yield line, record
 
 
-def _objects(path: Path, text: str) -> tuple[list[str], Iterator[Row]]:
-    """Return the first object's names and all objects of a JSONL file."""
+def _objects(path: Path, text: str) -> tuple[int, list[str], Iterator[Row]]:
+    """Return the first object's line and names, and all objects, of a JSONL file."""
 
     def rows() -> Iterator[Row]:
         for line, source in enumerate(text.split("\n"), start=1):
             if source.strip():
                 yield line, _object(path, line, source)
 
-    return list(next(rows())[1]), rows()
+    top, first = next(rows())
+    return top, list(first), rows()
 
 
 def _object(path: Path, line: int, source: str) -> Mapping[str, Any]:
@@ -175,7 +177,7 @@ def _object(path: Path, line: int, source: str) -> Mapping[str, Any]:
     return {name.strip(): value for name, value in found.items()}
 
 
-def _column(path: Path, columns: list[str], role: str, named: str | None) -> str:
+def _column(path: Path, top: int, columns: list[str], role: str, named: str | None) -> str:
     """Return which column is meant; without a name the one called like its role."""
     wanted = role if named is None else named.strip()
     alike = [name for name in columns if name.lower() == role] if named is None else []
@@ -186,7 +188,7 @@ def _column(path: Path, columns: list[str], role: str, named: str | None) -> str
     listed = ", ".join(repr(name) for name in columns)
     refuse(
         path,
-        1,
+        top,
         f"there is no column {wanted!r}",
         f"say which of these is the {role} ({role}_column): {listed}",
     )

@@ -31,6 +31,8 @@ WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 def words(text: str) -> Iterator[str]:
     """Yield the words and punctuation marks of a text, lower-cased."""
+    # Half of a surrogate pair (from a badly decoded command line) has no UTF-8 and becomes "?".
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return (match[0] for match in WORD.finditer(text.lower()))
 
 
