@@ -115,6 +115,20 @@ def test_attention_masks_agree(triton, shape, seed):
     assert np.array_equal(triton.to_numpy(out) != 0, expected)
 
 
+@pytest.mark.parametrize("seed", [0, 1, HIGH_KEY])
+def test_an_element_is_kept_until_p_passes_its_draw(triton, seed):
+    """Both kinds of mask, where the threshold is the first element's draw and one above."""
+    zero = np.zeros(1, np.uint32)
+    draw = int(dropout.philox_draws(zero, zero, zero, zero, seed)[0])
+    one = triton.asarray(np.ones((1, 1, 1, 1)), "float32")
+    for threshold, kept in ((draw, True), (draw + 1, False)):
+        p = threshold / 65536
+        assert dropout.keep_mask((1,), p, seed)[0] == kept
+        assert (triton.to_numpy(triton.dropout.forward(one, p, seed)[0]).item() != 0) == kept
+        out, _ = triton.attention.forward(one, one, one, dropout_p=p, seed=seed)
+        assert (triton.to_numpy(out).item() != 0) == kept
+
+
 def test_masks_are_cut_from_one_sequence():
     """A longer mask begins with the shorter; an attention mask depends on no length."""
     long = dropout.keep_mask((dropout.BLOCK * dropout.DRAWS + 77,), 0.3, HIGH_KEY)
