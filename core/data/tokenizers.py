@@ -39,8 +39,6 @@ def words(text: str) -> Iterator[str]:
 class Tokenizer(Protocol):
     """What training and prediction ask of a tokenizer."""
 
-    unknown: int
-
     @property
     def vocabulary_size(self) -> int:
         """How many ids there are, padding (0) and unknown (1) among them."""
@@ -57,8 +55,6 @@ class Tokenizer(Protocol):
 
 class WordTokenizer:
     """An id for every word seen often enough; more frequent words have smaller ids."""
-
-    unknown = UNKNOWN
 
     def __init__(self, vocabulary: Iterable[str]) -> None:
         self.vocabulary = tuple(vocabulary)
@@ -94,8 +90,6 @@ class WordTokenizer:
 
 class BPETokenizer:
     """Pieces of words, joined from characters by how often they stand together (Sennrich 2016)."""
-
-    unknown = UNKNOWN
 
     def __init__(self, tokenizer: hf.Tokenizer) -> None:
         self._tokenizer = tokenizer
