@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import tokenizers as hf
@@ -34,23 +34,6 @@ def words(text: str) -> Iterator[str]:
     # Half of a surrogate pair (from a badly decoded command line) has no UTF-8 and becomes "?".
     text = text.encode("utf-8", "replace").decode("utf-8")
     return (match[0] for match in WORD.finditer(text.lower()))
-
-
-class Tokenizer(Protocol):
-    """What training and prediction ask of a tokenizer."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many ids there are, padding (0) and unknown (1) among them."""
-
-    def encode(self, text: str, max_length: int) -> Array:
-        """Return the first ids, (L,) int64 with 1 ≤ L ≤ max_length; [1] for a text without any."""
-
-    def to_json(self) -> str:
-        """Return the JSON that `load_tokenizer` reads."""
-
-    def save(self, path: str | Path) -> None:
-        """Write `to_json` into a file."""
 
 
 class WordTokenizer:
