@@ -27,6 +27,7 @@ from twofold.kernels import dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_parts import at, keys_present, load, place, scores
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
+from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
 
 LN_2 = tl.constexpr(math.log(2.0))
@@ -229,7 +230,7 @@ def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:
         "HAS_MASK": cache.mask is not None,
         "HAS_LENGTHS": cache.key_lengths is not None,
         "DROPOUT": cache.dropout_p > 0.0,
-        "PRECISION": "tf32" if cache.allow_tf32 else "tf32x3",  # float32 alone looks at it
+        "PRECISION": float32_products(cache.allow_tf32),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_D": padded(D),

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels.activation import activate, activate_grad
+from twofold.kernels.precision import float32_products
 from twofold.reference.linear import check
 
 
@@ -266,7 +267,7 @@ def _gemm(
         KIND=activation or "none",
         HAS_BIAS=bias is not None,
         SAVE_Z=save_z,
-        PRECISION=_precision(allow_tf32),
+        PRECISION=float32_products(allow_tf32),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
@@ -299,13 +300,6 @@ def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.T
             partials, dbias, dbias.stride(), shares, N, BLOCK_S=32, BLOCK_C=BLOCK_C
         )
     return dz
-
-
-def _precision(allow_tf32: bool) -> str:
-    """Return how float32 is multiplied; AMD's matrix unit has true float32, and no tf32x3."""
-    if torch.version.hip is not None:
-        return "ieee"
-    return "tf32" if allow_tf32 else "tf32x3"
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

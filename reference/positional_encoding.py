@@ -136,7 +136,7 @@ def forward(
     # (3) drop out
     if dropout_p > 0.0:
         out *= dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
-    kept = positions if learned else None
+    kept = positions if learned and position_table is not None else None
     return out, Cache(ids, kept, len(table), position_rows, scale, dropout_p, seed)
 
 

@@ -119,7 +119,7 @@ def _compiling(target: str) -> Iterator[list[Any]]:
         def get_active_torch_device(self) -> Any:
             return torch.device("cpu")
 
-    launch, before = JITFunction.run, driver._active
+    launch, before, hip = JITFunction.run, driver._active, torch.version.hip
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernel = launch(self, *args, grid=grid, warmup=True, **options)
@@ -128,11 +128,12 @@ def _compiling(target: str) -> Iterator[list[Any]]:
 
     JITFunction.run = compile_only
     driver.set_active(Driver())
+    torch.version.hip = "none" if backend == "hip" else None
     try:
         yield kernels
     finally:
         JITFunction.run = launch
-        driver._active = before
+        driver._active, torch.version.hip = before, hip
 
 
 def _describe(operator: str, target: str, precision: str, launched: Any) -> Compiled:

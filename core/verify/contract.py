@@ -126,6 +126,9 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
                 fault,
             )
         )
+    for name in sorted({n for n, x in computed.items() if x is not None} - truths.keys()):
+        fault = f"{name} was computed; it must be None"
+        findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
     if not contract.in_place and (fault := watched.fault()):
         findings.append(dataclasses.replace(findings[0], output="inputs", fault=fault))
     return findings
