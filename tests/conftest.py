@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from twofold.core import ops
 from twofold.core.verify.strict_interpreter import strict_interpreter
 
+# Triton reads TRITON_INTERPRET when it is imported, which a test module may do.
+ops.triton_device()
+
 settings.register_profile(
     "twofold",
     deadline=None,

@@ -41,13 +41,14 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
 
     strict: Strictness
     memory: Memory
+    other_given: bool  # to the load that is going on
 
     # memory
 
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *how: Any, **more: Any) -> Any:
         live = _data(mask)
         addresses = self.memory.access("load", ptrs.data, live, _size(ptrs))
-        if other is None and self.strict.poison and not live.all():
+        if other is None and self.strict.poison and not self.other_given and not live.all():
             dtype = ptrs.get_element_ty()
             numpy_dtype = interpreter._get_np_dtype(dtype)
             value = numerics.poison(numpy_dtype, dtype == tl.bfloat16)
@@ -58,10 +59,15 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
     def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *how: Any, **more: Any) -> Any:
         live = _data(mask)
         addresses = self.memory.access("store", ptrs.data, live, _size(ptrs))
-        ptrs = TensorHandle(addresses, ptrs.dtype)
-        result = super().create_masked_store(ptrs, value, mask, *how, **more)
+        plain = TensorHandle(addresses, ptrs.dtype)
+        result = super().create_masked_store(plain, value, mask, *how, **more)
         if self.strict.races:
-            self._lanes_agree(addresses, value.data, live)
+            # A lane that reads back another value than it wrote shared its address.
+            written = np.ascontiguousarray(np.broadcast_to(value.data, addresses.shape))
+            found = interpreter._interpreter.load(addresses, live, written, written.dtype)
+            bits = f"u{written.dtype.itemsize}"
+            if (differ := found.view(bits) != written.view(bits)).any():
+                raise self.memory.disagreement(ptrs.data[differ])
         return result
 
     def create_atomic_rmw(self, op: Any, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
@@ -75,13 +81,6 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
 
     def create_ptr_to_int(self, src: Any, dst_type: Any) -> Any:
         return TensorHandle(untagged(src.data).view(np.int64), dst_type.scalar)
-
-    def _lanes_agree(self, addresses: Array, value: Array, live: Array) -> None:
-        """Read back what a store wrote: a lane that finds another value shared its address."""
-        value = np.ascontiguousarray(np.broadcast_to(value, addresses.shape))
-        found = interpreter._interpreter.load(addresses, live, value, value.dtype)
-        if found.tobytes() != value.tobytes():
-            raise self.memory.fault("two lanes of one store write different values to one element")
 
     # arithmetic
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import os
 import random
@@ -132,6 +131,7 @@ def installed(strict: Strictness) -> Iterator[None]:
     """Make the interpreter strict, and what it was at the end."""
     builder, language = interpreter.interpreter_builder, Language()
     semantic = interpreter.TritonSemantic
+    plain_load = semantic.load
     plain_overflow = semantic.binary_op_sanitize_overflow_impl
     plain_apply = interpreter.ReduceScanOpInterface.apply
 
@@ -149,6 +149,14 @@ def installed(strict: Strictness) -> Iterator[None]:
             a, b = lhs.handle.data, rhs.handle.data
             if a.dtype.kind in "iu" and numerics.overflows(operation.__name__, a, b):
                 raise builder.memory.fault(f"{lhs.type.scalar} overflow in {operation.__name__}")
+
+    def load(self: Any, ptr: Any, mask: Any, other: Any, *how: Any, **more: Any) -> Any:
+        # Triton asks `if other`, which for one element is false where it is 0.
+        builder.other_given = other is not None
+        try:
+            return plain_load(self, ptr, mask, other, *how, **more)
+        finally:
+            builder.other_given = False
 
     def apply(self: Any, inputs: Any) -> Any:
         if not isinstance(inputs, tuple):
@@ -168,12 +176,12 @@ def installed(strict: Strictness) -> Iterator[None]:
             (builder, "__class__", StrictBuilder),
             (builder, "strict", strict),
             (builder, "memory", None),
+            (builder, "other_given", False),
             (interpreter.InterpretedFunction, "__call__", call),
             (interpreter.GridExecutor, "__call__", run),
             (interpreter.ReduceScanOpInterface, "apply", apply),
+            (semantic, "load", load),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
-            # a table of twenty entries is built at every call of it
-            (interpreter, "_get_np_dtype", functools.cache(interpreter._get_np_dtype)),
         ):
             stack.enter_context(_replaced(owner, name, new))
         yield

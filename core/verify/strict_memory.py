@@ -200,6 +200,16 @@ class Memory:
         """Return a fault that says where the kernel is."""
         return Fault(f"{self._kernel}, {_place(self._site())}, program {self._program}: {what}")
 
+    def disagreement(self, pointers: Array) -> Fault:
+        """Return the fault of a store whose lanes wrote different values to these addresses."""
+        pointer = int(pointers.ravel()[0])
+        tag, address = pointer >> TAG, pointer & int(_ADDRESS)
+        where = "an address from memory"
+        if 0 < tag <= len(self._views):
+            view = self._views[tag - 1]
+            where = f"element {(address - view.first) // view.itemsize} of {view}"
+        return self.fault(f"two lanes of one store write different values to {where}")
+
     def _check(self, kind: str, lanes: Array, size: int) -> None:
         low, high = int(lanes.min()), int(lanes.max())
         tag = low >> TAG

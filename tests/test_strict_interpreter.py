@@ -1,0 +1,568 @@
+"""The strict interpreter: every kind of fault, planted, is found and named; sound kernels pass.
+
+The kernels are wrapped for the interpreter by hand, so that they run in it next to a GPU as well.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpretedFunction
+
+from twofold.core.verify import strict_numerics
+from twofold.core.verify.strict_interpreter import Fault, strict_interpreter
+
+
+@pytest.fixture
+def strict():
+    """Programs in order, so that it is known which one meets the fault."""
+    with strict_interpreter(shuffle=False):
+        yield
+
+
+@InterpretedFunction
+def load_block(ptr, i):
+    return tl.load(ptr + i)
+
+
+@InterpretedFunction
+def copy(x_ptr, y_ptr, shift, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i + shift)
+    tl.store(y_ptr + i, x)
+
+
+@InterpretedFunction
+def copy_by_a_function(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = load_block(x_ptr, i)
+    tl.store(y_ptr + i, x)
+
+
+@InterpretedFunction
+def copy_in_pairs(xs, y_ptr):
+    i = tl.arange(0, 8)
+    tl.store(y_ptr + i, tl.load(xs[1] + i))
+
+
+@InterpretedFunction
+def store_alike(y_ptr):
+    i = tl.arange(0, 4)
+    tl.store(y_ptr + tl.program_id(0) * 3 + i, i * 0)
+
+
+@InterpretedFunction
+def shift_in_place(x_ptr, step):
+    i = tl.program_id(0)
+    x = tl.load(x_ptr + i + step)
+    tl.store(x_ptr + i, x + 1)
+
+
+@InterpretedFunction
+def add_up(x_ptr, total_ptr, out_ptr, READ: tl.constexpr):
+    i = tl.program_id(0)
+    before = tl.atomic_add(total_ptr, tl.load(x_ptr + i))
+    if READ:
+        before = tl.load(total_ptr)
+    tl.store(out_ptr + i, before)
+
+
+@InterpretedFunction
+def store_to_one(y_ptr, scale):
+    i = tl.arange(0, 8)
+    tl.store(y_ptr + i // 2, i // 2 + i * scale)
+
+
+@InterpretedFunction
+def offset_in_32_bits(x_ptr, y_ptr, stride):
+    i = tl.program_id(0)
+    at = i * stride
+    tl.store(y_ptr + i, tl.load(x_ptr + at, mask=at < 1, other=0))
+
+
+@InterpretedFunction
+def offset_in_64_bits(x_ptr, y_ptr, stride: tl.int64):
+    i = tl.program_id(0)
+    at = i * stride
+    tl.store(y_ptr + i, tl.load(x_ptr + at, mask=at < 1, other=0))
+
+
+@InterpretedFunction
+def through_a_pointer(pointers_ptr, x_ptr, y_ptr):
+    i = tl.program_id(0)
+    there = tl.load(pointers_ptr + i).to(tl.pointer_type(tl.int32))
+    tl.store(y_ptr + i, tl.load(there))
+
+
+@InterpretedFunction
+def half_of_it(x_ptr, y_ptr):
+    i = tl.arange(0, 8)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < 4))
+
+
+@InterpretedFunction
+def half_of_it_and_zeros(x_ptr, y_ptr):
+    i = tl.arange(0, 8)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < 4, other=0))
+
+
+@InterpretedFunction
+def first_or_zero(x_ptr, y_ptr):
+    i = tl.program_id(0)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < 1, other=0))
+
+
+@InterpretedFunction
+def product(a_ptr, b_ptr, c_ptr, PRECISION: tl.constexpr):
+    i, j = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    a, b = tl.load(a_ptr + i * 16 + j), tl.load(b_ptr + i * 16 + j)
+    tl.store(c_ptr + i * 16 + j, tl.dot(a, b, input_precision=PRECISION))
+
+
+@InterpretedFunction
+def cast(x_ptr, y_ptr, n, BLOCK: tl.constexpr, ROUNDING: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n, other=0)
+    tl.store(y_ptr + i, x.to(y_ptr.dtype.element_ty, ROUNDING), mask=i < n)
+
+
+@InterpretedFunction
+def arithmetic(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x, y = tl.load(x_ptr + i), tl.load(y_ptr + i)
+    tl.store(out_ptr + i, x + y)
+    tl.store(out_ptr + n + i, x * y)
+    tl.store(out_ptr + 2 * n + i, -x)
+    tl.store(out_ptr + 3 * n + i, tl.where(x < y, x, y))
+    tl.store(out_ptr + 4 * n + i, tl.maximum(x, y))
+
+
+@InterpretedFunction
+def plus(a, b):
+    return a + b
+
+
+@InterpretedFunction
+def sum_up(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    tl.store(y_ptr, tl.reduce(tl.load(x_ptr + tl.arange(0, BLOCK)), 0, plus))
+
+
+@InterpretedFunction
+def three_times(y_ptr, scale):
+    tl.store(y_ptr, scale * 3)
+
+
+@InterpretedFunction
+def order(counter_ptr, turn_ptr):
+    tl.store(turn_ptr + tl.program_id(0), tl.atomic_add(counter_ptr, 1))
+
+
+def ints(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+
+def where(function, text):
+    """Return file:line of the statement that contains a text."""
+    lines, first = inspect.getsourcelines(function.fn)
+    (number,) = [i for i, line in enumerate(lines) if text in line]
+    return f"{__file__}:{first + number}"
+
+
+def found(kernel, grid, *arguments, **constants):
+    """Run a kernel that is at fault and return the words."""
+    with pytest.raises(Fault) as fault:
+        kernel[grid](*arguments, **constants)
+    return str(fault.value)
+
+
+# bounds
+
+
+def test_reading_past_the_end_is_named_even_where_memory_goes_on(strict):
+    memory = torch.zeros(64)
+    words = found(copy, (4,), memory[:10], torch.zeros(16), 0, BLOCK=4)
+    assert words == (
+        f"copy, {where(copy, 'tl.load')}, program (2, 0, 0): load from x_ptr of shape (10,) and "
+        "strides (1,) out of bounds: 2 of 4 unmasked lanes, the first at element 10"
+    )
+
+
+def test_reading_before_the_beginning_is_named(strict):
+    words = found(copy, (1,), torch.zeros(64)[8:], torch.zeros(16), -3, BLOCK=4)
+    assert "load from x_ptr" in words and "3 of 4 unmasked lanes, the first at element -3" in words
+
+
+def test_writing_past_the_end_is_named(strict):
+    words = found(copy, (1, 2, 1), torch.zeros(64), torch.zeros(7), 0, BLOCK=8)
+    assert words.startswith(f"copy, {where(copy, 'tl.store')}, program (0, 0, 0): store to y_ptr")
+
+
+def test_the_neighbour_is_out_of_bounds_though_it_is_an_argument(strict):
+    memory = torch.zeros(32)
+    copy[1,](memory[:8], memory[8:16], 0, BLOCK=8)
+    assert "load from x_ptr" in found(copy, (1,), memory[:8], memory[8:16], 8, BLOCK=8)
+
+
+def test_the_padding_of_rows_is_out_of_bounds(strict):
+    padded = torch.zeros(4, 8)[:, :5]
+    words = found(copy, (4,), padded, torch.zeros(32), 0, BLOCK=8)
+    assert "program (0, 0, 0)" in words
+    assert "x_ptr of shape (4, 5) and strides (8, 1)" in words
+    assert "3 of 8 unmasked lanes, the first at element 5" in words
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        torch.zeros(4, 8).T,
+        torch.zeros(8, 1).expand(8, 4),
+        torch.zeros(2, 3, 8).permute(2, 0, 1),
+        torch.zeros(32)[::1].view(4, 8),
+    ],
+)
+def test_any_layout_without_gaps_is_within_bounds(strict, view):
+    copy[1,](view, torch.zeros(8), 0, BLOCK=8)
+
+
+def test_elements_of_a_view_with_gaps_are_within_bounds(strict):
+    every_other = torch.arange(8.0)[::2]
+    assert "element 1" in found(copy, (1,), every_other, torch.zeros(8), 0, BLOCK=2)
+    out = torch.zeros(1)
+    copy[1,](every_other, out, 2, BLOCK=1)
+    assert out.item() == 2
+
+
+def test_an_empty_tensor_has_no_elements(strict):
+    assert "shape (0,)" in found(copy, (1,), torch.zeros(0), torch.zeros(1), 0, BLOCK=1)
+
+
+def test_an_address_far_from_everything_is_a_fault(strict):
+    far = 1 << 51
+    assert "far from every tensor" in found(
+        copy, (1,), torch.zeros(1), torch.zeros(1), far, BLOCK=1
+    )
+
+
+def test_a_function_is_named_with_its_caller(strict):
+    words = found(copy_by_a_function, (1,), torch.zeros(7), torch.zeros(8), BLOCK=8)
+    inner = where(load_block, "tl.load")
+    outer = where(copy_by_a_function, "load_block")
+    assert words.startswith(f"copy_by_a_function, {inner}, called from {outer}, program (0, 0, 0)")
+
+
+def test_a_tensor_in_a_tuple_is_named(strict):
+    assert "load from xs[1] of shape (7,)" in found(
+        copy_in_pairs, (1,), (torch.zeros(8), torch.zeros(7)), torch.zeros(8)
+    )
+
+
+def test_atomics_keep_to_the_bounds(strict):
+    words = found(add_up, (1,), ints(1), ints(), ints(0), READ=False)
+    assert words.startswith(
+        f"add_up, {where(add_up, 'atomic_add')}, program (0, 0, 0): atomic on t"
+    )
+
+
+def test_a_pointer_from_memory_must_lead_to_an_argument(strict):
+    x, other, y = ints(5, 6), ints(7), ints(0, 0)
+    here = [x.data_ptr() + 4, x.data_ptr()]
+    through_a_pointer[2,](ints(*here, dtype=torch.int64), x, y)
+    assert y.tolist() == [6, 5]
+    here[1] = other.data_ptr()
+    words = found(through_a_pointer, (2,), ints(*here, dtype=torch.int64), x, y)
+    assert "program (1, 0, 0): load from an address that is in no tensor argument" in words
+
+
+# races
+
+
+def test_two_programs_that_store_to_one_element_race_though_they_agree(strict):
+    words = found(store_alike, (3,), ints(*range(10)))
+    at = where(store_alike, "tl.store")
+    assert words == (
+        f"store_alike, {at}, program (1, 0, 0): store to y_ptr of shape (10,) and strides (1,) "
+        f"races at element 3 with the store of program (0, 0, 0) at {at}"
+    )
+
+
+def test_a_load_races_with_an_earlier_programs_store(strict):
+    with strict_interpreter(shuffle=False, bounds=False):
+        words = found(shift_in_place, (3,), ints(0, 1, 2, 3)[1:], -1)
+    at, load = where(shift_in_place, "tl.store"), where(shift_in_place, "tl.load")
+    assert words.startswith(f"shift_in_place, {load}, program (1, 0, 0): load from x_ptr")
+    assert words.endswith(f"races at element 0 with the store of program (0, 0, 0) at {at}")
+
+
+def test_a_store_races_with_an_earlier_programs_load(strict):
+    words = found(shift_in_place, (3,), ints(1, 2, 3, 4), 1)
+    at, load = where(shift_in_place, "tl.store"), where(shift_in_place, "tl.load")
+    assert words.startswith(f"shift_in_place, {at}, program (1, 0, 0): store to x_ptr")
+    assert words.endswith(f"races at element 1 with the load of program (0, 0, 0) at {load}")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_race_is_found_in_any_order(seed):
+    with strict_interpreter(seed=seed):
+        assert "races at element" in found(shift_in_place, (5,), ints(*range(6)), 1)
+        assert "races at element" in found(store_alike, (5,), ints(*range(16)))
+
+
+def test_one_program_may_work_in_place(strict):
+    x = ints(1, 2, 3)
+    shift_in_place[3,](x, 0)
+    assert x.tolist() == [2, 3, 4]
+
+
+def test_every_program_may_read_what_none_writes(strict):
+    x, y = ints(1), ints(0, 0, 0, 0)
+    add_up[4,](x.expand(4).contiguous(), ints(0), y, READ=False)
+    assert sorted(y.tolist()) == [0, 1, 2, 3]
+
+
+def test_a_plain_load_races_with_another_programs_atomic(strict):
+    words = found(add_up, (2,), ints(1, 1), ints(0), ints(0, 0), READ=True)
+    assert "program (1, 0, 0): atomic on total_ptr" in words
+    assert words.endswith(f"the load of program (0, 0, 0) at {where(add_up, 'before = tl.load')}")
+
+
+def test_arguments_that_share_memory_race(strict):
+    x = torch.zeros(9)
+    copy[2,](x[:4], x[4:8], 0, BLOCK=2)
+    words = found(copy, (2,), x[:4], x[1:5], 0, BLOCK=2)
+    assert "load from x_ptr" in words and "races at element 2 with the store" in words
+
+
+def test_elements_of_different_width_race(strict):
+    memory = torch.zeros(2, dtype=torch.int32)
+    narrow = memory.view(torch.int16)
+    words = found(copy, (2,), memory, narrow[2:4], 0, BLOCK=1)
+    assert "program (1, 0, 0): load from x_ptr" in words and "races at element 1" in words
+
+
+def test_two_lanes_of_one_store_must_agree(strict):
+    y = ints(*range(4))
+    store_to_one[1,](y, 0)
+    words = found(store_to_one, (1,), y, 1)
+    at = where(store_to_one, "tl.store")
+    assert words.startswith(f"store_to_one, {at}, program (0, 0, 0): two lanes of one store")
+    assert "y_ptr" in words
+
+
+# poison, overflow, order
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_masked_lanes_are_nan(strict, dtype):
+    y = torch.zeros(8, dtype=dtype)
+    half_of_it[1,](torch.ones(4, dtype=dtype), y)
+    assert y[:4].eq(1).all() and y[4:].isnan().all()
+    half_of_it_and_zeros[1,](torch.ones(4, dtype=dtype), y)
+    assert y.tolist() == [1] * 4 + [0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_masked_integers_are_the_largest(strict, dtype):
+    y = torch.zeros(8, dtype=dtype)
+    half_of_it[1,](torch.ones(4, dtype=dtype), y)
+    assert y.tolist() == [1] * 4 + [torch.iinfo(dtype).max] * 4
+
+
+def test_a_number_given_for_masked_lanes_counts_even_if_it_is_zero(strict):
+    """Triton's interpreter drops it from the load of one element, taking 0 for "not given"."""
+    y = torch.ones(2)
+    first_or_zero[2,](torch.ones(1), y)
+    assert y.tolist() == [1, 0]
+
+
+def test_integers_do_not_wrap(strict):
+    words = found(offset_in_32_bits, (5,), ints(1), ints(*range(5)), 1 << 30)
+    at = where(offset_in_32_bits, "at = ")
+    assert words == f"offset_in_32_bits, {at}, program (2, 0, 0): int32 overflow in mul"
+    y = ints(*range(5))
+    offset_in_64_bits[5,](ints(1), y, 1 << 30)
+    assert y.tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("operation", ["add", "sub", "mul"])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_overflow_is_exact(operation, dtype):
+    values = np.arange(np.iinfo(dtype).min, np.iinfo(dtype).max + 1)
+    a, b = (x.astype(dtype) for x in np.meshgrid(values, values))
+    wide = getattr(np, {"sub": "subtract", "mul": "multiply"}.get(operation, operation))(
+        a.astype(int), b.astype(int)
+    )
+    fits = (wide >= values[0]) & (wide <= values[-1])
+    assert not strict_numerics.overflows(operation, a[fits], b[fits])
+    out = np.argwhere(~fits)[:: max(1, int((~fits).sum()) // 50)]
+    for i, j in out:
+        assert strict_numerics.overflows(operation, a[i, j : j + 1], b[i, j : j + 1])
+
+
+def test_programs_run_in_an_order_drawn_from_the_seed():
+    turns = {}
+    for name, how in (("in order", {"shuffle": False}), (0, {}), ("again", {}), (1, {"seed": 1})):
+        turns[name] = torch.zeros(20, dtype=torch.int32)
+        with strict_interpreter(**how):
+            order[20,](ints(0), turns[name])
+        assert sorted(turns[name].tolist()) == list(range(20))
+    assert turns["in order"].tolist() == list(range(20))
+    assert turns[0].equal(turns["again"])
+    assert not turns[0].equal(turns[1]) and not turns[0].equal(turns["in order"])
+
+
+# numerics
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_16_bits_are_exact(strict, dtype):
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randint(-8, 9, (2, 16, 16), generator=rng) / 8
+    c = torch.zeros(16, 16)
+    product[1,](a.to(dtype), b.to(dtype), c, PRECISION="tf32")
+    assert c.equal(a @ b)
+
+
+def test_tf32_cuts_operands_off(strict):
+    eye, c = torch.eye(16), torch.zeros(16, 16)
+    x = torch.full((16, 16), 1 + 2**-10 + 2**-11 + 2**-23)
+    product[1,](x, eye, c, PRECISION="tf32")
+    assert c.eq(1 + 2**-10).all()
+    product[1,](eye, -x, c, PRECISION="tf32")
+    assert c.eq(-1 - 2**-10).all()
+    product[1,](x, eye, c, PRECISION="ieee")
+    assert c.equal(x)
+
+
+def test_tf32x3_is_nearly_float32(strict):
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 16, 16, generator=rng)
+    exact = a.double() @ b.double()
+    scale = a.double().abs() @ b.double().abs()
+    share = {}
+    for precision in ("ieee", "tf32x3", "tf32"):
+        c = torch.zeros(16, 16)
+        product[1,](a, b, c, PRECISION=precision)
+        share[precision] = ((c.double() - exact).abs() / scale).max().item()
+    # 17 additions of float32; three roundings of split operands more; two cut-off operands
+    assert share["ieee"] <= 17 * 2**-24
+    assert 2**-25 < share["tf32x3"] <= 17 * 2**-24 + 2**-20
+    assert 2**-14 < share["tf32"] <= 2**-9
+
+
+def test_tf32x3_splits_infinity_and_keeps_it(strict):
+    a, c = torch.eye(16), torch.zeros(16, 16)
+    a[3, 3] = torch.inf
+    product[1,](a, torch.full((16, 16), 1 + 2**-15), c, PRECISION="tf32x3")
+    assert c[3].eq(torch.inf).all()
+    assert c[4].eq(1 + 2**-15).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_casts_round_to_nearest_even(strict, dtype):
+    """Every upper half of a float32, with lower halves below, on and above the tie."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0x1000, 0x3000], np.uint32)
+    x = torch.from_numpy((upper[:, None] | lower).view(np.float32).ravel())
+    y = torch.zeros(len(x), dtype=dtype)
+    cast[len(x) // 8192,](x, y, len(x), BLOCK=8192, ROUNDING=None)
+    truth = x.to(dtype)
+    assert y.isnan().equal(truth.isnan())
+    known = ~truth.isnan()
+    assert y[known].view(torch.int16).equal(truth[known].view(torch.int16))
+    back = torch.zeros(len(x))
+    cast[len(x) // 8192,](y, back, len(x), BLOCK=8192, ROUNDING=None)
+    assert back[known].equal(truth.float()[known])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_casts_round_toward_zero_where_asked(strict, dtype):
+    x = torch.randn(1024, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(1024, dtype=dtype)
+    cast[1,](x, y, 1024, BLOCK=1024, ROUNDING="rtz")
+    nearest = x.to(dtype)
+    assert (y.float().abs() <= x.abs()).all()
+    assert y[nearest.float().abs() <= x.abs()].equal(nearest[nearest.float().abs() <= x.abs()])
+    assert (torch.nextafter(y, y * torch.inf).float().abs() > x.abs()).all()
+
+
+def test_integers_and_bfloat16_convert_by_value(strict):
+    x, y = ints(1, -3, 255, 257), torch.zeros(4, dtype=torch.bfloat16)
+    cast[1,](x, y, 4, BLOCK=4, ROUNDING=None)
+    assert y.tolist() == [1, -3, 255, 256]
+    z = ints(0, 0, 0, 0)
+    cast[1,](y * 1.25, z, 4, BLOCK=4, ROUNDING=None)
+    assert z.tolist() == (y * 1.25).int().tolist()
+
+
+def test_bfloat16_arithmetic_is_bfloat16(strict):
+    x, y = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out = torch.zeros(5, 64, dtype=torch.bfloat16)
+    arithmetic[1,](x, y, out, 64, BLOCK=64)
+    low, high = torch.minimum(x, y), torch.maximum(x, y)
+    assert out.equal(torch.stack([x + y, x * y, -x, low, high]))
+
+
+def test_bfloat16_sums_add_numbers(strict):
+    x = torch.tensor([0.5, 1, 1.5, 2, -8, 4, 0.25, 0.75]).bfloat16()
+    y = torch.zeros(1, dtype=torch.bfloat16)
+    sum_up[1,](x, y, BLOCK=8)
+    assert y.item() == 2
+
+
+def test_python_numbers_have_the_types_of_a_compiled_kernel(strict):
+    y, x = torch.zeros(1), 0.3
+    three_times[1,](y, x)
+    assert y.item() == np.float32(x) * np.float32(3) != np.float32(x * 3)
+
+
+# the context
+
+
+def test_what_was_there_before_is_there_after():
+    def state():
+        return (
+            type(interpreter.interpreter_builder),
+            interpreter.GridExecutor.__call__,
+            interpreter.InterpretedFunction.__call__,
+            interpreter.ReduceScanOpInterface.apply,
+            interpreter.TritonSemantic.binary_op_sanitize_overflow_impl,
+            tl.load,
+            tl.dot,
+            tl.tensor.__add__,
+            dict(vars(interpreter.interpreter_builder)).keys(),
+        )
+
+    before = state()
+    with strict_interpreter():
+        copy[1,](torch.zeros(4), torch.zeros(4), 0, BLOCK=4)
+        assert state() != before
+    after = state()
+    with pytest.raises(Fault), strict_interpreter():
+        copy[1,](torch.zeros(3), torch.zeros(4), 0, BLOCK=4)
+    assert before[:-1] == after[:-1] == state()[:-1]
+
+
+def test_contexts_nest(strict):
+    memory = torch.zeros(64)
+    with strict_interpreter(bounds=False):
+        copy[1,](memory[:3], torch.zeros(4), 0, BLOCK=4)
+    assert "out of bounds" in found(copy, (1,), memory[:3], torch.zeros(4), 0, BLOCK=4)
+
+
+def test_each_check_can_be_left_out():
+    memory, y = torch.zeros(64), ints(*range(16))
+    with strict_interpreter(races=False):
+        store_alike[3,](y)
+        store_to_one[1,](y, 1)
+    with strict_interpreter(overflow=False, bounds=False, poison=False):
+        offset_in_32_bits[1,](ints(1, 2), y, 1 << 30)
+    with strict_interpreter(poison=False):
+        half_of_it[1,](memory[:4], memory[8:16])
+    assert not memory.isnan().any()
+    with strict_interpreter(numerics=False):
+        z = torch.zeros(1)
+        three_times[1,](z, 0.3)
+    assert z.item() == np.float32(0.3 * 3)
