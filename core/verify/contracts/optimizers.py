@@ -219,6 +219,13 @@ def sliced(side: Side, case: Case) -> None:
             assert np.array_equal(found[name], whole[name][part]), f"{name} in slices"
 
 
+def unclipped(side: Side, case: Case) -> None:
+    """A gradient within the largest norm is not clipped: the same bits as without a limit."""
+    first, second = (numbers(side, replace(case, steps=1, clip=clip)) for clip in (3.0, None))
+    for name in ("params", *STATE[case.optimizer]):
+        assert np.array_equal(first[name], second[name], equal_nan=True), f"{name} is clipped"
+
+
 def homogeneity(side: Side, case: Case) -> None:
     """Four times the gradient has four times the norm, bit for bit."""
     x = domains.representable(inputs(replace(case, magnitude="unit")).grads[0], "float32")
@@ -266,6 +273,8 @@ CONTRACT = Contract(
             numel=2 * BLOCK + 1,
             steps=3,
             first_step=7,
+            lr=0.1,
+            eps=1e-3,
             weight_decay=0.1,
             decaying=0.5,
             clip=0.5,
@@ -273,6 +282,11 @@ CONTRACT = Contract(
         for optimizer in STATE
         for dtype in domains.DTYPES
     ),
-    properties={"decay ends": decay_ends, "slices": sliced, "homogeneity": homogeneity},
+    properties={
+        "decay ends": decay_ends,
+        "slices": sliced,
+        "unclipped": unclipped,
+        "homogeneity": homogeneity,
+    },
     in_place=True,
 )
