@@ -62,6 +62,13 @@ def shift_in_place(x_ptr, step):
 
 
 @InterpretedFunction
+def last_one_stores(x_ptr, y_ptr):
+    i = tl.program_id(0)
+    x = tl.load(x_ptr)
+    tl.store(y_ptr, x, mask=i == tl.num_programs(0) - 1)
+
+
+@InterpretedFunction
 def add_up(x_ptr, total_ptr, out_ptr, READ: tl.constexpr):
     i = tl.program_id(0)
     before = tl.atomic_add(total_ptr, tl.load(x_ptr + i))
@@ -303,6 +310,14 @@ def test_a_store_races_with_an_earlier_programs_load(strict):
     assert words.endswith(f"races at element 1 with the load of program (0, 0, 0) at {load}")
 
 
+def test_a_store_races_though_its_own_program_was_the_last_to_load(strict):
+    x = ints(1)
+    words = found(last_one_stores, (3,), x, x)
+    assert "program (2, 0, 0): store to y_ptr" in words
+    assert "with the load of program (0, 0, 0)" in words
+    last_one_stores[3,](x, ints(0))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_race_is_found_in_any_order(seed):
     with strict_interpreter(seed=seed):
@@ -335,10 +350,11 @@ def test_arguments_that_share_memory_race(strict):
     assert "load from x_ptr" in words and "races at element 2 with the store" in words
 
 
-def test_elements_of_different_width_race(strict):
-    memory = torch.zeros(2, dtype=torch.int32)
+@pytest.mark.parametrize("half", [2, 3])
+def test_elements_of_different_width_race(strict, half):
+    memory = torch.zeros(3, dtype=torch.int32)
     narrow = memory.view(torch.int16)
-    words = found(copy, (2,), memory, narrow[2:4], 0, BLOCK=1)
+    words = found(copy, (2,), memory, narrow[half : half + 2], 0, BLOCK=1)
     assert "program (1, 0, 0): load from x_ptr" in words and "races at element 1" in words
 
 
@@ -436,6 +452,14 @@ def test_tf32_cuts_operands_off(strict):
     assert c.equal(x)
 
 
+def test_the_nearest_tf32_number_is_away_from_zero_at_a_tie():
+    x = np.array([1 + 2**-11, 1 + 2**-11 - 2**-23, -1 - 2**-11, np.inf, -np.inf], np.float32)
+    nearest = [1 + 2**-10, 1, -1 - 2**-10, np.inf, -np.inf]
+    assert strict_numerics.nearest_tf32(x).tolist() == nearest
+    nan = np.array([0x7FFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(strict_numerics.nearest_tf32(nan)).all()
+
+
 def test_tf32x3_is_nearly_float32(strict):
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 16, 16, generator=rng)
@@ -531,7 +555,7 @@ def test_what_was_there_before_is_there_after():
             interpreter.TritonSemantic.binary_op_sanitize_overflow_impl,
             tl.load,
             tl.dot,
-            tl.tensor.__add__,
+            getattr(tl.tensor, "__index__", None),
             dict(vars(interpreter.interpreter_builder)).keys(),
         )
 
