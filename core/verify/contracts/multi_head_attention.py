@@ -83,15 +83,17 @@ class Inputs(NamedTuple):
 
 
 def inputs(case: Case) -> Inputs:
-    """Make a case's arrays; the weights keep q, k and v about as large as x."""
+    """Make a case's arrays; the weights keep v about as large as x, q and k about 1."""
     rng = np.random.default_rng(case.seed)
     B, M, N, E = case.batch, case.seqlen_q, case.keys, case.features
 
-    def draw(*shape: int, magnitude: str = "unit", scale: float = 1.0) -> Array:
+    def draw(*shape: int, magnitude: str = "unit", scale: Array | float = 1.0) -> Array:
         return domains.representable(domains.values(rng, shape, magnitude) * scale, case.dtype)
 
     x = draw(B, M, E, magnitude=case.magnitude)
-    w_qkv, w_out = draw(3 * E, E, scale=E**-0.5), draw(E, E, scale=E**-0.5)
+    size = max(1.0, float(np.sqrt((x * x).mean())))
+    scale = E**-0.5 / np.repeat([size, size, 1.0], E)[:, None]
+    w_qkv, w_out = draw(3 * E, E, scale=scale), draw(E, E, scale=E**-0.5)
     b_qkv, b_out, dout = draw(3 * E), draw(E), draw(B, M, E)
     mask = cos = sin = None
     if case.mask is not None:
