@@ -13,7 +13,7 @@ import triton.language as tl
 def at(ptr, strides, b, h, start, rows, columns):
     """Point at [b, h, start + rows, columns]; what may pass 2³¹ is 64 bits wide."""
     base = b.to(tl.int64) * strides[0] + h.to(tl.int64) * strides[1]
-    start = tl.to_tensor(start).to(tl.int64)
+    start = tl.cast(start, tl.int64)
     return ptr + base + start * strides[2] + rows * strides[2] + columns * strides[3]
 
 

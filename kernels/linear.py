@@ -112,8 +112,8 @@ def gemm_kernel(
     along_a, along_b = k[None, :].to(tl.int64), k[:, None].to(tl.int64)
     a_at = a_ptr + m * a_strides[0] + along_a * a_strides[1]  # (BLOCK_M, BLOCK_K)
     b_at = b_ptr + along_b * b_strides[0] + n * b_strides[1]  # (BLOCK_K, BLOCK_N)
-    a_step = tl.to_tensor(a_strides[1]).to(tl.int64) * BLOCK_K
-    b_step = tl.to_tensor(b_strides[0]).to(tl.int64) * BLOCK_K
+    a_step = tl.cast(a_strides[1], tl.int64) * BLOCK_K
+    b_step = tl.cast(b_strides[0], tl.int64) * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     # (1) product and bias
     for start in range(0, K, BLOCK_K):

@@ -34,8 +34,8 @@ from twofold.core.training.run import PLOT_FILE, Run, RunError
 from twofold.core.training.settings import Settings, fingerprint, preferred, shortened
 from twofold.core.training.trainer import Diverged, accuracy
 
-QUICK_EXAMPLES = 1500
-QUICK = {"epochs": 2, "refit": False}
+QUICK_EXAMPLES = 3000
+QUICK = {"epochs": 4, "refit": False}
 
 
 def command(

@@ -34,7 +34,7 @@ lse = (m_T + log₂ l)·ln 2; what rounds there is the logarithm, a sum, ln 2 an
 u_storage'. Underflow (exp2, the rescaling and the cast flush to zero) is an absolute error at most
 tiny + tiny_storage of a weight whose row maximum is 1, hence twice that of a normalised one, for
 l̂ ≥ ½. The rest is a product with v on the matrix unit, one division and the final cast. However
-wrong the weights, the output is an average of values up to rounding, so |ô| ≤ 2·max|v|: that keeps
+wrong the weights, the output is an average of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps
 the bound finite where the scores are known too badly for it to say anything.
 
 **(5) Weights again**, P = exp2(t − lse·log₂e), with t recomputed in tiles of another shape (E_t
@@ -139,7 +139,7 @@ def forward(x: Problem) -> Forward:
         weights = Approx(p, error + 2 * (on.tiny + on.tiny_storage), on)
         out = matmul((weights * dropped(x)).where(x.kept), x.v)  # (B, H, M, D)
         error = out.error + on.u_function * (np.abs(out.value) + out.error) + N * on.tiny
-        average = 2 * np.abs(x.v.value).max(-2, keepdims=True) * x.dropout.max()
+        average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * x.dropout.max()
         out = Approx(out.value, np.fmin(error, average + np.abs(out.value)), on)
     return Forward(t, out.stored().where(partnered(x.kept)), lse.where(attends, -np.inf))
 

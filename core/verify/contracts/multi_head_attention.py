@@ -166,7 +166,6 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     # (3) attention of every head
     problem = attention_problem(case, given, q, k, v)
     forward = attention_bound.forward(problem)
-    forward = forward._replace(out=average_of_approximate(problem, forward.out))
     # (4) output projection
     heads = join(forward.out)
     out = linear(heads, given.w_out, given.b_out, slice(0, E))
@@ -211,18 +210,6 @@ def attention_problem(
         weights = kept * dropout.scale(case.dropout_p)
     live = np.broadcast_to(True if live is None else live, pairs)
     return attention_bound.Problem(q, k, v, live, weights, case.head_dim**-0.5)
-
-
-def average_of_approximate(problem: attention_bound.Problem, out: Approx) -> Approx:
-    """Widen the output's bound where it rests on being an average of values.
-
-    There `attention_bound` says |ô| ≤ 2·max|v|; of approximate values it is 2·max(|v| + e).
-    """
-    v, largest = problem.v, 2 * problem.dropout.max()
-    average = largest * np.abs(v.value).max(-2, keepdims=True) + np.abs(out.value)
-    more = (1 + out.on.u_storage) * largest * v.error.max(-2, keepdims=True)
-    widened = out.error + np.where(out.error >= average, more, 0.0)
-    return replace(out, error=widened).where(attention_bound.partnered(problem.kept))
 
 
 def split(x: Approx, case: Case) -> Approx:
