@@ -8,6 +8,7 @@ same words: the argument's name, what it was, and what it must be.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -16,7 +17,12 @@ INTEGER = ("int32", "int64")
 
 def dtype_name(x: Any) -> str:
     """Return the bare name of an array's dtype, the same for NumPy and torch: ``"float32"``."""
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
+
+
+@functools.cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def require(condition: bool, name: str, was: object, must: str) -> None:

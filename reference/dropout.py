@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ROUND_A, ROUND_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers of the round
 KEY_A, KEY_B = 0x9E3779B9, 0xBB67AE85  # Weyl increments: golden ratio and √3 − 1
 ROUNDS = 10
-HALF = np.uint64(32)
+HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 DRAWS = 8  # 16-bit draws in one counter's 128 bits
 BLOCK = 1 << 14  # counters worked on at a time, so that the state stays in the L2 cache
 
@@ -131,16 +131,21 @@ def philox_draws(c0: Array, c1: Array, c2: Array, c3: Array, seed: int) -> Array
 def philox(
     c0: Array, c1: Array, c2: Array, c3: Array, seed: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Return the four uint32 words of Philox 4x32-10 at counter (c0, c1, c2, c3), key = `seed`.
+    """Return the four words of Philox 4x32-10 at counter (c0, c1, c2, c3), key = `seed`, as uint32.
 
     A round multiplies two words, swaps the halves of the 64-bit products and mixes in the other two
-    words and the key; ten rounds pass BigCrush.
+    words and the key; ten rounds pass BigCrush. Words stay in uint64, so that no product is cast.
     """
+    c0, c1, c2, c3 = (c.astype(np.uint64) for c in (c0, c1, c2, c3))
     key0, key1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(ROUNDS):
-        product_a, product_b = c0 * ROUND_A, c2 * ROUND_B  # uint32 · uint64 → uint64
-        c0 = (product_b >> HALF).astype(np.uint32) ^ c1 ^ np.uint32(key0)
-        c2 = (product_a >> HALF).astype(np.uint32) ^ c3 ^ np.uint32(key1)
-        c1, c3 = product_b.astype(np.uint32), product_a.astype(np.uint32)
+        product_a, product_b = c0 * ROUND_A, c2 * ROUND_B
+        np.right_shift(product_b, HALF, out=c0)
+        c0 ^= c1
+        c0 ^= np.uint64(key0)
+        np.right_shift(product_a, HALF, out=c2)
+        c2 ^= c3
+        c2 ^= np.uint64(key1)
+        c1, c3 = product_b & LOW, product_a & LOW
         key0, key1 = (key0 + KEY_A) & 0xFFFFFFFF, (key1 + KEY_B) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    return tuple(c.astype(np.uint32) for c in (c0, c1, c2, c3))  # type: ignore[return-value]

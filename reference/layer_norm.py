@@ -28,8 +28,7 @@ class Cache(NamedTuple):
     rstd: Array  # (R, 1)
     weight: Array
     has_residual: bool
-    dropout_p: float
-    seed: int
+    keep: Array | None  # dropout's scaled mask; the kernel draws it again instead
 
 
 class Gradients(NamedTuple):
@@ -85,9 +84,10 @@ def forward(
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
     # (1) the stream
-    h = x
+    h, keep = x, None
     if dropout_p > 0.0:
-        h = x * dropout.scaled_mask(x.shape, dropout_p, seed, x.dtype)
+        keep = dropout.scaled_mask(x.shape, dropout_p, seed, x.dtype)
+        h = x * keep
     if residual is not None:
         h = residual + h
     rows = h.reshape(-1, h.shape[-1])  # (R, C)
@@ -100,7 +100,7 @@ def forward(
     centred *= rstd
     centred *= weight
     centred += bias
-    cache = Cache(h, mean, rstd, weight, residual is not None, dropout_p, seed)
+    cache = Cache(h, mean, rstd, weight, residual is not None, keep)
     return centred.reshape(h.shape), cache
 
 
@@ -131,6 +131,6 @@ def backward(dout: Array, cache: Cache, dh: Array | None = None) -> Gradients:
         total += dh
     # (4) both branches of the sum
     dx = total
-    if cache.dropout_p > 0.0:
-        dx = total * dropout.scaled_mask(dout.shape, cache.dropout_p, cache.seed, dout.dtype)
+    if cache.keep is not None:
+        dx = total * cache.keep
     return Gradients(dx, total if cache.has_residual else None, dweight, dbias)

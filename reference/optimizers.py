@@ -24,7 +24,7 @@ from twofold.reference import checks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-BLOCK = 1 << 14
+BLOCK = 1 << 15
 
 
 def check(

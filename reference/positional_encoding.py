@@ -31,8 +31,7 @@ class Cache(NamedTuple):
     rows: int
     position_rows: int
     scale: float
-    dropout_p: float
-    seed: int
+    keep: Array | None  # dropout's scaled mask; the kernel draws it again instead
 
 
 class Gradients(NamedTuple):
@@ -134,17 +133,19 @@ def forward(
         check_range("positions", positions, position_rows)
         out += position_table[positions]
     # (3) drop out
+    keep = None
     if dropout_p > 0.0:
-        out *= dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
+        keep = dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
+        out *= keep
     kept = positions if learned and position_table is not None else None
-    return out, Cache(ids, kept, len(table), position_rows, scale, dropout_p, seed)
+    return out, Cache(ids, kept, len(table), position_rows, scale, keep)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
     # (3) drop out
-    if cache.dropout_p > 0.0:
-        dout = dout * dropout.scaled_mask(dout.shape, cache.dropout_p, cache.seed, dout.dtype)
+    if cache.keep is not None:
+        dout = dout * cache.keep
     # (2) add the position
     dposition_table = None
     if cache.positions is not None:

@@ -11,31 +11,17 @@ STATE = {"adamw": ("m", "v"), "adam": ("m", "v"), "sgd": ("momentum",), "adagrad
 
 
 class Optimizer:
-    """Updates parameters in place; the buffers in `state` are all it remembers.
-
-    Every operation is element by element, so a slice of the buffer can be updated by itself.
-    """
+    """Updates parameters in place; the buffers in `state` are all it remembers."""
 
     def __init__(self, recipe: Recipe, ops: Side, numel: int, decay_numel: int, dtype: str) -> None:
-        self.recipe, self.ops = recipe, ops
-        self.numel, self.decay_numel = numel, decay_numel
+        self.recipe, self.ops, self.decay_numel = recipe, ops, decay_numel
         self.state = {name: ops.zeros((numel,), dtype) for name in STATE[recipe.optimizer]}
 
-    def step(
-        self, params: Any, grads: Any, part: slice, *, step: int, lr: float, grad_norm: Any
-    ) -> None:
-        """Update one slice of the buffers.
-
-        `step` counts from 1; `grad_norm` is of the whole gradient.
-        """
+    def step(self, params: Any, grads: Any, *, step: int, lr: float, grad_norm: Any) -> None:
+        """Take one step; `step` counts from 1."""
         recipe, optimizers = self.recipe, self.ops.optimizers
-        buffers = [b[part] for b in (params, grads, *self.state.values())]
-        start, stop, _ = part.indices(self.numel)
-        how = {
-            "lr": lr,
-            "weight_decay": recipe.weight_decay,
-            "decay_numel": min(max(self.decay_numel - start, 0), stop - start),
-        }
+        buffers = [params, grads, *self.state.values()]
+        how = {"lr": lr, "weight_decay": recipe.weight_decay, "decay_numel": self.decay_numel}
         if recipe.max_norm > 0.0:
             how |= {"grad_norm": grad_norm, "max_norm": recipe.max_norm}
         if recipe.optimizer in ("adam", "adamw"):
