@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,30 +20,51 @@ from twofold.core.commands.common import (
     write_json,
 )
 
-LOCKSTEP = "lockstep"
+LOCKSTEP, COMPILE = "lockstep", "compile"
 EXAMPLES = 20
 
 
 def command(
     operators: Annotated[
         list[str] | None,
-        typer.Argument(help="operators to judge, all by default; or lockstep: train on both sides"),
+        typer.Argument(
+            help="operators to judge, all by default; or lockstep: train on both sides; "
+            "or compile, and operators: compile for GPUs that need not be there"
+        ),
     ] = None,
     examples: Annotated[int, typer.Option(help="random cases of each operator")] = EXAMPLES,
     steps: Annotated[int, typer.Option(help="of lockstep")] = 10,
     side: Annotated[str, typer.Option(help="side to judge: triton or reference")] = "triton",
+    target: Annotated[
+        list[str] | None, typer.Option(help="of compile: sm_80, sm_90a, sm_100a, gfx942")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
 ) -> None:
     """Judge operators by their contracts: random and pinned cases, each within its error bound.
 
     Without a GPU the kernels run in the strict interpreter. Exit status 1 if anything fails.
     """
-    with plain_errors(), ExitStack() as stack:
+    with plain_errors():
         names = list(operators or ops.OPERATORS)
         for name in names:
-            if name not in (*ops.OPERATORS, LOCKSTEP):
-                known = ", ".join((*ops.OPERATORS, LOCKSTEP))
+            if name not in (*ops.OPERATORS, LOCKSTEP, COMPILE):
+                known = ", ".join((*ops.OPERATORS, LOCKSTEP, COMPILE))
                 raise ValueError(f"operator is {name!r}; it must be one of {known}")
+        result: dict[str, dict[str, object]] = {}
+        if COMPILE in names:
+            chosen = [name for name in names if name in ops.OPERATORS]
+            result = _compile(chosen or list(ops.OPERATORS), target)
+            names = [LOCKSTEP] if LOCKSTEP in names else []
+        if names:
+            result |= _judge(names, side, examples, steps)
+        write_json(json, result)
+    if not all(part["holds"] for part in result.values()):
+        raise typer.Exit(FAILED)
+
+
+def _judge(names: list[str], side: str, examples: int, steps: int) -> dict[str, dict[str, object]]:
+    """Run what there is to run, without a GPU in the strict interpreter."""
+    with ExitStack() as stack:
         judged = choose_side(side)
         interpreted = judged.name == "triton" and judged.device == "cpu"
         if interpreted:
@@ -58,9 +80,7 @@ def command(
         result = _operators(wanted, judged, examples) if wanted else {}
         if LOCKSTEP in names:
             result |= _lockstep(judged, steps)
-        write_json(json, result)
-    if not all(part["holds"] for part in result.values()):
-        raise typer.Exit(FAILED)
+    return result
 
 
 def _operators(names: list[str], side: ops.Side, examples: int) -> dict[str, dict[str, object]]:
@@ -105,3 +125,47 @@ def _lockstep(side: ops.Side, steps: int) -> dict[str, dict[str, object]]:
         highlight=False,
     )
     return {"lockstep": {"holds": holds, "differences": [d._asdict() for d in found]}}
+
+
+def _compile(names: list[str], targets: list[str] | None) -> dict[str, dict[str, object]]:
+    """Compile, and show what each kernel needs at most, and everything that is wrong."""
+    from twofold.core.verify import compiles
+
+    for target in targets or ():
+        if target not in compiles.TARGETS:
+            known = ", ".join(compiles.TARGETS)
+            raise ValueError(f"--target is {target!r}; it must be one of {known}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kernel", "target", "matrix unit"):
+        table.add_column(column, no_wrap=column != "matrix unit")
+    for column in ("variants", "registers", "spilled", "shared"):
+        table.add_column(column, justify="right")
+    found: list[compiles.Compiled] = []
+    for name in names:
+        for target in targets or compiles.TARGETS:
+            with console.status(f"{name} for {target} …"):
+                made = compiles.compile_operator(name, target)
+            found += made
+            for kernel in dict.fromkeys(c.kernel for c in made):
+                mine = [c for c in made if c.kernel == kernel]
+                matrix = sorted({m for c in mine for m in c.matrix})
+                largest = (max(c.registers for c in mine), max(c.spilled for c in mine))
+                table.add_row(
+                    f"{name} {kernel}",
+                    target,
+                    " ".join(matrix),
+                    str(len(mine)),
+                    *map(str, largest),
+                    str(max(c.shared for c in mine)),
+                )
+    console.print(table)
+    faults = [(c, fault) for c in found for fault in c.faults()]
+    for c, fault in faults:
+        console.print(
+            f"[red]FAIL[/red] {c.operator} {c.kernel} {c.target} {c.precision}: {fault} "
+            f"({escaped(c.constants)})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    rows = [{**asdict(c), "faults": c.faults()} for c in found]
+    return {"compile": {"holds": not faults, "kernels": rows}}
