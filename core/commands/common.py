@@ -14,6 +14,8 @@ from rich.console import Console
 from twofold.core import ops
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=160)  # a file has no width of its own
 errors = Console(stderr=True)
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses

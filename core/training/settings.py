@@ -20,11 +20,21 @@ from twofold.core.training.recipe import Recipe
 
 # Where a data set wants something else than the defaults of ClassifierConfig and Recipe.
 PREFERENCES: dict[str, dict[str, dict[str, Any]]] = {
-    "trec": {"model": {}, "recipe": {"epochs": 12}},
-    "r8": {"model": {}, "recipe": {}},
+    "trec": {"model": {}, "recipe": {"epochs": 16, "batch_size": 32}},
     "digits": {
-        "model": {"embedding_dropout": 0.1, "dropout": 0.1, "attention_dropout": 0.1},
-        "recipe": {"epochs": 40, "word_dropout": 0.0, "weight_decay": 0.01},
+        "model": {
+            "num_layers": 2,
+            "embedding_dropout": 0.0,
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+        },
+        "recipe": {
+            "epochs": 40,
+            "batch_size": 32,
+            "warmup": 0.1,
+            "word_dropout": 0.0,
+            "weight_decay": 0.01,
+        },
     },
 }
 LONGEST = 256  # tokens of a text that are read

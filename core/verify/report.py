@@ -90,7 +90,7 @@ def table(rows: Iterable[Row]) -> Table:
         view.add_column(column, no_wrap=True)
     for column in ("cases", "worst/bound", "undecided"):
         view.add_column(column, justify="right", no_wrap=True)
-    view.add_column("on", overflow="fold")
+    view.add_column("on", no_wrap=True, overflow="ellipsis")
     for row in rows:
         verdict = "[red]FAIL[/red] " if row.faults else ""
         view.add_row(
