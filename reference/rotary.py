@@ -116,8 +116,9 @@ def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     first, second = (
         (slice(0, 2 * F, 2), slice(1, 2 * F, 2)) if interleaved else (slice(F), slice(F, 2 * F))
     )
-    out = x.copy()
+    out = np.empty(x.shape, x.dtype)
     x1, x2 = x[..., first], x[..., second]  # (B, H, L, F)
-    out[..., first] = x1 * cos - x2 * sin
-    out[..., second] = x1 * sin + x2 * cos
+    np.subtract(x1 * cos, x2 * sin, out=out[..., first])
+    np.add(x1 * sin, x2 * cos, out=out[..., second])
+    out[..., 2 * F :] = x[..., 2 * F :]
     return out

@@ -166,6 +166,13 @@ def test_verify_prints_a_table_and_fails_where_a_side_is_wrong(tmp_path, monkeyp
     assert not json.loads((tmp_path / "v.json").read_text())["operators"]["holds"]
 
 
+def test_train_goes_through_the_kernels_where_asked(triton, tmp_path):
+    how = [*TINY[:-4], "--side", "triton", "--epochs", "1", "--batch-size", "64", "--no-refit"]
+    file = table(tmp_path / "reviews.csv")
+    call("train", "--data", file, "--out", tmp_path / "run", "--json", tmp_path / "r.json", *how)
+    assert json.loads((tmp_path / "r.json").read_text())["side"] == "triton"
+
+
 def test_lockstep_holds_on_the_kernels(triton):
     found = locksteps.lockstep(triton, steps=3)
     worst = max(found, key=lambda d: d.share)

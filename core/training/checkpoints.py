@@ -123,7 +123,7 @@ def prune(folder: Path) -> None:
     """Delete all but the latest checkpoints, and what interrupted writes left behind."""
     for path in names(folder)[:-KEPT]:
         shutil.rmtree(path)
-    for left in folder.glob(".*.part"):
+    for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
         shutil.rmtree(left)
 
 

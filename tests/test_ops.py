@@ -1,0 +1,89 @@
+"""The two sides: the same operators, functions, arguments and results under the same names."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from twofold.core import ops
+
+HELPERS = ("keep_mask", "scaled_mask", "activate", "slope", "split", "join", "turn", "scatter_add")
+
+
+def functions(module):
+    """Return what a side offers: public functions of a module that are not its checks."""
+    return {
+        name: f
+        for name, f in vars(module).items()
+        if inspect.isfunction(f)
+        and f.__module__ == module.__name__
+        and not name.startswith(("_", "check"))
+    }
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS)
+def test_both_sides_offer_the_same_calls(operator):
+    ops.triton_device()
+    reference = importlib.import_module(f"twofold.reference.{operator}")
+    kernel = importlib.import_module(f"twofold.kernels.{operator}")
+    offered = functions(reference).keys() & functions(kernel).keys()
+    assert {"forward", "backward"} <= offered or operator == "optimizers"
+    for name in offered - set(HELPERS):
+        theirs = inspect.signature(getattr(kernel, name)).parameters
+        for position, (argument, p) in enumerate(
+            inspect.signature(getattr(reference, name)).parameters.items()
+        ):
+            assert argument in theirs, f"{operator}.{name} lacks {argument}"
+            other = theirs[argument]
+            assert (other.kind, other.default) == (p.kind, p.default), f"{name}({argument})"
+            if p.kind is p.POSITIONAL_OR_KEYWORD:
+                assert list(theirs)[position] == argument, f"{name}({argument})"
+
+
+@pytest.mark.parametrize("operator", [o for o in ops.OPERATORS if o != "optimizers"])
+def test_both_sides_return_gradients_of_the_same_names(operator, reference, triton):
+    fields = {getattr(side, operator).Gradients._fields for side in (reference, triton)}
+    assert len(fields) == 1
+
+
+def test_an_unknown_side_or_operator_is_named(reference):
+    with pytest.raises(ValueError, match="side is 'cuda'; it must be one of 'reference'"):
+        ops.load("cuda")
+    with pytest.raises(AttributeError, match="'convolution' is no operator; there are attention"):
+        reference.convolution  # noqa: B018
+
+
+def test_without_torch_the_triton_side_names_what_to_install():
+    script = (
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "hidden = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
+        "importlib.util.find_spec = hidden\n"
+        "from twofold.core import ops\n"
+        "try:\n"
+        "    ops.load('triton')\n"
+        "except ModuleNotFoundError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "the kernels need torch: pip install 'twofold[triton]'\n"
+
+
+def test_the_reference_imports_numpy_and_nothing_else():
+    script = (
+        "import sys, numpy\n"
+        "before = set(sys.modules)\n"
+        "import importlib\n"
+        "from twofold.core.ops import OPERATORS\n"
+        "for name in OPERATORS: importlib.import_module(f'twofold.reference.{name}')\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['twofold']\n"
