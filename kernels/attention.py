@@ -25,7 +25,7 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
-from twofold.kernels.attention_parts import at, keys_present, load, place, scores
+from twofold.kernels.attention_parts import at, keys_present, keys_seen, load, place, scores
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
@@ -91,15 +91,9 @@ def forward_kernel(
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # Keys [0, full) are seen by every query of the tile, [full, end) by some.
     present = keys_present(lengths_ptr, b, N, HAS_LENGTHS)
     shift = N - M
-    end = present
-    full = present
-    if CAUSAL:
-        end = tl.minimum(present, tl.maximum(first + BLOCK_M + shift, 0))
-        full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))
-    full = full // BLOCK_N * BLOCK_N
+    full, end = keys_seen(first, shift, present, CAUSAL, BLOCK_M, BLOCK_N)
     for EDGE in tl.static_range(2):
         for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
             columns = start + n

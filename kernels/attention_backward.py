@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import dropout
-from twofold.kernels.attention_parts import at, keys_present, load, place, scores
+from twofold.kernels.attention_parts import at, keys_present, keys_seen, load, place, scores
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -168,12 +168,7 @@ def dq_kernel(
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     present = keys_present(lengths_ptr, b, N, HAS_LENGTHS)
     shift = N - M
-    end = present
-    full = present
-    if CAUSAL:
-        end = tl.minimum(present, tl.maximum(first + BLOCK_M + shift, 0))
-        full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))
-    full = full // BLOCK_N * BLOCK_N
+    full, end = keys_seen(first, shift, present, CAUSAL, BLOCK_M, BLOCK_N)
     for EDGE in tl.static_range(2):
         for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
             columns = start + n

@@ -41,6 +41,19 @@ def keys_present(lengths_ptr, b, N, HAS_LENGTHS: tl.constexpr):
 
 
 @triton.jit
+def keys_seen(
+    first, shift, present, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Return (full, end): every query of a tile sees keys [0, full), some see [full, end)."""
+    full = present
+    end = present
+    if CAUSAL:
+        full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))
+        end = tl.minimum(present, tl.maximum(first + BLOCK_M + shift, 0))
+    return full // BLOCK_N * BLOCK_N, end
+
+
+@triton.jit
 def scores(
     product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
     EDGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# All that wants a GPU, in order of worth: tests, contracts, sanitizer, races. The package need not be
+# installed. Logs and results go to a folder; a part that fails does not keep the next from running.
+#
+#     benchmarks/on_gpu.sh FOLDER
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:?name a folder for logs and results}")
+mkdir -p "$out"
+export PYTHONPATH=.namespace PYTHONUNBUFFERED=1
+twofold=(python3 -c "from twofold.core.cli import main; main()")
+
+part() { # NAME COMMAND…: run, keep the log, say how it went
+  local name=$1 start=$SECONDS
+  shift
+  "$@" >"$out/$name.log" 2>&1
+  echo "$name: status $?, $((SECONDS - start)) s" | tee -a "$out/summary.log"
+}
+
+nvidia-smi >"$out/gpu.log" 2>&1
+part tests env TWOFOLD_EXAMPLES="${TWOFOLD_EXAMPLES:-10}" python3 -m pytest -n 8 -x --deselect tests/test_readme.py
+part verify "${twofold[@]}" verify --examples 30 --json "$out/verify.json"
+part lockstep "${twofold[@]}" verify lockstep --json "$out/lockstep.json"
+for tool in memcheck racecheck; do
+  part "$tool" env TWOFOLD_EXAMPLES=2 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    python3 -m pytest -x tests/test_layer_norm.py tests/test_attention.py -k "kernel"
+done
+part bench_attention python3 benchmarks/bench_attention.py --json "$out/attention.json"
+part train "${twofold[@]}" train --side triton --out "$out/run" --json "$out/train.json"
