@@ -137,7 +137,7 @@ def _triton(device: str) -> Side:
     def asarray(x: Any, dtype: str | None = None) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
             x = torch.as_tensor(np.array(x, order="C"))
-        tensor = x.to(device)
+        tensor: torch.Tensor = x.to(device)
         return tensor if dtype is None else tensor.to(getattr(torch, dtype))
 
     def to_numpy(x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -83,7 +83,7 @@ def slope(z: Array, kept: Array | None, kind: str) -> Array:
         return (z > 0).astype(z.dtype)
     if kind == "gelu":
         # Φ + z·φ
-        result = normal.density(z)
+        result: Array = normal.density(z)
         result *= z
         result += kept
         return result

@@ -52,11 +52,11 @@ class Dense:
 
     def scores(self, w: Array) -> Array:
         """Return w @ X.T, (rows of w, n)."""
-        return w @ self.x.T
+        return np.asarray(w @ self.x.T)
 
     def sums(self, r: Array) -> Array:
         """Return r @ X, (rows of r, F)."""
-        return r @ self.x
+        return np.asarray(r @ self.x)
 
 
 class Bags:
@@ -139,13 +139,13 @@ def fit_logistic(
         return float(losses.mean() + 0.5 * np.sum(decay * w * w)), e / total
 
     def gradient(w: Array, p: Array) -> Array:
-        return sums((p - target) / n) + decay * w
+        return np.asarray(sums((p - target) / n) + decay * w)
 
     def curvature(v: Array, p: Array) -> Array:
         """Return the Hessian at probabilities p, times v."""
         dp = p * scores(v)
         dp -= p * dp.sum(axis=0)
-        return sums(dp / n) + decay * v
+        return np.asarray(sums(dp / n) + decay * v)
 
     zero = np.zeros((classes, x.shape[1]))
     small = TOLERANCE * float(np.linalg.norm(gradient(zero, np.full((classes, n), 1.0 / classes))))

@@ -146,4 +146,4 @@ def _data(mask: Any) -> Array:
 
 
 def _size(pointer: Any) -> int:
-    return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
+    return max(1, int(pointer.get_element_ty().primitive_bitwidth) // 8)

@@ -21,12 +21,13 @@ _HALF = np.uint32(0x1000)
 
 def from_bfloat16(bits: Array) -> Array:
     """Return the float32 numbers that bfloat16 bits stand for: exact."""
-    return bits.view(ml_dtypes.bfloat16).astype(np.float32)
+    return np.asarray(bits.view(ml_dtypes.bfloat16), np.float32)
 
 
 def to_bfloat16(x: Array) -> Array:
     """Round to bfloat16, to nearest and ties to even, and return the bits."""
-    return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    bits: Array = np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    return bits
 
 
 def toward_zero(rounded: Array, x: Array) -> Array:
@@ -38,7 +39,7 @@ def toward_zero(rounded: Array, x: Array) -> Array:
     value = from_bfloat16(rounded) if rounded.dtype == np.uint16 else rounded
     bits = rounded.view(f"u{rounded.dtype.itemsize}")
     away = (np.abs(value.astype(x.dtype)) > np.abs(x)).astype(bits.dtype)
-    return (bits - away).view(rounded.dtype)
+    return np.asarray(bits - away).view(rounded.dtype)
 
 
 def truncated_tf32(x: Array) -> Array:
