@@ -20,7 +20,7 @@ from twofold.core.commands.common import (
     write_json,
 )
 
-LOCKSTEP, COMPILE = "lockstep", "compile"
+LOCKSTEP, COMPILE, MUTANTS = "lockstep", "compile", "mutants"
 EXAMPLES = 20
 
 
@@ -29,7 +29,8 @@ def command(
         list[str] | None,
         typer.Argument(
             help="operators to judge, all by default; or lockstep: train on both sides; "
-            "or compile, and operators: compile for GPUs that need not be there"
+            "or compile, and operators: compile for GPUs that need not be there; "
+            "or mutants, and operators: how many small faults their contracts see"
         ),
     ] = None,
     examples: Annotated[int, typer.Option(help="random cases of each operator")] = EXAMPLES,
@@ -38,6 +39,10 @@ def command(
     target: Annotated[
         list[str] | None, typer.Option(help="of compile: sm_80, sm_90a, sm_100a, gfx942")
     ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="of mutants: judge so many of each operator and side", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of mutants: names the sample")] = 0,
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
 ) -> None:
     """Judge operators by their contracts: random and pinned cases, each within its error bound.
@@ -47,13 +52,17 @@ def command(
     with plain_errors():
         names = list(operators or ops.OPERATORS)
         for name in names:
-            if name not in (*ops.OPERATORS, LOCKSTEP, COMPILE):
-                known = ", ".join((*ops.OPERATORS, LOCKSTEP, COMPILE))
+            if name not in (*ops.OPERATORS, LOCKSTEP, COMPILE, MUTANTS):
+                known = ", ".join((*ops.OPERATORS, LOCKSTEP, COMPILE, MUTANTS))
                 raise ValueError(f"operator is {name!r}; it must be one of {known}")
         result: dict[str, dict[str, object]] = {}
         if COMPILE in names:
             chosen = [name for name in names if name in ops.OPERATORS]
             result = _compile(chosen or list(ops.OPERATORS), target)
+        if MUTANTS in names:
+            chosen = [name for name in names if name in ops.OPERATORS]
+            result |= _mutants(chosen or list(ops.OPERATORS), examples, sample, seed)
+        if COMPILE in names or MUTANTS in names:
             names = [LOCKSTEP] if LOCKSTEP in names else []
         if names:
             result |= _judge(names, side, examples, steps)
@@ -169,3 +178,38 @@ def _compile(names: list[str], targets: list[str] | None) -> dict[str, dict[str,
         )
     rows = [{**asdict(c), "faults": c.faults()} for c in found]
     return {"compile": {"holds": not faults, "kernels": rows}}
+
+
+def _mutants(
+    names: list[str], examples: int, sample: int | None, seed: int
+) -> dict[str, dict[str, object]]:
+    """Judge the mutants of both sides, and show which of them nothing saw."""
+    from twofold.core.verify import mutants
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("operator", "side"):
+        table.add_column(column, no_wrap=True)
+    for column in ("mutants", "killed", "equivalent", "survived"):
+        table.add_column(column, justify="right")
+    rows: list[dict[str, object]] = []
+    with ExitStack() as stack:
+        sides = [ops.load(name) for name in reversed(ops.SIDES)]
+        if sides[0].device == "cuda":
+            raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
+        from twofold.core.verify.strict_interpreter import strict_interpreter
+
+        stack.enter_context(strict_interpreter())
+        for name in names:
+            for side in sides:
+                found = mutants.judge(name, side, examples=examples, size=sample, seed=seed)
+                counts = mutants.count(found)
+                survivors = [v.mutant for v in found if v.fate == mutants.SURVIVED]
+                for mutant in survivors:
+                    said = f"[red]SURVIVED[/red] {escaped(f'{mutant} | {mutant.text}')}"
+                    console.print(said, highlight=False, soft_wrap=True)
+                shown = ("mutants", mutants.KILLED, mutants.EQUIVALENT, mutants.SURVIVED)
+                table.add_row(name, side.name, *(str(counts[fate]) for fate in shown))
+                listed = [{"at": str(m), "text": m.text} for m in survivors]
+                rows.append({"operator": name, "side": side.name, **counts, "survivors": listed})
+    console.print(table)
+    return {"mutants": {"holds": not any(row["survived"] for row in rows), "operators": rows}}

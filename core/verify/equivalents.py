@@ -1,0 +1,109 @@
+"""Mutants that no contract can kill, each with the reason.
+
+An entry names its mutant by file, function, line of code and change, so that it goes stale when the
+line changes and is then reported. `ANY` stands for every value, a trailing `*` for every ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from twofold.core.verify.mutation import Mutant
+
+ANY = "*"
+
+
+class Equivalent(NamedTuple):
+    """A mutant, or a kind of mutants, and why its numbers are right."""
+
+    file: str
+    function: str
+    text: str
+    what: str
+    reason: str
+
+    def names(self, mutant: Mutant) -> bool:
+        """Return whether this is the entry of a mutant."""
+        pairs = zip(self[:4], (mutant.file, mutant.function, mutant.text, mutant.what), strict=True)
+        return all(
+            name == x or (name.endswith(ANY) and x.startswith(name[: -len(ANY)]))
+            for name, x in pairs
+        )
+
+
+# (file, function, line, change, reason)
+EQUIVALENT = tuple(
+    Equivalent(*entry)
+    for entry in (
+        (ANY, ANY, ANY, "drop .to(tl.int64) of *", "shows past 2³¹ elements, beyond these cases"),
+        (
+            "kernels/rotary.py", "turn", ANY, "drop .to(y_ptr.dtype.element_ty) of *",
+            "tl.store casts to what its pointer is of",
+        ),
+        (
+            "kernels/rotary.py", ANY, ANY, "drop .to(tl.float32) of *",
+            "one factor in float32 makes the product float32",
+        ),
+        (
+            "kernels/rotary.py", "turn", ANY,
+            "tl.load(at(x_ptr, x_strides, b, h, rows, first), mask=inside, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/rotary.py", "turn", ANY,
+            "tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/rotary.py", "turn", ANY,
+            "tl.load(at(x_ptr, x_strides, b, h, rows, rest), mask=inside, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/rotary.py", "rotary_kernel", ANY,
+            "tl.load(cos_ptr + cos_at, mask=inside, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/rotary.py", "rotary_kernel", ANY,
+            "tl.load(sin_ptr + sin_at, mask=inside, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "reference/rotary.py", "turn", ANY, "1 → 2",
+            "NumPy takes any negative number for the unknown size",
+        ),
+        (
+            "reference/rotary.py", "turn", ANY,
+            "drop .astype(x.dtype) of a.reshape(-1, 1, *a.shape[-2:])",
+            "finer tables are no fault, and the result has the dtype of x",
+        ),
+        (
+            "reference/pooling.py", "backward", ANY,
+            "drop .astype(dout.dtype) of cache.lengths[:, None]",
+            "the same quotient, rounded a line later",
+        ),
+        (
+            "reference/pooling.py", "backward", ANY, "drop .astype(dout.dtype) of share[..., None]",
+            "it has that dtype",
+        ),
+        (
+            "reference/pooling.py", "backward", ANY,
+            "dx += dout[:, None, :D] * share[..., None].astype(dout.dtype) → dx = *",
+            "dx is zero there",
+        ),
+    )
+)  # fmt: skip
+
+
+def reason(mutant: Mutant) -> str:
+    """Return why a mutant is listed, "" if it is not."""
+    return next((e.reason for e in EQUIVALENT if e.names(mutant)), "")
+
+
+def stale(mutants: Iterable[Mutant]) -> list[Equivalent]:
+    """Return the entries about the mutants' files that name none of them."""
+    mutants = list(mutants)
+    files = {m.file for m in mutants}
+    return [e for e in EQUIVALENT if e.file in files and not any(e.names(m) for m in mutants)]
