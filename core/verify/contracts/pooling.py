@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,6 +134,21 @@ def nan_is_seen(side: Side, case: Case) -> None:
     assert np.array_equal(np.isnan(out), expected), "NaN is not where it belongs"
 
 
+def first_nan_takes_the_gradient(side: Side, case: Case) -> None:
+    """Where several NaNs count, a maximum's gradient goes to the first of them."""
+    if "max" not in case.kind:
+        return
+    case = replace(case, kind="max")
+    given = inputs(case)
+    x, rng = given.x.copy(), np.random.default_rng(case.seed + 2)
+    b, d = rng.integers(0, case.batch), rng.integers(0, case.features)
+    first = rng.integers(0, given.lengths[b])
+    x[b, first:, d] = np.nan
+    dx = side.to_numpy(run(side, case, given._replace(x=x))["dx"])[b, :, d]
+    expected = np.arange(case.length) == first
+    assert np.array_equal(dx != 0, expected), f"the gradient is not at position {first}"
+
+
 def length_out_of_range(side: Side, case: Case) -> None:
     """A length below 1 or above L gives NaN to its sequence, and changes no other."""
     if side.name == "reference":
@@ -180,6 +195,7 @@ CONTRACT = Contract(
     properties={
         "padding does not count": padding_does_not_count,
         "NaN is seen": nan_is_seen,
+        "first NaN takes the gradient": first_nan_takes_the_gradient,
         "length out of range": length_out_of_range,
     },
 )
