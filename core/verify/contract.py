@@ -56,7 +56,8 @@ class Finding:
     """How one output of one case fared.
 
     `share` is the largest |computed − truth| / bound over the elements that the bound decides,
-    `vacuous` the share of elements that it does not; `fault` says what is wrong, "" if nothing is.
+    `median` the middle one; `vacuous` is the share of elements that it does not decide; `fault`
+    says what is wrong, "" if nothing is.
     """
 
     operator: str
@@ -65,6 +66,7 @@ class Finding:
     dtype: str
     case: Any
     share: float
+    median: float
     vacuous: float
     fault: str = ""
 
@@ -77,13 +79,13 @@ class Violation(AssertionError):
         super().__init__("\n".join(f"{f.operator}: {f.fault}\n  {f.case}" for f in self.findings))
 
 
-def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, str]:
-    """Return (worst share of the bound, share of vacuous elements, fault or "")."""
+def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, str, float]:
+    """Return (worst share of the bound, share of vacuous elements, fault or "", median share)."""
     value, error = np.asarray(truth.value), np.asarray(truth.error)
     if computed.shape != value.shape:
-        return np.inf, 0.0, f"{name} has shape {computed.shape}; it must be {value.shape}"
+        return np.inf, 0.0, f"{name} has shape {computed.shape}; it must be {value.shape}", np.inf
     if computed.size == 0:
-        return 0.0, 0.0, ""
+        return 0.0, 0.0, "", 0.0
     computed = computed.astype(np.float64)
     finite = np.isfinite(value)
     special = ~finite & ~((computed == value) | (np.isnan(computed) & np.isnan(value)))
@@ -101,7 +103,9 @@ def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, st
             f"{name}{list(at)} is {computed[worst]:.9g}; it must be {value[worst]:.9g} "
             f"± {error[worst]:.3g} ({int((share > 1).sum())} of {share.size} elements are out)"
         )
-    return float(share[worst]), float(undecided.mean()), fault
+    decided = share[finite & ~undecided]
+    median = float(np.median(decided)) if decided.size else 0.0
+    return float(share[worst]), float(undecided.mean()), fault, median
 
 
 def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
@@ -113,7 +117,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
         truths = contract.truth(case)
     findings = []
     for name, truth in truths.items():
-        share, vacuous, fault = compare(name, side.to_numpy(computed[name]), truth)
+        share, vacuous, fault, median = compare(name, side.to_numpy(computed[name]), truth)
         findings.append(
             Finding(
                 contract.operator,
@@ -122,6 +126,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
                 precision_name(case),
                 case,
                 share,
+                median,
                 vacuous,
                 fault,
             )

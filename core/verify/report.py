@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from twofold.core.ops import OPERATORS, Side
@@ -22,6 +23,7 @@ class Row:
         cases: how many cases were run.
         share: the worst |kernel − truth| as a share of its bound; above 1 the contract is broken.
         output, case: where that was.
+        median: the middle element's share, in the middle of the outputs.
         vacuous: the mean share of elements whose bound is infinite and hence decides nothing.
         faults: what is wrong, each with its case; empty if the contract holds.
     """
@@ -33,6 +35,7 @@ class Row:
     share: float
     output: str
     case: str
+    median: float
     vacuous: float
     faults: tuple[str, ...]
 
@@ -68,6 +71,7 @@ def _row(key: tuple[str, str, str], group: list[Finding]) -> Row:
         share=worst.share,
         output=worst.output,
         case=short(worst.case),
+        median=float(np.median([f.median for f in group])),
         vacuous=sum(f.vacuous for f in group) / len(group),
         faults=tuple(dict.fromkeys(f"{f.fault} — {f.case}" for f in group if f.fault)),
     )
@@ -85,12 +89,12 @@ def short(case: Any) -> str:
 
 def table(rows: Iterable[Row]) -> Table:
     """Lay the rows out for a terminal."""
-    view = Table(box=None, pad_edge=False, header_style="bold")
+    view = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for column in ("operator", "pass", "dtype"):
         view.add_column(column, no_wrap=True)
-    for column in ("cases", "worst/bound", "undecided"):
+    for column in ("cases", "worst/bound", "median", "undecided"):
         view.add_column(column, justify="right", no_wrap=True)
-    view.add_column("on", no_wrap=True, overflow="ellipsis")
+    view.add_column("on", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         verdict = "[red]FAIL[/red] " if row.faults else ""
         view.add_row(
@@ -99,6 +103,7 @@ def table(rows: Iterable[Row]) -> Table:
             row.precision,
             str(row.cases),
             f"{verdict}{row.share:.3f}",
+            f"{row.median:.4f}",
             f"{row.vacuous:.1%}",
             f"{row.output}: {row.case}",
         )
