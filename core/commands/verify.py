@@ -33,8 +33,8 @@ def command(
             "or mutants, and operators: how many small faults their contracts see"
         ),
     ] = None,
-    examples: Annotated[int, typer.Option(help="random cases of each operator")] = EXAMPLES,
-    steps: Annotated[int, typer.Option(help="of lockstep")] = 10,
+    examples: Annotated[int, typer.Option(min=0, help="random cases of each operator")] = EXAMPLES,
+    steps: Annotated[int, typer.Option(min=1, help="of lockstep")] = 10,
     side: Annotated[str, typer.Option(help="side to judge: triton or reference")] = "triton",
     target: Annotated[
         list[str] | None, typer.Option(help="of compile: sm_80, sm_90a, sm_100a, gfx942")

@@ -161,7 +161,7 @@ def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
     found: list[Finding] = []
 
     @settings(
-        max_examples=examples,
+        max_examples=max(examples, 1),  # Hypothesis takes no 0, even where none is drawn
         database=None,
         derandomize=True,
         deadline=None,
