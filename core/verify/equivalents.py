@@ -93,6 +93,73 @@ EQUIVALENT = tuple(
             "dx += dout[:, None, :D] * share[..., None].astype(dout.dtype) → dx = *",
             "dx is zero there",
         ),
+        (
+            "kernels/pooling.py", "forward_kernel", ANY,
+            "l[:, None] + tl.zeros([BLOCK_L, BLOCK_D], tl.int32) → l[:, None] - *",
+            "0 is added, for the shape",
+        ),
+        (
+            "kernels/pooling.py", "forward_kernel", ANY,
+            "l[:, None] + tl.zeros([BLOCK_L, BLOCK_D], tl.int32) → l[:, None]",
+            "the interpreter broadcasts; a compiled loop does not take it",
+        ),
+        (
+            "kernels/pooling.py", "forward_kernel", ANY,
+            "l[:, None] + tl.zeros([BLOCK_L, BLOCK_D], tl.int32) → tl.zeros*",
+            "counts where nothing exceeds −∞, and there it is the first position either way",
+        ),
+        (
+            "kernels/pooling.py", "forward_kernel", ANY, "drop .to(tl.int32) of *",
+            "a wider integer of the same value",
+        ),
+        (
+            "kernels/pooling.py", ANY, ANY, "drop .to(tl.float32) of length",
+            "division by an integer is in float32, too",
+        ),
+        (
+            "kernels/pooling.py", "forward_kernel", ANY,
+            "drop .to(out_ptr.dtype.element_ty) of *", "tl.store casts to what its pointer is of",
+        ),
+        (
+            "kernels/pooling.py", "forward_kernel",
+            'largest = tl.max(tl.where(is_nan, -float("inf"), top), axis=0)',
+            "-float('inf') → float('inf')", "where a NaN was the result is NaN",
+        ),
+        (
+            "kernels/pooling.py", "forward_kernel", ANY, "2147483647 → 2147483646",
+            "no sequence is so long",
+        ),
+        (
+            "kernels/pooling.py", "backward_kernel", ANY,
+            "tl.load(dout_at, mask=columns < D, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/pooling.py", "backward_kernel", ANY,
+            "tl.load(dout_at + (D if MEAN else 0), mask=columns < D, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/pooling.py", "backward_kernel", ANY, "drop .to(tl.float32) of tl.load(*",
+            "what it meets is float32",
+        ),
+        (
+            "kernels/pooling.py", "backward_kernel", ANY,
+            "tl.load(argmax_ptr + b * D + columns, mask=columns < D, other=-1): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/pooling.py", "backward_kernel", ANY,
+            "drop .to(dx_ptr.dtype.element_ty) of *", "tl.store casts to what its pointer is of",
+        ),
+        (
+            "reference/layer_norm.py", "backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2",
+            "NumPy takes any negative number for the unknown size",
+        ),
+        (
+            "reference/layer_norm.py", "backward", "xhat = cache.h.reshape(-1, C) - cache.mean",
+            "1 → 2", "NumPy takes any negative number for the unknown size",
+        ),
     )
 )  # fmt: skip
 

@@ -144,6 +144,36 @@ def scale_invariance(side: Side, case: Case) -> None:
         assert np.array_equal(out(given.x), out(4.0 * given.x)), "LN(4x) is not LN(x)"
 
 
+def leading_axes(side: Side, case: Case) -> None:
+    """However many axes the rows are spread over, the bits are the same."""
+    small = replace(case, rows=3, columns=min(case.columns, 8))
+    given, columns = inputs(small), small.columns
+
+    def results(shape: tuple[int, ...]) -> list[domains.Array]:
+        x, dout = (side.asarray(a.reshape(shape), case.dtype) for a in (given.x, given.dout))
+        weight, bias = (side.asarray(a, case.dtype) for a in (given.weight, given.bias))
+        out, cache = side.layer_norm.forward(x, weight, bias, eps=case.eps)
+        gradients = side.layer_norm.backward(dout, cache)
+        found = [side.to_numpy(a) for a in (out, gradients.dx, gradients.dweight, gradients.dbias)]
+        assert found[0].shape == found[1].shape == shape, f"{shape} becomes another shape"
+        return [a.reshape(-1) for a in found]
+
+    for first, second in zip(results((3, columns)), results((1, 3, 1, columns)), strict=True):
+        assert np.array_equal(first, second), "the bits depend on the leading axes"
+
+
+def stream_as_stored(side: Side, case: Case) -> None:
+    """What is normalised is the stream as it is stored: given that alone, the bits are the same."""
+    small = replace(case, rows=3, columns=min(case.columns, 70))
+    given = inputs(replace(small, residual=True))
+    x, residual, weight, bias = (
+        side.asarray(a, case.dtype) for a in (given.x, given.residual, given.weight, given.bias)
+    )
+    out, cache = side.layer_norm.forward(x, weight, bias, residual=residual, eps=case.eps)
+    again, _ = side.layer_norm.forward(cache.h, weight, bias, eps=case.eps)
+    assert np.array_equal(side.to_numpy(out), side.to_numpy(again)), "not of the stored stream"
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -179,5 +209,9 @@ CONTRACT = Contract(
         for tile, columns in enumerate((127, 257, 300, 513, 1031))
         for dtype in domains.DTYPES
     ),
-    properties={"scale invariance": scale_invariance},
+    properties={
+        "scale invariance": scale_invariance,
+        "leading axes": leading_axes,
+        "stream as stored": stream_as_stored,
+    },
 )
