@@ -204,10 +204,14 @@ CONTRACT = Contract(
         "dweight": "backward",
         "dbias": "backward",
     },
-    pinned=tuple(
-        Case(dtype=dtype, rows=37, columns=columns, residual=True, dropout_p=0.1, tile=tile)
-        for tile, columns in enumerate((127, 257, 300, 513, 1031))
-        for dtype in domains.DTYPES
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=37, columns=columns, residual=True, dropout_p=0.1, tile=tile)
+            for tile, columns in enumerate((127, 257, 300, 513, 1031))
+            for dtype in domains.DTYPES
+        ),
+        # More rows than programs in backward, so that each of them adds up several.
+        Case(rows=261, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=2),
     ),
     properties={
         "scale invariance": scale_invariance,
