@@ -160,6 +160,85 @@ EQUIVALENT = tuple(
             "reference/layer_norm.py", "backward", "xhat = cache.h.reshape(-1, C) - cache.mean",
             "1 → 2", "NumPy takes any negative number for the unknown size",
         ),
+        (
+            "kernels/layer_norm.py", "forward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(residual_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "forward_kernel", ANY,
+            "tl.load(weight_ptr + columns, mask=columns < C, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/layer_norm.py", "forward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(weight_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "forward_kernel", ANY,
+            "tl.load(bias_ptr + columns, mask=columns < C, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/layer_norm.py", "forward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(bias_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "forward_kernel", ANY,
+            "drop .to(y_ptr.dtype.element_ty) of y", "tl.store casts to what its pointer is of",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(weight_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(h_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(dy_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "drop .to(tl.float32) of tl.load(dh_ptr*", "what it meets is float32",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "tl.load(h_ptr + at, mask=inside, other=0.0): drop other",
+            "tl.where replaces what is outside",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "tl.load(mean_ptr + rows, mask=rows < last, other=0.0): drop other",
+            "what is outside is replaced, or never stored",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "tl.load(rstd_ptr + rows, mask=rows < last, other=0.0): drop other",
+            "what is outside is replaced, or never stored",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel",
+            "xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)", "0.0 → 1.0",
+            "its factor is 0 there",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "tl.load(dh_ptr + at, mask=inside, other=0.0): drop other",
+            "what is outside is never stored",
+        ),
+        (
+            "kernels/layer_norm.py", "backward_kernel", ANY,
+            "drop .to(dx_ptr.dtype.element_ty) of *", "tl.store casts to what its pointer is of",
+        ),
+        (
+            "kernels/layer_norm.py", "add_partials_kernel", ANY,
+            "drop .to(dw_ptr.dtype.element_ty) of *", "tl.store casts to what its pointer is of",
+        ),
+        (
+            "kernels/layer_norm.py", "add_partials_kernel", ANY,
+            "drop .to(db_ptr.dtype.element_ty) of *", "tl.store casts to what its pointer is of",
+        ),
     )
 )  # fmt: skip
 
