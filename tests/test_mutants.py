@@ -93,45 +93,58 @@ def test_backward_functions_are_found_with_what_they_call():
 
 
 @pytest.fixture(scope="module")
-def trial(triton):
+def trials(reference, triton):
+    """One small case on each side; a GPU's does not outlive a fork."""
     contract = report.contract("rotary")
     small = dataclasses.replace(contract.pinned[0], batch=1, heads=1, length=3)
-    return mutants.Trial(dataclasses.replace(contract, pinned=[small], properties={}), triton, 0)
+    few = dataclasses.replace(contract, pinned=[small], properties={})
+    found = [mutants.Trial(few, side, 0) for side in (reference, triton) if side.device == "cpu"]
+    for trial in found:
+        trial.cases = [(0.0, case) for _, case in trial.cases]  # the first run also imports
+    return found
 
 
-def rotary(what, text):
-    """Return the one mutant of the rotary kernels with this change on this line."""
-    found = mutants.of_operator("rotary", "triton")
-    (mutant,) = [m for m in found if m.what == what and m.text == text]
-    return mutant
+def rotary(side, what):
+    """Return the first mutant of rotary with this change."""
+    return next(m for m in mutants.of_operator("rotary", side.name) if m.what == what)
 
 
-def test_a_fault_is_killed_and_leaves_this_process_as_it_is(trial, triton):
-    before = triton.rotary.rotary_kernel
-    line = "y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)"
-    verdict = trial.verdict(rotary("x1 * cos - x2 * sin → x1 * cos + x2 * sin", line))
-    assert verdict.fate == mutants.KILLED and "it must be" in verdict.by
-    assert triton.rotary.rotary_kernel is before
+def test_a_fault_is_killed_and_leaves_this_process_as_it_is(trials):
+    for trial in trials:
+        right = trial.side.rotary.forward
+        verdict = trial.verdict(rotary(trial.side, "x1 * cos → x1 / cos"))
+        assert verdict.fate == mutants.KILLED and "it must be" in verdict.by
+        assert trial.side.rotary.forward is right
 
 
-def test_what_changes_no_number_survives_and_the_list_says_why(trial, monkeypatch):
-    line = "y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)"
-    mutant = rotary("drop .to(y_ptr.dtype.element_ty) of x1 * cos - x2 * sin", line)
-    assert trial.verdict(mutant).fate == mutants.EQUIVALENT
-    monkeypatch.setattr(equivalents, "EQUIVALENT", ())
-    assert trial.verdict(mutant).fate == mutants.SURVIVED
+def test_what_changes_no_number_survives_and_the_list_says_why(trials, monkeypatch):
+    for trial in trials:
+        listed = [
+            m for m in mutants.of_operator("rotary", trial.side.name) if equivalents.reason(m)
+        ]
+        verdict = trial.verdict(listed[-1])
+        assert verdict.fate == mutants.EQUIVALENT and verdict.by
+        with monkeypatch.context() as patch:
+            patch.setattr(equivalents, "EQUIVALENT", ())
+            assert trial.verdict(listed[-1]).fate == mutants.SURVIVED
 
 
-def test_what_does_not_end_or_does_not_load_is_killed(trial):
-    right = mutants.of_operator("rotary", "triton")[0]
-    trial.cases = [(0.0, case) for _, case in trial.cases]  # the time of the first is an import's
-    for source, fate, by in (
-        ("while True: pass", mutants.TIMEOUT, "does not end"),
-        ("import nowhere", mutants.KILLED, "ModuleNotFoundError"),
-        ("import os; os._exit(3)", mutants.KILLED, "the process ended"),
-    ):
-        verdict = trial.verdict(dataclasses.replace(right, source=source))
-        assert verdict.fate == fate and by in verdict.by
+def test_what_does_not_end_or_does_not_load_is_killed(trials):
+    for trial in trials:
+        right = mutants.of_operator("rotary", trial.side.name)[0]
+        for source, fate, by in (
+            ("while True: pass", mutants.TIMEOUT, "does not end"),
+            ("import nowhere", mutants.KILLED, "ModuleNotFoundError"),
+            ("import os; os._exit(3)", mutants.KILLED, "the process ended"),
+        ):
+            verdict = trial.verdict(dataclasses.replace(right, source=source))
+            assert verdict.fate == fate and by in verdict.by
+
+
+def test_a_gpu_is_refused(triton):
+    side = dataclasses.replace(triton, device="cuda")
+    with pytest.raises(ValueError, match="CUDA does not outlive a fork"):
+        mutants.Trial(report.contract("rotary"), side, 0)
 
 
 @pytest.mark.parametrize("operator", ops.OPERATORS)
@@ -154,6 +167,7 @@ def test_the_command_counts_and_lists(triton, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "contract", lambda operator: few)
     monkeypatch.setattr(equivalents, "EQUIVALENT", ())
     how = ["--sample", "6", "--examples", "0", "--json", str(tmp_path / "m.json")]
+    monkeypatch.setattr(ops, "SIDES", ("reference",) if triton.device == "cuda" else ops.SIDES)
     said = CliRunner().invoke(app, ["verify", "mutants", "dropout", *how])
     result = json.loads((tmp_path / "m.json").read_text())["mutants"]
     for row in result["operators"]:

@@ -22,6 +22,7 @@ from twofold.core.commands.common import (
 
 LOCKSTEP, COMPILE, MUTANTS = "lockstep", "compile", "mutants"
 EXAMPLES = 20
+FOREIGN = 2  # so many times the examples for a function of which no case is chosen by its tiles
 
 
 def command(
@@ -30,7 +31,8 @@ def command(
         typer.Argument(
             help="operators to judge, all by default; or lockstep: train on both sides; "
             "or compile, and operators: compile for GPUs that need not be there; "
-            "or mutants, and operators: how many small faults their contracts see"
+            "or mutants, and operators: how many small faults their contracts see; "
+            "or module:function: judge your own"
         ),
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="random cases of each operator")] = EXAMPLES,
@@ -43,6 +45,13 @@ def command(
         int | None, typer.Option(help="of mutants: judge so many of each operator and side", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="of mutants: names the sample")] = 0,
+    as_: Annotated[
+        str, typer.Option("--as", help="of module:function: the operator that it should be")
+    ] = "attention",
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="of module:function: float32, tf32, float16, bfloat16; all but tf32"),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
 ) -> None:
     """Judge operators by their contracts: random and pinned cases, each within its error bound.
@@ -51,14 +60,18 @@ def command(
     """
     with plain_errors():
         names = list(operators or ops.OPERATORS)
+        foreign = [name for name in names if ":" in name]
+        names = [name for name in names if ":" not in name]
         for name in names:
             if name not in (*ops.OPERATORS, LOCKSTEP, COMPILE, MUTANTS):
                 known = ", ".join((*ops.OPERATORS, LOCKSTEP, COMPILE, MUTANTS))
                 raise ValueError(f"operator is {name!r}; it must be one of {known}")
         result: dict[str, dict[str, object]] = {}
+        if foreign:
+            result = _foreign(foreign, as_, examples, dtype)
         if COMPILE in names:
             chosen = [name for name in names if name in ops.OPERATORS]
-            result = _compile(chosen or list(ops.OPERATORS), target)
+            result |= _compile(chosen or list(ops.OPERATORS), target)
         if MUTANTS in names:
             chosen = [name for name in names if name in ops.OPERATORS]
             result |= _mutants(chosen or list(ops.OPERATORS), examples, sample, seed)
@@ -108,6 +121,34 @@ def _operators(names: list[str], side: ops.Side, examples: int) -> dict[str, dic
             soft_wrap=True,
         )
     return {"operators": {"holds": not faults, "rows": report.as_json(rows)}}
+
+
+def _foreign(
+    names: list[str], operator: str, examples: int, dtypes: list[str] | None
+) -> dict[str, dict[str, object]]:
+    """Judge functions that are not ours."""
+    from twofold.core.verify import foreign, report
+
+    result: dict[str, dict[str, object]] = {}
+    for name in names:
+        with console.status(f"{name} …"):
+            found = foreign.judge(name, operator, FOREIGN * examples, dtypes)
+        console.print(f"{name} as {operator}", highlight=False)
+        console.print(report.table(found.rows))
+        for note in found.notes:
+            console.print(escaped(note), highlight=False, soft_wrap=True)
+        for fault in found.failures:
+            console.print(f"[red]FAIL[/red] {escaped(fault)}", highlight=False, soft_wrap=True)
+        if found.failures and found.rows:
+            console.print("(from twofold.core.verify import foreign)", highlight=False)
+        result[name] = {
+            "holds": not found.failures,
+            "operator": operator,
+            "rows": report.as_json(found.rows),
+            "failures": found.failures,
+            "notes": found.notes,
+        }
+    return result
 
 
 def _lockstep(side: ops.Side, steps: int) -> dict[str, dict[str, object]]:
@@ -194,8 +235,6 @@ def _mutants(
     rows: list[dict[str, object]] = []
     with ExitStack() as stack:
         sides = [ops.load(name) for name in reversed(ops.SIDES)]
-        if sides[0].device == "cuda":
-            raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
         from twofold.core.verify.strict_interpreter import strict_interpreter
 
         stack.enter_context(strict_interpreter())

@@ -105,10 +105,13 @@ class Trial:
         examples: how many cases are drawn beside the pinned ones.
 
     Raises:
+        ValueError: the side is a GPU's.
         Violation: the side leaves its contract as it is.
     """
 
     def __init__(self, contract: Contract, side: Side, examples: int) -> None:
+        if side.device == "cuda":
+            raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
         self.side = side
         self.contract = dataclasses.replace(contract, truth=functools.cache(contract.truth))
         cases = [*contract.pinned, *_drawn(contract, examples)]
@@ -157,6 +160,8 @@ def judge(
     found = of_operator(operator, side.name)
     if size is not None:
         found = sample(found, size, seed)
+    if not found:
+        return []
     trial = Trial(report.contract(operator), side, examples)
     verdicts = []
     for mutant in found:
