@@ -1,0 +1,158 @@
+"""Kernels such as others write, sound and faulty: what `twofold verify module:function` judges."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = tl.constexpr(16)
+
+
+@triton.jit
+def _attention(
+    q_ptr,  # (heads, M, D), as k, v and out, rows contiguous
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    M,
+    N,
+    scale,
+    D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    FAULT: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    head, columns = tl.program_id(1), tl.arange(0, D)
+    here = rows[:, None] < M
+    at = (head * M + rows[:, None]) * D + columns[None, :]
+    q = tl.load(q_ptr + at, mask=here, other=0.0)
+    if FAULT != "scale":
+        qk_scale = scale
+    else:
+        qk_scale = 1.0
+    m = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    acc = tl.zeros((BLOCK, D), tl.float32)
+    for start in range(0, N, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        key_at = (head * N + keys[:, None]) * D + columns[None, :]
+        there = keys[:, None] < N
+        if FAULT == "bounds":
+            k = tl.load(k_ptr + key_at)
+        else:
+            k = tl.load(k_ptr + key_at, mask=there, other=0.0)
+        v = tl.load(v_ptr + key_at, mask=there, other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * qk_scale
+        if FAULT != "lanes":
+            s = tl.where(keys[None, :] < N, s, float("-inf"))
+        if CAUSAL:
+            if FAULT == "causal":
+                s = tl.where(keys[None, :] <= rows[:, None] + 1, s, float("-inf"))
+            else:
+                s = tl.where(keys[None, :] <= rows[:, None], s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1))
+        p = tl.exp(s - m_new[:, None])
+        alpha = tl.exp(m - m_new)
+        total = total * alpha + tl.sum(p, 1)
+        if FAULT != "rescale":
+            acc = acc * alpha[:, None]
+        acc += tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        m = m_new
+    if FAULT != "normalise":
+        acc = acc / total[:, None]
+    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=here)
+
+
+def _launch(q, k, v, softmax_scale, causal, fault):
+    B, H, M, D = q.shape
+    if D not in (16, 32, 64, 128):
+        raise ValueError(f"head_dim is {D}; it must be 16, 32, 64 or 128")
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out = torch.empty_like(q)
+    _attention[(triton.cdiv(M, 16), B * H)](
+        q, k, v, out, M, k.shape[2], softmax_scale, D, causal, fault
+    )
+    return out
+
+
+def sound(q, k, v, softmax_scale, causal=False):
+    return _launch(q.detach(), k.detach(), v.detach(), softmax_scale, causal, "")
+
+
+def _faulty(fault):
+    def function(q, k, v, softmax_scale, causal=False):
+        return _launch(q.detach(), k.detach(), v.detach(), softmax_scale, causal, fault)
+
+    return function
+
+
+no_rescale, no_scale, causal_off_by_one = map(_faulty, ("rescale", "scale", "causal"))
+unmasked_lanes, out_of_bounds, not_normalised = map(_faulty, ("lanes", "bounds", "normalise"))
+
+
+def torch_attention(q, k, v, attn_mask=None, is_causal=False, scale=None):
+    if is_causal and attn_mask is not None:
+        raise NotImplementedError("a mask and causal")
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale
+    )
+
+
+class _WrongGradient(torch.autograd.Function):
+    """Sound forward; the backward leaves the softmax's mean out of dS."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        p = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+        ctx.save_for_backward(q, k, v, p)
+        return p @ v
+
+    @staticmethod
+    def backward(ctx, dout):
+        q, k, v, p = ctx.saved_tensors
+        ds = p * (dout @ v.mT) / math.sqrt(q.shape[-1])
+        return ds @ k, ds.mT @ q, p.mT @ dout
+
+
+def wrong_gradient(q, k, v):
+    return _WrongGradient.apply(q, k, v)
+
+
+def with_wrong_lse(q, k, v):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return torch.softmax(scores, -1) @ v, torch.logsumexp(scores, -1) / math.log(2)
+
+
+def crashes(q, k, v):
+    return torch.cat((q, v), 3) @ k
+
+
+def refuses(q, k, v):
+    raise ValueError("nothing suits it")
+
+
+def layer_norm(x, weight, bias, eps):
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def layer_norm_without_eps(x, weight, bias, eps):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / centred.square().mean(-1, keepdim=True).sqrt() * weight + bias
+
+
+def cross_entropy(logits, targets, reduction="mean"):
+    return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+
+
+def cross_entropy_always_mean(logits, targets, reduction="mean"):
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+def gelu(x):
+    # not torch's own, whose gradient in float32 on a CPU leaves the bound by a third
+    return x * (0.5 * (1 + torch.erf(x * math.sqrt(0.5))))
+
+
+def gelu_by_tanh(x):
+    return torch.nn.functional.gelu(x, approximate="tanh")

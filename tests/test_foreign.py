@@ -1,0 +1,118 @@
+"""Kernels that are not ours: sound ones pass, every planted fault is caught and named."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twofold.core.cli import app
+from twofold.core.verify import foreign
+from twofold.core.verify.contract import Violation
+
+EXAMPLES = min(12, int(os.environ.get("TWOFOLD_EXAMPLES", "12")))
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def judge(name, operator="attention", dtypes=("float32",)):
+    return foreign.judge(f"foreign_kernels:{name}", operator, EXAMPLES, dtypes)
+
+
+SOUND = {
+    "torch_attention": ("attention", {"forward", "backward"}),
+    "layer_norm": ("layer_norm", {"forward", "backward"}),
+    "cross_entropy": ("softmax_cross_entropy", {"forward", "backward"}),
+    "gelu": ("activation", {"forward", "backward"}),
+}
+FAULTS = {
+    "no_rescale": ("attention", "forward float32 out: out["),
+    "no_scale": ("attention", "forward float32 out: out["),
+    "causal_off_by_one": ("attention", "forward float32 out: out["),
+    "unmasked_lanes": ("attention", "forward float32 out: out["),
+    "out_of_bounds": ("attention", "forward float32 out: Fault: _attention"),
+    "not_normalised": ("attention", "forward float32 out: out["),
+    "wrong_gradient": ("attention", "backward float32 dq: dq["),
+    "with_wrong_lse": ("attention", "forward float32 lse: lse["),
+    "crashes": ("attention", "forward float32 out: RuntimeError"),
+    "layer_norm_without_eps": ("layer_norm", "forward float32 out: out["),
+    "cross_entropy_always_mean": ("softmax_cross_entropy", "forward float32 loss: loss"),
+    "gelu_by_tanh": ("activation", "forward float32 out: out["),
+}
+
+
+def test_a_sound_kernel_passes():
+    found = judge("sound", dtypes=("float32", "float16", "bfloat16"))
+    assert found.failures == []
+    assert {(row.pass_, row.precision) for row in found.rows} == {
+        ("forward", dtype) for dtype in ("float32", "float16", "bfloat16")
+    }
+    said = "\n".join(found.notes)
+    assert "takes none of them: mask, key_lengths" in said and "forward only" in said
+    assert "not returned: lse" in said and re.search(r"refused \d+ cases.*head_dim is", said)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_torch_passes(name):
+    operator, passes = SOUND[name]
+    found = judge(name, operator)
+    assert found.failures == []
+    assert {row.pass_ for row in found.rows} == passes
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_and_comes_again(name):
+    operator, words = FAULTS[name]
+    found = judge(name, operator)
+    assert found.failures and found.failures[0].startswith(words), found.failures
+    line = found.failures[-1].splitlines()[-1].strip()
+    with pytest.raises(Violation):
+        eval(line, {"foreign": foreign})
+
+
+def test_the_case_is_shrunk():
+    failure = judge("no_rescale").failures[-1]
+    assert "seqlen_k=17" in failure and "seqlen_q=1," in failure  # a second block, and no more
+
+
+def test_nothing_but_refusals_is_a_failure():
+    found = judge("refuses")
+    assert found.failures == ["every case was refused"] and found.rows == []
+
+
+def test_the_command(tmp_path):
+    def call(*arguments):
+        found = CliRunner().invoke(app, ["verify", *arguments])
+        assert "Traceback" not in found.output
+        return found.exit_code, found.output
+
+    result = tmp_path / "result.json"
+    few = ["--dtype", "float32", "--examples", "3", "--json", str(result)]
+    status, said = call("foreign_kernels:gelu", "--as", "activation", *few)
+    assert status == 0 and "FAIL" not in said
+    status, said = call("foreign_kernels:gelu_by_tanh", "--as", "activation", *few)
+    assert status == 1 and "FAIL" in said and "foreign.again(" in said
+    assert json.loads(result.read_text())["foreign_kernels:gelu_by_tanh"]["failures"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("nowhere:f", "attention"), "'nowhere:f' cannot be imported"),
+        (("foreign_kernels:nothing", "attention"), "module 'foreign_kernels' has no function"),
+        (("foreign_kernels:gelu", "pooling"), "--as is 'pooling'"),
+    ],
+)
+def test_what_is_missing_is_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        foreign.judge(*arguments, 1)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="--dtype is 'int8'"):
+        judge("gelu", "activation", ("int8",))
