@@ -2,10 +2,10 @@
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
 options of `foreign_calls.PLAIN` that its signature has (`autograd.Function.apply` shows none: wrap
-it); it returns the output, or (output, lse) for attention. Options it does not have are left out of the domain, and so is what conventions differ about: a
-query without keys, and causal with more keys than queries or fewer. If the output requires grad,
-the gradients are judged too. A case that the function refuses (`REFUSALS`) is counted, not held
-against it. A failing case is shrunk.
+it). It returns the output, or (output, lse) for attention. Options it does not have are left out
+of the domain, and so is what conventions differ about: a query without keys, and causal with more
+keys than queries or fewer. If the output requires grad, the gradients are judged too. A case that
+the function refuses (`REFUSALS`) is counted, not held against it. A failing case is shrunk.
 """
 
 from __future__ import annotations
