@@ -86,7 +86,11 @@ def operators() -> str:
             f"[contract](core/verify/contracts/{operator}.py) | {first} | "
             f"{max(row['share'] for row in mine):.2f} | {sum(row['cases'] for row in mine)} |"
         )
-    lines += ["", f"`twofold verify --json …`, {SOURCES}{name}`."]
+    lines += [
+        "",
+        f"`twofold verify --json …`, {SOURCES}{name}`. Near 1 is as it should be where a result is "
+        "one rounding of an exact number: then the bound is that rounding.",
+    ]
     return "\n".join(lines)
 
 
