@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,7 @@ class Trial:
             hold(self.contract, side, case)
             timed.append((time.process_time() - start, case))
         self.cases = sorted(timed, key=lambda x: x[0])
+        self.kills: Counter[Any] = Counter()
 
     def verdict(self, mutant: Mutant) -> Verdict:
         """Judge a mutant in a process of its own, unless it stands on the list."""
@@ -128,8 +130,9 @@ class Trial:
         if reason := equivalents.reason(mutant):
             return Verdict(mutant, EQUIVALENT, reason, 0.0)
         fate, by, index = _forked(lambda: self._judge(mutant))
-        if index is not None:  # the next fault is likely to be seen by the same case
-            self.cases.insert(0, self.cases.pop(index))
+        if index is not None:  # first the cases that see the most faults for their time
+            self.kills[self.cases[index][1]] += 1
+            self.cases.sort(key=lambda x: x[0] / (1 + self.kills[x[1]]))
         return Verdict(mutant, fate, by, time.perf_counter() - start)
 
     def _judge(self, mutant: Mutant) -> tuple[str, str, int | None]:
