@@ -92,9 +92,9 @@ def test_the_command(tmp_path):
 
     result = tmp_path / "result.json"
     few = ["--dtype", "float32", "--examples", "3", "--json", str(result)]
-    status, said = call("foreign_kernels:gelu", "--as", "activation", *few)
+    status, said = call("foreign_kernels:gelu", "--op", "activation", *few)
     assert status == 0 and "FAIL" not in said
-    status, said = call("foreign_kernels:gelu_by_tanh", "--as", "activation", *few)
+    status, said = call("foreign_kernels:gelu_by_tanh", "--op", "activation", *few)
     assert status == 1 and "FAIL" in said and "foreign.again(" in said
     assert json.loads(result.read_text())["foreign_kernels:gelu_by_tanh"]["failures"]
 
@@ -104,7 +104,7 @@ def test_the_command(tmp_path):
     [
         (("nowhere:f", "attention"), "'nowhere:f' cannot be imported"),
         (("foreign_kernels:nothing", "attention"), "module 'foreign_kernels' has no function"),
-        (("foreign_kernels:gelu", "pooling"), "--as is 'pooling'"),
+        (("foreign_kernels:gelu", "pooling"), "--op is 'pooling'"),
     ],
 )
 def test_what_is_missing_is_named(arguments, words):

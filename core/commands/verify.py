@@ -45,8 +45,8 @@ def command(
         int | None, typer.Option(help="of mutants: judge so many of each operator and side", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="of mutants: names the sample")] = 0,
-    as_: Annotated[
-        str, typer.Option("--as", help="of module:function: the operator that it should be")
+    op: Annotated[
+        str, typer.Option("--op", help="of module:function: the operator that it should be")
     ] = "attention",
     dtype: Annotated[
         list[str] | None,
@@ -68,7 +68,7 @@ def command(
                 raise ValueError(f"operator is {name!r}; it must be one of {known}")
         result: dict[str, dict[str, object]] = {}
         if foreign:
-            result = _foreign(foreign, as_, examples, dtype)
+            result = _foreign(foreign, op, examples, dtype)
         if COMPILE in names:
             chosen = [name for name in names if name in ops.OPERATORS]
             result |= _compile(chosen or list(ops.OPERATORS), target)

@@ -75,7 +75,7 @@ def judge(
 ) -> Verdict:
     """Judge "module:function" as an operator: `examples` cases, and the pinned ones."""
     if operator not in PLAIN:
-        raise ValueError(f"--as is {operator!r}; it must be one of {', '.join(PLAIN)}")
+        raise ValueError(f"--op is {operator!r}; it must be one of {', '.join(PLAIN)}")
     wanted = precisions or domains.DTYPES
     if "tf32" in wanted and operator != "attention":
         raise ValueError(f"--dtype is 'tf32'; {operator} has no matrix product")
