@@ -245,6 +245,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_loads(tmp_path, n
     found, refused = checkpoints.newest(run.checkpoints)
     assert found.state == checkpoints.load(before).state
     assert len(refused) == 1 and name in refused[0]
+    told = []
+    loop.train(Run.open(run.folder), toy(), ops.load("reference"), lambda event: None, told.append)
+    assert told == refused
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):

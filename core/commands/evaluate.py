@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from twofold.core.commands.common import choose_side, console, escaped, plain_errors, write_json
-from twofold.core.data.datasets import load_dataset
 from twofold.core.training.run import Run
 from twofold.core.training.trainer import predict
 
@@ -25,9 +24,7 @@ def command(
         opened = Run.open(run)
         settings = opened.settings
         model = opened.load_model(choose_side(side))
-        dataset = load_dataset(
-            settings.data, text_column=settings.text_column, label_column=settings.label_column
-        )
+        dataset = settings.dataset()
         probabilities = predict(model, opened.codec.encode(dataset.test_x))
         found, y = probabilities.argmax(axis=1), dataset.test_y
         chosen = np.clip(probabilities[np.arange(len(y)), y], 1e-30, 1)

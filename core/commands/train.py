@@ -23,18 +23,17 @@ from twofold.core.commands.common import (
     write_json,
 )
 from twofold.core.data.baselines import baselines
-from twofold.core.data.datasets import Dataset, load_dataset
+from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.ops import Side
-from twofold.core.training import checkpoints, codec
+from twofold.core.training import codec
 from twofold.core.training.loop import Event, Interrupted, train
 from twofold.core.training.plot import plot
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import PLOT_FILE, Run, RunError
-from twofold.core.training.settings import Settings, fingerprint, preferred, shortened
+from twofold.core.training.settings import Settings, dataset_of, fingerprint, preferred
 from twofold.core.training.trainer import Diverged, accuracy
 
-QUICK_EXAMPLES = 3000
 QUICK = {"epochs": 4, "refit": False}
 
 
@@ -90,7 +89,7 @@ def command(
     with plain_errors():
         if resume is not None:
             run = Run.open(resume)
-            dataset = _dataset(run.settings)
+            dataset = run.settings.dataset()
             if fingerprint(dataset) != run.settings.data_sha256:
                 raise RunError(f"{run.settings.data} is not the data that {resume} was begun with")
         else:
@@ -113,11 +112,7 @@ def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
     checked = Recipe(**recipe)  # before anything is fetched
     if given["tokenizer"] not in codec.TOKENIZERS:
         raise ValueError(f"--tokenizer is {given['tokenizer']!r}; it must be words or bpe")
-    dataset = load_dataset(
-        data, text_column=given.get("text_column"), label_column=given.get("label_column")
-    )
-    if given["quick"]:
-        dataset = shortened(dataset, QUICK_EXAMPLES)
+    dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
     made = codec.new(dataset, given["tokenizer"], given["patch"])
     settings = Settings(
         data=data,
@@ -138,24 +133,14 @@ def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
     return Run.create(folder, settings, made), dataset
 
 
-def _dataset(settings: Settings) -> Dataset:
-    """Return the data that a run was begun with."""
-    dataset = load_dataset(
-        settings.data, text_column=settings.text_column, label_column=settings.label_column
-    )
-    return shortened(dataset, QUICK_EXAMPLES) if settings.quick else dataset
-
-
 def _train(run: Run, dataset: Dataset) -> dict[str, Any]:
     """Train to the end, judge on test, and write the result."""
     side = choose_side(run.settings.side)
-    for refused in checkpoints.newest(run.checkpoints)[1]:
-        errors.print(f"[yellow]passed over:[/yellow] {escaped(refused)}", soft_wrap=True)
     _say_what(run, dataset, side)
     again = f"go on with: twofold train --resume {run.folder}"
     try:
         with _Shown() as shown:
-            model, state = train(run, dataset, side, shown)
+            model, state = train(run, dataset, side, shown, _passed_over)
     except Interrupted as stopped:
         errors.print(f"{stopped}; {again}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from stopped
@@ -184,6 +169,10 @@ def _train(run: Run, dataset: Dataset) -> dict[str, Any]:
     plot(run.folder / PLOT_FILE, state.rows, result)
     run.write_result(result)
     return result
+
+
+def _passed_over(why: str) -> None:
+    errors.print(f"[yellow]passed over:[/yellow] {escaped(why)}", soft_wrap=True)
 
 
 def _say_what(run: Run, dataset: Dataset, side: Side) -> None:

@@ -88,7 +88,13 @@ class State:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(run: Run, dataset: Dataset, ops: Side, observe: Observer) -> tuple[Classifier, State]:
+def train(
+    run: Run,
+    dataset: Dataset,
+    ops: Side,
+    observe: Observer,
+    passed_over: Callable[[str], None] = lambda why: None,
+) -> tuple[Classifier, State]:
     """Train to the end, from the latest checkpoint if there is one, and keep the model.
 
     Args:
@@ -96,6 +102,7 @@ def train(run: Run, dataset: Dataset, ops: Side, observe: Observer) -> tuple[Cla
         dataset: what the run's settings name.
         ops: the side.
         observe: is told how it goes.
+        passed_over: is told of each checkpoint that was refused, and why.
 
     Returns:
         the model, and the state it ended in.
@@ -105,7 +112,7 @@ def train(run: Run, dataset: Dataset, ops: Side, observe: Observer) -> tuple[Cla
         Interrupted: by SIGINT or SIGTERM, after a checkpoint.
     """
     with threadpool_limits(1, "blas"), np.errstate(all="ignore"), _stoppable() as stop:
-        return _Loop(run, dataset, ops, observe, stop).train()
+        return _Loop(run, dataset, ops, observe, passed_over, stop).train()
 
 
 def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
@@ -131,6 +138,7 @@ class _Loop:
         dataset: Dataset,
         ops: Side,
         observe: Observer,
+        passed_over: Callable[[str], None],
         stop: threading.Event,
     ) -> None:
         self.run, self.ops, self.observe, self.stop = run, ops, observe, stop
@@ -138,7 +146,9 @@ class _Loop:
         self.fit, self.held = prepare(run, dataset)
         self.state, self.best = State(), None
         self.trainer = self._trainer()
-        found, _ = checkpoints.newest(run.checkpoints)
+        found, refused = checkpoints.newest(run.checkpoints)
+        for why in refused:
+            passed_over(why)
         if found is not None:
             self.state = State(**found.state)
             tensors = dict(found.tensors)

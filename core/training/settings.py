@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from twofold.core.data.datasets import Dataset
+from twofold.core.data.datasets import Dataset, load_dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training.recipe import Recipe
 
@@ -38,6 +38,7 @@ PREFERENCES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 LONGEST = 256  # tokens of a text that are read
+QUICK_EXAMPLES = 3000  # to train on in the short form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,10 @@ class Settings:
     model: ClassifierConfig
     recipe: Recipe
 
+    def dataset(self) -> Dataset:
+        """Return the data that the run was begun with, if it is still there."""
+        return dataset_of(self.data, self.text_column, self.label_column, self.quick)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, fit for `json.dump`."""
         return dataclasses.asdict(self)
@@ -96,6 +101,14 @@ class Settings:
                 "recipe": Recipe.from_json(fields["recipe"]),
             }
         )
+
+
+def dataset_of(
+    data: str, text_column: str | None, label_column: str | None, quick: bool
+) -> Dataset:
+    """Return a data set as a run reads it: whole, or in its short form."""
+    dataset = load_dataset(data, text_column=text_column, label_column=label_column)
+    return shortened(dataset, QUICK_EXAMPLES) if quick else dataset
 
 
 def preferred(data: str, part: str) -> dict[str, Any]:

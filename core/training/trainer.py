@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -117,18 +117,19 @@ class Trainer:
 
     def tensors(self) -> dict[str, Array]:
         """Return a copy of everything that a checkpoint must hold, by name."""
-        buffers = {"params": self.model.flat, **self.optimizer.state}
-        if self.average is not self.model:
-            buffers["average"] = self.average.flat
-        return {name: np.array(self.ops.to_numpy(x)) for name, x in buffers.items()}
+        return {name: np.array(self.ops.to_numpy(x)) for name, x in self._buffers().items()}
 
     def restore(self, tensors: dict[str, Array]) -> None:
         """Take up the state of `tensors()`."""
+        for name, buffer in self._buffers().items():
+            buffer[...] = self.ops.asarray(tensors[name])
+
+    def _buffers(self) -> dict[str, Any]:
+        """Return the flat buffers that change as the model learns, by name."""
         buffers = {"params": self.model.flat, **self.optimizer.state}
         if self.average is not self.model:
             buffers["average"] = self.average.flat
-        for name, buffer in buffers.items():
-            buffer[...] = self.ops.asarray(tensors[name])
+        return buffers
 
 
 def predict(model: Classifier, inputs: Sequence[Array], batch_size: int = 64) -> Array:
