@@ -14,7 +14,7 @@ app = typer.Typer(
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
 app.command("predict")(predict.command)
-app.command("verify")(verify.command)
+app.add_typer(verify.app, name="verify")
 
 
 def main() -> None:

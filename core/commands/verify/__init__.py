@@ -1,0 +1,43 @@
+"""`twofold verify`: what holds the kernels against the mathematics, a command each.
+
+Without a command's name, `operators` is meant, or `function` where a module:function is named.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from twofold.core.commands.verify import compile, function, lockstep, mutants, operators
+
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class WithDefault(TyperGroup):
+    """A group whose commonest command needs no name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name in front where it is left out."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            named = any(FUNCTION.fullmatch(arg) for arg in args)
+            args = ["function" if named else "operators", *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+app = typer.Typer(
+    cls=WithDefault,
+    no_args_is_help=False,
+    help=(
+        "Hold kernels against the mathematics. `twofold verify [OPERATOR…]` is `verify operators`, "
+        "`twofold verify module:function` is `verify function`. Exit status 1 if anything fails."
+    ),
+)
+app.command("operators")(operators.command)
+app.command("function")(function.command)
+app.command("lockstep")(lockstep.command)
+app.command("compile")(compile.command)
+app.command("mutants")(mutants.command)

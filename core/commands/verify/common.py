@@ -1,0 +1,49 @@
+"""What the commands of `twofold verify` share: names of operators, the interpreter, the side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofold.core import ops
+from twofold.core.commands.common import choose_side, console
+
+EXAMPLES = 20
+
+Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
+Examples = Annotated[int, typer.Option(min=0, help="random cases of each operator")]
+SideName = Annotated[str, typer.Option("--side", help="side to judge: triton or reference")]
+Json = Annotated[Path | None, typer.Option(help="write the result to this file")]
+
+
+def chosen(operators: list[str] | None) -> list[str]:
+    """Return the operators named, all if none is.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    names = list(operators or ops.OPERATORS)
+    for name in names:
+        if name not in ops.OPERATORS:
+            known = ", ".join(ops.OPERATORS)
+            raise ValueError(f"operator is {name!r}; it must be one of {known}")
+    return names
+
+
+@contextmanager
+def judged_side(name: str) -> Iterator[ops.Side]:
+    """Give a side, in the strict interpreter where its kernels are not compiled, and say so."""
+    side = choose_side(name)
+    if side.name != "triton" or side.device != "cpu":
+        console.print(f"{side.name} side on {side.device}", highlight=False)
+        yield side
+        return
+    from twofold.core.verify.strict_interpreter import strict_interpreter
+
+    console.print("triton side on cpu, in the strict interpreter", highlight=False)
+    with strict_interpreter():
+        yield side

@@ -1,0 +1,48 @@
+"""`twofold verify operators`: a side judged by the contracts."""
+
+from __future__ import annotations
+
+import typer
+
+from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.verify.common import (
+    EXAMPLES,
+    Examples,
+    Json,
+    Operators,
+    SideName,
+    chosen,
+    judged_side,
+)
+
+
+def command(
+    operators: Operators = None,
+    examples: Examples = EXAMPLES,
+    side: SideName = "triton",
+    json: Json = None,
+) -> None:
+    """Judge operators by their contracts: random and pinned cases, each within its error bound.
+
+    Without a GPU the kernels run in the strict interpreter.
+    """
+    with plain_errors():
+        names = chosen(operators)
+        from twofold.core.verify import report  # needs hypothesis, which only verification does
+
+        rows = []
+        with judged_side(side) as judged:
+            for name in names:
+                with console.status(f"{name} …"):
+                    rows += report.verify(name, judged, examples)
+        console.print(report.table(rows))
+        faults = [(row, fault) for row in rows for fault in row.faults]
+        for row, fault in faults:
+            console.print(
+                f"[red]FAIL[/red] {row.operator} {row.pass_} {row.precision}: {escaped(fault)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        write_json(json, {"operators": {"holds": not faults, "rows": report.as_json(rows)}})
+    if faults:
+        raise typer.Exit(FAILED)
