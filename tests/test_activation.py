@@ -9,35 +9,12 @@ import torch
 from hypothesis import given
 
 from twofold.core.verify import rounding
-from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import activation as contract
 from twofold.core.verify.derivatives import check_gradients, ridders
 from twofold.reference import activation, normal
 
 SMOOTH = ("gelu", "gelu_tanh")
-
-
-@given(contract.CONTRACT.cases)
-def test_kernel_keeps_its_contract(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
-@pytest.mark.parametrize(
-    "case", contract.CONTRACT.pinned, ids=lambda c: f"{c.dtype}-{c.kind}-{c.rows}"
-)
-def test_kernel_keeps_its_contract_at_the_edge_of_a_block(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float32_keeps_the_contract(reference, case):
-    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float64_keeps_its_bound(reference, case):
-    findings = judge(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float64"))
-    assert not [f for f in findings if f.fault]
 
 
 @given(contract.CONTRACT.cases)

@@ -9,42 +9,10 @@ import torch
 from hypothesis import given
 
 from twofold.core.verify import attention_bound, rounding
-from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import attention
-
-
-@given(contract.CONTRACT.cases)
-def test_kernel_keeps_its_contract(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
-@pytest.mark.parametrize("case", contract.CONTRACT.pinned, ids=lambda c: f"{c.dtype}-tile{c.tile}")
-def test_kernel_keeps_its_bound_with_every_tile(triton, case):
-    findings = judge(contract.CONTRACT, triton, case)
-    assert not [f for f in findings if f.fault]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_kernel_gives_the_same_bits_in_every_run(triton, dtype):
-    case = contract.Case(
-        dtype=dtype, batch=2, heads=2, seqlen_q=70, seqlen_k=90, causal=True, dropout_p=0.2
-    )
-    contract.same_bits(
-        contract.numbers(triton, case), contract.numbers(triton, case), "from run to run"
-    )
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float32_keeps_the_contract(reference, case):
-    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float64_keeps_its_bound(reference, case):
-    case = dataclasses.replace(case, dtype="float64", allow_tf32=False)
-    assert not [f for f in judge(contract.CONTRACT, reference, case) if f.fault]
 
 
 @given(contract.CONTRACT.cases)

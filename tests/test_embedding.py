@@ -7,35 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 
-from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import embedding as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import embedding
 
 
-@given(contract.CONTRACT.cases)
-def test_kernel_keeps_its_contract(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
-@pytest.mark.parametrize("case", contract.CONTRACT.pinned, ids=lambda c: f"{c.dtype}-tile{c.tile}")
-def test_kernel_keeps_its_contract_with_every_tile(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
 def test_every_tile_is_pinned(triton):
     assert {c.tile for c in contract.CONTRACT.pinned} == set(range(len(triton.embedding.TILES)))
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float32_keeps_the_contract(reference, case):
-    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float64_keeps_its_bound(reference, case):
-    findings = judge(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float64"))
-    assert not [f for f in findings if f.fault]
 
 
 @given(contract.CONTRACT.cases)

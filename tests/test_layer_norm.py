@@ -9,25 +9,10 @@ import torch
 from hypothesis import given
 
 from twofold.core.verify import rounding
-from twofold.core.verify.contract import compare, hold, judge
+from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import layer_norm as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import dropout, layer_norm
-
-
-@given(contract.CONTRACT.cases)
-def test_kernel_keeps_its_contract(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
-@pytest.mark.parametrize("case", contract.CONTRACT.pinned, ids=lambda c: f"{c.dtype}-tile{c.tile}")
-def test_kernel_keeps_its_contract_with_every_tile(triton, case):
-    hold(contract.CONTRACT, triton, case)
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float32_keeps_the_contract(reference, case):
-    hold(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float32"))
 
 
 @given(contract.CONTRACT.cases)
@@ -53,12 +38,6 @@ def test_reference_is_torch(case):
         bounds = contract.truth(case)
     for name, bound in bounds.items():
         assert compare(name, theirs[name].numpy(), bound)[2] == ""
-
-
-@given(contract.CONTRACT.cases)
-def test_reference_in_float64_keeps_its_bound(reference, case):
-    findings = judge(contract.CONTRACT, reference, dataclasses.replace(case, dtype="float64"))
-    assert not [f for f in findings if f.fault]
 
 
 def test_gradients_are_slopes():
@@ -102,13 +81,6 @@ def test_gradients_are_orthogonal_to_ones_and_to_xhat():
     scale = np.abs(dx).sum(1)
     assert (np.abs(dx.sum(1)) <= 1e-14 * scale).all()
     assert (np.abs((dx * out).sum(1)) <= 1e-13 * scale).all()
-
-
-def test_backward_gives_the_same_bits_in_every_run(triton):
-    case = contract.Case(rows=1000, columns=7, residual=True, dropout_p=0.1)
-    first, second = contract.run(triton, case), contract.run(triton, case)
-    for name, value in first.items():
-        assert np.array_equal(triton.to_numpy(value), triton.to_numpy(second[name]))
 
 
 X = np.ones((2, 3))

@@ -85,7 +85,7 @@ def compile_operator(operator: str, target: str) -> list[Compiled]:
     found: dict[tuple[str, str, str], Compiled] = {}
     with _compiling(target) as kernels:
         for case in contract.pinned:
-            contract.run(side, case)
+            contract.run(side, case, contract.inputs(case))
             for kernel in kernels:
                 made = _describe(operator, target, precision_name(case), kernel)
                 found.setdefault((made.kernel, made.precision, made.constants), made)

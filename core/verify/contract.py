@@ -4,13 +4,17 @@ A contract says, for every case of an operator's domain, what the outputs are an
 may be from them. Judging compares element by element: NaN and infinities must stand where the
 truth has them, everything else within its bound; what the bound cannot decide (it is infinite) is
 counted.
+
+Beside the truth a contract has properties: claims about any correct implementation, which know of
+it only what a `Subject` shows, outputs for inputs. So they serve every side, anyone's function
+(`foreign`), and sizes at which no truth could be computed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,29 +35,84 @@ class Contract:
     Attributes:
         operator: its name.
         cases: strategy of cases: frozen dataclasses of plain numbers and names with a field
-        `dtype`.
-        pinned: cases that are always run, such as one for each entry of the tile table.
-        run: computes all outputs of a case on a side, forward and backward, by name. It places its
-            inputs with `side.asarray` (or `domains.place`), which is how they are watched.
-        truth: the same outputs with their bounds, in float64.
+            `dtype`.
+        inputs: makes a case's inputs, float64 arrays that its dtype holds exactly.
+        run: computes all outputs of (side, case, inputs), forward and backward, by name. It places
+            its inputs with `side.asarray` (or `domains.place`), which is how they are watched.
+        truth: the same outputs of (case, inputs) with their bounds, in float64.
         passes: the pass each output belongs to, "forward" or "backward".
-        properties: further claims by name; each raises AssertionError on a case that breaks it.
+        pinned: cases that are always run, such as one for each entry of the tile table.
+        properties: further claims by name; each raises AssertionError where a case breaks it.
+        small: cuts a case down to a size at which properties cost little.
         in_place: whether the operator may change its inputs.
     """
 
     operator: str
     cases: st.SearchStrategy[Any]
-    run: Callable[[Side, Any], dict[str, Any]]
-    truth: Callable[[Any], dict[str, Approx]]
+    inputs: Callable[[Any], Any]
+    run: Callable[[Side, Any, Any], Mapping[str, Any]]
+    truth: Callable[[Any, Any], Mapping[str, Approx]]
     passes: Mapping[str, str]
     pinned: Sequence[Any] = ()
-    properties: Mapping[str, Callable[[Side, Any], None]] = field(default_factory=dict)
+    properties: Mapping[str, Property] = field(default_factory=dict)
+    small: Callable[[Any], Any] = lambda case: case
     in_place: bool = False
+
+    def claims(self) -> dict[str, Property]:
+        """Return the properties, and the one that every operator has."""
+
+        def same_bits_again(subject: Subject, case: Any) -> None:
+            """Nothing but the inputs decides: computed twice, the same bits."""
+            given = self.inputs(case)
+            same_bits(subject.compute(case, given), subject.compute(case, given), "computed again")
+
+        return {**self.properties, "same bits again": same_bits_again}
+
+
+class Inapplicable(Exception):
+    """A property asks for what an implementation does not have: an option, or an output."""
+
+
+class Outputs(dict[str, Array]):
+    """What was computed, by name; to ask for what was not is `Inapplicable`."""
+
+    def __missing__(self, name: str) -> Array:
+        raise Inapplicable(f"there is no {name}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation as a property sees it.
+
+    Attributes:
+        name: "reference", "triton", or what a function that is not ours is called.
+        compute: the outputs of (case, inputs), forward and backward.
+    """
+
+    name: str
+    compute: Callable[[Any, Any], Outputs]
+
+
+class Bits(AssertionError):
+    """Two results differ that are made of the same operations in the same order."""
+
+
+def same_bits(first: Mapping[str, Array], second: Mapping[str, Array], what: str) -> None:
+    """Raise `Bits` unless every output is the same, bit for bit (NaN is NaN)."""
+    for name in first.keys() & second.keys():
+        if not np.array_equal(first[name], second[name], equal_nan=True):
+            raise Bits(f"{name} differs {what}")
+
+
+# Takes the subject and a case; raises AssertionError, or `Inapplicable`.
+Property = Callable[[Subject, Any], None]
+PROPERTY = "property"  # where a finding has the pass
+FEW_PROPERTIES = 2  # of each drawn case
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How one output of one case fared.
+    """How one output of one case fared, or one property of it (`pass_` is PROPERTY).
 
     `share` is the largest |computed − truth| / bound over the elements that the bound decides,
     `median` the middle one; `vacuous` is the share of elements that it does not decide; `fault`
@@ -108,13 +167,26 @@ def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, st
     return float(share[worst]), float(undecided.mean()), fault, median
 
 
+def subject(contract: Contract, side: Side) -> Subject:
+    """Return a side as properties see it."""
+
+    def compute(case: Any, given: Any) -> Outputs:
+        if fitting(side, case) != case:
+            raise Inapplicable(f"the {side.name} side has no such case")
+        found = contract.run(_Watched(side).side, case, given)
+        return Outputs({n: side.to_numpy(x) for n, x in found.items() if x is not None})
+
+    return Subject(side.name, compute)
+
+
 def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     """Run one case on a side and compare every output with the truth."""
+    given = contract.inputs(case)
     with _uninitialised_memory_is_nan(side):
         watched = _Watched(side)
-        computed = contract.run(watched.side, case)
+        computed = contract.run(watched.side, case, given)
     with np.errstate(all="ignore"):  # where a bound is infinite, ∞ − ∞ and 0·∞ are expected
-        truths = contract.truth(case)
+        truths = contract.truth(case, given)
     findings = []
     for name, truth in truths.items():
         share, vacuous, fault, median = compare(name, side.to_numpy(computed[name]), truth)
@@ -139,15 +211,40 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     return findings
 
 
-def hold(contract: Contract, side: Side, case: Any) -> list[Finding]:
-    """Judge one case, check its properties, and raise `Violation` where the contract is left."""
-    findings = judge(contract, side, case)
-    for name, claim in contract.properties.items():
+def check_properties(
+    contract: Contract, judged: Subject, case: Any, names: Iterable[str] | None = None
+) -> list[Finding]:
+    """Check the properties of these names, or all; what does not apply is left out."""
+    findings, claims = [], contract.claims()
+    for name in claims if names is None else dict.fromkeys(names):
+        fault = ""
         try:
-            claim(side, case)
+            with np.errstate(all="ignore"):  # as for the truth
+                claims[name](judged, case)
+        except Inapplicable:
+            continue
         except AssertionError as broken:
             fault = f"property {name!r}: {broken}"
-            findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
+        share = np.inf if fault else 0.0
+        findings.append(
+            Finding(
+                contract.operator, PROPERTY, name, precision_name(case), case, share, share, 0.0,
+                fault,
+            )
+        )  # fmt: skip
+    return findings
+
+
+def hold(
+    contract: Contract, side: Side, case: Any, properties: Iterable[str] | None = None
+) -> list[Finding]:
+    """Judge one case, check its properties, and raise `Violation` where the contract is left.
+
+    `properties` names those that are checked, by default all.
+    """
+    findings = judge(contract, side, case)
+    judged, small = subject(contract, side), contract.small(case)
+    findings += check_properties(contract, judged, small, properties)
     if any(f.fault for f in findings):
         raise Violation(findings)
     return findings
@@ -156,7 +253,8 @@ def hold(contract: Contract, side: Side, case: Any) -> list[Finding]:
 def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
     """Judge the pinned cases and `examples` drawn ones; a violation is shrunk and ends the search.
 
-    The draw is derandomised: the same contract gives the same cases.
+    Each drawn case is asked for a few of the properties, which are drawn, too. The draw is
+    derandomised: the same contract gives the same cases.
     """
     found: list[Finding] = []
 
@@ -168,18 +266,27 @@ def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-    @given(contract.cases)
-    def search(case: Any) -> None:
-        found.extend(hold(contract, side, fitting(side, case)))
+    @given(contract.cases, some_properties(contract))
+    def search(case: Any, names: list[str]) -> None:
+        found.extend(hold(contract, side, fitting(side, case), names))
 
     try:
         for case in contract.pinned:
-            found.extend(hold(contract, side, fitting(side, case)))
+            found.extend(hold(contract, side, fitting(side, case), ()))
         if examples:
             search()
     except Violation as violation:
         found.extend(violation.findings)
     return found
+
+
+def some_properties(contract: Contract) -> st.SearchStrategy[list[str]]:
+    """Draw the names of a few properties."""
+    return st.lists(
+        st.sampled_from(tuple(contract.claims())),
+        min_size=FEW_PROPERTIES,
+        max_size=FEW_PROPERTIES,
+    )
 
 
 def fitting(side: Side, case: Any) -> Any:
@@ -196,14 +303,17 @@ def precision_name(case: Any) -> str:
 
 
 class _Watched:
-    """A side that remembers what was placed on it, to see whether anyone wrote there."""
+    """A side that remembers what was placed on it, to see whether anyone wrote there.
+
+    What is placed is a copy: a case's inputs stay as they are, whatever is done to them.
+    """
 
     def __init__(self, side: Side) -> None:
         self._placed: list[tuple[Any, Array]] = []
         self._to_numpy = side.to_numpy
 
         def asarray(x: Any, dtype: str | None = None) -> Any:
-            array = side.asarray(x, dtype)
+            array = side.asarray(np.array(x), dtype)
             self._placed.append((array, np.array(side.to_numpy(array), copy=True)))
             return array
 

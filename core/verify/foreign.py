@@ -1,24 +1,24 @@
-"""Anyone's function judged by an operator's contract: a plain call on torch tensors.
+"""Anyone's function judged by an operator's contract, bound by bound and property by property.
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
 options of `foreign_calls.PLAIN` that its signature has (`autograd.Function.apply` shows none: wrap
 it). It returns the output, or (output, lse) for attention. Options it does not have are left out
 of the domain, and so is what conventions differ about: a query without keys, and causal with more
 keys than queries or fewer. If the output requires grad, the gradients are judged too. A case that
-the function refuses (`REFUSALS`) is counted, not held against it. A failing case is shrunk.
+the function refuses (`foreign_subjects.REFUSALS`) is counted, not held against it. An object with
+`forward` and `backward` that take what ours do is judged as any operator. What fails is shrunk.
+
+In here a function that hangs or crashes takes the judge with it; `foreign_apart` keeps them apart.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
+import functools
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,83 +28,118 @@ from hypothesis.errors import Unsatisfiable
 
 from twofold.core import ops
 from twofold.core.verify import domains, report
-from twofold.core.verify.contract import Contract, Finding, Violation, hold, precision_name
-from twofold.core.verify.foreign_calls import ALIASES, PLAIN, contract_module
-from twofold.core.verify.strict_memory import Fault
+from twofold.core.verify.contract import (
+    PROPERTY,
+    Bits,
+    Finding,
+    Inapplicable,
+    Violation,
+    precision_name,
+)
+from twofold.core.verify.contract import (
+    judge as judge_case,
+)
+from twofold.core.verify.contract import (
+    subject as subject_of,
+)
+from twofold.core.verify.foreign_subjects import Function, Operator, Refused, load, subject
 
 PRECISIONS = (*domains.DTYPES, "tf32")
-REFUSALS = (ValueError, AssertionError, NotImplementedError)
-SHRINKING = 15.0  # seconds, for each precision
+SHRINKING = 15.0  # seconds, for each failure
+SIZES = (16, 32, 64)  # head_dims
+CLAIMED = 4  # cases for each property and precision
+HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
 
 
-class Refused(Exception):
-    """The function does not take a case, in its own words."""
+@dataclass(frozen=True)
+class Claim:
+    """What became of a property in one precision.
+
+    Attributes:
+        name, precision: which.
+        outcome: "holds"; "fails"; "bits differ", where the numbers keep their bound but are not
+            the same bits, which is no fault; "does not apply", where no case could be asked.
+        cases: how many were.
+        fault: what is wrong.
+        again: the line of Python that shows it again.
+    """
+
+    name: str
+    precision: str
+    outcome: str
+    cases: int
+    fault: str = ""
+    again: str = ""
 
 
 @dataclass
 class Verdict:
-    """What came of it: the table's rows, failures, and what was not judged."""
+    """What came of it: the table's rows, properties, failures, and what was not judged."""
 
     rows: list[report.Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def load_function(name: str) -> Callable[..., Any]:
-    """Import "module:function", from the current folder too.
+def judge(
+    function: str | Any,
+    operator: str,
+    examples: int,
+    precisions: Sequence[str] | None = None,
+    observe: Callable[[str], None] = lambda line: None,
+) -> Verdict:
+    """Judge a function, an object, or what "module:function" names, as an operator.
+
+    Args:
+        function: what is judged.
+        operator: what it should be.
+        examples: cases in all for the bounds; each property is asked of `CLAIMED` more.
+        precisions: of `PRECISIONS`; by default all but tf32.
+        observe: is told the line that repeats a case before the case is run.
 
     Raises:
-        ValueError: there is no such module or function.
+        ValueError, TypeError: naming what cannot be judged, and why.
     """
-    ops.triton_device()  # before Triton is imported
-    module_name, _, function_name = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as missing:
-        raise ValueError(f"{name!r} cannot be imported: {missing}") from missing
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(f"module {module_name!r} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]
-
-
-def judge(
-    name: str, operator: str, examples: int, precisions: Sequence[str] | None = None
-) -> Verdict:
-    """Judge "module:function" as an operator: `examples` cases, and the pinned ones."""
-    if operator not in PLAIN:
-        raise ValueError(f"--op is {operator!r}; it must be one of {', '.join(PLAIN)}")
     wanted = precisions or domains.DTYPES
-    if "tf32" in wanted and operator != "attention":
-        raise ValueError(f"--dtype is 'tf32'; {operator} has no matrix product")
     for precision in wanted:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"--dtype is {precision!r}; it must be one of {known}")
-    judged = _Judged(operator, load_function(name))
+    name = function if isinstance(function, str) else getattr(function, "__name__", "function")
+    judged = subject(load(function) if isinstance(function, str) else function, operator)
+    if "tf32" in wanted and not hasattr(_case_type(judged)(), "allow_tf32"):
+        raise ValueError(f"--dtype is 'tf32'; {operator} has no matrix product")
+    trial = _Trial(judged, lambda case: _line(name, operator, case), observe)
     verdict, findings = Verdict(), []
     for precision in wanted:
         with strictly():
-            found, faults = judged.explore(precision, -(-examples // len(wanted)))
+            found, faults = trial.bounds(precision, -(-examples // len(wanted)))
+            verdict.claims += trial.properties(precision)
         findings += found + faults
         for f in faults:
             verdict.failures.append(f"{f.pass_} {f.dtype} {f.output}: {f.fault}")
         if faults:
             verdict.failures[-1] += f"\n  {_line(name, operator, faults[0].case)}"
+    for claim in verdict.claims:
+        if claim.outcome == FAILS:
+            verdict.failures.append(
+                f"{PROPERTY} {claim.precision} {claim.name}: {claim.fault}\n  {claim.again}"
+            )
     verdict.rows = report.summarise(findings)
-    verdict.notes = judged.notes()
-    if judged.refused and not findings:
+    verdict.notes = trial.notes()
+    if trial.refused and not findings:
         verdict.failures.append("every case was refused")
     return verdict
 
 
-def again(name: str, operator: str, **fields: Any) -> list[Finding]:
-    """Judge the case of these fields; raises `Violation` where it fails."""
-    judged = _Judged(operator, load_function(name))
+def again(function: str | Any, operator: str, *, claim: str = "", **fields: Any) -> list[Finding]:
+    """Judge the case of these fields, or one property of it; raises `Violation` where it fails."""
+    judged = subject(load(function) if isinstance(function, str) else function, operator)
+    trial = _Trial(judged, str, lambda line: None)
     with strictly():
-        return judged.hold(judged.case_type(**fields))
+        case = _case_type(judged)(**fields)
+        return trial.claim(claim, case) if claim else trial.bound(case)
 
 
 @contextlib.contextmanager
@@ -118,100 +153,118 @@ def strictly() -> Iterator[None]:
         yield
 
 
-class _Judged:
-    """A function, the contract it is held to, and what it refused."""
+class _Trial:
+    """An implementation before its contract, and what it refused."""
 
-    def __init__(self, operator: str, function: Callable[..., Any]) -> None:
-        self.plain, self.function, self.operator = PLAIN[operator], function, operator
-        self.side = ops.load("triton")
-        self.names = _names(function, self.plain.options)
-        self.missing = [option for option in self.plain.options if option not in self.names]
-        module = contract_module(operator)
-        self.case_type, truth = module.Case, self.plain.truth or module.truth
-        self.computed: set[str] = set()  # by the last call
-        self.ever: set[str] = set()
+    def __init__(
+        self,
+        judged: Function | Operator,
+        line: Callable[[Any], str],
+        observe: Callable[[str], None],
+    ) -> None:
+        self.judged, self.contract = judged, judged.contract
+        self.line, self.observe = line, observe
+        self.subject = subject_of(self.contract, judged.side)
         self.refused: dict[str, list[tuple[str, Any]]] = {}
-        self.contract = Contract(
-            operator=operator,
-            cases=module.CONTRACT.cases,
-            run=self.run,
-            truth=lambda case: {n: x for n, x in truth(case).items() if n in self.computed},
-            passes=module.CONTRACT.passes,
-        )
 
-    def run(self, side: ops.Side, case: Any) -> dict[str, Any]:
-        """Call the function, and its gradient where there is one."""
-        import torch
+    def bound(self, case: Any) -> list[Finding]:
+        """Judge a case; whatever is raised, but a refusal, is a violation too."""
+        self.observe(self.line(case))
+        with self._violations(next(iter(self.contract.passes)), case):
+            findings = judge_case(self.contract, self.judged.side, case)
+        if any(f.fault for f in findings):
+            raise Violation(findings)
+        return findings
 
-        call = self.plain.call(side, case)
-        tensors = {
-            n: x.detach().requires_grad_() if x.is_floating_point() else x
-            for n, x in call.tensors.items()
-        }
-        leaves = {n: x for n, x in tensors.items() if x.requires_grad}
-        options = {self.names[n]: x for n, x in call.options.items() if n in self.names}
+    def claim(self, name: str, case: Any) -> list[Finding]:
+        """Check one property of a case; a `Violation` says `Bits` where only they differ."""
+        small = self.contract.small(case)
+        self.observe(self.line(small))
+        with self._violations(name, small), np.errstate(all="ignore"):
+            self.contract.claims()[name](self.subject, small)
+        return []
+
+    @contextlib.contextmanager
+    def _violations(self, output: str, case: Any) -> Iterator[None]:
         try:
-            returned = self.function(*tensors.values(), **options)
-            outputs = returned if isinstance(returned, tuple) else (returned,)
-            found = dict(zip(self.plain.outputs, outputs, strict=False))
-            out = outputs[0]
-            if out.requires_grad and out.shape == call.dout.shape:
-                dout = call.dout.to(out.dtype)
-                gradients = torch.autograd.grad(out, list(leaves.values()), dout, allow_unused=True)
-                for (n, x), d in zip(leaves.items(), gradients, strict=True):
-                    found[f"d{n}"] = torch.full_like(x, torch.nan) if d is None else d
-        except Exception as error:
-            causes = list(_causes(error))
-            faults = [e for e in causes if isinstance(e, Fault)]
-            if faults:
-                raise faults[0] from error
-            if isinstance(causes[-1], REFUSALS):
-                raise Refused(f"{type(causes[-1]).__name__}: {causes[-1]}") from error
-            raise
-        self.computed = set(found)
-        self.ever |= self.computed
-        return found
-
-    def hold(self, case: Any) -> list[Finding]:
-        """Judge a case; whatever the function raises, but a refusal, is a violation too."""
-        try:
-            return hold(self.contract, self.side, case)
-        except (Violation, Refused):
+            yield
+        except (Violation, Refused, Inapplicable):
             raise
         except Exception as error:
-            first, fault = self.plain.outputs[0], f"{type(error).__name__}: {error}"
+            own_words = type(error) in (AssertionError, Bits)
+            fault = str(error) if own_words else f"{type(error).__name__}: {error}"
+            pass_ = self.contract.passes.get(output, PROPERTY)
             broken = Finding(
-                operator=self.operator,
-                pass_=self.contract.passes[first],
-                output=first,
-                dtype=precision_name(case),
-                case=case,
-                share=np.inf,
-                median=np.inf,
-                vacuous=0.0,
-                fault=fault,
-            )
+                self.contract.operator, pass_, output, precision_name(case), case, np.inf, np.inf,
+                0.0, fault,
+            )  # fmt: skip
             raise Violation([broken]) from error
 
-    def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
-        """Return the case in this precision, without what the function does not take."""
-        fields = dict(self.plain.always)
-        for option in self.missing:
-            fields |= self.plain.options[option]
-        tf32 = precision == "tf32"
-        fields["dtype"] = "float32" if tf32 else precision
-        fields["allow_tf32"] = tf32
-        known = {n: x for n, x in fields.items() if hasattr(case, n)}
-        return self.plain.narrowed(replace(case, **known), size)
-
-    def explore(self, precision: str, examples: int) -> tuple[list[Finding], list[Finding]]:
+    def bounds(self, precision: str, examples: int) -> tuple[list[Finding], list[Finding]]:
         """Judge drawn and pinned cases; return what held, and the faults of the smallest case."""
         held: list[Finding] = []
+
+        def check(case: Any) -> None:
+            held.extend(self.bound(case))
+
+        _, violation = self._search(precision, examples, check)
+        for case in () if violation else self.contract.pinned:
+            case = self.judged.fitting(case, precision)
+            try:
+                held.extend(self.bound(case))
+            except Refused as refusal:
+                self._refuse(refusal, case)
+            except Violation as found:
+                violation = found
+                break
+        return held, violation.findings if violation else []
+
+    def properties(self, precision: str) -> list[Claim]:
+        """Ask every property of a few cases."""
+        found = []
+        for name in self.contract.claims():
+            check = functools.partial(self.claim, name)
+            asked, violation = self._search(precision, CLAIMED, check)
+            if violation is None:
+                found.append(Claim(name, precision, HOLDS if asked else UNSAID, asked))
+                continue
+            finding = violation.findings[0]
+            differ = isinstance(violation.__cause__, Bits)
+            line = self.line(finding.case)[:-1] + f", claim={name!r})"
+            outcome = BITS if differ else FAILS
+            found.append(Claim(name, precision, outcome, asked, finding.fault, line))
+        return found
+
+    def _search(
+        self, precision: str, examples: int, check: Callable[[Any], object]
+    ) -> tuple[int, Violation | None]:
+        """Check drawn cases; return how many applied, and the violation of the smallest."""
         failed: dict[Any, Violation] = {}
+        applied: set[Any] = set()
         until = [np.inf]
 
+        def attempt(case: Any) -> bool:
+            """Check a case that was not; return whether it is taken."""
+            if case in failed:
+                raise failed[case]
+            if case in applied or time.monotonic() > until[0]:
+                return True
+            try:
+                check(case)
+                applied.add(case)
+            except Refused as refusal:
+                self._refuse(refusal, case)
+                return False
+            except Inapplicable:
+                return False
+            except Violation as violation:
+                failed[case] = violation
+                until[0] = min(until[0], time.monotonic() + SHRINKING)
+                raise
+            return True
+
         @settings(
-            max_examples=examples,
+            max_examples=max(1, examples),
             database=None,
             derandomize=True,
             deadline=None,
@@ -219,57 +272,45 @@ class _Judged:
             phases=(Phase.generate, Phase.shrink),
             report_multiple_bugs=False,
         )
-        @given(self.contract.cases, st.sampled_from((None, 16, 32, 64)))
-        def search(case: Any, size: int | None) -> None:
-            case = self.fitting(case, precision, size)
-            if case in failed:
-                raise failed[case]
-            if time.monotonic() > until[0]:
-                return
-            try:
-                held.extend(self.hold(case))
-            except Refused as refusal:
-                self.refuse(refusal, case)
-                assume(False)
-            except Violation as violation:
-                failed[case] = violation
-                until[0] = min(until[0], time.monotonic() + SHRINKING)
-                raise
+        @given(self.contract.cases, st.sampled_from(SIZES))
+        def search(case: Any, size: int) -> None:
+            # As it is drawn, and where that is refused with a head_dim that more functions take.
+            fits = (self.judged.fitting(case, precision, s) for s in (None, size))
+            assume(any(attempt(one) for one in fits))
 
         try:
             if examples:
                 with contextlib.suppress(Unsatisfiable):  # everything was refused
                     search()
-            for fields in self.plain.pinned:
-                case = self.fitting(self.case_type(**fields), precision)
-                try:
-                    held.extend(self.hold(case))
-                except Refused as refusal:
-                    self.refuse(refusal, case)
         except Violation as violation:
-            return held, violation.findings
-        return held, []
+            return len(applied), violation
+        return len(applied), None
 
     def notes(self) -> list[str]:
         """Say what was not judged."""
-        notes, computed = [], self.ever
-        if self.missing:
-            notes.append(f"not judged, for it takes none of them: {', '.join(self.missing)}")
-        if computed and not any(self.contract.passes[name] == "backward" for name in computed):
+        judged, passes = self.judged, self.contract.passes
+        notes = []
+        if judged.missing:
+            notes.append(f"not judged, for it takes none of them: {', '.join(judged.missing)}")
+        backward = [n for n, pass_ in passes.items() if pass_ == "backward"]
+        if judged.ever and backward and not judged.ever & set(backward):
             notes.append("forward only: the output requires no grad")
-        for output in self.plain.outputs:
-            if computed and output not in computed:
-                notes.append(f"not judged, for it is not returned: {output}")
+        elif judged.ever and (lost := sorted(passes.keys() - judged.ever)):
+            notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
         for refusals in self.refused.values():
             words, case = refusals[0]
             first = f"{case.dtype} {report.short(case)}"
             notes.append(f"refused {len(refusals)} cases, such as {first}: {words}")
         return notes
 
-    def refuse(self, refusal: Refused, case: Any) -> None:
+    def _refuse(self, refusal: Refused, case: Any) -> None:
         """Remember a refusal; those that differ in numbers alone are one."""
         words = str(refusal).splitlines()[0]
         self.refused.setdefault(re.sub(r"\d+", "", words), []).append((words, case))
+
+
+def _case_type(judged: Function | Operator) -> Any:
+    return type(judged.contract.pinned[0])
 
 
 def _line(name: str, operator: str, case: Any) -> str:
@@ -278,25 +319,3 @@ def _line(name: str, operator: str, case: Any) -> str:
     changed = {n: x for n, x in vars(case).items() if x != getattr(default, n) or n == "dtype"}
     fields = ", ".join(f"{n}={x!r}" for n, x in changed.items())
     return f"foreign.again({name!r}, {operator!r}, {fields})"
-
-
-def _names(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the function calls those options that it has."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # a builtin has no signature
-        return {}
-    return {
-        option: name
-        for option in options
-        for name in ALIASES.get(option, (option,))
-        if name in parameters
-    }
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Go from an exception to what raised it: the interpreter wraps what a kernel raises."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

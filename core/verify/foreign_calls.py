@@ -1,4 +1,4 @@
-"""The operators that `foreign` can judge, each as a plain call on torch tensors."""
+"""The operators that `foreign` can judge as a plain call on torch tensors, and how."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.core import ops
-from twofold.core.verify import attention_bound, domains
+from twofold.core.verify import domains
 from twofold.core.verify.contracts import attention
-from twofold.core.verify.rounding import Approx, exact
 
 ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale"),
@@ -22,11 +21,11 @@ ALIASES = {
 
 
 class Call(NamedTuple):
-    """A case as a plain call: tensors in order, options by name, and the output's gradient."""
+    """A case as a plain call: tensors in order, options by name, and the outputs' gradients."""
 
     tensors: Mapping[str, Any]
     options: Mapping[str, Any]
-    dout: Any
+    gradients: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,27 @@ class Plain:
     """How an operator's contract becomes a plain call.
 
     Attributes:
-        call: makes it of a case.
+        call: makes it of (side, case, inputs).
         outputs: what the function returns, in order; the first is a tensor or all of it.
         options: the options a function may have, each with the values that the case's fields take
             where it has not.
         always: the values that fields of the case have in every plain call.
         pinned: cases that are always run.
         narrowed: brings a case into the plain domain, where `always` cannot say how.
-        truth: where it is not the contract's.
+        inputs: where they are not the contract's.
+        small: cuts a case down for the properties, where the contract's asks for too much.
+        conventions: properties that no plain call is held to.
     """
 
-    call: Callable[[ops.Side, Any], Call]
+    call: Callable[[ops.Side, Any, Any], Call]
     outputs: Sequence[str]
     options: Mapping[str, Mapping[str, Any]]
     always: Mapping[str, Any]
     pinned: Sequence[Mapping[str, Any]]
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
-    truth: Callable[[Any], dict[str, Approx]] | None = None
+    inputs: Callable[[Any], Any] | None = None
+    small: Callable[[Any], Any] | None = None
+    conventions: Sequence[str] = ()
 
 
 def contract_module(operator: str) -> Any:
@@ -67,25 +70,14 @@ def attention_inputs(case: attention.Case) -> attention.Inputs:
     return made._replace(key_lengths=None if lengths is None else np.maximum(lengths, 1))
 
 
-def attention_call(side: ops.Side, case: attention.Case) -> Call:
+def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs) -> Call:
     """Return softmax(q·kᵀ·scale)·v as a plain call."""
-    made = attention_inputs(case)
-    tensors = {n: attention.place(side, getattr(made, n), case) for n in ("q", "k", "v")}
+    tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options: dict[str, Any] = {"softmax_scale": attention.scale(case), "causal": case.causal}
-    options["mask"] = attention.place_mask(side, made.mask, case)
-    lengths = made.key_lengths
+    options["mask"] = attention.place_mask(side, given.mask, case)
+    lengths = given.key_lengths
     options["key_lengths"] = None if lengths is None else side.asarray(lengths)
-    return Call(tensors, options, attention.place(side, made.dout, case))
-
-
-def attention_truth(case: attention.Case) -> dict[str, Approx]:
-    """Return the contract's truth of `attention_inputs`."""
-    made = attention_inputs(case)
-    x = attention.problem(case, made)
-    forward = attention_bound.forward(x)
-    dlse = np.zeros((*made.q.shape[:-1], 1))
-    gradients = attention_bound.backward(x, forward, exact(made.dout, x.q.on), exact(dlse, x.q.on))
-    return {"out": forward.out, "lse": forward.lse[..., 0], **gradients._asdict()}
+    return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
 
 
 def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case:
@@ -96,33 +88,83 @@ def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case
     return replace(case, seqlen_k=case.seqlen_q) if case.causal else case
 
 
-def layer_norm_call(side: ops.Side, case: Any) -> Call:
+def attention_small(case: attention.Case) -> attention.Case:
+    """Cut down what costs, mask nothing, and make every other case square."""
+    small = replace(attention.small(case), head_dim=case.head_dim, mask=None, key_lengths=False)
+    square = small.causal or case.seed % 2 == 0
+    return replace(small, seqlen_k=small.seqlen_q) if square else small
+
+
+def layer_norm_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return layer normalisation as a plain call."""
-    made = contract_module("layer_norm").inputs(case)
     placed = {
-        n: domains.place(side, getattr(made, n), case.dtype, case.layout)
+        n: domains.place(side, getattr(given, n), case.dtype, case.layout)
         for n in ("x", "weight", "bias", "dout")
     }
     dout = placed.pop("dout")
-    return Call(placed, {"eps": case.eps}, dout)
+    return Call(placed, {"eps": case.eps}, {"out": dout})
 
 
-def cross_entropy_call(side: ops.Side, case: Any) -> Call:
-    """Return softmax with cross-entropy as a plain call."""
-    made = contract_module("softmax_cross_entropy").inputs(case)
-    logits = domains.place(side, made.logits, case.dtype, case.layout)
-    tensors = {"logits": logits, "targets": side.asarray(made.targets, "int64")}
-    options = {"label_smoothing": case.label_smoothing, "reduction": case.reduction}
-    return Call(tensors, options, side.asarray(made.dloss, case.dtype))
+def linear_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return x·Wᵀ + b, activated, as a plain call."""
+    placed = {
+        n: None if x is None else domains.place(side, x, case.dtype, case.layout)
+        for n, x in given._asdict().items()
+    }
+    dout = placed.pop("dout")
+    return Call(placed, {"activation": case.activation}, {"out": dout})
 
 
-def activation_call(side: ops.Side, case: Any) -> Call:
-    """Return an activation as a plain call."""
-    x, dout = (
-        domains.place(side, a, case.dtype, case.layout)
-        for a in contract_module("activation").inputs(case)
+def embedding_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return a look-up as a plain call."""
+    table, dout = (
+        domains.place(side, x, case.dtype, case.layout) for x in (given.table, given.dout)
     )
-    return Call({"x": x}, {"kind": case.kind}, dout)
+    ids = side.asarray(given.ids, case.ids_dtype)
+    return Call({"ids": ids, "table": table}, {}, {"out": dout})
+
+
+def rotary_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return the rotation of q and k as a plain call; cos and sin are (L, pairs)."""
+    module = contract_module("rotary")
+    q, k = module.place(side, given.q, given.k, case)
+    dq, dk = module.place(side, given.dq_out, given.dk_out, case)
+    cos, sin = (side.asarray(x, module.table_dtype(case)) for x in (given.cos, given.sin))
+    tensors = {"q": q, "k": k, "cos": cos, "sin": sin}
+    return Call(tensors, {"interleaved": case.interleaved}, {"q": dq, "k": dk})
+
+
+def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return softmax with cross-entropy as a plain call."""
+    logits = domains.place(side, given.logits, case.dtype, case.layout)
+    tensors = {"logits": logits, "targets": side.asarray(given.targets, "int64")}
+    options = {"label_smoothing": case.label_smoothing, "reduction": case.reduction}
+    return Call(tensors, options, {"loss": side.asarray(given.dloss, case.dtype)})
+
+
+def activation_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return an activation as a plain call."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given)
+    return Call({"x": x}, {"kind": case.kind}, {"out": dout})
+
+
+def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return the steps of Adam, from moments of zero, as a plain call; grads are (steps, n)."""
+    tensors = {n: side.asarray(getattr(given, n), case.dtype) for n in ("params", "grads")}
+    options = {
+        "lr": case.lr,
+        "beta1": case.momentum,
+        "beta2": case.beta2,
+        "eps": case.eps,
+        "weight_decay": case.weight_decay,
+        "decoupled": case.optimizer == "adamw",
+    }
+    return Call(tensors, options, {})
+
+
+def optimizer_narrowed(case: Any, size: int | None) -> Any:
+    """Make every optimizer an Adam."""
+    return case if case.optimizer == "adamw" else replace(case, optimizer="adam")
 
 
 PLAIN = {
@@ -141,7 +183,9 @@ PLAIN = {
             {"seqlen_q": 65, "seqlen_k": 65, "head_dim": 64, "causal": True, "batch": 2},
         ),
         narrowed=attention_narrowed,
-        truth=attention_truth,
+        inputs=attention_inputs,
+        small=attention_small,
+        conventions=("masked rows",),
     ),
     "layer_norm": Plain(
         call=layer_norm_call,
@@ -149,6 +193,28 @@ PLAIN = {
         options={"eps": {"eps": 1e-5}},
         always={"dropout_p": 0.0, "residual": False, "stream_gradient": False, "tile": None},
         pinned=({"rows": 37, "columns": 257}, {"rows": 2, "columns": 1031}),
+    ),
+    "linear": Plain(
+        call=linear_call,
+        outputs=("out",),
+        options={"activation": {"activation": None}},
+        always={"tile": None, "into": False},
+        pinned=({"rows": 37, "features_in": 257, "features_out": 67},),
+    ),
+    "embedding": Plain(
+        call=embedding_call,
+        outputs=("out",),
+        options={},
+        always={"tile": None},
+        pinned=({"length": 199, "columns": 129, "spread": "frequent"},),
+        conventions=("outside the table",),
+    ),
+    "rotary": Plain(
+        call=rotary_call,
+        outputs=("q", "k"),
+        options={"interleaved": {"interleaved": False}},
+        always={"tile": None, "batched": False},
+        pinned=({"length": 65, "head_dim": 64, "pairs": 32},),
     ),
     "softmax_cross_entropy": Plain(
         call=cross_entropy_call,
@@ -163,6 +229,7 @@ PLAIN = {
             "ignored": 0.0,
             "masked": False,
             "weight": False,
+            "tile": None,
         },
         pinned=({"rows": 37, "classes": 257}, {"rows": 2, "classes": 4099}),
     ),
@@ -172,5 +239,16 @@ PLAIN = {
         options={"kind": {"kind": "gelu"}},
         always={},
         pinned=({"rows": 41, "columns": 25},),
+    ),
+    "optimizers": Plain(
+        call=optimizer_call,
+        outputs=("params",),
+        options={
+            "weight_decay": {"weight_decay": 0.0},
+            "decoupled": {"optimizer": "adam"},
+        },
+        always={"first_step": 1, "clip": None, "decaying": 1.0, "layout": "contiguous"},
+        pinned=({"numel": 1025, "steps": 4, "optimizer": "adamw", "weight_decay": 0.1},),
+        narrowed=optimizer_narrowed,
     ),
 }

@@ -114,7 +114,12 @@ class Trial:
         if side.device == "cuda":
             raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
         self.side = side
-        self.contract = dataclasses.replace(contract, truth=functools.cache(contract.truth))
+        # A mutant changes neither a case's inputs nor what is true of them.
+        made = functools.cache(contract.inputs)
+        truths = functools.cache(lambda case: contract.truth(case, made(case)))
+        self.contract = dataclasses.replace(
+            contract, inputs=made, truth=lambda case, given: truths(case)
+        )
         cases = [*contract.pinned, *_drawn(contract, examples)]
         timed = []
         for case in dict.fromkeys(fitting(side, case) for case in cases):

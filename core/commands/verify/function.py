@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from twofold.core import ops
 from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import EXAMPLES, Examples, Json
 
+if TYPE_CHECKING:
+    from twofold.core.verify.foreign import Verdict
+
 # So many times the examples of `operators`: no case is chosen by the function's tiles.
 MORE = 2
+LIMIT = 60.0
 
 
 def command(
@@ -21,34 +28,65 @@ def command(
         typer.Option(help="float32, tf32, float16, bfloat16; all but tf32 by default"),
     ] = None,
     examples: Examples = MORE * EXAMPLES,
+    limit: Annotated[float, typer.Option(min=1.0, help="seconds that one case may take")] = LIMIT,
     json: Json = None,
 ) -> None:
     """Judge functions on torch tensors by an operator's contract: f(q, k, v, …) -> out.
 
-    What fails comes as the smallest case that does, with a line of Python that runs it again.
+    An object with forward(…) -> (out, cache) and backward(dout, cache) will do, too. What fails
+    comes as the smallest case that does, with a line of Python that runs it again. Each function
+    has a process of its own: one that hangs or crashes is a failure, and the rest goes on.
     """
     with plain_errors():
-        from twofold.core.verify import foreign, report
+        if op not in ops.OPERATORS:
+            known = ", ".join(ops.OPERATORS)
+            raise ValueError(f"--op is {op!r}; it must be one of {known}")
+        from twofold.core.verify import foreign_apart, report
 
         result: dict[str, dict[str, object]] = {}
         for name in functions:
             with console.status(f"{name} …"):
-                found = foreign.judge(name, op, examples, dtype)
-            console.print(f"{name} as {op}", highlight=False)
-            console.print(report.table(found.rows))
-            for note in found.notes:
-                console.print(escaped(note), highlight=False, soft_wrap=True)
-            for fault in found.failures:
-                console.print(f"[red]FAIL[/red] {escaped(fault)}", highlight=False, soft_wrap=True)
-            if found.failures and found.rows:
-                console.print("(from twofold.core.verify import foreign)", highlight=False)
+                found = foreign_apart.judge(name, op, examples, dtype, limit)
+            show(name, op, found)
             result[name] = {
                 "holds": not found.failures,
                 "operator": op,
                 "rows": report.as_json(found.rows),
+                "properties": [asdict(claim) for claim in found.claims],
                 "failures": found.failures,
                 "notes": found.notes,
             }
         write_json(json, result)
     if not all(part["holds"] for part in result.values()):
         raise typer.Exit(FAILED)
+
+
+def show(name: str, operator: str, found: Verdict) -> None:
+    """Print the bounds, the properties, what was not judged, and what is wrong."""
+    from twofold.core.verify import report
+
+    console.print(f"{name} as {operator}", highlight=False)
+    if found.rows:
+        console.print(report.table(found.rows))
+    if found.claims:
+        console.print(properties(found))
+    for note in found.notes:
+        console.print(escaped(note), highlight=False, soft_wrap=True)
+    for fault in found.failures:
+        console.print(f"[red]FAIL[/red] {escaped(fault)}", highlight=False, soft_wrap=True)
+    if any("foreign.again(" in fault for fault in found.failures):
+        console.print("(from twofold.core.verify import foreign)", highlight=False)
+
+
+def properties(found: Verdict) -> Table:
+    """Lay out what became of every property in every precision."""
+    precisions = list(dict.fromkeys(claim.precision for claim in found.claims))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("property", no_wrap=True)
+    for precision in precisions:
+        table.add_column(precision, no_wrap=True)
+    outcomes = {(claim.name, claim.precision): claim.outcome for claim in found.claims}
+    for name in dict.fromkeys(claim.name for claim in found.claims):
+        shown = (outcomes.get((name, precision), "") for precision in precisions)
+        table.add_row(name, *(f"[red]{x}[/red]" if x == "fails" else x for x in shown))
+    return table

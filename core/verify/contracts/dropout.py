@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.reference import dropout
 
@@ -49,16 +49,16 @@ def inputs(case: Case) -> Inputs:
     return Inputs(*(domains.representable(a, case.dtype) for a in (x, dout)))
 
 
-def run(side: Side, case: Case) -> dict[str, Any]:
-    """Compute the case on a side."""
-    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in inputs(case))
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given or inputs(case))
     out, cache = side.dropout.forward(x, case.dropout_p, case.seed)
     return {"out": out, **side.dropout.backward(dout, cache)._asdict()}
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: one product and one cast, or exactly zero."""
-    given, on = inputs(case), machine(case.dtype)
+    given, on = given or inputs(case), machine(case.dtype)
     keep = dropout.keep_mask(given.x.shape, case.dropout_p, case.seed)
 
     def dropped(x: domains.Array) -> Approx:
@@ -67,22 +67,21 @@ def truth(case: Case) -> dict[str, Approx]:
     return {"out": dropped(given.x), "dx": dropped(given.dout)}
 
 
-def kept(side: Side, case: Case) -> domains.Array:
-    """Return which elements a side keeps: those of a tensor of ones that are not zero."""
-    ones = domains.place(side, np.ones((case.rows, case.columns)), case.dtype, case.layout)
-    out, _ = side.dropout.forward(ones, case.dropout_p, case.seed)
-    return np.asarray(side.to_numpy(out) != 0)
+def kept(subject: Subject, case: Case) -> domains.Array:
+    """Return which elements are kept: those of a tensor of ones that are not zero."""
+    ones = np.ones((case.rows, case.columns))
+    return np.asarray(subject.compute(case, Inputs(ones, ones))["out"] != 0)
 
 
-def same_mask(side: Side, case: Case) -> None:
+def same_mask(subject: Subject, case: Case) -> None:
     """The mask is the reference's, bit for bit, whatever the layout."""
     expected = dropout.keep_mask((case.rows, case.columns), case.dropout_p, case.seed)
-    assert np.array_equal(kept(side, case), expected), "the mask is not the reference's"
+    assert np.array_equal(kept(subject, case), expected), "the mask is not the reference's"
 
 
-def nested_masks(side: Side, case: Case) -> None:
+def nested_masks(subject: Subject, case: Case) -> None:
     """What a larger probability keeps, a smaller one keeps too: they share their draws."""
-    more, less = (kept(side, replace(case, dropout_p=p)) for p in (0.3, 0.6))
+    more, less = (kept(subject, replace(case, dropout_p=p)) for p in (0.3, 0.6))
     assert (more | ~less).all(), "p = 0.6 keeps what p = 0.3 drops"
 
 
@@ -103,6 +102,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="dropout",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={"out": "forward", "dx": "backward"},

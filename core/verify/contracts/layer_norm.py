@@ -13,8 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, exact, machine, sqrt
 from twofold.reference import dropout
 
@@ -65,9 +65,9 @@ def inputs(case: Case) -> Inputs:
     )
 
 
-def run(side: Side, case: Case) -> dict[str, Any]:
-    """Compute the case on a side."""
-    given = inputs(case)
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
 
     def placed(x: domains.Array | None) -> Any:
         return None if x is None else domains.place(side, x, case.dtype, case.layout)
@@ -90,9 +90,9 @@ def run(side: Side, case: Case) -> dict[str, Any]:
     return {name: x for name, x in outputs.items() if x is not None}
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
-    given, on = inputs(case), machine(case.dtype)
+    given, on = given or inputs(case), machine(case.dtype)
     x, weight, bias = (exact(a, on) for a in (given.x, given.weight, given.bias))
     dout, C = exact(given.dout, on), float(case.columns)
     keep = dropout.keep_mask(given.x.shape, case.dropout_p, case.seed)
@@ -129,49 +129,82 @@ def truth(case: Case) -> dict[str, Approx]:
     return {name: x if name == "h" else x.stored() for name, x in outputs.items()}
 
 
-def scale_invariance(side: Side, case: Case) -> None:
+def scale_invariance(subject: Subject, case: Case) -> None:
     """A power of two times the input gives the same bits, where eps is negligible."""
-    base = replace(
-        case, dtype="float32", magnitude="large", dropout_p=0.0, residual=False, eps=1e-30
-    )
+    base = replace(plain(case), dtype="float32", magnitude="large", eps=1e-30)
     given = inputs(base)
-
-    def out(x: domains.Array) -> domains.Array:
-        place = [side.asarray(a, "float32") for a in (x, given.weight, given.bias)]
-        return side.to_numpy(side.layer_norm.forward(*place, eps=base.eps)[0])
-
-    if base.columns > 1:
-        assert np.array_equal(out(given.x), out(4.0 * given.x)), "LN(4x) is not LN(x)"
+    if base.columns == 1:
+        raise Inapplicable("one column is no more than its mean")
+    one, four = (subject.compute(base, given._replace(x=c * given.x))["out"] for c in (1.0, 4.0))
+    assert np.array_equal(one, four), "LN(4x) is not LN(x)"
 
 
-def leading_axes(side: Side, case: Case) -> None:
+def shift_invariance(subject: Subject, case: Case) -> None:
+    """A number added to a row changes nothing but the rounding."""
+    base = replace(plain(case), magnitude="unit")
+    given = inputs(base)
+    x = np.round(8 * given.x) / 8  # so that the sum is exact in every dtype
+    here, there = (given._replace(x=x + shift) for shift in (0.0, 8.0))
+    out = subject.compute(base, there)["out"]
+    bounds = [truth(base, at)["out"] for at in (here, there)]
+    error = bounds[0].error + bounds[1].error
+    claims.within("out", out, replace(bounds[0], error=error), "of a row moved by 8")
+
+
+def gradient_sums(subject: Subject, case: Case) -> None:
+    """What LN does not see has no gradient: Σ dx = 0, and Σ dx·x = 0 where eps is negligible."""
+    base = replace(plain(case), magnitude="unit", eps=1e-12)
+    given = inputs(base)
+    dx, bound = subject.compute(base, given)["dx"], truth(base, given)
+    nothing = (np.zeros(1), np.zeros(1), 0.0)
+    for x, g, d, e in zip(given.x, given.dout * given.weight, dx, bound["dx"].error, strict=True):
+        claims.products("Σ dx is not 0", (d, np.ones_like(x), e), nothing)
+        centred = x - x.mean()
+        if (variance := (centred**2).mean()) > 0:
+            # Σ x̂² is not C but C·var/(var + eps)
+            slack = base.eps * variance**-1.5 * np.abs(g * centred)
+            claims.products("Σ dx·x is not 0", (d, x, e), nothing, slack=slack)
+
+
+def rows_apart(subject: Subject, case: Case) -> None:
+    """A row alone has the same bits as among others, but for the sums over rows."""
+    base = replace(plain(case), layout="contiguous")  # NumPy adds up other layouts otherwise
+    given, one = inputs(base), replace(base, rows=1)
+    last = given._replace(x=given.x[-1:], dout=given.dout[-1:])
+    among = subject.compute(base, given)
+    rows = {name: among[name][-1:] for name in among.keys() & {"out", "dx"}}
+    claims.same_bits(rows, subject.compute(one, last), "alone")
+
+
+def leading_axes(subject: Subject, case: Case) -> None:
     """However many axes the rows are spread over, the bits are the same."""
-    small = replace(case, rows=3, columns=min(case.columns, 8))
-    given, columns = inputs(small), small.columns
+    columns = min(case.columns, 8)
+    small = replace(plain(case), rows=3, columns=columns, layout="contiguous")
+    given = inputs(small)
 
-    def results(shape: tuple[int, ...]) -> list[domains.Array]:
-        x, dout = (side.asarray(a.reshape(shape), case.dtype) for a in (given.x, given.dout))
-        weight, bias = (side.asarray(a, case.dtype) for a in (given.weight, given.bias))
-        out, cache = side.layer_norm.forward(x, weight, bias, eps=case.eps)
-        gradients = side.layer_norm.backward(dout, cache)
-        found = [side.to_numpy(a) for a in (out, gradients.dx, gradients.dweight, gradients.dbias)]
-        assert found[0].shape == found[1].shape == shape, f"{shape} becomes another shape"
-        return [a.reshape(-1) for a in found]
+    def results(shape: tuple[int, ...]) -> dict[str, domains.Array]:
+        x, dout = given.x.reshape(shape), given.dout.reshape(shape)
+        found = subject.compute(small, given._replace(x=x, dout=dout))
+        for name in found.keys() & {"out", "dx"}:
+            assert found[name].shape == shape, f"{name} of {shape} has another shape"
+        return {name: a.reshape(-1) for name, a in found.items()}
 
-    for first, second in zip(results((3, columns)), results((1, 3, 1, columns)), strict=True):
-        assert np.array_equal(first, second), "the bits depend on the leading axes"
+    claims.same_bits(results((3, columns)), results((1, 3, 1, columns)), "with other leading axes")
 
 
-def stream_as_stored(side: Side, case: Case) -> None:
+def stream_as_stored(subject: Subject, case: Case) -> None:
     """What is normalised is the stream as it is stored: given that alone, the bits are the same."""
-    small = replace(case, rows=3, columns=min(case.columns, 70))
-    given = inputs(replace(small, residual=True))
-    x, residual, weight, bias = (
-        side.asarray(a, case.dtype) for a in (given.x, given.residual, given.weight, given.bias)
-    )
-    out, cache = side.layer_norm.forward(x, weight, bias, residual=residual, eps=case.eps)
-    again, _ = side.layer_norm.forward(cache.h, weight, bias, eps=case.eps)
-    assert np.array_equal(side.to_numpy(out), side.to_numpy(again)), "not of the stored stream"
+    small = replace(case, rows=3, columns=min(case.columns, 70), residual=True, dropout_p=0.0)
+    given = inputs(small)
+    found = subject.compute(small, given)
+    alone = given._replace(x=found["h"].astype(np.float64), residual=None)
+    again = subject.compute(replace(small, residual=False), alone)
+    claims.same_bits({"out": found["out"]}, again, "of the stored stream")
+
+
+def plain(case: Case) -> Case:
+    """Return the case without what stands before the norm."""
+    return replace(case, dropout_p=0.0, residual=False, stream_gradient=False)
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -194,6 +227,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="layer_norm",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={
@@ -215,6 +249,9 @@ CONTRACT = Contract(
     ),
     properties={
         "scale invariance": scale_invariance,
+        "shift invariance": shift_invariance,
+        "gradient sums": gradient_sums,
+        "rows apart": rows_apart,
         "leading axes": leading_axes,
         "stream as stored": stream_as_stored,
     },

@@ -15,8 +15,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.contracts.activation import activate, activate_grad
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
 from twofold.reference.activation import KINDS
@@ -71,9 +71,9 @@ def inputs(case: Case) -> Inputs:
     )
 
 
-def run(side: Side, case: Case) -> dict[str, Any]:
-    """Compute the case on a side."""
-    given = inputs(case)
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
 
     def placed(x: Array | None) -> Any:
         return None if x is None else domains.place(side, x, case.dtype, case.layout)
@@ -108,9 +108,9 @@ def _room(side: Side, like: Array, case: Case) -> Any:
     return side.empty(shape, case.dtype)
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
-    given, on = inputs(case), machine(case.dtype, case.allow_tf32)
+    given, on = given or inputs(case), machine(case.dtype, case.allow_tf32)
     lead, K, N = (case.batch, case.rows), case.features_in, case.features_out
     x, dout = exact(given.x, on).reshape(-1, K), exact(given.dout, on).reshape(-1, N)
     weight = exact(given.weight, on)
@@ -138,16 +138,28 @@ def truth(case: Case) -> dict[str, Approx]:
     return {name: x.stored() for name, x in outputs.items()}
 
 
-def homogeneity(side: Side, case: Case) -> None:
-    """Without bias and activation, four times the input gives four times the output, bit by bit."""
-    base = replace(case, dtype="float32", magnitude="unit")
+def homogeneity(subject: Subject, case: Case) -> None:
+    """Four times the input gives four times the output, bit by bit."""
+    base = replace(bare(case), dtype="float32", magnitude="unit")
     given = inputs(base)
+    one, four = (subject.compute(base, given._replace(x=c * given.x))["out"] for c in (1.0, 4.0))
+    assert np.array_equal(4.0 * one, four), "linear(4x) is not 4·linear(x)"
 
-    def out(x: Array) -> Array:
-        weight = side.asarray(given.weight, "float32")
-        return side.to_numpy(side.linear.forward(side.asarray(x, "float32"), weight)[0])
 
-    assert np.array_equal(4.0 * out(given.x), out(4.0 * given.x)), "linear(4x) is not 4·linear(x)"
+def adjoint(subject: Subject, case: Case) -> None:
+    """The layer is linear in x and in its weights: ⟨out, dout⟩ = ⟨x, dx⟩ = ⟨W, dW⟩."""
+    base = bare(case)
+    given = inputs(base)
+    found, bound = subject.compute(base, given), truth(base, given)
+    pairs = (("out", given.dout), ("dx", given.x), ("dweight", given.weight))
+    out, *gradients = ((found[name], x, bound[name].error) for name, x in pairs)
+    for gradient in gradients:
+        claims.products("⟨out, dout⟩ is not ⟨x, dx⟩ or ⟨W, dW⟩", out, gradient)
+
+
+def bare(case: Case) -> Case:
+    """Return the case of the product alone."""
+    return replace(case, bias=False, activation=None)
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -175,6 +187,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="linear",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={"out": "forward", "dx": "backward", "dweight": "backward", "dbias": "backward"},
@@ -198,5 +211,5 @@ CONTRACT = Contract(
         # rows that are no single stride apart, read and written
         Case(batch=2, rows=3, layout="transposed", into=True),
     ),
-    properties={"homogeneity": homogeneity},
+    properties={"homogeneity": homogeneity, "adjoint": adjoint},
 )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
-from twofold.core.verify.contract import Contract, compare
+from twofold.core.verify.contract import Contract, Subject, compare
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
 from twofold.reference import dropout, rotary
@@ -233,11 +233,6 @@ def concatenate(*parts: Approx, axis: int) -> Approx:
     return Approx(value, error, parts[0].on)
 
 
-def numbers(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Array]:
-    """Compute the case and bring every output back."""
-    return {name: side.to_numpy(x) for name, x in run(side, case, given).items()}
-
-
 def small(case: Case) -> Case:
     """Return the case cut down to a size at which properties cost little."""
     return replace(
@@ -249,13 +244,13 @@ def small(case: Case) -> Case:
     )
 
 
-def context_of_its_own(side: Side, case: Case) -> None:
+def context_of_its_own(subject: Subject, case: Case) -> None:
     """Attending to oneself is attending to a context that is x, where x has two gradients."""
-    case = replace(small(case), seqlen_k=None, rotary=None)
+    case = replace(case, seqlen_k=None, rotary=None)
     other = replace(case, seqlen_k=case.seqlen_q)
     own = inputs(case)
     given = own._replace(context=own.x)
-    found = numbers(side, other, given)
+    found = subject.compute(other, given)
     with np.errstate(all="ignore"):
         bounds, parts = truth(case), truth(other, given)
     for name in bounds.keys() - {"dx"}:
@@ -267,14 +262,13 @@ def context_of_its_own(side: Side, case: Case) -> None:
     assert not fault, f"with itself for a context {fault}"
 
 
-def heads_apart(side: Side, case: Case) -> None:
+def heads_apart(subject: Subject, case: Case) -> None:
     """What the projection of one head is changes no gradient of another's weights."""
-    case = small(case)
     given = inputs(case)
     first = np.arange(case.features) < case.head_dim
     packed = np.tile(first, 3)
     w_qkv = np.where(packed[:, None], -2.0 * given.w_qkv, given.w_qkv)
-    before, after = (numbers(side, case, x) for x in (given, given._replace(w_qkv=w_qkv)))
+    before, after = (subject.compute(case, x) for x in (given, given._replace(w_qkv=w_qkv)))
     for name, others in (("dw_qkv", ~packed), ("db_qkv", ~packed), ("dw_out", (..., ~first))):
         if name in before:
             same = np.array_equal(before[name][others], after[name][others], equal_nan=True)
@@ -329,6 +323,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="multi_head_attention",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={"out": "forward"}
@@ -351,4 +346,5 @@ CONTRACT = Contract(
         for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (67, None))
     ),
     properties={"context of its own": context_of_its_own, "heads apart": heads_apart},
+    small=small,
 )

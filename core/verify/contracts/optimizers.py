@@ -14,8 +14,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, constant, exact, machine, maximum, sqrt
 
 Array = domains.Array
@@ -190,23 +190,24 @@ def formula(
     return ahead * case.lr, {"momentum_buffer": b}
 
 
-def numbers(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Array]:
-    """Run the case and bring the buffers back."""
-    return {name: side.to_numpy(x) for name, x in run(side, case, given).items()}
-
-
-def decay_ends(side: Side, case: Case) -> None:
+def decay_ends(subject: Subject, case: Case) -> None:
     """Behind `decay_numel` there is no decay: the same bits as without any."""
-    first, second = (numbers(side, replace(case, weight_decay=decay)) for decay in (0.1, 0.0))
-    for name in ("params", *STATE[case.optimizer]):
-        same = np.array_equal(first[name][case.decay_numel :], second[name][case.decay_numel :])
-        assert same, f"{name} decays behind decay_numel"
+    n = case.decay_numel
+    first, second = (
+        {name: found[name][n:] for name in ("params", *STATE[case.optimizer])}
+        for found in (
+            subject.compute(other, inputs(other))
+            for other in (replace(case, weight_decay=decay) for decay in (0.1, 0.0))
+        )
+    )
+    claims.same_bits(first, second, "behind decay_numel")
 
 
-def sliced(side: Side, case: Case) -> None:
+def sliced(subject: Subject, case: Case) -> None:
     """Elements know nothing of each other: in two slices the same bits as in one."""
     case = replace(case, clip=None)  # the norm is of the whole gradient
-    given, whole, cut = inputs(case), numbers(side, case), case.numel // 3
+    given, cut = inputs(case), case.numel // 3
+    whole = subject.compute(case, given)
     for part in (slice(0, cut), slice(cut, case.numel)):
         n = part.stop - part.start
         if n == 0:
@@ -214,25 +215,44 @@ def sliced(side: Side, case: Case) -> None:
         decays = min(max(case.decay_numel - part.start, 0), n)
         state = {name: x[part] for name, x in given.state.items()}
         slice_ = Inputs(given.params[part], given.grads[:, part], state, None)
-        found = numbers(side, replace(case, numel=n, decaying=decays / n), slice_)
-        for name in ("params", *STATE[case.optimizer]):
-            assert np.array_equal(found[name], whole[name][part]), f"{name} in slices"
+        found = subject.compute(replace(case, numel=n, decaying=decays / n), slice_)
+        names = ("params", *STATE[case.optimizer])
+        claims.same_bits({name: whole[name][part] for name in names}, found, "in slices")
 
 
-def unclipped(side: Side, case: Case) -> None:
+def unclipped(subject: Subject, case: Case) -> None:
     """A gradient within the largest norm is not clipped: the same bits as without a limit."""
-    first, second = (numbers(side, replace(case, steps=1, clip=clip)) for clip in (3.0, None))
-    for name in ("params", *STATE[case.optimizer]):
-        assert np.array_equal(first[name], second[name], equal_nan=True), f"{name} is clipped"
+    names = ("params", *STATE[case.optimizer])
+    first, second = (
+        claims.numbers(subject.compute(other, inputs(other)), *names)
+        for other in (replace(case, steps=1, clip=clip) for clip in (3.0, None))
+    )
+    claims.same_bits(first, second, "where nothing is to be clipped")
 
 
-def homogeneity(side: Side, case: Case) -> None:
+def homogeneity(subject: Subject, case: Case) -> None:
     """Four times the gradient has four times the norm, bit for bit."""
-    x = domains.representable(inputs(replace(case, magnitude="unit")).grads[0], "float32")
+    case = replace(case, dtype="float32", magnitude="unit", steps=1)
+    given = inputs(case)
     one, four = (
-        side.to_numpy(side.optimizers.global_norm(side.asarray(c * x, "float32"))) for c in (1, 4)
+        subject.compute(case, given._replace(grads=c * given.grads))["norm"] for c in (1, 4)
     )
     assert four == 4 * one, "the norm of 4g is not 4 times that of g"
+
+
+def scale_invariance(subject: Subject, case: Case) -> None:
+    """Adam's step does not know the scale of its gradients, where eps is negligible."""
+    if case.optimizer not in ("adam", "adamw"):
+        raise Inapplicable("only Adam divides by the size of the gradient")
+    case = replace(
+        case, dtype="float32", magnitude="unit", clip=None, eps=1e-30, weight_decay=0.0,
+        first_step=1,
+    )  # fmt: skip
+    given = inputs(case)
+    one, four = (
+        subject.compute(case, given._replace(grads=c * given.grads))["params"] for c in (1.0, 4.0)
+    )
+    assert np.array_equal(one, four), "the parameters know the scale of the gradient"
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -260,6 +280,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="optimizers",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes=dict.fromkeys(
@@ -287,6 +308,7 @@ CONTRACT = Contract(
         "slices": sliced,
         "unclipped": unclipped,
         "homogeneity": homogeneity,
+        "scale invariance": scale_invariance,
     },
     in_place=True,
 )

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.reference.pooling import KINDS
 
@@ -70,9 +70,9 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     return {"out": out, **side.pooling.backward(dout, cache, **how)._asdict()}
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds, one sequence after the other."""
-    given, on = inputs(case), machine(case.dtype)
+    given, on = given or inputs(case), machine(case.dtype)
     rows = [
         sequence(case, exact(x[:n], on), exact(dout, on))
         for x, n, dout in zip(given.x, given.lengths, given.dout, strict=True)
@@ -109,58 +109,69 @@ def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
     return Approx(value, error, on), padded
 
 
-def padding_does_not_count(side: Side, case: Case) -> None:
+def padding_does_not_count(subject: Subject, case: Case) -> None:
     """Whatever stands in the padding, even NaN, the bits are the same."""
     given = inputs(case)
     live = (np.arange(case.length) < given.lengths[:, None])[..., None]
+    # The reference multiplies the padding by 0.
     first, second = (
-        run(side, case, given._replace(x=np.where(live, given.x, padding)))
-        for padding in (0.0, 1e4 if side.name == "reference" else np.nan)
+        subject.compute(case, given._replace(x=np.where(live, given.x, padding)))
+        for padding in (0.0, 1e4 if subject.name == "reference" else np.nan)
     )
-    for name, x in first.items():
-        same = np.array_equal(side.to_numpy(x), side.to_numpy(second[name]))
-        assert same, f"{name} depends on the padding"
+    claims.same_bits(first, second, "with the padding")
 
 
-def nan_is_seen(side: Side, case: Case) -> None:
+def nan_is_seen(subject: Subject, case: Case) -> None:
     """A NaN that counts makes its feature's mean and maximum NaN, and no other."""
     given = inputs(case)
     x, rng = given.x.copy(), np.random.default_rng(case.seed + 1)
     b, d = rng.integers(0, case.batch), rng.integers(0, case.features)
     x[b, 0 if case.kind == "first" else rng.integers(0, given.lengths[b]), d] = np.nan
-    out = side.to_numpy(run(side, case, given._replace(x=x))["out"])
+    out = subject.compute(case, given._replace(x=x))["out"]
     expected = np.zeros(out.shape, bool)
     expected[b, d :: case.features] = True
     assert np.array_equal(np.isnan(out), expected), "NaN is not where it belongs"
 
 
-def first_nan_takes_the_gradient(side: Side, case: Case) -> None:
+def first_nan_takes_the_gradient(subject: Subject, case: Case) -> None:
     """Where several NaNs count, a maximum's gradient goes to the first of them."""
     if "max" not in case.kind:
-        return
+        raise Inapplicable("there is no maximum")
     case = replace(case, kind="max")
     given = inputs(case)
     x, rng = given.x.copy(), np.random.default_rng(case.seed + 2)
     b, d = rng.integers(0, case.batch), rng.integers(0, case.features)
     first = rng.integers(0, given.lengths[b])
     x[b, first:, d] = np.nan
-    dx = side.to_numpy(run(side, case, given._replace(x=x))["dx"])[b, :, d]
+    dx = subject.compute(case, given._replace(x=x))["dx"][b, :, d]
     expected = np.arange(case.length) == first
     assert np.array_equal(dx != 0, expected), f"the gradient is not at position {first}"
 
 
-def length_out_of_range(side: Side, case: Case) -> None:
+def length_out_of_range(subject: Subject, case: Case) -> None:
     """A length below 1 or above L gives NaN to its sequence, and changes no other."""
-    if side.name == "reference":
-        return
+    if subject.name == "reference":
+        raise Inapplicable("the reference refuses it")
     given = inputs(case)
     lengths = given.lengths.copy()
     lengths[0] = 0 if case.seed % 2 else case.length + 1
-    before, after = run(side, case, given), run(side, case, given._replace(lengths=lengths))
+    before = subject.compute(case, given)
+    after = subject.compute(case, given._replace(lengths=lengths))
     for name in ("out", "dx"):
-        first, second = side.to_numpy(before[name]), side.to_numpy(after[name])
+        first, second = before[name], after[name]
         assert np.isnan(second[0]).all(), f"{name} of length {lengths[0]} has numbers"
         assert np.array_equal(first[1:], second[1:]), f"{name} of other sequences changes"
+
+
+def adjoint(subject: Subject, case: Case) -> None:
+    """First and mean are linear, and so is the maximum along x: ⟨out, dout⟩ = ⟨x, dx⟩."""
+    given = inputs(case)
+    found, bound = subject.compute(case, given), truth(case, given)
+    claims.products(
+        "⟨out, dout⟩ is not ⟨x, dx⟩",
+        (found["out"], given.dout, bound["out"].error),
+        (found["dx"], given.x, bound["dx"].error),
+    )
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -183,6 +194,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="pooling",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={"out": "forward", "dx": "backward"},
@@ -197,5 +209,6 @@ CONTRACT = Contract(
         "NaN is seen": nan_is_seen,
         "first NaN takes the gradient": first_nan_takes_the_gradient,
         "length out of range": length_out_of_range,
+        "adjoint": adjoint,
     },
 )

@@ -13,8 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.contracts import rotary
 from twofold.core.verify.contracts.embedding import SPREADS, draw_ids, sums_by_id
 from twofold.core.verify.rounding import Approx, exact, machine
@@ -78,9 +78,9 @@ def inputs(case: Case) -> Inputs:
     )
 
 
-def run(side: Side, case: Case) -> dict[str, Any]:
-    """Compute the case on a side."""
-    given = inputs(case)
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
 
     def placed(x: Array | None) -> Any:
         return None if x is None else domains.place(side, x, case.dtype, case.layout)
@@ -120,9 +120,9 @@ def sinusoid_dtype(case: Case) -> str:
     return "float64" if case.dtype == "float64" else "float32"
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
-    given, on = inputs(case), machine(case.dtype)
+    given, on = given or inputs(case), machine(case.dtype)
     keep = dropout.keep_mask(given.dout.shape, case.dropout_p, case.seed)
 
     def drop(x: Approx) -> Approx:
@@ -161,46 +161,41 @@ def sinusoids(case: Case) -> Approx:
     return both.stored()
 
 
-def outside_the_tables(side: Side, case: Case) -> None:
+def outside_the_tables(subject: Subject, case: Case) -> None:
     """An id or position outside its table gives a row of NaN, and disturbs no other."""
-    if side.name == "reference":
-        return
+    if subject.name == "reference":
+        raise Inapplicable("the reference refuses it")
     case = replace(case, positions="given", tile=None)
     given = inputs(case)
     assert given.position_table is not None and given.positions is not None
     rng = np.random.default_rng(case.seed + 1)
     bad_id, bad_position = rng.random((2, *given.ids.shape)) < 0.2
-    table, position_table = (
-        side.asarray(x, case.dtype) for x in (given.table, given.position_table)
+    outside = given._replace(
+        ids=np.where(bad_id, case.rows, given.ids),
+        positions=np.where(bad_position, -1, given.positions),
     )
-
-    def out(ids: Array, positions: Array) -> Array:
-        return side.to_numpy(
-            side.positional_encoding.forward(
-                side.asarray(ids),
-                table,
-                position_table,
-                positions=side.asarray(positions),
-                scale=case.scale,
-                dropout_p=case.dropout_p,
-                seed=case.seed,
-            )[0]
-        )
-
-    expected = out(given.ids, given.positions)
-    found = out(
-        np.where(bad_id, case.rows, given.ids),
-        np.where(bad_position, -1, given.positions),
-    )
+    expected, found = (subject.compute(case, x)["out"] for x in (given, outside))
     bad = bad_id | bad_position
     assert np.isnan(found[bad]).all(), "an id or position outside gives numbers"
     assert np.array_equal(found[~bad], expected[~bad]), "an id outside disturbs others"
 
 
-def constants_have_no_gradient(side: Side, case: Case) -> None:
+def constants_have_no_gradient(subject: Subject, case: Case) -> None:
     """There is a gradient of a position table that is learned, and of no other."""
-    has = "dposition_table" in run(side, case)
+    has = "dposition_table" in subject.compute(case, inputs(case))
     assert has == (case.positions in LEARNED), f"dposition_table is {'' if has else 'not '}there"
+
+
+def adjoint(subject: Subject, case: Case) -> None:
+    """The sum is linear in its tables: ⟨out, dout⟩ = ⟨E, dE⟩ where there are no positions."""
+    case = replace(case, positions="none")
+    given = inputs(case)
+    found, bound = subject.compute(case, given), truth(case, given)
+    claims.products(
+        "⟨out, dout⟩ is not ⟨E, dE⟩",
+        (found["out"], given.dout, bound["out"].error),
+        (found["dtable"], given.table, bound["dtable"].error),
+    )
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -228,6 +223,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="positional_encoding",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={
@@ -255,5 +251,6 @@ CONTRACT = Contract(
     properties={
         "outside the tables": outside_the_tables,
         "constants have no gradient": constants_have_no_gradient,
+        "adjoint": adjoint,
     },
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract, compare
+from twofold.core.verify.contract import Contract, Subject, compare
 from twofold.core.verify.rounding import Approx, Machine, exact, machine
 
 Array = domains.Array
@@ -112,14 +112,17 @@ def tables(case: Case, positions: Array) -> tuple[Approx, Approx]:
     return cosine(angle), sine(angle)
 
 
-def run(side: Side, case: Case) -> dict[str, Any]:
-    """Compute the case on a side."""
-    given = inputs(case)
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
     how = {} if case.tile is None else {"tile": side.rotary.TILES[case.tile][1]}
     made = side.rotary.tables(
         side.asarray(given.positions), 2 * case.pairs, base=case.base, dtype=made_dtype(case)
     )
-    (q, k), cache = turned(side, case, given, **how)
+    cos, sin = (side.asarray(x, table_dtype(case)) for x in (given.cos, given.sin))
+    (q, k), cache = side.rotary.forward(
+        *place(side, given.q, given.k, case), cos, sin, interleaved=case.interleaved, **how
+    )
     grads = side.rotary.backward(*place(side, given.dq_out, given.dk_out, case), cache, **how)
     return {"q": q, "k": k, "cos": made[0], "sin": made[1], **grads._asdict()}
 
@@ -127,13 +130,6 @@ def run(side: Side, case: Case) -> dict[str, Any]:
 def made_dtype(case: Case) -> str:
     """Return the dtype that `tables` is asked for."""
     return "float64" if case.dtype == "float64" else "float32"
-
-
-def turned(side: Side, case: Case, given: Inputs, **how: Any) -> Any:
-    """Run forward on a case's inputs."""
-    cos, sin = (side.asarray(x, table_dtype(case)) for x in (given.cos, given.sin))
-    q, k = place(side, given.q, given.k, case)
-    return side.rotary.forward(q, k, cos, sin, interleaved=case.interleaved, **how)
 
 
 def place(side: Side, q: Array, k: Array, case: Case) -> tuple[Any, Any]:
@@ -161,9 +157,9 @@ def turn(x: Approx, cos: Approx, sin: Approx, interleaved: bool) -> Approx:
     return Approx(value, error, x.on)
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds."""
-    given, on = inputs(case), machine(case.dtype)
+    given, on = given or inputs(case), machine(case.dtype)
     cos, sin = exact(given.cos, on), exact(given.sin, on)
 
     def both(sign: float, **x: Array) -> dict[str, Approx]:
@@ -188,27 +184,28 @@ def true_tables(case: Case, positions: Array, on: Machine) -> tuple[Approx, Appr
     return replace(cos, on=on), replace(sin, on=on)
 
 
-def norms(side: Side, case: Case) -> None:
+def norms(subject: Subject, case: Case) -> None:
     """A rotation keeps the length of every vector: |ŷ|² is |x|² to within Σ 2|y|e + e²."""
     given, on = inputs(case), machine(case.dtype)
-    out = turned(side, case, given)[0]
-    for name, x, y in zip("qk", (given.q, given.k), out, strict=True):
+    out = subject.compute(case, given)
+    for name, x in (("q", given.q), ("k", given.k)):
         bound = turn(exact(x, on), *true_tables(case, given.positions, on), case.interleaved)
-        found = (side.to_numpy(y).astype(np.float64) ** 2).sum(-1)
+        found = (out[name].astype(np.float64) ** 2).sum(-1)
         error = (2 * np.abs(bound.value) * bound.error + bound.error**2).sum(-1)
         error += in_float64(case.head_dim) * (np.abs(bound.value) ** 2).sum(-1)
         fault = compare(f"|{name}|²", found, Approx((x**2).sum(-1), error, on))[2]
         assert not fault, fault
 
 
-def relative_position(side: Side, case: Case) -> None:
+def relative_position(subject: Subject, case: Case) -> None:
     """A product of a query and a key does not change when both move on by the same distance."""
     G = min(case.heads, case.key_heads)
     scores, errors = [], []
     for first in (case.first, case.first + 1000):
         moved = replace(case, first=first)
         given, on = inputs(moved), machine(case.dtype)
-        out = [side.to_numpy(x).astype(np.float64)[:, :G] for x in turned(side, moved, given)[0]]
+        found = subject.compute(moved, given)
+        out = [found[name].astype(np.float64)[:, :G] for name in "qk"]
         table = true_tables(moved, given.positions, on)
         q, k = (turn(exact(x[:, :G], on), *table, case.interleaved) for x in (given.q, given.k))
         with np.errstate(invalid="ignore"):  # a NaN is found, not warned of
@@ -226,15 +223,19 @@ def in_float64(n: int) -> float:
     return 4 * (n + 1) * 2.0**-53
 
 
-def conjugation_inverts(side: Side, case: Case) -> None:
+def conjugation_inverts(subject: Subject, case: Case) -> None:
     """Backward of what forward turned is where it began."""
     given, on = inputs(case), machine(case.dtype)
-    (q, k), cache = turned(side, case, given)
+    there = subject.compute(case, given)
+    turned = given._replace(
+        dq_out=there["q"].astype(np.float64), dk_out=there["k"].astype(np.float64)
+    )
+    found = subject.compute(case, turned)
     cos, sin = true_tables(case, given.positions, on)
-    for name, x, y in zip("qk", (given.q, given.k), side.rotary.backward(q, k, cache), strict=True):
-        there = turn(exact(x, on), cos, sin, case.interleaved)
-        back = turn(there, cos, -sin, case.interleaved)
-        fault = compare(f"{name} turned back", side.to_numpy(y), replace(back, value=x))[2]
+    for name, x in (("q", given.q), ("k", given.k)):
+        away = turn(exact(x, on), cos, sin, case.interleaved)
+        back = turn(away, cos, -sin, case.interleaved)
+        fault = compare(f"{name} turned back", found[f"d{name}"], replace(back, value=x))[2]
         assert not fault, fault
 
 
@@ -268,6 +269,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="rotary",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes=dict.fromkeys(("q", "k", "cos", "sin"), "forward")

@@ -17,8 +17,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.rounding import Approx, constant, exact, exp, gamma, log, machine
 from twofold.reference.softmax_cross_entropy import REDUCTIONS
 
@@ -77,9 +77,9 @@ def inputs(case: Case) -> Inputs:
     return Inputs(logits, targets, weight, held(rng.standard_normal(shape)))
 
 
-def run(side: Side, case: Case) -> dict[str, Any]:
-    """Compute the case on a side."""
-    given = inputs(case)
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
     how: dict[str, Any] = {}
     if case.tile is not None:
         how["tile"] = side.softmax_cross_entropy.TILES[case.tile][1]
@@ -101,9 +101,9 @@ def run(side: Side, case: Case) -> dict[str, Any]:
     return {"loss": loss, **side.softmax_cross_entropy.backward(dloss, cache)._asdict()}
 
 
-def truth(case: Case) -> dict[str, Approx]:
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
-    given, on = inputs(case), machine(case.dtype)
+    given, on = given or inputs(case), machine(case.dtype)
     seen = given.logits > -np.inf
     # (1) targets, times the class weights
     t, counted = _targets(case, given)  # (R, C), ()
@@ -163,26 +163,40 @@ def _running_sum(shifted: Approx, seen: Array, logits: Array) -> Approx:
     return Approx(value, error, on)
 
 
-def independence(side: Side, case: Case) -> None:
+def independence(subject: Subject, case: Case) -> None:
     """A row alone has the same bits as among others."""
     base = replace(case, dtype="float32", reduction="none", layout="contiguous")
     given = inputs(base)
+    rows = (given.logits, given.targets, given.dloss)
+    logits, targets, dloss = (x[-1:] for x in rows)
+    last = Inputs(logits, targets, given.weight, dloss)
+    together = {name: x[-1:] for name, x in subject.compute(base, given).items()}
+    claims.same_bits(together, subject.compute(replace(base, rows=1), last), "alone")
 
-    def rows(which: slice) -> tuple[Array, Array]:
-        targets = given.targets[which]
-        loss, cache = side.softmax_cross_entropy.forward(
-            side.asarray(given.logits[which], "float32"),
-            side.asarray(targets, "float32" if case.probabilities else case.index_dtype),
-            label_smoothing=case.label_smoothing,
-            ignore_index=IGNORE_INDEX,
-            reduction="none",
-        )
-        return side.to_numpy(loss), side.to_numpy(cache.dlogits)
 
-    last = case.rows - 1
-    together, alone = rows(slice(None)), rows(slice(last, None))
-    for a, b in zip(together, alone, strict=True):
-        assert np.array_equal(a[last:], b), "a row depends on the others"
+def gradient_sums(subject: Subject, case: Case) -> None:
+    """A number added to all logits of a row changes no loss: its gradients sum to 0."""
+    case = replace(case, masked=False)
+    given = inputs(case)
+    found, bound = subject.compute(case, given)["dlogits"], truth(case, given)["dlogits"]
+    nothing = (np.zeros(1), np.zeros(1), 0.0)
+    for d, value, error in zip(found, bound.value, bound.error, strict=True):
+        # Targets that are rounded sum to 1 only nearly, and the true sum shows it.
+        total = abs(float(value.sum()))
+        claims.products("Σ dlogits is not 0", (d, np.ones_like(error), error), nothing, slack=total)
+
+
+def shift_invariance(subject: Subject, case: Case) -> None:
+    """A number added to a row changes nothing but the rounding."""
+    base = replace(case, magnitude="unit")
+    given = inputs(base)
+    here, there = (
+        given._replace(logits=np.round(8 * given.logits) / 8 + shift) for shift in (0.0, 8.0)
+    )
+    found, bounds = subject.compute(base, there), [truth(base, at) for at in (here, there)]
+    for name, bound in bounds[0].items():
+        error = bound.error + bounds[1][name].error
+        claims.within(name, found[name], replace(bound, error=error), "of logits moved by 8")
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -209,6 +223,7 @@ def cases() -> st.SearchStrategy[Case]:
 CONTRACT = Contract(
     operator="softmax_cross_entropy",
     cases=cases(),
+    inputs=inputs,
     run=run,
     truth=truth,
     passes={"loss": "forward", "dlogits": "backward"},
@@ -221,5 +236,9 @@ CONTRACT = Contract(
         *(Case(dtype=dtype, rows=2, classes=70_001) for dtype in domains.DTYPES),
         Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
     ),
-    properties={"independence": independence},
+    properties={
+        "independence": independence,
+        "gradient sums": gradient_sums,
+        "shift invariance": shift_invariance,
+    },
 )

@@ -1,0 +1,95 @@
+"""What properties are made of: the same bits, within a bound, products that must agree, slopes.
+
+A property compares what an implementation computed for one case with what it computed for another.
+Where both must be the same numbers in the same order it asks for the same bits; where the order may
+differ, for a distance of at most what both may be off. `Bits` tells the first from the second: a
+function that is not ours may order its sums as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from twofold.core.verify.contract import Bits, Outputs, compare, same_bits
+from twofold.core.verify.rounding import Approx, Array
+
+__all__ = ["Bits", "agree", "numbers", "products", "same_bits", "slopes", "within"]
+
+
+def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
+    """Raise unless an output keeps its bound."""
+    if fault := compare(name, computed, bound)[2]:
+        raise AssertionError(f"{what} {fault}".strip())
+
+
+def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> None:
+    """Raise unless two results of one truth are no further apart than both may be off."""
+    value = np.where(np.isfinite(first), first, bound.value).astype(np.float64)
+    within(name, second, replace(bound, value=value, error=2 * bound.error), what)
+
+
+def products(
+    what: str, *pairs: tuple[Array, Array, Array | float], slack: Array | float = 0.0
+) -> None:
+    """Raise unless Σ x·y is the same for all pairs (x, what x may be off by, y), y being exact.
+
+    Float64 sums of n products, taken here, are off by at most 2(n + 1)·2⁻⁵³ of Σ|x·y|.
+    """
+    sums, allowed = [], float(np.sum(slack))
+    for x, y, error in pairs:
+        x = x.astype(np.float64)
+        sums.append(float((x * y).sum()))
+        allowed += float((error * np.abs(y)).sum())
+        allowed += 2 * (x.size + 1) * 2.0**-53 * float(np.abs(x * y).sum())
+    with np.errstate(invalid="ignore"):  # a NaN is found, not warned of
+        distance = max(sums) - min(sums)
+    if not distance <= allowed and np.isfinite(allowed):
+        raise AssertionError(f"{what}: {sums[0]:.9g} and {sums[1]:.9g} ± {allowed:.3g}")
+
+
+def slopes(
+    value: Callable[[Array], tuple[float, float]],
+    x: Array,
+    direction: Array,
+    held: Callable[[Array], Array],
+    gradient: Array,
+    error: Array,
+    what: str,
+) -> None:
+    """Raise unless a gradient gives the slope of a value that is known to within its noise.
+
+    Central differences at a step h and at h/2, whose distance says how far they are off: an error
+    of order h² shrinks to a quarter, so the finer is off by a third of it, and by the whole of it
+    where the next order still counts (Richardson 1911).
+
+    Args:
+        value: the value at a point, and how far it may be off.
+        x: where the gradient is.
+        direction: the step.
+        held: rounds a point to what the implementation can be given.
+        gradient, error: what is claimed, and how far it may be off.
+        what: of what the gradient is.
+    """
+    claimed, found, noise = [], [], []
+    for h in (1.0, 0.5):
+        above, below = held(x + h * direction), held(x - h * direction)
+        (f_above, e_above), (f_below, e_below) = value(above), value(below)
+        step = (above - below) / h
+        claimed.append(float((gradient * step).sum()))
+        found.append((f_above - f_below) / h)
+        noise.append((e_above + e_below) / h + float((error * np.abs(step)).sum()))
+    off = [f - c for f, c in zip(found, claimed, strict=True)]
+    allowed = abs(found[1] - found[0]) + noise[0] + 2 * noise[1]
+    if not abs(off[1]) <= allowed and np.isfinite(allowed):
+        raise AssertionError(
+            f"the gradient of {what} has slope {claimed[1]:.6g}; differences give {found[1]:.6g} "
+            f"± {allowed:.2g}"
+        )
+
+
+def numbers(found: Outputs, *names: str) -> dict[str, Array]:
+    """Return some of the outputs; `Inapplicable` where one is not computed."""
+    return {name: found[name] for name in names}

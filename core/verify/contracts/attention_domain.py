@@ -1,0 +1,226 @@
+"""Attention's domain: the cases, their inputs, how a side runs them, what is true of them.
+
+`attention` makes the contract of it; the bound is `attention_bound`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.kernels.attention_tiles import TILES
+from twofold.reference import dropout
+
+Array = domains.Array
+
+LAYOUTS = (*domains.LAYOUTS, "heads inside")  # (B, L, H, D) in memory: a packed projection
+MASKS = tuple(
+    "".join(axes)
+    for n in range(5)
+    for axes in itertools.product(*("1" + a for a in "BHMN"[4 - n :]))
+)
+PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
+TILES_IN_ORDER = tuple(TILES.values())
+LOGITS = (1e-6, 1e-2, 1.0, 10.0, 100.0, 1e4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Lengths, and everything that varies about a call.
+
+    `logits` is the size of the largest score; `mask` names the axes a mask has, "1" for one that is
+    broadcast ("" is a mask of no axes at all, None no mask).
+    """
+
+    dtype: str = "float32"
+    batch: int = 1
+    heads: int = 1
+    seqlen_q: int = 4
+    seqlen_k: int = 4
+    head_dim: int = 8
+    logits: float = 1.0
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    softmax_scale: float | None = None
+    causal: bool = False
+    mask: str | None = None
+    key_lengths: bool = False
+    dropout_p: float = 0.0
+    dlse: bool = False
+    allow_tf32: bool = False
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly, and what says who attends whom."""
+
+    q: Array
+    k: Array
+    v: Array
+    dout: Array
+    dlse: Array | None
+    mask: Array | None
+    key_lengths: Array | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays. Some queries have no key left by the mask."""
+    rng = np.random.default_rng(case.seed)
+    sizes = {"B": case.batch, "H": case.heads, "M": case.seqlen_q, "N": case.seqlen_k, "1": 1}
+    q, k, v, dout = (
+        domains.values(rng, (case.batch, case.heads, n, case.head_dim), magnitude)
+        for n, magnitude in (
+            (case.seqlen_q, case.magnitude),
+            (case.seqlen_k, case.magnitude),
+            (case.seqlen_k, case.magnitude),
+            (case.seqlen_q, "unit"),
+        )
+    )
+    largest = np.abs(scale(case) * (q @ k.mT)).max()
+    if largest > 0:
+        balance = math.sqrt(np.abs(q).max() / np.abs(k).max())
+        factor = math.sqrt(case.logits / largest)
+        q, k = q * (factor / balance), k * (factor * balance)
+    mask = None
+    if case.mask is not None:
+        mask = rng.random([sizes[axis] for axis in case.mask]) < 0.7
+        if case.mask[-1:] == "N":
+            mask &= rng.random(mask.shape[:-1])[..., None] < 0.8
+    return Inputs(
+        q=domains.representable(q, case.dtype),
+        k=domains.representable(k, case.dtype),
+        v=domains.representable(v, case.dtype),
+        dout=domains.representable(dout, case.dtype),
+        dlse=domains.representable(rng.standard_normal(q.shape[:-1]), "float32")
+        if case.dlse
+        else None,
+        mask=mask,
+        key_lengths=rng.integers(0, case.seqlen_k + 1, case.batch) if case.key_lengths else None,
+    )
+
+
+def scale(case: Case) -> float:
+    """Return the softmax scale that a case means."""
+    return case.head_dim**-0.5 if case.softmax_scale is None else case.softmax_scale
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
+    forward: dict[str, Any] = {}
+    backward: dict[str, Any] = {}
+    if side.name != "reference":
+        forward["allow_tf32"] = case.allow_tf32
+        if case.tile is not None:
+            (kernel, _, _), tile = list(TILES.items())[case.tile]
+            how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
+            how[name] = tile
+    out, cache = side.attention.forward(
+        *(place(side, x, case) for x in (given.q, given.k, given.v)),
+        softmax_scale=case.softmax_scale,
+        causal=case.causal,
+        mask=place_mask(side, given.mask, case),
+        key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
+        dropout_p=case.dropout_p,
+        seed=case.seed,
+        **forward,
+    )
+    lse_dtype = "float64" if case.dtype == "float64" else "float32"
+    dlse = None if given.dlse is None else side.asarray(given.dlse, lse_dtype)
+    gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
+    return {"out": out, "lse": cache.lse, **gradients._asdict()}
+
+
+def place(side: Side, x: Array, case: Case) -> Any:
+    """Return (B, H, L, D) on a side in the case's layout."""
+    if case.layout == "heads inside":
+        return side.asarray(x.swapaxes(1, 2), case.dtype).swapaxes(1, 2)
+    return domains.place(side, x, case.dtype, case.layout)
+
+
+def place_mask(side: Side, mask: Array | None, case: Case) -> Any:
+    """Return the mask on a side, its last two axes swapped in memory where the case's are."""
+    if mask is not None and case.layout == "transposed" and mask.ndim > 1:
+        return side.asarray(np.ascontiguousarray(mask.mT)).swapaxes(-1, -2)
+    return None if mask is None else side.asarray(mask)
+
+
+def problem(case: Case, given: Inputs) -> attention_bound.Problem:
+    """Return the case as the bound takes it."""
+    pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
+    weights = None
+    if case.dropout_p > 0.0:
+        kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
+        weights = kept * dropout.scale(case.dropout_p)
+    return attention_bound.problem(
+        given.q,
+        given.k,
+        given.v,
+        machine(case.dtype, case.allow_tf32),
+        softmax_scale=case.softmax_scale,
+        causal=case.causal,
+        mask=given.mask,
+        key_lengths=given.key_lengths,
+        dropout=weights,
+    )
+
+
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
+    """Return the outputs with their bounds."""
+    given = given or inputs(case)
+    x = problem(case, given)
+    dlse = np.zeros(given.q.shape[:-1]) if given.dlse is None else given.dlse
+    forward = attention_bound.forward(x)
+    gradients = attention_bound.backward(
+        x, forward, exact(given.dout, x.q.on), exact(dlse[..., None], x.q.on)
+    )
+    return {"out": forward.out, "lse": forward.lse[..., 0], **gradients._asdict()}
+
+
+def small(case: Case) -> Case:
+    """Return the case cut down to a size at which properties cost little."""
+    batch = min(case.batch, 2)
+    return replace(
+        case,
+        batch=batch,
+        heads=min(case.heads, 3 - batch),
+        seqlen_q=min(case.seqlen_q, 37),
+        seqlen_k=min(case.seqlen_k, 37),
+        head_dim=min(case.head_dim, 24),
+    )
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+
+    def build(precision: tuple[str, bool], heads: tuple[int, int], **rest: Any) -> Case:
+        (dtype, allow_tf32), (batch, heads_) = precision, heads
+        return Case(dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, **rest)
+
+    return st.builds(
+        build,
+        precision=st.sampled_from(PRECISIONS),
+        heads=st.sampled_from(((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2))),
+        seqlen_q=domains.lengths(130),
+        seqlen_k=domains.lengths(130),
+        head_dim=st.one_of(domains.lengths(64), domains.lengths(256)),
+        logits=st.sampled_from(LOGITS),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(LAYOUTS),
+        softmax_scale=st.sampled_from([None, 1.0, 0.01]),
+        causal=st.booleans(),
+        mask=st.sampled_from([None, *MASKS]),
+        key_lengths=st.booleans(),
+        dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
+        dlse=st.booleans(),
+        seed=domains.seeds(),
+    )

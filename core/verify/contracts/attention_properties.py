@@ -1,0 +1,297 @@
+"""What is true of any attention, whatever its inputs: claims that need no reference.
+
+Each compares what an implementation computed for one call with what it computed for another, or
+with what mathematics says without a softmax. How far apart they may be comes from the derived bound
+of a few rows (`attention_sample`), so that they hold at any size. `attention_gradients` has those
+of the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core.verify import claims
+from twofold.core.verify.contract import Inapplicable, Property, Subject
+from twofold.core.verify.contracts import attention_gradients as gradients
+from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, scale
+from twofold.core.verify.contracts.attention_sample import (
+    QUERIES,
+    Sample,
+    full_live,
+    plain,
+    unmasked,
+)
+from twofold.core.verify.domains import representable
+from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine
+from twofold.kernels.attention_tiles import TILES
+
+SATURATING = 200.0  # the others' weights, e^−400, are 0 in float32
+
+
+def single_key(subject: Subject, case: Case) -> None:
+    """With one key the weights are 1: out = v, lse is the score, dv = Σ dout, dq = dk = 0."""
+    one = replace(unmasked(case), seqlen_k=1)
+    given = inputs(one)
+    found, sample = subject.compute(one, given), Sample(one, given)
+    v, score = given.v, scale(one) * np.einsum("bhmd,bhnd->bhm", given.q, given.k)
+    sample.check_forward(found, np.broadcast_to(v, given.dout.shape), score)
+    sparse = sample.sparse(given)
+    found = subject.compute(one, sparse)
+    if "dq" not in found:
+        return
+    bounds = sample.backward()
+    zero = np.zeros_like(given.k)
+    for name, value in (("dk", zero), ("dv", sparse.dout.sum(-2, keepdims=True))):
+        claims.within(name, found[name], replace(getattr(bounds, name), value=value))
+    dq = sample.of(found["dq"])
+    claims.within("dq", dq, replace(bounds.dq, value=np.zeros_like(dq)))
+
+
+def saturation(subject: Subject, case: Case) -> None:
+    """Where one key outweighs all others by e⁴⁰⁰ it is as if it were alone, wherever it stands."""
+    case = plain(case)
+    given = inputs(case)
+    size = representable(
+        np.sqrt(np.full(1, SATURATING / (scale(case) * case.head_dim))), case.dtype
+    )
+    direction = size * np.where(np.random.default_rng(case.seed).random(case.head_dim) < 0.5, -1, 1)
+    q = np.broadcast_to(direction, given.q.shape)
+    for at in sorted({0, case.seqlen_k // 2, case.seqlen_k - 1}):
+        k = np.where((np.arange(case.seqlen_k) == at)[:, None], direction, -direction)
+        one = given._replace(q=q, k=np.broadcast_to(k, given.k.shape))
+        sample = Sample(case, one)
+        out = np.where(sample.full_live[..., at, None], given.v[:, :, at, None], np.nan)
+        lse = np.full(given.q.shape[:-1], scale(case) * (direction @ direction))
+        lse = np.where(sample.full_live[..., at], lse, np.nan)
+        sample.check_forward(subject.compute(case, one), out, lse)
+
+
+def equal_keys(subject: Subject, case: Case) -> None:
+    """Queries of zero weigh all their keys alike: out is the mean, lse the logarithm of how many.
+
+    Where all values are 1, so is the output.
+    """
+    case = plain(case)
+    given = inputs(case)
+    zero, ones = given._replace(q=np.zeros_like(given.q)), np.ones_like(given.v)
+    sample = Sample(case, zero)
+    live = sample.problem.live
+    with np.errstate(all="ignore"):
+        out = live @ given.v / live.sum(-1, keepdims=True)
+        lse = np.log(live.sum(-1))
+    sample.check_forward(subject.compute(case, zero), out, lse, rows_only=True)
+    one = given._replace(v=ones)
+    Sample(case, one).check_forward(subject.compute(case, one), np.ones_like(given.dout), None)
+
+
+def hull(subject: Subject, case: Case) -> None:
+    """The output is a mean of values: no feature leaves the range of its values."""
+    case = plain(case)
+    given = inputs(case)
+    sample, found = Sample(case, given), subject.compute(case, given)
+    live, v = sample.problem.live[..., None], given.v[:, :, None]  # (B, H, R, N, 1)
+    low, high = np.where(live, v, np.inf).min(-2), np.where(live, v, -np.inf).max(-2)
+    out, error = sample.of(found["out"]).astype(np.float64), sample.forward.out.error
+    outside = sample.attends & ~((out >= low - error) & (out <= high + error)) & (error < np.inf)
+    assert not outside.any(), "out leaves the range of its values"
+
+
+def masked_rows(subject: Subject, case: Case) -> None:
+    """A query without keys gives 0, −inf and gradient 0; a key without queries gradient 0."""
+    given = inputs(case)
+    found, live = subject.compute(case, given), full_live(case, given)
+    no_keys, no_queries = ~live.any(-1), ~live.any(-2)
+    for name, value in (("out", 0.0), ("lse", -np.inf), ("dq", 0.0)):
+        if name in found:
+            assert (found[name][no_keys] == value).all(), f"{name} of a query without keys"
+    for name in found.keys() & {"dk", "dv"}:
+        assert (found[name][no_queries] == 0.0).all(), f"{name} of a key without queries"
+
+
+def permuted_heads(subject: Subject, case: Case) -> None:
+    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
+    case = replace(case, dropout_p=0.0)  # a dropout mask belongs to its place
+    given = inputs(case)
+
+    def turned(x: Array | None, axes: int = 2) -> Any:
+        return None if x is None else np.flip(x, tuple(range(axes)))
+
+    other = Inputs(
+        q=turned(given.q),
+        k=turned(given.k),
+        v=turned(given.v),
+        dout=turned(given.dout),
+        dlse=turned(given.dlse),
+        mask=turned(given.mask, 0 if given.mask is None else max(0, given.mask.ndim - 2)),
+        key_lengths=turned(given.key_lengths, 1),
+    )
+    backwards = {name: turned(x) for name, x in subject.compute(case, other).items()}
+    what = "with batches and heads in reverse"
+    claims.same_bits(subject.compute(case, given), backwards, what)
+
+
+def batch_alone(subject: Subject, case: Case) -> None:
+    """An element of a batch by itself has the same bits as among others."""
+    case = replace(case, batch=max(case.batch, 2), dropout_p=0.0)
+    given = inputs(case)
+
+    mask = given.mask
+    alone = given._replace(
+        q=given.q[-1:],
+        k=given.k[-1:],
+        v=given.v[-1:],
+        dout=given.dout[-1:],
+        dlse=None if given.dlse is None else given.dlse[-1:],
+        mask=mask[-1:] if mask is not None and mask.ndim == 4 else mask,
+        key_lengths=None if given.key_lengths is None else given.key_lengths[-1:],
+    )
+    among = {name: x[-1:] for name, x in subject.compute(case, given).items()}
+    claims.same_bits(among, subject.compute(replace(case, batch=1), alone), "alone in its batch")
+
+
+def causality(subject: Subject, case: Case) -> None:
+    """What the last key holds changes no query but the last."""
+    case = replace(case, causal=True)
+    given = inputs(case)
+    k, v = given.k.copy(), given.v.copy()
+    k[..., -1, :], v[..., -1, :] = -k[..., -1, :], 3 * v[..., -1, :]
+    first, second = (
+        {name: x[:, :, : case.seqlen_q - 1] for name, x in found.items() if name in QUERIES}
+        for found in (
+            subject.compute(case, given),
+            subject.compute(case, given._replace(k=k, v=v)),
+        )
+    )
+    for name, x in first.items():
+        assert np.array_equal(x, second[name], equal_nan=True), f"{name} sees a later key"
+
+
+def powers_of_two(subject: Subject, case: Case) -> None:
+    """Powers of two pass exactly: four times v gives four times out, 2q with half the scale out."""
+    case = replace(plain(case), magnitude="unit", softmax_scale=scale(case))
+    given = inputs(case)
+    before = subject.compute(case, given)
+    # Below the normal numbers a rounding is not relative: each of the five may be off by `tiny`.
+    off = 5 * machine(case.dtype).tiny_storage
+    larger = subject.compute(case, given._replace(v=4 * given.v))["out"].astype(np.float64)
+    moved = np.abs(4.0 * before["out"].astype(np.float64) - larger)
+    assert (~(moved > off)).all(), "out of 4v is not 4 times that of v"
+    half = replace(case, softmax_scale=scale(case) / 2)
+    after = subject.compute(half, given._replace(q=2 * given.q))
+    same = {name: before[name] for name in before.keys() & {"out", "lse"}}
+    claims.same_bits(same, after, "with 2q and half the scale")
+
+
+def other_strides(subject: Subject, case: Case) -> None:
+    """However q, k and v lie in memory, the results are within the bound of one truth."""
+    case, other = plain(case), "contiguous" if case.layout != "contiguous" else "heads inside"
+    same_in(subject, case, replace(case, layout=other), f"laid out {other}")
+
+
+def other_tiles(subject: Subject, case: Case) -> None:
+    """Another tile of the table is as good: both results are within the bound of one truth."""
+    case = plain(case)
+    fitting = [i for i, (_, _, head_dim) in enumerate(TILES) if head_dim >= case.head_dim]
+    other = replace(case, tile=fitting[case.seed % len(fitting)])
+    same_in(subject, case, other, f"with {list(TILES.values())[other.tile or 0]}")
+
+
+def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
+    """Raise unless two cases of one truth give results that may be of one truth."""
+    sample, given = sparse_call(case)
+    sample.check_agree(subject.compute(case, given), subject.compute(other, given), what)
+
+
+def sparse_call(case: Case) -> tuple[Sample, Inputs]:
+    """Return a case's sample, and inputs whose dout is zero on all other rows."""
+    given = inputs(case)
+    sample = Sample(case, given)
+    return sample, sample.sparse(given)
+
+
+def reordered_keys(subject: Subject, case: Case) -> None:
+    """A softmax does not know the order of its keys: reversed, they give the same output."""
+    case = unmasked(case)
+    sample, given = sparse_call(case)
+    turned = given._replace(k=given.k[:, :, ::-1], v=given.v[:, :, ::-1])
+    first, second = subject.compute(case, given), subject.compute(case, turned)
+    for name in second.keys() & {"dk", "dv"}:
+        second[name] = second[name][:, :, ::-1]
+    sample.check_agree(first, second, "with the keys in reverse")
+
+
+def reordered_queries(subject: Subject, case: Case) -> None:
+    """Queries know nothing of each other: reversed, they give the outputs in reverse."""
+    case = unmasked(case)
+    sample, given = sparse_call(case)
+    turned = given._replace(q=given.q[:, :, ::-1], dout=given.dout[:, :, ::-1])
+    first, second = subject.compute(case, given), subject.compute(case, turned)
+    for name in second.keys() & QUERIES:
+        second[name] = second[name][:, :, ::-1]
+    sample.check_agree(first, second, "with the queries in reverse")
+
+
+def repeated_keys(subject: Subject, case: Case) -> None:
+    """Every key twice halves the weights: the same output, and ln 2 more in lse."""
+    case = unmasked(case)
+    given = inputs(case)
+    twice = replace(case, seqlen_k=2 * case.seqlen_k)
+    doubled = given._replace(k=np.tile(given.k, (1, 1, 2, 1)), v=np.tile(given.v, (1, 1, 2, 1)))
+    once, both = Sample(case, given).forward, Sample(twice, doubled)
+    found = subject.compute(twice, doubled)
+    lse = once.lse.value[..., 0] + np.log(2.0)
+    both.check_forward(found, once.out.value, lse, rows_only=True)
+
+
+def merged_parts(subject: Subject, case: Case) -> None:
+    """Two halves of the keys, weighed by e^lse, make the whole (`merge` in every split-KV)."""
+    case = unmasked(case)
+    if case.seqlen_k < 2:
+        raise Inapplicable("one key has no halves")
+    given, cut = inputs(case), case.seqlen_k // 2
+    whole, on = Sample(case, given), machine("float64")
+    parts = []
+    for part in (slice(0, cut), slice(cut, None)):
+        half = given._replace(k=given.k[:, :, part], v=given.v[:, :, part])
+        shorter = replace(case, seqlen_k=half.k.shape[2])
+        sample, found = Sample(shorter, half), subject.compute(shorter, half)
+        out = Approx(sample.of(found["out"]).astype(np.float64), sample.forward.out.error, on)
+        lse = Approx(
+            sample.of(found["lse"]).astype(np.float64), sample.forward.lse.error[..., 0], on
+        )
+        parts.append((out, lse[..., None]))
+    (out1, lse1), (out2, lse2) = parts
+    top = exact(np.maximum(lse1.value, lse2.value), on)
+    w1, w2 = exp(lse1 - top), exp(lse2 - top)
+    merged = (out1 * w1 + out2 * w2) / (w1 + w2)
+    found = subject.compute(case, given)
+    for name, value in (("out", merged), ("lse", (log(w1 + w2) + top)[..., 0])):
+        bound = getattr(whole.forward, name).error.reshape(value.value.shape)
+        mine = Approx(value.value, value.error + bound, on)
+        claims.within(name, whole.of(found[name]), mine, "of the whole, from its halves,")
+
+
+PROPERTIES: Mapping[str, Property] = {
+    "single key": single_key,
+    "saturation": saturation,
+    "equal keys": equal_keys,
+    "hull": hull,
+    "masked rows": masked_rows,
+    "permuted heads": permuted_heads,
+    "batch alone": batch_alone,
+    "causality": causality,
+    "powers of two": powers_of_two,
+    "other strides": other_strides,
+    "other tiles": other_tiles,
+    "reordered keys": reordered_keys,
+    "reordered queries": reordered_queries,
+    "repeated keys": repeated_keys,
+    "merged parts": merged_parts,
+    "gradient sums": gradients.sums,
+    "shifted values": gradients.shifted_values,
+    "slopes": gradients.slopes,
+}

@@ -1,0 +1,121 @@
+"""A few rows of a call of attention, with their bounds: what properties hold an output against.
+
+No M×N matrix is needed for the bounds of a few queries, and where `dout` is zero on all other
+queries, what those add to dk and dv is exactly zero, so that its bounds are those of the few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from twofold.core.verify import attention_bound, claims
+from twofold.core.verify.attention_bound import partnered
+from twofold.core.verify.contracts.attention_domain import Case, Inputs, scale
+from twofold.core.verify.rounding import Approx, Array, exact, machine
+from twofold.reference.attention import attended
+
+QUERIES = {"out", "lse", "dq"}  # outputs with an axis of queries
+ALL = 64  # queries, up to which all are taken
+FEW = 5  # drawn, of more
+
+
+class Sample:
+    """All queries of a short call; the first, the last and some others of a long one.
+
+    Attributes:
+        rows: their numbers, (R,).
+        full_live: which pairs attend, (B, H, M, N).
+        problem: the call of these queries, without dropout.
+        attends: which of them have a key, (B, H, R, 1).
+    """
+
+    def __init__(self, case: Case, given: Inputs) -> None:
+        M, on = case.seqlen_q, machine(case.dtype, case.allow_tf32)
+        drawn = np.random.default_rng(case.seed).integers(0, M, FEW)
+        self.rows = np.arange(M) if M <= ALL else np.unique([0, M - 1, *drawn])
+        self.full_live = full_live(case, given)
+        live = self.of(self.full_live)
+        q, k, v = (exact(x, on) for x in (self.of(given.q), given.k, given.v))
+        self.problem = attention_bound.Problem(q, k, v, live, np.ones(live.shape), scale(case))
+        self.attends = partnered(live)
+        self._dout = exact(self.of(given.dout), on)
+        self._queries = M
+
+    @cached_property
+    def forward(self) -> attention_bound.Forward:
+        """The bounds of out (B, H, R, D) and lse (B, H, R, 1)."""
+        return attention_bound.forward(self.problem)
+
+    def backward(self) -> attention_bound.Backward:
+        """The bounds of dq (B, H, R, D), and of dk, dv (B, H, N, D) where other rows' dout is 0."""
+        no_dlse = exact(np.zeros(self.attends.shape), self._dout.on)
+        return attention_bound.backward(self.problem, self.forward, self._dout, no_dlse)
+
+    def of(self, x: Array) -> Array:
+        """Take the sample's rows of (B, H, M, …)."""
+        return np.asarray(x[:, :, self.rows])
+
+    def spread(self, x: Array) -> Array:
+        """Put the sample's rows (B, H, R, …) among zeros, (B, H, M, …)."""
+        full = np.zeros((*x.shape[:2], self._queries, *x.shape[3:]), x.dtype)
+        full[:, :, self.rows] = x
+        return full
+
+    def sparse(self, given: Inputs) -> Inputs:
+        """Return the inputs with dout zero on all other rows, and no gradient of lse."""
+        return given._replace(dout=self.spread(self._dout.value), dlse=None)
+
+    def check_forward(
+        self, found: Mapping[str, Array], out: Array, lse: Array | None, rows_only: bool = False
+    ) -> None:
+        """Raise unless out and lse are these; NaN, and a row without keys, claim nothing.
+
+        `rows_only` says that the claims are of the sample's rows already.
+        """
+        bounds = {"out": self.forward.out, "lse": self.forward.lse[..., 0]}
+        for name, value in (("out", out), ("lse", lse)):
+            if value is None or name not in found:
+                continue
+            value = value if rows_only else self.of(value)
+            attends = self.attends if name == "out" else self.attends[..., 0]
+            claimed = attends & ~np.isnan(value)
+            bound = replace(
+                bounds[name],
+                value=np.where(claimed, value, 0.0),
+                error=np.where(claimed, bounds[name].error, np.inf),
+            )
+            claims.within(name, self.of(found[name]), bound)
+
+    def check_agree(
+        self, first: Mapping[str, Array], second: Mapping[str, Array], what: str
+    ) -> None:
+        """Raise unless two calls' results, of inputs made `sparse`, may be of one truth."""
+        bounds: dict[str, Approx] = {"out": self.forward.out, "lse": self.forward.lse[..., 0]}
+        if "dq" in first:
+            bounds |= self.backward()._asdict()
+        for name in first.keys() & second.keys():
+            one, two = first[name], second[name]
+            if name in QUERIES:
+                one, two = self.of(one), self.of(two)
+            claims.agree(name, one, two, bounds[name], what)
+
+
+def plain(case: Case) -> Case:
+    """Return the case without what belongs to no other call: dropout, a gradient of lse."""
+    return replace(case, dropout_p=0.0, dlse=False)
+
+
+def unmasked(case: Case) -> Case:
+    """Return the plain case in which every query attends to every key."""
+    return replace(plain(case), causal=False, mask=None, key_lengths=False)
+
+
+def full_live(case: Case, given: Inputs) -> Array:
+    """Return which pairs attend, (B, H, M, N), a view where the mask is broadcast."""
+    pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
+    live = attended(pairs, case.causal, given.mask, given.key_lengths)
+    return np.broadcast_to(True if live is None else live, pairs)

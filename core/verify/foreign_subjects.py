@@ -1,0 +1,272 @@
+"""Implementations that are not ours, made to compute what a contract asks for.
+
+A `Function` is a plain call on torch tensors, an `Operator` an object with the functions of an
+operator's module (`forward`, `backward`, …) and their arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twofold.core import ops
+from twofold.core.verify.contract import Contract, Inapplicable, precision_name
+from twofold.core.verify.foreign_calls import ALIASES, PLAIN, contract_module
+from twofold.core.verify.strict_memory import Fault
+
+REFUSALS = (ValueError, AssertionError, NotImplementedError)
+
+
+class Refused(Exception):
+    """The implementation does not take a case, in its own words."""
+
+
+def load(name: str) -> Any:
+    """Import "module:function", from the current folder too.
+
+    Raises:
+        ValueError: there is no such module or function, or it cannot be imported.
+    """
+    ops.triton_device()  # before Triton is imported
+    module_name, _, function_name = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever its code raises
+        words = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name!r} cannot be imported: {words}") from error
+    if not hasattr(module, function_name):
+        raise ValueError(f"module {module_name!r} has no function {function_name!r}")
+    return getattr(module, function_name)
+
+
+def subject(implementation: Any, operator: str) -> Function | Operator:
+    """Return what is to be judged.
+
+    Raises:
+        ValueError: nothing of the kind can be judged as this operator.
+        TypeError: it is neither callable nor has the operator's functions, or takes other
+            arguments.
+    """
+    if operator not in ops.OPERATORS:
+        known = ", ".join(ops.OPERATORS)
+        raise ValueError(f"--op is {operator!r}; it must be one of {known}")
+    if hasattr(implementation, "adam" if operator == "optimizers" else "forward"):
+        return Operator(implementation, operator)
+    if operator not in PLAIN:
+        known = ", ".join(PLAIN)
+        raise ValueError(
+            f"--op is {operator!r}; a plain function can be judged as {known}, "
+            f"an object with forward and backward as any operator"
+        )
+    if not callable(implementation):
+        raise TypeError(f"{implementation!r} cannot be called")
+    return Function(implementation, operator)
+
+
+class Function:
+    """A plain call, f(tensors…, options…) -> output or outputs, differentiated by autograd.
+
+    Attributes:
+        contract: the operator's, of what a plain call can be asked for.
+        side: where its tensors live.
+        missing: options that it does not have.
+        ever: outputs and gradients that it ever computed.
+    """
+
+    def __init__(self, function: Callable[..., Any], operator: str) -> None:
+        self._function, self._plain = function, PLAIN[operator]
+        self.side, module = ops.load("triton"), contract_module(operator)
+        self._names = _names(function, self._plain.options)
+        self.missing = [o for o in self._plain.options if o not in self._names]
+        self.ever: set[str] = set()
+        self._computed: set[str] = set()  # by the last call
+        ours, plain = module.CONTRACT, self._plain
+        claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
+        self.contract: Contract = replace(
+            ours,
+            inputs=plain.inputs or ours.inputs,
+            run=self._run,
+            truth=lambda case, given: {
+                n: x for n, x in module.truth(case, given).items() if n in self._computed
+            },
+            pinned=[module.Case(**fields) for fields in plain.pinned],
+            properties=claims,
+            small=plain.small or ours.small,
+            in_place=False,
+        )
+        self._check_signature(module.Case())
+
+    def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
+        """Return the case in this precision, without what the function does not take.
+
+        `size` is a head_dim that more functions take than any.
+        """
+        fields = dict(self._plain.always)
+        for option in self.missing:
+            fields |= self._plain.options[option]
+        return self._plain.narrowed(_in_precision(case, precision, fields), size)
+
+    def _check_signature(self, case: Any) -> None:
+        """Refuse a function that cannot be called, before it is."""
+        try:
+            signature = inspect.signature(self._function)
+        except ValueError:  # a builtin has none
+            return
+        call = self._plain.call(self.side, case, self.contract.inputs(case))
+        options = {self._names[n]: None for n in call.options if n in self._names}
+        try:
+            signature.bind(*call.tensors, **options)
+        except TypeError as error:
+            takes = f"({', '.join(call.tensors)}), and any of {', '.join(self._plain.options)}"
+            raise TypeError(f"the function takes {signature}; it must take {takes}") from error
+
+    def _run(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
+        """Call the function, and its gradient where there is one."""
+        import torch
+
+        if self.fitting(case, precision_name(case)) != case:
+            raise Inapplicable("the function takes no such case")
+        call = self._plain.call(side, case, given)
+        tensors = {
+            n: x.detach().requires_grad_() if x is not None and x.is_floating_point() else x
+            for n, x in call.tensors.items()
+        }
+        leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
+        options = {self._names[n]: x for n, x in call.options.items() if n in self._names}
+        with _refusals():
+            returned = self._function(*tensors.values(), **options)
+            outputs = returned if isinstance(returned, tuple) else (returned,)
+            for x in outputs[: len(self._plain.outputs)]:
+                if not isinstance(x, torch.Tensor):
+                    raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
+            found = dict(zip(self._plain.outputs, outputs, strict=False))
+            roots = {
+                n: x
+                for n, x in found.items()
+                if n in call.gradients and x.requires_grad and x.shape == call.gradients[n].shape
+            }
+            if roots:
+                gradients = torch.autograd.grad(
+                    list(roots.values()),
+                    list(leaves.values()),
+                    [call.gradients[n].to(x.dtype) for n, x in roots.items()],
+                    allow_unused=True,
+                )
+                for (n, x), d in zip(leaves.items(), gradients, strict=True):
+                    found[f"d{n}"] = torch.full_like(x, torch.nan) if d is None else d
+        found = {n: x for n, x in found.items() if n in self.contract.passes}
+        self._computed = set(found)
+        self.ever |= self._computed
+        return found
+
+
+class Operator:
+    """An object with the functions of an operator's module, such as a module of kernels.
+
+    Its attributes are those of `Function`.
+    """
+
+    def __init__(self, implementation: Any, operator: str) -> None:
+        self._implementation, self._operator = implementation, operator
+        self.side, module = ops.load("triton"), contract_module(operator)
+        self.missing: list[str] = []
+        self.ever: set[str] = set()
+        self._module_run = module.run
+        wanted = ("adam",) if operator == "optimizers" else ("forward", "backward")
+        for name in wanted:
+            if not callable(getattr(implementation, name, None)):
+                raise TypeError(f"{implementation!r} has no function {name!r}")
+        parameters = inspect.signature(getattr(implementation, wanted[0])).parameters
+        self._takes_tf32 = "allow_tf32" in parameters
+        without_tiles = [self.fitting(c, precision_name(c)) for c in module.CONTRACT.pinned]
+        self.contract: Contract = replace(
+            module.CONTRACT, run=self._run, pinned=list(dict.fromkeys(without_tiles))
+        )
+
+    def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
+        """Return the case in this precision, without a tile of our tables."""
+        return _in_precision(case, precision, {"tile": None})
+
+    def _run(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
+        if self.fitting(case, precision_name(case)) != case:
+            raise Inapplicable("there is no such case")
+        with _refusals():
+            found: Mapping[str, Any] = self._module_run(_With(side, self), case, given)
+        self.ever |= {n for n, x in found.items() if x is not None}
+        return found
+
+    def forward(self, *args: Any, allow_tf32: bool = False, **how: Any) -> Any:
+        """Call the implementation's, which need not know of tf32."""
+        if self._takes_tf32:
+            how["allow_tf32"] = allow_tf32
+        return self._implementation.forward(*args, **how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._implementation, name)
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return self._operator
+
+
+class _With:
+    """A side, but one operator is somebody else's."""
+
+    def __init__(self, side: ops.Side, operator: Operator) -> None:
+        self._side, self._theirs = side, operator
+
+    def __getattr__(self, name: str) -> Any:
+        return self._theirs if name == self._theirs.name else getattr(self._side, name)
+
+
+def _in_precision(case: Any, precision: str, fields: Mapping[str, Any]) -> Any:
+    """Return the case with these fields, as far as it has them, in this precision."""
+    tf32 = precision == "tf32"
+    fields = {**fields, "dtype": "float32" if tf32 else precision, "allow_tf32": tf32}
+    return replace(case, **{n: x for n, x in fields.items() if hasattr(case, n)})
+
+
+def _names(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the function calls those options that it has."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a builtin has no signature
+        return {}
+    return {
+        option: name
+        for option in options
+        for name in ALIASES.get(option, (option,))
+        if name in parameters
+    }
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Tell what an implementation refuses from what it does wrong."""
+    try:
+        yield
+    except Exception as error:
+        causes = list(_causes(error))
+        faults = [e for e in causes if isinstance(e, Fault)]
+        if faults:
+            raise faults[0] from error
+        if isinstance(causes[-1], REFUSALS):
+            raise Refused(f"{type(causes[-1]).__name__}: {causes[-1]}") from error
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Go from an exception to what raised it: the interpreter wraps what a kernel raises."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

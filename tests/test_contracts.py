@@ -1,0 +1,147 @@
+"""Every operator's contract, on both sides; and what judging makes of what it is shown."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.core import ops
+from twofold.core.verify import report
+from twofold.core.verify.contract import (
+    PROPERTY,
+    Contract,
+    Inapplicable,
+    Violation,
+    check_properties,
+    fitting,
+    hold,
+    judge,
+    precision_name,
+    same_bits,
+    some_properties,
+    subject,
+)
+from twofold.core.verify.rounding import exact, machine
+
+ops.triton_device()  # before a contract imports the kernels' tile tables
+CONTRACTS = {name: report.contract(name) for name in ops.OPERATORS}
+PINNED = [
+    pytest.param(name, case, id=f"{name}-{i}-{precision_name(case)}")
+    for name, contract in CONTRACTS.items()
+    for i, case in enumerate(contract.pinned)
+]
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS)
+@given(data=st.data())
+def test_a_kernel_keeps_its_contract(triton, operator, data):
+    contract = CONTRACTS[operator]
+    hold(contract, triton, data.draw(contract.cases), data.draw(some_properties(contract)))
+
+
+@pytest.mark.parametrize(("operator", "case"), PINNED)
+def test_a_kernel_keeps_its_contract_with_every_tile(triton, operator, case):
+    hold(CONTRACTS[operator], triton, case, ())
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS)
+@given(data=st.data())
+def test_the_reference_in_float32_keeps_the_contract(reference, operator, data):
+    contract = CONTRACTS[operator]
+    hold(contract, reference, fitting(reference, data.draw(contract.cases)))
+
+
+@pytest.mark.parametrize("operator", ops.OPERATORS)
+@given(data=st.data())
+def test_the_reference_in_float64_keeps_its_bound(reference, operator, data):
+    case = fitting(reference, data.draw(CONTRACTS[operator].cases))
+    findings = judge(CONTRACTS[operator], reference, dataclasses.replace(case, dtype="float64"))
+    assert not [f for f in findings if f.fault]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One number, doubled."""
+
+    dtype: str = "float32"
+    x: float = 1.0
+
+
+def doubling(run, **more):
+    """Return the contract of doubling, and what `run` makes of it."""
+
+    def truth(case, given):
+        return {"out": exact(2 * given, machine(case.dtype))}
+
+    return Contract(
+        operator="doubling",
+        cases=st.just(Case()),
+        inputs=lambda case: np.full(3, case.x),
+        run=lambda side, case, given: {"out": run(side.asarray(given))},
+        truth=truth,
+        passes={"out": "forward"},
+        **more,
+    )
+
+
+def written(x):
+    y = 2 * x
+    x[1] = 7
+    return y
+
+
+FAULTS = {
+    "out[0] is 3": lambda x: 3 * x,
+    "out has shape (2,)": lambda x: (2 * x)[:2],
+    "input 0 of shape (3,) was written to": written,
+    "out[0] is nan": lambda x: 2 * np.where(x == x[0], np.nan, x),
+}
+
+
+@pytest.mark.parametrize("words", FAULTS)
+def test_what_is_wrong_is_named(reference, words):
+    assert not [f for f in judge(doubling(lambda x: 2 * x), reference, Case()) if f.fault]
+    with pytest.raises(Violation, match=re.escape(words)):
+        hold(doubling(FAULTS[words]), reference, Case())
+
+
+def test_infinities_and_nan_must_stand_where_the_truth_has_them(reference):
+    contract = doubling(lambda x: 2 * x)
+    for x in (np.inf, -np.inf, np.nan):
+        assert not [f for f in judge(contract, reference, Case(x=x)) if f.fault]
+        wrong = doubling(lambda x: np.full_like(x, 5.0))
+        assert [f for f in judge(wrong, reference, Case(x=x)) if f.fault]
+
+
+def test_a_property_that_does_not_apply_is_left_out_and_one_that_breaks_is_named(reference):
+    def asks_for_more(subject, case):
+        subject.compute(case, np.ones(3))["lse"]
+
+    def breaks(subject, case):
+        assert subject.compute(case, np.ones(3))["out"][0] == 3, "two is not three"
+
+    contract = doubling(lambda x: 2 * x, properties={"more": asks_for_more, "three": breaks})
+    found = check_properties(contract, subject(contract, reference), Case())
+    assert {f.output: bool(f.fault) for f in found} == {"three": True, "same bits again": False}
+    assert all(f.pass_ == PROPERTY for f in found)
+    (fault,) = [f.fault for f in found if f.fault]
+    assert fault.startswith("property 'three': two is not three")
+    with pytest.raises(Inapplicable, match="there is no lse"):
+        asks_for_more(subject(contract, reference), Case())
+
+
+def test_what_differs_from_run_to_run_is_seen(reference):
+    count = iter(range(10))
+    contract = doubling(lambda x: 2 * x + next(count))
+    (finding,) = check_properties(contract, subject(contract, reference), Case())
+    assert "computed again" in finding.fault
+
+
+def test_bits_are_compared_with_nan_in_mind():
+    x = np.array([1.0, np.nan])
+    same_bits({"out": x}, {"out": x.copy()}, "here")
+    with pytest.raises(AssertionError, match="out differs here"):
+        same_bits({"out": x}, {"out": np.array([1.0, 2.0])}, "here")
