@@ -47,6 +47,7 @@ from twofold.core.verify.foreign_subjects import Function, Operator, Refused, lo
 PRECISIONS = (*domains.DTYPES, "tf32")
 SHRINKING = 15.0  # seconds, for each failure
 SIZES = (16, 32, 64)  # head_dims
+MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 CLAIMED = 4  # cases for each property and precision
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
 
@@ -165,7 +166,7 @@ class _Trial:
         self.judged, self.contract = judged, judged.contract
         self.line, self.observe = line, observe
         self.subject = subject_of(self.contract, judged.side)
-        self.refused: dict[str, list[tuple[str, Any]]] = {}
+        self.refused: dict[str, dict[Any, str]] = {}
 
     def bound(self, case: Any) -> list[Finding]:
         """Judge a case; whatever is raised, but a refusal, is a violation too."""
@@ -241,22 +242,25 @@ class _Trial:
         """Check drawn cases; return how many applied, and the violation of the smallest."""
         failed: dict[Any, Violation] = {}
         applied: set[Any] = set()
+        seen: set[Any] = set()
         until = [np.inf]
 
         def attempt(case: Any) -> bool:
             """Check a case that was not; return whether it is taken."""
             if case in failed:
                 raise failed[case]
-            if case in applied or time.monotonic() > until[0]:
+            if case in seen or len(applied) >= examples or time.monotonic() > until[0]:
                 return True
+            seen.add(case)
             try:
                 check(case)
                 applied.add(case)
             except Refused as refusal:
+                seen.discard(case)
                 self._refuse(refusal, case)
                 return False
             except Inapplicable:
-                return False
+                return True
             except Violation as violation:
                 failed[case] = violation
                 until[0] = min(until[0], time.monotonic() + SHRINKING)
@@ -264,7 +268,7 @@ class _Trial:
             return True
 
         @settings(
-            max_examples=max(1, examples),
+            max_examples=MORE * examples,
             database=None,
             derandomize=True,
             deadline=None,
@@ -298,7 +302,7 @@ class _Trial:
         elif judged.ever and (lost := sorted(passes.keys() - judged.ever)):
             notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
         for refusals in self.refused.values():
-            words, case = refusals[0]
+            case, words = next(iter(refusals.items()))
             first = f"{case.dtype} {report.short(case)}"
             notes.append(f"refused {len(refusals)} cases, such as {first}: {words}")
         return notes
@@ -306,7 +310,8 @@ class _Trial:
     def _refuse(self, refusal: Refused, case: Any) -> None:
         """Remember a refusal; those that differ in numbers alone are one."""
         words = str(refusal).splitlines()[0]
-        self.refused.setdefault(re.sub(r"\d+", "", words), []).append((words, case))
+        alike = self.refused.setdefault(re.sub(r"\d+", "", words), {})
+        alike.setdefault(case, words)
 
 
 def _case_type(judged: Function | Operator) -> Any:
