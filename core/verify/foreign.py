@@ -107,11 +107,10 @@ def judge(
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"--dtype is {precision!r}; it must be one of {known}")
-    name = function if isinstance(function, str) else getattr(function, "__name__", "function")
     judged = subject(load(function) if isinstance(function, str) else function, operator)
     if "tf32" in wanted and not hasattr(_case_type(judged)(), "allow_tf32"):
         raise ValueError(f"--dtype is 'tf32'; {operator} has no matrix product")
-    trial = _Trial(judged, lambda case: _line(name, operator, case), observe)
+    trial = _Trial(judged, lambda case: _line(function, operator, case), observe)
     verdict, findings = Verdict(), []
     for precision in wanted:
         with strictly():
@@ -121,7 +120,7 @@ def judge(
         for f in faults:
             verdict.failures.append(f"{f.pass_} {f.dtype} {f.output}: {f.fault}")
         if faults:
-            verdict.failures[-1] += f"\n  {_line(name, operator, faults[0].case)}"
+            verdict.failures[-1] += f"\n  {_line(function, operator, faults[0].case)}"
     for claim in verdict.claims:
         if claim.outcome == FAILS:
             verdict.failures.append(
@@ -243,12 +242,15 @@ class _Trial:
         failed: dict[Any, Violation] = {}
         applied: set[Any] = set()
         seen: set[Any] = set()
+        refused: set[Any] = set()
         until = [np.inf]
 
         def attempt(case: Any) -> bool:
             """Check a case that was not; return whether it is taken."""
             if case in failed:
                 raise failed[case]
+            if case in refused:
+                return False
             if case in seen or len(applied) >= examples or time.monotonic() > until[0]:
                 return True
             seen.add(case)
@@ -256,7 +258,7 @@ class _Trial:
                 check(case)
                 applied.add(case)
             except Refused as refusal:
-                seen.discard(case)
+                refused.add(case)
                 self._refuse(refusal, case)
                 return False
             except Inapplicable:
@@ -296,10 +298,11 @@ class _Trial:
         notes = []
         if judged.missing:
             notes.append(f"not judged, for it takes none of them: {', '.join(judged.missing)}")
-        backward = [n for n, pass_ in passes.items() if pass_ == "backward"]
-        if judged.ever and backward and not judged.ever & set(backward):
+        lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
+        if judged.ever and {n for n in passes if passes[n] == "backward"} <= lost.keys():
             notes.append("forward only: the output requires no grad")
-        elif judged.ever and (lost := sorted(passes.keys() - judged.ever)):
+            lost = {n: pass_ for n, pass_ in lost.items() if pass_ == "forward"}
+        if judged.ever and lost:
             notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
         for refusals in self.refused.values():
             case, words = next(iter(refusals.items()))
@@ -318,9 +321,12 @@ def _case_type(judged: Function | Operator) -> Any:
     return type(judged.contract.pinned[0])
 
 
-def _line(name: str, operator: str, case: Any) -> str:
+def _line(function: str | Any, operator: str, case: Any) -> str:
     """Return the line of Python that judges this case again."""
     default = type(case)()
     changed = {n: x for n, x in vars(case).items() if x != getattr(default, n) or n == "dtype"}
     fields = ", ".join(f"{n}={x!r}" for n, x in changed.items())
-    return f"foreign.again({name!r}, {operator!r}, {fields})"
+    name = (
+        repr(function) if isinstance(function, str) else getattr(function, "__name__", "function")
+    )
+    return f"foreign.again({name}, {operator!r}, {fields})"
