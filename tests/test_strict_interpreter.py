@@ -113,6 +113,18 @@ def count(x_ptr, y_ptr, SCAN: tl.constexpr):
 
 
 @InterpretedFunction
+def offsets_in_32_bits(y_ptr, n, stride):
+    for i in range(n):
+        tl.store(y_ptr + i, i * stride)
+
+
+@InterpretedFunction
+def offsets_in_64_bits(y_ptr, n: tl.int64, stride):
+    for i in tl.range(0, n):
+        tl.store(y_ptr + i, i * stride)
+
+
+@InterpretedFunction
 def twice(y_ptr, n):
     tl.store(y_ptr, n * 2)
 
@@ -367,6 +379,15 @@ def test_sums_of_integers_do_not_wrap(strict, scan):
     assert words == f"count, {at}, program (0, 0, 0): int32 overflow in {name}"
     count[1,](x // 2, y, SCAN=scan)
     assert y[7] == 1 << 30
+
+
+def test_a_loop_counts_in_the_type_of_its_bounds(strict):
+    y = torch.zeros(3, dtype=torch.int64)
+    words = found(offsets_in_32_bits, (1,), y, 3, 1 << 30)
+    at = where(offsets_in_32_bits, "tl.store")
+    assert words == f"offsets_in_32_bits, {at}, program (0, 0, 0): int32 overflow in mul"
+    offsets_in_64_bits[1,](y, 3, 1 << 30)
+    assert y.tolist() == [0, 1 << 30, 1 << 31]
 
 
 def test_large_integers_have_64_bits(strict):

@@ -104,14 +104,13 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         with self._accessing("atomic"):
             return super().create_atomic_store(*how)
 
-    def create_atomic_poll(self, ptr: Any, expected: Any, *how: Any) -> Any:
+    def create_atomic_poll(self, ptr: Any, expected: Any, timeout_ns: Any, *how: Any) -> Any:
         with self._accessing("atomic"):
             found = self.create_load(ptr, None, True)
-        if (found.data != expected.data).any():
-            raise NotImplementedError(
-                "it waits for another program; here they run one after the other"
-            )
-        return TensorHandle(np.ones(ptr.data.shape, bool), tl.int1)
+        met = np.asarray(found.data == expected.data)
+        if timeout_ns is None and not met.all():
+            raise NotImplementedError("waits for another program; here one runs after the other")
+        return TensorHandle(met, tl.int1)
 
     def create_barrier(self, *how: Any) -> None:
         self.memory.barrier()
@@ -173,13 +172,13 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return self._undefined(super().create_urem, lhs, rhs, rhs.data == 0)
 
     def create_shl(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_shl, lhs, rhs, _too_far(rhs))
+        return self._undefined(super().create_shl, lhs, rhs, _too_far(lhs, rhs))
 
     def create_lshr(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_lshr, lhs, rhs, _too_far(rhs))
+        return self._undefined(super().create_lshr, lhs, rhs, _too_far(lhs, rhs))
 
     def create_ashr(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_ashr, lhs, rhs, _too_far(rhs))
+        return self._undefined(super().create_ashr, lhs, rhs, _too_far(lhs, rhs))
 
     def _undefined(
         self, operation: Callable[[Any, Any], Any], lhs: Any, rhs: Any, where: Array
@@ -263,9 +262,9 @@ def _data(mask: Any) -> Array:
     return np.asarray(mask.data if isinstance(mask, TensorHandle) else mask)
 
 
-def _too_far(shift: Any) -> Array:
-    width = shift.dtype.scalar.primitive_bitwidth
-    return np.asarray((shift.data < 0) | (shift.data >= width))
+def _too_far(shifted: Any, by: Any) -> Array:
+    width = shifted.dtype.scalar.primitive_bitwidth
+    return np.asarray((by.data < 0) | (by.data >= width))
 
 
 def _size(pointer: Any) -> int:

@@ -30,9 +30,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from twofold.core.verify.strict_memory import Fault
+from twofold.core.verify.strict_memory import Fault, StaticAssertion, Unsupported
 
-__all__ = ["Fault", "check_written", "strict_interpreter"]
+__all__ = ["Fault", "StaticAssertion", "Unsupported", "check_written", "strict_interpreter"]
 
 
 @contextlib.contextmanager
@@ -52,6 +52,9 @@ def strict_interpreter(
     Contexts nest: the innermost says what is checked. Call `ops.load("triton")`, or set
     TRITON_INTERPRET, before: Triton is imported here.
     """
+    from twofold.core.verify import strict_versions
+
+    strict_versions.check()
     from twofold.core.verify.strict_builder import Strictness
     from twofold.core.verify.strict_launch import installed
 

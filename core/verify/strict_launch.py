@@ -1,4 +1,4 @@
-"""A strict launch: the language set up once, tagged pointers, typed numbers, programs in disorder.
+"""A strict launch: tagged pointers, typed numbers, programs in disorder, faults with their place.
 
 `installed` puts everything in place and takes it back. Triton is imported here: see
 `strict_builder`.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import random
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import interpreter
@@ -28,6 +25,7 @@ from twofold.core.verify import strict_numerics as numerics
 from twofold.core.verify import strict_reductions
 from twofold.core.verify import strict_unwritten as unwritten
 from twofold.core.verify.strict_builder import StrictBuilder, Strictness
+from twofold.core.verify.strict_language import MACHINERY, REWRITTEN, Language, Rewriting, loop
 from twofold.core.verify.strict_memory import (
     Checks,
     Fault,
@@ -37,53 +35,11 @@ from twofold.core.verify.strict_memory import (
 )
 from twofold.core.verify.strict_unwritten import Record
 
-# Frames of these files are not the kernel's.
-_MACHINERY = (
-    os.path.dirname(triton.__file__),
-    os.path.dirname(np.__file__),
-    os.path.dirname(__file__) + os.sep + "strict_",
-)
 _SCALARS = {
     "i8": tl.int8, "i16": tl.int16, "i32": tl.int32, "i64": tl.int64,
     "u8": tl.uint8, "u16": tl.uint16, "u32": tl.uint32, "u64": tl.uint64,
     "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64,
 }  # fmt: skip
-
-
-class Language:
-    """Triton's language, pointed at the interpreter once instead of at every call.
-
-    The interpreter replaces some two hundred members of `triton.language` at each launch and again
-    at each call of a jitted function, `tl.sum` and `tl.zeros` among them: most of its running time.
-    """
-
-    def __init__(self) -> None:
-        self._scopes: list[Any] = []
-        self._known: set[Any] = set()
-        self._modules: set[tuple[bool, bool]] = set()
-
-    def patch(self, fn: Any) -> None:
-        """See to it that the modules a function knows are replaced."""
-        if fn in self._known:
-            return
-        self._known.add(fn)
-        values = [x for x in fn.__globals__.values() if inspect.ismodule(x)]
-        modules = (tl in values, tl.core in values)
-        if modules in self._modules:
-            return
-        self._modules.add(modules)
-        scope = interpreter._patch_lang(fn)
-        # Triton 3.6 takes int() of an array with an axis, which NumPy no longer allows.
-        scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
-        scope.set_attr(tl.tensor, "__bool__", _truth)
-        for language in (tl, tl.core):
-            scope.set_attr(language, "static_assert", _static_assert)
-        self._scopes.append(scope)
-
-    def restore(self) -> None:
-        """Take everything back."""
-        while self._scopes:
-            self._scopes.pop().restore()
 
 
 def launch(
@@ -102,7 +58,7 @@ def launch(
     grid += (1,) * (3 - len(grid))
     language.patch(fn)
     checks = Checks(strict.bounds, strict.races, strict.uninitialised)
-    memory = builder.memory = Memory(fn.__name__, fn.__code__, checks, _MACHINERY)
+    memory = builder.memory = Memory(fn.__name__, fn.__code__, checks, MACHINERY)
     records = _records(args, kwargs) if strict.uninitialised else {}
     types = {name: _SCALARS.get(_normalize_ty(t)) for name, t in fn.__annotations__.items()}
     arguments = {
@@ -186,20 +142,6 @@ def _pointer(name: str, x: Any, memory: Memory, records: dict[int, Record]) -> A
     return memory.add(name, tensor, records.get(tensor.untyped_storage().data_ptr()))
 
 
-def _truth(x: Any) -> bool:
-    """Say whether a tensor of one element is true: of more, only Triton's own code may ask."""
-    data = x.handle.data
-    asked_by = sys._getframe(1).f_code.co_filename
-    if data.size != 1 and not asked_by.startswith(_MACHINERY):
-        raise ValueError(f"a block of shape {data.shape} is no condition of if, while, and, or")
-    return bool(data.all()) if data.size == 1 else True
-
-
-def _static_assert(condition: Any, message: str = "", _semantic: Any = None) -> None:
-    if not condition:
-        raise StaticAssertion(message)
-
-
 @contextlib.contextmanager
 def installed(strict: Strictness) -> Iterator[None]:
     """Make the interpreter strict, and what it was at the end."""
@@ -216,13 +158,13 @@ def installed(strict: Strictness) -> Iterator[None]:
     def run(executor: Any, *args: Any, **kwargs: Any) -> None:
         launch(executor, language, args, kwargs)
 
-    def overflow(self: Any, lhs: Any, rhs: Any, operation: Any) -> None:
+    def overflow(self: Any, lhs: Any, rhs: Any, binary_op: Any) -> None:
         if self.builder is not builder:
-            plain_overflow(self, lhs, rhs, operation)
+            plain_overflow(self, lhs, rhs, binary_op)
         elif strict.overflow and lhs.type.scalar.int_bitwidth < 64:
             a, b = lhs.handle.data, rhs.handle.data
-            if a.dtype.kind in "iu" and numerics.overflows(operation.__name__, a, b):
-                raise builder.memory.fault(f"{lhs.type.scalar} overflow in {operation.__name__}")
+            if a.dtype.kind in "iu" and numerics.overflows(binary_op.__name__, a, b):
+                raise builder.memory.fault(f"{lhs.type.scalar} overflow in {binary_op.__name__}")
 
     def load(self: Any, ptr: Any, mask: Any, other: Any, *how: Any, **more: Any) -> Any:
         # Triton asks `if other`, which for one element is false where it is 0.
@@ -232,10 +174,10 @@ def installed(strict: Strictness) -> Iterator[None]:
         finally:
             builder.other_given = False
 
-    def apply(self: Any, inputs: Any) -> Any:
-        if not isinstance(inputs, tuple):
-            return apply(self, (inputs,))[0]
-        return strict_reductions.apply(plain_apply, self, inputs)
+    def apply(self: Any, input: Any) -> Any:
+        if not isinstance(input, tuple):
+            return apply(self, (input,))[0]
+        return strict_reductions.apply(plain_apply, self, input)
 
     with contextlib.ExitStack() as stack:
         stack.callback(language.restore)
@@ -248,9 +190,12 @@ def installed(strict: Strictness) -> Iterator[None]:
             (builder, "kind", ""),
             (builder, "codegen_fns", {**builder.codegen_fns, "min_dot_size": _least_dot(builder)}),
             (interpreter.InterpretedFunction, "__call__", call),
+            (interpreter.InterpretedFunction, "rewritten_fn", REWRITTEN),
+            (interpreter.FunctionRewriter, "ast_transformer", Rewriting()),
             (interpreter.GridExecutor, "__call__", run),
             (interpreter.ReduceScanOpInterface, "apply", apply),
             (semantic, "load", load),
+            (semantic, Rewriting.LOOP, staticmethod(loop)),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
         ):
             stack.enter_context(_replaced(owner, name, new))
