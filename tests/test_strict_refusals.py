@@ -165,8 +165,15 @@ def test_atomic_loads_and_stores_are_atomics():
     def wait(flag_ptr):
         tl.atomic_poll(flag_ptr, 1)
 
+    @InterpretedFunction
+    def wait_a_little(flag_ptr, out_ptr):
+        met = tl.atomic_poll(flag_ptr, 1, timeout_ns=10)
+        tl.store(out_ptr, met.to(tl.int32))
+
     out = ints(0, 0, 0)
     ticket[3,](ints(0), out)
     assert sorted(out.tolist()) == [1, 2, 3]
     wait[1,](ints(1))
+    wait_a_little[1,](ints(0), out)
+    assert out[0] == 0
     assert "waits for another program" in found(wait, (1,), ints(0), error=Unsupported)
