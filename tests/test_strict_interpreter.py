@@ -441,6 +441,9 @@ def test_contexts_nest(strict):
     with strict_interpreter(bounds=False):
         copy[1,](memory[:3], torch.zeros(4), 0, BLOCK=4)
     assert "out of bounds" in found(copy, (1,), memory[:3], torch.zeros(4), 0, BLOCK=4)
+    y = torch.zeros(3, dtype=torch.int64)
+    offsets_in_64_bits[1,](y, 3, 1 << 30)  # as before, too
+    assert y.tolist() == [0, 1 << 30, 1 << 31]
 
 
 def test_each_check_can_be_left_out():

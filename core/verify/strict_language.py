@@ -71,7 +71,7 @@ class Language:
 class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
     """What the interpreter makes of a kernel's source; and loops that count in typed numbers."""
 
-    LOOP = "strict_loop"  # a method of the interpreter's semantic, which every kernel sees
+    LOOP = "strict_loop"  # of the interpreter's semantic, which every kernel sees
 
     def visit_For(self, node: ast.For) -> ast.AST:  # noqa: D102
         call = node.iter

@@ -195,7 +195,7 @@ def installed(strict: Strictness) -> Iterator[None]:
             (interpreter.GridExecutor, "__call__", run),
             (interpreter.ReduceScanOpInterface, "apply", apply),
             (semantic, "load", load),
-            (semantic, Rewriting.LOOP, staticmethod(loop)),
+            (interpreter.interpreter_semantic, Rewriting.LOOP, loop),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
         ):
             stack.enter_context(_replaced(owner, name, new))
