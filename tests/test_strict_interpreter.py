@@ -3,11 +3,10 @@
 The kernels are wrapped for the interpreter by hand, so that they run in it next to a GPU as well.
 """
 
-import inspect
-
 import pytest
 import torch
 import triton.language as tl
+from planted import found, ints, where
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -103,26 +102,36 @@ def through_a_pointer(pointers_ptr, x_ptr, y_ptr):
 
 
 @InterpretedFunction
+def count(x_ptr, y_ptr, SCAN: tl.constexpr):
+    i = tl.arange(0, 8)
+    x = tl.load(x_ptr + i)
+    if SCAN:
+        x = tl.associative_scan(x, 0, tl.standard._sum_combine)
+    else:
+        x = tl.reduce(x, 0, tl.standard._sum_combine)
+    tl.store(y_ptr + i, x)
+
+
+@InterpretedFunction
+def offsets_in_32_bits(y_ptr, n, stride):
+    for i in range(n):
+        tl.store(y_ptr + i, i * stride)
+
+
+@InterpretedFunction
+def offsets_in_64_bits(y_ptr, n: tl.int64, stride):
+    for i in tl.range(0, n):
+        tl.store(y_ptr + i, i * stride)
+
+
+@InterpretedFunction
+def twice(y_ptr, n):
+    tl.store(y_ptr, n * 2)
+
+
+@InterpretedFunction
 def order(counter_ptr, turn_ptr):
     tl.store(turn_ptr + tl.program_id(0), tl.atomic_add(counter_ptr, 1))
-
-
-def ints(*values, dtype=torch.int32):
-    return torch.tensor(values, dtype=dtype)
-
-
-def where(function, text):
-    """Return file:line of the statement that contains a text."""
-    lines, first = inspect.getsourcelines(function.fn)
-    (number,) = [i for i, line in enumerate(lines) if text in line]
-    return f"{__file__}:{first + number}"
-
-
-def found(kernel, grid, *arguments, **constants):
-    """Run a kernel that is at fault and return the words."""
-    with pytest.raises(Fault) as fault:
-        kernel[grid](*arguments, **constants)
-    return str(fault.value)
 
 
 # bounds
@@ -307,6 +316,48 @@ def test_two_lanes_of_one_store_must_agree(strict):
     assert "y_ptr" in words
 
 
+@InterpretedFunction
+def through_scratch(x_ptr, scratch_ptr, y_ptr, BARRIER: tl.constexpr, STEP: tl.constexpr):
+    i = tl.arange(0, 8)
+    tl.store(scratch_ptr + i, tl.load(x_ptr + i))
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(y_ptr + i, tl.load(scratch_ptr + (i + STEP) % 8))
+
+
+@InterpretedFunction
+def zero_and_set(y_ptr, k, ATOMIC: tl.constexpr):
+    tl.store(y_ptr + tl.arange(0, 8), tl.zeros((8,), tl.int32))
+    if ATOMIC:
+        tl.atomic_add(y_ptr + k, 1)
+    else:
+        tl.store(y_ptr + k, 1)
+
+
+def test_a_lane_that_loads_what_another_stored_needs_a_barrier(strict):
+    x, scratch, y = torch.arange(8.0), torch.zeros(8), torch.zeros(8)
+    through_scratch[1,](x, scratch, y, BARRIER=True, STEP=1)
+    assert y.equal(x.roll(-1))
+    through_scratch[1,](x, scratch, y, BARRIER=False, STEP=0)
+    assert y.equal(x)
+    words = found(through_scratch, (1,), x, scratch, y, BARRIER=False, STEP=1)
+    load, store = where(through_scratch, "% 8"), where(through_scratch, "scratch_ptr + i, ")
+    assert words == (
+        f"through_scratch, {load}, program (0, 0, 0): load from scratch_ptr of shape (8,) and "
+        "strides (1,) races at element 1 with another lane and the store of program (0, 0, 0) at "
+        f"{store}, and no barrier is between them"
+    )
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_lane_that_overwrites_what_another_stored_needs_a_barrier(strict, atomic):
+    zero_and_set[1,](ints(*range(8)), 0, ATOMIC=atomic)
+    words = found(zero_and_set, (1,), ints(*range(8)), 5, ATOMIC=atomic)
+    at = where(zero_and_set, "tl.atomic_add" if atomic else "tl.store(y_ptr + k")
+    assert words.startswith(f"zero_and_set, {at}, program (0, 0, 0): ")
+    assert "y_ptr of shape (8,) and strides (1,) races at element 5 with another lane" in words
+
+
 # overflow, order
 
 
@@ -317,6 +368,33 @@ def test_integers_do_not_wrap(strict):
     y = ints(*range(5))
     offset_in_64_bits[5,](ints(1), y, 1 << 30)
     assert y.tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_sums_of_integers_do_not_wrap(strict, scan):
+    x, y = torch.full((8,), 1 << 28, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
+    words = found(count, (1,), x, y, SCAN=scan)
+    name = "cumsum" if scan else "sum"
+    at = where(count, "tl.associative_scan" if scan else "tl.reduce")
+    assert words == f"count, {at}, program (0, 0, 0): int32 overflow in {name}"
+    count[1,](x // 2, y, SCAN=scan)
+    assert y[7] == 1 << 30
+
+
+def test_a_loop_counts_in_the_type_of_its_bounds(strict):
+    y = torch.zeros(3, dtype=torch.int64)
+    words = found(offsets_in_32_bits, (1,), y, 3, 1 << 30)
+    at = where(offsets_in_32_bits, "tl.store")
+    assert words == f"offsets_in_32_bits, {at}, program (0, 0, 0): int32 overflow in mul"
+    offsets_in_64_bits[1,](y, 3, 1 << 30)
+    assert y.tolist() == [0, 1 << 30, 1 << 31]
+
+
+def test_large_integers_have_64_bits(strict):
+    """Triton's interpreter has 32 for those that need 32 without a sign."""
+    y = torch.zeros(1, dtype=torch.int64)
+    twice[1,](y, 3 << 30)
+    assert y.item() == 3 << 31
 
 
 def test_programs_run_in_an_order_drawn_from_the_seed():
@@ -363,6 +441,9 @@ def test_contexts_nest(strict):
     with strict_interpreter(bounds=False):
         copy[1,](memory[:3], torch.zeros(4), 0, BLOCK=4)
     assert "out of bounds" in found(copy, (1,), memory[:3], torch.zeros(4), 0, BLOCK=4)
+    y = torch.zeros(3, dtype=torch.int64)
+    offsets_in_64_bits[1,](y, 3, 1 << 30)  # as before, too
+    assert y.tolist() == [0, 1 << 30, 1 << 31]
 
 
 def test_each_check_can_be_left_out():

@@ -1,4 +1,4 @@
-"""The strict interpreter's numbers: products, casts, bfloat16, and what masked lanes hold.
+"""The strict interpreter's numbers: products, casts, bfloat16, arguments.
 
 The kernels are wrapped for the interpreter by hand, so that they run in it next to a GPU as well.
 """
@@ -17,18 +17,6 @@ from twofold.core.verify.strict_interpreter import strict_interpreter
 def strict():
     with strict_interpreter():
         yield
-
-
-@InterpretedFunction
-def half_of_it(x_ptr, y_ptr):
-    i = tl.arange(0, 8)
-    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < 4))
-
-
-@InterpretedFunction
-def half_of_it_and_zeros(x_ptr, y_ptr):
-    i = tl.arange(0, 8)
-    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < 4, other=0))
 
 
 @InterpretedFunction
@@ -203,25 +191,6 @@ def test_overflow_is_exact(operation, dtype):
     out = np.argwhere(~fits)[:: max(1, int((~fits).sum()) // 50)]
     for i, j in out:
         assert strict_numerics.overflows(operation, a[i, j : j + 1], b[i, j : j + 1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_masked_lanes_are_nan(strict, dtype):
-    y = torch.zeros(8, dtype=dtype)
-    half_of_it[1,](torch.ones(4, dtype=dtype), y)
-    assert y[:4].eq(1).all() and y[4:].isnan().all()
-    half_of_it_and_zeros[1,](torch.ones(4, dtype=dtype), y)
-    assert y.tolist() == [1] * 4 + [0] * 4
-    with strict_interpreter(poison=False):
-        half_of_it[1,](torch.ones(4, dtype=dtype), y)
-    assert y.tolist() == [1] * 4 + [0] * 4
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
-def test_masked_integers_are_the_largest(strict, dtype):
-    y = torch.zeros(8, dtype=dtype)
-    half_of_it[1,](torch.ones(4, dtype=dtype), y)
-    assert y.tolist() == [1] * 4 + [torch.iinfo(dtype).max] * 4
 
 
 def test_a_number_given_for_masked_lanes_counts_even_if_it_is_zero(strict):

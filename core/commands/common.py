@@ -26,7 +26,7 @@ def plain_errors() -> Iterator[None]:
     """Print what was wrong with the input, without a stack trace, and exit with status 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         errors.print(f"[red]error:[/red] {escaped(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(REFUSED) from error
 

@@ -8,11 +8,13 @@ TRITON_INTERPRET when it is: `strict_interpreter` imports this file no earlier t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -21,6 +23,7 @@ from twofold.core.verify import strict_numerics as numerics
 from twofold.core.verify.strict_memory import Array, Memory, untagged
 
 _FLOATS = (tl.float16, tl.bfloat16, tl.float32, tl.float64)
+_PASSING_OVER = (np.fmax, np.fmin)  # NaN
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Strictness:
     numerics: bool
     bounds: bool
     poison: bool
+    uninitialised: bool
     races: bool
     overflow: bool
     shuffle: bool
@@ -42,23 +46,32 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
     strict: Strictness
     memory: Memory
     other_given: bool  # to the load that is going on
+    kind: str  # of the accesses that are going on, "" for what they are by themselves
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("create_"):
+            raise NotImplementedError(f"Triton {triton.__version__}'s interpreter has no {name}")
+        raise AttributeError(f"the interpreter's builder has no {name!r}")
 
     # memory
 
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *how: Any, **more: Any) -> Any:
         live = _data(mask)
-        addresses = self.memory.access("load", ptrs.data, live, _size(ptrs))
+        addresses = self.memory.access(self.kind or "load", ptrs.data, live, _size(ptrs))
         if other is None and self.strict.poison and not self.other_given and not live.all():
             dtype = ptrs.get_element_ty()
             numpy_dtype = interpreter._get_np_dtype(dtype)
             value = numerics.poison(numpy_dtype, dtype == tl.bfloat16)
             other = TensorHandle(np.full(ptrs.data.shape, value, numpy_dtype), dtype)
+            if dtype in _FLOATS:
+                self.memory.leave_unspecified(ptrs.data)
         ptrs = TensorHandle(addresses, ptrs.dtype)
         return super().create_masked_load(ptrs, mask, other, *how, **more)
 
     def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *how: Any, **more: Any) -> Any:
-        live = _data(mask)
-        addresses = self.memory.access("store", ptrs.data, live, _size(ptrs))
+        live, kind = _data(mask), self.kind or "store"
+        addresses = self.memory.access(kind, ptrs.data, live, _size(ptrs))
+        self._check_use(kind, ptrs, value, live)
         plain = TensorHandle(addresses, ptrs.dtype)
         result = super().create_masked_store(plain, value, mask, *how, **more)
         if self.strict.races:
@@ -71,13 +84,52 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return result
 
     def create_atomic_rmw(self, op: Any, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
-        addresses = self.memory.access("atomic", ptr.data, _data(mask), _size(ptr))
+        live = _data(mask)
+        addresses = self.memory.access("atomic", ptr.data, live, _size(ptr))
+        self._check_use("atomic", ptr, val, live)
+        if val.dtype.scalar == tl.bfloat16:
+            raise NotImplementedError("Triton's interpreter has no atomics on bfloat16")
         return super().create_atomic_rmw(op, TensorHandle(addresses, ptr.dtype), val, mask, *how)
 
     def create_atomic_cas(self, ptr: Any, *how: Any) -> Any:
         everywhere = np.ones(ptr.data.shape, bool)
         addresses = self.memory.access("atomic", ptr.data, everywhere, _size(ptr))
         return super().create_atomic_cas(TensorHandle(addresses, ptr.dtype), *how)
+
+    def create_atomic_load(self, *how: Any) -> Any:
+        with self._accessing("atomic"):
+            return super().create_atomic_load(*how)
+
+    def create_atomic_store(self, *how: Any) -> Any:
+        with self._accessing("atomic"):
+            return super().create_atomic_store(*how)
+
+    def create_atomic_poll(self, ptr: Any, expected: Any, timeout_ns: Any, *how: Any) -> Any:
+        with self._accessing("atomic"):
+            found = self.create_load(ptr, None, True)
+        met = np.asarray(found.data == expected.data)
+        if not isinstance(timeout_ns, TensorHandle) and not met.all():  # it has no end
+            raise NotImplementedError("waits for another program; here one runs after the other")
+        return TensorHandle(met, tl.int1)
+
+    def create_barrier(self, *how: Any) -> None:
+        self.memory.barrier()
+
+    @contextlib.contextmanager
+    def _accessing(self, kind: str) -> Iterator[None]:
+        """Let loads and stores count as this kind of access."""
+        self.kind = kind
+        try:
+            yield
+        finally:
+            self.kind = ""
+
+    def _check_use(self, kind: str, ptrs: Any, value: Any, live: Array) -> None:
+        """Refuse to store what came from masked lanes of a load."""
+        if self.memory.unspecified and value.dtype.scalar in _FLOATS:
+            used = numerics.is_poison(np.broadcast_to(value.data, ptrs.data.shape)) & live
+            if used.any():
+                raise self.memory.use(kind, ptrs.data[used], int(used.sum()))
 
     def create_ptr_to_int(self, src: Any, dst_type: Any) -> Any:
         return TensorHandle(untagged(src.data).view(np.int64), dst_type.scalar)
@@ -86,12 +138,57 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
 
     def cast_impl(self, src: Any, dst_type: Any) -> Any:
         source, target = src.dtype.scalar, dst_type.scalar
+        if self.strict.poison and source in _FLOATS and target.is_int():
+            return self._float_to_int(src, source, target)
         if not self.strict.numerics or tl.bfloat16 not in (source, target) or source == target:
             return super().cast_impl(src, dst_type)
         data = numerics.from_bfloat16(src.data) if source == tl.bfloat16 else src.data
-        if target == tl.bfloat16:
-            return TensorHandle(numerics.to_bfloat16(data), target)
-        return TensorHandle(data.astype(interpreter._get_np_dtype(target)), target)
+        if target != tl.bfloat16:
+            return TensorHandle(data.astype(interpreter._get_np_dtype(target)), target)
+        bits = numerics.to_bfloat16(data)
+        if source in _FLOATS:
+            bits = self._keep_poison(bits, data)
+        return TensorHandle(bits, target)
+
+    def _float_to_int(self, src: Any, source: Any, target: Any) -> Any:
+        """Truncate; what the integer cannot hold is unspecified."""
+        x = numerics.from_bfloat16(src.data) if source == tl.bfloat16 else src.data
+        dtype = interpreter._get_np_dtype(target)
+        whole = np.trunc(x).astype(np.float64)
+        result = whole.astype(dtype)
+        if dtype.kind != "b":
+            limits = np.iinfo(dtype)
+            inside = (whole >= float(limits.min)) & (whole < float(limits.max) + 1)
+            result = np.where(inside, result, numerics.poison(dtype, False))
+        return TensorHandle(result, target)
+
+    def create_idiv(self, lhs: Any, rhs: Any) -> Any:
+        return self._undefined(super().create_idiv, lhs, rhs, rhs.data == 0)
+
+    def create_srem(self, lhs: Any, rhs: Any) -> Any:
+        return self._undefined(super().create_srem, lhs, rhs, rhs.data == 0)
+
+    def create_urem(self, lhs: Any, rhs: Any) -> Any:
+        return self._undefined(super().create_urem, lhs, rhs, rhs.data == 0)
+
+    def create_shl(self, lhs: Any, rhs: Any) -> Any:
+        return self._undefined(super().create_shl, lhs, rhs, _too_far(lhs, rhs))
+
+    def create_lshr(self, lhs: Any, rhs: Any) -> Any:
+        return self._undefined(super().create_lshr, lhs, rhs, _too_far(lhs, rhs))
+
+    def create_ashr(self, lhs: Any, rhs: Any) -> Any:
+        return self._undefined(super().create_ashr, lhs, rhs, _too_far(lhs, rhs))
+
+    def _undefined(
+        self, operation: Callable[[Any, Any], Any], lhs: Any, rhs: Any, where: Array
+    ) -> Any:
+        """Apply an operation on integers; where it is not defined the result is unspecified."""
+        result = operation(lhs, rhs)
+        if self.strict.poison and where.any() and result.data.dtype.kind in "iu":
+            value = numerics.poison(result.data.dtype, False)
+            return TensorHandle(np.where(where, value, result.data), result.dtype)
+        return result
 
     def create_fp_to_fp(self, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
         source, target = src.dtype.scalar, dst_type.scalar
@@ -115,11 +212,31 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
     def get_bf16(self, value: Any) -> Any:
         return TensorHandle(numerics.to_bfloat16(np.array([value])), tl.bfloat16)
 
+    def create_gather(self, src: Any, indices: Any, axis: int) -> Any:
+        length = src.data.shape[axis]
+        outside = (indices.data < 0) | (indices.data >= length)
+        if outside.any():
+            found = int(indices.data[outside][0])
+            raise self.memory.fault(f"gather: index {found} is outside an axis of {length}")
+        return super().create_gather(src, indices, axis)
+
     def unary_op(self, arg: Any, op: Any) -> Any:
-        return self._in_float32(super().unary_op, (arg,), op)
+        result = self._in_float32(super().unary_op, (arg,), op)
+        if arg.dtype.scalar in _FLOATS:
+            result.data = self._keep_poison(result.data, arg.data)  # exp and log drop it
+        return result
 
     def binary_op(self, lhs: Any, rhs: Any, op: Any) -> Any:
-        return self._in_float32(super().binary_op, (lhs, rhs), op)
+        result = self._in_float32(super().binary_op, (lhs, rhs), op)
+        if op in _PASSING_OVER and lhs.dtype.scalar in _FLOATS:
+            result.data = self._keep_poison(result.data, lhs.data, rhs.data)
+        return result
+
+    def _keep_poison(self, result: Array, *operands: Array) -> Array:
+        """Give a result of floats poison where an operand has it."""
+        if not self.memory.unspecified:
+            return result
+        return numerics.keep_poison(result, *operands)
 
     def ternary_op(self, lhs: Any, rhs: Any, other: Any, op: Any) -> Any:
         if op is np.where:  # moves bits, whatever they mean
@@ -143,6 +260,11 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
 
 def _data(mask: Any) -> Array:
     return np.asarray(mask.data if isinstance(mask, TensorHandle) else mask)
+
+
+def _too_far(shifted: Any, by: Any) -> Array:
+    width = shifted.dtype.scalar.primitive_bitwidth
+    return np.asarray((by.data < 0) | (by.data >= width))
 
 
 def _size(pointer: Any) -> int:

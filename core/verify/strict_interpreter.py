@@ -28,10 +28,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
-from twofold.core.verify.strict_memory import Fault
+from twofold.core.verify.strict_memory import Fault, StaticAssertion, Unsupported
 
-__all__ = ["Fault", "strict_interpreter"]
+__all__ = ["Fault", "StaticAssertion", "Unsupported", "check_written", "strict_interpreter"]
 
 
 @contextlib.contextmanager
@@ -40,6 +41,7 @@ def strict_interpreter(
     numerics: bool = True,
     bounds: bool = True,
     poison: bool = True,
+    uninitialised: bool = True,
     races: bool = True,
     overflow: bool = True,
     shuffle: bool = True,
@@ -50,8 +52,23 @@ def strict_interpreter(
     Contexts nest: the innermost says what is checked. Call `ops.load("triton")`, or set
     TRITON_INTERPRET, before: Triton is imported here.
     """
+    from twofold.core.verify import strict_versions
+
+    strict_versions.check()
     from twofold.core.verify.strict_builder import Strictness
     from twofold.core.verify.strict_launch import installed
 
-    with installed(Strictness(numerics, bounds, poison, races, overflow, shuffle, seed)):
+    strict = Strictness(numerics, bounds, poison, uninitialised, races, overflow, shuffle, seed)
+    with installed(strict):
         yield
+
+
+def check_written(tensor: Any) -> None:
+    """Raise `Fault` where a tensor came uninitialised and has elements that no program wrote.
+
+    Asked of a kernel's outputs while the context is entered. Where an operation of torch wrote to
+    the tensor, nothing is known of it, and nothing is said.
+    """
+    from twofold.core.verify import strict_memory, strict_unwritten
+
+    strict_memory.check_written(tensor, strict_unwritten.record(tensor))

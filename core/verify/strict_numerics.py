@@ -17,6 +17,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _DROPPED = np.uint32(0x1FFF)  # the 13 bits of a float32 that tf32 has not
 _HALF = np.uint32(0x1000)
+# A quiet NaN and the upper six bits of its payload, 010101: all that bfloat16 has of one. No
+# operation makes it of anything else, and x86 hands the payload on.
+_POISONS: dict[np.dtype[Any], Array] = {
+    np.dtype(np.uint16): np.array([0x7FD5], np.uint16),  # bfloat16
+    np.dtype(np.float16): np.array([0x7EA8], np.uint16),
+    np.dtype(np.float32): np.array([0x7FD50000], np.uint32),
+    np.dtype(np.float64): np.array([0x7FFAA00000000000], np.uint64),
+}
+_POISON_MASKS: dict[np.dtype[Any], Any] = {
+    np.dtype(np.uint16): np.uint16(0x7FFF),
+    np.dtype(np.float16): np.uint16(0x7FF8),
+    np.dtype(np.float32): np.uint32(0x7FFF0000),
+    np.dtype(np.float64): np.uint64(0x7FFFE00000000000),
+}
 
 
 def from_bfloat16(bits: Array) -> Array:
@@ -73,12 +87,35 @@ def dot(a: Array, b: Array, c: Array, precision: str) -> Array:
 
 
 def poison(dtype: np.dtype[Any], is_bfloat16: bool) -> Any:
-    """Return what an unspecified element holds: NaN, the largest integer, or True."""
-    if is_bfloat16:
-        return np.uint16(0x7FC0)
-    if dtype.kind == "f":
-        return dtype.type(np.nan)
+    """Return what an unspecified element holds: a NaN, the largest integer, or True.
+
+    The NaN is one of its own, which survives arithmetic and casts: `is_poison` knows it again.
+    """
+    if is_bfloat16 or dtype.kind == "f":
+        return _POISONS[dtype].view(dtype)[0]
     return True if dtype.kind == "b" else np.iinfo(dtype).max
+
+
+def is_poison(x: Array) -> Array:
+    """Return which elements of a float array, or of bfloat16 bits, were computed from `poison`."""
+    bits = _POISONS[x.dtype]
+    return np.asarray((x.view(bits.dtype) & _POISON_MASKS[x.dtype]) == bits)
+
+
+def keep_poison(result: Array, *operands: Array) -> Array:
+    """Give a float result poison where an operand has it."""
+    for x in operands:
+        if (found := is_poison(x)).any():
+            result = np.where(found, poison(result.dtype, result.dtype == np.uint16), result)
+    return result
+
+
+def sum_overflows(x: Array, sums: Array) -> bool:
+    """Return whether integer sums, taken in 64 bits, leave the dtype of their operand."""
+    if x.dtype.itemsize == 8 or not sums.size:
+        return False
+    limits = np.iinfo(x.dtype)
+    return bool(int(sums.min()) < limits.min or int(sums.max()) > limits.max)
 
 
 def overflows(operation: str, a: Array, b: Array) -> bool:

@@ -1,0 +1,117 @@
+"""Triton's language as the interpreter runs it, set up once, and as strict as the compiler's.
+
+Triton is imported here: see `strict_builder`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import ASTTransformer, TensorHandle
+
+from twofold.core.verify.strict_memory import StaticAssertion
+
+# Frames of these files are not the kernel's.
+MACHINERY = (
+    os.path.dirname(triton.__file__),
+    os.path.dirname(np.__file__),
+    os.path.dirname(__file__) + os.sep + "strict_",
+)
+# Functions as `Rewriting` made them; Triton keeps its own beside.
+REWRITTEN: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+class Language:
+    """Triton's language, pointed at the interpreter once instead of at every call.
+
+    The interpreter replaces some two hundred members of `triton.language` at each launch and again
+    at each call of a jitted function, `tl.sum` and `tl.zeros` among them: most of its running time.
+    """
+
+    def __init__(self) -> None:
+        self._scopes: list[Any] = []
+        self._known: set[Any] = set()
+        self._modules: set[tuple[bool, bool]] = set()
+
+    def patch(self, fn: Any) -> None:
+        """See to it that the modules a function knows are replaced."""
+        if fn in self._known:
+            return
+        self._known.add(fn)
+        values = [x for x in fn.__globals__.values() if inspect.ismodule(x)]
+        modules = (tl in values, tl.core in values)
+        if modules in self._modules:
+            return
+        self._modules.add(modules)
+        scope = interpreter._patch_lang(fn)
+        # Triton 3.6 takes int() of an array with an axis, which NumPy no longer allows.
+        scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
+        scope.set_attr(tl.tensor, "__bool__", _truth)
+        for language in (tl, tl.core):
+            scope.set_attr(language, "static_assert", _static_assert)
+            scope.set_attr(language, "range", loop)
+        self._scopes.append(scope)
+
+    def restore(self) -> None:
+        """Take everything back."""
+        while self._scopes:
+            self._scopes.pop().restore()
+
+
+class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
+    """What the interpreter makes of a kernel's source; and loops that count in typed numbers."""
+
+    LOOP = "strict_loop"  # of the interpreter's semantic, which every kernel sees
+
+    def visit_For(self, node: ast.For) -> ast.AST:  # noqa: D102
+        call = node.iter
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)
+            and call.func.id == "range"
+        ):
+            semantic = ast.Name("interpreter_semantic", ast.Load())
+            call.func = ast.copy_location(ast.Attribute(semantic, self.LOOP, ast.Load()), call.func)
+        visited: ast.AST = self.generic_visit(node)
+        return visited
+
+
+def loop(arg1: Any, arg2: Any = None, step: Any = None, *_: Any, **__: Any) -> Iterator[Any]:
+    """Do what `range` and `tl.range` do in a compiled kernel: count in the type of the bounds.
+
+    The interpreter counts in Python's integers, which never wrap, and become 32 bits wide where
+    they meet a block though the bounds have 64.
+    """
+    semantic = interpreter.interpreter_semantic
+    start, end = (0, arg1) if arg2 is None else (arg1, arg2)
+    bounds = [semantic.to_tensor(x) for x in (start, end, 1 if step is None else step)]
+    if not all(x.dtype.is_int() for x in bounds) or any(x.type.is_block() for x in bounds):
+        raise TypeError(f"a loop's bounds and step are scalar integers, not {bounds}")
+    dtype = functools.reduce(semantic.integer_promote_impl, (x.dtype for x in bounds))
+    numpy_dtype = interpreter._get_np_dtype(dtype)
+    for i in range(*(int(x) for x in bounds)):
+        yield tl.tensor(TensorHandle(np.array([i], numpy_dtype), dtype), dtype)
+
+
+def _truth(x: Any) -> bool:
+    """Say whether a tensor of one element is true: of more, only Triton's own code may ask."""
+    data = x.handle.data
+    asked_by = sys._getframe(1).f_code.co_filename
+    if data.size != 1 and not asked_by.startswith(MACHINERY):
+        raise ValueError(f"a block of shape {data.shape} is no condition of if, while, and, or")
+    return bool(data.all()) if data.size == 1 else True
+
+
+def _static_assert(condition: Any, message: str = "", _semantic: Any = None) -> None:
+    if not condition:
+        raise StaticAssertion(message)

@@ -1,0 +1,140 @@
+"""The pytest plugin, as a project of its own would use it: each test is a pytest run."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from twofold.core import ops
+
+PLUGIN = "twofold.core.verify.pytest_plugin"
+INTERPRETED = ops.triton_device() == "cpu"
+KERNELS = """
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def copy(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i)
+    tl.store(y_ptr + i, x, mask=i < n)
+
+
+def call(n):
+    x, y = torch.ones(n), torch.empty(n)
+    copy[(triton.cdiv(n, 8),)](x, y, n, BLOCK=8)
+    assert y.equal(x)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run pytest on files, without what this run has set; return counts of outcomes and the words.
+
+    Where the package is installed the plugin is loaded anyhow.
+    """
+
+    def run(*options, **files):
+        for name, text in files.items():
+            suffix = ".ini" if name == "pytest" else ".py"
+            (tmp_path / f"{name}{suffix}").write_text(text)
+        installed = importlib.metadata.entry_points(group="pytest11", name="twofold")
+        load = [] if installed else ["-p", PLUGIN]
+        env = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *load, *options]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        counts = re.findall(r"(\d+) (passed|failed|error)", done.stdout.splitlines()[-1])
+        return {name: int(number) for number, name in counts}, done.stdout
+
+    return run
+
+
+def test_every_test_is_strict_where_asked(run):
+    tests = KERNELS + "\ndef test_sound():\n    call(16)\n\ndef test_at_fault():\n    call(12)\n"
+    for options, files in (
+        (["--strict-triton"], {}),
+        ([], {"pytest": "[pytest]\nstrict_triton = true\n"}),
+    ):
+        counts, said = run(*options, test_it=tests, **files)
+        assert counts == {"passed": 1, "failed": 1}, said
+        assert (
+            f"test_it.py:{line_of(tests, 'tl.load')}, program (1, 0, 0): load from x_ptr of shape "
+            "(12,) and strides (1,) out of bounds: 4 of 8 unmasked lanes, the first at element 12"
+        ) in said and "copy, " in said
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here")
+def test_a_single_test_is_strict_where_it_asks(run):
+    counts, said = run(
+        "--import-mode=importlib",
+        my_kernels=KERNELS,
+        test_it="def test_sound(strict_triton):\n"
+        "    assert strict_triton == 'cpu'\n"
+        "    import my_kernels\n"
+        "    my_kernels.call(16)\n"
+        "\n"
+        "def test_at_fault(strict_triton):\n"
+        "    import my_kernels\n"
+        "    my_kernels.call(12)\n",
+        pytest="[pytest]\npythonpath = .\n",
+    )
+    assert counts == {"passed": 1, "failed": 1}, said
+    assert "load from x_ptr of shape (12,)" in said
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here")
+def test_triton_imported_too_early_is_said(run):
+    counts, said = run(test_it=KERNELS + "\ndef test_it(strict_triton):\n    call(16)\n")
+    assert counts == {"error": 1}, said
+    assert "Triton was imported before its interpreter was turned on" in said
+    assert "pytest --strict-triton" in said
+
+
+def test_a_function_is_held_to_a_contract(run):
+    counts, said = run(
+        test_it="import torch\n"
+        "\n"
+        "def gelu(x):\n"
+        "    return x * (0.5 * (1 + torch.erf(x * 0.5**0.5)))\n"
+        "\n"
+        "def gelu_by_tanh(x):\n"
+        "    return torch.nn.functional.gelu(x, approximate='tanh')\n"
+        "\n"
+        "def test_holds(hold_to_contract):\n"
+        "    verdict = hold_to_contract(gelu, 'activation', examples=3, dtypes=['float32'])\n"
+        "    assert verdict.rows and not verdict.failures\n"
+        "\n"
+        "def test_does_not(hold_to_contract):\n"
+        "    hold_to_contract(gelu_by_tanh, 'activation', examples=3, dtypes=['float32'])\n"
+        "\n"
+        "def test_unknown(hold_to_contract):\n"
+        "    hold_to_contract(gelu, 'pooling')\n",
+    )
+    assert counts == {"passed": 1, "failed": 2}, said
+    assert "gelu_by_tanh leaves the contract of activation:\nforward float32 out: out[" in said
+    assert "it must be" in said and re.search(r"foreign.again\(.*dtype='float32'", said)
+    assert "'pooling'; it must be one of" in said
+
+
+def test_loading_it_imports_nothing(run):
+    counts, said = run(
+        test_it="import sys\n"
+        "\n"
+        "def test_it():\n"
+        f"    assert {PLUGIN!r} in sys.modules\n"
+        "    assert not {'numpy', 'torch', 'triton', 'hypothesis'} & set(sys.modules)\n",
+        pytest="[pytest]\naddopts = -p no:hypothesispytest\n",
+    )
+    assert counts == {"passed": 1}, said
+
+
+def line_of(source, text):
+    (number,) = [i for i, line in enumerate(source.splitlines(), 1) if text in line]
+    return number
