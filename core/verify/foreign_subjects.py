@@ -63,8 +63,8 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
     if operator not in PLAIN:
         known = ", ".join(PLAIN)
         raise ValueError(
-            f"--op is {operator!r}; a plain function can be judged as {known}, "
-            f"an object with forward and backward as any operator"
+            f"--op is {operator!r}; it must be one of {known} for a plain function "
+            "(an object with forward and backward may be any operator)"
         )
     if not callable(implementation):
         raise TypeError(f"{implementation!r} cannot be called")
