@@ -117,6 +117,14 @@ def test_derivatives_of_the_bound_are_slopes_and_no_steeper_than_it_says(kind):
 
 
 @pytest.mark.parametrize("kind", SMOOTH)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_slopes_fall_beyond_where_the_bound_takes_them_to(kind, sign):
+    z = sign * np.linspace(contract.FLAT, 40, 37_001)
+    for slope in contract.derivatives(z, kind):
+        assert (np.diff(np.abs(slope)) <= np.finfo(float).eps).all()
+
+
+@pytest.mark.parametrize("kind", SMOOTH)
 @pytest.mark.parametrize("formula", [contract._formula, contract._formula_grad])
 def test_what_the_formulas_round_grows_no_faster_than_the_bound_says(kind, formula):
     on = rounding.machine("float32")

@@ -78,7 +78,7 @@ def test_tables_are_the_formula_at_high_precision(request, name, base):
     found = side.rotary.tables(side.asarray(positions), 14, base=base, dtype="float32")
     on = contract.machine("float32")
     for value, table, bound in zip(truth, found, contract.tables(case, positions), strict=True):
-        bound = dataclasses.replace(bound, on=on).stored()
+        bound = contract.cast(bound, on)
         assert compare("t", side.to_numpy(table), dataclasses.replace(bound, value=value))[2] == ""
 
 

@@ -68,7 +68,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twofold.core.verify.rounding import Approx, Array, Machine, exact, gamma, matmul
+from twofold.core.verify.rounding import (
+    Approx,
+    Array,
+    Machine,
+    alike,
+    exact,
+    gamma,
+    grown,
+    matmul,
+)
 from twofold.reference.attention import attended
 
 LN2 = math.log(2.0)
@@ -96,10 +105,16 @@ class Problem(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What forward hands to backward: scores in base 2, output and log-sum-exp as stored."""
+    """What forward hands to backward: scores in base 2, output and log-sum-exp as stored.
+
+    `weights` are those that were multiplied with v, normalised; `steady` is the part of the
+    output's error that no cast of a weight or of the output accounts for.
+    """
 
     t: Approx  # (B, H, M, N)
+    weights: Approx  # (B, H, M, N)
     out: Approx  # (B, H, M, D)
+    steady: Array  # (B, H, M, D)
     lse: Approx  # (B, H, M, 1)
 
 
@@ -135,13 +150,26 @@ def forward(x: Problem) -> Forward:
         rounding = on.u_function * (1 + reach_l) + 4 * on.u * (reach_m + reach_l)
         lse = Approx(LN2 * top.value + np.log(total), log_sum_error + rounding, on)
         # (4) output
-        error = p * np.expm1(log_error + log_sum_error + factor(on.u_storage))
-        weights = Approx(p, error + 2 * (on.tiny + on.tiny_storage), on)
-        out = matmul((weights * dropped(x)).where(x.kept), x.v)  # (B, H, M, D)
-        error = out.error + on.u_function * (np.abs(out.value) + out.error) + N * on.tiny
-        average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * x.dropout.max()
-        out = Approx(out.value, np.fmin(error, average + np.abs(out.value)), on)
-    return Forward(t, out.stored().where(partnered(x.kept)), lse.where(attends, -np.inf))
+        error = p * np.expm1(log_error + log_sum_error)
+        cast = on.u_storage * (p + error)
+        fresh = None if on.confidence is None else cast
+        weights = Approx(p, error + cast + 2 * (on.tiny + on.tiny_storage), on, fresh)
+        out = output(x, weights.where(x.kept))
+        steady = out.error
+        if fresh is not None:
+            uncast = Approx(p, weights.error - fresh, on)
+            steady = output(x, uncast.where(x.kept)).error
+    out = out.stored().where(partnered(x.kept))
+    return Forward(t, weights.where(x.kept), out, steady, lse.where(attends, -np.inf))
+
+
+def output(x: Problem, weights: Approx) -> Approx:
+    """Return the output before it is stored, of weights (B, H, M, N) that are normalised."""
+    scale, N = x.dropout.max(), x.k.value.shape[-2]
+    out = matmul(weights, x.v) * Approx(np.asarray(scale), np.asarray(x.q.on.u * scale), x.q.on)
+    error = out.error + out.on.u_function * (np.abs(out.value) + out.error) + N * out.on.tiny
+    average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * scale
+    return Approx(out.value, np.fmin(error, average + np.abs(out.value)), out.on)
 
 
 def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backward:
@@ -154,18 +182,64 @@ def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backwa
         # (6) gradient of the weights
         dp = (matmul(dout, x.v.mT) * dropped(x)).where(kept)
         # (7) its mean under the softmax
-        delta = (dout * forward.out).sum(-1, keepdims=True) - dlse  # (B, H, M, 1)
+        delta, steady, deviation = mean_gradient(forward, dout, dp, dlse)  # (B, H, M, 1)
         # (8) gradient of the scores
         ds = (p * (dp - delta)).stored().where(live)
         # (9) gradients of the inputs
-        dq = (matmul(ds, x.k) * x.scale).stored()
-        dk = (matmul(ds.mT, x.q) * x.scale).stored()
-        dv = matmul((p * dropped(x)).stored().where(kept).mT, dout).stored()
+        dq, dk = matmul(ds, x.k), matmul(ds.mT, x.q)
+        reach_p = np.abs(p.value) + p.error
+        reach_q, reach_k = (np.abs(a.value) + a.error for a in (x.q, x.k))
+        pulled = matmul(p, x.k)
+        dq = exchanged(
+            dq,
+            (reach_p * delta.error) @ reach_k,
+            delta.error * (np.abs(pulled.value) + pulled.error),
+        )
+        if on.confidence is not None:
+            independent = alike(p.value, on.u_storage, -2) * (reach_p * deviation) ** 2
+            dk = exchanged(
+                dk,
+                (reach_p * delta.error).mT @ reach_q,
+                (reach_p * steady).mT @ reach_q + np.sqrt(independent.mT @ reach_q**2),
+            )
+        dv = matmul((p * dropped(x)).stored().where(kept).mT, dout)
+        dq, dk, dv = (dq * x.scale).returned(), (dk * x.scale).returned(), dv.returned()
     return Backward(
         dq.where(partnered(live)),
         dk.where(partnered(live.swapaxes(-1, -2))),
         dv.where(partnered(kept.swapaxes(-1, -2))),
     )
+
+
+def mean_gradient(
+    forward: Forward, dout: Approx, dp: Approx, dlse: Approx
+) -> tuple[Approx, Array, Array]:
+    """Return Δ (B, H, M, 1), the error that casts do not account for, and what casts add to it."""
+    on, out = dout.on, forward.out
+    delta = (dout * out).sum(-1, keepdims=True) - dlse
+    if on.confidence is None or forward.weights.fresh is None or out.fresh is None:
+        return delta, delta.error, np.zeros_like(delta.error)
+    conspiring = (np.abs(dout.value) * (out.error - forward.steady)).sum(-1, keepdims=True)
+    weights, outputs = (
+        (alike(cast.value, on.u_storage, -1) * (cast.fresh * reach) ** 2).sum(-1, keepdims=True)
+        for cast, reach in (
+            (forward.weights, np.abs(dp.value) + dp.error),
+            (out, np.abs(dout.value) + dout.error),
+        )
+        if cast.fresh is not None
+    )
+    deviation = on.confidence * np.sqrt((weights + outputs) / 3)
+    steady = delta.error - conspiring
+    return (
+        Approx(delta.value, steady + np.fmin(conspiring, deviation), on),
+        steady,
+        deviation,
+    )
+
+
+def exchanged(product: Approx, counted: Array, better: Array) -> Approx:
+    """Replace a part that a product's error counts by a better bound of that part."""
+    return Approx(product.value, product.error - counted + np.fmin(counted, better), product.on)
 
 
 def problem(
@@ -215,7 +289,7 @@ def dropped(x: Problem) -> Approx:
 
 
 def exp2(x: Approx) -> Approx:
-    """2^x̂ = 2^x·2^(x̂−x): the relative error is expm1 of ln 2 times the absolute one."""
+    """2^x̂ ≤ 2^(x + e), and below 2^x it errs by less."""
     value = np.exp2(x.value)
-    error = value * np.expm1(LN2 * x.error)
+    error = grown(value, LN2 * x.value, LN2 * x.error)
     return Approx(value, error + x.on.u_function * (value + error) + x.on.tiny, x.on)

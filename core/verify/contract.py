@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify.rounding import Approx
+from twofold.core.verify.rounding import Approx, chance, probabilistic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -116,7 +116,7 @@ class Finding:
 
     `share` is the largest |computed − truth| / bound over the elements that the bound decides,
     `median` the middle one; `vacuous` is the share of elements that it does not decide; `fault`
-    says what is wrong, "" if nothing is.
+    says what is wrong, "" if nothing is; `likely` is the largest share of the probabilistic bound.
     """
 
     operator: str
@@ -128,6 +128,7 @@ class Finding:
     median: float
     vacuous: float
     fault: str = ""
+    likely: float = 0.0
 
 
 class Violation(AssertionError):
@@ -138,13 +139,12 @@ class Violation(AssertionError):
         super().__init__("\n".join(f"{f.operator}: {f.fault}\n  {f.case}" for f in self.findings))
 
 
-def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, str, float]:
-    """Return (worst share of the bound, share of vacuous elements, fault or "", median share)."""
+def shares(computed: Array, truth: Approx) -> tuple[Array, Array]:
+    """Return |computed − truth| / bound of every element, and where the bound does not decide.
+
+    It is 0 or ∞ where the truth is NaN or infinite, and 0 where nothing is decided.
+    """
     value, error = np.asarray(truth.value), np.asarray(truth.error)
-    if computed.shape != value.shape:
-        return np.inf, 0.0, f"{name} has shape {computed.shape}; it must be {value.shape}", np.inf
-    if computed.size == 0:
-        return 0.0, 0.0, "", 0.0
     computed = computed.astype(np.float64)
     finite = np.isfinite(value)
     special = ~finite & ~((computed == value) | (np.isnan(computed) & np.isnan(value)))
@@ -154,6 +154,18 @@ def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, st
         distance = np.where(np.isnan(distance), np.inf, distance)
         share = np.where(distance == 0, 0.0, distance / error)
     share = np.where(special, np.inf, np.where(finite & ~undecided, share, 0.0))
+    return share, undecided
+
+
+def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, str, float]:
+    """Return (worst share of the bound, share of vacuous elements, fault or "", median share)."""
+    value, error = np.asarray(truth.value), np.asarray(truth.error)
+    if computed.shape != value.shape:
+        return np.inf, 0.0, f"{name} has shape {computed.shape}; it must be {value.shape}", np.inf
+    if computed.size == 0:
+        return 0.0, 0.0, "", 0.0
+    share, undecided = shares(computed, truth)
+    finite = np.isfinite(value)
     worst = np.unravel_index(np.argmax(share), share.shape)
     fault = ""
     if share[worst] > 1:
@@ -162,6 +174,8 @@ def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, st
             f"{name}{list(at)} is {computed[worst]:.9g}; it must be {value[worst]:.9g} "
             f"± {error[worst]:.3g} ({int((share > 1).sum())} of {share.size} elements are out)"
         )
+        if truth.on.confidence is not None:
+            fault += f" by the probabilistic bound, which fails with {chance(truth.on):.0e}"
     decided = share[finite & ~undecided]
     median = float(np.median(decided)) if decided.size else 0.0
     return float(share[worst]), float(undecided.mean()), fault, median
@@ -179,17 +193,39 @@ def subject(contract: Contract, side: Side) -> Subject:
     return Subject(side.name, compute)
 
 
-def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
-    """Run one case on a side and compare every output with the truth."""
-    given = contract.inputs(case)
+def computed(contract: Contract, side: Side, case: Any, given: Any) -> tuple[dict[str, Array], str]:
+    """Run one case on a side: every output that is there, and what is wrong with the inputs since.
+
+    Memory that was allocated and not written to is NaN.
+    """
     with _uninitialised_memory_is_nan(side):
         watched = _Watched(side)
-        computed = contract.run(watched.side, case, given)
+        found = contract.run(watched.side, case, given)
+    outputs = {name: side.to_numpy(x) for name, x in found.items() if x is not None}
+    return outputs, "" if contract.in_place else watched.fault()
+
+
+def truths(contract: Contract, case: Any, given: Any) -> Mapping[str, Approx]:
+    """Return every output of a case with its bound."""
     with np.errstate(all="ignore"):  # where a bound is infinite, ∞ − ∞ and 0·∞ are expected
-        truths = contract.truth(case, given)
+        return contract.truth(case, given)
+
+
+def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
+    """Run one case on a side and compare every output with the truth, by both its bounds.
+
+    A fault of the probabilistic bound alone says so: it is one of the kernel, or of the assumption
+    that its casts are independent (`rounding`).
+    """
+    given = contract.inputs(case)
+    outputs, written = computed(contract, side, case, given)
+    bounds = truths(contract, case, given)
+    with probabilistic():
+        likely_bounds = truths(contract, case, given)
     findings = []
-    for name, truth in truths.items():
-        share, vacuous, fault, median = compare(name, side.to_numpy(computed[name]), truth)
+    for name, truth in bounds.items():
+        share, vacuous, fault, median = compare(name, outputs[name], truth)
+        likely, _, likely_fault, _ = compare(name, outputs[name], likely_bounds[name])
         findings.append(
             Finding(
                 contract.operator,
@@ -200,14 +236,15 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
                 share,
                 median,
                 vacuous,
-                fault,
+                fault or likely_fault,
+                likely,
             )
         )
-    for name in sorted({n for n, x in computed.items() if x is not None} - truths.keys()):
+    for name in sorted(outputs.keys() - bounds.keys()):
         fault = f"{name} was computed; it must be None"
         findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
-    if not contract.in_place and (fault := watched.fault()):
-        findings.append(dataclasses.replace(findings[0], output="inputs", fault=fault))
+    if written:
+        findings.append(dataclasses.replace(findings[0], output="inputs", fault=written))
     return findings
 
 

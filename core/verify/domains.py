@@ -20,14 +20,20 @@ LAYOUTS = ("contiguous", "transposed", "padded", "strided")
 MAGNITUDES = (
     "unit",
     "large",
+    "huge",
     "tiny",
     "mixed rows",
     "mixed columns",
     "outliers",
     "constant",
     "offset",
+    "near-duplicate",
     "zeros",
 )
+# "huge": in float16 near the largest, elsewhere so large that its square is just held in float32.
+HUGE = {"float16": 1e4, "bfloat16": 1e15, "float32": 1e15, "float64": 1e15}
+# Spacing of the numbers above 1, in which "near-duplicate" rows differ.
+SPACING = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
 def lengths(largest: int) -> st.SearchStrategy[int]:
@@ -42,15 +48,20 @@ def seeds() -> st.SearchStrategy[int]:
     return st.one_of(st.integers(0, 3), st.integers(0, 2**63 - 1))
 
 
-def values(rng: np.random.Generator, shape: tuple[int, ...], magnitude: str) -> Array:
-    """Draw a float64 array of `shape` in one of the `MAGNITUDES`.
+def values(
+    rng: np.random.Generator, shape: tuple[int, ...], magnitude: str, dtype: str = "float32"
+) -> Array:
+    """Draw a float64 array of `shape` in one of the `MAGNITUDES`, meant for `dtype`.
 
     "mixed rows" and "mixed columns" spread over decades along the first and last axis, "outliers"
-    makes one element in a hundred 50 times larger, "offset" adds 1000 to a unit normal.
+    makes one element in a hundred 50 times larger, "offset" adds 1000 to a unit normal, the rows of
+    "near-duplicate" differ in the last two bits or so of their elements.
     """
     x = rng.standard_normal(shape)
     if magnitude == "large":
         x *= 100.0
+    elif magnitude == "huge":
+        x *= HUGE[dtype]
     elif magnitude == "tiny":
         x *= 1e-3
     elif magnitude == "mixed rows":
@@ -63,6 +74,9 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], magnitude: str) -> 
         x[...] = rng.standard_normal()
     elif magnitude == "offset":
         x += 1000.0
+    elif magnitude == "near-duplicate":
+        one = x[..., :1, :] if x.ndim > 1 else x[:1]
+        x = one * (1 + 2 * SPACING[dtype] * x)
     elif magnitude == "zeros":
         x[...] = 0.0
     elif magnitude != "unit":
@@ -77,6 +91,11 @@ def representable(x: Array, dtype: str) -> Array:
 
         return x.astype(ml_dtypes.bfloat16).astype(np.float64)
     return x.astype(dtype).astype(np.float64)
+
+
+def draw(rng: np.random.Generator, shape: tuple[int, ...], magnitude: str, dtype: str) -> Array:
+    """Draw float64 numbers that `dtype` holds exactly, in one of the `MAGNITUDES`."""
+    return representable(values(rng, shape, magnitude, dtype), dtype)
 
 
 def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:

@@ -10,76 +10,66 @@ and the operation's own rounding is added. An operator's bound is then its kerne
 written once more in this arithmetic; the derivation is read line by line, and no tolerance is
 chosen by hand. The technique is Wilkinson's (1986, "Error analysis revisited"); the rules and γ_n
 = nu/(1 − nu) are in Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 3 and
-4.
+4. The bounds hold for any order of summation and with or without fused multiply-add (a fused
+operation rounds once where the rule counts twice). A number that may have passed the largest of the
+arithmetic has no bound: its error is infinite. What hardware does beyond IEEE 754 is in `machines`.
 
-The bounds hold for any order of summation and with or without fused multiply-add (a fused operation
-rounds once where the rule counts twice). What the hardware does beyond IEEE 754 is in `Machine`.
+**The probabilistic bound.** A sum of n rounded terms is off by the sum of n roundings only if they
+conspire. Under `machines.probabilistic` they are taken not to, as far as that can be defended:
+
+(a) A cast to nearest of a number that was computed errs uniformly over its unit in the last place,
+    |ρ| ≤ c, and independently of other casts. A uniform ρ has E exp(tρ) = sinh(tc)/(tc)
+    ≤ exp(t²c²/6), so Σ bⱼρⱼ exceeds λ·√(Σ bⱼ²cⱼ²/3) with probability at most 2·exp(−λ²/2)
+    (Hoeffding 1963, theorem 2, with the variance of a uniform variable for that of its range).
+    `Approx.fresh` is c: the part of `error` that is the number's own cast and nothing else's.
+    `stored` sets it, `sum` and `matmul` spend it; any other operation forgets it, which is safe, as
+    `error` has it too. Errors that reach two terms of a sum by one road are never taken apart.
+(b) Equal numbers are rounded equally, and nearly equal ones nearly so. Terms of one sum that differ
+    by less than a quarter of a unit in the last place are taken to be rounded alike; n alike ones
+    count as one n times as large: (Σ bc)² ≤ n·Σ b²c² (Cauchy). Constant rows gain nothing.
+(c) Additions of a float32 sum round to nearest: n of them err by λ·√(n/3)·u of what they reach
+    (Higham & Mary 2019, "A new approach to probabilistic rounding error analysis", theorem 2.4;
+    Connolly, Higham & Mary 2021 for roundings that depend on those before), √n more where all terms
+    are alike.
+(d) What may be one-sided or systematic is not averaged: truncation in the matrix unit and of its
+    operands, approximate functions, rounded constants, underflow.
+
+The smaller of the two bounds is taken everywhere. Both are asserted (`contract.judge`): the one is
+a theorem about the machine, the other one about casts of numbers without a pattern, and a violation
+of the second alone is reported as what it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from twofold.core.verify.machines import Machine, chance, machine, probabilistic
+
+__all__ = [
+    "Approx",
+    "Array",
+    "Machine",
+    "alike",
+    "chance",
+    "constant",
+    "exact",
+    "exp",
+    "gamma",
+    "grown",
+    "log",
+    "machine",
+    "matmul",
+    "maximum",
+    "probabilistic",
+    "sqrt",
+]
+
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The arithmetic a kernel runs in, as worst cases over the hardware Triton compiles for.
-
-    Attributes:
-        storage: dtype of inputs and outputs.
-        u: unit roundoff of elementwise arithmetic and of sums.
-        u_storage: unit roundoff of the storage dtype.
-        tiny: largest absolute error of an underflow in arithmetic (subnormals flushed to zero).
-        tiny_storage: the same for a cast to the storage dtype.
-        huge: largest finite number of the storage dtype.
-        u_product: relative error of one product inside a matrix product.
-        u_sum: roundoff of the matrix unit's accumulator, which may truncate (Fasi et al. 2021).
-        u_function: relative error of division, square roots, exponentials and logarithms.
-    """
-
-    storage: str
-    u: float
-    u_storage: float
-    tiny: float
-    tiny_storage: float
-    huge: float
-    u_product: float
-    u_sum: float
-    u_function: float
-
-
-def machine(dtype: str, allow_tf32: bool = False) -> Machine:
-    """Return the arithmetic of kernels on `dtype`.
-
-    float16 and bfloat16 products are exact in float32. A tf32 operand keeps 10 bits and may be
-    truncated: (1 + 2⁻¹⁰)² − 1 per product. tf32x3 splits each operand in two rounded tf32 halves
-    and drops low·low: 2⁻¹¹·2⁻¹¹, and each low half is itself rounded: twice more; 2⁻²⁰ covers the
-    three. Division is `div.full` (2 ulp), exponential and logarithm `ex2.approx` and `lg2.approx`
-    behind one multiplication, roots `rsqrt.approx`: 2⁻²² covers each (PTX ISA, floating-point
-    instructions).
-    """
-    u, tiny = 2.0**-24, 2.0**-126
-    if dtype == "float64":
-        u = 2.0**-53
-        return Machine(dtype, u, u, 2.0**-1022, 2.0**-1022, np.finfo(np.float64).max, u, u, 4 * u)
-    product = (1 + 2.0**-10) ** 2 - 1 if allow_tf32 else 2.0**-20
-    float32 = Machine(dtype, u, u, tiny, tiny, _FLOAT32_MAX, product, 2 * u, 2.0**-22)
-    if dtype == "float32":
-        return float32
-    u_storage, tiny_storage, huge = {
-        "float16": (2.0**-11, 2.0**-25, 65504.0),
-        "bfloat16": (2.0**-8, 2.0**-126, (2 - 2.0**-7) * 2.0**127),
-    }[dtype]
-    return Machine(dtype, u, u_storage, tiny, tiny_storage, huge, 0.0, 2 * u, 2.0**-22)
-
-
-_FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 
 
 def gamma(n: int, u: float) -> float:
@@ -89,11 +79,16 @@ def gamma(n: int, u: float) -> float:
 
 @dataclass(frozen=True)
 class Approx:
-    """A float64 array and a bound on the distance of whatever the kernel computed for it."""
+    """A float64 array and a bound on the distance of whatever the kernel computed for it.
+
+    `fresh` is the part of `error` that is a cast of the element itself (see the module), None if
+    that is not known.
+    """
 
     value: Array
     error: Array
     on: Machine
+    fresh: Array | None = None
 
     def _other(self, x: Approx | Array | float) -> Approx:
         """An array is an input, held exactly; a number is a constant, rounded to float32."""
@@ -102,12 +97,15 @@ class Approx:
         return constant(x, self.on) if isinstance(x, float | int) else exact(x, self.on)
 
     def _rounded(self, value: Array, error: Array, u: float | None = None) -> Approx:
-        """Add one rounding of the computed number, which is at most |value| + error."""
+        """Add one rounding of the computed number, at most |value| + error; a sure 0 has none."""
         u = self.on.u if u is None else u
-        return Approx(value, error + u * (np.abs(value) + error) + self.on.tiny, self.on)
+        reach = np.abs(value) + error
+        with np.errstate(invalid="ignore"):
+            error = error + u * reach + np.where(reach > 0, self.on.tiny, 0.0)
+        return Approx(value, np.where(reach <= self.on.largest, error, np.inf), self.on)
 
     def __neg__(self) -> Approx:
-        return Approx(-self.value, self.error, self.on)
+        return Approx(-self.value, self.error, self.on, self.fresh)
 
     def __add__(self, x: Approx | Array | float) -> Approx:
         y = self._other(x)
@@ -122,7 +120,8 @@ class Approx:
     def __mul__(self, x: Approx | Array | float) -> Approx:
         y = self._other(x)
         error = np.abs(self.value) * y.error + self.error * (np.abs(y.value) + y.error)
-        return self._rounded(self.value * y.value, error)
+        shift = y.value.ndim == 0 and np.frexp(np.abs(y.value))[0] in (0.0, 0.5)  # by a power of 2
+        return self._rounded(self.value * y.value, error, 0.0 if shift else None)
 
     def __truediv__(self, x: Approx | Array | float) -> Approx:
         """|x̂/ŷ − x/y| ≤ (e_x + |x/y|·e_y) / (|y| − e_y)."""
@@ -142,24 +141,46 @@ class Approx:
         return self._other(x) / self
 
     def __getitem__(self, index: Any) -> Approx:
-        return Approx(self.value[index], self.error[index], self.on)
+        return self.moved(lambda x: x[index])
 
     @property
     def mT(self) -> Approx:
         """The matrices transposed."""
-        return Approx(self.value.swapaxes(-1, -2), self.error.swapaxes(-1, -2), self.on)
+        return self.moved(lambda x: x.swapaxes(-1, -2))
 
     def reshape(self, *shape: int) -> Approx:
         """The same numbers in another shape."""
-        return Approx(self.value.reshape(*shape), self.error.reshape(*shape), self.on)
+        return self.moved(lambda x: x.reshape(*shape))
 
-    def sum(self, axis: int | tuple[int, ...] = -1, keepdims: bool = False) -> Approx:
-        """Sum in any order: the errors add up, and n − 1 additions round (Higham 2002, (4.4))."""
-        n = self.value.size // max(1, self.value.sum(axis=axis).size)
-        value, error = (x.sum(axis=axis, keepdims=keepdims) for x in (self.value, self.error))
-        reach = (np.abs(self.value) + self.error).sum(axis=axis, keepdims=keepdims)
-        rounding = gamma(max(n - 1, 0), self.on.u) * reach + n * self.on.tiny
-        return Approx(value, error + rounding, self.on)
+    def moved(self, f: Callable[[Array], Array]) -> Approx:
+        """The numbers that a function takes from their places to others, or copies."""
+        fresh = None if self.fresh is None else f(self.fresh)
+        return Approx(f(self.value), f(self.error), self.on, fresh)
+
+    def sum(self, axis: int = -1, keepdims: bool = False) -> Approx:
+        """Sum in any order: the errors add up, and n − 1 additions round (Higham 2002, (4.4)).
+
+        To add a zero rounds nothing.
+        """
+        magnitude = np.abs(self.value) + self.error
+        n = np.maximum((magnitude > 0).sum(axis=axis, keepdims=keepdims) - 1, 0)
+        value, error, reach = (
+            x.sum(axis=axis, keepdims=keepdims) for x in (self.value, self.error, magnitude)
+        )
+        with np.errstate(divide="ignore"):
+            growth = np.where(n * self.on.u < 1, n * self.on.u / (1 - n * self.on.u), np.inf)
+        if self.on.confidence is not None:
+            share = self.on.confidence / math.sqrt(3)
+            same = alike(self.value, self.on.u, axis)
+            n_alike = n * same.max(axis=axis, keepdims=keepdims)
+            growth = np.minimum(growth, share * np.sqrt(n_alike) * self.on.u * (1 + growth))
+            if self.fresh is not None:
+                same = alike(self.value, self.on.u_storage, axis)
+                conspiring = self.fresh.sum(axis=axis, keepdims=keepdims)
+                scattered = np.sqrt((same * self.fresh**2).sum(axis=axis, keepdims=keepdims))
+                error = error - conspiring + np.minimum(conspiring, share * scattered)
+        error = error + growth * reach + n * self.on.tiny
+        return Approx(value, np.where(reach <= self.on.largest, error, np.inf), self.on)
 
     def mean(self, axis: int = -1, keepdims: bool = False) -> Approx:
         """The sum divided by the count."""
@@ -173,15 +194,37 @@ class Approx:
     def where(self, condition: Array, otherwise: float = 0.0) -> Approx:
         """Choose by a condition that the kernel knows exactly."""
         value = np.where(condition, self.value, otherwise)
-        return Approx(value, np.where(condition, self.error, 0.0), self.on)
+        fresh = None if self.fresh is None else np.where(condition, self.fresh, 0.0)
+        return Approx(value, np.where(condition, self.error, 0.0), self.on, fresh)
 
     def stored(self) -> Approx:
-        """Cast to the storage dtype; a number that may pass its largest has no finite bound."""
+        """Cast to the storage dtype, to nearest: off by half a unit in the last place.
+
+        A number that may pass the dtype's largest has no finite bound. Where a float16 underflows,
+        casts lean to zero: that part is not `fresh`.
+        """
         reach = np.abs(self.value) + self.error
-        error = self.error + self.on.u_storage * reach + self.on.tiny_storage
+        half = np.maximum(half_unit(reach, self.on.u_storage), self.on.tiny_storage)
+        half = np.where(reach > 0, half, 0.0)
+        error = np.where(reach < overflow(self.on), self.error + half, np.inf)
+        fresh = None
+        if self.on.confidence is not None and self.on.u_storage > 0:
+            normal = np.abs(self.value) >= self.on.tiny_storage / self.on.u_storage
+            fresh = np.where(normal & (error < np.inf), half, 0.0)
+        return Approx(self.value, error, self.on, fresh)
+
+    def returned(self) -> Approx:
+        """Cast as an output: what surely passes the dtype's largest is ±∞, exactly.
+
+        In float64 `value`, computed in float64 too, is as far from the mathematics as the output.
+        """
+        stored = self.stored()
+        if self.on.storage == "float64":
+            return Approx(stored.value, 2 * stored.error, self.on)
         with np.errstate(invalid="ignore"):
-            error = np.where(reach * (1 + self.on.u_storage) > self.on.huge, np.inf, error)
-        return Approx(self.value, error, self.on)
+            passes = np.abs(self.value) - self.error >= overflow(self.on)
+        value = np.where(passes, np.copysign(np.inf, self.value), self.value)
+        return Approx(value, np.where(passes, 0.0, stored.error), self.on)
 
     def function(
         self, f: Callable[[Array], Array], slope: Callable[[Array], Array], curvature: float
@@ -190,6 +233,37 @@ class Approx:
         value = f(self.value)
         error = np.abs(slope(self.value)) * self.error + 0.5 * curvature * self.error**2
         return self._rounded(value, error, self.on.u_function)
+
+
+def half_unit(x: Array, u: float) -> Array:
+    """Return half a unit in the last place of numbers up to `x` ≥ 0, u a dtype's unit roundoff."""
+    exponent = np.frexp(np.where(np.isfinite(x), x, 1.0))[1] - 1
+    return np.asarray(np.ldexp(u, exponent))
+
+
+def overflow(on: Machine) -> float:
+    """Return from where on a number is cast to infinity: half a unit beyond the largest."""
+    return on.huge + float(half_unit(np.asarray(on.huge), on.u_storage))
+
+
+def alike(x: Array, u: float, axis: int) -> Array:
+    """Return with how many numbers along an axis each shares its rounding, itself counted, not 0.
+
+    Those are the ones nearer than a quarter of a unit in the last place, u the unit roundoff: cells
+    of a logarithmic grid an eighth wide, and both their neighbours.
+    """
+    if u == 0.0:
+        return np.ones_like(x)
+    rows = np.moveaxis(np.abs(x), axis, -1)
+    shape, rows = rows.shape, rows.reshape(-1, rows.shape[-1])
+    counted = np.isfinite(rows) & (rows > 0)
+    width = max(u, 2.0**-26) / 4
+    cells = np.floor(np.log2(np.where(counted, rows, 1.0)) / width).astype(np.int64)
+    keys = (np.arange(len(rows))[:, None] * 2**40 + cells).ravel()
+    ordered = np.sort(keys[counted.ravel()])
+    found = np.searchsorted(ordered, keys + 1, "right") - np.searchsorted(ordered, keys - 1, "left")
+    found = np.where(counted.ravel(), found, 0).reshape(shape)
+    return np.moveaxis(found, -1, axis).astype(np.float64)
 
 
 def exact(x: Array | float, on: Machine) -> Approx:
@@ -205,20 +279,48 @@ def constant(x: float, on: Machine) -> Approx:
 
 
 def matmul(a: Approx, b: Approx) -> Approx:
-    """a @ b on the matrix unit: each product and each of K sums rounds (Higham 2002, (3.12))."""
+    """a @ b on the matrix unit: each product and each of K sums rounds (Higham 2002, (3.12)).
+
+    A subnormal operand may be flushed, or lose its bits to tf32: 2⁻¹²⁶ of each. One within 2⁻¹² of
+    the largest float32 has no finite nearest tf32.
+    """
     on, k = a.on, a.value.shape[-1]
-    reach_a, reach_b = np.abs(a.value) + a.error, np.abs(b.value) + b.error
-    error = np.abs(a.value) @ b.error + a.error @ reach_b
+    size_a, size_b = np.abs(a.value), np.abs(b.value)
+    reach_a, reach_b = size_a + a.error, size_b + b.error
+    error = size_a @ b.error + a.error @ reach_b
+    if on.confidence is not None and (a.fresh is not None or b.fresh is not None):
+        fresh_a = np.zeros_like(size_a) if a.fresh is None else a.fresh
+        fresh_b = np.zeros_like(size_b) if b.fresh is None else b.fresh
+        conspiring = size_a @ fresh_b + fresh_a @ reach_b
+        square = (alike(a.value, on.u_storage, -1) * fresh_a**2) @ reach_b**2
+        square += size_a**2 @ (alike(b.value, on.u_storage, -2) * fresh_b**2)
+        scattered = on.confidence * np.sqrt(square / 3) + fresh_a @ fresh_b
+        error = error - conspiring + np.fmin(conspiring, scattered)
+    if on.u_product > 0:
+        reach_a, reach_b = (
+            np.where(x < on.largest * (1 - 2.0**-12), x, np.inf) for x in (reach_a, reach_b)
+        )
+    reach = reach_a @ reach_b
     growth = (1 + on.u_product) * (1 + gamma(k, on.u_sum)) - 1
-    return Approx(a.value @ b.value, error + growth * (reach_a @ reach_b) + k * on.tiny, on)
+    flushed = reach_a.sum(-1)[..., :, None] + reach_b.sum(-2)[..., None, :] + k
+    error = error + growth * reach + np.where(reach > 0, on.tiny * flushed, 0.0)
+    return Approx(a.value @ b.value, np.where(reach <= on.largest, error, np.inf), on)
 
 
 def exp(x: Approx) -> Approx:
-    """e^x̂ = e^x·e^(x̂−x): the relative error is expm1 of the absolute one."""
+    """e^x̂ ≤ e^(x + e), and below e^x it errs by less.
+
+    The kernel computes exp2(x·log₂e), where the product rounds: another 2u|x| in x.
+    """
     value = np.exp(x.value)
-    # The kernel computes exp2(x·log₂e): the product rounds, an absolute error of 2u|x| in x.
     shift = x.error + 2 * x.on.u * np.where(np.isfinite(x.value), np.abs(x.value) + x.error, 0.0)
-    return x._rounded(value, value * np.expm1(shift), x.on.u_function)
+    return x._rounded(value, grown(value, x.value, shift), x.on.u_function)
+
+
+def grown(value: Array, x: Array, shift: Array) -> Array:
+    """Return e^(x + shift) − e^x, `value` being e^x, where one of the two may underflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(shift < 1, value * np.expm1(shift), np.exp(x + shift) - value)
 
 
 def log(x: Approx) -> Approx:
@@ -231,10 +333,12 @@ def log(x: Approx) -> Approx:
 
 
 def sqrt(x: Approx) -> Approx:
-    """|√x̂ − √x| ≤ e/√x, and never more than √e."""
+    """|√x̂ − √x| ≤ e/√x, and never more than √e; a subnormal x̂ may be taken for 0."""
     value = np.sqrt(x.value)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(x.error == 0, 0.0, np.minimum(x.error / value, np.sqrt(x.error)))
+    subnormal = (x.value > 0) & (x.value - x.error < x.on.tiny)
+    error = error + np.where(subnormal, math.sqrt(x.on.tiny), 0.0)
     return x._rounded(value, error, x.on.u_function)
 
 

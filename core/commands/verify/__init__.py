@@ -11,7 +11,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from twofold.core.commands.verify import compile, function, lockstep, mutants, operators
+from twofold.core.commands.verify import (
+    compile,
+    function,
+    lockstep,
+    mutants,
+    operators,
+    tightness,
+)
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -41,3 +48,4 @@ app.command("function")(function.command)
 app.command("lockstep")(lockstep.command)
 app.command("compile")(compile.command)
 app.command("mutants")(mutants.command)
+app.command("tightness")(tightness.command)

@@ -77,7 +77,7 @@ def inputs(case: Case) -> Inputs:
     rng = np.random.default_rng(case.seed)
     sizes = {"B": case.batch, "H": case.heads, "M": case.seqlen_q, "N": case.seqlen_k, "1": 1}
     q, k, v, dout = (
-        domains.values(rng, (case.batch, case.heads, n, case.head_dim), magnitude)
+        domains.values(rng, (case.batch, case.heads, n, case.head_dim), magnitude, case.dtype)
         for n, magnitude in (
             (case.seqlen_q, case.magnitude),
             (case.seqlen_k, case.magnitude),

@@ -45,8 +45,8 @@ def inputs(case: Case) -> Inputs:
     """Make a case's arrays."""
     rng = np.random.default_rng(case.seed)
     shape = (case.rows, case.columns)
-    x, dout = domains.values(rng, shape, case.magnitude), rng.standard_normal(shape)
-    return Inputs(*(domains.representable(a, case.dtype) for a in (x, dout)))
+    magnitudes = (case.magnitude, "unit")
+    return Inputs(*(domains.draw(rng, shape, magnitude, case.dtype) for magnitude in magnitudes))
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     keep = dropout.keep_mask(given.x.shape, case.dropout_p, case.seed)
 
     def dropped(x: domains.Array) -> Approx:
-        return (exact(x, on) * dropout.scale(case.dropout_p)).stored().where(keep)
+        return (exact(x, on) * dropout.scale(case.dropout_p)).where(keep).returned()
 
     return {"out": dropped(given.x), "dx": dropped(given.dout)}
 

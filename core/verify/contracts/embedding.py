@@ -49,7 +49,7 @@ def inputs(case: Case) -> Inputs:
     shape = (case.batch, case.length)
     ids = draw_ids(rng, shape, case.rows, case.spread)
     table, dout = (
-        domains.representable(domains.values(rng, (*n, case.columns), case.magnitude), case.dtype)
+        domains.draw(rng, (*n, case.columns), case.magnitude, case.dtype)
         for n in ((case.rows,), shape)
     )
     return Inputs(ids, table, dout)
@@ -83,7 +83,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     given, on = given or inputs(case), machine(case.dtype)
     dtable = sums_by_id(exact(given.dout, on), given.ids, case.rows)
     once = np.bincount(given.ids.ravel(), minlength=case.rows)[:, None] <= 1
-    dtable = dtable.stored()
+    dtable = dtable.returned()
     return {
         "out": exact(given.table[given.ids], on),
         # A row looked up once is a copy, one never looked up zero.

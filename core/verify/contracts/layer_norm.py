@@ -53,7 +53,7 @@ def inputs(case: Case) -> Inputs:
     shape = (case.rows, case.columns)
 
     def draw(shape: tuple[int, ...], magnitude: str) -> domains.Array:
-        return domains.representable(domains.values(rng, shape, magnitude), case.dtype)
+        return domains.draw(rng, shape, magnitude, case.dtype)
 
     return Inputs(
         x=draw(shape, case.magnitude),
@@ -100,13 +100,18 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     h = x
     if case.dropout_p > 0.0:
         h = (h * dropout.scale(case.dropout_p)).where(keep)
-    if given.residual is not None:
-        h = exact(given.residual, on) + h
-    if case.dropout_p > 0.0 or given.residual is not None:
+        if given.residual is not None:
+            h = exact(given.residual, on) + h
         h = h.stored()
+    elif given.residual is not None:
+        h = exact(stored_sum(given.residual, given.x, case.dtype), on)
     # (2) mean and variance
-    centred = h - h.sum(-1, keepdims=True) / C
-    rstd = 1.0 / sqrt((centred * centred).sum(-1, keepdims=True) / C + case.eps)
+    mean = h.sum(-1, keepdims=True) / C
+    centred = h - mean
+    squares = (centred * centred).sum(-1, keepdims=True)
+    shared = 2 * mean.error * (np.abs(centred.value).sum(-1, keepdims=True) - C * mean.error)
+    squares = replace(squares, error=squares.error - np.maximum(shared, 0.0))
+    rstd = 1.0 / sqrt(squares / C + case.eps)
     # (3) normalise, scale, shift
     xhat = centred * rstd
     out = xhat * weight + bias
@@ -126,7 +131,15 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     outputs = {"out": out, "h": h, "dx": dx, "dweight": dweight, "dbias": dbias}
     if given.residual is not None:
         outputs["dresidual"] = total
-    return {name: x if name == "h" else x.stored() for name, x in outputs.items()}
+    return {name: x if name == "h" else x.returned() for name, x in outputs.items()}
+
+
+def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:
+    """Return x + y as every machine has it, bit for bit: a float32 sum and a cast (IEEE 754)."""
+    if dtype == "float64":
+        return x + y
+    with np.errstate(over="ignore"):
+        return domains.representable(x.astype(np.float32) + y.astype(np.float32), dtype)
 
 
 def scale_invariance(subject: Subject, case: Case) -> None:

@@ -59,7 +59,7 @@ def inputs(case: Case) -> Inputs:
     """Make a case's arrays; the weights keep z about as large as x, as a layer's do."""
     rng = np.random.default_rng(case.seed)
     lead, K, N = (case.batch, case.rows), case.features_in, case.features_out
-    x = domains.values(rng, (*lead, K), case.magnitude)
+    x = domains.values(rng, (*lead, K), case.magnitude, case.dtype)
     weight = domains.values(rng, (N, K), "unit") / np.sqrt(K)
     bias = domains.values(rng, (N,), "unit") if case.bias else None
     dout = domains.values(rng, (*lead, N), "unit")
@@ -135,7 +135,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     }
     if case.bias:
         outputs["dbias"] = dbias
-    return {name: x.stored() for name, x in outputs.items()}
+    return {name: x.returned() for name, x in outputs.items()}
 
 
 def homogeneity(subject: Subject, case: Case) -> None:

@@ -88,7 +88,8 @@ def inputs(case: Case) -> Inputs:
     B, M, N, E = case.batch, case.seqlen_q, case.keys, case.features
 
     def draw(*shape: int, magnitude: str = "unit", scale: Array | float = 1.0) -> Array:
-        return domains.representable(domains.values(rng, shape, magnitude) * scale, case.dtype)
+        x = domains.values(rng, shape, magnitude, case.dtype)
+        return domains.representable(x * scale, case.dtype)
 
     x = draw(B, M, E, magnitude=case.magnitude)
     size = max(1.0, float(np.sqrt((x * x).mean())))
@@ -156,9 +157,10 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     w_qkv, w_out = exact(given.w_qkv, on), exact(given.w_out, on)
     interleaved = case.rotary == "interleaved"
     # (1) projections
-    q = split(linear(x, given.w_qkv[:E], given.b_qkv, slice(0, E)), case)
-    k = split(linear(context, given.w_qkv[E : 2 * E], given.b_qkv, slice(E, 2 * E)), case)
-    v = split(linear(context, given.w_qkv[2 * E :], given.b_qkv, slice(2 * E, 3 * E)), case)
+    q, k, v = (
+        split(linear(a, given.w_qkv[part], given.b_qkv, part).stored(), case)
+        for a, part in zip((x, context, context), thirds(E), strict=True)
+    )
     # (2) positions
     if given.cos is not None and given.sin is not None:
         cos, sin = exact(given.cos, on), exact(given.sin, on)
@@ -189,13 +191,18 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     outputs["dx"] = dx.reshape(*given.x.shape)
     if case.bias:
         outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
-    return {name: a if name == "out" else a.stored() for name, a in outputs.items()}
+    return {name: a.returned() for name, a in outputs.items()}
 
 
 def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:
     """Return x·Wᵀ + b as stored; `part` of the bias is meant."""
     z = matmul(x, exact(weight, x.on).mT)
-    return (z if bias is None else z + exact(bias[part], x.on)).stored()
+    return z if bias is None else z + exact(bias[part], x.on)
+
+
+def thirds(E: int) -> tuple[slice, slice, slice]:
+    """Return where queries, keys and values stand in the packed projection."""
+    return slice(0, E), slice(E, 2 * E), slice(2 * E, 3 * E)
 
 
 def attention_problem(
@@ -215,15 +222,13 @@ def attention_problem(
 def split(x: Approx, case: Case) -> Approx:
     """View rows (B·L, E) as heads (B, H, L, D)."""
     shape = (case.batch, -1, case.heads, case.head_dim)
-    value, error = (a.reshape(shape).swapaxes(1, 2) for a in (x.value, x.error))
-    return Approx(value, error, x.on)
+    return x.moved(lambda a: a.reshape(shape).swapaxes(1, 2))
 
 
 def join(x: Approx) -> Approx:
     """Put heads (B, H, L, D) side by side again, as rows (B·L, E)."""
     B, H, L, D = x.value.shape
-    value, error = (a.swapaxes(1, 2).reshape(B * L, H * D) for a in (x.value, x.error))
-    return Approx(value, error, x.on)
+    return x.moved(lambda a: a.swapaxes(1, 2).reshape(B * L, H * D))
 
 
 def concatenate(*parts: Approx, axis: int) -> Approx:

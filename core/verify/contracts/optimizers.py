@@ -76,7 +76,7 @@ def inputs(case: Case) -> Inputs:
     rng = np.random.default_rng(case.seed)
 
     def draw(*shape: int) -> Array:
-        return domains.representable(domains.values(rng, shape, case.magnitude), case.dtype)
+        return domains.draw(rng, shape, case.magnitude, case.dtype)
 
     params, grads = draw(case.numel), draw(case.steps, case.numel)
     state = {}
@@ -142,13 +142,14 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     decays = (np.arange(case.numel) < case.decay_numel) & (case.weight_decay > 0.0)
     for i in range(case.steps):
         raw = exact(given.grads[i], on)
-        norm = sqrt((raw * raw).sum(keepdims=True)).stored()
+        norm = sqrt((raw * raw).sum(keepdims=True))
         # (1) clip
         g = raw
         if given.max_norm is not None:
             largest = constant(given.max_norm, on)
-            clips = norm.value + norm.error > largest.value - largest.error
-            g = choose(clips, g * (largest / maximum(norm, largest)), g)
+            stored = norm.stored()
+            clips = stored.value + stored.error > largest.value - largest.error
+            g = choose(clips, g * (largest / maximum(stored, largest)), g)
         # (2) decay
         if case.optimizer == "adamw":
             theta = choose(decays, theta * (1 - case.lr * case.weight_decay), theta)
@@ -156,9 +157,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
             g = choose(decays, g + theta * case.weight_decay, g)
         # (3) moments and (4) the step
         step, state = formula(case, g, state, case.first_step + i)
-        theta = (theta - step).stored()
-        state = {name: x.stored() for name, x in state.items()}
-    return {"params": theta, **state, "norm": norm[0], "grads": raw}
+        theta = (theta - step).returned()
+        state = {name: x.returned() for name, x in state.items()}
+    return {"params": theta, **state, "norm": norm.returned()[0], "grads": raw}
 
 
 def choose(condition: Array, x: Approx, otherwise: Approx) -> Approx:

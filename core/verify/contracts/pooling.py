@@ -50,7 +50,7 @@ def inputs(case: Case) -> Inputs:
         lengths[:] = case.length
     width = case.features * (2 if case.kind == "mean_max" else 1)
     x, dout = (
-        domains.representable(domains.values(rng, shape, magnitude), case.dtype)
+        domains.draw(rng, shape, magnitude, case.dtype)
         for shape, magnitude in (
             ((case.batch, case.length, case.features), case.magnitude),
             ((case.batch, width), "unit"),
@@ -93,7 +93,7 @@ def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
         dx.value[0] = dout.value
         parts.append(x[0])
     if "mean" in case.kind:
-        parts.append((x.sum(0) / exact(float(n), on)).stored())
+        parts.append((x.sum(0) / exact(float(n), on)).returned())
         share = 1.0 / exact(float(n), on)
         dx = (dout[:D] * share).reshape(1, D) + np.zeros((n, D))
     if "max" in case.kind:
@@ -102,7 +102,7 @@ def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
         largest[x.value.argmax(0), np.arange(D)] = dout.value[-D:]
         dx = dx + largest if "mean" in case.kind else exact(largest, on)
     if "mean" in case.kind:
-        dx = dx.stored()
+        dx = dx.returned()
     value, error = (np.concatenate(x) for x in ([p.value for p in parts], [p.error for p in parts]))
     padding = [(0, case.length - n), (0, 0)]
     padded = Approx(np.pad(dx.value, padding), np.pad(dx.error, padding), on)

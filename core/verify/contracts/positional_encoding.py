@@ -66,7 +66,7 @@ def inputs(case: Case) -> Inputs:
     ids = draw_ids(rng, shape, case.rows, case.spread)
     positions = draw_ids(rng, shape, position_rows, "uniform")
     table, position_table, dout = (
-        domains.representable(domains.values(rng, (*n, case.columns), case.magnitude), case.dtype)
+        domains.draw(rng, (*n, case.columns), case.magnitude, case.dtype)
         for n in ((case.rows,), (position_rows,), shape)
     )
     return Inputs(
@@ -144,7 +144,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         rows = case.length + case.spare_positions
         outputs["dposition_table"] = sums_by_id(dout, positions, rows)
     outputs["dtable"] = sums_by_id(dout, given.ids, case.rows) * case.scale
-    return {name: x.stored() for name, x in outputs.items()} | {"sinusoids": sinusoids(case)}
+    return {name: x.returned() for name, x in outputs.items()} | {"sinusoids": sinusoids(case)}
 
 
 def sinusoids(case: Case) -> Approx:
@@ -154,11 +154,9 @@ def sinusoids(case: Case) -> Approx:
     angle = rotary.angles(sinusoid_positions(case), 2 * pair / case.columns, 10000.0)
     sine, cosine, even = rotary.sine(angle), rotary.cosine(angle), columns % 2 == 0
     both = Approx(
-        np.where(even, sine.value, cosine.value),
-        np.where(even, sine.error, cosine.error),
-        machine(sinusoid_dtype(case)),
+        np.where(even, sine.value, cosine.value), np.where(even, sine.error, cosine.error), sine.on
     )
-    return both.stored()
+    return rotary.cast(both, machine(sinusoid_dtype(case)))
 
 
 def outside_the_tables(subject: Subject, case: Case) -> None:

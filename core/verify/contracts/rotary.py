@@ -7,6 +7,7 @@ sinusoids of positional encoding share.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -69,8 +70,7 @@ def inputs(case: Case) -> Inputs:
         positions = case.first + rng.integers(0, 1000, (case.batch, case.length))
     shapes = [(case.batch, n, case.length, case.head_dim) for n in (case.heads, case.key_heads)]
     q, k, dq, dk = (
-        domains.representable(domains.values(rng, shape, case.magnitude), case.dtype)
-        for shape in (*shapes, *shapes)
+        domains.draw(rng, shape, case.magnitude, case.dtype) for shape in (*shapes, *shapes)
     )
     cos, sin = (domains.representable(x.value, table_dtype(case)) for x in tables(case, positions))
     return Inputs(positions, q, k, cos, sin, dq, dk)
@@ -142,8 +142,14 @@ def place(side: Side, q: Array, k: Array, case: Case) -> tuple[Any, Any]:
     return placed[0], placed[1]
 
 
-def turn(x: Approx, cos: Approx, sin: Approx, interleaved: bool) -> Approx:
-    """Return x with its pairs turned; a feature without a pair passes exactly."""
+def turn(
+    x: Approx,
+    cos: Approx,
+    sin: Approx,
+    interleaved: bool,
+    finish: Callable[[Approx], Approx] = Approx.stored,
+) -> Approx:
+    """Return x with its pairs turned and cast; a feature without a pair passes exactly."""
     F = cos.value.shape[-1]
     cos, sin = (a.reshape(-1, 1, *a.value.shape[-2:]) for a in (cos, sin))
     one, two = (
@@ -152,7 +158,7 @@ def turn(x: Approx, cos: Approx, sin: Approx, interleaved: bool) -> Approx:
     x1, x2 = x[..., one], x[..., two]
     value, error = x.value.copy(), x.error.copy()
     for where, y in ((one, x1 * cos - x2 * sin), (two, x1 * sin + x2 * cos)):
-        y = y.stored()
+        y = finish(y)
         value[..., where], error[..., where] = y.value, y.error
     return Approx(value, error, x.on)
 
@@ -165,7 +171,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     def both(sign: float, **x: Array) -> dict[str, Approx]:
         conjugated = sin if sign > 0 else -sin
         return {
-            name: turn(exact(a, on), cos, conjugated, case.interleaved) for name, a in x.items()
+            name: turn(exact(a, on), cos, conjugated, case.interleaved, Approx.returned)
+            for name, a in x.items()
         }
 
     made = tables(case, given.positions)
@@ -173,15 +180,21 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     return {
         **both(1.0, q=given.q, k=given.k),
         **both(-1.0, dq=given.dq_out, dk=given.dk_out),
-        **{n: replace(x, on=storage).stored() for n, x in zip(("cos", "sin"), made, strict=True)},
+        **{n: cast(x, storage) for n, x in zip(("cos", "sin"), made, strict=True)},
     }
 
 
 def true_tables(case: Case, positions: Array, on: Machine) -> tuple[Approx, Approx]:
     """Return cos and sin of the true angles, with the error of the tables that `inputs` makes."""
     storage = machine(table_dtype(case))
-    cos, sin = (replace(x, on=storage).stored() for x in tables(case, positions))
+    cos, sin = (cast(x, storage) for x in tables(case, positions))
     return replace(cos, on=on), replace(sin, on=on)
+
+
+def cast(x: Approx, storage: Machine) -> Approx:
+    """Return float64 numbers cast to a dtype: also float32, which float32 arithmetic is not."""
+    u = storage.u_storage or storage.u
+    return replace(x, on=replace(storage, u_storage=u, tiny_storage=storage.tiny)).stored()
 
 
 def norms(subject: Subject, case: Case) -> None:
