@@ -25,7 +25,15 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
-from twofold.kernels.attention_parts import at, keys_present, keys_seen, load, place, scores
+from twofold.kernels.attention_parts import (
+    at,
+    keys_present,
+    keys_seen,
+    load,
+    place,
+    products,
+    scores,
+)
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
@@ -80,6 +88,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
     block, b, h = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), H)
@@ -87,7 +96,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
-    q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
+    if CHUNK_D == BLOCK_D:
+        q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -97,10 +107,15 @@ def forward_kernel(
     for EDGE in tl.static_range(2):
         for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
             columns = start + n
-            k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
-            v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
             # (1) scores
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D == BLOCK_D:
+                k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
+                product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            else:
+                product = products(
+                    q_ptr, q_strides, k_ptr, k_strides, b, h,
+                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # fmt: skip
             s = scores(
                 product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
                 EDGE, CAUSAL, HAS_MASK,
@@ -115,8 +130,10 @@ def forward_kernel(
             total = total * rescale + tl.sum(p, axis=1)
             # (4) output
             if DROPOUT:
-                p = tl.where(dropout.attention_keep(seed, b, h, rows, columns, threshold), p, 0.0)
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
+            v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     empty = total == 0.0
     divisor = tl.where(empty, 1.0, total)
@@ -228,6 +245,7 @@ def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_D": padded(D),
+        "CHUNK_D": tile.chunk_d or padded(D),
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
     }

@@ -12,14 +12,15 @@ class Tile(NamedTuple):
     block_n: int
     num_warps: int
     num_stages: int
+    chunk_d: int = 0
 
 
 # (kernel, bytes of an element, padded head_dim): as large as registers hold without spilling, on
 # sm_80 and sm_90a. float32 products are three tf32 products with both halves of an operand in
 # registers: small tiles, and at 256 no tile is small enough (`twofold verify compile attention`).
 TILES: dict[tuple[str, int, int], Tile] = {
-    ("forward", 2, 16): Tile(128, 64, 4, 3),
-    ("forward", 2, 32): Tile(128, 64, 4, 3),
+    ("forward", 2, 16): Tile(128, 64, 8, 3),
+    ("forward", 2, 32): Tile(128, 64, 8, 3),
     ("forward", 2, 64): Tile(128, 64, 8, 3),
     ("forward", 2, 128): Tile(128, 32, 8, 3),
     ("forward", 2, 256): Tile(64, 32, 8, 2),
@@ -27,7 +28,7 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("forward", 4, 32): Tile(64, 32, 4, 2),
     ("forward", 4, 64): Tile(32, 32, 4, 2),
     ("forward", 4, 128): Tile(32, 16, 8, 1),
-    ("forward", 4, 256): Tile(16, 16, 8, 1),
+    ("forward", 4, 256): Tile(32, 16, 8, 1, 32),
     ("dk_dv", 2, 16): Tile(64, 64, 4, 2),
     ("dk_dv", 2, 32): Tile(64, 64, 4, 2),
     ("dk_dv", 2, 64): Tile(64, 32, 4, 2),
@@ -37,7 +38,7 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("dk_dv", 4, 32): Tile(32, 16, 4, 1),
     ("dk_dv", 4, 64): Tile(32, 16, 4, 1),
     ("dk_dv", 4, 128): Tile(32, 16, 8, 1),
-    ("dk_dv", 4, 256): Tile(16, 16, 8, 1),
+    ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 32),
     ("dq", 2, 16): Tile(64, 64, 4, 2),
     ("dq", 2, 32): Tile(64, 64, 4, 2),
     ("dq", 2, 64): Tile(64, 64, 8, 2),
@@ -47,7 +48,7 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("dq", 4, 32): Tile(32, 16, 4, 1),
     ("dq", 4, 64): Tile(16, 16, 4, 1),
     ("dq", 4, 128): Tile(16, 16, 8, 1),
-    ("dq", 4, 256): Tile(16, 16, 8, 1),
+    ("dq", 4, 256): Tile(16, 16, 8, 1, 32),
 }
 
 
