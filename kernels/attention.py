@@ -176,7 +176,7 @@ def forward(
     )  # heads side by side, as the output projection reads them
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     cache = Cache(q, k, v, out, lse, scale, causal, mask, key_lengths, dropout_p, seed, allow_tf32)
-    tile = tile or choose_tile("forward", D, q.element_size())
+    tile = tile or _tile("forward", cache)
     forward_kernel[(triton.cdiv(M, tile.block_m) * B * H,)](
         q, k, v, _or(mask, q), _or(key_lengths, q), out, lse,
         q.stride(), k.stride(), v.stride(), _strides(mask), out.stride(),
@@ -206,8 +206,8 @@ def backward(
     (B, H, M, D), N = q.shape, k.shape[2]
     grads = into or Gradients(_empty(q), _empty(k), _empty(v))
     delta = torch.empty_like(cache.lse)
-    over_keys = dk_dv_tile or choose_tile("dk_dv", D, q.element_size())
-    over_queries = dq_tile or choose_tile("dq", D, q.element_size())
+    over_keys = dk_dv_tile or _tile("dk_dv", cache)
+    over_queries = dq_tile or _tile("dq", cache)
     key_programs = (triton.cdiv(N, over_keys.block_n) * B * H,)
     query_programs = (triton.cdiv(M, over_queries.block_m) * B * H,)
     delta_kernel[query_programs](
@@ -228,6 +228,14 @@ def backward(
         **_options(cache, D, over_queries),
     )  # fmt: skip
     return grads
+
+
+def _tile(kernel: str, cache: Cache) -> Tile:
+    """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
+    q = cache.q
+    amd = torch.version.hip is not None
+    masked = cache.mask is not None
+    return choose_tile(kernel, q.shape[-1], q.element_size(), masked=masked, amd=amd)
 
 
 def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:

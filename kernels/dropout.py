@@ -54,8 +54,8 @@ def keep(seed, index, threshold):
 def attention_keep(seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr):
     """Draw the mask of weights (b, h, rows, first …), a tile (BLOCK_M, BLOCK_N).
 
-    It is that of `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a multiple
-    of 8: eight neighbours are the draws of one Philox call.
+    It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
+    multiple of 8: eight neighbours are the draws of one Philox call.
     """
     groups = first // 8 + tl.arange(0, BLOCK_N // 8)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)
