@@ -76,7 +76,7 @@ def compile_operator(
     with compiling(CHIPS[target], compile_once):
         for case in contract.compiled or contract.pinned:
             precision = precision_name(case)
-            contract.run(side, case)
+            contract.run(side, case, contract.inputs(case))
     return made
 
 
