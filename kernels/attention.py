@@ -25,7 +25,15 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
-from twofold.kernels.attention_parts import at, keys_present, keys_seen, load, place, scores
+from twofold.kernels.attention_parts import (
+    at,
+    keys_present,
+    keys_seen,
+    load,
+    place,
+    products,
+    scores,
+)
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
@@ -80,6 +88,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
     block, b, h = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), H)
@@ -87,7 +96,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
-    q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
+    if CHUNK_D == BLOCK_D:
+        q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -97,10 +107,15 @@ def forward_kernel(
     for EDGE in tl.static_range(2):
         for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
             columns = start + n
-            k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
-            v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
             # (1) scores
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D == BLOCK_D:
+                k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
+                product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            else:
+                product = products(
+                    q_ptr, q_strides, k_ptr, k_strides, b, h,
+                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # fmt: skip
             s = scores(
                 product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
                 EDGE, CAUSAL, HAS_MASK,
@@ -115,8 +130,10 @@ def forward_kernel(
             total = total * rescale + tl.sum(p, axis=1)
             # (4) output
             if DROPOUT:
-                p = tl.where(dropout.attention_keep(seed, b, h, rows, columns, threshold), p, 0.0)
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
+            v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     empty = total == 0.0
     divisor = tl.where(empty, 1.0, total)
@@ -159,7 +176,7 @@ def forward(
     )  # heads side by side, as the output projection reads them
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     cache = Cache(q, k, v, out, lse, scale, causal, mask, key_lengths, dropout_p, seed, allow_tf32)
-    tile = tile or choose_tile("forward", D, q.element_size())
+    tile = tile or _tile("forward", cache)
     forward_kernel[(triton.cdiv(M, tile.block_m) * B * H,)](
         q, k, v, _or(mask, q), _or(key_lengths, q), out, lse,
         q.stride(), k.stride(), v.stride(), _strides(mask), out.stride(),
@@ -189,8 +206,8 @@ def backward(
     (B, H, M, D), N = q.shape, k.shape[2]
     grads = into or Gradients(_empty(q), _empty(k), _empty(v))
     delta = torch.empty_like(cache.lse)
-    over_keys = dk_dv_tile or choose_tile("dk_dv", D, q.element_size())
-    over_queries = dq_tile or choose_tile("dq", D, q.element_size())
+    over_keys = dk_dv_tile or _tile("dk_dv", cache)
+    over_queries = dq_tile or _tile("dq", cache)
     key_programs = (triton.cdiv(N, over_keys.block_n) * B * H,)
     query_programs = (triton.cdiv(M, over_queries.block_m) * B * H,)
     delta_kernel[query_programs](
@@ -213,6 +230,14 @@ def backward(
     return grads
 
 
+def _tile(kernel: str, cache: Cache) -> Tile:
+    """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
+    q = cache.q
+    amd = torch.version.hip is not None
+    masked = cache.mask is not None
+    return choose_tile(kernel, q.shape[-1], q.element_size(), masked=masked, amd=amd)
+
+
 def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:
     """Return the arguments that the three kernels share: dropout, variants, tile."""
     return {
@@ -228,6 +253,7 @@ def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_D": padded(D),
+        "CHUNK_D": tile.chunk_d or padded(D),
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
     }

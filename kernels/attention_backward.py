@@ -15,7 +15,15 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import dropout
-from twofold.kernels.attention_parts import at, keys_present, keys_seen, load, place, scores
+from twofold.kernels.attention_parts import (
+    at,
+    keys_present,
+    keys_seen,
+    load,
+    place,
+    products,
+    scores,
+)
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -72,6 +80,7 @@ def dk_dv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum dk and dv of BLOCK_N keys over all queries; tiles are (keys, queries)."""
     bh = tl.program_id(0) // tl.cdiv(N, BLOCK_N)
@@ -81,8 +90,9 @@ def dk_dv_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
     present = keys_present(lengths_ptr, b, N, HAS_LENGTHS)
-    k = load(k_ptr, k_strides, b, h, first, n, d, present, D)  # (BLOCK_N, BLOCK_D)
-    v = load(v_ptr, v_strides, b, h, first, n, d, present, D)
+    if CHUNK_D == BLOCK_D:
+        k = load(k_ptr, k_strides, b, h, first, n, d, present, D)  # (BLOCK_N, BLOCK_D)
+        v = load(v_ptr, v_strides, b, h, first, n, d, present, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Queries [begin, full) see some keys of the tile, [full, M) all of them. Padding keys need no
@@ -106,17 +116,31 @@ def dk_dv_kernel(
             lse = tl.load(lse_ptr + row_at, mask=rows < M, other=0.0)  # (1, BLOCK_M)
             delta = tl.load(delta_ptr + row_at, mask=rows < M, other=0.0)
             # (5) weights again
-            product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
+            if CHUNK_D == BLOCK_D:
+                product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
+            else:
+                product = products(
+                    k_ptr, k_strides, q_ptr, q_strides, b, h,
+                    first, n, present, start, tl.trans(m), M, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # fmt: skip
             s = scores(
                 product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
                 not FULL, CAUSAL, HAS_MASK,
             )  # fmt: skip
             p = weights_again(s, lse)
             # (6) gradient of the weights
-            dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
+            if CHUNK_D == BLOCK_D:
+                dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
+            else:
+                dp = products(
+                    v_ptr, v_strides, dout_ptr, dout_strides, b, h,
+                    first, n, present, start, tl.trans(m), M, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # fmt: skip
             dropped = p
             if DROPOUT:
-                keep = dropout.attention_keep(seed, b, h, rows, columns, threshold)
+                keep = tl.trans(
+                    dropout.attention_keep(seed, b, h, tl.trans(rows), first, threshold, BLOCK_N)
+                )  # (BLOCK_N, BLOCK_M)
                 dropped = tl.where(keep, p * dropout_scale, 0.0)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores
@@ -153,6 +177,7 @@ def dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum dq of BLOCK_M queries over the keys they see."""
     block, b, h = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), H)
@@ -160,8 +185,9 @@ def dq_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
-    q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
-    dout = load(dout_ptr, dout_strides, b, h, first, m, d, M, D)
+    if CHUNK_D == BLOCK_D:
+        q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
+        dout = load(dout_ptr, dout_strides, b, h, first, m, d, M, D)
     row_at = (b * H + h).to(tl.int64) * M + rows
     lse = tl.load(lse_ptr + row_at, mask=rows < M, other=0.0)  # (BLOCK_M, 1)
     delta = tl.load(delta_ptr + row_at, mask=rows < M, other=0.0)
@@ -173,18 +199,30 @@ def dq_kernel(
         for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
             columns = start + n
             k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
-            v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
             # (5) weights again
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D == BLOCK_D:
+                product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            else:
+                product = products(
+                    q_ptr, q_strides, k_ptr, k_strides, b, h,
+                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # fmt: skip
             s = scores(
                 product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
                 EDGE, CAUSAL, HAS_MASK,
             )  # fmt: skip
             p = weights_again(s, lse)
             # (6) gradient of the weights
-            dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D == BLOCK_D:
+                v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
+                dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            else:
+                dp = products(
+                    dout_ptr, dout_strides, v_ptr, v_strides, b, h,
+                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # fmt: skip
             if DROPOUT:
-                keep = dropout.attention_keep(seed, b, h, rows, columns, threshold)
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores
             ds = p * (dp - delta)

@@ -1,4 +1,4 @@
-"""The tile table of the attention kernels, and what chooses from it; it needs no triton."""
+"""The tile tables of the attention kernels, and what chooses from them; it needs no triton."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Queries and keys a program works on at a time; warps and pipeline stages it does so with."""
+    """Queries and keys a program works on at a time; warps and pipeline stages it does so with.
+
+    `chunk_d` is how many features the products of scores take at a time, all of them where it is 0:
+    in chunks, q, k and v are loaded again for every tile instead of kept in registers.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    chunk_d: int = 0
 
 
-# (kernel, bytes of an element, padded head_dim): as large as registers hold without spilling, on
-# sm_80 and sm_90a. float32 products are three tf32 products with both halves of an operand in
-# registers: small tiles, and at 256 no tile is small enough (`twofold verify compile attention`).
-TILES: dict[tuple[str, int, int], Tile] = {
-    ("forward", 2, 16): Tile(128, 64, 4, 3),
-    ("forward", 2, 32): Tile(128, 64, 4, 3),
+Key = tuple[str, int, int]  # kernel, bytes of an element, padded head_dim
+
+# As large as registers hold without spilling (`twofold verify compile attention`). float32 products
+# are three tf32 products with both halves of an operand in registers: small tiles, and at 256
+# products in chunks.
+TILES: dict[Key, Tile] = {
+    ("forward", 2, 16): Tile(128, 64, 8, 3),
+    ("forward", 2, 32): Tile(128, 64, 8, 3),
     ("forward", 2, 64): Tile(128, 64, 8, 3),
     ("forward", 2, 128): Tile(128, 32, 8, 3),
     ("forward", 2, 256): Tile(64, 32, 8, 2),
@@ -27,7 +34,7 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("forward", 4, 32): Tile(64, 32, 4, 2),
     ("forward", 4, 64): Tile(32, 32, 4, 2),
     ("forward", 4, 128): Tile(32, 16, 8, 1),
-    ("forward", 4, 256): Tile(16, 16, 8, 1),
+    ("forward", 4, 256): Tile(32, 16, 8, 1, 32),
     ("dk_dv", 2, 16): Tile(64, 64, 4, 2),
     ("dk_dv", 2, 32): Tile(64, 64, 4, 2),
     ("dk_dv", 2, 64): Tile(64, 32, 4, 2),
@@ -37,7 +44,7 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("dk_dv", 4, 32): Tile(32, 16, 4, 1),
     ("dk_dv", 4, 64): Tile(32, 16, 4, 1),
     ("dk_dv", 4, 128): Tile(32, 16, 8, 1),
-    ("dk_dv", 4, 256): Tile(16, 16, 8, 1),
+    ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 32),
     ("dq", 2, 16): Tile(64, 64, 4, 2),
     ("dq", 2, 32): Tile(64, 64, 4, 2),
     ("dq", 2, 64): Tile(64, 64, 8, 2),
@@ -45,10 +52,31 @@ TILES: dict[tuple[str, int, int], Tile] = {
     ("dq", 2, 256): Tile(32, 32, 8, 1),
     ("dq", 4, 16): Tile(32, 16, 4, 1),
     ("dq", 4, 32): Tile(32, 16, 4, 1),
-    ("dq", 4, 64): Tile(16, 16, 4, 1),
+    ("dq", 4, 64): Tile(32, 16, 8, 1),
     ("dq", 4, 128): Tile(16, 16, 8, 1),
-    ("dq", 4, 256): Tile(16, 16, 8, 1),
+    ("dq", 4, 256): Tile(16, 16, 8, 1, 32),
 }
+# The addresses of a mask take registers too: what replaces the entries that would spill.
+MASKED: dict[Key, Tile] = {
+    ("forward", 2, 256): Tile(64, 16, 8, 2),
+    ("dk_dv", 2, 16): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 64): Tile(64, 32, 8, 2),
+    ("dk_dv", 2, 256): Tile(32, 32, 8, 1, 128),
+    ("dq", 2, 64): Tile(64, 32, 8, 2),
+    ("dq", 2, 128): Tile(64, 32, 8, 2),
+}
+# On AMD a thread has 512 registers if its program has no more than four warps, else 256.
+AMD: dict[Key, Tile] = {
+    ("dk_dv", 2, 128): Tile(32, 32, 4, 1),
+    ("dk_dv", 2, 256): Tile(16, 32, 4, 1),
+    ("dk_dv", 4, 128): Tile(32, 16, 4, 1),
+    ("dq", 2, 64): Tile(64, 64, 4, 1),
+    ("dq", 2, 128): Tile(64, 64, 4, 1),
+    ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
+}
+# Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
+ENTRIES = tuple(dict.fromkeys(entry for table in (TILES, MASKED, AMD) for entry in table.items()))
 
 
 def padded(head_dim: int) -> int:
@@ -56,6 +84,10 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def choose_tile(kernel: str, head_dim: int, element_size: int) -> Tile:
-    """Return the table's tile of a kernel for a head_dim and bytes per element."""
-    return TILES[kernel, min(element_size, 4), padded(head_dim)]
+def choose_tile(
+    kernel: str, head_dim: int, element_size: int, *, masked: bool = False, amd: bool = False
+) -> Tile:
+    """Return the tables' tile of a kernel for a head_dim and bytes per element."""
+    key = (kernel, min(element_size, 4), padded(head_dim))
+    first = AMD if amd else MASKED if masked else TILES
+    return first[key] if key in first else TILES[key]

@@ -51,16 +51,20 @@ def keep(seed, index, threshold):
 
 
 @triton.jit
-def attention_keep(seed, b, h, rows, columns, threshold):
-    """Draw the mask of weights (b, h, rows, columns), as the reference's `attention_keep_mask`.
+def attention_keep(seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr):
+    """Draw the mask of weights (b, h, rows, first …), a tile (BLOCK_M, BLOCK_N).
 
-    `rows` and `columns` broadcast to the tile, in either orientation.
+    It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
+    multiple of 8: eight neighbours are the draws of one Philox call.
     """
-    zero = (rows * 0 + columns * 0).to(tl.uint32)
-    c0 = zero + (columns // 8).to(tl.uint32)
-    c1 = zero + rows.to(tl.uint32)
+    groups = first // 8 + tl.arange(0, BLOCK_N // 8)[None, :]
+    zero = (rows * 0 + groups * 0).to(tl.uint32)
+    c0, c1 = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32)
     c2, c3 = zero + h.to(tl.uint32), zero + b.to(tl.uint32)
-    return draw(seed, c0, c1, c2, c3, columns % 8) >= threshold
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (BLOCK_M, BLOCK_N / 8, 2, 2)
+    draws = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
+    return tl.reshape(draws >= threshold, [rows.shape[0], BLOCK_N])
 
 
 @triton.jit

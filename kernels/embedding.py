@@ -26,7 +26,6 @@ from twofold.kernels import dropout
 from twofold.reference.embedding import check
 
 CHUNK = tl.constexpr(64)  # sorted places that are summed ahead where they hold a single id
-NAN = tl.constexpr(float("nan"))
 
 
 class Tile(NamedTuple):
@@ -99,7 +98,7 @@ def forward_kernel(
     x, known = look_up(table_ptr, table_strides, ids, columns, V, D)
     at = n[:, None] * D + columns[None, :]
     inside = (n < N)[:, None] & (columns < D)[None, :]
-    tl.store(out_ptr + at, tl.where(known[:, None], x, NAN).to(x.dtype), mask=inside)
+    tl.store(out_ptr + at, tl.where(known[:, None], x, float("nan")).to(x.dtype), mask=inside)
 
 
 @triton.jit

@@ -33,7 +33,7 @@ class Tile(NamedTuple):
 
 # (widest padded row, tile): the narrower the row, the more of them fill a program's registers.
 TILES = (
-    (128, Tile(16, 4)),
+    (128, Tile(8, 4)),
     (512, Tile(4, 4)),
     (2048, Tile(1, 4)),
     (8192, Tile(1, 8)),

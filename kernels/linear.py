@@ -53,7 +53,7 @@ TILES = (
 )
 ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
-BLOCK_R, BLOCK_C = 32, 128  # the tile of the pass that computes dz
+BLOCK_R, BLOCK_C = 16, 128  # the tile of the pass that computes dz
 
 
 class Cache(NamedTuple):
@@ -124,13 +124,14 @@ def gemm_kernel(
         b_at += b_step
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0).to(tl.float32)
-    # (2) activation
+    # (2) activation; both are stored after it, or the addresses would take registers from it
+    z = acc
+    if KIND != "none":
+        acc = activate(acc, KIND)
     at = m * c_strides[0] + n * c_strides[1]
     inside = (m < M) & (n < N)
     if SAVE_Z:
-        tl.store(z_ptr + at, acc.to(z_ptr.dtype.element_ty), mask=inside)
-    if KIND != "none":
-        acc = activate(acc, KIND)
+        tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=inside)
     tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
 
 

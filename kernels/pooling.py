@@ -20,8 +20,6 @@ import triton.language as tl
 
 from twofold.reference.pooling import check
 
-NAN = tl.constexpr(float("nan"))
-
 
 class Tile(NamedTuple):
     """Positions and features a program works on at a time, and with how many warps."""
@@ -101,7 +99,7 @@ def forward_kernel(
         pooled = tl.sum(total, axis=0)
         if MEAN:
             pooled = pooled / length.to(tl.float32)
-        pooled = tl.where(valid, pooled, NAN).to(out_ptr.dtype.element_ty)
+        pooled = tl.where(valid, pooled, float("nan")).to(out_ptr.dtype.element_ty)
         tl.store(out_at, pooled, mask=columns < D)
     if MAX:
         is_nan = top != top
@@ -109,8 +107,8 @@ def forward_kernel(
         largest = tl.max(tl.where(is_nan, -float("inf"), top), axis=0)
         attains = tl.where(any_nan[None, :], is_nan, top == largest[None, :])
         first = tl.min(tl.where(attains, where, 2147483647), axis=0)
-        largest = tl.where(any_nan, NAN, largest)
-        largest = tl.where(valid, largest, NAN).to(out_ptr.dtype.element_ty)
+        largest = tl.where(any_nan, float("nan"), largest)
+        largest = tl.where(valid, largest, float("nan")).to(out_ptr.dtype.element_ty)
         tl.store(out_at + (D if MEAN else 0), largest, mask=columns < D)
         tl.store(argmax_ptr + b * D + columns, first, mask=columns < D)
 
@@ -147,7 +145,7 @@ def backward_kernel(
         first = tl.load(argmax_ptr + b * D + columns, mask=columns < D, other=-1)
         dx += tl.where(rows == first, dout, 0.0)
     valid = (length >= 1) & (length <= L)
-    dx = tl.where(valid, dx, NAN).to(dx_ptr.dtype.element_ty)
+    dx = tl.where(valid, dx, float("nan")).to(dx_ptr.dtype.element_ty)
     at = (b * L + rows) * D + columns
     tl.store(dx_ptr + at, dx, mask=(rows < L) & (columns < D))
 

@@ -20,7 +20,6 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.embedding import (
-    NAN,
     TILES,
     Places,
     Tile,
@@ -114,7 +113,7 @@ def forward_kernel(
     # (3) drop out
     if DROPOUT:
         x = tl.where(dropout.keep(seed, at, threshold), x * dropout_scale, 0.0)
-    x = tl.where(known[:, None], x, NAN)
+    x = tl.where(known[:, None], x, float("nan"))
     inside = (n < N)[:, None] & (columns < D)[None, :]
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
 

@@ -45,6 +45,7 @@ class Contract:
         properties: further claims by name; each raises AssertionError where a case breaks it.
         small: cuts a case down to a size at which properties cost little.
         in_place: whether the operator may change its inputs.
+        compiled: cases whose kernels `twofold verify compile` compiles, where not the pinned ones.
     """
 
     operator: str
@@ -57,6 +58,7 @@ class Contract:
     properties: Mapping[str, Property] = field(default_factory=dict)
     small: Callable[[Any], Any] = lambda case: case
     in_place: bool = False
+    compiled: Sequence[Any] = ()
 
     def claims(self) -> dict[str, Property]:
         """Return the properties, and the one that every operator has."""

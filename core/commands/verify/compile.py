@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    INTERRUPTED,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 from twofold.core.commands.verify.common import Json, Operators, chosen
+from twofold.core.verify.compiled import Compiled
+
+LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
 
 
 def command(
@@ -17,48 +28,97 @@ def command(
     target: Annotated[
         list[str] | None, typer.Option(help="sm_80, sm_90a, sm_100a, gfx942; all by default")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="compilations at a time; one a core by default")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="write every kernel's figures to this file")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="fail where the figures are not those of this file")
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Compile, and show what each kernel needs at most, and everything that is wrong."""
+    """Compile, and show what each kernel needs at most, and everything that is wrong.
+
+    Of programs and warps on a multiprocessor it shows the fewest.
+    """
     with plain_errors():
         names = chosen(operators)
-        from twofold.core.verify import compiles
+        from twofold.core.verify import compile_jobs, compiled_table
+        from twofold.core.verify.chips import CHIPS
 
         for name in target or ():
-            if name not in compiles.TARGETS:
-                known = ", ".join(compiles.TARGETS)
-                raise ValueError(f"--target is {name!r}; it must be one of {known}")
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("kernel", "target", "matrix unit"):
-            table.add_column(column, no_wrap=column != "matrix unit")
-        for column in ("variants", "registers", "spilled", "shared"):
-            table.add_column(column, justify="right")
-        found: list[compiles.Compiled] = []
-        for name in names:
-            for chip in target or compiles.TARGETS:
-                with console.status(f"{name} for {chip} …"):
-                    made = compiles.compile_operator(name, chip)
-                found += made
-                for kernel in dict.fromkeys(c.kernel for c in made):
-                    mine = [c for c in made if c.kernel == kernel]
-                    matrix = sorted({m for c in mine for m in c.matrix})
-                    largest = (
-                        max(c.registers for c in mine),
-                        max(c.spilled for c in mine),
-                        max(c.shared for c in mine),
-                    )
-                    counts = (str(x) for x in (len(mine), *largest))
-                    table.add_row(f"{name} {kernel}", chip, " ".join(matrix), *counts)
-        console.print(table)
+            if name not in CHIPS:
+                raise ValueError(f"--target is {name!r}; it must be one of {', '.join(CHIPS)}")
+        targets = [name for name in CHIPS if not target or name in target]
+        committed = None if check is None else compiled_table.read(check)
+        found: list[Compiled] = []
+        heads = ("kernel", "target", "variants", "registers", "spilled", "shared", "programs")
+        console.print(f"[bold]{LINE.format(*heads, 'warps', 'matrix unit')}[/bold]", soft_wrap=True)
+        running = compile_jobs.compile_all(names, targets, jobs or os.cpu_count() or 1)
+        try:
+            with console.status("compiling …"):
+                for _, _, made in running:
+                    found += made
+                    for kernel in dict.fromkeys(c.kernel for c in made):
+                        _show([c for c in made if c.kernel == kernel])
+        except KeyboardInterrupt:
+            console.print("interrupted; what is above is complete", highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
         faults = [(c, fault) for c in found for fault in c.faults()]
-        for c, fault in faults:
+        differing: list[str] = []
+        if committed is not None:
+            version, lines = committed
+            if version == compiled_table.compilers():
+                differing = compiled_table.differences(lines, found, names, targets)
+            else:
+                console.print(
+                    f"{check} was made with {version}; here is {compiled_table.compilers()}: "
+                    "only what is wrong was looked for, no figures compared",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        for line in differing:
+            console.print(escaped(line), highlight=False, soft_wrap=True)
+        if differing:
             console.print(
-                f"[red]FAIL[/red] {c.operator} {c.kernel} {c.target} {c.precision}: {fault} "
+                f"[red]FAIL[/red] {check} is not what was compiled (-: there, +: here); "
+                f"twofold verify compile --table {check} writes it",
+                highlight=False,
+                soft_wrap=True,
+            )
+        console.print(f"{len(found)} kernels, {len(faults)} faults", highlight=False)
+        if table is not None:
+            compiled_table.write(table, found)
+        rows = [
+            {**asdict(c), "programs": c.programs, "occupancy": c.occupancy, "faults": c.faults()}
+            for c in found
+        ]
+        holds = not faults and not differing
+        write_json(json, {"compile": {"holds": holds, "differences": differing, "kernels": rows}})
+    if not holds:
+        raise typer.Exit(FAILED)
+
+
+def _show(kernels: list[Compiled]) -> None:
+    """Print the most that variants of one kernel need, and what is wrong with each."""
+    figures = (
+        max(c.registers for c in kernels),
+        max(c.spilled for c in kernels),
+        max(c.shared for c in kernels),
+        min(c.programs for c in kernels),
+        f"{min(c.occupancy for c in kernels):.0%}",
+    )
+    matrix = " ".join(sorted({m for c in kernels for m in c.matrix}))
+    name = f"{kernels[0].operator} {kernels[0].kernel}"
+    line = LINE.format(name, kernels[0].target, len(kernels), *figures, matrix)
+    console.print(line, highlight=False, soft_wrap=True)
+    for c in kernels:
+        for fault in c.faults():
+            console.print(
+                f"[red]FAIL[/red] {name} {c.target} {c.precision}: {escaped(fault)} "
                 f"({escaped(c.constants)})",
                 highlight=False,
                 soft_wrap=True,
             )
-        rows = [{**asdict(c), "faults": c.faults()} for c in found]
-        write_json(json, {"compile": {"holds": not faults, "kernels": rows}})
-    if faults:
-        raise typer.Exit(FAILED)

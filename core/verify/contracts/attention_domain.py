@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.rounding import Approx, exact, machine
-from twofold.kernels.attention_tiles import TILES
+from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 
 Array = domains.Array
@@ -28,7 +28,6 @@ MASKS = tuple(
     for axes in itertools.product(*("1" + a for a in "BHMN"[4 - n :]))
 )
 PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
-TILES_IN_ORDER = tuple(TILES.values())
 LOGITS = (1e-6, 1e-2, 1.0, 10.0, 100.0, 1e4)
 
 
@@ -57,7 +56,7 @@ class Case:
     dlse: bool = False
     allow_tf32: bool = False
     seed: int = 0
-    tile: int | None = None  # entry of the kernel's tile table
+    tile: int | None = None  # entry of the kernels' tile tables
 
 
 class Inputs(NamedTuple):
@@ -121,7 +120,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     if side.name != "reference":
         forward["allow_tf32"] = case.allow_tf32
         if case.tile is not None:
-            (kernel, _, _), tile = list(TILES.items())[case.tile]
+            (kernel, _, _), tile = ENTRIES[case.tile]
             how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
             how[name] = tile
     out, cache = side.attention.forward(

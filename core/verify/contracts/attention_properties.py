@@ -27,7 +27,7 @@ from twofold.core.verify.contracts.attention_sample import (
 )
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine
-from twofold.kernels.attention_tiles import TILES
+from twofold.kernels.attention_tiles import ENTRIES
 
 SATURATING = 200.0  # the others' weights, e^−400, are 0 in float32
 
@@ -195,9 +195,9 @@ def other_strides(subject: Subject, case: Case) -> None:
 def other_tiles(subject: Subject, case: Case) -> None:
     """Another tile of the table is as good: both results are within the bound of one truth."""
     case = plain(case)
-    fitting = [i for i, (_, _, head_dim) in enumerate(TILES) if head_dim >= case.head_dim]
+    fitting = [i for i, ((_, _, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
     other = replace(case, tile=fitting[case.seed % len(fitting)])
-    same_in(subject, case, other, f"with {list(TILES.values())[other.tile or 0]}")
+    same_in(subject, case, other, f"with {ENTRIES[other.tile or 0][1]}")
 
 
 def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:

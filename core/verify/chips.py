@@ -1,0 +1,75 @@
+"""The chips that kernels are compiled for: their limits, and how many programs one holds at a time.
+
+NVIDIA's limits are those of the CUDA C++ Programming Guide, "Technical Specifications per Compute
+Capability" (8.0, 9.0, 10.0). Registers come in units of 256 a warp; of shared memory a program
+takes a kilobyte more than it asks for. Tensor memory, where compute capability 10.0 keeps
+accumulators, has 512 columns a multiprocessor (PTX ISA, "Tensor Memory").
+
+AMD's are those of the "AMD Instinct MI300" (CDNA3) instruction set architecture guide and of LLVM's
+AMDGPU back end for gfx942: a compute unit has four SIMDs with 512 vector registers a lane each,
+accumulators included, in units of 8; up to 8 waves a SIMD, and 16 work-groups of several waves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROGRAM_THREADS = 1024  # of a program, on all of them
+TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory
+RESERVED_SHARED = 1024  # bytes of a program's shared memory that CUDA takes for itself
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A multiprocessor (NVIDIA) or compute unit (AMD), as far as it limits what runs on it.
+
+    Attributes:
+        backend, arch: how Triton calls it.
+        warp_size: threads of a warp.
+        thread_registers: most registers of a thread.
+        program_shared: most bytes of shared memory of a program.
+        shared: bytes of shared memory in all.
+        warps, programs: most of each at a time.
+    """
+
+    backend: str
+    arch: int | str
+    warp_size: int
+    thread_registers: int
+    program_shared: int
+    shared: int
+    warps: int
+    programs: int
+
+
+CHIPS = {
+    "sm_80": Chip("cuda", 80, 32, 255, 163 * 1024, 164 * 1024, 64, 32),
+    "sm_90a": Chip("cuda", 90, 32, 255, 227 * 1024, 228 * 1024, 64, 32),
+    "sm_100a": Chip("cuda", 100, 32, 255, 227 * 1024, 228 * 1024, 64, 32),
+    "gfx942": Chip("hip", "gfx942", 64, 512, 64 * 1024, 64 * 1024, 32, 32),
+}
+
+
+def resident(chip: Chip, registers: int, shared: int, warps: int, tensor_columns: int = 0) -> int:
+    """Return how many programs a chip holds at a time, 0 if not one fits.
+
+    Args:
+        registers: of a thread.
+        shared: bytes of a program.
+        warps: of a program.
+        tensor_columns: columns of tensor memory of a program.
+    """
+    by_warps = min(chip.programs, chip.warps // warps)
+    if chip.backend == "hip":
+        if warps > 1:
+            by_warps = min(by_warps, 16)
+        a_simd = 512 // max(8, -(-registers // 8) * 8)  # waves that the registers of a SIMD hold
+        by_registers = 4 * a_simd // warps
+        by_shared = chip.shared // shared if shared else chip.programs
+    else:
+        a_warp = max(256, -(-registers * chip.warp_size // 256) * 256)
+        # Each of four schedulers has a quarter of the 65536 registers for its warps.
+        by_registers = 4 * (16384 // a_warp) // warps
+        by_shared = chip.shared // (shared + RESERVED_SHARED)
+    by_tensor = TENSOR_COLUMNS // tensor_columns if tensor_columns else chip.programs
+    return min(by_warps, by_registers, by_shared, by_tensor)

@@ -1,0 +1,175 @@
+"""What a compiler made of a kernel, and what is wrong with it.
+
+Registers are counted by the assembler. What it keeps on a thread's stack need not be a spill (the
+slow path of a function of the mathematics library has a frame too): where there is a frame, the
+assembler runs once more to say how much of it are spills.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twofold.core.verify.chips import CHIPS, PROGRAM_THREADS, Chip, resident
+
+# What multiplies matrices, and the type of what it multiplies.
+MATRIX = {
+    "mma": re.compile(r"\bmma\.sync\.\S+\.row\.col\.\w+\.(\w+)\."),
+    "wgmma": re.compile(r"\bwgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.f\d+\.(\w+)\."),
+    "tcgen05": re.compile(r"\btcgen05\.mma\.\S*kind::(\w+)"),
+    "mfma": re.compile(r"\bv_mfma_f32_\d+x\d+x\d+_?(?:\d+b_)?(\w+)"),
+}
+# A product left to the multiply-add of each thread has the layout of a tile in plain registers.
+WITHOUT_MATRIX_UNIT = re.compile(r"\btt\.dot .*-> tensor<[^>]*#blocked\d*>")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of one kernel.
+
+    Attributes:
+        operator, kernel, target, precision: what was compiled.
+        constants: its constexpr arguments (flags by name where they are set), and warps and stages.
+        warps: of a program.
+        registers: of a thread.
+        spilled: bytes a thread keeps in local memory because registers ran out.
+        shared: bytes of a program.
+        tensor_columns: columns of tensor memory of a program.
+        matrix: kinds of matrix instructions.
+        dots: whether the source multiplies matrices.
+        plain_dots: products that the matrix unit does not take.
+        failure: why it did not compile, "" if it did.
+    """
+
+    operator: str
+    kernel: str
+    target: str
+    precision: str
+    constants: str
+    warps: int = 0
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    tensor_columns: int = 0
+    matrix: tuple[str, ...] = ()
+    dots: bool = False
+    plain_dots: int = 0
+    failure: str = ""
+
+    @property
+    def programs(self) -> int:
+        """How many programs a multiprocessor holds at a time."""
+        if self.failure:
+            return 0
+        return resident(
+            CHIPS[self.target], self.registers, self.shared, self.warps, self.tensor_columns
+        )
+
+    @property
+    def occupancy(self) -> float:
+        """The share of a multiprocessor's warps that these programs are."""
+        return self.programs * self.warps / CHIPS[self.target].warps
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with it, if anything."""
+        if self.failure:
+            return [f"does not compile: {self.failure}"]
+        chip = CHIPS[self.target]
+        threads = self.warps * chip.warp_size
+        found = []
+        if self.spilled:
+            found.append(f"spills {self.spilled} bytes")
+        if self.registers > chip.thread_registers:
+            found.append(f"needs {self.registers} registers of {chip.thread_registers}")
+        if self.shared > chip.program_shared:
+            found.append(f"needs {self.shared} bytes of shared memory of {chip.program_shared}")
+        if threads > PROGRAM_THREADS:
+            found.append(f"needs {threads} threads of {PROGRAM_THREADS}")
+        elif not found and not self.programs:
+            found.append("does not fit: no program of it is resident")
+        if self.plain_dots or (self.dots and not self.matrix):
+            found.append("multiplies matrices without the matrix unit")
+        return found
+
+
+def gpu_target(chip: Chip) -> Any:
+    """Return the chip as Triton names it."""
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget(chip.backend, chip.arch, chip.warp_size)
+
+
+def describe(name: Compiled, kernel: Any) -> Compiled:
+    """Return `name` with what the compiled kernel says of itself."""
+    chip = CHIPS[name.target]
+    if chip.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        registers, spilled = (_count(text, x) for x in ("vgpr_count", "vgpr_spill_count"))
+        spilled *= 4
+    else:
+        text = kernel.asm["ptx"]
+        registers, frame = _resources(kernel)
+        # A frame may hold what is no spill; only the assembler tells them apart.
+        spilled = _spilled(kernel, chip) if frame else 0
+    return replace(
+        name,
+        warps=kernel.metadata.num_warps,
+        registers=registers,
+        spilled=spilled,
+        shared=kernel.metadata.shared,
+        tensor_columns=getattr(kernel.metadata, "tmem_size", None) or 0,
+        matrix=tuple(
+            sorted(
+                {f"{unit}.{x}" for unit, pattern in MATRIX.items() for x in pattern.findall(text)}
+            )
+        ),
+        dots="tt.dot" in kernel.asm["ttir"],
+        plain_dots=len(WITHOUT_MATRIX_UNIT.findall(kernel.asm["ttgir"])),
+    )
+
+
+def _count(amdgcn: str, name: str) -> int:
+    return max((int(n) for n in re.findall(rf"\.{name}:\s+(\d+)", amdgcn)), default=0)
+
+
+def _resources(kernel: Any) -> tuple[int, int]:
+    """Return registers and bytes of local memory of a thread, as the binary states them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        said = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack, local = (
+        int(re.search(rf"{name}:(\d+)", said)[1])  # type: ignore[index]
+        for name in ("REG", "STACK", "LOCAL")
+    )
+    return registers, stack + local
+
+
+def _spilled(kernel: Any, chip: Chip) -> int:
+    """Return the bytes that a thread spills, as the assembler says when it runs once more."""
+    from triton import knobs
+    from triton.compiler.compiler import make_backend
+
+    said = io.StringIO()
+    before = knobs.nvidia.dump_ptxas_log
+    knobs.nvidia.dump_ptxas_log = True
+    try:
+        with redirect_stdout(said):
+            make_backend(gpu_target(chip)).make_cubin(
+                kernel.asm["ptx"], {}, kernel.metadata, chip.arch
+            )
+    finally:
+        knobs.nvidia.dump_ptxas_log = before
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", said.getvalue())
+    return max(map(int, spills))

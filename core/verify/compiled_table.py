@@ -1,0 +1,124 @@
+"""The committed table of compiled kernels: one line each, sorted, the same whenever it is made.
+
+It names the compilers and neither day nor machine, so that it changes only when a kernel, a tile or
+a compiler does.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from twofold.core.verify.compiled import Compiled
+
+TITLE = "What the compilers make of every kernel: twofold verify compile --table FILE"
+LEGEND = (
+    "regs: registers of a thread; spilled: bytes a thread spills; shared: bytes of a program;",
+    "programs: held by a multiprocessor at a time; warps: share of its warps that these are.",
+)
+COLUMNS = "{:43} {:7} {:8} {:>4} {:>7} {:>6} {:>8} {:>5}  {:24} {}"
+HEADER = COLUMNS.format(
+    "operator kernel",
+    "target",
+    "dtype",
+    "regs",
+    "spilled",
+    "shared",
+    "programs",
+    "warps",
+    "matrix unit",
+    "constants",
+)
+
+
+def compilers() -> str:
+    """Return the versions on which every figure depends, in one line."""
+    import triton
+    from triton import knobs
+
+    tools: dict[str, None] = {}
+    for tool in (knobs.nvidia.ptxas, knobs.nvidia.ptxas_blackwell):
+        said = subprocess.run([tool.path, "--version"], capture_output=True, text=True, check=True)
+        tools[said.stdout.rpartition(", V")[2].split()[0]] = None
+    return f"triton {triton.__version__}, ptxas {' and '.join(tools)}"
+
+
+def lines(kernels: Iterable[Compiled]) -> list[str]:
+    """Return a line for each kernel, target, precision and constants, sorted.
+
+    Where several differ only in what a line does not show, it has the most of each.
+    """
+    merged: dict[tuple[str, ...], Compiled] = {}
+    for kernel in kernels:
+        key = (kernel.operator, kernel.kernel, kernel.target, kernel.precision, kernel.constants)
+        merged[key] = most(merged[key], kernel) if key in merged else kernel
+    return [_line(merged[key]) for key in sorted(merged)]
+
+
+def most(first: Compiled, second: Compiled) -> Compiled:
+    """Return a kernel that needs as much of everything as either."""
+    return replace(
+        first,
+        registers=max(first.registers, second.registers),
+        spilled=max(first.spilled, second.spilled),
+        shared=max(first.shared, second.shared),
+        tensor_columns=max(first.tensor_columns, second.tensor_columns),
+        matrix=tuple(sorted({*first.matrix, *second.matrix})),
+        failure=first.failure or second.failure,
+    )
+
+
+def _line(kernel: Compiled) -> str:
+    figures = (
+        ("does", "not", "compile", "", "", "")
+        if kernel.failure
+        else (
+            kernel.registers,
+            kernel.spilled,
+            kernel.shared,
+            kernel.programs,
+            f"{kernel.occupancy:.0%}",
+            " ".join(kernel.matrix) or "-",
+        )
+    )
+    name = f"{kernel.operator} {kernel.kernel}"
+    return COLUMNS.format(name, kernel.target, kernel.precision, *figures, kernel.constants)
+
+
+def write(path: Path, kernels: Iterable[Compiled]) -> None:
+    """Write the table."""
+    head = (TITLE, compilers(), *LEGEND, "", HEADER)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join((*head, *lines(kernels))) + "\n")
+
+
+def read(path: Path) -> tuple[str, list[str]]:
+    """Return the compilers that a table names, and its lines.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    text = path.read_text().splitlines()
+    if text[:1] != [TITLE] or HEADER not in text:
+        raise ValueError(f"{path} is no table of compiled kernels")
+    return text[1], text[text.index(HEADER) + 1 :]
+
+
+def differences(
+    committed: Iterable[str],
+    kernels: Iterable[Compiled],
+    operators: Iterable[str],
+    targets: Iterable[str],
+) -> list[str]:
+    """Return the lines that differ, "-" before a committed and "+" before a compiled one.
+
+    Only lines of these operators and targets are compared.
+    """
+    mine = set(operators), set(targets)
+    old = {x for x in committed if x.split()[0] in mine[0] and x.split()[2] in mine[1]}
+    new = set(lines(kernels))
+    differing = [f"- {x}" for x in old - new] + [f"+ {x}" for x in new - old]
+    start = len(HEADER.partition("constants")[0])
+    return sorted(differing, key=lambda x: (x.split()[1:5], x[start:], x[0] == "+"))
