@@ -121,6 +121,12 @@ def test_other_data_than_the_run_was_begun_with_is_refused(run, tmp_path):
         (["evaluate", "nowhere"], "nowhere is no run"),
         (["predict", "nowhere", "text"], "nowhere is no run"),
         (["verify", "attentoin"], "operator is 'attentoin'; it must be one of attention"),
+        (["verify", "properties", "--at", "x=1"], "--at is a field of one operator's case"),
+        (["verify", "properties", "rotary", "--at", "x=1"], "--at is 'x=1'; it must be name=value"),
+        (
+            ["verify", "properties", "rotary", "--at", "batch=two"],
+            "--at is 'batch=two'; the value must be of type int",
+        ),
         (["verify", "--side", "x"], "--side is 'x'; it must be auto"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
@@ -221,3 +227,17 @@ def test_reading_and_training_need_neither_torch_nor_triton(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Transformer" in done.stdout
+
+
+def test_properties_are_checked_and_named_where_a_side_is_wrong(tmp_path, monkeypatch):
+    how = ["--side", "reference", "--json", tmp_path / "p.json"]
+    said = call("verify", "properties", "rotary", "--at", "length=5", "--at", "batched=True", *how)
+    assert "relative position" in said and "holds" in said
+    from twofold.reference import rotary
+
+    right = rotary.turn
+    monkeypatch.setattr(rotary, "turn", lambda x, *how: right(x, *how) * 1.001)
+    said = call("verify", "properties", "rotary", "--examples", "1", *how, status=1)
+    assert "fails" in said and "FAIL rotary property 'norms'" in said
+    found = json.loads((tmp_path / "p.json").read_text())["properties"]
+    assert not found["holds"] and {row["property"] for row in found["rows"]} >= {"norms"}

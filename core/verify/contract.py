@@ -12,9 +12,8 @@ it only what a `Subject` shows, outputs for inputs. So they serve every side, an
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify.rounding import Approx, chance, probabilistic
+from twofold.core.verify.watching import Watched, unwritten_memory_is_nan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -189,7 +189,7 @@ def subject(contract: Contract, side: Side) -> Subject:
     def compute(case: Any, given: Any) -> Outputs:
         if fitting(side, case) != case:
             raise Inapplicable(f"the {side.name} side has no such case")
-        found = contract.run(_Watched(side).side, case, given)
+        found = contract.run(Watched(side).side, case, given)
         return Outputs({n: side.to_numpy(x) for n, x in found.items() if x is not None})
 
     return Subject(side.name, compute)
@@ -200,8 +200,8 @@ def computed(contract: Contract, side: Side, case: Any, given: Any) -> tuple[dic
 
     Memory that was allocated and not written to is NaN.
     """
-    with _uninitialised_memory_is_nan(side):
-        watched = _Watched(side)
+    with unwritten_memory_is_nan(side):
+        watched = Watched(side)
         found = contract.run(watched.side, case, given)
     outputs = {name: side.to_numpy(x) for name, x in found.items() if x is not None}
     return outputs, "" if contract.in_place else watched.fault()
@@ -319,6 +319,28 @@ def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
     return found
 
 
+def drawn(contract: Contract, examples: int) -> list[Any]:
+    """Draw cases, the same ones every time."""
+    found: list[Any] = []
+    if not examples:
+        return found
+
+    @settings(
+        max_examples=examples,
+        database=None,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate,),
+    )
+    @given(contract.cases)
+    def collect(case: Any) -> None:
+        found.append(case)
+
+    collect()
+    return found
+
+
 def some_properties(contract: Contract) -> st.SearchStrategy[list[str]]:
     """Draw the names of a few properties."""
     return st.lists(
@@ -339,47 +361,3 @@ def fitting(side: Side, case: Any) -> Any:
 def precision_name(case: Any) -> str:
     """Return a case's precision as the tables show it: its dtype, or "tf32"."""
     return "tf32" if getattr(case, "allow_tf32", False) else str(case.dtype)
-
-
-class _Watched:
-    """A side that remembers what was placed on it, to see whether anyone wrote there.
-
-    What is placed is a copy: a case's inputs stay as they are, whatever is done to them.
-    """
-
-    def __init__(self, side: Side) -> None:
-        self._placed: list[tuple[Any, Array]] = []
-        self._to_numpy = side.to_numpy
-
-        def asarray(x: Any, dtype: str | None = None) -> Any:
-            array = side.asarray(np.array(x), dtype)
-            self._placed.append((array, np.array(side.to_numpy(array), copy=True)))
-            return array
-
-        self.side = dataclasses.replace(side, asarray=asarray)
-
-    def fault(self) -> str:
-        for i, (array, before) in enumerate(self._placed):
-            if not np.array_equal(
-                self._to_numpy(array), before, equal_nan=before.dtype.kind == "f"
-            ):
-                return f"input {i} of shape {before.shape} was written to"
-        return ""
-
-
-@contextlib.contextmanager
-def _uninitialised_memory_is_nan(side: Side) -> Iterator[None]:
-    """Let `torch.empty` give NaN, so that an element no program wrote is seen."""
-    if side.name != "triton":
-        yield
-        return
-    import torch
-
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(
-        True
-    )  # fills uninitialised memory, see torch.utils.deterministic
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -28,11 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
-
 from twofold.core.ops import Side
 from twofold.core.verify import equivalents, mutation, report
-from twofold.core.verify.contract import Contract, Violation, fitting, hold
+from twofold.core.verify.contract import Contract, Violation, drawn, fitting, hold
 from twofold.core.verify.mutation import Mutant
 
 KILLED, TIMEOUT, SURVIVED, EQUIVALENT = "killed", "timeout", "survived", "equivalent"
@@ -120,7 +118,7 @@ class Trial:
         self.contract = dataclasses.replace(
             contract, inputs=made, truth=lambda case, given: truths(case)
         )
-        cases = [*contract.pinned, *_drawn(contract, examples)]
+        cases = [*contract.pinned, *drawn(contract, examples)]
         timed = []
         for case in dict.fromkeys(fitting(side, case) for case in cases):
             start = time.process_time()
@@ -184,28 +182,6 @@ def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
     counts = {fate: fates.count(fate) for fate in (KILLED, TIMEOUT, EQUIVALENT, SURVIVED)}
     counts[KILLED] += counts[TIMEOUT]
     return {"mutants": len(fates), **counts}
-
-
-def _drawn(contract: Contract, examples: int) -> list[Any]:
-    """Draw cases, the same ones every time."""
-    found: list[Any] = []
-    if not examples:
-        return found
-
-    @settings(
-        max_examples=examples,
-        database=None,
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,),
-    )
-    @given(contract.cases)
-    def collect(case: Any) -> None:
-        found.append(case)
-
-    collect()
-    return found
 
 
 def _install(mutant: Mutant, side: Side) -> None:

@@ -17,6 +17,7 @@ from twofold.core.commands.verify import (
     lockstep,
     mutants,
     operators,
+    properties,
     tightness,
 )
 
@@ -48,4 +49,5 @@ app.command("function")(function.command)
 app.command("lockstep")(lockstep.command)
 app.command("compile")(compile.command)
 app.command("mutants")(mutants.command)
+app.command("properties")(properties.command)
 app.command("tightness")(tightness.command)

@@ -1,0 +1,98 @@
+"""`twofold verify properties`: claims that need no reference, at any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.verify.common import Json, Operators, SideName, chosen, judged_side
+
+DRAWN = 3
+
+
+def command(
+    operators: Operators = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="a field of the case, such as seqlen_k=4096; of one operator"),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="random cases, where no --at is")] = DRAWN,
+    side: SideName = "triton",
+    json: Json = None,
+) -> None:
+    """Check what is true of any implementation: permutations, parts that merge, slopes.
+
+    With --at the case is as large as it says, and no reference is computed of it: for sizes at
+    which no truth could be. Every claim is run on every case.
+    """
+    with plain_errors():
+        names = chosen(operators)
+        if at and len(names) != 1:
+            raise ValueError("--at is a field of one operator's case; name one operator")
+        from twofold.core.verify import report
+        from twofold.core.verify.contract import check_properties, drawn, fitting, subject
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("operator", "property", "cases", "seconds", ""):
+            table.add_column(column, justify="right" if column in ("cases", "seconds") else "left")
+        rows: list[dict[str, Any]] = []
+        with judged_side(side) as judged:
+            for operator in names:
+                contract = report.contract(operator)
+                cases = [_case(contract, at)] if at else drawn(contract, examples)
+                cases = [fitting(judged, case) for case in cases]
+                cases = cases if at else [contract.small(case) for case in cases]
+                for name in contract.claims():
+                    start = time.perf_counter()
+                    with console.status(f"{operator}: {name} …"):
+                        one = subject(contract, judged)
+                        asked = (check_properties(contract, one, case, [name]) for case in cases)
+                        found = [finding for findings in asked for finding in findings]
+                    faults = [f"{f.fault}\n  {f.case}" for f in found if f.fault]
+                    seconds = time.perf_counter() - start
+                    verdict = "[red]fails[/red]" if faults else "holds" if found else "no such case"
+                    table.add_row(operator, name, str(len(found)), f"{seconds:.1f}", verdict)
+                    row: dict[str, Any] = {"operator": operator, "property": name}
+                    rows.append({**row, "cases": len(found), "faults": faults})
+        console.print(table)
+        for row in rows:
+            for fault in row["faults"]:
+                said = f"[red]FAIL[/red] {row['operator']} {escaped(fault)}"
+                console.print(said, highlight=False, soft_wrap=True)
+        holds = not any(row["faults"] for row in rows)
+        write_json(json, {"properties": {"holds": holds, "rows": rows}})
+    if not holds:
+        raise typer.Exit(FAILED)
+
+
+def _case(contract: Any, fields: list[str]) -> Any:
+    """Return the case of these fields, each of the type that its default has."""
+    default = type(contract.pinned[0])()
+    known = vars(default)
+    values: dict[str, Any] = {}
+    for field in fields:
+        name, separator, text = field.partition("=")
+        if not separator or name not in known:
+            names = ", ".join(known)
+            raise ValueError(f"--at is {field!r}; it must be name=value, name one of {names}")
+        values[name] = _parsed(field, text, known[name])
+    return dataclasses.replace(default, **values)
+
+
+def _parsed(field: str, text: str, default: Any) -> Any:
+    """Read a value as its default's type; None stands for itself."""
+    if text == "None":
+        return None
+    kind = str if default is None else type(default)
+    try:
+        if kind is bool:
+            return {"True": True, "False": False}[text]
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        wanted = "True or False" if kind is bool else f"of type {kind.__name__}"
+        raise ValueError(f"--at is {field!r}; the value must be {wanted}") from error

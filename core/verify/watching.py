@@ -1,0 +1,58 @@
+"""A side watched while a contract runs on it: inputs that are written to, outputs that are not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from twofold.core.ops import Side
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Watched:
+    """A side that remembers what was placed on it, to see whether anyone wrote there.
+
+    What is placed is a copy: a case's inputs stay as they are, whatever is done to them.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self._placed: list[tuple[Any, Array]] = []
+        self._to_numpy = side.to_numpy
+
+        def asarray(x: Any, dtype: str | None = None) -> Any:
+            array = side.asarray(np.array(x), dtype)
+            self._placed.append((array, np.array(side.to_numpy(array), copy=True)))
+            return array
+
+        self.side = dataclasses.replace(side, asarray=asarray)
+
+    def fault(self) -> str:
+        """Say what was written to, "" if nothing was."""
+        for i, (array, before) in enumerate(self._placed):
+            if not np.array_equal(
+                self._to_numpy(array), before, equal_nan=before.dtype.kind == "f"
+            ):
+                return f"input {i} of shape {before.shape} was written to"
+        return ""
+
+
+@contextlib.contextmanager
+def unwritten_memory_is_nan(side: Side) -> Iterator[None]:
+    """Let `torch.empty` give NaN, so that an element no program wrote is seen."""
+    if side.name != "triton":
+        yield
+        return
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    # It fills what is allocated, see torch.utils.deterministic.
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,121 @@
+"""Every property of attention sees a fault, and takes what is right, at any size."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from twofold.core.verify.contract import Bits, Inapplicable, Outputs, Subject, subject
+from twofold.core.verify.contracts import attention as contract
+
+PROPERTIES = contract.CONTRACT.claims()
+CASE = contract.Case(
+    batch=2, seqlen_q=7, seqlen_k=9, head_dim=8, mask="BHMN", softmax_scale=0.5, logits=3.0, seed=3
+)
+
+
+def last_key_lost(found, case, given):
+    """The output as if the last key were not there."""
+    if case.seqlen_k > 1 and not case.causal:
+        q, k, v = given.q, given.k[:, :, :-1], given.v[:, :, :-1]
+        p = np.exp(contract.scale(case) * (q @ k.mT))
+        p /= p.sum(-1, keepdims=True)
+        found["out"] = (p @ v).astype(found["out"].dtype)
+
+
+def sees_the_next_key(found, case, given):
+    if case.causal:
+        found["out"][:, :, :-1] += given.v[:, :, -1:].astype(np.float32)
+
+
+def scaled(name, factor):
+    def fault(found, case, given):
+        found[name] *= np.float32(factor)
+
+    return fault
+
+
+def plus(name, what):
+    def fault(found, case, given):
+        found[name] += np.asarray(what(found, case, given), np.float32)
+
+    return fault
+
+
+def a_mean_for_a_masked_row(found, case, given):
+    found["out"] += (found["lse"] == -np.inf)[..., None] * given.v.mean(-2, keepdims=True)
+
+
+FAULTS = {
+    "single key": scaled("lse", 1 / np.log(2)),
+    "saturation": last_key_lost,
+    "equal keys": last_key_lost,
+    "hull": scaled("out", 3.0),
+    "masked rows": a_mean_for_a_masked_row,
+    "permuted heads": plus("out", lambda f, c, g: np.arange(2)[:, None, None, None]),
+    "batch alone": plus("out", lambda f, c, g: c.batch),
+    "causality": sees_the_next_key,
+    "powers of two": plus("out", lambda f, c, g: 0.01 * (np.abs(g.v).max() > 3)),
+    "other strides": plus("dk", lambda f, c, g: c.layout != "contiguous"),
+    "reordered keys": plus("out", lambda f, c, g: g.k[:, :, -1:]),
+    "reordered queries": plus("dq", lambda f, c, g: np.arange(c.seqlen_q)[:, None]),
+    "repeated keys": plus("lse", lambda f, c, g: 0.01 * c.seqlen_k),
+    "merged parts": plus("lse", lambda f, c, g: 0.01 * c.seqlen_k),
+    "gradient sums": scaled("dv", 1.001),
+    "shifted values": plus("dq", lambda f, c, g: 0.01 * g.v.mean()),
+    "slopes": scaled("dq", 1.01),
+    "same bits again": plus("out", lambda f, c, g: np.random.default_rng().random()),
+}
+
+
+def faulty(side, fault):
+    """Return the reference with a fault."""
+    right = subject(contract.CONTRACT, side)
+
+    def compute(case, given):
+        found = right.compute(case, given)
+        found = Outputs({name: x.copy() for name, x in found.items()})
+        fault(found, case, given)
+        return found
+
+    return Subject("faulty", compute)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_property_sees_its_fault(reference, name):
+    claim = PROPERTIES[name]
+    claim(subject(contract.CONTRACT, reference), CASE)
+    with pytest.raises(AssertionError):
+        claim(faulty(reference, FAULTS[name]), CASE)
+
+
+def test_every_property_has_a_fault_here_but_that_of_tiles():
+    assert PROPERTIES.keys() - FAULTS.keys() == {"other tiles"}
+
+
+def test_another_tile_is_seen_where_there_are_tiles(reference, triton):
+    claim = PROPERTIES["other tiles"]
+    with pytest.raises(Inapplicable):
+        claim(subject(contract.CONTRACT, reference), CASE)
+    claim(subject(contract.CONTRACT, triton), CASE)
+
+    def fault(found, case, given):
+        if case.tile is not None:
+            found["out"] += 1
+
+    with pytest.raises(AssertionError, match="with Tile"):
+        claim(faulty(triton, fault), CASE)
+
+
+def test_bits_are_told_from_numbers(reference):
+    def last_place(found, case, given):
+        found["out"] = np.nextafter(found["out"], np.float32(9 * (case.batch - 1)))
+
+    with pytest.raises(Bits, match="out differs alone in its batch"):
+        PROPERTIES["batch alone"](faulty(reference, last_place), CASE)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_property_holds_of_a_long_call_on_a_sample_of_its_rows(reference, name):
+    case = dataclasses.replace(CASE, batch=1, seqlen_q=300, seqlen_k=200, mask=None)
+    PROPERTIES[name](subject(contract.CONTRACT, reference), case)
