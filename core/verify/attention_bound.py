@@ -30,35 +30,33 @@ Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softm
 N − 1 additions, in any order and tiling, multiply by 1 ± γ_N. Together Θ. The shift cancels in
 lse = (m_T + log₂ l)·ln 2; what rounds there is the logarithm, a sum, ln 2 and a product.
 
-**(4) Output.** A normalised weight ŵ/l̂ is P·e^±(Φ + Θ), and the cast of ŵ to the storage dtype adds
-u_storage'. Underflow (exp2, the rescaling and the cast flush to zero) is an absolute error at most
-tiny + tiny_storage of a weight whose row maximum is 1, hence twice that of a normalised one, for
-l̂ ≥ ½. The rest is a product with v on the matrix unit, one division and the final cast. However
-wrong the weights, the output is an average of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps
-the bound finite where the scores are known too badly for it to say anything.
+**(4) Output.** A normalised weight ŵ/l̂ is P·e^±(Φ + Θ), and the cast of ŵ to the storage dtype
+changes it by u_storage of itself at most. Underflow (exp2, the rescaling and the cast flush to
+zero) is an absolute error at most tiny + tiny_storage of a weight whose row maximum is 1, hence
+twice that of a normalised one, for l̂ ≥ ½. The rest is a product with v on the matrix unit, a
+division, the dropout scale and the final cast. However wrong the weights, the output is an average
+of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps the bound finite where the scores are known
+too badly for it to say anything.
 
 **(5) Weights again**, P = exp2(t − lse·log₂e), with t recomputed in tiles of another shape (E_t
-again) and lse as stored, so E_lse. **(6) dP**, **(7) Δ** with the output as stored, so E_o,
-**(8) dS** and **(9) dq, dk, dv** are running error analysis; dS and the dropped P are cast to the
-storage dtype before their products.
+again) and lse as stored, so E_lse. **(6) dP**, **(7) Δ** with the output as stored, so E_o, **(8)
+dS** and **(9) dv** are running error analysis; dS and the dropped P are cast to the storage dtype
+before their products. In **(9) dq** one thing is better known: the error ε_i of Δ_i is one number
+for all keys of a query, so it moves dq_i by ε_i·Σⱼ P̂ᵢⱼkⱼ, not by |ε_i|·Σⱼ P̂ᵢⱼ|kⱼ|.
 
 Masked pairs are exact: no error, and a query or key without a partner has bound 0.
 
-Products on the matrix unit. float16 and bfloat16 products are exact in float32. Sums are truncated,
-not rounded: a unit that adds k products to its accumulator aligns k + 1 numbers to the largest
-(Fasi, Higham, Mikaitis & Pranesh 2021, "Numerical behavior of NVIDIA tensor cores") with at least
-one extra bit, k ≥ 4, since the A100 (Khattak & Mikaitis 2025, "Accurate models of NVIDIA tensor
-cores"). So it loses at most 2⁻²⁴ of the largest for each of the other k, and then cuts the sum off,
-2⁻²³: (k/2 + 1)·2⁻²³ for k products, within γ_k at `u_sum` = 2⁻²³ by a quarter. tf32 cuts operands
-off after 11 bits. tf32x3, as Triton compiles it, takes a = h + r, h the nearest tf32 number:
-|r| ≤ 2⁻¹¹|a| and a multiple of a's last place, so it has at most 12 bits, and the unit, which keeps
-11, loses at most 2⁻²³|a|. With r·r dropped a product errs by 2·2⁻²³ + 2⁻²² = 2⁻²¹; the small
-products are summed first, from zero, and add 2n roundings of 2⁻¹⁰ and one addition to the n of the
-large ones. `u_product` = 2⁻²⁰ holds all of it up to n = 1024, and beyond that the quarter to spare.
+**The probabilistic bound** (`rounding` has the assumptions). The casts of the weights, relative
+errors δᵢⱼ of at most u_storage, and those of dS are fresh in the products that they enter, so add
+up in quadrature there. The scores, the approximate functions, lse and the matrix unit's truncated
+sums stay as they are. Δ holds casts that are two sums away:
 
-General sources: Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 3 and 4.
-For the √n that replaces n when roundings are independent: Higham & Mary 2019, "A new approach to
-probabilistic rounding error analysis". It is not used: truncation is not independent of sign.
+    Δ̂ᵢ − Δᵢ = (what no cast accounts for) + Σⱼ δᵢⱼPᵢⱼ·dPᵢⱼ + Σ_d ρᵢ_d·dout_d,
+
+for Σ_d dout_d·Σⱼ δᵢⱼPᵢⱼvⱼ_d is Σⱼ δᵢⱼPᵢⱼ(dout·vⱼ); ρ is the cast of the output. The two sums are of
+independent terms, σᵢ² their variance: Δ is off by λσᵢ instead of Σ|dout|·E_o. In dk the errors of
+different queries meet, Σᵢ Pᵢⱼqᵢεᵢ, made of casts of different rows of weights: λ·√(Σᵢ (Pᵢⱼqᵢσᵢ)²),
+where rows of equal weights count as one.
 """
 
 from __future__ import annotations

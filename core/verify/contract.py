@@ -177,7 +177,9 @@ def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, st
             f"± {error[worst]:.3g} ({int((share > 1).sum())} of {share.size} elements are out)"
         )
         if truth.on.confidence is not None:
-            fault += f" by the probabilistic bound, which fails with {chance(truth.on):.0e}"
+            fault += (
+                f" by the probabilistic bound, which fails with probability {chance(truth.on):.0e}"
+            )
     decided = share[finite & ~undecided]
     median = float(np.median(decided)) if decided.size else 0.0
     return float(share[worst]), float(undecided.mean()), fault, median

@@ -1,7 +1,11 @@
 r"""The contract of the activations, and the two bounds that `linear` needs of them.
 
 The kernel's formulas in running error analysis give what f and f′ round at a number z that the
-kernel holds exactly. Where z itself carries an error e (in `linear`), f moves by at most
+kernel holds exactly: for GELU z·½(1 + erf(z/√2)), where 1 + erf cancels for z < 0 and the error is
+absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), relative throughout, e⁻²ᵃ
+having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow.
+
+Where z itself carries an error e (in `linear`), f moves by at most
 
     |f(ẑ) − f(z)| ≤ min(|f′(z)|·e + ½·max|f″|·e²,  max|f′|·e),
 

@@ -1,7 +1,23 @@
 """The contract of layer normalisation, with the residual add and dropout before it.
 
-The bound is the kernel's formula in running error analysis. One thing is the kernel's own and shows
-here: it stores h in the storage dtype and normalises what it stored.
+The bound, line by line the kernel's; what is not said to be otherwise is running error analysis.
+
+(1) h = residual + dropout(x) is stored, and what was stored is normalised. Without dropout that is
+    one IEEE sum and one cast, known to the last bit; with it the product may be fused or not, so h
+    is known to half a unit in the last place.
+(2) μ = Σh/C, any order of C − 1 additions and a division: E_μ = (Σ E_h + γ_{C−1}·Σ|h|)/C + 2u_f|μ|.
+    c = h − μ then errs by E_h + E_μ and a rounding ρ. All of a row's c are moved by the same E_μ:
+    Σ(c + ε)² = Σc² + 2ε·Σc + Cε², and Σc is 0, so of the variance's error the first-order part in
+    E_μ is taken out again (twice Cε² is left in, for a float64 Σc that is not quite 0). Then
+    rstd = 1/√(var + eps): where var + eps may be 0 by its bound, nothing is known.
+(3) y = c·rstd·w + b, four roundings, and the cast.
+
+Backward: x̂ from the same μ and rstd, rounded once more; dw = Σ dy·x̂ and db = Σ dy over R rows;
+g = dy·w, its means over C along 1 and x̂, and dx = (g − ḡ − x̂·mean(g·x̂))·rstd, + dh, all float32.
+
+Where rows are offsets far above their spread the bound is loose by as much as the sum of h is
+conditioned badly; a shift-invariant kernel shows the property "scale invariance" all the same.
+The probabilistic bound has √C for C in the sums.
 """
 
 from __future__ import annotations

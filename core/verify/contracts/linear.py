@@ -1,9 +1,20 @@
 """The contract of the linear layer.
 
-The bound is the kernel's formula in running error analysis: one product on the matrix unit, bias,
-activation (`contracts.activation`). Two things are the kernel's own and show here: z and dz are
-stored in the storage dtype before backward's products read them, and the activation is applied to
-the sum itself, not to what was stored of it.
+The bound, with the constants of `machines` and γ_n = nu/(1 − nu):
+
+(1) ẑ = x·Wᵀ on the matrix unit: each of K products errs by u_product, each of K sums by u_sum
+    (Higham 2002, (3.12)): E_z = ((1 + u_product)(1 + γ_K) − 1)·|x||W|ᵀ; the bias adds one rounding.
+(2) f at a z known to ± E_z, before it is stored: `contracts.activation`. The cast of the result.
+
+Backward reads z as stored, so E_z plus half a unit in the last place; where ReLU's z may be of
+either sign its derivative is unknown, and E is 1.
+
+(1) dz = dout·f′(ẑ), one rounding. db sums it in float32 over R rows before it is stored: R − 1
+    roundings in any order, E_db = Σ E_dz + γ_{R−1}·Σ(|dz| + E_dz) (Higham 2002, (4.4)).
+(2) dz is cast (unless it is dout itself, held exactly), and dx = dz·W, dW = dzᵀ·x are products as
+    in (1) of operands with an error: |A||E_B| + |E_A|(|B| + E_B). Their cast.
+
+In the probabilistic bound the casts of dz are independent, and dx and dW have √(Σ (E·w)²) of them.
 """
 
 from __future__ import annotations

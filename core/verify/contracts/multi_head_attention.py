@@ -1,8 +1,18 @@
 """The contract of multi-head attention: its parts' bounds, one after the other.
 
-The errors of the projections go through attention's bound (`attention_bound`, which takes q, k and
-v that are known up to an error) and on through the output projection; between two kernels, numbers
-are rounded to the storage dtype.
+(1) q, k, v = x·Wᵀ + b as `contracts.linear` has it, cast. (2) Rotary turns q and k
+    (`contracts.rotary`), cast again. (3) Attention's bound (`attention_bound`) takes q, k and v
+    known up to an error: the score's is |q|E_k + E_q(|k| + E_k) and the product's own. (4) The
+    output projection of heads known to E_o.
+
+Backward: dheads = dout·W_out, cast; dW_out = doutᵀ·heads and db_out = Σ dout; attention's gradients
+with dout known to E; rotary turned back; dW_qkv, db_qkv and dx as products and sums of those. Every
+kernel's result is cast before the next reads it.
+
+Errors multiply along the chain: a rounding of q is amplified by |k| into the score, by P into a
+weight, by v into the output, and backward meets it again on other roads, all of which are added up.
+So the bound is loose by orders of magnitude (`twofold verify tightness` says by how much); it is
+there for what goes wrong between the parts, whose own bounds are tight.
 
 `B` batch, `M` queries, `N` keys, `E` features, `H` heads, `D` head_dim.
 """

@@ -1,8 +1,19 @@
 """The contract of the optimizers: parameters and state after one step or several, and the norm.
 
-The bound is the kernel's formula in running error analysis, step after step; between two steps the
-buffers are rounded to their dtype. Where a gradient is clipped the factor is written as
-max_norm / max(‖g‖, max_norm), the same number, so that a norm too close to call costs nothing.
+Scalars (lr, betas, eps, what is worked out of them in float64) reach the kernel rounded once to
+float32; how far that takes each is computed, not estimated (`rounding.constant`). One step is:
+
+Norm: Σg², n products and n − 1 additions in any order, γ_{n−1}·Σg², a root, the cast.
+(1) g·(max_norm / max(‖g‖, max_norm)), the norm as stored: a division and a product. The kernel
+    compares first; written so it is the same number, and a norm too close to call costs nothing.
+(2) decay: a product, and a sum where it is coupled.
+(3) m = β₁m + (1 − β₁)g and v = β₂v + (1 − β₂)g², two and three products and a sum each.
+(4) θ − lr'·m/(√(v·unbias) + eps): |√v̂ − √v| ≤ min(E/√v, √E), two roundings of functions, a sum, a
+    product, a difference. Where √v + eps may be 0 by its bound, θ is unknown: a v kept in float16
+    underflows where (1 − β₂)g² does, below 3·10⁻⁸.
+
+Between two steps every buffer is cast: half a unit in the last place, so that errors of one step
+are operands' errors of the next. In float16 a v or a sum of squares beyond 65519 is ∞, exactly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,15 @@
 """The contract of positions added to embeddings, and of the sinusoids they may be.
 
-The bound is the kernel's formula in running error analysis: scale, add, drop out, and back the sums
-by id of `contracts.embedding`.
+(1) table[id]·scale: scale rounded once to float32 (its error is computed), one product.
+(2) + position: one rounding. (3) dropout: a product by 1/(1 − p), or exactly 0. The cast.
+
+Backward: dropout's product, then the sums by id of `contracts.embedding` (γ_{n−1}·Σ|x| for n
+places), dtable times scale, the cast.
+
+Sinusoids are float64 arithmetic on either side, and one cast: the angle is position/10000^(2i/d),
+where the exponent is a rounded quotient, the power errs by that times log 10000 and by its own
+rounding, and the quotient by one more (`rotary.angles`). sin and cos move by at most
+|cos|·e + e²/2 and |sin|·e + e²/2.
 """
 
 from __future__ import annotations

@@ -1,11 +1,21 @@
 """The contract of softmax with cross-entropy.
 
-The bound is the kernel's formula in running error analysis, but for the sum of the softmax, which
-the kernel builds up block by block against a maximum that still moves. There the errors are bounded
-as logarithms (see `attention_bound`, (2)): a term's exponents telescope, x − m_b and the later
-m_{b−1} − m_b adding up to x − m, and so do their errors, which are proportional to them. What does
-not telescope is a rounding of exp and of a product whenever the maximum moves. It moves at most as
-often as the row, from left to right, sets a new record: that is counted, and holds for any blocks.
+(1) Targets: t = (1 − ε)·y + ε/C, times class weights: rounded constants (computed), two roundings.
+    mass = Σt, γ_{C−1}·Σ|t|.
+(2) Softmax: x − max is one rounding of a number that is at most 0; the sum is told below;
+    P = e^(x − max)/Σ errs by u_function for either.
+(3) Loss: Σ t·(log Σ − (x − max)), |log x̂ − log x| ≤ −log(1 − E/x); terms with t = 0 are left out
+    by the kernel and here. A masked target has loss ∞, exactly.
+(4) Gradient: P·mass − t, two roundings. (5) Times 1/Σw, a sum over the rows and a division; cast.
+
+Backward multiplies the gradient as stored by that of the loss: another rounding and another cast.
+
+All of it is running error analysis, but for the sum of the softmax, which the kernel builds up
+block by block against a maximum that still moves. There the errors are bounded as logarithms (see
+`attention_bound`, (2)): a term's exponents telescope, x − m_b and the later m_{b−1} − m_b adding up
+to x − m, and so do their errors, which are proportional to them. What does not telescope is a
+rounding of exp and of a product whenever the maximum moves. It moves at most as often as the row,
+from left to right, sets a new record: that is counted, and holds for any blocks.
 """
 
 from __future__ import annotations
