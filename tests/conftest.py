@@ -25,6 +25,22 @@ settings.register_profile(
 settings.load_profile("twofold")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_launch_but_strict() -> Iterator[None]:
+    """Refuse to interpret a kernel outside the strict interpreter, whose own launch replaces this.
+
+    So no test can leave a kernel to Triton's plain interpreter by accident.
+    """
+    from triton.runtime.interpreter import GridExecutor
+
+    def refuse(executor: Any, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"{executor.fn.__name__} was launched outside the strict interpreter")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GridExecutor, "__call__", refuse)
+        yield
+
+
 @pytest.fixture(scope="session")
 def reference() -> ops.Side:
     """The NumPy side."""

@@ -195,16 +195,22 @@ def subject(contract: Contract, side: Side) -> Subject:
     return Subject(side.name, compute)
 
 
-def computed(contract: Contract, side: Side, case: Any, given: Any) -> tuple[dict[str, Array], str]:
-    """Run one case on a side: every output that is there, and what is wrong with the inputs since.
+def computed(
+    contract: Contract, side: Side, case: Any, given: Any
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Run one case on a side: every output that is there, and what is wrong with memory, by name.
 
-    Memory that was allocated and not written to is NaN.
+    Memory that was allocated and not written to is NaN, and wrong in an output; so are "inputs"
+    that were written to.
     """
     with _uninitialised_memory_is_nan(side):
         watched = _Watched(side)
         found = contract.run(watched.side, case, given)
+        wrong = {name: _unwritten(side, x) for name, x in found.items()}
+    if not contract.in_place:
+        wrong["inputs"] = watched.fault()
     outputs = {name: side.to_numpy(x) for name, x in found.items() if x is not None}
-    return outputs, "" if contract.in_place else watched.fault()
+    return outputs, {name: fault for name, fault in wrong.items() if fault}
 
 
 def truths(contract: Contract, case: Any, given: Any) -> Mapping[str, Approx]:
@@ -220,7 +226,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     that its casts are independent (`rounding`).
     """
     given = contract.inputs(case)
-    outputs, written = computed(contract, side, case, given)
+    outputs, wrong = computed(contract, side, case, given)
     bounds = truths(contract, case, given)
     with probabilistic():
         likely_bounds = truths(contract, case, given)
@@ -245,8 +251,8 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     for name in sorted(outputs.keys() - bounds.keys()):
         fault = f"{name} was computed; it must be None"
         findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
-    if written:
-        findings.append(dataclasses.replace(findings[0], output="inputs", fault=written))
+    for name, fault in wrong.items():
+        findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
     return findings
 
 
@@ -373,13 +379,20 @@ def _uninitialised_memory_is_nan(side: Side) -> Iterator[None]:
     if side.name != "triton":
         yield
         return
-    import torch
+    from twofold.core.verify import strict_unwritten
 
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(
-        True
-    )  # fills uninitialised memory, see torch.utils.deterministic
-    try:
+    with strict_unwritten.watched():
         yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+
+
+def _unwritten(side: Side, output: Any) -> str:
+    """Say who left elements of an output unwritten, where that is known: "" elsewhere."""
+    if side.name == "triton" and output is not None:
+        from twofold.core.verify.strict_interpreter import check_written
+        from twofold.core.verify.strict_memory import Fault
+
+        try:
+            check_written(output)
+        except Fault as fault:
+            return str(fault)
+    return ""
