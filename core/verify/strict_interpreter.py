@@ -29,8 +29,8 @@ in order. In this context a kernel must be right for the right reason:
 Faults too, always: what the compiler refuses and the interpreter would take, that is least shapes
 of `tl.dot` (NVIDIA's), a block as a condition, loops over floats; and any exception in a kernel.
 `tl.static_assert` raises `StaticAssertion`. What Triton's interpreter cannot do (inline assembly,
-atomics on bfloat16 or through descriptors, waiting for another program) raises `Unsupported`, and
-a Triton whose interpreter is built otherwise ImportError (`strict_versions`).
+libdevice, atomics on bfloat16 or through descriptors, waiting for another program) raises
+`Unsupported`, and a Triton whose interpreter is built otherwise ImportError (`strict_versions`).
 
 It serves anyone's kernels, and is faster than the plain interpreter (`strict_language.Language`
 says why): in a context, by the pytest plugin (`pytest_plugin`), and by `twofold verify`.
@@ -41,14 +41,13 @@ Not seen:
   another lane, one element held by several threads; data layouts; the order that atomics make (a
   lock is a race here);
 - a masked lane that is compared: `x > 0` is false, and nothing follows from it; integers of masked
-  lanes, but by what the largest one does; NaN that `libdevice` or `erf` made of such a lane is
+  lanes, but by what the largest one does; NaN that `erf` made of such a lane is
   found in the output, and not named;
 - memory that torch allocates by itself, and elements of a tensor that torch wrote in part: they
   are NaN or not, but no fault;
 - approximate functions (exp2, division), the matrix unit's truncated sums and its float16
   accumulator, denormals flushed; float8, which is Triton's own and rounds otherwise than hardware;
-- `libdevice`, whose functions do nothing here; `tl.device_assert`, which as in compiled kernels
-  counts only in debug mode;
+- `tl.device_assert`, which counts only in debug mode, as in compiled kernels;
 - what else the compiler refuses: a variable whose type changes in a loop or differs between
   branches, an argument of 1 that is a constant there, shared memory and registers that do not
   suffice: `twofold verify compile`.
