@@ -446,6 +446,11 @@ def test_contexts_nest(strict):
     assert y.tolist() == [0, 1 << 30, 1 << 31]
 
 
+def test_a_launch_outside_the_context_is_refused_by_these_tests(no_launch_but_strict):
+    with pytest.raises(RuntimeError, match="copy was launched outside the strict interpreter"):
+        no_launch_but_strict(copy[1,], torch.zeros(4), torch.zeros(4), 0, BLOCK=4)
+
+
 def test_each_check_can_be_left_out():
     y = ints(*range(16))
     with strict_interpreter(races=False):

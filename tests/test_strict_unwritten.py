@@ -6,6 +6,9 @@ import triton.language as tl
 from planted import found, ints, where
 from triton.runtime.interpreter import InterpretedFunction
 
+from twofold.core import ops
+from twofold.core.verify.contract import Violation, hold
+from twofold.core.verify.contracts import dropout
 from twofold.core.verify.strict_interpreter import Fault, check_written, strict_interpreter
 
 
@@ -171,3 +174,15 @@ def test_torch_is_as_it_was_afterwards():
     with strict_interpreter(shuffle=False):
         copy_rows[1,](memory, torch.zeros(8), 0, BLOCK=8)  # of another context: not known
         copy_rows[1,](ints(1), ints(0), 0, BLOCK=1)
+
+
+@pytest.mark.skipif(ops.triton_device() != "cpu", reason="kernels are compiled here")
+def test_a_contract_names_who_left_an_output_unwritten(triton, monkeypatch):
+    class OneTooFew:
+        def __getitem__(self, grid):
+            return lambda x, y, n, *how, **options: kernel[grid](x, y, n - 1, *how, **options)
+
+    kernel = triton.dropout.dropout_kernel
+    monkeypatch.setattr(triton.dropout, "dropout_kernel", OneTooFew())
+    with pytest.raises(Violation, match="last to store to y_ptr.*1 of 24 .* by no program"):
+        hold(dropout.CONTRACT, triton, dropout.Case())

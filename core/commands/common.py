@@ -45,6 +45,21 @@ def choose_side(name: str) -> ops.Side:
     return ops.load(name)
 
 
+@contextmanager
+def interpreted_strictly(side: ops.Side) -> Iterator[None]:
+    """Be in the strict interpreter where a side's kernels are interpreted.
+
+    Triton's plain one is slower, and its bfloat16 is wrong.
+    """
+    if side.name != "triton" or side.device != "cpu":
+        yield
+        return
+    from twofold.core.verify.strict_interpreter import strict_interpreter
+
+    with strict_interpreter():
+        yield
+
+
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     """Write a machine-readable result where one was asked for."""
     if path is not None:

@@ -9,7 +9,14 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from twofold.core.commands.common import choose_side, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    choose_side,
+    console,
+    escaped,
+    interpreted_strictly,
+    plain_errors,
+    write_json,
+)
 from twofold.core.training.run import Run
 from twofold.core.training.trainer import predict
 
@@ -23,9 +30,11 @@ def command(
     with plain_errors():
         opened = Run.open(run)
         settings = opened.settings
-        model = opened.load_model(choose_side(side))
+        chosen_side = choose_side(side)
         dataset = settings.dataset()
-        probabilities = predict(model, opened.codec.encode(dataset.test_x))
+        with interpreted_strictly(chosen_side):
+            model = opened.load_model(chosen_side)
+            probabilities = predict(model, opened.codec.encode(dataset.test_x))
         found, y = probabilities.argmax(axis=1), dataset.test_y
         chosen = np.clip(probabilities[np.arange(len(y)), y], 1e-30, 1)
         recall = {

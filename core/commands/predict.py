@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from twofold.core.commands.common import choose_side, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    choose_side,
+    console,
+    escaped,
+    interpreted_strictly,
+    plain_errors,
+    write_json,
+)
 from twofold.core.training.run import Run, RunError
 from twofold.core.training.trainer import predict
 
@@ -26,14 +33,16 @@ def command(
         opened = Run.open(run)
         if opened.settings.model.input != "tokens":
             raise RunError(f"{run} was trained on images; predict takes texts")
-        model = opened.load_model(choose_side(side))
+        chosen_side = choose_side(side)
         if not texts:
             content = sys.stdin.buffer.read().decode("utf-8", errors="replace")
             texts = [line for line in content.splitlines() if line.strip()]
         if not texts:
             raise ValueError("no text was given, as an argument or on standard input")
         labels = opened.settings.labels
-        probabilities = predict(model, opened.codec.encode(texts))
+        with interpreted_strictly(chosen_side):
+            model = opened.load_model(chosen_side)
+            probabilities = predict(model, opened.codec.encode(texts))
         predictions = [
             {
                 "text": text,

@@ -19,6 +19,7 @@ from twofold.core.commands.common import (
     console,
     errors,
     escaped,
+    interpreted_strictly,
     plain_errors,
     write_json,
 )
@@ -136,6 +137,11 @@ def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
 def _train(run: Run, dataset: Dataset) -> dict[str, Any]:
     """Train to the end, judge on test, and write the result."""
     side = choose_side(run.settings.side)
+    with interpreted_strictly(side):
+        return _train_on(side, run, dataset)
+
+
+def _train_on(side: Side, run: Run, dataset: Dataset) -> dict[str, Any]:
     _say_what(run, dataset, side)
     again = f"go on with: twofold train --resume {run.folder}"
     try:

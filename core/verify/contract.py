@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify.rounding import Approx, chance, probabilistic
-from twofold.core.verify.watching import Watched, unwritten_memory_is_nan
+from twofold.core.verify.watching import Watched, unwritten, unwritten_memory_is_nan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -197,16 +197,22 @@ def subject(contract: Contract, side: Side) -> Subject:
     return Subject(side.name, compute)
 
 
-def computed(contract: Contract, side: Side, case: Any, given: Any) -> tuple[dict[str, Array], str]:
-    """Run one case on a side: every output that is there, and what is wrong with the inputs since.
+def computed(
+    contract: Contract, side: Side, case: Any, given: Any
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Run one case on a side: every output that is there, and what is wrong with memory, by name.
 
-    Memory that was allocated and not written to is NaN.
+    Memory that was allocated and not written to is NaN, and wrong in an output; so are "inputs"
+    that were written to.
     """
     with unwritten_memory_is_nan(side):
         watched = Watched(side)
         found = contract.run(watched.side, case, given)
+        wrong = {name: unwritten(side, x) for name, x in found.items()}
+    if not contract.in_place:
+        wrong["inputs"] = watched.fault()
     outputs = {name: side.to_numpy(x) for name, x in found.items() if x is not None}
-    return outputs, "" if contract.in_place else watched.fault()
+    return outputs, {name: fault for name, fault in wrong.items() if fault}
 
 
 def truths(contract: Contract, case: Any, given: Any) -> Mapping[str, Approx]:
@@ -222,7 +228,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     that its casts are independent (`rounding`).
     """
     given = contract.inputs(case)
-    outputs, written = computed(contract, side, case, given)
+    outputs, wrong = computed(contract, side, case, given)
     bounds = truths(contract, case, given)
     with probabilistic():
         likely_bounds = truths(contract, case, given)
@@ -247,8 +253,8 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     for name in sorted(outputs.keys() - bounds.keys()):
         fault = f"{name} was computed; it must be None"
         findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
-    if written:
-        findings.append(dataclasses.replace(findings[0], output="inputs", fault=written))
+    for name, fault in wrong.items():
+        findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
     return findings
 
 

@@ -10,18 +10,47 @@ in order. In this context a kernel must be right for the right reason:
 
 - *numerics*: matrix products as the hardware takes its operands (float16, bfloat16, tf32, tf32x3),
   casts rounded to nearest even, bfloat16 arithmetic, Python numbers as the types a compiled kernel
-  gives them (float32; an annotated integer its annotation).
+  gives them (float32; an annotated integer its annotation); loops count in the type of their
+  bounds.
 - *bounds*: every unmasked lane of a load, store or atomic lies on an element of the view that its
-  pointer argument is, by shape and strides.
-- *poison*: masked lanes of a load without `other` are NaN, the largest integer, or True.
-- *races*: no two programs touch one element unless both only read it or both use atomics, and no
+  pointer argument is, by shape and strides; so does a gather on its axis.
+- *poison*: masked lanes of a load without `other`, and memory that `torch.empty` and its like gave,
+  are NaN, the largest integer, or True; so is what integers divided by zero, shifted too far, or
+  made of a float that does not fit, come to. A store of what such a lane became is a fault that
+  names the load.
+- *uninitialised*: no load or atomic of an element that no one has written. What is left unwritten
+  in an output, `check_written` finds.
+- *races*: no two programs touch one element unless both only read it or both use atomics; no lane
+  touches what another lane of its program stored before, with no `tl.debug_barrier` between; no
   two lanes of one store write different values to one element.
-- *overflow*: integers of 32 bits and less do not wrap in +, − and ·.
+- *overflow*: integers of 32 bits and less do not wrap in +, − and ·, nor do their sums.
 - *shuffle*: programs run in an order drawn from `seed`.
 
-It serves anyone's kernels, and is faster than the plain interpreter (`strict_launch.Language`
-says why). Not seen: races between the warps of one program, data layouts, approximate functions,
-inline assembly, what atomics order (a lock is a race here), float8 beyond what Triton does.
+Faults too, always: what the compiler refuses and the interpreter would take, that is least shapes
+of `tl.dot` (NVIDIA's), a block as a condition, loops over floats; and any exception in a kernel.
+`tl.static_assert` raises `StaticAssertion`. What Triton's interpreter cannot do (inline assembly,
+libdevice, atomics on bfloat16 or through descriptors, waiting for another program) raises
+`Unsupported`, and a Triton whose interpreter is built otherwise ImportError (`strict_versions`).
+
+It serves anyone's kernels, and is faster than the plain interpreter (`strict_language.Language`
+says why): in a context, by the pytest plugin (`pytest_plugin`), and by `twofold verify`.
+
+Not seen:
+
+- races between the warps of one program, but for the lanes above: a load and a later store of
+  another lane, one element held by several threads; data layouts; the order that atomics make (a
+  lock is a race here);
+- a masked lane that is compared: `x > 0` is false, and nothing follows from it; integers of masked
+  lanes, but by what the largest one does; NaN that `erf` made of such a lane is
+  found in the output, and not named;
+- memory that torch allocates by itself, and elements of a tensor that torch wrote in part: they
+  are NaN or not, but no fault;
+- approximate functions (exp2, division), the matrix unit's truncated sums and its float16
+  accumulator, denormals flushed; float8, which is Triton's own and rounds otherwise than hardware;
+- `tl.device_assert`, which counts only in debug mode, as in compiled kernels;
+- what else the compiler refuses: a variable whose type changes in a loop or differs between
+  branches, an argument of 1 that is a constant there, shared memory and registers that do not
+  suffice: `twofold verify compile`.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 from triton.runtime import interpreter
 from triton.runtime.interpreter import ASTTransformer, TensorHandle
 
@@ -60,6 +61,9 @@ class Language:
         for language in (tl, tl.core):
             scope.set_attr(language, "static_assert", _static_assert)
             scope.set_attr(language, "range", loop)
+        for stub in vars(libdevice).values():
+            if inspect.isfunction(stub):  # by its code: kernels have it under names of their own
+                scope.set_attr(stub, "__code__", _no_libdevice.__code__)
         self._scopes.append(scope)
 
     def restore(self) -> None:
@@ -115,3 +119,7 @@ def _truth(x: Any) -> bool:
 def _static_assert(condition: Any, message: str = "", _semantic: Any = None) -> None:
     if not condition:
         raise StaticAssertion(message)
+
+
+def _no_libdevice(*_: Any, **__: Any) -> None:
+    raise NotImplementedError("Triton's interpreter has nothing of libdevice")

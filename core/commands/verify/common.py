@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from twofold.core import ops
-from twofold.core.commands.common import choose_side, console
+from twofold.core.commands.common import choose_side, console, interpreted_strictly
 
 EXAMPLES = 20
 
@@ -38,12 +38,7 @@ def chosen(operators: list[str] | None) -> list[str]:
 def judged_side(name: str) -> Iterator[ops.Side]:
     """Give a side, in the strict interpreter where its kernels are not compiled, and say so."""
     side = choose_side(name)
-    if side.name != "triton" or side.device != "cpu":
-        console.print(f"{side.name} side on {side.device}", highlight=False)
-        yield side
-        return
-    from twofold.core.verify.strict_interpreter import strict_interpreter
-
-    console.print("triton side on cpu, in the strict interpreter", highlight=False)
-    with strict_interpreter():
+    where = ", in the strict interpreter" if (side.name, side.device) == ("triton", "cpu") else ""
+    console.print(f"{side.name} side on {side.device}{where}", highlight=False)
+    with interpreted_strictly(side):
         yield side
