@@ -42,7 +42,7 @@ class Tile(NamedTuple):
 
 
 # (bytes of an element, tile), the largest first: large tiles load less, small ones fill the GPU.
-# None spills, with GELU behind it, on sm_80, sm_90a and sm_100a; all fit the 64 KiB of gfx942.
+# None spills with GELU behind it (`twofold verify compile linear`); all fit gfx942's 64 KiB.
 TILES = (
     (2, Tile(128, 128, 64, 8, 8, 3)),
     (2, Tile(64, 64, 64, 8, 4, 4)),
@@ -51,6 +51,10 @@ TILES = (
     (4, Tile(64, 64, 32, 8, 4, 2)),
     (4, Tile(32, 32, 32, 8, 4, 2)),
 )
+# Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
+# larger tiles of two-byte elements would spill.
+UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
+ENTRIES = (*TILES, (2, UNALIGNED))  # all of them, for the tests
 ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
 BLOCK_R, BLOCK_C = 16, 128  # the tile of the pass that computes dz
@@ -75,9 +79,14 @@ class Gradients(NamedTuple):
     dbias: torch.Tensor | None
 
 
-def choose_tile(m: int, n: int, element_size: int) -> Tile:
-    """Return the table's largest tile that makes enough programs of an m × n product."""
+def choose_tile(m: int, n: int, element_size: int, *, aligned: bool = True) -> Tile:
+    """Return the largest tile that makes enough programs of an m × n product.
+
+    `aligned` says whether 16 divides the distance of its rows, in elements.
+    """
     fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
+    if element_size <= 2 and not aligned:
+        fitting = [UNALIGNED, fitting[-1]]
     for tile in fitting:
         if triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) >= ENOUGH_PROGRAMS:
             return tile
@@ -124,14 +133,13 @@ def gemm_kernel(
         b_at += b_step
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0).to(tl.float32)
-    # (2) activation; both are stored after it, or the addresses would take registers from it
-    z = acc
-    if KIND != "none":
-        acc = activate(acc, KIND)
+    # (2) activation
     at = m * c_strides[0] + n * c_strides[1]
     inside = (m < M) & (n < N)
     if SAVE_Z:
-        tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=inside)
+        tl.store(z_ptr + at, acc.to(z_ptr.dtype.element_ty), mask=inside)
+    if KIND != "none":
+        acc = activate(acc, KIND)
     tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
 
 
@@ -259,7 +267,8 @@ def _gemm(
 ) -> None:
     """Write f(a·b + bias) to c, and its argument to z unless that is c itself."""
     (M, K), N = a.shape, b.shape[1]
-    tile = tile or choose_tile(M, N, a.element_size())
+    aligned = all(stride in (0, 1) or stride % 16 == 0 for stride in c.stride())
+    tile = tile or choose_tile(M, N, a.element_size(), aligned=aligned)
     save_z = z is not None and z is not c
     gemm_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n),)](
         a, b, c if bias is None else bias, c, z if save_z else c,

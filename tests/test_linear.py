@@ -15,9 +15,9 @@ from twofold.reference import linear
 
 
 def test_the_contract_knows_the_tile_table(triton):
-    assert contract.TILE_SIZES == tuple(size for size, _ in triton.linear.TILES)
+    assert contract.TILE_SIZES == tuple(size for size, _ in triton.linear.ENTRIES)
     tiles = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
-    assert tiles == set(range(len(triton.linear.TILES)))
+    assert tiles == set(range(len(triton.linear.ENTRIES)))
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -124,3 +124,12 @@ W = np.ones((5, 3))
 )
 def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("linear", {"x": X, "weight": W, "bias": None} | changed, error, words)
+
+
+@pytest.mark.parametrize("columns", [64, 65])
+def test_rows_that_16_does_not_divide_have_tiles_of_their_own(triton, columns):
+    chosen = {
+        triton.linear.choose_tile(m, columns, 2, aligned=columns % 16 == 0)
+        for m in (1, 10**3, 10**6)
+    }
+    assert (triton.linear.UNALIGNED in chosen) == (columns % 16 != 0)

@@ -19,6 +19,7 @@ In the probabilistic bound the casts of dz are independent, and dx and dW have â
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from twofold.reference.activation import KINDS
 Array = domains.Array
 
 PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
-TILE_SIZES = (2, 2, 2, 4, 4, 4)  # bytes of an element in each entry of the kernel's table
+TILE_SIZES = (2, 2, 2, 4, 4, 4, 2)  # bytes of an element in each entry of the kernel's table
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     if side.name != "reference":
         how["allow_tf32"] = case.allow_tf32
         if case.tile is not None:
-            how["tile"] = into["tile"] = side.linear.TILES[case.tile][1]
+            how["tile"] = into["tile"] = side.linear.ENTRIES[case.tile][1]
         if case.into:
             into["into"] = side.linear.Gradients(
                 *(None if a is None else _room(side, a, case) for a in given[:3])
@@ -195,6 +196,24 @@ def cases() -> st.SearchStrategy[Case]:
     )
 
 
+def with_every_tile(sizes: Sequence[tuple[int, int]], features_in: int) -> tuple[Case, ...]:
+    """Return a case for each entry of the tile table and each precision, of (rows, columns)."""
+    return tuple(
+        Case(
+            dtype=dtype,
+            allow_tf32=allow_tf32,
+            rows=rows,
+            features_in=features_in,
+            features_out=columns,
+            activation="gelu",
+            tile=tile,
+        )
+        for tile, (rows, columns) in enumerate(sizes)
+        for dtype, allow_tf32 in PRECISIONS
+        if (dtype == "float32") == (TILE_SIZES[tile] == 4)
+    )
+
+
 CONTRACT = Contract(
     operator="linear",
     cases=cases(),
@@ -203,24 +222,15 @@ CONTRACT = Contract(
     truth=truth,
     passes={"out": "forward", "dx": "backward", "dweight": "backward", "dbias": "backward"},
     pinned=(
-        *(
-            Case(
-                dtype=dtype,
-                allow_tf32=allow_tf32,
-                rows=rows,
-                features_in=65,
-                features_out=columns,
-                activation="gelu",
-                tile=tile,
-            )
-            for tile, (rows, columns) in enumerate(
-                ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33))
-            )
-            for dtype, allow_tf32 in PRECISIONS
-            if (dtype == "float32") == (TILE_SIZES[tile] == 4)
+        *with_every_tile(
+            ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129)), 65
         ),
         # rows that are no single stride apart, read and written
         Case(batch=2, rows=3, layout="transposed", into=True),
     ),
     properties={"homogeneity": homogeneity, "adjoint": adjoint},
+    # The tiles of aligned rows with such rows, the others with odd ones.
+    compiled=with_every_tile(
+        ((128, 128), (64, 64), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129)), 64
+    ),
 )

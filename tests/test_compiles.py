@@ -1,0 +1,143 @@
+"""What compiling for absent GPUs finds: planted faults, limits of chips, lines of the table."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from twofold.core.verify import compiled_table
+from twofold.core.verify.chips import CHIPS, resident
+from twofold.core.verify.compiled import Compiled
+
+SOUND = Compiled(
+    "linear", "gemm_kernel", "sm_90a", "bfloat16", "BLOCK=64", warps=4, registers=128,
+    shared=32768, matrix=("wgmma.bf16",), dots=True,
+)  # fmt: skip
+
+
+def run(*arguments, **environment):
+    """Run Python without the interpreter of Triton that the tests have turned on."""
+    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True,
+        env=kept | environment,
+    )  # fmt: skip
+
+
+def verify_compile(*arguments, **environment):
+    script = "from twofold.core.cli import main; main()"
+    return run("-c", script, "verify", "compile", *arguments, **environment)
+
+
+def test_planted_faults_are_found():
+    done = run(Path(__file__).parent / "planted_kernels.py")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["sound"] == []
+    assert found["spilling"][0].startswith("spills ")
+    assert found["without matrix unit"] == ["multiplies matrices without the matrix unit"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({"spilled": 4}, "spills 4 bytes"),
+        ({"registers": 256}, "needs 256 registers of 255"),
+        ({"shared": 232449}, "needs 232449 bytes of shared memory of 232448"),
+        ({"warps": 64, "registers": 32}, "needs 2048 threads of 1024"),
+        ({"matrix": ()}, "multiplies matrices without the matrix unit"),
+        ({"plain_dots": 1}, "multiplies matrices without the matrix unit"),
+        ({"failure": "out of luck"}, "does not compile: out of luck"),
+        ({"warps": 32, "registers": 255}, "does not fit: no program of it is resident"),
+    ],
+)
+def test_a_fault_is_named(change, fault):
+    assert replace(SOUND, **change).faults() == ([] if fault is None else [fault])
+
+
+@pytest.mark.parametrize(
+    ("chip", "registers", "shared", "warps", "programs"),
+    [
+        ("sm_80", 32, 0, 4, 16),  # 64 warps in all
+        ("sm_80", 128, 0, 4, 4),  # 65536 registers
+        ("sm_80", 129, 0, 4, 3),  # 136 a thread: 15 warps, not 16
+        ("sm_80", 32, 54 * 1024, 4, 2),  # each takes a kilobyte more, of 164
+        ("sm_90a", 32, 56 * 1024, 4, 4),
+        ("sm_90a", 16, 0, 1, 32),  # programs in all
+        ("gfx942", 128, 0, 4, 4),  # 512 registers of a SIMD
+        ("gfx942", 129, 0, 4, 3),
+        ("gfx942", 257, 0, 8, 0),
+        ("gfx942", 32, 40 * 1024, 4, 1),
+    ],
+)
+def test_as_many_programs_are_resident_as_fit(chip, registers, shared, warps, programs):
+    assert resident(CHIPS[chip], registers, shared, warps) == programs
+
+
+def test_tensor_memory_limits_programs():
+    assert [resident(CHIPS["sm_100a"], 32, 0, 4, columns) for columns in (0, 128, 512)] == [
+        16,
+        4,
+        1,
+    ]
+
+
+def test_the_table_shows_what_differs(tmp_path):
+    path = tmp_path / "compiled.txt"
+    other = replace(SOUND, operator="attention")
+    compiled_table.write(path, [SOUND, other])
+    version, lines = compiled_table.read(path)
+    assert version == compiled_table.compilers() and len(lines) == 2
+    chosen = ["linear", "attention"], ["sm_90a"]
+    assert compiled_table.differences(lines, [other, SOUND], *chosen) == []
+    old, new = compiled_table.differences(lines, [other, replace(SOUND, registers=129)], *chosen)
+    assert old.startswith("- linear") and " 128 " in old
+    assert new.startswith("+ linear") and " 129 " in new
+    (gone,) = compiled_table.differences(lines, [SOUND], *chosen)
+    assert gone.startswith("- attention")
+    assert compiled_table.differences(lines, [SOUND], ["linear"], ["sm_90a"]) == []
+
+
+def test_the_command_writes_and_checks_its_table(tmp_path):
+    path, result = tmp_path / "compiled.txt", tmp_path / "result.json"
+    only = ("dropout", "--target", "sm_90a", "--jobs", "1")
+    done = verify_compile(*only, "--table", path, "--json", result)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = json.loads(result.read_text())["compile"]
+    assert made["holds"] and {k["kernel"] for k in made["kernels"]} == {"dropout_kernel"}
+    assert {k["precision"] for k in made["kernels"]} == {"float32", "float16", "bfloat16"}
+    assert verify_compile(*only, "--check", path).returncode == 0
+
+    text = path.read_text()
+    path.write_text(text.replace(" float16  ", " float8   ", 1))
+    done = verify_compile(*only, "--check", path)
+    assert done.returncode == 1
+    assert "- dropout dropout_kernel" in done.stdout and "+ dropout" in done.stdout
+
+    path.write_text(path.read_text().replace("triton ", "triton 0", 1))
+    done = verify_compile(*only, "--check", path)
+    assert done.returncode == 0 and "no figures compared" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "sm_75"], "--target is 'sm_75'; it must be one of sm_80"),
+        (["convolution"], "operator is 'convolution'; it must be one of"),
+        (["--check", "nowhere.txt"], "nowhere.txt"),
+        (["--check", __file__], "is no table of compiled kernels"),
+    ],
+)
+def test_bad_options_name_themselves(arguments, words):
+    done = verify_compile(*arguments)
+    assert done.returncode == 2 and words in " ".join(done.stderr.split())
+
+
+def test_the_interpreter_is_refused():
+    done = verify_compile("dropout", TRITON_INTERPRET="1")
+    assert done.returncode == 2 and "TRITON_INTERPRET is 1" in done.stderr
