@@ -162,7 +162,8 @@ def test_verify_prints_a_table_and_fails_where_a_side_is_wrong(tmp_path, monkeyp
     said = call("verify", "rotary", *how)
     assert "rotary forward" in said and "worst/bound" in said
     found = json.loads((tmp_path / "v.json").read_text())["operators"]
-    assert found["holds"] and {row["pass_"] for row in found["rows"]} == {"forward", "backward"}
+    passes = {row["pass_"] for row in found["rows"]}
+    assert found["holds"] and passes == {"forward", "backward", "property"}
     from twofold.reference import rotary
 
     right = rotary.turn

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from twofold.core.ops import OPERATORS, Side
-from twofold.core.verify.contract import Contract, Finding, explore
+from twofold.core.verify.contract import PROPERTY, Contract, Finding, explore
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Row:
         output, case: where that was.
         median: the middle element's share, in the middle of the outputs.
         vacuous: the mean share of elements whose bound is infinite and hence decides nothing.
+        likely: the worst share of the probabilistic bound.
         faults: what is wrong, each with its case; empty if the contract holds.
     """
 
@@ -37,6 +38,7 @@ class Row:
     case: str
     median: float
     vacuous: float
+    likely: float
     faults: tuple[str, ...]
 
 
@@ -73,6 +75,7 @@ def _row(key: tuple[str, str, str], group: list[Finding]) -> Row:
         case=short(worst.case),
         median=float(np.median([f.median for f in group])),
         vacuous=sum(f.vacuous for f in group) / len(group),
+        likely=max(f.likely for f in group),
         faults=tuple(dict.fromkeys(f"{f.fault} — {f.case}" for f in group if f.fault)),
     )
 
@@ -92,21 +95,19 @@ def table(rows: Iterable[Row]) -> Table:
     view = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for column in ("operator", "pass", "dtype"):
         view.add_column(column, no_wrap=True)
-    for column in ("cases", "worst/bound", "median", "undecided"):
+    for column in ("cases", "worst/bound", "/likely", "median", "undecided"):
         view.add_column(column, justify="right", no_wrap=True)
     view.add_column("on", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         verdict = "[red]FAIL[/red] " if row.faults else ""
-        view.add_row(
-            row.operator,
-            row.pass_,
-            row.precision,
-            str(row.cases),
-            f"{verdict}{row.share:.3f}",
-            f"{row.median:.4f}",
-            f"{row.vacuous:.1%}",
-            f"{row.output}: {row.case}",
-        )
+        figures = [
+            f"{verdict}{row.share:.3f}", f"{row.likely:.3f}", f"{row.median:.4f}",
+            f"{row.vacuous:.1%}", f"{row.output}: {row.case}",
+        ]  # fmt: skip
+        if row.pass_ == PROPERTY:
+            broken = f"{row.output}: {row.case}" if row.faults else ""
+            figures = [verdict.strip() or "holds", "", "", "", broken]
+        view.add_row(row.operator, row.pass_, row.precision, str(row.cases), *figures)
     return view
 
 
