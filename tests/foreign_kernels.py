@@ -1,6 +1,10 @@
 """Kernels such as others write, sound and faulty: what `twofold verify module:function` judges."""
 
 import math
+import os
+import signal
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -126,6 +130,59 @@ def with_wrong_lse(q, k, v):
 
 def crashes(q, k, v):
     return torch.cat((q, v), 3) @ k
+
+
+def hangs(q, k, v):
+    while True:
+        pass
+
+
+def ends_the_process(q, k, v):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def two_arguments(q, k):
+    return q
+
+
+def returns_a_list(q, k, v):
+    return [q]
+
+
+def of_another_shape(q, k, v):
+    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)[..., :1, :] @ v
+
+
+def writes_to_its_inputs(q, k, v):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    v.detach()[..., :1, :] = 0.5
+    return torch.softmax(scores, -1) @ v
+
+
+class Norm:
+    """Layer norm with the call of an operator."""
+
+    @staticmethod
+    def forward(x, weight, bias, *, residual=None, dropout_p=0.0, seed=0, eps=1e-5):
+        if dropout_p:
+            raise NotImplementedError("dropout")
+        h = x if residual is None else x + residual
+        leaves = [t.detach().requires_grad_() for t in (h, weight, bias)]
+        out = layer_norm(*leaves, eps)
+        return out.detach(), SimpleNamespace(h=h, out=out, leaves=leaves, fused=h is not x)
+
+    @staticmethod
+    def backward(dout, cache, dh=None):
+        dx, dweight, dbias = torch.autograd.grad(cache.out, cache.leaves, dout)
+        dx = dx if dh is None else dx + dh
+        return NormGradients(dx, dx.clone() if cache.fused else None, dweight, dbias)
+
+
+class NormGradients(NamedTuple):
+    dx: torch.Tensor
+    dresidual: torch.Tensor | None
+    dweight: torch.Tensor
+    dbias: torch.Tensor
 
 
 def refuses(q, k, v):

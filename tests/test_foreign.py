@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
-from twofold.core.verify import foreign
+from twofold.core.verify import foreign, foreign_apart
 from twofold.core.verify.contract import Violation
 
 EXAMPLES = 12
@@ -77,6 +77,55 @@ def test_a_fault_is_named_and_comes_again(name):
 def test_the_case_is_shrunk():
     failure = judge("no_rescale").failures[0]
     assert "seqlen_k=17" in failure and "seqlen_q=1," in failure  # a second block, and no more
+
+
+def test_an_object_with_forward_and_backward_is_an_operator():
+    found = judge("Norm", "layer_norm")
+    assert found.failures == [] and {r.pass_ for r in found.rows} == {"forward", "backward"}
+    assert {c.outcome for c in found.claims} <= {foreign.HOLDS, foreign.BITS}
+
+
+def test_properties_of_a_sound_and_of_a_faulty_kernel():
+    found = {c.name: c.outcome for c in judge("torch_attention").claims}
+    assert found["single key"] == found["slopes"] == found["gradient sums"] == foreign.HOLDS
+    assert found["other tiles"] == found["merged parts"] == foreign.UNSAID
+    claims = {c.name: c for c in judge("no_rescale").claims}
+    assert claims["saturation"].outcome == foreign.FAILS
+    with pytest.raises(Violation, match="out"):
+        eval(claims["saturation"].again, {"foreign": foreign})
+
+
+BAD = {
+    "returns_a_list": "TypeError: it returns list; it must return a tensor",
+    "of_another_shape": "out has shape (1, 1, 1, 1); it must be (1, 1, 2, 1)",
+    "writes_to_its_inputs": "input 2 of shape (1, 1, 1, 1) was written to",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_a_function_must_not_do_is_named(name):
+    assert any(BAD[name] in failure for failure in judge(name).failures), judge(name).failures
+
+
+def test_another_signature_is_refused():
+    with pytest.raises(TypeError, match=r"takes \(q, k\); it must take \(q, k, v\), and any of"):
+        judge("two_arguments")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hangs", "it does not end within 2 s"),
+        ("ends_the_process", "it ended the process by SIGSEGV"),
+        ("two_arguments", "it must take (q, k, v)"),
+        ("nothing", "has no function 'nothing'"),
+    ],
+)
+def test_whatever_happens_in_another_process_is_a_line(name, words):
+    found = foreign_apart.judge(f"foreign_kernels:{name}", "attention", 3, ["float32"], limit=2.0)
+    (failure,) = found.failures
+    assert words in failure
+    assert ("foreign.again(" in failure) == (name in ("hangs", "ends_the_process"))
 
 
 def test_nothing_but_refusals_is_a_failure():
