@@ -157,6 +157,28 @@ def test_bad_files_are_refused_with_their_name(content, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_verify_tightness_says_how_much_of_a_bound_is_used(tmp_path, monkeypatch):
+    from twofold.core.verify import tightness
+
+    monkeypatch.setitem(tightness.SHAPES, "dropout", ({"rows": 5, "columns": 13},))
+    how = ["dropout", "--side", "reference", "--json", tmp_path / "t.json"]
+    said = call("verify", "tightness", *how)
+    assert "0 outside the deterministic bound, 0 outside the probabilistic one" in said
+    found = json.loads((tmp_path / "t.json").read_text())["tightness"]
+    assert found["holds"] and {row["output"] for row in found["rows"]} == {"out", "dx"}
+    assert found["side"] == "reference on cpu" and "numpy" in found["versions"]
+    from twofold.reference import dropout
+
+    right = dropout.forward
+
+    def wrong(*arguments):
+        out, cache = right(*arguments)
+        return 1.1 * out, cache
+
+    monkeypatch.setattr(dropout, "forward", wrong)
+    assert "FAIL" in call("verify", "tightness", *how, status=1)
+
+
 def test_verify_prints_a_table_and_fails_where_a_side_is_wrong(tmp_path, monkeypatch):
     how = ["--side", "reference", "--examples", "3", "--json", tmp_path / "v.json"]
     said = call("verify", "rotary", *how)

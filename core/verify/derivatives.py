@@ -63,6 +63,8 @@ def check_gradients(
 
             slope, error = ridders(along)
             claimed = float((gradient * direction).sum())
+            # Ridders' spread is an estimate, no bound, hence ten of it; the gradients and their sum
+            # carry roundings of float64, of which 2⁻⁴⁰ of all that is added leaves room for 8192.
             allowed = 10 * error + 2.0**-40 * float(np.abs(gradient * direction).sum())
             assert abs(claimed - slope) <= allowed, (
                 f"gradient of {name} along a random direction is {claimed:.12g}; "

@@ -17,7 +17,7 @@ import numpy as np
 
 from twofold.core.ops import Side
 from twofold.core.verify import domains, report
-from twofold.core.verify.contract import computed, precision_name, shares, truths
+from twofold.core.verify.contract import computed, fitting, precision_name, shares, truths
 from twofold.core.verify.rounding import Approx, probabilistic
 
 Array = domains.Array
@@ -228,7 +228,7 @@ def measure(operator: str, side: Side) -> list[Tightness]:
     """Run an operator's cases on a side and summarise each output's shares."""
     contract = report.contract(operator)
     found: dict[tuple[str, str], _Collected] = {}
-    for case in cases(operator):
+    for case in dict.fromkeys(fitting(side, case) for case in cases(operator)):
         given = contract.inputs(case)
         outputs, _ = computed(contract, side, case, given)
         certain = truths(contract, case, given)
