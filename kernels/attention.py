@@ -232,10 +232,14 @@ def backward(
 
 def _tile(kernel: str, cache: Cache) -> Tile:
     """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
-    q = cache.q
-    amd = torch.version.hip is not None
-    masked = cache.mask is not None
-    return choose_tile(kernel, q.shape[-1], q.element_size(), masked=masked, amd=amd)
+    return choose_tile(
+        kernel,
+        cache.q.shape[-1],
+        cache.q.element_size(),
+        masked=cache.mask is not None,
+        dropout=cache.dropout_p > 0.0,
+        amd=torch.version.hip is not None,
+    )
 
 
 def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:

@@ -56,7 +56,12 @@ TILES: dict[Key, Tile] = {
     ("dq", 4, 128): Tile(16, 16, 8, 1),
     ("dq", 4, 256): Tile(16, 16, 8, 1, 32),
 }
-# The addresses of a mask take registers too: what replaces the entries that would spill.
+# The draws of dropout take registers too: what replaces the entries that would spill.
+DROPOUT: dict[Key, Tile] = {
+    ("forward", 2, 16): Tile(128, 64, 8, 2),
+    ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
+}
+# So do the addresses of a mask, with or without dropout: what replaces the entries that would spill.
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
     ("dk_dv", 2, 16): Tile(32, 64, 4, 2),
@@ -76,7 +81,9 @@ AMD: dict[Key, Tile] = {
     ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
 }
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
-ENTRIES = tuple(dict.fromkeys(entry for table in (TILES, MASKED, AMD) for entry in table.items()))
+ENTRIES = tuple(
+    dict.fromkeys(entry for table in (TILES, DROPOUT, MASKED, AMD) for entry in table.items())
+)
 
 
 def padded(head_dim: int) -> int:
@@ -85,9 +92,15 @@ def padded(head_dim: int) -> int:
 
 
 def choose_tile(
-    kernel: str, head_dim: int, element_size: int, *, masked: bool = False, amd: bool = False
+    kernel: str,
+    head_dim: int,
+    element_size: int,
+    *,
+    masked: bool = False,
+    dropout: bool = False,
+    amd: bool = False,
 ) -> Tile:
     """Return the tables' tile of a kernel for a head_dim and bytes per element."""
     key = (kernel, min(element_size, 4), padded(head_dim))
-    first = AMD if amd else MASKED if masked else TILES
+    first = AMD if amd else MASKED if masked else DROPOUT if dropout else TILES
     return first[key] if key in first else TILES[key]
