@@ -199,11 +199,14 @@ CONTRACT = Contract(
     run=run,
     truth=truth,
     passes={"out": "forward", "dx": "backward"},
-    pinned=tuple(
-        Case(dtype=dtype, rows=rows, columns=1, kind=kind)
-        for rows in (1023, 1025)  # a block is 1024
-        for kind in KINDS
-        for dtype in domains.DTYPES
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=rows, columns=1, kind=kind)
+            for rows in (1023, 1025)  # a block is 1024
+            for kind in KINDS
+            for dtype in domains.DTYPES
+        ),
+        *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
     ),
     properties={"odd part": odd_part},
 )

@@ -246,6 +246,8 @@ CONTRACT = Contract(
         ),
         *(Case(dtype=dtype, rows=2, classes=70_001) for dtype in domains.DTYPES),
         Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
+        Case(classes=1, ignored=0.3),  # no other class to look at instead
+        Case(ignored=1.0),  # the mean of nothing
     ),
     properties={
         "independence": independence,
