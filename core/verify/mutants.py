@@ -28,6 +28,10 @@ FOLDERS = {"triton": "kernels", "reference": "reference"}
 ELSEWHERE = {
     ("kernels/dropout.py", "attention_keep"): "attention",
     ("reference/normal.py", "density"): "activation",
+    # With a scale and dropout, which embedding has not.
+    ("kernels/embedding.py", "add_places"): "positional_encoding",
+    ("kernels/embedding.py", "chunk_kernel"): "positional_encoding",
+    ("kernels/embedding.py", "row_kernel"): "positional_encoding",
 }
 # Where the gradient is made, if not in `backward`.
 GRADIENT = {"softmax_cross_entropy": "forward"}

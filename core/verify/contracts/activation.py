@@ -178,6 +178,14 @@ def odd_part(subject: Subject, case: Case) -> None:
     assert (~(gap > bound)).all(), "f(x) − f(−x) is not x"
 
 
+def nan_stays(subject: Subject, case: Case) -> None:
+    """A NaN gives NaN, and no other element does."""
+    given, x = inputs(case), inputs(case).x.copy()
+    x[0, 0] = np.nan
+    out = subject.compute(case, given._replace(x=x))["out"]
+    assert np.array_equal(np.isnan(out), np.isnan(x)), "NaN is not where it belongs"
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -208,5 +216,5 @@ CONTRACT = Contract(
         ),
         *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
     ),
-    properties={"odd part": odd_part},
+    properties={"odd part": odd_part, "NaN stays": nan_stays},
 )

@@ -115,7 +115,7 @@ CONTRACT = Contract(
             for columns in (BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7)
             for dtype in domains.DTYPES
         ),
-        Case(rows=61, columns=1031, dropout_p=0.999999, seed=4),  # 65535/65536, and one is kept
+        Case(rows=61, columns=1031, dropout_p=0.999999, seed=18),  # 65535/65536, and some are kept
         Case(rows=129, columns=1031, dropout_p=0.5),  # more than the reference draws at a time
     ),
     properties={"same mask": same_mask, "nested masks": nested_masks},

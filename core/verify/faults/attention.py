@@ -92,8 +92,8 @@ _ATTENTION: tuple[Row, ...] = (
     (
         BACKWARD, "backward drops other weights than forward", "",
         (
-            "dropout.attention_keep(seed, b, h, rows, columns, threshold)\n                dropped",
-            "dropout.attention_keep(seed, b, h, columns, rows, threshold)\n                dropped",
+            "dropout.attention_keep(seed, b, h, tl.trans(rows), first, threshold",
+            "dropout.attention_keep(seed, h, b, tl.trans(rows), first, threshold",
         ),
     ),
     (
