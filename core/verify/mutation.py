@@ -64,6 +64,7 @@ class Mutant:
         file: where, from the top of the repository: "kernels/rotary.py".
         function, line: where in the file.
         text: that line without the space around it.
+        kind: what is changed: "arithmetic", "comparison", "number", "mask", …
         what: the change, with a number where the line has several such; with `file`, `function`
             and `text` it names the mutant for good.
         source: the file's text with the fault in it.
@@ -73,6 +74,7 @@ class Mutant:
     function: str
     line: int
     text: str
+    kind: str
     what: str
     source: str = field(repr=False)
 
@@ -91,7 +93,7 @@ def mutants(source: str, file: str, chosen: Chosen) -> list[Mutant]:
         edits = _Edits()
         for statement in function.body:
             edits.visit(statement)
-        for node, new, what in edits.found:
+        for node, new, kind, what in edits.found:
             begin = starts[node.lineno - 1] + node.col_offset
             end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
             patched = (raw[:begin] + new.encode() + raw[end:]).decode()
@@ -101,7 +103,7 @@ def mutants(source: str, file: str, chosen: Chosen) -> list[Mutant]:
             names[function.name, text, what] += 1
             if (nth := names[function.name, text, what]) > 1:
                 what += f" ({nth})"
-            found[patched] = Mutant(file, function.name, node.lineno, text, what, patched)
+            found[patched] = Mutant(file, function.name, node.lineno, text, kind, what, patched)
     return list(found.values())
 
 
@@ -110,21 +112,25 @@ def jitted(function: ast.FunctionDef) -> bool:
     return any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list)
 
 
-def differentiates(source: str) -> Chosen:
-    """Return a test for `backward` of a file and what it calls there, but no checks.
+def differentiates(source: str, name: str = "backward") -> Chosen:
+    """Return a test for a function of a file and what it calls there, but no checks.
 
-    Where there is no `backward` it is for every function.
+    Where there is no such function it is for every one.
     """
     functions = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
-    wanted, ahead = set(), ["backward"] if "backward" in functions else []
+    wanted, ahead = set(), [name] if name in functions else []
     if not ahead:
-        ahead = [name for name in functions if not name.startswith("check")]
+        ahead = [name for name in functions if not _checks(name)]
     while ahead:
         name = ahead.pop()
         wanted.add(name)
         names = {n.id for n in ast.walk(functions[name]) if isinstance(n, ast.Name)}
-        ahead += [n for n in names & functions.keys() - wanted if not n.startswith("check")]
+        ahead += [n for n in names & functions.keys() - wanted if not _checks(n)]
     return lambda function: function.name in wanted
+
+
+def _checks(name: str) -> bool:
+    return name.lstrip("_").startswith("check")
 
 
 def _line_starts(source: str) -> list[int]:
@@ -136,46 +142,46 @@ def _line_starts(source: str) -> list[int]:
 
 
 class _Edits(ast.NodeVisitor):
-    """Collects (node, what to write in its place, what that changes)."""
+    """Collects (node, what to write in its place, kind of change, what it is)."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[ast.expr | ast.stmt, str, str]] = []
+        self.found: list[tuple[ast.expr | ast.stmt, str, str, str]] = []
 
-    def put(self, old: ast.expr | ast.stmt, new: ast.AST, what: str = "") -> None:
+    def put(self, old: ast.expr | ast.stmt, new: ast.AST, kind: str, what: str = "") -> None:
         text = ast.unparse(new)
         what = what or f"{ast.unparse(old)} → {text}"
         compound = (ast.BinOp, ast.BoolOp, ast.Compare, ast.UnaryOp, ast.IfExp)
-        self.found.append((old, f"({text})" if isinstance(new, compound) else text, what))
+        self.found.append((old, f"({text})" if isinstance(new, compound) else text, kind, what))
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         self.generic_visit(node)
         for new in _swapped(node, node.op, "op"):
-            self.put(node, new)
+            self.put(node, new, "arithmetic")
         if isinstance(node.op, ast.Add | ast.Sub | ast.BitAnd):
-            self.put(node, node.left)
+            self.put(node, node.left, "operand")
         if isinstance(node.op, ast.Add | ast.BitAnd):
-            self.put(node, node.right)
+            self.put(node, node.right, "operand")
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
         self.generic_visit(node)
         for new in _swapped(node, node.op, "op"):
-            self.put(node, new)
+            self.put(node, new, "logic")
 
     def visit_Compare(self, node: ast.Compare) -> None:
         self.generic_visit(node)
         for op in node.ops[:1]:
             for new in _swapped(node, op, "ops"):
-                self.put(node, new)
+                self.put(node, new, "comparison")
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         self.generic_visit(node)
-        self.put(node, node.operand)
+        self.put(node, node.operand, "sign")
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         self.generic_visit(node)
         for new in _swapped(node, node.op, "op"):
-            self.put(node, new)
-        self.put(node, ast.Assign([node.target], node.value, lineno=node.lineno))
+            self.put(node, new, "arithmetic")
+        self.put(node, ast.Assign([node.target], node.value, lineno=node.lineno), "operand")
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value:
@@ -184,7 +190,7 @@ class _Edits(ast.NodeVisitor):
     def visit_If(self, node: ast.If | ast.IfExp) -> None:
         self.generic_visit(node)
         if not isinstance(node.test, ast.Compare | ast.UnaryOp):
-            self.put(node.test, ast.UnaryOp(ast.Not(), node.test))
+            self.put(node.test, ast.UnaryOp(ast.Not(), node.test), "branch")
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
         self.visit_If(node)
@@ -193,10 +199,10 @@ class _Edits(ast.NodeVisitor):
         x = node.value
         if type(x) is int:
             for changed in (x + 1, x - 1) if x else (1,):
-                self.put(node, ast.Constant(changed), f"{x} → {changed}")
+                self.put(node, ast.Constant(changed), "number", f"{x} → {changed}")
         elif type(x) is float:
-            changed_float = x * 1.001 if x else 1.0
-            self.put(node, ast.Constant(changed_float), f"{x} → {changed_float}")
+            float_ = x * 1.001 if x else 1.0
+            self.put(node, ast.Constant(float_), "number", f"{x} → {float_}")
 
     def visit_keyword(self, node: ast.keyword) -> None:
         if node.arg not in UNTOUCHED:
@@ -211,7 +217,7 @@ class _Edits(ast.NodeVisitor):
     def visit_Expr(self, node: ast.Expr) -> None:
         self.generic_visit(node)
         if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "tl.store":
-            self.put(node, ast.Pass(), f"drop {ast.unparse(node)}")
+            self.put(node, ast.Pass(), "store", f"drop {ast.unparse(node)}")
 
     def visit_Call(self, node: ast.Call) -> None:
         name = ast.unparse(node.func)
@@ -220,24 +226,26 @@ class _Edits(ast.NodeVisitor):
         self.generic_visit(node)
         if name in CALLS:
             changed = ast.parse(CALLS[name], mode="eval").body
-            self.put(node, ast.Call(changed, node.args, node.keywords), f"{name} → {CALLS[name]}")
+            new = ast.Call(changed, node.args, node.keywords)
+            self.put(node, new, "call", f"{name} → {CALLS[name]}")
         if name == "tl.cdiv":
-            self.put(node, ast.BinOp(node.args[0], ast.FloorDiv(), node.args[1]))
+            self.put(node, ast.BinOp(node.args[0], ast.FloorDiv(), node.args[1]), "call")
         if name in ("tl.where", "np.where"):
             condition, yes, no = node.args
-            self.put(node, ast.Call(node.func, [condition, no, yes], []), f"{name}: arguments swap")
+            new = ast.Call(node.func, [condition, no, yes], [])
+            self.put(node, new, "branch", f"{name}: arguments swap")
         if name.endswith(".to") or name.endswith(".astype"):
             assert isinstance(node.func, ast.Attribute)
             how = ", ".join(ast.unparse(x) for x in node.args)
             what = f"drop .{node.func.attr}({how}) of {ast.unparse(node.func.value)}"
-            self.put(node, node.func.value, what)
+            self.put(node, node.func.value, "cast", what)
         if name in ("tl.load", "tl.store"):
             given = {k.arg for k in node.keywords}
             for lost in ({"other"}, {"mask", "other"}):
                 if lost & given and not (len(lost) == 2 and "mask" not in given):
                     kept = [k for k in node.keywords if k.arg not in lost]
                     what = f"{ast.unparse(node)}: drop {' and '.join(sorted(lost & given))}"
-                    self.put(node, ast.Call(node.func, node.args, kept), what)
+                    self.put(node, ast.Call(node.func, node.args, kept), "mask", what)
 
 
 def _swapped(node: ast.AST, op: ast.AST, attribute: str) -> Iterator[ast.AST]:

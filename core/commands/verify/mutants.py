@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import platform
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -10,6 +14,11 @@ from rich.table import Table
 from twofold.core import ops
 from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import EXAMPLES, Examples, Json, Operators, chosen
+
+if TYPE_CHECKING:
+    from twofold.core.verify.mutants import Verdict
+
+FATES = ("killed", "equivalent", "survived", "misjudged")
 
 
 def command(
@@ -19,39 +28,99 @@ def command(
         int | None, typer.Option(help="judge so many of each operator and side", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="names the sample")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="processes; a core each by default", min=1)
+    ] = None,
+    listed: Annotated[
+        bool,
+        typer.Option("--listed", help="also run what is listed as equivalent: it must survive"),
+    ] = False,
     json: Json = None,
 ) -> None:
-    """Judge the mutants of both sides, and show which of them nothing saw."""
-    with plain_errors():
-        names = chosen(operators)
-        from twofold.core.verify import mutants
+    """Judge the mutants of both sides, and show which of them nothing saw.
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("operator", "side"):
-            table.add_column(column, no_wrap=True)
-        for column in ("mutants", "killed", "equivalent", "survived"):
-            table.add_column(column, justify="right")
-        rows: list[dict[str, object]] = []
-        sides = [ops.load(name) for name in reversed(ops.SIDES)]
+    They are small changes of the kernels and of the backward functions in NumPy, and faults that
+    have shipped elsewhere. Exit status 1 if one survives that is not listed as equivalent.
+    """
+    with plain_errors():
+        names, start = chosen(operators), time.perf_counter()
+        from twofold.core.verify import mutants
         from twofold.core.verify.strict_interpreter import strict_interpreter
 
+        sides = [ops.load(name) for name in reversed(ops.SIDES)]
+        processes = jobs or len(os.sched_getaffinity(0))
+        rows = []
         with strict_interpreter():
             for name in names:
                 for side in sides:
-                    found = mutants.judge(name, side, examples=examples, size=sample, seed=seed)
-                    counts = mutants.count(found)
-                    survivors = [v.mutant for v in found if v.fate == mutants.SURVIVED]
-                    for mutant in survivors:
-                        said = f"[red]SURVIVED[/red] {escaped(f'{mutant} | {mutant.text}')}"
-                        console.print(said, highlight=False, soft_wrap=True)
-                    columns = ("mutants", mutants.KILLED, mutants.EQUIVALENT, mutants.SURVIVED)
-                    table.add_row(name, side.name, *(str(counts[fate]) for fate in columns))
-                    listed = [{"at": str(m), "text": m.text} for m in survivors]
-                    rows.append(
-                        {"operator": name, "side": side.name, **counts, "survivors": listed}
-                    )
-        console.print(table)
-        holds = not any(row["survived"] for row in rows)
-        write_json(json, {"mutants": {"holds": holds, "operators": rows}})
+                    found = mutants.judge(
+                        name, side, examples=examples, size=sample, seed=seed, jobs=processes,
+                        listed=listed, observe=_say,
+                    )  # fmt: skip
+                    rows.append({"operator": name, "side": side.name, **_row(found)})
+        console.print(_table(rows))
+        holds = not any(row["survived"] or row["misjudged"] for row in rows)
+        result = {
+            "holds": holds,
+            "command": _command(names, examples, sample, seed, listed),
+            "seconds": round(time.perf_counter() - start),
+            "jobs": processes,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("numpy", "torch", "triton", "hypothesis")},
+            },
+            "operators": rows,
+        }
+        console.print(f"{result['seconds']} s with {processes} processes", style="dim")
+        write_json(json, {"mutants": result})
     if not holds:
         raise typer.Exit(FAILED)
+
+
+def _say(verdict: Verdict) -> None:
+    """Show what should not be."""
+    if verdict.fate in ("survived", "misjudged"):
+        said = f"{verdict.mutant} | {verdict.mutant.text} | {verdict.by}".rstrip(" |")
+        line = f"[red]{verdict.fate.upper()}[/red] {escaped(said)}"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _row(found: list[Verdict]) -> dict[str, Any]:
+    from twofold.core.verify import mutants
+
+    return {
+        **mutants.count(found),
+        "seconds": round(sum(v.seconds for v in found), 1),
+        "survivors": [
+            {"at": str(v.mutant), "text": v.mutant.text}
+            for v in found
+            if v.fate == mutants.SURVIVED
+        ],
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("operator", "side"):
+        table.add_column(column, no_wrap=True)
+    for column in ("mutants", *FATES):
+        table.add_column(column, justify="right")
+    for row in rows:
+        counts = (str(row[fate]) for fate in ("mutants", *FATES))
+        table.add_row(row["operator"], row["side"], *counts)
+    total = (str(sum(row[fate] for row in rows)) for fate in ("mutants", *FATES))
+    table.add_row("all", "", *total, style="bold")
+    return table
+
+
+def _command(names: list[str], examples: int, sample: int | None, seed: int, listed: bool) -> str:
+    words = ["twofold verify mutants"]
+    if tuple(names) != ops.OPERATORS:
+        words += names
+    if examples != EXAMPLES:
+        words.append(f"--examples {examples}")
+    if sample is not None:
+        words.append(f"--sample {sample} --seed {seed}")
+    if listed:
+        words.append("--listed")
+    return " ".join(words)

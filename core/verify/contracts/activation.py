@@ -178,6 +178,14 @@ def odd_part(subject: Subject, case: Case) -> None:
     assert (~(gap > bound)).all(), "f(x) − f(−x) is not x"
 
 
+def nan_stays(subject: Subject, case: Case) -> None:
+    """A NaN gives NaN, and no other element does."""
+    given, x = inputs(case), inputs(case).x.copy()
+    x[0, 0] = np.nan
+    out = subject.compute(case, given._replace(x=x))["out"]
+    assert np.array_equal(np.isnan(out), np.isnan(x)), "NaN is not where it belongs"
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -199,11 +207,14 @@ CONTRACT = Contract(
     run=run,
     truth=truth,
     passes={"out": "forward", "dx": "backward"},
-    pinned=tuple(
-        Case(dtype=dtype, rows=rows, columns=1, kind=kind)
-        for rows in (1023, 1025)  # a block is 1024
-        for kind in KINDS
-        for dtype in domains.DTYPES
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=rows, columns=1, kind=kind)
+            for rows in (1023, 1025)  # a block is 1024
+            for kind in KINDS
+            for dtype in domains.DTYPES
+        ),
+        *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
     ),
-    properties={"odd part": odd_part},
+    properties={"odd part": odd_part, "NaN stays": nan_stays},
 )

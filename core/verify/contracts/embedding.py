@@ -163,10 +163,13 @@ CONTRACT = Contract(
     run=run,
     truth=truth,
     passes={"out": "forward", "dtable": "backward"},
-    pinned=tuple(
-        Case(dtype, length=199, columns=columns, spread="frequent", tile=tile)
-        for tile, columns in enumerate((31, 129, 257))
-        for dtype in domains.DTYPES
+    pinned=(
+        *(
+            Case(dtype, length=199, columns=columns, spread="frequent", tile=tile)
+            for tile, columns in enumerate((31, 129, 257))
+            for dtype in domains.DTYPES
+        ),
+        Case(rows=2, spread="one"),  # the last row of the table alone
     ),
     properties={"outside the table": outside_the_table, "adjoint": adjoint},
 )

@@ -227,6 +227,8 @@ CONTRACT = Contract(
         ),
         # rows that are no single stride apart, read and written
         Case(batch=2, rows=3, layout="transposed", into=True),
+        # shares of the rows that are several blocks, and more of them than are added up at a time
+        Case(rows=2049, features_in=3, features_out=2, activation="relu"),
     ),
     properties={"homogeneity": homogeneity, "adjoint": adjoint},
     # The tiles of aligned rows with such rows, the others with odd ones.

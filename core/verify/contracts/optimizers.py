@@ -197,6 +197,8 @@ def formula(
         return (g * case.lr) / (sqrt(s) + case.eps), {"sum_of_squares": s}
     if case.optimizer == "sgd":
         return g * case.lr, {}
+    if case.momentum == 0.0:  # then the buffer is left alone
+        return g * case.lr, state
     b = state["momentum_buffer"] * case.momentum + g
     ahead = g + b * case.momentum if case.optimizer == "nesterov" else b
     return ahead * case.lr, {"momentum_buffer": b}
@@ -299,21 +301,26 @@ CONTRACT = Contract(
         ("params", "norm", "grads", *(name for names in STATE.values() for name in names)),
         "forward",
     ),
-    pinned=tuple(
-        Case(
-            dtype=dtype,
-            optimizer=optimizer,
-            numel=2 * BLOCK + 1,
-            steps=3,
-            first_step=7,
-            lr=0.1,
-            eps=1e-3,
-            weight_decay=0.1,
-            decaying=0.5,
-            clip=0.5,
-        )
-        for optimizer in STATE
-        for dtype in domains.DTYPES
+    pinned=(
+        *(
+            Case(
+                dtype=dtype,
+                optimizer=optimizer,
+                numel=2 * BLOCK + 1,
+                steps=3,
+                first_step=7,
+                lr=0.1,
+                eps=1e-3,
+                weight_decay=0.1,
+                decaying=0.5,
+                clip=0.5,
+            )
+            for optimizer in STATE
+            for dtype in domains.DTYPES
+        ),
+        Case(optimizer="momentum", momentum=0.0, first_step=2),
+        # Longer than what the norm's programs, and the reference, work on at a time.
+        Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),
     properties={
         "decay ends": decay_ends,

@@ -247,6 +247,7 @@ CONTRACT = Contract(
             positions=positions,
             scale=5.5,
             dropout_p=0.1,
+            seed=3,
             tile=tile,
         )
         for tile, (columns, positions) in enumerate(

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
-from twofold.core.verify.contract import Contract, Subject
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, constant, exact, exp, gamma, grown, log, machine
 from twofold.reference.softmax_cross_entropy import REDUCTIONS
 
@@ -210,6 +210,23 @@ def shift_invariance(subject: Subject, case: Case) -> None:
         claims.within(name, found[name], replace(bound, error=error), "of logits moved by 8")
 
 
+def no_such_class(subject: Subject, case: Case) -> None:
+    """A class index out of range gives its row NaN, and disturbs no other."""
+    if subject.name == "reference":
+        raise Inapplicable("the reference refuses it")
+    case = replace(case, probabilities=False, reduction="none", ignored=0.0)
+    given = inputs(case)
+    bad = np.arange(case.rows) % 3 == case.seed % 3
+    outside = np.where(np.arange(case.rows) % 2 == 0, case.classes, -1)
+    targets = np.where(bad, outside, given.targets)
+    found = subject.compute(case, given._replace(targets=targets))
+    expected = subject.compute(case, given)
+    for name, x in found.items():
+        assert np.isnan(x[bad]).all(), f"{name} of a class that does not exist has numbers"
+        same = np.array_equal(x[~bad], expected[name][~bad], equal_nan=True)
+        assert same, f"a class that does not exist disturbs {name} of other rows"
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -246,9 +263,12 @@ CONTRACT = Contract(
         ),
         *(Case(dtype=dtype, rows=2, classes=70_001) for dtype in domains.DTYPES),
         Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
+        Case(classes=1, ignored=0.3),  # no other class to look at instead
+        Case(ignored=1.0),  # the mean of nothing
     ),
     properties={
         "independence": independence,
+        "no such class": no_such_class,
         "gradient sums": gradient_sums,
         "shift invariance": shift_invariance,
     },

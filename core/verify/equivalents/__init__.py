@@ -1,0 +1,37 @@
+"""Mutants that no contract can kill, each with the reason.
+
+An entry names its mutant by file, function, line of code (where the function has several such) and
+change, so that it goes stale when the line changes and is then reported. `ANY` stands for every
+value, a trailing `*` for every ending. The list is in the files beside this one; `twofold verify
+mutants --listed` runs what it names, all of which has to survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twofold.core.verify.equivalents import attention, inputs, layers
+from twofold.core.verify.equivalents.entry import ANY, Equivalent
+from twofold.core.verify.mutation import Mutant
+
+__all__ = ["ANY", "EQUIVALENT", "Equivalent", "reason", "stale"]
+
+BEYOND = "shows past 2³¹ elements, beyond these cases"
+EQUIVALENT: tuple[Equivalent, ...] = (
+    Equivalent(ANY, ANY, ANY, "drop .to(tl.int64) of *", BEYOND),
+    *attention.EQUIVALENT,
+    *inputs.EQUIVALENT,
+    *layers.EQUIVALENT,
+)
+
+
+def reason(mutant: Mutant) -> str:
+    """Return why a mutant is listed, "" if it is not."""
+    return next((e.reason for e in EQUIVALENT if e.names(mutant)), "")
+
+
+def stale(mutants: Iterable[Mutant]) -> list[Equivalent]:
+    """Return the entries about the mutants' files that name none of them."""
+    mutants = list(mutants)
+    files = {m.file for m in mutants}
+    return [e for e in EQUIVALENT if e.file in files and not any(e.names(m) for m in mutants)]

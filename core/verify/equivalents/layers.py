@@ -1,0 +1,145 @@
+"""Equivalent mutants of layer normalisation, the linear layer, activations, loss and optimizers."""
+
+from __future__ import annotations
+
+from twofold.core.verify.equivalents.entry import Equivalent, of
+from twofold.core.verify.equivalents.reasons import (
+    ANY_NEGATIVE,
+    BOTH_FLOAT32,
+    SAME_AT_EQUALITY,
+    STORE_CASTS,
+    UNSTORED,
+)
+
+_LAYER_NORM = of(
+    "kernels/layer_norm.py",
+    {
+        BOTH_FLOAT32: (
+            ("forward_kernel", "drop .to(tl.float32) of tl.load(residual_ptr*"),
+            ("forward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
+            ("forward_kernel", "drop .to(tl.float32) of tl.load(bias_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(h_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dh_ptr*"),
+        ),
+        UNSTORED: (
+            ("forward_kernel",
+             "tl.load(weight_ptr + columns, mask=columns < C, other=0.0): drop other"),
+            ("forward_kernel",
+             "tl.load(bias_ptr + columns, mask=columns < C, other=0.0): drop other"),
+            ("backward_kernel", "tl.load(dh_ptr + at, mask=inside, other=0.0): drop other"),
+        ),
+        STORE_CASTS: (
+            ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of y"),
+            ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of *"),
+            ("add_partials_kernel", "drop .to(dw_ptr.dtype.element_ty) of *"),
+            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
+        ),
+        "tl.where replaces what is outside": (
+            ("backward_kernel", "tl.load(h_ptr + at, mask=inside, other=0.0): drop other"),
+        ),
+        "what is outside is replaced, or never stored": (
+            ("backward_kernel",
+             "tl.load(mean_ptr + rows, mask=rows < last, other=0.0): drop other"),
+            ("backward_kernel",
+             "tl.load(rstd_ptr + rows, mask=rows < last, other=0.0): drop other"),
+        ),
+        "its factor is 0 there": (
+            ("backward_kernel", "xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)",
+             "0.0 → 1.0"),
+        ),
+    },
+) + of(
+    "reference/layer_norm.py",
+    {
+        ANY_NEGATIVE: (
+            ("backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2"),
+            ("backward", "xhat = cache.h.reshape(-1, C) - cache.mean", "1 → 2"),
+        ),
+    },
+)  # fmt: skip
+
+_LINEAR = of(
+    "kernels/linear.py",
+    {
+        UNSTORED: (
+            ("gemm_kernel",
+             "tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0): drop other"),
+        ),
+        "it is added to float32": (
+            ("gemm_kernel", "drop .to(tl.float32) of tl.load(bias_ptr*"),
+        ),
+        STORE_CASTS: (
+            ("gemm_kernel", "drop .to(z_ptr.dtype.element_ty) of acc"),
+            ("gemm_kernel", "drop .to(c_ptr.dtype.element_ty) of acc"),
+            ("dz_kernel", "drop .to(dz_ptr.dtype.element_ty) of dz"),
+            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
+        ),
+        "what it is multiplied with or added to is float32": (
+            ("dz_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
+        ),
+    },
+) + of(
+    "reference/linear.py",
+    {
+        "z is there if and only if there is an activation": (
+            ("backward", "cache.z is not None and cache.activation is not None → *"),
+        ),
+        ANY_NEGATIVE: (
+            ("backward", "dz = dz.reshape(-1, dz.shape[-1])  # (R, N)", "1 → 2"),
+            ("backward", "x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)", "1 → 2"),
+        ),
+    },
+)  # fmt: skip
+
+_ACTIVATION = of(
+    "kernels/activation.py",
+    {
+        SAME_AT_EQUALITY: (("activate", "z < 0 → z <= 0"),),
+        UNSTORED: (
+            ("forward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
+            ("backward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
+            ("backward_kernel", "tl.load(dy_ptr + index, mask=index < n, other=0.0): drop other"),
+        ),
+        STORE_CASTS: (
+            ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
+            ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
+        ),
+        BOTH_FLOAT32: (("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),),
+    },
+)
+
+_SOFTMAX_CROSS_ENTROPY = of(
+    "reference/softmax_cross_entropy.py",
+    {
+        "the outer where leaves these terms out": (
+            ("forward",
+             "loss = -np.where(t == 0, 0, t * np.where(t == 0, 0, log_p)).sum(axis=1)  # (R,)",
+             "0 → 1 (4)"),
+        ),
+    },
+)  # fmt: skip
+
+_OPTIMIZERS = of(
+    "kernels/optimizers.py",
+    {
+        BOTH_FLOAT32: (("gradient", "drop .to(tl.float32) of tl.load(norm_ptr)"),),
+        SAME_AT_EQUALITY: (("gradient", "norm > max_norm → norm >= max_norm"),),
+        STORE_CASTS: (
+            ("put", "drop .to(ptr.dtype.element_ty) of value"),
+            ("norm_kernel", "drop .to(norm_ptr.dtype.element_ty) of norm"),
+        ),
+    },
+) + of(
+    "reference/optimizers.py",
+    {SAME_AT_EQUALITY: (("clip_factor", "norm > max_norm → norm >= max_norm"),)},
+)
+
+EQUIVALENT: tuple[Equivalent, ...] = (
+    *_LAYER_NORM,
+    *_LINEAR,
+    *_ACTIVATION,
+    *_SOFTMAX_CROSS_ENTROPY,
+    *_OPTIMIZERS,
+)

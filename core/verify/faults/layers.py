@@ -1,0 +1,258 @@
+"""Faults of layer normalisation, the linear layer, activations, the loss and the optimizers."""
+
+from __future__ import annotations
+
+from twofold.core.verify.faults.entry import Row, of
+
+KERNEL, REFERENCE = "kernels/{}.py", "reference/{}.py"
+
+_LAYER_NORM: tuple[Row, ...] = (
+    (
+        KERNEL, "the variance is E[x²] − E[x]²", "tt-metal#45968",
+        ("variance = tl.sum(centred * centred, axis=1) / C",
+         "variance = tl.sum(h * h, axis=1) / C - mean * mean"),
+    ),
+    (
+        KERNEL, "eps stands outside the root", "",
+        ("rstd = 1.0 / tl.sqrt(variance + eps)", "rstd = 1.0 / (tl.sqrt(variance) + eps)"),
+    ),
+    (
+        KERNEL, "a constant row gives NaN", "onnxruntime#21935",
+        ("rstd = 1.0 / tl.sqrt(variance + eps)", "rstd = 1.0 / tl.sqrt(variance)"),
+    ),
+    (
+        KERNEL, "eps is lost in float16", "",
+        ("tl.sqrt(variance + eps)",
+         "tl.sqrt(variance + (eps + 0 * mean).to(tl.float16).to(tl.float32))"),
+    ),
+    (
+        KERNEL, "backward broadcasts the mean weight", "attorch#17",
+        ("g = dy * w[None, :]", "g = dy * (tl.sum(w, axis=0) / C)"),
+    ),
+    (
+        KERNEL, "padding counts in the variance", "",
+        ("centred = tl.where(inside, h - mean[:, None], 0.0)", "centred = h - mean[:, None]"),
+    ),
+    (
+        KERNEL, "statistics are kept in the storage dtype", "",
+        ("mean = torch.empty(R, dtype=torch.float32,", "mean = torch.empty(R, dtype=x.dtype,"),
+    ),
+    (
+        KERNEL, "what is normalised is not what was stored", "",
+        ("        h = stored.to(tl.float32)\n", ""),
+    ),
+    (
+        KERNEL, "the variance divides by C − 1", "",
+        ("variance = tl.sum(centred * centred, axis=1) / C",
+         "variance = tl.sum(centred * centred, axis=1) / tl.maximum(C - 1, 1)"),
+    ),
+    (
+        KERNEL, "backward draws the mask of another row", "",
+        ("dropout.keep(seed, at, threshold), total * scale",
+         "dropout.keep(seed, at - first * C, threshold), total * scale"),
+    ),
+    (
+        KERNEL, "the residual's gradient is dropped out, too", "",
+        ("if cache.has_residual and has_dropout else dx", "if False else dx"),
+        ("HAS_RESIDUAL=cache.has_residual", "HAS_RESIDUAL=False"),
+    ),
+    (
+        REFERENCE, "the mean is differentiated as a constant", "",
+        ("    g -= along_mean\n", ""),
+    ),
+    (
+        REFERENCE, "the standard deviation is differentiated as a constant", "",
+        ("    g -= xhat\n", ""),
+    ),
+)  # fmt: skip
+
+_LINEAR: tuple[Row, ...] = (
+    (
+        KERNEL, "the activation is of the stored sum", "",
+        ("acc = activate(acc, KIND)",
+         "acc = activate(acc.to(c_ptr.dtype.element_ty).to(tl.float32), KIND)"),
+    ),
+    (
+        KERNEL, "backward differentiates the activation at its result", "",
+        ('z = y if activation == "relu" else torch.empty_like(y)', "z = y"),
+    ),
+    (
+        KERNEL, "the accumulator is in the storage dtype", "",
+        ("acc = tl.dot(a, b, acc, input_precision=PRECISION)",
+         "acc = tl.dot(a, b, acc, input_precision=PRECISION).to(a.dtype).to(tl.float32)"),
+    ),
+    (
+        KERNEL, "tf32 though nobody allowed it", "",
+        ("float32_products(allow_tf32)", "float32_products(True)"),
+    ),
+    (
+        KERNEL, "the remainder of the summed axis is left out", "sycl-tla#489",
+        ("for start in range(0, K, BLOCK_K):",
+         "for start in range(0, K // BLOCK_K * BLOCK_K, BLOCK_K):"),
+    ),
+    (
+        KERNEL, "a gradient that had to be copied is not copied back", "",
+        ("if dx.data_ptr() != grads.dx.data_ptr():", "if False:"),
+    ),
+    (
+        KERNEL, "the bias's gradient is of dout, not of dz", "",
+        ("            dz *= activate_grad(z, KIND)\n",
+         "            dout = dz\n            dz *= activate_grad(z, KIND)\n"),
+        ("        db += dz\n", '        db += dout if KIND != "none" else dz\n'),
+    ),
+    (
+        REFERENCE, "the bias's gradient is a mean", "",
+        ("dz.sum(axis=0) if", "dz.mean(axis=0) if"),
+    ),
+    (
+        REFERENCE, "the activation is not differentiated", "",
+        ("dz = activations.slope(cache.z, cache.kept, cache.activation)",
+         "dz = np.ones_like(cache.z)"),
+    ),
+)  # fmt: skip
+
+_ACTIVATION: tuple[Row, ...] = (
+    (
+        KERNEL, "gelu is its tanh form", "",
+        ("return z * normal_cdf(z)", "return z / (1.0 + tanh_decay(z))"),
+    ),
+    (
+        KERNEL, "gelu's gradient is that of its tanh form", "",
+        ("return normal_cdf(z) + z * (tl.exp(-0.5 * z * z) * INVERSE_SQRT_2PI)",
+         'return activate_grad(z, "gelu_tanh")'),
+    ),
+    (
+        KERNEL, "1 − g cancels in the gradient", "",
+        ("* gate * decay)", "* (1.0 - gate))"),
+    ),
+    (
+        KERNEL, "the exponential overflows in the gradient", "",
+        (
+            "    z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)\n    return",
+            "    return",
+        ),
+    ),
+    (
+        KERNEL, "relu turns NaN into 0", "",
+        ("tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
+    ),
+    (
+        REFERENCE, "gelu's gradient has no density", "",
+        ("        result += kept\n        return result\n    #",
+         "        result = kept + 0 * z\n        return result\n    #"),
+    ),
+)  # fmt: skip
+
+_SOFTMAX_CROSS_ENTROPY: tuple[Row, ...] = (
+    (
+        KERNEL, "with reduction none the gradient is of the first row's loss", "Liger-Kernel#968",
+        ("PER_ROW=dloss.dim() == 1", "PER_ROW=False"),
+    ),
+    (
+        KERNEL, "ignored rows are smoothed", "pytorch#73205",
+        ('float("nan")), 0.0)', 'float("nan")), elsewhere)'),
+    ),
+    (
+        KERNEL, "the mean divides by all rows, ignored or not", "",
+        ('has_divisor = reduction == "mean" and not probabilities', "has_divisor = False"),
+    ),
+    (
+        KERNEL, "the mean divides by rows, not by their weights", "",
+        ("HAS_WEIGHT=weight is not None, BLOCK=BLOCK", "HAS_WEIGHT=False, BLOCK=BLOCK"),
+    ),
+    (
+        KERNEL, "the logarithm is of a softmax that underflows", "",
+        ("log_total[:, None] - shifted)", "-tl.log(tl.exp(shifted) / total[:, None]))"),
+    ),
+    (
+        KERNEL, "the maximum is not subtracted", "",
+        ("        top = new_top\n", "        top = new_top * 0.0\n"),
+        ('safe = tl.where(new_top == -float("inf"), 0.0, new_top)', "safe = top * 0.0"),
+    ),
+    (
+        KERNEL, "the mean of nothing is NaN", "",
+        ("tl.where(divisor == 0.0, 0.0, 1.0 / tl.where(divisor == 0.0, 1.0, divisor))",
+         "1.0 / divisor"),
+    ),
+    (
+        KERNEL, "a class index outside the classes is no fault", "",
+        ('tl.where(valid[:, None], t, float("nan"))', "t"),
+    ),
+    (
+        REFERENCE, "what is smoothed is shared among the other classes alone", "",
+        ("np.full((R, C), label_smoothing / C,",
+         "np.full((R, C), label_smoothing / max(C - 1, 1),"),
+    ),
+    (
+        REFERENCE, "the gradient forgets the weight of the target", "",
+        ("dlogits = p * t.sum(axis=1, keepdims=True) - t", "dlogits = p - t"),
+    ),
+    (
+        REFERENCE, "ignored rows are smoothed", "pytorch#73205",
+        ("        t *= live[:, None]\n", ""),
+    ),
+)  # fmt: skip
+
+_OPTIMIZERS: tuple[Row, ...] = (
+    (
+        KERNEL, "eps is scaled by the bias correction", "tensorflow#9047",
+        ("(m / (tl.sqrt(v * unbias2) + eps))", "(m / ((tl.sqrt(v) + eps) * tl.sqrt(unbias2)))"),
+    ),
+    (
+        KERNEL, "the bias correction is one step behind", "oneflow#5960",
+        ("lr / (1 - beta1**step)", "lr / (1 - beta1 ** max(1, step - 1))"),
+        ("1 / (1 - beta2**step)", "1 / (1 - beta2 ** max(1, step - 1))"),
+    ),
+    (
+        KERNEL, "AdamW's decay goes through the moments", "",
+        ("0 if decoupled else decays,", "decays,"),
+        ("decays if decoupled else 0,", "0,"),
+    ),
+    (
+        KERNEL, "eps stands inside the root", "",
+        ("tl.sqrt(v * unbias2) + eps", "tl.sqrt(v * unbias2 + eps)"),
+    ),
+    (
+        KERNEL, "Nesterov's momentum is the old one", "",
+        ("g = g + momentum * b if NESTEROV else b", "g = g + (b - g) if NESTEROV else b"),
+    ),
+    (
+        KERNEL, "a small gradient is scaled up to the largest norm", "",
+        ("tl.where(norm > max_norm, max_norm / tl.maximum(norm, max_norm), 1.0)",
+         "max_norm / tl.maximum(norm, 1e-30)"),
+    ),
+    (
+        KERNEL, "the decay does not know the learning rate", "",
+        ("1 - lr * weight_decay,", "1 - weight_decay,"),
+    ),
+    (
+        KERNEL, "momentum is dampened", "",
+        ("b = momentum * get(momentum_ptr, momentum_stride, index, inside) + g",
+         "b = momentum * get(momentum_ptr, momentum_stride, index, inside) + (1.0 - momentum) * g"),
+    ),
+    (
+        KERNEL, "the norm is of the first share", "",
+        ("mask=program < programs, other=0.0)", "mask=program < 1, other=0.0)"),
+    ),
+    (
+        REFERENCE, "the decay comes before clipping", "",
+        ("    g = g * clip\n    if decay:\n        g += decay * theta\n    return g",
+         "    g = g + decay * theta\n    return np.asarray(g * clip)"),
+    ),
+    (
+        REFERENCE, "the bias correction is one step ahead", "oneflow#5960",
+        ("1 - beta1**step, 1 - beta2**step", "1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)"),
+    ),
+    (
+        REFERENCE, "eps is scaled by the bias correction", "tensorflow#9047",
+        ("        g += eps\n", "        g += eps / np.sqrt(correction2)\n"),
+    ),
+)  # fmt: skip
+
+FAULTS = (
+    *of("layer_norm", _LAYER_NORM),
+    *of("linear", _LINEAR),
+    *of("activation", _ACTIVATION),
+    *of("softmax_cross_entropy", _SOFTMAX_CROSS_ENTROPY),
+    *of("optimizers", _OPTIMIZERS),
+)

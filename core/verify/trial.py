@@ -1,0 +1,293 @@
+"""A contract's cases made ready to judge many mutants of a side, each in a fork of this process.
+
+Everything slow is done once: torch, triton and hypothesis are imported, the truths of the cases
+computed and each case run on the code as it is. A fork then loads the changed file in the place of
+the right one and asks question after question until one is answered wrongly. A question is one
+claim about one case: the bounds, or a property. Those that found the most faults for their time
+come first, so that a fault costs little; only what survives them makes more questions ready.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import importlib
+import importlib.util
+import json
+import linecache
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from twofold.core import ops
+from twofold.core.ops import Side
+from twofold.core.verify.contract import (
+    Contract,
+    Violation,
+    check_properties,
+    drawn,
+    fitting,
+    subject,
+)
+from twofold.core.verify.contract import judge as judge_case
+from twofold.core.verify.machines import machine
+from twofold.core.verify.mutation import Mutant
+
+KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
+FIRST = 16  # questions made ready before the first mutant; as many again whenever one survives
+MOST = 100  # properties are asked until there are so many questions; the bounds of every case
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        mutant: the fault.
+        fate: "killed" by a fault found, "timeout" (it did not end: killed too), "survived";
+            "equivalent" or "misjudged" where `mutants.judge` looked at the list.
+        by: what was found, or the reason on the list.
+        seconds: how long the process took.
+    """
+
+    mutant: Mutant
+    fate: str
+    by: str
+    seconds: float
+
+
+@dataclass
+class Question:
+    """One claim about one case, "" for its bounds; what it costs, and how many faults it found."""
+
+    case: Any
+    claim: str
+    seconds: float
+    kills: int = 0
+
+
+@dataclass
+class _Fork:
+    """A process with a mutant, and how many questions were ready when it began."""
+
+    mutant: Mutant
+    process: int
+    pipe: int
+    start: float
+    asked: int
+
+
+class Trial:
+    """A contract's questions on a side.
+
+    Args:
+        contract: says what is right.
+        side: what the mutants are of. In the interpreter, enter `strict_interpreter` first.
+        examples: how many cases are drawn beside the pinned ones.
+
+    Raises:
+        ValueError: the side is a GPU's.
+        Violation: the side leaves its contract as it is. (Cases are first run when they are
+            needed: `verdicts` may raise it, too.)
+    """
+
+    def __init__(self, contract: Contract, side: Side, examples: int) -> None:
+        if side.device == "cuda":
+            raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
+        self.side = side
+        # A mutant changes neither a case's inputs nor what is true of them.
+        made = functools.cache(contract.inputs)
+
+        @functools.cache
+        def true(case: Any, confidence: float | None) -> Any:
+            return contract.truth(case, made(case))
+
+        self.contract = dataclasses.replace(
+            contract,
+            inputs=made,
+            truth=lambda case, given: true(case, machine("float32").confidence),
+        )
+        self._ahead = deque(self._all(examples))
+        self.questions: list[Question] = []
+        self._prepare(FIRST)
+
+    def verdicts(self, mutants: Iterable[Mutant], jobs: int = 1) -> Iterable[Verdict]:
+        """Judge mutants, `jobs` at a time; verdicts come as they are found."""
+        waiting = deque((mutant, 0) for mutant in mutants)
+        forks: dict[int, _Fork] = {}
+        while waiting or forks:
+            while waiting and len(forks) < jobs:
+                fork = self._fork(*waiting.popleft())
+                forks[fork.pipe] = fork
+            for pipe in wait(list(forks)):
+                assert isinstance(pipe, int)
+                fork = forks.pop(pipe)
+                fate, by, index = _end(fork)
+                if index is not None:
+                    self.questions[index].kills += 1
+                if fate == SURVIVED and (self._ahead or fork.asked < len(self.questions)):
+                    if fork.asked == len(self.questions):
+                        self._prepare(len(self.questions))
+                    waiting.appendleft((fork.mutant, fork.asked))
+                else:
+                    yield Verdict(fork.mutant, fate, by, time.perf_counter() - fork.start)
+
+    def _all(self, examples: int) -> list[tuple[Any, str]]:
+        """Return the questions: bounds, of small cases first, and properties in turn."""
+        contract = self.contract
+        found = [*drawn(contract, examples), *contract.pinned]
+        cases = list(dict.fromkeys(fitting(self.side, case) for case in found))
+        bounds = [(case, "") for case in sorted(cases, key=functools.partial(_size, contract))]
+        small = dict.fromkeys(contract.small(case) for case in cases)
+        claims = [(case, claim) for case in small for claim in contract.claims()]
+        claims = claims[: max(0, MOST - len(bounds))]
+        both = [pair for pairs in zip(bounds, claims, strict=False) for pair in pairs]
+        return [*both, *bounds[len(claims) :], *claims[len(bounds) :]]
+
+    def _prepare(self, number: int) -> None:
+        """Ask the next questions of the code as it is, which must answer them rightly."""
+        for _ in range(min(number, len(self._ahead))):
+            case, claim = self._ahead.popleft()
+            start = time.process_time()
+            _ask(self.contract, self.side, case, claim)
+            self.questions.append(Question(case, claim, time.process_time() - start))
+
+    def _fork(self, mutant: Mutant, asked: int) -> _Fork:
+        """Ask a mutant all questions but the first `asked`, in a process of its own."""
+        questions = list(enumerate(self.questions))[asked:]
+        questions.sort(key=lambda x: x[1].seconds / (1 + x[1].kills))
+        process, pipe = _start(lambda: self._judge(mutant, questions))
+        return _Fork(mutant, process, pipe, time.perf_counter(), len(self.questions))
+
+    def _judge(
+        self, mutant: Mutant, questions: list[tuple[int, Question]]
+    ) -> tuple[str, str, int | None]:
+        installed = False
+        for index, question in questions:
+            # Processor time, so that a busy machine kills no mutant; the default action ends us.
+            signal.setitimer(signal.ITIMER_PROF, 2.0 + 10.0 * question.seconds)
+            try:
+                if not installed:
+                    _install(mutant, self.side)
+                    installed = True
+                _ask(self.contract, self.side, question.case, question.claim)
+            except Violation as violation:
+                return KILLED, violation.findings[0].fault, index
+            except Exception as error:
+                return KILLED, f"{type(error).__name__}: {error}", index
+        return SURVIVED, "", None
+
+
+def _ask(contract: Contract, side: Side, case: Any, claim: str) -> None:
+    """Raise `Violation` where a claim about a case is wrong."""
+    if claim:
+        findings = check_properties(contract, subject(contract, side), case, (claim,))
+    else:
+        findings = judge_case(contract, side, case)
+    if any(f.fault for f in findings):
+        raise Violation(findings)
+
+
+def _size(contract: Contract, case: Any) -> int:
+    """Return how many numbers the outputs of a case have: small cases cost less."""
+    reference = ops.load("reference")
+    case = fitting(reference, case)
+    outputs = contract.run(reference, case, contract.inputs(case))
+    return sum(reference.to_numpy(x).size for x in outputs.values() if x is not None)
+
+
+def _install(mutant: Mutant, side: Side) -> None:
+    """Load a mutant in its module's place; what imported that module is loaded again, too."""
+    package = importlib.import_module(side.package)
+    stem = Path(mutant.file).stem
+    name = f"{side.package}.{stem}"
+    for other in _importers(name, side.package):
+        del sys.modules[other]
+        vars(package).pop(other.rpartition(".")[2], None)
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # The interpreter rewrites a kernel's source, which it gets from here: without a time of
+    # change this entry is not compared with the file.
+    lines = mutant.source.splitlines(keepends=True)
+    linecache.cache[spec.origin] = (len(mutant.source), None, lines, spec.origin)
+    exec(compile(mutant.source, spec.origin, "exec"), vars(module))
+    setattr(package, stem, module)
+
+
+def _importers(name: str, package: str) -> set[str]:
+    """Return the loaded modules of a package that hold something of a module, and itself."""
+    found = {name} & sys.modules.keys()
+    ahead = list(found)
+    while ahead:
+        known = ahead.pop()
+        for other in [n for n in sys.modules if n.startswith(f"{package}.") and n not in found]:
+            for x in list(vars(sys.modules[other]).values()):
+                if _module(x) == known:
+                    found.add(other)
+                    ahead.append(other)
+                    break
+    return found
+
+
+def _module(x: Any) -> str | None:
+    """Return the module that a module's global is or comes from."""
+    if isinstance(x, ModuleType):
+        return x.__name__
+    found: str | None = getattr(getattr(x, "fn", x), "__module__", None)  # a kernel's function
+    return found
+
+
+def _start(work: Callable[[], tuple[str, str, int | None]]) -> tuple[int, int]:
+    """Do the work in a fork of this process, which cannot change anything here.
+
+    Returns:
+        the process, and the pipe through which it says what it found.
+    """
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: none holds a lock
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(read)
+            gc.freeze()  # or a collection would copy every page it looks at
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)
+            warnings.simplefilter("ignore")
+            fate, by, index = work()
+            with os.fdopen(write, "w") as pipe:
+                json.dump((fate, by[:1000], index), pipe)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write)
+    return child, read
+
+
+def _end(fork: _Fork) -> tuple[str, str, int | None]:
+    """Read what a process found, or say how it ended."""
+    with os.fdopen(fork.pipe) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(fork.process, 0)
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name
+        return (TIMEOUT, "does not end", None) if name == "SIGPROF" else (KILLED, name, None)
+    if status:
+        return KILLED, "the process ended", None
+    fate, by, index = json.loads(said)
+    return fate, by, index
