@@ -128,6 +128,10 @@ PEERS = (
         f"{_LIGER}RopeFunction, on copies", cost=2,
     ),
     Peer(
+        "liger rope, own gradients", "rotary", "liger:rotary_with_own_gradients", "liger-kernel",
+        f"{_LIGER}RopeFunction, on copies, times 1", cost=2,
+    ),
+    Peer(
         "fla attention", "attention", "fla:attention", "fla-core",
         "fla.ops.attn.parallel.parallel_attn", HALVES, cost=2,
     ),
