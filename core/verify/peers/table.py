@@ -72,11 +72,7 @@ PEERS = (
     Peer("flex", "attention", "torch_attention:flex", "torch", f"{_FLEX}, not compiled", cost=4),
     Peer(
         "flex compiled", "attention", "torch_attention:flex_compiled", "torch",
-        f"torch.compile({_FLEX})", cost=20,
-    ),
-    Peer(
-        "flex compiled, fixed sizes", "attention", "torch_attention:flex_compiled_for_each_size",
-        "torch", f"torch.compile({_FLEX}, dynamic=False)", cost=20,
+        f"torch.compile({_FLEX})", ("float32",), cost=20,
     ),
     Peer(
         "torch layer_norm", "layer_norm", "torch_functions:layer_norm", "torch",

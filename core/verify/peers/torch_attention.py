@@ -60,23 +60,17 @@ def flex(
     return out, aux.lse
 
 
-def _flex_compiled(dynamic: bool | None) -> Callable[..., Any]:
-    compiled = torch.compile(flex_attention, dynamic=dynamic)
-
-    def attention(
-        q: Any, k: Any, v: Any, softmax_scale: Any = None, causal: bool = False, mask: Any = None
-    ) -> Any:
-        """FlexAttention compiled; on a CPU that is C++, without the log-sum-exp."""
-        with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
-            return compiled(
-                *_inputs(q, k, v), block_mask=_block_mask(q, k, causal, mask), scale=softmax_scale
-            )
-
-    return attention
+def flex_compiled(
+    q: Any, k: Any, v: Any, softmax_scale: Any = None, causal: bool = False, mask: Any = None
+) -> Any:
+    """FlexAttention compiled; on a CPU that is C++, without the log-sum-exp."""
+    with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
+        return _compiled(
+            *_inputs(q, k, v), block_mask=_block_mask(q, k, causal, mask), scale=softmax_scale
+        )
 
 
-flex_compiled = _flex_compiled(None)  # compiled anew, for sizes of any kind, when a size changes
-flex_compiled_for_each_size = _flex_compiled(False)
+_compiled = torch.compile(flex_attention)  # anew for sizes of any kind, when a size changes
 
 
 def _inputs(*tensors: Any) -> list[Any]:
