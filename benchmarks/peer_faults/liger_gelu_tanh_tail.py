@@ -20,7 +20,9 @@ if device == "cpu":  # the interpreter has no libdevice
 from liger_kernel.ops import LigerGELUMulFunction  # noqa: E402
 
 x = -6.0
-found = float(LigerGELUMulFunction.apply(torch.tensor([[x]], device=device), torch.ones(1, 1).to(device)))
+found = float(
+    LigerGELUMulFunction.apply(torch.tensor([[x]], device=device), torch.ones(1, 1).to(device))
+)
 u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
 right = x / (1 + np.exp(-2 * u))
 print(f"the result is {found}; it must be {right}")

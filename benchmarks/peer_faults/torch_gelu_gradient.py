@@ -1,4 +1,4 @@
-"""PyTorch's GELU gradient on a CPU in float32 loses more than its formula in NumPy's float32 does."""
+"""PyTorch's GELU gradient on a CPU in float32 loses more than its formula in NumPy does."""
 
 import math
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from twofold.core.verify.peers.judging import Judged, Row
 
 EXAMPLES = 120
-LIMIT = 120.0  # a case may have to be compiled
+LIMIT = 300.0  # a case may have to be compiled
 
 
 def command(
@@ -39,6 +39,8 @@ def command(
                 judged.append(judging.judge(peer, examples, limit))
             show(judged[-1])
         console.print(table(judged))
+        for words, ours, answers in differing(judged):
+            console.print(f"convention: {words} {ours}; {answers}", soft_wrap=True)
         failures = [f for one in judged for f in one.failures()]
         ran = [one.peer.name for one in judged if not one.missing]
         gone = findings.gone(ran, [f.known for f in failures if f.known])
@@ -86,6 +88,23 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.precision, str(row.cases), *shares, held, verdict)
 
 
+def differing(judged: list[Judged]) -> list[tuple[str, str, str]]:
+    """Return what definitions leave open: in words, our answer, and each other one's peers."""
+    from twofold.core.verify.peers.conventions import QUESTIONS
+
+    lines = []
+    for question in QUESTIONS:
+        others: dict[str, list[str]] = {}
+        for one in judged:
+            answer = one.answers.get(question.words, question.ours)
+            if answer != question.ours:
+                others.setdefault(answer, []).append(one.peer.name)
+        if others:
+            said = "; ".join(f"{a}: {', '.join(names)}" for a, names in others.items())
+            lines.append((question.words, question.ours, said))
+    return lines
+
+
 def report(judged: list[Judged]) -> dict[str, object]:
     """Return everything, and what it ran on."""
     import platform
@@ -93,6 +112,8 @@ def report(judged: list[Judged]) -> dict[str, object]:
     import numpy as np
     import torch
     import triton
+
+    from twofold.core.verify.peers.conventions import QUESTIONS
 
     return {
         "ran_on": {
@@ -102,5 +123,6 @@ def report(judged: list[Judged]) -> dict[str, object]:
             "triton": triton.__version__,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
+        "ours": {question.words: question.ours for question in QUESTIONS},
         "peers": [one.as_json() for one in judged],
     }

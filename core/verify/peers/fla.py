@@ -46,11 +46,13 @@ def layer_norm_of_full_blocks(x: Any, weight: Any, bias: Any, eps: float = 1e-5)
 def cross_entropy(
     logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Any:
-    """Softmax with cross-entropy; its kernels give a loss for each row."""
+    """Softmax with cross-entropy; the kernels' loss of each row is reduced as its module does."""
     loss, _ = cross_entropy_loss(logits, targets, label_smoothing=label_smoothing)
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.mean()
+    ignore_index = -100
+    counted = (targets != ignore_index).sum() if reduction == "mean" else 1
+    return loss.sum() / counted
 
 
 def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from twofold.core.verify import foreign_apart
 from twofold.core.verify.foreign import BITS, HOLDS, Verdict
+from twofold.core.verify.peers import conventions
 from twofold.core.verify.peers.findings import UNEXPLAINED, Known, known
 from twofold.core.verify.peers.table import Peer
 
@@ -40,11 +41,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Judged:
-    """A peer and what became of it: a verdict, or why there is none."""
+    """A peer and what became of it: a verdict, or why there is none.
+
+    `answers` are to what its operator's definition leaves open.
+    """
 
     peer: Peer
     missing: str = ""
     verdict: Verdict = field(default_factory=Verdict)
+    answers: dict[str, str] = field(default_factory=dict)
 
     def failures(self) -> list[Failure]:
         """Return what is wrong, each with the line that shows it."""
@@ -72,6 +77,7 @@ class Judged:
                 }
                 for f in self.failures()
             ],
+            "conventions": self.answers,
             "notes": self.verdict.notes,
         }
 
@@ -140,7 +146,9 @@ def judge(peer: Peer, examples: int, limit: float) -> Judged:
         return Judged(peer, missing)
     each = max(len(peer.precisions), examples // peer.cost)
     verdict = foreign_apart.judge(peer.target, peer.operator, each, peer.precisions, limit)
-    return Judged(peer, verdict=verdict)
+    # In this process: not of a peer that ended its own, or did not end.
+    answers = conventions.answers(peer) if verdict.rows else {}
+    return Judged(peer, verdict=verdict, answers=answers)
 
 
 def _failures(peer: str, said: list[str]) -> Iterator[Failure]:

@@ -67,9 +67,7 @@ def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any
     )
 
 
-def rotary_with_own_gradients(
-    q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False
-) -> Any:
+def rotary_with_own_gradients(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
     """Rotate q and k; a product makes the gradients that come back nobody else's."""
     return tuple(x * 1.0 for x in rotary(q, k, cos, sin, interleaved))
 

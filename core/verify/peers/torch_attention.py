@@ -52,7 +52,9 @@ def flex(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out, aux = flex_attention(
-            *_inputs(q, k, v),
+            _input(q),
+            _input(k),
+            _input(v),
             block_mask=_block_mask(q, k, causal, mask),
             scale=softmax_scale,
             return_aux=AuxRequest(lse=True),
@@ -66,22 +68,28 @@ def flex_compiled(
     """FlexAttention compiled; on a CPU that is C++, without the log-sum-exp."""
     with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
         return _compiled(
-            *_inputs(q, k, v), block_mask=_block_mask(q, k, causal, mask), scale=softmax_scale
+            _input(q),
+            _input(k),
+            _input(v),
+            block_mask=_block_mask(q, k, causal, mask),
+            scale=softmax_scale,
         )
 
 
 _compiled = torch.compile(flex_attention)  # anew for sizes of any kind, when a size changes
 
 
-def _inputs(*tensors: Any) -> list[Any]:
+def _input(x: Any) -> Any:
     """Leave gradients to CUDA: on a CPU FlexAttention has none, and refuses where one is asked."""
-    return [x if x.is_cuda else x.detach() for x in tensors]
+    return x if x.is_cuda else x.detach()
 
 
 def _block_mask(q: Any, k: Any, causal: bool, mask: Any) -> Any:
     if not causal and mask is None:
         return None
-    B, H, M, N = *q.shape[:3], k.shape[2]
+    (B, H, M, _), N = q.shape, k.shape[2]
+    if causal and M != N:
+        raise NotImplementedError("what causal means is said by its mask, which is made here")
     every = None if mask is None else mask.expand(B, H, M, N)
 
     def live(b: Any, h: Any, i: Any, j: Any) -> Any:
