@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,19 @@ def test_the_fault_is_still_there(path):
     package = IMPORTED[path.stem.split("_")[0]]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
+    if path.stem == "torch_flex_compiled" and shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "must be" in done.stdout
+
+
+def test_the_page_is_what_its_script_writes():
+    script = SCRIPTS.parent / "peers_page.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_missing_is_a_line_and_the_rest_goes_on(tmp_path, monkeypatch):
