@@ -244,6 +244,10 @@ PLAIN = {
         call=optimizer_call,
         outputs=("params",),
         options={
+            "lr": {"lr": 1e-3},
+            "beta1": {"momentum": 0.9},
+            "beta2": {"beta2": 0.999},
+            "eps": {"eps": 1e-8},
             "weight_decay": {"weight_decay": 0.0},
             "decoupled": {"optimizer": "adam"},
         },

@@ -17,6 +17,7 @@ from twofold.core.commands.verify import (
     lockstep,
     mutants,
     operators,
+    peers,
     properties,
     tightness,
 )
@@ -51,3 +52,4 @@ app.command("compile")(compile.command)
 app.command("mutants")(mutants.command)
 app.command("properties")(properties.command)
 app.command("tightness")(tightness.command)
+app.command("peers")(peers.command)

@@ -1,0 +1,26 @@
+"""Liger-Kernel's rotary embedding turns the gradient that it is given in place.
+
+It is not its own: in a sum, another summand has the same, and gets it turned. So it is in every
+memory layout whose axes 1 and 2, swapped, are contiguous.
+"""
+
+import os
+
+import numpy as np
+import torch
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+from liger_kernel.transformers.functional import liger_rope  # noqa: E402
+
+q, residual = (torch.zeros(1, 1, 1, 2, device=device, requires_grad=True) for _ in range(2))
+cos, sin = torch.zeros(1, 1, 2, device=device), torch.ones(1, 1, 2, device=device)  # 90 degrees
+other = 1.0 * residual
+turned, _ = liger_rope(q.clone(), q.detach().clone(), cos, sin)
+(turned + other).backward(torch.tensor([[[[1.0, 2.0]]]], device=device))
+
+right = np.array([1.0, 2.0])  # d(turned + residual) / d residual
+found = residual.grad.cpu().numpy().ravel()
+print(f"the residual's gradient is {found.tolist()}; it must be {right.tolist()}")
+assert np.array_equal(found, [2.0, -1.0])

@@ -1,0 +1,143 @@
+"""The page of peers, from the committed result of `twofold verify peers`.
+
+python benchmarks/peers_page.py            writes benchmarks/PEERS.md
+python benchmarks/peers_page.py --check    exits with status 1 where that would change anything
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE, RESULT = HERE / "PEERS.md", HERE / "results" / "peers.json"
+
+KINDS = {
+    "fault": "wrong by any reading: another gradient, NaN, memory that is not the function's",
+    "precision": "further off than arithmetic in float32, with one rounding of each stored result, "
+    "may be",
+    "undefined": "right only if the language fills in what it leaves undefined",
+    "convention": "another choice, documented or common, where ours differs",
+    "unexplained": "not looked into",
+}
+
+
+def page() -> str:
+    """Return the page."""
+    found = json.loads(RESULT.read_text())
+    peers, on = found["peers"], found["ran_on"]
+    versions = {p["distribution"]: p["version"] for p in peers if p["version"]}
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join(
+        [
+            "# Other libraries before the same contracts",
+            "",
+            "Each function is judged as ours are: random cases against the derived bounds, and "
+            "the properties. Triton kernels run in the strict interpreter where there is no GPU. "
+            "The bound is that of a kernel that computes in float32 and rounds what it stores, "
+            "once; a peer that leaves it may be good enough for its purpose, and the reason says "
+            "what it does instead.",
+            "",
+            f"`twofold verify peers --json benchmarks/results/{RESULT.name}` on {on['device']}, "
+            f"Python {on['python']}, NumPy {on['numpy']}, Triton {on['triton']}; {said}. This page "
+            f"is written by `python benchmarks/{Path(__file__).name}`.",
+            "",
+            *(f"- **{kind}**: {words}" for kind, words in KINDS.items()),
+            "",
+            "| peer | operator | dtype | cases | forward | backward | properties | verdict |",
+            "|---|---|---|--:|--:|--:|--:|---|",
+            *(line for peer in peers for line in rows(peer)),
+            "",
+            "Forward and backward: the worst |computed − truth| ÷ bound. Properties: how many hold "
+            "(the last bits may differ).",
+            "",
+            "## What was found",
+            "",
+            *findings(peers),
+            "## Seen by hand",
+            "",
+            "No contract runs backward twice. Liger-Kernel's cross-entropy multiplies the gradient "
+            "that it saved in place, so that a second backward of the same graph gives another "
+            "gradient: [liger_cross_entropy_twice.py](peer_faults/liger_cross_entropy_twice.py).",
+            "",
+            "## What definitions leave open",
+            "",
+            "| | ours | theirs |",
+            "|---|---|---|",
+            *conventions(found["ours"], peers),
+            "",
+            "## Not judged",
+            "",
+            *(f"- {p['peer']} ({p['what']}): {p['missing']}" for p in peers if p["missing"]),
+            *(f"- {p['peer']}: {note}" for p in peers for note in p["notes"]),
+            "",
+        ]
+    )
+
+
+def rows(peer: dict[str, Any]) -> Iterator[str]:
+    """Return a line for each precision of a peer that was judged."""
+    for row in peer["precisions"]:
+        if row["missing"]:
+            continue
+        shares = (f"{row[p]:.2f}" if row[p] else "" for p in ("forward", "backward"))
+        held = row["properties"] + row["bits"]
+        cells = (
+            peer["peer"],
+            peer["operator"],
+            row["precision"],
+            row["cases"] or "",
+            *shares,
+            held or "",
+            ", ".join(f"**{kind}**" for kind in row["kinds"]) or "holds",
+        )
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def findings(peers: list[dict[str, Any]]) -> Iterator[str]:
+    """Return each reason with where it shows, smallest inputs and reproduction."""
+    reasons: dict[tuple[str, str, str], list[tuple[str, dict[str, Any]]]] = {}
+    for peer in peers:
+        for f in peer["failures"]:
+            key = (f["kind"], f["reason"], f["reproduction"])
+            reasons.setdefault(key, []).append((peer["peer"], f))
+    for (kind, reason, script), failures in sorted(
+        reasons.items(), key=lambda item: (list(KINDS).index(item[0][0]), item[1][0][0])
+    ):
+        names = ", ".join(dict.fromkeys(name for name, _ in failures))
+        yield f"**{kind}**: {names}. {reason or 'Not looked into'}."
+        if script:
+            yield f"[{script}.py](peer_faults/{script}.py)"
+        yield ""
+        for name, f in failures:
+            words = " ".join(f["words"].split())
+            where = " ".join(filter(None, (name, f["precision"], f["output"])))
+            yield f"- {where}: {words}; `{f['again']}`"
+        yield ""
+
+
+def conventions(ours: dict[str, str], peers: list[dict[str, Any]]) -> Iterator[str]:
+    """Return a line for each question: our answer, and each answer with who gives it."""
+    for words, answer in ours.items():
+        given: dict[str, list[str]] = {}
+        for peer in peers:
+            if words in peer["conventions"]:
+                given.setdefault(peer["conventions"][words], []).append(peer["peer"])
+        theirs = "; ".join(f"{said}: {', '.join(names)}" for said, names in given.items())
+        yield f"| {words} | {answer} | {theirs} |"
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    written = page()
+    if "--check" in sys.argv:
+        is_so = PAGE.exists() and PAGE.read_text() == written
+        sys.exit(0 if is_so else f"{PAGE.name} is not what benchmarks/peers_page.py writes")
+    PAGE.write_text(written)
+
+
+if __name__ == "__main__":
+    main()

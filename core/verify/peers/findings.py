@@ -1,0 +1,165 @@
+"""What judging the peers found, each finding with its kind and reason.
+
+Nothing is filtered by this list: a failure is shown with its kind, one that is not listed as
+unexplained, and a listed one that no longer shows as gone. The kinds, from worst to least:
+
+- fault: wrong by any reading, such as another gradient, a NaN, memory that is not the function's;
+- precision: further off than arithmetic in float32 with one rounding of each stored result may be;
+- undefined: right only if the language fills in what it leaves undefined;
+- convention: another choice that is documented or common, where ours differs.
+
+A bound is that of a kernel which computes in float32 and rounds what it stores, once. To leave it
+is not to be useless; how far off, and why, is in the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+FAULT, PRECISION, UNDEFINED, CONVENTION = "fault", "precision", "undefined", "convention"
+UNEXPLAINED = "unexplained"
+ANY = "*"
+
+
+class Known(NamedTuple):
+    """A finding, or several of one cause.
+
+    `precisions` and `outputs` are those that it shows in, separated by spaces, or `ANY`;
+    `reproduction` is a script in benchmarks/peer_faults, "" where a convention needs none.
+    """
+
+    peer: str
+    precisions: str
+    outputs: str
+    kind: str
+    reason: str
+    reproduction: str = ""
+
+    def names(self, peer: str, precision: str, output: str) -> bool:
+        """Return whether this is the entry of a failure."""
+        return (
+            self.peer == peer
+            and (self.precisions == ANY or precision in self.precisions.split())
+            and (self.outputs == ANY or output in self.outputs.split(", "))
+        )
+
+
+_HALVES = "float16 bfloat16"
+_TANH = (
+    "0.5·x·(1 + tanh u) cancels in the left tail, where tanh u is near −1: nothing is left of "
+    "numbers that x/(1 + exp(−2u)) has to full precision"
+)
+_LOG_SOFTMAX = (
+    "on a CPU it is log_softmax and then nll_loss, and log_softmax is rounded to the logits' dtype "
+    "between them, in backward as well"
+)
+_ADAM = (
+    "each operation of a step rounds to the parameters' dtype; in float16 eps and small squares "
+    "are 0, and the quotient is infinite or NaN"
+)
+_STRIDED = (
+    "the gradient of logits that are not contiguous is the logits themselves: the contiguous copy "
+    "requires no grad, so the kernel leaves the gradient out"
+)
+_IN_PLACE = (
+    "it writes the gradient over the logits, as it says, and does not tell autograd, so that "
+    "whatever kept the logits for its own backward goes wrong silently (Liger-Kernel issue 272)"
+)
+_PROPERTIES = "gradient sums, shift invariance"
+
+KNOWN = tuple(
+    Known(*entry)
+    for entry in (
+        (
+            "sdpa flash", _HALVES, "dk, dv", PRECISION,
+            "dk and dv are added up in their own dtype, 32 queries at a time: rounded once for "
+            "each block, not once; a small part beside large ones that cancel is lost",
+            "torch_sdpa_flash_sums",
+        ),
+        (
+            "flex compiled", "float32", ANY, FAULT,
+            "with a mask that reads a tensor and sizes that are not fixed, the C++ that it "
+            "generates for a CPU does not compile",
+            "torch_flex_compiled",
+        ),
+        (
+            "torch layer_norm", _HALVES, "dx, dweight", FAULT,
+            "on a CPU the mean and 1/σ are saved in the dtype of the input: the gradient is that "
+            "of other numbers, and NaN where 1/σ passes the largest float16",
+            "torch_layer_norm_half",
+        ),
+        (
+            "torch cross_entropy", _HALVES, f"loss, dlogits, {_PROPERTIES}", PRECISION,
+            _LOG_SOFTMAX, "torch_cross_entropy_half",
+        ),
+        (
+            "torch gelu", "float32", "dx", PRECISION,
+            "on a CPU the gradient is off by up to 2.4e-7, its formula in float32 by half of that",
+            "torch_gelu_gradient",
+        ),
+        ("torch gelu tanh", ANY, "out, dx", PRECISION, _TANH, "torch_gelu_tanh_tail"),
+        ("torch adam for-loop", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
+        ("torch adam for-loop", "bfloat16", "params", PRECISION, _ADAM, ""),
+        ("torch adam foreach", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
+        ("torch adam foreach", "bfloat16", "params", PRECISION, _ADAM, ""),
+        (
+            "liger cross_entropy", ANY, f"dlogits, {_PROPERTIES}", FAULT, _STRIDED,
+            "liger_cross_entropy_strided",
+        ),
+        (
+            "liger cross_entropy, contiguous", "float32", "loss", PRECISION,
+            "the loss is the log-sum-exp, rounded, minus the target's logit: where logits are "
+            "large, that rounding is all that is left",
+            "liger_cross_entropy_lse",
+        ),
+        (
+            "liger cross_entropy, contiguous", _HALVES, "loss", PRECISION,
+            "each row's loss is stored in the logits' dtype before they are added",
+            "liger_cross_entropy_half",
+        ),
+        (
+            "liger cross_entropy, in place", ANY, "inputs", FAULT, _IN_PLACE,
+            "liger_cross_entropy_in_place",
+        ),
+        (
+            "liger cross_entropy, in place", ANY, _PROPERTIES, FAULT, _STRIDED,
+            "liger_cross_entropy_strided",
+        ),
+        ("liger gelu tanh", ANY, "out, dx", PRECISION, _TANH, "liger_gelu_tanh_tail"),
+        (
+            "liger rope", ANY, "inputs", FAULT,
+            "backward turns the gradient that it is given in place, in the layouts that it need "
+            "not copy; another summand has the same gradient, and gets it turned",
+            "liger_rope_gradient",
+        ),
+        (
+            "liger rope, own gradients", _HALVES, ANY, PRECISION,
+            "products and sums are in the dtype of cos and sin, where they cancel as well",
+            "liger_rope_half",
+        ),
+        (
+            "fla layer_norm", ANY, ANY, UNDEFINED,
+            "backward adds up 0 times lanes of the weight that a masked load without `other` "
+            "leaves undefined; Triton fills them with 0 for NVIDIA today",
+            "fla_layer_norm_undefined",
+        ),
+        (
+            "fla cross_entropy", "float32", f"dlogits, {_PROPERTIES}", PRECISION,
+            "the gradient's softmax is exp(x − lse), and lse is rounded: the relative error is "
+            "half a unit in the last place of lse",
+            "fla_cross_entropy_lse",
+        ),
+    )
+)  # fmt: skip
+
+
+def known(peer: str, precision: str, output: str) -> Known | None:
+    """Return the entry of a failure, if it has one."""
+    return next((k for k in KNOWN if k.names(peer, precision, output)), None)
+
+
+def gone(peers: Iterable[str], seen: Iterable[Known]) -> list[Known]:
+    """Return the entries of these peers that were not seen."""
+    peers, seen = set(peers), set(seen)
+    return [k for k in KNOWN if k.peer in peers and k not in seen]

@@ -1,0 +1,172 @@
+"""A peer judged in a process of its own, and each of its failures looked up in `findings`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from twofold.core.verify import foreign_apart
+from twofold.core.verify.foreign import BITS, HOLDS, Verdict
+from twofold.core.verify.peers import conventions
+from twofold.core.verify.peers.findings import UNEXPLAINED, Known, known
+from twofold.core.verify.peers.table import Peer
+
+_FAILURE = re.compile(r"(forward|backward|property) (\S+) (.+?): (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that a peer does not hold to.
+
+    Attributes:
+        precision, output: where: an output, a gradient, a property; "" where it is the whole run.
+        words: what is wrong.
+        again: the line of Python that shows it again, on the smallest input found.
+        known: its entry in `findings`.
+    """
+
+    precision: str
+    output: str
+    words: str
+    again: str
+    known: Known | None
+
+    @property
+    def kind(self) -> str:
+        """Return the finding's kind."""
+        return self.known.kind if self.known else UNEXPLAINED
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A peer and what became of it: a verdict, or why there is none.
+
+    `answers` are to what its operator's definition leaves open.
+    """
+
+    peer: Peer
+    missing: str = ""
+    verdict: Verdict = field(default_factory=Verdict)
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def failures(self) -> list[Failure]:
+        """Return what is wrong, each with the line that shows it."""
+        return list(_failures(self.peer.name, self.verdict.failures))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {
+            "peer": self.peer.name,
+            "operator": self.peer.operator,
+            "what": self.peer.what,
+            "distribution": self.peer.distribution,
+            "version": self.peer.version(),
+            "missing": self.missing,
+            "precisions": [asdict(row) for row in self.rows()],
+            "failures": [
+                {
+                    "precision": f.precision,
+                    "output": f.output,
+                    "words": f.words,
+                    "again": f.again,
+                    "kind": f.kind,
+                    "reason": f.known.reason if f.known else "",
+                    "reproduction": f.known.reproduction if f.known else "",
+                }
+                for f in self.failures()
+            ],
+            "conventions": self.answers,
+            "notes": self.verdict.notes,
+        }
+
+    def rows(self) -> list[Row]:
+        """Return a row for each precision, or one where there was no run."""
+        failures, verdict = self.failures(), self.verdict
+        if self.missing or not (verdict.rows or verdict.claims):
+            kinds = [f.kind for f in failures]
+            return [Row("", 0, 0.0, 0.0, 0, 0, 0, self.missing, tuple(dict.fromkeys(kinds)))]
+        precisions = dict.fromkeys(
+            [row.precision for row in verdict.rows] + [c.precision for c in verdict.claims]
+        )
+        rows = []
+        for precision in precisions:
+            mine = [r for r in verdict.rows if r.precision == precision]
+            worst = {
+                p: max((r.share for r in mine if r.pass_ == p), default=0.0)
+                for p in ("forward", "backward")
+            }
+            outcomes = [c.outcome for c in verdict.claims if c.precision == precision]
+            kinds = [f.kind for f in failures if f.precision in (precision, "")]
+            rows.append(
+                Row(
+                    precision,
+                    max((r.cases for r in mine), default=0),
+                    worst["forward"],
+                    worst["backward"],
+                    outcomes.count(HOLDS),
+                    outcomes.count(BITS),
+                    sum(f.precision == precision for f in failures),
+                    "",
+                    tuple(dict.fromkeys(kinds)),
+                )
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """A peer in one precision.
+
+    Attributes:
+        precision: which.
+        cases: how many were run against the bounds.
+        forward, backward: the worst |computed − truth| as a share of its bound, 0 if none was.
+        properties, bits: those that hold, and those that hold but for the last bits.
+        failures: how many outputs and properties fail.
+        missing: why it was not run.
+        kinds: of the failures.
+    """
+
+    precision: str
+    cases: int
+    forward: float
+    backward: float
+    properties: int
+    bits: int
+    failures: int
+    missing: str
+    kinds: tuple[str, ...]
+
+
+def judge(peer: Peer, examples: int, limit: float) -> Judged:
+    """Judge a peer by its share of `examples`; one that is not there is not."""
+    if missing := peer.missing():
+        return Judged(peer, missing)
+    each = max(len(peer.precisions), examples // peer.cost)
+    verdict = foreign_apart.judge(peer.target, peer.operator, each, peer.precisions, limit)
+    # In this process: not of a peer that ended its own, or did not end.
+    answers = conventions.answers(peer) if verdict.rows else {}
+    return Judged(peer, verdict=verdict, answers=answers)
+
+
+def _failures(peer: str, said: list[str]) -> Iterator[Failure]:
+    """Take failures apart; of several outputs of one case the last has the line."""
+    waiting: list[tuple[str, str, str]] = []
+    for text in said:
+        words, _, again = text.partition("\n  foreign.")
+        found = _FAILURE.match(words)
+        precision, output, fault = found.group(2, 3, 4) if found else ("", "", words)
+        waiting.append((precision, output, fault))
+        if again or not found:
+            line = f"foreign.{again}" if again else ""
+            yield from (_failure(peer, *one, line) for one in waiting)
+            waiting = []
+    yield from (_failure(peer, *one, "") for one in waiting)
+
+
+def _failure(peer: str, precision: str, output: str, fault: str, again: str) -> Failure:
+    """Look a failure up; a compiler's words are cut after the first lines."""
+    words = "\n".join(fault.splitlines()[:3])
+    return Failure(precision, output, words, again, known(peer, precision, output))

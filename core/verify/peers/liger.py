@@ -1,0 +1,80 @@
+"""Liger-Kernel's Triton kernels.
+
+Its cross-entropy writes the gradient over the logits to save their memory, and says so; its GEGLU
+and its rotary embedding write over their inputs too, the latter in some memory layouts. So that the
+judge's inputs stay what they are, each gets a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from twofold.core.verify.peers import interpreted
+
+interpreted.prepare()
+
+from liger_kernel.ops import (  # noqa: E402  (the interpreter is made fit for it first)
+    LigerCrossEntropyFunction,
+    LigerGELUMulFunction,
+    LigerLayerNormFunction,
+    LigerRopeFunction,
+)
+
+
+def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
+    """Normalise the rows."""
+    return LigerLayerNormFunction.apply(x, weight, bias, eps)
+
+
+def cross_entropy(
+    logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Any:
+    """Softmax with cross-entropy, on a copy in the same memory layout."""
+    return _cross_entropy(logits.clone(), targets, label_smoothing, reduction)
+
+
+def cross_entropy_of_contiguous(
+    logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Any:
+    """Softmax with cross-entropy, on a contiguous copy."""
+    copy = logits.clone(memory_format=torch.contiguous_format)
+    return _cross_entropy(copy, targets, label_smoothing, reduction)
+
+
+def cross_entropy_in_place(
+    logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Any:
+    """Softmax with cross-entropy, on the logits themselves."""
+    return _cross_entropy(logits, targets, label_smoothing, reduction)
+
+
+def gelu_tanh(x: Any, kind: str) -> Any:
+    """GEGLU's tanh GELU: the other half of its input is 1."""
+    if kind != "gelu_tanh":
+        raise NotImplementedError("it is gelu_tanh")
+    return LigerGELUMulFunction.apply(x.clone(), torch.ones_like(x))
+
+
+def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
+    """Rotate q and k, the two halves of a head against each other."""
+    if interleaved:
+        raise NotImplementedError("it turns halves")
+    position_ids, unsqueeze_dim, rotary_dim = None, 1, 2 * cos.shape[-1]
+    return LigerRopeFunction.apply(
+        q.clone(), k.clone(), cos, sin, position_ids, unsqueeze_dim, rotary_dim
+    )
+
+
+def rotary_with_own_gradients(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
+    """Rotate q and k; a product makes the gradients that come back nobody else's."""
+    return tuple(x * 1.0 for x in rotary(q, k, cos, sin, interleaved))
+
+
+def _cross_entropy(logits: Any, targets: Any, label_smoothing: float, reduction: str) -> Any:
+    ignore_index, lse_square_scale = -100, 0.0
+    loss, *_ = LigerCrossEntropyFunction.apply(
+        logits, targets, None, ignore_index, lse_square_scale, label_smoothing, reduction
+    )
+    return loss

@@ -1,0 +1,163 @@
+"""The table of peers: what is judged, as which operator, and what it needs to run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+
+from twofold.core import ops
+from twofold.core.verify.domains import DTYPES
+
+HALVES = ("tf32", "float16", "bfloat16")  # of a kernel whose float32 products are tf32
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A function of another library, behind the call that a contract judges.
+
+    Attributes:
+        name: how the tables call it.
+        operator: whose contract it is held to.
+        function: "file:function" in this folder.
+        distribution: the package that it is from, as `pip install` names it.
+        what: the function as its library knows it.
+        precisions: those that it is judged in.
+        cuda: whether it runs on CUDA alone.
+        cost: its share of the cases is one in so many.
+    """
+
+    name: str
+    operator: str
+    function: str
+    distribution: str
+    what: str
+    precisions: tuple[str, ...] = DTYPES
+    cuda: bool = False
+    cost: int = 1
+
+    @property
+    def target(self) -> str:
+        """Return the function as "module:function"."""
+        return f"{__package__}.{self.function}"
+
+    def version(self) -> str:
+        """Return the installed version, "" if there is none."""
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    def missing(self) -> str:
+        """Say why it cannot be judged on this machine, "" if it can."""
+        if not self.version():
+            return f"{self.distribution} is not installed"
+        return "needs CUDA" if self.cuda and not ops.cuda_available() else ""
+
+
+_SDPA = "torch.nn.functional.scaled_dot_product_attention"
+_FLEX = "torch.nn.attention.flex_attention.flex_attention"
+_LIGER = "liger_kernel.ops.Liger"
+
+PEERS = (
+    Peer("sdpa math", "attention", "torch_attention:math", "torch", f"{_SDPA}, MATH"),
+    Peer("sdpa flash", "attention", "torch_attention:flash", "torch", f"{_SDPA}, FLASH_ATTENTION"),
+    Peer(
+        "sdpa efficient", "attention", "torch_attention:efficient", "torch",
+        f"{_SDPA}, EFFICIENT_ATTENTION", cuda=True,
+    ),
+    Peer(
+        "sdpa cudnn", "attention", "torch_attention:cudnn", "torch",
+        f"{_SDPA}, CUDNN_ATTENTION", cuda=True,
+    ),
+    Peer("flex", "attention", "torch_attention:flex", "torch", f"{_FLEX}, not compiled", cost=4),
+    Peer(
+        "flex compiled", "attention", "torch_attention:flex_compiled", "torch",
+        f"torch.compile({_FLEX})", ("float32",), cost=20,
+    ),
+    Peer(
+        "torch layer_norm", "layer_norm", "torch_functions:layer_norm", "torch",
+        "torch.nn.functional.layer_norm",
+    ),
+    Peer(
+        "torch cross_entropy", "softmax_cross_entropy", "torch_functions:cross_entropy", "torch",
+        "torch.nn.functional.cross_entropy",
+    ),
+    Peer("torch relu", "activation", "torch_functions:relu", "torch", "torch.nn.functional.relu"),
+    Peer("torch gelu", "activation", "torch_functions:gelu", "torch", "torch.nn.functional.gelu"),
+    Peer(
+        "torch gelu tanh", "activation", "torch_functions:gelu_tanh", "torch",
+        "torch.nn.functional.gelu, approximate='tanh'",
+    ),
+    *(
+        Peer(
+            f"torch adam {how}", "optimizers", f"torch_functions:{function}", "torch",
+            f"torch.optim.Adam and AdamW, {how}",
+        )
+        for how, function in (
+            ("for-loop", "adam"), ("foreach", "adam_foreach"), ("fused", "adam_fused")
+        )
+    ),
+    Peer(
+        "liger layer_norm", "layer_norm", "liger:layer_norm", "liger-kernel",
+        f"{_LIGER}LayerNormFunction", cost=2,
+    ),
+    Peer(
+        "liger cross_entropy", "softmax_cross_entropy", "liger:cross_entropy", "liger-kernel",
+        f"{_LIGER}CrossEntropyFunction, on a copy of the logits", cost=2,
+    ),
+    Peer(
+        "liger cross_entropy, contiguous", "softmax_cross_entropy",
+        "liger:cross_entropy_of_contiguous", "liger-kernel",
+        f"{_LIGER}CrossEntropyFunction, on a contiguous copy", cost=2,
+    ),
+    Peer(
+        "liger cross_entropy, in place", "softmax_cross_entropy",
+        "liger:cross_entropy_in_place", "liger-kernel",
+        f"{_LIGER}CrossEntropyFunction, on the logits", cost=2,
+    ),
+    Peer(
+        "liger gelu tanh", "activation", "liger:gelu_tanh", "liger-kernel",
+        f"{_LIGER}GELUMulFunction, times 1", cost=2,
+    ),
+    Peer(
+        "liger rope", "rotary", "liger:rotary", "liger-kernel",
+        f"{_LIGER}RopeFunction, on copies", cost=2,
+    ),
+    Peer(
+        "liger rope, own gradients", "rotary", "liger:rotary_with_own_gradients", "liger-kernel",
+        f"{_LIGER}RopeFunction, on copies, times 1", cost=2,
+    ),
+    Peer(
+        "fla attention", "attention", "fla:attention", "fla-core",
+        "fla.ops.attn.parallel.parallel_attn", HALVES, cost=2,
+    ),
+    Peer(
+        "fla layer_norm", "layer_norm", "fla:layer_norm", "fla-core",
+        "fla.modules.norm.layernorm.layer_norm", cost=2,
+    ),
+    Peer(
+        "fla layer_norm, full blocks", "layer_norm", "fla:layer_norm_of_full_blocks", "fla-core",
+        "fla.modules.norm.layernorm.layer_norm, rows of a power of two", cost=2,
+    ),
+    Peer(
+        "fla cross_entropy", "softmax_cross_entropy", "fla:cross_entropy", "fla-core",
+        "fla.modules.fused_cross_entropy.cross_entropy_loss", cost=2,
+    ),
+    Peer(
+        "fla rotary", "rotary", "fla:rotary", "fla-core",
+        "fla.modules.rotary.rotary_embedding", cost=2,
+    ),
+)  # fmt: skip
+
+
+def named(names: list[str] | None) -> list[Peer]:
+    """Return the peers of these names, all if there are none.
+
+    Raises:
+        ValueError: there is no peer of a name.
+    """
+    by_name = {peer.name: peer for peer in PEERS}
+    for name in names or ():
+        if name not in by_name:
+            raise ValueError(f"peer is {name!r}; it must be one of {', '.join(by_name)}")
+    return [by_name[name] for name in names or by_name]

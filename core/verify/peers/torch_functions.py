@@ -1,0 +1,68 @@
+"""PyTorch's layer normalisation, cross-entropy, activations and Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
+    """Normalise the rows."""
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def cross_entropy(
+    logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Any:
+    """Softmax with cross-entropy."""
+    return functional.cross_entropy(
+        logits, targets, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
+def _activation(name: str, function: Callable[[Any], Any]) -> Callable[..., Any]:
+    def activation(x: Any, kind: str) -> Any:
+        """One of the activations; the others are refused."""
+        if kind != name:
+            raise NotImplementedError(f"it is {name}")
+        return function(x)
+
+    return activation
+
+
+relu = _activation("relu", functional.relu)
+gelu = _activation("gelu", functional.gelu)
+gelu_tanh = _activation("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh"))
+
+
+def _adam(**how: bool) -> Callable[..., Any]:
+    def adam(
+        params: Any,
+        grads: Any,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> Any:
+        """Take a step of Adam, or AdamW where the decay is decoupled, for each row of grads."""
+        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+        held = params.detach().clone().requires_grad_()
+        optimizer = kind(
+            [held], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, **how
+        )
+        for grad in grads.detach():
+            held.grad = grad.clone()
+            optimizer.step()
+        return held.detach()
+
+    return adam
+
+
+adam = _adam(foreach=False, fused=False)
+adam_foreach = _adam(foreach=True)
+adam_fused = _adam(fused=True)
