@@ -23,7 +23,13 @@ part verify "${twofold[@]}" verify --examples 30 --json "$out/verify.json"
 part lockstep "${twofold[@]}" verify lockstep --json "$out/lockstep.json"
 for tool in memcheck racecheck; do
   part "$tool" env TWOFOLD_EXAMPLES=2 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-    python3 -m pytest -x tests/test_layer_norm.py tests/test_attention.py -k "kernel"
+    python3 -m pytest -x tests/test_contracts.py -k "kernel and (layer_norm or attention)"
 done
+for dtype in bfloat16 float16 float32; do
+  part "properties_$dtype" "${twofold[@]}" verify properties attention --at batch=2 --at heads=16 \
+    --at seqlen_q=4096 --at seqlen_k=4096 --at head_dim=128 --at dtype="$dtype" \
+    --json "$out/properties-$dtype.json"
+done
+part peers "${twofold[@]}" verify peers --json "$out/peers.json"
 part bench_attention python3 benchmarks/bench_attention.py --json "$out/attention.json"
 part train "${twofold[@]}" train --side triton --out "$out/run" --json "$out/train.json"
