@@ -61,7 +61,7 @@ DROPOUT: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 2),
     ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
 }
-# So do the addresses of a mask, with or without dropout: these replace entries that would spill.
+# So do the addresses of a mask, with dropout or without: what replaces those that would spill.
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
     ("dk_dv", 2, 16): Tile(32, 64, 4, 2),

@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 # (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest.
 TILES = (
     (32, Tile(32, 32, 1)),
-    (128, Tile(16, 128, 4)),
+    (128, Tile(16, 128, 8)),
     (None, Tile(16, 256, 4)),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,7 @@ class _Job:
     made: list[Compiled] = field(default_factory=list)
     begun: dict[Key, Compiled] = field(default_factory=dict)
     done: bool = False
+    seconds: float = 0.0
     process: Any = None
 
     def start(self) -> Connection:
@@ -53,6 +55,7 @@ class _Job:
             self.made.append(value)
         else:
             self.done = True
+            self.seconds += value
 
     def bury(self) -> None:
         """Blame the kernel at which the process ended without a word, if it did."""
@@ -69,8 +72,8 @@ class _Job:
 
 def compile_all(
     operators: Iterable[str], targets: Iterable[str], jobs: int
-) -> Iterator[tuple[str, str, list[Compiled]]]:
-    """Yield (operator, target, kernels), each as soon as it is compiled, `jobs` at a time.
+) -> Iterator[tuple[list[Compiled], float]]:
+    """Yield (kernels, seconds of processor time) of each operator and target, `jobs` at a time.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -98,7 +101,7 @@ def compile_all(
                     del running[connection]
                     job.bury()
                     if job.done:
-                        yield job.operator, job.target, job.made
+                        yield job.made, job.seconds
                     else:
                         running[job.start()] = job
 
@@ -121,4 +124,5 @@ def _work(send: Connection, operator: str, target: str, skip: list[Key], log: Pa
     except Exception as error:  # one operator's fault, not the run's
         reason = f"{type(error).__name__}: {error}"
         send.send(("made", Compiled(operator, "", target, "", "", failure=reason)))
-    send.send(("done", None))
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    send.send(("done", sum(x.ru_utime + x.ru_stime for x in used)))

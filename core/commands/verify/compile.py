@@ -54,13 +54,15 @@ def command(
         targets = [name for name in CHIPS if not target or name in target]
         committed = None if check is None else compiled_table.read(check)
         found: list[Compiled] = []
+        seconds = 0.0
         heads = ("kernel", "target", "variants", "registers", "spilled", "shared", "programs")
         console.print(f"[bold]{LINE.format(*heads, 'warps', 'matrix unit')}[/bold]", soft_wrap=True)
         running = compile_jobs.compile_all(names, targets, jobs or os.cpu_count() or 1)
         try:
             with console.status("compiling …"):
-                for _, _, made in running:
+                for made, used in running:
                     found += made
+                    seconds += used
                     for kernel in dict.fromkeys(c.kernel for c in made):
                         _show([c for c in made if c.kernel == kernel])
         except KeyboardInterrupt:
@@ -88,7 +90,10 @@ def command(
                 highlight=False,
                 soft_wrap=True,
             )
-        console.print(f"{len(found)} kernels, {len(faults)} faults", highlight=False)
+        console.print(
+            f"{len(found)} kernels, {len(faults)} faults, {seconds:.0f} s of processor time",
+            highlight=False,
+        )
         if table is not None:
             compiled_table.write(table, found)
         rows = [
