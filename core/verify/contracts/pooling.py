@@ -155,18 +155,21 @@ def first_nan_takes_the_gradient(subject: Subject, case: Case) -> None:
 
 
 def length_out_of_range(subject: Subject, case: Case) -> None:
-    """A length below 1 or above L gives NaN to its sequence, and changes no other."""
+    """A length below 1 or above L gives NaN to its sequence, and changes no other.
+
+    It is the last one's, behind which there is nothing to read.
+    """
     if subject.name == "reference":
         raise Inapplicable("the reference refuses it")
     given = inputs(case)
     lengths = given.lengths.copy()
-    lengths[0] = 0 if case.seed % 2 else case.length + 1
+    lengths[-1] = 0 if case.seed % 2 else case.length + 1
     before = subject.compute(case, given)
     after = subject.compute(case, given._replace(lengths=lengths))
     for name in ("out", "dx"):
         first, second = before[name], after[name]
-        assert np.isnan(second[0]).all(), f"{name} of length {lengths[0]} has numbers"
-        assert np.array_equal(first[1:], second[1:]), f"{name} of other sequences changes"
+        assert np.isnan(second[-1]).all(), f"{name} of length {lengths[-1]} has numbers"
+        assert np.array_equal(first[:-1], second[:-1]), f"{name} of other sequences changes"
 
 
 def adjoint(subject: Subject, case: Case) -> None:
