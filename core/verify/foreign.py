@@ -89,15 +89,17 @@ def judge(
     examples: int,
     precisions: Sequence[str] | None = None,
     observe: Callable[[str], None] = lambda line: None,
+    claimed: int = CLAIMED,
 ) -> Verdict:
     """Judge a function, an object, or what "module:function" names, as an operator.
 
     Args:
         function: what is judged.
         operator: what it should be.
-        examples: cases in all for the bounds; each property is asked of `CLAIMED` more.
+        examples: cases in all for the bounds.
         precisions: of `PRECISIONS`; by default all but tf32.
         observe: is told the line that repeats a case before the case is run.
+        claimed: cases for each property and precision; with 0, no property is asked.
 
     Raises:
         ValueError, TypeError: naming what cannot be judged, and why.
@@ -115,7 +117,7 @@ def judge(
     for precision in wanted:
         with strictly():
             found, faults = trial.bounds(precision, -(-examples // len(wanted)))
-            verdict.claims += trial.properties(precision)
+            verdict.claims += trial.properties(precision, claimed)
         findings += found + faults
         for f in faults:
             verdict.failures.append(f"{f.pass_} {f.dtype} {f.output}: {f.fault}")
@@ -219,12 +221,12 @@ class _Trial:
                 break
         return held, violation.findings if violation else []
 
-    def properties(self, precision: str) -> list[Claim]:
+    def properties(self, precision: str, claimed: int) -> list[Claim]:
         """Ask every property of a few cases."""
         found = []
-        for name in self.contract.claims():
+        for name in self.contract.claims() if claimed else ():
             check = functools.partial(self.claim, name)
-            asked, violation = self._search(precision, CLAIMED, check)
+            asked, violation = self._search(precision, claimed, check)
             if violation is None:
                 found.append(Claim(name, precision, HOLDS if asked else UNSAID, asked))
                 continue

@@ -21,6 +21,7 @@ def judge(
     examples: int,
     precisions: Sequence[str] | None = None,
     limit: float = LIMIT,
+    claimed: int = foreign.CLAIMED,
 ) -> Verdict:
     """Judge "module:function" as `foreign.judge` does; whatever happens is in the verdict.
 
@@ -29,7 +30,7 @@ def judge(
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, function, operator, examples, precisions)
+    arguments = (theirs, function, operator, examples, precisions, claimed)
     child = context.Process(target=_child, args=arguments, daemon=True)
     child.start()
     theirs.close()
@@ -46,9 +47,10 @@ def _child(
     operator: str,
     examples: int,
     precisions: Sequence[str] | None,
+    claimed: int,
 ) -> None:
     try:
-        verdict = foreign.judge(function, operator, examples, precisions, observe=pipe.send)
+        verdict = foreign.judge(function, operator, examples, precisions, pipe.send, claimed)
     except (ValueError, TypeError) as refused:
         verdict = Verdict(failures=[str(refused)])
     except Exception:  # the judge's own, which nobody would see here

@@ -34,18 +34,21 @@ def prepare() -> None:
     from triton.runtime.autotuner import Autotuner
 
     for name, function in FUNCTIONS.items():
-        setattr(libdevice, name, _on_tensors(function))
+        setattr(libdevice, name, _OnTensors(function))
     Autotuner._bench = _drawn_by_key
 
 
-def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
+class _OnTensors:
+    """A function of NumPy's, as kernels call it; no Python function, which are libdevice's own."""
 
-    def on_tensors(x: Any) -> Any:
-        return tl.tensor(TensorHandle(function(x.handle.data), x.handle.dtype), x.type)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
 
-    return on_tensors
+    def __call__(self, x: Any) -> Any:
+        import triton.language as tl
+        from triton.runtime.interpreter import TensorHandle
+
+        return tl.tensor(TensorHandle(self._function(x.handle.data), x.handle.dtype), x.type)
 
 
 def _drawn_by_key(autotuner: Any, *args: Any, config: Any, **meta: Any) -> list[float]:

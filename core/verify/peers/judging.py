@@ -145,7 +145,9 @@ def judge(peer: Peer, examples: int, limit: float) -> Judged:
     if missing := peer.missing():
         return Judged(peer, missing)
     each = max(len(peer.precisions), examples // peer.cost)
-    verdict = foreign_apart.judge(peer.target, peer.operator, each, peer.precisions, limit)
+    verdict = foreign_apart.judge(
+        peer.target, peer.operator, each, peer.precisions, limit, peer.claimed
+    )
     # In this process: not of a peer that ended its own, or did not end.
     answers = conventions.answers(peer) if verdict.rows else {}
     return Judged(peer, verdict=verdict, answers=answers)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from twofold.core import ops
 from twofold.core.verify.domains import DTYPES
+from twofold.core.verify.foreign import CLAIMED
 
 HALVES = ("tf32", "float16", "bfloat16")  # of a kernel whose float32 products are tf32
 
@@ -24,6 +25,7 @@ class Peer:
         precisions: those that it is judged in.
         cuda: whether it runs on CUDA alone.
         cost: its share of the cases is one in so many.
+        claimed: cases for each property and precision.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Peer:
     precisions: tuple[str, ...] = DTYPES
     cuda: bool = False
     cost: int = 1
+    claimed: int = CLAIMED
 
     @property
     def target(self) -> str:
@@ -72,7 +75,7 @@ PEERS = (
     Peer("flex", "attention", "torch_attention:flex", "torch", f"{_FLEX}, not compiled", cost=4),
     Peer(
         "flex compiled", "attention", "torch_attention:flex_compiled", "torch",
-        f"torch.compile({_FLEX})", ("float32",), cost=20,
+        f"torch.compile({_FLEX})", ("float32",), cost=20, claimed=0,
     ),
     Peer(
         "torch layer_norm", "layer_norm", "torch_functions:layer_norm", "torch",
