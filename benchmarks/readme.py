@@ -95,6 +95,36 @@ def operators() -> str:
     return "\n".join(lines)
 
 
+def tightness() -> str:
+    """How much of their bounds the kernels use, by operator and precision."""
+    found = json.loads((RESULTS / "tightness.json").read_text())["tightness"]
+    lines = [
+        "| operator | precision | outputs | median error ÷ bound | probabilistic | worst | "
+        "undecided | outside |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    rows = found["rows"]
+    for operator, precision in dict.fromkeys((row["operator"], row["precision"]) for row in rows):
+        mine = [r for r in rows if (r["operator"], r["precision"]) == (operator, precision)]
+        median, likely = (
+            sorted(r[name] for r in mine)[len(mine) // 2] for name in ("median", "likely_median")
+        )
+        elements = sum(r["elements"] for r in mine)
+        undecided = sum(r["vacuous"] * r["elements"] for r in mine) / elements
+        outside = sum(r["violations"] + r["likely_violations"] for r in mine)
+        lines.append(
+            f"| {operator} | {precision} | {len(mine)} | {median:.4f} | {likely:.4f} | "
+            f"{max(r['worst'] for r in mine):.3f} | {undecided:.1%} | {outside} |"
+        )
+    versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    lines += [
+        "",
+        f"The middle output's middle element. `twofold verify tightness --json …`, {SOURCES}"
+        f"tightness.json`: {found['side']}, {versions}.",
+    ]
+    return "\n".join(lines)
+
+
 def attention() -> str:
     """Steps (1) to (4) of attention on both sides."""
     reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
@@ -123,6 +153,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "speed": speed,
     "operators": operators,
+    "tightness": tightness,
     "attention": attention,
 }
 
