@@ -220,7 +220,7 @@ def test_weights_cast_toward_zero_are_seen_by_the_probabilistic_bound_alone():
     assert compare("out", *measure("unit", MANY, kernel, 0, positive=True)["out"])[2] == ""
     with probabilistic():
         fault = compare("out", *measure("unit", MANY, kernel, 0, positive=True)["out"])[2]
-    assert fault.endswith("by the probabilistic bound, which fails with a chance of 5e-18")
+    assert fault.endswith("by the probabilistic bound, which fails with probability 5e-18")
     kernel = Kernel("bfloat16", 64, False, np.random.default_rng(0))
     with probabilistic():
         assert compare("out", *measure("unit", MANY, kernel, 0, positive=True)["out"])[2] == ""
