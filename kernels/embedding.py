@@ -36,11 +36,12 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest.
+# (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest. So
+# many warps that the draws of dropout spill nothing.
 TILES = (
-    (32, Tile(32, 32, 1)),
+    (32, Tile(32, 32, 2)),
     (128, Tile(16, 128, 8)),
-    (None, Tile(16, 256, 4)),
+    (None, Tile(16, 256, 8)),
 )
 
 
