@@ -225,6 +225,10 @@ def no_such_class(subject: Subject, case: Case) -> None:
         assert np.isnan(x[bad]).all(), f"{name} of a class that does not exist has numbers"
         same = np.array_equal(x[~bad], expected[name][~bad], equal_nan=True)
         assert same, f"a class that does not exist disturbs {name} of other rows"
+    if bad.any():
+        mean = replace(case, reduction="mean")
+        loss = subject.compute(mean, inputs(mean)._replace(targets=targets))["loss"]
+        assert np.isnan(loss), "the mean with a class that does not exist is a number"
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -265,6 +269,8 @@ CONTRACT = Contract(
         Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
         Case(classes=1, ignored=0.3),  # no other class to look at instead
         Case(ignored=1.0),  # the mean of nothing
+        Case(rows=1),  # the mean of one
+        Case(rows=1, weight=True, label_smoothing=0.1, seed=1),  # whose weight is 0
     ),
     properties={
         "independence": independence,

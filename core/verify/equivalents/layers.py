@@ -111,6 +111,55 @@ _ACTIVATION = of(
 )
 
 _SOFTMAX_CROSS_ENTROPY = of(
+    "kernels/softmax_cross_entropy.py",
+    {
+        "what is outside is replaced by 0": (
+            ("load_index", "tl.load(targets_ptr + rows * targets_strides[0], mask=rows < R, "
+                           "other=0): drop other"),
+            ("load_targets", "tl.load(targets_ptr + at, mask=inside, other=0.0): drop other"),
+            ("load_targets", "tl.load(weight_ptr + columns * weight_strides[0], mask=columns < C, "
+                             "other=0.0): drop other"),
+        ),
+        "what is not loaded is ignored, or NaN already": (
+            ("divisor_kernel", "tl.load(at, mask=inside, other=1.0): drop other"),
+        ),
+        "the outer where has another value there": (
+            (
+                "load_scale",
+                "scale = tl.where(divisor == 0.0, 0.0, 1.0 / tl.where(divisor == 0.0, 1.0, "
+                "divisor))",
+                "0.0 → 1.0 (3)",
+            ),
+            (
+                "load_scale",
+                "scale = tl.where(divisor == 0.0, 0.0, 1.0 / tl.where(divisor == 0.0, 1.0, "
+                "divisor))",
+                "1.0 → 1.001 (2)",
+            ),
+        ),
+        "its target is 0 there, and its gradient never stored": (
+            ("rows_kernel",
+             "tl.load(logits_ptr + at, mask=inside, other=-float('inf')): drop other (2)"),
+        ),
+        BOTH_FLOAT32: (
+            ("load_targets", "drop .to(tl.float32) of *"),
+            ("divisor_kernel", "drop .to(tl.float32) of *"),
+            ("rows_kernel", "drop .to(tl.float32) of *"),
+            ("backward_kernel", "drop .to(tl.float32) of *"),
+        ),
+        STORE_CASTS: (
+            ("rows_kernel", "drop .to(dlogits_ptr.dtype.element_ty) of d"),
+            ("rows_kernel", "drop .to(loss_ptr.dtype.element_ty) of loss"),
+            ("reduce_kernel", "drop .to(loss_ptr.dtype.element_ty) of loss"),
+            ("backward_kernel", "drop .to(dlogits_ptr.dtype.element_ty) of saved * dloss"),
+        ),
+        UNSTORED: (
+            ("backward_kernel",
+             "tl.load(saved_ptr + index, mask=index < n, other=0.0): drop other"),
+            ("backward_kernel", "tl.load(at, mask=index < n, other=0.0): drop other"),
+        ),
+    },
+) + of(
     "reference/softmax_cross_entropy.py",
     {
         "the outer where leaves these terms out": (
