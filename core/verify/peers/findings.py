@@ -26,7 +26,8 @@ class Known(NamedTuple):
     """A finding, or several of one cause.
 
     `precisions` and `outputs` are those that it shows in, separated by spaces, or `ANY`;
-    `reproduction` is a script in benchmarks/peer_faults, "" where a convention needs none.
+    `reproduction` is a script in benchmarks/peer_faults, "" where another entry has it, and
+    `saying` is in the words of the failure, where outputs alone do not tell causes apart.
     """
 
     peer: str
@@ -35,13 +36,15 @@ class Known(NamedTuple):
     kind: str
     reason: str
     reproduction: str = ""
+    saying: str = ""
 
-    def names(self, peer: str, precision: str, output: str) -> bool:
+    def names(self, peer: str, precision: str, output: str, words: str) -> bool:
         """Return whether this is the entry of a failure."""
         return (
             self.peer == peer
             and (self.precisions == ANY or precision in self.precisions.split())
             and (self.outputs == ANY or output in self.outputs.split(", "))
+            and self.saying in words
         )
 
 
@@ -113,10 +116,13 @@ KNOWN = tuple(
             "large, that rounding is all that is left",
             "liger_cross_entropy_lse",
         ),
-        (
-            "liger cross_entropy, contiguous", _HALVES, "loss", PRECISION,
-            "each row's loss is stored in the logits' dtype before they are added",
-            "liger_cross_entropy_half",
+        *(
+            (
+                peer, _HALVES, "loss", PRECISION,
+                "each row's loss is stored in the logits' dtype before they are added",
+                "liger_cross_entropy_half",
+            )
+            for peer in ("liger cross_entropy", "liger cross_entropy, contiguous")
         ),
         (
             "liger cross_entropy, in place", ANY, "inputs", FAULT, _IN_PLACE,
@@ -134,9 +140,19 @@ KNOWN = tuple(
             "liger_rope_gradient",
         ),
         (
-            "liger rope, own gradients", _HALVES, ANY, PRECISION,
-            "products and sums are in the dtype of cos and sin, where they cancel as well",
-            "liger_rope_half",
+            "liger rope, own gradients", ANY, ANY, FAULT,
+            "rows are as far apart as the stride of the axis of positions, which of one position "
+            "may be any: in a batch of several, other rows are turned",
+            "liger_rope_one_position", "_triton_rope",
+        ),
+        *(
+            (
+                peer, _HALVES, "q, k, dq, dk, norms, relative position, conjugation inverts",
+                PRECISION,
+                "products and sums are in the dtype of cos and sin, where they cancel as well",
+                "liger_rope_half",
+            )
+            for peer in ("liger rope", "liger rope, own gradients")
         ),
         (
             "fla layer_norm", ANY, ANY, UNDEFINED,
@@ -154,9 +170,9 @@ KNOWN = tuple(
 )  # fmt: skip
 
 
-def known(peer: str, precision: str, output: str) -> Known | None:
-    """Return the entry of a failure, if it has one."""
-    return next((k for k in KNOWN if k.names(peer, precision, output)), None)
+def known(peer: str, precision: str, output: str, words: str) -> Known | None:
+    """Return the first entry of a failure, if it has one."""
+    return next((k for k in KNOWN if k.names(peer, precision, output, words)), None)
 
 
 def gone(peers: Iterable[str], seen: Iterable[Known]) -> list[Known]:

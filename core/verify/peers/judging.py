@@ -171,4 +171,4 @@ def _failures(peer: str, said: list[str]) -> Iterator[Failure]:
 def _failure(peer: str, precision: str, output: str, fault: str, again: str) -> Failure:
     """Look a failure up; a compiler's words are cut after the first lines."""
     words = "\n".join(fault.splitlines()[:3])
-    return Failure(precision, output, words, again, known(peer, precision, output))
+    return Failure(precision, output, words, again, known(peer, precision, output, words))
