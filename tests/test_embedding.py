@@ -14,7 +14,7 @@ from twofold.reference import embedding
 
 
 def test_every_tile_is_pinned(triton):
-    assert {c.tile for c in contract.CONTRACT.pinned} == set(range(len(triton.embedding.TILES)))
+    assert {c.tile for c in contract.CONTRACT.pinned} >= set(range(len(triton.embedding.TILES)))
 
 
 @given(contract.CONTRACT.cases)

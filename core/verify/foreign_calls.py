@@ -232,6 +232,7 @@ PLAIN = {
             "tile": None,
         },
         pinned=({"rows": 37, "classes": 257}, {"rows": 2, "classes": 4099}),
+        conventions=("no such class",),
     ),
     "activation": Plain(
         call=activation_call,
