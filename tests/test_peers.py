@@ -15,6 +15,7 @@ from twofold.core.verify.foreign import Verdict
 from twofold.core.verify.peers import findings, judging, table
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "peer_faults"
+RESULT = SCRIPTS.parent / "results" / "peers.json"
 IMPORTED = {"torch": "torch", "liger": "liger_kernel", "fla": "fla"}
 
 
@@ -45,6 +46,7 @@ def test_the_fault_is_still_there(path):
     assert "must be" in done.stdout
 
 
+@pytest.mark.skipif(not RESULT.exists(), reason="no result of the peers is committed")
 def test_the_page_is_what_its_script_writes():
     script = SCRIPTS.parent / "peers_page.py"
     done = subprocess.run(
