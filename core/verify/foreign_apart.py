@@ -13,6 +13,7 @@ from twofold.core.verify import foreign
 from twofold.core.verify.foreign import Verdict
 
 LIMIT = 60.0  # seconds, for one case
+IMPORTING = 300.0  # seconds, until the first case
 
 
 def judge(
@@ -62,8 +63,9 @@ def _listen(pipe: Connection, child: Any, limit: float) -> Verdict:
     """Wait for the verdict, as long as cases keep coming."""
     line = "before the first case"
     while True:
-        if not pipe.poll(limit if line.startswith("foreign.") else 10 * limit):
-            return Verdict(failures=[f"it does not end within {limit:g} s\n  {line}"])
+        wait = limit if line.startswith("foreign.") else IMPORTING
+        if not pipe.poll(wait):
+            return Verdict(failures=[f"it does not end within {wait:g} s\n  {line}"])
         try:
             said = pipe.recv()
         except EOFError:
