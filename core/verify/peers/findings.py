@@ -158,7 +158,7 @@ KNOWN = tuple(
             "fla layer_norm", ANY, ANY, UNDEFINED,
             "backward adds up 0 times lanes of the weight that a masked load without `other` "
             "leaves undefined; Triton fills them with 0 for NVIDIA today",
-            "fla_layer_norm_undefined",
+            "fla_layer_norm_undefined", "layer_norm_bwd_kernel",
         ),
         (
             "fla cross_entropy", "float32", f"dlogits, {_PROPERTIES}", PRECISION,

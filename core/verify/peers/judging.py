@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -169,6 +170,8 @@ def _failures(peer: str, said: list[str]) -> Iterator[Failure]:
 
 
 def _failure(peer: str, precision: str, output: str, fault: str, again: str) -> Failure:
-    """Look a failure up; a compiler's words are cut after the first lines."""
+    """Look a failure up; a compiler's words are cut short, and paths begin at their package."""
     words = "\n".join(fault.splitlines()[:3])
+    for folder in filter(None, sys.path):
+        words = words.replace(f"{folder.rstrip('/')}/", "")
     return Failure(precision, output, words, again, known(peer, precision, output, words))

@@ -111,7 +111,7 @@ PEERS = (
     Peer(
         "liger cross_entropy, contiguous", "softmax_cross_entropy",
         "liger:cross_entropy_of_contiguous", "liger-kernel",
-        f"{_LIGER}CrossEntropyFunction, on a contiguous copy", cost=2,
+        f"{_LIGER}CrossEntropyFunction, on a contiguous copy",
     ),
     Peer(
         "liger cross_entropy, in place", "softmax_cross_entropy",
