@@ -51,19 +51,23 @@ CONTRACT = Contract(
         "dk": "backward",
         "dv": "backward",
     },
-    pinned=tuple(
-        Case(
-            dtype=dtype,
-            seqlen_q=tile.block_m + 1,
-            seqlen_k=2 * tile.block_n + 1,
-            head_dim=head_dim,
-            causal=True,
-            dropout_p=0.1,
-            dlse=True,
-            tile=i,
-        )
-        for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
-        for dtype in (("float32",) if element_size == 4 else ("float16", "bfloat16"))
+    pinned=(
+        *(
+            Case(
+                dtype=dtype,
+                seqlen_q=tile.block_m + 1,
+                seqlen_k=2 * tile.block_n + 1,
+                head_dim=head_dim,
+                causal=True,
+                dropout_p=0.1,
+                dlse=True,
+                tile=i,
+            )
+            for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
+            for dtype in (("float32",) if element_size == 4 else ("float16", "bfloat16"))
+        ),
+        # The diagonal goes through the last key of a tile, of the one before it, and beside both.
+        *(Case(seqlen_q=3, seqlen_k=n, causal=True) for n in (16, 17, 18, 32, 33, 34)),
     ),
     properties=PROPERTIES,
     small=small,

@@ -322,6 +322,7 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         Case(optimizer="momentum", momentum=0.0, first_step=2),
+        Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
         # Longer than what the norm's programs, and the reference, work on at a time.
         Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),

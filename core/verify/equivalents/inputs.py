@@ -65,6 +65,7 @@ _EMBEDDING = of(
     "kernels/embedding.py",
     {
         STORE_CASTS: (
+            ("forward_kernel", "drop .to(x.dtype) of tl.where(*"),
             ("row_kernel", "drop .to(dtable_ptr.dtype.element_ty) of *"),
         ),
         "it is added to float32": (("add_places", "drop .to(tl.float32) of tl.load(dout_ptr*"),),
