@@ -8,7 +8,7 @@ function that is not ours may order its sums as it likes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from twofold.core.verify.contract import Bits, Outputs, compare, same_bits
 from twofold.core.verify.rounding import Approx, Array
 
-__all__ = ["Bits", "agree", "numbers", "products", "same_bits", "slopes", "within"]
+__all__ = ["Bits", "adjoint", "agree", "numbers", "products", "same_bits", "slopes", "within"]
 
 
 def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
@@ -48,6 +48,25 @@ def products(
         distance = max(sums) - min(sums)
     if not distance <= allowed and np.isfinite(allowed):
         raise AssertionError(f"{what}: {sums[0]:.9g} and {sums[1]:.9g} ± {allowed:.3g}")
+
+
+def adjoint(
+    found: Outputs,
+    bounds: Mapping[str, Approx],
+    dout: Array,
+    **gradients: tuple[str, Array],
+) -> None:
+    """Raise unless out, linear in an argument x, has ⟨out, dout⟩ = ⟨x, dx⟩.
+
+    Args:
+        found, bounds: what was computed, and its bounds.
+        dout: the output's gradient.
+        gradients: by the name of each argument, the name of its gradient, and the argument.
+    """
+    out = (found["out"], dout, bounds["out"].error)
+    for argument, (name, x) in gradients.items():
+        what = f"⟨out, dout⟩ is not ⟨{argument}, {name}⟩"
+        products(what, out, (found[name], x, bounds[name].error))
 
 
 def slopes(

@@ -297,6 +297,19 @@ def hold(
     return findings
 
 
+def derandomised(examples: int, *phases: Phase, report_multiple_bugs: bool = True) -> settings:
+    """Return the settings of a search that is the same every time, however long a case takes."""
+    return settings(
+        max_examples=examples,
+        database=None,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=phases,
+        report_multiple_bugs=report_multiple_bugs,
+    )
+
+
 def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
     """Judge the pinned cases and `examples` drawn ones; a violation is shrunk and ends the search.
 
@@ -305,14 +318,8 @@ def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
     """
     found: list[Finding] = []
 
-    @settings(
-        max_examples=max(examples, 1),  # Hypothesis takes no 0, even where none is drawn
-        database=None,
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
-    )
+    # Hypothesis takes no 0, even where none is drawn.
+    @derandomised(max(examples, 1), Phase.generate, Phase.shrink)
     @given(contract.cases, some_properties(contract))
     def search(case: Any, names: list[str]) -> None:
         found.extend(hold(contract, side, fitting(side, case), names))
@@ -333,14 +340,7 @@ def drawn(contract: Contract, examples: int) -> list[Any]:
     if not examples:
         return found
 
-    @settings(
-        max_examples=examples,
-        database=None,
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,),
-    )
+    @derandomised(examples, Phase.generate)
     @given(contract.cases)
     def collect(case: Any) -> None:
         found.append(case)

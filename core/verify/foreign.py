@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import Phase, assume, given
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
@@ -34,6 +34,7 @@ from twofold.core.verify.contract import (
     Finding,
     Inapplicable,
     Violation,
+    derandomised,
     precision_name,
 )
 from twofold.core.verify.contract import (
@@ -271,15 +272,9 @@ class _Trial:
                 raise
             return True
 
-        @settings(
-            max_examples=MORE * examples,
-            database=None,
-            derandomize=True,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
-            report_multiple_bugs=False,
-        )
+        phases = (Phase.generate, Phase.shrink)
+
+        @derandomised(MORE * examples, *phases, report_multiple_bugs=False)
         @given(self.contract.cases, st.sampled_from(SIZES))
         def search(case: Any, size: int) -> None:
             # As it is drawn, and where that is refused with a head_dim that more functions take.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from twofold.core import ops
 from twofold.core.verify import domains
 from twofold.core.verify.contracts import attention
+from twofold.core.verify.report import contract_module
 
 ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale"),
@@ -54,11 +54,6 @@ class Plain:
     inputs: Callable[[Any], Any] | None = None
     small: Callable[[Any], Any] | None = None
     conventions: Sequence[str] = ()
-
-
-def contract_module(operator: str) -> Any:
-    """Return the module of an operator's contract."""
-    return importlib.import_module(f"twofold.core.verify.contracts.{operator}")
 
 
 def attention_inputs(case: attention.Case) -> attention.Inputs:

@@ -17,7 +17,8 @@ from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
-from twofold.core.verify.foreign_calls import ALIASES, PLAIN, contract_module
+from twofold.core.verify.foreign_calls import ALIASES, PLAIN
+from twofold.core.verify.report import contract_module
 from twofold.core.verify.strict_memory import Fault
 
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
@@ -175,7 +176,7 @@ class Operator:
     """
 
     def __init__(self, implementation: Any, operator: str) -> None:
-        self._implementation, self._operator = implementation, operator
+        self._implementation, self.name = implementation, operator
         self.side, module = ops.load("triton"), contract_module(operator)
         self.missing: list[str] = []
         self.ever: set[str] = set()
@@ -211,11 +212,6 @@ class Operator:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._implementation, name)
-
-    @property
-    def name(self) -> str:
-        """The operator's name."""
-        return self._operator
 
 
 class _With:

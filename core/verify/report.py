@@ -46,9 +46,13 @@ def contract(operator: str) -> Contract:
     """Return an operator's contract by name."""
     if operator not in OPERATORS:
         raise ValueError(f"operator is {operator!r}; it must be one of {', '.join(OPERATORS)}")
-    module = importlib.import_module(f"twofold.core.verify.contracts.{operator}")
-    found: Contract = module.CONTRACT
+    found: Contract = contract_module(operator).CONTRACT
     return found
+
+
+def contract_module(operator: str) -> Any:
+    """Return the module of an operator's contract: its cases, inputs, calls and truths."""
+    return importlib.import_module(f"twofold.core.verify.contracts.{operator}")
 
 
 def verify(operator: str, side: Side, examples: int) -> list[Row]:

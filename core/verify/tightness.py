@@ -8,7 +8,6 @@ middle, their largest, and how many elements the bound did not decide.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -211,7 +210,7 @@ class _Collected:
 
 def cases(operator: str) -> Iterator[Any]:
     """Yield an operator's cases: each of its shapes in each mode and precision."""
-    module = importlib.import_module(f"twofold.core.verify.contracts.{operator}")
+    module = report.contract_module(operator)
     for dtype, allow_tf32 in PRECISIONS:
         base = module.Case(dtype=dtype)
         if allow_tf32 and not hasattr(base, "allow_tf32"):

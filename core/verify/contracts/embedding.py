@@ -132,11 +132,7 @@ def adjoint(subject: Subject, case: Case) -> None:
     """A look-up is linear in its table: ⟨out, dout⟩ = ⟨E, dE⟩."""
     given = inputs(case)
     found, bound = subject.compute(case, given), truth(case, given)
-    claims.products(
-        "⟨out, dout⟩ is not ⟨E, dE⟩",
-        (found["out"], given.dout, bound["out"].error),
-        (found["dtable"], given.table, bound["dtable"].error),
-    )
+    claims.adjoint(found, bound, given.dout, table=("dtable", given.table))
 
 
 def cases() -> st.SearchStrategy[Case]:

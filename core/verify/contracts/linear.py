@@ -163,10 +163,8 @@ def adjoint(subject: Subject, case: Case) -> None:
     base = bare(case)
     given = inputs(base)
     found, bound = subject.compute(base, given), truth(base, given)
-    pairs = (("out", given.dout), ("dx", given.x), ("dweight", given.weight))
-    out, *gradients = ((found[name], x, bound[name].error) for name, x in pairs)
-    for gradient in gradients:
-        claims.products("⟨out, dout⟩ is not ⟨x, dx⟩ or ⟨W, dW⟩", out, gradient)
+    arguments = {"x": ("dx", given.x), "weight": ("dweight", given.weight)}
+    claims.adjoint(found, bound, given.dout, **arguments)
 
 
 def bare(case: Case) -> Case:

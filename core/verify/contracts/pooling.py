@@ -176,11 +176,7 @@ def adjoint(subject: Subject, case: Case) -> None:
     """First and mean are linear, and so is the maximum along x: ⟨out, dout⟩ = ⟨x, dx⟩."""
     given = inputs(case)
     found, bound = subject.compute(case, given), truth(case, given)
-    claims.products(
-        "⟨out, dout⟩ is not ⟨x, dx⟩",
-        (found["out"], given.dout, bound["out"].error),
-        (found["dx"], given.x, bound["dx"].error),
-    )
+    claims.adjoint(found, bound, given.dout, x=("dx", given.x))
 
 
 def cases() -> st.SearchStrategy[Case]:
