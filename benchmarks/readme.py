@@ -130,6 +130,67 @@ def tightness() -> str:
     return "\n".join(lines)
 
 
+# What attention can be asked for, how, and the tests that show it.
+FEATURES = (
+    ("grouped-query and multi-query heads", "k, v of K heads, K a divisor of H",
+     "test_grouped_heads_are_repeated_keys"),
+    ("causal, bottom-right or top-left", "causal=True, \"top-left\"",
+     "test_each_feature_goes_with_each_other"),
+    ("sliding window", "window_size=(left, right)", "test_tiles_that_nobody_sees_are_not_visited"),
+    ("softcap", "softcap", "test_each_feature_goes_with_each_other"),
+    ("ALiBi", "alibi_slopes", "test_each_feature_goes_with_each_other"),
+    ("additive bias, broadcast in any way, with its gradient", "bias",
+     "test_each_feature_goes_with_each_other"),
+    ("attention sinks, with their gradient", "sinks", "test_a_sink_is_a_key_without_a_value"),
+    ("own functions of the scores, with their contract", "score_mod=ScoreMod(f, derivative, args)",
+     "test_a_users_function_of_the_scores_has_a_contract"),
+    ("boolean mask, key lengths, dropout", "mask, key_lengths, dropout_p, seed",
+     "test_each_feature_goes_with_each_other"),
+    ("lse, and its gradient", "cache.lse, backward(dout, cache, dlse)",
+     "test_each_feature_goes_with_each_other"),
+    ("partial results merged by lse", "merge_attention.forward(outs, lses)",
+     "test_attention_over_halves_of_the_keys_merged_is_attention_over_all"),
+    ("nothing of size M×N in memory", "", "test_nothing_of_queries_times_keys_is_allocated"),
+    ("masked tiles not visited", "", "test_tiles_that_nobody_sees_are_not_visited"),
+    ("offsets past 2³¹", "", "test_offsets_pass_two_to_the_31"),
+)  # fmt: skip
+
+
+def features() -> str:
+    """What attention can be asked for, each with the test that shows it."""
+    tests = {
+        name: path.relative_to(ROOT)
+        for path in sorted((ROOT / "tests").glob("test_*attention*.py"))
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    rows = (
+        f"| {feature} | {f'`{how}`' if how else ''} | [{test}]({tests[test]}) |"
+        for feature, how, test in FEATURES
+    )
+    return "\n".join(("| attention | asked for by | shown by |", "|---|---|---|", *rows))
+
+
+def mutants() -> str:
+    """How many small faults the contracts see."""
+    found = json.loads((RESULTS / "mutants.json").read_text())["mutants"]
+    fates = ("mutants", "killed", "equivalent", "survived")
+    lines = ["| operator | mutants | killed | equivalent | survived |", "|---|--:|--:|--:|--:|"]
+    names = dict.fromkeys(row["operator"] for row in found["operators"])
+    for name, operators in (*((n, {n}) for n in names), ("**all**", set(names))):
+        rows = [row for row in found["operators"] if row["operator"] in operators]
+        lines.append(
+            f"| {name} | " + " | ".join(str(sum(r[f] for r in rows)) for f in fates) + " |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines += [
+        "",
+        f"`{found['command']} --json …`, {SOURCES}mutants.json`: {found['seconds']} s with "
+        f"{found['jobs']} processes, {versions}. The equivalent ones and their reasons are in "
+        "[core/verify/equivalents](core/verify/equivalents).",
+    ]
+    return "\n".join(lines)
+
+
 def attention() -> str:
     """Steps (1) to (4) of attention on both sides."""
     reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
@@ -160,6 +221,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "tightness": tightness,
     "attention": attention,
+    "mutants": mutants,
+    "features": features,
 }
 
 

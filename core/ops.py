@@ -23,6 +23,7 @@ import numpy as np
 OPERATORS = (
     "attention",
     "multi_head_attention",
+    "merge_attention",
     "positional_encoding",
     "rotary",
     "layer_norm",

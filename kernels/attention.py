@@ -5,13 +5,15 @@ maximum and sum (online softmax: Milakov & Gimelshein 2018; FlashAttention-2: Da
 backward: out, and one float32 per row, lse. Bytes: q, k, v read once per tile of queries, out
 written once; operations: 4·M·N·D per head, half of it where causal.
 
-Backward is `attention_backward`, how a tile is loaded and scored `attention_parts`, how large it is
-`attention_tiles`.
+Backward is `attention_backward` and `attention_bias`, how a tile is loaded and scored
+`attention_parts`, how large it is `attention_tiles`.
 
-`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (1)–(9) are those of the reference.
-Scores are kept in base 2: exp2 is what the hardware has, log₂e is folded into the scale. Tiles that
-no query of a program may see are not visited; tiles that all of them see are not masked. Any
-head_dim is padded to a power of two in registers, by masks: 80 and 96 compute like 128.
+`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
+log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
+may see are not visited; tiles that all of them see are not masked. Heads that share keys read them
+where they are. Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute
+like 128.
 """
 
 from __future__ import annotations
@@ -25,18 +27,24 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
+from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_parts import (
+    LOG2_E,
+    Call,
     at,
     keys_present,
-    keys_seen,
     load,
     place,
     products,
     scores,
+    seen,
+    tile_start,
+    tiles_seen,
 )
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
+from twofold.reference.attention_scores import Options, ScoreMod, Window, band
 
 LN_2 = tl.constexpr(math.log(2.0))
 
@@ -50,40 +58,32 @@ class Cache(NamedTuple):
     out: torch.Tensor
     lse: torch.Tensor
     softmax_scale: float
-    causal: bool
-    mask: torch.Tensor | None  # (B, H, M, N), expanded without a copy
-    key_lengths: torch.Tensor | None
-    dropout_p: float
-    seed: int
+    options: Options
     allow_tf32: bool
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k and v, shaped as they are."""
+    """Gradients of q, k, v, bias and sinks, shaped as they are; None for those that were None."""
 
     dq: torch.Tensor
     dk: torch.Tensor
     dv: torch.Tensor
+    dbias: torch.Tensor | None = None
+    dsinks: torch.Tensor | None = None
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr,  # (B, H, M, D), (B, H, N, D), (B, H, N, D)
-    mask_ptr,  # (B, H, M, N) if HAS_MASK
-    lengths_ptr,  # (B,) if HAS_LENGTHS
+    x,  # Call
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
-    q_strides, k_strides, v_strides, mask_strides, out_strides,
-    H, M, N,
-    scale,  # softmax_scale·log₂e
+    out_strides,
     seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -91,35 +91,37 @@ def forward_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), H)
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
-        q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
+        q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)  # (BLOCK_M, BLOCK_D)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
+    if x.sinks is not None:
+        top = tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E
+        total += 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    present = keys_present(lengths_ptr, b, N, HAS_LENGTHS)
-    shift = N - M
-    full, end = keys_seen(first, shift, present, CAUSAL, BLOCK_M, BLOCK_N)
+    present = keys_present(x, b)
+    last = tl.minimum(first + BLOCK_M, x.M) - 1
+    begin, full, stop, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
     for EDGE in tl.static_range(2):
-        for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
+        for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
+            start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
             columns = start + n
             # (1) scores
             if CHUNK_D == BLOCK_D:
-                k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
+                k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
                 product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
-                    q_ptr, q_strides, k_ptr, k_strides, b, h,
-                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
+                    first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
-            s = scores(
-                product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
-                EDGE, CAUSAL, HAS_MASK,
-            )  # fmt: skip
+            s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)
             # (2) weights, against the running maximum; 0 stands in for −∞ − (−∞)
             new_top = tl.maximum(top, tl.max(s, axis=1))
             safe = tl.where(new_top == -float("inf"), 0.0, new_top)
@@ -133,17 +135,17 @@ def forward_kernel(
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
-            v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
+            v = load(x.v, x.v_strides, b, shared, start, tl.trans(n), d, present, D)
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     empty = total == 0.0
     divisor = tl.where(empty, 1.0, total)
     out = acc * (dropout_scale / divisor)[:, None]
     lse = tl.where(empty, -float("inf"), (top + tl.log2(divisor)) * LN_2)
     i = first + tl.arange(0, BLOCK_M)
-    row_at = (b * H + h).to(tl.int64) * M + i
-    tl.store(lse_ptr + row_at, lse, mask=i < M)
+    row_at = (b * x.H + h).to(tl.int64) * x.M + i
+    tl.store(lse_ptr + row_at, lse, mask=i < x.M)
     out_at = at(out_ptr, out_strides, b, h, first, m, d)
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < M) & (d < D))
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < x.M) & (d < D))
 
 
 def forward(
@@ -152,7 +154,13 @@ def forward(
     v: torch.Tensor,
     *,
     softmax_scale: float | None = None,
-    causal: bool = False,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
@@ -163,27 +171,26 @@ def forward(
     """Let every query gather the values of the keys it attends to.
 
     Arguments and results are those of `reference.attention.forward`, in float16, bfloat16 or
-    float32, any strides. float32 products are accurate to float32 (three tf32 products) unless
-    `allow_tf32`; `tile` overrides the table's choice.
+    float32, any strides; the functions of `score_mod` are `@triton.jit` functions, called for
+    whole tiles, also past the lengths. float32 products are accurate to float32 (three tf32
+    products) unless `allow_tf32`; `tile` overrides the table's choice.
     """
-    check(q, k, v, softmax_scale, mask, key_lengths, dropout_p, seed)
-    (B, H, M, D), N = q.shape, k.shape[2]
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+        key_lengths, dropout_p, seed,
+    )  # fmt: skip
+    check(q, k, v, options)
+    B, H, M, D = q.shape
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
-    if mask is not None:
-        mask = mask.expand(B, H, M, N)
     out = torch.empty_strided(
         (B, H, M, D), (M * H * D, D, H * D, 1), dtype=q.dtype, device=q.device
     )  # heads side by side, as the output projection reads them
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
-    cache = Cache(q, k, v, out, lse, scale, causal, mask, key_lengths, dropout_p, seed, allow_tf32)
+    cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
     tile = tile or _tile("forward", cache)
     forward_kernel[(triton.cdiv(M, tile.block_m) * B * H,)](
-        q, k, v, _or(mask, q), _or(key_lengths, q), out, lse,
-        q.stride(), k.stride(), v.stride(), _strides(mask), out.stride(),
-        H, M, N,
-        scale * math.log2(math.e),
-        **_options(cache, D, tile),
-    )  # fmt: skip
+        _call(cache), out, lse, out.stride(), **_constants(cache, tile)
+    )
     return out, cache
 
 
@@ -198,61 +205,112 @@ def backward(
 ) -> Gradients:
     """Return the gradients, given those of `out` and, optionally, of `cache.lse`.
 
-    `into` receives them, in any strides, instead of new tensors: multi-head attention hands in
-    views of the packed projection's gradient. The tiles override the table's choice.
+    `into` receives dq, dk and dv, in any strides, instead of new tensors: multi-head attention
+    hands in views of the packed projection's gradient. The tiles override the table's choice.
     """
-    q, k, v = cache.q, cache.k, cache.v
+    q, k, v, options = cache.q, cache.k, cache.v, cache.options
     check_backward(dout, dlse, q)
-    (B, H, M, D), N = q.shape, k.shape[2]
+    (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
     grads = into or Gradients(_empty(q), _empty(k), _empty(v))
     delta = torch.empty_like(cache.lse)
     over_keys = dk_dv_tile or _tile("dk_dv", cache)
     over_queries = dq_tile or _tile("dq", cache)
-    key_programs = (triton.cdiv(N, over_keys.block_n) * B * H,)
-    query_programs = (triton.cdiv(M, over_queries.block_m) * B * H,)
-    delta_kernel[query_programs](
-        cache.out, dout, _or(None if dlse is None else dlse.float().contiguous(), delta), delta,
+    blocks = triton.cdiv(M, over_queries.block_m)
+    sinks = options.sinks
+    shares = None if sinks is None else torch.empty((B, H, blocks), device=q.device)
+    delta_kernel[(blocks * B * H,)](
+        cache.out, dout, None if dlse is None else dlse.float().contiguous(),
+        delta, cache.lse, sinks, shares,
         cache.out.stride(), dout.stride(),
         H, M,
-        D=D, HAS_DLSE=dlse is not None, BLOCK_M=over_queries.block_m, BLOCK_D=padded(D),
+        D=D, BLOCK_M=over_queries.block_m, BLOCK_D=padded(D),
+        num_warps=over_queries.num_warps,
     )  # fmt: skip
-    inputs = (q, k, v, _or(cache.mask, q), _or(cache.key_lengths, q), dout, cache.lse, delta)
-    strides = (q.stride(), k.stride(), v.stride(), _strides(cache.mask), dout.stride())
-    scalars = (H, M, N, cache.softmax_scale * math.log2(math.e), cache.softmax_scale)
-    dk_dv_kernel[key_programs](
-        *inputs, grads.dk, grads.dv, *strides, grads.dk.stride(), grads.dv.stride(), *scalars,
-        **_options(cache, D, over_keys),
+    call = _call(cache)
+    derivative = None if options.score_mod is None else options.score_mod.derivative
+    inputs = (call, dout, cache.lse, delta)
+    dk_dv_kernel[(triton.cdiv(N, over_keys.block_n) * B * K,)](
+        *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
+        SCORE_SLOPE=derivative, **_constants(cache, over_keys),
     )  # fmt: skip
-    dq_kernel[query_programs](
-        *inputs, grads.dq, *strides, grads.dq.stride(), *scalars,
-        **_options(cache, D, over_queries),
+    dq_kernel[(blocks * B * H,)](
+        *inputs, grads.dq, dout.stride(), grads.dq.stride(),
+        SCORE_SLOPE=derivative, **_constants(cache, over_queries),
     )  # fmt: skip
+    if options.bias is not None:
+        grads = grads._replace(dbias=_dbias(inputs, cache, over_queries))
+    if sinks is not None and shares is not None:
+        grads = grads._replace(dsinks=-shares.sum((0, 2)).to(sinks.dtype))
     return grads
+
+
+def _dbias(
+    inputs: tuple[Call, torch.Tensor, torch.Tensor, torch.Tensor], cache: Cache, tile: Tile
+) -> torch.Tensor:
+    """Return the gradient of the bias, summed over the axes along which it was broadcast."""
+    bias = cache.options.bias
+    dbias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+    own = (1,) * (4 - bias.ndim) + tuple(bias.shape)
+    (B, H, M, _), N = cache.q.shape, cache.k.shape[2]
+    tiles = (triton.cdiv(own[2], tile.block_m), triton.cdiv(own[3], tile.block_n))
+    dbias_kernel[(own[0] * own[1] * tiles[0] * tiles[1],)](
+        *inputs, dbias, inputs[1].stride(), dbias.view(own).stride(),
+        B,
+        OWN_B=own[0] == B, OWN_H=own[1] == H, OWN_M=own[2] == M, OWN_N=own[3] == N,
+        **_constants(cache, tile),
+    )  # fmt: skip
+    return dbias
+
+
+def _call(cache: Cache) -> Call:
+    """Return what every kernel of a call reads."""
+    q, k, v, options = cache.q, cache.k, cache.v, cache.options
+    (B, H, M, _), (K, N) = q.shape, k.shape[1:3]
+    shift, left, right = band(options, M, N)
+    mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
+    mask, bias = (None if x is None else x.expand(B, H, M, N) for x in (mask, bias))
+    slopes = None if slopes is None else slopes.expand(B, H)
+    folded = 1.0 if options.changes_scores else math.log2(math.e)
+    return Call(
+        q, k, v, q.stride(), k.stride(), v.stride(),
+        H, H // K, M, N,
+        cache.softmax_scale * folded, cache.softmax_scale, shift,
+        () if mod is None else mod.args,
+        behind=None if left is None else left - shift,
+        ahead=None if right is None else right + shift,
+        lengths=options.key_lengths,
+        mask=mask, mask_strides=_strides(mask),
+        bias=bias, bias_strides=_strides(bias),
+        slopes=slopes, slopes_strides=_strides(slopes),
+        sinks=None if options.sinks is None else options.sinks.contiguous(),
+        softcap=options.softcap,
+    )  # fmt: skip
 
 
 def _tile(kernel: str, cache: Cache) -> Tile:
     """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
+    strides = (*cache.q.stride(), *cache.k.stride(), *cache.v.stride())
     return choose_tile(
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
-        masked=cache.mask is not None,
-        dropout=cache.dropout_p > 0.0,
+        masked=cache.options.mask is not None or cache.options.changes_scores,
+        dropout=cache.options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
+        aligned=all(n in (0, 1) or n % 16 == 0 for n in strides),
     )
 
 
-def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:
-    """Return the arguments that the three kernels share: dropout, variants, tile."""
+def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
+    """Return the arguments that the kernels share beside the `Call`: dropout, variants, tile."""
+    options, D = cache.options, cache.q.shape[-1]
     return {
-        "seed": cache.seed,
-        "threshold": dropout.threshold(cache.dropout_p),
-        "dropout_scale": dropout.scale(cache.dropout_p),
+        "seed": options.seed,
+        "threshold": dropout.threshold(options.dropout_p),
+        "dropout_scale": dropout.scale(options.dropout_p),
         "D": D,
-        "CAUSAL": cache.causal,
-        "HAS_MASK": cache.mask is not None,
-        "HAS_LENGTHS": cache.key_lengths is not None,
-        "DROPOUT": cache.dropout_p > 0.0,
+        "DROPOUT": options.dropout_p > 0.0,
+        "SCORE": None if options.score_mod is None else options.score_mod.function,
         "PRECISION": float32_products(cache.allow_tf32),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
@@ -263,13 +321,8 @@ def _options(cache: Cache, D: int, tile: Tile) -> dict[str, object]:
     }
 
 
-def _or(x: torch.Tensor | None, unused: torch.Tensor) -> torch.Tensor:
-    """Return a tensor to stand in for an absent one that no program reads."""
-    return unused if x is None else x
-
-
-def _strides(mask: torch.Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if mask is None else mask.stride()
+def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
+    return () if x is None else x.stride()
 
 
 def _empty(like: torch.Tensor) -> torch.Tensor:

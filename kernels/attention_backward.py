@@ -1,42 +1,44 @@
 """The backward of attention, two kernels without atomics: the same bits in every run.
 
 The weights are computed again from lse. One kernel holds a tile of keys and sums dk and dv over the
-queries, the other holds a tile of queries and sums dq over the keys; a third computes Δ for both.
-Operations: 14·M·N·D per head, half of it where causal; no M×N matrix is stored.
+queries of all heads that share them, the other holds a tile of queries and sums dq over the keys; a
+third computes Δ for both, and what the sinks get. Operations: 14·M·N·D per head, half of it where
+causal; no M×N matrix is stored.
 
-`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (5)–(9) are those of the reference.
+`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps
+(5)–(9) are those of the reference.
 """
 
 from __future__ import annotations
-
-import math
 
 import triton
 import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_parts import (
+    LOG2_E,
     at,
     keys_present,
-    keys_seen,
     load,
     place,
     products,
     scores,
+    seen,
+    through_scores,
+    tile_start,
+    tiles_seen,
 )
-
-LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
 def delta_kernel(
     out_ptr, dout_ptr,  # (B, H, M, D)
-    dlse_ptr,  # (B, H, M) float32 if HAS_DLSE
-    delta_ptr,  # (B, H, M) float32
+    dlse_ptr,  # (B, H, M) float32, or None
+    delta_ptr, lse_ptr,  # (B, H, M) float32
+    sinks_ptr, shares_ptr,  # (H,), (B, H, blocks) float32, or None
     out_strides, dout_strides,
     H, M,
     D: tl.constexpr,
-    HAS_DLSE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -49,9 +51,15 @@ def delta_kernel(
     delta = tl.sum(out * dout, axis=1)
     i = first + tl.arange(0, BLOCK_M)
     row_at = (b * H + h).to(tl.int64) * M + i
-    if HAS_DLSE:
+    if dlse_ptr is not None:
         delta -= tl.load(dlse_ptr + row_at, mask=i < M, other=0.0)
     tl.store(delta_ptr + row_at, delta, mask=i < M)
+    if sinks_ptr is not None:
+        # (8) gradient of the scores: a sink's own, which is minus the sum of these shares
+        sink = tl.load(sinks_ptr + h).to(tl.float32)
+        lse = tl.load(lse_ptr + row_at, mask=i < M, other=float("inf"))
+        share = tl.sum(weights_again(sink * LOG2_E, lse) * delta)
+        tl.store(shares_ptr + (b * H + h) * tl.cdiv(M, BLOCK_M) + block, share)
 
 
 @triton.jit
@@ -62,20 +70,18 @@ def weights_again(s, lse):
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
 def dk_dv_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, dout_ptr, lse_ptr, delta_ptr,
-    dk_ptr, dv_ptr,  # (B, H, N, D)
-    q_strides, k_strides, v_strides, mask_strides, dout_strides, dk_strides, dv_strides,
-    H, M, N,
-    scale,  # softmax_scale·log₂e
-    softmax_scale,
+    x,  # Call
+    dout_ptr,  # (B, H, M, D)
+    lse_ptr, delta_ptr,  # (B, H, M) float32
+    dk_ptr, dv_ptr,  # (B, H/G, N, D)
+    dout_strides, dk_strides, dv_strides,
     seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
+    SCORE_SLOPE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -83,96 +89,92 @@ def dk_dv_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum dk and dv of BLOCK_N keys over all queries; tiles are (keys, queries)."""
-    bh = tl.program_id(0) // tl.cdiv(N, BLOCK_N)
-    block, b, h = tl.program_id(0) % tl.cdiv(N, BLOCK_N), bh // H, bh % H
+    heads = x.H // x.G
+    bh = tl.program_id(0) // tl.cdiv(x.N, BLOCK_N)
+    block, b, shared = tl.program_id(0) % tl.cdiv(x.N, BLOCK_N), bh // heads, bh % heads
     first = block * BLOCK_N
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
-    present = keys_present(lengths_ptr, b, N, HAS_LENGTHS)
+    present = keys_present(x, b)
     if CHUNK_D == BLOCK_D:
-        k = load(k_ptr, k_strides, b, h, first, n, d, present, D)  # (BLOCK_N, BLOCK_D)
-        v = load(v_ptr, v_strides, b, h, first, n, d, present, D)
+        k = load(x.k, x.k_strides, b, shared, first, n, d, present, D)  # (BLOCK_N, BLOCK_D)
+        v = load(x.v, x.v_strides, b, shared, first, n, d, present, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Queries [begin, full) see some keys of the tile, [full, M) all of them. Padding keys need no
-    # mask: they only spoil their own rows of dk and dv, which are stored as 0.
-    shift = N - M
-    begin = 0
-    full = 0
-    if CAUSAL:
-        begin = tl.maximum(first - shift, 0) // BLOCK_M * BLOCK_M
-        full = tl.cdiv(tl.maximum(first + BLOCK_N - 1 - shift, 0), BLOCK_M) * BLOCK_M
-        full = tl.minimum(tl.maximum(full, begin), tl.cdiv(M, BLOCK_M) * BLOCK_M)
-    stop = tl.where(first < present, M, 0)
-    for FULL in tl.static_range(0 if CAUSAL else 1, 2):
-        for start in range(
-            full if FULL else begin, stop if FULL else tl.minimum(full, stop), BLOCK_M
-        ):
-            rows = start + m
-            q = load(q_ptr, q_strides, b, h, start, tl.trans(m), d, M, D)  # (BLOCK_M, BLOCK_D)
-            dout = load(dout_ptr, dout_strides, b, h, start, tl.trans(m), d, M, D)
-            row_at = (b * H + h).to(tl.int64) * M + rows
-            lse = tl.load(lse_ptr + row_at, mask=rows < M, other=0.0)  # (1, BLOCK_M)
-            delta = tl.load(delta_ptr + row_at, mask=rows < M, other=0.0)
-            # (5) weights again
-            if CHUNK_D == BLOCK_D:
-                product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
-            else:
-                product = products(
-                    k_ptr, k_strides, q_ptr, q_strides, b, h,
-                    first, n, present, start, tl.trans(m), M, D, BLOCK_D, CHUNK_D, PRECISION,
-                )  # fmt: skip
-            s = scores(
-                product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
-                not FULL, CAUSAL, HAS_MASK,
-            )  # fmt: skip
-            p = weights_again(s, lse)
-            # (6) gradient of the weights
-            if CHUNK_D == BLOCK_D:
-                dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
-            else:
-                dp = products(
-                    v_ptr, v_strides, dout_ptr, dout_strides, b, h,
-                    first, n, present, start, tl.trans(m), M, D, BLOCK_D, CHUNK_D, PRECISION,
-                )  # fmt: skip
-            dropped = p
-            if DROPOUT:
-                keep = tl.trans(
-                    dropout.attention_keep(seed, b, h, tl.trans(rows), first, threshold, BLOCK_N)
-                )  # (BLOCK_N, BLOCK_M)
-                dropped = tl.where(keep, p * dropout_scale, 0.0)
-                dp = tl.where(keep, dp * dropout_scale, 0.0)
-            # (8) gradient of the scores
-            ds = p * (dp - delta)
-            # (9) gradients of the inputs
-            dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    dk = tl.where(columns < present, dk * softmax_scale, 0.0)
+    # Key j is seen by queries j − ahead … j + behind. Padding keys need no mask: they only spoil
+    # their own rows of dk and dv, which are stored as 0; nor does the last tile of queries.
+    length = tl.where(first < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)
+    last = tl.minimum(first + BLOCK_N, present) - 1
+    begin, full, stop, end = seen(first, last, x.ahead, x.behind, length, BLOCK_M)
+    for g in range(x.G):
+        h = shared * x.G + g
+        for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
+            for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
+                start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
+                rows = start + m
+                q = load(x.q, x.q_strides, b, h, start, tl.trans(m), d, x.M, D)
+                dout = load(dout_ptr, dout_strides, b, h, start, tl.trans(m), d, x.M, D)
+                row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+                lse = tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0)  # (1, BLOCK_M)
+                delta = tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0)
+                # (5) weights again
+                if CHUNK_D == BLOCK_D:
+                    product = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+                else:
+                    product = products(
+                        x.k, x.k_strides, shared, x.q, x.q_strides, h, b,
+                        first, n, present, start, tl.trans(m), x.M, D, BLOCK_D, CHUNK_D, PRECISION,
+                    )  # (BLOCK_N, BLOCK_M)  # fmt: skip
+                s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)
+                p = weights_again(s, lse)
+                # (6) gradient of the weights
+                if CHUNK_D == BLOCK_D:
+                    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+                else:
+                    dp = products(
+                        x.v, x.v_strides, shared, dout_ptr, dout_strides, h, b,
+                        first, n, present, start, tl.trans(m), x.M, D, BLOCK_D, CHUNK_D, PRECISION,
+                    )  # (BLOCK_N, BLOCK_M)  # fmt: skip
+                dropped = p
+                if DROPOUT:
+                    keep = tl.trans(
+                        dropout.attention_keep(
+                            seed, b, h, tl.trans(rows), first, threshold, BLOCK_N
+                        )
+                    )  # (BLOCK_N, BLOCK_M)
+                    dropped = tl.where(keep, p * dropout_scale, 0.0)
+                    dp = tl.where(keep, dp * dropout_scale, 0.0)
+                # (8) gradient of the scores
+                ds = through_scores(
+                    p * (dp - delta), p, product, x, b, h, rows, columns, SCORE, SCORE_SLOPE
+                )
+                # (9) gradients of the inputs
+                dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)
+                dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    dk = tl.where(columns < present, dk * x.softmax_scale, 0.0)
     dv = tl.where(columns < present, dv, 0.0)
-    inside = (columns < N) & (d < D)
-    dk_at = at(dk_ptr, dk_strides, b, h, first, n, d)
-    dv_at = at(dv_ptr, dv_strides, b, h, first, n, d)
+    inside = (columns < x.N) & (d < D)
+    dk_at = at(dk_ptr, dk_strides, b, shared, first, n, d)
+    dv_at = at(dv_ptr, dv_strides, b, shared, first, n, d)
     tl.store(dk_at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
 def dq_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, dout_ptr, lse_ptr, delta_ptr,
+    x,  # Call
+    dout_ptr,  # (B, H, M, D)
+    lse_ptr, delta_ptr,  # (B, H, M) float32
     dq_ptr,  # (B, H, M, D)
-    q_strides, k_strides, v_strides, mask_strides, dout_strides, dq_strides,
-    H, M, N,
-    scale,  # softmax_scale·log₂e
-    softmax_scale,
+    dout_strides, dq_strides,
     seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
     DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
+    SCORE_SLOPE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -180,54 +182,55 @@ def dq_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum dq of BLOCK_M queries over the keys they see."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), H)
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
-        q = load(q_ptr, q_strides, b, h, first, m, d, M, D)  # (BLOCK_M, BLOCK_D)
-        dout = load(dout_ptr, dout_strides, b, h, first, m, d, M, D)
-    row_at = (b * H + h).to(tl.int64) * M + rows
-    lse = tl.load(lse_ptr + row_at, mask=rows < M, other=0.0)  # (BLOCK_M, 1)
-    delta = tl.load(delta_ptr + row_at, mask=rows < M, other=0.0)
+        q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)  # (BLOCK_M, BLOCK_D)
+        dout = load(dout_ptr, dout_strides, b, h, first, m, d, x.M, D)
+    row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+    lse = tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0)  # (BLOCK_M, 1)
+    delta = tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    present = keys_present(lengths_ptr, b, N, HAS_LENGTHS)
-    shift = N - M
-    full, end = keys_seen(first, shift, present, CAUSAL, BLOCK_M, BLOCK_N)
+    present = keys_present(x, b)
+    last = tl.minimum(first + BLOCK_M, x.M) - 1
+    begin, full, stop, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
     for EDGE in tl.static_range(2):
-        for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):
+        for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
+            start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
             columns = start + n
-            k = load(k_ptr, k_strides, b, h, start, tl.trans(n), d, present, D)
+            k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
             # (5) weights again
             if CHUNK_D == BLOCK_D:
                 product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
-                    q_ptr, q_strides, k_ptr, k_strides, b, h,
-                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
+                    first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
-            s = scores(
-                product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
-                EDGE, CAUSAL, HAS_MASK,
-            )  # fmt: skip
+            s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)
             p = weights_again(s, lse)
             # (6) gradient of the weights
             if CHUNK_D == BLOCK_D:
-                v = load(v_ptr, v_strides, b, h, start, tl.trans(n), d, present, D)
+                v = load(x.v, x.v_strides, b, shared, start, tl.trans(n), d, present, D)
                 dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 dp = products(
-                    dout_ptr, dout_strides, v_ptr, v_strides, b, h,
-                    first, m, M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    dout_ptr, dout_strides, h, x.v, x.v_strides, shared, b,
+                    first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores
-            ds = p * (dp - delta)
+            ds = through_scores(
+                p * (dp - delta), p, product, x, b, h, rows, columns, SCORE, SCORE_SLOPE
+            )
             # (9) gradients of the inputs
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     dq_at = at(dq_ptr, dq_strides, b, h, first, m, d)
-    inside = (rows < M) & (d < D)
-    tl.store(dq_at, (dq * softmax_scale).to(dq_ptr.dtype.element_ty), mask=inside)
+    inside = (rows < x.M) & (d < D)
+    tl.store(dq_at, (dq * x.softmax_scale).to(dq_ptr.dtype.element_ty), mask=inside)

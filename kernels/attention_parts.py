@@ -1,12 +1,52 @@
 """What the attention kernels share: how a tile is placed, loaded and scored.
 
-`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim.
+A kernel is handed one `Call`; what a call does not have is None there, and costs nothing.
+
+`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+
+
+class Call(NamedTuple):
+    """What every kernel of a call of attention reads; tensors are pointers in a kernel.
+
+    Query i may attend to keys from i − behind to i + ahead; `shift` is where the diagonal is.
+    """
+
+    q: Any  # (B, H, M, D)
+    k: Any  # (B, H/G, N, D)
+    v: Any  # (B, H/G, N, D)
+    q_strides: tuple[int, ...]
+    k_strides: tuple[int, ...]
+    v_strides: tuple[int, ...]
+    H: int
+    G: int
+    M: int
+    N: int
+    scale: float  # softmax_scale, times log₂e where nothing is done to the scores
+    softmax_scale: float
+    shift: int
+    score_args: tuple[Any, ...]
+    behind: int | None = None
+    ahead: int | None = None
+    lengths: Any = None  # (B,)
+    mask: Any = None  # (B, H, M, N)
+    mask_strides: tuple[int, ...] = ()
+    bias: Any = None  # (B, H, M, N)
+    bias_strides: tuple[int, ...] = ()
+    slopes: Any = None  # (B, H)
+    slopes_strides: tuple[int, ...] = ()
+    sinks: Any = None  # (H,)
+    softcap: float | None = None
 
 
 @triton.jit
@@ -26,7 +66,7 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
 
 @triton.jit
 def products(
-    x_ptr, x_strides, y_ptr, y_strides, b, h,
+    x_ptr, x_strides, x_h, y_ptr, y_strides, y_h, b,
     x_first, x_rows, x_length, y_first, y_rows, y_length,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -37,8 +77,8 @@ def products(
     acc = tl.zeros([x_rows.shape[0], y_rows.shape[0]], tl.float32)
     for chunk in range(0, BLOCK_D, CHUNK_D):
         d = chunk + tl.arange(0, CHUNK_D)[None, :]
-        x = load(x_ptr, x_strides, b, h, x_first, x_rows, d, x_length, D)  # (X, CHUNK_D)
-        y = load(y_ptr, y_strides, b, h, y_first, y_rows, d, y_length, D)  # (Y, CHUNK_D)
+        x = load(x_ptr, x_strides, b, x_h, x_first, x_rows, d, x_length, D)  # (X, CHUNK_D)
+        y = load(y_ptr, y_strides, b, y_h, y_first, y_rows, d, y_length, D)  # (Y, CHUNK_D)
         acc = tl.dot(x, tl.trans(y), acc, input_precision=PRECISION)
     return acc
 
@@ -51,45 +91,114 @@ def place(program, blocks, H):
 
 
 @triton.jit
-def keys_present(lengths_ptr, b, N, HAS_LENGTHS: tl.constexpr):
+def keys_present(x, b):
     """Return how many keys of batch b are no padding."""
-    if HAS_LENGTHS:
-        return tl.minimum(tl.maximum(tl.load(lengths_ptr + b).to(tl.int32), 0), N)
+    if x.lengths is not None:
+        return tl.minimum(tl.maximum(tl.load(x.lengths + b).to(tl.int32), 0), x.N)
     else:
-        return N
+        return x.N
 
 
 @triton.jit
-def keys_seen(
-    first, shift, present, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Return (full, end): every query of a tile sees keys [0, full), some see [full, end)."""
-    full = present
-    end = present
-    if CAUSAL:
-        full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))
-        end = tl.minimum(present, tl.maximum(first + BLOCK_M + shift, 0))
-    return full // BLOCK_N * BLOCK_N, end
+def seen(first, last, behind, ahead, length, BLOCK: tl.constexpr):
+    """Say what rows first … last see, row i from i − behind to i + ahead, of `length` in all.
+
+    Returns:
+        (begin, full, stop, end): all rows see [full, stop), some [begin, full) and [stop, end).
+    """
+    begin = 0
+    full = 0
+    stop = length
+    end = length
+    if behind is not None:
+        begin = tl.maximum(first - behind, 0) // BLOCK * BLOCK
+        full = tl.cdiv(tl.maximum(last - behind, 0), BLOCK) * BLOCK
+    if ahead is not None:
+        stop = tl.minimum(length, tl.maximum(first + 1 + ahead, 0))
+        end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))
+    full = tl.minimum(full, tl.cdiv(end, BLOCK) * BLOCK)
+    stop = tl.maximum(stop // BLOCK * BLOCK, full)
+    return begin, full, stop, end
 
 
 @triton.jit
-def scores(
-    product, mask_ptr, mask_strides, b, h, rows, columns, present, shift, M, scale,
-    EDGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
-):  # fmt: skip
-    """(1) Scale a tile of products into base-2 scores, −∞ where a query may not attend.
+def tiles_seen(begin, full, stop, end, behind, EDGE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return how many tiles are seen by some rows only (EDGE), or by all."""
+    if EDGE:
+        count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)
+        if behind is not None:
+            count += tl.maximum(full - begin, 0) // BLOCK
+        return count
+    else:
+        return (stop - full) // BLOCK
+
+
+@triton.jit
+def tile_start(i, begin, full, stop, behind, EDGE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return where the i-th of these tiles begins."""
+    if EDGE:
+        if behind is not None:
+            left = tl.maximum(full - begin, 0) // BLOCK
+            return tl.where(i < left, begin + i * BLOCK, stop + (i - left) * BLOCK)
+        else:
+            return stop + i * BLOCK
+    else:
+        return full + i * BLOCK
+
+
+@triton.jit
+def scores(product, x, b, h, rows, columns, present, EDGE: tl.constexpr, SCORE: tl.constexpr):
+    """(1) Turn a tile of products into base-2 scores, −∞ where a query may not attend.
 
     `rows` and `columns` are the tile's query and key numbers, in either orientation. Only an EDGE
-    tile needs to look at the lengths and the diagonal.
+    tile needs to look at the lengths and the band.
     """
-    s = product * scale
+    s = product * x.scale
+    if x.softcap is not None:
+        s = x.softcap * tanh(s / x.softcap)
+    if SCORE is not None:
+        s = SCORE(s, b, h, rows, columns, x.score_args)
+    if x.slopes is not None:
+        slope = tl.load(x.slopes + b * x.slopes_strides[0] + h * x.slopes_strides[1])
+        s -= slope.to(tl.float32) * tl.abs(rows + x.shift - columns).to(tl.float32)
+    if x.bias is not None:
+        inside = (rows < x.M) & (columns < present)
+        where = at(x.bias, x.bias_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
+        s += tl.load(where, mask=inside, other=0.0).to(tl.float32)
+    if x.softcap is not None or SCORE is not None or x.slopes is not None or x.bias is not None:
+        s = tl.where(rows < x.M, s * LOG2_E, -float("inf"))  # whatever they made of no query
     if EDGE:
         live = columns < present
-        if CAUSAL:
-            live = live & (columns <= rows + shift)
+        if x.behind is not None:
+            live = live & (columns >= rows - x.behind)
+        if x.ahead is not None:
+            live = live & (columns <= rows + x.ahead)
         s = tl.where(live, s, -float("inf"))
-    if HAS_MASK:
-        inside = (rows < M) & (columns < present)
-        where = at(mask_ptr, mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
+    if x.mask is not None:
+        inside = (rows < x.M) & (columns < present)
+        where = at(x.mask, x.mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
         s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
     return s
+
+
+@triton.jit
+def through_scores(
+    ds, p, product, x, b, h, rows, columns, SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr
+):
+    """(8) Take a gradient of scores, of weights p, back to softmax_scale times the products."""
+    if x.softcap is not None:
+        ratio = tanh(product * x.scale / x.softcap)
+        ds = ds * (1.0 - ratio * ratio)
+    if SCORE is not None:
+        s = product * x.scale
+        if x.softcap is not None:
+            s = x.softcap * tanh(s / x.softcap)
+        # Where nothing is attended the derivative may be anything.
+        ds = tl.where(p == 0.0, 0.0, ds * SCORE_SLOPE(s, b, h, rows, columns, x.score_args))
+    return ds
+
+
+@triton.jit
+def tanh(a):
+    """Return tanh a = 1 − 2/(1 + e²ᵃ); the largest e²ᵃ is infinite, and right."""
+    return 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2_E)))

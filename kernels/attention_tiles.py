@@ -32,7 +32,7 @@ TILES: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 32, 8, 2),
     ("forward", 4, 16): Tile(64, 32, 4, 2),
     ("forward", 4, 32): Tile(64, 32, 4, 2),
-    ("forward", 4, 64): Tile(32, 32, 4, 2),
+    ("forward", 4, 64): Tile(32, 32, 8, 2),
     ("forward", 4, 128): Tile(32, 16, 8, 1),
     ("forward", 4, 256): Tile(32, 16, 8, 1, 32),
     ("dk_dv", 2, 16): Tile(64, 64, 4, 2),
@@ -40,16 +40,16 @@ TILES: dict[Key, Tile] = {
     ("dk_dv", 2, 64): Tile(64, 32, 4, 2),
     ("dk_dv", 2, 128): Tile(32, 64, 8, 2),
     ("dk_dv", 2, 256): Tile(32, 32, 8, 1),
-    ("dk_dv", 4, 16): Tile(32, 16, 4, 1),
+    ("dk_dv", 4, 16): Tile(32, 16, 8, 1),
     ("dk_dv", 4, 32): Tile(32, 16, 4, 1),
     ("dk_dv", 4, 64): Tile(32, 16, 4, 1),
     ("dk_dv", 4, 128): Tile(32, 16, 8, 1),
     ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 32),
     ("dq", 2, 16): Tile(64, 64, 4, 2),
-    ("dq", 2, 32): Tile(64, 64, 4, 2),
+    ("dq", 2, 32): Tile(64, 32, 4, 2),
     ("dq", 2, 64): Tile(64, 64, 8, 2),
     ("dq", 2, 128): Tile(64, 64, 8, 2),
-    ("dq", 2, 256): Tile(32, 32, 8, 1),
+    ("dq", 2, 256): Tile(32, 16, 8, 1),
     ("dq", 4, 16): Tile(32, 16, 4, 1),
     ("dq", 4, 32): Tile(32, 16, 4, 1),
     ("dq", 4, 64): Tile(32, 16, 8, 1),
@@ -60,19 +60,32 @@ TILES: dict[Key, Tile] = {
 DROPOUT: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 2),
     ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
+    ("dk_dv", 4, 32): Tile(16, 16, 4, 1),
+    ("dk_dv", 4, 64): Tile(32, 16, 8, 1),
+    ("dq", 2, 128): Tile(64, 32, 8, 2),
 }
-# So do the addresses of a mask, with dropout or without: what replaces those that would spill.
+# So do the addresses of a mask or bias, with dropout or without, and whatever else is done to the
+# scores: what replaces those that would spill.
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
-    ("dk_dv", 2, 16): Tile(32, 64, 4, 2),
-    ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 16): Tile(32, 64, 8, 2),
+    ("dk_dv", 2, 32): Tile(32, 64, 8, 2),
     ("dk_dv", 2, 64): Tile(64, 32, 8, 2),
+    ("dk_dv", 2, 128): Tile(32, 32, 8, 2),
     ("dk_dv", 2, 256): Tile(32, 32, 8, 1, 128),
+    ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 16),
+    ("dq", 2, 16): Tile(64, 64, 8, 2),
     ("dq", 2, 64): Tile(64, 32, 8, 2),
     ("dq", 2, 128): Tile(64, 32, 8, 2),
+    ("dq", 4, 32): Tile(32, 16, 8, 1),
+    ("dq", 4, 64): Tile(16, 16, 8, 1),
+    ("dq", 4, 128): Tile(16, 16, 8, 1, 32),
 }
 # On AMD a thread has 512 registers if its program has no more than four warps, else 256.
 AMD: dict[Key, Tile] = {
+    ("forward", 2, 256): Tile(32, 32, 4, 1),
+    ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 64): Tile(32, 32, 4, 1),
     ("dk_dv", 2, 128): Tile(32, 32, 4, 1),
     ("dk_dv", 2, 256): Tile(16, 32, 4, 1),
     ("dk_dv", 4, 128): Tile(32, 16, 4, 1),
@@ -80,9 +93,32 @@ AMD: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(64, 64, 4, 1),
     ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
 }
+# Rows that do not begin at multiples of 16 elements have an address for each element: what none of
+# the kernels spills on any GPU, by bytes of an element and padded head_dim.
+UNALIGNED: dict[tuple[int, int], Tile] = {
+    (2, 16): Tile(32, 16, 8, 1),
+    (2, 32): Tile(32, 16, 8, 1),
+    (2, 64): Tile(32, 16, 8, 1, 32),
+    (2, 128): Tile(16, 16, 8, 1, 32),
+    (2, 256): Tile(16, 16, 8, 1, 32),
+    (4, 16): Tile(32, 16, 8, 1),
+    (4, 32): Tile(32, 16, 8, 1),
+    (4, 64): Tile(32, 16, 8, 1, 32),
+    (4, 128): Tile(16, 16, 8, 1, 32),
+    (4, 256): Tile(16, 16, 8, 1, 16),
+}
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
-ENTRIES = tuple(
-    dict.fromkeys(entry for table in (TILES, DROPOUT, MASKED, AMD) for entry in table.items())
+ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
+    dict.fromkeys(
+        (
+            *(entry for table in (TILES, DROPOUT, MASKED, AMD) for entry in table.items()),
+            *(
+                ((kernel, *key), tile)
+                for kernel in ("forward", "dk_dv", "dq")
+                for key, tile in UNALIGNED.items()
+            ),
+        )
+    )
 )
 
 
@@ -99,8 +135,14 @@ def choose_tile(
     masked: bool = False,
     dropout: bool = False,
     amd: bool = False,
+    aligned: bool = True,
 ) -> Tile:
-    """Return the tables' tile of a kernel for a head_dim and bytes per element."""
+    """Return the tables' tile of a kernel for a head_dim and bytes per element.
+
+    `aligned` says whether 16 divides every distance of rows, in elements.
+    """
+    if not aligned:
+        return UNALIGNED[min(element_size, 4), padded(head_dim)]
     key = (kernel, min(element_size, 4), padded(head_dim))
     first = AMD if amd else MASKED if masked else DROPOUT if dropout else TILES
     return first[key] if key in first else TILES[key]

@@ -48,7 +48,7 @@ TILES = (
     (2, Tile(64, 64, 64, 8, 4, 4)),
     (2, Tile(32, 32, 64, 8, 4, 4)),
     (4, Tile(128, 64, 32, 8, 8, 2)),
-    (4, Tile(64, 64, 32, 8, 4, 2)),
+    (4, Tile(64, 64, 32, 8, 8, 3)),
     (4, Tile(32, 32, 32, 8, 4, 2)),
 )
 # Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of

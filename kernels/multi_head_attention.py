@@ -121,7 +121,7 @@ def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
         packed = torch.empty((B, M, 3 * E), dtype=x.dtype, device=x.device)
         into = attention.Gradients(*split(packed, 3, num_heads))
         # (3) attention of every head
-        dq, dk, _ = attention.backward(dheads, cache.attention, into=into)
+        dq, dk, *_ = attention.backward(dheads, cache.attention, into=into)
         # (2) positions
         if cache.rotary is not None:
             positions.backward(dq, dk, cache.rotary, into=(dq, dk))

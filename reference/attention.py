@@ -5,10 +5,14 @@ r"""Scaled dot-product attention.
 Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as in Dao et al. 2022,
 "FlashAttention", appendix B.2, with the gradient of lse beside it.
 
-`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. The steps are numbered; the kernel
-carries the same numbers where it does the same thing.
+What else the scores are made of, and which pairs take part, is in `attention_scores`. A sink is a
+key without a value: it takes its share of the weights away (Xiao et al. 2023, "Efficient Streaming
+Language Models with Attention Sinks").
 
-A query that may attend to no key has output 0, lse −∞ and gradient 0.
+`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+The steps are numbered; the kernel carries the same numbers where it does the same thing.
+
+A query that may attend to no key has output 0, lse −∞ (its sink if there are sinks) and gradient 0.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twofold.reference import checks, dropout
+from twofold.reference import attention_scores, checks, dropout
+from twofold.reference.attention_scores import Options, ScoreMod, Window
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,47 +38,36 @@ class Cache(NamedTuple):
     lse: Array  # (B, H, M)
     p: Array  # (B, H, M, N), before dropout
     keep: Array | None  # (B, H, M, N), keep/(1 − dropout_p), None without dropout
+    slope: Array | None  # (B, H, M, N), of the scores by q·k·scale, None where that is 1
     softmax_scale: float
+    options: Options
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k and v, shaped as they are."""
+    """Gradients of q, k, v, bias and sinks, shaped as they are; None for those that were None."""
 
     dq: Array
     dk: Array
     dv: Array
+    dbias: Array | None = None
+    dsinks: Array | None = None
 
 
-def check(
-    q: Any,
-    k: Any,
-    v: Any,
-    softmax_scale: float | None,
-    mask: Any,
-    key_lengths: Any,
-    dropout_p: float,
-    seed: int,
-) -> None:
+def check(q: Any, k: Any, v: Any, options: Options) -> None:
     """Refuse what either side cannot take."""
-    checks.floating(q=q, k=k, v=v)
+    checks.floating(q=q, k=k, v=v, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
     checks.require(D <= 256, "q.shape[-1]", D, "at most 256")
-    checks.shape("k", k, (B, H, "N", D))
-    N = int(k.shape[2])
-    checks.shape("v", v, (B, H, N, D))
-    if softmax_scale is not None:
-        finite = math.isfinite(softmax_scale)
-        checks.require(finite, "softmax_scale", softmax_scale, "finite")
-    if mask is not None:
-        checks.boolean(mask=mask)
-        checks.broadcastable("mask", mask, (B, H, M, N))
-    if key_lengths is not None:
-        checks.integer(key_lengths=key_lengths)
-        checks.shape("key_lengths", key_lengths, (B,))
-    checks.same_device(q=q, mask=mask, key_lengths=key_lengths)
-    checks.probability("dropout_p", dropout_p)
-    checks.seed(seed)
+    checks.shape("k", k, (B, "K", "N", D))
+    K, N = int(k.shape[1]), int(k.shape[2])
+    checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
+    checks.shape("v", v, (B, K, N, D))
+    attention_scores.check(options, B, H, M, N)
+    checks.same_device(
+        q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
+        alibi_slopes=options.alibi_slopes,
+    )  # fmt: skip
 
 
 def check_backward(dout: Any, dlse: Any, q: Any) -> None:
@@ -92,7 +86,13 @@ def forward(
     v: Array,
     *,
     softmax_scale: float | None = None,
-    causal: bool = False,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: Array | None = None,
+    bias: Array | None = None,
+    sinks: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
     dropout_p: float = 0.0,
@@ -102,9 +102,19 @@ def forward(
 
     Args:
         q: (B, H, M, D), floating, D ≤ 256.
-        k, v: (B, H, N, D).
-        softmax_scale: multiplies the scores; 1/√D by default.
-        causal: query i attends to keys j ≤ i + N − M (the last query sees every key).
+        k, v: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k and v
+            (grouped-query attention; multi-query where K = 1).
+        softmax_scale: multiplies the products; 1/√D by default.
+        causal: query i attends to keys j ≤ i + N − M (True or "bottom-right": the last query sees
+            every key) or j ≤ i ("top-left").
+        window_size: (left, right): at most so many keys before and behind that diagonal, None for
+            any number. `causal` leaves none behind it.
+        softcap: s becomes softcap·tanh(s/softcap) (Gemma 2).
+        score_mod: a function of the scores, and its derivative.
+        alibi_slopes: broadcastable to (B, H), floating: s loses slope·|distance to the diagonal|
+            (Press et al. 2022, "Train Short, Test Long").
+        bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N).
+        sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding.
         dropout_p: probability of dropping a weight, after the softmax.
@@ -116,20 +126,30 @@ def forward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    check(q, k, v, softmax_scale, mask, key_lengths, dropout_p, seed)
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+        key_lengths, dropout_p, seed,
+    )  # fmt: skip
+    check(q, k, v, options)
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     # (1) scores
-    s = (q * q.dtype.type(scale)) @ k.mT  # (B, H, M, N)
-    live = attended(s.shape, causal, mask, key_lengths)
+    s = apart(together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, M, N)
+    s, slope = attention_scores.scores(s, options)
+    live = attention_scores.attended(s.shape, options)
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
     # (2) weights, against each row's maximum so that exp cannot overflow
     top = s.max(axis=-1, keepdims=True)  # (B, H, M, 1)
+    if sinks is not None:
+        sink = sinks.astype(s.dtype)[:, None, None]  # (H, 1, 1)
+        top = np.maximum(top, sink)
     top[top == -np.inf] = 0
     s -= top
     p = np.exp(s, out=s)
     # (3) log-sum-exp
     total = p.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total += np.exp(sink - top)
     with np.errstate(divide="ignore"):  # log 0 = −∞ where nothing is attended
         lse = (top + np.log(total))[..., 0]
     total[total == 0] = 1
@@ -138,22 +158,23 @@ def forward(
     keep = None
     if dropout_p > 0.0:
         keep = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
-    out = (p if keep is None else p * keep) @ v  # (B, H, M, D)
-    return out, Cache(q, k, v, out, lse, p, keep, scale)
+    out = apart(together(p if keep is None else p * keep, k) @ v, q)  # (B, H, M, D)
+    return out, Cache(q, k, v, out, lse, p, keep, slope, scale, options)
 
 
 def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     """Return the gradients, given those of `out` and, optionally, of `cache.lse`.
 
     The softmax's Jacobian is diag(p) − p·pᵀ, so dS = p∘(dP − Δ) with Δ_i = Σ_j p_ij·dP_ij, which is
-    Σ_d dout_id·out_id; lse has ∂lse_i/∂s_ij = p_ij, so its gradient joins Δ.
+    Σ_d dout_id·out_id; lse has ∂lse_i/∂s_ij = p_ij, so its gradient joins Δ. A sink is one more
+    score, with dP = 0.
     """
-    q, k, v, out, _, p, keep, scale = cache
+    q, k, v, out, lse, p, keep, slope, scale, options = cache
     check_backward(dout, dlse, q)
     # (5) weights again: kept here, computed again by the kernel
     dropped = p if keep is None else p * keep
     # (6) gradient of the weights
-    dp = dout @ v.mT  # (B, H, M, N)
+    dp = apart(together(dout, k) @ v.mT, q)  # (B, H, M, N)
     if keep is not None:
         dp *= keep
     # (7) what the normalisation takes away
@@ -163,21 +184,34 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     # (8) gradient of the scores
     dp -= delta[..., None]
     ds = np.multiply(p, dp, out=dp)
+    dbias = dsinks = None
+    if options.bias is not None:
+        dbias = summed(ds, options.bias.shape)
+    if options.sinks is not None:
+        shares = np.exp(options.sinks.astype(lse.dtype)[:, None] - lse)  # (B, H, M)
+        dsinks = -(shares * delta).sum(axis=(0, 2))
+    if slope is not None:
+        ds = np.multiply(ds, slope, out=ds, where=p != 0)
     ds *= scale
     # (9) gradients of the inputs
-    return Gradients(ds @ k, ds.mT @ q, dropped.mT @ dout)
+    dq = apart(together(ds, k) @ k, q)
+    dk = together(ds, k).mT @ together(q, k)
+    dv = together(dropped, k).mT @ together(dout, k)
+    return Gradients(dq, dk, dv, dbias, dsinks)
 
 
-def attended(
-    shape: tuple[int, ...], causal: bool, mask: Array | None, key_lengths: Array | None
-) -> Array | None:
-    """Return which pairs take part, broadcastable to (B, H, M, N); None if all do."""
-    M, N = shape[-2:]
-    live = mask
-    if causal:
-        diagonal = np.arange(N) <= np.arange(M)[:, None] + N - M  # (M, N)
-        live = diagonal if live is None else live & diagonal
-    if key_lengths is not None:
-        present = np.arange(N) < key_lengths[:, None, None, None]  # (B, 1, 1, N)
-        live = present if live is None else live & present
-    return live
+def together(x: Array, k: Array) -> Array:
+    """Put the queries of the heads that share a head of keys below each other: (B, K, G·M, …)."""
+    return x.reshape(*k.shape[:2], -1, x.shape[-1])
+
+
+def apart(x: Array, q: Array) -> Array:
+    """Take the queries of each head of q apart again: (B, H, M, …)."""
+    return x.reshape(*q.shape[:3], x.shape[-1])
+
+
+def summed(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an array of this shape was broadcast to x's."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    return np.asarray(x.sum(axis=axes, keepdims=True))

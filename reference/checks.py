@@ -76,6 +76,13 @@ def boolean(**arrays: Any) -> None:
             raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be bool")
 
 
+def dtype(name: str, x: Any, expected: str) -> None:
+    """Raise `TypeError` unless `x` is an array of the dtype of this name."""
+    array(name, x)
+    if dtype_name(x) != expected:
+        raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be {expected}")
+
+
 def same_device(**arrays: Any) -> None:
     """All arrays live on one device; None is passed over."""
     present = {

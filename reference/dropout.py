@@ -98,13 +98,14 @@ def keep_mask(shape: tuple[int, ...], p: float, seed: int) -> Array:
     """Return the boolean mask of a tensor, elements counted in row-major order."""
     size = int(np.prod(shape))
     counters = -(-size // DRAWS)
-    draws = np.empty(counters * DRAWS, "<u2")
+    keep = np.empty(counters * DRAWS, bool)
     for start in range(0, counters, BLOCK):
         index = np.arange(start, min(start + BLOCK, counters), dtype=np.uint64)
         low, high = index.astype(np.uint32), (index >> HALF).astype(np.uint32)
         zero = np.zeros_like(low)
-        draws[start * DRAWS :][: len(index) * DRAWS] = philox_draws(low, high, zero, zero, seed)
-    return (draws[:size] >= threshold(p)).reshape(shape)
+        draws = philox_draws(low, high, zero, zero, seed)
+        keep[start * DRAWS : (start + BLOCK) * DRAWS] = draws >= threshold(p)
+    return keep[:size].reshape(shape)
 
 
 def attention_keep_mask(shape: tuple[int, int, int, int], p: float, seed: int) -> Array:
@@ -115,12 +116,13 @@ def attention_keep_mask(shape: tuple[int, int, int, int], p: float, seed: int) -
     """
     B, H, M, N = shape
     groups = -(-N // DRAWS)
-    draws = np.empty(B * H * M * groups * DRAWS, "<u2")
+    keep = np.empty(B * H * M * groups * DRAWS, bool)
     for start in range(0, B * H * M * groups, BLOCK):
         index = np.arange(start, min(start + BLOCK, B * H * M * groups))
         b, h, i, j = (c.astype(np.uint32) for c in np.unravel_index(index, (B, H, M, groups)))
-        draws[start * DRAWS :][: len(index) * DRAWS] = philox_draws(j, i, h, b, seed)
-    return (draws >= threshold(p)).reshape(B, H, M, groups * DRAWS)[..., :N]
+        draws = philox_draws(j, i, h, b, seed)
+        keep[start * DRAWS : (start + BLOCK) * DRAWS] = draws >= threshold(p)
+    return keep.reshape(B, H, M, groups * DRAWS)[..., :N]
 
 
 def philox_draws(c0: Array, c1: Array, c2: Array, c3: Array, seed: int) -> Array:

@@ -129,7 +129,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     # (4) output projection
     dheads, dw_out, db_out = linear.backward(dout, cache.output)
     # (3) attention of every head
-    dq, dk, dv = attention.backward(split(dheads, num_heads), cache.attention)
+    dq, dk, dv, *_ = attention.backward(split(dheads, num_heads), cache.attention)
     # (2) positions
     if cache.rotary is not None:
         dq, dk = rotary_backward(dq, dk, cache.rotary)

@@ -28,7 +28,9 @@ for name, precision, block, warps in (
 
     def keep(function, args, options, launch, name=name):
         empty = Compiled("planted", function.__name__, "sm_80", "float32", "")
-        found[name] = describe(empty, launch()).faults()
+        kernel = launch()
+        found[name] = describe(empty, kernel).faults()
+        found["lines"] = "!dbg" in kernel.asm["llir"]
 
     x = torch.empty(block, block)
     with compiling(CHIPS["sm_80"], keep):

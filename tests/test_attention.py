@@ -13,6 +13,21 @@ from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import attention
+from twofold.reference.attention_scores import Options
+
+
+class Squash(torch.autograd.Function):
+    """s/(1 + |s|), whose gradient by autograd's own rules cancels; slopes say that it is right."""
+
+    @staticmethod
+    def forward(context, s):
+        context.save_for_backward(s)
+        return s / (1 + s.abs())
+
+    @staticmethod
+    def backward(context, dy):
+        (s,) = context.saved_tensors
+        return dy / (1 + s.abs()) ** 2
 
 
 @given(contract.CONTRACT.cases)
@@ -25,17 +40,39 @@ def test_reference_is_torch(case):
     x = contract.inputs(case)
     problem = contract.problem(case, x)
     q, k, v = (torch.tensor(a, requires_grad=True) for a in (x.q, x.k, x.v))
+    bias, sinks = (
+        None if a is None else torch.tensor(a, requires_grad=True) for a in (x.bias, x.sinks)
+    )
     live = torch.tensor(problem.live)
+    s = q @ k.repeat_interleave(case.groups, 1).mT * contract.scale(case)
+    if case.softcap is not None:
+        s = case.softcap * torch.tanh(s / case.softcap)
+    if case.score_mod is not None:
+        limit, slope = contract.SQUASHED.reference().args
+        b, h, i, j = np.ogrid[: case.batch, : case.heads, : case.seqlen_q, : case.seqlen_k]
+        s = limit * Squash.apply(s) - torch.tensor(slope * (h + 1) * abs(i - j) - b)
+    if x.alibi_slopes is not None:
+        shift = 0 if case.causal == "top-left" else case.seqlen_k - case.seqlen_q
+        distance = torch.arange(case.seqlen_q)[:, None] + shift - torch.arange(case.seqlen_k)
+        s = s - torch.tensor(x.alibi_slopes)[..., None, None] * distance.abs()
+    if bias is not None:
+        s = s + bias
     attends = live.any(-1, keepdim=True)
-    s = torch.where(live | ~attends, q @ k.mT * contract.scale(case), -torch.inf)
-    out = torch.where(attends, torch.softmax(s, -1) * torch.tensor(problem.dropout) @ v, 0.0)
-    lse = torch.where(attends[..., 0], torch.logsumexp(s, -1), 0.0)
+    s = torch.where(live | ~attends, s, -torch.inf)
+    if sinks is not None:
+        column = sinks[:, None, None].expand(*s.shape[:-1], 1)
+        s = torch.cat((torch.where(attends, s, -torch.inf), column), -1)
+    has_lse = attends[..., 0] if sinks is None else torch.ones_like(attends[..., 0])
+    weights = torch.softmax(s, -1)[..., : case.seqlen_k] * torch.tensor(problem.dropout)
+    out = torch.where(attends, weights @ v.repeat_interleave(case.groups, 1), 0.0)
+    lse = torch.where(has_lse, torch.logsumexp(s, -1), 0.0)
     loss = (out * torch.tensor(x.dout)).sum()
     if x.dlse is not None:
         loss = loss + (lse * torch.tensor(x.dlse)).sum()
     loss.backward()
-    lse = torch.where(attends[..., 0], lse, -torch.inf)
+    lse = torch.where(has_lse, lse, -torch.inf)
     theirs = {"out": out, "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
+    theirs |= {"dbias": getattr(bias, "grad", None), "dsinks": getattr(sinks, "grad", None)}
     for name, bound in contract.truth(case).items():
         assert compare(name, theirs[name].detach().numpy(), bound)[2] == ""
 
@@ -47,8 +84,10 @@ def test_reference_is_torch(case):
         {"causal": True, "softmax_scale": -0.7},
         {"key_lengths": np.array([3, 0]), "dropout_p": 0.3, "seed": 5},
         {"mask": np.arange(4 * 7).reshape(4, 7) % 3 > 0, "causal": True, "dropout_p": 0.1},
+        {"window_size": (1, 2), "softcap": 0.7, "alibi_slopes": np.array([0.5, 0.25, -0.1])},
+        {"score_mod": contract.SQUASHED.reference(), "sinks": np.array([0.1, -1.0, 2.0])},
     ],
-    ids=["plain", "causal", "key lengths", "mask"],
+    ids=["plain", "causal", "key lengths", "mask", "window, softcap, ALiBi", "own function"],
 )
 def test_gradients_are_slopes(how):
     rng = np.random.default_rng(0)
@@ -78,7 +117,9 @@ def test_forward_is_the_formula_at_high_precision():
     arrays = [np.array(a, np.float64)[None, None] for a in (q, k, v)]
     found, cache = attention.forward(*arrays, softmax_scale=1.0)
     on = rounding.machine("float64")
-    bound = attention_bound.forward(attention_bound.problem(*arrays, on, softmax_scale=1.0))
+    bound = attention_bound.forward(
+        attention_bound.problem(*arrays, on, Options(softmax_scale=1.0))
+    )
     out_bound = dataclasses.replace(bound.out, value=np.array([[[out]]]))
     lse_bound = dataclasses.replace(bound.lse[..., 0], value=np.array([[[lse]]]))
     assert compare("out", found, out_bound)[2] == ""
@@ -92,9 +133,23 @@ def test_forward_is_the_formula_at_high_precision():
         ({"k": np.ones((2, 3, 7, 5), "float32")}, TypeError, "k has dtype float32; it must have"),
         ({"q": np.ones((3, 4, 5))}, ValueError, "q.shape is (3, 4, 5); it must be of rank 4"),
         ({"q": np.ones((2, 3, 0, 5))}, ValueError, "q.shape is (2, 3, 0, 5); it must be"),
-        ({"k": np.ones((2, 1, 7, 5))}, ValueError, "k.shape is (2, 1, 7, 5); it must be (2, 3, N"),
+        ({"k": np.ones((3, 3, 7, 5))}, ValueError, "k.shape is (3, 3, 7, 5); it must be (2, K, N"),
+        ({"k": np.ones((2, 2, 7, 5))}, ValueError, "k.shape[1] is 2; it must be a divisor of"),
         ({"v": np.ones((2, 3, 6, 5))}, ValueError, "v.shape is (2, 3, 6, 5); it must be (2, 3, 7"),
         ({"softmax_scale": float("nan")}, ValueError, "softmax_scale is nan; it must be finite"),
+        (
+            {"causal": "left"},
+            ValueError,
+            "causal is 'left'; it must be one of 'bottom-right', 'top",
+        ),
+        ({"window_size": (1, -2)}, ValueError, "window_size is (1, -2); it must be of ints ≥ 0 or"),
+        ({"window_size": (1,)}, ValueError, "window_size is (1,); it must be a pair"),
+        ({"softcap": 0.0}, ValueError, "softcap is 0.0; it must be finite and above 0"),
+        ({"score_mod": abs}, TypeError, "score_mod is a builtin_function_or_method; it must be a"),
+        ({"alibi_slopes": np.ones(2)}, ValueError, "alibi_slopes.shape is (2,); it must be broad"),
+        ({"bias": np.ones((7, 4))}, ValueError, "bias.shape is (7, 4); it must be broadcastable"),
+        ({"bias": np.ones(7, "float32")}, TypeError, "bias has dtype float32; it must have the dt"),
+        ({"sinks": np.ones(2)}, ValueError, "sinks.shape is (2,); it must be (3,)"),
         ({"mask": np.ones((4, 7))}, TypeError, "mask has dtype float64; it must be bool"),
         ({"mask": np.ones((7, 4), bool)}, ValueError, "mask.shape is (7, 4); it must be broadcast"),
         ({"key_lengths": np.ones(3, int)}, ValueError, "key_lengths.shape is (3,); it must be (2,"),

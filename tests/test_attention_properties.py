@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from faulty import faulty, plus, scaled
 
-from twofold.core.verify.contract import Bits, Inapplicable, Outputs, Subject, subject
+from twofold.core.verify.contract import Bits, Inapplicable, subject
 from twofold.core.verify.contracts import attention as contract
 
 PROPERTIES = contract.CONTRACT.claims()
@@ -26,20 +27,6 @@ def last_key_lost(found, case, given):
 def sees_the_next_key(found, case, given):
     if case.causal:
         found["out"][:, :, :-1] += given.v[:, :, -1:].astype(np.float32)
-
-
-def scaled(name, factor):
-    def fault(found, case, given):
-        found[name] *= np.float32(factor)
-
-    return fault
-
-
-def plus(name, what):
-    def fault(found, case, given):
-        found[name] += np.asarray(what(found, case, given), np.float32)
-
-    return fault
 
 
 def a_mean_for_a_masked_row(found, case, given):
@@ -68,25 +55,12 @@ FAULTS = {
 }
 
 
-def faulty(side, fault):
-    """Return the reference with a fault."""
-    right = subject(contract.CONTRACT, side)
-
-    def compute(case, given):
-        found = right.compute(case, given)
-        found = Outputs({name: x.copy() for name, x in found.items()})
-        fault(found, case, given)
-        return found
-
-    return Subject("faulty", compute)
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_property_sees_its_fault(reference, name):
     claim = PROPERTIES[name]
     claim(subject(contract.CONTRACT, reference), CASE)
     with pytest.raises(AssertionError):
-        claim(faulty(reference, FAULTS[name]), CASE)
+        claim(faulty(contract.CONTRACT, reference, FAULTS[name]), CASE)
 
 
 def test_every_property_has_a_fault_here_but_that_of_tiles():
@@ -104,7 +78,7 @@ def test_another_tile_is_seen_where_there_are_tiles(reference, triton):
             found["out"] += 1
 
     with pytest.raises(AssertionError, match="with Tile"):
-        claim(faulty(triton, fault), CASE)
+        claim(faulty(contract.CONTRACT, triton, fault), CASE)
 
 
 def test_bits_are_told_from_numbers(reference):
@@ -112,7 +86,7 @@ def test_bits_are_told_from_numbers(reference):
         found["out"] = np.nextafter(found["out"], np.float32(9 * (case.batch - 1)))
 
     with pytest.raises(Bits, match="out differs alone in its batch"):
-        PROPERTIES["batch alone"](faulty(reference, last_place), CASE)
+        PROPERTIES["batch alone"](faulty(contract.CONTRACT, reference, last_place), CASE)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -44,7 +44,16 @@ dS** and **(9) dv** are running error analysis; dS and the dropped P are cast to
 before their products. In **(9) dq** one thing is better known: the error ε_i of Δ_i is one number
 for all keys of a query, so it moves dq_i by ε_i·Σⱼ P̂ᵢⱼkⱼ, not by |ε_i|·Σⱼ P̂ᵢⱼ|kⱼ|.
 
-Masked pairs are exact: no error, and a query or key without a partner has bound 0.
+Masked pairs are exact: no error, and a query or key without a partner has bound 0. But where an
+output overflows, Δ is infinite, and 0·∞ is no number: of all that such a query takes part in,
+masked or not, nothing is claimed.
+
+**What else is done to the scores** (`attention_scores`) is running error analysis in base e, a
+multiplication by log₂e after it; a sink is one more column of scores, of value 0. A function of the
+user's is run on numbers that carry their errors (`rounding.Approx` is what it is given). Through
+softcap and such a function the gradient is multiplied by their slope. Queries of heads that share
+keys are rows of one matrix. dbias is a sum of dS before its cast, in any order, that of a sink a
+sum of −exp(sink − lse)·Δ.
 
 **The probabilistic bound** (`rounding` has the assumptions). The casts of the weights, relative
 errors δᵢⱼ of at most u_storage, and those of dS are fresh in the products that they enter, so add
@@ -66,40 +75,30 @@ from typing import NamedTuple
 
 import numpy as np
 
+from twofold.core.verify.attention_problem import (
+    LN2,
+    Problem,
+    apart,
+    exp2,
+    folded,
+    problem,
+    scores,
+    sinks,
+    summed,
+    together,
+    with_sinks,
+)
 from twofold.core.verify.rounding import (
     Approx,
     Array,
-    Machine,
     alike,
-    exact,
     gamma,
-    grown,
     matmul,
 )
-from twofold.reference.attention import attended
 
-LN2 = math.log(2.0)
+__all__ = ["Backward", "Forward", "Problem", "backward", "forward", "partnered", "problem"]
+
 SMALLEST_TILE = 16  # keys a matrix unit takes at once
-
-
-class Problem(NamedTuple):
-    """One call of attention: inputs the kernel holds exactly, and what it knows exactly.
-
-    `live` says which keys a query may attend, `dropout` what its weights are multiplied by: 0 or
-    1/(1 − p).
-    """
-
-    q: Approx  # (B, H, M, D)
-    k: Approx  # (B, H, N, D)
-    v: Approx  # (B, H, N, D)
-    live: Array  # (B, H, M, N) bool
-    dropout: Array  # (B, H, M, N)
-    scale: float
-
-    @property
-    def kept(self) -> Array:
-        """Pairs that are neither masked nor dropped."""
-        return self.live & (self.dropout > 0)
 
 
 class Forward(NamedTuple):
@@ -110,6 +109,7 @@ class Forward(NamedTuple):
     """
 
     t: Approx  # (B, H, M, N)
+    slope: Approx | None  # (B, H, M, N), of the scores by q·k·scale; None where that is 1
     weights: Approx  # (B, H, M, N)
     out: Approx  # (B, H, M, D)
     steady: Array  # (B, H, M, D)
@@ -117,37 +117,44 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """The gradients."""
+    """The gradients; None for those of what is not there."""
 
     dq: Approx
     dk: Approx
     dv: Approx
+    dbias: Approx | None = None
+    dsinks: Approx | None = None
 
 
 def forward(x: Problem) -> Forward:
     """Bound the output and the log-sum-exp of a flash-attention kernel."""
     on, N = x.q.on, x.k.value.shape[-2]
-    attends = partnered(x.live)  # (B, H, M, 1)
     with np.errstate(all="ignore"):
         # (1) scores in base 2
-        t = (matmul(x.q, x.k.mT) * folded(x.scale, on)).where(x.live, -np.inf)  # (B, H, M, N)
+        t, slope = scores(x)
+        t = t.where(x.live, -np.inf)  # (B, H, M, N)
+        every, live = with_sinks(x, t)  # (B, H, M, N or N + 1)
+        attends = partnered(live)  # (B, H, M, 1)
         # (2) weights
-        top = t.max(-1, keepdims=True).where(attends)
-        w = np.exp2(t.value - top.value)
+        top = every.max(-1, keepdims=True).where(attends)
+        w = np.exp2(every.value - top.value)
         rescales = -(-N // SMALLEST_TILE) - 1
-        log_error = LN2 * (t.error + on.u * (top.value - t.value + 2 * top.error))
+        if x.options.sinks is not None or x.options.window_size is not None:
+            rescales += 2  # from the sink to the first tile, and a tile at either edge
+        log_error = LN2 * (every.error + on.u * (top.value - every.value + 2 * top.error))
         log_error += factor(on.u_function) + rescales * (factor(on.u_function) + factor(on.u))
-        log_error = np.where(x.live, log_error, 0.0)
+        log_error = np.where(live, log_error, 0.0)
         # (3) log-sum-exp
         total = np.where(attends, w.sum(-1, keepdims=True), 1.0)
         p = w / total
         log_sum_error = np.where(attends, np.log((p * np.exp(log_error)).sum(-1, keepdims=True)), 0)
-        log_sum_error += factor(gamma(N, on.u))
+        log_sum_error += factor(gamma(N + 1, on.u))
         reach_m = LN2 * (np.abs(top.value) + top.error)
         reach_l = np.log(total) + log_sum_error + LN2 * top.error
         rounding = on.u_function * (1 + reach_l) + 4 * on.u * (reach_m + reach_l)
         lse = Approx(LN2 * top.value + np.log(total), log_sum_error + rounding, on)
         # (4) output
+        p, log_error = p[..., :N], log_error[..., :N]
         error = p * np.expm1(log_error + log_sum_error)
         cast = on.u_storage * (p + error)
         fresh = None if on.confidence is None else cast
@@ -158,54 +165,71 @@ def forward(x: Problem) -> Forward:
             uncast = Approx(p, weights.error - fresh, on)
             steady = output(x, uncast.where(x.kept)).error
     out = out.stored().where(partnered(x.kept))
-    return Forward(t, weights.where(x.kept), out, steady, lse.where(attends, -np.inf))
+    return Forward(t, slope, weights.where(x.kept), out, steady, lse.where(attends, -np.inf))
 
 
 def output(x: Problem, weights: Approx) -> Approx:
     """Return the output before it is stored, of weights (B, H, M, N) that are normalised."""
     scale, N = x.dropout.max(), x.k.value.shape[-2]
-    out = matmul(weights, x.v) * Approx(np.asarray(scale), np.asarray(x.q.on.u * scale), x.q.on)
+    out = apart(matmul(together(weights, x), x.v), x)
+    out = out * Approx(np.asarray(scale), np.asarray(x.q.on.u * scale), x.q.on)
     error = out.error + out.on.u_function * (np.abs(out.value) + out.error) + N * out.on.tiny
-    average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * scale
+    average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * scale  # (B, K, 1, D)
+    average = average.repeat(x.q.value.shape[1] // average.shape[1], axis=1)
     return Approx(out.value, np.fmin(error, average + np.abs(out.value)), out.on)
 
 
 def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backward:
     """Bound the gradients, given those of the output (B, H, M, D) and of the lse (B, H, M, 1)."""
-    on, live, kept = x.q.on, x.live, x.kept
+    on, live, kept, slope = x.q.on, x.live, x.kept, forward.slope
+    dbias = dsinks = None
     with np.errstate(all="ignore"):
         # (5) weights again
-        lse = forward.lse.where(partnered(live))
+        lse = forward.lse.where(np.isfinite(forward.lse.value))
         p = exp2(forward.t - lse * folded(1.0, on)).where(live)  # (B, H, M, N)
         # (6) gradient of the weights
-        dp = (matmul(dout, x.v.mT) * dropped(x)).where(kept)
+        dp = (apart(matmul(together(dout, x), x.v.mT), x) * dropped(x)).where(kept)
         # (7) its mean under the softmax
         delta, steady, deviation = mean_gradient(forward, dout, dp, dlse)  # (B, H, M, 1)
         # (8) gradient of the scores
-        ds = (p * (dp - delta)).stored().where(live)
+        ds = (p * (dp - delta)).where(live)
+        lost = ~np.isfinite(delta.error)  # (B, H, M, 1)
+        ds.error[np.broadcast_to(lost, ds.error.shape)] = np.inf
+        if x.options.bias is not None:
+            dbias = summed(ds, x.options.bias.shape).returned()
+        if x.options.sinks is not None:
+            share = exp2(sinks(x) - lse * folded(1.0, on)) * delta  # (B, H, M, 1)
+            dsinks = (-summed(share, (share.value.shape[1], 1, 1))).reshape(-1).returned()
+        pulling = p
+        if slope is not None:
+            ds, pulling = (ds * slope).where(live | lost), (p * slope).where(live)
+        ds = ds.stored().where(live | lost)
         # (9) gradients of the inputs
-        dq, dk = matmul(ds, x.k), matmul(ds.mT, x.q)
-        reach_p = np.abs(p.value) + p.error
-        reach_q, reach_k = (np.abs(a.value) + a.error for a in (x.q, x.k))
-        pulled = matmul(p, x.k)
+        rows = together(ds, x)  # (B, K, G·M, N)
+        dq, dk = apart(matmul(rows, x.k), x), matmul(rows.mT, together(x.q, x))
+        reach_p = np.abs(pulling.value) + pulling.error
+        reach_q, reach_k = (np.abs(a.value) + a.error for a in (together(x.q, x), x.k))
+        pulled = apart(matmul(together(pulling, x), x.k), x)
+        counted = together(reach_p * delta.error, x)
         dq = exchanged(
             dq,
-            (reach_p * delta.error) @ reach_k,
+            apart(counted @ reach_k, x),
             delta.error * (np.abs(pulled.value) + pulled.error),
         )
         if on.confidence is not None:
-            independent = alike(p.value, on.u_storage, -2) * (reach_p * deviation) ** 2
+            rest, moved = (together(reach_p * a, x) for a in (steady, deviation))
+            independent = alike(together(p, x).value, on.u_storage, -2) * moved**2
             dk = exchanged(
                 dk,
-                (reach_p * delta.error).mT @ reach_q,
-                (reach_p * steady).mT @ reach_q + np.sqrt(independent.mT @ reach_q**2),
+                counted.mT @ reach_q,
+                rest.mT @ reach_q + np.sqrt(independent.mT @ reach_q**2),
             )
-        dv = matmul((p * dropped(x)).stored().where(kept).mT, dout)
+        weights = together((p * dropped(x)).stored().where(kept), x)
+        dv = matmul(weights.mT, together(dout, x))
         dq, dk, dv = (dq * x.scale).returned(), (dk * x.scale).returned(), dv.returned()
+    attending, weighing = (partnered(together(a, x).mT) for a in (live | lost, kept))
     return Backward(
-        dq.where(partnered(live)),
-        dk.where(partnered(live.swapaxes(-1, -2))),
-        dv.where(partnered(kept.swapaxes(-1, -2))),
+        dq.where(partnered(live | lost)), dk.where(attending), dv.where(weighing), dbias, dsinks
     )
 
 
@@ -240,31 +264,6 @@ def exchanged(product: Approx, counted: Array, better: Array) -> Approx:
     return Approx(product.value, product.error - counted + np.fmin(counted, better), product.on)
 
 
-def problem(
-    q: Array,
-    k: Array,
-    v: Array,
-    on: Machine,
-    *,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    mask: Array | None = None,
-    key_lengths: Array | None = None,
-    dropout: Array | None = None,
-) -> Problem:
-    """Collect a call of attention on float64 arrays that the kernel's dtype holds exactly."""
-    pairs = (*q.shape[:3], k.shape[2])
-    live = attended(pairs, causal, mask, key_lengths)
-    return Problem(
-        exact(q, on),
-        exact(k, on),
-        exact(v, on),
-        np.broadcast_to(True if live is None else live, pairs),
-        np.ones(pairs) if dropout is None else dropout,
-        q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
-    )
-
-
 def partnered(pairs: Array) -> Array:
     """Return (..., rows, 1): whether a row of `pairs` has any."""
     return np.asarray(pairs.any(-1, keepdims=True))
@@ -275,19 +274,6 @@ def factor(x: float) -> float:
     return -math.log1p(-x) if x < 1 else math.inf
 
 
-def folded(scale: float, on: Machine) -> Approx:
-    """Return scale·log₂e as the kernel has it: the scale, log₂e and their product are rounded."""
-    c = np.asarray(scale / LN2)
-    return Approx(c, 3 * on.u * np.abs(c), on)
-
-
 def dropped(x: Problem) -> Approx:
     """Return the dropout mask and scale; 1/(1 − p) is rounded."""
     return Approx(x.dropout, x.q.on.u * x.dropout, x.q.on)
-
-
-def exp2(x: Approx) -> Approx:
-    """2^x̂ ≤ 2^(x + e), and below 2^x it errs by less."""
-    value = np.exp2(x.value)
-    error = grown(value, LN2 * x.value, LN2 * x.error)
-    return Approx(value, error + x.on.u_function * (value + error) + x.on.tiny, x.on)

@@ -55,10 +55,9 @@ def compile_operator(
     made: list[Compiled] = []
 
     def compile_once(function: Any, args: Any, options: Any, launch: Callable[[], Any]) -> None:
-        name = Compiled(
-            operator, function.__name__, target, precision, _constants(function, options)
-        )
-        dtypes = tuple(str(a.dtype) for a in args if hasattr(a, "dtype"))
+        constants = " ".join((*_given(args), _constants(function, options)))
+        name = Compiled(operator, function.__name__, target, precision, constants)
+        dtypes = tuple(_dtypes(args))
         key = (f"{function.__module__}.{name.kernel}", dtypes, name.constants)
         if key in seen:
             return
@@ -88,8 +87,12 @@ def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
     """Let launches compile for a chip instead of running.
 
     `compile_once` is given the function, its arguments, its options, and what compiles it.
+
+    Binaries have no line numbers: with them, a comment above a kernel or the folder it lies in
+    changes what some compilers allocate.
     """
     import torch
+    from triton import knobs
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -119,10 +122,29 @@ def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
     driver.set_active(Driver())
     torch.version.hip = "none" if chip.backend == "hip" else None
     try:
-        yield
+        with knobs.compilation.scope():
+            knobs.compilation.disable_line_info = True
+            yield
     finally:
         JITFunction.run = launch
         driver._active, torch.version.hip = before, hip
+
+
+def _dtypes(args: Any) -> Iterator[str]:
+    """Yield the dtypes of the tensors among a call's arguments, in tuples too."""
+    for a in args:
+        if isinstance(a, tuple):
+            yield from _dtypes(a)
+        elif hasattr(a, "dtype"):
+            yield str(a.dtype)
+
+
+def _given(args: Any) -> Iterator[str]:
+    """Yield what a call has of what it may leave out: fields of its tuples with default None."""
+    for a in args:
+        for field, default in getattr(a, "_field_defaults", {}).items():
+            if default is None and getattr(a, field) is not None:
+                yield field
 
 
 def _constants(function: Any, options: dict[str, Any]) -> str:
@@ -130,7 +152,7 @@ def _constants(function: Any, options: dict[str, Any]) -> str:
     given = {p.name: options[p.name] for p in function.params if p.is_constexpr}
     given |= {name: options[name] for name in ("num_warps", "num_stages") if name in options}
     return " ".join(
-        name if value is True else f"{name}={value}"
+        name if value is True else f"{name}={getattr(value, '__name__', value)}"
         for name, value in given.items()
-        if value is not False
+        if value is not False and value is not None
     )

@@ -68,25 +68,35 @@ def attention_inputs(case: attention.Case) -> attention.Inputs:
 def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs) -> Call:
     """Return softmax(q·kᵀ·scale)·v as a plain call."""
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
-    options: dict[str, Any] = {"softmax_scale": attention.scale(case), "causal": case.causal}
-    options["mask"] = attention.place_mask(side, given.mask, case)
-    lengths = given.key_lengths
-    options["key_lengths"] = None if lengths is None else side.asarray(lengths)
+    options = attention.placed(side, case, given)._asdict()
+    options |= {"softmax_scale": attention.scale(case), "enable_gqa": case.groups > 1}
+    for name in ("score_mod", "dropout_p", "seed"):
+        options.pop(name)
     return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
 
 
 def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case:
-    """Give masks four axes, make causal attention square, and most head_dims powers of two."""
+    """Give masks and biases four axes, and make causal attention square.
+
+    `size` is a head_dim, mostly a power of two. A window is then all that hides a key, so that
+    every query has one.
+    """
+    case = replace(case, causal=bool(case.causal))
     case = case if size is None else replace(case, head_dim=size)
+    if case.window_size is not None:
+        case = replace(case, mask=None, key_lengths=False)
     if case.mask is not None:
         case = replace(case, mask=case.mask.rjust(4, "1"))
-    return replace(case, seqlen_k=case.seqlen_q) if case.causal else case
+    if case.bias is not None:
+        case = replace(case, bias=case.bias.rjust(4, "1"))
+    square = case.causal or case.window_size is not None
+    return replace(case, seqlen_k=case.seqlen_q) if square else case
 
 
 def attention_small(case: attention.Case) -> attention.Case:
     """Cut down what costs, mask nothing, and make every other case square."""
     small = replace(attention.small(case), head_dim=case.head_dim, mask=None, key_lengths=False)
-    square = small.causal or case.seed % 2 == 0
+    square = small.causal or small.window_size is not None or case.seed % 2 == 0
     return replace(small, seqlen_k=small.seqlen_q) if square else small
 
 
@@ -171,8 +181,14 @@ PLAIN = {
             "causal": {"causal": False},
             "mask": {"mask": None},
             "key_lengths": {"key_lengths": False},
+            "window_size": {"window_size": None},
+            "softcap": {"softcap": None},
+            "alibi_slopes": {"alibi": None},
+            "bias": {"bias": None},
+            "sinks": {"sinks": False},
+            "enable_gqa": {"groups": 1},
         },
-        always={"dropout_p": 0.0, "dlse": False, "tile": None},
+        always={"dropout_p": 0.0, "dlse": False, "tile": None, "score_mod": None},
         pinned=(
             {"seqlen_q": 33, "seqlen_k": 131, "head_dim": 16},
             {"seqlen_q": 65, "seqlen_k": 65, "head_dim": 64, "causal": True, "batch": 2},

@@ -67,6 +67,7 @@ __all__ = [
     "maximum",
     "probabilistic",
     "sqrt",
+    "tanh",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -140,6 +141,22 @@ class Approx:
     def __rtruediv__(self, x: Array | float) -> Approx:
         return self._other(x) / self
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Let a formula of NumPy's functions bound itself, run on numbers with errors."""
+        rule = UFUNCS.get(ufunc.__name__)
+        if rule is None or method != "__call__" or options:
+            return NotImplemented
+        return rule(*(self._other(x) for x in inputs))
+
+    def __array_function__(self, f: Any, types: Any, args: Any, options: Any) -> Any:
+        """`np.where`, by a condition that the kernel knows exactly; no other function."""
+        if f is not np.where or len(args) != 3 or options:
+            return NotImplemented
+        condition, x, y = args[0], *(self._other(x) for x in args[1:])
+        return Approx(
+            np.where(condition, x.value, y.value), np.where(condition, x.error, y.error), self.on
+        )
+
     def __getitem__(self, index: Any) -> Approx:
         return self.moved(lambda x: x[index])
 
@@ -150,7 +167,7 @@ class Approx:
 
     def reshape(self, *shape: int) -> Approx:
         """The same numbers in another shape."""
-        return self.moved(lambda x: x.reshape(*shape))
+        return self.moved(lambda x: np.reshape(x, shape))
 
     def moved(self, f: Callable[[Array], Array]) -> Approx:
         """The numbers that a function takes from their places to others, or copies."""
@@ -342,6 +359,44 @@ def sqrt(x: Approx) -> Approx:
     return x._rounded(value, error, x.on.u_function)
 
 
+def tanh(a: Approx) -> Approx:
+    """Bound tanh a = 1 − w with w = 2/(1 + e²ᵃ), as kernels compute it.
+
+    tanh′ is at most its value nearest to 0. The exponential errs by δ of itself, two roundings of
+    2a·log₂e and its own, w by δ·e²ᵃ/(1 + e²ᵃ), a sum and a division; 1 − w rounds once.
+    """
+    on, value = a.on, np.tanh(a.value)
+    nearest = np.maximum(np.abs(a.value) - a.error, 0.0)
+    moved = np.fmin((1 - np.tanh(nearest) ** 2) * a.error, 2.0)
+    share = 1 / (1 + np.exp(-2 * a.value))
+    w = 2 * (1 - share)
+    wrong = on.u_function + 4 * on.u * np.where(np.isfinite(a.value), np.abs(a.value), 0.0)
+    rounding = w * (share * wrong + 2 * on.u_function) + on.u * np.abs(value)
+    return Approx(value, moved + rounding + on.tiny, on)
+
+
+def absolute(x: Approx) -> Approx:
+    """A sign is exact."""
+    return Approx(np.abs(x.value), x.error, x.on)
+
+
 def maximum(x: Approx, y: Approx) -> Approx:
     """The larger of two is at most as wrong as the more wrong."""
     return Approx(np.maximum(x.value, y.value), np.maximum(x.error, y.error), x.on)
+
+
+# What NumPy's functions, by name, are for numbers with errors.
+UFUNCS: dict[str, Callable[..., Approx]] = {
+    "add": Approx.__add__,
+    "subtract": Approx.__sub__,
+    "multiply": Approx.__mul__,
+    "divide": Approx.__truediv__,
+    "negative": Approx.__neg__,
+    "absolute": absolute,
+    "exp": exp,
+    "log": log,
+    "sqrt": sqrt,
+    "tanh": tanh,
+    "maximum": maximum,
+    "minimum": lambda x, y: -maximum(-x, -y),
+}

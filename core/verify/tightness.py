@@ -43,6 +43,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"seqlen_q": 37, "seqlen_k": 67, "head_dim": 17, "dropout_p": 0.1, "key_lengths": True},
         {"seqlen_q": 150, "head_dim": 32, "causal": True},
     ),
+    "merge_attention": (
+        {"parts": 1, "heads": 1, "seqlen_q": 1, "head_dim": 1},
+        {"parts": 2, "head_dim": 3, "dead": 0.3},
+        {"parts": 5, "seqlen_q": 7, "head_dim": 31, "dlse": True, "layout": "heads inside"},
+        {"parts": 17, "batch": 2, "seqlen_q": 9, "head_dim": 64, "lse_scale": 10.0},
+        {"parts": 8, "seqlen_q": 16, "head_dim": 128, "float32_parts": True, "dlse": True},
+        {"parts": 64, "batch": 3, "seqlen_q": 1, "head_dim": 100, "lse_scale": 1e4, "dlse": True},
+    ),
     "positional_encoding": (
         {"batch": 1, "length": 1, "rows": 1, "columns": 1, "positions": "none"},
         {"positions": "given", "spare_positions": 2},

@@ -46,6 +46,7 @@ from twofold.core.verify.mutation import Mutant
 KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
 FIRST = 16  # questions made ready before the first mutant; as many again whenever one survives
 MOST = 100  # properties are asked until there are so many questions; the bounds of every case
+LEAST = 60  # properties, however many cases there are
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,14 @@ class Trial:
         found = [*drawn(contract, examples), *contract.pinned]
         cases = list(dict.fromkeys(fitting(self.side, case) for case in found))
         bounds = [(case, "") for case in sorted(cases, key=functools.partial(_size, contract))]
-        small = dict.fromkeys(contract.small(case) for case in cases)
-        claims = [(case, claim) for case in small for claim in contract.claims()]
-        claims = claims[: max(0, MOST - len(bounds))]
+        small = list(dict.fromkeys(contract.small(case) for case in cases))
+        # Every property of another case, and again.
+        claims = [
+            (small[(turn + i) % len(small)], claim)
+            for turn in range(len(small))
+            for i, claim in enumerate(contract.claims())
+        ]
+        claims = claims[: max(LEAST, MOST - len(bounds))]
         both = [pair for pairs in zip(bounds, claims, strict=False) for pair in pairs]
         return [*both, *bounds[len(claims) :], *claims[len(bounds) :]]
 

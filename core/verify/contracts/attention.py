@@ -7,6 +7,7 @@ without knowing the truth, hence at any size.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twofold.core.verify.contract import Contract
@@ -20,6 +21,7 @@ from twofold.core.verify.contracts.attention_domain import (
     inputs,
     place,
     place_mask,
+    placed,
     problem,
     run,
     scale,
@@ -27,16 +29,21 @@ from twofold.core.verify.contracts.attention_domain import (
     truth,
 )
 from twofold.core.verify.contracts.attention_properties import PROPERTIES
+from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.kernels.attention_tiles import ENTRIES
 
 __all__ = [
-    "CONTRACT", "LAYOUTS", "MASKS", "PRECISIONS", "Case", "Inputs", "inputs", "place", "place_mask",
-    "problem", "run", "scale", "small", "truth",
+    "CONTRACT", "LAYOUTS", "MASKS", "PRECISIONS", "SQUASHED", "Case", "Inputs", "Scoring", "inputs",
+    "place", "place_mask", "placed", "problem", "run", "scale", "small", "truth", "with_score_mod",
 ]  # fmt: skip
 
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
+SCORES: dict[str, Any] = {
+    "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN", "sinks": True,
+    "groups": 3,
+}  # fmt: skip
 
 CONTRACT = Contract(
     operator="attention",
@@ -50,28 +57,58 @@ CONTRACT = Contract(
         "dq": "backward",
         "dk": "backward",
         "dv": "backward",
+        "dbias": "backward",
+        "dsinks": "backward",
     },
     pinned=(
         *(
             Case(
-                dtype=dtype,
+                dtype="float32" if element_size == 4 else ("float16", "bfloat16")[i % 2],
                 seqlen_q=tile.block_m + 1,
                 seqlen_k=2 * tile.block_n + 1,
                 head_dim=head_dim,
-                causal=True,
+                causal=i % 4 != 3,
+                key_lengths=i % 2 == 1,
                 dropout_p=0.1,
                 dlse=True,
                 tile=i,
             )
             for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
-            for dtype in (("float32",) if element_size == 4 else ("float16", "bfloat16"))
         ),
         # The diagonal goes through the last key of a tile, of the one before it, and beside both.
         *(Case(seqlen_q=3, seqlen_k=n, causal=True) for n in (16, 17, 18, 32, 33, 34)),
+        # So do both edges of a window.
+        *(
+            Case(seqlen_q=49, seqlen_k=49 + n, window_size=window, groups=2, heads=2, dlse=True)
+            for n, window in ((0, (16, 16)), (1, (17, 15)), (16, (47, 31)), (-1, (0, 0)))
+        ),
+        Case(seqlen_q=40, seqlen_k=70, window_size=(20, None), causal="top-left", sinks=True),
+        # Every way in which a bias is broadcast, over more than a tile; where causal, only the last
+        # query sees the first key of the last tile.
+        *(
+            Case(
+                batch=2, heads=2, seqlen_q=35, seqlen_k=49, bias=axes, dropout_p=0.5, causal=causal
+            )
+            for axes, causal in (
+                ("BHMN", True),
+                ("1HM1", False),
+                ("B11N", False),
+                ("HMN", False),
+                ("M1", True),
+                ("N", True),
+                ("", False),
+            )
+        ),
+        Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
+        Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
+        Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
+        # The draw of the first key is just enough, that of the second.
+        *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
     ),
     properties=PROPERTIES,
     small=small,
-    # As models call it, with the tiles that are chosen: the least there is, dropout, everything.
+    # As models call it, with the tiles that are chosen: the least there is, dropout, everything;
+    # then rows that are not aligned.
     compiled=tuple(
         Case(
             dtype=dtype,
@@ -85,13 +122,38 @@ CONTRACT = Contract(
             causal=True,
             **flags,
         )
-        for head_dim in sorted({head_dim for (_, _, head_dim), _ in ENTRIES})
-        for dtype, allow_tf32, variants in (
-            ("float16", False, (LEAST,)),
-            ("bfloat16", False, (DROPOUT, EVERYTHING)),
-            ("float32", False, (DROPOUT, EVERYTHING)),
-            ("float32", True, (LEAST,)),
+        for head_dims, precisions in (
+            (
+                (16, 32, 64, 128, 256),
+                (
+                    ("float16", False, (LEAST,)),
+                    ("bfloat16", False, (DROPOUT, EVERYTHING, SCORES)),
+                    ("float32", False, (DROPOUT, EVERYTHING, SCORES)),
+                    ("float32", True, (LEAST,)),
+                ),
+            ),
+            (
+                (8, 24, 40, 72, 136),
+                (("bfloat16", False, (EVERYTHING,)), ("float32", False, (EVERYTHING,))),
+            ),
         )
+        for head_dim in head_dims
+        for dtype, allow_tf32, variants in precisions
         for flags in variants
     ),
 )
+
+
+def with_score_mod(scoring: Scoring) -> Contract:
+    """Return the contract of attention with a function of the scores."""
+
+    def having(case: Case) -> Case:
+        return replace(case, score_mod=scoring)
+
+    return replace(
+        CONTRACT,
+        cases=CONTRACT.cases.map(having),
+        pinned=(Case(batch=2, heads=2, seqlen_q=67, seqlen_k=71, score_mod=scoring),),
+        small=lambda case: having(small(case)),
+        compiled=tuple(having(case) for case in CONTRACT.compiled),
+    )

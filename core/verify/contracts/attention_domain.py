@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
+from twofold.reference.attention import together
+from twofold.reference.attention_scores import Options, Window
 
 Array = domains.Array
 
@@ -35,8 +38,9 @@ LOGITS = (1e-6, 1e-2, 1.0, 10.0, 100.0, 1e4)
 class Case:
     """Lengths, and everything that varies about a call.
 
-    `logits` is the size of the largest score; `mask` names the axes a mask has, "1" for one that is
-    broadcast ("" is a mask of no axes at all, None no mask).
+    `logits` is the size of the largest product; `groups` is how many heads share one of keys;
+    `mask`, `bias` and `alibi` name the axes that each has, "1" for one that is broadcast ("" is a
+    mask of no axes at all, None no mask).
     """
 
     dtype: str = "float32"
@@ -49,7 +53,14 @@ class Case:
     magnitude: str = "unit"
     layout: str = "contiguous"
     softmax_scale: float | None = None
-    causal: bool = False
+    groups: int = 1
+    causal: bool | str = False
+    window_size: Window | None = None
+    softcap: float | None = None
+    score_mod: Scoring | None = None
+    alibi: str | None = None
+    bias: str | None = None
+    sinks: bool = False
     mask: str | None = None
     key_lengths: bool = False
     dropout_p: float = 0.0
@@ -69,6 +80,9 @@ class Inputs(NamedTuple):
     dlse: Array | None
     mask: Array | None
     key_lengths: Array | None
+    alibi_slopes: Array | None = None
+    bias: Array | None = None
+    sinks: Array | None = None
 
 
 def inputs(case: Case) -> Inputs:
@@ -76,15 +90,15 @@ def inputs(case: Case) -> Inputs:
     rng = np.random.default_rng(case.seed)
     sizes = {"B": case.batch, "H": case.heads, "M": case.seqlen_q, "N": case.seqlen_k, "1": 1}
     q, k, v, dout = (
-        domains.values(rng, (case.batch, case.heads, n, case.head_dim), magnitude, case.dtype)
-        for n, magnitude in (
-            (case.seqlen_q, case.magnitude),
-            (case.seqlen_k, case.magnitude),
-            (case.seqlen_k, case.magnitude),
-            (case.seqlen_q, "unit"),
+        domains.values(rng, (case.batch, heads, n, case.head_dim), magnitude, case.dtype)
+        for heads, n, magnitude in (
+            (case.heads, case.seqlen_q, case.magnitude),
+            (case.heads // case.groups, case.seqlen_k, case.magnitude),
+            (case.heads // case.groups, case.seqlen_k, case.magnitude),
+            (case.heads, case.seqlen_q, "unit"),
         )
     )
-    largest = np.abs(scale(case) * (q @ k.mT)).max()
+    largest = np.abs(scale(case) * (together(q, k) @ k.mT)).max()
     if largest > 0:
         balance = math.sqrt(np.abs(q).max() / np.abs(k).max())
         factor = math.sqrt(case.logits / largest)
@@ -94,6 +108,12 @@ def inputs(case: Case) -> Inputs:
         mask = rng.random([sizes[axis] for axis in case.mask]) < 0.7
         if case.mask[-1:] == "N":
             mask &= rng.random(mask.shape[:-1])[..., None] < 0.8
+
+    def drawn(axes: str | None, dtype: str) -> Array | None:
+        if axes is None:
+            return None
+        return domains.representable(rng.standard_normal([sizes[a] for a in axes]), dtype)
+
     return Inputs(
         q=domains.representable(q, case.dtype),
         k=domains.representable(k, case.dtype),
@@ -104,6 +124,9 @@ def inputs(case: Case) -> Inputs:
         else None,
         mask=mask,
         key_lengths=rng.integers(0, case.seqlen_k + 1, case.batch) if case.key_lengths else None,
+        alibi_slopes=drawn(case.alibi, "float32"),
+        bias=drawn(case.bias, case.dtype),
+        sinks=drawn("H" if case.sinks else None, case.dtype),
     )
 
 
@@ -125,18 +148,50 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
             how[name] = tile
     out, cache = side.attention.forward(
         *(place(side, x, case) for x in (given.q, given.k, given.v)),
-        softmax_scale=case.softmax_scale,
-        causal=case.causal,
-        mask=place_mask(side, given.mask, case),
-        key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
-        dropout_p=case.dropout_p,
-        seed=case.seed,
+        **placed(side, case, given)._asdict(),
         **forward,
     )
-    lse_dtype = "float64" if case.dtype == "float64" else "float32"
+    lse_dtype = statistics(case)
     dlse = None if given.dlse is None else side.asarray(given.dlse, lse_dtype)
     gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
-    return {"out": out, "lse": cache.lse, **gradients._asdict()}
+    found = {n: x for n, x in gradients._asdict().items() if x is not None}
+    return {"out": out, "lse": cache.lse, **found}
+
+
+def placed(side: Side, case: Case, given: Inputs) -> Options:
+    """Return the options of the call on a side."""
+    slopes, sinks = given.alibi_slopes, given.sinks
+    return options(case, given)._replace(
+        score_mod=None if case.score_mod is None else getattr(case.score_mod, side.name)(),
+        alibi_slopes=None if slopes is None else side.asarray(slopes, statistics(case)),
+        bias=place_mask(side, given.bias, case, case.dtype),
+        sinks=None if sinks is None else side.asarray(sinks, case.dtype),
+        mask=place_mask(side, given.mask, case),
+        key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
+    )
+
+
+def options(case: Case, given: Inputs) -> Options:
+    """Return the options of the call, its arrays in float64."""
+    return Options(
+        softmax_scale=case.softmax_scale,
+        causal=case.causal,
+        window_size=case.window_size,
+        softcap=case.softcap,
+        score_mod=None if case.score_mod is None else case.score_mod.reference(),
+        alibi_slopes=given.alibi_slopes,
+        bias=given.bias,
+        sinks=given.sinks,
+        mask=given.mask,
+        key_lengths=given.key_lengths,
+        dropout_p=case.dropout_p,
+        seed=case.seed,
+    )
+
+
+def statistics(case: Case) -> str:
+    """Return the dtype of what is not in the case's own."""
+    return "float64" if case.dtype == "float64" else "float32"
 
 
 def place(side: Side, x: Array, case: Case) -> Any:
@@ -146,11 +201,11 @@ def place(side: Side, x: Array, case: Case) -> Any:
     return domains.place(side, x, case.dtype, case.layout)
 
 
-def place_mask(side: Side, mask: Array | None, case: Case) -> Any:
-    """Return the mask on a side, its last two axes swapped in memory where the case's are."""
-    if mask is not None and case.layout == "transposed" and mask.ndim > 1:
-        return side.asarray(np.ascontiguousarray(mask.mT)).swapaxes(-1, -2)
-    return None if mask is None else side.asarray(mask)
+def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None) -> Any:
+    """Return a mask or bias on a side, its last two axes swapped in memory where the case's are."""
+    if x is not None and case.layout == "transposed" and x.ndim > 1:
+        return side.asarray(np.ascontiguousarray(x.mT), dtype).swapaxes(-1, -2)
+    return None if x is None else side.asarray(x, dtype)
 
 
 def problem(case: Case, given: Inputs) -> attention_bound.Problem:
@@ -165,11 +220,8 @@ def problem(case: Case, given: Inputs) -> attention_bound.Problem:
         given.k,
         given.v,
         machine(case.dtype, case.allow_tf32),
-        softmax_scale=case.softmax_scale,
-        causal=case.causal,
-        mask=given.mask,
-        key_lengths=given.key_lengths,
-        dropout=weights,
+        options(case, given),
+        weights,
     )
 
 
@@ -182,16 +234,19 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     gradients = attention_bound.backward(
         x, forward, exact(given.dout, x.q.on), exact(dlse[..., None], x.q.on)
     )
-    return {"out": forward.out, "lse": forward.lse[..., 0], **gradients._asdict()}
+    found = {n: x for n, x in gradients._asdict().items() if x is not None}
+    return {"out": forward.out, "lse": forward.lse[..., 0], **found}
 
 
 def small(case: Case) -> Case:
     """Return the case cut down to a size at which properties cost little."""
     batch = min(case.batch, 2)
+    heads = min(case.heads, 3 - batch)
     return replace(
         case,
         batch=batch,
-        heads=min(case.heads, 3 - batch),
+        heads=heads,
+        groups=min(case.groups, heads),
         seqlen_q=min(case.seqlen_q, 37),
         seqlen_k=min(case.seqlen_k, 37),
         head_dim=min(case.head_dim, 24),
@@ -199,27 +254,52 @@ def small(case: Case) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """The operator's domain: plain calls, and calls with everything that may be done to scores."""
+    heads = st.sampled_from(((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 3, 1), (3, 1, 1), (2, 2, 1)))
+    grouped = st.sampled_from(((1, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3)))
+    maybe_axes = st.sampled_from([None, None, *MASKS])
+    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
+    return st.one_of(
+        calls(heads=heads, causal=st.booleans()),
+        calls(
+            heads=grouped,
+            causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
+            window_size=st.one_of(st.none(), window),
+            softcap=st.sampled_from([None, None, 1.0, 30.0]),
+            score_mod=st.sampled_from([None, None, SQUASHED]),
+            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
+            bias=maybe_axes,
+            sinks=st.booleans(),
+        ),
+    )
 
-    def build(precision: tuple[str, bool], heads: tuple[int, int], **rest: Any) -> Case:
-        (dtype, allow_tf32), (batch, heads_) = precision, heads
-        return Case(dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, **rest)
+
+def calls(
+    heads: st.SearchStrategy[tuple[int, int, int]], **features: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Case]:
+    """Return cases of so many batches, heads, and heads for each of keys, with these features."""
+
+    def build(precision: tuple[str, bool], heads: tuple[int, int, int], **rest: Any) -> Case:
+        (dtype, allow_tf32), (batch, heads_, groups) = precision, heads
+        return Case(
+            dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, groups=groups, **rest
+        )
 
     return st.builds(
         build,
         precision=st.sampled_from(PRECISIONS),
-        heads=st.sampled_from(((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2))),
-        seqlen_q=domains.lengths(130),
-        seqlen_k=domains.lengths(130),
-        head_dim=st.one_of(domains.lengths(64), domains.lengths(256)),
+        heads=heads,
+        seqlen_q=domains.lengths(70),
+        seqlen_k=domains.lengths(70),
+        head_dim=st.one_of(domains.lengths(64), domains.lengths(64), domains.lengths(256)),
         logits=st.sampled_from(LOGITS),
         magnitude=st.sampled_from(domains.MAGNITUDES),
         layout=st.sampled_from(LAYOUTS),
         softmax_scale=st.sampled_from([None, 1.0, 0.01]),
-        causal=st.booleans(),
         mask=st.sampled_from([None, *MASKS]),
         key_lengths=st.booleans(),
         dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
         dlse=st.booleans(),
         seed=domains.seeds(),
+        **features,
     )

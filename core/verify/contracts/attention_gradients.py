@@ -9,7 +9,7 @@ import numpy as np
 from twofold.core.verify import claims
 from twofold.core.verify.contract import Subject
 from twofold.core.verify.contracts.attention_domain import Case, inputs
-from twofold.core.verify.contracts.attention_sample import Sample, plain
+from twofold.core.verify.contracts.attention_sample import Sample, bare, plain
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, machine
 
@@ -20,7 +20,7 @@ def sums(subject: Subject, case: Case) -> None:
     The weights of a query sum to 1; a vector added to all keys changes no weight; out is linear in
     v; and the scores are linear in q and in k alike.
     """
-    case = plain(case)
+    case = bare(case)
     given = inputs(case)
     sample = Sample(case, given)
     sparse = sample.sparse(given)
@@ -50,7 +50,7 @@ def sums(subject: Subject, case: Case) -> None:
 
 def shifted_values(subject: Subject, case: Case) -> None:
     """A vector added to all values moves out by it and changes no gradient of q and k."""
-    case = replace(plain(case), magnitude="unit")
+    case = replace(bare(case), magnitude="unit")
     given = inputs(case)
     v = np.round(given.v * 16) / 16  # so that the sum is exact in every dtype
     found, bounds = [], []

@@ -21,12 +21,13 @@ from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs,
 from twofold.core.verify.contracts.attention_sample import (
     QUERIES,
     Sample,
+    bare,
     full_live,
     plain,
     unmasked,
 )
 from twofold.core.verify.domains import representable
-from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine
+from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine, matmul
 from twofold.kernels.attention_tiles import ENTRIES
 
 SATURATING = 200.0  # the others' weights, e^−400, are 0 in float32
@@ -43,17 +44,21 @@ def single_key(subject: Subject, case: Case) -> None:
     found = subject.compute(one, sparse)
     if "dq" not in found:
         return
-    bounds = sample.backward()
-    zero = np.zeros_like(given.k)
-    for name, value in (("dk", zero), ("dv", sparse.dout.sum(-2, keepdims=True))):
-        claims.within(name, found[name], replace(getattr(bounds, name), value=value))
-    dq = sample.of(found["dq"])
-    claims.within("dq", dq, replace(bounds.dq, value=np.zeros_like(dq)))
+    dv = replace(sample.backward().dv, value=sparse.dout.sum(-2, keepdims=True))
+    claims.within("dv", found["dv"], dv)
+    # The output is v itself, so that only the two sums of dP − Δ round.
+    x = sample.problem
+    dout = exact(sample.of(sparse.dout), x.q.on)
+    delta = (dout * x.v).sum(-1, keepdims=True)
+    ds = replace((matmul(dout, x.v.mT) - delta).stored(), value=np.zeros_like(delta.value))
+    for name, gradient in (("dq", matmul(ds, x.k)), ("dk", matmul(ds.mT, x.q))):
+        value = found[name] if name == "dk" else sample.of(found[name])
+        claims.within(name, value, (gradient * x.scale).returned())
 
 
 def saturation(subject: Subject, case: Case) -> None:
     """Where one key outweighs all others by e⁴⁰⁰ it is as if it were alone, wherever it stands."""
-    case = plain(case)
+    case = bare(case)
     given = inputs(case)
     size = representable(
         np.sqrt(np.full(1, SATURATING / (scale(case) * case.head_dim))), case.dtype
@@ -75,7 +80,7 @@ def equal_keys(subject: Subject, case: Case) -> None:
 
     Where all values are 1, so is the output.
     """
-    case = plain(case)
+    case = bare(case)
     given = inputs(case)
     zero, ones = given._replace(q=np.zeros_like(given.q)), np.ones_like(given.v)
     sample = Sample(case, zero)
@@ -90,7 +95,7 @@ def equal_keys(subject: Subject, case: Case) -> None:
 
 def hull(subject: Subject, case: Case) -> None:
     """The output is a mean of values: no feature leaves the range of its values."""
-    case = plain(case)
+    case = bare(case)
     given = inputs(case)
     sample, found = Sample(case, given), subject.compute(case, given)
     live, v = sample.problem.live[..., None], given.v[:, :, None]  # (B, H, R, N, 1)
@@ -102,6 +107,7 @@ def hull(subject: Subject, case: Case) -> None:
 
 def masked_rows(subject: Subject, case: Case) -> None:
     """A query without keys gives 0, −inf and gradient 0; a key without queries gradient 0."""
+    case = replace(case, groups=1, sinks=False)
     given = inputs(case)
     found, live = subject.compute(case, given), full_live(case, given)
     no_keys, no_queries = ~live.any(-1), ~live.any(-2)
@@ -114,7 +120,7 @@ def masked_rows(subject: Subject, case: Case) -> None:
 
 def permuted_heads(subject: Subject, case: Case) -> None:
     """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
-    case = replace(case, dropout_p=0.0)  # a dropout mask belongs to its place
+    case = replace(bare(case), dlse=case.dlse)  # a dropout mask belongs to its place
     given = inputs(case)
 
     def turned(x: Array | None, axes: int = 2) -> Any:
@@ -136,7 +142,7 @@ def permuted_heads(subject: Subject, case: Case) -> None:
 
 def batch_alone(subject: Subject, case: Case) -> None:
     """An element of a batch by itself has the same bits as among others."""
-    case = replace(case, batch=max(case.batch, 2), dropout_p=0.0)
+    case = replace(bare(case), batch=max(case.batch, 2), dlse=case.dlse)
     given = inputs(case)
 
     mask = given.mask

@@ -14,9 +14,9 @@ import numpy as np
 
 from twofold.core.verify import attention_bound, claims
 from twofold.core.verify.attention_bound import partnered
-from twofold.core.verify.contracts.attention_domain import Case, Inputs, scale
+from twofold.core.verify.contracts.attention_domain import Case, Inputs, options, scale
 from twofold.core.verify.rounding import Approx, Array, exact, machine
-from twofold.reference.attention import attended
+from twofold.reference.attention_scores import attended
 
 QUERIES = {"out", "lse", "dq"}  # outputs with an axis of queries
 ALL = 64  # queries, up to which all are taken
@@ -40,7 +40,13 @@ class Sample:
         self.full_live = full_live(case, given)
         live = self.of(self.full_live)
         q, k, v = (exact(x, on) for x in (self.of(given.q), given.k, given.v))
-        self.problem = attention_bound.Problem(q, k, v, live, np.ones(live.shape), scale(case))
+        bias = given.bias
+        if bias is not None and bias.ndim > 1 and bias.shape[-2] > 1:
+            bias = bias[..., self.rows, :]
+        self.problem = attention_bound.Problem(
+            q, k, v, live, np.ones(live.shape), scale(case),
+            options(case, given)._replace(bias=bias), self.rows, M,
+        )  # fmt: skip
         self.attends = partnered(live)
         self._dout = exact(self.of(given.dout), on)
         self._queries = M
@@ -110,12 +116,19 @@ def plain(case: Case) -> Case:
 
 
 def unmasked(case: Case) -> Case:
-    """Return the plain case in which every query attends to every key."""
-    return replace(plain(case), causal=False, mask=None, key_lengths=False)
+    """Return the bare case in which every query attends to every key."""
+    return replace(bare(case), causal=False, window_size=None, mask=None, key_lengths=False)
+
+
+def bare(case: Case) -> Case:
+    """Return the plain case whose scores are products and whose heads have keys of their own."""
+    return replace(
+        plain(case), groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False
+    )
 
 
 def full_live(case: Case, given: Inputs) -> Array:
     """Return which pairs attend, (B, H, M, N), a view where the mask is broadcast."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
-    live = attended(pairs, case.causal, given.mask, given.key_lengths)
+    live = attended(pairs, options(case, given))
     return np.broadcast_to(True if live is None else live, pairs)

@@ -31,7 +31,7 @@ from twofold.core.verify.contract import Contract, Subject, compare
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
 from twofold.reference import dropout, rotary
-from twofold.reference.attention import attended
+from twofold.reference.attention_scores import Options, attended
 
 Array = domains.Array
 
@@ -185,7 +185,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     dheads, dw_out, db_out = matmul(dout, w_out).stored(), matmul(dout.mT, heads), dout.sum(0)
     # backward (3) attention of every head
     no_dlse = exact(np.zeros((case.batch, case.heads, case.seqlen_q, 1)), on)
-    dq, dk, dv = attention_bound.backward(problem, forward, split(dheads, case), no_dlse)
+    dq, dk, dv, *_ = attention_bound.backward(problem, forward, split(dheads, case), no_dlse)
     # backward (2) positions
     if given.cos is not None:
         dq, dk = turn(dq, cos, -sin, interleaved), turn(dk, cos, -sin, interleaved)
@@ -220,7 +220,8 @@ def attention_problem(
 ) -> attention_bound.Problem:
     """Return the call of attention as its bound takes it."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
-    live = attended(pairs, case.causal, given.mask, given.key_lengths)
+    options = Options(causal=case.causal, mask=given.mask, key_lengths=given.key_lengths)
+    live = attended(pairs, options)
     weights = np.ones(pairs)
     if case.dropout_p > 0.0:
         kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)

@@ -234,22 +234,25 @@ CONTRACT = Contract(
         "dtable": "backward",
         "dposition_table": "backward",
     },
-    pinned=tuple(
-        Case(
-            dtype=dtype,
-            batch=67,
-            columns=columns,
-            spread="frequent",
-            positions=positions,
-            scale=5.5,
-            dropout_p=0.1,
-            seed=3,
-            tile=tile,
-        )
-        for tile, (columns, positions) in enumerate(
-            ((31, "counted"), (129, "given"), (257, "counted"))
-        )
-        for dtype in domains.DTYPES
+    pinned=(
+        *(
+            Case(
+                dtype=dtype,
+                batch=67,
+                columns=columns,
+                spread="frequent",
+                positions=positions,
+                scale=5.5,
+                dropout_p=0.1,
+                seed=3,
+                tile=tile,
+            )
+            for tile, (columns, positions) in enumerate(
+                ((31, "counted"), (129, "given"), (257, "counted"))
+            )
+            for dtype in domains.DTYPES
+        ),
+        Case(batch=1, length=64, rows=1),  # a chunk of places that ends the row
     ),
     properties={
         "outside the tables": outside_the_tables,

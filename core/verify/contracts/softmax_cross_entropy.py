@@ -34,6 +34,7 @@ from twofold.reference.softmax_cross_entropy import REDUCTIONS
 
 Array = domains.Array
 
+IMPOSSIBLE = 8192  # a tile of many classes
 IGNORE_INDEX = -7
 
 
@@ -227,8 +228,26 @@ def no_such_class(subject: Subject, case: Case) -> None:
         assert same, f"a class that does not exist disturbs {name} of other rows"
     if bad.any():
         mean = replace(case, reduction="mean")
-        loss = subject.compute(mean, inputs(mean)._replace(targets=targets))["loss"]
-        assert np.isnan(loss), "the mean with a class that does not exist is a number"
+        found = subject.compute(mean, inputs(mean)._replace(targets=targets))
+        assert np.isnan(found["loss"]), "the mean with a class that does not exist is a number"
+        assert np.isnan(found["dlogits"]).all(), "and has a gradient"
+
+
+def impossible_classes(subject: Subject, case: Case) -> None:
+    """Classes of logit −∞ may fill the first tiles of a row: the others are as without them."""
+    case = replace(case, probabilities=False, label_smoothing=0.0, magnitude="unit")
+    given, front = inputs(case), np.full((case.rows, IMPOSSIBLE), -np.inf)
+    wide = given._replace(
+        logits=np.concatenate((front, given.logits), axis=1),
+        targets=np.where(given.targets < 0, given.targets, given.targets + IMPOSSIBLE),
+        weight=None
+        if given.weight is None
+        else np.concatenate((np.ones(IMPOSSIBLE), given.weight)),
+    )
+    wider = replace(case, classes=case.classes + IMPOSSIBLE)
+    found = subject.compute(wider, wide)
+    for name, bound in truth(wider, wide).items():
+        claims.within(name, found[name], bound, "behind impossible classes")
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -275,6 +294,7 @@ CONTRACT = Contract(
     properties={
         "independence": independence,
         "no such class": no_such_class,
+        "impossible classes": impossible_classes,
         "gradient sums": gradient_sums,
         "shift invariance": shift_invariance,
     },

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from twofold.core.verify.equivalents.entry import Equivalent, of
+from twofold.core.verify.equivalents.entry import Equivalent, Row, of
 from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, UNSTORED
+
+MASKED_IN_VAIN = "a tile is masked that need not be: slower, and the same"
+VISITED_IN_VAIN = "a tile is visited that nobody sees: slower, and the same"
+ROUNDED = "rounded to a whole tile all the same"
+
+
+def _last(kernel: str, block: str, rows: str) -> tuple[Row, ...]:
+    """Rows beyond the last see nothing, but to look at what they would does no harm."""
+    line = f"tl.minimum(first + {block}, {rows})"
+    changes = (
+        "tl.minimum → tl.maximum",
+        "1 → 0",
+        f"{line} - 1 → {line}",
+        f"{line} - 1 → {line} + 1",
+    )
+    return tuple((kernel, f"last = {line} - 1", change) for change in changes)
+
 
 _FORWARD = of(
     "kernels/attention.py",
     {
-        "every tile is then treated as one at the edge: slower, and the same": (
-            (
-                "forward_kernel",
-                "for start in range(full if EDGE else 0, end if EDGE else full, BLOCK_N):",
-                "EDGE → not EDGE",
-            ),
-        ),
+        VISITED_IN_VAIN: _last("forward_kernel", "BLOCK_M", "x.M"),
         "any finite number will do: all scores are −∞ there": (
             (
                 "forward_kernel",
@@ -24,6 +35,14 @@ _FORWARD = of(
         ),
         "what it divides is 0 there, and lse is replaced": (
             ("forward_kernel", "divisor = tl.where(empty, 1.0, total)", "1.0 → 1.001"),
+        ),
+        "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
+        "it is broadcast all the same": (
+            (
+                "forward_kernel",
+                "tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E"
+                " → tl.load(x.sinks + h).to(tl.float32) * LOG2_E",
+            ),
         ),
         STORE_CASTS: (("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),),
     },
@@ -36,6 +55,13 @@ _BACKWARD = of(
             ("delta_kernel", "drop .to(tl.float32) of load(out_ptr*"),
             ("delta_kernel", "drop .to(tl.float32) of load(dout_ptr*"),
         ),
+        "float32 sinks are float32; of 16 bits, Δ is known no better": (
+            ("delta_kernel", "drop .to(tl.float32) of tl.load(sinks_ptr + h)"),
+        ),
+        VISITED_IN_VAIN: (
+            *_last("dk_dv_kernel", "BLOCK_N", "present"),
+            *_last("dq_kernel", "BLOCK_M", "x.M"),
+        ),
         "all scores are −∞ there, whatever is subtracted": (
             (
                 "weights_again",
@@ -43,32 +69,28 @@ _BACKWARD = of(
                 "0.0 → 1.0",
             ),
         ),
-        "read only where causal, and there it is set again": (
-            ("dk_dv_kernel", "begin = 0", "0 → 1"),
-        ),
-        "rounded down to a multiple of BLOCK_M all the same": (
+        "what padding keys would sum up is not stored": (
+            ("dk_dv_kernel", "first < present → first <= present"),
             (
                 "dk_dv_kernel",
-                "begin = tl.maximum(first - shift, 0) // BLOCK_M * BLOCK_M",
+                "length = tl.where(first < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)",
                 "0 → 1",
             ),
         ),
-        "a tile is masked that need not be: slower, and the same": (
-            (
-                "dk_dv_kernel",
-                "full = tl.cdiv(tl.maximum(first + BLOCK_N - 1 - shift, 0), BLOCK_M) * BLOCK_M",
-                "1 → 0",
-            ),
-            (
-                "dk_dv_kernel",
-                "full = tl.cdiv(tl.maximum(first + BLOCK_N - 1 - shift, 0), BLOCK_M) * BLOCK_M",
-                "0 → 1",
+        "without a band there is no tile at its edge": (
+            *(
+                (
+                    "dk_dv_kernel",
+                    "for EDGE in tl.static_range(*",
+                    change,
+                )
+                for change in ("1 → 2", "x.behind is None → x.behind is not None")
             ),
         ),
         UNSTORED: (
             ("delta_kernel", "tl.load(dlse_ptr + row_at, mask=i < M, other=0.0): drop other"),
-            ("dq_kernel", "tl.load(lse_ptr + row_at, mask=rows < M, other=0.0): drop other"),
-            ("dq_kernel", "tl.load(delta_ptr + row_at, mask=rows < M, other=0.0): drop other"),
+            ("dq_kernel", "tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0): drop other"),
+            ("dq_kernel", "tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0): drop other"),
         ),
         STORE_CASTS: (
             ("dk_dv_kernel", "drop .to(dk_ptr.dtype.element_ty) of dk"),
@@ -78,22 +100,104 @@ _BACKWARD = of(
     },
 )
 
+_BIAS = of(
+    "kernels/attention_bias.py",
+    {
+        VISITED_IN_VAIN: _last("dbias_kernel", "BLOCK_M", "x.M"),
+        "it is true everywhere so far": (("dbias_kernel", "inside & (rows < x.M) → rows < x.M"),),
+        STORE_CASTS: (("dbias_kernel", "drop .to(dbias_ptr.dtype.element_ty) of dbias"),),
+    },
+)
+
+_RIGHT = "count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)"
+_LEFT = "count += tl.maximum(full - begin, 0) // BLOCK"
+_BEGIN = "begin = tl.maximum(first - behind, 0) // BLOCK * BLOCK"
+_FULL = "full = tl.cdiv(tl.maximum(last - behind, 0), BLOCK) * BLOCK"
+_STOP = "stop = tl.minimum(length, tl.maximum(first + 1 + ahead, 0))"
+_END = "end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))"
 _PARTS = of(
     "kernels/attention_parts.py",
     {
-        "a tile is masked that need not be: slower, and the same": (
-            (
-                "keys_seen",
-                "full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))",
-                "1 → 0",
-            ),
+        ROUNDED: (
+            ("seen", _BEGIN, "0 → 1"),
+            ("seen", _STOP, "0 → 1"),
+            ("tile_start", "left = tl.maximum(full - begin, 0) // BLOCK", "0 → 1"),
         ),
-        "rounded down to a multiple of BLOCK_N all the same": (
-            (
-                "keys_seen",
-                "full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))",
-                "0 → 1",
-            ),
+        "an integer that meets float32 becomes float32": (
+            ("scores", "drop .to(tl.float32) of tl.abs(rows + x.shift - columns)"),
+        ),
+        "the row after the last is not stored, and its dout is 0": (
+            ("scores", "s = tl.where(rows < x.M, s * LOG2_E*", "rows < x.M → rows <= x.M"),
+        ),
+        MASKED_IN_VAIN: (
+            ("seen", _FULL, "0 → 1"),
+            ("seen", _STOP, "1 → 0"),
+            ("seen", _STOP, "tl.maximum → tl.minimum"),
+            ("seen", _STOP, "first + 1 → *"),
+            ("seen", _STOP, "first + 1 + ahead → ahead"),
+        ),
+        "a tile is taken from the other edge": (("seen", "tl.cdiv(end, BLOCK) → end // BLOCK"),),
+        VISITED_IN_VAIN: (
+            ("seen", _END, "1 → 2"),
+            ("tiles_seen", _RIGHT, "end - stop → end*"),
+            ("tiles_seen", _RIGHT, "0 → 1"),
+            ("tiles_seen", _LEFT, "full - begin → full*"),
+            ("tiles_seen", _LEFT, "0 → 1"),
+            ("seen", _END, "0 → 1"),
+            ("seen", _END, "tl.minimum → tl.maximum"),
+        ),
+        "a length of 64 bits compares and loops alike": (
+            ("keys_present", "drop .to(tl.int32) of tl.load(x.lengths + b)"),
+        ),
+        "what is outside is masked, or never stored": (
+            ("scores", "tl.load(where, mask=inside, other=0): drop other"),
+            ("scores", "tl.load(where, mask=inside, other=0.0): drop other"),
+        ),
+        BOTH_FLOAT32: (
+            ("scores", "drop .to(tl.float32) of tl.load(where*"),
+            ("scores", "drop .to(tl.float32) of slope"),
+        ),
+    },
+)
+
+_KEEP = of(
+    "kernels/dropout.py",
+    {
+        "zeros, which give others their shape": (
+            ("attention_keep", "rows * 0 + groups * 0 → *"),
+            ("attention_keep", "zero + groups.to(tl.uint32) → groups.to(tl.uint32)"),
+            ("attention_keep", "zero + rows.to(tl.uint32) → rows.to(tl.uint32)"),
+            ("attention_keep", "zero + h.to(tl.uint32) → h.to(tl.uint32)"),
+            ("attention_keep", "zero + b.to(tl.uint32) → b.to(tl.uint32)"),
+            ("attention_keep", "drop .to(tl.uint32) of *"),
+        ),
+        "a draw has 16 bits, and compares alike as an unsigned number": (
+            ("attention_keep", "drop .to(tl.int32) of *"),
+        ),
+    },
+)
+
+_TILES = of(
+    "kernels/attention_tiles.py",
+    {
+        "another tile of the tables: it computes the same, at another cost": (
+            ("choose_tile", "not aligned → aligned"),
+            ("choose_tile", "dropout → not dropout"),
+            ("choose_tile", "masked → not masked"),
+            ("choose_tile", "amd → not amd"),
+        ),
+        "the kernels take no float64": (("choose_tile", "4 → 5"),),
+    },
+)
+
+_REFERENCE = of(
+    "reference/attention.py",
+    {
+        "in float32 and float64, in which its contract is asked, they have that dtype": (
+            ("backward", "drop .astype(lse.dtype) of options.sinks"),
+        ),
+        "NumPy takes any negative length for the rest": (
+            ("together", "return x.reshape(*k.shape[:2], -1, x.shape[-1])", "1 → 2"),
         ),
     },
 )
@@ -103,4 +207,57 @@ _HEADS = of(
     {"both are None or neither is": (("backward", "db_q is None or db_kv is None → *"),)},
 )
 
-EQUIVALENT: tuple[Equivalent, ...] = (*_FORWARD, *_BACKWARD, *_PARTS, *_HEADS)
+_MERGE = of(
+    "kernels/merge_attention.py",
+    {
+        "any finite number will do: all lses are −∞ there": (
+            ("merge", 'top = tl.where(top == -float("inf"), 0.0, top)', "0.0 → 1.0"),
+        ),
+        "what it divides is 0 there": (
+            (
+                "merge",
+                "return top, total, acc / tl.where(total == 0.0, 1.0, total)[:, None]",
+                "1.0 → 1.001",
+            ),
+            ("backward_kernel", "divisor = tl.where(total == 0.0, 1.0, total)", "1.0 → 1.001"),
+        ),
+        "lse is −∞ there all the same": (("forward_kernel", "1.0 → 1.001"),),
+        UNSTORED: (
+            (
+                "load_part",
+                "tl.load(lses_at + s * lses_part, mask=inside, other=-float('inf')): drop other",
+            ),
+            (
+                "backward_kernel",
+                "tl.load(dlse_ptr + at(dlse_strides, b, h, m), mask=inside, other=0.0): drop other",
+            ),
+        ),
+        BOTH_FLOAT32: (
+            ("load_part", "drop .to(tl.float32) of tl.load(outs_at*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
+        ),
+        STORE_CASTS: (
+            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
+            ("backward_kernel", "drop .to(douts_ptr.dtype.element_ty) of *"),
+        ),
+    },
+) + of(
+    "reference/merge_attention.py",
+    {
+        "in float32 and float64, in which its contract is asked, it has that dtype": (
+            ("backward", "drop .astype(outs.dtype) of w[..., None] * dout"),
+        ),
+    },
+)
+
+EQUIVALENT: tuple[Equivalent, ...] = (
+    *_FORWARD,
+    *_BACKWARD,
+    *_BIAS,
+    *_PARTS,
+    *_KEEP,
+    *_TILES,
+    *_REFERENCE,
+    *_HEADS,
+    *_MERGE,
+)

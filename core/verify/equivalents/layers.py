@@ -120,6 +120,31 @@ _SOFTMAX_CROSS_ENTROPY = of(
             ("load_targets", "tl.load(weight_ptr + columns * weight_strides[0], mask=columns < C, "
                              "other=0.0): drop other"),
         ),
+        "what is loaded in vain is not counted": (
+            ("divisor_kernel", "counts & valid → valid"),
+        ),
+        "shows past 65,536 rows, beyond these cases": (
+            (
+                "divisor_kernel",
+                "total += tl.where(counts, w, 0.0) → total = tl.where(counts, w, 0.0)",
+            ),
+        ),
+        "row R is not stored": (
+            ("rows_kernel", "counts = rows < R", "rows < R → rows <= R"),
+            ("rows_kernel", "top = tl.where(rows < R, top, 0.0)", "rows < R → rows <= R"),
+            ("rows_kernel", "top = tl.where(rows < R, top, 0.0)", "0.0 → 1.0"),
+            ("rows_kernel", "total = tl.where(rows < R, total, 1.0)", "rows < R → rows <= R"),
+            ("rows_kernel", "total = tl.where(rows < R, total, 1.0)", "1.0 → 1.001"),
+        ),
+        "any finite number will do: all logits are −∞ so far": (
+            (
+                "rows_kernel",
+                'safe = tl.where(new_top == -float("inf"), 0.0, new_top)'
+                "  # stands in for −∞ − (−∞)",
+                "0.0 → 1.0",
+            ),
+        ),
+        "it is multiplied by 0 there": (("rows_kernel", "0.0 → 1.0 (2)"),),
         "what is not loaded is ignored, or NaN already": (
             ("divisor_kernel", "tl.load(at, mask=inside, other=1.0): drop other"),
         ),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from twofold.core.verify.faults.entry import Row, of
 
 FORWARD, BACKWARD = "kernels/attention.py", "kernels/attention_backward.py"
-PARTS = "kernels/attention_parts.py"
+PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
 REFERENCE, HEADS = "reference/attention.py", "kernels/multi_head_attention.py"
+MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 
 _ATTENTION: tuple[Row, ...] = (
     (
@@ -32,41 +33,96 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         BACKWARD, "backward's diagonal is not forward's", "ffpa-attn#300",
-        ("shift = N - M\n    begin = 0", "shift = 0\n    begin = 0"),
+        (
+            "seen(first, last, x.ahead, x.behind, length, BLOCK_M)",
+            "seen(first, last, 0 if x.ahead is not None else None, x.behind, length, BLOCK_M)",
+        ),
     ),
     (
         FORWARD, "causal is aligned top left", "onnxruntime#28958",
-        ("shift = N - M", "shift = 0"),
-    ),
-    (
-        REFERENCE, "causal is aligned top left", "onnxruntime#28958",
-        ("np.arange(M)[:, None] + N - M", "np.arange(M)[:, None]"),
+        ("shift, left, right = band(options, M, N)", "shift, left, right = band(options, M, M)"),
     ),
     (
         PARTS, "the bound of a loop is not clamped to the keys", "FlagAttention#8",
         (
-            "full = tl.minimum(present, tl.maximum(first + 1 + shift, 0))",
-            "full = tl.maximum(first + 1 + shift, 0)",
+            "stop = tl.minimum(length, tl.maximum(first + 1 + ahead, 0))",
+            "stop = tl.maximum(first + 1 + ahead, 0)",
         ),
     ),
     (
         PARTS, "the remainder block is left out", "sycl-tla#489",
         (
-            "return full // BLOCK_N * BLOCK_N, end",
-            "return full // BLOCK_N * BLOCK_N, end // BLOCK_N * BLOCK_N",
+            "count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)",
+            "count = tl.maximum(end - stop, 0) // BLOCK",
         ),
     ),
     (
+        PARTS, "a window is one key too wide", "",
+        ("columns >= rows - x.behind", "columns >= rows - x.behind - 1"),
+    ),
+    (
+        PARTS, "tiles before the window's first full one are left out", "",
+        ("count += tl.maximum(full - begin, 0) // BLOCK", "count += 0"),
+    ),
+    (
+        FORWARD, "heads share keys with those that are far from them", "",
+        ("shared = h // x.G", "shared = h % (x.H // x.G)"),
+    ),
+    (
+        BACKWARD, "of the heads that share keys only the first has gradients", "",
+        ("for g in range(x.G):",
+         "for g in range(1):"),
+    ),
+    (
+        PARTS, "ALiBi's distance is of the rows' numbers", "",
+        ("tl.abs(rows + x.shift - columns)", "tl.abs(rows - columns)"),
+    ),
+    (
+        PARTS, "ALiBi's slopes are those of the first batch", "",
+        ("x.slopes + b * x.slopes_strides[0] + h", "x.slopes + h"),
+    ),
+    (
+        PARTS, "backward does not know of softcap", "",
+        ("ds = ds * (1.0 - ratio * ratio)", "ds = ds"),
+    ),
+    (
+        PARTS, "softcap comes before the scale", "",
+        ("None:\n        s = x.softcap * tanh(s / x.softcap)\n    if SCORE",
+         "None:\n        s = x.softcap * tanh(product / x.softcap) * x.scale\n    if SCORE"),
+    ),
+    (
+        PARTS, "a bias is not in base 2", "",
+        ("s = tl.where(rows < x.M, s * LOG2_E,", "s = tl.where(rows < x.M, s,"),
+    ),
+    (
+        FORWARD, "sinks are in base e", "",
+        ("tl.load(x.sinks + h).to(tl.float32) * LOG2_E", "tl.load(x.sinks + h).to(tl.float32)"),
+    ),
+    (
+        FORWARD, "a sink's gradient has the wrong sign", "",
+        ("dsinks=-shares.sum((0, 2))", "dsinks=shares.sum((0, 2))"),
+    ),
+    (
+        BIAS, "the gradient of a bias is that of the first batch", "",
+        ("b_first, b_end, h_first, h_end = 0, B,", "b_first, b_end, h_first, h_end = 0, 1,"),
+    ),
+    (
+        BIAS, "the gradient of a bias is scaled", "",
+        ("dbias += p * (dp - delta)", "dbias += p * (dp - delta) * x.softmax_scale"),
+    ),
+    (
         BACKWARD, "dk has lost its scale", "flash-attention#2651",
-        ("dk * softmax_scale, 0.0)", "dk, 0.0)"),
+        ("dk * x.softmax_scale, 0.0)", "dk, 0.0)"),
     ),
     (
         BACKWARD, "backward scales K in its own dtype", "FastVideo#1730",
         (
             "product = tl.dot(k, tl.trans(q), input_precision=PRECISION)",
-            "product = tl.dot((k * scale).to(k.dtype), tl.trans(q), input_precision=PRECISION)",
+            "product = tl.dot((k * x.scale).to(k.dtype), tl.trans(q), input_precision=PRECISION)",
         ),
-        ("present, shift, M, scale,\n                not FULL", "present, shift, M, 1.0, not FULL"),
+        ("s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)\n                p = w",
+         "s = scores(product / x.scale, x, b, h, rows, columns, present, EDGE, SCORE)\n"
+         "                p = w"),
     ),
     (
         FORWARD, "tf32 though nobody allowed it", "",
@@ -91,29 +147,26 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         BACKWARD, "backward drops other weights than forward", "",
-        (
-            "dropout.attention_keep(seed, b, h, tl.trans(rows), first, threshold",
-            "dropout.attention_keep(seed, h, b, tl.trans(rows), first, threshold",
-        ),
+        ("seed, b, h, tl.trans(rows)", "seed, h, b, tl.trans(rows)"),
     ),
     (
         FORWARD, "dout is read as if it lay like out", "flash-attention#355",
-        ("_strides(cache.mask), dout.stride())", "_strides(cache.mask), cache.out.stride())"),
+        ("grads.dv, dout.stride(),", "grads.dv, cache.out.stride(),"),
     ),
     (
         FORWARD, "the gradient of lse is left out", "",
-        ("HAS_DLSE=dlse is not None", "HAS_DLSE=False"),
+        ("None if dlse is None else dlse.float().contiguous()", "None"),
     ),
     (
         FORWARD, "heads after the first are wrong where a block is not full", "FlagGems#898",
         (
-            "row_at = (b * H + h).to(tl.int64) * M + i",
-            "row_at = (b * H + h).to(tl.int64) * (tl.cdiv(M, BLOCK_M) * BLOCK_M) + i",
+            "row_at = (b * x.H + h).to(tl.int64) * x.M + i",
+            "row_at = (b * x.H + h).to(tl.int64) * (tl.cdiv(x.M, BLOCK_M) * BLOCK_M) + i",
         ),
     ),
     (
         FORWARD, "the grid is of another kernel's tile", "flash-attention#2337",
-        ("triton.cdiv(M, over_queries.block_m) * B", "triton.cdiv(M, over_keys.block_m) * B"),
+        ("dq_kernel[(blocks * B * H,)]", "dq_kernel[(triton.cdiv(M, over_keys.block_m) * B * H,)]"),
     ),
     (
         FORWARD, "the scale is of the padded head_dim", "triton#621",
@@ -133,8 +186,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the scale is 0.1 % too large", "",
-        ("scale * math.log2(math.e),\n        **",
-         "scale * math.log2(math.e) * 1.001,\n        **"),
+        ("cache.softmax_scale * folded, cache", "cache.softmax_scale * folded * 1.001, cache"),
     ),
     (
         BACKWARD, "delta is of the rounded products", "",
@@ -147,7 +199,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "dv is of the weights before dropout", "",
-        ("dropped.mT @ dout", "p.mT @ dout"),
+        ("together(dropped, k).mT", "together(p, k).mT"),
     ),
 )  # fmt: skip
 
@@ -190,7 +242,105 @@ _HEADS: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_MERGE: tuple[Row, ...] = (
+    (
+        MERGE, "where all parts are −∞ the result is NaN", "flashinfer#4051",
+        ('    top = tl.where(top == -float("inf"), 0.0, top)\n', ""),
+    ),
+    (
+        MERGE, "what a part that attended nothing holds is multiplied by 0", "vllm#39148",
+        ('read = (lse > -float("inf"))[:, None] & columns', "read = inside[:, None] & columns"),
+    ),
+    (
+        MERGE, "lse is in base 2", "vllm#28840",
+        ("top + tl.log(", "top + tl.log2("),
+    ),
+    (
+        MERGE, "lses are taken for base 2", "vllm#28840",
+        ("return tl.exp(lse - top), out", "return tl.exp2(lse - top), out"),
+    ),
+    (
+        MERGE, "lse is +∞ where nothing is attended", "flash-attention#978",
+        ('lse = tl.where(empty, -float("inf"),', 'lse = tl.where(empty, float("inf"),'),
+    ),
+    (
+        MERGE, "the maximum is of the first parts alone", "",
+        ("for start in range(0, S, BLOCK_S):", "for start in range(0, 1, BLOCK_S):"),
+    ),
+    (
+        MERGE, "the maximum is not subtracted", "",
+        ('top = tl.where(top == -float("inf"), 0.0, top)', "top = top * 0.0"),
+    ),
+    (
+        MERGE, "the output is a sum of parts, not a mean", "",
+        ("acc / tl.where(total == 0.0, 1.0, total)[:, None]", "acc"),
+    ),
+    (
+        MERGE, "outputs are summed in the storage dtype", "",
+        (
+            "acc += w[:, None] * out",
+            "acc = (acc + w[:, None] * out).to(outs_at.dtype.element_ty).to(tl.float32)",
+        ),
+    ),
+    (
+        MERGE, "weights are cast before the product", "",
+        (
+            "acc += w[:, None] * out",
+            "acc += w.to(outs_at.dtype.element_ty).to(tl.float32)[:, None] * out",
+        ),
+    ),
+    (
+        MERGE, "the gradient of lse is left out", "",
+        ("HAS_DLSE=dlse is not None", "HAS_DLSE=False"),
+    ),
+    (
+        MERGE, "the gradient of a log-sum-exp forgets the other parts", "",
+        ("dout * (part - out)", "dout * part"),
+    ),
+    (
+        MERGE, "the gradient of a log-sum-exp is of the output as it was stored", "",
+        (
+            "dout * (part - out)",
+            "dout * (part - out.to(douts_ptr.dtype.element_ty).to(tl.float32))",
+        ),
+    ),
+    (
+        MERGE, "the gradient of lse goes to every part alike", "",
+        ("mask=inside, other=0.0)\n    for s", "mask=inside, other=0.0) / S\n    for s"),
+        ("            dlses += dlse\n        tl.store(dlses_ptr + row_at, w * dlses,",
+         "            dlses += 0.0\n        dlses = w * dlses + (dlse if HAS_DLSE else 0.0)\n"
+         "        tl.store(dlses_ptr + row_at, dlses,"),
+    ),
+    (
+        MERGE, "dout is read as if it lay like out", "flash-attention#355",
+        ("lses.stride()[1:], dout.stride(),", "lses.stride()[1:], cache.out.stride(),"),
+    ),
+    (
+        MERGE, "parts are taken to be contiguous", "",
+        ("outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], out.stride(),",
+         "B * H * M * D, B * H * M, outs.stride()[1:], lses.stride()[1:], out.stride(),"),
+    ),
+    (
+        MERGE, "heads and queries change places", "",
+        ("h.to(tl.int64) * strides[1] + m.to(tl.int64) * strides[2]",
+         "m.to(tl.int64) * strides[1] + h.to(tl.int64) * strides[2]"),
+    ),
+    (
+        MERGE_REFERENCE, "the gradient of a log-sum-exp forgets the other parts", "",
+        ("dout, outs - out)", "dout, outs)"),
+    ),
+    (
+        MERGE_REFERENCE, "the gradient of lse is not shared by weight", "",
+        (
+            "        dlses = dlses + dlse\n    return Gradients(douts, w * dlses)",
+            "        dlses = dlses + dlse / np.where(w == 0, 1, w)\n"
+            "    return Gradients(douts, w * dlses)",
+        ),
+    ),
+)  # fmt: skip
+
 FAULTS = (
     *of("attention", _ATTENTION),
+    *of("merge_attention", _MERGE),
     *of("multi_head_attention", _HEADS),
 )

@@ -1,0 +1,53 @@
+"""A function of the scores for attention's contract: it looks at everything that one may look at.
+
+As an example: what a user writes is a function of arrays and its derivative by the scores, twice,
+in NumPy and in Triton. The bound is made of the NumPy functions, which are run on numbers that
+carry their errors (`rounding.Approx`): operators, and NumPy's elementary functions, take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twofold.reference.attention_scores import ScoreMod
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A function of the scores as each side takes it; `triton` makes it, so that none is needed."""
+
+    name: str
+    reference: Callable[[], ScoreMod]
+    triton: Callable[[], ScoreMod]
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def squashed(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """Keep scores within ±limit, lower by a slope of the distance, which grows with the head."""
+    limit, slope = args
+    return limit * (s / (1.0 + np.abs(s))) - slope * (h + 1) * np.abs(i - j) + b
+
+
+def squashed_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """Return the derivative of `squashed` by s."""
+    limit, _ = args
+    room = 1.0 + np.abs(s)
+    return limit / (room * room)
+
+
+ARGS = (3.0, 0.125)  # the slope is a power of two, so that its products with integers are exact
+
+
+def _triton() -> ScoreMod:
+    from twofold.core.verify.contracts import attention_scoring_kernels as kernels
+
+    return ScoreMod(kernels.squashed, kernels.squashed_slope, ARGS)
+
+
+SQUASHED = Scoring("SQUASHED", lambda: ScoreMod(squashed, squashed_slope, ARGS), _triton)

@@ -1,0 +1,21 @@
+"""The functions of `attention_scoring` in Triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def squashed(s, b, h, i, j, args):
+    """Keep scores within ±limit, lower by a slope of the distance, which grows with the head."""
+    limit, slope = args
+    return limit * (s / (1.0 + tl.abs(s))) - slope * (h + 1) * tl.abs(i - j) + b
+
+
+@triton.jit
+def squashed_slope(s, b, h, i, j, args):
+    """Return the derivative of `squashed` by s."""
+    limit, slope = args
+    room = 1.0 + tl.abs(s)
+    return limit / (room * room)

@@ -1,0 +1,111 @@
+"""The gradient of attention's bias: that of the scores, summed where the bias was broadcast.
+
+A program has a tile of the bias and goes through everything that was added to: all batches and
+heads that share it, and where one row or one column of it serves all, those. Nothing of size M×N is
+stored but the gradient itself, and the sums have one order: the same bits in every run. Operations:
+6·M·N·D per head.
+
+`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (5)–(8) are those of the reference.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from twofold.kernels import dropout
+from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_parts import keys_present, products, scores, seen
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def dbias_kernel(
+    x,  # Call
+    dout_ptr,  # (B, H, M, D)
+    lse_ptr, delta_ptr,  # (B, H, M) float32
+    dbias_ptr,  # (B or 1, H or 1, M or 1, N or 1)
+    dout_strides, dbias_strides,
+    B,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
+    OWN_B: tl.constexpr,  # whether each batch has its own bias, each head, …
+    OWN_H: tl.constexpr,
+    OWN_M: tl.constexpr,
+    OWN_N: tl.constexpr,
+    D: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradient of a tile of the bias."""
+    program = tl.program_id(0)
+    b_first, b_end, h_first, h_end = 0, B, 0, x.H
+    m_first, m_end, n_first, n_end = 0, x.M, 0, x.N
+    if OWN_N:
+        n_first = program % tl.cdiv(x.N, BLOCK_N) * BLOCK_N
+        n_end = n_first + BLOCK_N
+        program = program // tl.cdiv(x.N, BLOCK_N)
+    if OWN_M:
+        m_first = program % tl.cdiv(x.M, BLOCK_M) * BLOCK_M
+        m_end = m_first + BLOCK_M
+        program = program // tl.cdiv(x.M, BLOCK_M)
+    if OWN_H:
+        h_first = program % x.H
+        h_end = h_first + 1
+        program = program // x.H
+    if OWN_B:
+        b_first = program
+        b_end = program + 1
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    dbias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for b in range(b_first, b_end):
+        present = keys_present(x, b)
+        for h in range(h_first, h_end):
+            for first in range(m_first, m_end, BLOCK_M):
+                rows = first + m
+                row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+                lse = tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0)  # (BLOCK_M, 1)
+                delta = tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0)
+                last = tl.minimum(first + BLOCK_M, x.M) - 1
+                begin, _, _, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
+                for start in range(tl.maximum(begin, n_first), tl.minimum(end, n_end), BLOCK_N):
+                    columns = start + n
+                    # (5) weights again
+                    product = products(
+                        x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
+                        first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    )  # (BLOCK_M, BLOCK_N)  # fmt: skip
+                    s = scores(product, x, b, h, rows, columns, present, True, SCORE)
+                    p = weights_again(s, lse)
+                    # (6) gradient of the weights
+                    dp = products(
+                        dout_ptr, dout_strides, h, x.v, x.v_strides, h // x.G, b,
+                        first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    )  # (BLOCK_M, BLOCK_N)  # fmt: skip
+                    if DROPOUT:
+                        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                        dp = tl.where(keep, dp * dropout_scale, 0.0)
+                    # (8) gradient of the scores
+                    dbias += p * (dp - delta)
+    if not OWN_M:
+        dbias = tl.sum(dbias, axis=0, keep_dims=True)
+    if not OWN_N:
+        dbias = tl.sum(dbias, axis=1, keep_dims=True)
+    where = tl.zeros_like(dbias).to(tl.int64)
+    where += tl.cast(b_first, tl.int64) * dbias_strides[0]
+    where += tl.cast(h_first, tl.int64) * dbias_strides[1]
+    inside = where >= 0
+    if OWN_M:
+        rows = m_first + m
+        where += rows.to(tl.int64) * dbias_strides[2]
+        inside = inside & (rows < x.M)
+    if OWN_N:
+        columns = n_first + n
+        where += columns.to(tl.int64) * dbias_strides[3]
+        inside = inside & (columns < x.N)
+    tl.store(dbias_ptr + where, dbias.to(dbias_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,268 @@
+"""Partial attention merged in one launch, forward and backward; the parts are read where they lie.
+
+A program owns a block of rows, (h, m) in turn, of one batch, and goes through the parts one after
+the other: a sum has one order, in which a part that was left out adds a zero, and there are no
+atomics. The largest lse is known before the first output is read, so nothing is ever rescaled.
+
+Bytes, for n = B·H·M·D elements of b bytes: forward reads S·n·b of outs and 4·S·n/D of lses (again
+from the cache for each part) and writes n·b. Backward reads outs and dout and writes S·n·b. It goes
+through the parts twice: once to merge them again, once for the gradients, and the second time a
+program finds its rows of outs in the cache, S·1024 elements at most. The stored output would save
+the first round; but its cast would be in the float32 dlses, whose sum would no longer be dlse.
+Operations: 2 per element of outs forward, 6 backward.
+
+Any strides: parts may be views of one array, heads inside or outside; the two gradients are new.
+
+`S` parts, `B` batch, `H` heads, `M` queries, `D` head_dim; steps (1)–(6) are those of the
+reference.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.reference import checks
+from twofold.reference.merge_attention import check, check_backward
+
+DTYPES = ("float16", "bfloat16", "float32")
+MOST_ROWS = 2**30  # of a batch, whose rows are counted in 32 bits
+
+
+class Tile(NamedTuple):
+    """Rows of a program, how many lses it reads at a time to find the largest, and its warps."""
+
+    block_r: int
+    block_s: int
+    num_warps: int
+
+
+# (largest head_dim, tile): 1024 elements of a part at a time, 16 bytes of float16 for each thread.
+# More would leave multiprocessors idle in decoding, where rows are few.
+TILES = (
+    (32, Tile(32, 16, 4)),
+    (128, Tile(8, 16, 4)),
+    (256, Tile(4, 16, 4)),
+)
+
+
+class Cache(NamedTuple):
+    """What `backward` needs; `lse` (B, H, M) is float32, the natural logarithm."""
+
+    outs: torch.Tensor
+    lses: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients of outs and lses, shaped as they are."""
+
+    douts: torch.Tensor
+    dlses: torch.Tensor
+
+
+def choose_tile(head_dim: int) -> Tile:
+    """Return the table's tile for this head_dim."""
+    return next(tile for largest, tile in TILES if head_dim <= largest)
+
+
+@triton.jit
+def place(program, H, M, BLOCK_R: tl.constexpr):
+    """Return b of a program, (h, m) of its rows, and their numbers among the rows of b."""
+    blocks = tl.cdiv(H * M, BLOCK_R)
+    rows = program % blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    return (program // blocks).to(tl.int64), rows // M, rows % M, rows
+
+
+@triton.jit
+def at(strides, b, h, m):
+    """Return where rows begin in a (B, H, M, …) array; what may pass 2³¹ is 64 bits wide."""
+    return b * strides[0] + h.to(tl.int64) * strides[1] + m.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def load_part(s, outs_at, lses_at, outs_part, lses_part, top, inside, columns):
+    """Return exp(lse_s − top) of rows, and their outputs in part s: zero where it is left out."""
+    s = tl.cast(s, tl.int64)
+    lse = tl.load(lses_at + s * lses_part, mask=inside, other=-float("inf"))
+    read = (lse > -float("inf"))[:, None] & columns
+    out = tl.load(outs_at + s * outs_part, mask=read, other=0.0).to(tl.float32)
+    return tl.exp(lse - top), out
+
+
+@triton.jit
+def merge(
+    outs_at, lses_at, outs_part, lses_part, inside, columns, S,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Return rows' largest lse, Σ_s exp(lse_s − it), and their output: steps (1) to (3).
+
+    Where all parts are left out these are 0, 0 and 0.
+    """
+    # (1) log-sum-exp: the largest lse; 0 stands in for −∞ − (−∞)
+    top = tl.full([BLOCK_R], -float("inf"), tl.float32)
+    for start in range(0, S, BLOCK_S):
+        s = (start + tl.arange(0, BLOCK_S)[None, :]).to(tl.int64)
+        lses = tl.load(
+            lses_at[:, None] + s * lses_part,
+            mask=inside[:, None] & (s < S),
+            other=-float("inf"),
+        )
+        top = tl.maximum(top, tl.max(lses, axis=1))
+    top = tl.where(top == -float("inf"), 0.0, top)
+    # (2) weights, not normalised, and their sum; (3) the output of those
+    total = tl.zeros([BLOCK_R], tl.float32)
+    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    for s in range(S):
+        w, out = load_part(s, outs_at, lses_at, outs_part, lses_part, top, inside, columns)
+        total += w
+        acc += w[:, None] * out
+    return top, total, acc / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit
+def forward_kernel(
+    outs_ptr,  # (S, B, H, M, D)
+    lses_ptr,  # (S, B, H, M) float32
+    out_ptr,  # (B, H, M, D)
+    lse_ptr,  # (B, H, M) float32
+    outs_part, lses_part,  # from one part to the next
+    outs_strides, lses_strides, out_strides,  # of (B, H, M) and D
+    S, H, M, D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Merge BLOCK_R rows."""
+    b, h, m, rows = place(tl.program_id(0), H, M, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
+    inside = rows < H * M
+    columns = inside[:, None] & (d < D)
+    outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
+    lses_at = lses_ptr + at(lses_strides, b, h, m)
+    top, total, out = merge(
+        outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
+    )
+    empty = total == 0.0
+    lse = tl.where(empty, -float("inf"), top + tl.log(tl.where(empty, 1.0, total)))
+    tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
+    out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=columns)
+
+
+@triton.jit
+def backward_kernel(
+    outs_ptr,  # (S, B, H, M, D)
+    lses_ptr,  # (S, B, H, M) float32
+    dout_ptr,  # (B, H, M, D)
+    dlse_ptr,  # (B, H, M) float32 if HAS_DLSE
+    douts_ptr,  # (S, B, H, M, D)
+    dlses_ptr,  # (S, B, H, M) float32
+    outs_part, lses_part,  # from one part to the next
+    outs_strides, lses_strides, dout_strides, dlse_strides,  # of (B, H, M) and D
+    S, B, H, M, D,
+    HAS_DLSE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of BLOCK_R rows of every part."""
+    b, h, m, rows = place(tl.program_id(0), H, M, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
+    inside = rows < H * M
+    columns = inside[:, None] & (d < D)
+    outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
+    lses_at = lses_ptr + at(lses_strides, b, h, m)
+    # (4) weights and output again
+    top, total, out = merge(
+        outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
+    )
+    divisor = tl.where(total == 0.0, 1.0, total)
+    dout_at = dout_ptr + at(dout_strides, b, h, m)[:, None] + d * dout_strides[3]
+    dout = tl.load(dout_at, mask=columns, other=0.0).to(tl.float32)
+    if HAS_DLSE:
+        dlse = tl.load(dlse_ptr + at(dlse_strides, b, h, m), mask=inside, other=0.0)
+    for s in range(S):
+        w, part = load_part(s, outs_at, lses_at, outs_part, lses_part, top, inside, columns)
+        w = w / divisor
+        row_at = (tl.cast(s, tl.int64) * B + b) * H * M + rows
+        # (5) gradients of the outputs
+        douts = (w[:, None] * dout).to(douts_ptr.dtype.element_ty)
+        tl.store(douts_ptr + row_at[:, None] * D + d, douts, mask=columns)
+        # (6) gradients of the log-sum-exps
+        dlses = tl.sum(dout * (part - out), axis=1)
+        if HAS_DLSE:
+            dlses += dlse
+        tl.store(dlses_ptr + row_at, w * dlses, mask=inside)
+
+
+def forward(
+    outs: torch.Tensor,
+    lses: torch.Tensor,
+    *,
+    dtype: str | torch.dtype | None = None,
+    tile: Tile | None = None,
+) -> tuple[torch.Tensor, Cache]:
+    """Merge the outputs of attention over disjoint sets of keys by their log-sum-exp.
+
+    Arguments and results are those of `reference.merge_attention.forward`, in float16, bfloat16 or
+    float32, any strides; sums in float32. `dtype` is that of out, by default that of outs, so that
+    float32 parts make a bfloat16 result; `tile` overrides the table's choice.
+    """
+    check(outs, lses)
+    checks.choice("outs.dtype", checks.dtype_name(outs), DTYPES)
+    S, B, H, M, D = outs.shape
+    name = str(outs.dtype if dtype is None else dtype).removeprefix("torch.")
+    checks.choice("dtype", name, DTYPES)
+    checks.require(H * M <= MOST_ROWS, "outs.shape[2:4]", (H, M), f"of at most {MOST_ROWS} rows")
+    tile = tile or choose_tile(D)
+    out = torch.empty_strided(
+        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=getattr(torch, name), device=outs.device
+    )  # heads side by side, as the output projection reads them
+    lse = torch.empty((B, H, M), dtype=torch.float32, device=outs.device)
+    forward_kernel[(triton.cdiv(H * M, tile.block_r) * B,)](
+        outs, lses, out, lse,
+        outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], out.stride(),
+        S, H, M, D,
+        **_options(D, tile),
+    )  # fmt: skip
+    return out, Cache(outs, lses, out, lse)
+
+
+def backward(
+    dout: torch.Tensor,
+    cache: Cache,
+    dlse: torch.Tensor | None = None,
+    *,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Return the gradients, given those of `out` and, optionally, of `cache.lse`."""
+    outs, lses = cache.outs, cache.lses
+    check_backward(dout, dlse, cache.out)
+    S, B, H, M, D = outs.shape
+    tile = tile or choose_tile(D)
+    douts = torch.empty((S, B, H, M, D), dtype=outs.dtype, device=outs.device)
+    dlses = torch.empty((S, B, H, M), dtype=torch.float32, device=outs.device)
+    backward_kernel[(triton.cdiv(H * M, tile.block_r) * B,)](
+        outs, lses, dout, lses if dlse is None else dlse, douts, dlses,
+        outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], dout.stride(),
+        (0, 0, 0) if dlse is None else dlse.stride(),
+        S, B, H, M, D,
+        HAS_DLSE=dlse is not None,
+        **_options(D, tile),
+    )  # fmt: skip
+    return Gradients(douts, dlses)
+
+
+def _options(D: int, tile: Tile) -> dict[str, int]:
+    """Return the arguments that both kernels share: the tile."""
+    return {
+        "BLOCK_R": tile.block_r,
+        "BLOCK_S": tile.block_s,
+        "BLOCK_D": triton.next_power_of_2(D),
+        "num_warps": tile.num_warps,
+    }

@@ -1,0 +1,201 @@
+"""What attention can be asked for beside q, k and v, and what it costs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from twofold.core.verify import attention_bound, claims
+from twofold.core.verify.contract import hold
+from twofold.core.verify.contracts import attention as contract
+from twofold.core.verify.contracts.attention import Case, Scoring
+from twofold.core.verify.rounding import machine
+from twofold.reference.attention import forward
+from twofold.reference.attention_scores import Options, ScoreMod, attended
+
+BATCH, HEADS, LONG, HEAD_DIM = 2, 4, 160, 16
+FEATURES = {
+    "plain": {},
+    "grouped heads": {"groups": 2},
+    "one head of keys": {"groups": 4},
+    "causal": {"causal": True},
+    "causal top-left": {"causal": "top-left"},
+    "window": {"window_size": (5, 3)},
+    "softcap": {"softcap": 2.0},
+    "ALiBi": {"alibi": "H"},
+    "bias of a head": {"bias": "1HMN"},
+    "bias of a key": {"bias": "11N"},
+    "sinks": {"sinks": True},
+    "function of scores": {"score_mod": contract.SQUASHED},
+    "mask": {"mask": "B1MN"},
+    "key lengths": {"key_lengths": True},
+    "dropout": {"dropout_p": 0.2},
+}
+
+
+@pytest.mark.parametrize("first", FEATURES)
+def test_each_feature_goes_with_each_other(triton, first):
+    """Nothing is refused: every pair of features within the bound, forward and backward."""
+    for second in list(FEATURES)[list(FEATURES).index(first) :]:
+        fields = {**FEATURES[first], **FEATURES[second]}
+        case = Case(batch=2, heads=4, seqlen_q=9, seqlen_k=13, head_dim=5, dlse=True, **fields)
+        hold(contract.CONTRACT, triton, case, ())
+
+
+def relative(s, b, h, i, j, args):
+    """Add what a table (2·R + 1,) has for the distance, clipped to ±R."""
+    table, reach = args
+    return s + table[np.clip(j - i, -reach, reach) + reach]
+
+
+def unchanged(s, b, h, i, j, args):
+    return 1.0 + 0.0 * s
+
+
+def tempered(s, b, h, i, j, args):
+    """Divide by a temperature that grows with the head."""
+    return s / (1.0 + h)
+
+
+def tempered_slope(s, b, h, i, j, args):
+    return (1.0 + 0.0 * s) / (1.0 + h)
+
+
+@pytest.mark.parametrize("name", ["relative", "tempered"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_users_function_of_the_scores_has_a_contract(triton, name, dtype):
+    """Two worked examples: a table of relative positions, a temperature of each head."""
+    import scoring_kernels as kernels
+
+    reach = 3
+    table = np.random.default_rng(0).standard_normal(2 * reach + 1).astype(np.float32)
+    scoring = {
+        "relative": Scoring(
+            "relative",
+            lambda: ScoreMod(relative, unchanged, (table.astype(np.float64), reach)),
+            lambda: ScoreMod(kernels.relative, kernels.unchanged, (triton.asarray(table), reach)),
+        ),
+        "tempered": Scoring(
+            "tempered",
+            lambda: ScoreMod(tempered, tempered_slope),
+            lambda: ScoreMod(kernels.tempered, kernels.tempered_slope),
+        ),
+    }[name]
+    mine = contract.with_score_mod(scoring)
+    for extra in ({}, {"causal": True, "groups": 2, "dropout_p": 0.2}, {"bias": "1HMN"}):
+        case = Case(
+            dtype=dtype, batch=2, heads=4, seqlen_q=37, seqlen_k=41, dlse=True,
+            score_mod=scoring, **extra,
+        )  # fmt: skip
+        hold(mine, triton, case, ())
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements of any floating storage that is made or viewed within it."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            elements = result.untyped_storage().nbytes() // result.element_size()
+            self.elements = max(self.elements, elements)
+        return result
+
+
+@pytest.mark.parametrize("feature", [f for f in FEATURES if f not in ("bias of a head", "mask")])
+def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
+    """Of M×N there is neither forward nor backward anything, of one head or of all."""
+    case = Case(
+        batch=1, heads=4, seqlen_q=LONG, seqlen_k=LONG, head_dim=HEAD_DIM, dlse=True,
+        **FEATURES[feature],
+    )  # fmt: skip
+    given_ = contract.inputs(case)
+    with Largest() as largest:
+        contract.run(triton, case, given_)
+    assert 0 < largest.elements <= 4 * LONG * HEAD_DIM < LONG * LONG
+
+
+@given(
+    queries=st.integers(1, 150),
+    keys=st.integers(1, 150),
+    causal=st.sampled_from([False, True, "top-left"]),
+    window=st.one_of(st.none(), st.tuples(*[st.one_of(st.none(), st.integers(0, 90))] * 2)),
+)
+@settings(max_examples=15)
+def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, window):
+    """The products that are computed are those of the tiles that hold a pair, and no others."""
+    if triton.device == "cuda":
+        pytest.skip("products are counted in the interpreter")
+    from triton.runtime import interpreter
+
+    how = {"causal": causal, "window_size": window}
+    q, k = (torch.zeros(1, 1, n, 16) for n in (queries, keys))
+    builder, count = type(interpreter.interpreter_builder), 0
+    plain = builder.create_dot
+
+    def counted(self, *args):
+        nonlocal count
+        count += 1
+        return plain(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_dot", counted)
+        triton.attention.forward(q, k, k, tile=triton.attention.Tile(32, 16, 4, 1), **how)
+    live = attended((1, 1, queries, keys), Options(**how))
+    live = np.broadcast_to(True if live is None else live, (queries, keys))
+    tiles = [
+        live[m : m + 32, n : n + 16].any()
+        for m in range(0, queries, 32)
+        for n in range(0, keys, 16)
+    ]
+    assert count == 2 * sum(tiles)
+
+
+def test_offsets_pass_two_to_the_31(triton):
+    """Heads further apart than 2³¹ elements, in memory of which little is touched."""
+    far, shape = 2**31 + 16, (1, 2, 5, 16)
+    if triton.device == "cuda":
+        memory = torch.empty(far + 80, dtype=torch.float16, device="cuda")
+    else:
+        memory = torch.from_numpy(np.zeros(far + 80, np.float16))  # pages are taken when touched
+    x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
+    wide = memory.as_strided(shape, (far, far, 16, 1))
+    wide.copy_(x)
+    out, cache = triton.attention.forward(wide, wide, wide)
+    same, other = triton.attention.forward(x, x, x)
+    assert torch.equal(out, same)
+    first, second = (triton.attention.backward(same, c) for c in (cache, other))
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_grouped_heads_are_repeated_keys(triton):
+    """Heads that share keys give the bits that they give with keys of their own."""
+    case = Case(batch=2, heads=6, groups=3, seqlen_q=37, seqlen_k=41, head_dim=16, causal=True)
+    x = contract.inputs(case)
+    apart = x._replace(k=np.repeat(x.k, 3, axis=1), v=np.repeat(x.v, 3, axis=1))
+    together = contract.run(triton, case, x)
+    alone = contract.run(triton, Case(**{**vars(case), "groups": 1}), apart)
+    for name in ("out", "lse", "dq"):
+        assert np.array_equal(triton.to_numpy(together[name]), triton.to_numpy(alone[name])), name
+
+
+def test_a_sink_is_a_key_without_a_value():
+    """In float64: one more key, whose score is the sink and whose value is 0."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 1, 4, 3))
+    sink = 0.7
+    out, cache = forward(q, k, v, sinks=np.array([sink]), softmax_scale=1.0)
+    wider = np.concatenate((q, np.ones((1, 1, 4, 1))), axis=-1)
+    keys = np.concatenate((k, np.zeros((1, 1, 4, 1))), axis=-1)
+    keys = np.concatenate((keys, [[[[0, 0, 0, sink]]]]), axis=2)
+    values = np.concatenate((v, np.zeros((1, 1, 1, 3))), axis=2)
+    values = np.concatenate((values, np.zeros((1, 1, 5, 1))), axis=-1)
+    there, other = forward(wider, keys, values, softmax_scale=1.0)
+    options = Options(sinks=np.array([sink]), softmax_scale=1.0)
+    bound = attention_bound.forward(attention_bound.problem(q, k, v, machine("float64"), options))
+    claims.agree("out", out, there[..., :3], bound.out, "with the sink as a key")
+    claims.agree("lse", cache.lse, other.lse, bound.lse[..., 0], "with the sink as a key")
+    assert bound.out.error.max() < 1e-14 and bound.lse.error.max() < 1e-14
