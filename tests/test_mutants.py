@@ -36,7 +36,7 @@ def test_a_fault_is_killed_and_leaves_this_process_as_it_is(trials):
         (verdict,) = trial.verdicts([rotary(trial.side, "x1 * cos → x1 / cos")])
         assert verdict.fate == mutants.KILLED and verdict.by
         assert trial.side.rotary.forward is right
-        assert sum(question.kills for question in trial.questions) >= 1
+        assert any(question.kills for question in trial.questions)
 
 
 def test_what_does_not_end_or_does_not_load_is_killed(trials):

@@ -225,7 +225,7 @@ PLAIN = {
         outputs=("q", "k"),
         options={"interleaved": {"interleaved": False}},
         always={"tile": None, "batched": False},
-        pinned=({"length": 65, "head_dim": 64, "pairs": 32},),
+        pinned=({"length": 65, "head_dim": 64, "pairs": 32}, {"batch": 2, "length": 1}),
     ),
     "softmax_cross_entropy": Plain(
         call=cross_entropy_call,
@@ -242,7 +242,11 @@ PLAIN = {
             "weight": False,
             "tile": None,
         },
-        pinned=({"rows": 37, "classes": 257}, {"rows": 2, "classes": 4099}),
+        pinned=(
+            {"rows": 37, "classes": 257},
+            {"rows": 2, "classes": 4099},
+            {"rows": 7, "classes": 19, "magnitude": "offset"},
+        ),
         conventions=("no such class",),
     ),
     "activation": Plain(

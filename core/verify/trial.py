@@ -3,8 +3,9 @@
 Everything slow is done once: torch, triton and hypothesis are imported, the truths of the cases
 computed and each case run on the code as it is. A fork then loads the changed file in the place of
 the right one and asks question after question until one is answered wrongly. A question is one
-claim about one case: the bounds, or a property. Those that found the most faults for their time
-come first, so that a fault costs little; only what survives them makes more questions ready.
+claim about one case: the bounds, or a property. Those that found the most faults for their time,
+above all near by, come first, so that a fault costs little; only what survives them makes more
+questions ready.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import signal
 import sys
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
@@ -69,12 +70,17 @@ class Verdict:
 
 @dataclass
 class Question:
-    """One claim about one case, "" for its bounds; what it costs, and how many faults it found."""
+    """One claim about one case, "" for its bounds; what it costs, and where it found faults."""
 
     case: Any
     claim: str
     seconds: float
-    kills: int = 0
+    kills: Counter[tuple[str, ...]] = field(default_factory=Counter)
+
+    def price(self, mutant: Mutant) -> float:
+        """Return the seconds for a fault found, where a fault near by counts for many."""
+        near = sum(worth * self.kills[place] for place, worth in _places(mutant))
+        return self.seconds / (1 + near)
 
 
 @dataclass
@@ -135,7 +141,8 @@ class Trial:
                 fork = forks.pop(pipe)
                 fate, by, index = _end(fork)
                 if index is not None:
-                    self.questions[index].kills += 1
+                    places = _places(fork.mutant)
+                    self.questions[index].kills.update(place for place, _ in places)
                 if fate == SURVIVED and (self._ahead or fork.asked < len(self.questions)):
                     if fork.asked == len(self.questions):
                         self._prepare(len(self.questions))
@@ -171,7 +178,7 @@ class Trial:
     def _fork(self, mutant: Mutant, asked: int) -> _Fork:
         """Ask a mutant all questions but the first `asked`, in a process of its own."""
         questions = list(enumerate(self.questions))[asked:]
-        questions.sort(key=lambda x: x[1].seconds / (1 + x[1].kills))
+        questions.sort(key=lambda x: x[1].price(mutant))
         process, pipe = _start(lambda: self._judge(mutant, questions))
         return _Fork(mutant, process, pipe, time.perf_counter(), len(self.questions))
 
@@ -202,6 +209,12 @@ def _ask(contract: Contract, side: Side, case: Any, claim: str) -> None:
         findings = judge_case(contract, side, case)
     if any(f.fault for f in findings):
         raise Violation(findings)
+
+
+def _places(mutant: Mutant) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Return where a mutant is: anywhere, a function, a line; and what a fault there is worth."""
+    function = (mutant.file, mutant.function)
+    return ((), 1), (function, 10), ((*function, mutant.text), 100)
 
 
 def _size(contract: Contract, case: Any) -> int:
