@@ -245,7 +245,7 @@ PLAIN = {
         pinned=(
             {"rows": 37, "classes": 257},
             {"rows": 2, "classes": 4099},
-            {"rows": 7, "classes": 19, "magnitude": "offset"},
+            {"rows": 1, "classes": 19, "magnitude": "offset"},
         ),
         conventions=("no such class",),
     ),
