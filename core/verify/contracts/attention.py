@@ -19,10 +19,12 @@ from twofold.core.verify.contracts.attention_domain import (
     Inputs,
     cases,
     inputs,
+    padded,
     place,
     place_mask,
     placed,
     problem,
+    repacked,
     run,
     scale,
     small,
@@ -34,16 +36,26 @@ from twofold.kernels.attention_tiles import ENTRIES
 
 __all__ = [
     "CONTRACT", "LAYOUTS", "MASKS", "PRECISIONS", "SQUASHED", "Case", "Inputs", "Scoring", "inputs",
-    "place", "place_mask", "placed", "problem", "run", "scale", "small", "truth", "with_score_mod",
+    "padded", "place", "place_mask", "placed", "problem", "repacked", "run", "scale", "small",
+    "truth", "with_score_mod",
 ]  # fmt: skip
 
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
+PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
 SCORES: dict[str, Any] = {
     "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN", "sinks": True,
     "groups": 3,
 }  # fmt: skip
+
+PACKINGS: tuple[dict[str, Any], ...] = (
+    {"causal": True, "dropout_p": 0.5},
+    {"window_size": (17, 15), "bias": "BHMN"},
+    {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
+    {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
+    {"causal": True, "bias": "11M1", "dropout_p": 0.1},
+)
 
 CONTRACT = Contract(
     operator="attention",
@@ -102,6 +114,21 @@ CONTRACT = Contract(
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
+        # Packed sequences of every kind, longer and shorter than a tile, and empty.
+        *(
+            Case(
+                batch=5,
+                heads=4,
+                groups=2,
+                seqlen_q=67,
+                seqlen_k=49,
+                packed=True,
+                dlse=True,
+                seed=seed,
+                **how,
+            )
+            for seed, how in enumerate(PACKINGS)
+        ),
         # The draw of the first key is just enough, that of the second.
         *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
     ),
@@ -127,8 +154,8 @@ CONTRACT = Contract(
                 (16, 32, 64, 128, 256),
                 (
                     ("float16", False, (LEAST,)),
-                    ("bfloat16", False, (DROPOUT, EVERYTHING, SCORES)),
-                    ("float32", False, (DROPOUT, EVERYTHING, SCORES)),
+                    ("bfloat16", False, (DROPOUT, EVERYTHING, PACKED, SCORES)),
+                    ("float32", False, (DROPOUT, EVERYTHING, PACKED, SCORES)),
                     ("float32", True, (LEAST,)),
                 ),
             ),
