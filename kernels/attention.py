@@ -11,10 +11,9 @@ Backward is `attention_backward` and `attention_bias`, how a tile is loaded and 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
-may see are not visited; tiles that all of them see are not masked. Packed sequences are read where
-they are, and programs behind the end of theirs do nothing. Heads that share keys read them
-where they are. Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute
-like 128.
+may see are not visited; tiles that all of them see are not masked. Packed sequences, and keys
+that heads share, are read where they are; a program behind the end of its sequence does nothing.
+Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute like 128.
 """
 
 from __future__ import annotations
@@ -282,6 +281,8 @@ def _call(cache: Cache) -> Call:
     B, longest_q, longest_k = _sizes(cache)
     shift, left, right = band(options, M, N)
     own_shift = options.packed and options.causal != "top-left"
+    reach = longest_q + longest_k  # nothing is further away, and sums with it stay below 2³¹
+    behind, ahead = (None if end is None else min(end, reach) for end in (left, right))
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
     pairs = (B, H, longest_q, longest_k)
     mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
@@ -293,8 +294,8 @@ def _call(cache: Cache) -> Call:
         cache.softmax_scale * folded, cache.softmax_scale,
         () if mod is None else mod.args,
         shift=None if own_shift else shift,
-        behind=left,
-        ahead=right,
+        behind=behind,
+        ahead=ahead,
         q_starts=_contiguous(options.cu_seqlens_q),
         k_starts=_contiguous(options.cu_seqlens_k),
         lengths=_contiguous(options.key_lengths),

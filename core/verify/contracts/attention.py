@@ -19,17 +19,16 @@ from twofold.core.verify.contracts.attention_domain import (
     Inputs,
     cases,
     inputs,
-    padded,
     place,
     place_mask,
     placed,
     problem,
-    repacked,
     run,
     scale,
     small,
     truth,
 )
+from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_properties import PROPERTIES
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.kernels.attention_tiles import ENTRIES
@@ -95,6 +94,7 @@ CONTRACT = Contract(
             for n, window in ((0, (16, 16)), (1, (17, 15)), (16, (47, 31)), (-1, (0, 0)))
         ),
         Case(seqlen_q=40, seqlen_k=70, window_size=(20, None), causal="top-left", sinks=True),
+        *(Case(seqlen_q=9, seqlen_k=n, window_size=(2**31 - 2,) * 2) for n in (5, 9, 17)),
         # Every way in which a bias is broadcast, over more than a tile; where causal, only the last
         # query sees the first key of the last tile.
         *(

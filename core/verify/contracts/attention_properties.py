@@ -297,6 +297,7 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
         case = replace(case, window_size=None, alibi=None)
     given = inputs(case)
     given = given._replace(mask=np.ones_like(given.mask) if case.mask == "" else given.mask)
+    assert given.cu_seqlens_k is not None
     lengths = np.diff(given.cu_seqlens_k)
     if given.key_lengths is not None:
         lengths = np.minimum(lengths, given.key_lengths)
@@ -314,7 +315,8 @@ def packed_is_alone(subject: Subject, case: Case) -> None:
         raise Inapplicable("nothing is packed")
     case = replace(case, dropout_p=0.0, dlse=False, score_mod=None)
     given = inputs(case)
-    calls, dout = [], np.zeros_like(given.dout)
+    calls: list[tuple[int, Case, Inputs, Sample | None]] = []
+    dout = np.zeros_like(given.dout)
     for s in range(case.batch):
         rows, _ = places(given, s)
         one, own = alone(case, given, s)
