@@ -154,7 +154,7 @@ def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, w
 )
 @settings(max_examples=15)
 def test_programs_of_packed_sequences_visit_their_own_tiles(triton, lengths, causal, window):
-    """Tiles of other sequences, of padding and of nothing are not: a call of its own has as many."""
+    """Each has as many as in a call of its own: none of others', of padding, of nothing."""
     how = {"causal": causal, "window_size": window}
     lengths = [*lengths, (1, 1)]  # not all are empty
     starts = np.cumsum([(0, 0), *lengths], axis=0, dtype=np.int32)
