@@ -11,9 +11,9 @@ Backward is `attention_backward` and `attention_bias`, how a tile is loaded and 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
-may see are not visited; tiles that all of them see are not masked. Heads that share keys read them
-where they are. Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute
-like 128.
+may see are not visited; tiles that all of them see are not masked. Packed sequences, and keys
+that heads share, are read where they are; a program behind the end of its sequence does nothing.
+Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute like 128.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
     at,
-    keys_present,
     load,
     place,
     products,
     scores,
     seen,
+    sequence,
     tile_start,
     tiles_seen,
 )
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
-from twofold.reference.attention_scores import Options, ScoreMod, Window, band
+from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
 
 LN_2 = tl.constexpr(math.log(2.0))
 
@@ -91,37 +91,43 @@ def forward_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
+    if x.q_starts is not None:
+        if first >= seq.M:
+            return
+    query, q_end, k_end = seq.q_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)  # (BLOCK_M, BLOCK_D)
+        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if x.sinks is not None:
         top = tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E
         total += 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    present = keys_present(x, b)
-    last = tl.minimum(first + BLOCK_M, x.M) - 1
-    begin, full, stop, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
+    last = tl.minimum(first + BLOCK_M, seq.M) - 1
+    begin, full, stop, end = seen(
+        first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+    )
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
-            columns = start + n
+            key, columns = seq.k_first + start, start + n
             # (1) scores
             if CHUNK_D == BLOCK_D:
-                k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
+                k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
                 product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
-                    x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
-                    first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
+                    query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
-            s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)
+            s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights, against the running maximum; 0 stands in for −∞ − (−∞)
             new_top = tl.maximum(top, tl.max(s, axis=1))
             safe = tl.where(new_top == -float("inf"), 0.0, new_top)
@@ -135,17 +141,17 @@ def forward_kernel(
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
-            v = load(x.v, x.v_strides, b, shared, start, tl.trans(n), d, present, D)
+            v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     empty = total == 0.0
     divisor = tl.where(empty, 1.0, total)
     out = acc * (dropout_scale / divisor)[:, None]
     lse = tl.where(empty, -float("inf"), (top + tl.log2(divisor)) * LN_2)
     i = first + tl.arange(0, BLOCK_M)
-    row_at = (b * x.H + h).to(tl.int64) * x.M + i
-    tl.store(lse_ptr + row_at, lse, mask=i < x.M)
-    out_at = at(out_ptr, out_strides, b, h, first, m, d)
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < x.M) & (d < D))
+    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
+    tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
+    out_at = at(out_ptr, out_strides, seq.batch, h, query, m, d)
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < seq.M) & (d < D))
 
 
 def forward(
@@ -165,6 +171,10 @@ def forward(
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int = 0,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
@@ -177,7 +187,7 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, dropout_p, seed,
+        key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
     )  # fmt: skip
     check(q, k, v, options)
     B, H, M, D = q.shape
@@ -188,7 +198,8 @@ def forward(
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
     tile = tile or _tile("forward", cache)
-    forward_kernel[(triton.cdiv(M, tile.block_m) * B * H,)](
+    sequences, longest_q, _ = _sizes(cache)
+    forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         _call(cache), out, lse, out.stride(), **_constants(cache, tile)
     )
     return out, cache
@@ -210,7 +221,8 @@ def backward(
     """
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
     check_backward(dout, dlse, q)
-    (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
+    (B, H, M, D), K = q.shape, k.shape[1]
+    sequences, longest_q, longest_k = _sizes(cache)
     grads = into or Gradients(_empty(q), _empty(k), _empty(v))
     delta = torch.empty_like(cache.lse)
     over_keys = dk_dv_tile or _tile("dk_dv", cache)
@@ -229,11 +241,11 @@ def backward(
     call = _call(cache)
     derivative = None if options.score_mod is None else options.score_mod.derivative
     inputs = (call, dout, cache.lse, delta)
-    dk_dv_kernel[(triton.cdiv(N, over_keys.block_n) * B * K,)](
+    dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K,)](
         *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
         SCORE_SLOPE=derivative, **_constants(cache, over_keys),
     )  # fmt: skip
-    dq_kernel[(blocks * B * H,)](
+    dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H,)](
         *inputs, grads.dq, dout.stride(), grads.dq.stride(),
         SCORE_SLOPE=derivative, **_constants(cache, over_queries),
     )  # fmt: skip
@@ -251,7 +263,7 @@ def _dbias(
     bias = cache.options.bias
     dbias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
     own = (1,) * (4 - bias.ndim) + tuple(bias.shape)
-    (B, H, M, _), N = cache.q.shape, cache.k.shape[2]
+    H, (B, M, N) = cache.q.shape[1], _sizes(cache)
     tiles = (triton.cdiv(own[2], tile.block_m), triton.cdiv(own[3], tile.block_n))
     dbias_kernel[(own[0] * own[1] * tiles[0] * tiles[1],)](
         *inputs, dbias, inputs[1].stride(), dbias.view(own).stride(),
@@ -265,37 +277,45 @@ def _dbias(
 def _call(cache: Cache) -> Call:
     """Return what every kernel of a call reads."""
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
-    (B, H, M, _), (K, N) = q.shape, k.shape[1:3]
+    (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
+    B, longest_q, longest_k = _sizes(cache)
     shift, left, right = band(options, M, N)
+    own_shift = options.packed and options.causal != "top-left"
+    reach = longest_q + longest_k  # nothing is further away, and sums with it stay below 2³¹
+    behind, ahead = (None if end is None else min(end, reach) for end in (left, right))
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
-    mask, bias = (None if x is None else x.expand(B, H, M, N) for x in (mask, bias))
+    pairs = (B, H, longest_q, longest_k)
+    mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
     slopes = None if slopes is None else slopes.expand(B, H)
     folded = 1.0 if options.changes_scores else math.log2(math.e)
     return Call(
         q, k, v, q.stride(), k.stride(), v.stride(),
-        H, H // K, M, N,
-        cache.softmax_scale * folded, cache.softmax_scale, shift,
+        H, H // K, M, N, longest_q, longest_k,
+        cache.softmax_scale * folded, cache.softmax_scale,
         () if mod is None else mod.args,
-        behind=None if left is None else left - shift,
-        ahead=None if right is None else right + shift,
-        lengths=options.key_lengths,
+        shift=None if own_shift else shift,
+        behind=behind,
+        ahead=ahead,
+        q_starts=_contiguous(options.cu_seqlens_q),
+        k_starts=_contiguous(options.cu_seqlens_k),
+        lengths=_contiguous(options.key_lengths),
         mask=mask, mask_strides=_strides(mask),
         bias=bias, bias_strides=_strides(bias),
         slopes=slopes, slopes_strides=_strides(slopes),
-        sinks=None if options.sinks is None else options.sinks.contiguous(),
+        sinks=_contiguous(options.sinks),
         softcap=options.softcap,
     )  # fmt: skip
 
 
 def _tile(kernel: str, cache: Cache) -> Tile:
     """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
-    strides = (*cache.q.stride(), *cache.k.stride(), *cache.v.stride())
+    options, strides = cache.options, (*cache.q.stride(), *cache.k.stride(), *cache.v.stride())
     return choose_tile(
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
-        masked=cache.options.mask is not None or cache.options.changes_scores,
-        dropout=cache.options.dropout_p > 0.0,
+        masked=options.mask is not None or options.changes_scores or options.packed,
+        dropout=options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
         aligned=all(n in (0, 1) or n % 16 == 0 for n in strides),
     )
@@ -319,6 +339,16 @@ def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
     }
+
+
+def _sizes(cache: Cache) -> tuple[int, int, int]:
+    """Return how many sequences there are, and the queries and keys of the longest."""
+    (B, _, M, _), N = cache.q.shape, cache.k.shape[2]
+    return sizes(cache.options, B, M, N)
+
+
+def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _strides(x: torch.Tensor | None) -> tuple[int, ...]:

@@ -18,12 +18,12 @@ from twofold.kernels import dropout
 from twofold.kernels.attention_parts import (
     LOG2_E,
     at,
-    keys_present,
     load,
     place,
     products,
     scores,
     seen,
+    sequence,
     through_scores,
     tile_start,
     tiles_seen,
@@ -90,51 +90,59 @@ def dk_dv_kernel(
 ):  # fmt: skip
     """Sum dk and dv of BLOCK_N keys over all queries; tiles are (keys, queries)."""
     heads = x.H // x.G
-    bh = tl.program_id(0) // tl.cdiv(x.N, BLOCK_N)
-    block, b, shared = tl.program_id(0) % tl.cdiv(x.N, BLOCK_N), bh // heads, bh % heads
+    blocks = tl.cdiv(x.longest_k, BLOCK_N)
+    bh = tl.program_id(0) // blocks
+    block, b, shared = tl.program_id(0) % blocks, bh // heads, bh % heads
+    seq = sequence(x, b)
     first = block * BLOCK_N
+    if x.k_starts is not None:
+        if first >= seq.N:
+            return
+    key, q_end, k_end = seq.k_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
-    present = keys_present(x, b)
     if CHUNK_D == BLOCK_D:
-        k = load(x.k, x.k_strides, b, shared, first, n, d, present, D)  # (BLOCK_N, BLOCK_D)
-        v = load(x.v, x.v_strides, b, shared, first, n, d, present, D)
+        k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D)  # (BLOCK_N, BLOCK_D)
+        v = load(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Key j is seen by queries j − ahead … j + behind. Padding keys need no mask: they only spoil
-    # their own rows of dk and dv, which are stored as 0; nor does the last tile of queries.
-    length = tl.where(first < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)
-    last = tl.minimum(first + BLOCK_N, present) - 1
-    begin, full, stop, end = seen(first, last, x.ahead, x.behind, length, BLOCK_M)
+    # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask:
+    # they only spoil their own rows of dk and dv, which are stored as 0; nor does the last tile of
+    # queries.
+    length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)
+    last = tl.minimum(first + BLOCK_N, seq.present) - 1
+    begin, full, stop, end = seen(
+        first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
+    )
     for g in range(x.G):
         h = shared * x.G + g
         for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
             for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
                 start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
-                rows = start + m
-                q = load(x.q, x.q_strides, b, h, start, tl.trans(m), d, x.M, D)
-                dout = load(dout_ptr, dout_strides, b, h, start, tl.trans(m), d, x.M, D)
-                row_at = (b * x.H + h).to(tl.int64) * x.M + rows
-                lse = tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0)  # (1, BLOCK_M)
-                delta = tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0)
+                query, rows = seq.q_first + start, start + m
+                q = load(x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
+                dout = load(dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
+                row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+                lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (1, BLOCK_M)
+                delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
                 # (5) weights again
                 if CHUNK_D == BLOCK_D:
                     product = tl.dot(k, tl.trans(q), input_precision=PRECISION)
                 else:
                     product = products(
-                        x.k, x.k_strides, shared, x.q, x.q_strides, h, b,
-                        first, n, present, start, tl.trans(m), x.M, D, BLOCK_D, CHUNK_D, PRECISION,
+                        x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
+                        key, n, k_end, query, tl.trans(m), q_end, D, BLOCK_D, CHUNK_D, PRECISION,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
-                s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)
+                s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
                 p = weights_again(s, lse)
                 # (6) gradient of the weights
                 if CHUNK_D == BLOCK_D:
                     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
                 else:
                     dp = products(
-                        x.v, x.v_strides, shared, dout_ptr, dout_strides, h, b,
-                        first, n, present, start, tl.trans(m), x.M, D, BLOCK_D, CHUNK_D, PRECISION,
+                        x.v, x.v_strides, shared, dout_ptr, dout_strides, h, seq.batch,
+                        key, n, k_end, query, tl.trans(m), q_end, D, BLOCK_D, CHUNK_D, PRECISION,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 dropped = p
                 if DROPOUT:
@@ -152,11 +160,11 @@ def dk_dv_kernel(
                 # (9) gradients of the inputs
                 dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)
                 dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    dk = tl.where(columns < present, dk * x.softmax_scale, 0.0)
-    dv = tl.where(columns < present, dv, 0.0)
-    inside = (columns < x.N) & (d < D)
-    dk_at = at(dk_ptr, dk_strides, b, shared, first, n, d)
-    dv_at = at(dv_ptr, dv_strides, b, shared, first, n, d)
+    dk = tl.where(columns < seq.present, dk * x.softmax_scale, 0.0)
+    dv = tl.where(columns < seq.present, dv, 0.0)
+    inside = (columns < seq.N) & (d < D)
+    dk_at = at(dk_ptr, dk_strides, seq.batch, shared, key, n, d)
+    dv_at = at(dv_ptr, dv_strides, seq.batch, shared, key, n, d)
     tl.store(dk_at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
@@ -182,45 +190,51 @@ def dq_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum dq of BLOCK_M queries over the keys they see."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
+    if x.q_starts is not None:
+        if first >= seq.M:
+            return
+    query, q_end, k_end = seq.q_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)  # (BLOCK_M, BLOCK_D)
-        dout = load(dout_ptr, dout_strides, b, h, first, m, d, x.M, D)
-    row_at = (b * x.H + h).to(tl.int64) * x.M + rows
-    lse = tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0)  # (BLOCK_M, 1)
-    delta = tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0)
+        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
+        dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
+    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+    lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
+    delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    present = keys_present(x, b)
-    last = tl.minimum(first + BLOCK_M, x.M) - 1
-    begin, full, stop, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
+    last = tl.minimum(first + BLOCK_M, seq.M) - 1
+    begin, full, stop, end = seen(
+        first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+    )
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
-            columns = start + n
-            k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
+            key, columns = seq.k_first + start, start + n
+            k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
             # (5) weights again
             if CHUNK_D == BLOCK_D:
                 product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
-                    x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
-                    first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
+                    query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
-            s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)
+            s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             p = weights_again(s, lse)
             # (6) gradient of the weights
             if CHUNK_D == BLOCK_D:
-                v = load(x.v, x.v_strides, b, shared, start, tl.trans(n), d, present, D)
+                v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
                 dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 dp = products(
-                    dout_ptr, dout_strides, h, x.v, x.v_strides, shared, b,
-                    first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                    dout_ptr, dout_strides, h, x.v, x.v_strides, shared, seq.batch,
+                    query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
@@ -231,6 +245,6 @@ def dq_kernel(
             )
             # (9) gradients of the inputs
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    dq_at = at(dq_ptr, dq_strides, b, h, first, m, d)
-    inside = (rows < x.M) & (d < D)
+    dq_at = at(dq_ptr, dq_strides, seq.batch, h, query, m, d)
+    inside = (rows < seq.M) & (d < D)
     tl.store(dq_at, (dq * x.softmax_scale).to(dq_ptr.dtype.element_ty), mask=inside)

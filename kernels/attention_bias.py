@@ -15,7 +15,7 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import weights_again
-from twofold.kernels.attention_parts import keys_present, products, scores, seen
+from twofold.kernels.attention_parts import products, scores, seen, sequence
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
@@ -45,15 +45,15 @@ def dbias_kernel(
     """Sum the gradient of a tile of the bias."""
     program = tl.program_id(0)
     b_first, b_end, h_first, h_end = 0, B, 0, x.H
-    m_first, m_end, n_first, n_end = 0, x.M, 0, x.N
+    m_first, m_end, n_first, n_end = 0, x.longest_q, 0, x.longest_k
     if OWN_N:
-        n_first = program % tl.cdiv(x.N, BLOCK_N) * BLOCK_N
+        n_first = program % tl.cdiv(x.longest_k, BLOCK_N) * BLOCK_N
         n_end = n_first + BLOCK_N
-        program = program // tl.cdiv(x.N, BLOCK_N)
+        program = program // tl.cdiv(x.longest_k, BLOCK_N)
     if OWN_M:
-        m_first = program % tl.cdiv(x.M, BLOCK_M) * BLOCK_M
+        m_first = program % tl.cdiv(x.longest_q, BLOCK_M) * BLOCK_M
         m_end = m_first + BLOCK_M
-        program = program // tl.cdiv(x.M, BLOCK_M)
+        program = program // tl.cdiv(x.longest_q, BLOCK_M)
     if OWN_H:
         h_first = program % x.H
         h_end = h_first + 1
@@ -64,28 +64,31 @@ def dbias_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     dbias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for b in range(b_first, b_end):
-        present = keys_present(x, b)
+        seq = sequence(x, b)
+        q_end, k_end = seq.q_first + seq.M, seq.k_first + seq.present
         for h in range(h_first, h_end):
-            for first in range(m_first, m_end, BLOCK_M):
-                rows = first + m
-                row_at = (b * x.H + h).to(tl.int64) * x.M + rows
-                lse = tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0)  # (BLOCK_M, 1)
-                delta = tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0)
-                last = tl.minimum(first + BLOCK_M, x.M) - 1
-                begin, _, _, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
+            for first in range(m_first, tl.minimum(m_end, seq.M), BLOCK_M):
+                query, rows = seq.q_first + first, first + m
+                row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+                lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
+                delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
+                last = tl.minimum(first + BLOCK_M, seq.M) - 1
+                begin, _, _, end = seen(
+                    first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+                )
                 for start in range(tl.maximum(begin, n_first), tl.minimum(end, n_end), BLOCK_N):
-                    columns = start + n
+                    key, columns = seq.k_first + start, start + n
                     # (5) weights again
                     product = products(
-                        x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
-                        first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                        x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
+                        query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
-                    s = scores(product, x, b, h, rows, columns, present, True, SCORE)
+                    s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
                     p = weights_again(s, lse)
                     # (6) gradient of the weights
                     dp = products(
-                        dout_ptr, dout_strides, h, x.v, x.v_strides, h // x.G, b,
-                        first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
+                        dout_ptr, dout_strides, h, x.v, x.v_strides, h // x.G, seq.batch,
+                        query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     if DROPOUT:
                         keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
@@ -103,9 +106,9 @@ def dbias_kernel(
     if OWN_M:
         rows = m_first + m
         where += rows.to(tl.int64) * dbias_strides[2]
-        inside = inside & (rows < x.M)
+        inside = inside & (rows < x.longest_q)
     if OWN_N:
         columns = n_first + n
         where += columns.to(tl.int64) * dbias_strides[3]
-        inside = inside & (columns < x.N)
+        inside = inside & (columns < x.longest_k)
     tl.store(dbias_ptr + where, dbias.to(dbias_ptr.dtype.element_ty), mask=inside)

@@ -2,6 +2,9 @@
 
 A kernel is handed one `Call`; what a call does not have is None there, and costs nothing.
 
+A program works on one `Sequence`: a batch, or where sequences lie packed, one after the other,
+some rows of the only batch. Dropout, mask, bias and the user's function know it by its number.
+
 `B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim.
 """
 
@@ -19,7 +22,9 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 class Call(NamedTuple):
     """What every kernel of a call of attention reads; tensors are pointers in a kernel.
 
-    Query i may attend to keys from i − behind to i + ahead; `shift` is where the diagonal is.
+    Query i may attend to keys from i + shift − behind to i + shift + ahead; a shift of None is that
+    of each sequence, N − M. M and N are the lengths of q and k, `longest_q` and `longest_k` those
+    of the longest sequence in them.
     """
 
     q: Any  # (B, H, M, D)
@@ -32,12 +37,16 @@ class Call(NamedTuple):
     G: int
     M: int
     N: int
+    longest_q: int
+    longest_k: int
     scale: float  # softmax_scale, times log₂e where nothing is done to the scores
     softmax_scale: float
-    shift: int
     score_args: tuple[Any, ...]
+    shift: int | None = None
     behind: int | None = None
     ahead: int | None = None
+    q_starts: Any = None  # (B + 1,) int32, where sequences begin in q, and in k
+    k_starts: Any = None
     lengths: Any = None  # (B,)
     mask: Any = None  # (B, H, M, N)
     mask_strides: tuple[int, ...] = ()
@@ -49,10 +58,42 @@ class Call(NamedTuple):
     softcap: float | None = None
 
 
+class Sequence(NamedTuple):
+    """M queries and N keys, `present` of them no padding, in memory from these rows of a batch.
+
+    The diagonal is where key = query + shift.
+    """
+
+    batch: Any
+    q_first: Any
+    k_first: Any
+    M: Any
+    N: Any
+    present: Any
+    shift: Any
+
+
+@triton.jit
+def sequence(x, b):
+    """Return sequence b of a call."""
+    batch, q_first, k_first, M, N = b, 0, 0, x.M, x.N
+    if x.q_starts is not None:
+        batch, q_first, k_first = 0, tl.load(x.q_starts + b), tl.load(x.k_starts + b)
+        M = tl.load(x.q_starts + b + 1) - q_first
+        N = tl.load(x.k_starts + b + 1) - k_first
+    present = N
+    if x.lengths is not None:
+        present = tl.minimum(tl.maximum(tl.load(x.lengths + b).to(tl.int32), 0), N)
+    shift = x.shift
+    if x.shift is None:
+        shift = N - M
+    return Sequence(batch, q_first, k_first, M, N, present, shift)
+
+
 @triton.jit
 def at(ptr, strides, b, h, start, rows, columns):
     """Point at [b, h, start + rows, columns]; what may pass 2³¹ is 64 bits wide."""
-    base = b.to(tl.int64) * strides[0] + h.to(tl.int64) * strides[1]
+    base = tl.cast(b, tl.int64) * strides[0] + h.to(tl.int64) * strides[1]
     start = tl.cast(start, tl.int64)
     return ptr + base + start * strides[2] + rows * strides[2] + columns * strides[3]
 
@@ -88,15 +129,6 @@ def place(program, blocks, H):
     """Return (block, b, h) of a program; the last blocks, longest where causal, come first."""
     bh = program // blocks
     return blocks - 1 - program % blocks, bh // H, bh % H
-
-
-@triton.jit
-def keys_present(x, b):
-    """Return how many keys of batch b are no padding."""
-    if x.lengths is not None:
-        return tl.minimum(tl.maximum(tl.load(x.lengths + b).to(tl.int32), 0), x.N)
-    else:
-        return x.N
 
 
 @triton.jit
@@ -147,11 +179,11 @@ def tile_start(i, begin, full, stop, behind, EDGE: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def scores(product, x, b, h, rows, columns, present, EDGE: tl.constexpr, SCORE: tl.constexpr):
+def scores(product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.constexpr):
     """(1) Turn a tile of products into base-2 scores, −∞ where a query may not attend.
 
-    `rows` and `columns` are the tile's query and key numbers, in either orientation. Only an EDGE
-    tile needs to look at the lengths and the band.
+    `rows` and `columns` are the tile's query and key numbers in sequence b, in either orientation.
+    Only an EDGE tile needs to look at the lengths and the band.
     """
     s = product * x.scale
     if x.softcap is not None:
@@ -160,22 +192,22 @@ def scores(product, x, b, h, rows, columns, present, EDGE: tl.constexpr, SCORE: 
         s = SCORE(s, b, h, rows, columns, x.score_args)
     if x.slopes is not None:
         slope = tl.load(x.slopes + b * x.slopes_strides[0] + h * x.slopes_strides[1])
-        s -= slope.to(tl.float32) * tl.abs(rows + x.shift - columns).to(tl.float32)
+        s -= slope.to(tl.float32) * tl.abs(rows + seq.shift - columns).to(tl.float32)
     if x.bias is not None:
-        inside = (rows < x.M) & (columns < present)
+        inside = (rows < seq.M) & (columns < seq.present)
         where = at(x.bias, x.bias_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
         s += tl.load(where, mask=inside, other=0.0).to(tl.float32)
     if x.softcap is not None or SCORE is not None or x.slopes is not None or x.bias is not None:
-        s = tl.where(rows < x.M, s * LOG2_E, -float("inf"))  # whatever they made of no query
+        s = tl.where(rows < seq.M, s * LOG2_E, -float("inf"))  # whatever they made of no query
     if EDGE:
-        live = columns < present
+        live = columns < seq.present
         if x.behind is not None:
-            live = live & (columns >= rows - x.behind)
+            live = live & (columns >= rows + (seq.shift - x.behind))
         if x.ahead is not None:
-            live = live & (columns <= rows + x.ahead)
+            live = live & (columns <= rows + (seq.shift + x.ahead))
         s = tl.where(live, s, -float("inf"))
     if x.mask is not None:
-        inside = (rows < x.M) & (columns < present)
+        inside = (rows < seq.M) & (columns < seq.present)
         where = at(x.mask, x.mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
         s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
     return s

@@ -64,8 +64,8 @@ DROPOUT: dict[Key, Tile] = {
     ("dk_dv", 4, 64): Tile(32, 16, 8, 1),
     ("dq", 2, 128): Tile(64, 32, 8, 2),
 }
-# So do the addresses of a mask or bias, with dropout or without, and whatever else is done to the
-# scores: what replaces those that would spill.
+# So do the addresses of a mask or bias, with dropout or without, whatever else is done to the
+# scores, and where packed sequences begin: what replaces those that would spill.
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
     ("dk_dv", 2, 16): Tile(32, 64, 8, 2),

@@ -13,6 +13,9 @@ Language Models with Attention Sinks").
 The steps are numbered; the kernel carries the same numbers where it does the same thing.
 
 A query that may attend to no key has output 0, lse −∞ (its sink if there are sinks) and gradient 0.
+
+Sequences that lie packed, one after the other in one batch, are here given a batch each and packed
+again; the kernel reads them where they are.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import attention_scores, checks, dropout
-from twofold.reference.attention_scores import Options, ScoreMod, Window
+from twofold.reference.attention_scores import Options, ScoreMod, Window, pack, unpack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs. `lse` and the weights `p` are there to be looked at, too."""
+    """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
+
+    Of packed sequences `out` and `lse` are packed, all else has a batch for each.
+    """
 
     q: Array
     k: Array
@@ -66,7 +72,8 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     attention_scores.check(options, B, H, M, N)
     checks.same_device(
         q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
-        alibi_slopes=options.alibi_slopes,
+        alibi_slopes=options.alibi_slopes, cu_seqlens_q=options.cu_seqlens_q,
+        cu_seqlens_k=options.cu_seqlens_k,
     )  # fmt: skip
 
 
@@ -97,6 +104,10 @@ def forward(
     key_lengths: Array | None = None,
     dropout_p: float = 0.0,
     seed: int = 0,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
 ) -> tuple[Array, Cache]:
     """Let every query gather the values of the keys it attends to.
 
@@ -119,6 +130,14 @@ def forward(
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding.
         dropout_p: probability of dropping a weight, after the softmax.
         seed: names the dropout mask.
+        cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
+            sequences of queries one after the other, k and v those of their keys; sequence s is
+            rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. From 0 to M and N, never
+            falling. The batch of everything else is then the number of the sequence: `mask` and
+            `bias` broadcast to (S, H, max_seqlen_q, max_seqlen_k), `key_lengths` is (S,), and the
+            diagonal is that of each sequence.
+        max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor what
+            cu_seqlens hold is checked: that would wait for it.
 
     Returns:
         out (B, H, M, D) and a cache whose `lse` (B, H, M) is the natural-log log-sum-exp.
@@ -128,9 +147,11 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, dropout_p, seed,
+        key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
     )  # fmt: skip
     check(q, k, v, options)
+    q = unpack(q, cu_seqlens_q, max_seqlen_q)
+    k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     # (1) scores
     s = apart(together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, M, N)
@@ -159,6 +180,7 @@ def forward(
     if dropout_p > 0.0:
         keep = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
     out = apart(together(p if keep is None else p * keep, k) @ v, q)  # (B, H, M, D)
+    out, lse = (pack(x, cu_seqlens_q) for x in (out, lse))
     return out, Cache(q, k, v, out, lse, p, keep, slope, scale, options)
 
 
@@ -170,7 +192,9 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     score, with dP = 0.
     """
     q, k, v, out, lse, p, keep, slope, scale, options = cache
-    check_backward(dout, dlse, q)
+    check_backward(dout, dlse, out)
+    starts, longest = options.cu_seqlens_q, options.max_seqlen_q
+    dout, out, lse = (unpack(x, starts, longest) for x in (dout, out, lse))
     # (5) weights again: kept here, computed again by the kernel
     dropped = p if keep is None else p * keep
     # (6) gradient of the weights
@@ -180,7 +204,7 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     # (7) what the normalisation takes away
     delta = np.einsum("bhmd,bhmd->bhm", dout, out)
     if dlse is not None:
-        delta -= dlse
+        delta -= unpack(dlse, starts, longest)
     # (8) gradient of the scores
     dp -= delta[..., None]
     ds = np.multiply(p, dp, out=dp)
@@ -197,7 +221,8 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     dq = apart(together(ds, k) @ k, q)
     dk = together(ds, k).mT @ together(q, k)
     dv = together(dropped, k).mT @ together(dout, k)
-    return Gradients(dq, dk, dv, dbias, dsinks)
+    dk, dv = (pack(x, options.cu_seqlens_k) for x in (dk, dv))
+    return Gradients(pack(dq, starts), dk, dv, dbias, dsinks)
 
 
 def together(x: Array, k: Array) -> Array:

@@ -3,6 +3,8 @@
 The scores of a call are, in this order: scaled; capped; changed by a function of the user's; moved
 by ALiBi; moved by a bias; −∞ where a query may not attend.
 
+Where sequences lie packed, one after the other, each has a batch here, with padding behind it.
+
 `B` batch, `H` heads, `M` queries, `N` keys.
 """
 
@@ -50,6 +52,15 @@ class Options(NamedTuple):
     key_lengths: Any = None
     dropout_p: float = 0.0
     seed: int = 0
+    cu_seqlens_q: Any = None
+    cu_seqlens_k: Any = None
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences of any lengths lie one after the other in one batch."""
+        return self.cu_seqlens_q is not None
 
     @property
     def changes_scores(self) -> bool:
@@ -61,13 +72,15 @@ class Options(NamedTuple):
 class Band(NamedTuple):
     """Query i may attend to keys from i + shift − left to i + shift + right; None is no end."""
 
-    shift: int
+    shift: Any
     left: int | None
     right: int | None
 
 
 def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     """Refuse what either side cannot take."""
+    check_packing(options, B, M, N)
+    B, M, N = sizes(options, B, M, N)
     scale, softcap = options.softmax_scale, options.softcap
     if scale is not None:
         checks.require(math.isfinite(scale), "softmax_scale", scale, "finite")
@@ -101,6 +114,61 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     checks.seed(options.seed)
 
 
+def check_packing(options: Options, B: int, M: int, N: int) -> None:
+    """Refuse what either side cannot take of `cu_seqlens_q` and what goes with it."""
+    both = (options.cu_seqlens_k is None) == (options.cu_seqlens_q is None)
+    was = "None" if options.cu_seqlens_k is None else "given"
+    checks.require(both, "cu_seqlens_k", was, "given if cu_seqlens_q is, and only then")
+    for end, starts, longest, rows in (
+        ("q", options.cu_seqlens_q, options.max_seqlen_q, M),
+        ("k", options.cu_seqlens_k, options.max_seqlen_k, N),
+    ):
+        name, name_longest = f"cu_seqlens_{end}", f"max_seqlen_{end}"
+        if starts is None:
+            checks.require(longest is None, name_longest, longest, f"None without {name}")
+        else:
+            checks.require(B == 1, "q.shape[0]", B, f"1 with {name}")
+            checks.offsets(name, starts, rows, name_longest, longest)
+            checks.shape(name, starts, tuple(options.cu_seqlens_q.shape))
+
+
+def sizes(options: Options, B: int, M: int, N: int) -> tuple[int, int, int]:
+    """Return B, M and N of mask, bias, slopes and dropout: of q and k, unless those are packed."""
+    if options.max_seqlen_q is None or options.max_seqlen_k is None:
+        return B, M, N
+    return int(options.cu_seqlens_q.shape[0]) - 1, options.max_seqlen_q, options.max_seqlen_k
+
+
+def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
+    """Return how many queries and keys there are, of every sequence (S, 1, 1, 1) if packed."""
+    if not options.packed:
+        return M, N
+    queries, keys = np.diff(options.cu_seqlens_q), np.diff(options.cu_seqlens_k)
+    return queries[:, None, None, None], keys[:, None, None, None]
+
+
+def unpack(x: Array, starts: Array | None, longest: int | None) -> Array:
+    """Give each sequence in x (1, H, T, …) a batch of its own, (S, H, longest, …), zeros behind it.
+
+    Without `starts`, and in `pack`, x is what it was.
+    """
+    if starts is None:
+        return x
+    there = np.arange(longest) < np.diff(starts)[:, None]  # (S, longest)
+    rows = x[0].swapaxes(0, 1)  # (T, H, …)
+    batches = np.zeros((*there.shape, *rows.shape[1:]), x.dtype)
+    batches[there] = rows
+    return batches.swapaxes(1, 2)
+
+
+def pack(x: Array, starts: Array | None) -> Array:
+    """Put the sequences of batches x (S, H, longest, …) one after the other, (1, H, T, …)."""
+    if starts is None:
+        return x
+    there = np.arange(x.shape[2]) < np.diff(starts)[:, None]  # (S, longest)
+    return x.swapaxes(1, 2)[there].swapaxes(0, 1)[None]
+
+
 def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
     """Turn q·k·scale (B, H, M, N) into scores.
 
@@ -108,7 +176,7 @@ def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
         the scores, and their derivative by q·k·scale, None where that is 1.
     """
     b, h, i, j = np.ogrid[tuple(slice(n) for n in s.shape)]
-    slope = None
+    slope, dtype = None, s.dtype
     if options.softcap is not None:
         capped = np.tanh(s / options.softcap)
         s, slope = options.softcap * capped, 1 - capped * capped
@@ -117,33 +185,38 @@ def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
         change = derivative(s, b, h, i, j, args)
         s, slope = function(s, b, h, i, j, args), change if slope is None else slope * change
     if options.alibi_slopes is not None:
-        distance = abs(i + band(options, *s.shape[-2:]).shift - j)  # (1, 1, M, N)
+        shift = band(options, *lengths(options, *s.shape[-2:])).shift
+        distance = abs(i + shift - j)  # (1 or B, 1, M, N)
         s = s - options.alibi_slopes[..., None, None].astype(s.dtype) * distance
     if options.bias is not None:
         s = s + options.bias
-    return s, slope
+    return s.astype(dtype, copy=False), slope
 
 
 def attended(shape: tuple[int, ...], options: Options) -> Array | None:
     """Return which pairs take part, broadcastable to (B, H, M, N); None if all do."""
     M, N = shape[-2:]
-    shift, left, right = band(options, M, N)
-    distance = np.arange(N) - np.arange(M)[:, None] - shift  # (M, N), of the key behind the query
+    queries, keys = lengths(options, M, N)
+    shift, left, right = band(options, queries, keys)
+    i, j = np.arange(M)[:, None], np.arange(N)
+    distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key behind the query
     parts = [] if options.mask is None else [options.mask]
+    if options.packed:
+        parts.append((i < queries) & (j < keys))
     if left is not None:
         parts.append(distance >= -left)
     if right is not None:
         parts.append(distance <= right)
     if options.key_lengths is not None:
-        parts.append(np.arange(N) < options.key_lengths[:, None, None, None])  # (B, 1, 1, N)
+        parts.append(j < options.key_lengths[:, None, None, None])  # (B, 1, 1, N)
     live = None
     for part in parts:
         live = part if live is None else live & part
     return live
 
 
-def band(options: Options, M: int, N: int) -> Band:
-    """Return the band that `causal` and `window_size` leave.
+def band(options: Options, M: Any, N: Any) -> Band:
+    """Return the band that `causal` and `window_size` leave of M queries and N keys.
 
     Its diagonal ends at the last query and the last key, or where "top-left" is asked for begins at
     the first of both.

@@ -1,14 +1,15 @@
 """Argument checks: one place for the words in which every operator refuses bad input.
 
-A check reads shapes and dtypes, never values, and does no arithmetic, so it serves NumPy arrays and
-torch tensors alike. Each operator's reference module composes these into a `check…` function of its
-own; the kernel of the same name calls that function, so both sides refuse the same input with the
-same words: the argument's name, what it was, and what it must be.
+A check reads shapes and dtypes, never a value that a GPU would have to be waited for, so it serves
+NumPy arrays and torch tensors alike. Each operator's reference module composes these into a
+`check…` function of its own; the kernel of the same name calls that function, so both sides refuse
+the same input with the same words: the argument's name, what it was, and what it must be.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -111,6 +112,24 @@ def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
             require(n >= 1, f"{name}.shape", found, f"{words} with no dimension empty")
         else:
             require(n == want, f"{name}.shape", found, words)
+
+
+def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> None:
+    """Raise unless `x` is int32 (S + 1,): where sequences begin that fill `end` rows, and `end`.
+
+    None may have more rows than `longest`, an int. Values on a GPU are not looked at.
+    """
+    dtype(name, x, "int32")
+    shape(name, x, ("S + 1",))
+    require(int(x.shape[0]) > 1, f"{name}.shape", tuple(x.shape), "(S + 1,) of S ≥ 1 sequences")
+    fits = isinstance(longest, int) and longest >= 1
+    require(fits, name_longest, longest, f"an int ≥ 1 with {name}")
+    if str(getattr(x, "device", "cpu")) == "cpu":
+        starts = x.tolist()
+        lengths = [after - before for before, after in itertools.pairwise(starts)]
+        fits = starts[0] == 0 and starts[-1] == end and min(lengths) >= 0
+        require(fits, name, starts, f"numbers from 0 to {end} that do not fall")
+        require(max(lengths) <= longest, name_longest, longest, f"at least {max(lengths)}")
 
 
 def broadcastable(name: str, x: Any, target: tuple[int, ...]) -> None:

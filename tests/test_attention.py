@@ -13,7 +13,7 @@ from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import attention
-from twofold.reference.attention_scores import Options
+from twofold.reference.attention_scores import Options, pack
 
 
 class Squash(torch.autograd.Function):
@@ -37,8 +37,8 @@ def test_reference_is_torch(case):
     Torch has NaN where a query has no key; those rows are given a key and compared without it.
     """
     case = dataclasses.replace(case, dtype="float64", allow_tf32=False)
-    x = contract.inputs(case)
-    problem = contract.problem(case, x)
+    given_ = contract.inputs(case)
+    problem, x = contract.problem(case, given_), contract.padded(case, given_)
     q, k, v = (torch.tensor(a, requires_grad=True) for a in (x.q, x.k, x.v))
     bias, sinks = (
         None if a is None else torch.tensor(a, requires_grad=True) for a in (x.bias, x.sinks)
@@ -52,7 +52,11 @@ def test_reference_is_torch(case):
         b, h, i, j = np.ogrid[: case.batch, : case.heads, : case.seqlen_q, : case.seqlen_k]
         s = limit * Squash.apply(s) - torch.tensor(slope * (h + 1) * abs(i - j) - b)
     if x.alibi_slopes is not None:
-        shift = 0 if case.causal == "top-left" else case.seqlen_k - case.seqlen_q
+        shift = case.seqlen_k - case.seqlen_q
+        if case.packed:
+            lengths = np.diff(given_.cu_seqlens_k) - np.diff(given_.cu_seqlens_q)
+            shift = torch.tensor(lengths)[:, None, None, None]
+        shift = 0 if case.causal == "top-left" else shift
         distance = torch.arange(case.seqlen_q)[:, None] + shift - torch.arange(case.seqlen_k)
         s = s - torch.tensor(x.alibi_slopes)[..., None, None] * distance.abs()
     if bias is not None:
@@ -73,8 +77,10 @@ def test_reference_is_torch(case):
     lse = torch.where(has_lse, lse, -torch.inf)
     theirs = {"out": out, "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
     theirs |= {"dbias": getattr(bias, "grad", None), "dsinks": getattr(sinks, "grad", None)}
+    theirs = {name: a.detach().numpy() for name, a in theirs.items() if a is not None}
+    theirs = contract.repacked(theirs, given_, pack)
     for name, bound in contract.truth(case).items():
-        assert compare(name, theirs[name].detach().numpy(), bound)[2] == ""
+        assert compare(name, theirs[name], bound)[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -167,3 +173,79 @@ def test_both_sides_refuse_bad_input(both_refuse, arguments, error, words):
 def test_head_dim_above_256_is_refused(both_refuse):
     wide = dict.fromkeys("qkv", np.ones((1, 1, 1, 257)))
     both_refuse("attention", wide, ValueError, "q.shape[-1] is 257; it must be at most 256")
+
+
+PACKED = {"cu_seqlens_q": [0, 2, 6], "cu_seqlens_k": [0, 7, 7]}
+PACKED = {name: np.array(x, "int32") for name, x in PACKED.items()}
+PACKED |= {"max_seqlen_q": 4, "max_seqlen_k": 7}
+LONE_Q = {"cu_seqlens_k": None, "max_seqlen_k": None}
+LONE_K = {"cu_seqlens_q": None, "max_seqlen_q": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (LONE_Q, ValueError, "cu_seqlens_k is None; it must be given if cu_seqlens_q is"),
+        (LONE_K, ValueError, "cu_seqlens_k is given; it must be given if cu_seqlens_q is"),
+        (
+            {"cu_seqlens_q": None, "cu_seqlens_k": None},
+            ValueError,
+            "max_seqlen_q is 4; it must be None without cu_seqlens_q",
+        ),
+        (
+            {"q": np.ones((2, 3, 6, 5)), **dict.fromkeys("kv", np.ones((2, 3, 7, 5)))},
+            ValueError,
+            "q.shape[0] is 2; it must be 1 with cu_seqlens_q",
+        ),
+        (
+            {"cu_seqlens_q": np.array([0, 2, 6])},
+            TypeError,
+            "cu_seqlens_q has dtype int64; it must be int32",
+        ),
+        (
+            {"cu_seqlens_q": np.zeros(1, "int32")},
+            ValueError,
+            "cu_seqlens_q.shape is (1,); it must be (S + 1,) of S ≥ 1 sequences",
+        ),
+        (
+            {"cu_seqlens_k": np.array([0, 7], "int32")},
+            ValueError,
+            "cu_seqlens_k.shape is (2,); it must be (3,)",
+        ),
+        (
+            {"max_seqlen_q": None},
+            ValueError,
+            "max_seqlen_q is None; it must be an int ≥ 1 with cu_seqlens_q",
+        ),
+        ({"max_seqlen_k": 0}, ValueError, "max_seqlen_k is 0; it must be an int ≥ 1 with cu_seqle"),
+        (
+            {"mask": np.ones((6, 7), bool)},
+            ValueError,
+            "mask.shape is (6, 7); it must be broadcastable to (2, 3, 4, 7)",
+        ),
+        ({"key_lengths": np.ones(1, int)}, ValueError, "key_lengths.shape is (1,); it must be (2,"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
+)
+def test_both_sides_refuse_bad_packing(both_refuse, arguments, error, words):
+    q, kv = np.ones((1, 3, 6, 5)), np.ones((1, 3, 7, 5))
+    both_refuse("attention", {"q": q, "k": kv, "v": kv} | PACKED | arguments, error, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"cu_seqlens_q": [1, 2, 6]}, "cu_seqlens_q is [1, 2, 6]; it must be numbers from 0 to 6"),
+        ({"cu_seqlens_q": [0, 2, 5]}, "cu_seqlens_q is [0, 2, 5]; it must be numbers from 0 to 6"),
+        ({"cu_seqlens_k": [0, 8, 7]}, "cu_seqlens_k is [0, 8, 7]; it must be numbers from 0 to 7"),
+        ({"max_seqlen_q": 3}, "max_seqlen_q is 3; it must be at least 4"),
+        ({"max_seqlen_k": 6}, "max_seqlen_k is 6; it must be at least 7"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
+)
+def test_both_sides_refuse_sequences_that_lie_elsewhere(both_refuse, triton, arguments, words):
+    if triton.device == "cuda":
+        pytest.skip("no check waits for a GPU's values")
+    q, kv = np.ones((1, 3, 6, 5)), np.ones((1, 3, 7, 5))
+    arguments = {n: np.array(x, "int32") if n[0] == "c" else x for n, x in arguments.items()}
+    both_refuse("attention", {"q": q, "k": kv, "v": kv} | PACKED | arguments, ValueError, words)

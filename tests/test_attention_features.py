@@ -31,6 +31,7 @@ FEATURES = {
     "function of scores": {"score_mod": contract.SQUASHED},
     "mask": {"mask": "B1MN"},
     "key lengths": {"key_lengths": True},
+    "packed": {"packed": True},
     "dropout": {"dropout_p": 0.2},
 }
 
@@ -118,6 +119,20 @@ def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
     assert 0 < largest.elements <= 4 * LONG * HEAD_DIM < LONG * LONG
 
 
+def test_nothing_of_the_longest_sequence_times_all_is_allocated(triton):
+    """Short and empty sequences beside a long one take no more than they are long."""
+    lengths = [1, 0, LONG, 2, 0, 0, 3, 1]
+    starts, rows = np.cumsum([0, *lengths], dtype=np.int32), sum(lengths)
+    x = triton.asarray(np.random.default_rng(0).standard_normal((1, 2, rows, HEAD_DIM)), "float32")
+    starts = triton.asarray(starts)
+    with Largest() as largest:
+        out, cache = triton.attention.forward(
+            x, x, x, cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=LONG, max_seqlen_k=LONG
+        )
+        triton.attention.backward(x, cache)
+    assert 0 < largest.elements <= 2 * rows * HEAD_DIM
+
+
 @given(
     queries=st.integers(1, 150),
     keys=st.integers(1, 150),
@@ -127,12 +142,42 @@ def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
 @settings(max_examples=15)
 def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, window):
     """The products that are computed are those of the tiles that hold a pair, and no others."""
+    how = {"causal": causal, "window_size": window}
+    q, k = (torch.zeros(1, 1, n, 16) for n in (queries, keys))
+    assert products(triton, q, k, **how)[0] == needed(queries, keys, **how)
+
+
+@given(
+    lengths=st.lists(st.tuples(*[st.sampled_from([0, 0, 1, 16, 31, 33, 70])] * 2), max_size=4),
+    causal=st.sampled_from([False, True, "top-left"]),
+    window=st.sampled_from([None, (9, 20), (0, None)]),
+)
+@settings(max_examples=15)
+def test_programs_of_packed_sequences_visit_their_own_tiles(triton, lengths, causal, window):
+    """Each has as many as in a call of its own: none of others', of padding, of nothing."""
+    how = {"causal": causal, "window_size": window}
+    lengths = [*lengths, (1, 1)]  # not all are empty
+    starts = np.cumsum([(0, 0), *lengths], axis=0, dtype=np.int32)
+    q, k = (torch.zeros(1, 1, n, 16) for n in starts[-1])
+    packed = {f"cu_seqlens_{end}": torch.tensor(x) for end, x in zip("qk", starts.T, strict=True)}
+    counts = products(triton, q, k, max_seqlen_q=100, max_seqlen_k=100, **packed, **how)
+    alone = [
+        products(triton, torch.zeros(1, 1, m, 16), torch.zeros(1, 1, n, 16), **how)
+        for m, n in lengths
+        if m and n
+    ]
+    assert counts == tuple(map(sum, zip(*alone, strict=True)))
+
+
+TILE = (32, 16, 4, 1)
+
+
+def products(triton, q, k, **how):
+    """Return how many products of tiles a call computes, forward, and backward."""
     if triton.device == "cuda":
         pytest.skip("products are counted in the interpreter")
     from triton.runtime import interpreter
 
-    how = {"causal": causal, "window_size": window}
-    q, k = (torch.zeros(1, 1, n, 16) for n in (queries, keys))
     builder, count = type(interpreter.interpreter_builder), 0
     plain = builder.create_dot
 
@@ -141,17 +186,24 @@ def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, w
         count += 1
         return plain(self, *args)
 
+    tile = triton.attention.Tile(*TILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "create_dot", counted)
-        triton.attention.forward(q, k, k, tile=triton.attention.Tile(32, 16, 4, 1), **how)
+        out, cache = triton.attention.forward(q, k, k, tile=tile, **how)
+        forward = count
+        triton.attention.backward(out, cache, dk_dv_tile=tile, dq_tile=tile)
+    return forward, count - forward
+
+
+def needed(queries, keys, **how):
+    """Return how many products forward has for the tiles that hold a pair of query and key."""
     live = attended((1, 1, queries, keys), Options(**how))
     live = np.broadcast_to(True if live is None else live, (queries, keys))
+    m, n, *_ = TILE
     tiles = [
-        live[m : m + 32, n : n + 16].any()
-        for m in range(0, queries, 32)
-        for n in range(0, keys, 16)
+        live[i : i + m, j : j + n].any() for i in range(0, queries, m) for j in range(0, keys, n)
     ]
-    assert count == 2 * sum(tiles)
+    return 2 * sum(tiles)
 
 
 def test_offsets_pass_two_to_the_31(triton):
@@ -169,6 +221,19 @@ def test_offsets_pass_two_to_the_31(triton):
     assert torch.equal(out, same)
     first, second = (triton.attention.backward(same, c) for c in (cache, other))
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_lengths_and_starts_may_be_strided(triton):
+    """They may be columns of a table."""
+    case = Case(batch=3, seqlen_q=9, seqlen_k=13, packed=True, key_lengths=True, causal=True)
+    x = contract.inputs(case)
+    options = contract.placed(triton, case, x)
+    names = ("cu_seqlens_q", "cu_seqlens_k", "key_lengths")
+    strided = {n: getattr(options, n).repeat_interleave(2)[::2] for n in names}
+    tensors = [contract.place(triton, a, case) for a in (x.q, x.k, x.v)]
+    out, _ = triton.attention.forward(*tensors, **options._asdict())
+    same, _ = triton.attention.forward(*tensors, **options._replace(**strided)._asdict())
+    assert torch.equal(out, same)
 
 
 def test_grouped_heads_are_repeated_keys(triton):

@@ -48,6 +48,8 @@ FAULTS = {
     "reordered queries": plus("dq", lambda f, c, g: np.arange(c.seqlen_q)[:, None]),
     "repeated keys": plus("lse", lambda f, c, g: 0.01 * c.seqlen_k),
     "merged parts": plus("lse", lambda f, c, g: 0.01 * c.seqlen_k),
+    "packed is padded": plus("dbias", lambda f, c, g: c.packed),
+    "packed is alone": plus("dk", lambda f, c, g: 0.01 * c.packed),
     "gradient sums": scaled("dv", 1.001),
     "shifted values": plus("dq", lambda f, c, g: 0.01 * g.v.mean()),
     "slopes": scaled("dq", 1.01),
@@ -55,12 +57,20 @@ FAULTS = {
 }
 
 
+PACKED = dataclasses.replace(CASE, batch=3, packed=True, bias="BHMN", causal=True, dropout_p=0.3)
+
+
+def case_of(name):
+    """Return the case in which a property applies."""
+    return PACKED if name.startswith("packed") else CASE
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_property_sees_its_fault(reference, name):
-    claim = PROPERTIES[name]
-    claim(subject(contract.CONTRACT, reference), CASE)
+    claim, case = PROPERTIES[name], case_of(name)
+    claim(subject(contract.CONTRACT, reference), case)
     with pytest.raises(AssertionError):
-        claim(faulty(contract.CONTRACT, reference, FAULTS[name]), CASE)
+        claim(faulty(contract.CONTRACT, reference, FAULTS[name]), case)
 
 
 def test_every_property_has_a_fault_here_but_that_of_tiles():
@@ -81,6 +91,14 @@ def test_another_tile_is_seen_where_there_are_tiles(reference, triton):
         claim(faulty(contract.CONTRACT, triton, fault), CASE)
 
 
+@pytest.mark.parametrize("name", ["packed is padded", "packed is alone"])
+def test_packed_kernels_have_the_bits_of_batches(triton, name):
+    case = dataclasses.replace(PACKED, dlse=True, sinks=True, score_mod=contract.SQUASHED)
+    PROPERTIES[name](subject(contract.CONTRACT, triton), case)
+    with pytest.raises(Inapplicable):
+        PROPERTIES[name](subject(contract.CONTRACT, triton), CASE)
+
+
 def test_bits_are_told_from_numbers(reference):
     def last_place(found, case, given):
         found["out"] = np.nextafter(found["out"], np.float32(9 * (case.batch - 1)))
@@ -91,5 +109,7 @@ def test_bits_are_told_from_numbers(reference):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_property_holds_of_a_long_call_on_a_sample_of_its_rows(reference, name):
-    case = dataclasses.replace(CASE, batch=1, seqlen_q=300, seqlen_k=200, mask=None)
+    case = dataclasses.replace(case_of(name), seqlen_q=300, seqlen_k=200, mask=None)
+    if not case.packed:
+        case = dataclasses.replace(case, batch=1)
     PROPERTIES[name](subject(contract.CONTRACT, reference), case)

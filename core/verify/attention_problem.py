@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from twofold.core.verify.rounding import Approx, Array, Machine, exact, grown, matmul, tanh
-from twofold.reference.attention_scores import Options, attended, band
+from twofold.reference.attention_scores import Options, attended, band, lengths
 
 LN2 = math.log(2.0)
 Numbers = TypeVar("Numbers", Approx, Array)
@@ -82,7 +82,7 @@ def scores(x: Problem) -> tuple[Approx, Approx | None]:
         change = derivative(s, b, h, i, j, args)
         s, slope = function(s, b, h, i, j, args), change if slope is None else change * slope
     if options.alibi_slopes is not None:
-        shift = band(options, x.queries or M, N).shift
+        shift = band(options, *lengths(options, x.queries or M, N)).shift
         distance = np.abs(i + shift - j).astype(np.float64)
         s = s - exact(options.alibi_slopes[..., None, None], on) * exact(distance, on)
     if options.bias is not None:

@@ -13,6 +13,7 @@ from twofold.core.verify import domains
 from twofold.core.verify.contracts import attention
 from twofold.core.verify.report import contract_module
 
+PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale"),
     "causal": ("causal", "is_causal"),
@@ -70,7 +71,7 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options = attention.placed(side, case, given)._asdict()
     options |= {"softmax_scale": attention.scale(case), "enable_gqa": case.groups > 1}
-    for name in ("score_mod", "dropout_p", "seed"):
+    for name in ("score_mod", "dropout_p", "seed", *PACKED):
         options.pop(name)
     return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
 
@@ -188,7 +189,13 @@ PLAIN = {
             "sinks": {"sinks": False},
             "enable_gqa": {"groups": 1},
         },
-        always={"dropout_p": 0.0, "dlse": False, "tile": None, "score_mod": None},
+        always={
+            "dropout_p": 0.0,
+            "dlse": False,
+            "tile": None,
+            "score_mod": None,
+            "packed": False,
+        },
         pinned=(
             {"seqlen_q": 33, "seqlen_k": 131, "head_dim": 16},
             {"seqlen_q": 65, "seqlen_k": 65, "head_dim": 64, "causal": True, "batch": 2},

@@ -28,22 +28,33 @@ from twofold.core.verify.contracts.attention_domain import (
     small,
     truth,
 )
+from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_properties import PROPERTIES
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.kernels.attention_tiles import ENTRIES
 
 __all__ = [
     "CONTRACT", "LAYOUTS", "MASKS", "PRECISIONS", "SQUASHED", "Case", "Inputs", "Scoring", "inputs",
-    "place", "place_mask", "placed", "problem", "run", "scale", "small", "truth", "with_score_mod",
+    "padded", "place", "place_mask", "placed", "problem", "repacked", "run", "scale", "small",
+    "truth", "with_score_mod",
 ]  # fmt: skip
 
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
+PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
 SCORES: dict[str, Any] = {
     "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN", "sinks": True,
     "groups": 3,
 }  # fmt: skip
+
+PACKINGS: tuple[dict[str, Any], ...] = (
+    {"causal": True, "dropout_p": 0.5},
+    {"window_size": (17, 15), "bias": "BHMN"},
+    {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
+    {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
+    {"causal": True, "bias": "11M1", "dropout_p": 0.1},
+)
 
 CONTRACT = Contract(
     operator="attention",
@@ -83,6 +94,7 @@ CONTRACT = Contract(
             for n, window in ((0, (16, 16)), (1, (17, 15)), (16, (47, 31)), (-1, (0, 0)))
         ),
         Case(seqlen_q=40, seqlen_k=70, window_size=(20, None), causal="top-left", sinks=True),
+        *(Case(seqlen_q=9, seqlen_k=n, window_size=(2**31 - 2,) * 2) for n in (5, 9, 17)),
         # Every way in which a bias is broadcast, over more than a tile; where causal, only the last
         # query sees the first key of the last tile.
         *(
@@ -102,6 +114,21 @@ CONTRACT = Contract(
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
+        # Packed sequences of every kind, longer and shorter than a tile, and empty.
+        *(
+            Case(
+                batch=5,
+                heads=4,
+                groups=2,
+                seqlen_q=67,
+                seqlen_k=49,
+                packed=True,
+                dlse=True,
+                seed=seed,
+                **how,
+            )
+            for seed, how in enumerate(PACKINGS)
+        ),
         # The draw of the first key is just enough, that of the second.
         *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
     ),
@@ -127,8 +154,8 @@ CONTRACT = Contract(
                 (16, 32, 64, 128, 256),
                 (
                     ("float16", False, (LEAST,)),
-                    ("bfloat16", False, (DROPOUT, EVERYTHING, SCORES)),
-                    ("float32", False, (DROPOUT, EVERYTHING, SCORES)),
+                    ("bfloat16", False, (DROPOUT, EVERYTHING, PACKED, SCORES)),
+                    ("float32", False, (DROPOUT, EVERYTHING, PACKED, SCORES)),
                     ("float32", True, (LEAST,)),
                 ),
             ),

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contracts.attention_packed import along, padded, repacked, starts
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 from twofold.reference.attention import together
-from twofold.reference.attention_scores import Options, Window
+from twofold.reference.attention_scores import Options, Window, pack
 
 Array = domains.Array
 
@@ -40,7 +41,8 @@ class Case:
 
     `logits` is the size of the largest product; `groups` is how many heads share one of keys;
     `mask`, `bias` and `alibi` name the axes that each has, "1" for one that is broadcast ("" is a
-    mask of no axes at all, None no mask).
+    mask of no axes at all, None no mask). Where it is `packed` a batch is a sequence no longer than
+    `seqlen_q` and `seqlen_k`, and maybe empty.
     """
 
     dtype: str = "float32"
@@ -63,6 +65,7 @@ class Case:
     sinks: bool = False
     mask: str | None = None
     key_lengths: bool = False
+    packed: bool = False
     dropout_p: float = 0.0
     dlse: bool = False
     allow_tf32: bool = False
@@ -83,6 +86,8 @@ class Inputs(NamedTuple):
     alibi_slopes: Array | None = None
     bias: Array | None = None
     sinks: Array | None = None
+    cu_seqlens_q: Array | None = None
+    cu_seqlens_k: Array | None = None
 
 
 def inputs(case: Case) -> Inputs:
@@ -114,7 +119,7 @@ def inputs(case: Case) -> Inputs:
             return None
         return domains.representable(rng.standard_normal([sizes[a] for a in axes]), dtype)
 
-    return Inputs(
+    made = Inputs(
         q=domains.representable(q, case.dtype),
         k=domains.representable(k, case.dtype),
         v=domains.representable(v, case.dtype),
@@ -128,6 +133,11 @@ def inputs(case: Case) -> Inputs:
         bias=drawn(case.bias, case.dtype),
         sinks=drawn("H" if case.sinks else None, case.dtype),
     )
+    if not case.packed:
+        return made
+    queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
+    made = along(made, lambda a: pack(a, queries), lambda a: pack(a, keys))
+    return made._replace(cu_seqlens_q=queries, cu_seqlens_k=keys)
 
 
 def scale(case: Case) -> float:
@@ -167,7 +177,11 @@ def placed(side: Side, case: Case, given: Inputs) -> Options:
         bias=place_mask(side, given.bias, case, case.dtype),
         sinks=None if sinks is None else side.asarray(sinks, case.dtype),
         mask=place_mask(side, given.mask, case),
-        key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
+        **{
+            name: None if x is None else side.asarray(x)
+            for name in ("key_lengths", "cu_seqlens_q", "cu_seqlens_k")
+            for x in (getattr(given, name),)
+        },
     )
 
 
@@ -186,6 +200,10 @@ def options(case: Case, given: Inputs) -> Options:
         key_lengths=given.key_lengths,
         dropout_p=case.dropout_p,
         seed=case.seed,
+        cu_seqlens_q=given.cu_seqlens_q,
+        cu_seqlens_k=given.cu_seqlens_k,
+        max_seqlen_q=case.seqlen_q if case.packed else None,
+        max_seqlen_k=case.seqlen_k if case.packed else None,
     )
 
 
@@ -209,16 +227,20 @@ def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None
 
 
 def problem(case: Case, given: Inputs) -> attention_bound.Problem:
-    """Return the case as the bound takes it."""
+    """Return the case as the bound takes it.
+
+    A packed sequence is a batch whose other pairs are dead: they add nothing but length to a sum.
+    """
+    batches = padded(case, given)
     pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
     weights = None
     if case.dropout_p > 0.0:
         kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
         weights = kept * dropout.scale(case.dropout_p)
     return attention_bound.problem(
-        given.q,
-        given.k,
-        given.v,
+        batches.q,
+        batches.k,
+        batches.v,
         machine(case.dtype, case.allow_tf32),
         options(case, given),
         weights,
@@ -229,13 +251,15 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds."""
     given = given or inputs(case)
     x = problem(case, given)
-    dlse = np.zeros(given.q.shape[:-1]) if given.dlse is None else given.dlse
+    batches = padded(case, given)
+    dlse = np.zeros(batches.q.shape[:-1]) if batches.dlse is None else batches.dlse
     forward = attention_bound.forward(x)
     gradients = attention_bound.backward(
-        x, forward, exact(given.dout, x.q.on), exact(dlse[..., None], x.q.on)
+        x, forward, exact(batches.dout, x.q.on), exact(dlse[..., None], x.q.on)
     )
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
-    return {"out": forward.out, "lse": forward.lse[..., 0], **found}
+    found = {"out": forward.out, "lse": forward.lse[..., 0], **found}
+    return repacked(found, given, lambda a, starts: a.moved(lambda y: pack(y, starts)))
 
 
 def small(case: Case) -> Case:
@@ -298,6 +322,7 @@ def calls(
         softmax_scale=st.sampled_from([None, 1.0, 0.01]),
         mask=st.sampled_from([None, *MASKS]),
         key_lengths=st.booleans(),
+        packed=st.sampled_from([False, False, True]),
         dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
         dlse=st.booleans(),
         seed=domains.seeds(),

@@ -18,6 +18,7 @@ from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_gradients as gradients
 from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, scale
+from twofold.core.verify.contracts.attention_packed import alone, padded, places, repacked
 from twofold.core.verify.contracts.attention_sample import (
     QUERIES,
     Sample,
@@ -29,6 +30,7 @@ from twofold.core.verify.contracts.attention_sample import (
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine, matmul
 from twofold.kernels.attention_tiles import ENTRIES
+from twofold.reference.attention_scores import pack
 
 SATURATING = 200.0  # the others' weights, e^−400, are 0 in float32
 
@@ -107,7 +109,7 @@ def hull(subject: Subject, case: Case) -> None:
 
 def masked_rows(subject: Subject, case: Case) -> None:
     """A query without keys gives 0, −inf and gradient 0; a key without queries gradient 0."""
-    case = replace(case, groups=1, sinks=False)
+    case = replace(case, groups=1, sinks=False, packed=False)
     given = inputs(case)
     found, live = subject.compute(case, given), full_live(case, given)
     no_keys, no_queries = ~live.any(-1), ~live.any(-2)
@@ -161,7 +163,7 @@ def batch_alone(subject: Subject, case: Case) -> None:
 
 def causality(subject: Subject, case: Case) -> None:
     """What the last key holds changes no query but the last."""
-    case = replace(case, causal=True)
+    case = replace(case, causal=True, packed=False)
     given = inputs(case)
     k, v = given.k.copy(), given.v.copy()
     k[..., -1, :], v[..., -1, :] = -k[..., -1, :], 3 * v[..., -1, :]
@@ -281,6 +283,63 @@ def merged_parts(subject: Subject, case: Case) -> None:
         claims.within(name, whole.of(found[name]), mine, "of the whole, from its halves,")
 
 
+def packed_is_padded(subject: Subject, case: Case) -> None:
+    """Packed sequences have the bits of batches that are as long as the longest, and padded.
+
+    Where the diagonal counts it begins at the first query and key: at the last it would be that of
+    the padding. A mask that hides nothing makes the tiles the same. Sums over all queries of a head
+    (dsinks) have another order.
+    """
+    if not case.packed:
+        raise Inapplicable("nothing is packed")
+    case = replace(case, causal=case.causal and "top-left", mask=case.mask or "")
+    if not case.causal:
+        case = replace(case, window_size=None, alibi=None)
+    given = inputs(case)
+    given = given._replace(mask=np.ones_like(given.mask) if case.mask == "" else given.mask)
+    assert given.cu_seqlens_k is not None
+    lengths = np.diff(given.cu_seqlens_k)
+    if given.key_lengths is not None:
+        lengths = np.minimum(lengths, given.key_lengths)
+    batches = padded(case, given)._replace(key_lengths=lengths)
+    found = subject.compute(replace(case, packed=False, key_lengths=True), batches)
+    found.pop("dsinks", None)
+    claims.same_bits(
+        subject.compute(case, given), repacked(found, given, pack), "from that of padded batches"
+    )
+
+
+def packed_is_alone(subject: Subject, case: Case) -> None:
+    """A packed sequence has what it has in a call of its own; without keys, nothing."""
+    if not case.packed:
+        raise Inapplicable("nothing is packed")
+    case = replace(case, dropout_p=0.0, dlse=False, score_mod=None)
+    given = inputs(case)
+    calls: list[tuple[int, Case, Inputs, Sample | None]] = []
+    dout = np.zeros_like(given.dout)
+    for s in range(case.batch):
+        rows, _ = places(given, s)
+        one, own = alone(case, given, s)
+        if one.seqlen_q and one.seqlen_k:
+            sample = Sample(one, own)
+            own = sample.sparse(own)
+            dout[:, :, rows] = own.dout
+            calls.append((s, one, own, sample))
+        elif not case.sinks:
+            calls.append((s, one, own, None))
+    found = subject.compute(case, given._replace(dout=dout))
+    for s, one, own, sample in calls:
+        rows, keys = places(given, s)
+        mine = {name: x[:, :, rows] for name, x in found.items() if name in QUERIES}
+        mine |= {name: x[:, :, keys] for name, x in found.items() if name in ("dk", "dv")}
+        if sample is not None:
+            sample.check_agree(mine, subject.compute(one, own), "in a call of its own")
+            continue
+        for name, x in mine.items():
+            lost = -np.inf if name == "lse" else 0.0
+            assert (x == lost).all(), f"{name} of a sequence without queries, or without keys"
+
+
 PROPERTIES: Mapping[str, Property] = {
     "single key": single_key,
     "saturation": saturation,
@@ -297,6 +356,8 @@ PROPERTIES: Mapping[str, Property] = {
     "reordered queries": reordered_queries,
     "repeated keys": repeated_keys,
     "merged parts": merged_parts,
+    "packed is padded": packed_is_padded,
+    "packed is alone": packed_is_alone,
     "gradient sums": gradients.sums,
     "shifted values": gradients.shifted_values,
     "slopes": gradients.slopes,

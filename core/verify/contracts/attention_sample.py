@@ -111,8 +111,11 @@ class Sample:
 
 
 def plain(case: Case) -> Case:
-    """Return the case without what belongs to no other call: dropout, a gradient of lse."""
-    return replace(case, dropout_p=0.0, dlse=False)
+    """Return the case without what belongs to no other call: dropout, a gradient of lse.
+
+    Nor is it packed: what holds of batches holds of packed sequences, which are as batches are.
+    """
+    return replace(case, dropout_p=0.0, dlse=False, packed=False)
 
 
 def unmasked(case: Case) -> Case:

@@ -22,10 +22,21 @@ def _last(kernel: str, block: str, rows: str) -> tuple[Row, ...]:
     return tuple((kernel, f"last = {line} - 1", change) for change in changes)
 
 
+def _early(kernel: str, end: str, length: str) -> tuple[Row, ...]:
+    """A program behind the end of a packed sequence that does not return stores nothing."""
+    return (
+        (kernel, f"x.{end}_starts is not None → x.{end}_starts is None"),
+        (kernel, f"first >= seq.{length} → first > seq.{length}"),
+    )
+
+
 _FORWARD = of(
     "kernels/attention.py",
     {
-        VISITED_IN_VAIN: _last("forward_kernel", "BLOCK_M", "x.M"),
+        VISITED_IN_VAIN: (
+            *_last("forward_kernel", "BLOCK_M", "seq.M"),
+            *_early("forward_kernel", "q", "M"),
+        ),
         "any finite number will do: all scores are −∞ there": (
             (
                 "forward_kernel",
@@ -59,8 +70,10 @@ _BACKWARD = of(
             ("delta_kernel", "drop .to(tl.float32) of tl.load(sinks_ptr + h)"),
         ),
         VISITED_IN_VAIN: (
-            *_last("dk_dv_kernel", "BLOCK_N", "present"),
-            *_last("dq_kernel", "BLOCK_M", "x.M"),
+            *_last("dk_dv_kernel", "BLOCK_N", "seq.present"),
+            *_early("dk_dv_kernel", "k", "N"),
+            *_last("dq_kernel", "BLOCK_M", "seq.M"),
+            *_early("dq_kernel", "q", "M"),
         ),
         "all scores are −∞ there, whatever is subtracted": (
             (
@@ -70,10 +83,10 @@ _BACKWARD = of(
             ),
         ),
         "what padding keys would sum up is not stored": (
-            ("dk_dv_kernel", "first < present → first <= present"),
+            ("dk_dv_kernel", "first < seq.present → first <= seq.present"),
             (
                 "dk_dv_kernel",
-                "length = tl.where(first < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)",
+                "length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)",
                 "0 → 1",
             ),
         ),
@@ -89,8 +102,8 @@ _BACKWARD = of(
         ),
         UNSTORED: (
             ("delta_kernel", "tl.load(dlse_ptr + row_at, mask=i < M, other=0.0): drop other"),
-            ("dq_kernel", "tl.load(lse_ptr + row_at, mask=rows < x.M, other=0.0): drop other"),
-            ("dq_kernel", "tl.load(delta_ptr + row_at, mask=rows < x.M, other=0.0): drop other"),
+            ("dq_kernel", "tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0): drop other"),
+            ("dq_kernel", "tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0): drop other"),
         ),
         STORE_CASTS: (
             ("dk_dv_kernel", "drop .to(dk_ptr.dtype.element_ty) of dk"),
@@ -103,8 +116,10 @@ _BACKWARD = of(
 _BIAS = of(
     "kernels/attention_bias.py",
     {
-        VISITED_IN_VAIN: _last("dbias_kernel", "BLOCK_M", "x.M"),
-        "it is true everywhere so far": (("dbias_kernel", "inside & (rows < x.M) → rows < x.M"),),
+        VISITED_IN_VAIN: _last("dbias_kernel", "BLOCK_M", "seq.M"),
+        "it is true everywhere so far": (
+            ("dbias_kernel", "inside & (rows < x.longest_q) → rows < x.longest_q"),
+        ),
         STORE_CASTS: (("dbias_kernel", "drop .to(dbias_ptr.dtype.element_ty) of dbias"),),
     },
 )
@@ -124,10 +139,10 @@ _PARTS = of(
             ("tile_start", "left = tl.maximum(full - begin, 0) // BLOCK", "0 → 1"),
         ),
         "an integer that meets float32 becomes float32": (
-            ("scores", "drop .to(tl.float32) of tl.abs(rows + x.shift - columns)"),
+            ("scores", "drop .to(tl.float32) of tl.abs(rows + seq.shift - columns)"),
         ),
         "the row after the last is not stored, and its dout is 0": (
-            ("scores", "s = tl.where(rows < x.M, s * LOG2_E*", "rows < x.M → rows <= x.M"),
+            ("scores", "s = tl.where(rows < seq.M, s * LOG2_E*", "rows < seq.M → rows <= seq.M"),
         ),
         MASKED_IN_VAIN: (
             ("seen", _FULL, "0 → 1"),
@@ -147,7 +162,7 @@ _PARTS = of(
             ("seen", _END, "tl.minimum → tl.maximum"),
         ),
         "a length of 64 bits compares and loops alike": (
-            ("keys_present", "drop .to(tl.int32) of tl.load(x.lengths + b)"),
+            ("sequence", "drop .to(tl.int32) of tl.load(x.lengths + b)"),
         ),
         "what is outside is masked, or never stored": (
             ("scores", "tl.load(where, mask=inside, other=0): drop other"),

@@ -34,8 +34,8 @@ _ATTENTION: tuple[Row, ...] = (
     (
         BACKWARD, "backward's diagonal is not forward's", "ffpa-attn#300",
         (
-            "seen(first, last, x.ahead, x.behind, length, BLOCK_M)",
-            "seen(first, last, 0 if x.ahead is not None else None, x.behind, length, BLOCK_M)",
+            "first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M",
+            "first, last, x.ahead, x.behind, length, BLOCK_M",
         ),
     ),
     (
@@ -58,7 +58,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         PARTS, "a window is one key too wide", "",
-        ("columns >= rows - x.behind", "columns >= rows - x.behind - 1"),
+        ("rows + (seq.shift - x.behind)", "rows + (seq.shift - x.behind - 1)"),
     ),
     (
         PARTS, "tiles before the window's first full one are left out", "",
@@ -75,7 +75,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         PARTS, "ALiBi's distance is of the rows' numbers", "",
-        ("tl.abs(rows + x.shift - columns)", "tl.abs(rows - columns)"),
+        ("tl.abs(rows + seq.shift - columns)", "tl.abs(rows - columns)"),
     ),
     (
         PARTS, "ALiBi's slopes are those of the first batch", "",
@@ -92,7 +92,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         PARTS, "a bias is not in base 2", "",
-        ("s = tl.where(rows < x.M, s * LOG2_E,", "s = tl.where(rows < x.M, s,"),
+        ("s = tl.where(rows < seq.M, s * LOG2_E,", "s = tl.where(rows < seq.M, s,"),
     ),
     (
         FORWARD, "sinks are in base e", "",
@@ -120,8 +120,8 @@ _ATTENTION: tuple[Row, ...] = (
             "product = tl.dot(k, tl.trans(q), input_precision=PRECISION)",
             "product = tl.dot((k * x.scale).to(k.dtype), tl.trans(q), input_precision=PRECISION)",
         ),
-        ("s = scores(product, x, b, h, rows, columns, present, EDGE, SCORE)\n                p = w",
-         "s = scores(product / x.scale, x, b, h, rows, columns, present, EDGE, SCORE)\n"
+        ("s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)\n                p = w",
+         "s = scores(product / x.scale, x, b, seq, h, rows, columns, EDGE, SCORE)\n"
          "                p = w"),
     ),
     (
@@ -160,13 +160,14 @@ _ATTENTION: tuple[Row, ...] = (
     (
         FORWARD, "heads after the first are wrong where a block is not full", "FlagGems#898",
         (
-            "row_at = (b * x.H + h).to(tl.int64) * x.M + i",
-            "row_at = (b * x.H + h).to(tl.int64) * (tl.cdiv(x.M, BLOCK_M) * BLOCK_M) + i",
+            "row_at = (seq.batch * x.H + h).to(tl.int64) * x.M",
+            "row_at = (seq.batch * x.H + h).to(tl.int64) * (tl.cdiv(x.M, BLOCK_M) * BLOCK_M)",
         ),
     ),
     (
         FORWARD, "the grid is of another kernel's tile", "flash-attention#2337",
-        ("dq_kernel[(blocks * B * H,)]", "dq_kernel[(triton.cdiv(M, over_keys.block_m) * B * H,)]"),
+        ("dq_kernel[(triton.cdiv(longest_q, over_queries.block_m)",
+         "dq_kernel[(triton.cdiv(longest_q, over_keys.block_m)"),
     ),
     (
         FORWARD, "the scale is of the padded head_dim", "triton#621",
@@ -174,7 +175,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the last rows are not written", "flash-linear-attention#892",
-        ("[(triton.cdiv(M, tile.block_m) * B * H,)]", "[(max(1, M // tile.block_m) * B * H,)]"),
+        ("[(triton.cdiv(longest_q, tile.block_m) *", "[(max(1, longest_q // tile.block_m) *"),
     ),
     (
         FORWARD, "the accumulator is in the storage dtype", "",
@@ -192,6 +193,33 @@ _ATTENTION: tuple[Row, ...] = (
         BACKWARD, "delta is of the rounded products", "",
         ("delta = tl.sum(out * dout, axis=1)",
          "delta = tl.sum((out * dout).to(out_ptr.dtype.element_ty).to(tl.float32), axis=1)"),
+    ),
+    (
+        PARTS, "packed keys begin where the queries do", "",
+        ("tl.load(x.q_starts + b), tl.load(x.k_starts + b)",
+         "tl.load(x.q_starts + b), tl.load(x.q_starts + b)"),
+    ),
+    (
+        PARTS, "a packed sequence has the mask of the first", "",
+        ("at(x.mask, x.mask_strides, b, h,", "at(x.mask, x.mask_strides, seq.batch, h,"),
+    ),
+    (
+        FORWARD, "a packed sequence drops the weights that the first does", "",
+        ("dropout.attention_keep(seed, b, h,",
+         "dropout.attention_keep(seed, b if x.q_starts is None else b * 0, h,"),
+    ),
+    (
+        FORWARD, "the diagonal of packed sequences is that of the longest", "",
+        ("shift=None if own_shift else shift",
+         "shift=longest_k - longest_q if own_shift else shift"),
+    ),
+    (
+        FORWARD, "lse of packed sequences lies as that of batches", "",
+        ("* x.M + seq.q_first + i", "* x.longest_q + seq.q_first + i"),
+    ),
+    (
+        BACKWARD, "keys of a packed sequence without queries have no gradient, not 0", "",
+        ("if first >= seq.N:", "if (first >= seq.N) | (seq.M == 0):"),
     ),
     (
         REFERENCE, "the gradient of the weights is not dropped out", "",

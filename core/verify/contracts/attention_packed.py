@@ -1,0 +1,96 @@
+"""Packed sequences of attention's contract: drawn, padded to batches, each taken by itself.
+
+What is true of them is what is true of a batch for each, with padding behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from twofold.core.verify.domains import Array
+from twofold.reference.attention_scores import unpack
+
+if TYPE_CHECKING:  # it imports this
+    from twofold.core.verify.contracts.attention_domain import Case, Inputs
+
+T = TypeVar("T")
+
+
+def starts(rng: np.random.Generator, sequences: int, longest: int) -> Array:
+    """Draw where sequences begin, and where the last ends: of any lengths, but not all empty."""
+    lengths = rng.integers(1, longest + 1, sequences) * (rng.random(sequences) < 0.8)
+    lengths[rng.integers(sequences)] = rng.integers(1, longest + 1)
+    return np.concatenate(([0], lengths.cumsum())).astype(np.int32)
+
+
+def along(
+    given: Inputs, queries: Callable[[Array], Array], keys: Callable[[Array], Array]
+) -> Inputs:
+    """Return the inputs with everything changed that has an axis of queries, or one of keys."""
+    return given._replace(
+        q=queries(given.q),
+        k=keys(given.k),
+        v=keys(given.v),
+        dout=queries(given.dout),
+        dlse=None if given.dlse is None else queries(given.dlse),
+    )
+
+
+def padded(case: Case, given: Inputs) -> Inputs:
+    """Return the inputs with a batch for each packed sequence, zeros behind it."""
+    batches = along(
+        given,
+        lambda a: unpack(a, given.cu_seqlens_q, case.seqlen_q),
+        lambda a: unpack(a, given.cu_seqlens_k, case.seqlen_k),
+    )
+    return batches._replace(cu_seqlens_q=None, cu_seqlens_k=None)
+
+
+def places(given: Inputs, s: int) -> tuple[slice, slice]:
+    """Return the rows of q and of k that are packed sequence s."""
+    (i, m), (j, n) = (
+        (int(x[s]), int(x[s + 1]))
+        for x in (given.cu_seqlens_q, given.cu_seqlens_k)
+        if x is not None
+    )
+    return slice(i, m), slice(j, n)
+
+
+def alone(case: Case, given: Inputs, s: int) -> tuple[Case, Inputs]:
+    """Return packed sequence s as a call of its own."""
+    rows, keys = places(given, s)
+    one = replace(
+        case,
+        packed=False,
+        batch=1,
+        seqlen_q=rows.stop - rows.start,
+        seqlen_k=keys.stop - keys.start,
+    )
+    pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
+
+    def cut(x: Array | None, axes: int) -> Array | None:
+        if x is None:
+            return None
+        mine = (slice(s, s + 1), slice(None), slice(one.seqlen_q), slice(one.seqlen_k))
+        return np.broadcast_to(x, pairs[:axes])[mine[:axes]]
+
+    own = along(given, lambda a: a[:, :, rows], lambda a: a[:, :, keys])
+    return one, own._replace(
+        mask=cut(given.mask, 4),
+        bias=cut(given.bias, 4),
+        alibi_slopes=cut(given.alibi_slopes, 2),
+        key_lengths=cut(given.key_lengths, 1),
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+    )
+
+
+def repacked(found: Mapping[str, T], given: Inputs, move: Callable[[T, Any], T]) -> dict[str, T]:
+    """Return outputs of batches as those of packed sequences; `move` moves one as `pack` does."""
+    starts = dict.fromkeys(("out", "lse", "dq"), given.cu_seqlens_q)
+    starts |= dict.fromkeys(("dk", "dv"), given.cu_seqlens_k)
+    return {name: move(x, starts.get(name)) for name, x in found.items()}
