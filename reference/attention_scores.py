@@ -101,13 +101,20 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     checks.seed(options.seed)
 
 
-def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
+def scores(
+    s: Array, options: Options, first: int = 0, queries: int | None = None
+) -> tuple[Array, Array | None]:
     """Turn q·k·scale (B, H, M, N) into scores.
+
+    Where s is of some queries only, `first` is the number of the first of them, of `queries` in
+    all; a bias is of those.
 
     Returns:
         the scores, and their derivative by q·k·scale, None where that is 1.
     """
     b, h, i, j = np.ogrid[tuple(slice(n) for n in s.shape)]
+    i = i + first
+    M, N = queries or s.shape[-2], s.shape[-1]
     slope = None
     if options.softcap is not None:
         capped = np.tanh(s / options.softcap)
@@ -117,18 +124,23 @@ def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
         change = derivative(s, b, h, i, j, args)
         s, slope = function(s, b, h, i, j, args), change if slope is None else slope * change
     if options.alibi_slopes is not None:
-        distance = abs(i + band(options, *s.shape[-2:]).shift - j)  # (1, 1, M, N)
+        distance = abs(i + band(options, M, N).shift - j).astype(s.dtype)  # (1, 1, M, N)
         s = s - options.alibi_slopes[..., None, None].astype(s.dtype) * distance
     if options.bias is not None:
         s = s + options.bias
     return s, slope
 
 
-def attended(shape: tuple[int, ...], options: Options) -> Array | None:
-    """Return which pairs take part, broadcastable to (B, H, M, N); None if all do."""
+def attended(
+    shape: tuple[int, ...], options: Options, first: int = 0, queries: int | None = None
+) -> Array | None:
+    """Return which pairs take part, broadcastable to (B, H, M, N); None if all do.
+
+    `first` and `queries` are those of `scores`; a mask is of the queries of the shape.
+    """
     M, N = shape[-2:]
-    shift, left, right = band(options, M, N)
-    distance = np.arange(N) - np.arange(M)[:, None] - shift  # (M, N), of the key behind the query
+    shift, left, right = band(options, queries or M, N)
+    distance = np.arange(N) - np.arange(first, first + M)[:, None] - shift  # (M, N), of the key behind the query
     parts = [] if options.mask is None else [options.mask]
     if left is not None:
         parts.append(distance >= -left)
