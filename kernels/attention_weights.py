@@ -42,6 +42,7 @@ from twofold.reference import checks
 from twofold.reference.attention_scores import Options, ScoreMod, Window
 from twofold.reference.attention_weights import check, check_rows
 
+
 @triton.jit
 def weights_kernel(
     x,  # Call

@@ -11,8 +11,8 @@ Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models"
 The weights are those before dropout. A sink has its share through lse: what is left of a row's 1 is
 the sink's.
 
-`B` batch, `H` heads, `K` heads of keys, `G` = H/K, `M` queries, `R` of them looked at, `N` keys, `D`
-head_dim. The steps are numbered; the kernel carries the same numbers where it does the same thing.
+`B` batch, `H` heads, `K` heads of keys, `G` = H/K, `M` queries, `R` of them looked at, `N` keys,
+`D` head_dim. The steps are numbered; the kernel carries the same numbers where it does the same thing.
 
 A query that may attend to no key has lse −∞ and weights 0.
 """

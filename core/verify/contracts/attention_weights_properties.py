@@ -203,9 +203,7 @@ def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
 
 def bare(case: Case) -> Case:
     """Return the case whose scores are products and whose heads have keys of their own."""
-    return replace(
-        case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False
-    )
+    return replace(case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False)
 
 
 def by_rounding(lse: Array, case: Case) -> Array:
