@@ -12,7 +12,8 @@ The weights are those before dropout. A sink has its share through lse: what is 
 the sink's.
 
 `B` batch, `H` heads, `K` heads of keys, `G` = H/K, `M` queries, `R` of them looked at, `N` keys,
-`D` head_dim. The steps are numbered; the kernel carries the same numbers where it does the same thing.
+`D` head_dim. The steps are numbered; the kernel carries the same numbers where it does the same
+thing.
 
 A query that may attend to no key has lse −∞ and weights 0.
 """

@@ -71,6 +71,7 @@ CONTRACT = Contract(
             )
         ),
         Case(seqlen_q=70, seqlen_k=40, window_size=(20, None), causal="top-left", sinks=True),
+        Case(seqlen_q=70, seqlen_k=40, window_size=(20, None)),
         # One query, the last or one among others, of everything that has a number for it.
         *(
             Case(
