@@ -107,14 +107,15 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     given = given or inputs(case)
     x = attention_domain.problem(case, given.call)
     on, known = x.q.on, given.lse[..., None] > -np.inf  # (B, H, M, 1)
-    # (1) scores
-    t, _ = scores(x)  # (B, H, M, N)
-    # (2) weights
-    lse = exact(np.where(known, given.lse[..., None], 0.0), on)
-    p = exp2(t - lse * folded(1.0, on)).where(x.live & known)
-    # (3) attention received
     rows = case.rows or slice(None)
-    return {"weights": kept(p[:, :, rows], case), "received": kept(p.sum(-2), case)}
+    with np.errstate(all="ignore"):
+        # (1) scores
+        t, _ = scores(x)  # (B, H, M, N)
+        # (2) weights
+        lse = exact(np.where(known, given.lse[..., None], 0.0), on)
+        p = exp2(t - lse * folded(1.0, on)).where(x.live & known)
+        # (3) attention received
+        return {"weights": kept(p[:, :, rows], case), "received": kept(p.sum(-2), case)}
 
 
 def kept(x: Approx, case: Case) -> Approx:
