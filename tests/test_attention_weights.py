@@ -241,7 +241,8 @@ def test_bad_input_is_refused(both_refuse, function, changed, error, words):
     ],
 )
 def test_other_rows_than_some_in_a_row_are_refused(both_refuse, rows, error, words):
-    given_ = {"q": Q, "k": K, "lse": LSE, "rows": rows}
+    given_ = {name: x.astype("float32") for name, x in {"q": Q, "k": K, "lse": LSE}.items()}
+    given_["rows"] = rows
     both_refuse("attention_weights", given_, error, words, "weights")
 
 
