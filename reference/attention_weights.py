@@ -102,7 +102,8 @@ def weights(
     if live is not None:
         s = np.where(live, s, -np.inf)
     # (2) weights; +∞ stands in for −∞, so that a query without keys weighs nothing
-    return np.exp(s - np.where(lse == -np.inf, np.inf, lse)[..., None])
+    p: Array = np.exp(s - np.where(lse == -np.inf, np.inf, lse)[..., None])
+    return p
 
 
 def received(

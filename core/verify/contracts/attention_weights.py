@@ -81,12 +81,12 @@ CONTRACT = Contract(
                 seqlen_k=71,
                 first_row=first,
                 queries=1,
-                bias="BHMN",
-                mask="BHMN",
+                bias=axes,
+                mask=axes,
                 alibi="BH",
                 causal=causal,
             )
-            for first, causal in ((-1, True), (35, "top-left"))
+            for first, causal, axes in ((-1, True, "BHMN"), (35, "top-left", "MN"))
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, key_lengths=True, lse="lost"),
     ),

@@ -40,7 +40,8 @@ def sums(subject: Subject, case: Case) -> None:
         ("Σ received", found["received"], moved.sum(-1), total.sum(-1)),
     ):
         error = error + bounds[name[2:]].error.sum(-1)
-        claims.within(name, x.astype(np.float64).sum(-1), Approx(value, error, machine("float64")))
+        bound = Approx(np.asarray(value), error, machine("float64"))
+        claims.within(name, x.astype(np.float64).sum(-1), bound)
 
 
 def equal_keys(subject: Subject, case: Case) -> None:
