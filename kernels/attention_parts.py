@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
     q: Any  # (B, H, M, D)
     k: Any  # (B, H/G, N, D)
-    v: Any  # (B, H/G, N, D)
+    v: Any  # (B, H/G, N, D); None where no values are read
     q_strides: tuple[int, ...]
     k_strides: tuple[int, ...]
     v_strides: tuple[int, ...]

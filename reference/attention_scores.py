@@ -169,13 +169,20 @@ def pack(x: Array, starts: Array | None) -> Array:
     return x.swapaxes(1, 2)[there].swapaxes(0, 1)[None]
 
 
-def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
+def scores(
+    s: Array, options: Options, first: int = 0, queries: int | None = None
+) -> tuple[Array, Array | None]:
     """Turn q·k·scale (B, H, M, N) into scores.
+
+    Where s is of some queries only, `first` is the number of the first of them, of `queries` in
+    all; a bias is of those.
 
     Returns:
         the scores, and their derivative by q·k·scale, None where that is 1.
     """
     b, h, i, j = np.ogrid[tuple(slice(n) for n in s.shape)]
+    i = i + first
+    M, N = queries or s.shape[-2], s.shape[-1]
     slope, dtype = None, s.dtype
     if options.softcap is not None:
         capped = np.tanh(s / options.softcap)
@@ -185,7 +192,7 @@ def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
         change = derivative(s, b, h, i, j, args)
         s, slope = function(s, b, h, i, j, args), change if slope is None else slope * change
     if options.alibi_slopes is not None:
-        shift = band(options, *lengths(options, *s.shape[-2:])).shift
+        shift = band(options, *lengths(options, M, N)).shift
         distance = abs(i + shift - j)  # (1 or B, 1, M, N)
         s = s - options.alibi_slopes[..., None, None].astype(s.dtype) * distance
     if options.bias is not None:
@@ -193,16 +200,21 @@ def scores(s: Array, options: Options) -> tuple[Array, Array | None]:
     return s.astype(dtype, copy=False), slope
 
 
-def attended(shape: tuple[int, ...], options: Options) -> Array | None:
-    """Return which pairs take part, broadcastable to (B, H, M, N); None if all do."""
+def attended(
+    shape: tuple[int, ...], options: Options, first: int = 0, queries: int | None = None
+) -> Array | None:
+    """Return which pairs take part, broadcastable to (B, H, M, N); None if all do.
+
+    `first` and `queries` are those of `scores`; a mask is of the queries of the shape.
+    """
     M, N = shape[-2:]
-    queries, keys = lengths(options, M, N)
-    shift, left, right = band(options, queries, keys)
-    i, j = np.arange(M)[:, None], np.arange(N)
+    i, j = np.arange(first, first + M)[:, None], np.arange(N)
+    length, keys = lengths(options, queries or M, N)
+    shift, left, right = band(options, length, keys)
     distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key behind the query
     parts = [] if options.mask is None else [options.mask]
     if options.packed:
-        parts.append((i < queries) & (j < keys))
+        parts.append((i < length) & (j < keys))
     if left is not None:
         parts.append(distance >= -left)
     if right is not None:

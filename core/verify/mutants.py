@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from twofold.core.ops import Side
+from twofold.core.ops import OPERATORS, Side
 from twofold.core.verify import equivalents, faults, mutation, report
 from twofold.core.verify.mutation import Mutant
 from twofold.core.verify.trial import KILLED, SURVIVED, TIMEOUT, Trial, Verdict
@@ -50,7 +50,8 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
     top = path.parent.parent
     mine = [path]
     if side == "triton":
-        mine += sorted(path.parent.glob(f"{operator}_*.py"))
+        parts = sorted(path.parent.glob(f"{operator}_*.py"))
+        mine += [part for part in parts if _operator(part.stem) == operator]
     theirs = [
         top / file
         for (file, _), owner in ELSEWHERE.items()
@@ -69,6 +70,12 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
             if ELSEWHERE.get((file, mutant.function), owner) == operator
         ]
     return [*found, *faults.mutants(operator, top, folder)]
+
+
+def _operator(stem: str) -> str:
+    """Return the operator that a file is of by its name: the longest that it begins with."""
+    mine = [o for o in OPERATORS if stem == o or stem.startswith(f"{o}_")]
+    return max(mine, key=len, default="")
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> list[Mutant]:

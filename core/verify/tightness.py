@@ -51,6 +51,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"parts": 8, "seqlen_q": 16, "head_dim": 128, "float32_parts": True, "dlse": True},
         {"parts": 64, "batch": 3, "seqlen_q": 1, "head_dim": 100, "lse_scale": 1e4, "dlse": True},
     ),
+    "attention_weights": (
+        {"seqlen_q": 1, "seqlen_k": 1, "head_dim": 1},
+        {"batch": 2, "seqlen_q": 5, "seqlen_k": 7, "head_dim": 3, "mask": "MN", "lse": "moved"},
+        {"heads": 2, "groups": 2, "seqlen_q": 17, "seqlen_k": 16, "causal": True, "softcap": 2.0},
+        {"seqlen_q": 33, "seqlen_k": 65, "head_dim": 31, "window_size": (9, 3), "alibi": "H"},
+        {"batch": 2, "seqlen_q": 67, "seqlen_k": 130, "head_dim": 64, "key_lengths": True},
+        {"seqlen_q": 1000, "seqlen_k": 129, "head_dim": 16},
+    ),
     "positional_encoding": (
         {"batch": 1, "length": 1, "rows": 1, "columns": 1, "positions": "none"},
         {"positions": "given", "spare_positions": 2},

@@ -75,13 +75,6 @@ _BACKWARD = of(
             *_last("dq_kernel", "BLOCK_M", "seq.M"),
             *_early("dq_kernel", "q", "M"),
         ),
-        "all scores are −∞ there, whatever is subtracted": (
-            (
-                "weights_again",
-                'return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))',
-                "0.0 → 1.0",
-            ),
-        ),
         "what padding keys would sum up is not stored": (
             ("dk_dv_kernel", "first < seq.present → first <= seq.present"),
             (
@@ -200,6 +193,7 @@ _TILES = of(
             ("choose_tile", "dropout → not dropout"),
             ("choose_tile", "masked → not masked"),
             ("choose_tile", "amd → not amd"),
+            ("aligned", "*"),
         ),
         "the kernels take no float64": (("choose_tile", "4 → 5"),),
     },
@@ -265,6 +259,52 @@ _MERGE = of(
     },
 )
 
+_SEEN = "(start >= begin) & (start < end)"
+_WEIGHTS = (
+    of(
+        "kernels/attention_weights.py",
+        {
+            VISITED_IN_VAIN: (
+                *_last("weights_kernel", "BLOCK_M", "end_row"),
+                *_last("received_kernel", "BLOCK_N", "present"),
+                ("weights_kernel", "start < end → start <= end"),
+                ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
+                ("weights_kernel", f"{_SEEN} → start >= begin"),
+                ("weights_kernel", f"{_SEEN} → start < end"),
+            ),
+            "what padding keys would sum up is not stored": (
+                ("received_kernel", "first < present → first <= present"),
+                (
+                    "received_kernel",
+                    "length = tl.where(first < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)",
+                    "0 → 1",
+                ),
+            ),
+            "without a band there is no tile at its edge": (
+                ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
+            ),
+            UNSTORED: (
+                (
+                    "weights_kernel",
+                    "tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0): drop other",
+                ),
+            ),
+        },
+    )
+    + of(
+        "kernels/attention_weights_tiles.py",
+        {
+            "another tile of the tables: it computes the same, at another cost": (
+                ("choose_tile", "aligned → not aligned"),
+            ),
+        },
+    )
+    + of(
+        "reference/attention_weights.py",
+        {"of four axes": (("received", "-2 → 2"),)},
+    )
+)
+
 EQUIVALENT: tuple[Equivalent, ...] = (
     *_FORWARD,
     *_BACKWARD,
@@ -275,4 +315,5 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_REFERENCE,
     *_HEADS,
     *_MERGE,
+    *_WEIGHTS,
 )

@@ -7,6 +7,7 @@ from twofold.core.verify.faults.entry import Row, of
 FORWARD, BACKWARD = "kernels/attention.py", "kernels/attention_backward.py"
 PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
 REFERENCE, HEADS = "reference/attention.py", "kernels/multi_head_attention.py"
+WEIGHTS, WEIGHTS_REFERENCE = "kernels/attention_weights.py", "reference/attention_weights.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 
 _ATTENTION: tuple[Row, ...] = (
@@ -187,7 +188,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the scale is 0.1 % too large", "",
-        ("cache.softmax_scale * folded, cache", "cache.softmax_scale * folded * 1.001, cache"),
+        ("softmax_scale * folded, softmax", "softmax_scale * folded * 1.001, softmax"),
     ),
     (
         BACKWARD, "delta is of the rounded products", "",
@@ -367,8 +368,51 @@ _MERGE: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_WEIGHTS: tuple[Row, ...] = (
+    (
+        WEIGHTS, "lse is taken for base 2", "vllm#28840",
+        ("weights_again(s, tl.load(lse_ptr + row_at, mask=rows < end_row,",
+         "weights_again(s, 0.6931472 * tl.load(lse_ptr + row_at, mask=rows < end_row,"),
+    ),
+    (
+        WEIGHTS, "queries beyond the last give their attention, too", "exllamav3#316",
+        ('mask=rows < x.M, other=float("inf")', "mask=rows < x.M, other=0.0"),
+    ),
+    (
+        WEIGHTS, "some queries have the numbers of the first", "ffpa-attn#300",
+        ("scores(product, x, b, h, rows, columns, present, True, SCORE)",
+         "scores(product, x, b, h, rows - first_row, columns, present, True, SCORE)"),
+    ),
+    (
+        WEIGHTS, "what nobody sees is left as memory had it", "flash-linear-attention#892",
+        ("    tl.store(p_at, p, mask=(rows < end_row)",
+         "    if start < end:\n        tl.store(p_at, p, mask=(rows < end_row)"),
+    ),
+    (
+        WEIGHTS, "all heads read the first head of keys", "attorch#14",
+        ("shared = h // x.G", "shared = h // x.G * 0"),
+    ),
+    (
+        WEIGHTS, "padding keys receive attention", "",
+        ("total = tl.where(columns < present, total, 0.0)", "pass"),
+    ),
+    (
+        WEIGHTS, "lse is read as if it were contiguous", "flash-attention#355",
+        ("lse.float().contiguous(), out,", "lse.float(), out,"),
+    ),
+    (
+        WEIGHTS_REFERENCE, "a query without keys has weights that are no numbers", "cubecl#1070",
+        ("np.where(lse == -np.inf, np.inf, lse)", "lse"),
+    ),
+    (
+        WEIGHTS_REFERENCE, "some queries have the diagonal of the first", "ffpa-attn#300",
+        ("attended(s.shape, options, some.start, M)", "attended(s.shape, options, 0, M)"),
+    ),
+)  # fmt: skip
+
 FAULTS = (
     *of("attention", _ATTENTION),
     *of("merge_attention", _MERGE),
+    *of("attention_weights", _WEIGHTS),
     *of("multi_head_attention", _HEADS),
 )

@@ -1,0 +1,118 @@
+"""The contract of attention's weights and of the attention that keys receive.
+
+The domain and the bound, derived, are `attention_weights_domain`; the properties of
+`attention_weights_properties` hold for any correct implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.attention_weights_domain import (
+    LSES,
+    Case,
+    Inputs,
+    cases,
+    inputs,
+    run,
+    small,
+    truth,
+)
+from twofold.core.verify.contracts.attention_weights_properties import PROPERTIES
+from twofold.kernels.attention_weights_tiles import ENTRIES
+
+__all__ = ["CONTRACT", "LSES", "Case", "Inputs", "inputs", "run", "small", "truth"]
+
+EVERYTHING: dict[str, Any] = {
+    "groups": 3, "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN",
+    "mask": "B1MN", "key_lengths": True,
+}  # fmt: skip
+
+CONTRACT = Contract(
+    operator="attention_weights",
+    cases=cases(),
+    inputs=inputs,
+    run=run,
+    truth=truth,
+    passes={"weights": "forward", "received": "forward"},
+    pinned=(
+        *(
+            Case(
+                dtype="float32" if element_size == 4 else ("float16", "bfloat16")[i % 2],
+                seqlen_q=tile.block_m + 1,
+                seqlen_k=2 * tile.block_n + 1,
+                head_dim=head_dim,
+                causal=i % 4 != 3,
+                key_lengths=i % 2 == 1,
+                tile=i,
+            )
+            for i, ((element_size, head_dim), tile) in enumerate(ENTRIES)
+        ),
+        # The diagonal goes through the last key of a tile, of the one before it, and beside both.
+        *(Case(seqlen_q=3, seqlen_k=n, causal=True) for n in (32, 33, 34, 64, 65, 66)),
+        # So do both edges of a window, for queries of which the first is at the edge of a tile.
+        *(
+            Case(
+                seqlen_q=97,
+                seqlen_k=97 + n,
+                window_size=window,
+                groups=2,
+                heads=2,
+                batch=2,
+                first_row=first,
+                queries=queries,
+            )
+            for n, window, first, queries in (
+                (0, (32, 32), 31, 33),
+                (1, (33, 31), 32, 65),
+                (32, (95, 63), 33, 32),
+                (-1, (0, 0), 0, 64),
+            )
+        ),
+        Case(seqlen_q=70, seqlen_k=40, window_size=(20, None), causal="top-left", sinks=True),
+        Case(seqlen_q=70, seqlen_k=40, window_size=(20, None)),
+        # One query, the last or one among others, of everything that has a number for it.
+        *(
+            Case(
+                batch=2,
+                heads=2,
+                seqlen_q=67,
+                seqlen_k=71,
+                first_row=first,
+                queries=1,
+                bias=axes,
+                mask=axes,
+                alibi="BH",
+                causal=causal,
+            )
+            for first, causal, axes in ((-1, True, "BHMN"), (35, "top-left", "MN"))
+        ),
+        Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, key_lengths=True, lse="lost"),
+    ),
+    properties=PROPERTIES,
+    small=small,
+    # As a person calls it, with the tiles that are chosen: everything, the least there is where
+    # products are taken in another way; then rows that are not aligned.
+    compiled=tuple(
+        Case(
+            dtype=dtype,
+            allow_tf32=allow_tf32,
+            batch=2,
+            heads=3,
+            seqlen_q=128,
+            seqlen_k=128,
+            head_dim=head_dim,
+            layout="heads inside",
+            causal=True,
+            **flags,
+        )
+        for head_dims, precisions, flags in (
+            ((16, 32, 64, 128, 256), (("bfloat16", False), ("float32", False)), EVERYTHING),
+            ((64,), (("float16", False), ("float32", True)), {}),
+            ((40, 136), (("bfloat16", False), ("float32", False)), EVERYTHING),
+        )
+        for head_dim in head_dims
+        for dtype, allow_tf32 in precisions
+    ),
+)

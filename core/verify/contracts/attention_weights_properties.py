@@ -1,0 +1,230 @@
+"""What is true of any attention's weights: claims that need no reference.
+
+Each compares what an implementation computed for one call with what it computed for another, or
+with what mathematics says without an exponential. How far apart they may be is the derived bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core.verify import claims
+from twofold.core.verify.contract import Inapplicable, Property, Subject
+from twofold.core.verify.contracts.attention_domain import scale, statistics
+from twofold.core.verify.contracts.attention_sample import full_live
+from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
+from twofold.core.verify.domains import representable
+from twofold.core.verify.rounding import Approx, Array, half_unit, machine
+from twofold.kernels.attention_weights_tiles import ENTRIES
+
+
+def sums(subject: Subject, case: Case) -> None:
+    """With its own lse a query's weights sum to 1, or to what its sink leaves of that.
+
+    What all keys receive is then how many queries attend.
+    """
+    case = replace(case, lse="true", queries=None)
+    given = inputs(case)
+    attends = full_live(case, given.call).any(-1)  # (B, H, M)
+    total = attends.astype(np.float64)
+    if given.call.sinks is not None:
+        total -= attends * np.exp(given.call.sinks[:, None] - given.lse)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    moved = by_rounding(given.lse, case) * attends
+    for name, x, error, value in (
+        ("Σ weights", found["weights"], moved, total),
+        ("Σ received", found["received"], moved.sum(-1), total.sum(-1)),
+    ):
+        error = error + bounds[name[2:]].error.sum(-1)
+        bound = Approx(np.asarray(value), error, machine("float64"))
+        claims.within(name, x.astype(np.float64).sum(-1), bound)
+
+
+def equal_keys(subject: Subject, case: Case) -> None:
+    """A query of zeros weighs all its keys alike: 1 by how many they are."""
+    case = replace(bare(case), lse="true", queries=None)
+    given = inputs(case)
+    live = full_live(case, given.call)
+    count = live.sum(-1)  # (B, H, M)
+    with np.errstate(divide="ignore"):
+        lse = representable(np.log(count), statistics(case))
+    zero = Inputs(given.call._replace(q=np.zeros_like(given.call.q)), lse)
+    p = live / np.maximum(count, 1)[..., None]  # (B, H, M, N)
+    moved = p * by_rounding(lse, case)[..., None]
+    found, bounds = subject.compute(case, zero), truth(case, zero)
+    for name, value, error in (("weights", p, moved), ("received", p.sum(-2), moved.sum(-2))):
+        bound = replace(bounds[name], value=value, error=bounds[name].error + error)
+        claims.within(name, found[name], bound, "of equal keys")
+
+
+def unattended(subject: Subject, case: Case) -> None:
+    """0 is the weight of a pair that is masked or whose query has lse −∞, and what such add up."""
+    given = inputs(case)
+    live = full_live(case, given.call) & (given.lse > -np.inf)[..., None]
+    found = subject.compute(case, given)
+    rows = case.rows or slice(None)
+    weights, received = found["weights"], found["received"]
+    assert (weights[~live[:, :, rows]] == 0).all(), "a pair has a weight that does not attend"
+    assert (received[~live.any(-2)] == 0).all(), "a key receives attention though nobody attends"
+
+
+def own_pair(subject: Subject, case: Case) -> None:
+    """A weight knows of its own query and key alone: it has the same bits whatever others hold."""
+    case = replace(case, queries=None)
+    given = inputs(case)
+    k, q, lse = given.call.k.copy(), given.call.q.copy(), given.lse.copy()
+    k[:, :, -1], q[:, :, 0] = -k[:, :, -1], -q[:, :, 0]
+    lse[:, :, 0] += 1.0
+    before = subject.compute(case, given)
+    after = subject.compute(case, given._replace(call=given.call._replace(k=k)))
+    others = {name: x[..., :-1] for name, x in before.items()}
+    claims.same_bits(others, {n: x[..., :-1] for n, x in after.items()}, "with another last key")
+    after = subject.compute(case, Inputs(given.call._replace(q=q), lse))
+    first, second = ({"weights": x["weights"][:, :, 1:]} for x in (before, after))
+    claims.same_bits(first, second, "with another first query")
+
+
+def columns(subject: Subject, case: Case) -> None:
+    """What a key receives is the sum of its weights."""
+    case = replace(case, queries=None)
+    given = inputs(case)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    summed = found["weights"].astype(np.float64).sum(-2)
+    # Float64 additions, in which the sum is taken here.
+    slack = case.seqlen_q * 2.0**-53 * np.abs(summed)
+    bound = replace(bounds["received"], error=bounds["received"].error + slack)
+    claims.agree("received", summed, found["received"], bound, "beside the sum of the weights")
+
+
+def some_queries(subject: Subject, case: Case) -> None:
+    """To look at some queries shows what is to be seen of them among all."""
+    given = inputs(case)
+    some = replace(case, queries=case.queries or 1 + case.seed % case.seqlen_q)
+    among = subject.compute(replace(case, queries=None), given)["weights"][:, :, some.rows]
+    found = subject.compute(some, given)["weights"]
+    assert found.shape == among.shape, f"weights have shape {found.shape}, not {among.shape}"
+    claims.agree("weights", among, found, truth(some, given)["weights"], "by themselves")
+
+
+def moved_lse(subject: Subject, case: Case) -> None:
+    """A number added to lse divides the weights by its exponential."""
+    given = inputs(case)
+    other = given._replace(lse=representable(given.lse + 0.75, statistics(case)))
+    with np.errstate(invalid="ignore"):
+        factor = np.where(given.lse > -np.inf, np.exp(given.lse - other.lse), 0.0)  # (B, H, M)
+    found, after = (subject.compute(case, x)["weights"] for x in (given, other))
+    first, second = (truth(case, x)["weights"] for x in (given, other))
+    factor = factor[:, :, case.rows or slice(None), None]
+    value = found.astype(np.float64) * factor
+    bound = replace(second, value=value, error=second.error + first.error * factor)
+    claims.within("weights", after, bound, "with another lse")
+
+
+def permuted_heads(subject: Subject, case: Case) -> None:
+    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
+    case = bare(case)
+    given = inputs(case)
+
+    def turned(x: Array | None, axes: int = 2) -> Any:
+        return None if x is None else np.flip(x, tuple(range(axes)))
+
+    call = given.call
+    other = call._replace(
+        q=turned(call.q),
+        k=turned(call.k),
+        mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
+        key_lengths=turned(call.key_lengths, 1),
+    )
+    reverse = subject.compute(case, Inputs(other, turned(given.lse)))
+    backwards = {name: turned(x) for name, x in reverse.items()}
+    what = "with batches and heads in reverse"
+    claims.same_bits(subject.compute(case, given), backwards, what)
+
+
+def batch_alone(subject: Subject, case: Case) -> None:
+    """An element of a batch by itself has the same bits as among others."""
+    case = replace(bare(case), batch=max(case.batch, 2))
+    given = inputs(case)
+    call, mask = given.call, given.call.mask
+    alone = call._replace(
+        q=call.q[-1:],
+        k=call.k[-1:],
+        mask=mask[-1:] if mask is not None and mask.ndim == 4 else mask,
+        key_lengths=None if call.key_lengths is None else call.key_lengths[-1:],
+    )
+    among = {name: x[-1:] for name, x in subject.compute(case, given).items()}
+    found = subject.compute(replace(case, batch=1), Inputs(alone, given.lse[-1:]))
+    claims.same_bits(among, found, "alone in its batch")
+
+
+def grouped_heads(subject: Subject, case: Case) -> None:
+    """Heads that share keys have the bits that they have with keys of their own."""
+    if case.groups == 1:
+        raise Inapplicable("every head has keys of its own")
+    given = inputs(case)
+    own = given._replace(call=given.call._replace(k=given.call.k.repeat(case.groups, axis=1)))
+    apart = subject.compute(replace(case, groups=1), own)
+    claims.same_bits(subject.compute(case, given), apart, "with keys repeated for every head")
+
+
+def powers_of_two(subject: Subject, case: Case) -> None:
+    """Powers of two pass exactly: 2q with half the scale has the same bits."""
+    case = replace(bare(case), softmax_scale=scale(case), magnitude="unit")
+    given = inputs(case)
+    half = replace(case, softmax_scale=scale(case) / 2)
+    twice = given._replace(call=given.call._replace(q=2 * given.call.q))
+    before, after = subject.compute(case, given), subject.compute(half, twice)
+    claims.same_bits(before, after, "with 2q and half the scale")
+
+
+def other_strides(subject: Subject, case: Case) -> None:
+    """However q and k lie in memory, the results are within the bound of one truth."""
+    other = "contiguous" if case.layout != "contiguous" else "heads inside"
+    same_in(subject, case, replace(case, layout=other), f"laid out {other}")
+
+
+def other_tiles(subject: Subject, case: Case) -> None:
+    """Another tile of the table is as good: both results are within the bound of one truth."""
+    fitting = [i for i, ((_, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
+    other = replace(case, tile=fitting[case.seed % len(fitting)])
+    same_in(subject, case, other, f"with {ENTRIES[other.tile or 0][1]}")
+
+
+def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
+    """Raise unless two cases of one truth give results that may be of one truth."""
+    given = inputs(case)
+    first, second = subject.compute(case, given), subject.compute(other, given)
+    for name, bound in truth(case, given).items():
+        claims.agree(name, first[name], second[name], bound, what)
+
+
+def bare(case: Case) -> Case:
+    """Return the case whose scores are products and whose heads have keys of their own."""
+    return replace(case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False)
+
+
+def by_rounding(lse: Array, case: Case) -> Array:
+    """Return by what share of itself a weight is moved where lse was rounded."""
+    finite = np.where(np.isfinite(lse), np.abs(lse), 0.0)
+    return np.expm1(half_unit(finite, machine(statistics(case)).u))
+
+
+PROPERTIES: Mapping[str, Property] = {
+    "sums": sums,
+    "equal keys": equal_keys,
+    "unattended": unattended,
+    "own pair": own_pair,
+    "columns": columns,
+    "some queries": some_queries,
+    "moved lse": moved_lse,
+    "permuted heads": permuted_heads,
+    "batch alone": batch_alone,
+    "grouped heads": grouped_heads,
+    "powers of two": powers_of_two,
+    "other strides": other_strides,
+    "other tiles": other_tiles,
+}

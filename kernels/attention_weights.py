@@ -1,0 +1,237 @@
+"""Attention's weights made again from lse: to be looked at, or summed over the queries.
+
+`weights` is bound by what it writes: a program makes one tile of p, so that one query of a long
+text keeps as many programs busy as it has tiles of keys. Bytes: 4·R·N per head written, k read
+once for every tile of queries; operations: 2·R·N·D per head. A tile that no query may see is
+written as zeros without a product.
+
+`received` stores nothing but its result: a program holds a tile of keys and goes through the
+queries that see it, as dk and dv do, one order of summation and no atomics, the same bits in every
+run. Bytes: q read once for every tile of keys; operations: 2·M·N·D per head, half of it where
+causal.
+
+`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `R` of them looked at, `N`
+keys, `D` head_dim. Steps (1)–(3) are those of the reference.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels.attention import call, constants
+from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_parts import (
+    at,
+    load,
+    place,
+    products,
+    scores,
+    seen,
+    sequence,
+    tile_start,
+    tiles_seen,
+)
+from twofold.kernels.attention_tiles import Tile, aligned
+from twofold.kernels.attention_weights_tiles import choose_tile
+from twofold.kernels.merge_attention import DTYPES
+from twofold.reference import checks
+from twofold.reference.attention_scores import Options, ScoreMod, Window
+from twofold.reference.attention_weights import check, check_rows
+
+
+@triton.jit
+def weights_kernel(
+    x,  # Call
+    lse_ptr,  # (B, H, M) float32
+    p_ptr,  # (B, H, R, N) float32
+    p_strides,
+    first_row, R,
+    D: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Write the weights of BLOCK_M queries, R of them from `first_row` on, for BLOCK_N keys."""
+    tiles = tl.cdiv(x.N, BLOCK_N)
+    start = tl.program_id(0) % tiles * BLOCK_N
+    block, b, h = place(tl.program_id(0) // tiles, tl.cdiv(R, BLOCK_M), x.H)
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    first = first_row + block * BLOCK_M
+    end_row = first_row + R
+    rows, columns = first + m, start + n
+    seq = sequence(x, b)
+    last = tl.minimum(first + BLOCK_M, end_row) - 1
+    begin, _, _, end = seen(
+        first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+    )
+    p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if (start >= begin) & (start < end):
+        # (1) scores
+        product = products(
+            x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
+            first, m, end_row, start, tl.trans(n), seq.present, D, BLOCK_D, CHUNK_D, PRECISION,
+        )  # (BLOCK_M, BLOCK_N)  # fmt: skip
+        s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
+        # (2) weights
+        row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+        p = weights_again(s, tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0))
+    p_at = at(p_ptr, p_strides, b, h, block * BLOCK_M, m.to(tl.int64), columns)
+    tl.store(p_at, p, mask=(rows < end_row) & (columns < x.N))
+
+
+@triton.jit
+def received_kernel(
+    x,  # Call
+    lse_ptr,  # (B, H, M) float32
+    received_ptr,  # (B, H, N) float32
+    D: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Sum the weights of BLOCK_N keys over all queries; tiles are (keys, queries)."""
+    blocks = tl.cdiv(x.N, BLOCK_N)
+    block, bh = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    b, h = bh // x.H, bh % x.H
+    shared = h // x.G  # the head of its keys
+    first = block * BLOCK_N
+    n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
+    columns = first + n
+    seq = sequence(x, b)
+    if CHUNK_D == BLOCK_D:
+        d = tl.arange(0, BLOCK_D)[None, :]
+        k = load(x.k, x.k_strides, b, shared, first, n, d, seq.present, D)  # (BLOCK_N, BLOCK_D)
+    total = tl.zeros([BLOCK_N, 1], tl.float32)
+    # Key j is seen by queries j − ahead … j + behind. Padding keys need no mask: what they receive
+    # is stored as 0; nor does the last tile of queries, where lse is +∞ and weights are 0.
+    length = tl.where(first < seq.present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)
+    last = tl.minimum(first + BLOCK_N, seq.present) - 1
+    begin, full, stop, end = seen(
+        first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
+    )
+    for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
+        for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
+            start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
+            rows = start + m
+            # (1) scores
+            if CHUNK_D == BLOCK_D:
+                q = load(x.q, x.q_strides, b, h, start, tl.trans(m), d, x.M, D)
+                product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
+            else:
+                product = products(
+                    x.k, x.k_strides, shared, x.q, x.q_strides, h, b,
+                    first, n, seq.present, start, tl.trans(m), x.M, D, BLOCK_D, CHUNK_D, PRECISION,
+                )  # (BLOCK_N, BLOCK_M)  # fmt: skip
+            s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
+            # (2) weights
+            row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+            p = weights_again(s, tl.load(lse_ptr + row_at, mask=rows < x.M, other=float("inf")))
+            # (3) attention received
+            total += tl.sum(p, axis=1, keep_dims=True)
+    total = tl.where(columns < seq.present, total, 0.0)
+    column_at = bh.to(tl.int64) * x.N + columns
+    tl.store(received_ptr + column_at, total, mask=columns < x.N)
+
+
+def weights(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+    rows: slice | None = None,
+    allow_tf32: bool = False,
+    tile: Tile | None = None,
+) -> torch.Tensor:
+    """Return the weights with which queries attend to keys, (B, H, R, N) float32.
+
+    Arguments are those of `reference.attention_weights.weights`, in float16, bfloat16 or float32,
+    any strides; `allow_tf32` and `tile` are those of `attention.forward`.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
+        key_lengths,
+    )  # fmt: skip
+    _check(q, k, lse, options)
+    (B, H, M, _), N = q.shape, k.shape[2]
+    some = check_rows(rows, M)
+    p = torch.empty((B, H, len(some), N), dtype=torch.float32, device=q.device)
+    tile = tile or _tile(q, k)
+    tiles = triton.cdiv(len(some), tile.block_m) * triton.cdiv(N, tile.block_n)
+    weights_kernel[(tiles * B * H,)](
+        call(q, k, None, _scale(q, options), options), lse.float().contiguous(),
+        p, p.stride(), some.start, len(some),
+        **constants(q, options, allow_tf32, tile),
+    )  # fmt: skip
+    return p
+
+
+def received(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+    allow_tf32: bool = False,
+    tile: Tile | None = None,
+) -> torch.Tensor:
+    """Return how much attention each key receives, (B, H, N) float32.
+
+    Arguments are those of `weights`.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
+        key_lengths,
+    )  # fmt: skip
+    _check(q, k, lse, options)
+    B, H, N = (*q.shape[:2], k.shape[2])
+    out = torch.empty((B, H, N), dtype=torch.float32, device=q.device)
+    tile = tile or _tile(q, k)
+    received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](
+        call(q, k, None, _scale(q, options), options), lse.float().contiguous(), out,
+        **constants(q, options, allow_tf32, tile),
+    )  # fmt: skip
+    return out
+
+
+def _tile(q: torch.Tensor, k: torch.Tensor) -> Tile:
+    """Return the tables' tile for these queries and keys."""
+    straight = aligned(*q.stride(), *k.stride())
+    return choose_tile(q.shape[-1], q.element_size(), aligned=straight)
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, options: Options) -> None:
+    """Refuse what the reference refuses, and dtypes that the kernels do not take."""
+    check(q, k, lse, options)
+    checks.choice("q.dtype", checks.dtype_name(q), DTYPES)
+
+
+def _scale(q: torch.Tensor, options: Options) -> float:
+    scale = options.softmax_scale
+    return 1 / math.sqrt(q.shape[-1]) if scale is None else scale

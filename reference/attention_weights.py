@@ -1,0 +1,141 @@
+r"""The weights of attention, to be looked at, and how much attention each key receives.
+
+    p_ij = exp(s_ij − lse_i),   received_j = Σ_i p_ij
+
+Given lse, which `attention.forward` saves, a weight is a matter of its own query and key alone:
+those of one query are had without those of the others, and a sum of some without the rest. That a
+softmax is made anew of its logarithm is the backward of Dao et al. 2022, "FlashAttention", appendix
+B.2; the sums of its columns are what "heavy hitters" are chosen by (Zhang et al. 2023, "H2O:
+Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models").
+
+The weights are those before dropout. A sink has its share through lse: what is left of a row's 1 is
+the sink's.
+
+`B` batch, `H` heads, `K` heads of keys, `G` = H/K, `M` queries, `R` of them looked at, `N` keys,
+`D` head_dim. The steps are numbered; the kernel carries the same numbers where it does the same
+thing.
+
+A query that may attend to no key has lse −∞ and weights 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from twofold.reference import attention, attention_scores, checks
+from twofold.reference.attention_scores import Options, ScoreMod, Window
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def check(q: Any, k: Any, lse: Any, options: Options) -> None:
+    """Refuse what either side cannot take."""
+    attention.check(q, k, k, options)  # values, which are not asked for, have the shape of keys
+    checks.floating(lse=lse)
+    checks.shape("lse", lse, tuple(int(n) for n in q.shape[:3]))
+    checks.same_device(q=q, lse=lse)
+
+
+def check_rows(rows: Any, M: int) -> range:
+    """Return the numbers of the queries that a slice takes; refuse anything but some in a row."""
+    if rows is None:
+        return range(M)
+    if not isinstance(rows, slice):
+        raise TypeError(f"rows is a {type(rows).__name__}; it must be a slice or None")
+    found = range(M)[rows]
+    checks.require(
+        found.step == 1 and len(found) > 0, "rows", rows, f"of step 1, and take any of {M} queries"
+    )
+    return found
+
+
+def weights(
+    q: Array,
+    k: Array,
+    lse: Array,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: Array | None = None,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    key_lengths: Array | None = None,
+    rows: slice | None = None,
+) -> Array:
+    """Return the weights with which queries attend to keys.
+
+    Args:
+        q: (B, H, M, D), floating, D ≤ 256.
+        k: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k.
+        lse: (B, H, M), floating, natural logarithms: the log-sum-exp of the same call of attention.
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, mask,
+            key_lengths: as `attention.forward` had them.
+        rows: the queries that are looked at, all by default: `slice(-1, None)` is the last one.
+            Memory and time are of their number; all else stays of the whole call.
+
+    Returns:
+        (B, H, R, N), of the dtype that NumPy gives q and lse together.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
+        key_lengths,
+    )  # fmt: skip
+    check(q, k, lse, options)
+    M = q.shape[2]
+    some = check_rows(rows, M)
+    q, lse = (x[:, :, some.start : some.stop] for x in (q, lse))
+    options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
+    scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    # (1) scores
+    s = attention.apart(attention.together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, R, N)
+    s, _ = attention_scores.scores(s, options, some.start, M)
+    live = attention_scores.attended(s.shape, options, some.start, M)
+    if live is not None:
+        s = np.where(live, s, -np.inf)
+    # (2) weights; +∞ stands in for −∞, so that a query without keys weighs nothing
+    p: Array = np.exp(s - np.where(lse == -np.inf, np.inf, lse)[..., None])
+    return p
+
+
+def received(
+    q: Array,
+    k: Array,
+    lse: Array,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: Array | None = None,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    key_lengths: Array | None = None,
+) -> Array:
+    """Return how much attention each key receives, (B, H, N): its weights, of all queries, summed.
+
+    Arguments are those of `weights`.
+    """
+    p = weights(
+        q, k, lse, softmax_scale=softmax_scale, causal=causal, window_size=window_size,
+        softcap=softcap, score_mod=score_mod, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
+        key_lengths=key_lengths,
+    )  # (B, H, M, N)  # fmt: skip
+    # (3) attention received
+    return np.asarray(p.sum(axis=-2))
+
+
+def taken(x: Array | None, rows: range) -> Array | None:
+    """Return the rows of a bias or mask, which may be broadcast along them."""
+    if x is None or x.ndim < 2 or x.shape[-2] == 1:
+        return x
+    return x[..., rows.start : rows.stop, :]
