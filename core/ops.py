@@ -24,6 +24,7 @@ OPERATORS = (
     "attention",
     "multi_head_attention",
     "merge_attention",
+    "attention_decode",
     "positional_encoding",
     "rotary",
     "layer_norm",

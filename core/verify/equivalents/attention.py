@@ -221,7 +221,7 @@ _MERGE = of(
             ),
             ("backward_kernel", "divisor = tl.where(total == 0.0, 1.0, total)", "1.0 → 1.001"),
         ),
-        "lse is −∞ there all the same": (("forward_kernel", "1.0 → 1.001"),),
+        "lse is −∞ there all the same": (("forward_rows", "1.0 → 1.001"),),
         UNSTORED: (
             (
                 "load_part",
@@ -237,7 +237,7 @@ _MERGE = of(
             ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
         ),
         STORE_CASTS: (
-            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
+            ("forward_rows", "drop .to(out_ptr.dtype.element_ty) of out"),
             ("backward_kernel", "drop .to(douts_ptr.dtype.element_ty) of *"),
         ),
     },
