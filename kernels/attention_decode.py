@@ -79,7 +79,9 @@ def find(pages, b, start, n, end):
     """Return where keys start + n of sequence b are, before `end`: as `at` takes b, start, rows."""
     if pages.table is not None:
         key = start + n
-        entry = b.to(tl.int64) * pages.strides[0] + (key // pages.size).to(tl.int64) * pages.strides[1]
+        entry = (
+            b.to(tl.int64) * pages.strides[0] + (key // pages.size).to(tl.int64) * pages.strides[1]
+        )
         page = tl.load(pages.table + entry, mask=key < end, other=0)
         return page, 0, (key % pages.size).to(tl.int64)
     else:

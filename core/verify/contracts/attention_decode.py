@@ -24,17 +24,35 @@ from twofold.core.verify.contracts.attention_decode_domain import (
 )
 from twofold.core.verify.contracts.attention_decode_properties import PROPERTIES
 from twofold.core.verify.contracts.attention_scoring import SQUASHED
-from twofold.kernels.attention_decode_tiles import ENTRIES, SPLIT
+from twofold.kernels.attention_decode_tiles import ENTRIES, FEW_ROWS, SPLIT, TILES
 
 __all__ = [
     "CONTRACT", "LAYOUTS", "SQUASHED", "Case", "Inputs", "inputs", "paged", "run", "small", "table",
     "truth", "whole",
 ]  # fmt: skip
 
-PAGED: dict[str, Any] = {"page_size": 16, "queries": 4, "causal": True}
-SCORES: dict[str, Any] = {
-    **PAGED, "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "sinks": True,
+LEAST: dict[str, Any] = {}
+PAGED: dict[str, Any] = {"page_size": 16}
+EVERYTHING: dict[str, Any] = {
+    "page_size": 16, "causal": True, "window_size": (64, 0), "softcap": 30.0, "alibi": "H",
+    "sinks": True,
 }  # fmt: skip
+# Every tile with everything, and the commonest calls; then rows that are not aligned.
+COMPILED: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
+    ("bfloat16", 128, 1, LEAST),
+    ("bfloat16", 128, 1, PAGED),
+    *(
+        (
+            "float32" if size == 4 else "float16",
+            head_dim,
+            16 if most_rows > FEW_ROWS else 2,
+            EVERYTHING,
+        )
+        for most_rows, size, head_dim in TILES
+    ),
+    ("bfloat16", 200, 16, EVERYTHING),
+    ("float32", 200, 16, EVERYTHING),
+)
 
 CONTRACT = Contract(
     operator="attention_decode",
@@ -80,7 +98,13 @@ CONTRACT = Contract(
         Case(batch=8, capacity=1, queries=2, sinks=True, page_size=1),
         Case(batch=2, heads=6, groups=3, queries=2, capacity=40, softcap=2.0, alibi="BH", split=16),
         Case(
-            batch=2, heads=4, groups=2, queries=3, capacity=40, score_mod=SQUASHED, split=16,
+            batch=2,
+            heads=4,
+            groups=2,
+            queries=3,
+            capacity=40,
+            score_mod=SQUASHED,
+            split=16,
             page_size=5,
         ),
     ),
@@ -89,19 +113,15 @@ CONTRACT = Contract(
     compiled=tuple(
         Case(
             dtype=dtype,
-            batch=2,
             heads=16,
             groups=8,
-            capacity=64,
+            queries=queries,
+            capacity=32,
             full=True,
             head_dim=head_dim,
             layout="heads inside",
             **flags,
         )
-        for dtype, head_dim, flags in (
-            ("float16", 64, PAGED),
-            ("bfloat16", 128, {}),
-            ("bfloat16", 128, SCORES),
-        )
+        for dtype, head_dim, queries, flags in COMPILED
     ),
-)  # fmt: skip
+)
