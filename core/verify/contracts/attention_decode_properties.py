@@ -229,7 +229,7 @@ def live(case: Case, given: Inputs) -> Array:
 
 
 def heads_apart(subject: Subject, case: Case) -> None:
-    """Sequences and heads of keys know nothing of each other: in reverse they give the same bits."""
+    """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
     case = replace(case, score_mod=None)  # it may look at numbers
     given, K = inputs(case), case.heads // case.groups
 
