@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from twofold.core.ops import Side
+from twofold.core.ops import OPERATORS, Side
 from twofold.core.verify import equivalents, faults, mutation, report
 from twofold.core.verify.mutation import Mutant
 from twofold.core.verify.trial import KILLED, SURVIVED, TIMEOUT, Trial, Verdict
@@ -50,7 +50,8 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
     top = path.parent.parent
     mine = [path]
     if side == "triton":
-        mine += sorted(path.parent.glob(f"{operator}_*.py"))
+        more = sorted(path.parent.glob(f"{operator}_*.py"))
+        mine += [part for part in more if _owner(part.stem) == operator]
     theirs = [
         top / file
         for (file, _), owner in ELSEWHERE.items()
@@ -69,6 +70,11 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
             if ELSEWHERE.get((file, mutant.function), owner) == operator
         ]
     return [*found, *faults.mutants(operator, top, folder)]
+
+
+def _owner(stem: str) -> str:
+    """Return the operator whose file this is: the longest name that it begins with."""
+    return max((o for o in OPERATORS if f"{stem}_".startswith(f"{o}_")), key=len)
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> list[Mutant]:
