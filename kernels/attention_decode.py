@@ -247,7 +247,7 @@ def forward(
 def _call(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, N: int, options: Options
 ) -> Call:
-    """Return what the split kernel reads beside the table: rows are positions, `shift` is in them."""
+    """Return what the split kernel reads beside the table; its rows are positions, shift 0."""
     (B, H, M, D), K = q.shape, k_cache.shape[1]
     _, left, right = band(options, M, N)
     scale = 1 / math.sqrt(D) if options.softmax_scale is None else options.softmax_scale

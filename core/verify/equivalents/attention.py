@@ -26,16 +26,6 @@ _FORWARD = of(
     "kernels/attention.py",
     {
         VISITED_IN_VAIN: _last("forward_kernel", "BLOCK_M", "x.M"),
-        "any finite number will do: all scores are −∞ there": (
-            (
-                "forward_kernel",
-                'safe = tl.where(new_top == -float("inf"), 0.0, new_top)',
-                "0.0 → 1.0",
-            ),
-        ),
-        "what it divides is 0 there, and lse is replaced": (
-            ("forward_kernel", "divisor = tl.where(empty, 1.0, total)", "1.0 → 1.001"),
-        ),
         "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
         "it is broadcast all the same": (
             (
@@ -118,6 +108,8 @@ _END = "end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))"
 _PARTS = of(
     "kernels/attention_parts.py",
     {
+        "any finite number will do: all scores are −∞ there": (("weigh", "0.0 → 1.0"),),
+        "what it divides is 0 there, and lse is replaced": (("log_sum", "1.0 → 1.001"),),
         ROUNDED: (
             ("seen", _BEGIN, "0 → 1"),
             ("seen", _STOP, "0 → 1"),
