@@ -36,8 +36,8 @@ from twofold.kernels.attention_decode_tiles import SPLIT, Tile, choose_tile
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
-    at,
     keys_present,
+    load,
     log_sum,
     scores,
     seen,
@@ -76,16 +76,19 @@ def place(program, blocks, S, K):
 
 @triton.jit
 def find(pages, b, start, n, end):
-    """Return where keys start + n of sequence b are, before `end`: as `at` takes b, start, rows."""
+    """Return where keys start + n of sequence b are, before `end`: what `load` takes for them.
+
+    That is their page, from where rows count in it, rows, and how many there are.
+    """
     if pages.table is not None:
         key = start + n
-        entry = (
-            b.to(tl.int64) * pages.strides[0] + (key // pages.size).to(tl.int64) * pages.strides[1]
-        )
-        page = tl.load(pages.table + entry, mask=key < end, other=0)
-        return page, 0, (key % pages.size).to(tl.int64)
+        page_at = b.to(tl.int64) * pages.strides[0]
+        page_at += (key // pages.size).to(tl.int64) * pages.strides[1]
+        page = tl.load(pages.table + page_at, mask=key < end, other=0)
+        row = tl.where(key < end, key % pages.size, pages.size)
+        return page, 0, row.to(tl.int64), pages.size
     else:
-        return b, start, n
+        return b, start, n, end
 
 
 @triton.jit
@@ -102,6 +105,7 @@ def split_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_R rows of one head of keys to one part of one sequence's."""
     rows_in_all = x.G * M
@@ -113,10 +117,10 @@ def split_kernel(
     n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
     r = block * BLOCK_R + tl.arange(0, BLOCK_R)
     m, h = r // x.G, shared * x.G + r % x.G
+    queries, heads = m[:, None].to(tl.int64), h[:, None]
     shift = present - M
-    inside = (m < M)[:, None] & (d < D)
-    q_at = at(x.q, x.q_strides, b, h[:, None], 0, m[:, None].to(tl.int64), d)
-    q = tl.load(q_at, mask=inside, other=0.0)  # (BLOCK_R, BLOCK_D)
+    if CHUNK_D == BLOCK_D:
+        q = load(x.q, x.q_strides, b, heads, 0, queries, d, M, D)  # (BLOCK_R, BLOCK_D)
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     if x.sinks is not None:
@@ -131,23 +135,30 @@ def split_kernel(
         shift + first // x.G, shift + last // x.G, x.behind, x.ahead, stop, BLOCK_N
     )
     for start in range(tl.maximum(begin, seen_from), end, BLOCK_N):
-        page, page_start, i = find(pages, b, start, n, end)
-        live = (start + n < end) & (d < D)
+        page, page_start, i, length = find(pages, b, start, n, end)
         # (1) scores
-        k = tl.load(at(x.k, x.k_strides, page, shared, page_start, i, d), mask=live, other=0.0)
-        product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+        if CHUNK_D == BLOCK_D:
+            k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
+            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+        else:
+            product = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+            for chunk in range(0, BLOCK_D, CHUNK_D):
+                c = chunk + tl.arange(0, CHUNK_D)[None, :]
+                q = load(x.q, x.q_strides, b, heads, 0, queries, c, M, D)
+                k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
+                product = tl.dot(q, tl.trans(k), product, input_precision=PRECISION)
         columns = start + tl.trans(n)
-        s = scores(product, x, b, h[:, None], (shift + m)[:, None], columns, end, True, SCORE)
+        s = scores(product, x, b, heads, shift + m[:, None], columns, end, True, SCORE)
         # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
         p, rescale, top, total = weigh(s, top, total)
         # (4) output
-        v = tl.load(at(x.v, x.v_strides, page, shared, page_start, i, d), mask=live, other=0.0)
+        v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
         acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
     divisor, lse = log_sum(top, total)
     row_at = ((part.to(tl.int64) * B + b) * x.H + h) * M + m
     tl.store(lses_ptr + row_at, lse, mask=m < M)
     # What attended nothing is left out of the merge, and need not be there.
-    written = inside & (lse > -float("inf"))[:, None]
+    written = ((m < M) & (lse > -float("inf")))[:, None] & (d < D)
     tl.store(outs_ptr + row_at[:, None] * D + d, acc / divisor[:, None], mask=written)
 
 
@@ -231,6 +242,7 @@ def forward(
         BLOCK_R=tile.block_r,
         BLOCK_N=tile.block_n,
         BLOCK_D=padded(D),
+        CHUNK_D=tile.chunk_d or padded(D),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip

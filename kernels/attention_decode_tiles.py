@@ -8,12 +8,16 @@ SPLIT = 512  # keys of a part, see `attention_decode`
 
 
 class Tile(NamedTuple):
-    """Rows (queries of heads that share keys) and keys a program works on at a time; its warps."""
+    """Rows (queries of heads that share keys) and keys a program works on at a time; its warps.
+
+    `chunk_d` is how many features the products of scores take at a time, all of them where it is 0.
+    """
 
     block_r: int
     block_n: int
     num_warps: int
     num_stages: int
+    chunk_d: int = 0
 
 
 Key = tuple[int, int, int]  # most rows, bytes of an element, largest head_dim
@@ -30,13 +34,13 @@ TILES: dict[Key, Tile] = {
     (FEW_ROWS, 2, 256): Tile(16, 32, 4, 3),
     (FEW_ROWS, 4, 64): Tile(16, 32, 4, 2),
     (FEW_ROWS, 4, 128): Tile(16, 32, 8, 2),
-    (FEW_ROWS, 4, 256): Tile(16, 16, 8, 1),
+    (FEW_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
     (ANY_ROWS, 2, 64): Tile(64, 64, 4, 3),
     (ANY_ROWS, 2, 128): Tile(64, 32, 8, 3),
     (ANY_ROWS, 2, 256): Tile(32, 32, 8, 2),
     (ANY_ROWS, 4, 64): Tile(32, 32, 8, 2),
-    (ANY_ROWS, 4, 128): Tile(32, 16, 8, 1),
-    (ANY_ROWS, 4, 256): Tile(16, 16, 8, 1),
+    (ANY_ROWS, 4, 128): Tile(16, 32, 8, 2),
+    (ANY_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
 }
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(TILES.items())
 

@@ -145,10 +145,20 @@ def test_lengths_are_taken_into_the_room_there_is(reference, triton):
         assert (found[0]["lse"][0] == -np.inf).all() and np.isfinite(found[0]["lse"][1:]).all()
 
 
-def test_lengths_and_table_may_have_64_bits(triton):
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_lengths_and_table_may_have_32_bits_or_64(triton, dtype):
     case = contract.Case(capacity=12, page_size=4, causal=True)
-    x = contract.inputs(case)
-    q, k, v = (triton.asarray(contract.paged(a, case, x), "float32") for a in x.call[1:3] * 2)[:3]
+    x, bounds = contract.inputs(case), contract.truth(case)
+    q, k, v = (
+        triton.asarray(contract.paged(a, case, x) if i else a, "float32")
+        for i, a in enumerate(x.call[:3])
+    )
+    found = triton.attention_decode.forward(
+        q, k, v, causal=True, block_table=triton.asarray(x.table, dtype),
+        key_lengths=triton.asarray(x.lengths, dtype),
+    )  # fmt: skip
+    for name, y in zip(("out", "lse"), found, strict=True):
+        claims.within(name, triton.to_numpy(y), bounds[name])
 
 
 def test_offsets_pass_two_to_the_31(triton):

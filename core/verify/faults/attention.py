@@ -366,7 +366,10 @@ _DECODE: tuple[Row, ...] = (
     ),
     (
         DECODE, "the table is read after the last key", "",
-        ("tl.load(pages.table + entry, mask=key < end, other=0)", "tl.load(pages.table + entry)"),
+        (
+            "tl.load(pages.table + page_at, mask=key < end, other=0)",
+            "tl.load(pages.table + page_at)",
+        ),
     ),
     (
         DECODE, "causal is aligned to the capacity", "onnxruntime#28958",
