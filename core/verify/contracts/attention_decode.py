@@ -93,8 +93,22 @@ CONTRACT = Contract(
                 (16, (40, None), True),
             )
         ),
-        # Queries before the first key; sequences without a key.
+        # The second block of rows sees keys of another tile than the first: later ones, and ones
+        # that a row of a larger number would not.
+        Case(batch=1, heads=1, queries=40, capacity=70, full=True, causal=True),
+        Case(
+            batch=1,
+            heads=9,
+            groups=9,
+            queries=2,
+            capacity=70,
+            full=True,
+            window_size=(6, 0),
+            tile=list(TILES).index((FEW_ROWS, 4, 64)),
+        ),
+        # Queries before the first key, a block of rows of them; sequences without a key.
         Case(batch=1, capacity=3, queries=7, full=True, causal=True),
+        Case(batch=1, heads=1, queries=80, capacity=70, full=True, window_size=(0, 0)),
         Case(batch=8, capacity=1, queries=2, sinks=True, page_size=1),
         Case(batch=2, heads=6, groups=3, queries=2, capacity=40, softcap=2.0, alibi="BH", split=16),
         Case(

@@ -193,7 +193,9 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
     call, x, M, length = whole(case), given.call, case.queries, int(given.lengths[b])
     on, pairs = machine(case.dtype, case.allow_tf32), (1, case.heads, M, max(length, 1))
     options = attention.options(call, x)._replace(key_lengths=given.lengths[b : b + 1])
-    live = np.broadcast_to(attended(pairs, options), pairs)[..., lo : max(hi, 1)]
+    live = attended(pairs, options)
+    assert live is not None  # there are lengths
+    live = np.broadcast_to(live, pairs)[..., lo : max(hi, 1)]
     q = exact(x.q[b : b + 1], on)
     k, v = (exact(np.nan_to_num(a[b : b + 1, :, lo : max(hi, 1)]), on) for a in (x.k, x.v))
     problem = attention_bound.Problem(

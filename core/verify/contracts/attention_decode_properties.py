@@ -26,6 +26,7 @@ from twofold.core.verify.contracts.attention_decode_domain import (
     whole,
 )
 from twofold.core.verify.contracts.attention_properties import SATURATING
+from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array
 
@@ -228,6 +229,24 @@ def live(case: Case, given: Inputs) -> Array:
     return np.asarray(first <= last)
 
 
+def clipped_lengths(subject: Subject, case: Case) -> None:
+    """A length below 0 is 0, one above the room there is as that, to the bit.
+
+    A function of the scores is told the position, so that the length shows.
+    """
+    size = case.page_size or 1
+    room = -(-case.capacity // size) * size
+    case = replace(case, batch=2, capacity=room, full=True, score_mod=SQUASHED)
+    for page_size in {None, case.page_size}:
+        one = replace(case, page_size=page_size)
+        given = inputs(one)
+        first, second = (
+            subject.compute(one, given.having(key_lengths=np.array(lengths)))
+            for lengths in ((0, room), (-1, room + 1))
+        )
+        claims.same_bits(first, second, "with lengths out of the room")
+
+
 def heads_apart(subject: Subject, case: Case) -> None:
     """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
     case = replace(case, score_mod=None)  # it may look at numbers
@@ -291,6 +310,7 @@ PROPERTIES: Mapping[str, Property] = {
     "saturation": saturation,
     "equal keys": equal_keys,
     "nothing attended": nothing_attended,
+    "clipped lengths": clipped_lengths,
     "heads apart": heads_apart,
     "other strides": other_strides,
 }

@@ -242,6 +242,45 @@ _MERGE = of(
     },
 )
 
+_DECODE = (
+    of(
+        "kernels/attention_decode.py",
+        {
+            VISITED_IN_VAIN: (
+                *_last("split_kernel", "BLOCK_R", "rows_in_all"),
+                ("split_kernel", "shift + first // x.G → shift"),
+                ("split_kernel", "if (begin >= present) & (part > 0):*", "0 → 1"),
+                (
+                    "split_kernel",
+                    "if (begin >= present) & (part > 0):*",
+                    "begin >= present → begin > present",
+                ),
+            ),
+            "a part that attended nothing is left out, whatever is stored": (
+                ("split_kernel", "lse > -float('inf') → lse >= -float('inf')"),
+                ("split_kernel", "(m < M) & (lse > -float('inf')) → m < M"),
+            ),
+            "what is outside is masked": (
+                ("find", "tl.load(pages.table + page_at, mask=key < end, other=0): drop other"),
+            ),
+        },
+    )
+    + of(
+        "kernels/attention_decode_tiles.py",
+        {
+            "another tile of the table: it computes the same, at another cost": (
+                ("choose_tile", "rows <= most_rows → rows < most_rows"),
+                ("choose_tile", "head_dim <= largest → head_dim < largest"),
+            ),
+            "the kernels take no float64": (("choose_tile", "4 → 5"),),
+        },
+    )
+    + of(
+        "reference/attention_decode.py",
+        {"an integer broadcasts as an array does": (("placed", "one + b → b"),)},
+    )
+)
+
 EQUIVALENT: tuple[Equivalent, ...] = (
     *_FORWARD,
     *_BACKWARD,
@@ -252,4 +291,5 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_REFERENCE,
     *_HEADS,
     *_MERGE,
+    *_DECODE,
 )
