@@ -32,4 +32,5 @@ for dtype in bfloat16 float16 float32; do
 done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
 part bench_attention python3 benchmarks/bench_attention.py --json "$out/attention.json"
+part bench_decode python3 benchmarks/bench_decode.py --json "$out/decode.json"
 part train "${twofold[@]}" train --side triton --out "$out/run" --json "$out/train.json"

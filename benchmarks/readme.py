@@ -157,6 +157,9 @@ FEATURES = (
      "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
     ("attention received by each key", "attention_weights.received(q, k, lse)",
      "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
+    ("one or a few queries to a cache, in pages or not, split over keys and merged",
+     "attention_decode.forward(q, k_cache, v_cache, key_lengths=, block_table=)",
+     "test_the_kernel_is_that_of_attention_on_each_sequence"),
     ("nothing of size M×N in memory", "", "test_nothing_of_queries_times_keys_is_allocated"),
     ("masked tiles not visited", "", "test_tiles_that_nobody_sees_are_not_visited"),
     ("offsets past 2³¹", "", "test_offsets_pass_two_to_the_31"),
@@ -201,7 +204,8 @@ def mutants() -> str:
 def attention() -> str:
     """Steps (1) to (4) of attention on both sides."""
     reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
-    kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "empty = total == 0.0")
+    kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "divisor, lse = log_sum")
+    weigh = between(ROOT / "kernels/attention_parts.py", "def weigh", "@triton.jit").rstrip()
     return "\n".join(
         [
             "<table><tr><th>reference/attention.py</th><th>kernels/attention.py, in the loop over "
@@ -209,6 +213,7 @@ def attention() -> str:
             f"<pre>{html.escape(reference)}</pre>",
             "</td><td>",
             f"<pre>{html.escape(kernel)}</pre>",
+            f"<pre>{html.escape(weigh)}</pre>",
             "</td></tr></table>",
         ]
     )

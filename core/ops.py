@@ -25,6 +25,7 @@ OPERATORS = (
     "multi_head_attention",
     "merge_attention",
     "attention_weights",
+    "attention_decode",
     "positional_encoding",
     "rotary",
     "layer_norm",

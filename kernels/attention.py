@@ -33,6 +33,7 @@ from twofold.kernels.attention_parts import (
     Call,
     at,
     load,
+    log_sum,
     place,
     products,
     scores,
@@ -40,13 +41,12 @@ from twofold.kernels.attention_parts import (
     sequence,
     tile_start,
     tiles_seen,
+    weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
-
-LN_2 = tl.constexpr(math.log(2.0))
 
 
 class Cache(NamedTuple):
@@ -128,14 +128,8 @@ def forward_kernel(
                     query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
-            # (2) weights, against the running maximum; 0 stands in for −∞ − (−∞)
-            new_top = tl.maximum(top, tl.max(s, axis=1))
-            safe = tl.where(new_top == -float("inf"), 0.0, new_top)
-            p = tl.exp2(s - safe[:, None])
-            rescale = tl.exp2(top - safe)
-            top = new_top
-            # (3) log-sum-exp: the sum so far
-            total = total * rescale + tl.sum(p, axis=1)
+            # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+            p, rescale, top, total = weigh(s, top, total)
             # (4) output
             if DROPOUT:
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
@@ -143,10 +137,8 @@ def forward_kernel(
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-    empty = total == 0.0
-    divisor = tl.where(empty, 1.0, total)
+    divisor, lse = log_sum(top, total)
     out = acc * (dropout_scale / divisor)[:, None]
-    lse = tl.where(empty, -float("inf"), (top + tl.log2(divisor)) * LN_2)
     i = first + tl.arange(0, BLOCK_M)
     row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
     tl.store(lse_ptr + row_at, lse, mask=i < seq.M)

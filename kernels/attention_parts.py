@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(math.log2(math.e))
+LN_2 = tl.constexpr(math.log(2.0))
 
 
 class Call(NamedTuple):
@@ -81,13 +82,20 @@ def sequence(x, b):
         batch, q_first, k_first = 0, tl.load(x.q_starts + b), tl.load(x.k_starts + b)
         M = tl.load(x.q_starts + b + 1) - q_first
         N = tl.load(x.k_starts + b + 1) - k_first
-    present = N
-    if x.lengths is not None:
-        present = tl.minimum(tl.maximum(tl.load(x.lengths + b).to(tl.int32), 0), N)
+    present = keys_present(x.lengths, b, N)
     shift = x.shift
     if x.shift is None:
         shift = N - M
     return Sequence(batch, q_first, k_first, M, N, present, shift)
+
+
+@triton.jit
+def keys_present(lengths, b, N):
+    """Return how many of N keys of sequence b are no padding."""
+    if lengths is not None:
+        return tl.minimum(tl.maximum(tl.load(lengths + b).to(tl.int32), 0), N)
+    else:
+        return N
 
 
 @triton.jit
@@ -211,6 +219,28 @@ def scores(product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.c
         where = at(x.mask, x.mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
         s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
     return s
+
+
+@triton.jit
+def weigh(s, top, total):
+    """(2) Weigh a tile's scores against the running maximum; (3) add up the weights so far.
+
+    Returns:
+        the weights, what rescales those before, the maximum and the sum.
+    """
+    new_top = tl.maximum(top, tl.max(s, axis=1))
+    safe = tl.where(new_top == -float("inf"), 0.0, new_top)  # 0 stands in for −∞ − (−∞)
+    p = tl.exp2(s - safe[:, None])
+    rescale = tl.exp2(top - safe)
+    return p, rescale, new_top, total * rescale + tl.sum(p, axis=1)
+
+
+@triton.jit
+def log_sum(top, total):
+    """(3) Return what the output is divided by, and the log-sum-exp: −∞ where nothing is seen."""
+    empty = total == 0.0
+    divisor = tl.where(empty, 1.0, total)
+    return divisor, tl.where(empty, -float("inf"), (top + tl.log2(divisor)) * LN_2)
 
 
 @triton.jit

@@ -125,6 +125,29 @@ def merge(
 
 
 @triton.jit
+def forward_rows(
+    outs_ptr, lses_ptr, out_ptr, lse_ptr,
+    outs_part, lses_part, outs_strides, lses_strides, out_strides,
+    b, h, m, rows, S, H, M, D,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Merge the first S parts of rows (h, m) of batch b; the arguments are `forward_kernel`'s."""
+    d = tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
+    inside = rows < H * M
+    columns = inside[:, None] & (d < D)
+    outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
+    lses_at = lses_ptr + at(lses_strides, b, h, m)
+    top, total, out = merge(
+        outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
+    )
+    empty = total == 0.0
+    lse = tl.where(empty, -float("inf"), top + tl.log(tl.where(empty, 1.0, total)))
+    tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
+    out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=columns)
+
+
+@triton.jit
 def forward_kernel(
     outs_ptr,  # (S, B, H, M, D)
     lses_ptr,  # (S, B, H, M) float32
@@ -139,19 +162,11 @@ def forward_kernel(
 ):  # fmt: skip
     """Merge BLOCK_R rows."""
     b, h, m, rows = place(tl.program_id(0), H, M, BLOCK_R)
-    d = tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
-    inside = rows < H * M
-    columns = inside[:, None] & (d < D)
-    outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
-    lses_at = lses_ptr + at(lses_strides, b, h, m)
-    top, total, out = merge(
-        outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
-    )
-    empty = total == 0.0
-    lse = tl.where(empty, -float("inf"), top + tl.log(tl.where(empty, 1.0, total)))
-    tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
-    out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=columns)
+    forward_rows(
+        outs_ptr, lses_ptr, out_ptr, lse_ptr,
+        outs_part, lses_part, outs_strides, lses_strides, out_strides,
+        b, h, m, rows, S, H, M, D, BLOCK_R, BLOCK_S, BLOCK_D,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -228,7 +243,7 @@ def forward(
         outs, lses, out, lse,
         outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], out.stride(),
         S, H, M, D,
-        **_options(D, tile),
+        **constants(D, tile),
     )  # fmt: skip
     return out, Cache(outs, lses, out, lse)
 
@@ -253,13 +268,13 @@ def backward(
         (0, 0, 0) if dlse is None else dlse.stride(),
         S, B, H, M, D,
         HAS_DLSE=dlse is not None,
-        **_options(D, tile),
+        **constants(D, tile),
     )  # fmt: skip
     return Gradients(douts, dlses)
 
 
-def _options(D: int, tile: Tile) -> dict[str, int]:
-    """Return the arguments that both kernels share: the tile."""
+def constants(D: int, tile: Tile) -> dict[str, int]:
+    """Return the arguments that all kernels share: the tile."""
     return {
         "BLOCK_R": tile.block_r,
         "BLOCK_S": tile.block_s,

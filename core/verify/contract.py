@@ -359,10 +359,10 @@ def some_properties(contract: Contract) -> st.SearchStrategy[list[str]]:
 
 
 def fitting(side: Side, case: Any) -> Any:
-    """Return the case as a side can run it: the reference has float32, and no tiles."""
+    """Return the case as a side can run it: the reference has float32, no tiles and no parts."""
     if side.name != "reference":
         return case
-    fields = {"dtype": "float32", "tile": None, "allow_tf32": False}
+    fields = {"dtype": "float32", "tile": None, "split": None, "allow_tf32": False}
     return dataclasses.replace(case, **{n: x for n, x in fields.items() if hasattr(case, n)})
 
 

@@ -59,6 +59,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"batch": 2, "seqlen_q": 67, "seqlen_k": 130, "head_dim": 64, "key_lengths": True},
         {"seqlen_q": 1000, "seqlen_k": 129, "head_dim": 16},
     ),
+    "attention_decode": (
+        {"batch": 1, "heads": 1, "capacity": 1, "head_dim": 1, "full": True},
+        {"capacity": 7, "head_dim": 3, "queries": 2, "causal": True},
+        {"heads": 4, "groups": 2, "capacity": 33, "head_dim": 31, "split": 16, "page_size": 5},
+        {"heads": 6, "groups": 3, "queries": 3, "capacity": 65, "sinks": True, "split": 32},
+        {"batch": 3, "capacity": 130, "head_dim": 64, "window_size": (40, 0), "page_size": 16},
+        {"batch": 1, "heads": 1, "capacity": 1000, "head_dim": 16, "split": 64, "full": True},
+    ),
     "positional_encoding": (
         {"batch": 1, "length": 1, "rows": 1, "columns": 1, "positions": "none"},
         {"positions": "given", "spare_positions": 2},

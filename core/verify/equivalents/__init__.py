@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twofold.core.verify.equivalents import attention, inputs, layers
+from twofold.core.verify.equivalents import around_attention, attention, inputs, layers
 from twofold.core.verify.equivalents.entry import ANY, Equivalent
 from twofold.core.verify.mutation import Mutant
 
@@ -20,6 +20,7 @@ BEYOND = "shows past 2³¹ elements, beyond these cases"
 EQUIVALENT: tuple[Equivalent, ...] = (
     Equivalent(ANY, ANY, ANY, "drop .to(tl.int64) of *", BEYOND),
     *attention.EQUIVALENT,
+    *around_attention.EQUIVALENT,
     *inputs.EQUIVALENT,
     *layers.EQUIVALENT,
 )

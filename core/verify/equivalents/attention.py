@@ -1,4 +1,4 @@
-"""Equivalent mutants of attention and multi-head attention."""
+"""Equivalent mutants of attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VISITED_IN_VAIN = "a tile is visited that nobody sees: slower, and the same"
 ROUNDED = "rounded to a whole tile all the same"
 
 
-def _last(kernel: str, block: str, rows: str) -> tuple[Row, ...]:
+def last(kernel: str, block: str, rows: str) -> tuple[Row, ...]:
     """Rows beyond the last see nothing, but to look at what they would does no harm."""
     line = f"tl.minimum(first + {block}, {rows})"
     changes = (
@@ -22,7 +22,7 @@ def _last(kernel: str, block: str, rows: str) -> tuple[Row, ...]:
     return tuple((kernel, f"last = {line} - 1", change) for change in changes)
 
 
-def _early(kernel: str, end: str, length: str) -> tuple[Row, ...]:
+def early(kernel: str, end: str, length: str) -> tuple[Row, ...]:
     """A program behind the end of a packed sequence that does not return stores nothing."""
     return (
         (kernel, f"x.{end}_starts is not None → x.{end}_starts is None"),
@@ -34,18 +34,8 @@ _FORWARD = of(
     "kernels/attention.py",
     {
         VISITED_IN_VAIN: (
-            *_last("forward_kernel", "BLOCK_M", "seq.M"),
-            *_early("forward_kernel", "q", "M"),
-        ),
-        "any finite number will do: all scores are −∞ there": (
-            (
-                "forward_kernel",
-                'safe = tl.where(new_top == -float("inf"), 0.0, new_top)',
-                "0.0 → 1.0",
-            ),
-        ),
-        "what it divides is 0 there, and lse is replaced": (
-            ("forward_kernel", "divisor = tl.where(empty, 1.0, total)", "1.0 → 1.001"),
+            *last("forward_kernel", "BLOCK_M", "seq.M"),
+            *early("forward_kernel", "q", "M"),
         ),
         "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
         "it is broadcast all the same": (
@@ -70,10 +60,10 @@ _BACKWARD = of(
             ("delta_kernel", "drop .to(tl.float32) of tl.load(sinks_ptr + h)"),
         ),
         VISITED_IN_VAIN: (
-            *_last("dk_dv_kernel", "BLOCK_N", "seq.present"),
-            *_early("dk_dv_kernel", "k", "N"),
-            *_last("dq_kernel", "BLOCK_M", "seq.M"),
-            *_early("dq_kernel", "q", "M"),
+            *last("dk_dv_kernel", "BLOCK_N", "seq.present"),
+            *early("dk_dv_kernel", "k", "N"),
+            *last("dq_kernel", "BLOCK_M", "seq.M"),
+            *early("dq_kernel", "q", "M"),
         ),
         "what padding keys would sum up is not stored": (
             ("dk_dv_kernel", "first < seq.present → first <= seq.present"),
@@ -109,7 +99,7 @@ _BACKWARD = of(
 _BIAS = of(
     "kernels/attention_bias.py",
     {
-        VISITED_IN_VAIN: _last("dbias_kernel", "BLOCK_M", "seq.M"),
+        VISITED_IN_VAIN: last("dbias_kernel", "BLOCK_M", "seq.M"),
         "it is true everywhere so far": (
             ("dbias_kernel", "inside & (rows < x.longest_q) → rows < x.longest_q"),
         ),
@@ -126,6 +116,8 @@ _END = "end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))"
 _PARTS = of(
     "kernels/attention_parts.py",
     {
+        "any finite number will do: all scores are −∞ there": (("weigh", "0.0 → 1.0"),),
+        "what it divides is 0 there, and lse is replaced": (("log_sum", "1.0 → 1.001"),),
         ROUNDED: (
             ("seen", _BEGIN, "0 → 1"),
             ("seen", _STOP, "0 → 1"),
@@ -155,7 +147,7 @@ _PARTS = of(
             ("seen", _END, "tl.minimum → tl.maximum"),
         ),
         "a length of 64 bits compares and loops alike": (
-            ("sequence", "drop .to(tl.int32) of tl.load(x.lengths + b)"),
+            ("keys_present", "drop .to(tl.int32) of tl.load(lengths + b)"),
         ),
         "what is outside is masked, or never stored": (
             ("scores", "tl.load(where, mask=inside, other=0): drop other"),
@@ -211,100 +203,6 @@ _REFERENCE = of(
     },
 )
 
-_HEADS = of(
-    "reference/multi_head_attention.py",
-    {"both are None or neither is": (("backward", "db_q is None or db_kv is None → *"),)},
-)
-
-_MERGE = of(
-    "kernels/merge_attention.py",
-    {
-        "any finite number will do: all lses are −∞ there": (
-            ("merge", 'top = tl.where(top == -float("inf"), 0.0, top)', "0.0 → 1.0"),
-        ),
-        "what it divides is 0 there": (
-            (
-                "merge",
-                "return top, total, acc / tl.where(total == 0.0, 1.0, total)[:, None]",
-                "1.0 → 1.001",
-            ),
-            ("backward_kernel", "divisor = tl.where(total == 0.0, 1.0, total)", "1.0 → 1.001"),
-        ),
-        "lse is −∞ there all the same": (("forward_kernel", "1.0 → 1.001"),),
-        UNSTORED: (
-            (
-                "load_part",
-                "tl.load(lses_at + s * lses_part, mask=inside, other=-float('inf')): drop other",
-            ),
-            (
-                "backward_kernel",
-                "tl.load(dlse_ptr + at(dlse_strides, b, h, m), mask=inside, other=0.0): drop other",
-            ),
-        ),
-        BOTH_FLOAT32: (
-            ("load_part", "drop .to(tl.float32) of tl.load(outs_at*"),
-            ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
-        ),
-        STORE_CASTS: (
-            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
-            ("backward_kernel", "drop .to(douts_ptr.dtype.element_ty) of *"),
-        ),
-    },
-) + of(
-    "reference/merge_attention.py",
-    {
-        "in float32 and float64, in which its contract is asked, it has that dtype": (
-            ("backward", "drop .astype(outs.dtype) of w[..., None] * dout"),
-        ),
-    },
-)
-
-_SEEN = "(start >= begin) & (start < end)"
-_WEIGHTS = (
-    of(
-        "kernels/attention_weights.py",
-        {
-            VISITED_IN_VAIN: (
-                *_last("weights_kernel", "BLOCK_M", "end_row"),
-                *_last("received_kernel", "BLOCK_N", "present"),
-                ("weights_kernel", "start < end → start <= end"),
-                ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
-                ("weights_kernel", f"{_SEEN} → start >= begin"),
-                ("weights_kernel", f"{_SEEN} → start < end"),
-            ),
-            "what padding keys would sum up is not stored": (
-                ("received_kernel", "first < present → first <= present"),
-                (
-                    "received_kernel",
-                    "length = tl.where(first < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)",
-                    "0 → 1",
-                ),
-            ),
-            "without a band there is no tile at its edge": (
-                ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
-            ),
-            UNSTORED: (
-                (
-                    "weights_kernel",
-                    "tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0): drop other",
-                ),
-            ),
-        },
-    )
-    + of(
-        "kernels/attention_weights_tiles.py",
-        {
-            "another tile of the tables: it computes the same, at another cost": (
-                ("choose_tile", "aligned → not aligned"),
-            ),
-        },
-    )
-    + of(
-        "reference/attention_weights.py",
-        {"of four axes": (("received", "-2 → 2"),)},
-    )
-)
-
 EQUIVALENT: tuple[Equivalent, ...] = (
     *_FORWARD,
     *_BACKWARD,
@@ -313,7 +211,4 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_KEEP,
     *_TILES,
     *_REFERENCE,
-    *_HEADS,
-    *_MERGE,
-    *_WEIGHTS,
 )

@@ -9,14 +9,15 @@ PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
 REFERENCE, HEADS = "reference/attention.py", "kernels/multi_head_attention.py"
 WEIGHTS, WEIGHTS_REFERENCE = "kernels/attention_weights.py", "reference/attention_weights.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
+DECODE, DECODE_REFERENCE = "kernels/attention_decode.py", "reference/attention_decode.py"
 
 _ATTENTION: tuple[Row, ...] = (
     (
-        FORWARD, "a fully masked row gives NaN", "cubecl#1070",
+        PARTS, "a fully masked row gives NaN", "cubecl#1070",
         ('safe = tl.where(new_top == -float("inf"), 0.0, new_top)', "safe = new_top"),
     ),
     (
-        FORWARD, "a fully masked row has a finite lse", "onnxruntime#28904",
+        PARTS, "a fully masked row has a finite lse", "onnxruntime#28904",
         ('tl.where(empty, -float("inf"), (top', "tl.where(empty, 0.0, (top"),
     ),
     (
@@ -25,11 +26,11 @@ _ATTENTION: tuple[Row, ...] = (
         ('inside, other=0) != 0, s, -float("inf"))', "inside, other=0) != 0, s, -1.0e9)"),
     ),
     (
-        FORWARD, "lse is +∞ where nothing is attended", "flash-attention#978",
+        PARTS, "lse is +∞ where nothing is attended", "flash-attention#978",
         ('tl.where(empty, -float("inf"), (top', 'tl.where(empty, float("inf"), (top'),
     ),
     (
-        FORWARD, "lse is in base 2", "vllm#28840",
+        PARTS, "lse is in base 2", "vllm#28840",
         ("(top + tl.log2(divisor)) * LN_2", "(top + tl.log2(divisor))"),
     ),
     (
@@ -134,11 +135,11 @@ _ATTENTION: tuple[Row, ...] = (
         ("acc = acc * rescale[:, None]", "acc = acc"),
     ),
     (
-        FORWARD, "the running sum is not rescaled when the maximum rises", "",
-        ("total = total * rescale + tl.sum(p, axis=1)", "total = total + tl.sum(p, axis=1)"),
+        PARTS, "the running sum is not rescaled when the maximum rises", "",
+        ("total * rescale + tl.sum(p, axis=1)", "total + tl.sum(p, axis=1)"),
     ),
     (
-        FORWARD, "exp for exp2, of scores in base 2", "",
+        PARTS, "exp for exp2, of scores in base 2", "",
         ("p = tl.exp2(s - safe[:, None])", "p = tl.exp(s - safe[:, None])"),
         ("rescale = tl.exp2(top - safe)", "rescale = tl.exp(top - safe)"),
     ),
@@ -380,8 +381,8 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
     (
         WEIGHTS, "some queries have the numbers of the first", "ffpa-attn#300",
-        ("scores(product, x, b, h, rows, columns, present, True, SCORE)",
-         "scores(product, x, b, h, rows - first_row, columns, present, True, SCORE)"),
+        ("scores(product, x, b, seq, h, rows, columns, True, SCORE)",
+         "scores(product, x, b, seq, h, rows - first_row, columns, True, SCORE)"),
     ),
     (
         WEIGHTS, "what nobody sees is left as memory had it", "flash-linear-attention#892",
@@ -394,7 +395,7 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
     (
         WEIGHTS, "padding keys receive attention", "",
-        ("total = tl.where(columns < present, total, 0.0)", "pass"),
+        ("total = tl.where(columns < seq.present, total, 0.0)", "pass"),
     ),
     (
         WEIGHTS, "lse is read as if it were contiguous", "flash-attention#355",
@@ -410,9 +411,79 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_DECODE: tuple[Row, ...] = (
+    (
+        DECODE, "the last tile of a part is read past its end", "",
+        ("stop = tl.minimum(begin + split, present)", "stop = present"),
+    ),
+    (
+        DECODE, "a sequence that ends within a part is not merged", "sycl-tla#489",
+        ("tl.cdiv(keys_present(lengths_ptr, b, N), split)",
+         "keys_present(lengths_ptr, b, N) // split"),
+    ),
+    (
+        DECODE, "parts are merged that no program wrote", "triton#4075",
+        (
+            "parts = tl.maximum(tl.cdiv(keys_present(lengths_ptr, b, N), split), 1)",
+            "parts = tl.cdiv(N, split)",
+        ),
+    ),
+    (
+        DECODE, "the number of parts depends on the batch", "flash-attention#2450",
+        ("split = min(split, N)", "split = min(max(1, split // B), N)"),
+    ),
+    (
+        DECODE, "the first page serves all keys of a tile", "",
+        ("(key // pages.size).to(tl.int64)", "(start // pages.size)"),
+    ),
+    (
+        DECODE, "the table is read after the last key", "",
+        (
+            "tl.load(pages.table + page_at, mask=key < end, other=0)",
+            "tl.load(pages.table + page_at)",
+        ),
+    ),
+    (
+        DECODE, "causal is aligned to the capacity", "onnxruntime#28958",
+        ("shift = present - M", "shift = x.N - M"),
+    ),
+    (
+        DECODE, "a window is aligned to the part", "",
+        ("seen(\n        shift + first // x.G, shift + last // x.G,",
+         "seen(\n        stop - M + first // x.G, stop - M + last // x.G,"),
+    ),
+    (
+        DECODE, "every part has the sink", "",
+        ("top = tl.where(part == 0, sink, top)", "top = sink"),
+        ("total = tl.where(part == 0, 1.0, total)", "total += 1.0"),
+    ),
+    (
+        DECODE, "rows of a block are numbered head by head, and stored query by query", "",
+        ("m, h = r // x.G, shared * x.G + r % x.G", "m, h = r % M, shared * x.G + r // M % x.G"),
+    ),
+    (
+        DECODE, "the output of a part is not normalised", "",
+        ("acc / divisor[:, None], mask=written", "acc, mask=written"),
+    ),
+    (
+        DECODE, "partial outputs are in the storage dtype", "",
+        ("outs = torch.empty((S, B, H, M, D), dtype=torch.float32,",
+         "outs = torch.empty((S, B, H, M, D), dtype=q.dtype,"),
+    ),
+    (
+        DECODE, "values lie like keys", "",
+        ("k_cache.stride(), v_cache.stride(),", "k_cache.stride(), k_cache.stride(),"),
+    ),
+    (
+        DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",
+        ("placed(score_mod, b, length - M)", "placed(score_mod, b, N - M)"),
+    ),
+)  # fmt: skip
+
 FAULTS = (
     *of("attention", _ATTENTION),
     *of("merge_attention", _MERGE),
     *of("attention_weights", _WEIGHTS),
+    *of("attention_decode", _DECODE),
     *of("multi_head_attention", _HEADS),
 )

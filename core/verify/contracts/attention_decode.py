@@ -1,0 +1,141 @@
+"""The contract of decoding with a cache.
+
+The domain and the bound, derived, are `attention_decode_domain`; the properties of
+`attention_decode_properties` hold for any correct implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.attention_decode_domain import (
+    LAYOUTS,
+    Case,
+    Inputs,
+    cases,
+    inputs,
+    paged,
+    run,
+    small,
+    table,
+    truth,
+    whole,
+)
+from twofold.core.verify.contracts.attention_decode_properties import PROPERTIES
+from twofold.core.verify.contracts.attention_scoring import SQUASHED
+from twofold.kernels.attention_decode_tiles import ENTRIES, FEW_ROWS, SPLIT, TILES
+
+__all__ = [
+    "CONTRACT", "LAYOUTS", "SQUASHED", "Case", "Inputs", "inputs", "paged", "run", "small", "table",
+    "truth", "whole",
+]  # fmt: skip
+
+LEAST: dict[str, Any] = {}
+PAGED: dict[str, Any] = {"page_size": 16}
+EVERYTHING: dict[str, Any] = {
+    "page_size": 16, "causal": True, "window_size": (64, 0), "softcap": 30.0, "alibi": "H",
+    "sinks": True,
+}  # fmt: skip
+# Every tile with everything, and the commonest calls; then rows that are not aligned.
+COMPILED: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
+    ("bfloat16", 128, 1, LEAST),
+    ("bfloat16", 128, 1, PAGED),
+    *(
+        (
+            "float32" if size == 4 else "float16",
+            head_dim,
+            16 if most_rows > FEW_ROWS else 2,
+            EVERYTHING,
+        )
+        for most_rows, size, head_dim in TILES
+    ),
+    ("bfloat16", 200, 16, EVERYTHING),
+    ("float32", 200, 16, EVERYTHING),
+)
+
+CONTRACT = Contract(
+    operator="attention_decode",
+    cases=cases(),
+    inputs=inputs,
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "lse": "forward"},
+    pinned=(
+        # A block of rows and one more; parts of two tiles, of which the last has one key.
+        *(
+            Case(
+                dtype="float32" if element_size == 4 else ("float16", "bfloat16")[i % 2],
+                batch=1,
+                heads=3,
+                groups=3,
+                queries=-(-(tile.block_r + 1) // 3),
+                capacity=4 * tile.block_n + 1,
+                split=2 * tile.block_n,
+                page_size=16 if i % 2 else None,
+                full=True,
+                head_dim=head_dim,
+                causal=i % 3 != 2,
+                tile=i,
+            )
+            for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
+        ),
+        Case(batch=1, heads=1, capacity=SPLIT + 1, full=True),
+        # A sequence ends with a part, a key before it and after it.
+        *(Case(capacity=n, split=16, full=True) for n in (15, 16, 17, 31, 32, 33)),
+        # Parts that nobody sees, seen by some queries, whose tiles begin within the one before.
+        *(
+            Case(capacity=99, split=split, queries=5, window_size=window, full=True, sinks=sinks)
+            for split, window, sinks in (
+                (16, (10, 0), False),
+                (7, (3, 2), True),
+                (37, (None, 1), False),
+                (16, (40, None), True),
+            )
+        ),
+        # The second block of rows sees keys of another tile than the first: later ones, and ones
+        # that a row of a larger number would not.
+        Case(batch=1, heads=1, queries=40, capacity=70, full=True, causal=True),
+        Case(
+            batch=1,
+            heads=9,
+            groups=9,
+            queries=2,
+            capacity=70,
+            full=True,
+            window_size=(6, 0),
+            tile=list(TILES).index((FEW_ROWS, 4, 64)),
+        ),
+        # Queries before the first key, a block of rows of them; sequences without a key.
+        Case(batch=1, capacity=3, queries=7, full=True, causal=True),
+        Case(batch=1, heads=1, queries=80, capacity=70, full=True, window_size=(0, 0)),
+        Case(batch=8, capacity=1, queries=2, sinks=True, page_size=1),
+        Case(batch=2, heads=6, groups=3, queries=2, capacity=40, softcap=2.0, alibi="BH", split=16),
+        Case(
+            batch=2,
+            heads=4,
+            groups=2,
+            queries=3,
+            capacity=40,
+            score_mod=SQUASHED,
+            split=16,
+            page_size=5,
+        ),
+    ),
+    properties=PROPERTIES,
+    small=small,
+    compiled=tuple(
+        Case(
+            dtype=dtype,
+            heads=16,
+            groups=8,
+            queries=queries,
+            capacity=32,
+            full=True,
+            head_dim=head_dim,
+            layout="heads inside",
+            **flags,
+        )
+        for dtype, head_dim, queries, flags in COMPILED
+    ),
+)

@@ -1,0 +1,316 @@
+"""What is true of any decoding with a cache: claims that need no reference.
+
+Each compares what an implementation computed for one call with what it computed for another, or
+with what mathematics says without a softmax. A sequence is alone in its batch, its pages may lie
+anywhere, and what it does not have is never looked at: those are claims about bits. Where sums have
+another order, the derived bound says how far apart the results may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core.verify import claims
+from twofold.core.verify.contract import Inapplicable, Property, Subject
+from twofold.core.verify.contracts import attention_domain as attention
+from twofold.core.verify.contracts.attention_decode_domain import (
+    Case,
+    Inputs,
+    inputs,
+    table,
+    truth,
+    whole,
+)
+from twofold.core.verify.contracts.attention_properties import SATURATING
+from twofold.core.verify.contracts.attention_scoring import SQUASHED
+from twofold.core.verify.domains import representable
+from twofold.core.verify.rounding import Approx, Array
+
+OTHER_PAGES = (1, 4, 7, 16)
+OTHER_SPLITS = (1, 5, 16, 64)
+
+
+def pages_or_none(subject: Subject, case: Case) -> None:
+    """Keys in pages, of whatever size, give the bits of the same keys in one piece."""
+    case = replace(case, layout="contiguous")  # as pages that are put together are
+    given = inputs(replace(case, page_size=None))
+    size = OTHER_PAGES[case.seed % len(OTHER_PAGES)]
+    pages = replace(case, page_size=size if size != case.page_size else 3)
+    there = given._replace(table=table(pages, given.lengths, case.seed + 1))
+    found = subject.compute(pages, there)
+    claims.same_bits(subject.compute(replace(case, page_size=None), given), found, "in pages")
+
+
+def permuted_pages(subject: Subject, case: Case) -> None:
+    """Where the pages lie changes no bit."""
+    case = replace(case, page_size=case.page_size or 4)
+    given = inputs(case)
+    other = given._replace(table=table(case, given.lengths, case.seed + 1))
+    what = "with its pages in other places"
+    claims.same_bits(subject.compute(case, given), subject.compute(case, other), what)
+
+
+def alone(subject: Subject, case: Case) -> None:
+    """A sequence by itself, with no more room than it needs, has the same bits as among others."""
+    case = replace(case, batch=max(case.batch, 2))
+    given = inputs(case)
+    among = subject.compute(case, given)
+    for b in {0, case.batch - 1}:
+        room = max(int(given.lengths[b]), 1)
+        one = replace(case, batch=1, capacity=room)
+        x = given.call
+        slopes = x.alibi_slopes
+        if slopes is not None and slopes.ndim == 2:
+            slopes = slopes[b : b + 1]
+        here = given.having(
+            q=x.q[b : b + 1],
+            k=x.k[b : b + 1, :, :room],
+            v=x.v[b : b + 1, :, :room],
+            key_lengths=given.lengths[b : b + 1],
+            alibi_slopes=slopes,
+        )
+        here = here._replace(table=table(one, here.lengths, case.seed))
+        if case.score_mod is not None and b:
+            raise Inapplicable("a function of the scores may look at the sequence's number")
+        mine = {name: y[b : b + 1] for name, y in among.items()}
+        claims.same_bits(mine, subject.compute(one, here), f"when sequence {b} is alone")
+
+
+def unread(subject: Subject, case: Case) -> None:
+    """What lies after a sequence's last key changes no bit: NaN or numbers."""
+    case = replace(case, full=False)
+    given = inputs(case)
+    numbers = (np.nan_to_num(x, nan=3.0) for x in (given.call.k, given.call.v))
+    other = given.having(**dict(zip("kv", numbers, strict=True)))
+    what = "with numbers after the last key"
+    claims.same_bits(subject.compute(case, given), subject.compute(case, other), what)
+
+
+def causality(subject: Subject, case: Case) -> None:
+    """Where causal, the keys of later queries change no bit of an earlier one."""
+    case = replace(case, causal=True, queries=max(case.queries, 2))
+    given = inputs(case)
+    at = case.seed % (case.queries - 1)  # the last query that must not see the change
+    later = np.arange(case.capacity) > (given.lengths - case.queries + at)[:, None]  # (B, N)
+    k, v = (
+        np.where(later[:, None, :, None], f * x, x)
+        for f, x in ((-1, given.call.k), (3, given.call.v))
+    )
+    first, second = (
+        {name: x[:, :, : at + 1] for name, x in subject.compute(case, y).items()}
+        for y in (given, given.having(k=k, v=v))
+    )
+    claims.same_bits(first, second, "with other later keys")
+
+
+def step_by_step(subject: Subject, case: Case) -> None:
+    """Several queries at once are the same queries one by one, each when its key was the last."""
+    case = replace(case, causal=True, queries=max(case.queries, 2))
+    if case.window_size is not None and case.window_size[1] is None:
+        case = replace(case, window_size=(case.window_size[0], 0))
+    given = inputs(case)
+    bounds, at_once = truth(case, given), subject.compute(case, given)
+    one = replace(case, queries=1)
+    for i in {0, case.queries // 2}:
+        lengths = np.maximum(given.lengths - case.queries + 1 + i, 0)
+        then = given.having(q=given.call.q[:, :, i : i + 1], key_lengths=lengths)
+        found = subject.compute(one, then)
+        for name, bound in bounds.items():
+            mine, theirs = at_once[name][:, :, i : i + 1], found[name]
+            claims.agree(name, mine, theirs, bound[:, :, i : i + 1], "of one query at a time")
+
+
+def other_parts(subject: Subject, case: Case) -> None:
+    """Keys in parts of another length give the same within both bounds."""
+    given = inputs(case)
+    size = OTHER_SPLITS[case.seed % len(OTHER_SPLITS)]
+    other = replace(case, split=size if size != case.split else None)
+    first, second = subject.compute(case, given), subject.compute(other, given)
+    bounds = truth(case, given), truth(other, given)
+    for name, mine in bounds[0].items():
+        error = mine.error + bounds[1][name].error
+        value = np.where(np.isfinite(first[name]), first[name], mine.value).astype(np.float64)
+        bound = replace(mine, value=value, error=error)
+        claims.within(name, second[name], bound, f"in parts of {other.split}")
+
+
+def saturation(subject: Subject, case: Case) -> None:
+    """Where one key outweighs all others by e⁴⁰⁰ it is as if alone, at either side of any cut.
+
+    So every key is in one part and only one.
+    """
+    case = bare(case)
+    given, call = inputs(case), whole(case)
+    scale = attention.scale(call)
+    size = representable(np.sqrt(np.full(1, SATURATING / (scale * case.head_dim))), case.dtype)
+    signs = np.random.default_rng(case.seed).random(case.head_dim) < 0.5
+    direction = size * np.where(signs, -1, 1)
+    q = np.broadcast_to(direction, given.call.q.shape)
+    cut = case.split or case.capacity
+    for at in sorted({0, cut - 1, cut, case.capacity - 1} & set(range(case.capacity))):
+        k = np.where((np.arange(case.capacity) == at)[:, None], direction, -direction)
+        k = np.where(np.isnan(given.call.k), np.nan, k)
+        one = given.having(q=q, k=k)
+        there = given.lengths > at  # (B,)
+        out = np.repeat(given.call.v[:, :, at], case.groups, axis=1)[:, :, None]
+        claimed = {
+            "out": (np.broadcast_to(out, q.shape), there[:, None, None, None]),
+            "lse": (np.full(q.shape[:3], scale * (direction @ direction)), there[:, None, None]),
+        }
+        check(subject, case, one, claimed, f"where key {at} outweighs all")
+
+
+def equal_keys(subject: Subject, case: Case) -> None:
+    """Queries of zero weigh all keys alike: out is their mean, lse the logarithm of how many."""
+    case = bare(case)
+    given = inputs(case)
+    zero = given.having(q=np.zeros_like(given.call.q))
+    present = np.arange(case.capacity) < given.lengths[:, None]  # (B, N)
+    v = np.where(present[:, None, :, None], given.call.v, 0.0)
+    count = np.maximum(given.lengths, 1)
+    mean = np.repeat(v.sum(-2) / count[:, None, None], case.groups, axis=1)[:, :, None]
+    claimed = {
+        "out": (np.broadcast_to(mean, zero.call.q.shape), given.lengths[:, None, None, None] > 0),
+        "lse": (
+            np.broadcast_to(np.log(count)[:, None, None], zero.call.q.shape[:3]),
+            given.lengths[:, None, None] > 0,
+        ),
+    }
+    check(subject, case, zero, claimed, "of equal keys")
+
+
+def check(
+    subject: Subject,
+    case: Case,
+    given: Inputs,
+    claimed: Mapping[str, tuple[Array, Array]],
+    what: str,
+) -> None:
+    """Raise unless outputs are these, within their bounds, where so much is claimed."""
+    found, bounds = subject.compute(case, given), truth(case, given)
+    for name, (value, where) in claimed.items():
+        bound = bounds[name]
+        claims.within(
+            name,
+            found[name],
+            Approx(np.where(where, value, 0.0), np.where(where, bound.error, np.inf), bound.on),
+            what,
+        )
+
+
+def nothing_attended(subject: Subject, case: Case) -> None:
+    """A query without keys gives 0 and −∞; so does a sequence that has none."""
+    case = replace(case, sinks=False)
+    given = inputs(case)
+    lengths = given.lengths.copy()
+    lengths[-1] = 0
+    given = given.having(key_lengths=lengths, sinks=None)
+    if given.table is not None:
+        given = given._replace(table=np.where(lengths[:, None] > 0, given.table, -1))
+    found, dead = subject.compute(case, given), ~live(case, given)
+    for name, value in (("out", 0.0), ("lse", -np.inf)):
+        where = np.broadcast_to(dead[:, None], (case.batch, case.heads, case.queries))
+        assert (found[name][where] == value).all(), f"{name} of a query without keys"
+
+
+def live(case: Case, given: Inputs) -> Array:
+    """Return which queries (B, M) have a key."""
+    left, right = case.window_size or (None, None)
+    right = 0 if case.causal else right
+    position = given.lengths[:, None] - case.queries + np.arange(case.queries)  # (B, M)
+    first = np.zeros_like(position) if left is None else np.maximum(position - left, 0)
+    last = np.broadcast_to(given.lengths[:, None] - 1, position.shape)
+    if right is not None:
+        last = np.minimum(last, position + right)
+    return np.asarray(first <= last)
+
+
+def clipped_lengths(subject: Subject, case: Case) -> None:
+    """A length below 0 is 0, one above the room there is as that, to the bit.
+
+    A function of the scores is told the position, so that the length shows.
+    """
+    size = case.page_size or 1
+    room = -(-case.capacity // size) * size
+    case = replace(case, batch=2, capacity=room, full=True, score_mod=SQUASHED)
+    for page_size in {None, case.page_size}:
+        one = replace(case, page_size=page_size)
+        given = inputs(one)
+        first, second = (
+            subject.compute(one, given.having(key_lengths=np.array(lengths)))
+            for lengths in ((0, room), (-1, room + 1))
+        )
+        claims.same_bits(first, second, "with lengths out of the room")
+
+
+def heads_apart(subject: Subject, case: Case) -> None:
+    """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
+    case = replace(case, score_mod=None)  # it may look at numbers
+    given, K = inputs(case), case.heads // case.groups
+
+    def turned(a: Any, axis: int | None = 0) -> Any:
+        """Reverse heads of keys, those that share one kept in their order, and sequences."""
+        if a is None:
+            return None
+        if axis is not None:
+            shape = a.shape
+            a = a.reshape(*shape[:axis], K, -1, *shape[axis + 1 :])
+            a = np.flip(a, axis).reshape(shape)
+        return a if axis == 0 else np.flip(a, 0)
+
+    slopes = given.call.alibi_slopes
+    if slopes is not None:
+        slopes = np.broadcast_to(slopes, (case.batch, case.heads))
+    other = given.having(
+        **{name: turned(getattr(given.call, name), 1) for name in "qkv"},
+        key_lengths=turned(given.lengths, None),
+        alibi_slopes=turned(slopes, 1),
+        sinks=turned(given.call.sinks, 0),
+    )
+    other = other._replace(table=turned(given.table, None))
+    backwards = {name: turned(y, 1) for name, y in subject.compute(case, other).items()}
+    what = "with sequences and heads of keys in reverse"
+    claims.same_bits(subject.compute(case, given), backwards, what)
+
+
+def other_strides(subject: Subject, case: Case) -> None:
+    """However queries and cache lie in memory, the results are within the bound of one truth."""
+    given, bounds = inputs(case), truth(case, None)
+    other = replace(case, layout="contiguous" if case.layout != "contiguous" else "heads inside")
+    first, second = subject.compute(case, given), subject.compute(other, given)
+    for name, bound in bounds.items():
+        claims.agree(name, first[name], second[name], bound, f"laid out {other.layout}")
+
+
+def bare(case: Case) -> Case:
+    """Return the case in which every query attends to all keys, and scores are products."""
+    return replace(
+        case,
+        causal=False,
+        window_size=None,
+        softcap=None,
+        score_mod=None,
+        alibi=None,
+        sinks=False,
+    )
+
+
+PROPERTIES: Mapping[str, Property] = {
+    "pages or none": pages_or_none,
+    "permuted pages": permuted_pages,
+    "alone": alone,
+    "unread": unread,
+    "causality": causality,
+    "step by step": step_by_step,
+    "other parts": other_parts,
+    "saturation": saturation,
+    "equal keys": equal_keys,
+    "nothing attended": nothing_attended,
+    "clipped lengths": clipped_lengths,
+    "heads apart": heads_apart,
+    "other strides": other_strides,
+}

@@ -1,0 +1,142 @@
+"""Equivalent mutants of what stands around attention: heads, merging, weights, decoding."""
+
+from __future__ import annotations
+
+from twofold.core.verify.equivalents.attention import VISITED_IN_VAIN, last
+from twofold.core.verify.equivalents.entry import Equivalent, of
+from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, UNSTORED
+
+_HEADS = of(
+    "reference/multi_head_attention.py",
+    {"both are None or neither is": (("backward", "db_q is None or db_kv is None → *"),)},
+)
+
+_MERGE = of(
+    "kernels/merge_attention.py",
+    {
+        "any finite number will do: all lses are −∞ there": (
+            ("merge", 'top = tl.where(top == -float("inf"), 0.0, top)', "0.0 → 1.0"),
+        ),
+        "what it divides is 0 there": (
+            (
+                "merge",
+                "return top, total, acc / tl.where(total == 0.0, 1.0, total)[:, None]",
+                "1.0 → 1.001",
+            ),
+            ("backward_kernel", "divisor = tl.where(total == 0.0, 1.0, total)", "1.0 → 1.001"),
+        ),
+        "lse is −∞ there all the same": (("forward_rows", "1.0 → 1.001"),),
+        UNSTORED: (
+            (
+                "load_part",
+                "tl.load(lses_at + s * lses_part, mask=inside, other=-float('inf')): drop other",
+            ),
+            (
+                "backward_kernel",
+                "tl.load(dlse_ptr + at(dlse_strides, b, h, m), mask=inside, other=0.0): drop other",
+            ),
+        ),
+        BOTH_FLOAT32: (
+            ("load_part", "drop .to(tl.float32) of tl.load(outs_at*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
+        ),
+        STORE_CASTS: (
+            ("forward_rows", "drop .to(out_ptr.dtype.element_ty) of out"),
+            ("backward_kernel", "drop .to(douts_ptr.dtype.element_ty) of *"),
+        ),
+    },
+) + of(
+    "reference/merge_attention.py",
+    {
+        "in float32 and float64, in which its contract is asked, it has that dtype": (
+            ("backward", "drop .astype(outs.dtype) of w[..., None] * dout"),
+        ),
+    },
+)
+
+_SEEN = "(start >= begin) & (start < end)"
+_WEIGHTS = (
+    of(
+        "kernels/attention_weights.py",
+        {
+            VISITED_IN_VAIN: (
+                *last("weights_kernel", "BLOCK_M", "end_row"),
+                *last("received_kernel", "BLOCK_N", "seq.present"),
+                ("weights_kernel", "start < end → start <= end"),
+                ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
+                ("weights_kernel", f"{_SEEN} → start >= begin"),
+                ("weights_kernel", f"{_SEEN} → start < end"),
+            ),
+            "what padding keys would sum up is not stored": (
+                ("received_kernel", "first < seq.present → first <= seq.present"),
+                (
+                    "received_kernel",
+                    "length = tl.where(first < seq.present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)",
+                    "0 → 1",
+                ),
+            ),
+            "without a band there is no tile at its edge": (
+                ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
+            ),
+            UNSTORED: (
+                (
+                    "weights_kernel",
+                    "tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0): drop other",
+                ),
+            ),
+        },
+    )
+    + of(
+        "kernels/attention_weights_tiles.py",
+        {
+            "another tile of the tables: it computes the same, at another cost": (
+                ("choose_tile", "aligned → not aligned"),
+            ),
+        },
+    )
+    + of(
+        "reference/attention_weights.py",
+        {"of four axes": (("received", "-2 → 2"),)},
+    )
+)
+
+_DECODE = (
+    of(
+        "kernels/attention_decode.py",
+        {
+            VISITED_IN_VAIN: (
+                *last("split_kernel", "BLOCK_R", "rows_in_all"),
+                ("split_kernel", "shift + first // x.G → shift"),
+                ("split_kernel", "if (begin >= present) & (part > 0):*", "0 → 1"),
+                (
+                    "split_kernel",
+                    "if (begin >= present) & (part > 0):*",
+                    "begin >= present → begin > present",
+                ),
+            ),
+            "a part that attended nothing is left out, whatever is stored": (
+                ("split_kernel", "lse > -float('inf') → lse >= -float('inf')"),
+                ("split_kernel", "(m < M) & (lse > -float('inf')) → m < M"),
+            ),
+            "what is outside is masked": (
+                ("find", "tl.load(pages.table + page_at, mask=key < end, other=0): drop other"),
+            ),
+        },
+    )
+    + of(
+        "kernels/attention_decode_tiles.py",
+        {
+            "another tile of the table: it computes the same, at another cost": (
+                ("choose_tile", "rows <= most_rows → rows < most_rows"),
+                ("choose_tile", "head_dim <= largest → head_dim < largest"),
+            ),
+            "the kernels take no float64": (("choose_tile", "4 → 5"),),
+        },
+    )
+    + of(
+        "reference/attention_decode.py",
+        {"an integer broadcasts as an array does": (("placed", "one + b → b"),)},
+    )
+)
+
+EQUIVALENT: tuple[Equivalent, ...] = (*_HEADS, *_MERGE, *_WEIGHTS, *_DECODE)

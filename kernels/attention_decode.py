@@ -1,0 +1,277 @@
+"""Decoding with a cache in two launches: parts of every sequence's keys side by side, then merged.
+
+One query of a few sequences has too few heads to keep a GPU busy, and a long cache to read. So the
+keys are split (Flash-Decoding: Dao, Haziza, Massa & Sizov 2023): a program has one head of keys and
+`split` keys of one sequence, for which it is `attention`'s forward kernel, and leaves a partial
+output and log-sum-exp in float32. A second kernel merges a sequence's parts, as `merge_attention`
+does.
+
+All G·M rows, the queries of the heads that share keys, go through one program, or block after block
+of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g.
+
+What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
+batch, the capacity or the device; parts are merged in their order; there are no atomics. A sequence
+has the same bits alone as among others, and in pages as in one piece. The lengths stay on the
+device: the grid is that of the cache's capacity, and programs past a sequence's length end at once.
+
+Bytes: the keys and values there are, once; of rows×D partial outputs, 4 bytes written and 4 read
+for each part, rows/split of what its keys take in 16 bits, doubled. Operations: 4·G·M·D per key.
+Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
+
+`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys that a sequence
+has room for, `P` pages, `S` parts, `D` head_dim. Steps (1)–(4) are those of attention.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels import merge_attention
+from twofold.kernels.attention_decode_tiles import SPLIT, Tile, choose_tile
+from twofold.kernels.attention_parts import (
+    LOG2_E,
+    Call,
+    Sequence,
+    keys_present,
+    load,
+    log_sum,
+    scores,
+    seen,
+    weigh,
+)
+from twofold.kernels.attention_tiles import padded
+from twofold.kernels.precision import float32_products
+from twofold.reference import checks
+from twofold.reference.attention_decode import capacity, check
+from twofold.reference.attention_scores import Options, ScoreMod, Window, band
+
+MOST_KEYS = 2**30  # that a sequence has room for: keys are counted in 32 bits
+
+
+class Pages(NamedTuple):
+    """Where a sequence's keys are: without a table, in one piece."""
+
+    table: Any = None  # (B, pages)
+    strides: tuple[int, ...] = ()
+    size: int = 0
+
+
+@triton.jit
+def place(program, blocks, S, K):
+    """Return (block of rows, part, head of keys, b): programs that share keys stand together."""
+    rest = program // blocks
+    return program % blocks, rest % S, rest // S % K, rest // S // K
+
+
+@triton.jit
+def find(pages, b, start, n, end):
+    """Return where keys start + n of sequence b are, before `end`: what `load` takes for them.
+
+    That is their page, from where rows count in it, rows, and how many there are.
+    """
+    if pages.table is not None:
+        key = start + n
+        page_at = b.to(tl.int64) * pages.strides[0]
+        page_at += (key // pages.size).to(tl.int64) * pages.strides[1]
+        page = tl.load(pages.table + page_at, mask=key < end, other=0)
+        row = tl.where(key < end, key % pages.size, pages.size)
+        return page, 0, row.to(tl.int64), pages.size
+    else:
+        return b, start, n, end
+
+
+@triton.jit
+def split_kernel(
+    x,  # Call, whose M is N: its rows are positions among the keys
+    pages,  # Pages
+    outs_ptr,  # (S, B, H, M, D) float32
+    lses_ptr,  # (S, B, H, M) float32
+    B, M, S,
+    split,  # keys of a part
+    D: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Attend from BLOCK_R rows of one head of keys to one part of one sequence's."""
+    rows_in_all = x.G * M
+    block, part, shared, b = place(tl.program_id(0), tl.cdiv(rows_in_all, BLOCK_R), S, x.H // x.G)
+    present = keys_present(x.lengths, b, x.N)
+    begin = part * split
+    if (begin >= present) & (part > 0):  # the first part is always there: it has the sinks
+        return
+    n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    r = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    m, h = r // x.G, shared * x.G + r % x.G
+    queries, heads = m[:, None].to(tl.int64), h[:, None]
+    shift = present - M
+    if CHUNK_D == BLOCK_D:
+        q = load(x.q, x.q_strides, b, heads, 0, queries, d, M, D)  # (BLOCK_R, BLOCK_D)
+    top = tl.full([BLOCK_R], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    if x.sinks is not None:
+        sink = tl.load(x.sinks + h).to(tl.float32) * LOG2_E
+        top = tl.where(part == 0, sink, top)
+        total = tl.where(part == 0, 1.0, total)
+    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    first = block * BLOCK_R
+    last = tl.minimum(first + BLOCK_R, rows_in_all) - 1
+    stop = tl.minimum(begin + split, present)
+    seen_from, _, _, end = seen(
+        shift + first // x.G, shift + last // x.G, x.behind, x.ahead, stop, BLOCK_N
+    )
+    for start in range(tl.maximum(begin, seen_from), end, BLOCK_N):
+        page, page_start, i, length = find(pages, b, start, n, end)
+        # (1) scores
+        if CHUNK_D == BLOCK_D:
+            k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
+            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+        else:
+            product = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+            for chunk in range(0, BLOCK_D, CHUNK_D):
+                c = chunk + tl.arange(0, CHUNK_D)[None, :]
+                q = load(x.q, x.q_strides, b, heads, 0, queries, c, M, D)
+                k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
+                product = tl.dot(q, tl.trans(k), product, input_precision=PRECISION)
+        columns = start + tl.trans(n)
+        keys = Sequence(b, 0, 0, x.M, x.N, end, 0)
+        s = scores(product, x, b, keys, heads, shift + m[:, None], columns, True, SCORE)
+        # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+        p, rescale, top, total = weigh(s, top, total)
+        # (4) output
+        v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
+        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    divisor, lse = log_sum(top, total)
+    row_at = ((part.to(tl.int64) * B + b) * x.H + h) * M + m
+    tl.store(lses_ptr + row_at, lse, mask=m < M)
+    # What attended nothing is left out of the merge, and need not be there.
+    written = ((m < M) & (lse > -float("inf")))[:, None] & (d < D)
+    tl.store(outs_ptr + row_at[:, None] * D + d, acc / divisor[:, None], mask=written)
+
+
+@triton.jit
+def merge_kernel(
+    lengths_ptr,  # (B,)
+    outs_ptr,  # (S, B, H, M, D) float32
+    lses_ptr,  # (S, B, H, M) float32
+    out_ptr,  # (B, H, M, D)
+    lse_ptr,  # (B, H, M) float32
+    outs_part, lses_part,  # from one part to the next
+    outs_strides, lses_strides, out_strides,  # of (B, H, M) and D
+    split, N, H, M, D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Merge the parts that there are of BLOCK_R rows of one sequence."""
+    b, h, m, rows = merge_attention.place(tl.program_id(0), H, M, BLOCK_R)
+    parts = tl.maximum(tl.cdiv(keys_present(lengths_ptr, b, N), split), 1)
+    merge_attention.forward_rows(
+        outs_ptr, lses_ptr, out_ptr, lse_ptr,
+        outs_part, lses_part, outs_strides, lses_strides, out_strides,
+        b, h, m, rows, parts, H, M, D, BLOCK_R, BLOCK_S, BLOCK_D,
+    )  # fmt: skip
+
+
+def forward(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    key_lengths: torch.Tensor,
+    block_table: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    allow_tf32: bool = False,
+    split: int = SPLIT,
+    tile: Tile | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let every query gather the values of its sequence's keys.
+
+    Arguments and results are those of `reference.attention_decode.forward`, in float16, bfloat16 or
+    float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,
+    called for whole tiles, also past the lengths. float32 products are accurate to float32 (three
+    tf32 products) unless `allow_tf32`; `split` is how many keys make a part, on which the bits
+    depend; `tile` overrides the table's choice.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks=sinks,
+        key_lengths=key_lengths,
+    )  # fmt: skip
+    check(q, k_cache, v_cache, block_table, options)
+    checks.require(split >= 1, "split", split, "at least 1")
+    (B, H, M, D), K, N = q.shape, k_cache.shape[1], capacity(k_cache, block_table)
+    checks.require(N <= MOST_KEYS, "the room for a sequence's keys", N, f"at most {MOST_KEYS}")
+    split = min(split, N)
+    S = triton.cdiv(N, split)
+    out = torch.empty_strided(
+        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=q.dtype, device=q.device
+    )  # heads side by side, as the output projection reads them
+    lse, lses = (
+        torch.empty(shape, dtype=torch.float32, device=q.device)
+        for shape in ((B, H, M), (S, B, H, M))
+    )
+    outs = torch.empty((S, B, H, M, D), dtype=torch.float32, device=q.device)
+    tile = tile or choose_tile(H // K * M, D, q.element_size())
+    pages = Pages()
+    if block_table is not None:
+        pages = Pages(block_table, block_table.stride(), k_cache.shape[2])
+    split_kernel[(triton.cdiv(H // K * M, tile.block_r) * S * K * B,)](
+        _call(q, k_cache, v_cache, N, options), pages, outs, lses, B, M, S, split,
+        D=D,
+        SCORE=None if score_mod is None else score_mod.function,
+        PRECISION=float32_products(allow_tf32),
+        BLOCK_R=tile.block_r,
+        BLOCK_N=tile.block_n,
+        BLOCK_D=padded(D),
+        CHUNK_D=tile.chunk_d or padded(D),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+    merging = merge_attention.choose_tile(D)
+    merge_kernel[(triton.cdiv(H * M, merging.block_r) * B,)](
+        key_lengths.contiguous(), outs, lses, out, lse,
+        outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], out.stride(),
+        split, N, H, M, D,
+        **merge_attention.constants(D, merging),
+    )  # fmt: skip
+    return out, lse
+
+
+def _call(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, N: int, options: Options
+) -> Call:
+    """Return what the split kernel reads beside the table; its rows are positions, shift 0."""
+    (B, H, M, D), K = q.shape, k_cache.shape[1]
+    _, left, right = band(options, M, N)
+    scale = 1 / math.sqrt(D) if options.softmax_scale is None else options.softmax_scale
+    folded = 1.0 if options.changes_scores else math.log2(math.e)
+    slopes, mod = options.alibi_slopes, options.score_mod
+    slopes = None if slopes is None else slopes.expand(B, H)
+    return Call(
+        q, k_cache, v_cache, q.stride(), k_cache.stride(), v_cache.stride(),
+        H, H // K, N, N, N, N,
+        scale * folded, scale,
+        () if mod is None else mod.args,
+        shift=0,
+        # No two positions are further apart, and sums with this stay within 32 bits.
+        behind=None if left is None else min(left, N),
+        ahead=None if right is None else min(right, N + M),
+        lengths=options.key_lengths.contiguous(),
+        slopes=slopes, slopes_strides=() if slopes is None else slopes.stride(),
+        sinks=None if options.sinks is None else options.sinks.contiguous(),
+        softcap=options.softcap,
+    )  # fmt: skip

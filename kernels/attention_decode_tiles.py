@@ -1,0 +1,55 @@
+"""The tile table of the decoding kernel, and what chooses from it; it needs no triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SPLIT = 512  # keys of a part, see `attention_decode`
+
+
+class Tile(NamedTuple):
+    """Rows (queries of heads that share keys) and keys a program works on at a time; its warps.
+
+    `chunk_d` is how many features the products of scores take at a time, all of them where it is 0.
+    """
+
+    block_r: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    chunk_d: int = 0
+
+
+Key = tuple[int, int, int]  # most rows, bytes of an element, largest head_dim
+
+ANY_ROWS = 2**31
+FEW_ROWS = 16  # as few as a matrix unit takes
+
+# In order: the first that fits is taken. Few rows are bound by memory, so that as many keys as
+# registers and shared memory hold are in flight; none spills on any GPU, whatever else is asked for
+# (`twofold verify compile attention_decode`).
+TILES: dict[Key, Tile] = {
+    (FEW_ROWS, 2, 64): Tile(16, 64, 4, 3),
+    (FEW_ROWS, 2, 128): Tile(16, 64, 4, 3),
+    (FEW_ROWS, 2, 256): Tile(16, 32, 4, 3),
+    (FEW_ROWS, 4, 64): Tile(16, 32, 4, 2),
+    (FEW_ROWS, 4, 128): Tile(16, 32, 8, 2),
+    (FEW_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
+    (ANY_ROWS, 2, 64): Tile(64, 64, 4, 3),
+    (ANY_ROWS, 2, 128): Tile(64, 32, 8, 3),
+    (ANY_ROWS, 2, 256): Tile(32, 32, 8, 2),
+    (ANY_ROWS, 4, 64): Tile(32, 32, 8, 2),
+    (ANY_ROWS, 4, 128): Tile(16, 32, 8, 2),
+    (ANY_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
+}
+ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(TILES.items())
+
+
+def choose_tile(rows: int, head_dim: int, element_size: int) -> Tile:
+    """Return the table's tile for so many rows of a head of keys, a head_dim, and a dtype."""
+    size = min(element_size, 4)
+    return next(
+        tile
+        for (most_rows, bytes_, largest), tile in ENTRIES
+        if rows <= most_rows and bytes_ == size and head_dim <= largest
+    )

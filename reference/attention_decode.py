@@ -1,0 +1,151 @@
+r"""Attention of one or a few new queries of every sequence to a cache of keys and values.
+
+    out = softmax(q·kᵀ·scale)·v,   lse_i = log Σ_j exp(s_ij)
+
+over a sequence's own keys, however many there are: what generates a text, token by token (Shazeer
+2019, "Fast Transformer Decoding"). A cache may be cut into pages of as many keys each, which lie
+anywhere; a table says where each sequence's are (Kwon et al. 2023, "Efficient Memory Management for
+Large Language Model Serving with PagedAttention").
+
+A sequence's last query is its last key: query i of M is at position length − M + i, from which
+`causal`, `window_size` and `alibi_slopes` count and which a `score_mod` is given as the query's
+number. In `attention`, whose `key_lengths` is padding, all sequences have the diagonal of N keys.
+For a sequence that fills its cache both mean the same.
+
+`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys that a sequence has room
+for, `P` pages, `D` head_dim. Steps (1) to (4) are those of `attention`, which is called for each
+sequence; the kernel takes them over parts of the keys and merges those by the steps of
+`merge_attention`. There is no backward.
+
+A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from twofold.reference import attention, attention_scores, checks
+from twofold.reference.attention_scores import Options, ScoreMod, Window
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ALIGNMENTS = ("bottom-right",)
+
+
+def check(q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(q=q, k_cache=k_cache, v_cache=v_cache)
+    checks.shape("q", q, ("B", "H", "M", "D"))
+    B, H, M, D = (int(n) for n in q.shape)
+    checks.require(D <= 256, "q.shape[-1]", D, "at most 256")
+    if block_table is None:
+        checks.shape("k_cache", k_cache, (B, "K", "N", D))
+    else:
+        checks.shape("k_cache", k_cache, ("P", "K", "page_size", D))
+        checks.integer(block_table=block_table)
+        checks.shape("block_table", block_table, (B, "pages"))
+    K = int(k_cache.shape[1])
+    checks.require(H % K == 0, "k_cache.shape[1]", K, f"a divisor of q.shape[1], {H}")
+    checks.shape("v_cache", v_cache, tuple(int(n) for n in k_cache.shape))
+    checks.array("key_lengths", options.key_lengths)
+    if isinstance(options.causal, str):
+        checks.choice("causal", options.causal, ALIGNMENTS)
+    attention_scores.check(options, B, H, M, capacity(k_cache, block_table))
+    checks.same_device(
+        q=q, key_lengths=options.key_lengths, block_table=block_table, sinks=options.sinks,
+        alibi_slopes=options.alibi_slopes,
+    )  # fmt: skip
+
+
+def capacity(k_cache: Any, block_table: Any) -> int:
+    """Return how many keys a sequence has room for."""
+    pages = 1 if block_table is None else int(block_table.shape[1])
+    return pages * int(k_cache.shape[2])
+
+
+def forward(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    *,
+    key_lengths: Array,
+    block_table: Array | None = None,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+) -> tuple[Array, Array]:
+    """Let every query gather the values of its sequence's keys.
+
+    Args:
+        q: (B, H, M, D), floating, D ≤ 256: the new queries, whose keys are in the cache already.
+        k_cache, v_cache: (B, K, N, D), or pages (P, K, page_size, D) with a `block_table`; K
+            divides H, and G = H/K heads of q in a row share a head of k and v.
+        key_lengths: (B,), int32 or int64: how many keys each sequence has; one below 0 counts as 0,
+            one above the room there is as that. What lies after them is never looked at.
+        block_table: (B, pages), int32 or int64: keys p·page_size … of sequence b lie in page
+            block_table[b, p]. Entries after a sequence's last key may be anything.
+        softmax_scale: multiplies the products; 1/√D by default.
+        causal: query i attends to keys j ≤ length − M + i (True or "bottom-right").
+        window_size: (left, right): at most so many keys before and behind that one, None for any
+            number. `causal` leaves none behind it.
+        softcap: s becomes softcap·tanh(s/softcap).
+        score_mod: a function of the scores; its derivative is not called.
+        alibi_slopes: broadcastable to (B, H), floating: s loses slope·|length − M + i − j|.
+        sinks: (H,), floating: the score of a key without a value, of every query of a head.
+
+    Returns:
+        out (B, H, M, D) and lse (B, H, M), the natural-log log-sum-exp.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks=sinks,
+        key_lengths=key_lengths,
+    )  # fmt: skip
+    check(q, k_cache, v_cache, block_table, options)
+    (B, H, M, _), N = q.shape, capacity(k_cache, block_table)
+    out, lse = np.zeros_like(q), np.full((B, H, M), -np.inf, q.dtype)
+    if sinks is not None:
+        lse[...] = sinks[:, None]
+    for b, length in enumerate(np.clip(key_lengths, 0, N)):
+        if length == 0:
+            continue
+        slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (B, H))[b]
+        out[b : b + 1], cache = attention.forward(
+            q[b : b + 1],
+            *(keys(x, b, length, block_table) for x in (k_cache, v_cache)),
+            softmax_scale=softmax_scale,
+            causal=causal,
+            window_size=window_size,
+            softcap=softcap,
+            score_mod=None if score_mod is None else placed(score_mod, b, length - M),
+            alibi_slopes=slopes,
+            sinks=sinks,
+        )
+        lse[b] = cache.lse[0]
+    return out, lse
+
+
+def keys(cache: Array, b: int, length: int, block_table: Array | None) -> Array:
+    """Return a sequence's keys or values, (1, K, length, D)."""
+    if block_table is None:
+        return cache[b : b + 1, :, :length]
+    pages = block_table[b, : -(-length // cache.shape[2])]
+    found = np.concatenate([cache[page] for page in pages], axis=1)  # (K, pages·page_size, D)
+    return found[None, :, :length]
+
+
+def placed(mod: ScoreMod, b: int, shift: int) -> ScoreMod:
+    """Return a function of the scores for a call of one sequence, which counts from 0."""
+
+    def function(s: Array, one: Array, h: Array, i: Array, j: Array, args: tuple[Any, ...]) -> Any:
+        return mod.function(s, one + b, h, i + shift, j, args)
+
+    return ScoreMod(function, lambda s, *_: s, mod.args)

@@ -1,0 +1,351 @@
+"""Decoding with a cache: the reference against torch and attention; the kernel by contract."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from faulty import faulty, plus, scaled
+from hypothesis import given
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from twofold.core.verify import claims
+from twofold.core.verify.contract import Inapplicable, compare, subject
+from twofold.core.verify.contracts import attention as whole
+from twofold.core.verify.contracts import attention_decode as contract
+from twofold.reference import attention, attention_decode
+
+
+def test_every_tile_is_pinned_and_chosen(triton):
+    from twofold.kernels.attention_decode_tiles import ENTRIES, choose_tile
+
+    pinned = {c.tile for c in contract.CONTRACT.pinned} - {None}
+    assert pinned == set(range(len(ENTRIES)))
+    chosen = {
+        choose_tile(rows, d, size) for rows in (1, 16, 17) for d in range(1, 257) for size in (2, 4)
+    }
+    assert chosen == {tile for _, tile in ENTRIES}
+    for (rows, size, d), tile in ENTRIES:
+        assert choose_tile(rows, d, size) == tile
+    assert choose_tile(17, 64, 2) != choose_tile(16, 64, 2)
+
+
+@given(contract.CONTRACT.cases)
+def test_reference_is_torch(case):
+    """Torch's softmax on the scores of each sequence, in float64, by float64's own bound."""
+    case = dataclasses.replace(case, dtype="float64", allow_tf32=False, split=None)
+    x = contract.inputs(case)
+    found = {}
+    for b, length in enumerate(x.lengths):
+        q = torch.tensor(x.call.q[b])
+        k, v = (
+            torch.tensor(a[b, :, :length]).repeat_interleave(case.groups, 0)
+            for a in (x.call.k, x.call.v)
+        )
+        position = torch.arange(case.queries)[:, None] + length - case.queries
+        j = torch.arange(length)
+        s = q @ k.mT * whole.scale(contract.whole(case))
+        if case.softcap is not None:
+            s = case.softcap * torch.tanh(s / case.softcap)
+        if case.score_mod is not None:
+            limit, slope = contract.SQUASHED.reference().args
+            h = torch.arange(case.heads)[:, None, None]
+            s = limit * s / (1 + s.abs()) - slope * (h + 1) * (position - j).abs() + b
+        if x.call.alibi_slopes is not None:
+            slopes = np.broadcast_to(x.call.alibi_slopes, (case.batch, case.heads))[b]
+            s = s - torch.tensor(slopes.copy())[:, None, None] * (position - j).abs()
+        left, right = case.window_size or (None, None)
+        right = 0 if case.causal else right
+        live = torch.ones(case.queries, int(length), dtype=torch.bool)
+        if left is not None:
+            live &= j >= position - left
+        if right is not None:
+            live &= j <= position + right
+        s = torch.where(live, s, -torch.inf)
+        if case.sinks:
+            sinks = torch.tensor(x.call.sinks)[:, None, None].expand(-1, case.queries, 1)
+            s = torch.cat((s, sinks), -1)
+        lse = torch.logsumexp(s, -1)
+        weights = torch.exp(s - torch.where(lse == -torch.inf, 0.0, lse)[..., None])
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
+        found.setdefault("out", []).append((weights[..., : int(length)] @ v).numpy())
+        found.setdefault("lse", []).append(lse.numpy())
+    for name, bound in contract.truth(case, x).items():
+        assert compare(name, np.stack(found[name]), bound)[2] == ""
+
+
+FEATURES = {
+    "plain": {},
+    "window": {"window_size": (5, 0)},
+    "softcap, ALiBi": {"softcap": 2.0, "alibi": "BH"},
+    "sinks": {"sinks": True},
+    "function of scores": {"score_mod": contract.SQUASHED},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
+    """What a model was trained with serves it here: positions, slopes and functions mean the same.
+
+    In float64, with full caches, in pages.
+    """
+    case = contract.Case(
+        "float64", 2, 4, 2, 3, 14, 4, full=True, causal=True, seed=2, **FEATURES[feature]
+    )
+    training = dataclasses.replace(contract.whole(case), seqlen_q=case.capacity)
+    x = whole.inputs(training)
+    out, cache = attention.forward(
+        x.q, x.k, x.v, **whole.placed(reference, training, x)._replace(key_lengths=None)._asdict()
+    )
+    made = contract.inputs(case)
+    last = made.having(**(x._asdict() | {"q": x.q[:, :, -3:], "key_lengths": made.lengths}))
+    found, bounds = contract.run(reference, case, last), contract.truth(case, last)
+    for name, theirs in (("out", out), ("lse", cache.lse)):
+        mine, bound = theirs[:, :, -3:], bounds[name]
+        claims.agree(name, mine, found[name], bound, "of the last queries")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("page_size", [None, 5])
+def test_the_kernel_is_that_of_attention_on_each_sequence(triton, dtype, page_size):
+    """Several parts against one pass, no further apart than both may be off."""
+    case = contract.Case(
+        dtype, 3, 4, 2, 3, 50, page_size, split=16, head_dim=16, causal=True, softcap=5.0,
+        alibi="H", sinks=True, seed=1,
+    )  # fmt: skip
+    x = contract.inputs(case)
+    found, bounds = contract.run(triton, case, x), contract.truth(case, x)
+    for b, length in enumerate(x.lengths):
+        assert length >= case.queries
+        one = dataclasses.replace(
+            contract.whole(case), batch=1, seqlen_k=int(length), key_lengths=False
+        )
+        call = x.call._replace(
+            q=x.call.q[b : b + 1], dout=x.call.dout[b : b + 1], key_lengths=None,
+            **{n: getattr(x.call, n)[b : b + 1, :, :length] for n in "kv"},
+        )  # fmt: skip
+        theirs, theirs_bounds = whole.run(triton, one, call), whole.truth(one, call)
+        for name in ("out", "lse"):
+            mine = bounds[name][b : b + 1]
+            error = mine.error + theirs_bounds[name].error
+            value = triton.to_numpy(theirs[name]).astype(np.float64)
+            bound = dataclasses.replace(mine, value=value, error=error)
+            claims.within(name, triton.to_numpy(found[name])[b : b + 1], bound)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_lengths_and_table_may_have_32_bits_or_64(triton, dtype):
+    case = contract.Case(capacity=12, page_size=4, causal=True)
+    x, bounds = contract.inputs(case), contract.truth(case)
+    q, k, v = (
+        triton.asarray(contract.paged(a, case, x) if i else a, "float32")
+        for i, a in enumerate(x.call[:3])
+    )
+    found = triton.attention_decode.forward(
+        q, k, v, causal=True, block_table=triton.asarray(x.table, dtype),
+        key_lengths=triton.asarray(x.lengths, dtype),
+    )  # fmt: skip
+    for name, y in zip(("out", "lse"), found, strict=True):
+        claims.within(name, triton.to_numpy(y), bounds[name])
+
+
+def test_offsets_pass_two_to_the_31(triton):
+    """Pages further apart than 2³¹ elements, in memory of which little is touched."""
+    far, shape = 2**31 + 16, (2, 1, 4, 16)
+    if triton.device == "cuda":
+        memory = torch.empty(far + 64, dtype=torch.float16, device="cuda")
+    else:
+        memory = torch.from_numpy(np.zeros(far + 64, np.float16))  # pages are taken when touched
+    x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
+    wide = memory.as_strided(shape, (far, 64, 16, 1))
+    wide.copy_(x)
+    table, lengths = (triton.asarray(np.array(a)) for a in ([[1, 0]], [7]))
+    how = {"key_lengths": lengths, "block_table": table}
+    q = x[:1, :, :1]
+    near = triton.attention_decode.forward(q, x, x, **how)
+    for a, b in zip(near, triton.attention_decode.forward(q, wide, wide, **how), strict=True):
+        assert torch.equal(a, b)
+
+
+class Reading(TorchDispatchMode):
+    """Refuses to bring a number to the host: on a GPU that waits for all that runs there."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a number is read"
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_length_is_read_on_the_host(triton):
+    case = contract.Case(capacity=12, page_size=4, split=5)
+    x = contract.inputs(case)
+    with Reading():
+        contract.run(triton, case, x)
+    with Reading(), pytest.raises(AssertionError, match="a number is read"):
+        int(torch.ones(1))
+
+
+@pytest.mark.parametrize("page_size", [None, 3])
+def test_what_nobody_sees_is_not_visited(triton, page_size):
+    """Products are those of tiles that hold a pair: within lengths, parts and window, no others."""
+    if triton.device == "cuda":
+        pytest.skip("products are counted in the interpreter")
+    from triton.runtime import interpreter
+
+    builder, count = type(interpreter.interpreter_builder), 0
+    plain = builder.create_dot
+
+    def counted(self, *args):
+        nonlocal count
+        count += 1
+        return plain(self, *args)
+
+    tile = triton.attention_decode.Tile(16, 16, 4, 1)
+    for queries, window in ((1, None), (3, (20, 0)), (40, (10, 5))):
+        case = contract.Case(
+            batch=3, heads=1, queries=queries, capacity=150, page_size=page_size, seed=3,
+            window_size=window,
+        )  # fmt: skip
+        x, count = contract.inputs(case), 0
+        cache = (triton.asarray(contract.paged(a, case, x), "float32") for a in x.call[1:3])
+        table = None if x.table is None else triton.asarray(x.table, "int32")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(builder, "create_dot", counted)
+            triton.attention_decode.forward(
+                triton.asarray(x.call.q, "float32"), *cache,
+                key_lengths=triton.asarray(x.lengths), block_table=table, window_size=window,
+                split=32, tile=tile,
+            )  # fmt: skip
+        left, right = window or (999, 999)
+        tiles = 0
+        for length in x.lengths:
+            position = length - queries + np.arange(queries)[:, None]
+            j = np.arange(length)
+            live = (j >= position - left) & (j <= position + right)
+            tiles += sum(
+                live[m : m + 16, n : n + 16].any()
+                for m in range(0, queries, 16)
+                for n in range(0, int(length), 16)
+            )
+        assert count == 2 * tiles > 0
+
+
+Q, CACHE = np.ones((2, 4, 3, 5), "float32"), np.ones((2, 2, 7, 5), "float32")
+PAGES, TABLE = np.ones((6, 2, 4, 5), "float32"), np.zeros((2, 3), "int32")
+LENGTHS = np.array([3, 7])
+PAGED = {"k_cache": PAGES, "v_cache": PAGES, "block_table": TABLE}
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"q": Q.astype(int)}, TypeError, "q has dtype int64; it must be one of float16"),
+        ({"q": Q[0]}, ValueError, "q.shape is (4, 3, 5); it must be of rank 4, (B, H, M, D)"),
+        ({"q": Q[:, :3]}, ValueError, "k_cache.shape[1] is 2; it must be a divisor of q.shape[1]"),
+        ({"k_cache": CACHE.astype("float16")}, TypeError, "k_cache has dtype float16; it must"),
+        ({"k_cache": CACHE[:1]}, ValueError, "k_cache.shape is (1, 2, 7, 5); it must be (2, K, N,"),
+        ({"v_cache": CACHE[:, :, :6]}, ValueError, "v_cache.shape is (2, 2, 6, 5); it must be (2,"),
+        ({"key_lengths": LENGTHS[:1]}, ValueError, "key_lengths.shape is (1,); it must be (2,)"),
+        ({"key_lengths": LENGTHS * 1.0}, TypeError, "key_lengths has dtype float64; it must be"),
+        ({"key_lengths": None}, TypeError, "key_lengths is a NoneType; it must be an array"),
+        ({"causal": "top-left"}, ValueError, "causal is 'top-left'; it must be one of 'bottom-r"),
+        ({"window_size": (-1, 0)}, ValueError, "window_size is (-1, 0); it must be of ints"),
+        ({"sinks": np.ones(3, "float32")}, ValueError, "sinks.shape is (3,); it must be (4,)"),
+        (PAGED | {"k_cache": PAGES[..., :4]}, ValueError, "k_cache.shape is (6, 2, 4, 4); it must"),
+        (PAGED | {"block_table": TABLE[0]}, ValueError, "block_table.shape is (3,); it must be of"),
+        (PAGED | {"block_table": TABLE[:1]}, ValueError, "block_table.shape is (1, 3); it must be"),
+        (PAGED | {"block_table": TABLE * 1.0}, TypeError, "block_table has dtype float64; it must"),
+        (PAGED | {"v_cache": PAGES[:5]}, ValueError, "v_cache.shape is (5, 2, 4, 5); it must be"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_refused(both_refuse, changed, error, words):
+    arguments = {"q": Q, "k_cache": CACHE, "v_cache": CACHE, "key_lengths": LENGTHS} | changed
+    both_refuse("attention_decode", arguments, error, words)
+
+
+def test_head_dim_above_256_is_refused(both_refuse):
+    wide = dict.fromkeys(("q", "k_cache", "v_cache"), np.ones((1, 1, 1, 257), "float32"))
+    wide["key_lengths"] = np.ones(1, int)
+    both_refuse("attention_decode", wide, ValueError, "q.shape[-1] is 257; it must be at most 256")
+
+
+def test_the_kernel_refuses_what_it_cannot_keep(triton):
+    q, cache, lengths = (triton.asarray(x) for x in (Q, CACHE, LENGTHS))
+    with pytest.raises(ValueError, match="split is 0; it must be at least 1"):
+        triton.attention_decode.forward(q, cache, cache, key_lengths=lengths, split=0)
+    long = cache[:, :, :1].expand(2, 2, 2**30 + 1, 5)
+    with pytest.raises(ValueError, match="keys is 1073741825; it must be at most 1073741824"):
+        triton.attention_decode.forward(q, long, long, key_lengths=lengths)
+
+
+PROPERTIES = contract.CONTRACT.claims()
+CASE = contract.Case(
+    batch=2, heads=4, groups=2, queries=3, capacity=19, page_size=4, head_dim=7, logits=3.0,
+    softcap=5.0, alibi="BH", sinks=True, seed=3,
+)  # fmt: skip
+
+
+def sees_the_next_key(found, case, given):
+    if case.causal:
+        found["out"][:, :, 0] += np.nan_to_num(given.call.v).sum((1, 2))[:, None]
+
+
+def first_key_lost(found, case, given):
+    """The output as if no sequence had a first key."""
+    v = np.nan_to_num(given.call.v[:, :, :1]).repeat(case.groups, 1)
+    found["out"] -= np.float32(v / np.maximum(given.lengths, 1)[:, None, None, None])
+
+
+def mean_where_nothing_is_attended(found, case, given):
+    found["lse"][found["lse"] == -np.inf] = 0.0
+
+
+FAULTS = {
+    "pages or none": plus("out", lambda f, c, g: c.page_size is not None),
+    "permuted pages": plus("out", lambda f, c, g: g.table.max()),
+    "alone": plus("out", lambda f, c, g: c.batch),
+    "unread": plus("lse", lambda f, c, g: np.isnan(g.call.k).any()),
+    "causality": sees_the_next_key,
+    "step by step": plus("lse", lambda f, c, g: 0.01 * c.queries),
+    "saturation": first_key_lost,
+    "equal keys": scaled("lse", 1 / np.log(2)),
+    "nothing attended": mean_where_nothing_is_attended,
+    "clipped lengths": plus("out", lambda f, c, g: g.lengths.max()),
+    "heads apart": plus("out", lambda f, c, g: np.arange(c.heads)[:, None, None]),
+    "other strides": plus("out", lambda f, c, g: c.layout != "contiguous"),
+    "same bits again": plus("out", lambda f, c, g: np.random.default_rng().random()),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_property_sees_its_fault(reference, name):
+    claim = PROPERTIES[name]
+    claim(subject(contract.CONTRACT, reference), CASE)
+    with pytest.raises(AssertionError):
+        claim(faulty(contract.CONTRACT, reference, FAULTS[name]), CASE)
+
+
+def test_every_property_has_a_fault_here_but_that_of_parts():
+    assert PROPERTIES.keys() - FAULTS.keys() == {"other parts"}
+
+
+def test_other_parts_are_seen_where_there_are_parts(reference, triton):
+    claim = PROPERTIES["other parts"]
+    with pytest.raises(Inapplicable):
+        claim(subject(contract.CONTRACT, reference), CASE)
+    claim(subject(contract.CONTRACT, triton), CASE)
+    fault = plus("lse", lambda f, c, g: 0.001 * (c.split is not None))
+    with pytest.raises(AssertionError, match="in parts of"):
+        claim(faulty(contract.CONTRACT, triton, fault), CASE)
+
+
+def test_bad_pages_are_never_followed(reference):
+    """The entries after a sequence's last page name none: NumPy would take −1 for the last one."""
+    given_ = contract.inputs(CASE)
+    assert (given_.table == -1).any() and np.isnan(given_.call.k).any()
+    far = given_._replace(table=np.where(given_.table < 0, 2**31 - 1, given_.table))
+    pool = contract.paged(given_.call.k, CASE, given_)
+    out, _ = attention_decode.forward(
+        given_.call.q, pool, pool, key_lengths=given_.lengths, block_table=far.table
+    )
+    assert np.isfinite(out).all()
