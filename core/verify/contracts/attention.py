@@ -135,7 +135,7 @@ CONTRACT = Contract(
     properties=PROPERTIES,
     small=small,
     # As models call it, with the tiles that are chosen: the least there is, dropout, everything;
-    # then rows that are not aligned.
+    # then rows that are not aligned, and packed sequences.
     compiled=tuple(
         Case(
             dtype=dtype,
@@ -154,8 +154,8 @@ CONTRACT = Contract(
                 (16, 32, 64, 128, 256),
                 (
                     ("float16", False, (LEAST,)),
-                    ("bfloat16", False, (DROPOUT, EVERYTHING, PACKED, SCORES)),
-                    ("float32", False, (DROPOUT, EVERYTHING, PACKED, SCORES)),
+                    ("bfloat16", False, (DROPOUT, EVERYTHING, SCORES)),
+                    ("float32", False, (DROPOUT, EVERYTHING, SCORES)),
                     ("float32", True, (LEAST,)),
                 ),
             ),
@@ -163,6 +163,7 @@ CONTRACT = Contract(
                 (8, 24, 40, 72, 136),
                 (("bfloat16", False, (EVERYTHING,)), ("float32", False, (EVERYTHING,))),
             ),
+            ((64, 128, 256), (("bfloat16", False, (PACKED,)), ("float32", False, (PACKED,)))),
         )
         for head_dim in head_dims
         for dtype, allow_tf32, variants in precisions

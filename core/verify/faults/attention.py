@@ -128,7 +128,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "tf32 though nobody allowed it", "",
-        ("float32_products(cache.allow_tf32)", "float32_products(True)"),
+        ("float32_products(allow_tf32)", "float32_products(True)"),
     ),
     (
         FORWARD, "the accumulator is not rescaled when the maximum rises", "",
