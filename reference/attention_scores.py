@@ -152,7 +152,7 @@ def unpack(x: Array, starts: Array | None, longest: int | None) -> Array:
 
     Without `starts`, and in `pack`, x is what it was.
     """
-    if starts is None:
+    if starts is None or longest is None:
         return x
     there = np.arange(longest) < np.diff(starts)[:, None]  # (S, longest)
     rows = x[0].swapaxes(0, 1)  # (T, H, …)

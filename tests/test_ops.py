@@ -10,7 +10,6 @@ import pytest
 from twofold.core import ops
 from twofold.core.verify import foreign_subjects
 
-NO_BACKWARD = ("attention_decode",)
 HELPERS = ("keep_mask", "scaled_mask", "activate", "slope", "split", "join", "turn", "scatter_add")
 
 

@@ -22,7 +22,11 @@ from twofold.core.verify.report import contract_module
 from twofold.core.verify.strict_memory import Fault
 
 # The functions of an operator's module that its contract calls, where not forward and backward.
-FUNCTIONS = {"optimizers": ("adam",), "attention_weights": ("weights", "received")}
+FUNCTIONS = {
+    "optimizers": ("adam",),
+    "attention_weights": ("weights", "received"),
+    "attention_decode": ("forward",),
+}
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
 
 

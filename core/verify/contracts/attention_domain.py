@@ -177,11 +177,9 @@ def placed(side: Side, case: Case, given: Inputs) -> Options:
         bias=place_mask(side, given.bias, case, case.dtype),
         sinks=None if sinks is None else side.asarray(sinks, case.dtype),
         mask=place_mask(side, given.mask, case),
-        **{
-            name: None if x is None else side.asarray(x)
-            for name in ("key_lengths", "cu_seqlens_q", "cu_seqlens_k")
-            for x in (getattr(given, name),)
-        },
+        key_lengths=place_integers(side, given.key_lengths),
+        cu_seqlens_q=place_integers(side, given.cu_seqlens_q),
+        cu_seqlens_k=place_integers(side, given.cu_seqlens_k),
     )
 
 
@@ -224,6 +222,11 @@ def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None
     if x is not None and case.layout == "transposed" and x.ndim > 1:
         return side.asarray(np.ascontiguousarray(x.mT), dtype).swapaxes(-1, -2)
     return None if x is None else side.asarray(x, dtype)
+
+
+def place_integers(side: Side, x: Array | None) -> Any:
+    """Return lengths or offsets on a side."""
+    return None if x is None else side.asarray(x)
 
 
 def problem(case: Case, given: Inputs) -> attention_bound.Problem:

@@ -328,12 +328,12 @@ def packed_is_alone(subject: Subject, case: Case) -> None:
         elif not case.sinks:
             calls.append((s, one, own, None))
     found = subject.compute(case, given._replace(dout=dout))
-    for s, one, own, sample in calls:
+    for s, one, own, few in calls:
         rows, keys = places(given, s)
         mine = {name: x[:, :, rows] for name, x in found.items() if name in QUERIES}
         mine |= {name: x[:, :, keys] for name, x in found.items() if name in ("dk", "dv")}
-        if sample is not None:
-            sample.check_agree(mine, subject.compute(one, own), "in a call of its own")
+        if few is not None:
+            few.check_agree(mine, subject.compute(one, own), "in a call of its own")
             continue
         for name, x in mine.items():
             lost = -np.inf if name == "lse" else 0.0

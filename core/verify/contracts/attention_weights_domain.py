@@ -37,8 +37,9 @@ from twofold.reference import attention
 Array = domains.Array
 
 LSES = ("true", "moved", "lost")
+PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 # What attention is asked for that its weights know of through lse, or not at all.
-APART = ("sinks", "dropout_p", "seed")
+APART = ("sinks", "dropout_p", "seed", *PACKED)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: that of attention, any lse, all queries or some."""
 
     def build(case: attention_domain.Case, **mine: Any) -> Case:
-        return Case(**{**vars(case), "dropout_p": 0.0, "dlse": False, **mine})
+        return Case(**{**vars(case), "packed": False, "dropout_p": 0.0, "dlse": False, **mine})
 
     return st.builds(
         build,
