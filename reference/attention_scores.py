@@ -140,9 +140,8 @@ def attended(
     """
     M, N = shape[-2:]
     shift, left, right = band(options, queries or M, N)
-    distance = (
-        np.arange(N) - np.arange(first, first + M)[:, None] - shift
-    )  # (M, N), of the key behind the query
+    rows = np.arange(first, first + M)[:, None]
+    distance = np.arange(N) - rows - shift  # (M, N), of the key behind the query
     parts = [] if options.mask is None else [options.mask]
     if left is not None:
         parts.append(distance >= -left)
