@@ -41,7 +41,7 @@ from twofold.kernels.attention_parts import (
     tile_start,
     tiles_seen,
 )
-from twofold.kernels.attention_tiles import Tile, choose_tile, padded
+from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import Options, ScoreMod, Window, band
@@ -189,7 +189,7 @@ def forward(
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
     tile = tile or _tile("forward", cache)
     forward_kernel[(triton.cdiv(M, tile.block_m) * B * H,)](
-        _call(cache), out, lse, out.stride(), **_constants(cache, tile)
+        call(q, k, v, scale, options), out, lse, out.stride(), **_constants(cache, tile)
     )
     return out, cache
 
@@ -226,9 +226,8 @@ def backward(
         D=D, BLOCK_M=over_queries.block_m, BLOCK_D=padded(D),
         num_warps=over_queries.num_warps,
     )  # fmt: skip
-    call = _call(cache)
     derivative = None if options.score_mod is None else options.score_mod.derivative
-    inputs = (call, dout, cache.lse, delta)
+    inputs = (call(q, k, v, cache.softmax_scale, options), dout, cache.lse, delta)
     dk_dv_kernel[(triton.cdiv(N, over_keys.block_n) * B * K,)](
         *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
         SCORE_SLOPE=derivative, **_constants(cache, over_keys),
@@ -262,9 +261,14 @@ def _dbias(
     return dbias
 
 
-def _call(cache: Cache) -> Call:
-    """Return what every kernel of a call reads."""
-    q, k, v, options = cache.q, cache.k, cache.v, cache.options
+def call(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor | None,
+    softmax_scale: float,
+    options: Options,
+) -> Call:
+    """Return what every kernel of a call reads; what reads no values needs none."""
     (B, H, M, _), (K, N) = q.shape, k.shape[1:3]
     shift, left, right = band(options, M, N)
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
@@ -272,9 +276,9 @@ def _call(cache: Cache) -> Call:
     slopes = None if slopes is None else slopes.expand(B, H)
     folded = 1.0 if options.changes_scores else math.log2(math.e)
     return Call(
-        q, k, v, q.stride(), k.stride(), v.stride(),
+        q, k, v, q.stride(), k.stride(), _strides(v),
         H, H // K, M, N,
-        cache.softmax_scale * folded, cache.softmax_scale, shift,
+        softmax_scale * folded, softmax_scale, shift,
         () if mod is None else mod.args,
         behind=None if left is None else left - shift,
         ahead=None if right is None else right + shift,
@@ -289,7 +293,6 @@ def _call(cache: Cache) -> Call:
 
 def _tile(kernel: str, cache: Cache) -> Tile:
     """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
-    strides = (*cache.q.stride(), *cache.k.stride(), *cache.v.stride())
     return choose_tile(
         kernel,
         cache.q.shape[-1],
@@ -297,21 +300,35 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         masked=cache.options.mask is not None or cache.options.changes_scores,
         dropout=cache.options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
-        aligned=all(n in (0, 1) or n % 16 == 0 for n in strides),
+        aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),
     )
 
 
 def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
     """Return the arguments that the kernels share beside the `Call`: dropout, variants, tile."""
-    options, D = cache.options, cache.q.shape[-1]
+    options = cache.options
+    return {**draws(options), **constants(cache.q, options, cache.allow_tf32, tile)}
+
+
+def draws(options: Options) -> dict[str, object]:
+    """Return the arguments of whatever draws the dropout mask."""
     return {
         "seed": options.seed,
         "threshold": dropout.threshold(options.dropout_p),
         "dropout_scale": dropout.scale(options.dropout_p),
-        "D": D,
         "DROPOUT": options.dropout_p > 0.0,
+    }
+
+
+def constants(
+    q: torch.Tensor, options: Options, allow_tf32: bool, tile: Tile
+) -> dict[str, object]:
+    """Return the arguments of whatever makes scores, beside the `Call`: variants, tile."""
+    D = q.shape[-1]
+    return {
+        "D": D,
         "SCORE": None if options.score_mod is None else options.score_mod.function,
-        "PRECISION": float32_products(cache.allow_tf32),
+        "PRECISION": float32_products(allow_tf32),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_D": padded(D),

@@ -127,6 +127,11 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
+def aligned(*strides: int) -> bool:
+    """Return whether 16 divides every distance of rows, in elements."""
+    return all(n in (0, 1) or n % 16 == 0 for n in strides)
+
+
 def choose_tile(
     kernel: str,
     head_dim: int,
@@ -139,7 +144,7 @@ def choose_tile(
 ) -> Tile:
     """Return the tables' tile of a kernel for a head_dim and bytes per element.
 
-    `aligned` says whether 16 divides every distance of rows, in elements.
+    `aligned` is what the function of this name says of the strides.
     """
     if not aligned:
         return UNALIGNED[min(element_size, 4), padded(head_dim)]
