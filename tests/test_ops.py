@@ -29,7 +29,8 @@ def test_both_sides_offer_the_same_calls(operator):
     reference = importlib.import_module(f"twofold.reference.{operator}")
     kernel = importlib.import_module(f"twofold.kernels.{operator}")
     offered = functions(reference).keys() & functions(kernel).keys()
-    assert {"forward", "backward"} <= offered or operator == "optimizers"
+    needed = {"attention_double_backward": {"backward"}, "optimizers": set()}
+    assert needed.get(operator, {"forward", "backward"}) <= offered
     for name in offered - set(HELPERS):
         theirs = inspect.signature(getattr(kernel, name)).parameters
         for position, (argument, p) in enumerate(

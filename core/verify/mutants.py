@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from twofold.core.ops import Side
+from twofold.core.ops import OPERATORS, Side
 from twofold.core.verify import equivalents, faults, mutation, report
 from twofold.core.verify.mutation import Mutant
 from twofold.core.verify.trial import KILLED, SURVIVED, TIMEOUT, Trial, Verdict
@@ -50,7 +50,9 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
     top = path.parent.parent
     mine = [path]
     if side == "triton":
-        mine += sorted(path.parent.glob(f"{operator}_*.py"))
+        others = tuple(o for o in OPERATORS if o.startswith(f"{operator}_"))
+        parts = sorted(path.parent.glob(f"{operator}_*.py"))
+        mine += [part for part in parts if not part.stem.startswith(others)]
     theirs = [
         top / file
         for (file, _), owner in ELSEWHERE.items()
