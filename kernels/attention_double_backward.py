@@ -6,8 +6,12 @@ sums dq and ddout over the keys, and a tile of keys sums dk and dv over the quer
 that share them. Saved of forward: lse. Operations: 48·M·N·D per head, half of it where causal, of
 which 14 are for the three numbers.
 
-Δ and g come before c in a pass of their own: products of what is centred are summed, no difference
-of large sums. In half precision Δ is better known so than by `out`, which was rounded.
+Δ comes before c, in a pass of its own, so that c sums what is centred and is no difference of large
+sums. In half precision Δ is better known so than by `out`, which was rounded.
+
+What is of queries is to have one set of strides, and so is what is of keys, with rows that begin at
+multiples of 16 elements; else it is copied: M·D numbers, beside products of M·N·D. Addresses would
+take the registers otherwise.
 
 `B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps
 (5)–(15) are those of the reference; all tiles are (queries, keys).
@@ -15,6 +19,7 @@ of large sums. In half precision Δ is better known so than by `out`, which was 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +38,6 @@ from twofold.kernels.attention_parts import (
     products,
     scores,
     seen,
-    tile_start,
-    tiles_seen,
 )
 from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.reference.attention_double_backward import check
@@ -51,16 +54,12 @@ class Gradients(NamedTuple):
 
 
 class Second(NamedTuple):
-    """What the kernels read beside a `Call`; tensors are pointers in a kernel."""
+    """What the kernels read beside a `Call`, with its strides; tensors are pointers in a kernel."""
 
     dout: Any  # (B, H, M, D)
     ddq: Any  # (B, H, M, D)
     ddk: Any  # (B, H/G, N, D)
     ddv: Any  # (B, H/G, N, D)
-    dout_strides: tuple[int, ...]
-    ddq_strides: tuple[int, ...]
-    ddk_strides: tuple[int, ...]
-    ddv_strides: tuple[int, ...]
     lse: Any  # (B, H, M) float32, as are the others
     delta: Any
     g: Any
@@ -71,7 +70,7 @@ class Second(NamedTuple):
 def weights(
     x, y, b, h, first, m, start, n, present, lse,
     seed, threshold, dropout_scale,
-    EDGE: tl.constexpr, D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Return a tile's weights, the same after dropout, and their gradient."""
@@ -81,11 +80,11 @@ def weights(
         x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
         first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
     )  # fmt: skip
-    s = scores(product, x, b, h, rows, start + n, present, EDGE, SCORE)
+    s = scores(product, x, b, h, rows, start + n, present, True, SCORE)
     p = weights_again(s, lse)
     # (6) gradient of the weights
     dp = products(
-        y.dout, y.dout_strides, h, x.v, x.v_strides, shared, b,
+        y.dout, x.q_strides, h, x.v, x.k_strides, shared, b,
         first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
     )  # fmt: skip
     dropped = p
@@ -104,15 +103,15 @@ def second(
     """(10) Return the gradients of a tile of dS and of the dropped weights."""
     shared = h // x.G
     by_queries = products(
-        y.ddq, y.ddq_strides, h, x.k, x.k_strides, shared, b,
+        y.ddq, x.q_strides, h, x.k, x.k_strides, shared, b,
         first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
     )  # fmt: skip
     by_keys = products(
-        x.q, x.q_strides, h, y.ddk, y.ddk_strides, shared, b,
+        x.q, x.q_strides, h, y.ddk, x.k_strides, shared, b,
         first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
     )  # fmt: skip
     e = products(
-        y.dout, y.dout_strides, h, y.ddv, y.ddv_strides, shared, b,
+        y.dout, x.q_strides, h, y.ddv, x.k_strides, shared, b,
         first, m, x.M, start, tl.trans(n), present, D, BLOCK_D, CHUNK_D, PRECISION,
     )  # fmt: skip
     return (by_queries + by_keys) * x.softmax_scale, e
@@ -122,7 +121,7 @@ def second(
 def pairs(
     x, y, b, h, first, m, start, n, present,
     seed, threshold, dropout_scale,
-    EDGE: tl.constexpr, D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Return a tile of the dropped weights, dS, R and T, in the dtype in which they multiply."""
@@ -133,7 +132,7 @@ def pairs(
     c = tl.load(y.c + row_at, mask=inside, other=0.0)
     p, dropped, dp = weights(
         x, y, b, h, first, m, start, n, present, lse, seed, threshold, dropout_scale,
-        EDGE, D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
+        D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
     )  # fmt: skip
     gs, e = second(x, y, b, h, first, m, start, n, present, D, PRECISION, BLOCK_D, CHUNK_D)
     # (8) gradient of the scores, in backward
@@ -179,29 +178,25 @@ def rows_kernel(
     begin, full, stop, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
     # (7) what the normalisation takes away
     delta = tl.zeros([BLOCK_M, 1], tl.float32)
-    for EDGE in tl.static_range(2):
-        for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
-            start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
-            p, _, dp = weights(
-                x, y, b, h, first, m, start, n, present, lse, seed, threshold, dropout_scale,
-                EDGE, D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
-            )  # fmt: skip
-            delta += tl.sum(p * dp, axis=1, keep_dims=True)
+    for start in range(begin, end, BLOCK_N):
+        p, _, dp = weights(
+            x, y, b, h, first, m, start, n, present, lse, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
+        )  # fmt: skip
+        delta += tl.sum(p * dp, axis=1, keep_dims=True)
     delta -= dlse
     g = tl.zeros([BLOCK_M, 1], tl.float32)
     c = tl.zeros([BLOCK_M, 1], tl.float32)
-    for EDGE in tl.static_range(2):
-        for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
-            start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
-            p, dropped, dp = weights(
-                x, y, b, h, first, m, start, n, present, lse, seed, threshold, dropout_scale,
-                EDGE, D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
-            )  # fmt: skip
-            gs, e = second(x, y, b, h, first, m, start, n, present, D, PRECISION, BLOCK_D, CHUNK_D)
-            # (11) gradient of lse's gradient
-            g += tl.sum(p * gs, axis=1, keep_dims=True)
-            # (13) what the normalisation takes away
-            c += tl.sum(p * (dp - delta) * gs + dropped * e, axis=1, keep_dims=True)
+    for start in range(begin, end, BLOCK_N):
+        p, dropped, dp = weights(
+            x, y, b, h, first, m, start, n, present, lse, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
+        )  # fmt: skip
+        gs, e = second(x, y, b, h, first, m, start, n, present, D, PRECISION, BLOCK_D, CHUNK_D)
+        # (11) gradient of lse's gradient
+        g += tl.sum(p * gs, axis=1, keep_dims=True)
+        # (13) what the normalisation takes away
+        c += tl.sum(p * (dp - delta) * gs + dropped * e, axis=1, keep_dims=True)
     tl.store(y.delta + row_at, delta, mask=inside)
     tl.store(y.g + row_at, g, mask=inside)
     tl.store(y.c + row_at, c - g * dlse, mask=inside)
@@ -236,22 +231,20 @@ def queries_kernel(
     present = keys_present(x, b)
     last = tl.minimum(first + BLOCK_M, x.M) - 1
     begin, full, stop, end = seen(first, last, x.behind, x.ahead, present, BLOCK_N)
-    for EDGE in tl.static_range(2):
-        for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
-            start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
-            dropped, ds, r, t = pairs(
-                x, y, b, h, first, m, start, n, present, seed, threshold, dropout_scale,
-                EDGE, D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
-            )  # fmt: skip
-            # (15) gradients of the inputs
-            k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
-            dq = tl.dot(t, k, dq, input_precision=PRECISION)
-            ddk = load(y.ddk, y.ddk_strides, b, shared, start, tl.trans(n), d, present, D)
-            dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)
-            v = load(x.v, x.v_strides, b, shared, start, tl.trans(n), d, present, D)
-            ddout = tl.dot(r, v, ddout, input_precision=PRECISION)
-            ddv = load(y.ddv, y.ddv_strides, b, shared, start, tl.trans(n), d, present, D)
-            ddout = tl.dot(dropped, ddv, ddout, input_precision=PRECISION)
+    for start in range(begin, end, BLOCK_N):
+        dropped, ds, r, t = pairs(
+            x, y, b, h, first, m, start, n, present, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
+        )  # fmt: skip
+        # (15) gradients of the inputs
+        k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
+        dq = tl.dot(t, k, dq, input_precision=PRECISION)
+        ddk = load(y.ddk, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
+        dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)
+        v = load(x.v, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
+        ddout = tl.dot(r, v, ddout, input_precision=PRECISION)
+        ddv = load(y.ddv, x.k_strides, b, shared, start, tl.trans(n), d, present, D)
+        ddout = tl.dot(dropped, ddv, ddout, input_precision=PRECISION)
     inside = (first + m < x.M) & (d < D)
     dq_at = at(dq_ptr, dq_strides, b, h, first, m, d)
     ddout_at = at(ddout_ptr, ddout_strides, b, h, first, m, d)
@@ -286,35 +279,31 @@ def keys_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # As in `dk_dv_kernel` padding keys spoil only their own rows, which are stored as 0, and the
-    # last tile of queries needs no mask.
+    # Key j is seen by queries j − ahead … j + behind. In the last tile of queries those that are
+    # not there have weights, and add 0.
     present = keys_present(x, b)
-    length = tl.where(start < present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)
+    length = tl.where(start < present, x.M, 0)
     last = tl.minimum(start + BLOCK_N, present) - 1
     begin, full, stop, end = seen(start, last, x.ahead, x.behind, length, BLOCK_M)
     for group in range(x.G):
         h = shared * x.G + group
-        for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
-            for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
-                first = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
-                _, ds, r, t = pairs(
-                    x, y, b, h, first, m, start, n, present, seed, threshold, dropout_scale,
-                    EDGE, D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
-                )  # fmt: skip
-                # (15) gradients of the inputs
-                q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)
-                dk = tl.dot(tl.trans(t), q, dk, input_precision=PRECISION)
-                ddq = load(y.ddq, y.ddq_strides, b, h, first, m, d, x.M, D)
-                dk = tl.dot(tl.trans(ds), ddq, dk, input_precision=PRECISION)
-                dout = load(y.dout, y.dout_strides, b, h, first, m, d, x.M, D)
-                dv = tl.dot(tl.trans(r), dout, dv, input_precision=PRECISION)
+        for first in range(begin, end, BLOCK_M):
+            _, ds, r, t = pairs(
+                x, y, b, h, first, m, start, n, present, seed, threshold, dropout_scale,
+                D, DROPOUT, SCORE, PRECISION, BLOCK_D, CHUNK_D,
+            )  # fmt: skip
+            # (15) gradients of the inputs
+            q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)
+            dk = tl.dot(tl.trans(t), q, dk, input_precision=PRECISION)
+            ddq = load(y.ddq, x.q_strides, b, h, first, m, d, x.M, D)
+            dk = tl.dot(tl.trans(ds), ddq, dk, input_precision=PRECISION)
+            dout = load(y.dout, x.q_strides, b, h, first, m, d, x.M, D)
+            dv = tl.dot(tl.trans(r), dout, dv, input_precision=PRECISION)
     columns = start + tl.trans(n)
-    dk = tl.where(columns < present, dk * x.softmax_scale, 0.0)
-    dv = tl.where(columns < present, dv, 0.0)
     inside = (columns < x.N) & (d < D)
     dk_at = at(dk_ptr, dk_strides, b, shared, start, tl.trans(n), d)
     dv_at = at(dv_ptr, dv_strides, b, shared, start, tl.trans(n), d)
-    tl.store(dk_at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
+    tl.store(dk_at, (dk * x.softmax_scale).to(dk_ptr.dtype.element_ty), mask=inside)
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
 
@@ -334,21 +323,19 @@ def backward(
     strides; `tile` overrides the table's choice.
     """
     check(ddq, ddk, ddv, dout, dlse, cache)
-    q, k, v, options = cache.q, cache.k, cache.v, cache.options
-    (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
+    options = cache.options
+    (B, H, M, D), (K, N) = cache.q.shape, cache.k.shape[1:3]
+    q, dout, ddq = _alike(cache.q, dout, ddq)
+    k, v, ddk, ddv = _alike(cache.k, cache.v, ddk, ddv)
     dq, dk, dv, ddout = (
-        torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in (q, k, v, dout)
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
     )
     delta, g, c = torch.empty((3, B, H, M), device=q.device)
     inputs = (
         call(q, k, v, cache.softmax_scale, options),
-        Second(
-            dout, ddq, ddk, ddv, dout.stride(), ddq.stride(), ddk.stride(), ddv.stride(),
-            cache.lse, delta, g, c,
-        ),
-    )  # fmt: skip
-    rows = (*q.stride(), *k.stride(), *v.stride(), *(n for z in inputs[1][4:8] for n in z))
-    tile = tile or choose_tile(D, q.element_size(), aligned=aligned(*rows))
+        Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c),
+    )
+    tile = tile or choose_tile(D, q.element_size())
     how = {**draws(options), **constants(q, options, cache.allow_tf32, tile)}
     blocks = triton.cdiv(M, tile.block_m) * B * H
     rows_kernel[(blocks,)](*inputs, None if dlse is None else dlse.float().contiguous(), **how)
@@ -357,3 +344,15 @@ def backward(
         *inputs, dk, dv, dk.stride(), dv.stride(), **how
     )
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
+
+
+def _alike(*arrays: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return arrays of one shape with the same strides, aligned ones: as they are, or copies."""
+    strides = arrays[0].stride()
+    if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides for x in arrays):
+        return arrays
+    *outer, D = arrays[0].shape
+    room = arrays[0].new_empty((len(arrays), *outer, triton.cdiv(D, 16) * 16))[..., :D]
+    for copy, x in zip(room, arrays, strict=True):
+        copy.copy_(x)
+    return room.unbind()

@@ -102,9 +102,9 @@ def repeated_heads(subject: Subject, case: Case) -> None:
     ddk, ddv = (np.repeat(x, 2, axis=1) for x in (given.ddk, given.ddv))
     other = Inputs(call._replace(**twice), given.ddq, ddk, ddv)
     first, second = subject.compute(shared, given), subject.compute(own, other)
-    of_queries = {name: first[name] for name in OF_QUERIES if name in first}
-    claims.same_bits(of_queries, second, "with keys of its own")
     bounds, others = truth(shared, given), truth(own, other)
+    for name in bounds.keys() & set(OF_QUERIES):
+        claims.agree(name, first[name], second[name], bounds[name], "with keys of its own")
     for name in ("dk", "dv"):
         total = second[name].astype(np.float64).sum(1, keepdims=True)
         error = bounds[name].error + others[name].error.sum(1, keepdims=True)
