@@ -26,8 +26,10 @@ __all__ = ["CONTRACT", "Case", "Inputs", "inputs", "run", "small", "truth"]
 
 LEAST: dict[str, Any] = {}
 EVERYTHING: dict[str, Any] = {
-    "window_size": (64, 0), "alibi": "H", "bias": "1HMN", "sinks": True, "mask": "B1MN",
-    "key_lengths": True, "dropout_p": 0.1, "dlse": True, "groups": 3,
+    "dropout_p": 0.1, "mask": "B1MN", "key_lengths": True, "dlse": True,
+}  # fmt: skip
+SCORES: dict[str, Any] = {
+    "window_size": (64, 0), "alibi": "H", "bias": "1HMN", "sinks": True, "groups": 3,
 }  # fmt: skip
 
 CONTRACT = Contract(
@@ -69,8 +71,8 @@ CONTRACT = Contract(
     ),
     properties=PROPERTIES,
     small=small,
-    # As models call it, with the tiles that are chosen: the least there is, and everything; then
-    # rows that are not aligned. Narrower heads have the same tiles, and less to hold.
+    # As models call it, with the tiles that are chosen: each with everything; with what else is
+    # done to scores, in rows that are not aligned; and the least there is.
     compiled=tuple(
         Case(
             dtype=dtype,
@@ -85,11 +87,12 @@ CONTRACT = Contract(
             **flags,
         )
         for head_dims, precisions in (
-            ((64,), (("float16", False, LEAST), ("float32", True, LEAST))),
             (
-                (64, 128, 256, 40, 72, 136),
+                (16, 32, 64, 128, 256),
                 (("bfloat16", False, EVERYTHING), ("float32", False, EVERYTHING)),
             ),
+            ((72,), (("bfloat16", False, SCORES), ("float32", False, SCORES))),
+            ((64,), (("float16", False, LEAST), ("float32", True, LEAST))),
         )
         for head_dim in head_dims
         for dtype, allow_tf32, flags in precisions
