@@ -250,6 +250,39 @@ _MERGE = of(
     },
 )
 
+_LAST_KEY = "last = tl.minimum(start + BLOCK_N, present) - 1"
+_LENGTH = "length = tl.where(start < present, x.M, 0)"
+_DOUBLE = of(
+    "kernels/attention_double_backward.py",
+    {
+        VISITED_IN_VAIN: (
+            *_last("rows_kernel", "BLOCK_M", "x.M"),
+            *_last("queries_kernel", "BLOCK_M", "x.M"),
+            *(
+                (kernel, _LAST_KEY, change)
+                for kernel, _, change in _last("keys_kernel", "BLOCK_N", "present")
+                if "first" not in change
+            ),
+            ("keys_kernel", _LAST_KEY, "tl.minimum(start + BLOCK_N, present) - 1 → *"),
+            ("keys_kernel", _LENGTH, "start < present → start <= present"),
+            ("keys_kernel", _LENGTH, "0 → 1"),
+        ),
+        UNSTORED: (
+            ("rows_kernel", "tl.load(y.lse + row_at, mask=inside, other=0.0): drop other"),
+            ("rows_kernel", "tl.load(dlse_ptr + row_at, mask=inside, other=0.0): drop other"),
+        ),
+        STORE_CASTS: (
+            ("queries_kernel", "drop .to(dq_ptr.dtype.element_ty) of *"),
+            ("queries_kernel", "drop .to(ddout_ptr.dtype.element_ty) of ddout"),
+            ("keys_kernel", "drop .to(dk_ptr.dtype.element_ty) of *"),
+            ("keys_kernel", "drop .to(dv_ptr.dtype.element_ty) of dv"),
+        ),
+    },
+) + of(
+    "kernels/attention_double_backward_tiles.py",
+    {"the kernels take no float64": (("choose_tile", "4 → 5"),)},
+)
+
 EQUIVALENT: tuple[Equivalent, ...] = (
     *_FORWARD,
     *_BACKWARD,
@@ -260,4 +293,5 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_REFERENCE,
     *_HEADS,
     *_MERGE,
+    *_DOUBLE,
 )

@@ -7,6 +7,10 @@ from twofold.core.verify.faults.entry import Row, of
 FORWARD, BACKWARD = "kernels/attention.py", "kernels/attention_backward.py"
 PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
 REFERENCE, HEADS = "reference/attention.py", "kernels/multi_head_attention.py"
+DOUBLE, DOUBLE_REFERENCE = (
+    "kernels/attention_double_backward.py",
+    "reference/attention_double_backward.py",
+)
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 
 _ATTENTION: tuple[Row, ...] = (
@@ -339,8 +343,60 @@ _MERGE: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_DOUBLE: tuple[Row, ...] = (
+    (
+        DOUBLE, "dq forgets that its gradient moves with q, too", "",
+        ("dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)", "dq = dq"),
+    ),
+    (
+        DOUBLE, "R is of the weights before dropout", "",
+        ("r = dropped * away", "r = p * away"),
+    ),
+    (
+        DOUBLE, "E is of the weights before dropout", "",
+        ("- c) + dropped * e", "- c) + p * e"),
+    ),
+    (
+        DOUBLE, "the gradient of lse is left out of c", "",
+        ("c - g * dlse, mask", "c, mask"),
+    ),
+    (
+        DOUBLE, "the gradient of lse is left out of delta", "",
+        ("    delta -= dlse\n", ""),
+    ),
+    (
+        DOUBLE, "what the normalisation takes away of G is left out", "",
+        ("away = gs - g", "away = gs"),
+    ),
+    (
+        DOUBLE, "of the heads that share keys only the first has gradients", "",
+        ("for group in range(x.G):", "for group in range(1):"),
+    ),
+    (
+        DOUBLE, "dk has lost its scale", "flash-attention#2651",
+        ("tl.store(dk_at, (dk * x.softmax_scale)", "tl.store(dk_at, dk"),
+    ),
+    (
+        DOUBLE, "ddk and ddv are read as if they lay like k", "flash-attention#355",
+        (
+            "if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides "
+            "for x in arrays):",
+            "if True:",
+        ),
+    ),
+    (
+        DOUBLE_REFERENCE, "the mean of W is not taken away", "",
+        ("centred * away - c) + dropped", "centred * away) + dropped"),
+    ),
+    (
+        DOUBLE_REFERENCE, "dk forgets that its gradient moves with k, too", "",
+        ("(over_queries(t, q) + over_queries(ds, ddq))", "over_queries(t, q)"),
+    ),
+)  # fmt: skip
+
 FAULTS = (
     *of("attention", _ATTENTION),
+    *of("attention_double_backward", _DOUBLE),
     *of("merge_attention", _MERGE),
     *of("multi_head_attention", _HEADS),
 )
