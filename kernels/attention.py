@@ -320,9 +320,7 @@ def draws(options: Options) -> dict[str, object]:
     }
 
 
-def constants(
-    q: torch.Tensor, options: Options, allow_tf32: bool, tile: Tile
-) -> dict[str, object]:
+def constants(q: torch.Tensor, options: Options, allow_tf32: bool, tile: Tile) -> dict[str, object]:
     """Return the arguments of whatever makes scores, beside the `Call`: variants, tile."""
     D = q.shape[-1]
     return {

@@ -50,9 +50,8 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
     top = path.parent.parent
     mine = [path]
     if side == "triton":
-        others = tuple(o for o in OPERATORS if o.startswith(f"{operator}_"))
         parts = sorted(path.parent.glob(f"{operator}_*.py"))
-        mine += [part for part in parts if not part.stem.startswith(others)]
+        mine += [part for part in parts if _operator(part.stem) == operator]
     theirs = [
         top / file
         for (file, _), owner in ELSEWHERE.items()
@@ -71,6 +70,12 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
             if ELSEWHERE.get((file, mutant.function), owner) == operator
         ]
     return [*found, *faults.mutants(operator, top, folder)]
+
+
+def _operator(stem: str) -> str:
+    """Return the operator that a file is of by its name: the longest that it begins with."""
+    mine = [o for o in OPERATORS if stem == o or stem.startswith(f"{o}_")]
+    return max(mine, key=len, default="")
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> list[Mutant]:

@@ -130,7 +130,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "tf32 though nobody allowed it", "",
-        ("float32_products(cache.allow_tf32)", "float32_products(True)"),
+        ("float32_products(allow_tf32)", "float32_products(True)"),
     ),
     (
         FORWARD, "the accumulator is not rescaled when the maximum rises", "",
@@ -190,7 +190,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the scale is 0.1 % too large", "",
-        ("cache.softmax_scale * folded, cache", "cache.softmax_scale * folded * 1.001, cache"),
+        ("softmax_scale * folded, softmax", "softmax_scale * folded * 1.001, softmax"),
     ),
     (
         BACKWARD, "delta is of the rounded products", "",
