@@ -21,6 +21,12 @@ from twofold.core.verify.foreign_calls import ALIASES, PLAIN
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.strict_memory import Fault
 
+# The functions of an operator's module that its contract calls, where not forward and backward.
+FUNCTIONS = {
+    "optimizers": ("adam",),
+    "attention_weights": ("weights", "received"),
+    "attention_double_backward": ("backward",),
+}
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
 
 
@@ -59,7 +65,7 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
     if operator not in ops.OPERATORS:
         known = ", ".join(ops.OPERATORS)
         raise ValueError(f"--op is {operator!r}; it must be one of {known}")
-    if hasattr(implementation, "adam" if operator == "optimizers" else "forward"):
+    if hasattr(implementation, functions(operator)[0]):
         return Operator(implementation, operator)
     if operator not in PLAIN:
         known = ", ".join(PLAIN)
@@ -70,6 +76,11 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
     if not callable(implementation):
         raise TypeError(f"{implementation!r} cannot be called")
     return Function(implementation, operator)
+
+
+def functions(operator: str) -> tuple[str, ...]:
+    """Return the names of an operator's functions."""
+    return FUNCTIONS.get(operator, ("forward", "backward"))
 
 
 class Function:
@@ -181,11 +192,11 @@ class Operator:
         self.missing: list[str] = []
         self.ever: set[str] = set()
         self._module_run = module.run
-        wanted = ("adam",) if operator == "optimizers" else ("forward", "backward")
-        for name in wanted:
+        self._wanted = functions(operator)
+        for name in self._wanted:
             if not callable(getattr(implementation, name, None)):
                 raise TypeError(f"{implementation!r} has no function {name!r}")
-        parameters = inspect.signature(getattr(implementation, wanted[0])).parameters
+        parameters = inspect.signature(getattr(implementation, self._wanted[0])).parameters
         self._takes_tf32 = "allow_tf32" in parameters
         without_tiles = [self.fitting(c, precision_name(c)) for c in module.CONTRACT.pinned]
         self.contract: Contract = replace(
@@ -204,14 +215,16 @@ class Operator:
         self.ever |= {n for n, x in found.items() if x is not None}
         return found
 
-    def forward(self, *args: Any, allow_tf32: bool = False, **how: Any) -> Any:
-        """Call the implementation's, which need not know of tf32."""
-        if self._takes_tf32:
-            how["allow_tf32"] = allow_tf32
-        return self._implementation.forward(*args, **how)
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._implementation, name)
+        """Return the implementation's, whose functions need not know of tf32."""
+        theirs = getattr(self._implementation, name)
+        if self._takes_tf32 or name not in self._wanted:
+            return theirs
+
+        def without_tf32(*args: Any, allow_tf32: bool = False, **how: Any) -> Any:
+            return theirs(*args, **how)
+
+        return without_tf32
 
 
 class _With:

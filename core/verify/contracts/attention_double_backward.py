@@ -43,7 +43,7 @@ CONTRACT = Contract(
         *(
             Case(
                 dtype=("float32", "bfloat16", "float16")[i % 3],
-                heads=2,
+                heads=1 + i % 2,
                 groups=1 + i % 2,
                 seqlen_q=tile.block_m + 1,
                 seqlen_k=2 * tile.block_n + 1,
