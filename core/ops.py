@@ -22,6 +22,7 @@ import numpy as np
 
 OPERATORS = (
     "attention",
+    "attention_double_backward",
     "multi_head_attention",
     "merge_attention",
     "attention_weights",

@@ -48,6 +48,8 @@ from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
 
+MOST_SUMMED = 256  # features of dq, dk and dv that a program of backward sums
+
 
 class Cache(NamedTuple):
     """What `backward` needs; `lse` (B, H, M) is float32, the natural logarithm."""
@@ -125,7 +127,7 @@ def forward_kernel(
             else:
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
-                    query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                    query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
@@ -192,8 +194,9 @@ def forward(
     tile = tile or _tile("forward", cache)
     sequences, longest_q, _ = _sizes(cache)
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
-        call(q, k, v, scale, options), out, lse, out.stride(), **_constants(cache, tile)
-    )
+        call(q, k, v, scale, options), out, lse, out.stride(),
+        BLOCK_D=padded(D), **_constants(cache, tile),
+    )  # fmt: skip
     return out, cache
 
 
@@ -232,13 +235,15 @@ def backward(
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
     inputs = (call(q, k, v, cache.softmax_scale, options), dout, cache.lse, delta)
-    dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K,)](
+    summed = min(padded(D), MOST_SUMMED)
+    slices = triton.cdiv(D, summed)
+    dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
         *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
-        SCORE_SLOPE=derivative, **_constants(cache, over_keys),
+        SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_keys),
     )  # fmt: skip
-    dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H,)](
+    dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H, slices)](
         *inputs, grads.dq, dout.stride(), grads.dq.stride(),
-        SCORE_SLOPE=derivative, **_constants(cache, over_queries),
+        SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
     )  # fmt: skip
     if options.bias is not None:
         grads = grads._replace(dbias=_dbias(inputs, cache, over_queries))
@@ -320,12 +325,16 @@ def _tile(kernel: str, cache: Cache) -> Tile:
 def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
     """Return the arguments that the kernels share beside the `Call`: dropout, variants, tile."""
     options = cache.options
+    return {**draws(options), **constants(cache.q, options, cache.allow_tf32, tile)}
+
+
+def draws(options: Options) -> dict[str, object]:
+    """Return the arguments of whatever draws the dropout mask."""
     return {
         "seed": options.seed,
         "threshold": dropout.threshold(options.dropout_p),
         "dropout_scale": dropout.scale(options.dropout_p),
         "DROPOUT": options.dropout_p > 0.0,
-        **constants(cache.q, options, cache.allow_tf32, tile),
     }
 
 
@@ -338,7 +347,6 @@ def constants(q: torch.Tensor, options: Options, allow_tf32: bool, tile: Tile) -
         "PRECISION": float32_products(allow_tf32),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
-        "BLOCK_D": padded(D),
         "CHUNK_D": tile.chunk_d or padded(D),
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,

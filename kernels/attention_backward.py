@@ -91,7 +91,10 @@ def dk_dv_kernel(
     BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum dk and dv of BLOCK_N keys over all queries; tiles are (keys, queries)."""
+    """Sum BLOCK_D features of dk and dv of BLOCK_N keys over all queries.
+
+    Tiles are (keys, queries).
+    """
     heads = x.H // x.G
     blocks = tl.cdiv(x.longest_k, BLOCK_N)
     bh = tl.program_id(0) // blocks
@@ -103,7 +106,7 @@ def dk_dv_kernel(
             return
     key, q_end, k_end = seq.k_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
     if CHUNK_D == BLOCK_D:
         k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D)  # (BLOCK_N, BLOCK_D)
@@ -135,7 +138,7 @@ def dk_dv_kernel(
                 else:
                     product = products(
                         x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
-                        key, n, k_end, query, tl.trans(m), q_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                        key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
                 p = weights_again(s, lse)
@@ -145,7 +148,7 @@ def dk_dv_kernel(
                 else:
                     dp = products(
                         x.v, x.v_strides, shared, dout_ptr, dout_strides, h, seq.batch,
-                        key, n, k_end, query, tl.trans(m), q_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                        key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 dropped = p
                 if DROPOUT:
@@ -192,7 +195,7 @@ def dq_kernel(
     BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum dq of BLOCK_M queries over the keys they see."""
+    """Sum BLOCK_D features of dq of BLOCK_M queries over the keys they see."""
     block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
     seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
@@ -202,7 +205,7 @@ def dq_kernel(
             return
     query, q_end, k_end = seq.q_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
         q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
@@ -226,7 +229,7 @@ def dq_kernel(
             else:
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
-                    query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                    query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             p = weights_again(s, lse)
@@ -237,7 +240,7 @@ def dq_kernel(
             else:
                 dp = products(
                     dout_ptr, dout_strides, h, x.v, x.v_strides, shared, seq.batch,
-                    query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                    query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)

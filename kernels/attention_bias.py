@@ -39,7 +39,6 @@ def dbias_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient of a tile of the bias."""
@@ -81,14 +80,14 @@ def dbias_kernel(
                     # (5) weights again
                     product = products(
                         x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
-                        query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                        query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
                     p = weights_again(s, lse)
                     # (6) gradient of the weights
                     dp = products(
                         dout_ptr, dout_strides, h, x.v, x.v_strides, h // x.G, seq.batch,
-                        query, m, q_end, key, tl.trans(n), k_end, D, BLOCK_D, CHUNK_D, PRECISION,
+                        query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     if DROPOUT:
                         keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)

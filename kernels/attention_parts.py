@@ -117,14 +117,14 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
 def products(
     x_ptr, x_strides, x_h, y_ptr, y_strides, y_h, b,
     x_first, x_rows, x_length, y_first, y_rows, y_length,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Multiply rows of x by rows of y, CHUNK_D features at a time: registers hold no more of them.
 
     `x_rows` (X, 1) and `y_rows` (Y, 1) are numbers within the tiles; the result is (X, Y).
     """
     acc = tl.zeros([x_rows.shape[0], y_rows.shape[0]], tl.float32)
-    for chunk in range(0, BLOCK_D, CHUNK_D):
+    for chunk in range(0, D, CHUNK_D):
         d = chunk + tl.arange(0, CHUNK_D)[None, :]
         x = load(x_ptr, x_strides, b, x_h, x_first, x_rows, d, x_length, D)  # (X, CHUNK_D)
         y = load(y_ptr, y_strides, b, y_h, y_first, y_rows, d, y_length, D)  # (Y, CHUNK_D)

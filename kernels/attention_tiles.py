@@ -93,8 +93,9 @@ AMD: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(64, 64, 4, 1),
     ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
 }
-# Rows that do not begin at multiples of 16 elements have an address for each element: what none of
-# the kernels spills on any GPU, by bytes of an element and padded head_dim.
+# Rows that do not begin at multiples of 16 elements have an address for each element, and 512
+# features fill the registers: what none of the kernels spills on any GPU, by bytes of an element
+# and padded head_dim.
 UNALIGNED: dict[tuple[int, int], Tile] = {
     (2, 16): Tile(32, 16, 8, 1),
     (2, 32): Tile(32, 16, 8, 1),
@@ -106,6 +107,8 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
     (4, 64): Tile(32, 16, 8, 1, 32),
     (4, 128): Tile(16, 16, 8, 1, 32),
     (4, 256): Tile(16, 16, 8, 1, 16),
+    (2, 512): Tile(16, 16, 8, 1, 32),
+    (4, 512): Tile(16, 16, 8, 1, 16),
 }
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -146,7 +149,7 @@ def choose_tile(
 
     `aligned` is what the function of this name says of the strides.
     """
-    if not aligned:
+    if not aligned or head_dim > 256:
         return UNALIGNED[min(element_size, 4), padded(head_dim)]
     key = (kernel, min(element_size, 4), padded(head_dim))
     first = AMD if amd else MASKED if masked else DROPOUT if dropout else TILES

@@ -35,7 +35,7 @@ from twofold.kernels.attention_parts import (
     tile_start,
     tiles_seen,
 )
-from twofold.kernels.attention_tiles import Tile, aligned
+from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.kernels.attention_weights_tiles import choose_tile
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
@@ -55,7 +55,6 @@ def weights_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Write the weights of BLOCK_M queries, R of them from `first_row` on, for BLOCK_N keys."""
@@ -76,7 +75,7 @@ def weights_kernel(
         # (1) scores
         product = products(
             x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
-            first, m, end_row, start, tl.trans(n), seq.present, D, BLOCK_D, CHUNK_D, PRECISION,
+            first, m, end_row, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
         )  # (BLOCK_M, BLOCK_N)  # fmt: skip
         s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
         # (2) weights
@@ -130,7 +129,7 @@ def received_kernel(
             else:
                 product = products(
                     x.k, x.k_strides, shared, x.q, x.q_strides, h, b,
-                    first, n, seq.present, start, tl.trans(m), x.M, D, BLOCK_D, CHUNK_D, PRECISION,
+                    first, n, seq.present, start, tl.trans(m), x.M, D, CHUNK_D, PRECISION,
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights
@@ -215,7 +214,7 @@ def received(
     tile = tile or _tile(q, k)
     received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](
         call(q, k, None, _scale(q, options), options), lse.float().contiguous(), out,
-        **constants(q, options, allow_tf32, tile),
+        BLOCK_D=padded(q.shape[-1]), **constants(q, options, allow_tf32, tile),
     )  # fmt: skip
     return out
 

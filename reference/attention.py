@@ -64,7 +64,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     checks.floating(q=q, k=k, v=v, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
-    checks.require(D <= 256, "q.shape[-1]", D, "at most 256")
+    checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
     checks.shape("k", k, (B, "K", "N", D))
     K, N = int(k.shape[1]), int(k.shape[2])
     checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
@@ -112,7 +112,7 @@ def forward(
     """Let every query gather the values of the keys it attends to.
 
     Args:
-        q: (B, H, M, D), floating, D ≤ 256.
+        q: (B, H, M, D), floating, D ≤ 512.
         k, v: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k and v
             (grouped-query attention; multi-query where K = 1).
         softmax_scale: multiplies the products; 1/√D by default.

@@ -170,9 +170,9 @@ def test_both_sides_refuse_bad_input(both_refuse, arguments, error, words):
     both_refuse("attention", {"q": q, "k": kv, "v": kv} | arguments, error, words)
 
 
-def test_head_dim_above_256_is_refused(both_refuse):
-    wide = dict.fromkeys("qkv", np.ones((1, 1, 1, 257)))
-    both_refuse("attention", wide, ValueError, "q.shape[-1] is 257; it must be at most 256")
+def test_head_dim_above_512_is_refused(both_refuse):
+    wide = dict.fromkeys("qkv", np.ones((1, 1, 1, 513)))
+    both_refuse("attention", wide, ValueError, "q.shape[-1] is 513; it must be at most 512")
 
 
 PACKED = {"cu_seqlens_q": [0, 2, 6], "cu_seqlens_k": [0, 7, 7]}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from allocated import Largest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from twofold.core.verify import attention_bound, claims
 from twofold.core.verify.contract import hold
@@ -91,19 +91,6 @@ def test_a_users_function_of_the_scores_has_a_contract(triton, name, dtype):
             score_mod=scoring, **extra,
         )  # fmt: skip
         hold(mine, triton, case, ())
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the most elements of any floating storage that is made or viewed within it."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.is_floating_point():
-            elements = result.untyped_storage().nbytes() // result.element_size()
-            self.elements = max(self.elements, elements)
-        return result
 
 
 @pytest.mark.parametrize("feature", [f for f in FEATURES if f not in ("bias of a head", "mask")])

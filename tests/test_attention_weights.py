@@ -8,9 +8,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from allocated import Largest
 from faulty import faulty, plus, scaled
 from hypothesis import given
-from test_attention_features import Largest
 
 from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, compare, judge, subject

@@ -35,6 +35,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"batch": 2, "seqlen_q": 67, "seqlen_k": 130, "head_dim": 64, "key_lengths": True},
         {"seqlen_q": 129, "seqlen_k": 1000, "head_dim": 16},
     ),
+    "attention_double_backward": (
+        {"seqlen_q": 1, "seqlen_k": 1, "head_dim": 1, "dlse": True},
+        {"batch": 2, "seqlen_q": 5, "seqlen_k": 7, "head_dim": 3, "mask": "MN"},
+        {"heads": 2, "groups": 2, "seqlen_q": 17, "seqlen_k": 16, "causal": True, "dlse": True},
+        {"seqlen_q": 33, "seqlen_k": 65, "head_dim": 31, "dropout_p": 0.25},
+        {"batch": 2, "seqlen_q": 19, "seqlen_k": 37, "head_dim": 64, "key_lengths": True},
+        {"seqlen_q": 17, "seqlen_k": 300, "head_dim": 16},
+    ),
     "multi_head_attention": (
         {"heads": 1, "seqlen_q": 1, "head_dim": 1},
         {"seqlen_q": 5, "head_dim": 3, "bias": False},

@@ -112,6 +112,7 @@ CONTRACT = Contract(
             )
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
+        Case(seqlen_q=17, seqlen_k=19, head_dim=300, causal=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
@@ -164,6 +165,7 @@ CONTRACT = Contract(
                 (("bfloat16", False, (EVERYTHING,)), ("float32", False, (EVERYTHING,))),
             ),
             ((64, 128, 256), (("bfloat16", False, (PACKED,)), ("float32", False, (PACKED,)))),
+            ((512,), (("bfloat16", False, (EVERYTHING,)), ("float32", False, (SCORES, PACKED)))),
         )
         for head_dim in head_dims
         for dtype, allow_tf32, variants in precisions

@@ -11,13 +11,18 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
-from twofold.core.verify.faults import attention, inputs, layers
+from twofold.core.verify.faults import around_attention, attention, inputs, layers
 from twofold.core.verify.faults.entry import Fault
 from twofold.core.verify.mutation import Mutant
 
 __all__ = ["CATALOGUE", "Fault", "mutants", "stale"]
 
-CATALOGUE: tuple[Fault, ...] = (*attention.FAULTS, *inputs.FAULTS, *layers.FAULTS)
+CATALOGUE: tuple[Fault, ...] = (
+    *attention.FAULTS,
+    *around_attention.FAULTS,
+    *inputs.FAULTS,
+    *layers.FAULTS,
+)
 KIND = "catalogue"
 
 

@@ -1,0 +1,117 @@
+r"""How far a kernel may be from the backward of attention's backward, derived.
+
+Running error analysis (`rounding.Approx`) of the kernel's steps (5)–(15), in its own order; E with
+an index is what a number is off by, u and the other constants are those of `rounding.Machine`.
+
+(5) P = exp2(t − lse·log₂e) with the scores t of `attention_problem` and lse as forward stored it:
+    E_t and E_lse are those of attention (`attention_bound`, steps (1) to (3)), so that whatever lse
+    is off by is in P, and P is step (5) there.
+(6) dP and (10) G and E are products on the matrix unit; G is the sum of two, times a scale.
+(7) Δ = ΣP∘dP − dlse, (11) g = ΣP∘G, (13) c = Σ(P∘(dP − Δ)∘G + P∘X∘E) − g·dlse are float32 sums, in
+    any order, of numbers that were never cast. Unlike backward's, which is made of the stored
+    output, Δ has no cast in it, and needs no analysis of its own.
+    Nothing is said of c beyond its formula: Δ's error moves c by E_Δ·Σ P|G|, which is u-sized, as
+    E_Δ is. Centred, dP − Δ keeps that sum free of cancellation of large sums: its rounding is
+    u·Σ P|dP − Δ||G|, not u·Σ P|dP||G|.
+(12) R and (14) T are products of differences, each with its rounding; dS, R, T and P∘X are cast to
+    the storage dtype before they are multiplied.
+(15) What is summed on the matrix unit is one sum: dq of the 2N products of (T, dS) with (k, ddk),
+    dk of 2·G·M, ddout of 2N, dv of G·M. The scale and the cast of the result round.
+
+A pair that does not take part is exact: no error. Where Δ, g or c have no bound, a number passed
+the largest, and 0·∞ is no number: of all that such a query takes part in nothing is claimed.
+
+In the probabilistic bound the casts of dS, R, T and P∘X are fresh in the sums of (15), and float32
+sums have √n for n; the rest is as above.
+
+`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from twofold.core.verify.attention_bound import Forward, dropped, partnered
+from twofold.core.verify.attention_problem import Problem, apart, exp2, folded, together
+from twofold.core.verify.rounding import Approx, machine, matmul
+
+
+class Backward(NamedTuple):
+    """The gradients, with their bounds."""
+
+    dq: Approx
+    dk: Approx
+    dv: Approx
+    ddout: Approx
+    ddlse: Approx  # (B, H, M)
+
+
+def backward(
+    x: Problem, forward: Forward, ddq: Approx, ddk: Approx, ddv: Approx, dout: Approx, dlse: Approx
+) -> Backward:
+    """Bound the gradients; `dlse` is (B, H, M, 1)."""
+    on, live, kept = x.q.on, x.live, x.kept
+
+    def pairs(a: Approx, b: Approx) -> Approx:
+        """Multiply (B, H, M, D) and (B, K, N, D) to (B, H, M, N)."""
+        return apart(matmul(together(a, x), b.mT), x)
+
+    with np.errstate(all="ignore"):
+        # (5) weights again
+        lse = forward.lse.where(np.isfinite(forward.lse.value))
+        p = exp2(forward.t - lse * folded(1.0, on)).where(live)  # (B, H, M, N)
+        weights = (p * dropped(x)).where(kept)
+        # (6) gradient of the weights
+        dp = (pairs(dout, x.v) * dropped(x)).where(kept)
+        # (7) what the normalisation takes away
+        delta = (p * dp).where(live).sum(-1, keepdims=True) - dlse  # (B, H, M, 1)
+        # (8) gradient of the scores, in backward
+        centred = dp - delta
+        ds = (p * centred).where(live)
+        # (10) gradients of dS and of the dropped weights
+        gs = (pairs(ddq, x.k) + pairs(x.q, ddk)) * x.scale
+        e = (weights * pairs(dout, ddv)).where(kept)
+        # (11) gradient of lse's gradient
+        g = (p * gs).where(live).sum(-1, keepdims=True)
+        # (12) gradient of the weights' gradient
+        away = gs - g
+        r = (weights * away).where(kept)
+        # (13) what the normalisation takes away
+        c = (ds * gs + e).where(live).sum(-1, keepdims=True) - g * dlse
+        # (14) gradient of the scores
+        t = (p * (centred * away - c) + e).where(live)
+        lost = ~(np.isfinite(delta.error) & np.isfinite(g.error) & np.isfinite(c.error))
+        for a in (ds, r, t):
+            a.error[np.broadcast_to(lost, a.error.shape)] = np.inf
+        # (15) gradients of the inputs
+        taking, keeping = live | lost, kept | lost
+        ds, t = (together(a.stored().where(taking), x) for a in (ds, t))  # (B, K, G·M, N)
+        r, weights = (together(a.stored().where(keeping), x) for a in (r, weights))
+        q, ddq, dout = (together(a, x) for a in (x.q, ddq, dout))
+        dq = apart(matmul(beside(t, ds), beside(x.k.mT, ddk.mT).mT), x) * x.scale
+        dk = matmul(beside(t.mT, ds.mT), beside(q.mT, ddq.mT).mT) * x.scale
+        dv = matmul(r.mT, dout)
+        ddout = apart(matmul(beside(r, weights), beside(x.v.mT, ddv.mT).mT), x)
+    attending, weighing = (partnered(together(a, x).mT) for a in (taking, keeping))
+    statistics = machine("float64" if on.storage == "float64" else "float32")
+    return Backward(
+        dq.returned().where(partnered(taking)),
+        dk.returned().where(attending),
+        dv.returned().where(weighing),
+        ddout.returned().where(partnered(keeping)),
+        Approx(g.value, g.error, statistics).returned()[..., 0],
+    )
+
+
+def beside(a: Approx, b: Approx) -> Approx:
+    """Put the columns of one matrix after those of another."""
+    fresh = None
+    if a.fresh is not None or b.fresh is not None:
+        none = (np.zeros_like(a.value), np.zeros_like(b.value))
+        fresh = np.concatenate(
+            [z if y.fresh is None else y.fresh for y, z in zip((a, b), none, strict=True)], -1
+        )
+    value, error = (np.concatenate(z, -1) for z in ((a.value, b.value), (a.error, b.error)))
+    return Approx(value, error, a.on, fresh)

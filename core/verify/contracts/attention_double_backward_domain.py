@@ -1,0 +1,103 @@
+"""The domain of attention's double backward: cases, inputs, how a side runs them, what is true.
+
+A case is one of attention (`attention_domain`) without what is refused: softcap, functions of
+the scores, packed sequences; its inputs have the gradients of dq, dk and dv beside them. The bound is
+`attention_double_backward_bound`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contracts import attention_domain
+from twofold.core.verify.contracts import attention_double_backward_bound as bound
+from twofold.core.verify.contracts.attention_domain import Case, place, placed, problem, small
+from twofold.core.verify.rounding import Approx, exact
+from twofold.kernels.attention_double_backward_tiles import ENTRIES
+
+__all__ = ["Case", "Inputs", "cases", "inputs", "run", "small", "truth"]
+
+Array = domains.Array
+
+
+class Inputs(NamedTuple):
+    """The inputs of the call of attention, and the gradients of its gradients."""
+
+    call: attention_domain.Inputs
+    ddq: Array
+    ddk: Array
+    ddv: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    call, rng = attention_domain.inputs(case), np.random.default_rng((case.seed, 1))
+    drawn = (domains.draw(rng, x.shape, "unit", case.dtype) for x in (call.q, call.k, call.v))
+    return Inputs(call, *drawn)
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
+    forward: dict[str, Any] = {}
+    backward: dict[str, Any] = {}
+    if side.name != "reference":
+        forward["allow_tf32"] = case.allow_tf32
+        if case.tile is not None:
+            backward["tile"] = ENTRIES[case.tile][1]
+    call = given.call
+    _, cache = side.attention.forward(
+        *(place(side, x, case) for x in (call.q, call.k, call.v)),
+        **placed(side, case, call)._asdict(),
+        **forward,
+    )
+    dlse = None
+    if call.dlse is not None:
+        dlse = side.asarray(call.dlse, attention_domain.statistics(case))
+    gradients = side.attention_double_backward.backward(
+        *(place(side, x, case) for x in (*given[1:], call.dout)), cache, dlse, **backward
+    )
+    return {n: x for n, x in gradients._asdict().items() if x is not None}
+
+
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
+    """Return the outputs with their bounds."""
+    given = given or inputs(case)
+    call = given.call
+    x = problem(case, call)
+    dlse = np.zeros(call.q.shape[:-1]) if call.dlse is None else call.dlse
+    second = (exact(a, x.q.on) for a in (*given[1:], call.dout, dlse[..., None]))
+    found = bound.backward(x, attention_bound.forward(x), *second)._asdict()
+    return {n: a for n, a in found.items() if n != "ddlse" or call.dlse is not None}
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    heads = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3))
+    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
+    maybe_axes = st.sampled_from([None, None, *attention_domain.MASKS])
+    return attention_domain.calls(
+        heads=st.sampled_from(heads),
+        causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
+        window_size=st.one_of(st.none(), window),
+        alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
+        bias=maybe_axes,
+        sinks=st.booleans(),
+    ).map(affordable)
+
+
+def affordable(case: Case) -> Case:
+    """Return the case cut down to a size that the interpreter can pay for: 24 products a pair."""
+    return replace(
+        case,
+        packed=False,
+        seqlen_q=min(case.seqlen_q, 37),
+        seqlen_k=min(case.seqlen_k, 43),
+        head_dim=min(case.head_dim, 256 // (case.batch * case.heads)),
+    )

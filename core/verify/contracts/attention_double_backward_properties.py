@@ -1,0 +1,283 @@
+"""What is true of any backward of attention's backward: claims that need no reference.
+
+With u = (ddq, ddk, ddv) the gradients of q, k and v are H·u, H the Hessian of F = ⟨out, dout⟩ +
+⟨lse, dlse⟩, and those of dout and dlse the derivatives of out and lse along u. What F does not
+notice, H does not either. How far apart two results may be is the derived bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Inapplicable, Outputs, Property, Subject
+from twofold.core.verify.contracts.attention_domain import scale
+from twofold.core.verify.contracts.attention_double_backward_domain import (
+    Case,
+    Inputs,
+    inputs,
+    truth,
+)
+from twofold.core.verify.contracts.attention_sample import bare, full_live, plain, unmasked
+from twofold.core.verify.rounding import Approx, Array, machine
+from twofold.kernels.attention_double_backward_tiles import ENTRIES
+
+OF_QUERIES = ("dq", "ddout", "ddlse")
+GIVEN = ("ddq", "ddk", "ddv")  # and in this order dq, dk, dv are of q, k, v
+
+
+def within_zero(found: Outputs, bounds: Mapping[str, Approx], names: tuple[str, ...]) -> None:
+    """Raise unless these outputs are 0 within their bounds."""
+    for name in names:
+        bound = bounds[name]
+        claims.within(name, found[name], replace(bound, value=np.zeros_like(bound.value)))
+
+
+def zero_cotangents(subject: Subject, case: Case) -> None:
+    """Nothing comes of nothing."""
+    given = inputs(case)
+    zeros = given._replace(**{name: np.zeros_like(getattr(given, name)) for name in GIVEN})
+    for name, x in subject.compute(case, zeros).items():
+        assert (x == 0).all(), f"{name} of zeros"
+
+
+def powers_of_two(subject: Subject, case: Case) -> None:
+    """All is linear in the cotangents, and a power of two passes exactly."""
+    if case.dtype == "float16":
+        raise Inapplicable("a float16 over- and underflows")
+    case = replace(case, magnitude="unit", logits=min(case.logits, 1.0))
+    given = inputs(case)
+    larger = given._replace(**{name: 4 * getattr(given, name) for name in GIVEN})
+    before = {name: 4 * x for name, x in subject.compute(case, given).items()}
+    claims.same_bits(before, subject.compute(case, larger), "with all cotangents 4 times as large")
+
+
+def parts(subject: Subject, case: Case) -> None:
+    """What comes of ddq, ddk and ddv one by one adds up to what comes of all."""
+    given = inputs(case)
+    whole, bounds = subject.compute(case, given), truth(case, given)
+    zeros = {name: np.zeros_like(getattr(given, name)) for name in GIVEN}
+    alone = [given._replace(**{**zeros, name: getattr(given, name)}) for name in GIVEN]
+    found = [subject.compute(case, one) for one in alone]
+    errors = [truth(case, one) for one in alone]
+    for name, x in whole.items():
+        total = np.sum([part[name].astype(np.float64) for part in found], axis=0)
+        error = bounds[name].error + sum(part[name].error for part in errors)
+        claims.within(name, x, Approx(total, error, bounds[name].on), "not the sum of its parts:")
+
+
+def permuted_heads(subject: Subject, case: Case) -> None:
+    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
+    case = replace(bare(case), dlse=case.dlse)  # a dropout mask belongs to its place
+    given = inputs(case)
+
+    def turned(x: Array | None, axes: int = 2) -> Any:
+        return None if x is None else np.flip(x, tuple(range(axes)))
+
+    call = given.call
+    other = Inputs(
+        call._replace(
+            **{n: turned(getattr(call, n)) for n in ("q", "k", "v", "dout", "dlse")},
+            mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
+            key_lengths=turned(call.key_lengths, 1),
+        ),
+        *(turned(x) for x in given[1:]),
+    )
+    backwards = {name: turned(x) for name, x in subject.compute(case, other).items()}
+    what = "with batches and heads in reverse"
+    claims.same_bits(subject.compute(case, given), backwards, what)
+
+
+def repeated_heads(subject: Subject, case: Case) -> None:
+    """Heads that share keys are heads whose keys are equal; dk and dv are sums over them."""
+    shared = replace(bare(case), heads=2, groups=2, dlse=case.dlse)
+    own = replace(shared, groups=1)
+    given = inputs(shared)
+    call = given.call
+    twice = {n: np.repeat(getattr(call, n), 2, axis=1) for n in ("k", "v")}
+    ddk, ddv = (np.repeat(x, 2, axis=1) for x in (given.ddk, given.ddv))
+    other = Inputs(call._replace(**twice), given.ddq, ddk, ddv)
+    first, second = subject.compute(shared, given), subject.compute(own, other)
+    bounds, others = truth(shared, given), truth(own, other)
+    for name in bounds.keys() & set(OF_QUERIES):
+        claims.agree(name, first[name], second[name], bounds[name], "with keys of its own")
+    for name in ("dk", "dv"):
+        total = second[name].astype(np.float64).sum(1, keepdims=True)
+        error = bounds[name].error + others[name].error.sum(1, keepdims=True)
+        claims.within(name, first[name], Approx(total, error, bounds[name].on), "of two heads")
+
+
+def symmetry(subject: Subject, case: Case) -> None:
+    """A Hessian is symmetric: ⟨H·u, w⟩ = ⟨u, H·w⟩."""
+    given, rng = inputs(case), np.random.default_rng((case.seed, 2))
+    drawn = (domains.draw(rng, x.shape, "unit", case.dtype) for x in given[1:])
+    other = Inputs(given.call, *drawn)
+    sides = []
+    for one, along in ((given, other), (other, given)):
+        found, bounds = subject.compute(case, one), truth(case, one)
+        gradients = [found[name] for name in ("dq", "dk", "dv")]
+        errors = [bounds[name].error for name in ("dq", "dk", "dv")]
+        sides.append((joined(gradients), joined(along[1:]), joined(errors)))
+    claims.products("⟨H·u, w⟩ is not ⟨u, H·w⟩", *sides)
+
+
+def joined(arrays: Any) -> Array:
+    """Put all elements of some arrays into one row."""
+    return np.concatenate([np.ravel(x) for x in arrays])
+
+
+def moved_keys(subject: Subject, case: Case) -> None:
+    """A vector added to all keys changes no output, so along it nothing changes at all."""
+    case, given = invariant(case)
+    same = np.broadcast_to(given.ddk[:, :, :1], given.ddk.shape)
+    along = Inputs(given.call, np.zeros_like(given.ddq), same, np.zeros_like(given.ddv))
+    names = ("dq", "dk", "dv", "ddout")
+    within_zero(subject.compute(case, along), truth(case, along), names)
+
+
+def moved_values(subject: Subject, case: Case) -> None:
+    """A vector added to all values moves every output by it, and changes no gradient."""
+    case, given = invariant(case)
+    same = np.broadcast_to(given.ddv[:, :, :1], given.ddv.shape)
+    along = Inputs(given.call, np.zeros_like(given.ddq), np.zeros_like(given.ddk), same)
+    found, bounds = subject.compute(case, along), truth(case, along)
+    within_zero(found, bounds, ("dq", "dk", "dv"))
+    live = full_live(case, given.call).any(-1, keepdims=True)
+    moved = np.where(live, same[:, :, :1], 0.0)
+    claims.within("ddout", found["ddout"], replace(bounds["ddout"], value=moved))
+
+
+def gradient_sums(subject: Subject, case: Case) -> None:
+    """Σ dk = Σ dv = 0 over the keys; ⟨v, dv⟩ = ⟨dout, ddout⟩ and ⟨q, dq⟩ = ⟨k, dk⟩ where they must.
+
+    F notices no vector added to all keys, and one added to all values by a constant. Without ddv
+    both dv and ddout are of R alone; F knows q and k only by their products.
+    """
+    case, given = invariant(case)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    for name in ("dk", "dv"):
+        x = found[name].astype(np.float64)
+        error = bounds[name].error.sum(-2) + 2.0**-50 * x.shape[-2] * np.abs(x).sum(-2)
+        total = Approx(np.zeros_like(error), error, machine("float64"))
+        claims.within(f"Σ {name}", x.sum(-2), total)
+    one = given._replace(ddv=np.zeros_like(given.ddv))
+    found, bounds = subject.compute(case, one), truth(case, one)
+    claims.products(
+        "⟨v, dv⟩ is not ⟨dout, ddout⟩",
+        (found["dv"], one.call.v, bounds["dv"].error),
+        (found["ddout"], one.call.dout, bounds["ddout"].error),
+    )
+    one = given._replace(ddq=np.zeros_like(given.ddq), ddk=np.zeros_like(given.ddk))
+    found, bounds = subject.compute(case, one), truth(case, one)
+    claims.products(
+        "⟨q, dq⟩ is not ⟨k, dk⟩",
+        (found["dq"], one.call.q, bounds["dq"].error),
+        (found["dk"], one.call.k, bounds["dk"].error),
+    )
+
+
+def invariant(case: Case) -> tuple[Case, Inputs]:
+    """Return a case of products alone, without a gradient of lse, and its inputs."""
+    case = bare(case)
+    return case, inputs(case)
+
+
+def single_key(subject: Subject, case: Case) -> None:
+    """With one key out = v and lse is the score: only lse's second derivatives are there."""
+    case = replace(unmasked(case), seqlen_k=1, dlse=True)
+    given = inputs(case)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    call, by = given.call, scale(case)
+    ds = by * np.asarray(call.dlse)[..., None]  # (B, H, M, 1)
+    values = {
+        "dq": ds * given.ddk,
+        "dk": (ds * given.ddq).sum(-2, keepdims=True),
+        "dv": np.zeros(call.v.shape),
+        "ddout": np.broadcast_to(given.ddv, call.q.shape),
+        "ddlse": by * (given.ddq * call.k + call.q * given.ddk).sum(-1),
+    }
+    for name, value in values.items():
+        claims.within(name, found[name], replace(bounds[name], value=value), "of one key")
+
+
+def masked_rows(subject: Subject, case: Case) -> None:
+    """A query without keys has gradients 0, and so has a key without queries."""
+    case = replace(case, groups=1)
+    given = inputs(case)
+    found, live = subject.compute(case, given), full_live(case, given.call)
+    for name, x in found.items():
+        none = ~live.any(-1 if name in OF_QUERIES else -2)
+        assert (x[none] == 0.0).all(), f"{name} where nothing is attended"
+
+
+def other_strides(subject: Subject, case: Case) -> None:
+    """However the inputs lie in memory, the results are within the bound of one truth."""
+    layout = "contiguous" if case.layout != "contiguous" else "heads inside"
+    agreeing(subject, case, replace(case, layout=layout), f"laid out {layout}")
+
+
+def other_tiles(subject: Subject, case: Case) -> None:
+    """Another tile of the table is as good: both results are within the bound of one truth."""
+    other = replace(case, tile=case.seed % len(ENTRIES))
+    agreeing(subject, case, other, f"with {ENTRIES[other.tile or 0][1]}")
+
+
+def agreeing(subject: Subject, case: Case, other: Case, what: str) -> None:
+    """Raise unless two cases of one truth give results that may be of one truth."""
+    given = inputs(case)
+    first, second = subject.compute(case, given), subject.compute(other, given)
+    for name, bound in truth(case, given).items():
+        claims.agree(name, first[name], second[name], bound, what)
+
+
+def reordered_keys(subject: Subject, case: Case) -> None:
+    """A softmax does not know the order of its keys: reversed, they give the same."""
+    case = replace(unmasked(case), dlse=case.dlse)
+    given = inputs(case)
+    call, ddk, ddv = given.call, given.ddk[:, :, ::-1], given.ddv[:, :, ::-1]
+    turned = call._replace(k=call.k[:, :, ::-1], v=call.v[:, :, ::-1])
+    first = subject.compute(case, given)
+    second = subject.compute(case, Inputs(turned, given.ddq, ddk, ddv))
+    for name, bound in truth(case, given).items():
+        x = second[name] if name in OF_QUERIES else second[name][:, :, ::-1]
+        claims.agree(name, first[name], x, bound, "with the keys in reverse")
+
+
+def causality(subject: Subject, case: Case) -> None:
+    """What the last key holds changes nothing of any query but the last."""
+    case = replace(plain(case), causal=True)
+    given = inputs(case)
+    call = given.call
+    changed = {n: getattr(call, n).copy() for n in ("k", "v")}
+    ddk, ddv = given.ddk.copy(), given.ddv.copy()
+    for x in (*changed.values(), ddk, ddv):
+        x[..., -1, :] *= -1
+    first = subject.compute(case, given)
+    second = subject.compute(case, Inputs(call._replace(**changed), given.ddq, ddk, ddv))
+    for name in OF_QUERIES:
+        if name in first:
+            one, other = (x[name][:, :, : case.seqlen_q - 1] for x in (first, second))
+            assert np.array_equal(one, other, equal_nan=True), f"{name} sees a later key"
+
+
+PROPERTIES: Mapping[str, Property] = {
+    "zero cotangents": zero_cotangents,
+    "powers of two": powers_of_two,
+    "parts": parts,
+    "permuted heads": permuted_heads,
+    "repeated heads": repeated_heads,
+    "symmetry": symmetry,
+    "moved keys": moved_keys,
+    "moved values": moved_values,
+    "gradient sums": gradient_sums,
+    "single key": single_key,
+    "masked rows": masked_rows,
+    "other strides": other_strides,
+    "other tiles": other_tiles,
+    "reordered keys": reordered_keys,
+    "causality": causality,
+}

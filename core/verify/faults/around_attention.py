@@ -1,0 +1,320 @@
+"""Faults of what stands around attention: heads, merging, weights, decoding, double backward."""
+
+from __future__ import annotations
+
+from twofold.core.verify.faults.entry import Row, of
+
+HEADS = "kernels/multi_head_attention.py"
+WEIGHTS, WEIGHTS_REFERENCE = "kernels/attention_weights.py", "reference/attention_weights.py"
+DOUBLE, DOUBLE_REFERENCE = (
+    "kernels/attention_double_backward.py",
+    "reference/attention_double_backward.py",
+)
+MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
+DECODE, DECODE_REFERENCE = "kernels/attention_decode.py", "reference/attention_decode.py"
+
+_HEADS: tuple[Row, ...] = (
+    (
+        HEADS, "the gradients are not turned back", "",
+        ("positions.backward(dq, dk, cache.rotary, into=(dq, dk))",
+         "positions.backward(dq, dk, cache.rotary)"),
+    ),
+    (
+        HEADS, "q, k and v lie side by side in every head", "",
+        (
+            "packed.view(B, L, parts, num_heads, -1).permute(2, 0, 3, 1, 4)",
+            "packed.view(B, L, num_heads, parts, -1).permute(3, 0, 2, 1, 4)",
+        ),
+    ),
+    (
+        HEADS, "the context's keys have the queries' bias", "",
+        ("(b_qkv[:E], b_qkv[E:])", "(b_qkv[:E], b_qkv[: 2 * E])"),
+    ),
+    (
+        HEADS, "only queries are turned", "",
+        ("(q, k), rotary_cache = positions", "(q, _), rotary_cache = positions"),
+    ),
+    (
+        HEADS, "attention has tf32 though nobody allowed it", "",
+        ("seed=seed,\n        allow_tf32=allow_tf32", "seed=seed,\n        allow_tf32=True"),
+    ),
+    (
+        HEADS, "a context is not padded by key_lengths", "",
+        ("key_lengths=key_lengths,", "key_lengths=key_lengths if context is None else None,"),
+    ),
+    (
+        "reference/multi_head_attention.py", "heads are joined without being moved inside", "",
+        ("x.swapaxes(1, 2).reshape(B, L, H * D)", "x.reshape(B, L, H * D)"),
+    ),
+    (
+        "reference/multi_head_attention.py", "the gradients are not turned back", "",
+        ("dq, dk = rotary_backward(dq, dk, cache.rotary)", "pass"),
+    ),
+)  # fmt: skip
+
+_MERGE: tuple[Row, ...] = (
+    (
+        MERGE, "where all parts are −∞ the result is NaN", "flashinfer#4051",
+        ('    top = tl.where(top == -float("inf"), 0.0, top)\n', ""),
+    ),
+    (
+        MERGE, "what a part that attended nothing holds is multiplied by 0", "vllm#39148",
+        ('read = (lse > -float("inf"))[:, None] & columns', "read = inside[:, None] & columns"),
+    ),
+    (
+        MERGE, "lse is in base 2", "vllm#28840",
+        ("top + tl.log(", "top + tl.log2("),
+    ),
+    (
+        MERGE, "lses are taken for base 2", "vllm#28840",
+        ("return tl.exp(lse - top), out", "return tl.exp2(lse - top), out"),
+    ),
+    (
+        MERGE, "lse is +∞ where nothing is attended", "flash-attention#978",
+        ('lse = tl.where(empty, -float("inf"),', 'lse = tl.where(empty, float("inf"),'),
+    ),
+    (
+        MERGE, "the maximum is of the first parts alone", "",
+        ("for start in range(0, S, BLOCK_S):", "for start in range(0, 1, BLOCK_S):"),
+    ),
+    (
+        MERGE, "the maximum is not subtracted", "",
+        ('top = tl.where(top == -float("inf"), 0.0, top)', "top = top * 0.0"),
+    ),
+    (
+        MERGE, "the output is a sum of parts, not a mean", "",
+        ("acc / tl.where(total == 0.0, 1.0, total)[:, None]", "acc"),
+    ),
+    (
+        MERGE, "outputs are summed in the storage dtype", "",
+        (
+            "acc += w[:, None] * out",
+            "acc = (acc + w[:, None] * out).to(outs_at.dtype.element_ty).to(tl.float32)",
+        ),
+    ),
+    (
+        MERGE, "weights are cast before the product", "",
+        (
+            "acc += w[:, None] * out",
+            "acc += w.to(outs_at.dtype.element_ty).to(tl.float32)[:, None] * out",
+        ),
+    ),
+    (
+        MERGE, "the gradient of lse is left out", "",
+        ("HAS_DLSE=dlse is not None", "HAS_DLSE=False"),
+    ),
+    (
+        MERGE, "the gradient of a log-sum-exp forgets the other parts", "",
+        ("dout * (part - out)", "dout * part"),
+    ),
+    (
+        MERGE, "the gradient of a log-sum-exp is of the output as it was stored", "",
+        (
+            "dout * (part - out)",
+            "dout * (part - out.to(douts_ptr.dtype.element_ty).to(tl.float32))",
+        ),
+    ),
+    (
+        MERGE, "the gradient of lse goes to every part alike", "",
+        ("mask=inside, other=0.0)\n    for s", "mask=inside, other=0.0) / S\n    for s"),
+        ("            dlses += dlse\n        tl.store(dlses_ptr + row_at, w * dlses,",
+         "            dlses += 0.0\n        dlses = w * dlses + (dlse if HAS_DLSE else 0.0)\n"
+         "        tl.store(dlses_ptr + row_at, dlses,"),
+    ),
+    (
+        MERGE, "dout is read as if it lay like out", "flash-attention#355",
+        ("lses.stride()[1:], dout.stride(),", "lses.stride()[1:], cache.out.stride(),"),
+    ),
+    (
+        MERGE, "parts are taken to be contiguous", "",
+        ("outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], out.stride(),",
+         "B * H * M * D, B * H * M, outs.stride()[1:], lses.stride()[1:], out.stride(),"),
+    ),
+    (
+        MERGE, "heads and queries change places", "",
+        ("h.to(tl.int64) * strides[1] + m.to(tl.int64) * strides[2]",
+         "m.to(tl.int64) * strides[1] + h.to(tl.int64) * strides[2]"),
+    ),
+    (
+        MERGE_REFERENCE, "the gradient of a log-sum-exp forgets the other parts", "",
+        ("dout, outs - out)", "dout, outs)"),
+    ),
+    (
+        MERGE_REFERENCE, "the gradient of lse is not shared by weight", "",
+        (
+            "        dlses = dlses + dlse\n    return Gradients(douts, w * dlses)",
+            "        dlses = dlses + dlse / np.where(w == 0, 1, w)\n"
+            "    return Gradients(douts, w * dlses)",
+        ),
+    ),
+)  # fmt: skip
+
+_WEIGHTS: tuple[Row, ...] = (
+    (
+        WEIGHTS, "lse is taken for base 2", "vllm#28840",
+        ("weights_again(s, tl.load(lse_ptr + row_at, mask=rows < end_row,",
+         "weights_again(s, 0.6931472 * tl.load(lse_ptr + row_at, mask=rows < end_row,"),
+    ),
+    (
+        WEIGHTS, "queries beyond the last give their attention, too", "exllamav3#316",
+        ('mask=rows < x.M, other=float("inf")', "mask=rows < x.M, other=0.0"),
+    ),
+    (
+        WEIGHTS, "some queries have the numbers of the first", "ffpa-attn#300",
+        ("scores(product, x, b, seq, h, rows, columns, True, SCORE)",
+         "scores(product, x, b, seq, h, rows - first_row, columns, True, SCORE)"),
+    ),
+    (
+        WEIGHTS, "what nobody sees is left as memory had it", "flash-linear-attention#892",
+        ("    tl.store(p_at, p, mask=(rows < end_row)",
+         "    if start < end:\n        tl.store(p_at, p, mask=(rows < end_row)"),
+    ),
+    (
+        WEIGHTS, "all heads read the first head of keys", "attorch#14",
+        ("shared = h // x.G", "shared = h // x.G * 0"),
+    ),
+    (
+        WEIGHTS, "padding keys receive attention", "",
+        ("total = tl.where(columns < seq.present, total, 0.0)", "pass"),
+    ),
+    (
+        WEIGHTS, "lse is read as if it were contiguous", "flash-attention#355",
+        ("lse.float().contiguous(), out,", "lse.float(), out,"),
+    ),
+    (
+        WEIGHTS_REFERENCE, "a query without keys has weights that are no numbers", "cubecl#1070",
+        ("np.where(lse == -np.inf, np.inf, lse)", "lse"),
+    ),
+    (
+        WEIGHTS_REFERENCE, "some queries have the diagonal of the first", "ffpa-attn#300",
+        ("attended(s.shape, options, some.start, M)", "attended(s.shape, options, 0, M)"),
+    ),
+)  # fmt: skip
+
+_DECODE: tuple[Row, ...] = (
+    (
+        DECODE, "the last tile of a part is read past its end", "",
+        ("stop = tl.minimum(begin + split, present)", "stop = present"),
+    ),
+    (
+        DECODE, "a sequence that ends within a part is not merged", "sycl-tla#489",
+        ("tl.cdiv(keys_present(lengths_ptr, b, N), split)",
+         "keys_present(lengths_ptr, b, N) // split"),
+    ),
+    (
+        DECODE, "parts are merged that no program wrote", "triton#4075",
+        (
+            "parts = tl.maximum(tl.cdiv(keys_present(lengths_ptr, b, N), split), 1)",
+            "parts = tl.cdiv(N, split)",
+        ),
+    ),
+    (
+        DECODE, "the number of parts depends on the batch", "flash-attention#2450",
+        ("split = min(split, N)", "split = min(max(1, split // B), N)"),
+    ),
+    (
+        DECODE, "the first page serves all keys of a tile", "",
+        ("(key // pages.size).to(tl.int64)", "(start // pages.size)"),
+    ),
+    (
+        DECODE, "the table is read after the last key", "",
+        (
+            "tl.load(pages.table + page_at, mask=key < end, other=0)",
+            "tl.load(pages.table + page_at)",
+        ),
+    ),
+    (
+        DECODE, "causal is aligned to the capacity", "onnxruntime#28958",
+        ("shift = present - M", "shift = x.N - M"),
+    ),
+    (
+        DECODE, "a window is aligned to the part", "",
+        ("seen(\n        shift + first // x.G, shift + last // x.G,",
+         "seen(\n        stop - M + first // x.G, stop - M + last // x.G,"),
+    ),
+    (
+        DECODE, "every part has the sink", "",
+        ("top = tl.where(part == 0, sink, top)", "top = sink"),
+        ("total = tl.where(part == 0, 1.0, total)", "total += 1.0"),
+    ),
+    (
+        DECODE, "rows of a block are numbered head by head, and stored query by query", "",
+        ("m, h = r // x.G, shared * x.G + r % x.G", "m, h = r % M, shared * x.G + r // M % x.G"),
+    ),
+    (
+        DECODE, "the output of a part is not normalised", "",
+        ("acc / divisor[:, None], mask=written", "acc, mask=written"),
+    ),
+    (
+        DECODE, "partial outputs are in the storage dtype", "",
+        ("outs = torch.empty((S, B, H, M, D), dtype=torch.float32,",
+         "outs = torch.empty((S, B, H, M, D), dtype=q.dtype,"),
+    ),
+    (
+        DECODE, "values lie like keys", "",
+        ("k_cache.stride(), v_cache.stride(),", "k_cache.stride(), k_cache.stride(),"),
+    ),
+    (
+        DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",
+        ("placed(score_mod, b, length - M)", "placed(score_mod, b, N - M)"),
+    ),
+)  # fmt: skip
+
+_DOUBLE: tuple[Row, ...] = (
+    (
+        DOUBLE, "dq forgets that its gradient moves with q, too", "",
+        ("dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)", "dq = dq"),
+    ),
+    (
+        DOUBLE, "R is of the weights before dropout", "",
+        ("r = dropped * away", "r = p * away"),
+    ),
+    (
+        DOUBLE, "E is of the weights before dropout", "",
+        ("- c) + dropped * e", "- c) + p * e"),
+    ),
+    (
+        DOUBLE, "the gradient of lse is left out of c", "",
+        ("c - g * dlse, mask", "c, mask"),
+    ),
+    (
+        DOUBLE, "the gradient of lse is left out of delta", "",
+        ("    delta -= dlse\n", ""),
+    ),
+    (
+        DOUBLE, "what the normalisation takes away of G is left out", "",
+        ("away = gs - g", "away = gs"),
+    ),
+    (
+        DOUBLE, "of the heads that share keys only the first has gradients", "",
+        ("for group in range(x.G):", "for group in range(1):"),
+    ),
+    (
+        DOUBLE, "dk has lost its scale", "flash-attention#2651",
+        ("tl.store(dk_at, (dk * x.softmax_scale)", "tl.store(dk_at, dk"),
+    ),
+    (
+        DOUBLE, "ddk and ddv are read as if they lay like k", "flash-attention#355",
+        (
+            "if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides "
+            "for x in arrays):",
+            "if True:",
+        ),
+    ),
+    (
+        DOUBLE_REFERENCE, "the mean of W is not taken away", "",
+        ("centred * away - c) + dropped", "centred * away) + dropped"),
+    ),
+    (
+        DOUBLE_REFERENCE, "dk forgets that its gradient moves with k, too", "",
+        ("(over_queries(t, q) + over_queries(ds, ddq))", "over_queries(t, q)"),
+    ),
+)  # fmt: skip
+
+FAULTS = (
+    *of("multi_head_attention", _HEADS),
+    *of("merge_attention", _MERGE),
+    *of("attention_weights", _WEIGHTS),
+    *of("attention_decode", _DECODE),
+    *of("attention_double_backward", _DOUBLE),
+)

@@ -1,0 +1,365 @@
+"""The backward of attention's backward, three kernels without atomics: the same bits in every run.
+
+Everything of size M×N is computed again, tile by tile. The first kernel sums over the keys what a
+row of them has in common, three float32 for each query: Δ, g and c. With those a tile of queries
+sums dq and ddout over the keys, and a tile of keys sums dk and dv over the queries of all heads
+that share them. Saved of forward: lse. Operations: 48·M·N·D per head, half of it where causal, of
+which 14 are for the three numbers.
+
+Δ comes before c, in a pass of its own, so that c sums what is centred and is no difference of large
+sums. In half precision Δ is better known so than by `out`, which was rounded.
+
+What is of queries is to have one set of strides, and so is what is of keys, with rows that begin at
+multiples of 16 elements; else it is copied: M·D numbers, beside products of M·N·D. Addresses would
+take the registers otherwise.
+
+`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps
+(5)–(15) are those of the reference; all tiles are (queries, keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels import dropout
+from twofold.kernels.attention import Cache, call, constants, draws
+from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_double_backward_tiles import choose_tile
+from twofold.kernels.attention_parts import (
+    at,
+    load,
+    place,
+    products,
+    scores,
+    seen,
+    sequence,
+)
+from twofold.kernels.attention_tiles import Tile, aligned, padded
+from twofold.reference.attention_double_backward import check
+
+
+class Gradients(NamedTuple):
+    """Gradients of q, k, v, dout and dlse, shaped as they are; None for that of no dlse."""
+
+    dq: torch.Tensor
+    dk: torch.Tensor
+    dv: torch.Tensor
+    ddout: torch.Tensor
+    ddlse: torch.Tensor | None = None
+
+
+class Second(NamedTuple):
+    """What the kernels read beside a `Call`, with its strides; tensors are pointers in a kernel."""
+
+    dout: Any  # (B, H, M, D)
+    ddq: Any  # (B, H, M, D)
+    ddk: Any  # (B, H/G, N, D)
+    ddv: Any  # (B, H/G, N, D)
+    lse: Any  # (B, H, M) float32, as are the others
+    delta: Any
+    g: Any
+    c: Any
+
+
+@triton.jit
+def weights(
+    x, y, b, h, first, m, start, n, seq, lse,
+    seed, threshold, dropout_scale,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Return a tile's weights, the same after dropout, and their gradient."""
+    rows, shared = first + m, h // x.G
+    # (5) weights again
+    product = products(
+        x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
+        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+    )  # fmt: skip
+    s = scores(product, x, b, seq, h, rows, start + n, True, SCORE)
+    p = weights_again(s, lse)
+    # (6) gradient of the weights
+    dp = products(
+        y.dout, x.q_strides, h, x.v, x.k_strides, shared, b,
+        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+    )  # fmt: skip
+    dropped = p
+    if DROPOUT:
+        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, n.shape[1])
+        dropped = tl.where(keep, p * dropout_scale, 0.0)
+        dp = tl.where(keep, dp * dropout_scale, 0.0)
+    return p, dropped, dp
+
+
+@triton.jit
+def second(
+    x, y, b, h, first, m, start, n, seq,
+    D: tl.constexpr, PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """(10) Return the gradients of a tile of dS and of the dropped weights."""
+    shared = h // x.G
+    by_queries = products(
+        y.ddq, x.q_strides, h, x.k, x.k_strides, shared, b,
+        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+    )  # fmt: skip
+    by_keys = products(
+        x.q, x.q_strides, h, y.ddk, x.k_strides, shared, b,
+        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+    )  # fmt: skip
+    e = products(
+        y.dout, x.q_strides, h, y.ddv, x.k_strides, shared, b,
+        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+    )  # fmt: skip
+    return (by_queries + by_keys) * x.softmax_scale, e
+
+
+@triton.jit
+def pairs(
+    x, y, b, h, first, m, start, n, seq,
+    seed, threshold, dropout_scale,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of the dropped weights, dS, R and T, in the dtype in which they multiply."""
+    row_at, inside = (b * x.H + h).to(tl.int64) * x.M + first + m, first + m < x.M
+    lse = tl.load(y.lse + row_at, mask=inside, other=0.0)  # (BLOCK_M, 1)
+    delta = tl.load(y.delta + row_at, mask=inside, other=0.0)
+    g = tl.load(y.g + row_at, mask=inside, other=0.0)
+    c = tl.load(y.c + row_at, mask=inside, other=0.0)
+    p, dropped, dp = weights(
+        x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
+        D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+    )  # fmt: skip
+    gs, e = second(x, y, b, h, first, m, start, n, seq, D, PRECISION, CHUNK_D)
+    # (8) gradient of the scores, in backward
+    centred = dp - delta
+    ds = p * centred
+    # (12) gradient of the weights' gradient
+    away = gs - g
+    r = dropped * away
+    # (14) gradient of the scores
+    t = p * (centred * away - c) + dropped * e
+    dtype = x.q.dtype.element_ty
+    return dropped.to(dtype), ds.to(dtype), r.to(dtype), t.to(dtype)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def rows_kernel(
+    x,  # Call
+    y,  # Second
+    dlse_ptr,  # (B, H, M) float32, or None
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
+    D: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Sum Δ, g and c of BLOCK_M queries over the keys they see."""
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    first = block * BLOCK_M
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    row_at, inside = (b * x.H + h).to(tl.int64) * x.M + first + m, first + m < x.M
+    lse = tl.load(y.lse + row_at, mask=inside, other=0.0)  # (BLOCK_M, 1)
+    dlse = tl.zeros([BLOCK_M, 1], tl.float32)
+    if dlse_ptr is not None:
+        dlse = tl.load(dlse_ptr + row_at, mask=inside, other=0.0)
+    seq = sequence(x, b)
+    last = tl.minimum(first + BLOCK_M, x.M) - 1
+    begin, full, stop, end = seen(
+        first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+    )
+    # (7) what the normalisation takes away
+    delta = tl.zeros([BLOCK_M, 1], tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        p, _, dp = weights(
+            x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+        )  # fmt: skip
+        delta += tl.sum(p * dp, axis=1, keep_dims=True)
+    delta -= dlse
+    g = tl.zeros([BLOCK_M, 1], tl.float32)
+    c = tl.zeros([BLOCK_M, 1], tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        p, dropped, dp = weights(
+            x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+        )  # fmt: skip
+        gs, e = second(x, y, b, h, first, m, start, n, seq, D, PRECISION, CHUNK_D)
+        # (11) gradient of lse's gradient
+        g += tl.sum(p * gs, axis=1, keep_dims=True)
+        # (13) what the normalisation takes away
+        c += tl.sum(p * (dp - delta) * gs + dropped * e, axis=1, keep_dims=True)
+    tl.store(y.delta + row_at, delta, mask=inside)
+    tl.store(y.g + row_at, g, mask=inside)
+    tl.store(y.c + row_at, c - g * dlse, mask=inside)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def queries_kernel(
+    x,  # Call
+    y,  # Second
+    dq_ptr, ddout_ptr,  # (B, H, M, D)
+    dq_strides, ddout_strides,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
+    D: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Sum dq and ddout of BLOCK_M queries over the keys they see."""
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    shared = h // x.G  # the head of its keys
+    first = block * BLOCK_M
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    ddout = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    seq = sequence(x, b)
+    last = tl.minimum(first + BLOCK_M, x.M) - 1
+    begin, full, stop, end = seen(
+        first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+    )
+    for start in range(begin, end, BLOCK_N):
+        dropped, ds, r, t = pairs(
+            x, y, b, h, first, m, start, n, seq, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+        )  # fmt: skip
+        # (15) gradients of the inputs
+        k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
+        dq = tl.dot(t, k, dq, input_precision=PRECISION)
+        ddk = load(y.ddk, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
+        dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)
+        v = load(x.v, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
+        ddout = tl.dot(r, v, ddout, input_precision=PRECISION)
+        ddv = load(y.ddv, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
+        ddout = tl.dot(dropped, ddv, ddout, input_precision=PRECISION)
+    inside = (first + m < x.M) & (d < D)
+    dq_at = at(dq_ptr, dq_strides, b, h, first, m, d)
+    ddout_at = at(ddout_ptr, ddout_strides, b, h, first, m, d)
+    tl.store(dq_at, (dq * x.softmax_scale).to(dq_ptr.dtype.element_ty), mask=inside)
+    tl.store(ddout_at, ddout.to(ddout_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def keys_kernel(
+    x,  # Call
+    y,  # Second
+    dk_ptr, dv_ptr,  # (B, H/G, N, D)
+    dk_strides, dv_strides,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
+    D: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Sum dk and dv of BLOCK_N keys over all queries that see them."""
+    heads, blocks = x.H // x.G, tl.cdiv(x.N, BLOCK_N)
+    block, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks // heads
+    shared = tl.program_id(0) // blocks % heads
+    start = block * BLOCK_N
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    # Key j is seen by queries j − shift − ahead … j − shift + behind. In the last tile of queries
+    # those that are not there have weights, and add 0.
+    seq = sequence(x, b)
+    length = tl.where(start < seq.present, x.M, 0)
+    last = tl.minimum(start + BLOCK_N, seq.present) - 1
+    begin, full, stop, end = seen(
+        start - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
+    )
+    for group in range(x.G):
+        h = shared * x.G + group
+        for first in range(begin, end, BLOCK_M):
+            _, ds, r, t = pairs(
+                x, y, b, h, first, m, start, n, seq, seed, threshold, dropout_scale,
+                D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+            )  # fmt: skip
+            # (15) gradients of the inputs
+            q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)
+            dk = tl.dot(tl.trans(t), q, dk, input_precision=PRECISION)
+            ddq = load(y.ddq, x.q_strides, b, h, first, m, d, x.M, D)
+            dk = tl.dot(tl.trans(ds), ddq, dk, input_precision=PRECISION)
+            dout = load(y.dout, x.q_strides, b, h, first, m, d, x.M, D)
+            dv = tl.dot(tl.trans(r), dout, dv, input_precision=PRECISION)
+    columns = start + tl.trans(n)
+    inside = (columns < x.N) & (d < D)
+    dk_at = at(dk_ptr, dk_strides, b, shared, start, tl.trans(n), d)
+    dv_at = at(dv_ptr, dv_strides, b, shared, start, tl.trans(n), d)
+    tl.store(dk_at, (dk * x.softmax_scale).to(dk_ptr.dtype.element_ty), mask=inside)
+    tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+
+
+def backward(
+    ddq: torch.Tensor,
+    ddk: torch.Tensor,
+    ddv: torch.Tensor,
+    dout: torch.Tensor,
+    cache: Cache,
+    dlse: torch.Tensor | None = None,
+    *,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Return the gradients of what `attention.backward` made dq, dk and dv of.
+
+    Arguments and results are those of `reference.attention_double_backward.backward`, in any
+    strides; `tile` overrides the table's choice.
+    """
+    check(ddq, ddk, ddv, dout, dlse, cache)
+    options = cache.options
+    (B, H, M, D), (K, N) = cache.q.shape, cache.k.shape[1:3]
+    q, dout, ddq = _alike(cache.q, dout, ddq)
+    k, v, ddk, ddv = _alike(cache.k, cache.v, ddk, ddv)
+    dq, dk, dv, ddout = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
+    )
+    delta, g, c = torch.empty((3, B, H, M), device=q.device)
+    inputs = (
+        call(q, k, v, cache.softmax_scale, options),
+        Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c),
+    )
+    tile = tile or choose_tile(D, q.element_size())
+    how = {**draws(options), **constants(q, options, cache.allow_tf32, tile)}
+    blocks = triton.cdiv(M, tile.block_m) * B * H
+    rows_kernel[(blocks,)](*inputs, None if dlse is None else dlse.float().contiguous(), **how)
+    queries_kernel[(blocks,)](
+        *inputs, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=padded(D), **how
+    )
+    keys_kernel[(triton.cdiv(N, tile.block_n) * B * K,)](
+        *inputs, dk, dv, dk.stride(), dv.stride(), BLOCK_D=padded(D), **how
+    )
+    return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
+
+
+def _alike(*arrays: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return arrays of one shape with the same strides, aligned ones: as they are, or copies."""
+    strides = arrays[0].stride()
+    if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides for x in arrays):
+        return arrays
+    *outer, D = arrays[0].shape
+    room = arrays[0].new_empty((len(arrays), *outer, triton.cdiv(D, 16) * 16))[..., :D]
+    for copy, x in zip(room, arrays, strict=True):
+        copy.copy_(x)
+    return room.unbind()
