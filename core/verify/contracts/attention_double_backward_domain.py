@@ -1,8 +1,8 @@
 """The domain of attention's double backward: cases, inputs, how a side runs them, what is true.
 
 A case is one of attention (`attention_domain`) without what is refused: softcap, functions of
-the scores, packed sequences; its inputs have the gradients of dq, dk and dv beside them. The bound is
-`attention_double_backward_bound`.
+the scores, packed sequences; its inputs have the gradients of dq, dk and dv beside them. The bound
+is `attention_double_backward_bound`.
 """
 
 from __future__ import annotations
