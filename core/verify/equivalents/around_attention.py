@@ -1,4 +1,4 @@
-"""Equivalent mutants of what stands around attention: heads, merging, weights, decoding and so on."""
+"""Equivalent mutants of what stands around attention: heads, merging, weights and so on."""
 
 from __future__ import annotations
 
