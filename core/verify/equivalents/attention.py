@@ -30,12 +30,18 @@ def _early(kernel: str, end: str, length: str) -> tuple[Row, ...]:
     )
 
 
+def _start(kernel: str) -> tuple[Row, ...]:
+    """Where all programs begin to look as the first does, they look at more, and mask more."""
+    return ((kernel, "first + seq.shift → seq.shift"),)
+
+
 _FORWARD = of(
     "kernels/attention.py",
     {
         VISITED_IN_VAIN: (
             *_last("forward_kernel", "BLOCK_M", "seq.M"),
             *_early("forward_kernel", "q", "M"),
+            *_start("forward_kernel"),
         ),
         "any finite number will do: all scores are −∞ there": (
             (
@@ -74,6 +80,7 @@ _BACKWARD = of(
             *_early("dk_dv_kernel", "k", "N"),
             *_last("dq_kernel", "BLOCK_M", "seq.M"),
             *_early("dq_kernel", "q", "M"),
+            *_start("dq_kernel"),
         ),
         "all scores are −∞ there, whatever is subtracted": (
             (
@@ -116,7 +123,10 @@ _BACKWARD = of(
 _BIAS = of(
     "kernels/attention_bias.py",
     {
-        VISITED_IN_VAIN: _last("dbias_kernel", "BLOCK_M", "seq.M"),
+        VISITED_IN_VAIN: (
+            *_last("dbias_kernel", "BLOCK_M", "seq.M"),
+            *_start("dbias_kernel"),
+        ),
         "it is true everywhere so far": (
             ("dbias_kernel", "inside & (rows < x.longest_q) → rows < x.longest_q"),
         ),
