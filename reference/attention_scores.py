@@ -155,10 +155,9 @@ def unpack(x: Array, starts: Array | None, longest: int | None) -> Array:
     if starts is None or longest is None:
         return x
     there = np.arange(longest) < np.diff(starts)[:, None]  # (S, longest)
-    rows = x[0].swapaxes(0, 1)  # (T, H, …)
-    batches = np.zeros((*there.shape, *rows.shape[1:]), x.dtype)
-    batches[there] = rows
-    return batches.swapaxes(1, 2)
+    batches = np.zeros((len(there), x.shape[1], there.shape[1], *x.shape[3:]), x.dtype)
+    batches.swapaxes(1, 2)[there] = x[0].swapaxes(0, 1)  # (T, H, …)
+    return batches
 
 
 def pack(x: Array, starts: Array | None) -> Array:

@@ -287,12 +287,15 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
     """Packed sequences have the bits of batches that are as long as the longest, and padded.
 
     Where the diagonal counts it begins at the first query and key: at the last it would be that of
-    the padding. A mask that hides nothing makes the tiles the same. Sums over all queries of a head
-    (dsinks) have another order.
+    the padding. A mask that hides nothing, and rows that lie alike, make the tiles the same, and
+    NumPy's order of sums. Those over all queries of a head (dsinks) have another order.
     """
     if not case.packed:
         raise Inapplicable("nothing is packed")
-    case = replace(case, causal=case.causal and "top-left", mask=case.mask or "")
+    case = replace(
+        case, causal=case.causal and "top-left", mask=case.mask or "", layout="contiguous",
+        head_dim=max(case.head_dim, 2),
+    )  # fmt: skip
     if not case.causal:
         case = replace(case, window_size=None, alibi=None)
     given = inputs(case)

@@ -30,12 +30,18 @@ def early(kernel: str, end: str, length: str) -> tuple[Row, ...]:
     )
 
 
+def _start(kernel: str) -> tuple[Row, ...]:
+    """Where all programs begin to look as the first does, they look at more, and mask more."""
+    return ((kernel, "first + seq.shift → seq.shift"),)
+
+
 _FORWARD = of(
     "kernels/attention.py",
     {
         VISITED_IN_VAIN: (
             *last("forward_kernel", "BLOCK_M", "seq.M"),
             *early("forward_kernel", "q", "M"),
+            *_start("forward_kernel"),
         ),
         "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
         "it is broadcast all the same": (
@@ -64,6 +70,14 @@ _BACKWARD = of(
             *early("dk_dv_kernel", "k", "N"),
             *last("dq_kernel", "BLOCK_M", "seq.M"),
             *early("dq_kernel", "q", "M"),
+            *_start("dq_kernel"),
+        ),
+        "all scores are −∞ there, whatever is subtracted": (
+            (
+                "weights_again",
+                'return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))',
+                "0.0 → 1.0",
+            ),
         ),
         "what padding keys would sum up is not stored": (
             ("dk_dv_kernel", "first < seq.present → first <= seq.present"),
@@ -99,7 +113,10 @@ _BACKWARD = of(
 _BIAS = of(
     "kernels/attention_bias.py",
     {
-        VISITED_IN_VAIN: last("dbias_kernel", "BLOCK_M", "seq.M"),
+        VISITED_IN_VAIN: (
+            *last("dbias_kernel", "BLOCK_M", "seq.M"),
+            *_start("dbias_kernel"),
+        ),
         "it is true everywhere so far": (
             ("dbias_kernel", "inside & (rows < x.longest_q) → rows < x.longest_q"),
         ),
