@@ -62,6 +62,13 @@ _BACKWARD = of(
             *_last("dk_dv_kernel", "BLOCK_N", "present"),
             *_last("dq_kernel", "BLOCK_M", "x.M"),
         ),
+        "all scores are −∞ there, whatever is subtracted": (
+            (
+                "weights_again",
+                'return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))',
+                "0.0 → 1.0",
+            ),
+        ),
         "what padding keys would sum up is not stored": (
             ("dk_dv_kernel", "first < present → first <= present"),
             (
@@ -267,12 +274,6 @@ _WEIGHTS = (
             ),
             "without a band there is no tile at its edge": (
                 ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
-            ),
-            UNSTORED: (
-                (
-                    "weights_kernel",
-                    "tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0): drop other",
-                ),
             ),
         },
     )
