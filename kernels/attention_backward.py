@@ -64,11 +64,8 @@ def delta_kernel(
 
 @triton.jit
 def weights_again(s, lse):
-    """(5) Recompute normalised weights from base-2 scores and natural-log lse, broadcast alike.
-
-    Where lse is −∞ nothing is attended, and all weights are 0.
-    """
-    return tl.exp2(s - tl.where(lse == -float("inf"), float("inf"), lse * LOG2_E))
+    """(5) Recompute normalised weights from base-2 scores and natural-log lse, broadcast alike."""
+    return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])

@@ -44,6 +44,14 @@ from twofold.reference.attention_weights import check, check_rows
 
 
 @triton.jit
+def load_lse(lse_ptr, x, b, h, rows, length):
+    """Load lse of queries; +∞, with which nothing weighs anything, for −∞ and where no query is."""
+    row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+    lse = tl.load(lse_ptr + row_at, mask=rows < length, other=float("inf"))
+    return tl.where(lse == -float("inf"), float("inf"), lse)
+
+
+@triton.jit
 def weights_kernel(
     x,  # Call
     lse_ptr,  # (B, H, M) float32
@@ -79,8 +87,7 @@ def weights_kernel(
         )  # (BLOCK_M, BLOCK_N)  # fmt: skip
         s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
         # (2) weights
-        row_at = (b * x.H + h).to(tl.int64) * x.M + rows
-        p = weights_again(s, tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0))
+        p = weights_again(s, load_lse(lse_ptr, x, b, h, rows, end_row))
     p_at = at(p_ptr, p_strides, b, h, block * BLOCK_M, m.to(tl.int64), columns)
     tl.store(p_at, p, mask=(rows < end_row) & (columns < x.N))
 
@@ -133,8 +140,7 @@ def received_kernel(
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights
-            row_at = (b * x.H + h).to(tl.int64) * x.M + rows
-            p = weights_again(s, tl.load(lse_ptr + row_at, mask=rows < x.M, other=float("inf")))
+            p = weights_again(s, load_lse(lse_ptr, x, b, h, rows, x.M))
             # (3) attention received
             total += tl.sum(p, axis=1, keep_dims=True)
     total = tl.where(columns < seq.present, total, 0.0)

@@ -78,12 +78,6 @@ _WEIGHTS = (
             "without a band there is no tile at its edge": (
                 ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
             ),
-            UNSTORED: (
-                (
-                    "weights_kernel",
-                    "tl.load(lse_ptr + row_at, mask=rows < end_row, other=0.0): drop other",
-                ),
-            ),
         },
     )
     + of(

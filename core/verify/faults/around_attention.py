@@ -152,12 +152,16 @@ _MERGE: tuple[Row, ...] = (
 _WEIGHTS: tuple[Row, ...] = (
     (
         WEIGHTS, "lse is taken for base 2", "vllm#28840",
-        ("weights_again(s, tl.load(lse_ptr + row_at, mask=rows < end_row,",
-         "weights_again(s, 0.6931472 * tl.load(lse_ptr + row_at, mask=rows < end_row,"),
+        ('return tl.where(lse == -float("inf"), float("inf"), lse)',
+         'return tl.where(lse == -float("inf"), float("inf"), lse * 0.6931472)'),
     ),
     (
         WEIGHTS, "queries beyond the last give their attention, too", "exllamav3#316",
-        ('mask=rows < x.M, other=float("inf")', "mask=rows < x.M, other=0.0"),
+        ('mask=rows < length, other=float("inf")', "mask=rows < length, other=0.0"),
+    ),
+    (
+        WEIGHTS, "a query whose lse is −∞ weighs its keys", "",
+        ('return tl.where(lse == -float("inf"), float("inf"), lse)', "return lse"),
     ),
     (
         WEIGHTS, "some queries have the numbers of the first", "ffpa-attn#300",
