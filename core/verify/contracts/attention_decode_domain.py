@@ -40,6 +40,8 @@ from twofold.reference.attention_scores import Options, ScoreMod, Window, attend
 Array = domains.Array
 
 LAYOUTS = attention.LAYOUTS
+# Values need not lie as keys do.
+OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed"}
 SPARE = 2  # pages that no sequence has
 OPTIONS = (
     "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "sinks",
@@ -140,9 +142,11 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         if case.tile is not None:
             how["tile"] = ENTRIES[case.tile][1]
     placed = attention.placed(side, call, given.call)._asdict()
+    of_values = replace(call, layout=OF_VALUES.get(case.layout, case.layout))
     out, lse = side.attention_decode.forward(
         attention.place(side, given.call.q, call),
-        *(attention.place(side, paged(x, case, given), call) for x in (given.call.k, given.call.v)),
+        attention.place(side, paged(given.call.k, case, given), call),
+        attention.place(side, paged(given.call.v, case, given), of_values),
         block_table=None if given.table is None else side.asarray(given.table, "int32"),
         **{name: placed[name] for name in OPTIONS},
         **how,
