@@ -72,7 +72,7 @@ CONTRACT = Contract(
                 queries=-(-(tile.block_r + 1) // 3),
                 capacity=4 * tile.block_n + 1,
                 split=2 * tile.block_n,
-                page_size=16 if i % 2 else None,
+                page_size=16 if i % 2 else 0,
                 full=True,
                 head_dim=head_dim,
                 causal=i % 3 != 2,
