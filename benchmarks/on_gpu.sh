@@ -29,6 +29,9 @@ for dtype in bfloat16 float16 float32; do
   part "properties_$dtype" "${twofold[@]}" verify properties attention --at batch=2 --at heads=16 \
     --at seqlen_q=4096 --at seqlen_k=4096 --at head_dim=128 --at dtype="$dtype" \
     --json "$out/properties-$dtype.json"
+  part "properties_decode_$dtype" "${twofold[@]}" verify properties attention_decode --at batch=4 \
+    --at heads=32 --at groups=4 --at capacity=8192 --at page_size=16 --at head_dim=128 \
+    --at dtype="$dtype" --json "$out/properties-decode-$dtype.json"
 done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
 part bench_attention python3 benchmarks/bench_attention.py --json "$out/attention.json"

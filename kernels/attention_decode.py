@@ -14,9 +14,9 @@ batch, the capacity or the device; parts are merged in their order; there are no
 has the same bits alone as among others, and in pages as in one piece. The lengths stay on the
 device: the grid is that of the cache's capacity, and programs past a sequence's length end at once.
 
-Bytes: the keys and values there are, once; of rows×D partial outputs, 4 bytes written and 4 read
-for each part, rows/split of what its keys take in 16 bits, doubled. Operations: 4·G·M·D per key.
-Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
+Bytes: the keys and values that there are, once. Every part's G·M·D partial outputs are written and
+read again in float32: beside keys in 16 bits 2·G·M/split as much, 6 % for 16 rows. Operations:
+4·G·M·D per key. Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys that a sequence
 has room for, `P` pages, `S` parts, `D` head_dim. Steps (1)–(4) are those of attention.

@@ -72,7 +72,7 @@ CONTRACT = Contract(
                 queries=-(-(tile.block_r + 1) // 3),
                 capacity=4 * tile.block_n + 1,
                 split=2 * tile.block_n,
-                page_size=16 if i % 2 else None,
+                page_size=16 if i % 2 else 0,
                 full=True,
                 head_dim=head_dim,
                 causal=i % 3 != 2,
@@ -81,6 +81,7 @@ CONTRACT = Contract(
             for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
         ),
         Case(batch=1, heads=1, capacity=SPLIT + 1, full=True),
+        Case(batch=1, heads=1, head_dim=256),
         # A sequence ends with a part, a key before it and after it.
         *(Case(capacity=n, split=16, full=True) for n in (15, 16, 17, 31, 32, 33)),
         # Parts that nobody sees, seen by some queries, whose tiles begin within the one before.
@@ -95,7 +96,7 @@ CONTRACT = Contract(
         ),
         # The second block of rows sees keys of another tile than the first: later ones, and ones
         # that a row of a larger number would not.
-        Case(batch=1, heads=1, queries=40, capacity=70, full=True, causal=True),
+        Case(batch=1, heads=1, queries=40, capacity=70, full=True, causal=True, split=32),
         Case(
             batch=1,
             heads=9,

@@ -40,6 +40,8 @@ from twofold.reference.attention_scores import Options, ScoreMod, Window, attend
 Array = domains.Array
 
 LAYOUTS = attention.LAYOUTS
+# Values need not lie as keys do.
+OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed"}
 SPARE = 2  # pages that no sequence has
 OPTIONS = (
     "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "sinks",
@@ -51,9 +53,9 @@ OPTIONS = (
 class Case:
     """Lengths, and everything that varies about a call.
 
-    `capacity` is how many keys a sequence has room for, in pages of `page_size` if that is a
-    number; how many it has is drawn, unless `full`. `split` is how many keys make a part, None for
-    as many as the kernel chooses. The rest is attention's.
+    `capacity` is how many keys a sequence has room for, in pages of `page_size`, in one piece where
+    that is 0; how many it has is drawn, unless `full`. `split` is how many keys make a part, None
+    for as many as the kernel chooses. The rest is attention's.
     """
 
     dtype: str = "float32"
@@ -62,7 +64,7 @@ class Case:
     groups: int = 1
     queries: int = 1
     capacity: int = 5
-    page_size: int | None = None
+    page_size: int = 0
     full: bool = False
     split: int | None = None
     head_dim: int = 8
@@ -121,7 +123,7 @@ def inputs(case: Case) -> Inputs:
 
 def table(case: Case, lengths: Array, seed: int) -> Array | None:
     """Draw where the pages of every sequence are, (B, pages): −1 after its last."""
-    if case.page_size is None:
+    if not case.page_size:
         return None
     pages = -(-case.capacity // case.page_size)
     places = np.random.default_rng(seed).permutation(case.batch * pages + SPARE)
@@ -140,9 +142,11 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         if case.tile is not None:
             how["tile"] = ENTRIES[case.tile][1]
     placed = attention.placed(side, call, given.call)._asdict()
+    of_values = replace(call, layout=OF_VALUES.get(case.layout, case.layout))
     out, lse = side.attention_decode.forward(
         attention.place(side, given.call.q, call),
-        *(attention.place(side, paged(x, case, given), call) for x in (given.call.k, given.call.v)),
+        attention.place(side, paged(given.call.k, case, given), call),
+        attention.place(side, paged(given.call.v, case, given), of_values),
         block_table=None if given.table is None else side.asarray(given.table, "int32"),
         **{name: placed[name] for name in OPTIONS},
         **how,
@@ -152,7 +156,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 def paged(x: Array, case: Case, given: Inputs) -> Array:
     """Put (B, K, N, D) into pages (P, K, page_size, D), NaN where nothing belongs."""
-    if case.page_size is None or given.table is None:
+    if given.table is None:
         return x
     B, K, N, D = x.shape
     size, pages = case.page_size, given.table.shape[1]
@@ -269,7 +273,7 @@ def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         heads=st.sampled_from(((1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (5, 5))),
         queries=st.sampled_from((1, 1, 1, 2, 3, 5, 9, 17)),
         capacity=domains.lengths(130),
-        page_size=st.sampled_from((None, None, 1, 5, 16, 64)),
+        page_size=st.sampled_from((0, 0, 1, 5, 16, 64)),
         full=st.booleans(),
         split=st.sampled_from((None, 1, 7, 16, 37, 64)),
         head_dim=st.one_of(domains.lengths(40), domains.lengths(256)),

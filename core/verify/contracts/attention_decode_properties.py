@@ -37,12 +37,12 @@ OTHER_SPLITS = (1, 5, 16, 64)
 def pages_or_none(subject: Subject, case: Case) -> None:
     """Keys in pages, of whatever size, give the bits of the same keys in one piece."""
     case = replace(case, layout="contiguous")  # as pages that are put together are
-    given = inputs(replace(case, page_size=None))
+    given = inputs(replace(case, page_size=0))
     size = OTHER_PAGES[case.seed % len(OTHER_PAGES)]
     pages = replace(case, page_size=size if size != case.page_size else 3)
     there = given._replace(table=table(pages, given.lengths, case.seed + 1))
     found = subject.compute(pages, there)
-    claims.same_bits(subject.compute(replace(case, page_size=None), given), found, "in pages")
+    claims.same_bits(subject.compute(replace(case, page_size=0), given), found, "in pages")
 
 
 def permuted_pages(subject: Subject, case: Case) -> None:
@@ -237,7 +237,7 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
     size = case.page_size or 1
     room = -(-case.capacity // size) * size
     case = replace(case, batch=2, capacity=room, full=True, score_mod=SQUASHED)
-    for page_size in {None, case.page_size}:
+    for page_size in {0, case.page_size}:
         one = replace(case, page_size=page_size)
         given = inputs(one)
         first, second = (

@@ -122,7 +122,11 @@ _DECODE = (
         {
             "another tile of the table: it computes the same, at another cost": (
                 ("choose_tile", "rows <= most_rows → rows < most_rows"),
-                ("choose_tile", "head_dim <= largest → head_dim < largest"),
+                ("choose_tile", "bytes_ == size → bytes_ != size"),
+                (
+                    "choose_tile",
+                    "rows <= most_rows and bytes_ == size and (head_dim <= largest) → *",
+                ),
             ),
             "the kernels take no float64": (("choose_tile", "4 → 5"),),
         },

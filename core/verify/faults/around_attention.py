@@ -250,11 +250,6 @@ _DECODE: tuple[Row, ...] = (
         ("acc / divisor[:, None], mask=written", "acc, mask=written"),
     ),
     (
-        DECODE, "partial outputs are in the storage dtype", "",
-        ("outs = torch.empty((S, B, H, M, D), dtype=torch.float32,",
-         "outs = torch.empty((S, B, H, M, D), dtype=q.dtype,"),
-    ),
-    (
         DECODE, "values lie like keys", "",
         ("k_cache.stride(), v_cache.stride(),", "k_cache.stride(), k_cache.stride(),"),
     ),
