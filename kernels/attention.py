@@ -48,7 +48,7 @@ from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
 
-MOST_SUMMED = 256  # features of dq, dk and dv that a program of backward sums
+MOST_SUMMED, SLICE = 256, 128  # features that a program of backward sums, and of more than those
 
 
 class Cache(NamedTuple):
@@ -235,7 +235,7 @@ def backward(
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
     inputs = (call(q, k, v, cache.softmax_scale, options), dout, cache.lse, delta)
-    summed = min(padded(D), MOST_SUMMED)
+    summed = padded(D) if D <= MOST_SUMMED else SLICE
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
         *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
