@@ -100,7 +100,7 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
     (2, 16): Tile(32, 16, 8, 1),
     (2, 32): Tile(32, 16, 8, 1),
     (2, 64): Tile(32, 16, 8, 1, 32),
-    (2, 128): Tile(16, 16, 8, 1, 16),
+    (2, 128): Tile(16, 16, 8, 1, 32),
     (2, 256): Tile(16, 16, 8, 1, 32),
     (4, 16): Tile(32, 16, 8, 1),
     (4, 32): Tile(32, 16, 8, 1),
@@ -110,11 +110,20 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
     (2, 512): Tile(16, 16, 8, 1, 32),
     (4, 512): Tile(16, 16, 8, 1, 16),
 }
+# What a kernel has in the place of that, where it alone would spill.
+UNALIGNED_OWN: dict[Key, Tile] = {
+    ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
+    ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
+}
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
     dict.fromkeys(
         (
-            *(entry for table in (TILES, DROPOUT, MASKED, AMD) for entry in table.items()),
+            *(
+                entry
+                for table in (TILES, DROPOUT, MASKED, AMD, UNALIGNED_OWN)
+                for entry in table.items()
+            ),
             *(
                 ((kernel, *key), tile)
                 for kernel in ("forward", "dk_dv", "dq")
@@ -149,8 +158,8 @@ def choose_tile(
 
     `aligned` is what the function of this name says of the strides.
     """
-    if not aligned or head_dim > 256:
-        return UNALIGNED[min(element_size, 4), padded(head_dim)]
     key = (kernel, min(element_size, 4), padded(head_dim))
+    if not aligned or head_dim > 256:
+        return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
     first = AMD if amd else MASKED if masked else DROPOUT if dropout else TILES
     return first[key] if key in first else TILES[key]
