@@ -163,6 +163,7 @@ FEATURES = (
     ("gradients of gradients, for all but softcap and own functions",
      "attention_double_backward.backward(ddq, ddk, ddv, dout, cache, dlse)",
      "test_the_reference_passes_gradgradcheck"),
+    ("head_dim up to 512", "", "test_heads_of_many_features"),
     ("nothing of size M×N in memory", "", "test_nothing_of_queries_times_keys_is_allocated"),
     ("masked tiles not visited", "", "test_tiles_that_nobody_sees_are_not_visited"),
     ("offsets past 2³¹", "", "test_offsets_pass_two_to_the_31"),
@@ -173,7 +174,7 @@ def features() -> str:
     """What attention can be asked for, each with the test that shows it."""
     tests = {
         name: path.relative_to(ROOT)
-        for path in sorted((ROOT / "tests").glob("test_*attention*.py"))
+        for path in sorted((ROOT / "tests").glob("test_*attention*.py"), reverse=True)
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     rows = (

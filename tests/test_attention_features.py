@@ -93,6 +93,17 @@ def test_a_users_function_of_the_scores_has_a_contract(triton, name, dtype):
         hold(mine, triton, case, ())
 
 
+@pytest.mark.parametrize("head_dim", [257, 512])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_of_many_features(triton, head_dim, dtype):
+    """Backward sums them a slice at a time: forward and backward within the bound."""
+    case = Case(
+        dtype=dtype, heads=2, groups=2, seqlen_q=17, seqlen_k=19, head_dim=head_dim, causal=True,
+        dlse=True,
+    )  # fmt: skip
+    hold(contract.CONTRACT, triton, case, ())
+
+
 @pytest.mark.parametrize("feature", [f for f in FEATURES if f not in ("bias of a head", "mask")])
 def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
     """Of M×N there is neither forward nor backward anything, of one head or of all."""
