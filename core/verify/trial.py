@@ -48,6 +48,7 @@ KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
 FIRST = 16  # questions made ready before the first mutant; as many again whenever one survives
 MOST = 100  # properties are asked until there are so many questions; the bounds of every case
 LEAST = 60  # properties, however many cases there are
+TILES = 16  # the smallest of the pinned cases that are there for a tile: a fault is in all of them
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,10 @@ class Trial:
         contract = self.contract
         found = [*drawn(contract, examples), *contract.pinned]
         cases = list(dict.fromkeys(fitting(self.side, case) for case in found))
-        bounds = [(case, "") for case in sorted(cases, key=functools.partial(_size, contract))]
+        cases.sort(key=functools.partial(_size, contract))
+        tiled = [case for case in cases if getattr(case, "tile", None) is not None]
+        cases = [case for case in cases if case not in tiled[TILES:]]
+        bounds = [(case, "") for case in cases]
         small = list(dict.fromkeys(contract.small(case) for case in cases))
         # Every property of another case, and again.
         claims = [

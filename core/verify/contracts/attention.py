@@ -113,6 +113,8 @@ CONTRACT = Contract(
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(seqlen_q=17, seqlen_k=19, head_dim=300, causal=True),
+        # In half precision a sink is known to its last bit.
+        Case(dtype="bfloat16", heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
