@@ -171,10 +171,15 @@ FEATURES = (
 
 
 def features() -> str:
-    """What attention can be asked for, each with the test that shows it."""
+    """What attention can be asked for, each with the test that shows it.
+
+    Of several tests of a name it is that of `test_attention_features`.
+    """
+    paths = sorted((ROOT / "tests").glob("test_*attention*.py"))
+    paths.sort(key=lambda path: path.stem == "test_attention_features")
     tests = {
         name: path.relative_to(ROOT)
-        for path in sorted((ROOT / "tests").glob("test_*attention*.py"), reverse=True)
+        for path in paths
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     rows = (
