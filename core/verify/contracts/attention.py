@@ -113,6 +113,8 @@ CONTRACT = Contract(
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(seqlen_q=17, seqlen_k=19, head_dim=300, causal=True),
+        # Of some batches all keys are padding.
+        Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dlse=True),
         # In half precision a sink is known to its last bit.
         Case(dtype="bfloat16", heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),

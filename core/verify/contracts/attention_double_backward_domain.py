@@ -60,8 +60,10 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     dlse = None
     if call.dlse is not None:
         dlse = side.asarray(call.dlse, attention_domain.statistics(case))
+    # What comes from elsewhere need not lie as q and k do.
+    second = (side.asarray(x, case.dtype) for x in given[1:])
     gradients = side.attention_double_backward.backward(
-        *(place(side, x, case) for x in (*given[1:], call.dout)), cache, dlse, **backward
+        *second, place(side, call.dout, case), cache, dlse, **backward
     )
     return {n: x for n, x in gradients._asdict().items() if x is not None}
 
