@@ -156,10 +156,10 @@ class Trial:
         contract = self.contract
         found = [*drawn(contract, examples), *contract.pinned]
         cases = list(dict.fromkeys(fitting(self.side, case) for case in found))
-        cases.sort(key=functools.partial(_size, contract))
-        tiled = [case for case in cases if getattr(case, "tile", None) is not None]
-        cases = [case for case in cases if case not in tiled[TILES:]]
-        bounds = [(case, "") for case in cases]
+        by_size = sorted(cases, key=functools.partial(_size, contract))
+        tiled = [case for case in by_size if getattr(case, "tile", None) is not None]
+        left_out = set(tiled[TILES:])
+        bounds = [(case, "") for case in by_size if case not in left_out]
         small = list(dict.fromkeys(contract.small(case) for case in cases))
         # Every property of another case, and again.
         claims = [
