@@ -185,7 +185,7 @@ def forward(
     )  # fmt: skip
     check(q, k, v, options)
     B, H, M, D = q.shape
-    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    scale = options.scale(D)
     out = torch.empty_strided(
         (B, H, M, D), (M * H * D, D, H * D, 1), dtype=q.dtype, device=q.device
     )  # heads side by side, as the output projection reads them

@@ -257,7 +257,7 @@ def _call(
     """Return what the split kernel reads beside the table; its rows are positions, shift 0."""
     (B, H, M, D), K = q.shape, k_cache.shape[1]
     _, left, right = band(options, M, N)
-    scale = 1 / math.sqrt(D) if options.softmax_scale is None else options.softmax_scale
+    scale = options.scale(D)
     folded = 1.0 if options.changes_scores else math.log2(math.e)
     slopes, mod = options.alibi_slopes, options.score_mod
     slopes = None if slopes is None else slopes.expand(B, H)

@@ -16,8 +16,6 @@ keys, `D` head_dim. Steps (1)–(3) are those of the reference.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -182,7 +180,7 @@ def weights(
     tile = tile or _tile(q, k)
     tiles = triton.cdiv(len(some), tile.block_m) * triton.cdiv(N, tile.block_n)
     weights_kernel[(tiles * B * H,)](
-        call(q, k, None, _scale(q, options), options), lse.float().contiguous(),
+        call(q, k, None, options.scale(q.shape[-1]), options), lse.float().contiguous(),
         p, p.stride(), some.start, len(some),
         **constants(q, options, allow_tf32, tile),
     )  # fmt: skip
@@ -219,7 +217,7 @@ def received(
     out = torch.empty((B, H, N), dtype=torch.float32, device=q.device)
     tile = tile or _tile(q, k)
     received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](
-        call(q, k, None, _scale(q, options), options), lse.float().contiguous(), out,
+        call(q, k, None, options.scale(q.shape[-1]), options), lse.float().contiguous(), out,
         BLOCK_D=padded(q.shape[-1]), **constants(q, options, allow_tf32, tile),
     )  # fmt: skip
     return out
@@ -235,8 +233,3 @@ def _check(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, options: Options
     """Refuse what the reference refuses, and dtypes that the kernels do not take."""
     check(q, k, lse, options)
     checks.choice("q.dtype", checks.dtype_name(q), DTYPES)
-
-
-def _scale(q: torch.Tensor, options: Options) -> float:
-    scale = options.softmax_scale
-    return 1 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -20,7 +20,6 @@ again; the kernel reads them where they are.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,7 +151,7 @@ def forward(
     check(q, k, v, options)
     q = unpack(q, cu_seqlens_q, max_seqlen_q)
     k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
-    scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    scale = options.scale(q.shape[-1])
     # (1) scores
     s = apart(together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, M, N)
     s, slope = attention_scores.scores(s, options)

@@ -62,6 +62,10 @@ class Options(NamedTuple):
         """Whether sequences of any lengths lie one after the other in one batch."""
         return self.cu_seqlens_q is not None
 
+    def scale(self, head_dim: int) -> float:
+        """Return what the products are multiplied by, 1/√D where nothing else is asked for."""
+        return 1 / math.sqrt(head_dim) if self.softmax_scale is None else self.softmax_scale
+
     @property
     def changes_scores(self) -> bool:
         """Whether anything is done to the scores beside scaling and masking."""

@@ -20,7 +20,6 @@ A query that may attend to no key has lse −∞ and weights 0.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ def weights(
     some = check_rows(rows, M)
     q, lse = (x[:, :, some.start : some.stop] for x in (q, lse))
     options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
-    scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    scale = options.scale(q.shape[-1])
     # (1) scores
     s = attention.apart(attention.together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, R, N)
     s, _ = attention_scores.scores(s, options, some.start, M)

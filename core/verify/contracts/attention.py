@@ -14,6 +14,7 @@ from twofold.core.verify.contract import Contract
 from twofold.core.verify.contracts.attention_domain import (
     LAYOUTS,
     MASKS,
+    MODELS,
     PRECISIONS,
     Case,
     Inputs,
@@ -142,18 +143,7 @@ CONTRACT = Contract(
     # As models call it, with the tiles that are chosen: the least there is, dropout, everything;
     # then rows that are not aligned, and packed sequences.
     compiled=tuple(
-        Case(
-            dtype=dtype,
-            allow_tf32=allow_tf32,
-            batch=2,
-            heads=3,
-            seqlen_q=128,
-            seqlen_k=128,
-            head_dim=head_dim,
-            layout="heads inside",
-            causal=True,
-            **flags,
-        )
+        Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions in (
             (
                 (16, 32, 64, 128, 256),

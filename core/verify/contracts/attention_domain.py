@@ -32,6 +32,11 @@ MASKS = tuple(
     for axes in itertools.product(*("1" + a for a in "BHMN"[4 - n :]))
 )
 PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
+# A call as models make it: what `verify compile` compiles, with the tiles that are chosen.
+MODELS: dict[str, Any] = {
+    "batch": 2, "heads": 3, "seqlen_q": 128, "seqlen_k": 128, "layout": "heads inside",
+    "causal": True,
+}  # fmt: skip
 LOGITS = (1e-6, 1e-2, 1.0, 10.0, 100.0, 1e4)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from twofold.core.verify.contract import Contract
-from twofold.core.verify.contracts.attention_domain import LAYOUTS
+from twofold.core.verify.contracts.attention_domain import LAYOUTS, MODELS
 from twofold.core.verify.contracts.attention_double_backward_domain import (
     Case,
     Inputs,
@@ -77,18 +77,7 @@ CONTRACT = Contract(
     # As models call it, with the tiles that are chosen: each with everything; with what else is
     # done to scores, in rows that are not aligned; and the least there is.
     compiled=tuple(
-        Case(
-            dtype=dtype,
-            allow_tf32=allow_tf32,
-            batch=2,
-            heads=3,
-            seqlen_q=128,
-            seqlen_k=128,
-            head_dim=head_dim,
-            layout="heads inside",
-            causal=True,
-            **flags,
-        )
+        Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions in (
             (
                 (16, 32, 64, 128, 256),

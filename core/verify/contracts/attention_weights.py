@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.attention_domain import MODELS
 from twofold.core.verify.contracts.attention_weights_domain import (
     LSES,
     Case,
@@ -97,18 +98,7 @@ CONTRACT = Contract(
     # As a person calls it, with the tiles that are chosen: everything, the least there is where
     # products are taken in another way; then rows that are not aligned.
     compiled=tuple(
-        Case(
-            dtype=dtype,
-            allow_tf32=allow_tf32,
-            batch=2,
-            heads=3,
-            seqlen_q=128,
-            seqlen_k=128,
-            head_dim=head_dim,
-            layout="heads inside",
-            causal=True,
-            **flags,
-        )
+        Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions, flags in (
             ((16, 32, 64, 128, 256), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((64,), (("float16", False), ("float32", True)), {}),

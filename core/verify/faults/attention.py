@@ -170,7 +170,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the scale is of the padded head_dim", "triton#621",
-        ("1 / math.sqrt(D) if", "1 / math.sqrt(padded(D)) if"),
+        ("scale = options.scale(D)", "scale = options.scale(padded(D))"),
     ),
     (
         FORWARD, "the last rows are not written", "flash-linear-attention#892",
