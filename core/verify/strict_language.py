@@ -6,6 +6,7 @@ Triton is imported here: see `strict_builder`.
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import os
@@ -75,7 +76,23 @@ class Language:
 class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
     """What the interpreter makes of a kernel's source; and loops that count in typed numbers."""
 
-    LOOP = "strict_loop"  # of the interpreter's semantic, which every kernel sees
+    # Of the interpreter's semantic, which every kernel sees.
+    LOOP = "strict_loop"
+    LINE = "strict_line"
+
+    def visit(self, node: ast.AST) -> Any:
+        """Begin every statement of a block with a note of its line."""
+        node = super().visit(node)
+        if isinstance(node, ast.FunctionDef | ast.If | ast.For | ast.While):
+            node.body = self._noted(node.body)
+            if not isinstance(node, ast.FunctionDef):
+                node.orelse = self._noted(node.orelse)
+        return node
+
+    def _noted(self, block: list[ast.stmt]) -> list[ast.stmt]:
+        semantic = ast.Name("interpreter_semantic", ast.Load())
+        note = ast.Call(ast.Attribute(semantic, self.LINE, ast.Load()), [], [])
+        return [x for s in block for x in (_at(s, ast.Expr(note)), s)]
 
     def visit_For(self, node: ast.For) -> ast.AST:  # noqa: D102
         call = node.iter
@@ -88,6 +105,14 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
             call.func = ast.copy_location(ast.Attribute(semantic, self.LOOP, ast.Load()), call.func)
         visited: ast.AST = self.generic_visit(node)
         return visited
+
+
+def _at(place: ast.stmt, new: ast.stmt) -> ast.stmt:
+    """Return a copy of a statement that stands at the line of another."""
+    new = copy.deepcopy(new)
+    for node in ast.walk(new):
+        ast.copy_location(node, place)
+    return new
 
 
 def loop(arg1: Any, arg2: Any = None, step: Any = None, *_: Any, **__: Any) -> Iterator[Any]:

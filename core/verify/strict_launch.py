@@ -24,6 +24,7 @@ from triton.runtime.jit import _normalize_ty
 from twofold.core.verify import strict_numerics as numerics
 from twofold.core.verify import strict_reductions
 from twofold.core.verify import strict_unwritten as unwritten
+from twofold.core.verify.executed import kernel_line
 from twofold.core.verify.strict_builder import StrictBuilder, Strictness
 from twofold.core.verify.strict_language import MACHINERY, REWRITTEN, Language, Rewriting, loop
 from twofold.core.verify.strict_memory import (
@@ -196,6 +197,7 @@ def installed(strict: Strictness) -> Iterator[None]:
             (interpreter.ReduceScanOpInterface, "apply", apply),
             (semantic, "load", load),
             (interpreter.interpreter_semantic, Rewriting.LOOP, loop),
+            (interpreter.interpreter_semantic, Rewriting.LINE, kernel_line),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
         ):
             stack.enter_context(_replaced(owner, name, new))

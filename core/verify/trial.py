@@ -32,6 +32,7 @@ from typing import Any
 
 from twofold.core import ops
 from twofold.core.ops import Side
+from twofold.core.verify import executed, faults
 from twofold.core.verify.contract import (
     Contract,
     Violation,
@@ -71,11 +72,18 @@ class Verdict:
 
 @dataclass
 class Question:
-    """One claim about one case, "" for its bounds; what it costs, and where it found faults."""
+    """One claim about one case, "" for its bounds.
+
+    Attributes:
+        seconds: what it costs.
+        lines: what it runs of the side's files.
+        kills: where it found faults.
+    """
 
     case: Any
     claim: str
     seconds: float
+    lines: set[executed.Line]
     kills: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
     def price(self, mutant: Mutant) -> float:
@@ -113,6 +121,7 @@ class Trial:
         if side.device == "cuda":
             raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
         self.side = side
+        self.folder = Path(next(iter(importlib.import_module(side.package).__path__)))
         # A mutant changes neither a case's inputs nor what is true of them.
         made = functools.cache(contract.inputs)
 
@@ -176,15 +185,29 @@ class Trial:
         for _ in range(min(number, len(self._ahead))):
             case, claim = self._ahead.popleft()
             start = time.process_time()
-            _ask(self.contract, self.side, case, claim)
-            self.questions.append(Question(case, claim, time.process_time() - start))
+            with executed.lines(self.folder, self.side.name == "triton") as lines:
+                _ask(self.contract, self.side, case, claim)
+            self.questions.append(Question(case, claim, time.process_time() - start, lines))
 
     def _fork(self, mutant: Mutant, asked: int) -> _Fork:
-        """Ask a mutant all questions but the first `asked`, in a process of its own."""
-        questions = list(enumerate(self.questions))[asked:]
+        """Ask a mutant in a process of its own what reaches it, but the first `asked`."""
+        reached = self._reached(mutant)
+        questions = [
+            (i, question)
+            for i, question in list(enumerate(self.questions))[asked:]
+            if not reached or not reached.isdisjoint(question.lines)
+        ]
         questions.sort(key=lambda x: x[1].price(mutant))
         process, pipe = _start(lambda: self._judge(mutant, questions))
         return _Fork(mutant, process, pipe, time.perf_counter(), len(self.questions))
+
+    def _reached(self, mutant: Mutant) -> set[executed.Line]:
+        """Return the lines one of which must run for a mutant to be seen; none if unknown."""
+        source = (self.folder.parent / mutant.file).read_text()
+        watched = self.side.name != "triton" or "@triton.jit" in source
+        if mutant.kind == faults.KIND or not watched:  # may change several places
+            return set()
+        return {(mutant.file, line) for line in executed.statement(source, mutant.line)}
 
     def _judge(
         self, mutant: Mutant, questions: list[tuple[int, Question]]
