@@ -65,6 +65,15 @@ def test_what_is_right_survives_every_question(trials):
         assert claims == {"", *trial.contract.claims()}
 
 
+def test_a_fault_that_no_case_reaches_is_asked_nothing(trials):
+    for trial in trials:
+        mutant = rotary(trial.side, "x1 * cos → x1 / cos")
+        unreached = dataclasses.replace(mutant, line=1, source="import nowhere")
+        reached = dataclasses.replace(mutant, source="import nowhere")
+        fates = [verdict.fate for verdict in trial.verdicts([unreached, reached])]
+        assert fates == [mutants.SURVIVED, mutants.KILLED]
+
+
 def test_what_imports_the_changed_file_is_loaded_again(triton):
     if triton.device == "cuda":
         pytest.skip("CUDA does not outlive a fork")

@@ -108,10 +108,12 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
 
 
 def _at(place: ast.stmt, new: ast.stmt) -> ast.stmt:
-    """Return a copy of a statement that stands at the line of another."""
+    """Return a copy of a statement that stands at the first line of another."""
     new = copy.deepcopy(new)
     for node in ast.walk(new):
-        ast.copy_location(node, place)
+        if isinstance(node, ast.expr | ast.stmt):
+            node.lineno = node.end_lineno = place.lineno
+            node.col_offset = node.end_col_offset = place.col_offset
     return new
 
 

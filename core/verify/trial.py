@@ -5,7 +5,7 @@ computed and each case run on the code as it is. A fork then loads the changed f
 the right one and asks question after question until one is answered wrongly. A question is one
 claim about one case: the bounds, or a property. Those that found the most faults for their time,
 above all near by, come first, so that a fault costs little; only what survives them makes more
-questions ready.
+questions ready. A question that does not run the changed line is not asked: it would see nothing.
 """
 
 from __future__ import annotations

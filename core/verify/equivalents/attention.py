@@ -148,10 +148,12 @@ _PARTS = of(
         ),
         MASKED_IN_VAIN: (
             ("seen", _FULL, "0 → 1"),
+            ("seen", _FULL, "last - behind → last*"),
             ("seen", _STOP, "1 → 0"),
             ("seen", _STOP, "tl.maximum → tl.minimum"),
             ("seen", _STOP, "first + 1 → *"),
             ("seen", _STOP, "first + 1 + ahead → ahead"),
+            ("seen", _STOP, "first + 1 + ahead → first + 1*"),
         ),
         "a tile is taken from the other edge": (("seen", "tl.cdiv(end, BLOCK) → end // BLOCK"),),
         VISITED_IN_VAIN: (

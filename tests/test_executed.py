@@ -1,0 +1,60 @@
+"""Which lines ran: of NumPy's functions, and of kernels that are interpreted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twofold.core.verify import executed
+from twofold.core.verify.mutants import FOLDERS
+
+FILES = Path(__file__).resolve().parents[1]
+SOURCE = """def f(a):
+    x = g(
+        a,
+        1,
+    )
+    if (
+        a
+    ):
+        return h(x)
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [(2, (2, 5)), (3, (2, 5)), (5, (2, 5)), (7, (6, 8)), (9, (9, 9)), (10, (10, 10))],
+)
+def test_a_line_belongs_to_its_innermost_statement_and_of_one_with_a_body_to_the_head(line, lines):
+    assert executed.statement(SOURCE, line) == range(lines[0], lines[1] + 1)
+
+
+def _line(path, text):
+    """Return the number of the only line of a file that begins with a text."""
+    lines = [line.strip().startswith(text) for line in path.read_text().splitlines()]
+    assert lines.count(True) == 1
+    return lines.index(True) + 1
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("triton", ("if INTERLEAVED:", "first = 2 * f", "second = f + F")),
+        ("reference", ("first, second = (", "x1, x2 = x[..., first]", "return np.cos(angle)")),
+    ],
+)
+def test_lines_that_ran_are_collected_and_no_others(name, texts, interleaved, request):
+    side = request.getfixturevalue(name)
+    if side.device == "cuda":
+        pytest.skip("nothing is interpreted on a GPU")
+    folder = FILES / FOLDERS[name]
+    q = side.asarray(np.ones((1, 1, 2, 4)), "float32")
+    cos = side.asarray(np.ones((2, 2)), "float32")
+    with executed.lines(folder, name == "triton") as lines:
+        side.rotary.forward(q, q, cos, cos, interleaved=interleaved)
+    file = f"{FOLDERS[name]}/rotary.py"
+    ran = [(file, _line(FILES / file, text)) in lines for text in texts]
+    assert ran == [True, *((interleaved, not interleaved) if name == "triton" else (True, False))]
+    assert all((FILES / file).is_file() for file, _ in lines)
