@@ -158,8 +158,9 @@ def choose_tile(
 
     `aligned` is what the function of this name says of the strides.
     """
-    key = (kernel, min(element_size, 4), padded(head_dim))
-    if not aligned or head_dim > 256:
+    features = padded(head_dim)
+    key = (kernel, min(element_size, 4), features)
+    if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
     first = AMD if amd else MASKED if masked else DROPOUT if dropout else TILES
     return first[key] if key in first else TILES[key]

@@ -141,27 +141,34 @@ class Trial:
     def verdicts(self, mutants: Iterable[Mutant], jobs: int = 1) -> Iterable[Verdict]:
         """Judge mutants, `jobs` at a time; verdicts come as they are found."""
         waiting = deque((mutant, 0) for mutant in mutants)
-        forks: dict[int, _Fork] = {}
-        while waiting or forks:
+        parked: list[tuple[Mutant, int]] = []  # they wait for questions, which the others do not
+        goal, forks = 0, dict[int, _Fork]()
+        while waiting or parked or forks:
             while waiting and len(forks) < jobs:
                 fork = self._fork(*waiting.popleft())
                 forks[fork.pipe] = fork
-            for pipe in wait(list(forks)):
+            if parked and self._ahead and len(self.questions) < goal:
+                self._prepare(1)
+            else:
+                waiting.extendleft(parked)
+                parked = []
+            for pipe in wait(list(forks), 0 if parked or not forks else None):
                 assert isinstance(pipe, int)
                 fork = forks.pop(pipe)
                 fate, by, index = _end(fork)
                 if index is not None:
                     places = _places(fork.mutant)
                     self.questions[index].kills.update(place for place, _ in places)
-                if fate == SURVIVED and (self._ahead or fork.asked < len(self.questions)):
-                    if fork.asked == len(self.questions):
-                        self._prepare(len(self.questions))
+                if fate != SURVIVED or not (self._ahead or fork.asked < len(self.questions)):
+                    yield Verdict(fork.mutant, fate, by, time.perf_counter() - fork.start)
+                elif fork.asked < len(self.questions):
                     waiting.appendleft((fork.mutant, fork.asked))
                 else:
-                    yield Verdict(fork.mutant, fate, by, time.perf_counter() - fork.start)
+                    goal = max(goal, 2 * fork.asked)
+                    parked.append((fork.mutant, fork.asked))
 
     def _all(self, examples: int) -> list[tuple[Any, str]]:
-        """Return the questions: bounds, of small cases first, and properties in turn."""
+        """Return the questions: bounds, of small cases first; then properties, which cost more."""
         contract = self.contract
         found = [*drawn(contract, examples), *contract.pinned]
         cases = list(dict.fromkeys(fitting(self.side, case) for case in found))
@@ -176,9 +183,7 @@ class Trial:
             for turn in range(len(small))
             for i, claim in enumerate(contract.claims())
         ]
-        claims = claims[: max(LEAST, MOST - len(bounds))]
-        both = [pair for pairs in zip(bounds, claims, strict=False) for pair in pairs]
-        return [*both, *bounds[len(claims) :], *claims[len(bounds) :]]
+        return bounds + claims[: max(LEAST, MOST - len(bounds))]
 
     def _prepare(self, number: int) -> None:
         """Ask the next questions of the code as it is, which must answer them rightly."""

@@ -31,7 +31,7 @@ from twofold.core.verify.contracts.attention_domain import (
 )
 from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_properties import PROPERTIES
-from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
+from twofold.core.verify.contracts.attention_scoring import SQUASHED, STEEP, Scoring
 from twofold.kernels.attention_tiles import ENTRIES
 
 __all__ = [
@@ -113,7 +113,9 @@ CONTRACT = Contract(
             )
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
-        Case(seqlen_q=17, seqlen_k=19, head_dim=300, causal=True),
+        # More features than a program sums, and where the tables of tiles change.
+        Case(seqlen_q=3, seqlen_k=5, head_dim=257, causal=True),
+        *(Case(seqlen_q=2, seqlen_k=3, head_dim=head_dim) for head_dim in (256, 512)),
         # Of some batches all keys are padding.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dlse=True),
         # In half precision a sink is known to its last bit.
@@ -135,6 +137,10 @@ CONTRACT = Contract(
             )
             for seed, how in enumerate(PACKINGS)
         ),
+        # Where a query may not attend, the slope of a function may be anything.
+        Case(seqlen_q=5, seqlen_k=5, score_mod=STEEP, causal="top-left"),
+        # Draws of keys far apart.
+        Case(seqlen_k=97, dropout_p=0.5),
         # The draw of the first key is just enough, that of the second.
         *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
     ),

@@ -41,6 +41,11 @@ def squashed_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
     return limit / (room * room)
 
 
+def steep_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """That of `squashed`, but ∞ at keys after the query, to which no causal call attends."""
+    return squashed_slope(s, b, h, i, j, args) * np.where(j > i, np.inf, 1.0)
+
+
 ARGS = (3.0, 0.125)  # the slope is a power of two, so that its products with integers are exact
 
 
@@ -50,4 +55,11 @@ def _triton() -> ScoreMod:
     return ScoreMod(kernels.squashed, kernels.squashed_slope, ARGS)
 
 
+def _steep_triton() -> ScoreMod:
+    from twofold.core.verify.contracts import attention_scoring_kernels as kernels
+
+    return ScoreMod(kernels.squashed, kernels.steep_slope, ARGS)
+
+
 SQUASHED = Scoring("SQUASHED", lambda: ScoreMod(squashed, squashed_slope, ARGS), _triton)
+STEEP = Scoring("STEEP", lambda: ScoreMod(squashed, steep_slope, ARGS), _steep_triton)

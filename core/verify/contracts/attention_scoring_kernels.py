@@ -19,3 +19,9 @@ def squashed_slope(s, b, h, i, j, args):
     limit, slope = args
     room = 1.0 + tl.abs(s)
     return limit / (room * room)
+
+
+@triton.jit
+def steep_slope(s, b, h, i, j, args):
+    """That of `squashed`, but ∞ at keys after the query, to which no causal call attends."""
+    return squashed_slope(s, b, h, i, j, args) * tl.where(j > i, float("inf"), 1.0)

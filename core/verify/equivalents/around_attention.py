@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twofold.core.verify.equivalents.attention import VISITED_IN_VAIN, last
+from twofold.core.verify.equivalents.attention import VISITED_IN_VAIN, last, start
 from twofold.core.verify.equivalents.entry import Equivalent, of
 from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, UNSTORED
 
@@ -61,6 +61,7 @@ _WEIGHTS = (
         {
             VISITED_IN_VAIN: (
                 *last("weights_kernel", "BLOCK_M", "end_row"),
+                *start("weights_kernel"),
                 *last("received_kernel", "BLOCK_N", "seq.present"),
                 ("weights_kernel", "start < end → start <= end"),
                 ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
@@ -101,6 +102,7 @@ _DECODE = (
             VISITED_IN_VAIN: (
                 *last("split_kernel", "BLOCK_R", "rows_in_all"),
                 ("split_kernel", "shift + first // x.G → shift"),
+                ("split_kernel", "shift + first // x.G → shift - first // x.G"),
                 ("split_kernel", "if (begin >= present) & (part > 0):*", "0 → 1"),
                 (
                     "split_kernel",
@@ -111,6 +113,10 @@ _DECODE = (
             "a part that attended nothing is left out, whatever is stored": (
                 ("split_kernel", "lse > -float('inf') → lse >= -float('inf')"),
                 ("split_kernel", "(m < M) & (lse > -float('inf')) → m < M"),
+            ),
+            "scores are made of numbers of queries and keys, wherever these are in memory": (
+                ("split_kernel", "keys = Sequence(b, 0, 0, x.M, x.N, end, 0)", "0 → 1"),
+                ("split_kernel", "keys = Sequence(b, 0, 0, x.M, x.N, end, 0)", "0 → 1 (2)"),
             ),
             "what is outside is masked": (
                 ("find", "tl.load(pages.table + page_at, mask=key < end, other=0): drop other"),
@@ -144,7 +150,9 @@ _DOUBLE = of(
     {
         VISITED_IN_VAIN: (
             *last("rows_kernel", "BLOCK_M", "x.M"),
+            *start("rows_kernel"),
             *last("queries_kernel", "BLOCK_M", "x.M"),
+            *start("queries_kernel"),
             *(
                 (row[0], _LAST_KEY, row[-1])
                 for row in last("keys_kernel", "BLOCK_N", "seq.present")

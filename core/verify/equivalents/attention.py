@@ -30,7 +30,7 @@ def early(kernel: str, end: str, length: str) -> tuple[Row, ...]:
     )
 
 
-def _start(kernel: str) -> tuple[Row, ...]:
+def start(kernel: str) -> tuple[Row, ...]:
     """Where all programs begin to look as the first does, they look at more, and mask more."""
     return ((kernel, "first + seq.shift → seq.shift"),)
 
@@ -41,7 +41,7 @@ _FORWARD = of(
         VISITED_IN_VAIN: (
             *last("forward_kernel", "BLOCK_M", "seq.M"),
             *early("forward_kernel", "q", "M"),
-            *_start("forward_kernel"),
+            *start("forward_kernel"),
         ),
         "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
         "it is broadcast all the same": (
@@ -70,7 +70,7 @@ _BACKWARD = of(
             *early("dk_dv_kernel", "k", "N"),
             *last("dq_kernel", "BLOCK_M", "seq.M"),
             *early("dq_kernel", "q", "M"),
-            *_start("dq_kernel"),
+            *start("dq_kernel"),
         ),
         "all scores are −∞ there, whatever is subtracted": (
             (
@@ -115,7 +115,7 @@ _BIAS = of(
     {
         VISITED_IN_VAIN: (
             *last("dbias_kernel", "BLOCK_M", "seq.M"),
-            *_start("dbias_kernel"),
+            *start("dbias_kernel"),
         ),
         "it is true everywhere so far": (
             ("dbias_kernel", "inside & (rows < x.longest_q) → rows < x.longest_q"),
@@ -205,7 +205,10 @@ _TILES = of(
             ("choose_tile", "masked → not masked"),
             ("choose_tile", "amd → not amd"),
             ("aligned", "*"),
+            ("choose_tile", "features > 256 → features >= 256"),
+            ("choose_tile", "256 → 255"),
         ),
+        "they are a power of two": (("choose_tile", "256 → 257"),),
         "the kernels take no float64": (("choose_tile", "4 → 5"),),
     },
 )
