@@ -45,8 +45,10 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.precision import float32_products
+from twofold.kernels.rotary import turn_back
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
+from twofold.reference.rotary import Rotary
 
 MOST_SUMMED, SLICE = 256, 128  # features that a program of backward sums, and of more than those
 
@@ -105,7 +107,7 @@ def forward_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
+        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if x.sinks is not None:
@@ -122,12 +124,15 @@ def forward_kernel(
             key, columns = seq.k_first + start, start + n
             # (1) scores
             if CHUNK_D == BLOCK_D:
-                k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+                k = load(
+                    x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+                )
                 product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
+                    x.q_turn, x.k_turn,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
@@ -169,6 +174,7 @@ def forward(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
@@ -182,6 +188,7 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary,
     )  # fmt: skip
     check(q, k, v, options)
     B, H, M, D = q.shape
@@ -245,6 +252,10 @@ def backward(
         *inputs, grads.dq, dout.stride(), grads.dq.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
     )  # fmt: skip
+    # (10) those of q and k turned back, where they are
+    if options.rotary is not None:
+        turn_back(grads.dq, *options.rotary.of_q)
+        turn_back(grads.dk, *options.rotary.of_k)
     if options.bias is not None:
         grads = grads._replace(dbias=_dbias(inputs, cache, over_queries))
     if sinks is not None and shares is not None:
@@ -287,7 +298,7 @@ def call(
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
     pairs = (B, H, longest_q, longest_k)
     mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
-    slopes = None if slopes is None else slopes.expand(B, H)
+    slopes, turns = None if slopes is None else slopes.expand(B, H), options.rotary
     folded = 1.0 if options.changes_scores else math.log2(math.e)
     return Call(
         q, k, v, q.stride(), k.stride(), _strides(v),
@@ -305,6 +316,8 @@ def call(
         slopes=slopes, slopes_strides=_strides(slopes),
         sinks=_contiguous(options.sinks),
         softcap=options.softcap,
+        q_turn=None if turns is None else _turn(*turns.of_q),
+        k_turn=None if turns is None else _turn(*turns.of_k),
     )  # fmt: skip
 
 
@@ -315,7 +328,10 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
-        masked=options.mask is not None or options.changes_scores or options.packed,
+        masked=options.mask is not None
+        or options.changes_scores
+        or options.packed
+        or options.rotary is not None,
         dropout=options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),
@@ -357,6 +373,13 @@ def _sizes(cache: Cache) -> tuple[int, int, int]:
     """Return how many sequences there are, and the queries and keys of the longest."""
     (B, _, M, _), N = cache.q.shape, cache.k.shape[2]
     return sizes(cache.options, B, M, N)
+
+
+def _turn(cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> tuple[object, ...]:
+    """Return what `load` turns rows by."""
+    L, F = cos.shape[-2:]
+    batches = L * F if cos.ndim == 3 else 0
+    return cos.contiguous(), sin.contiguous(), batches, F, None if interleaved else F
 
 
 def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:

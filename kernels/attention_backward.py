@@ -106,7 +106,7 @@ def dk_dv_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
     if CHUNK_D == BLOCK_D:
-        k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D)  # (BLOCK_N, BLOCK_D)
+        k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
         v = load(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -124,7 +124,9 @@ def dk_dv_kernel(
             for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
                 start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
                 query, rows = seq.q_first + start, start + m
-                q = load(x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
+                q = load(
+                    x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn
+                )  # (BLOCK_M, BLOCK_D)
                 dout = load(dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
                 row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
                 lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (1, BLOCK_M)
@@ -136,6 +138,7 @@ def dk_dv_kernel(
                     product = products(
                         x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
                         key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
+                        x.k_turn, x.q_turn,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
                 p = weights_again(s, lse)
@@ -205,7 +208,7 @@ def dq_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
     if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
+        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
         dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
     row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
     lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
@@ -219,7 +222,9 @@ def dq_kernel(
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
             key, columns = seq.k_first + start, start + n
-            k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+            k = load(
+                x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+            )  # (BLOCK_N, BLOCK_D)
             # (5) weights again
             if CHUNK_D == BLOCK_D:
                 product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
@@ -227,6 +232,7 @@ def dq_kernel(
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
+                    x.q_turn, x.k_turn,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             p = weights_again(s, lse)

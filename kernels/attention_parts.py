@@ -57,6 +57,8 @@ class Call(NamedTuple):
     slopes_strides: tuple[int, ...] = ()
     sinks: Any = None  # (H,)
     softcap: float | None = None
+    q_turn: Any = None  # what `load` turns q by, and k: see there
+    k_turn: Any = None
 
 
 class Sequence(NamedTuple):
@@ -107,17 +109,38 @@ def at(ptr, strides, b, h, start, rows, columns):
 
 
 @triton.jit
-def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
-    """Load a tile of rows, zero at and after `length` and past head_dim."""
+def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn=None):
+    """Load a tile of rows, zero at and after `length` and past head_dim.
+
+    (0) `turn` is None, or (cos, sin, how far their batches are apart, F, how far the features of a
+    pair are apart, None if they are neighbours): rows are turned as they are read. The other
+    feature of each pair is loaded, too, from where it has just been loaded or will be.
+    """
     inside = (start + rows < length) & (columns < D)
-    return tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
+    x = tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
+    if turn is not None:
+        F = turn[3]
+        if turn[4] is None:
+            first, pair, other = columns % 2 == 0, columns // 2, columns ^ 1
+        else:
+            first = columns < F
+            pair = tl.where(first, columns, columns - F)
+            other = tl.where(first, columns + F, columns - F)
+        paired = inside & (columns < 2 * F)
+        y = tl.load(at(ptr, strides, b, h, start, rows, other), mask=paired, other=0.0)
+        row_at = tl.cast(b, tl.int64) * turn[2] + (tl.cast(start, tl.int64) + rows) * F
+        cos = tl.load(turn[0] + row_at + pair, mask=paired, other=1.0).to(tl.float32)
+        sin = tl.load(turn[1] + row_at + pair, mask=paired, other=0.0).to(tl.float32)
+        y = y.to(tl.float32) * sin
+        x = (x.to(tl.float32) * cos + tl.where(first, -y, y)).to(x.dtype)
+    return x
 
 
 @triton.jit
 def products(
     x_ptr, x_strides, x_h, y_ptr, y_strides, y_h, b,
     x_first, x_rows, x_length, y_first, y_rows, y_length,
-    D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr, x_turn=None, y_turn=None,
 ):  # fmt: skip
     """Multiply rows of x by rows of y, CHUNK_D features at a time: registers hold no more of them.
 
@@ -126,8 +149,8 @@ def products(
     acc = tl.zeros([x_rows.shape[0], y_rows.shape[0]], tl.float32)
     for chunk in range(0, D, CHUNK_D):
         d = chunk + tl.arange(0, CHUNK_D)[None, :]
-        x = load(x_ptr, x_strides, b, x_h, x_first, x_rows, d, x_length, D)  # (X, CHUNK_D)
-        y = load(y_ptr, y_strides, b, y_h, y_first, y_rows, d, y_length, D)  # (Y, CHUNK_D)
+        x = load(x_ptr, x_strides, b, x_h, x_first, x_rows, d, x_length, D, x_turn)  # (X, CHUNK_D)
+        y = load(y_ptr, y_strides, b, y_h, y_first, y_rows, d, y_length, D, y_turn)  # (Y, CHUNK_D)
         acc = tl.dot(x, tl.trans(y), acc, input_precision=PRECISION)
     return acc
 

@@ -39,6 +39,7 @@ from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_scores import Options, ScoreMod, Window
 from twofold.reference.attention_weights import check, check_rows
+from twofold.reference.rotary import Rotary
 
 
 @triton.jit
@@ -82,6 +83,7 @@ def weights_kernel(
         product = products(
             x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
             first, m, end_row, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+            x.q_turn, x.k_turn,
         )  # (BLOCK_M, BLOCK_N)  # fmt: skip
         s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
         # (2) weights
@@ -114,7 +116,7 @@ def received_kernel(
     seq = sequence(x, b)
     if CHUNK_D == BLOCK_D:
         d = tl.arange(0, BLOCK_D)[None, :]
-        k = load(x.k, x.k_strides, b, shared, first, n, d, seq.present, D)  # (BLOCK_N, BLOCK_D)
+        k = load(x.k, x.k_strides, b, shared, first, n, d, seq.present, D, x.k_turn)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     # Key j is seen by queries j − ahead … j + behind. Padding keys need no mask: what they receive
     # is stored as 0; nor does the last tile of queries, where lse is +∞ and weights are 0.
@@ -129,12 +131,13 @@ def received_kernel(
             rows = start + m
             # (1) scores
             if CHUNK_D == BLOCK_D:
-                q = load(x.q, x.q_strides, b, h, start, tl.trans(m), d, x.M, D)
+                q = load(x.q, x.q_strides, b, h, start, tl.trans(m), d, x.M, D, x.q_turn)
                 product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
             else:
                 product = products(
                     x.k, x.k_strides, shared, x.q, x.q_strides, h, b,
                     first, n, seq.present, start, tl.trans(m), x.M, D, CHUNK_D, PRECISION,
+                    x.k_turn, x.q_turn,
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights
@@ -160,6 +163,7 @@ def weights(
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
     rows: slice | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
@@ -171,7 +175,7 @@ def weights(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths,
+        key_lengths, rotary=rotary,
     )  # fmt: skip
     _check(q, k, lse, options)
     (B, H, M, _), N = q.shape, k.shape[2]
@@ -201,6 +205,7 @@ def received(
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> torch.Tensor:
@@ -210,7 +215,7 @@ def received(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths,
+        key_lengths, rotary=rotary,
     )  # fmt: skip
     _check(q, k, lse, options)
     B, H, N = (*q.shape[:2], k.shape[2])

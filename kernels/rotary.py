@@ -194,15 +194,21 @@ def backward(
     return grads
 
 
+def turn_back(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> None:
+    """Turn the pairs of x (B, H, L, D) by the opposite angles, where they are."""
+    _launch(x, None, Cache(cos, sin, interleaved), (x, x), True, None)
+
+
 def _launch(
     q: torch.Tensor,
-    k: torch.Tensor,
+    k: torch.Tensor | None,
     cache: Cache,
     out: tuple[torch.Tensor, torch.Tensor],
     conjugate: bool,
     tile: Tile | None,
 ) -> None:
-    (B, H, L, D), G, F = q.shape, k.shape[1], cache.cos.shape[-1]
+    (B, H, L, D), F = q.shape, cache.cos.shape[-1]
+    k, G = (q, 0) if k is None else (k, k.shape[1])
     cos, sin = (x.expand(B, L, F) for x in (cache.cos, cache.sin))
     tile = tile or choose_tile(F)
     programs = triton.cdiv(L, tile.block_l) * triton.cdiv(H + G, tile.block_h) * B

@@ -26,6 +26,7 @@ import numpy as np
 
 from twofold.reference import attention_scores, checks, dropout
 from twofold.reference.attention_scores import Options, ScoreMod, Window, pack, unpack
+from twofold.reference.rotary import Rotary, check_rotary, turn, turn_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,7 +34,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Cache(NamedTuple):
     """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
 
-    Of packed sequences `out` and `lse` are packed, all else has a batch for each.
+    q and k are turned to their positions where those are rotary. Of packed sequences `out` and
+    `lse` are packed, all else has a batch for each.
     """
 
     q: Array
@@ -68,6 +70,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     K, N = int(k.shape[1]), int(k.shape[2])
     checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
     checks.shape("v", v, (B, K, N, D))
+    check_rotary(options.rotary, q, k)
     attention_scores.check(options, B, H, M, N)
     checks.same_device(
         q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
@@ -107,6 +110,7 @@ def forward(
     cu_seqlens_k: Array | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
 ) -> tuple[Array, Cache]:
     """Let every query gather the values of the keys it attends to.
 
@@ -137,6 +141,7 @@ def forward(
             diagonal is that of each sequence.
         max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor what
             cu_seqlens hold is checked: that would wait for it.
+        rotary: turns q and k by their positions before all else (Su et al. 2021, "RoFormer").
 
     Returns:
         out (B, H, M, D) and a cache whose `lse` (B, H, M) is the natural-log log-sum-exp.
@@ -147,8 +152,12 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary,
     )  # fmt: skip
     check(q, k, v, options)
+    # (0) queries and keys at their positions
+    if rotary is not None:
+        q, k = turn(q, *rotary.of_q), turn(k, *rotary.of_k)
     q = unpack(q, cu_seqlens_q, max_seqlen_q)
     k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
     scale = options.scale(q.shape[-1])
@@ -220,8 +229,11 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     dq = apart(together(ds, k) @ k, q)
     dk = together(ds, k).mT @ together(q, k)
     dv = together(dropped, k).mT @ together(dout, k)
-    dk, dv = (pack(x, options.cu_seqlens_k) for x in (dk, dv))
-    return Gradients(pack(dq, starts), dk, dv, dbias, dsinks)
+    dq, (dk, dv) = pack(dq, starts), (pack(x, options.cu_seqlens_k) for x in (dk, dv))
+    # (10) those of q and k turned back: a rotation's transpose is its inverse
+    if options.rotary is not None:
+        dq, dk = turn_back(dq, *options.rotary.of_q), turn_back(dk, *options.rotary.of_k)
+    return Gradients(dq, dk, dv, dbias, dsinks)
 
 
 def together(x: Array, k: Array) -> Array:

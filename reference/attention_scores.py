@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.rotary import Rotary
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[int | None, int | None]
@@ -56,6 +57,7 @@ class Options(NamedTuple):
     cu_seqlens_k: Any = None
     max_seqlen_q: int | None = None
     max_seqlen_k: int | None = None
+    rotary: Rotary | None = None
 
     @property
     def packed(self) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
 from twofold.reference.attention_scores import Options, ScoreMod, Window
+from twofold.reference.rotary import Rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,6 +66,7 @@ def weights(
     bias: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
+    rotary: Rotary | None = None,
     rows: slice | None = None,
 ) -> Array:
     """Return the weights with which queries attend to keys.
@@ -74,7 +76,7 @@ def weights(
         k: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k.
         lse: (B, H, M), floating, natural logarithms: the log-sum-exp of the same call of attention.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, mask,
-            key_lengths: as `attention.forward` had them.
+            key_lengths, rotary: as `attention.forward` had them.
         rows: the queries that are looked at, all by default: `slice(-1, None)` is the last one.
             Memory and time are of their number; all else stays of the whole call.
 
@@ -86,10 +88,13 @@ def weights(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths,
+        key_lengths, rotary=rotary,
     )  # fmt: skip
     check(q, k, lse, options)
     M = q.shape[2]
+    # (0) queries and keys at their positions
+    if rotary is not None:
+        q, k = turn(q, *rotary.of_q), turn(k, *rotary.of_k)
     some = check_rows(rows, M)
     q, lse = (x[:, :, some.start : some.stop] for x in (q, lse))
     options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
@@ -119,6 +124,7 @@ def received(
     bias: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
+    rotary: Rotary | None = None,
 ) -> Array:
     """Return how much attention each key receives, (B, H, N): its weights, of all queries, summed.
 
@@ -127,7 +133,7 @@ def received(
     p = weights(
         q, k, lse, softmax_scale=softmax_scale, causal=causal, window_size=window_size,
         softcap=softcap, score_mod=score_mod, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
-        key_lengths=key_lengths,
+        key_lengths=key_lengths, rotary=rotary,
     )  # (B, H, M, N)  # fmt: skip
     # (3) attention received
     return np.asarray(p.sum(axis=-2))

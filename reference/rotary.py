@@ -36,6 +36,33 @@ class Gradients(NamedTuple):
     dk: Array
 
 
+class Rotary(NamedTuple):
+    """The angles by which `attention` turns queries and keys as it reads them; see `tables`.
+
+    Of row i of q, as it lies in memory, cos and sin are (M, F) or (B, M, F), F ≤ D/2, float32 or of
+    q's dtype; `k_cos` and `k_sin`, (N, F) or (B, N, F), are those of k's rows, None where they are
+    those of q's.
+    """
+
+    cos: Any
+    sin: Any
+    k_cos: Any = None
+    k_sin: Any = None
+    interleaved: bool = False
+
+    @property
+    def of_q(self) -> tuple[Any, Any, bool]:
+        """What turns q: cos, sin, interleaved."""
+        return self.cos, self.sin, self.interleaved
+
+    @property
+    def of_k(self) -> tuple[Any, Any, bool]:
+        """What turns k."""
+        if self.k_cos is None:
+            return self.of_q
+        return self.k_cos, self.k_sin, self.interleaved
+
+
 def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
     """Refuse what either side cannot take."""
     checks.integer(positions=positions)
@@ -60,6 +87,27 @@ def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
     checks.shape("sin", sin, tuple(int(n) for n in cos.shape))
     F = int(cos.shape[-1])
     checks.require(2 * F <= D, "cos.shape[-1]", F, f"at most half of head_dim {D}")
+
+
+def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
+    """Refuse what attention cannot take on either side."""
+    if rotary is None:
+        return
+    if not isinstance(rotary, Rotary):
+        raise TypeError(f"rotary is a {type(rotary).__name__}; it must be a Rotary")
+    own = (rotary.k_cos is None) == (rotary.k_sin is None)
+    was = "None" if rotary.k_sin is None else "given"
+    checks.require(own, "rotary.k_sin", was, "given if rotary.k_cos is, and only then")
+    for name, x, (cos, sin, _) in (("", q, rotary.of_q), ("k_", k, rotary.of_k)):
+        B, _, L, D = (int(n) for n in x.shape)
+        name = f"rotary.{name if rotary.k_cos is not None else ''}"
+        checks.floating(**{f"{name}cos": cos, f"{name}sin": sin})
+        checks.same_device(**{"q": q, f"{name}cos": cos, f"{name}sin": sin})
+        checks.shape(f"{name}cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
+        checks.shape(f"{name}sin", sin, tuple(int(n) for n in cos.shape))
+        F, pairs = int(cos.shape[-1]), int(rotary.cos.shape[-1])
+        checks.require(2 * F <= D, f"{name}cos.shape[-1]", F, f"at most half of head_dim {D}")
+        checks.require(F == pairs, f"{name}cos.shape[-1]", F, f"that of rotary.cos, {pairs}")
 
 
 def tables(
@@ -105,8 +153,12 @@ def forward(
 
 def backward(dq_out: Array, dk_out: Array, cache: Cache) -> Gradients:
     """Return dq and dk: the gradients turned back."""
-    cos, sin, interleaved = cache
-    return Gradients(turn(dq_out, cos, -sin, interleaved), turn(dk_out, cos, -sin, interleaved))
+    return Gradients(turn_back(dq_out, *cache), turn_back(dk_out, *cache))
+
+
+def turn_back(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """Return x (B, H, L, D) with its pairs turned by the opposite angles."""
+    return turn(x, cos, -sin, interleaved)
 
 
 def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:

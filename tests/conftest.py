@@ -68,7 +68,7 @@ def triton() -> Iterator[ops.Side]:
 def both_refuse(reference: ops.Side, triton: ops.Side) -> Callable[..., None]:
     """Check that both sides refuse a call with the same words, given their beginning.
 
-    `arguments` go by name; NumPy arrays among them are placed on each side.
+    `arguments` go by name; NumPy arrays among them, and in named tuples, are placed on each side.
     """
 
     def check(
@@ -80,10 +80,7 @@ def both_refuse(reference: ops.Side, triton: ops.Side) -> Callable[..., None]:
     ) -> None:
         said = []
         for side in (reference, triton):
-            placed = {
-                name: side.asarray(x) if isinstance(x, np.ndarray) else x
-                for name, x in arguments.items()
-            }
+            placed = {name: _placed(side, x) for name, x in arguments.items()}
             with pytest.raises(error) as refusal:
                 getattr(getattr(side, operator), function)(**placed)
             said.append(str(refusal.value))
@@ -91,3 +88,9 @@ def both_refuse(reference: ops.Side, triton: ops.Side) -> Callable[..., None]:
         assert said[0] == said[1]
 
     return check
+
+
+def _placed(side: ops.Side, x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return side.asarray(x)
+    return x._make(_placed(side, y) for y in x) if hasattr(x, "_make") else x

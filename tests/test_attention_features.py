@@ -32,6 +32,8 @@ FEATURES = {
     "mask": {"mask": "B1MN"},
     "key lengths": {"key_lengths": True},
     "packed": {"packed": True},
+    "rotary": {"rotary": "half"},
+    "rotary of neighbours": {"rotary": "interleaved"},
     "dropout": {"dropout_p": 0.2},
 }
 

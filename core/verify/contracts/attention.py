@@ -44,6 +44,8 @@ LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
+ROTARY: dict[str, Any] = {"rotary": "half", "dropout_p": 0.1}
+NEIGHBOURS: dict[str, Any] = {"rotary": "interleaved"}
 SCORES: dict[str, Any] = {
     "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN", "sinks": True,
     "groups": 3,
@@ -55,6 +57,14 @@ PACKINGS: tuple[dict[str, Any], ...] = (
     {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
     {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
     {"causal": True, "bias": "11M1", "dropout_p": 0.1},
+)
+
+ROTATED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("half", {"batch": 2, "heads": 2, "groups": 2, "bias": "1HMN", "causal": True}),
+    ("interleaved", {"batch": 2, "head_dim": 12, "dtype": "bfloat16"}),
+    ("half", {"batch": 3, "packed": True, "dtype": "float16", "head_dim": 10}),
+    ("half", {"head_dim": 260}),
+    ("interleaved", {"head_dim": 260, "seqlen_q": 3, "bias": "MN"}),
 )
 
 CONTRACT = Contract(
@@ -122,6 +132,11 @@ CONTRACT = Contract(
         Case(dtype="bfloat16", heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
+        # Turned by their positions: some features of several chunks, both forms, packed or not.
+        *(
+            Case(**{"seqlen_q": 17, "seqlen_k": 35, **how}, rotary=form, seed=seed)
+            for seed, (form, how) in enumerate(ROTATED)
+        ),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(
             Case(
@@ -164,7 +179,13 @@ CONTRACT = Contract(
                 (8, 24, 40, 72, 136),
                 (("bfloat16", False, (EVERYTHING,)), ("float32", False, (EVERYTHING,))),
             ),
-            ((64, 128, 256), (("bfloat16", False, (PACKED,)), ("float32", False, (PACKED,)))),
+            (
+                (64, 128, 256),
+                (
+                    ("bfloat16", False, (PACKED, ROTARY, NEIGHBOURS)),
+                    ("float32", False, (PACKED, ROTARY)),
+                ),
+            ),
             ((512,), (("bfloat16", False, (EVERYTHING,)), ("float32", False, (SCORES, PACKED)))),
         )
         for head_dim in head_dims

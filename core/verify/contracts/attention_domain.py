@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contracts import attention_rotary
 from twofold.core.verify.contracts.attention_packed import along, padded, repacked, starts
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 from twofold.reference.attention import together
-from twofold.reference.attention_scores import Options, Window, pack
+from twofold.reference.attention_scores import Options, Window, pack, unpack
+from twofold.reference.rotary import Rotary
 
 Array = domains.Array
 
@@ -71,6 +73,7 @@ class Case:
     mask: str | None = None
     key_lengths: bool = False
     packed: bool = False
+    rotary: str | None = None  # "half" or "interleaved"
     dropout_p: float = 0.0
     dlse: bool = False
     allow_tf32: bool = False
@@ -93,6 +96,7 @@ class Inputs(NamedTuple):
     sinks: Array | None = None
     cu_seqlens_q: Array | None = None
     cu_seqlens_k: Array | None = None
+    rotary: Rotary | None = None
 
 
 def inputs(case: Case) -> Inputs:
@@ -138,11 +142,11 @@ def inputs(case: Case) -> Inputs:
         bias=drawn(case.bias, case.dtype),
         sinks=drawn("H" if case.sinks else None, case.dtype),
     )
-    if not case.packed:
-        return made
-    queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
-    made = along(made, lambda a: pack(a, queries), lambda a: pack(a, keys))
-    return made._replace(cu_seqlens_q=queries, cu_seqlens_k=keys)
+    if case.packed:
+        queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
+        made = along(made, lambda a: pack(a, queries), lambda a: pack(a, keys))
+        made = made._replace(cu_seqlens_q=queries, cu_seqlens_k=keys)
+    return made._replace(rotary=attention_rotary.drawn(rng, case, made))
 
 
 def scale(case: Case) -> float:
@@ -185,6 +189,7 @@ def placed(side: Side, case: Case, given: Inputs) -> Options:
         key_lengths=place_integers(side, given.key_lengths),
         cu_seqlens_q=place_integers(side, given.cu_seqlens_q),
         cu_seqlens_k=place_integers(side, given.cu_seqlens_k),
+        rotary=attention_rotary.placed(side, given.rotary, statistics(case)),
     )
 
 
@@ -207,6 +212,7 @@ def options(case: Case, given: Inputs) -> Options:
         cu_seqlens_k=given.cu_seqlens_k,
         max_seqlen_q=case.seqlen_q if case.packed else None,
         max_seqlen_k=case.seqlen_k if case.packed else None,
+        rotary=given.rotary,
     )
 
 
@@ -245,13 +251,15 @@ def problem(case: Case, given: Inputs) -> attention_bound.Problem:
     if case.dropout_p > 0.0:
         kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
         weights = kept * dropout.scale(case.dropout_p)
-    return attention_bound.problem(
-        batches.q,
-        batches.k,
-        batches.v,
-        machine(case.dtype, case.allow_tf32),
-        options(case, given),
-        weights,
+    on = machine(case.dtype, case.allow_tf32)
+    x = attention_bound.problem(batches.q, batches.k, batches.v, on, options(case, given), weights)
+    if given.rotary is None:
+        return x
+    q = attention_rotary.turned(given.q, given.rotary.of_q, on)
+    k = attention_rotary.turned(given.k, given.rotary.of_k, on)
+    return x._replace(
+        q=q.moved(lambda a: unpack(a, given.cu_seqlens_q, case.seqlen_q)),
+        k=k.moved(lambda a: unpack(a, given.cu_seqlens_k, case.seqlen_k)),
     )
 
 
@@ -267,7 +275,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     )
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     found = {"out": forward.out, "lse": forward.lse[..., 0], **found}
-    return repacked(found, given, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, given, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    return attention_rotary.gradients(found, given)
 
 
 def small(case: Case) -> Case:
@@ -282,6 +291,7 @@ def small(case: Case) -> Case:
         seqlen_q=min(case.seqlen_q, 37),
         seqlen_k=min(case.seqlen_k, 37),
         head_dim=min(case.head_dim, 24),
+        rotary=None,  # what holds of all queries and keys holds of turned ones
     )
 
 
@@ -302,6 +312,7 @@ def cases() -> st.SearchStrategy[Case]:
             alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
             bias=maybe_axes,
             sinks=st.booleans(),
+            rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
         ),
     )
 

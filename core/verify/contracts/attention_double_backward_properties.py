@@ -98,7 +98,7 @@ def repeated_heads(subject: Subject, case: Case) -> None:
     own = replace(shared, groups=1)
     given = inputs(shared)
     call = given.call
-    twice = {n: np.repeat(getattr(call, n), 2, axis=1) for n in ("k", "v")}
+    twice: dict[str, Any] = {n: np.repeat(getattr(call, n), 2, axis=1) for n in ("k", "v")}
     ddk, ddv = (np.repeat(x, 2, axis=1) for x in (given.ddk, given.ddv))
     other = Inputs(call._replace(**twice), given.ddq, ddk, ddv)
     first, second = subject.compute(shared, given), subject.compute(own, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,8 @@ def slopes(subject: Subject, case: Case) -> None:
     x = getattr(sparse, name)
 
     def value(at: Array) -> tuple[float, float]:
-        there = sparse._replace(**{name: at})
+        changed: dict[str, Any] = {name: at}
+        there = sparse._replace(**changed)
         out = subject.compute(case, there)["out"].astype(np.float64)
         off = Sample(case, there).forward.out.error * np.abs(sample.of(sparse.dout))
         return float((out * sparse.dout).sum()), float(off.sum())

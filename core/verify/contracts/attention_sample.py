@@ -113,9 +113,10 @@ class Sample:
 def plain(case: Case) -> Case:
     """Return the case without what belongs to no other call: dropout, a gradient of lse.
 
-    Nor is it packed: what holds of batches holds of packed sequences, which are as batches are.
+    Nor is it packed: what holds of batches holds of packed sequences, which are as batches are, and
+    what holds of all queries and keys holds of those that are turned.
     """
-    return replace(case, dropout_p=0.0, dlse=False, packed=False)
+    return replace(case, dropout_p=0.0, dlse=False, packed=False, rotary=None)
 
 
 def unmasked(case: Case) -> Case:

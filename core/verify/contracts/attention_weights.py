@@ -92,6 +92,10 @@ CONTRACT = Contract(
         # Some queries, and one row of a bias and a mask for all.
         Case(seqlen_q=9, seqlen_k=7, bias="1N", mask="1N", first_row=3, queries=4),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, key_lengths=True, lse="lost"),
+        # Some queries among those that are turned, and all.
+        Case(batch=2, seqlen_q=9, seqlen_k=5, rotary="half", first_row=3, queries=4),
+        Case(heads=2, groups=2, seqlen_q=5, seqlen_k=9, rotary="interleaved", head_dim=12),
+        Case(seqlen_q=5, seqlen_k=9, rotary="half", head_dim=140, dtype="bfloat16"),
     ),
     properties=PROPERTIES,
     small=small,
@@ -103,6 +107,7 @@ CONTRACT = Contract(
             ((16, 32, 64, 128, 256), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((64,), (("float16", False), ("float32", True)), {}),
             ((40, 136), (("bfloat16", False), ("float32", False)), EVERYTHING),
+            ((64, 128), (("bfloat16", False), ("float32", False)), {"rotary": "half"}),
         )
         for head_dim in head_dims
         for dtype, allow_tf32 in precisions

@@ -1,0 +1,76 @@
+"""Rotary positions in attention's contract: drawn, placed on a side, and what they do to a bound.
+
+A query or key is turned in float32 and cast to its own dtype as it is read; from there on the bound
+is that of attention of the turned ones, which carry that error (`rotary.turn`; no cast is averaged
+here, as one of them is in many sums). The gradients of q and k are stored, read again, turned back
+and stored again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twofold.core.ops import Side
+from twofold.core.verify.contracts.rotary import turn
+from twofold.core.verify.domains import Array, representable
+from twofold.core.verify.rounding import Approx, Machine, exact
+from twofold.reference.rotary import Rotary
+
+if TYPE_CHECKING:  # it imports this
+    from twofold.core.verify.contracts.attention_domain import Case, Inputs
+
+FORMS = ("half", "interleaved")
+Turns = tuple[Array, Array, bool]  # cos, sin, interleaved
+
+
+def drawn(rng: np.random.Generator, case: Case, given: Inputs) -> Rotary | None:
+    """Draw angles for some or all features, of each batch or of all, of k its own or those of q."""
+    if case.rotary is None or case.head_dim < 2:
+        return None
+    most = case.head_dim // 2
+    pairs = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+
+    def tables(x: Array) -> tuple[Array, Array]:
+        shape = (x.shape[0],)[: rng.integers(2)] + (x.shape[2], pairs)
+        angle = rng.uniform(-np.pi, np.pi, shape)
+        return representable(np.cos(angle), "float32"), representable(np.sin(angle), "float32")
+
+    own = given.q.shape[2] != given.k.shape[2] or rng.random() < 0.5
+    cos, sin = tables(given.q)
+    k_cos, k_sin = tables(given.k) if own else (None, None)
+    return Rotary(cos, sin, k_cos, k_sin, case.rotary == "interleaved")
+
+
+def placed(side: Side, rotary: Rotary | None, dtype: str) -> Rotary | None:
+    """Return the angles on a side."""
+    if rotary is None:
+        return None
+    cos, sin, k_cos, k_sin = (None if x is None else side.asarray(x, dtype) for x in rotary[:4])
+    return Rotary(cos, sin, k_cos, k_sin, rotary.interleaved)
+
+
+def turned(x: Array, turns: Turns, on: Machine) -> Approx:
+    """Return what attention reads of q or k."""
+    cos, sin, interleaved = turns
+    return replace(turn(exact(x, on), exact(cos, on), exact(sin, on), interleaved), fresh=None)
+
+
+def turned_back(x: Approx, turns: Turns) -> Approx:
+    """Return the gradient of q or k, given that of what attention read; ∞ may become anything."""
+    finite = np.isfinite(x.value)
+    stored = Approx(np.where(finite, x.value, 0.0), np.where(finite, x.error, np.inf), x.on)
+    cos, sin, interleaved = turns
+    return turn(stored, exact(cos, x.on), exact(-sin, x.on), interleaved, Approx.returned)
+
+
+def gradients(found: dict[str, Approx], given: Inputs) -> dict[str, Approx]:
+    """Return the outputs with the gradients of q and k turned back."""
+    if given.rotary is None:
+        return found
+    return found | {
+        "dq": turned_back(found["dq"], given.rotary.of_q),
+        "dk": turned_back(found["dk"], given.rotary.of_k),
+    }
