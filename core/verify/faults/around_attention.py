@@ -22,13 +22,17 @@ _HEADS: tuple[Row, ...] = (
     (
         HEADS, "q, k and v lie side by side in every head", "",
         (
-            "packed.view(B, L, parts, num_heads, -1).permute(2, 0, 3, 1, 4)",
-            "packed.view(B, L, num_heads, parts, -1).permute(3, 0, 2, 1, 4)",
+            "return torch.split(each, list(heads), dim=1)",
+            "return tuple(each[:, i :: len(heads)] for i in range(len(heads)))",
         ),
     ),
     (
         HEADS, "the context's keys have the queries' bias", "",
-        ("(b_qkv[:E], b_qkv[E:])", "(b_qkv[:E], b_qkv[: 2 * E])"),
+        ("(b_qkv[:E], b_qkv[E:])", "(b_qkv[:E], b_qkv[: len(b_qkv) - E])"),
+    ),
+    (
+        HEADS, "values are projected before keys", "",
+        ("q, k, v = split(packed, num_heads, K, K)", "q, v, k = split(packed, num_heads, K, K)"),
     ),
     (
         HEADS, "only queries are turned", "",
