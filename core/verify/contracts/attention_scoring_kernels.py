@@ -19,3 +19,26 @@ def squashed_slope(s, b, h, i, j, args):
     limit, slope = args
     room = 1.0 + tl.abs(s)
     return limit / (room * room)
+
+
+@triton.jit
+def smooth(s, b, h, i, j, args):
+    """Do as `squashed` with a function that has a second derivative at 0, too."""
+    limit, slope = args
+    return limit * s / tl.sqrt(1.0 + s * s) - slope * (h + 1) * tl.abs(i - j) + b
+
+
+@triton.jit
+def smooth_slope(s, b, h, i, j, args):
+    """Return the derivative of `smooth` by s."""
+    limit, _ = args
+    room = 1.0 + s * s
+    return limit / (room * tl.sqrt(room))
+
+
+@triton.jit
+def smooth_bend(s, b, h, i, j, args):
+    """Return the second derivative of `smooth` by s."""
+    limit, _ = args
+    room = 1.0 + s * s
+    return -3.0 * limit * s / (room * room * tl.sqrt(room))
