@@ -62,9 +62,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twofold.reference import attention_scores, checks
+from twofold.reference import checks
 from twofold.reference.attention import Cache, apart, check_backward, together
-from twofold.reference.attention_scores import pack, unpack
+from twofold.reference.attention_scores import Options, pack, unpack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -160,8 +160,8 @@ def backward(
     # (15) gradient of the scaled products
     u, dz = t, ds
     if slope is not None:
-        bend = attention_scores.bend(pairs(q * q.dtype.type(scale), k), options)
-        u, dz = slope * t + np.where(p == 0, 0, bend * ds * a), slope * ds
+        bent = bend(pairs(q * q.dtype.type(scale), k), options)
+        u, dz = slope * t + np.where(p == 0, 0, bent * ds * a), slope * ds
     # (16) gradients of the inputs
     dq = (over_keys(u, k) + over_keys(dz, ddk)) * scale
     dk = (over_queries(u, q) + over_queries(dz, ddq)) * scale
@@ -170,3 +170,19 @@ def backward(
     dq, ddout = (pack(x, starts_q) for x in (dq, ddout))
     dk, dv = (pack(x, starts_k) for x in (dk, dv))
     return Gradients(dq, dk, dv, ddout, None if dlse is None else pack(g[..., 0], starts_q))
+
+
+def bend(s: Array, options: Options) -> Any:
+    """Return φ″, the second derivative of scores by Z, which is s (B, H, M, N)."""
+    dtype = s.dtype
+    slope: Any = 1.0
+    bent: Any = 0.0
+    if options.softcap is not None:
+        ratio = np.tanh(s / options.softcap)
+        slope = 1 - ratio * ratio
+        bent, s = -2 * ratio * slope / options.softcap, options.softcap * ratio
+    if options.score_mod is not None and options.score_mod.second_derivative is not None:
+        mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
+        further = options.score_mod.second_derivative(s, *where, mod.args)
+        bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
+    return np.asarray(bent).astype(dtype, copy=False)

@@ -205,22 +205,6 @@ def scores(
     return s.astype(dtype, copy=False), slope
 
 
-def bend(s: Array, options: Options) -> Any:
-    """Return the second derivative of scores by q·k·scale, which is s (B, H, M, N)."""
-    dtype = s.dtype
-    slope: Any = 1.0
-    bent: Any = 0.0
-    if options.softcap is not None:
-        ratio = np.tanh(s / options.softcap)
-        slope = 1 - ratio * ratio
-        bent, s = -2 * ratio * slope / options.softcap, options.softcap * ratio
-    if options.score_mod is not None and options.score_mod.second_derivative is not None:
-        mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
-        further = options.score_mod.second_derivative(s, *where, mod.args)
-        bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
-    return np.asarray(bent).astype(dtype, copy=False)
-
-
 def attended(
     shape: tuple[int, ...], options: Options, first: int = 0, queries: int | None = None
 ) -> Array | None:

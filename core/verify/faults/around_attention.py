@@ -339,7 +339,7 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_REFERENCE, "a softcap's slope is taken for a constant", "",
-        ("slope * t + np.where(p == 0, 0, bend * ds * a)", "slope * t"),
+        ("slope * t + np.where(p == 0, 0, bent * ds * a)", "slope * t"),
     ),
 )  # fmt: skip
 
