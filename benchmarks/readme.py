@@ -134,6 +134,8 @@ def tightness() -> str:
 FEATURES = (
     ("grouped-query and multi-query heads", "k, v of K heads, K a divisor of H",
      "test_grouped_heads_are_repeated_keys"),
+    ("the same between projections, none of the keys repeated",
+     "multi_head_attention.forward(…, num_heads=H, num_kv_heads=K)", "test_heads_are_views"),
     ("causal, bottom-right or top-left", "causal=True, \"top-left\"",
      "test_each_feature_goes_with_each_other"),
     ("sliding window", "window_size=(left, right)", "test_tiles_that_nobody_sees_are_not_visited"),
@@ -160,7 +162,7 @@ FEATURES = (
     ("one or a few queries to a cache, in pages or not, split over keys and merged",
      "attention_decode.forward(q, k_cache, v_cache, key_lengths=, block_table=)",
      "test_the_kernel_is_that_of_attention_on_each_sequence"),
-    ("gradients of gradients, for all but softcap and own functions",
+    ("gradients of gradients, an own function's by its second derivative",
      "attention_double_backward.backward(ddq, ddk, ddv, dout, cache, dlse)",
      "test_the_reference_passes_gradgradcheck"),
     ("head_dim up to 512", "", "test_heads_of_many_features"),

@@ -4,7 +4,8 @@ Everything of size M×N is computed again, tile by tile. The first kernel sums o
 row of them has in common, three float32 for each query: Δ, g and c. With those a tile of queries
 sums dq and ddout over the keys, and a tile of keys sums dk and dv over the queries of all heads
 that share them. Saved of forward: lse. Operations: 48·M·N·D per head, half of it where causal, of
-which 14 are for the three numbers.
+which 14 are for the three numbers. Of more than 256 features a program sums 128, and computes the
+tiles of size M×N again for each such part.
 
 Δ comes before c, in a pass of its own, so that c sums what is centred and is no difference of large
 sums. In half precision Δ is better known so than by `out`, which was rounded.
@@ -13,34 +14,27 @@ What is of queries is to have one set of strides, and so is what is of keys, wit
 multiples of 16 elements; else it is copied: M·D numbers, beside products of M·N·D. Addresses would
 take the registers otherwise.
 
-`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps
-(5)–(15) are those of the reference; all tiles are (queries, keys).
+A tile of everything that is of size M×N is `attention_double_backward_parts`. `B` batch, `H` heads,
+`G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps (5)–(16) are those of
+the reference; all tiles are (queries, keys).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
-from twofold.kernels.attention import Cache, call, constants, draws
-from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, call, constants, draws
+from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_at, second, weights
 from twofold.kernels.attention_double_backward_tiles import choose_tile
-from twofold.kernels.attention_parts import (
-    at,
-    load,
-    place,
-    products,
-    scores,
-    seen,
-    sequence,
-)
+from twofold.kernels.attention_parts import at, load, place, seen, sequence
 from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.reference.attention_double_backward import check
+from twofold.reference.attention_scores import sizes
 
 
 class Gradients(NamedTuple):
@@ -51,100 +45,6 @@ class Gradients(NamedTuple):
     dv: torch.Tensor
     ddout: torch.Tensor
     ddlse: torch.Tensor | None = None
-
-
-class Second(NamedTuple):
-    """What the kernels read beside a `Call`, with its strides; tensors are pointers in a kernel."""
-
-    dout: Any  # (B, H, M, D)
-    ddq: Any  # (B, H, M, D)
-    ddk: Any  # (B, H/G, N, D)
-    ddv: Any  # (B, H/G, N, D)
-    lse: Any  # (B, H, M) float32, as are the others
-    delta: Any
-    g: Any
-    c: Any
-
-
-@triton.jit
-def weights(
-    x, y, b, h, first, m, start, n, seq, lse,
-    seed, threshold, dropout_scale,
-    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
-):  # fmt: skip
-    """Return a tile's weights, the same after dropout, and their gradient."""
-    rows, shared = first + m, h // x.G
-    # (5) weights again
-    product = products(
-        x.q, x.q_strides, h, x.k, x.k_strides, shared, b,
-        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
-    )  # fmt: skip
-    s = scores(product, x, b, seq, h, rows, start + n, True, SCORE)
-    p = weights_again(s, lse)
-    # (6) gradient of the weights
-    dp = products(
-        y.dout, x.q_strides, h, x.v, x.k_strides, shared, b,
-        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
-    )  # fmt: skip
-    dropped = p
-    if DROPOUT:
-        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, n.shape[1])
-        dropped = tl.where(keep, p * dropout_scale, 0.0)
-        dp = tl.where(keep, dp * dropout_scale, 0.0)
-    return p, dropped, dp
-
-
-@triton.jit
-def second(
-    x, y, b, h, first, m, start, n, seq,
-    D: tl.constexpr, PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
-):  # fmt: skip
-    """(10) Return the gradients of a tile of dS and of the dropped weights."""
-    shared = h // x.G
-    by_queries = products(
-        y.ddq, x.q_strides, h, x.k, x.k_strides, shared, b,
-        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
-    )  # fmt: skip
-    by_keys = products(
-        x.q, x.q_strides, h, y.ddk, x.k_strides, shared, b,
-        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
-    )  # fmt: skip
-    e = products(
-        y.dout, x.q_strides, h, y.ddv, x.k_strides, shared, b,
-        first, m, x.M, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
-    )  # fmt: skip
-    return (by_queries + by_keys) * x.softmax_scale, e
-
-
-@triton.jit
-def pairs(
-    x, y, b, h, first, m, start, n, seq,
-    seed, threshold, dropout_scale,
-    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
-):  # fmt: skip
-    """Return a tile of the dropped weights, dS, R and T, in the dtype in which they multiply."""
-    row_at, inside = (b * x.H + h).to(tl.int64) * x.M + first + m, first + m < x.M
-    lse = tl.load(y.lse + row_at, mask=inside, other=0.0)  # (BLOCK_M, 1)
-    delta = tl.load(y.delta + row_at, mask=inside, other=0.0)
-    g = tl.load(y.g + row_at, mask=inside, other=0.0)
-    c = tl.load(y.c + row_at, mask=inside, other=0.0)
-    p, dropped, dp = weights(
-        x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
-        D, DROPOUT, SCORE, PRECISION, CHUNK_D,
-    )  # fmt: skip
-    gs, e = second(x, y, b, h, first, m, start, n, seq, D, PRECISION, CHUNK_D)
-    # (8) gradient of the scores, in backward
-    centred = dp - delta
-    ds = p * centred
-    # (12) gradient of the weights' gradient
-    away = gs - g
-    r = dropped * away
-    # (14) gradient of the scores
-    t = p * (centred * away - c) + dropped * e
-    dtype = x.q.dtype.element_ty
-    return dropped.to(dtype), ds.to(dtype), r.to(dtype), t.to(dtype)
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
@@ -158,30 +58,35 @@ def rows_kernel(
     D: tl.constexpr,
     DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
+    SCORE_SLOPE: tl.constexpr,
+    SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum Δ, g and c of BLOCK_M queries over the keys they see."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    seq = sequence(x, b)
     first = block * BLOCK_M
+    if x.q_starts is not None:
+        if first >= seq.M:
+            return
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    row_at, inside = (b * x.H + h).to(tl.int64) * x.M + first + m, first + m < x.M
+    row_at, inside = rows_at(x, seq, h, first + m), first + m < seq.M
     lse = tl.load(y.lse + row_at, mask=inside, other=0.0)  # (BLOCK_M, 1)
     dlse = tl.zeros([BLOCK_M, 1], tl.float32)
     if dlse_ptr is not None:
         dlse = tl.load(dlse_ptr + row_at, mask=inside, other=0.0)
-    seq = sequence(x, b)
-    last = tl.minimum(first + BLOCK_M, x.M) - 1
+    last = tl.minimum(first + BLOCK_M, seq.M) - 1
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     # (7) what the normalisation takes away
     delta = tl.zeros([BLOCK_M, 1], tl.float32)
     for start in range(begin, end, BLOCK_N):
-        p, _, dp = weights(
-            x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
+        _, p, _, dp = weights(
+            x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
         delta += tl.sum(p * dp, axis=1, keep_dims=True)
@@ -189,11 +94,14 @@ def rows_kernel(
     g = tl.zeros([BLOCK_M, 1], tl.float32)
     c = tl.zeros([BLOCK_M, 1], tl.float32)
     for start in range(begin, end, BLOCK_N):
-        p, dropped, dp = weights(
-            x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
+        product, p, dropped, dp = weights(
+            x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
-        gs, e = second(x, y, b, h, first, m, start, n, seq, D, PRECISION, CHUNK_D)
+        _, gs, e, _, _ = second(
+            product, p, x, y, seq, b, h, first, m, start, n,
+            D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
+        )  # fmt: skip
         # (11) gradient of lse's gradient
         g += tl.sum(p * gs, axis=1, keep_dims=True)
         # (13) what the normalisation takes away
@@ -215,42 +123,49 @@ def queries_kernel(
     D: tl.constexpr,
     DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
+    SCORE_SLOPE: tl.constexpr,
+    SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum dq and ddout of BLOCK_M queries over the keys they see."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.M, BLOCK_M), x.H)
+    """Sum BLOCK_D features of dq and ddout of BLOCK_M queries over the keys they see."""
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
+    if x.q_starts is not None:
+        if first >= seq.M:
+            return
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    query, k_end = seq.q_first + first, seq.k_first + seq.present
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     ddout = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    seq = sequence(x, b)
-    last = tl.minimum(first + BLOCK_M, x.M) - 1
+    last = tl.minimum(first + BLOCK_M, seq.M) - 1
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     for start in range(begin, end, BLOCK_N):
-        dropped, ds, r, t = pairs(
-            x, y, b, h, first, m, start, n, seq, seed, threshold, dropout_scale,
-            D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+        dropped, dz, r, u = pairs(
+            x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
+            D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
-        # (15) gradients of the inputs
-        k = load(x.k, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
-        dq = tl.dot(t, k, dq, input_precision=PRECISION)
-        ddk = load(y.ddk, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
-        dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)
-        v = load(x.v, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
+        key = seq.k_first + start
+        # (16) gradients of the inputs
+        k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+        dq = tl.dot(u, k, dq, input_precision=PRECISION)
+        ddk = load(y.ddk, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+        dq = tl.dot(dz, ddk, dq, input_precision=PRECISION)
+        v = load(x.v, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
         ddout = tl.dot(r, v, ddout, input_precision=PRECISION)
-        ddv = load(y.ddv, x.k_strides, b, shared, start, tl.trans(n), d, seq.present, D)
+        ddv = load(y.ddv, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
         ddout = tl.dot(dropped, ddv, ddout, input_precision=PRECISION)
-    inside = (first + m < x.M) & (d < D)
-    dq_at = at(dq_ptr, dq_strides, b, h, first, m, d)
-    ddout_at = at(ddout_ptr, ddout_strides, b, h, first, m, d)
+    inside = (first + m < seq.M) & (d < D)
+    dq_at = at(dq_ptr, dq_strides, seq.batch, h, query, m, d)
+    ddout_at = at(ddout_ptr, ddout_strides, seq.batch, h, query, m, d)
     tl.store(dq_at, (dq * x.softmax_scale).to(dq_ptr.dtype.element_ty), mask=inside)
     tl.store(ddout_at, ddout.to(ddout_ptr.dtype.element_ty), mask=inside)
 
@@ -267,25 +182,31 @@ def keys_kernel(
     D: tl.constexpr,
     DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
+    SCORE_SLOPE: tl.constexpr,
+    SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum dk and dv of BLOCK_N keys over all queries that see them."""
-    heads, blocks = x.H // x.G, tl.cdiv(x.N, BLOCK_N)
+    """Sum BLOCK_D features of dk and dv of BLOCK_N keys over all queries that see them."""
+    heads, blocks = x.H // x.G, tl.cdiv(x.longest_k, BLOCK_N)
     block, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks // heads
     shared = tl.program_id(0) // blocks % heads
+    seq = sequence(x, b)
     start = block * BLOCK_N
+    if x.k_starts is not None:
+        if start >= seq.N:
+            return
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    key, q_end = seq.k_first + start, seq.q_first + seq.M
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. In the last tile of queries
     # those that are not there have weights, and add 0.
-    seq = sequence(x, b)
-    length = tl.where(start < seq.present, x.M, 0)
+    length = tl.where(start < seq.present, seq.M, 0)
     last = tl.minimum(start + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(
         start - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
@@ -293,21 +214,22 @@ def keys_kernel(
     for group in range(x.G):
         h = shared * x.G + group
         for first in range(begin, end, BLOCK_M):
-            _, ds, r, t = pairs(
-                x, y, b, h, first, m, start, n, seq, seed, threshold, dropout_scale,
-                D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+            _, dz, r, u = pairs(
+                x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
+                D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
             )  # fmt: skip
-            # (15) gradients of the inputs
-            q = load(x.q, x.q_strides, b, h, first, m, d, x.M, D)
-            dk = tl.dot(tl.trans(t), q, dk, input_precision=PRECISION)
-            ddq = load(y.ddq, x.q_strides, b, h, first, m, d, x.M, D)
-            dk = tl.dot(tl.trans(ds), ddq, dk, input_precision=PRECISION)
-            dout = load(y.dout, x.q_strides, b, h, first, m, d, x.M, D)
+            query = seq.q_first + first
+            # (16) gradients of the inputs
+            q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)
+            dk = tl.dot(tl.trans(u), q, dk, input_precision=PRECISION)
+            ddq = load(y.ddq, x.q_strides, seq.batch, h, query, m, d, q_end, D)
+            dk = tl.dot(tl.trans(dz), ddq, dk, input_precision=PRECISION)
+            dout = load(y.dout, x.q_strides, seq.batch, h, query, m, d, q_end, D)
             dv = tl.dot(tl.trans(r), dout, dv, input_precision=PRECISION)
     columns = start + tl.trans(n)
-    inside = (columns < x.N) & (d < D)
-    dk_at = at(dk_ptr, dk_strides, b, shared, start, tl.trans(n), d)
-    dv_at = at(dv_ptr, dv_strides, b, shared, start, tl.trans(n), d)
+    inside = (columns < seq.N) & (d < D)
+    dk_at = at(dk_ptr, dk_strides, seq.batch, shared, key, tl.trans(n), d)
+    dv_at = at(dv_ptr, dv_strides, seq.batch, shared, key, tl.trans(n), d)
     tl.store(dk_at, (dk * x.softmax_scale).to(dk_ptr.dtype.element_ty), mask=inside)
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
@@ -327,8 +249,8 @@ def backward(
     Arguments and results are those of `reference.attention_double_backward.backward`, in any
     strides; `tile` overrides the table's choice.
     """
-    check(ddq, ddk, ddv, dout, dlse, cache)
     options = cache.options
+    check(ddq, ddk, ddv, dout, dlse, cache.q, cache.k, options)
     (B, H, M, D), (K, N) = cache.q.shape, cache.k.shape[1:3]
     q, dout, ddq = _alike(cache.q, dout, ddq)
     k, v, ddk, ddv = _alike(cache.k, cache.v, ddk, ddv)
@@ -341,14 +263,23 @@ def backward(
         Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c),
     )
     tile = tile or choose_tile(D, q.element_size())
-    how = {**draws(options), **constants(q, options, cache.allow_tf32, tile)}
-    blocks = triton.cdiv(M, tile.block_m) * B * H
+    mod = options.score_mod
+    how = {
+        **draws(options),
+        **constants(q, options, cache.allow_tf32, tile),
+        "SCORE_SLOPE": None if mod is None else mod.derivative,
+        "SCORE_BEND": None if mod is None else mod.second_derivative,
+    }
+    summed = padded(D) if D <= MOST_SUMMED else SLICE
+    slices = triton.cdiv(D, summed)
+    sequences, longest_q, longest_k = sizes(options, B, M, N)
+    blocks = triton.cdiv(longest_q, tile.block_m) * sequences * H
     rows_kernel[(blocks,)](*inputs, None if dlse is None else dlse.float().contiguous(), **how)
-    queries_kernel[(blocks,)](
-        *inputs, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=padded(D), **how
+    queries_kernel[(blocks, slices)](
+        *inputs, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=summed, **how
     )
-    keys_kernel[(triton.cdiv(N, tile.block_n) * B * K,)](
-        *inputs, dk, dv, dk.stride(), dv.stride(), BLOCK_D=padded(D), **how
+    keys_kernel[(triton.cdiv(longest_k, tile.block_n) * sequences * K, slices)](
+        *inputs, dk, dv, dk.stride(), dv.stride(), BLOCK_D=summed, **how
     )
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
 

@@ -26,5 +26,8 @@ ENTRIES: tuple[tuple[int, Tile], ...] = tuple(
 
 
 def choose_tile(head_dim: int, element_size: int) -> Tile:
-    """Return the table's tile for a head_dim and bytes per element."""
-    return TILES[min(element_size, 4), padded(head_dim)]
+    """Return the table's tile for a head_dim and bytes per element.
+
+    More than 256 features are summed in parts, for which the tile of 256 will do.
+    """
+    return TILES[min(element_size, 4), min(padded(head_dim), 256)]

@@ -3,17 +3,18 @@
 A self-attention is three launches forward, four with rotary positions: one product for q, k and v
 together, attention, one product out. What would be copies are views:
 
-- heads apart: q, k and v of a head are strided views of the packed projection (B, M, 3E);
+- heads apart: q, k and v of a head are strided views of the packed projection, (B, M, (H + 2K)·D);
+- keys that heads share: attention reads the one head where it is, and sums dk and dv of it;
 - heads together: attention lays the heads of a query side by side, as the output product reads
   them;
 - backward: attention writes dq, dk and dv straight into views of one packed gradient, rotary turns
   dq and dk there in place, and the projection's backward reads it as one matrix.
 
-So between the products only the packed projection and the heads travel: 4·B·M·E·b bytes written
-and read once each way. Saved: x, the packed projection, the heads, and lse.
+So between the products only the packed projection and the heads travel: 2·B·M·(H + K)·D·b bytes
+written and read once each way. Saved: x, the packed projection, the heads, and lse.
 
-`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `D` = E/H head_dim; steps (1)–(4) are
-those of the reference.
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` heads of keys and values, `D` = E/H
+head_dim; steps (1)–(4) are those of the reference.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def forward(
     b_out: torch.Tensor | None,
     *,
     num_heads: int,
+    num_kv_heads: int | None = None,
     context: torch.Tensor | None = None,
     causal: bool = False,
     mask: torch.Tensor | None = None,
@@ -72,21 +74,21 @@ def forward(
     bfloat16 or float32. float32 products are accurate to float32 (three tf32 products) unless
     `allow_tf32`.
     """
-    check(x, w_qkv, b_qkv, w_out, b_out, num_heads, context)
+    K = check(x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context)
     checks.require(rotary is None or context is None, "rotary", "given with context", "None")
     E = x.shape[-1]
     # (1) projections
     context_cache = None
     if context is None:
         packed, projection_cache = linear.forward(x, w_qkv, b_qkv, allow_tf32=allow_tf32)
-        q, k, v = split(packed, 3, num_heads)  # of (B, M, 3E)
+        q, k, v = split(packed, num_heads, K, K)  # of (B, M, (H + 2K)·D)
     else:
         bias_q, bias_kv = (None, None) if b_qkv is None else (b_qkv[:E], b_qkv[E:])
         packed, projection_cache = linear.forward(x, w_qkv[:E], bias_q, allow_tf32=allow_tf32)
         packed_kv, context_cache = linear.forward(
             context, w_qkv[E:], bias_kv, allow_tf32=allow_tf32
         )
-        (q,), (k, v) = split(packed, 1, num_heads), split(packed_kv, 2, num_heads)
+        (q,), (k, v) = split(packed, num_heads), split(packed_kv, K, K)
     # (2) positions
     rotary_cache = None
     if rotary is not None:
@@ -113,13 +115,13 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
     """Return the gradients of everything that was given."""
     x, w = cache.projection.x, cache.projection.weight
-    num_heads, (B, M, E) = cache.attention.q.shape[1], x.shape
+    (B, M, E), H, K = x.shape, cache.attention.q.shape[1], cache.attention.k.shape[1]
     # (4) output projection
     dheads, dw_out, db_out = linear.backward(dout, cache.output)
-    (dheads,) = split(dheads, 1, num_heads)
+    (dheads,) = split(dheads, H)
     if cache.context is None:
-        packed = torch.empty((B, M, 3 * E), dtype=x.dtype, device=x.device)
-        into = attention.Gradients(*split(packed, 3, num_heads))
+        packed = torch.empty((B, M, w.shape[0]), dtype=x.dtype, device=x.device)
+        into = attention.Gradients(*split(packed, H, K, K))
         # (3) attention of every head
         dq, dk, *_ = attention.backward(dheads, cache.attention, into=into)
         # (2) positions
@@ -128,15 +130,15 @@ def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
         # (1) projections
         dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out)
-    context = cache.context.x
+    context, width = cache.context.x, cache.context.weight.shape[0]
     packed = torch.empty((B, M, E), dtype=x.dtype, device=x.device)
-    packed_kv = torch.empty((B, context.shape[1], 2 * E), dtype=x.dtype, device=x.device)
-    into = attention.Gradients(*split(packed, 1, num_heads), *split(packed_kv, 2, num_heads))
+    packed_kv = torch.empty((B, context.shape[1], width), dtype=x.dtype, device=x.device)
+    into = attention.Gradients(*split(packed, H), *split(packed_kv, K, K))
     # (3) attention of every head
     attention.backward(dheads, cache.attention, into=into)
     # (1) projections, each into its part of the weight's gradient
-    dw_qkv = torch.empty((3 * E, E), dtype=w.dtype, device=w.device)
-    db_qkv = torch.empty(3 * E, dtype=w.dtype, device=w.device)
+    dw_qkv = torch.empty((E + width, E), dtype=w.dtype, device=w.device)
+    db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
     dx, dcontext = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, context))
     linear.backward(packed, cache.projection, into=linear.Gradients(dx, dw_qkv[:E], db_qkv[:E]))
     linear.backward(
@@ -146,10 +148,11 @@ def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
     return Gradients(dx, dcontext, dw_qkv, db_qkv if has_bias else None, dw_out, db_out)
 
 
-def split(packed: torch.Tensor, parts: int, num_heads: int) -> tuple[torch.Tensor, ...]:
-    """View (B, L, parts·E) as so many times heads (B, H, L, D)."""
-    B, L, _ = packed.shape
-    return packed.view(B, L, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+def split(packed: torch.Tensor, *heads: int) -> tuple[torch.Tensor, ...]:
+    """View (B, L, ΣH·D) as heads (B, H, L, D), for each H of `heads`."""
+    B, L, width = packed.shape
+    each = packed.view(B, L, sum(heads), width // sum(heads)).transpose(1, 2)
+    return torch.split(each, list(heads), dim=1)
 
 
 def join(heads: torch.Tensor) -> torch.Tensor:

@@ -5,14 +5,14 @@ k, v, dout and dlse? They are what a gradient penalty (Gulrajani et al. 2017, "I
 Wasserstein GANs"), forces in a loss, and products with the Hessian (Pearlmutter 1994) ask for.
 
 Backward is (`attention`; P the weights, X the dropout mask with its scale, sums over j are over
-keys)
+keys; the scores are φ(Z) of Z = scale·q·kᵀ, and what is added to that)
 
     (6) dP = (dout·vᵀ)∘X    (7) Δ_i = Σ_j P_ij·dP_ij − dlse_i    (8) dS = P∘(dP − Δ)
-    (9) dq = scale·dS·k,  dk = scale·dSᵀ·q,  dv = (P∘X)ᵀ·dout
+    (9) dq = scale·dZ·k,  dk = scale·dZᵀ·q,  dv = (P∘X)ᵀ·dout,  with dZ = φ′∘dS
 
-and here it is taken back line by line. ℓ moves with dS and with P∘X as (9) says:
+and here it is taken back line by line. ℓ moves with dZ and with P∘X as (9) says:
 
-    (10) G = ∂ℓ/∂dS = scale·(ddq·kᵀ + q·ddkᵀ),   E = ∂ℓ/∂(P∘X) = dout·ddvᵀ
+    (10) A = ∂ℓ/∂dZ = scale·(ddq·kᵀ + q·ddkᵀ),   G = ∂ℓ/∂dS = φ′∘A,   E = ∂ℓ/∂(P∘X) = dout·ddvᵀ
 
 dS moves with Δ by −P, so ∂ℓ/∂Δ_i = −g_i, and lse's gradient, which is subtracted there, gets
 
@@ -34,13 +34,25 @@ of it is left in T. As Σ_j P∘dP = Δ + dlse, what the mean of W takes away is
 
 A sink has dP = G = E = 0, hence W = 0: it is in no sum, and (13) and (14) stand as they are.
 
-    (15) dq = scale·(T·k + dS·ddk),   dk = scale·(Tᵀ·q + dSᵀ·ddq),   dv = Rᵀ·dout,
+Z is in the scores, and in dZ, whose φ′ moves by φ″, element by element: there ℓ moves by A∘dS.
+
+    (15) U = ∂ℓ/∂Z = φ′∘T + φ″∘dS∘A
+    (16) dq = scale·(U·k + dZ·ddk),   dk = scale·(Uᵀ·q + dZᵀ·ddq),   dv = Rᵀ·dout,
          ddout = R·v + (P∘X)·ddv
 
-where the second terms of dq and dk are G's. ddout and ddlse are the derivatives of out and lse
-along (ddq, ddk, ddv); (dq, dk, dv) is the Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
+where the second terms of dq and dk are A's. Without softcap U = T and dZ = dS. With it φ(Z) =
+c·tanh(Z/c), so with r = tanh(Z/c)
 
-ALiBi, a bias and sinks are constants here. `B` batch, `H` heads, `K` heads of keys and values,
+    φ′ = 1 − r²,   φ″ = −2·r·φ′/c,
+
+and a function ψ of the capped scores makes ψ′·φ′ of φ′, and ψ″·φ′² + ψ′·φ″ of φ″.
+
+ddout and ddlse are the derivatives of out and lse along (ddq, ddk, ddv); (dq, dk, dv) is the
+Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
+
+ALiBi, a bias and sinks are constants here. Packed sequences have a batch each, as in `attention`.
+
+`B` batch, `H` heads, `K` heads of keys and values,
 `M` queries, `N` keys, `D` head_dim.
 """
 
@@ -52,6 +64,7 @@ import numpy as np
 
 from twofold.reference import checks
 from twofold.reference.attention import Cache, apart, check_backward, together
+from twofold.reference.attention_scores import Options, pack, unpack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -66,20 +79,15 @@ class Gradients(NamedTuple):
     ddlse: Array | None = None
 
 
-def check(ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, cache: Any) -> None:
-    """Refuse what either side cannot take."""
-    options = cache.options
-    for name in ("softcap", "score_mod"):
-        given = getattr(options, name)
-        must = "None: its second derivative would be needed"
-        checks.require(given is None, f"cache.options.{name}", given, must)
-    packed = "packed" if options.packed else "of batches"
-    checks.require(not options.packed, "cache", packed, "of batches: give each sequence one")
-    D = int(cache.q.shape[-1])
-    checks.require(D <= 256, "cache.q.shape[-1]", D, "at most 256")
-    check_backward(dout, dlse, cache.q)
-    checks.floating(q=cache.q, ddq=ddq, ddk=ddk, ddv=ddv)
-    for name, x, like in (("ddq", ddq, cache.q), ("ddk", ddk, cache.k), ("ddv", ddv, cache.v)):
+def check(ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, q: Any, k: Any, options: Any) -> None:
+    """Refuse what either side cannot take; q and k are shaped as they were given, packed or not."""
+    if options.score_mod is not None:
+        given = options.score_mod.second_derivative
+        name = "cache.options.score_mod.second_derivative"
+        checks.require(given is not None, name, given, "a function, as the derivative is")
+    check_backward(dout, dlse, q)
+    checks.floating(q=q, ddq=ddq, ddk=ddk, ddv=ddv)
+    for name, x, like in (("ddq", ddq, q), ("ddk", ddk, k), ("ddv", ddv, k)):
         checks.shape(name, x, tuple(int(n) for n in like.shape))
 
 
@@ -98,10 +106,15 @@ def backward(
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be; also where
-            there was a softcap or a function of the scores.
+            a function of the scores came without its second derivative.
     """
-    check(ddq, ddk, ddv, dout, dlse, cache)
+    options = cache.options
+    starts_q, starts_k = options.cu_seqlens_q, options.cu_seqlens_k
+    check(ddq, ddk, ddv, dout, dlse, cache.out, pack(cache.k, starts_k), options)
     q, k, v, p, keep, scale = cache.q, cache.k, cache.v, cache.p, cache.keep, cache.softmax_scale
+    ddq, dout = (unpack(x, starts_q, options.max_seqlen_q) for x in (ddq, dout))
+    ddk, ddv = (unpack(x, starts_k, options.max_seqlen_k) for x in (ddk, ddv))
+    dlse = None if dlse is None else unpack(dlse, starts_q, options.max_seqlen_q)
 
     def pairs(x: Array, y: Array) -> Array:
         """Multiply (B, H, M, D) and (B, K, N, D) to (B, H, M, N)."""
@@ -128,8 +141,10 @@ def backward(
     # (8) gradient of the scores
     centred = dp - delta
     ds = p * centred
-    # (10) gradients of dS and of the dropped weights
-    gs = (pairs(ddq, k) + pairs(q, ddk)) * scale
+    # (10) gradients of dZ, of dS and of the dropped weights
+    a = (pairs(ddq, k) + pairs(q, ddk)) * scale
+    slope = None if cache.slope is None else np.where(p == 0, 0, cache.slope)
+    gs = a if slope is None else a * slope
     e = pairs(dout, ddv)
     # (11) gradient of lse's gradient
     g = (p * gs).sum(axis=-1, keepdims=True)
@@ -142,9 +157,32 @@ def backward(
         c -= g * dlse[..., None]
     # (14) gradient of the scores
     t = p * (centred * away - c) + dropped * e
-    # (15) gradients of the inputs
-    dq = (over_keys(t, k) + over_keys(ds, ddk)) * scale
-    dk = (over_queries(t, q) + over_queries(ds, ddq)) * scale
+    # (15) gradient of the scaled products
+    u, dz = t, ds
+    if slope is not None:
+        bent = bend(pairs(q * q.dtype.type(scale), k), options)
+        u, dz = slope * t + np.where(p == 0, 0, bent * ds * a), slope * ds
+    # (16) gradients of the inputs
+    dq = (over_keys(u, k) + over_keys(dz, ddk)) * scale
+    dk = (over_queries(u, q) + over_queries(dz, ddq)) * scale
     dv = over_queries(r, dout)
     ddout = over_keys(r, v) + over_keys(dropped, ddv)
-    return Gradients(dq, dk, dv, ddout, None if dlse is None else g[..., 0])
+    dq, ddout = (pack(x, starts_q) for x in (dq, ddout))
+    dk, dv = (pack(x, starts_k) for x in (dk, dv))
+    return Gradients(dq, dk, dv, ddout, None if dlse is None else pack(g[..., 0], starts_q))
+
+
+def bend(s: Array, options: Options) -> Any:
+    """Return φ″, the second derivative of scores by Z, which is s (B, H, M, N)."""
+    dtype = s.dtype
+    slope: Any = 1.0
+    bent: Any = 0.0
+    if options.softcap is not None:
+        ratio = np.tanh(s / options.softcap)
+        slope = 1 - ratio * ratio
+        bent, s = -2 * ratio * slope / options.softcap, options.softcap * ratio
+    if options.score_mod is not None and options.score_mod.second_derivative is not None:
+        mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
+        further = options.score_mod.second_derivative(s, *where, mod.args)
+        bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
+    return np.asarray(bent).astype(dtype, copy=False)

@@ -26,16 +26,18 @@ ALIGNMENTS = ("bottom-right", "top-left")
 
 
 class ScoreMod(NamedTuple):
-    """A function of the scores, element by element, and its derivative by them.
+    """A function of the scores, element by element, and its derivatives by them.
 
-    Both are called as f(s, b, h, i, j, args): the scores, the numbers of batch, head, query and key
+    All are called as f(s, b, h, i, j, args): the scores, the numbers of batch, head, query and key
     of each of them (integers that broadcast with s), and `args`. On the NumPy side they are NumPy
-    functions of arrays, on the other `@triton.jit` functions of tiles.
+    functions of arrays, on the other `@triton.jit` functions of tiles. The second derivative is for
+    gradients of gradients alone.
     """
 
     function: Callable[..., Any]
     derivative: Callable[..., Any]
     args: tuple[Any, ...] = ()
+    second_derivative: Callable[..., Any] | None = None
 
 
 class Options(NamedTuple):
@@ -193,7 +195,7 @@ def scores(
         capped = np.tanh(s / options.softcap)
         s, slope = options.softcap * capped, 1 - capped * capped
     if options.score_mod is not None:
-        function, derivative, args = options.score_mod
+        function, derivative, args, _ = options.score_mod
         change = derivative(s, b, h, i, j, args)
         s, slope = function(s, b, h, i, j, args), change if slope is None else slope * change
     if options.alibi_slopes is not None:

@@ -6,7 +6,13 @@ Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2. The three proje
 matrix, one GEMM; a head is a strided view of its result, so heads are never copied apart. For
 cross-attention q is projected from x, k and v from the context.
 
-`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `D` = E/H head_dim.
+G = H/K heads in a row may share one of keys and values: grouped-query attention (Ainslie et al.
+2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"),
+multi-query where K = 1 (Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need").
+Then the matrix is that much smaller, and nothing is repeated.
+
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` heads of keys and values, `D` = E/H
+head_dim.
 """
 
 from __future__ import annotations
@@ -42,22 +48,34 @@ class Gradients(NamedTuple):
 
 
 def check(
-    x: Any, w_qkv: Any, b_qkv: Any, w_out: Any, b_out: Any, num_heads: int, context: Any
-) -> None:
-    """Refuse what either side cannot take; the parts check what is theirs."""
+    x: Any,
+    w_qkv: Any,
+    b_qkv: Any,
+    w_out: Any,
+    b_out: Any,
+    num_heads: int,
+    num_kv_heads: int | None,
+    context: Any,
+) -> int:
+    """Refuse what either side cannot take; the parts check what is theirs. Return K."""
     checks.floating(x=x, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, context=context)
     checks.shape("x", x, ("B", "M", "E"))
     B, _, E = (int(n) for n in x.shape)
     checks.require(num_heads >= 1, "num_heads", num_heads, "at least 1")
     checks.require(E % num_heads == 0, "num_heads", num_heads, f"a divisor of x.shape[-1], {E}")
-    checks.shape("w_qkv", w_qkv, (3 * E, E))
+    K = num_heads if num_kv_heads is None else num_kv_heads
+    checks.require(K >= 1, "num_kv_heads", K, "at least 1")
+    checks.require(num_heads % K == 0, "num_kv_heads", K, f"a divisor of num_heads, {num_heads}")
+    width = (num_heads + 2 * K) * (E // num_heads)
+    checks.shape("w_qkv", w_qkv, (width, E))
     checks.shape("w_out", w_out, (E, E))
     if b_qkv is not None:
-        checks.shape("b_qkv", b_qkv, (3 * E,))
+        checks.shape("b_qkv", b_qkv, (width,))
     if b_out is not None:
         checks.shape("b_out", b_out, (E,))
     if context is not None:
         checks.shape("context", context, (B, "N", E))
+    return K
 
 
 def forward(
@@ -68,6 +86,7 @@ def forward(
     b_out: Array | None,
     *,
     num_heads: int,
+    num_kv_heads: int | None = None,
     context: Array | None = None,
     causal: bool = False,
     mask: Array | None = None,
@@ -80,9 +99,11 @@ def forward(
 
     Args:
         x: (B, M, E), floating.
-        w_qkv: (3E, E), the projections of q, k and v one below the other; b_qkv: (3E,) or None.
+        w_qkv: ((H + 2K)·D, E), the projections of q, k and v one below the other, (3E, E) where
+            K = H; b_qkv: ((H + 2K)·D,) or None.
         w_out: (E, E); b_out: (E,) or None.
         num_heads: H, a divisor of E.
+        num_kv_heads: K, a divisor of H; H where it is None.
         context: (B, N, E) to attend to instead of x.
         causal, mask, key_lengths, dropout_p, seed: as for `attention.forward`.
         rotary: (cos, sin, interleaved) as for `rotary.forward`, to turn q and k; only without
@@ -94,20 +115,19 @@ def forward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    check(x, w_qkv, b_qkv, w_out, b_out, num_heads, context)
+    K = check(x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context)
     checks.require(rotary is None or context is None, "rotary", "given with context", "None")
     E = x.shape[-1]
     # (1) projections
     context_cache = None
     if context is None:
-        packed, projection_cache = linear.forward(x, w_qkv, b_qkv)  # (B, M, 3E)
-        q, k, v = (split(part, num_heads) for part in np.split(packed, 3, axis=-1))
+        packed, projection_cache = linear.forward(x, w_qkv, b_qkv)  # (B, M, (H + 2K)·D)
+        q, k, v = split(packed, num_heads, K, K)
     else:
         bias_q, bias_kv = (None, None) if b_qkv is None else (b_qkv[:E], b_qkv[E:])
         packed_q, projection_cache = linear.forward(x, w_qkv[:E], bias_q)
-        packed_kv, context_cache = linear.forward(context, w_qkv[E:], bias_kv)  # (B, N, 2E)
-        q = split(packed_q, num_heads)
-        k, v = (split(part, num_heads) for part in np.split(packed_kv, 2, axis=-1))
+        packed_kv, context_cache = linear.forward(context, w_qkv[E:], bias_kv)  # (B, N, 2K·D)
+        (q,), (k, v) = split(packed_q, num_heads), split(packed_kv, K, K)
     # (2) positions
     rotary_cache = None
     if rotary is not None:
@@ -129,17 +149,18 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     # (4) output projection
     dheads, dw_out, db_out = linear.backward(dout, cache.output)
     # (3) attention of every head
-    dq, dk, dv, *_ = attention.backward(split(dheads, num_heads), cache.attention)
+    (dheads,) = split(dheads, num_heads)
+    dq, dk, dv, *_ = attention.backward(dheads, cache.attention)
     # (2) positions
     if cache.rotary is not None:
         dq, dk = rotary_backward(dq, dk, cache.rotary)
     # (1) projections
     if cache.context is None:
-        packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, 3E)
+        packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, (H + 2K)·D)
         dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out)
     dx, dw_q, db_q = linear.backward(join(dq), cache.projection)
-    packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2E)
+    packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2K·D)
     dcontext, dw_kv, db_kv = linear.backward(packed_kv, cache.context)
     db_qkv = None if db_q is None or db_kv is None else np.concatenate([db_q, db_kv])
     return Gradients(dx, dcontext, np.concatenate([dw_q, dw_kv]), db_qkv, dw_out, db_out)
@@ -148,13 +169,14 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 rotary_forward, rotary_backward = rotary.forward, rotary.backward  # `rotary` names an argument
 
 
-def split(x: Array, num_heads: int) -> Array:
-    """View (B, L, E) as heads (B, H, L, D)."""
-    B, L, E = x.shape
-    return x.reshape(B, L, num_heads, E // num_heads).swapaxes(1, 2)
+def split(packed: Array, *heads: int) -> list[Array]:
+    """View (B, L, ΣH·D) as heads (B, H, L, D), for each H of `heads`."""
+    B, L, width = packed.shape
+    each = packed.reshape(B, L, sum(heads), width // sum(heads)).swapaxes(1, 2)
+    return np.split(each, np.cumsum(heads)[:-1], axis=1)
 
 
 def join(x: Array) -> Array:
-    """Put heads (B, H, L, D) side by side again, (B, L, E)."""
+    """Put heads (B, H, L, D) side by side again, (B, L, H·D)."""
     B, H, L, D = x.shape
     return x.swapaxes(1, 2).reshape(B, L, H * D)

@@ -29,12 +29,19 @@ def torch_masks(case, x):
     return torch.tensor(~live.reshape(-1, *pairs[2:])), padding
 
 
+def repeated_rows(case):
+    """Return which rows of the projection every head has: those of its keys and values again."""
+    E, width = case.features, case.features // case.groups
+    shared = np.arange(width).reshape(-1, case.head_dim).repeat(case.groups, axis=0).ravel()
+    return np.concatenate((np.arange(E), E + shared, E + width + shared))
+
+
 @given(contract.CONTRACT.cases)
 def test_reference_is_torch(case):
     """Torch's own multi-head attention in float64: no further off than float64's own bound.
 
     Torch has NaN where a query has no key, so the first key is left to everyone. It knows neither
-    rotary positions nor our dropout masks.
+    rotary positions nor our dropout masks, and heads that share keys are given them again.
     """
     case = dataclasses.replace(
         case,
@@ -53,14 +60,15 @@ def test_reference_is_torch(case):
     source = leaves["x"] if x.context is None else leaves["context"]
     query, key = (a.transpose(0, 1) for a in (leaves["x"], source))
     masked, padding = torch_masks(case, x)
+    rows = repeated_rows(case)
     out, _ = torch.nn.functional.multi_head_attention_forward(
         query,
         key,
         key,
         embed_dim_to_check=case.features,
         num_heads=case.heads,
-        in_proj_weight=leaves["w_qkv"],
-        in_proj_bias=leaves["b_qkv"],
+        in_proj_weight=leaves["w_qkv"][rows],
+        in_proj_bias=None if x.b_qkv is None else leaves["b_qkv"][rows],
         bias_k=None,
         bias_v=None,
         add_zero_attn=False,
@@ -89,16 +97,23 @@ def test_reference_is_torch(case):
         {"causal": True, "rotary": (4, False)},
         {"key_lengths": np.array([3, 0]), "dropout_p": 0.3, "seed": 5, "rotary": (2, True)},
         {"context": True, "mask": np.arange(5 * 7).reshape(5, 7) % 3 > 0, "dropout_p": 0.1},
+        {"num_kv_heads": 2, "rotary": (2, False)},
+        {"num_kv_heads": 1, "context": True, "dropout_p": 0.1},
     ],
-    ids=["plain", "causal, rotary", "key lengths, dropout, rotary", "context, mask, dropout"],
-)
+    ids=[
+        "plain", "causal, rotary", "key lengths, dropout, rotary", "context, mask, dropout",
+        "grouped, rotary", "one head of keys, context",
+    ],
+)  # fmt: skip
 def test_gradients_are_slopes(how):
     rng = np.random.default_rng(0)
-    B, M, N, H, E = 2, 5, 7, 3, 12
+    B, M, N, E = 2, 5, 7, 12
+    how = {"num_heads": 4 if "num_kv_heads" in how else 3} | how
+    H, K = how["num_heads"], how.get("num_kv_heads", how["num_heads"])
+    width = (H + 2 * K) * (E // H)
     arguments = {"x": rng.standard_normal((B, M, E))}
-    shapes = {"w_qkv": (3 * E, E), "b_qkv": (3 * E,), "w_out": (E, E), "b_out": (E,)}
+    shapes = {"w_qkv": (width, E), "b_qkv": (width,), "w_out": (E, E), "b_out": (E,)}
     arguments |= {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
-    how = {"num_heads": H} | how
     if how.pop("context", False):
         arguments["context"] = rng.standard_normal((B, N, E))
     if "rotary" in how:
@@ -128,17 +143,36 @@ def test_one_head_and_one_key_is_two_projections():
 
 
 @pytest.mark.parametrize("seqlen_k", [None, 7])
-def test_heads_are_views(triton, seqlen_k):
-    """The kernels read q, k and v in the packed projection and lay the heads side by side."""
-    case = contract.Case(seqlen_q=5, seqlen_k=seqlen_k, heads=3, head_dim=4)
+def test_as_many_heads_of_keys_as_of_queries_are_the_same_bits(triton, seqlen_k):
+    """`num_kv_heads` of None is `num_heads`."""
+    x = contract.inputs(contract.Case(seqlen_q=5, seqlen_k=seqlen_k, heads=3, head_dim=4))
+    placed = [triton.asarray(a, "float32") for a in x[:5]]
+    context = None if x.context is None else triton.asarray(x.context, "float32")
+    how = {"num_heads": 3, "context": context}
+    found = []
+    for kv in (None, 3):
+        out, cache = triton.multi_head_attention.forward(*placed, num_kv_heads=kv, **how)
+        gradients = triton.multi_head_attention.backward(out, cache)
+        found.append([out, *(g for g in gradients if g is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("seqlen_k", [None, 7])
+def test_heads_are_views(triton, seqlen_k, groups):
+    """The kernels read q, k and v in the packed projection and lay the heads side by side.
+
+    Of keys that heads share there is one head.
+    """
+    case = contract.Case(seqlen_q=5, seqlen_k=seqlen_k, heads=4, groups=groups, head_dim=4)
     x = contract.inputs(case)
     context = None if x.context is None else triton.asarray(x.context, "float32")
     placed = (triton.asarray(a, "float32") for a in x[:5])
-    how = {"num_heads": case.heads, "context": context}
+    how = {"num_heads": 4, "num_kv_heads": 4 // groups, "context": context}
     _, cache = triton.multi_head_attention.forward(*placed, **how)
     q, k, v = cache.attention.q, cache.attention.k, cache.attention.v
-    E = case.features
-    width = 3 * E if seqlen_k is None else 2 * E
+    width = 2 * case.features // groups + (case.features if seqlen_k is None else 0)
+    assert k.shape == v.shape == (1, 4 // groups, case.keys, 4)
     assert k.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
     assert (q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()) == (seqlen_k is None)
     assert k.stride() == v.stride() == (case.keys * width, 4, width, 1)
@@ -159,6 +193,15 @@ TABLES = (np.ones((5, 1)), np.ones((5, 1)), False)
         ({"x": np.ones((2, 0, 6))}, ValueError, "x.shape is (2, 0, 6); it must be"),
         ({"num_heads": 0}, ValueError, "num_heads is 0; it must be at least 1"),
         ({"num_heads": 4}, ValueError, "num_heads is 4; it must be a divisor of x.shape[-1], 6"),
+        ({"num_kv_heads": 0}, ValueError, "num_kv_heads is 0; it must be at least 1"),
+        ({"num_kv_heads": 2}, ValueError, "num_kv_heads is 2; it must be a divisor of num_heads, "),
+        ({"num_kv_heads": 6}, ValueError, "num_kv_heads is 6; it must be a divisor of num_heads, "),
+        ({"num_kv_heads": 1}, ValueError, "w_qkv.shape is (18, 6); it must be (10, 6)"),
+        (
+            {"num_kv_heads": 1, "w_qkv": W[:10]},
+            ValueError,
+            "b_qkv.shape is (18,); it must be (10,)",
+        ),
         ({"w_qkv": W[:12]}, ValueError, "w_qkv.shape is (12, 6); it must be (18, 6)"),
         ({"w_out": W}, ValueError, "w_out.shape is (18, 6); it must be (6, 6)"),
         ({"b_qkv": B[:6]}, ValueError, "b_qkv.shape is (6,); it must be (18,)"),

@@ -78,7 +78,7 @@ def scores(x: Problem) -> tuple[Approx, Approx | None]:
         ratio = tanh(s / options.softcap)
         s, slope = ratio * options.softcap, 1.0 - ratio * ratio
     if options.score_mod is not None:
-        function, derivative, args = options.score_mod
+        function, derivative, args, _ = options.score_mod
         change = derivative(s, b, h, i, j, args)
         s, slope = function(s, b, h, i, j, args), change if slope is None else change * slope
     if options.alibi_slopes is not None:

@@ -21,6 +21,7 @@ from twofold.core.verify.contracts.attention_double_backward_domain import (
     truth,
 )
 from twofold.core.verify.contracts.attention_double_backward_properties import PROPERTIES
+from twofold.core.verify.contracts.attention_scoring import SMOOTH
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
 
 __all__ = ["CONTRACT", "Case", "Inputs", "inputs", "run", "small", "truth"]
@@ -29,9 +30,17 @@ LEAST: dict[str, Any] = {}
 EVERYTHING: dict[str, Any] = {
     "dropout_p": 0.1, "mask": "B1MN", "key_lengths": True, "dlse": True,
 }  # fmt: skip
+PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
 SCORES: dict[str, Any] = {
-    "window_size": (64, 0), "alibi": "H", "bias": "1HMN", "sinks": True, "groups": 3,
+    "window_size": (64, 0), "softcap": 30.0, "score_mod": SMOOTH, "alibi": "H", "bias": "1HMN",
+    "sinks": True, "groups": 3,
 }  # fmt: skip
+
+PACKINGS: tuple[dict[str, Any], ...] = (
+    {"causal": True, "dropout_p": 0.5},
+    {"window_size": (17, 15), "bias": "BHMN", "key_lengths": True},
+    {"causal": "top-left", "alibi": "BH", "mask": "B1MN", "softcap": 2.0, "sinks": True},
+)
 
 CONTRACT = Contract(
     operator="attention_double_backward",
@@ -71,6 +80,22 @@ CONTRACT = Contract(
             batch=2, heads=4, groups=2, seqlen_q=9, seqlen_k=13, head_dim=5, alibi="BH",
             bias="BHMN", mask="B1MN", key_lengths=True, sinks=True, dropout_p=0.5, dlse=True,
         ),
+        Case(heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="H", dropout_p=0.5),
+        Case(
+            batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SMOOTH, dlse=True,
+            key_lengths=True,
+        ),
+        Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SMOOTH, key_lengths=True),
+        # Three slices of the features.
+        Case(dtype="bfloat16", seqlen_q=5, seqlen_k=7, head_dim=257, causal=True),
+        # Packed sequences of every kind, longer and shorter than a tile, and empty.
+        *(
+            Case(
+                batch=5, heads=4, groups=2, seqlen_q=35, seqlen_k=19, packed=True, dlse=True,
+                seed=seed, **how,
+            )
+            for seed, how in enumerate(PACKINGS)
+        ),
     ),
     properties=PROPERTIES,
     small=small,
@@ -85,6 +110,8 @@ CONTRACT = Contract(
             ),
             ((72,), (("bfloat16", False, SCORES), ("float32", False, SCORES))),
             ((64,), (("float16", False, LEAST), ("float32", True, LEAST))),
+            ((64, 128), (("bfloat16", False, PACKED), ("float32", False, PACKED))),
+            ((512,), (("bfloat16", False, PACKED), ("float32", False, SCORES))),
         )
         for head_dim in head_dims
         for dtype, allow_tf32, flags in precisions

@@ -1,28 +1,32 @@
 r"""How far a kernel may be from the backward of attention's backward, derived.
 
-Running error analysis (`rounding.Approx`) of the kernel's steps (5)–(15), in its own order; E with
+Running error analysis (`rounding.Approx`) of the kernel's steps (5)–(16), in its own order; E with
 an index is what a number is off by, u and the other constants are those of `rounding.Machine`.
 
 (5) P = exp2(t − lse·log₂e) with the scores t of `attention_problem` and lse as forward stored it:
     E_t and E_lse are those of attention (`attention_bound`, steps (1) to (3)), so that whatever lse
     is off by is in P, and P is step (5) there.
-(6) dP and (10) G and E are products on the matrix unit; G is the sum of two, times a scale.
+(6) dP and (10) A and E are products on the matrix unit; A is the sum of two, times a scale. φ′ and
+    φ″ are formulas of one more product, softcap's own, or those of a function of the user's, which
+    are run on numbers that carry their errors; G is φ′∘A.
 (7) Δ = ΣP∘dP − dlse, (11) g = ΣP∘G, (13) c = Σ(P∘(dP − Δ)∘G + P∘X∘E) − g·dlse are float32 sums, in
     any order, of numbers that were never cast. Unlike backward's, which is made of the stored
     output, Δ has no cast in it, and needs no analysis of its own.
     Nothing is said of c beyond its formula: Δ's error moves c by E_Δ·Σ P|G|, which is u-sized, as
     E_Δ is. Centred, dP − Δ keeps that sum free of cancellation of large sums: its rounding is
     u·Σ P|dP − Δ||G|, not u·Σ P|dP||G|.
-(12) R and (14) T are products of differences, each with its rounding; dS, R, T and P∘X are cast to
-    the storage dtype before they are multiplied.
-(15) What is summed on the matrix unit is one sum: dq of the 2N products of (T, dS) with (k, ddk),
+(12) R, (14) T and (15) U, dZ are sums of products, each with its rounding; dZ, R, U and P∘X are
+    cast to the storage dtype before they are multiplied.
+(16) What is summed on the matrix unit is one sum: dq of the 2N products of (U, dZ) with (k, ddk),
     dk of 2·G·M, ddout of 2N, dv of G·M. The scale and the cast of the result round.
 
 A pair that does not take part is exact: no error. Where Δ, g or c have no bound, a number passed
 the largest, and 0·∞ is no number: of all that such a query takes part in nothing is claimed.
 
-In the probabilistic bound the casts of dS, R, T and P∘X are fresh in the sums of (15), and float32
+In the probabilistic bound the casts of dZ, R, U and P∘X are fresh in the sums of (16), and float32
 sums have √n for n; the rest is as above.
+
+A packed sequence is a batch whose other pairs are dead (`attention_domain.problem`).
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
 """
@@ -35,7 +39,7 @@ import numpy as np
 
 from twofold.core.verify.attention_bound import Forward, dropped, partnered
 from twofold.core.verify.attention_problem import Problem, apart, exp2, folded, together
-from twofold.core.verify.rounding import Approx, machine, matmul
+from twofold.core.verify.rounding import Approx, exact, machine, matmul, tanh
 
 
 class Backward(NamedTuple):
@@ -70,8 +74,9 @@ def backward(
         # (8) gradient of the scores, in backward
         centred = dp - delta
         ds = (p * centred).where(live)
-        # (10) gradients of dS and of the dropped weights
-        gs = (pairs(ddq, x.k) + pairs(x.q, ddk)) * x.scale
+        # (10) gradients of dZ, of dS and of the dropped weights
+        a, slope = (pairs(ddq, x.k) + pairs(x.q, ddk)) * x.scale, forward.slope
+        gs = a if slope is None else (a * slope).where(live)
         e = (weights * pairs(dout, ddv)).where(kept)
         # (11) gradient of lse's gradient
         g = (p * gs).where(live).sum(-1, keepdims=True)
@@ -82,16 +87,21 @@ def backward(
         c = (ds * gs + e).where(live).sum(-1, keepdims=True) - g * dlse
         # (14) gradient of the scores
         t = (p * (centred * away - c) + e).where(live)
+        # (15) gradient of the scaled products
+        u, dz = t, ds
+        if slope is not None:
+            u = (slope * t + bend(x) * ds * a).where(live)
+            dz = (slope * ds).where(live)
         lost = ~(np.isfinite(delta.error) & np.isfinite(g.error) & np.isfinite(c.error))
-        for a in (ds, r, t):
-            a.error[np.broadcast_to(lost, a.error.shape)] = np.inf
-        # (15) gradients of the inputs
+        for b in (dz, r, u):
+            b.error[np.broadcast_to(lost, b.error.shape)] = np.inf
+        # (16) gradients of the inputs
         taking, keeping = live | lost, kept | lost
-        ds, t = (together(a.stored().where(taking), x) for a in (ds, t))  # (B, K, G·M, N)
+        dz, u = (together(a.stored().where(taking), x) for a in (dz, u))  # (B, K, G·M, N)
         r, weights = (together(a.stored().where(keeping), x) for a in (r, weights))
         q, ddq, dout = (together(a, x) for a in (x.q, ddq, dout))
-        dq = apart(matmul(beside(t, ds), beside(x.k.mT, ddk.mT).mT), x) * x.scale
-        dk = matmul(beside(t.mT, ds.mT), beside(q.mT, ddq.mT).mT) * x.scale
+        dq = apart(matmul(beside(u, dz), beside(x.k.mT, ddk.mT).mT), x) * x.scale
+        dk = matmul(beside(u.mT, dz.mT), beside(q.mT, ddq.mT).mT) * x.scale
         dv = matmul(r.mT, dout)
         ddout = apart(matmul(beside(r, weights), beside(x.v.mT, ddv.mT).mT), x)
     attending, weighing = (partnered(together(a, x).mT) for a in (taking, keeping))
@@ -103,6 +113,21 @@ def backward(
         ddout.returned().where(partnered(keeping)),
         Approx(g.value, g.error, statistics).returned()[..., 0],
     )
+
+
+def bend(x: Problem) -> Approx:
+    """Bound φ″, the second derivative of the scores by q·k·scale, (B, H, M, N)."""
+    options, bent, slope = x.options, exact(0.0, x.q.on), exact(1.0, x.q.on)
+    s = apart(matmul(together(x.q, x), x.k.mT), x) * x.scale
+    if options.softcap is not None:
+        ratio = tanh(s / options.softcap)
+        slope = 1.0 - ratio * ratio
+        bent, s = ratio * slope * -2.0 / options.softcap, ratio * options.softcap
+    if options.score_mod is not None and options.score_mod.second_derivative is not None:
+        mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.value.shape)]
+        further = options.score_mod.second_derivative(s, *where, mod.args)
+        bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
+    return bent
 
 
 def beside(a: Approx, b: Approx) -> Approx:

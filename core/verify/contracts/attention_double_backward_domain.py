@@ -1,8 +1,8 @@
 """The domain of attention's double backward: cases, inputs, how a side runs them, what is true.
 
-A case is one of attention (`attention_domain`) without what is refused: softcap, functions of
-the scores, packed sequences; its inputs have the gradients of dq, dk and dv beside them. The bound
-is `attention_double_backward_bound`.
+A case is one of attention (`attention_domain`), where a function of the scores has a second
+derivative; its inputs have the gradients of dq, dk and dv beside them. The bound is
+`attention_double_backward_bound`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain
 from twofold.core.verify.contracts import attention_double_backward_bound as bound
 from twofold.core.verify.contracts.attention_domain import Case, place, placed, problem, small
+from twofold.core.verify.contracts.attention_packed import padded, repacked
+from twofold.core.verify.contracts.attention_scoring import SMOOTH
 from twofold.core.verify.rounding import Approx, exact
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
+from twofold.reference.attention_scores import pack, unpack
 
 __all__ = ["Case", "Inputs", "cases", "inputs", "run", "small", "truth"]
 
@@ -72,11 +75,14 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds."""
     given = given or inputs(case)
     call = given.call
-    x = problem(case, call)
-    dlse = np.zeros(call.q.shape[:-1]) if call.dlse is None else call.dlse
-    second = (exact(a, x.q.on) for a in (*given[1:], call.dout, dlse[..., None]))
+    x, batches = problem(case, call), padded(case, call)
+    dlse = np.zeros(batches.q.shape[:-1]) if batches.dlse is None else batches.dlse
+    ddq = unpack(given.ddq, call.cu_seqlens_q, case.seqlen_q)
+    ddk, ddv = (unpack(a, call.cu_seqlens_k, case.seqlen_k) for a in (given.ddk, given.ddv))
+    second = (exact(a, x.q.on) for a in (ddq, ddk, ddv, batches.dout, dlse[..., None]))
     found = bound.backward(x, attention_bound.forward(x), *second)._asdict()
-    return {n: a for n, a in found.items() if n != "ddlse" or call.dlse is not None}
+    found = {n: a for n, a in found.items() if n != "ddlse" or call.dlse is not None}
+    return repacked(found, call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -88,6 +94,8 @@ def cases() -> st.SearchStrategy[Case]:
         heads=st.sampled_from(heads),
         causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
         window_size=st.one_of(st.none(), window),
+        softcap=st.sampled_from([None, None, 1.0, 30.0]),
+        score_mod=st.sampled_from([None, None, SMOOTH]),
         alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
         bias=maybe_axes,
         sinks=st.booleans(),
@@ -98,7 +106,6 @@ def affordable(case: Case) -> Case:
     """Return the case cut down to a size that the interpreter can pay for: 24 products a pair."""
     return replace(
         case,
-        packed=False,
         seqlen_q=min(case.seqlen_q, 37),
         seqlen_k=min(case.seqlen_k, 43),
         head_dim=min(case.head_dim, 256 // (case.batch * case.heads)),

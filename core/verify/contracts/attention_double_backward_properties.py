@@ -22,9 +22,11 @@ from twofold.core.verify.contracts.attention_double_backward_domain import (
     inputs,
     truth,
 )
+from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_sample import bare, full_live, plain, unmasked
 from twofold.core.verify.rounding import Approx, Array, machine
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
+from twofold.reference.attention_scores import pack, unpack
 
 OF_QUERIES = ("dq", "ddout", "ddlse")
 
@@ -206,7 +208,7 @@ def single_key(subject: Subject, case: Case) -> None:
 
 def masked_rows(subject: Subject, case: Case) -> None:
     """A query without keys has gradients 0, and so has a key without queries."""
-    case = replace(case, groups=1)
+    case = replace(case, groups=1, packed=False)
     given = inputs(case)
     found, live = subject.compute(case, given), full_live(case, given.call)
     for name, x in found.items():
@@ -264,6 +266,40 @@ def causality(subject: Subject, case: Case) -> None:
             assert np.array_equal(one, other, equal_nan=True), f"{name} sees a later key"
 
 
+def packed_is_padded(subject: Subject, case: Case) -> None:
+    """Packed sequences have the bits of batches that are as long as the longest, and padded.
+
+    As for attention, whose property of this name says what has to be alike for that.
+    """
+    if not case.packed:
+        raise Inapplicable("nothing is packed")
+    case = replace(
+        case, causal=case.causal and "top-left", mask=case.mask or "", layout="contiguous",
+        head_dim=max(case.head_dim, 2),
+    )  # fmt: skip
+    if not case.causal:
+        case = replace(case, window_size=None, alibi=None)
+    given = inputs(case)
+    call = given.call
+    if case.mask == "":
+        call = call._replace(mask=np.ones((), bool))
+    assert call.cu_seqlens_k is not None
+    lengths = np.diff(call.cu_seqlens_k)
+    if call.key_lengths is not None:
+        lengths = np.minimum(lengths, call.key_lengths)
+    batches = Inputs(
+        padded(case, call)._replace(key_lengths=lengths),
+        unpack(given.ddq, call.cu_seqlens_q, case.seqlen_q),
+        *(unpack(x, call.cu_seqlens_k, case.seqlen_k) for x in given[2:]),
+    )
+    found = subject.compute(replace(case, packed=False, key_lengths=True), batches)
+    claims.same_bits(
+        subject.compute(case, given._replace(call=call)),
+        repacked(found, call, pack),
+        "from that of padded batches",
+    )
+
+
 PROPERTIES: Mapping[str, Property] = {
     "zero cotangents": zero_cotangents,
     "powers of two": powers_of_two,
@@ -280,4 +316,5 @@ PROPERTIES: Mapping[str, Property] = {
     "other tiles": other_tiles,
     "reordered keys": reordered_keys,
     "causality": causality,
+    "packed is padded": packed_is_padded,
 }

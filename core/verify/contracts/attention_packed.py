@@ -91,6 +91,6 @@ def alone(case: Case, given: Inputs, s: int) -> tuple[Case, Inputs]:
 
 def repacked(found: Mapping[str, T], given: Inputs, move: Callable[[T, Any], T]) -> dict[str, T]:
     """Return outputs of batches as those of packed sequences; `move` moves one as `pack` does."""
-    starts = dict.fromkeys(("out", "lse", "dq"), given.cu_seqlens_q)
+    starts = dict.fromkeys(("out", "lse", "dq", "ddout", "ddlse"), given.cu_seqlens_q)
     starts |= dict.fromkeys(("dk", "dv"), given.cu_seqlens_k)
     return {name: move(x, starts.get(name)) for name, x in found.items()}

@@ -1,8 +1,9 @@
-"""A function of the scores for attention's contract: it looks at everything that one may look at.
+"""Functions of the scores for attention's contracts: they look at everything that one may look at.
 
-As an example: what a user writes is a function of arrays and its derivative by the scores, twice,
-in NumPy and in Triton. The bound is made of the NumPy functions, which are run on numbers that
-carry their errors (`rounding.Approx`): operators, and NumPy's elementary functions, take them.
+As examples: what a user writes is a function of arrays and its derivative by the scores, twice, in
+NumPy and in Triton, and its second derivative where gradients of gradients are asked for. The bound
+is made of the NumPy functions, which are run on numbers that carry their errors
+(`rounding.Approx`): operators, and NumPy's elementary functions, take them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,26 @@ def steep_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
     return squashed_slope(s, b, h, i, j, args) * np.where(j > i, np.inf, 1.0)
 
 
+def smooth(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """Do as `squashed` with a function that has a second derivative at 0, too."""
+    limit, slope = args
+    return limit * s / np.sqrt(1.0 + s * s) - slope * (h + 1) * np.abs(i - j) + b
+
+
+def smooth_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """Return the derivative of `smooth` by s."""
+    limit, _ = args
+    room = 1.0 + s * s
+    return limit / (room * np.sqrt(room))
+
+
+def smooth_bend(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """Return the second derivative of `smooth` by s."""
+    limit, _ = args
+    room = 1.0 + s * s
+    return -3.0 * limit * s / (room * room * np.sqrt(room))
+
+
 ARGS = (3.0, 0.125)  # the slope is a power of two, so that its products with integers are exact
 
 
@@ -61,5 +82,14 @@ def _steep_triton() -> ScoreMod:
     return ScoreMod(kernels.squashed, kernels.steep_slope, ARGS)
 
 
+def _smooth_triton() -> ScoreMod:
+    from twofold.core.verify.contracts import attention_scoring_kernels as kernels
+
+    return ScoreMod(kernels.smooth, kernels.smooth_slope, ARGS, kernels.smooth_bend)
+
+
 SQUASHED = Scoring("SQUASHED", lambda: ScoreMod(squashed, squashed_slope, ARGS), _triton)
 STEEP = Scoring("STEEP", lambda: ScoreMod(squashed, steep_slope, ARGS), _steep_triton)
+SMOOTH = Scoring(
+    "SMOOTH", lambda: ScoreMod(smooth, smooth_slope, ARGS, smooth_bend), _smooth_triton
+)

@@ -25,3 +25,26 @@ def squashed_slope(s, b, h, i, j, args):
 def steep_slope(s, b, h, i, j, args):
     """That of `squashed`, but ∞ at keys after the query, to which no causal call attends."""
     return squashed_slope(s, b, h, i, j, args) * tl.where(j > i, float("inf"), 1.0)
+
+
+@triton.jit
+def smooth(s, b, h, i, j, args):
+    """Do as `squashed` with a function that has a second derivative at 0, too."""
+    limit, slope = args
+    return limit * s / tl.sqrt(1.0 + s * s) - slope * (h + 1) * tl.abs(i - j) + b
+
+
+@triton.jit
+def smooth_slope(s, b, h, i, j, args):
+    """Return the derivative of `smooth` by s."""
+    limit, _ = args
+    room = 1.0 + s * s
+    return limit / (room * tl.sqrt(room))
+
+
+@triton.jit
+def smooth_bend(s, b, h, i, j, args):
+    """Return the second derivative of `smooth` by s."""
+    limit, _ = args
+    room = 1.0 + s * s
+    return -3.0 * limit * s / (room * room * tl.sqrt(room))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twofold.core.verify.equivalents.attention import VISITED_IN_VAIN, last, start
+from twofold.core.verify.equivalents.attention import VISITED_IN_VAIN, early, last, start
 from twofold.core.verify.equivalents.entry import Equivalent, of
 from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, UNSTORED
 
@@ -144,15 +144,19 @@ _DECODE = (
 )
 
 _LAST_KEY = "last = tl.minimum(start + BLOCK_N, seq.present) - 1"
-_LENGTH = "length = tl.where(start < seq.present, x.M, 0)"
+_LENGTH = "length = tl.where(start < seq.present, seq.M, 0)"
 _DOUBLE = of(
     "kernels/attention_double_backward.py",
     {
         VISITED_IN_VAIN: (
-            *last("rows_kernel", "BLOCK_M", "x.M"),
+            *last("rows_kernel", "BLOCK_M", "seq.M"),
             *start("rows_kernel"),
-            *last("queries_kernel", "BLOCK_M", "x.M"),
+            *early("rows_kernel", "q", "M"),
+            *last("queries_kernel", "BLOCK_M", "seq.M"),
             *start("queries_kernel"),
+            *early("queries_kernel", "q", "M"),
+            ("keys_kernel", "x.k_starts is not None → x.k_starts is None"),
+            ("keys_kernel", "start >= seq.N → start > seq.N"),
             *(
                 (row[0], _LAST_KEY, row[-1])
                 for row in last("keys_kernel", "BLOCK_N", "seq.present")

@@ -6,8 +6,9 @@ from twofold.core.verify.faults.entry import Row, of
 
 HEADS = "kernels/multi_head_attention.py"
 WEIGHTS, WEIGHTS_REFERENCE = "kernels/attention_weights.py", "reference/attention_weights.py"
-DOUBLE, DOUBLE_REFERENCE = (
+DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
     "kernels/attention_double_backward.py",
+    "kernels/attention_double_backward_parts.py",
     "reference/attention_double_backward.py",
 )
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
@@ -22,13 +23,17 @@ _HEADS: tuple[Row, ...] = (
     (
         HEADS, "q, k and v lie side by side in every head", "",
         (
-            "packed.view(B, L, parts, num_heads, -1).permute(2, 0, 3, 1, 4)",
-            "packed.view(B, L, num_heads, parts, -1).permute(3, 0, 2, 1, 4)",
+            "return torch.split(each, list(heads), dim=1)",
+            "return tuple(each[:, i :: len(heads)] for i in range(len(heads)))",
         ),
     ),
     (
         HEADS, "the context's keys have the queries' bias", "",
-        ("(b_qkv[:E], b_qkv[E:])", "(b_qkv[:E], b_qkv[: 2 * E])"),
+        ("(b_qkv[:E], b_qkv[E:])", "(b_qkv[:E], b_qkv[: len(b_qkv) - E])"),
+    ),
+    (
+        HEADS, "values are projected before keys", "",
+        ("q, k, v = split(packed, num_heads, K, K)", "q, v, k = split(packed, num_heads, K, K)"),
     ),
     (
         HEADS, "only queries are turned", "",
@@ -262,14 +267,14 @@ _DECODE: tuple[Row, ...] = (
 _DOUBLE: tuple[Row, ...] = (
     (
         DOUBLE, "dq forgets that its gradient moves with q, too", "",
-        ("dq = tl.dot(ds, ddk, dq, input_precision=PRECISION)", "dq = dq"),
+        ("dq = tl.dot(dz, ddk, dq, input_precision=PRECISION)", "dq = dq"),
     ),
     (
-        DOUBLE, "R is of the weights before dropout", "",
+        DOUBLE_PARTS, "R is of the weights before dropout", "",
         ("r = dropped * away", "r = p * away"),
     ),
     (
-        DOUBLE, "E is of the weights before dropout", "",
+        DOUBLE_PARTS, "E is of the weights before dropout", "",
         ("- c) + dropped * e", "- c) + p * e"),
     ),
     (
@@ -281,8 +286,32 @@ _DOUBLE: tuple[Row, ...] = (
         ("    delta -= dlse\n", ""),
     ),
     (
-        DOUBLE, "what the normalisation takes away of G is left out", "",
+        DOUBLE_PARTS, "what the normalisation takes away of G is left out", "",
         ("away = gs - g", "away = gs"),
+    ),
+    (
+        DOUBLE_PARTS, "a softcap's slope is taken for a constant", "",
+        ("t = slope * t + bend * ds * a", "t = slope * t"),
+    ),
+    (
+        DOUBLE_PARTS, "the gradient of dS stands where that of dZ should", "",
+        ("t = slope * t + bend * ds * a", "t = slope * t + bend * ds * gs"),
+    ),
+    (
+        DOUBLE_PARTS, "dropout is drawn by the rows of the packed batch", "",
+        ("keep = dropout.attention_keep(seed, b, h, rows, start",
+         "keep = dropout.attention_keep(seed, b, h, seq.q_first + rows, start"),
+    ),
+    (
+        DOUBLE, "the last tile of a packed sequence is written into the next", "",
+        ("inside = (first + m < seq.M) & (d < D)", "inside = (query + m < x.M) & (d < D)"),
+    ),
+    (
+        DOUBLE, "all parts of the features are the first", "",
+        (
+            "    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]\n    key, q_end",
+            "    d = tl.arange(0, BLOCK_D)[None, :]\n    key, q_end",
+        ),
     ),
     (
         DOUBLE, "of the heads that share keys only the first has gradients", "",
@@ -306,7 +335,11 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_REFERENCE, "dk forgets that its gradient moves with k, too", "",
-        ("(over_queries(t, q) + over_queries(ds, ddq))", "over_queries(t, q)"),
+        ("(over_queries(u, q) + over_queries(dz, ddq))", "over_queries(u, q)"),
+    ),
+    (
+        DOUBLE_REFERENCE, "a softcap's slope is taken for a constant", "",
+        ("slope * t + np.where(p == 0, 0, bent * ds * a)", "slope * t"),
     ),
 )  # fmt: skip
 

@@ -1,0 +1,147 @@
+"""What the kernels of attention's double backward share: a tile of all that is of size M×N.
+
+What is of queries has the strides of q, what is of keys those of k, as the registers have no room
+for the addresses of more. Steps (5)–(15) are those of the reference; tiles are (queries, keys).
+
+`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from twofold.kernels import dropout
+from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_parts import products, scores, tanh
+
+
+class Second(NamedTuple):
+    """What the kernels read beside a `Call`, with its strides; tensors are pointers in a kernel."""
+
+    dout: Any  # (B, H, M, D)
+    ddq: Any  # (B, H, M, D)
+    ddk: Any  # (B, H/G, N, D)
+    ddv: Any  # (B, H/G, N, D)
+    lse: Any  # (B, H, M) float32, as are the others
+    delta: Any
+    g: Any
+    c: Any
+
+
+@triton.jit
+def rows_at(x, seq, h, rows):
+    """Return where in (B, H, M) these queries of a sequence are."""
+    return (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+
+
+@triton.jit
+def multiply(
+    queries_ptr, keys_ptr, x, seq, h, first, m, start, n,
+    D: tl.constexpr, PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Multiply a tile of what is of queries by one of what is of keys."""
+    return products(
+        queries_ptr, x.q_strides, h, keys_ptr, x.k_strides, h // x.G, seq.batch,
+        seq.q_first + first, m, seq.q_first + seq.M,
+        seq.k_first + start, tl.trans(n), seq.k_first + seq.present,
+        D, CHUNK_D, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def weights(
+    x, y, seq, b, h, first, m, start, n, lse,
+    seed, threshold, dropout_scale,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Return a tile's products, weights, the same after dropout, and their gradient."""
+    rows = first + m
+    # (5) weights again
+    product = multiply(x.q, x.k, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
+    s = scores(product, x, b, seq, h, rows, start + n, True, SCORE)
+    p = weights_again(s, lse)
+    # (6) gradient of the weights
+    dp = multiply(y.dout, x.v, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
+    dropped = p
+    if DROPOUT:
+        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, n.shape[1])
+        dropped = tl.where(keep, p * dropout_scale, 0.0)
+        dp = tl.where(keep, dp * dropout_scale, 0.0)
+    return product, p, dropped, dp
+
+
+@triton.jit
+def second(
+    product, p, x, y, seq, b, h, first, m, start, n,
+    D: tl.constexpr, SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr, SCORE_BEND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """(10) Return the gradients of a tile of dZ, of dS and of the dropped weights, and φ′ and φ″.
+
+    Those are 1 and 0 where nothing is done to scores that has a slope.
+    """
+    a = multiply(y.ddq, x.k, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
+    a += multiply(x.q, y.ddk, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
+    a *= x.softmax_scale
+    e = multiply(y.dout, y.ddv, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
+    slope = 1.0
+    bend = 0.0
+    gs = a
+    if x.softcap is not None or SCORE is not None:
+        s = product * x.scale
+        if x.softcap is not None:
+            ratio = tanh(s / x.softcap)
+            slope = 1.0 - ratio * ratio
+            bend = ratio * slope * -2.0 / x.softcap
+            s = x.softcap * ratio
+        if SCORE is not None:
+            change = SCORE_SLOPE(s, b, h, first + m, start + n, x.score_args)
+            bend = change * bend
+            bend += SCORE_BEND(s, b, h, first + m, start + n, x.score_args) * slope * slope
+            # Where nothing is attended the derivatives may be anything.
+            slope = tl.where(p == 0.0, 0.0, change * slope)
+            bend = tl.where(p == 0.0, 0.0, bend)
+        gs = a * slope
+    return a, gs, e, slope, bend
+
+
+@triton.jit
+def pairs(
+    x, y, seq, b, h, first, m, start, n,
+    seed, threshold, dropout_scale,
+    D: tl.constexpr, DROPOUT: tl.constexpr,
+    SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr, SCORE_BEND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of the dropped weights, dZ, R and U, in the dtype in which they multiply."""
+    row_at, inside = rows_at(x, seq, h, first + m), first + m < seq.M
+    lse = tl.load(y.lse + row_at, mask=inside, other=0.0)  # (BLOCK_M, 1)
+    delta = tl.load(y.delta + row_at, mask=inside, other=0.0)
+    g = tl.load(y.g + row_at, mask=inside, other=0.0)
+    c = tl.load(y.c + row_at, mask=inside, other=0.0)
+    product, p, dropped, dp = weights(
+        x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
+        D, DROPOUT, SCORE, PRECISION, CHUNK_D,
+    )  # fmt: skip
+    a, gs, e, slope, bend = second(
+        product, p, x, y, seq, b, h, first, m, start, n,
+        D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
+    )  # fmt: skip
+    # (8) gradient of the scores, in backward
+    centred = dp - delta
+    ds = p * centred
+    # (12) gradient of the weights' gradient
+    away = gs - g
+    r = dropped * away
+    # (14) gradient of the scores
+    t = p * (centred * away - c) + dropped * e
+    # (15) gradient of the scaled products
+    if x.softcap is not None or SCORE is not None:
+        t = slope * t + bend * ds * a
+        ds = slope * ds
+    dtype = x.q.dtype.element_ty
+    return dropped.to(dtype), ds.to(dtype), r.to(dtype), t.to(dtype)
