@@ -25,9 +25,10 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
+from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
@@ -46,7 +47,7 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
-from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, band, blocks, sizes
 
 MOST_SUMMED, SLICE = 256, 128  # features that a program of backward sums, and of more than those
 
@@ -116,9 +117,11 @@ def forward_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
+            start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             # (1) scores
             if CHUNK_D == BLOCK_D:
@@ -169,6 +172,8 @@ def forward(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
@@ -182,6 +187,7 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
     B, H, M, D = q.shape
@@ -194,7 +200,7 @@ def forward(
     tile = tile or _tile("forward", cache)
     sequences, longest_q, _ = _sizes(cache)
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
-        call(q, k, v, scale, options), out, lse, out.stride(),
+        attention_blocks.over_keys(call(q, k, v, scale, options), tile), out, lse, out.stride(),
         BLOCK_D=padded(D), **_constants(cache, tile),
     )  # fmt: skip
     return out, cache
@@ -234,19 +240,21 @@ def backward(
         num_warps=over_queries.num_warps,
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
-    inputs = (call(q, k, v, cache.softmax_scale, options), dout, cache.lse, delta)
+    x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
+    by_keys = (attention_blocks.over_queries(x, over_keys), *rest)
+    by_queries = (attention_blocks.over_keys(x, over_queries), *rest)
     summed = padded(D) if D <= MOST_SUMMED else SLICE
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
-        *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
+        *by_keys, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_keys),
     )  # fmt: skip
     dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H, slices)](
-        *inputs, grads.dq, dout.stride(), grads.dq.stride(),
+        *by_queries, grads.dq, dout.stride(), grads.dq.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
     )  # fmt: skip
     if options.bias is not None:
-        grads = grads._replace(dbias=_dbias(inputs, cache, over_queries))
+        grads = grads._replace(dbias=_dbias(by_queries, cache, over_queries))
     if sinks is not None and shares is not None:
         grads = grads._replace(dsinks=-shares.sum((0, 2)).to(sinks.dtype))
     return grads
@@ -287,6 +295,10 @@ def call(
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
     pairs = (B, H, longest_q, longest_k)
     mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
+    block_mask, (block_m, block_n) = options.block_mask, (1, 1)
+    if block_mask is not None:
+        block_m, block_n = map(min, options.block, pairs[2:])
+        block_mask = block_mask.expand(B, H, *blocks(options, longest_q, longest_k))
     slopes = None if slopes is None else slopes.expand(B, H)
     folded = 1.0 if options.changes_scores else math.log2(math.e)
     return Call(
@@ -305,6 +317,8 @@ def call(
         slopes=slopes, slopes_strides=_strides(slopes),
         sinks=_contiguous(options.sinks),
         softcap=options.softcap,
+        block_mask=block_mask, block_strides=_strides(block_mask),
+        block_m=block_m, block_n=block_n,
     )  # fmt: skip
 
 
@@ -315,7 +329,7 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
-        masked=options.mask is not None or options.changes_scores or options.packed,
+        masked=options.masked or options.changes_scores or options.packed,
         dropout=options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),

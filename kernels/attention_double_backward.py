@@ -26,9 +26,10 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
+from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention import Cache, call, constants, draws
 from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_double_backward_tiles import choose_tile
 from twofold.kernels.attention_parts import (
     at,
@@ -177,9 +178,11 @@ def rows_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
+    begin, _, _, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     # (7) what the normalisation takes away
     delta = tl.zeros([BLOCK_M, 1], tl.float32)
-    for start in range(begin, end, BLOCK_N):
+    for i in range(begin, end, BLOCK_N):
+        start = tile_at(x, b, h, block, i, BLOCK_N)
         p, _, dp = weights(
             x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
@@ -188,7 +191,8 @@ def rows_kernel(
     delta -= dlse
     g = tl.zeros([BLOCK_M, 1], tl.float32)
     c = tl.zeros([BLOCK_M, 1], tl.float32)
-    for start in range(begin, end, BLOCK_N):
+    for i in range(begin, end, BLOCK_N):
+        start = tile_at(x, b, h, block, i, BLOCK_N)
         p, dropped, dp = weights(
             x, y, b, h, first, m, start, n, seq, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
@@ -234,7 +238,9 @@ def queries_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
-    for start in range(begin, end, BLOCK_N):
+    begin, _, _, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    for i in range(begin, end, BLOCK_N):
+        start = tile_at(x, b, h, block, i, BLOCK_N)
         dropped, ds, r, t = pairs(
             x, y, b, h, first, m, start, n, seq, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
@@ -292,7 +298,9 @@ def keys_kernel(
     )
     for group in range(x.G):
         h = shared * x.G + group
-        for first in range(begin, end, BLOCK_M):
+        from_, _, _, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
+        for i in range(from_, to, BLOCK_M):
+            first = tile_at(x, b, h, block, i, BLOCK_M)
             _, ds, r, t = pairs(
                 x, y, b, h, first, m, start, n, seq, seed, threshold, dropout_scale,
                 D, DROPOUT, SCORE, PRECISION, CHUNK_D,
@@ -336,19 +344,21 @@ def backward(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
     )
     delta, g, c = torch.empty((3, B, H, M), device=q.device)
-    inputs = (
-        call(q, k, v, cache.softmax_scale, options),
-        Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c),
-    )
+    x = call(q, k, v, cache.softmax_scale, options)
+    y = Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c)
     tile = tile or choose_tile(D, q.element_size())
+    by_queries = (attention_blocks.over_keys(x, tile), y)
+    by_keys = (attention_blocks.over_queries(x, tile), y)
     how = {**draws(options), **constants(q, options, cache.allow_tf32, tile)}
     blocks = triton.cdiv(M, tile.block_m) * B * H
-    rows_kernel[(blocks,)](*inputs, None if dlse is None else dlse.float().contiguous(), **how)
+    rows_kernel[(blocks,)](
+        *by_queries, None if dlse is None else dlse.float().contiguous(), **how
+    )
     queries_kernel[(blocks,)](
-        *inputs, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=padded(D), **how
+        *by_queries, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=padded(D), **how
     )
     keys_kernel[(triton.cdiv(N, tile.block_n) * B * K,)](
-        *inputs, dk, dv, dk.stride(), dv.stride(), BLOCK_D=padded(D), **how
+        *by_keys, dk, dv, dk.stride(), dv.stride(), BLOCK_D=padded(D), **how
     )
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
 

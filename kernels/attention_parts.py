@@ -57,6 +57,13 @@ class Call(NamedTuple):
     slopes_strides: tuple[int, ...] = ()
     sinks: Any = None  # (H,)
     softcap: float | None = None
+    block_mask: Any = None  # (B, H, ⌈M/block_m⌉, ⌈N/block_n⌉)
+    block_strides: tuple[int, ...] = ()
+    block_m: int = 1
+    block_n: int = 1
+    live: Any = None  # (B, H, tiles, tiles + 1) int32, and `before`: see `attention_blocks`
+    before: Any = None
+    live_strides: tuple[int, ...] = ()
 
 
 class Sequence(NamedTuple):
@@ -217,6 +224,11 @@ def scores(product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.c
     if x.mask is not None:
         inside = (rows < seq.M) & (columns < seq.present)
         where = at(x.mask, x.mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
+        s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
+    if x.block_mask is not None:
+        inside = (rows < seq.M) & (columns < seq.present)
+        i, j = (rows // x.block_m).to(tl.int64), (columns // x.block_n).to(tl.int64)
+        where = at(x.block_mask, x.block_strides, b, h, 0, i, j)
         s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
     return s
 

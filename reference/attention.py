@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import attention_scores, checks, dropout
-from twofold.reference.attention_scores import Options, ScoreMod, Window, pack, unpack
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,7 +72,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     checks.same_device(
         q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
         alibi_slopes=options.alibi_slopes, cu_seqlens_q=options.cu_seqlens_q,
-        cu_seqlens_k=options.cu_seqlens_k,
+        cu_seqlens_k=options.cu_seqlens_k, block_mask=options.block_mask,
     )  # fmt: skip
 
 
@@ -107,6 +107,8 @@ def forward(
     cu_seqlens_k: Array | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
 ) -> tuple[Array, Cache]:
     """Let every query gather the values of the keys it attends to.
 
@@ -137,6 +139,10 @@ def forward(
             diagonal is that of each sequence.
         max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor what
             cu_seqlens hold is checked: that would wait for it.
+        block_mask: bool, broadcastable to (B, H, ⌈M/rows⌉, ⌈N/columns⌉), or if packed to
+            (S, H, ⌈max_seqlen_q/rows⌉, ⌈max_seqlen_k/columns⌉): True where the queries of a block
+            may attend to its keys. Beside `mask` and all else that hides pairs.
+        block_size: (rows, columns) of a block, ≥ 1, or one number for both.
 
     Returns:
         out (B, H, M, D) and a cache whose `lse` (B, H, M) is the natural-log log-sum-exp.
@@ -147,6 +153,7 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
     q = unpack(q, cu_seqlens_q, max_seqlen_q)

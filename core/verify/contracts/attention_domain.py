@@ -21,7 +21,7 @@ from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 from twofold.reference.attention import together
-from twofold.reference.attention_scores import Options, Window, pack
+from twofold.reference.attention_scores import BlockSize, Options, Window, blocks, pack
 
 Array = domains.Array
 
@@ -45,7 +45,7 @@ class Case:
     """Lengths, and everything that varies about a call.
 
     `logits` is the size of the largest product; `groups` is how many heads share one of keys;
-    `mask`, `bias` and `alibi` name the axes that each has, "1" for one that is broadcast ("" is a
+    `mask`, `bias`, `alibi` and `block_mask` name the axes that each has, "1" for one that is broadcast ("" is a
     mask of no axes at all, None no mask). Where it is `packed` a batch is a sequence no longer than
     `seqlen_q` and `seqlen_k`, and maybe empty.
     """
@@ -70,6 +70,8 @@ class Case:
     sinks: bool = False
     mask: str | None = None
     key_lengths: bool = False
+    block_mask: str | None = None
+    block_size: BlockSize | None = None
     packed: bool = False
     dropout_p: float = 0.0
     dlse: bool = False
@@ -93,6 +95,7 @@ class Inputs(NamedTuple):
     sinks: Array | None = None
     cu_seqlens_q: Array | None = None
     cu_seqlens_k: Array | None = None
+    block_mask: Array | None = None
 
 
 def inputs(case: Case) -> Inputs:
@@ -138,6 +141,11 @@ def inputs(case: Case) -> Inputs:
         bias=drawn(case.bias, case.dtype),
         sinks=drawn("H" if case.sinks else None, case.dtype),
     )
+    if case.block_mask is not None:
+        grid = blocks(Options(block_size=case.block_size), case.seqlen_q, case.seqlen_k)
+        sizes |= dict(zip("MN", grid, strict=True))
+        live = rng.random([sizes[axis] for axis in case.block_mask]) < 0.6
+        made = made._replace(block_mask=live)
     if not case.packed:
         return made
     queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
@@ -185,6 +193,7 @@ def placed(side: Side, case: Case, given: Inputs) -> Options:
         key_lengths=place_integers(side, given.key_lengths),
         cu_seqlens_q=place_integers(side, given.cu_seqlens_q),
         cu_seqlens_k=place_integers(side, given.cu_seqlens_k),
+        block_mask=place_mask(side, given.block_mask, case),
     )
 
 
@@ -207,6 +216,8 @@ def options(case: Case, given: Inputs) -> Options:
         cu_seqlens_k=given.cu_seqlens_k,
         max_seqlen_q=case.seqlen_q if case.packed else None,
         max_seqlen_k=case.seqlen_k if case.packed else None,
+        block_mask=given.block_mask,
+        block_size=case.block_size,
     )
 
 
@@ -302,8 +313,16 @@ def cases() -> st.SearchStrategy[Case]:
             alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
             bias=maybe_axes,
             sinks=st.booleans(),
+            blocks=maybe_blocks(),
         ),
     )
+
+
+def maybe_blocks() -> st.SearchStrategy[tuple[str, BlockSize] | None]:
+    """Draw which axes a mask of blocks has, and their size; most often none."""
+    size = domains.lengths(40)
+    drawn = st.tuples(st.sampled_from(MASKS), st.one_of(size, st.tuples(size, size)))
+    return st.one_of(st.none(), st.none(), drawn)
 
 
 def calls(
@@ -311,11 +330,18 @@ def calls(
 ) -> st.SearchStrategy[Case]:
     """Return cases of so many batches, heads, and heads for each of keys, with these features."""
 
-    def build(precision: tuple[str, bool], heads: tuple[int, int, int], **rest: Any) -> Case:
+    def build(
+        precision: tuple[str, bool],
+        heads: tuple[int, int, int],
+        blocks: tuple[str, BlockSize] | None = None,
+        **rest: Any,
+    ) -> Case:
         (dtype, allow_tf32), (batch, heads_, groups) = precision, heads
+        axes, size = blocks or (None, None)
         return Case(
-            dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, groups=groups, **rest
-        )
+            dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, groups=groups,
+            block_mask=axes, block_size=size, **rest,
+        )  # fmt: skip
 
     return st.builds(
         build,
