@@ -47,7 +47,15 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.reference.attention import check, check_backward
-from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, band, blocks, sizes
+from twofold.reference.attention_scores import (
+    BlockSize,
+    Options,
+    ScoreMod,
+    Window,
+    band,
+    blocks,
+    sizes,
+)
 
 MOST_SUMMED, SLICE = 256, 128  # features that a program of backward sums, and of more than those
 

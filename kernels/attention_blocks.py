@@ -70,15 +70,15 @@ def places(x, b, h, row, begin, full, stop, end, BLOCK: tl.constexpr):
     Numbers of queries or keys and places alike are counted in tiles of BLOCK.
     """
     if x.live is not None:
-        begin = place(x, b, h, row, tl.minimum(begin, end), BLOCK)
-        full = place(x, b, h, row, full, BLOCK)
-        stop = place(x, b, h, row, stop, BLOCK)
-        end = place(x, b, h, row, end, BLOCK)
+        begin = place_of(x, b, h, row, tl.minimum(begin, end), BLOCK)
+        full = place_of(x, b, h, row, full, BLOCK)
+        stop = place_of(x, b, h, row, stop, BLOCK)
+        end = place_of(x, b, h, row, end, BLOCK)
     return begin, full, stop, end
 
 
 @triton.jit
-def place(x, b, h, row, start, BLOCK: tl.constexpr):
+def place_of(x, b, h, row, start, BLOCK: tl.constexpr):
     """Return the place of the first live tile that does not start before."""
     return tl.load(at(x.before, x.live_strides, b, h, row, 0, tl.cdiv(start, BLOCK)))
 
@@ -90,12 +90,3 @@ def tile_at(x, b, h, row, place, BLOCK: tl.constexpr):
         return tl.load(at(x.live, x.live_strides, b, h, row, 0, place // BLOCK))
     else:
         return place
-
-
-@triton.jit
-def is_live(x, b, h, row, start, BLOCK: tl.constexpr):
-    """Say whether the tile that starts there is live."""
-    if x.live is not None:
-        return place(x, b, h, row, start, BLOCK) < place(x, b, h, row, start + BLOCK, BLOCK)
-    else:
-        return True

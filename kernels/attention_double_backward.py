@@ -351,9 +351,7 @@ def backward(
     by_keys = (attention_blocks.over_queries(x, tile), y)
     how = {**draws(options), **constants(q, options, cache.allow_tf32, tile)}
     blocks = triton.cdiv(M, tile.block_m) * B * H
-    rows_kernel[(blocks,)](
-        *by_queries, None if dlse is None else dlse.float().contiguous(), **how
-    )
+    rows_kernel[(blocks,)](*by_queries, None if dlse is None else dlse.float().contiguous(), **how)
     queries_kernel[(blocks,)](
         *by_queries, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=padded(D), **how
     )

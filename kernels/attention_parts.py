@@ -223,14 +223,19 @@ def scores(product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.c
         s = tl.where(live, s, -float("inf"))
     if x.mask is not None:
         inside = (rows < seq.M) & (columns < seq.present)
-        where = at(x.mask, x.mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
-        s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
+        s = masked(s, x.mask, x.mask_strides, b, h, rows, columns, inside)
     if x.block_mask is not None:
         inside = (rows < seq.M) & (columns < seq.present)
-        i, j = (rows // x.block_m).to(tl.int64), (columns // x.block_n).to(tl.int64)
-        where = at(x.block_mask, x.block_strides, b, h, 0, i, j)
-        s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
+        i, j = rows // x.block_m, columns // x.block_n
+        s = masked(s, x.block_mask, x.block_strides, b, h, i, j, inside)
     return s
+
+
+@triton.jit
+def masked(s, mask, strides, b, h, i, j, inside):
+    """Return scores, −∞ where a mask has False at (i, j), and where not `inside`."""
+    where = at(mask, strides, b, h, 0, i.to(tl.int64), j.to(tl.int64))
+    return tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
 
 
 @triton.jit

@@ -23,7 +23,7 @@ import triton.language as tl
 from twofold.kernels import attention_blocks
 from twofold.kernels.attention import call, constants
 from twofold.kernels.attention_backward import weights_again
-from twofold.kernels.attention_blocks import is_live, places, tile_at
+from twofold.kernels.attention_blocks import place_of, places, tile_at
 from twofold.kernels.attention_parts import (
     at,
     load,
@@ -49,6 +49,15 @@ def load_lse(lse_ptr, x, b, h, rows, length):
     row_at = (b * x.H + h).to(tl.int64) * x.M + rows
     lse = tl.load(lse_ptr + row_at, mask=rows < length, other=float("inf"))
     return tl.where(lse == -float("inf"), float("inf"), lse)
+
+
+@triton.jit
+def is_live(x, b, h, row, start, BLOCK: tl.constexpr):
+    """Say whether the tile that starts there touches a live block."""
+    if x.live is not None:
+        return place_of(x, b, h, row, start, BLOCK) < place_of(x, b, h, row, start + BLOCK, BLOCK)
+    else:
+        return True
 
 
 @triton.jit

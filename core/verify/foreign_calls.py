@@ -196,6 +196,8 @@ PLAIN = {
             "tile": None,
             "score_mod": None,
             "packed": False,
+            "block_mask": None,
+            "block_size": None,
         },
         pinned=(
             {"seqlen_q": 33, "seqlen_k": 131, "head_dim": 16},

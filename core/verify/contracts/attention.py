@@ -55,6 +55,7 @@ PACKINGS: tuple[dict[str, Any], ...] = (
     {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
     {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
     {"causal": True, "bias": "11M1", "dropout_p": 0.1},
+    {"causal": True, "block_mask": "BHMN", "block_size": (17, 24), "bias": "B1MN"},
 )
 
 CONTRACT = Contract(
@@ -120,6 +121,27 @@ CONTRACT = Contract(
         Case(dtype="bfloat16", heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
+        # Blocks smaller and larger than a tile, of tiles that a window cuts and that it does not.
+        *(
+            Case(
+                batch=2,
+                heads=2,
+                groups=2,
+                seqlen_q=65,
+                seqlen_k=84,
+                dlse=True,
+                block_mask=axes,
+                block_size=size,
+                window_size=window,
+                bias=bias,
+            )
+            for axes, size, window, bias in (
+                ("BHMN", (5, 7), (40, 3), "HMN"),
+                ("1HMN", (48, 33), None, "1M1"),
+                ("MN", 32, (17, 60), "B11N"),
+                ("B1M1", (20, 1), None, None),
+            )
+        ),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(
             Case(

@@ -45,9 +45,9 @@ class Case:
     """Lengths, and everything that varies about a call.
 
     `logits` is the size of the largest product; `groups` is how many heads share one of keys;
-    `mask`, `bias`, `alibi` and `block_mask` name the axes that each has, "1" for one that is broadcast ("" is a
-    mask of no axes at all, None no mask). Where it is `packed` a batch is a sequence no longer than
-    `seqlen_q` and `seqlen_k`, and maybe empty.
+    `mask`, `block_mask`, `bias` and `alibi` name the axes that each has, "1" for one that is
+    broadcast ("" is a mask of no axes at all, None no mask). Where it is `packed` a batch is a
+    sequence no longer than `seqlen_q` and `seqlen_k`, and maybe empty.
     """
 
     dtype: str = "float32"

@@ -167,7 +167,7 @@ _PARTS = of(
             ("keys_present", "drop .to(tl.int32) of tl.load(lengths + b)"),
         ),
         "what is outside is masked, or never stored": (
-            ("scores", "tl.load(where, mask=inside, other=0): drop other"),
+            ("masked", "tl.load(where, mask=inside, other=0): drop other"),
             ("scores", "tl.load(where, mask=inside, other=0.0): drop other"),
         ),
         BOTH_FLOAT32: (
