@@ -52,15 +52,6 @@ def load_lse(lse_ptr, x, b, h, rows, length):
 
 
 @triton.jit
-def is_live(x, b, h, row, start, BLOCK: tl.constexpr):
-    """Say whether the tile that starts there touches a live block."""
-    if x.live is not None:
-        return place_of(x, b, h, row, start, BLOCK) < place_of(x, b, h, row, start + BLOCK, BLOCK)
-    else:
-        return True
-
-
-@triton.jit
 def weights_kernel(
     x,  # Call
     lse_ptr,  # (B, H, M) float32
@@ -88,7 +79,12 @@ def weights_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if (start >= begin) & (start < end) & is_live(x, b, h, block, start, BLOCK_N):
+    visited = (start >= begin) & (start < end)
+    if x.live is not None:
+        here = place_of(x, b, h, block, start, BLOCK_N)
+        after = place_of(x, b, h, block, start + BLOCK_N, BLOCK_N)
+        visited = visited & (here < after)
+    if visited:
         # (1) scores
         product = products(
             x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,

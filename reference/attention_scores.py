@@ -77,11 +77,6 @@ class Options(NamedTuple):
         return 1 / math.sqrt(head_dim) if self.softmax_scale is None else self.softmax_scale
 
     @property
-    def masked(self) -> bool:
-        """Whether there is a mask of pairs, or of blocks."""
-        return self.mask is not None or self.block_mask is not None
-
-    @property
     def changes_scores(self) -> bool:
         """Whether anything is done to the scores beside scaling and masking."""
         changes = (self.softcap, self.score_mod, self.alibi_slopes, self.bias)

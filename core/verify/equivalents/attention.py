@@ -201,6 +201,7 @@ _TILES = of(
             ("choose_tile", "not aligned → aligned"),
             ("choose_tile", "dropout → not dropout"),
             ("choose_tile", "masked → not masked"),
+            ("choose_tile", "blocked → not blocked"),
             ("choose_tile", "amd → not amd"),
             ("aligned", "*"),
         ),
