@@ -11,9 +11,10 @@ Backward is `attention_backward` and `attention_bias`, how a tile is loaded and 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
-may see are not visited; tiles that all of them see are not masked. Packed sequences, and keys
-that heads share, are read where they are; a program behind the end of its sequence does nothing.
-Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute like 128.
+may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
+see are not masked. Packed sequences, and keys that heads share, are read where they are; a program
+behind the end of its sequence does nothing. Any head_dim is padded to a power of two in registers,
+by masks: 80 and 96 compute like 128.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def over_keys(x: Call, tile: Tile, rows: range | None = None) -> Call:
     if x.block_mask is None:
         return x
     rows = rows or range(x.longest_q)
-    live = _touched(x.block_mask, 2, rows, tile.block_m, x.block_m)
+    live = _touched(_own(x), 2, rows, tile.block_m, x.block_m)
     live = _touched(live, 3, range(x.longest_k), tile.block_n, x.block_n)
     return _listed(x, live, tile.block_n)
 
@@ -38,9 +38,16 @@ def over_queries(x: Call, tile: Tile) -> Call:
     """Return the call with the live tiles of queries of each tile of keys."""
     if x.block_mask is None:
         return x
-    live = _touched(x.block_mask, 2, range(x.longest_q), tile.block_m, x.block_m)
+    live = _touched(_own(x), 2, range(x.longest_q), tile.block_m, x.block_m)
     live = _touched(live, 3, range(x.longest_k), tile.block_n, x.block_n)
     return _listed(x, live.mT, tile.block_m)
+
+
+def _own(x: Call) -> torch.Tensor:
+    """Return the block mask once, not for each of the batches and heads that share it."""
+    b, h = (slice(1 if stride == 0 else None) for stride in x.block_strides[:2])
+    own: torch.Tensor = x.block_mask[b, h]
+    return own
 
 
 def _touched(
@@ -55,11 +62,12 @@ def _touched(
 
 
 def _listed(x: Call, live: torch.Tensor, size: int) -> Call:
-    """Return the call with the lists of live tiles (B, H, rows, tiles), each of that size."""
+    """Return the call with the lists of live tiles (B or 1, H or 1, rows, tiles), of that size."""
+    B, H = x.block_mask.shape[:2]
     live = torch.nn.functional.pad(live, (0, 1)).to(torch.int32)  # all are before one behind all
     order = live.argsort(stable=True, dim=-1, descending=True).to(torch.int32)
     before = live.cumsum(-1, dtype=torch.int32) - live
-    order, before = ((size * tiles).contiguous() for tiles in (order, before))
+    order, before = ((size * a).contiguous().expand(B, H, -1, -1) for a in (order, before))
     return x._replace(live=order, before=before, live_strides=order.stride())
 
 
