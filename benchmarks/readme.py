@@ -148,6 +148,8 @@ FEATURES = (
      "test_a_users_function_of_the_scores_has_a_contract"),
     ("boolean mask, key lengths, dropout", "mask, key_lengths, dropout_p, seed",
      "test_each_feature_goes_with_each_other"),
+    ("mask of blocks of any size, tiles without a live one not visited", "block_mask, block_size",
+     "test_tiles_of_no_live_block_are_not_visited"),
     ("sequences of any lengths packed, none padded",
      "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
      "test_programs_of_packed_sequences_visit_their_own_tiles"),

@@ -11,27 +11,29 @@ Backward is `attention_backward` and `attention_bias`, how a tile is loaded and 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
-may see are not visited; tiles that all of them see are not masked. Packed sequences, and keys
-that heads share, are read where they are; a program behind the end of its sequence does nothing.
-Any head_dim is padded to a power of two in registers, by masks: 80 and 96 compute like 128.
+may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
+see are not masked. Packed sequences, and keys that heads share, are read where they are; a program
+behind the end of its sequence does nothing. Any head_dim is padded to a power of two in registers,
+by masks: 80 and 96 compute like 128.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
+from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
     at,
+    call,
     load,
     log_sum,
     place,
@@ -47,7 +49,7 @@ from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.precision import float32_products
 from twofold.kernels.rotary import turn_back
 from twofold.reference.attention import check, check_backward
-from twofold.reference.attention_scores import Options, ScoreMod, Window, band, sizes
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.rotary import Rotary
 
 MOST_SUMMED, SLICE = 256, 128  # features that a program of backward sums, and of more than those
@@ -118,9 +120,11 @@ def forward_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
+            start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             # (1) scores
             if CHUNK_D == BLOCK_D:
@@ -175,6 +179,8 @@ def forward(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     rotary: Rotary | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
@@ -189,6 +195,7 @@ def forward(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         rotary,
+        block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
     B, H, M, D = q.shape
@@ -201,7 +208,7 @@ def forward(
     tile = tile or _tile("forward", cache)
     sequences, longest_q, _ = _sizes(cache)
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
-        call(q, k, v, scale, options), out, lse, out.stride(),
+        attention_blocks.over_keys(call(q, k, v, scale, options), tile), out, lse, out.stride(),
         BLOCK_D=padded(D), **_constants(cache, tile),
     )  # fmt: skip
     return out, cache
@@ -241,23 +248,25 @@ def backward(
         num_warps=over_queries.num_warps,
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
-    inputs = (call(q, k, v, cache.softmax_scale, options), dout, cache.lse, delta)
+    x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
+    by_keys = (attention_blocks.over_queries(x, over_keys), *rest)
+    by_queries = (attention_blocks.over_keys(x, over_queries), *rest)
     summed = padded(D) if D <= MOST_SUMMED else SLICE
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
-        *inputs, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
+        *by_keys, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_keys),
     )  # fmt: skip
     dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H, slices)](
-        *inputs, grads.dq, dout.stride(), grads.dq.stride(),
+        *by_queries, grads.dq, dout.stride(), grads.dq.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
     )  # fmt: skip
-    # (10) those of q and k turned back, where they are
+    # (0) turned back, where they are
     if options.rotary is not None:
         turn_back(grads.dq, *options.rotary.of_q)
         turn_back(grads.dk, *options.rotary.of_k)
     if options.bias is not None:
-        grads = grads._replace(dbias=_dbias(inputs, cache, over_queries))
+        grads = grads._replace(dbias=_dbias(by_queries, cache, over_queries))
     if sinks is not None and shares is not None:
         grads = grads._replace(dsinks=-shares.sum((0, 2)).to(sinks.dtype))
     return grads
@@ -281,46 +290,6 @@ def _dbias(
     return dbias
 
 
-def call(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor | None,
-    softmax_scale: float,
-    options: Options,
-) -> Call:
-    """Return what every kernel of a call reads; what reads no values needs none."""
-    (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
-    B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
-    shift, left, right = band(options, M, N)
-    own_shift = options.packed and options.causal != "top-left"
-    reach = longest_q + longest_k  # nothing is further away, and sums with it stay below 2³¹
-    behind, ahead = (None if end is None else min(end, reach) for end in (left, right))
-    mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
-    pairs = (B, H, longest_q, longest_k)
-    mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
-    slopes, turns = None if slopes is None else slopes.expand(B, H), options.rotary
-    folded = 1.0 if options.changes_scores else math.log2(math.e)
-    return Call(
-        q, k, v, q.stride(), k.stride(), _strides(v),
-        H, H // K, M, N, longest_q, longest_k,
-        softmax_scale * folded, softmax_scale,
-        () if mod is None else mod.args,
-        shift=None if own_shift else shift,
-        behind=behind,
-        ahead=ahead,
-        q_starts=_contiguous(options.cu_seqlens_q),
-        k_starts=_contiguous(options.cu_seqlens_k),
-        lengths=_contiguous(options.key_lengths),
-        mask=mask, mask_strides=_strides(mask),
-        bias=bias, bias_strides=_strides(bias),
-        slopes=slopes, slopes_strides=_strides(slopes),
-        sinks=_contiguous(options.sinks),
-        softcap=options.softcap,
-        q_turn=None if turns is None else _turn(*turns.of_q),
-        k_turn=None if turns is None else _turn(*turns.of_k),
-    )  # fmt: skip
-
-
 def _tile(kernel: str, cache: Cache) -> Tile:
     """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
     options = cache.options
@@ -332,6 +301,7 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         or options.changes_scores
         or options.packed
         or options.rotary is not None,
+        blocked=options.block_mask is not None,
         dropout=options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),
@@ -373,21 +343,6 @@ def _sizes(cache: Cache) -> tuple[int, int, int]:
     """Return how many sequences there are, and the queries and keys of the longest."""
     (B, _, M, _), N = cache.q.shape, cache.k.shape[2]
     return sizes(cache.options, B, M, N)
-
-
-def _turn(cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> tuple[object, ...]:
-    """Return what `load` turns rows by."""
-    L, F = cos.shape[-2:]
-    batches = L * F if cos.ndim == 3 else 0
-    return cos.contiguous(), sin.contiguous(), batches, F, None if interleaved else F
-
-
-def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
-    return () if x is None else x.stride()
 
 
 def _empty(like: torch.Tensor) -> torch.Tensor:

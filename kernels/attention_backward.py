@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import dropout
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_parts import (
     LOG2_E,
     at,
@@ -120,9 +121,11 @@ def dk_dv_kernel(
     )
     for g in range(x.G):
         h = shared * x.G + g
+        from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
         for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
-            for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
-                start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
+            for i in range(tiles_seen(from_, in_, out_, to, x.ahead, EDGE, BLOCK_M)):
+                start = tile_start(i, from_, in_, out_, x.ahead, EDGE, BLOCK_M)
+                start = tile_at(x, b, h, block, start, BLOCK_M)
                 query, rows = seq.q_first + start, start + m
                 q = load(
                     x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn
@@ -218,9 +221,11 @@ def dq_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
+            start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             k = load(
                 x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_parts import products, scores, seen, sequence
 
 
@@ -75,7 +76,11 @@ def dbias_kernel(
                 begin, _, _, end = seen(
                     first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
                 )
-                for start in range(tl.maximum(begin, n_first), tl.minimum(end, n_end), BLOCK_N):
+                begin, end = tl.maximum(begin, n_first), tl.minimum(end, n_end)
+                row = first // BLOCK_M
+                begin, _, _, end = places(x, b, h, row, begin, end, end, end, BLOCK_N)
+                for i in range(begin, end, BLOCK_N):
+                    start = tile_at(x, b, h, row, i, BLOCK_N)
                     key, columns = seq.k_first + start, start + n
                     # (5) weights again
                     product = products(

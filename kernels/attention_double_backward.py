@@ -28,10 +28,12 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, call, constants, draws
+from twofold.kernels import attention_blocks
+from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, constants, draws
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_at, second, weights
 from twofold.kernels.attention_double_backward_tiles import choose_tile
-from twofold.kernels.attention_parts import at, load, place, seen, sequence
+from twofold.kernels.attention_parts import at, call, load, place, seen, sequence
 from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
@@ -82,9 +84,11 @@ def rows_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
+    begin, _, _, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     # (7) what the normalisation takes away
     delta = tl.zeros([BLOCK_M, 1], tl.float32)
-    for start in range(begin, end, BLOCK_N):
+    for i in range(begin, end, BLOCK_N):
+        start = tile_at(x, b, h, block, i, BLOCK_N)
         _, p, _, dp = weights(
             x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
@@ -93,7 +97,8 @@ def rows_kernel(
     delta -= dlse
     g = tl.zeros([BLOCK_M, 1], tl.float32)
     c = tl.zeros([BLOCK_M, 1], tl.float32)
-    for start in range(begin, end, BLOCK_N):
+    for i in range(begin, end, BLOCK_N):
+        start = tile_at(x, b, h, block, i, BLOCK_N)
         product, p, dropped, dp = weights(
             x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
@@ -148,7 +153,9 @@ def queries_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
-    for start in range(begin, end, BLOCK_N):
+    begin, _, _, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    for i in range(begin, end, BLOCK_N):
+        start = tile_at(x, b, h, block, i, BLOCK_N)
         dropped, dz, r, u = pairs(
             x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
@@ -213,7 +220,9 @@ def keys_kernel(
     )
     for group in range(x.G):
         h = shared * x.G + group
-        for first in range(begin, end, BLOCK_M):
+        from_, _, _, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
+        for i in range(from_, to, BLOCK_M):
+            first = tile_at(x, b, h, block, i, BLOCK_M)
             _, dz, r, u = pairs(
                 x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
                 D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
@@ -258,11 +267,11 @@ def backward(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
     )
     delta, g, c = torch.empty((3, B, H, M), device=q.device)
-    inputs = (
-        call(q, k, v, cache.softmax_scale, options),
-        Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c),
-    )
+    x = call(q, k, v, cache.softmax_scale, options)
+    y = Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c)
     tile = tile or choose_tile(D, q.element_size())
+    by_queries = (attention_blocks.over_keys(x, tile), y)
+    by_keys = (attention_blocks.over_queries(x, tile), y)
     mod = options.score_mod
     how = {
         **draws(options),
@@ -274,12 +283,12 @@ def backward(
     slices = triton.cdiv(D, summed)
     sequences, longest_q, longest_k = sizes(options, B, M, N)
     blocks = triton.cdiv(longest_q, tile.block_m) * sequences * H
-    rows_kernel[(blocks,)](*inputs, None if dlse is None else dlse.float().contiguous(), **how)
+    rows_kernel[(blocks,)](*by_queries, None if dlse is None else dlse.float().contiguous(), **how)
     queries_kernel[(blocks, slices)](
-        *inputs, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=summed, **how
+        *by_queries, dq, ddout, dq.stride(), ddout.stride(), BLOCK_D=summed, **how
     )
     keys_kernel[(triton.cdiv(longest_k, tile.block_n) * sequences * K, slices)](
-        *inputs, dk, dv, dk.stride(), dv.stride(), BLOCK_D=summed, **how
+        *by_keys, dk, dv, dk.stride(), dv.stride(), BLOCK_D=summed, **how
     )
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
 

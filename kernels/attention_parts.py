@@ -1,4 +1,4 @@
-"""What the attention kernels share: how a tile is placed, loaded and scored.
+"""What the attention kernels share: what they read, how a tile is loaded and scored.
 
 A kernel is handed one `Call`; what a call does not have is None there, and costs nothing.
 
@@ -13,8 +13,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+
+from twofold.reference.attention_scores import Options, band, blocks, sizes
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
@@ -59,6 +62,74 @@ class Call(NamedTuple):
     softcap: float | None = None
     q_turn: Any = None  # what `load` turns q by, and k: see there
     k_turn: Any = None
+    block_mask: Any = None  # (B, H, ⌈M/block_m⌉, ⌈N/block_n⌉)
+    block_strides: tuple[int, ...] = ()
+    block_m: int = 1
+    block_n: int = 1
+    live: Any = None  # (B, H, tiles, tiles + 1) int32, and `before`: see `attention_blocks`
+    before: Any = None
+    live_strides: tuple[int, ...] = ()
+
+
+def call(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor | None,
+    softmax_scale: float,
+    options: Options,
+) -> Call:
+    """Return what every kernel of a call reads; what reads no values needs none."""
+    (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
+    B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
+    shift, left, right = band(options, M, N)
+    own_shift = options.packed and options.causal != "top-left"
+    reach = longest_q + longest_k  # nothing is further away, and sums with it stay below 2³¹
+    behind, ahead = (None if end is None else min(end, reach) for end in (left, right))
+    mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
+    pairs = (B, H, longest_q, longest_k)
+    mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
+    block_mask, (block_m, block_n) = options.block_mask, (1, 1)
+    if block_mask is not None:
+        block_m, block_n = map(min, options.block, pairs[2:])
+        block_mask = block_mask.expand(B, H, *blocks(options, longest_q, longest_k))
+    slopes, turns = None if slopes is None else slopes.expand(B, H), options.rotary
+    folded = 1.0 if options.changes_scores else math.log2(math.e)
+    return Call(
+        q, k, v, q.stride(), k.stride(), _strides(v),
+        H, H // K, M, N, longest_q, longest_k,
+        softmax_scale * folded, softmax_scale,
+        () if mod is None else mod.args,
+        shift=None if own_shift else shift,
+        behind=behind,
+        ahead=ahead,
+        q_starts=_contiguous(options.cu_seqlens_q),
+        k_starts=_contiguous(options.cu_seqlens_k),
+        lengths=_contiguous(options.key_lengths),
+        mask=mask, mask_strides=_strides(mask),
+        bias=bias, bias_strides=_strides(bias),
+        slopes=slopes, slopes_strides=_strides(slopes),
+        sinks=_contiguous(options.sinks),
+        softcap=options.softcap,
+        q_turn=None if turns is None else _turn(*turns.of_q),
+        k_turn=None if turns is None else _turn(*turns.of_k),
+        block_mask=block_mask, block_strides=_strides(block_mask),
+        block_m=block_m, block_n=block_n,
+    )  # fmt: skip
+
+
+def _turn(cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> tuple[object, ...]:
+    """Return what `load` turns rows by."""
+    L, F = cos.shape[-2:]
+    batches = L * F if cos.ndim == 3 else 0
+    return cos.contiguous(), sin.contiguous(), batches, F, None if interleaved else F
+
+
+def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
+    return () if x is None else x.stride()
 
 
 class Sequence(NamedTuple):
@@ -239,9 +310,19 @@ def scores(product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.c
         s = tl.where(live, s, -float("inf"))
     if x.mask is not None:
         inside = (rows < seq.M) & (columns < seq.present)
-        where = at(x.mask, x.mask_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
-        s = tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
+        s = masked(s, x.mask, x.mask_strides, b, h, rows, columns, inside)
+    if x.block_mask is not None:
+        inside = (rows < seq.M) & (columns < seq.present)
+        i, j = rows // x.block_m, columns // x.block_n
+        s = masked(s, x.block_mask, x.block_strides, b, h, i, j, inside)
     return s
+
+
+@triton.jit
+def masked(s, mask, strides, b, h, i, j, inside):
+    """Return scores, −∞ where a mask has False at (i, j), and where not `inside`."""
+    where = at(mask, strides, b, h, 0, i.to(tl.int64), j.to(tl.int64))
+    return tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
 
 
 @triton.jit

@@ -81,6 +81,8 @@ MASKED: dict[Key, Tile] = {
     ("dq", 4, 64): Tile(16, 16, 8, 1),
     ("dq", 4, 128): Tile(16, 16, 8, 1, 32),
 }
+# And those of a mask of blocks and of the lists of its tiles.
+BLOCKED: dict[Key, Tile] = {**MASKED, ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 32)}
 # On AMD a thread has 512 registers if its program has no more than four warps, else 256.
 AMD: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(32, 32, 4, 1),
@@ -121,7 +123,7 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
         (
             *(
                 entry
-                for table in (TILES, DROPOUT, MASKED, AMD, UNALIGNED_OWN)
+                for table in (TILES, DROPOUT, MASKED, BLOCKED, AMD, UNALIGNED_OWN)
                 for entry in table.items()
             ),
             *(
@@ -150,6 +152,7 @@ def choose_tile(
     element_size: int,
     *,
     masked: bool = False,
+    blocked: bool = False,
     dropout: bool = False,
     amd: bool = False,
     aligned: bool = True,
@@ -162,5 +165,8 @@ def choose_tile(
     key = (kernel, min(element_size, 4), features)
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
-    first = AMD if amd else MASKED if masked else DROPOUT if dropout else TILES
+    if amd:
+        first = AMD
+    else:
+        first = BLOCKED if blocked else MASKED if masked else DROPOUT if dropout else TILES
     return first[key] if key in first else TILES[key]

@@ -20,10 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.attention import call, constants
+from twofold.kernels import attention_blocks
+from twofold.kernels.attention import constants
 from twofold.kernels.attention_backward import weights_again
+from twofold.kernels.attention_blocks import place_of, places, tile_at
 from twofold.kernels.attention_parts import (
     at,
+    call,
     load,
     place,
     products,
@@ -37,7 +40,7 @@ from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.kernels.attention_weights_tiles import choose_tile
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
-from twofold.reference.attention_scores import Options, ScoreMod, Window
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.attention_weights import check, check_rows
 from twofold.reference.rotary import Rotary
 
@@ -78,7 +81,12 @@ def weights_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if (start >= begin) & (start < end):
+    visited = (start >= begin) & (start < end)
+    if x.live is not None:
+        here = place_of(x, b, h, block, start, BLOCK_N)
+        after = place_of(x, b, h, block, start + BLOCK_N, BLOCK_N)
+        visited = visited & (here < after)
+    if visited:
         # (1) scores
         product = products(
             x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
@@ -125,9 +133,11 @@ def received_kernel(
     begin, full, stop, end = seen(
         first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
     )
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
     for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
         for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
             start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
+            start = tile_at(x, b, h, block, start, BLOCK_M)
             rows = start + m
             # (1) scores
             if CHUNK_D == BLOCK_D:
@@ -164,6 +174,8 @@ def weights(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
     rows: slice | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
@@ -175,7 +187,7 @@ def weights(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, rotary=rotary,
+        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     _check(q, k, lse, options)
     (B, H, M, _), N = q.shape, k.shape[2]
@@ -183,8 +195,9 @@ def weights(
     p = torch.empty((B, H, len(some), N), dtype=torch.float32, device=q.device)
     tile = tile or _tile(q, k)
     tiles = triton.cdiv(len(some), tile.block_m) * triton.cdiv(N, tile.block_n)
+    x = call(q, k, None, options.scale(q.shape[-1]), options)
     weights_kernel[(tiles * B * H,)](
-        call(q, k, None, options.scale(q.shape[-1]), options), lse.float().contiguous(),
+        attention_blocks.over_keys(x, tile, some), lse.float().contiguous(),
         p, p.stride(), some.start, len(some),
         **constants(q, options, allow_tf32, tile),
     )  # fmt: skip
@@ -206,6 +219,8 @@ def received(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> torch.Tensor:
@@ -215,14 +230,15 @@ def received(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, rotary=rotary,
+        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     _check(q, k, lse, options)
     B, H, N = (*q.shape[:2], k.shape[2])
     out = torch.empty((B, H, N), dtype=torch.float32, device=q.device)
     tile = tile or _tile(q, k)
+    x = call(q, k, None, options.scale(q.shape[-1]), options)
     received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](
-        call(q, k, None, options.scale(q.shape[-1]), options), lse.float().contiguous(), out,
+        attention_blocks.over_queries(x, tile), lse.float().contiguous(), out,
         BLOCK_D=padded(q.shape[-1]), **constants(q, options, allow_tf32, tile),
     )  # fmt: skip
     return out

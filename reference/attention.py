@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import attention_scores, checks, dropout
-from twofold.reference.attention_scores import Options, ScoreMod, Window, pack, unpack
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
 from twofold.reference.rotary import Rotary, check_rotary, turn, turn_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -75,7 +75,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     checks.same_device(
         q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
         alibi_slopes=options.alibi_slopes, cu_seqlens_q=options.cu_seqlens_q,
-        cu_seqlens_k=options.cu_seqlens_k,
+        cu_seqlens_k=options.cu_seqlens_k, block_mask=options.block_mask,
     )  # fmt: skip
 
 
@@ -111,6 +111,8 @@ def forward(
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
     rotary: Rotary | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
 ) -> tuple[Array, Cache]:
     """Let every query gather the values of the keys it attends to.
 
@@ -142,6 +144,10 @@ def forward(
         max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor what
             cu_seqlens hold is checked: that would wait for it.
         rotary: turns q and k by their positions before all else (Su et al. 2021, "RoFormer").
+        block_mask: bool, broadcastable to (B, H, ⌈M/rows⌉, ⌈N/columns⌉), or if packed to
+            (S, H, ⌈max_seqlen_q/rows⌉, ⌈max_seqlen_k/columns⌉): True where the queries of a block
+            may attend to its keys. Beside `mask` and all else that hides pairs.
+        block_size: (rows, columns) of a block, ≥ 1, or one number for both.
 
     Returns:
         out (B, H, M, D) and a cache whose `lse` (B, H, M) is the natural-log log-sum-exp.
@@ -153,6 +159,7 @@ def forward(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         rotary,
+        block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
     # (0) queries and keys at their positions
@@ -230,7 +237,7 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     dk = together(ds, k).mT @ together(q, k)
     dv = together(dropped, k).mT @ together(dout, k)
     dq, (dk, dv) = pack(dq, starts), (pack(x, options.cu_seqlens_k) for x in (dk, dv))
-    # (10) those of q and k turned back: a rotation's transpose is its inverse
+    # (0) turned back: a rotation's transpose is its inverse
     if options.rotary is not None:
         dq, dk = turn_back(dq, *options.rotary.of_q), turn_back(dk, *options.rotary.of_k)
     return Gradients(dq, dk, dv, dbias, dsinks)

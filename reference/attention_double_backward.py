@@ -85,6 +85,8 @@ def check(ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, q: Any, k: Any, op
         given = options.score_mod.second_derivative
         name = "cache.options.score_mod.second_derivative"
         checks.require(given is not None, name, given, "a function, as the derivative is")
+    must = "None: attend to queries and keys that `rotary` turned, and turn ddq, ddk, dq, dk alike"
+    checks.require(options.rotary is None, "cache.options.rotary", "given", must)
     check_backward(dout, dlse, q)
     checks.floating(q=q, ddq=ddq, ddk=ddk, ddv=ddv)
     for name, x, like in (("ddq", ddq, q), ("ddk", ddk, k), ("ddv", ddv, k)):

@@ -21,6 +21,7 @@ from twofold.reference.rotary import Rotary
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[int | None, int | None]
+BlockSize = int | tuple[int, int]
 
 ALIGNMENTS = ("bottom-right", "top-left")
 
@@ -60,11 +61,20 @@ class Options(NamedTuple):
     max_seqlen_q: int | None = None
     max_seqlen_k: int | None = None
     rotary: Rotary | None = None
+    block_mask: Any = None
+    block_size: BlockSize | None = None
 
     @property
     def packed(self) -> bool:
         """Whether sequences of any lengths lie one after the other in one batch."""
         return self.cu_seqlens_q is not None
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """How many queries and keys a block of the block mask has."""
+        assert self.block_size is not None
+        size = self.block_size
+        return (size, size) if isinstance(size, int) else size
 
     def scale(self, head_dim: int) -> float:
         """Return what the products are multiplied by, 1/√D where nothing else is asked for."""
@@ -115,6 +125,7 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     if options.mask is not None:
         checks.boolean(mask=options.mask)
         checks.broadcastable("mask", options.mask, (B, H, M, N))
+    check_blocks(options, B, H, M, N)
     if options.key_lengths is not None:
         checks.integer(key_lengths=options.key_lengths)
         checks.shape("key_lengths", options.key_lengths, (B,))
@@ -138,6 +149,27 @@ def check_packing(options: Options, B: int, M: int, N: int) -> None:
             checks.require(B == 1, "q.shape[0]", B, f"1 with {name}")
             checks.offsets(name, starts, rows, name_longest, longest)
             checks.shape(name, starts, tuple(options.cu_seqlens_q.shape))
+
+
+def check_blocks(options: Options, B: int, H: int, M: int, N: int) -> None:
+    """Refuse what either side cannot take of `block_mask` and what goes with it."""
+    size = options.block_size
+    if options.block_mask is None:
+        checks.require(size is None, "block_size", size, "None without block_mask")
+        return
+    pair = (size, size) if isinstance(size, int) else size
+    fits = isinstance(pair, tuple) and len(pair) == 2
+    fits = fits and all(isinstance(n, int) and n >= 1 for n in pair or ())
+    must = "an int ≥ 1, or a pair of them, with block_mask"
+    checks.require(fits, "block_size", size, must)
+    checks.boolean(block_mask=options.block_mask)
+    checks.broadcastable("block_mask", options.block_mask, (B, H, *blocks(options, M, N)))
+
+
+def blocks(options: Options, M: int, N: int) -> tuple[int, int]:
+    """Return how many blocks there are of M queries, and of N keys."""
+    rows, columns = options.block
+    return -(-M // rows), -(-N // columns)
 
 
 def sizes(options: Options, B: int, M: int, N: int) -> tuple[int, int, int]:
@@ -220,6 +252,8 @@ def attended(
     shift, left, right = band(options, length, keys)
     distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key behind the query
     parts = [] if options.mask is None else [options.mask]
+    if options.block_mask is not None:
+        parts.append(pairs_of_blocks(options, queries or M, N)[..., first : first + M, :])
     if options.packed:
         parts.append((i < length) & (j < keys))
     if left is not None:
@@ -232,6 +266,14 @@ def attended(
     for part in parts:
         live = part if live is None else live & part
     return live
+
+
+def pairs_of_blocks(options: Options, M: int, N: int) -> Array:
+    """Return the block mask, pair by pair, broadcastable to (B, H, M, N)."""
+    mask, (rows, columns) = options.block_mask, options.block
+    mask = np.broadcast_to(mask, (*mask.shape[:-2], *blocks(options, M, N)))
+    rows, columns = min(rows, M), min(columns, N)  # the rest of a larger block is nowhere
+    return np.asarray(mask.repeat(rows, axis=-2).repeat(columns, axis=-1)[..., :M, :N])
 
 
 def band(options: Options, M: Any, N: Any) -> Band:

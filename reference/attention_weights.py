@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
-from twofold.reference.attention_scores import Options, ScoreMod, Window
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.rotary import Rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -67,6 +67,8 @@ def weights(
     mask: Array | None = None,
     key_lengths: Array | None = None,
     rotary: Rotary | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
     rows: slice | None = None,
 ) -> Array:
     """Return the weights with which queries attend to keys.
@@ -76,7 +78,7 @@ def weights(
         k: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k.
         lse: (B, H, M), floating, natural logarithms: the log-sum-exp of the same call of attention.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, mask,
-            key_lengths, rotary: as `attention.forward` had them.
+            key_lengths, rotary, block_mask, block_size: as `attention.forward` had them.
         rows: the queries that are looked at, all by default: `slice(-1, None)` is the last one.
             Memory and time are of their number; all else stays of the whole call.
 
@@ -88,7 +90,7 @@ def weights(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, rotary=rotary,
+        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, lse, options)
     M = q.shape[2]
@@ -125,6 +127,8 @@ def received(
     mask: Array | None = None,
     key_lengths: Array | None = None,
     rotary: Rotary | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
 ) -> Array:
     """Return how much attention each key receives, (B, H, N): its weights, of all queries, summed.
 
@@ -133,7 +137,7 @@ def received(
     p = weights(
         q, k, lse, softmax_scale=softmax_scale, causal=causal, window_size=window_size,
         softcap=softcap, score_mod=score_mod, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
-        key_lengths=key_lengths, rotary=rotary,
+        key_lengths=key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # (B, H, M, N)  # fmt: skip
     # (3) attention received
     return np.asarray(p.sum(axis=-2))

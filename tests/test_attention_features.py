@@ -1,5 +1,7 @@
 """What attention can be asked for beside q, k and v, and what it costs."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ FEATURES = {
     "sinks": {"sinks": True},
     "function of scores": {"score_mod": contract.SQUASHED},
     "mask": {"mask": "B1MN"},
+    "block mask": {"block_mask": "1HMN", "block_size": (3, 5)},
     "key lengths": {"key_lengths": True},
     "packed": {"packed": True},
     "rotary": {"rotary": "half"},
@@ -144,7 +147,52 @@ def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, w
     """The products that are computed are those of the tiles that hold a pair, and no others."""
     how = {"causal": causal, "window_size": window}
     q, k = (torch.zeros(1, 1, n, 16) for n in (queries, keys))
-    assert products(triton, q, k, **how)[0] == needed(queries, keys, **how)
+    assert products(triton, q, k, **how)[0] == 2 * tiles(seen(queries, keys, **how))
+
+
+@given(
+    queries=st.integers(1, 150),
+    keys=st.integers(1, 150),
+    causal=st.booleans(),
+    window=st.sampled_from([None, (9, 20), (0, None)]),
+    size=st.tuples(*[st.sampled_from([1, 7, 16, 32, 45, 64, 200])] * 2),
+    axes=st.sampled_from([(2, 2), (1, 2), (2, 1)]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=15)
+def test_tiles_of_no_live_block_are_not_visited(
+    triton, queries, keys, causal, window, size, axes, seed
+):
+    """Of every batch and head those that hold a pair and touch a live block, and no others."""
+    how = {"causal": causal, "window_size": window}
+    blocks = drawn_blocks(axes, queries, keys, size, seed)
+    q, k = torch.zeros(2, 2, queries, 16), torch.zeros(2, 1, keys, 16)
+    mask = torch.from_numpy(blocks)
+    count = tiles(seen(queries, keys, **how), spread(blocks, queries, keys, size))
+    count = count * 4 // math.prod(axes)
+    found = products(triton, q, k, block_mask=mask, block_size=size, **how)
+    assert found == (2 * count, 7 * count)
+
+
+@pytest.mark.parametrize("size", [16, (40, 7), (100, 1)])
+def test_packed_tiles_of_no_live_block_are_not_visited(triton, size):
+    """Blocks are counted in each sequence from its first query and key."""
+    lengths, longest = [(33, 70), (0, 5), (70, 31), (7, 0), (100, 100)], 100
+    rows, columns = (size, size) if isinstance(size, int) else size
+    blocks = drawn_blocks((len(lengths), 1), longest, longest, (rows, columns), 0)
+    starts = np.cumsum([(0, 0), *lengths], axis=0, dtype=np.int32)
+    q, k = (torch.zeros(1, 1, n, 16) for n in starts[-1])
+    packed = {f"cu_seqlens_{end}": torch.tensor(x) for end, x in zip("qk", starts.T, strict=True)}
+    there = np.zeros((len(lengths), 1, longest, longest), bool)
+    for s, (m, n) in enumerate(lengths):
+        if m and n:
+            there[s, 0, :m, :n] = seen(m, n, causal=True)
+    count = tiles(there, spread(blocks, longest, longest, (rows, columns)))
+    found = products(
+        triton, q, k, max_seqlen_q=longest, max_seqlen_k=longest, causal=True,
+        block_mask=torch.from_numpy(blocks), block_size=size, **packed,
+    )  # fmt: skip
+    assert found == (2 * count, 7 * count)
 
 
 @given(
@@ -195,15 +243,33 @@ def products(triton, q, k, **how):
     return forward, count - forward
 
 
-def needed(queries, keys, **how):
-    """Return how many products forward has for the tiles that hold a pair of query and key."""
+def seen(queries, keys, **how):
+    """Return which pairs of query and key take part, (queries, keys)."""
     live = attended((1, 1, queries, keys), Options(**how))
-    live = np.broadcast_to(True if live is None else live, (queries, keys))
+    return np.broadcast_to(True if live is None else live, (queries, keys))
+
+
+def drawn_blocks(axes, queries, keys, size, seed):
+    """Draw a mask of blocks, three of ten live."""
+    counts = (math.ceil(n / s) for n, s in zip((queries, keys), size, strict=True))
+    return np.random.default_rng(seed).random((*axes, *counts)) < 0.3
+
+
+def spread(blocks, queries, keys, size):
+    """Return a mask of blocks for pairs."""
+    rows, columns = size
+    return blocks.repeat(rows, -2).repeat(columns, -1)[..., :queries, :keys]
+
+
+def tiles(*masks):
+    """Return how many tiles hold a True of each of these masks of pairs (..., M, N)."""
     m, n, *_ = TILE
-    tiles = [
-        live[i : i + m, j : j + n].any() for i in range(0, queries, m) for j in range(0, keys, n)
-    ]
-    return 2 * sum(tiles)
+    queries, keys = masks[0].shape[-2:]
+    return sum(
+        math.prod(mask[..., i : i + m, j : j + n].any((-2, -1)) for mask in masks).sum()
+        for i in range(0, queries, m)
+        for j in range(0, keys, n)
+    )
 
 
 def test_offsets_pass_two_to_the_31(triton):

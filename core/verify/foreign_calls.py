@@ -14,6 +14,7 @@ from twofold.core.verify.contracts import attention
 from twofold.core.verify.report import contract_module
 
 PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+BLOCKS = ("block_mask", "block_size")
 ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale"),
     "causal": ("causal", "is_causal"),
@@ -71,7 +72,7 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options = attention.placed(side, case, given)._asdict()
     options |= {"softmax_scale": attention.scale(case), "enable_gqa": case.groups > 1}
-    for name in ("score_mod", "dropout_p", "seed", *PACKED):
+    for name in ("score_mod", "dropout_p", "seed", *PACKED, *BLOCKS):
         options.pop(name)
     return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
 
@@ -195,6 +196,8 @@ PLAIN = {
             "tile": None,
             "score_mod": None,
             "packed": False,
+            "block_mask": None,
+            "block_size": None,
         },
         pinned=(
             {"seqlen_q": 33, "seqlen_k": 131, "head_dim": 16},

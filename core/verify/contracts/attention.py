@@ -57,6 +57,7 @@ PACKINGS: tuple[dict[str, Any], ...] = (
     {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
     {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
     {"causal": True, "bias": "11M1", "dropout_p": 0.1},
+    {"causal": True, "block_mask": "BHMN", "block_size": (17, 24), "bias": "B1MN"},
 )
 
 ROTATED: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -136,6 +137,27 @@ CONTRACT = Contract(
         *(
             Case(**{"seqlen_q": 17, "seqlen_k": 35, **how}, rotary=form, seed=seed)
             for seed, (form, how) in enumerate(ROTATED)
+        ),
+        # Blocks smaller and larger than a tile, of tiles that a window cuts and that it does not.
+        *(
+            Case(
+                batch=2,
+                heads=2,
+                groups=2,
+                seqlen_q=65,
+                seqlen_k=84,
+                dlse=True,
+                block_mask=axes,
+                block_size=size,
+                window_size=window,
+                bias=bias,
+            )
+            for axes, size, window, bias in (
+                ("BHMN", (5, 7), (40, 3), "HMN"),
+                ("1HMN", (48, 33), None, "1M1"),
+                ("MN", 32, (17, 60), "B11N"),
+                ("B1M1", (20, 1), None, None),
+            )
         ),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(

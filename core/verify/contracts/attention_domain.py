@@ -22,7 +22,14 @@ from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 from twofold.reference.attention import together
-from twofold.reference.attention_scores import Options, Window, pack, unpack
+from twofold.reference.attention_scores import (
+    BlockSize,
+    Options,
+    Window,
+    blocks,
+    pack,
+    unpack,
+)
 from twofold.reference.rotary import Rotary
 
 Array = domains.Array
@@ -47,9 +54,9 @@ class Case:
     """Lengths, and everything that varies about a call.
 
     `logits` is the size of the largest product; `groups` is how many heads share one of keys;
-    `mask`, `bias` and `alibi` name the axes that each has, "1" for one that is broadcast ("" is a
-    mask of no axes at all, None no mask). Where it is `packed` a batch is a sequence no longer than
-    `seqlen_q` and `seqlen_k`, and maybe empty.
+    `mask`, `block_mask`, `bias` and `alibi` name the axes that each has, "1" for one that is
+    broadcast ("" is a mask of no axes at all, None no mask). Where it is `packed` a batch is a
+    sequence no longer than `seqlen_q` and `seqlen_k`, and maybe empty.
     """
 
     dtype: str = "float32"
@@ -72,6 +79,8 @@ class Case:
     sinks: bool = False
     mask: str | None = None
     key_lengths: bool = False
+    block_mask: str | None = None
+    block_size: BlockSize | None = None
     packed: bool = False
     rotary: str | None = None  # "half" or "interleaved"
     dropout_p: float = 0.0
@@ -97,6 +106,7 @@ class Inputs(NamedTuple):
     cu_seqlens_q: Array | None = None
     cu_seqlens_k: Array | None = None
     rotary: Rotary | None = None
+    block_mask: Array | None = None
 
 
 def inputs(case: Case) -> Inputs:
@@ -142,6 +152,11 @@ def inputs(case: Case) -> Inputs:
         bias=drawn(case.bias, case.dtype),
         sinks=drawn("H" if case.sinks else None, case.dtype),
     )
+    if case.block_mask is not None:
+        grid = blocks(Options(block_size=case.block_size), case.seqlen_q, case.seqlen_k)
+        sizes |= dict(zip("MN", grid, strict=True))
+        live = rng.random([sizes[axis] for axis in case.block_mask]) < 0.6
+        made = made._replace(block_mask=live)
     if case.packed:
         queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
         made = along(made, lambda a: pack(a, queries), lambda a: pack(a, keys))
@@ -190,6 +205,7 @@ def placed(side: Side, case: Case, given: Inputs) -> Options:
         cu_seqlens_q=place_integers(side, given.cu_seqlens_q),
         cu_seqlens_k=place_integers(side, given.cu_seqlens_k),
         rotary=attention_rotary.placed(side, given.rotary, statistics(case)),
+        block_mask=place_mask(side, given.block_mask, case),
     )
 
 
@@ -213,6 +229,8 @@ def options(case: Case, given: Inputs) -> Options:
         max_seqlen_q=case.seqlen_q if case.packed else None,
         max_seqlen_k=case.seqlen_k if case.packed else None,
         rotary=given.rotary,
+        block_mask=given.block_mask,
+        block_size=case.block_size,
     )
 
 
@@ -313,8 +331,16 @@ def cases() -> st.SearchStrategy[Case]:
             bias=maybe_axes,
             sinks=st.booleans(),
             rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
+            blocks=maybe_blocks(),
         ),
     )
+
+
+def maybe_blocks() -> st.SearchStrategy[tuple[str, BlockSize] | None]:
+    """Draw which axes a mask of blocks has, and their size; most often none."""
+    size = domains.lengths(40)
+    drawn = st.tuples(st.sampled_from(MASKS), st.one_of(size, st.tuples(size, size)))
+    return st.one_of(st.none(), st.none(), drawn)
 
 
 def calls(
@@ -322,11 +348,18 @@ def calls(
 ) -> st.SearchStrategy[Case]:
     """Return cases of so many batches, heads, and heads for each of keys, with these features."""
 
-    def build(precision: tuple[str, bool], heads: tuple[int, int, int], **rest: Any) -> Case:
+    def build(
+        precision: tuple[str, bool],
+        heads: tuple[int, int, int],
+        blocks: tuple[str, BlockSize] | None = None,
+        **rest: Any,
+    ) -> Case:
         (dtype, allow_tf32), (batch, heads_, groups) = precision, heads
+        axes, size = blocks or (None, None)
         return Case(
-            dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, groups=groups, **rest
-        )
+            dtype=dtype, allow_tf32=allow_tf32, batch=batch, heads=heads_, groups=groups,
+            block_mask=axes, block_size=size, **rest,
+        )  # fmt: skip
 
     return st.builds(
         build,

@@ -99,6 +99,7 @@ def cases() -> st.SearchStrategy[Case]:
         alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
         bias=maybe_axes,
         sinks=st.booleans(),
+        blocks=attention_domain.maybe_blocks(),
     ).map(affordable)
 
 

@@ -23,7 +23,7 @@ from twofold.core.verify.contracts.attention_double_backward_domain import (
     truth,
 )
 from twofold.core.verify.contracts.attention_packed import padded, repacked
-from twofold.core.verify.contracts.attention_sample import bare, full_live, plain, unmasked
+from twofold.core.verify.contracts.attention_sample import bare, full_live, outer, plain, unmasked
 from twofold.core.verify.rounding import Approx, Array, machine
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
 from twofold.reference.attention_scores import pack, unpack
@@ -84,7 +84,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
     other = Inputs(
         call._replace(
             **{n: turned(getattr(call, n)) for n in ("q", "k", "v", "dout", "dlse")},
-            mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
+            mask=turned(call.mask, outer(call.mask)),
+            block_mask=turned(call.block_mask, outer(call.block_mask)),
             key_lengths=turned(call.key_lengths, 1),
         ),
         *(turned(x) for x in given[1:]),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from twofold.core.verify.domains import Array
-from twofold.reference.attention_scores import unpack
+from twofold.reference.attention_scores import BlockSize, Options, blocks, unpack
 
 if TYPE_CHECKING:  # it imports this
     from twofold.core.verify.contracts.attention_domain import Case, Inputs
@@ -70,13 +70,15 @@ def alone(case: Case, given: Inputs, s: int) -> tuple[Case, Inputs]:
         seqlen_q=rows.stop - rows.start,
         seqlen_k=keys.stop - keys.start,
     )
-    pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
 
-    def cut(x: Array | None, axes: int) -> Array | None:
+    def cut(x: Array | None, axes: int, size: BlockSize = 1) -> Array | None:
         if x is None:
             return None
-        mine = (slice(s, s + 1), slice(None), slice(one.seqlen_q), slice(one.seqlen_k))
-        return np.broadcast_to(x, pairs[:axes])[mine[:axes]]
+        every, here = (
+            blocks(Options(block_size=size), c.seqlen_q, c.seqlen_k) for c in (case, one)
+        )
+        mine = (slice(s, s + 1), slice(None), *map(slice, here))
+        return np.broadcast_to(x, (case.batch, case.heads, *every)[:axes])[mine[:axes]]
 
     own = along(given, lambda a: a[:, :, rows], lambda a: a[:, :, keys])
     return one, own._replace(
@@ -86,6 +88,7 @@ def alone(case: Case, given: Inputs, s: int) -> tuple[Case, Inputs]:
         key_lengths=cut(given.key_lengths, 1),
         cu_seqlens_q=None,
         cu_seqlens_k=None,
+        block_mask=cut(given.block_mask, 4, case.block_size or 1),
     )
 
 

@@ -24,6 +24,8 @@ from twofold.core.verify.contracts.attention_sample import (
     Sample,
     bare,
     full_live,
+    last,
+    outer,
     plain,
     unmasked,
 )
@@ -134,8 +136,9 @@ def permuted_heads(subject: Subject, case: Case) -> None:
         v=turned(given.v),
         dout=turned(given.dout),
         dlse=turned(given.dlse),
-        mask=turned(given.mask, 0 if given.mask is None else max(0, given.mask.ndim - 2)),
+        mask=turned(given.mask, outer(given.mask)),
         key_lengths=turned(given.key_lengths, 1),
+        block_mask=turned(given.block_mask, outer(given.block_mask)),
     )
     backwards = {name: turned(x) for name, x in subject.compute(case, other).items()}
     what = "with batches and heads in reverse"
@@ -146,15 +149,14 @@ def batch_alone(subject: Subject, case: Case) -> None:
     """An element of a batch by itself has the same bits as among others."""
     case = replace(bare(case), batch=max(case.batch, 2), dlse=case.dlse)
     given = inputs(case)
-
-    mask = given.mask
     alone = given._replace(
         q=given.q[-1:],
         k=given.k[-1:],
         v=given.v[-1:],
         dout=given.dout[-1:],
         dlse=None if given.dlse is None else given.dlse[-1:],
-        mask=mask[-1:] if mask is not None and mask.ndim == 4 else mask,
+        mask=last(given.mask),
+        block_mask=last(given.block_mask),
         key_lengths=None if given.key_lengths is None else given.key_lengths[-1:],
     )
     among = {name: x[-1:] for name, x in subject.compute(case, given).items()}

@@ -121,7 +121,10 @@ def plain(case: Case) -> Case:
 
 def unmasked(case: Case) -> Case:
     """Return the bare case in which every query attends to every key."""
-    return replace(bare(case), causal=False, window_size=None, mask=None, key_lengths=False)
+    return replace(
+        bare(case), causal=False, window_size=None, mask=None, key_lengths=False,
+        block_mask=None, block_size=None,
+    )  # fmt: skip
 
 
 def bare(case: Case) -> Case:
@@ -136,3 +139,13 @@ def full_live(case: Case, given: Inputs) -> Array:
     pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
     live = attended(pairs, options(case, given))
     return np.broadcast_to(True if live is None else live, pairs)
+
+
+def outer(mask: Array | None) -> int:
+    """Return how many of a mask's axes are of batches and heads."""
+    return 0 if mask is None else max(0, mask.ndim - 2)
+
+
+def last(mask: Array | None) -> Array | None:
+    """Return a mask as the last batch has it."""
+    return mask[-1:] if mask is not None and mask.ndim == 4 else mask

@@ -15,7 +15,7 @@ import numpy as np
 from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale, statistics
-from twofold.core.verify.contracts.attention_sample import full_live
+from twofold.core.verify.contracts.attention_sample import full_live, last, outer
 from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, half_unit, machine
@@ -136,7 +136,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
     other = call._replace(
         q=turned(call.q),
         k=turned(call.k),
-        mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
+        mask=turned(call.mask, outer(call.mask)),
+        block_mask=turned(call.block_mask, outer(call.block_mask)),
         key_lengths=turned(call.key_lengths, 1),
     )
     reverse = subject.compute(case, Inputs(other, turned(given.lse)))
@@ -149,11 +150,12 @@ def batch_alone(subject: Subject, case: Case) -> None:
     """An element of a batch by itself has the same bits as among others."""
     case = replace(bare(case), batch=max(case.batch, 2))
     given = inputs(case)
-    call, mask = given.call, given.call.mask
+    call = given.call
     alone = call._replace(
         q=call.q[-1:],
         k=call.k[-1:],
-        mask=mask[-1:] if mask is not None and mask.ndim == 4 else mask,
+        mask=last(call.mask),
+        block_mask=last(call.block_mask),
         key_lengths=None if call.key_lengths is None else call.key_lengths[-1:],
     )
     among = {name: x[-1:] for name, x in subject.compute(case, given).items()}

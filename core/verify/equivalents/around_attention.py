@@ -67,6 +67,8 @@ _WEIGHTS = (
                 ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
                 ("weights_kernel", f"{_SEEN} → start >= begin"),
                 ("weights_kernel", f"{_SEEN} → start < end"),
+                ("weights_kernel", "visited & (here < after) → *"),
+                ("weights_kernel", "here < after → here <= after"),
             ),
             "what padding keys would sum up is not stored": (
                 ("received_kernel", "first < seq.present → first <= seq.present"),

@@ -169,7 +169,7 @@ _PARTS = of(
             ("keys_present", "drop .to(tl.int32) of tl.load(lengths + b)"),
         ),
         "what is outside is masked, or never stored": (
-            ("scores", "tl.load(where, mask=inside, other=0): drop other"),
+            ("masked", "tl.load(where, mask=inside, other=0): drop other"),
             ("scores", "tl.load(where, mask=inside, other=0.0): drop other"),
         ),
         BOTH_FLOAT32: (
@@ -203,6 +203,7 @@ _TILES = of(
             ("choose_tile", "not aligned → aligned"),
             ("choose_tile", "dropout → not dropout"),
             ("choose_tile", "masked → not masked"),
+            ("choose_tile", "blocked → not blocked"),
             ("choose_tile", "amd → not amd"),
             ("aligned", "*"),
             ("choose_tile", "features > 256 → features >= 256"),

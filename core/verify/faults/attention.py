@@ -6,7 +6,7 @@ from twofold.core.verify.faults.entry import Row, of
 
 FORWARD, BACKWARD = "kernels/attention.py", "kernels/attention_backward.py"
 PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
-REFERENCE = "reference/attention.py"
+REFERENCE, BLOCKS = "reference/attention.py", "kernels/attention_blocks.py"
 
 _ATTENTION: tuple[Row, ...] = (
     (
@@ -200,7 +200,28 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         PARTS, "a packed sequence has the mask of the first", "",
-        ("at(x.mask, x.mask_strides, b, h,", "at(x.mask, x.mask_strides, seq.batch, h,"),
+        ("s, x.mask, x.mask_strides, b, h,", "s, x.mask, x.mask_strides, seq.batch, h,"),
+    ),
+    (
+        PARTS, "a packed sequence has the blocks of the first", "",
+        ("x.block_mask, x.block_strides, b,", "x.block_mask, x.block_strides, seq.batch,"),
+    ),
+    (
+        PARTS, "blocks are as wide as they are high", "",
+        ("columns // x.block_n", "columns // x.block_m"),
+    ),
+    (
+        BLOCKS, "a tile is live if its first block is", "",
+        ("(through > before) | blocks", "blocks"),
+    ),
+    (
+        BLOCKS, "the first block of a tile does not count", "",
+        ("(through > before) | blocks.index_select(axis, first // block)", "through > before"),
+    ),
+    (
+        BACKWARD, "of heads that share keys all have the blocks of the first", "",
+        ("places(x, b, h, block, begin, full, stop, end, BLOCK_M)",
+         "places(x, b, shared * x.G, block, begin, full, stop, end, BLOCK_M)"),
     ),
     (
         FORWARD, "a packed sequence drops the weights that the first does", "",
