@@ -204,7 +204,11 @@ def forward(
         (B, H, M, D), (M * H * D, D, H * D, 1), dtype=getattr(torch, out_dtype), device=q.device
     )  # heads side by side, as the output projection reads them
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
-    tile = tile or choose_tile(D, aligned=aligned(*q.stride(), *k.stride(), *v.stride()))
+    tile = tile or choose_tile(
+        D,
+        masked=mask is not None or options.changes_scores or options.packed,
+        aligned=aligned(*q.stride(), *k.stride(), *v.stride()),
+    )
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         call(q, k, v, options.scale(D), options), q_scale, k_scale, v_scale, out, lse,
         q_scale.stride(), k_scale.stride(), v_scale.stride(), out.stride(),

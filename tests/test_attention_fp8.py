@@ -26,7 +26,12 @@ FINITE = np.unique(E4M3[np.isfinite(E4M3)])
 def test_every_tile_is_pinned_and_chosen():
     pinned = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
     assert pinned == set(range(len(tiles.ENTRIES)))
-    chosen = {tiles.choose_tile(d, aligned=x) for d in range(1, 257) for x in (True, False)}
+    chosen = {
+        tiles.choose_tile(d, masked=masked, aligned=aligned)
+        for d in range(1, 257)
+        for masked in (True, False)
+        for aligned in (True, False)
+    }
     assert chosen == {tile for _, tile in tiles.ENTRIES}
     assert {tiles.padded(d) for d in range(1, 257)} == {32, 64, 128, 256}
 

@@ -35,6 +35,13 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
 
+PACKINGS: tuple[dict[str, Any], ...] = (
+    {"causal": True},
+    {"window_size": (17, 15), "bias": "BHMN"},
+    {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
+    {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
+)
+
 CONTRACT = Contract(
     operator="attention_fp8",
     cases=cases(),
@@ -90,14 +97,7 @@ CONTRACT = Contract(
                 scales=("BH", "H", "B1")[seed % 3],
                 **how,
             )
-            for seed, how in enumerate(
-                (
-                    {"causal": True},
-                    {"window_size": (17, 15), "bias": "BHMN"},
-                    {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
-                    {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
-                )
-            )
+            for seed, how in enumerate(PACKINGS)
         ),
     ),
     properties=PROPERTIES,

@@ -17,7 +17,7 @@ from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
 from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, truth
 from twofold.core.verify.contracts.attention_packed import padded
-from twofold.core.verify.contracts.attention_sample import bare, full_live, unmasked
+from twofold.core.verify.contracts.attention_sample import full_live
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Array
 from twofold.kernels.attention_fp8_tiles import ENTRIES
@@ -61,16 +61,14 @@ def scales_are_factors(subject: Subject, case: Case) -> None:
     case = replace(bare(case), softmax_scale=scale(case), magnitude="unit", dtype="float32")
     given = inputs(case)
     before = claims.numbers(subject.compute(case, given), *CALL)
-    for what, other, fields in (
-        ("of q for half of k", case, {"q_scale": 2 * given.q_scale, "k_scale": given.k_scale / 2}),
-        (
-            "of k for half the softmax scale",
-            replace(case, softmax_scale=scale(case) / 2),
-            {"k_scale": 2 * given.k_scale},
-        ),
-        ("of v", case, {"v_scale": 2 * given.v_scale}),
-    ):
-        after = claims.numbers(subject.compute(other, given._replace(**fields)), *CALL)
+    twice_k, half = given._replace(k_scale=2 * given.k_scale), scale(case) / 2
+    for what, other, call in (
+        ("of q for half of k", case,
+         given._replace(q_scale=2 * given.q_scale, k_scale=given.k_scale / 2)),
+        ("of k for half the softmax scale", replace(case, softmax_scale=half), twice_k),
+        ("of v", case, given._replace(v_scale=2 * given.v_scale)),
+    ):  # fmt: skip
+        after = claims.numbers(subject.compute(other, call), *CALL)
         if what == "of v":
             after["out"] = after["out"] / 2
         claims.same_bits(before, after, f"with twice the scale {what}")
@@ -78,7 +76,7 @@ def scales_are_factors(subject: Subject, case: Case) -> None:
 
 def equal_values(subject: Subject, case: Case) -> None:
     """Whoever averages equal values has that value."""
-    case = unmasked(case)
+    case = replace(bare(case), causal=False, window_size=None, mask=None, key_lengths=False)
     given = inputs(case)
     v = given.call.v.copy()
     v[:] = v[:, :, :1]
@@ -121,8 +119,8 @@ def unseen(subject: Subject, case: Case) -> None:
     given = inputs(case)
     live = full_live(case, given.call)
     B, H, M, N = live.shape
-    dead = ~live.reshape(B, H // case.groups, case.groups * M, N).any(2)  # (B, K, N)
-    if not dead.any():
+    dead = live.reshape(B, H // case.groups, case.groups * M, N).sum(2) == 0  # (B, K, N)
+    if not np.any(dead):
         raise Inapplicable("every key is attended to")
     k, v = (np.where(dead[..., None], -LARGEST, a) for a in (given.call.k, given.call.v))
     other = given._replace(call=given.call._replace(k=k, v=v))
@@ -146,8 +144,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
         mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
         key_lengths=turned(call.key_lengths, 1),
     )
-    scales = (turned(x) for x in (given.q_scale, given.k_scale, given.v_scale))
-    reverse = subject.compute(case, Inputs(other, *scales, turned(given.x)))
+    q_scale, k_scale, v_scale, x = (turned(x) for x in given[1:])
+    reverse = subject.compute(case, Inputs(other, q_scale, k_scale, v_scale, x))
     backwards = {name: turned(x) for name, x in reverse.items()}
     what = "with batches and heads in reverse"
     claims.same_bits(subject.compute(case, given), backwards, what)
@@ -159,11 +157,11 @@ def grouped_heads(subject: Subject, case: Case) -> None:
         raise Inapplicable("every head has keys of its own")
     given = inputs(case)
     k, v = (x.repeat(case.groups, axis=1) for x in (given.call.k, given.call.v))
-    scales = (
+    k_scale, v_scale = (
         x.repeat(case.groups, axis=-1) if x.ndim and x.shape[-1] > 1 else x
         for x in (given.k_scale, given.v_scale)
     )
-    own = Inputs(given.call._replace(k=k, v=v), given.q_scale, *scales, given.x)
+    own = Inputs(given.call._replace(k=k, v=v), given.q_scale, k_scale, v_scale, given.x)
     apart = subject.compute(replace(case, groups=1), own)
     found, bounds = subject.compute(case, given), truth(case, given)
     for name in CALL:
@@ -173,25 +171,25 @@ def grouped_heads(subject: Subject, case: Case) -> None:
 
 def packed_as_padded(subject: Subject, case: Case) -> None:
     """A packed sequence is a batch of its own."""
-    if not case.packed:
-        raise Inapplicable("nothing is packed")
     given = inputs(case)
-    lengths = np.diff(given.call.cu_seqlens_k)
+    starts_q, starts_k = given.call.cu_seqlens_q, given.call.cu_seqlens_k
+    if starts_q is None or starts_k is None:
+        raise Inapplicable("nothing is packed")
+    lengths = np.diff(starts_k)
     # What knows of diagonals is that of a sequence in one and of the longest in the other.
     case = replace(
         case, key_lengths=True, causal=False, window_size=None, alibi=None, score_mod=None
     )
-    shortest = lengths if given.call.key_lengths is None else given.call.key_lengths
-    call = given.call._replace(key_lengths=np.minimum(lengths, shortest), alibi_slopes=None)
-    given = given._replace(call=call)
-    alone = given._replace(call=padded(case, call))
-    found = subject.compute(case, given)
+    given_lengths = given.call.key_lengths
+    shortest = lengths if given_lengths is None else np.minimum(lengths, given_lengths)
+    given = given._replace(call=given.call._replace(key_lengths=shortest, alibi_slopes=None))
+    found, bounds = subject.compute(case, given), truth(case, given)
+    alone = given._replace(call=padded(case, given.call))
     apart = subject.compute(replace(case, packed=False), alone)
-    bounds = truth(case, given)
-    queries = np.diff(call.cu_seqlens_q)
     for name in CALL:
-        mine = np.concatenate([apart[name][s, :, :n] for s, n in enumerate(queries)], axis=1)
-        claims.agree(name, found[name], mine[None], bounds[name], "beside batches")
+        rows = [apart[name][s, :, :n] for s, n in enumerate(np.diff(starts_q))]
+        mine = np.concatenate(rows, axis=1)[None]
+        claims.agree(name, found[name], mine, bounds[name], "beside batches")
 
 
 def other_strides(subject: Subject, case: Case) -> None:
@@ -213,6 +211,14 @@ def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
     first, second = subject.compute(case, given), subject.compute(other, given)
     for name, bound in truth(case, given).items():
         claims.agree(name, first[name], second[name], bound, what)
+
+
+def bare(case: Case) -> Case:
+    """Return the case, not packed, whose scores are products and whose heads have own keys."""
+    return replace(
+        case, packed=False, groups=1, softcap=None, score_mod=None, alibi=None, bias=None,
+        sinks=False,
+    )  # fmt: skip
 
 
 PROPERTIES: Mapping[str, Property] = {
