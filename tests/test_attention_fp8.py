@@ -119,6 +119,16 @@ def test_any_head_dim_and_output(triton, head_dim, dtype):
     assert contract.run(triton, case, x)["out"].dtype == getattr(torch, dtype)
 
 
+def test_the_output_has_the_dtype_that_was_asked_for(reference, triton):
+    numbers = {
+        name: triton.asarray(x, "float8_e4m3fn") for name, x in GOOD.items() if len(name) < 2
+    }
+    scales = {name: triton.asarray(x, "float32") for name, x in GOOD.items() if len(name) > 2}
+    assert triton.attention_fp8.forward(**numbers, **scales)[0].dtype == torch.bfloat16
+    assert reference.attention_fp8.forward(**GOOD)[0].dtype == np.float64
+    assert reference.attention_fp8.forward(**GOOD, out_dtype="float16")[0].dtype == np.float16
+
+
 def test_products_of_8_bits_are_summed_with_fewer_bits_on_hopper():
     """The bound allows for it, exactly as far as it may go; a long sum takes 32 at a time."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ in order. In this context a kernel must be right for the right reason:
     with strict_interpreter():
         kernel[grid](...)
 
-- *numerics*: matrix products as the hardware takes its operands (float16, bfloat16, tf32, tf32x3),
+- *numerics*: matrix products as the hardware takes its operands (float8, float16, bfloat16, tf32, tf32x3),
   casts rounded to nearest even, bfloat16 arithmetic, Python numbers as the types a compiled kernel
   gives them (float32; an annotated integer its annotation); loops count in the type of their
   bounds.

@@ -117,10 +117,11 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     given = given or inputs(case)
     how = attention_domain.placed(side, case, given.call)._asdict()
     how = {name: x for name, x in how.items() if name not in APART}
-    held = case
-    if side.name != "reference":
+    held, how["out_dtype"] = case, case.dtype
+    if side.name == "reference":  # takes a bias of any dtype
+        how["bias"] = attention_domain.place_mask(side, given.call.bias, case, "float64")
+    else:
         held = replace(case, dtype="float8_e4m3fn")
-        how["out_dtype"] = case.dtype
         if case.tile is not None:
             how["tile"] = ENTRIES[case.tile][1]
     q, k, v = (place(side, x, held) for x in (given.call.q, given.call.k, given.call.v))
