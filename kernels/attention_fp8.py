@@ -13,8 +13,9 @@ cast.
 Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
 section 3.3.2): it is asked for SUMMED products at a time, and those sums are added in float32.
 Values whose keys lie side by side in memory (`v.mT` contiguous) are read as its matrix unit wants
-them; others take a detour through registers. GPUs before the L4 and H100 have no e4m3; AMD's before
-the MI350 have another one, and compute with it in float16, exactly.
+them; others take a detour through registers. NVIDIA's GPUs before the L4 and H100 have no e4m3. On
+AMD's before the MI350, whose own format is another, and on Hopper in tiles of fewer than 64 rows,
+Triton multiplies in float16, where products of e4m3 are exact, too.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
