@@ -27,6 +27,7 @@ OPERATORS = (
     "merge_attention",
     "attention_weights",
     "attention_decode",
+    "attention_fp8",
     "positional_encoding",
     "rotary",
     "layer_norm",
@@ -50,7 +51,8 @@ class Side:
         device: "cpu" or "cuda".
         asarray: takes a NumPy array, or one of the side's own, to this side, cast to a dtype if one
             is named.
-        to_numpy: brings an array back (bfloat16 as float32, which holds it exactly).
+        to_numpy: brings an array back (bfloat16 and float8_e4m3fn as float32, which holds
+            them exactly).
         zeros, empty: allocate a shape, float32 unless a dtype is named.
 
     Every name in `OPERATORS` is an attribute too: the operator's module, imported at first use.
@@ -146,7 +148,8 @@ def _triton(device: str) -> Side:
 
     def to_numpy(x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
         host = x.detach().cpu()
-        return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+        unknown = (torch.bfloat16, torch.float8_e4m3fn)  # to NumPy
+        return (host.float() if host.dtype in unknown else host).numpy()
 
     def zeros(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)

@@ -125,6 +125,17 @@ def test_the_command_writes_and_checks_its_table(tmp_path):
     assert done.returncode == 0 and "no figures compared" in done.stdout
 
 
+def test_what_a_target_does_not_support_is_listed_and_no_fault(tmp_path):
+    path = tmp_path / "compiled.txt"
+    only = ("attention_fp8", "--target", "sm_80", "--jobs", "1")
+    done = verify_compile(*only, "--table", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unsupported: has no e4m3" in done.stdout and "0 kernels, 0 faults" in done.stdout
+    (line,) = compiled_table.read(path)[1]
+    assert line.split()[:5] == ["attention_fp8", "-", "sm_80", "-", "unsupported"]
+    assert verify_compile(*only, "--check", path).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

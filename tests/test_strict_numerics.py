@@ -26,10 +26,10 @@ def first_or_zero(x_ptr, y_ptr):
 
 
 @InterpretedFunction
-def product(a_ptr, b_ptr, c_ptr, PRECISION: tl.constexpr):
-    i, j = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
-    a, b = tl.load(a_ptr + i * 16 + j), tl.load(b_ptr + i * 16 + j)
-    tl.store(c_ptr + i * 16 + j, tl.dot(a, b, input_precision=PRECISION))
+def product(a_ptr, b_ptr, c_ptr, PRECISION: tl.constexpr, N: tl.constexpr = 16):
+    i, j = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    a, b = tl.load(a_ptr + i * N + j), tl.load(b_ptr + i * N + j)
+    tl.store(c_ptr + i * N + j, tl.dot(a, b, input_precision=PRECISION))
 
 
 @InterpretedFunction
@@ -72,6 +72,21 @@ def test_products_of_16_bits_are_exact(strict, dtype):
     c = torch.zeros(16, 16)
     product[1,](a.to(dtype), b.to(dtype), c, PRECISION="tf32")
     assert c.equal(a @ b)
+
+
+def test_8_bits_round_to_nearest_even_and_their_products_are_exact(strict):
+    rng = torch.Generator().manual_seed(0)
+    a, b = (x.to(torch.float8_e4m3fn) for x in torch.randn(2, 32, 32, generator=rng))
+    c = torch.zeros(32, 32)
+    product[1,](a, b, c, PRECISION="tf32", N=32)
+    assert (c.double() - a.double() @ b.double()).abs().max() <= 32 * 2**-24 * 64
+    bits = np.arange(0x7F, dtype=np.uint8)  # every number that is not negative, up to 448
+    held = strict_numerics.from_e4m3(bits)
+    middle = (held[1:].astype(np.float64) + held[:-1]) / 2
+    even = np.where(bits[:-1] % 2 == 0, held[:-1], held[1:])
+    assert np.array_equal(strict_numerics.from_e4m3(strict_numerics.to_e4m3(middle)), even)
+    assert np.array_equal(strict_numerics.to_e4m3(held), bits)
+    assert np.isnan(strict_numerics.from_e4m3(strict_numerics.to_e4m3(np.array([465.0])))).all()
 
 
 def test_tf32_cuts_operands_off(strict):

@@ -23,6 +23,7 @@ class Problem(NamedTuple):
 
     `live` says which keys a query may attend, `dropout` what its weights are multiplied by: 0 or
     1/(1 − p). `rows` are the numbers of the queries, of `queries` in all, where these are some.
+    `factor` multiplies the products of a head before anything else does.
     """
 
     q: Approx  # (B, H, M, D)
@@ -34,6 +35,7 @@ class Problem(NamedTuple):
     options: Options = Options()
     rows: Array | None = None  # (M,)
     queries: int = 0
+    factor: Approx | None = None  # (B, H, 1, 1)
 
     @property
     def kept(self) -> Array:
@@ -67,6 +69,8 @@ def scores(x: Problem) -> tuple[Approx, Approx | None]:
     """Return the scores in base 2, (B, H, M, N), and their slope by q·k·scale, None for 1."""
     on, options = x.q.on, x.options
     product = apart(matmul(together(x.q, x), x.k.mT), x)
+    if x.factor is not None:
+        product = product * x.factor
     if not options.changes_scores:
         return product * folded(x.scale, on), None
     s, slope = product * x.scale, None

@@ -45,6 +45,8 @@ class Compiled:
         dots: whether the source multiplies matrices.
         plain_dots: products that the matrix unit does not take.
         failure: why it did not compile, "" if it did.
+        unsupported: why the target has no kernels of the operator, "" if it has: then there are
+            no figures.
     """
 
     operator: str
@@ -61,11 +63,12 @@ class Compiled:
     dots: bool = False
     plain_dots: int = 0
     failure: str = ""
+    unsupported: str = ""
 
     @property
     def programs(self) -> int:
         """How many programs a multiprocessor holds at a time."""
-        if self.failure:
+        if self.failure or self.unsupported:
             return 0
         return resident(
             CHIPS[self.target], self.registers, self.shared, self.warps, self.tensor_columns
@@ -80,6 +83,8 @@ class Compiled:
         """Return what is wrong with it, if anything."""
         if self.failure:
             return [f"does not compile: {self.failure}"]
+        if self.unsupported:
+            return []
         chip = CHIPS[self.target]
         threads = self.warps * chip.warp_size
         found = []

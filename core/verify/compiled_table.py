@@ -71,6 +71,11 @@ def most(first: Compiled, second: Compiled) -> Compiled:
 
 
 def _line(kernel: Compiled) -> str:
+    name = f"{kernel.operator} {kernel.kernel}"
+    if kernel.unsupported:
+        blank = ("",) * 5
+        how = (*blank, "unsupported", kernel.unsupported)
+        return COLUMNS.format(name, kernel.target, kernel.precision, *how)
     figures = (
         ("does", "not", "compile", "", "", "")
         if kernel.failure
@@ -83,7 +88,6 @@ def _line(kernel: Compiled) -> str:
             " ".join(kernel.matrix) or "-",
         )
     )
-    name = f"{kernel.operator} {kernel.kernel}"
     return COLUMNS.format(name, kernel.target, kernel.precision, *figures, kernel.constants)
 
 

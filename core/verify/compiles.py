@@ -22,6 +22,7 @@ from twofold.core.verify.contract import precision_name
 
 # Twice the same call: what tells one compilation from another, by name.
 Key = tuple[str, tuple[str, ...], str]
+NONE = "-"  # kernel and precision of what a target does not support
 
 
 def check_interpreter() -> None:
@@ -40,6 +41,8 @@ def compile_operator(
 ) -> list[Compiled]:
     """Compile all kernels of an operator for a target, as its contract's cases call them.
 
+    Of a target that the contract says is unsupported there is one entry, which says so.
+
     Args:
         operator, target: names from `ops.OPERATORS` and `CHIPS`.
         skip: kernels that are left out.
@@ -53,6 +56,11 @@ def compile_operator(
     side = ops.compiling_side()
     seen = set(skip)
     made: list[Compiled] = []
+    if target in contract.unsupported:
+        why = contract.unsupported[target]
+        made.append(Compiled(operator, NONE, target, NONE, "", unsupported=why))
+        end(made[0])
+        return made
 
     def compile_once(function: Any, args: Any, options: Any, launch: Callable[[], Any]) -> None:
         constants = " ".join((*_given(args), _constants(function, options)))

@@ -46,6 +46,7 @@ class Contract:
         small: cuts a case down to a size at which properties cost little.
         in_place: whether the operator may change its inputs.
         compiled: cases whose kernels `twofold verify compile` compiles, where not the pinned ones.
+        unsupported: why a target has no such kernels, by its name.
     """
 
     operator: str
@@ -59,6 +60,7 @@ class Contract:
     small: Callable[[Any], Any] = lambda case: case
     in_place: bool = False
     compiled: Sequence[Any] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def claims(self) -> dict[str, Property]:
         """Return the properties, and the one that every operator has."""

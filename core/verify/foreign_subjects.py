@@ -26,6 +26,7 @@ FUNCTIONS = {
     "optimizers": ("adam",),
     "attention_weights": ("weights", "received"),
     "attention_decode": ("forward",),
+    "attention_fp8": ("forward", "quantize"),
     "attention_double_backward": ("backward",),
 }
 REFUSALS = (ValueError, AssertionError, NotImplementedError)

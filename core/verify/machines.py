@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 CONFIDENCE = 9.0
+E4M3 = 32  # products of 8 bits that an instruction of Hopper's matrix unit sums
 
 _confidence: ContextVar[float | None] = ContextVar("confidence", default=None)
 
@@ -30,6 +31,8 @@ class Machine:
         u_sum: roundoff of the matrix unit's accumulator, which may truncate.
         u_function: relative error of division, square roots, exponentials and logarithms.
         confidence: λ of the probabilistic bound, None for the deterministic one (see `rounding`).
+        summed: products that the matrix unit sums at a time with fewer bits, 0 where it does not.
+        u_summed: roundoff of such a sum.
     """
 
     storage: str
@@ -43,9 +46,11 @@ class Machine:
     u_sum: float
     u_function: float
     confidence: float | None = None
+    summed: int = 0
+    u_summed: float = 0.0
 
 
-def machine(dtype: str, allow_tf32: bool = False) -> Machine:
+def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None) -> Machine:
     """Return the arithmetic of kernels on `dtype`.
 
     Elementwise arithmetic and `tl.sum` are IEEE float32, rounded to nearest: u = 2⁻²⁴. Whether
@@ -76,6 +81,13 @@ def machine(dtype: str, allow_tf32: bool = False) -> Machine:
     k ≥ 4, since the A100 (Khattak & Mikaitis 2025, "Accurate models of NVIDIA tensor cores"). So it
     loses at most 2⁻²⁴ of the largest for each of the other k, and then cuts the sum off, 2⁻²³:
     (k/2 + 1)·2⁻²³ for k products, within γ_k at u_sum = 2⁻²³ by a quarter.
+
+    float8_e4m3fn has u_storage = 2⁻⁴, and what underflows errs by half of 2⁻⁹; its products are
+    exact in float32. Hopper's matrix unit aligns E4M3 = 32 products to the largest and keeps about
+    14 bits of each and of their sum (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section
+    3.3.2), which the kernels add to others in float32: `accumulator` is how many bits, None for all
+    of float32. Of b bits the last is 2^(1 − b) of the largest, which n products and their sum each
+    lose at most, if there are two or more: (n + 1)·2^(1 − b), within γ_n at u_summed = 2^(2 − b).
     """
     u, tiny = 2.0**-24, 2.0**-126
     confidence = _confidence.get()
@@ -86,13 +98,18 @@ def machine(dtype: str, allow_tf32: bool = False) -> Machine:
     if dtype == "float32":
         product = (1 + 2.0**-10) ** 2 - 1 if allow_tf32 else 2.0**-20
         return Machine(dtype, u, 0.0, tiny, 0.0, most, most, product, u_sum, function, confidence)
+    summed, u_summed = 0, 0.0
+    if dtype == "float8_e4m3fn" and accumulator is not None:
+        summed, u_summed = E4M3, 2.0 ** (2 - accumulator)
     u_storage, tiny_storage, huge = {
+        "float8_e4m3fn": (2.0**-4, 2.0**-10, 448.0),
         "float16": (2.0**-11, 2.0**-25, 65504.0),
         "bfloat16": (2.0**-8, 2.0**-126, (2 - 2.0**-7) * 2.0**127),
     }[dtype]
     return Machine(
-        dtype, u, u_storage, tiny, tiny_storage, huge, most, product, u_sum, function, confidence
-    )
+        dtype, u, u_storage, tiny, tiny_storage, huge, most, product, u_sum, function, confidence,
+        summed, u_summed,
+    )  # fmt: skip
 
 
 def chance(on: Machine) -> float:

@@ -318,7 +318,8 @@ def matmul(a: Approx, b: Approx) -> Approx:
             np.where(x < on.largest * (1 - 2.0**-12), x, np.inf) for x in (reach_a, reach_b)
         )
     reach = reach_a @ reach_b
-    growth = (1 + on.u_product) * (1 + gamma(k, on.u_sum)) - 1
+    growth = (1 + on.u_product) * (1 + gamma(k, on.u_sum))
+    growth = growth * (1 + gamma(min(k, on.summed), on.u_summed)) - 1
     flushed = reach_a.sum(-1)[..., :, None] + reach_b.sum(-2)[..., None, :] + k
     error = error + growth * reach + np.where(reach > 0, on.tiny * flushed, 0.0)
     return Approx(a.value @ b.value, np.where(reach <= on.largest, error, np.inf), on)

@@ -192,6 +192,8 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
 
     def create_fp_to_fp(self, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
         source, target = src.dtype.scalar, dst_type.scalar
+        if self.strict.numerics and tl.float8e4nv in (source, target):
+            return self._with_e4m3(src, target)
         if not self.strict.numerics or source not in _FLOATS or target not in _FLOATS:
             return super().create_fp_to_fp(src, dst_type, rounding_mode)
         result = self.cast_impl(src, dst_type)
@@ -200,14 +202,29 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
             result = TensorHandle(numerics.toward_zero(result.data, wide), target)
         return result
 
+    def _with_e4m3(self, src: Any, target: Any) -> Any:
+        """Cast from or to float8_e4m3fn by way of float32, which holds it exactly."""
+        if src.dtype.scalar == tl.float8e4nv:
+            src = TensorHandle(numerics.from_e4m3(src.data), tl.float32)
+        if target != tl.float8e4nv:
+            return self.cast_impl(src, target)
+        wide = self.cast_impl(src, tl.float32).data
+        return TensorHandle(numerics.to_e4m3(wide), target)
+
     def create_dot(self, a: Any, b: Any, d: Any, input_precision: Any, *how: Any) -> Any:
         kinds = {a.dtype.scalar, b.dtype.scalar}
-        if not self.strict.numerics or not kinds <= {tl.float16, tl.bfloat16, tl.float32}:
+        known = {tl.float8e4nv, tl.float16, tl.bfloat16, tl.float32}
+        if not self.strict.numerics or not kinds <= known:
             return super().create_dot(a, b, d, input_precision, *how)
-        x, y = (self.cast_impl(operand, tl.float32).data for operand in (a, b))
+        x, y = (self._in_32_bits(operand).data for operand in (a, b))
         precision = input_precision.name.lower() if kinds == {tl.float32} else "ieee"
         result = numerics.dot(x, y, d.data, precision)
         return TensorHandle(result.astype(d.data.dtype, copy=False), d.dtype.scalar)
+
+    def _in_32_bits(self, operand: Any) -> Any:
+        if operand.dtype.scalar == tl.float8e4nv:
+            return self._with_e4m3(operand, tl.float32)
+        return self.cast_impl(operand, tl.float32)
 
     def get_bf16(self, value: Any) -> Any:
         return TensorHandle(numerics.to_bfloat16(np.array([value])), tl.bfloat16)
@@ -250,6 +267,8 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         self, operation: Callable[..., Any], operands: tuple[Any, ...], *op: Any
     ) -> Any:
         """Apply an elementwise operation; on bfloat16 in float32, rounded once at the end."""
+        if operands[-1].dtype.scalar.is_fp8():
+            raise NotImplementedError("Triton's interpreter has no arithmetic in 8 bits")
         if operands[-1].dtype.scalar != tl.bfloat16 or not self.strict.numerics:
             return operation(*operands, *op)
         result = operation(*(self.cast_impl(x, tl.float32) for x in operands), *op)

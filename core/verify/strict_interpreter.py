@@ -8,10 +8,10 @@ in order. In this context a kernel must be right for the right reason:
     with strict_interpreter():
         kernel[grid](...)
 
-- *numerics*: matrix products as the hardware takes its operands (float16, bfloat16, tf32, tf32x3),
-  casts rounded to nearest even, bfloat16 arithmetic, Python numbers as the types a compiled kernel
-  gives them (float32; an annotated integer its annotation); loops count in the type of their
-  bounds.
+- *numerics*: matrix products as the hardware takes its operands (float8_e4m3fn, float16, bfloat16,
+  tf32, tf32x3), casts rounded to nearest even, bfloat16 arithmetic, Python numbers as the types a
+  compiled kernel gives them (float32; an annotated integer its annotation); loops count in the type
+  of their bounds.
 - *bounds*: every unmasked lane of a load, store or atomic lies on an element of the view that its
   pointer argument is, by shape and strides; so does a gather on its axis.
 - *poison*: masked lanes of a load without `other`, and memory that `torch.empty` and its like gave,

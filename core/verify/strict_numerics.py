@@ -1,9 +1,9 @@
 """What the hardware computes where Triton's interpreter computes something else, on NumPy arrays.
 
-bfloat16 travels as the bits of a uint16 array, as it does in the interpreter. Products on the
-matrix unit are taken in float32, where those of float16, bfloat16 and tf32 operands are exact, and
-summed there. The unit's truncated sums are not imitated: a bound has to allow for them
-(`rounding.Machine.u_sum`).
+bfloat16 travels as the bits of a uint16 array, as it does in the interpreter, and float8_e4m3fn as
+those of a uint8 array. Products on the matrix unit are taken in float32, where those of float8,
+float16, bfloat16 and tf32 operands are exact, and summed there. The unit's truncated sums are not
+imitated: a bound has to allow for them (`rounding.Machine.u_sum`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,21 @@ def to_bfloat16(x: Array) -> Array:
     return bits
 
 
+def from_e4m3(bits: Array) -> Array:
+    """Return the float32 numbers that bits of float8_e4m3fn stand for: exact."""
+    return np.asarray(bits.view(ml_dtypes.float8_e4m3fn), np.float32)
+
+
+def to_e4m3(x: Array) -> Array:
+    """Round to float8_e4m3fn, to nearest and ties to even, and return the bits.
+
+    What is too large becomes NaN, as in torch, though NVIDIA's cast stops at ±448: so that nothing
+    leans on it.
+    """
+    bits: Array = np.asarray(x, np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return bits
+
+
 def toward_zero(rounded: Array, x: Array) -> Array:
     """Turn `x` rounded to nearest into `x` rounded toward zero.
 
@@ -70,7 +85,7 @@ def nearest_tf32(x: Array) -> Array:
 def dot(a: Array, b: Array, c: Array, precision: str) -> Array:
     """Return a·b + c on the matrix unit; a and b are float32 and hold their own dtype's numbers.
 
-    `precision` is "ieee" (also for operands of 16 bits, whose products are exact), "tf32", or
+    `precision` is "ieee" (also for operands of 8 and 16 bits, whose products are exact), "tf32", or
     "tf32x3": each operand is split into the nearest tf32 number and a remainder, and three
     products are summed, the small ones first; remainder times remainder is dropped. Where the
     small ones are not finite the large one decides, as in Triton's own decomposition.

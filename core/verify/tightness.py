@@ -75,6 +75,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"batch": 3, "capacity": 130, "head_dim": 64, "window_size": (40, 0), "page_size": 16},
         {"batch": 1, "heads": 1, "capacity": 1000, "head_dim": 16, "split": 64, "full": True},
     ),
+    "attention_fp8": (
+        {"seqlen_q": 1, "seqlen_k": 1, "head_dim": 1},
+        {"batch": 2, "seqlen_q": 5, "seqlen_k": 7, "head_dim": 3, "mask": "MN", "scales": "1H"},
+        {"heads": 4, "groups": 2, "seqlen_q": 17, "seqlen_k": 16, "causal": True, "sinks": True},
+        {"seqlen_q": 33, "seqlen_k": 65, "head_dim": 31, "window_size": (9, 3), "alibi": "H"},
+        {"batch": 2, "seqlen_q": 67, "seqlen_k": 130, "head_dim": 64, "key_lengths": True},
+        {"seqlen_q": 129, "seqlen_k": 1000, "head_dim": 16},
+    ),
     "positional_encoding": (
         {"batch": 1, "length": 1, "rows": 1, "columns": 1, "positions": "none"},
         {"positions": "given", "spare_positions": 2},
@@ -243,7 +251,7 @@ class _Collected:
 def cases(operator: str) -> Iterator[Any]:
     """Yield an operator's cases: each of its shapes in each mode and precision."""
     module = report.contract_module(operator)
-    for dtype, allow_tf32 in PRECISIONS:
+    for dtype, allow_tf32 in getattr(module, "PRECISIONS", PRECISIONS):
         base = module.Case(dtype=dtype)
         if allow_tf32 and not hasattr(base, "allow_tf32"):
             continue

@@ -69,6 +69,7 @@ def command(
             console.print("interrupted; what is above is complete", highlight=False)
             raise typer.Exit(INTERRUPTED) from None
         faults = [(c, fault) for c in found for fault in c.faults()]
+        kernels = [c for c in found if not c.unsupported]
         differing: list[str] = []
         if committed is not None:
             version, lines = committed
@@ -91,7 +92,7 @@ def command(
                 soft_wrap=True,
             )
         console.print(
-            f"{len(found)} kernels, {len(faults)} faults, {seconds:.0f} s of processor time",
+            f"{len(kernels)} kernels, {len(faults)} faults, {seconds:.0f} s of processor time",
             highlight=False,
         )
         if table is not None:
@@ -108,6 +109,10 @@ def command(
 
 def _show(kernels: list[Compiled]) -> None:
     """Print the most that variants of one kernel need, and what is wrong with each."""
+    if why := kernels[0].unsupported:
+        line = f"{kernels[0].operator:43} {kernels[0].target:8} unsupported: {escaped(why)}"
+        console.print(line, highlight=False, soft_wrap=True)
+        return
     figures = (
         max(c.registers for c in kernels),
         max(c.spilled for c in kernels),

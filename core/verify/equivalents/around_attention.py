@@ -145,6 +145,37 @@ _DECODE = (
     )
 )
 
+_FP8 = of(
+    "kernels/attention_fp8.py",
+    {
+        VISITED_IN_VAIN: (
+            *last("forward_kernel", "BLOCK_M", "seq.M"),
+            *early("forward_kernel", "q", "M"),
+            *start("forward_kernel"),
+        ),
+        "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
+        "it is broadcast all the same": (
+            (
+                "forward_kernel",
+                "tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E"
+                " → tl.load(x.sinks + h).to(tl.float32) * LOG2_E",
+            ),
+        ),
+        STORE_CASTS: (
+            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
+            ("cast_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),
+        ),
+    },
+) + of(
+    "reference/attention_fp8.py",
+    {
+        "the numbers are the same in another dtype": (
+            ("forward", "drop .astype(out_dtype or q.dtype) of out"),
+            ("forward", "out_dtype or q.dtype → out_dtype and q.dtype"),
+        ),
+    },
+)
+
 _LAST_KEY = "last = tl.minimum(start + BLOCK_N, seq.present) - 1"
 _LENGTH = "length = tl.where(start < seq.present, seq.M, 0)"
 _DOUBLE = of(
@@ -184,4 +215,6 @@ _DOUBLE = of(
     {"the kernels take no float64": (("choose_tile", "4 → 5"),)},
 )
 
-EQUIVALENT: tuple[Equivalent, ...] = (*_HEADS, *_MERGE, *_WEIGHTS, *_DECODE, *_DOUBLE)
+EQUIVALENT: tuple[Equivalent, ...] = (
+    *_HEADS, *_MERGE, *_WEIGHTS, *_DECODE, *_FP8, *_DOUBLE,
+)  # fmt: skip

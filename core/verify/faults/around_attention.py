@@ -1,4 +1,4 @@
-"""Faults of what stands around attention: heads, merging, weights, decoding, double backward."""
+"""Faults of what stands around attention: heads, merging, weights, decoding, 8 bits and so on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
 )
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 DECODE, DECODE_REFERENCE = "kernels/attention_decode.py", "reference/attention_decode.py"
+FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
 
 _HEADS: tuple[Row, ...] = (
     (
@@ -343,10 +344,53 @@ _DOUBLE: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_FP8: tuple[Row, ...] = (
+    (
+        FP8, "weights are cast as they are, and small ones underflow", "",
+        ("(p * WEIGHTS).to(v.dtype)", "p.to(v.dtype)"),
+        ("divisor * WEIGHTS", "divisor"),
+    ),
+    (
+        FP8, "the largest weights pass 448", "",
+        ("tl.constexpr(256.0)", "tl.constexpr(512.0)"),
+    ),
+    (
+        FP8, "keys have the scale of the queries' head", "",
+        (
+            "load_scale(k_scale_ptr, k_scale_strides, b, shared)",
+            "load_scale(k_scale_ptr, k_scale_strides, b, h)",
+        ),
+    ),
+    (
+        FP8, "values have the scale of keys", "",
+        (
+            "load_scale(v_scale_ptr, v_scale_strides, b, shared)",
+            "load_scale(k_scale_ptr, k_scale_strides, b, shared)",
+        ),
+    ),
+    (
+        FP8, "every batch has the first one's scales", "",
+        ("tl.load(ptr + b * strides[0] + h * strides[1])", "tl.load(ptr + h * strides[1])"),
+    ),
+    (
+        FP8, "scales are of 240, the largest of another e4m3", "",
+        ("largest.amax(-1) / LARGEST", "largest.amax(-1) / 240.0"),
+    ),
+    (
+        FP8, "the largest of a head is that of its last rows", "",
+        ("largest.amax(-1)", "largest[..., -1]"),
+    ),
+    (
+        FP8_REFERENCE, "numbers below 2⁻⁶ are rounded as if they were no subnormals", "",
+        ("LEAST_EXPONENT = -6", "LEAST_EXPONENT = -60"),
+    ),
+)  # fmt: skip
+
 FAULTS = (
     *of("multi_head_attention", _HEADS),
     *of("merge_attention", _MERGE),
     *of("attention_weights", _WEIGHTS),
     *of("attention_decode", _DECODE),
     *of("attention_double_backward", _DOUBLE),
+    *of("attention_fp8", _FP8),
 )

@@ -1,0 +1,118 @@
+"""The contract of attention in 8 bits.
+
+The domain and the bound, derived, are `attention_fp8_domain`; the properties of
+`attention_fp8_properties` hold for any correct implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.attention_domain import MODELS
+from twofold.core.verify.contracts.attention_fp8_domain import (
+    SCALES,
+    Case,
+    Inputs,
+    cases,
+    inputs,
+    run,
+    small,
+    truth,
+)
+from twofold.core.verify.contracts.attention_fp8_properties import PROPERTIES
+from twofold.core.verify.contracts.attention_scoring import SQUASHED
+from twofold.kernels.attention_fp8_tiles import ENTRIES
+
+__all__ = ["CONTRACT", "PRECISIONS", "SCALES", "Case", "Inputs", "inputs", "run", "small", "truth"]
+
+PRECISIONS = (("float32", False), ("float16", False), ("bfloat16", False))  # of the output
+
+LEAST: dict[str, Any] = {}
+EVERYTHING: dict[str, Any] = {
+    "groups": 3, "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN",
+    "sinks": True, "mask": "B1MN", "key_lengths": True,
+}  # fmt: skip
+PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
+
+PACKINGS: tuple[dict[str, Any], ...] = (
+    {"causal": True},
+    {"window_size": (17, 15), "bias": "BHMN"},
+    {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
+    {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
+)
+
+CONTRACT = Contract(
+    operator="attention_fp8",
+    cases=cases(),
+    inputs=inputs,
+    run=run,
+    truth=truth,
+    passes=dict.fromkeys(("out", "lse", "x8", "scale"), "forward"),
+    pinned=(
+        *(
+            Case(
+                dtype=("bfloat16", "float16", "float32")[i % 3],
+                heads=2,
+                seqlen_q=tile.block_m + 1,
+                seqlen_k=2 * tile.block_n + 1,
+                head_dim=head_dim,
+                causal=i % 4 != 3,
+                key_lengths=i % 2 == 1,
+                tile=i,
+            )
+            for i, ((_, head_dim), tile) in enumerate(ENTRIES)
+        ),
+        # The diagonal goes through the last key of a tile, of the one before it, and beside both.
+        *(Case(seqlen_q=3, seqlen_k=n, causal=True) for n in (63, 64, 65, 66, 128)),
+        # So do both edges of a window.
+        *(
+            Case(seqlen_q=131, seqlen_k=131 + n, window_size=window, groups=2, heads=2)
+            for n, window in ((0, (64, 64)), (1, (65, 63)), (64, (127, 63)), (-1, (0, 0)))
+        ),
+        Case(seqlen_q=70, seqlen_k=40, window_size=(20, None), causal="top-left", sinks=True),
+        # Every way in which scales are broadcast, with heads that share keys.
+        *(
+            Case(batch=2, heads=4, groups=2, seqlen_q=5, seqlen_k=7, scales=axes, dtype="float32")
+            for axes in SCALES
+        ),
+        Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
+        Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
+        # Of some batches all keys are padding; a sink in half precision.
+        Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dtype="float16"),
+        Case(heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
+        # Weights that underflow, and values that do.
+        Case(seqlen_q=5, seqlen_k=200, logits=10.0, dtype="float32"),
+        Case(seqlen_q=5, seqlen_k=70, magnitude="mixed rows", dtype="float32"),
+        # Packed sequences, longer and shorter than a tile, and empty.
+        *(
+            Case(
+                batch=5,
+                heads=4,
+                groups=2,
+                seqlen_q=150,
+                seqlen_k=99,
+                packed=True,
+                seed=seed,
+                scales=("BH", "H", "B1")[seed % 3],
+                **how,
+            )
+            for seed, how in enumerate(PACKINGS)
+        ),
+    ),
+    properties=PROPERTIES,
+    small=small,
+    # As models call it, with the tiles that are chosen: the least there is, everything, packed
+    # sequences; then rows that are not aligned.
+    compiled=tuple(
+        Case(head_dim=head_dim, **{**MODELS, **flags, **how})
+        for head_dims, flags, how in (
+            ((16, 32, 64, 128, 256), LEAST, {"layout": "contiguous"}),
+            ((16, 32, 64, 128, 256), EVERYTHING, {"dtype": "float32"}),
+            ((64, 128, 256), PACKED, {"dtype": "float16"}),
+            ((40, 136), EVERYTHING, {}),
+        )
+        for head_dim in head_dims
+    ),
+    unsupported={"sm_80": "has no e4m3, which NVIDIA's GPUs have since compute capability 8.9"},
+)

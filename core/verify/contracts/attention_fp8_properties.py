@@ -1,0 +1,237 @@
+"""What is true of any attention in 8 bits: claims that need no reference.
+
+Each compares what an implementation computed for one call with what it computed for another, or
+with what mathematics says without an exponential. How far apart they may be is the derived bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core.verify import claims
+from twofold.core.verify.contract import Inapplicable, Property, Subject
+from twofold.core.verify.contracts.attention_domain import scale
+from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, truth
+from twofold.core.verify.contracts.attention_packed import padded
+from twofold.core.verify.contracts.attention_sample import full_live
+from twofold.core.verify.domains import representable
+from twofold.core.verify.rounding import Array
+from twofold.kernels.attention_fp8_tiles import ENTRIES
+from twofold.reference.attention_fp8 import LARGEST, nearest
+
+CALL = ("out", "lse")
+
+
+def half_a_unit(subject: Subject, case: Case) -> None:
+    """|x − x8·scale| is at most 2⁻⁴·|x| + 2⁻¹⁰·scale, of numbers of e4m3, the largest 448.
+
+    Where x is not too small the first half unit has a seventeenth to spare for other roundings.
+    """
+    given = inputs(case)
+    found = subject.compute(case, given)
+    x8, by = (found[name].astype(np.float64) for name in ("x8", "scale"))
+    assert np.array_equal(nearest(x8), x8), "x8 has numbers that e4m3 has not"
+    by = by[..., None, None]
+    most = np.abs(x8).max((2, 3))
+    largest = np.abs(given.x).max((2, 3))
+    assert (most == np.where(largest > 0, LARGEST, 0))[largest >= 2.0**-110].all(), (
+        f"the largest of a head is {most.min():g}, not {LARGEST:g}"
+    )
+    room = np.abs(x8 * by - given.x) / (2.0**-4 * np.abs(given.x) + 2.0**-10 * by)
+    assert (room <= 1).all(), f"x8·scale is {room.max():.3g} times further from x than it may be"
+
+
+def quantized_again(subject: Subject, case: Case) -> None:
+    """What was quantised has the same numbers of 8 bits when it is quantised again."""
+    case = replace(case, dtype="float32")
+    given = inputs(case)
+    found = subject.compute(case, given)
+    x8, by = (found[name].astype(np.float64) for name in ("x8", "scale"))
+    again = given._replace(x=representable(x8 * by[..., None, None], "float32"))
+    after = subject.compute(case, again)
+    claims.same_bits({"x8": found["x8"]}, {"x8": after["x8"]}, "quantised again")
+
+
+def scales_are_factors(subject: Subject, case: Case) -> None:
+    """Powers of two go from any scale to another, and from that of v to the output, bit for bit."""
+    case = replace(bare(case), softmax_scale=scale(case), magnitude="unit", dtype="float32")
+    given = inputs(case)
+    before = claims.numbers(subject.compute(case, given), *CALL)
+    twice_k, half = given._replace(k_scale=2 * given.k_scale), scale(case) / 2
+    for what, other, call in (
+        ("of q for half of k", case,
+         given._replace(q_scale=2 * given.q_scale, k_scale=given.k_scale / 2)),
+        ("of k for half the softmax scale", replace(case, softmax_scale=half), twice_k),
+        ("of v", case, given._replace(v_scale=2 * given.v_scale)),
+    ):  # fmt: skip
+        after = claims.numbers(subject.compute(other, call), *CALL)
+        if what == "of v":
+            after["out"] = after["out"] / 2
+        claims.same_bits(before, after, f"with twice the scale {what}")
+
+
+def equal_values(subject: Subject, case: Case) -> None:
+    """Whoever averages equal values has that value."""
+    case = replace(bare(case), causal=False, window_size=None, mask=None, key_lengths=False)
+    given = inputs(case)
+    v = given.call.v.copy()
+    v[:] = v[:, :, :1]
+    given = given._replace(call=given.call._replace(v=v))
+    by = np.broadcast_to(given.v_scale, v.shape[:2])[..., None, None]
+    value = np.broadcast_to((v[:, :, :1] * by), truth(case, given)["out"].value.shape)
+    bound = replace(truth(case, given)["out"], value=value)
+    claims.within("out", subject.compute(case, given)["out"], bound, "of equal values")
+
+
+def equal_keys(subject: Subject, case: Case) -> None:
+    """Keys of zeros weigh alike: lse is the logarithm of their number."""
+    case = replace(bare(case), magnitude="unit")
+    given = inputs(case)
+    given = given._replace(call=given.call._replace(k=np.zeros_like(given.call.k)))
+    with np.errstate(divide="ignore"):
+        lse = np.log(full_live(case, given.call).sum(-1))
+    bound = replace(truth(case, given)["lse"], value=lse)
+    claims.within("lse", subject.compute(case, given)["lse"], bound, "of equal keys")
+
+
+def unattended(subject: Subject, case: Case) -> None:
+    """Without a key the output is 0, and lse −∞ or the sink."""
+    case = replace(case, packed=False)
+    given = inputs(case)
+    none = ~full_live(case, given.call).any(-1)  # (B, H, M)
+    found = subject.compute(case, given)
+    assert (found["out"][none] == 0).all(), "an output is not 0 though its query attends to nothing"
+    lse = np.full(none.shape, -np.inf)
+    if given.call.sinks is not None:
+        lse = np.broadcast_to(given.call.sinks[:, None], none.shape)
+    bound = truth(case, given)["lse"]
+    bound = replace(bound, value=np.where(none, lse, found["lse"]))
+    claims.within("lse", found["lse"], bound, "without a key")
+
+
+def unseen(subject: Subject, case: Case) -> None:
+    """What keys and values hold that nobody attends to is seen nowhere."""
+    case = replace(case, packed=False)
+    given = inputs(case)
+    live = full_live(case, given.call)
+    B, H, M, N = live.shape
+    dead = live.reshape(B, H // case.groups, case.groups * M, N).sum(2) == 0  # (B, K, N)
+    if not np.any(dead):
+        raise Inapplicable("every key is attended to")
+    k, v = (np.where(dead[..., None], -LARGEST, a) for a in (given.call.k, given.call.v))
+    other = given._replace(call=given.call._replace(k=k, v=v))
+    before, after = (claims.numbers(subject.compute(case, x), *CALL) for x in (given, other))
+    claims.same_bits(before, after, "with other keys that nobody attends to")
+
+
+def permuted_heads(subject: Subject, case: Case) -> None:
+    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
+    case = replace(bare(case), scales="BH")
+    given = inputs(case)
+
+    def turned(x: Array | None, axes: int = 2) -> Any:
+        return None if x is None else np.flip(x, tuple(range(axes)))
+
+    call = given.call
+    other = call._replace(
+        q=turned(call.q),
+        k=turned(call.k),
+        v=turned(call.v),
+        mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
+        key_lengths=turned(call.key_lengths, 1),
+    )
+    q_scale, k_scale, v_scale, x = (turned(x) for x in given[1:])
+    reverse = subject.compute(case, Inputs(other, q_scale, k_scale, v_scale, x))
+    backwards = {name: turned(x) for name, x in reverse.items()}
+    what = "with batches and heads in reverse"
+    claims.same_bits(subject.compute(case, given), backwards, what)
+
+
+def grouped_heads(subject: Subject, case: Case) -> None:
+    """Heads that share keys have what they have with keys of their own."""
+    if case.groups == 1:
+        raise Inapplicable("every head has keys of its own")
+    given = inputs(case)
+    k, v = (x.repeat(case.groups, axis=1) for x in (given.call.k, given.call.v))
+    k_scale, v_scale = (
+        x.repeat(case.groups, axis=-1) if x.ndim and x.shape[-1] > 1 else x
+        for x in (given.k_scale, given.v_scale)
+    )
+    own = Inputs(given.call._replace(k=k, v=v), given.q_scale, k_scale, v_scale, given.x)
+    apart = subject.compute(replace(case, groups=1), own)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    for name in CALL:
+        what = "with keys repeated for every head"
+        claims.agree(name, found[name], apart[name], bounds[name], what)
+
+
+def packed_as_padded(subject: Subject, case: Case) -> None:
+    """A packed sequence is a batch of its own."""
+    given = inputs(case)
+    starts_q, starts_k = given.call.cu_seqlens_q, given.call.cu_seqlens_k
+    if starts_q is None or starts_k is None:
+        raise Inapplicable("nothing is packed")
+    lengths = np.diff(starts_k)
+    # What knows of diagonals is that of a sequence in one and of the longest in the other.
+    case = replace(
+        case, key_lengths=True, causal=False, window_size=None, alibi=None, score_mod=None
+    )
+    given_lengths = given.call.key_lengths
+    shortest = lengths if given_lengths is None else np.minimum(lengths, given_lengths)
+    given = given._replace(call=given.call._replace(key_lengths=shortest, alibi_slopes=None))
+    found, bounds = subject.compute(case, given), truth(case, given)
+    alone = given._replace(call=padded(case, given.call))
+    apart = subject.compute(replace(case, packed=False), alone)
+    for name in CALL:
+        rows = [apart[name][s, :, :n] for s, n in enumerate(np.diff(starts_q))]
+        mine = np.concatenate(rows, axis=1)[None]
+        claims.agree(name, found[name], mine, bounds[name], "beside batches")
+
+
+def other_strides(subject: Subject, case: Case) -> None:
+    """However q, k and v lie in memory, the results are within the bound of one truth."""
+    other = "contiguous" if case.layout != "contiguous" else "transposed"
+    same_in(subject, case, replace(case, layout=other), f"laid out {other}")
+
+
+def other_tiles(subject: Subject, case: Case) -> None:
+    """Another tile of the table is as good: both results are within the bound of one truth."""
+    fitting = [i for i, ((_, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
+    other = replace(case, tile=fitting[case.seed % len(fitting)])
+    same_in(subject, case, other, f"with {ENTRIES[other.tile or 0][1]}")
+
+
+def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
+    """Raise unless two cases of one truth give results that may be of one truth."""
+    given = inputs(case)
+    first, second = subject.compute(case, given), subject.compute(other, given)
+    for name, bound in truth(case, given).items():
+        claims.agree(name, first[name], second[name], bound, what)
+
+
+def bare(case: Case) -> Case:
+    """Return the case, not packed, whose scores are products and whose heads have own keys."""
+    return replace(
+        case, packed=False, groups=1, softcap=None, score_mod=None, alibi=None, bias=None,
+        sinks=False,
+    )  # fmt: skip
+
+
+PROPERTIES: Mapping[str, Property] = {
+    "half a unit": half_a_unit,
+    "quantised again": quantized_again,
+    "scales are factors": scales_are_factors,
+    "equal values": equal_values,
+    "equal keys": equal_keys,
+    "unattended": unattended,
+    "unseen": unseen,
+    "permuted heads": permuted_heads,
+    "grouped heads": grouped_heads,
+    "packed as padded": packed_as_padded,
+    "other strides": other_strides,
+    "other tiles": other_tiles,
+}

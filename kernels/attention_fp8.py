@@ -1,0 +1,239 @@
+"""Attention of numbers of 8 bits, e4m3, in one pass over the keys.
+
+It is `attention`'s forward with half the bytes of 16 bits and, where a matrix unit has such
+products, twice its speed: bytes: q, k, v read once for every tile of queries, one for each number;
+operations: 4·M·N·D per head, half of it where causal.
+
+Products of e4m3 are exact in float32. The scales of q and k multiply a tile of products, that of v
+the output. The weights, between 0 and 1, are cast to e4m3 for their product with v, 256 times as
+large: a power of two, so that nothing but the cast rounds, and the largest below 448 that is one.
+Of a weight's own size that leaves numbers down to 2⁻¹⁷. The sum of weights is taken before the
+cast.
+
+Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
+section 3.3.2): it is asked for SUMMED products at a time, and those sums are added in float32.
+Values whose keys lie side by side in memory (`v.mT` contiguous) are read as its matrix unit wants
+them; others take a detour through registers. NVIDIA's GPUs before the L4 and H100 have no e4m3. On
+AMD's before the MI350, whose own format is another, and on Hopper in tiles of fewer than 64 rows,
+Triton multiplies in float16, where products of e4m3 are exact, too.
+
+`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+Steps (1) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.kernels.attention import call
+from twofold.kernels.attention_fp8_tiles import choose_tile, padded
+from twofold.kernels.attention_parts import (
+    LOG2_E,
+    at,
+    load,
+    log_sum,
+    place,
+    scores,
+    seen,
+    sequence,
+    tile_start,
+    tiles_seen,
+    weigh,
+)
+from twofold.kernels.attention_tiles import Tile, aligned
+from twofold.kernels.merge_attention import DTYPES
+from twofold.reference import checks
+from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check, check_quantize
+from twofold.reference.attention_scores import Options, ScoreMod, Window, sizes
+
+E4M3 = torch.float8_e4m3fn
+WEIGHTS = tl.constexpr(256.0)  # what a weight is multiplied by before its cast
+SUMMED = tl.constexpr(32)  # products of one instruction of the matrix unit
+ROWS = 64  # that a program of `quantize` takes
+
+
+@triton.jit
+def load_scale(ptr, strides, b, h):
+    """Load the scale of a head."""
+    return tl.load(ptr + b * strides[0] + h * strides[1])
+
+
+@triton.jit
+def forward_kernel(
+    x,  # Call
+    q_scale_ptr,  # (B, H) float32
+    k_scale_ptr,  # (B, H/G) float32
+    v_scale_ptr,  # (B, H/G) float32
+    out_ptr,  # (B, H, M, D)
+    lse_ptr,  # (B, H, M) float32
+    q_scale_strides, k_scale_strides, v_scale_strides, out_strides,
+    D: tl.constexpr,
+    SCORE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Attend from BLOCK_M queries of one head."""
+    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    seq = sequence(x, b)
+    shared = h // x.G  # the head of its keys
+    first = block * BLOCK_M
+    if x.q_starts is not None:
+        if first >= seq.M:
+            return
+    query, q_end, k_end = seq.q_first + first, seq.q_first + seq.M, seq.k_first + seq.present
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    rows = first + m
+    q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
+    qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
+    qk_scale *= load_scale(k_scale_ptr, k_scale_strides, b, shared)
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    if x.sinks is not None:
+        top = tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E
+        total += 1.0
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    last = tl.minimum(first + BLOCK_M, seq.M) - 1
+    begin, full, stop, end = seen(
+        first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
+    )
+    for EDGE in tl.static_range(2):
+        for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
+            start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
+            key, columns = seq.k_first + start, start + n
+            # (1) scores
+            k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+            product = tl.dot(q, tl.trans(k), max_num_imprecise_acc=SUMMED)  # (BLOCK_M, BLOCK_N)
+            s = scores(product * qk_scale, x, b, seq, h, rows, columns, EDGE, SCORE)
+            # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+            p, rescale, top, total = weigh(s, top, total)
+            # (4) output
+            acc = acc * rescale[:, None]
+            v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+            acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
+    divisor, lse = log_sum(top, total)
+    v_scale = load_scale(v_scale_ptr, v_scale_strides, b, shared)
+    out = acc * (1.0 / (divisor * WEIGHTS))[:, None] * v_scale
+    i = first + tl.arange(0, BLOCK_M)
+    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
+    tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
+    out_at = at(out_ptr, out_strides, seq.batch, h, query, m, d)
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < seq.M) & (d < D))
+
+
+@triton.jit
+def largest_kernel(
+    x_ptr,  # (B, H, L, D)
+    largest_ptr,  # (B, H, blocks) float32
+    strides, H, L,
+    D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Find the largest magnitude of BLOCK_L rows."""
+    blocks = tl.cdiv(L, BLOCK_L)
+    block, b, h = place(tl.program_id(0), blocks, H)
+    rows, d = tl.arange(0, BLOCK_L)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    x = tl.abs(load(x_ptr, strides, b, h, block * BLOCK_L, rows, d, L, D).to(tl.float32))
+    tl.store(largest_ptr + (b * H + h) * blocks + block, tl.max(x))
+
+
+@triton.jit
+def cast_kernel(
+    x_ptr,  # (B, H, L, D)
+    scale_ptr,  # (B, H) float32
+    out_ptr,  # (B, H, L, D) e4m3
+    strides, out_strides, H, L,
+    D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Divide BLOCK_L rows by the scale of their head and round them."""
+    block, b, h = place(tl.program_id(0), tl.cdiv(L, BLOCK_L), H)
+    rows, d = tl.arange(0, BLOCK_L)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    start = block * BLOCK_L
+    x = load(x_ptr, strides, b, h, start, rows, d, L, D).to(tl.float32)
+    x8 = (x / tl.load(scale_ptr + b * H + h)).to(out_ptr.dtype.element_ty)
+    tl.store(at(out_ptr, out_strides, b, h, start, rows, d), x8, (start + rows < L) & (d < D))
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    q_scale: torch.Tensor,
+    k_scale: torch.Tensor,
+    v_scale: torch.Tensor,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    out_dtype: str | None = None,
+    tile: Tile | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let every query gather the values of the keys it attends to.
+
+    Arguments and results are those of `reference.attention_fp8.forward`: q, k and v in
+    float8_e4m3fn, any strides, scales in float32. `out_dtype` is "bfloat16" by default, "float16"
+    or "float32"; lse is float32. `tile` overrides the table's choice.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+    )  # fmt: skip
+    check(q, k, v, q_scale, k_scale, v_scale, options)
+    checks.dtype("q", q, "float8_e4m3fn")
+    checks.dtype("q_scale", q_scale, "float32")
+    out_dtype = out_dtype or "bfloat16"
+    checks.choice("out_dtype", out_dtype, DTYPES)
+    (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
+    sequences, longest_q, _ = sizes(options, B, M, N)
+    q_scale = q_scale.expand(sequences, H)
+    k_scale, v_scale = (scale.expand(sequences, K) for scale in (k_scale, v_scale))
+    out = torch.empty_strided(
+        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=getattr(torch, out_dtype), device=q.device
+    )  # heads side by side, as the output projection reads them
+    lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
+    tile = tile or choose_tile(
+        D,
+        masked=mask is not None or options.changes_scores or options.packed,
+        aligned=aligned(*q.stride(), *k.stride(), *v.stride()),
+    )
+    forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
+        call(q, k, v, options.scale(D), options), q_scale, k_scale, v_scale, out, lse,
+        q_scale.stride(), k_scale.stride(), v_scale.stride(), out.stride(),
+        D=D, SCORE=None if score_mod is None else score_mod.function,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded(D),
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    return out, lse
+
+
+def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return numbers of e4m3 and their scales, (B, H) float32: x ≈ x8·scale.
+
+    Arguments and results are those of `reference.attention_fp8.quantize`, x in float16, bfloat16 or
+    float32, any strides; x8 is float8_e4m3fn and lies in memory as x does. x is read twice.
+    """
+    check_quantize(x)
+    checks.choice("x.dtype", checks.dtype_name(x), DTYPES)
+    B, H, L, D = x.shape
+    blocks = triton.cdiv(L, ROWS)
+    largest = torch.empty((B, H, blocks), dtype=torch.float32, device=x.device)
+    constants = {"D": D, "BLOCK_L": ROWS, "BLOCK_D": padded(D), "num_warps": 4}
+    largest_kernel[(blocks * B * H,)](x, largest, x.stride(), H, L, **constants)
+    scale = (largest.amax(-1) / LARGEST).clamp(min=LEAST_SCALE)
+    x8 = torch.empty_like(x, dtype=E4M3)
+    cast_kernel[(blocks * B * H,)](x, scale, x8, x.stride(), x8.stride(), H, L, **constants)
+    return x8, scale

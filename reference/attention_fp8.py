@@ -1,0 +1,156 @@
+r"""Attention of numbers of 8 bits, e4m3, with a scale for every head.
+
+    out = softmax(q·kᵀ·scale)·v,   q = q8·q_scale,   k = k8·k_scale,   v = v8·v_scale
+
+e4m3 has four bits of exponent and three of significand: magnitudes from 2⁻⁹ to 448 and no
+infinities (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; OCP "8-bit Floating Point
+Specification"). A scale brings the largest number of a head to 448. Here the numbers of 8 bits are
+arrays of any floating dtype whose elements e4m3 holds; what is computed with them is exact
+mathematics, so that all that a kernel loses is its own.
+
+`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+Steps (1) to (4) are those of `attention`, which is called. There is no backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from twofold.reference import attention, attention_scores, checks
+from twofold.reference.attention_scores import Options, ScoreMod, Window, pack, unpack
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LARGEST = 448.0
+DIGITS = 3  # of the significand, behind the point
+LEAST_EXPONENT = -6  # below 2⁻⁶ numbers are 2⁻⁹ apart
+LEAST_SCALE = 2.0**-126  # a smaller one would be no normal float32
+
+
+def check(
+    q: Any, k: Any, v: Any, q_scale: Any, k_scale: Any, v_scale: Any, options: Options
+) -> None:
+    """Refuse what either side cannot take."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        checks.array(name, x)
+        checks.dtype(name, x, checks.dtype_name(q))
+    checks.shape("q", q, ("B", "H", "M", "D"))
+    B, H, M, D = (int(n) for n in q.shape)
+    checks.require(D <= 256, "q.shape[-1]", D, "at most 256")
+    checks.shape("k", k, (B, "K", "N", D))
+    K, N = int(k.shape[1]), int(k.shape[2])
+    checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
+    checks.shape("v", v, (B, K, N, D))
+    attention_scores.check(options, B, H, M, N)
+    checks.floating(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
+    sequences = attention_scores.sizes(options, B, M, N)[0]
+    checks.broadcastable("q_scale", q_scale, (sequences, H))
+    checks.broadcastable("k_scale", k_scale, (sequences, K))
+    checks.broadcastable("v_scale", v_scale, (sequences, K))
+    checks.floating(bias=options.bias)
+    checks.same_device(
+        q=q, k=k, v=v, q_scale=q_scale, bias=options.bias, mask=options.mask,
+        key_lengths=options.key_lengths, sinks=options.sinks, alibi_slopes=options.alibi_slopes,
+        cu_seqlens_q=options.cu_seqlens_q, cu_seqlens_k=options.cu_seqlens_k,
+    )  # fmt: skip
+
+
+def check_quantize(x: Any) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(x=x)
+    checks.shape("x", x, ("B", "H", "L", "D"))
+
+
+def forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    q_scale: Array,
+    k_scale: Array,
+    v_scale: Array,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: Array | None = None,
+    bias: Array | None = None,
+    sinks: Array | None = None,
+    mask: Array | None = None,
+    key_lengths: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    out_dtype: str | None = None,
+) -> tuple[Array, Array]:
+    """Let every query gather the values of the keys it attends to.
+
+    Args:
+        q: (B, H, M, D), floating, of numbers that e4m3 has; D ≤ 256.
+        k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K heads of q in a row share a head
+            of k and v.
+        q_scale: broadcastable to (B, H), floating: what q is multiplied by.
+        k_scale, v_scale: broadcastable to (B, K), of q_scale's dtype. Of packed sequences each has
+            scales of its own, (S, H) and (S, K), or they are broadcast.
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks, mask,
+            key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k: as in
+            `attention.forward`.
+        bias: as there, of any floating dtype.
+        out_dtype: name of the output's dtype, by default that of the scales.
+
+    Returns:
+        out (B, H, M, D), and lse (B, H, M), the natural-log log-sum-exp.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    options = Options(
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+    )  # fmt: skip
+    check(q, k, v, q_scale, k_scale, v_scale, options)
+    checks.floating(q=q)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        held = np.array_equal(nearest(x), x, equal_nan=True)
+        checks.require(held, name, "of other numbers", "of numbers that e4m3 has")
+    q = scaled(q, q_scale, cu_seqlens_q, max_seqlen_q)
+    k, v = (scaled(x, by, cu_seqlens_k, max_seqlen_k) for x, by in ((k, k_scale), (v, v_scale)))
+    options = options._replace(bias=None if bias is None else bias.astype(q.dtype))
+    out, cache = attention.forward(q, k, v, **options._asdict())
+    return out.astype(out_dtype or q.dtype, copy=False), cache.lse
+
+
+def quantize(x: Array) -> tuple[Array, Array]:
+    """Return numbers of e4m3 and their scales: x ≈ x8·scale.
+
+    The scale of a head is its largest magnitude over 448, so that |x − x8·scale| is at most
+    2⁻⁴·|x| + 2⁻¹⁰·scale.
+
+    Args:
+        x: (B, H, L, D), floating and finite.
+
+    Returns:
+        x8, shaped as x and here of x's dtype, and scale (B, H), here of x's dtype.
+    """
+    check_quantize(x)
+    largest = np.abs(x).max(axis=(2, 3))  # (B, H)
+    scale = np.maximum(largest / x.dtype.type(LARGEST), x.dtype.type(LEAST_SCALE))
+    return nearest(x / scale[..., None, None]), scale
+
+
+def nearest(x: Array) -> Array:
+    """Return the nearest numbers of e4m3, of two as near the even one, at most ±448."""
+    exponent = np.maximum(np.frexp(x)[1] - 1, LEAST_EXPONENT)
+    step = np.ldexp(np.ones_like(x), exponent - DIGITS)
+    return np.asarray(np.clip(np.rint(x / step) * step, -LARGEST, LARGEST))
+
+
+def scaled(x: Array, scale: Array, starts: Array | None, longest: int | None) -> Array:
+    """Return x times the scale of its head, that of each sequence where they are packed."""
+    by = np.asarray(scale)[..., None, None]  # (B, H, 1, 1), or what broadcasts to it
+    return pack(unpack(x, starts, longest) * by, starts)
