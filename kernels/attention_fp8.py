@@ -27,11 +27,11 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.attention import call
 from twofold.kernels.attention_fp8_tiles import choose_tile, padded
 from twofold.kernels.attention_parts import (
     LOG2_E,
     at,
+    call,
     load,
     log_sum,
     place,
