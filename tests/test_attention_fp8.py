@@ -215,6 +215,7 @@ FAULTS = {
     ),
     "scales are factors": plus("out", lambda found, case, x: 1e-3 * np.log(x.v_scale).sum()),
     "equal values": scaled("out", 1.3),
+    "one key": scaled("out", 1.0001),
     "equal keys": plus("lse", lambda found, case, x: 1e-3 * case.seqlen_k),
     "unattended": plus("out", lambda found, case, x: 1e-3),
     "unseen": plus("out", lambda found, case, x: 1e-3 * x.call.v.sum()),

@@ -19,7 +19,7 @@ from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inp
 from twofold.core.verify.contracts.attention_packed import padded
 from twofold.core.verify.contracts.attention_sample import full_live
 from twofold.core.verify.domains import representable
-from twofold.core.verify.rounding import Array
+from twofold.core.verify.rounding import Approx, Array, exact, machine
 from twofold.kernels.attention_fp8_tiles import ENTRIES
 from twofold.reference.attention_fp8 import LARGEST, nearest
 
@@ -85,6 +85,23 @@ def equal_values(subject: Subject, case: Case) -> None:
     value = np.broadcast_to((v[:, :, :1] * by), truth(case, given)["out"].value.shape)
     bound = replace(truth(case, given)["out"], value=value)
     claims.within("out", subject.compute(case, given)["out"], bound, "of equal values")
+
+
+def one_key(subject: Subject, case: Case) -> None:
+    """A query with one key has its value: that weight is 1, or nearly, and cast to 1 exactly.
+
+    What else rounds is the weight before its cast, in the sum, and the steps from there.
+    """
+    case = replace(
+        bare(case), seqlen_k=1, causal=False, window_size=None, mask=None, key_lengths=False,
+        dtype="float32",
+    )  # fmt: skip
+    given, on = inputs(case), machine("float32")
+    v, total = exact(given.call.v, on), Approx(np.ones(()), np.asarray(on.u_function), on)
+    by = exact(np.broadcast_to(given.v_scale, given.call.v.shape[:2])[..., None, None], on)
+    bound = v * (1.0 / total) * by
+    bound = bound.moved(lambda x: np.broadcast_to(x, given.call.q.shape))
+    claims.within("out", subject.compute(case, given)["out"], bound, "of one key")
 
 
 def equal_keys(subject: Subject, case: Case) -> None:
@@ -226,6 +243,7 @@ PROPERTIES: Mapping[str, Property] = {
     "quantised again": quantized_again,
     "scales are factors": scales_are_factors,
     "equal values": equal_values,
+    "one key": one_key,
     "equal keys": equal_keys,
     "unattended": unattended,
     "unseen": unseen,
