@@ -43,6 +43,7 @@ __all__ = [
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
+BLOCKS: dict[str, Any] = {"block_mask": "1HMN", "block_size": 64}
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
 ROTARY: dict[str, Any] = {"rotary": "half", "dropout_p": 0.1}
 NEIGHBOURS: dict[str, Any] = {"rotary": "interleaved"}
@@ -184,7 +185,7 @@ CONTRACT = Contract(
     properties=PROPERTIES,
     small=small,
     # As models call it, with the tiles that are chosen: the least there is, dropout, everything;
-    # then rows that are not aligned, and packed sequences.
+    # then rows that are not aligned, packed sequences, rotary positions, and blocks.
     compiled=tuple(
         Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions in (
@@ -208,6 +209,7 @@ CONTRACT = Contract(
                     ("float32", False, (PACKED, ROTARY)),
                 ),
             ),
+            ((64, 128), (("bfloat16", False, (BLOCKS,)), ("float32", False, (BLOCKS,)))),
             ((512,), (("bfloat16", False, (EVERYTHING,)), ("float32", False, (SCORES, PACKED)))),
         )
         for head_dim in head_dims
