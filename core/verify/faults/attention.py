@@ -38,7 +38,7 @@ _ATTENTION: tuple[Row, ...] = (
         ),
     ),
     (
-        FORWARD, "causal is aligned top left", "onnxruntime#28958",
+        PARTS, "causal is aligned top left", "onnxruntime#28958",
         ("shift, left, right = band(options, M, N)", "shift, left, right = band(options, M, M)"),
     ),
     (
@@ -185,7 +185,7 @@ _ATTENTION: tuple[Row, ...] = (
         ),
     ),
     (
-        FORWARD, "the scale is 0.1 % too large", "",
+        PARTS, "the scale is 0.1 % too large", "",
         ("softmax_scale * folded, softmax", "softmax_scale * folded * 1.001, softmax"),
     ),
     (
@@ -229,9 +229,21 @@ _ATTENTION: tuple[Row, ...] = (
          "dropout.attention_keep(seed, b if x.q_starts is None else b * 0, h,"),
     ),
     (
-        FORWARD, "the diagonal of packed sequences is that of the longest", "",
+        PARTS, "the diagonal of packed sequences is that of the longest", "",
         ("shift=None if own_shift else shift",
          "shift=longest_k - longest_q if own_shift else shift"),
+    ),
+    (
+        PARTS, "keys are turned by the angles of queries", "",
+        ("_turn(*turns.of_k)", "_turn(*turns.of_q)"),
+    ),
+    (
+        PARTS, "every batch is turned by the angles of the first", "",
+        ("row_at = tl.cast(b, tl.int64) * turn[2] +", "row_at = tl.cast(b, tl.int64) * 0 +"),
+    ),
+    (
+        FORWARD, "the gradient of turned keys is not turned back", "",
+        ("turn_back(grads.dk, *options.rotary.of_k)", "pass"),
     ),
     (
         FORWARD, "lse of packed sequences lies as that of batches", "",

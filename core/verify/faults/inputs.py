@@ -47,7 +47,7 @@ _ROTARY: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "backward is not conjugated", "",
-        ("turn(dq_out, cos, -sin, interleaved)", "turn(dq_out, cos, sin, interleaved)"),
+        ("turn(x, cos, -sin, interleaved)", "turn(x, cos, sin, interleaved)"),
     ),
 )  # fmt: skip
 
