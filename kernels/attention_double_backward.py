@@ -84,12 +84,12 @@ def rows_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
-    begin, _, _, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     # (7) what the normalisation takes away
     delta = tl.zeros([BLOCK_M, 1], tl.float32)
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
-        _, p, _, dp = weights(
+        product, p, dropped, dp = weights(
             x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
@@ -103,7 +103,7 @@ def rows_kernel(
             x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
-        _, gs, e, _, _ = second(
+        a, gs, e, slope, bend = second(
             product, p, x, y, seq, b, h, first, m, start, n,
             D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
@@ -153,7 +153,7 @@ def queries_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
-    begin, _, _, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
         dropped, dz, r, u = pairs(
@@ -220,10 +220,10 @@ def keys_kernel(
     )
     for group in range(x.G):
         h = shared * x.G + group
-        from_, _, _, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
+        from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
         for i in range(from_, to, BLOCK_M):
             first = tile_at(x, b, h, block, i, BLOCK_M)
-            _, dz, r, u = pairs(
+            dropped, dz, r, u = pairs(
                 x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
                 D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
             )  # fmt: skip
