@@ -167,6 +167,8 @@ FEATURES = (
     ("gradients of gradients, an own function's by its second derivative",
      "attention_double_backward.backward(ddq, ddk, ddv, dout, cache, dlse)",
      "test_the_reference_passes_gradgradcheck"),
+    ("rotary positions, turned as queries and keys are read", "rotary=Rotary(cos, sin, …)",
+     "test_angles_of_each_row_of_a_batch_or_of_all"),
     ("head_dim up to 512", "", "test_heads_of_many_features"),
     ("nothing of size M×N in memory", "", "test_nothing_of_queries_times_keys_is_allocated"),
     ("masked tiles not visited", "", "test_tiles_that_nobody_sees_are_not_visited"),
