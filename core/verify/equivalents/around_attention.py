@@ -182,6 +182,13 @@ _DOUBLE = of(
 ) + of(
     "kernels/attention_double_backward_tiles.py",
     {"the kernels take no float64": (("choose_tile", "4 → 5"),)},
+) + of(
+    "reference/attention_double_backward.py",
+    {
+        "NumPy's functions, of which the contract's are made, keep float32 and float64": (
+            ("bend", "drop .astype(dtype) of np.asarray(bent)"),
+        ),
+    },
 )
 
 EQUIVALENT: tuple[Equivalent, ...] = (*_HEADS, *_MERGE, *_WEIGHTS, *_DECODE, *_DOUBLE)
