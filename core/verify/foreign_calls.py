@@ -197,6 +197,7 @@ PLAIN = {
             "score_mod": None,
             "packed": False,
             "block_mask": None,
+            "rotary": None,
             "block_size": None,
         },
         pinned=(

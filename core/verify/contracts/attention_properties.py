@@ -168,7 +168,7 @@ def causality(subject: Subject, case: Case) -> None:
     case = replace(case, causal=True, packed=False)
     given = inputs(case)
     k, v = given.k.copy(), given.v.copy()
-    k[..., -1, :], v[..., -1, :] = -k[..., -1, :], 3 * v[..., -1, :]
+    k[..., -1, :], v[..., -1, :] = -k[..., -1, :], -v[..., -1, :]  # three times as much may be ∞
     first, second = (
         {name: x[:, :, : case.seqlen_q - 1] for name, x in found.items() if name in QUERIES}
         for found in (
