@@ -8,15 +8,15 @@ from twofold.kernels.attention_tiles import Tile, padded
 # into four sums: small tiles, and features in chunks, so that nothing spills (`twofold verify
 # compile attention_double_backward`).
 TILES: dict[tuple[int, int], Tile] = {
-    (2, 16): Tile(16, 32, 4, 1),
-    (2, 32): Tile(16, 32, 4, 1),
+    (2, 16): Tile(16, 16, 4, 1),
+    (2, 32): Tile(16, 16, 4, 1),
     (2, 64): Tile(16, 32, 4, 1),
-    (2, 128): Tile(16, 16, 4, 1, 32),
-    (2, 256): Tile(16, 16, 8, 1, 32),
+    (2, 128): Tile(16, 16, 8, 1, 64),
+    (2, 256): Tile(16, 16, 8, 1, 16),
     (4, 16): Tile(16, 16, 8, 1),
     (4, 32): Tile(16, 16, 8, 1, 16),
     (4, 64): Tile(16, 16, 8, 1, 32),
-    (4, 128): Tile(16, 16, 8, 1, 32),
+    (4, 128): Tile(16, 16, 8, 1, 16),
     (4, 256): Tile(16, 16, 8, 1, 16),
 }
 # Every tile once, for the tests, with the most features that it is chosen for.

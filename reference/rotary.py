@@ -83,10 +83,16 @@ def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
     checks.shape("q", q, ("B", "H", "L", "D"))
     B, L, D = int(q.shape[0]), int(q.shape[2]), int(q.shape[3])
     checks.shape("k", k, (B, "G", L, D))
-    checks.shape("cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
-    checks.shape("sin", sin, tuple(int(n) for n in cos.shape))
+    check_shapes("", q, cos, sin)
+
+
+def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
+    """Refuse angles, named with this prefix, that are not of the rows of x (B, H, L, D)."""
+    B, _, L, D = (int(n) for n in x.shape)
+    checks.shape(f"{prefix}cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
+    checks.shape(f"{prefix}sin", sin, tuple(int(n) for n in cos.shape))
     F = int(cos.shape[-1])
-    checks.require(2 * F <= D, "cos.shape[-1]", F, f"at most half of head_dim {D}")
+    checks.require(2 * F <= D, f"{prefix}cos.shape[-1]", F, f"at most half of head_dim {D}")
 
 
 def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
@@ -99,14 +105,11 @@ def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
     was = "None" if rotary.k_sin is None else "given"
     checks.require(own, "rotary.k_sin", was, "given if rotary.k_cos is, and only then")
     for name, x, (cos, sin, _) in (("", q, rotary.of_q), ("k_", k, rotary.of_k)):
-        B, _, L, D = (int(n) for n in x.shape)
         name = f"rotary.{name if rotary.k_cos is not None else ''}"
         checks.floating(**{f"{name}cos": cos, f"{name}sin": sin})
         checks.same_device(**{"q": q, f"{name}cos": cos, f"{name}sin": sin})
-        checks.shape(f"{name}cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
-        checks.shape(f"{name}sin", sin, tuple(int(n) for n in cos.shape))
+        check_shapes(name, x, cos, sin)
         F, pairs = int(cos.shape[-1]), int(rotary.cos.shape[-1])
-        checks.require(2 * F <= D, f"{name}cos.shape[-1]", F, f"at most half of head_dim {D}")
         checks.require(F == pairs, f"{name}cos.shape[-1]", F, f"that of rotary.cos, {pairs}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 Line = tuple[str, int]  # a file from the top of the repository, and a line of it
 
+_parsed = functools.cache(ast.parse)  # a file has many faults
 _kernels: set[tuple[str, int]] = set()  # lines of kernels that were interpreted, by full path
 
 
@@ -59,7 +61,7 @@ def lines(folder: Path, kernels: bool) -> Iterator[set[Line]]:
 def statement(source: str, line: int) -> range:
     """Return the lines of the innermost statement at a line; of one with a body, its head."""
     found = range(line, line + 1)
-    for node in ast.walk(ast.parse(source)):  # outer ones come first
+    for node in ast.walk(_parsed(source)):  # outer ones come first
         if isinstance(node, ast.stmt):
             body = getattr(node, "body", None)
             last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or line

@@ -72,7 +72,7 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options = attention.placed(side, case, given)._asdict()
     options |= {"softmax_scale": attention.scale(case), "enable_gqa": case.groups > 1}
-    for name in ("score_mod", "dropout_p", "seed", *PACKED, *BLOCKS):
+    for name in ("score_mod", "dropout_p", "seed", *PACKED, "rotary", *BLOCKS):
         options.pop(name)
     return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
 
@@ -197,6 +197,7 @@ PLAIN = {
             "score_mod": None,
             "packed": False,
             "block_mask": None,
+            "rotary": None,
             "block_size": None,
         },
         pinned=(

@@ -23,6 +23,7 @@ from triton.runtime.jit import _normalize_ty
 
 from twofold.core.verify import strict_numerics as numerics
 from twofold.core.verify import strict_reductions
+from twofold.core.verify import strict_speed as speed
 from twofold.core.verify import strict_unwritten as unwritten
 from twofold.core.verify.executed import kernel_line
 from twofold.core.verify.strict_builder import StrictBuilder, Strictness
@@ -153,6 +154,8 @@ def installed(strict: Strictness) -> Iterator[None]:
     plain_apply = interpreter.ReduceScanOpInterface.apply
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function is speed.PHILOX and (drawn := speed.philox(*args, **kwargs)):
+            return drawn
         language.patch(function.fn)
         return function.rewrite()(*args, **kwargs)
 
@@ -190,6 +193,9 @@ def installed(strict: Strictness) -> Iterator[None]:
             (builder, "other_given", False),
             (builder, "kind", ""),
             (builder, "codegen_fns", {**builder.codegen_fns, "min_dot_size": _least_dot(builder)}),
+            (tl.core.block_type, "__init__", speed.new_type),
+            (tl.core.tensor, "__init__", speed.new_tensor),
+            (interpreter, "_get_np_dtype", speed.get_np_dtype),
             (interpreter.InterpretedFunction, "__call__", call),
             (interpreter.InterpretedFunction, "rewritten_fn", REWRITTEN),
             (interpreter.FunctionRewriter, "ast_transformer", Rewriting()),

@@ -61,6 +61,12 @@ _NEEDED: dict[str, dict[str, str | None]] = {
         "InterpreterBuilder.ternary_op": "self lhs rhs other op",
     },
     "triton.runtime.jit": {"_normalize_ty": None},
+    "triton.language.core": {
+        "block_type.__init__": "self element_ty shape",
+        "pointer_type": "element_ty address_space const",
+        "tensor.__init__": "self handle type",
+    },
+    "triton.language.random": {"philox_impl": None},
     "triton.language.standard": {
         "_sum_combine": None,
         "_elementwise_max": None,

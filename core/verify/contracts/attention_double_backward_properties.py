@@ -23,7 +23,14 @@ from twofold.core.verify.contracts.attention_double_backward_domain import (
     truth,
 )
 from twofold.core.verify.contracts.attention_packed import padded, repacked
-from twofold.core.verify.contracts.attention_sample import bare, full_live, outer, plain, unmasked
+from twofold.core.verify.contracts.attention_sample import (
+    as_padded,
+    bare,
+    full_live,
+    outer,
+    plain,
+    unmasked,
+)
 from twofold.core.verify.rounding import Approx, Array, machine
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
 from twofold.reference.attention_scores import pack, unpack
@@ -274,12 +281,7 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
     """
     if not case.packed:
         raise Inapplicable("nothing is packed")
-    case = replace(
-        case, causal=case.causal and "top-left", mask=case.mask or "", layout="contiguous",
-        head_dim=max(case.head_dim, 2),
-    )  # fmt: skip
-    if not case.causal:
-        case = replace(case, window_size=None, alibi=None)
+    case = as_padded(case)
     given = inputs(case)
     call = given.call
     if case.mask == "":

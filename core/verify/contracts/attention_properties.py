@@ -22,6 +22,7 @@ from twofold.core.verify.contracts.attention_packed import alone, padded, places
 from twofold.core.verify.contracts.attention_sample import (
     QUERIES,
     Sample,
+    as_padded,
     bare,
     full_live,
     last,
@@ -168,7 +169,7 @@ def causality(subject: Subject, case: Case) -> None:
     case = replace(case, causal=True, packed=False)
     given = inputs(case)
     k, v = given.k.copy(), given.v.copy()
-    k[..., -1, :], v[..., -1, :] = -k[..., -1, :], 3 * v[..., -1, :]
+    k[..., -1, :], v[..., -1, :] = -k[..., -1, :], -v[..., -1, :]  # three times as much may be ∞
     first, second = (
         {name: x[:, :, : case.seqlen_q - 1] for name, x in found.items() if name in QUERIES}
         for found in (
@@ -294,12 +295,7 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
     """
     if not case.packed:
         raise Inapplicable("nothing is packed")
-    case = replace(
-        case, causal=case.causal and "top-left", mask=case.mask or "", layout="contiguous",
-        head_dim=max(case.head_dim, 2),
-    )  # fmt: skip
-    if not case.causal:
-        case = replace(case, window_size=None, alibi=None)
+    case = as_padded(case)
     given = inputs(case)
     given = given._replace(mask=np.ones_like(given.mask) if case.mask == "" else given.mask)
     assert given.cu_seqlens_k is not None

@@ -134,6 +134,20 @@ def bare(case: Case) -> Case:
     )
 
 
+def as_padded(case: Case) -> Case:
+    """Return the packed case with all that makes its bits those of its padded batches.
+
+    See the property "packed is padded" of attention.
+    """
+    case = replace(
+        case, causal=case.causal and "top-left", mask=case.mask or "", layout="contiguous",
+        head_dim=max(case.head_dim, 2),
+    )  # fmt: skip
+    if not case.causal:
+        case = replace(case, window_size=None, alibi=None)
+    return case
+
+
 def full_live(case: Case, given: Inputs) -> Array:
     """Return which pairs attend, (B, H, M, N), a view where the mask is broadcast."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)

@@ -178,41 +178,52 @@ _FP8 = of(
 
 _LAST_KEY = "last = tl.minimum(start + BLOCK_N, seq.present) - 1"
 _LENGTH = "length = tl.where(start < seq.present, seq.M, 0)"
-_DOUBLE = of(
-    "kernels/attention_double_backward.py",
-    {
-        VISITED_IN_VAIN: (
-            *last("rows_kernel", "BLOCK_M", "seq.M"),
-            *start("rows_kernel"),
-            *early("rows_kernel", "q", "M"),
-            *last("queries_kernel", "BLOCK_M", "seq.M"),
-            *start("queries_kernel"),
-            *early("queries_kernel", "q", "M"),
-            ("keys_kernel", "x.k_starts is not None → x.k_starts is None"),
-            ("keys_kernel", "start >= seq.N → start > seq.N"),
-            *(
-                (row[0], _LAST_KEY, row[-1])
-                for row in last("keys_kernel", "BLOCK_N", "seq.present")
-                if "first" not in row[-1]
+_DOUBLE = (
+    of(
+        "kernels/attention_double_backward.py",
+        {
+            VISITED_IN_VAIN: (
+                *last("rows_kernel", "BLOCK_M", "seq.M"),
+                *start("rows_kernel"),
+                *early("rows_kernel", "q", "M"),
+                *last("queries_kernel", "BLOCK_M", "seq.M"),
+                *start("queries_kernel"),
+                *early("queries_kernel", "q", "M"),
+                ("keys_kernel", "x.k_starts is not None → x.k_starts is None"),
+                ("keys_kernel", "start >= seq.N → start > seq.N"),
+                *(
+                    (row[0], _LAST_KEY, row[-1])
+                    for row in last("keys_kernel", "BLOCK_N", "seq.present")
+                    if "first" not in row[-1]
+                ),
+                ("keys_kernel", _LAST_KEY, "tl.minimum(start + BLOCK_N, seq.present) - 1 → *"),
+                ("keys_kernel", _LENGTH, "start < seq.present → start <= seq.present"),
+                ("keys_kernel", _LENGTH, "0 → 1"),
             ),
-            ("keys_kernel", _LAST_KEY, "tl.minimum(start + BLOCK_N, seq.present) - 1 → *"),
-            ("keys_kernel", _LENGTH, "start < seq.present → start <= seq.present"),
-            ("keys_kernel", _LENGTH, "0 → 1"),
-        ),
-        UNSTORED: (
-            ("rows_kernel", "tl.load(y.lse + row_at, mask=inside, other=0.0): drop other"),
-            ("rows_kernel", "tl.load(dlse_ptr + row_at, mask=inside, other=0.0): drop other"),
-        ),
-        STORE_CASTS: (
-            ("queries_kernel", "drop .to(dq_ptr.dtype.element_ty) of *"),
-            ("queries_kernel", "drop .to(ddout_ptr.dtype.element_ty) of ddout"),
-            ("keys_kernel", "drop .to(dk_ptr.dtype.element_ty) of *"),
-            ("keys_kernel", "drop .to(dv_ptr.dtype.element_ty) of dv"),
-        ),
-    },
-) + of(
-    "kernels/attention_double_backward_tiles.py",
-    {"the kernels take no float64": (("choose_tile", "4 → 5"),)},
+            UNSTORED: (
+                ("rows_kernel", "tl.load(y.lse + row_at, mask=inside, other=0.0): drop other"),
+                ("rows_kernel", "tl.load(dlse_ptr + row_at, mask=inside, other=0.0): drop other"),
+            ),
+            STORE_CASTS: (
+                ("queries_kernel", "drop .to(dq_ptr.dtype.element_ty) of *"),
+                ("queries_kernel", "drop .to(ddout_ptr.dtype.element_ty) of ddout"),
+                ("keys_kernel", "drop .to(dk_ptr.dtype.element_ty) of *"),
+                ("keys_kernel", "drop .to(dv_ptr.dtype.element_ty) of dv"),
+            ),
+        },
+    )
+    + of(
+        "kernels/attention_double_backward_tiles.py",
+        {"the kernels take no float64": (("choose_tile", "4 → 5"),)},
+    )
+    + of(
+        "reference/attention_double_backward.py",
+        {
+            "NumPy's functions, of which the contract's are made, keep float32 and float64": (
+                ("bend", "drop .astype(dtype) of np.asarray(bent)"),
+            ),
+        },
+    )
 )
 
 EQUIVALENT: tuple[Equivalent, ...] = (
