@@ -12,11 +12,12 @@ sums. In half precision Δ is better known so than by `out`, which was rounded.
 
 What is of queries is to have one set of strides, and so is what is of keys, with rows that begin at
 multiples of 16 elements; else it is copied: M·D numbers, beside products of M·N·D. Addresses would
-take the registers otherwise.
+take the registers otherwise. Queries, keys, ddq and ddk that turn to rotary positions, (0), are
+turned once, into copies, instead of at every read.
 
 A tile of everything that is of size M×N is `attention_double_backward_parts`. `B` batch, `H` heads,
-`G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps (5)–(16) are those of
-the reference; all tiles are (queries, keys).
+`G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps (0) and (5)–(17) are
+those of the reference; all tiles are (queries, keys).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_
 from twofold.kernels.attention_double_backward_tiles import choose_tile
 from twofold.kernels.attention_parts import at, call, load, place, seen, sequence
 from twofold.kernels.attention_tiles import Tile, aligned, padded
+from twofold.kernels.rotary import turn_back, turned
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
 
@@ -258,11 +260,16 @@ def backward(
     Arguments and results are those of `reference.attention_double_backward.backward`, in any
     strides; `tile` overrides the table's choice.
     """
-    options = cache.options
-    check(ddq, ddk, ddv, dout, dlse, cache.q, cache.k, options)
-    (B, H, M, D), (K, N) = cache.q.shape, cache.k.shape[1:3]
-    q, dout, ddq = _alike(cache.q, dout, ddq)
-    k, v, ddk, ddv = _alike(cache.k, cache.v, ddk, ddv)
+    q, k, options, rotary = cache.q, cache.k, cache.options, cache.options.rotary
+    check(ddq, ddk, ddv, dout, dlse, q, k, options)
+    (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
+    # (0) what stands for ddq and ddk
+    if rotary is not None:
+        q, ddq = (turned(x, *rotary.of_q) for x in (q, ddq))
+        k, ddk = (turned(x, *rotary.of_k) for x in (k, ddk))
+        options = options._replace(rotary=None)
+    q, dout, ddq = _alike(q, dout, ddq)
+    k, v, ddk, ddv = _alike(k, cache.v, ddk, ddv)
     dq, dk, dv, ddout = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
     )
@@ -290,6 +297,10 @@ def backward(
     keys_kernel[(triton.cdiv(longest_k, tile.block_n) * sequences * K, slices)](
         *by_keys, dk, dv, dk.stride(), dv.stride(), BLOCK_D=summed, **how
     )
+    # (17) those of q and k as they were given
+    if rotary is not None:
+        turn_back(dq, *rotary.of_q)
+        turn_back(dk, *rotary.of_k)
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
 
 

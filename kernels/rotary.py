@@ -194,6 +194,15 @@ def backward(
     return grads
 
 
+def turned(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
+    out = _empty(x)
+    _launch(x, None, Cache(cos, sin, interleaved), (out, out), False, None)
+    return out
+
+
 def turn_back(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> None:
     """Turn the pairs of x (B, H, L, D) by the opposite angles, where they are."""
     _launch(x, None, Cache(cos, sin, interleaved), (x, x), True, None)

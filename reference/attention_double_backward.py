@@ -50,6 +50,11 @@ and a function ψ of the capped scores makes ψ′·φ′ of φ′, and ψ″·�
 ddout and ddlse are the derivatives of out and lse along (ddq, ddk, ddv); (dq, dk, dv) is the
 Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
 
+Where q and k are turned to rotary positions, q → Qq and k → Kk, they are so above, and backward
+turned dq and dk back. A rotation's transpose is its inverse:
+
+    (0) Q·ddq and K·ddk stand for ddq and ddk    (17) and dq and dk are turned back again.
+
 ALiBi, a bias and sinks are constants here. Packed sequences have a batch each, as in `attention`.
 
 `B` batch, `H` heads, `K` heads of keys and values,
@@ -65,6 +70,7 @@ import numpy as np
 from twofold.reference import checks
 from twofold.reference.attention import Cache, apart, check_backward, together
 from twofold.reference.attention_scores import Options, pack, unpack
+from twofold.reference.rotary import turn, turn_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -85,8 +91,6 @@ def check(ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, q: Any, k: Any, op
         given = options.score_mod.second_derivative
         name = "cache.options.score_mod.second_derivative"
         checks.require(given is not None, name, given, "a function, as the derivative is")
-    must = "None: attend to queries and keys that `rotary` turned, and turn ddq, ddk, dq, dk alike"
-    checks.require(options.rotary is None, "cache.options.rotary", "given", must)
     check_backward(dout, dlse, q)
     checks.floating(q=q, ddq=ddq, ddk=ddk, ddv=ddv)
     for name, x, like in (("ddq", ddq, q), ("ddk", ddk, k), ("ddv", ddv, k)):
@@ -110,10 +114,13 @@ def backward(
         TypeError, ValueError: naming the argument, what it was and what it must be; also where
             a function of the scores came without its second derivative.
     """
-    options = cache.options
+    options, rotary = cache.options, cache.options.rotary
     starts_q, starts_k = options.cu_seqlens_q, options.cu_seqlens_k
     check(ddq, ddk, ddv, dout, dlse, cache.out, pack(cache.k, starts_k), options)
     q, k, v, p, keep, scale = cache.q, cache.k, cache.v, cache.p, cache.keep, cache.softmax_scale
+    # (0) what stands for ddq and ddk
+    if rotary is not None:
+        ddq, ddk = turn(ddq, *rotary.of_q), turn(ddk, *rotary.of_k)
     ddq, dout = (unpack(x, starts_q, options.max_seqlen_q) for x in (ddq, dout))
     ddk, ddv = (unpack(x, starts_k, options.max_seqlen_k) for x in (ddk, ddv))
     dlse = None if dlse is None else unpack(dlse, starts_q, options.max_seqlen_q)
@@ -171,6 +178,9 @@ def backward(
     ddout = over_keys(r, v) + over_keys(dropped, ddv)
     dq, ddout = (pack(x, starts_q) for x in (dq, ddout))
     dk, dv = (pack(x, starts_k) for x in (dk, dv))
+    # (17) those of q and k as they were given
+    if rotary is not None:
+        dq, dk = turn_back(dq, *rotary.of_q), turn_back(dk, *rotary.of_k)
     return Gradients(dq, dk, dv, ddout, None if dlse is None else pack(g[..., 0], starts_q))
 
 

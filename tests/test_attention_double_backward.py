@@ -14,8 +14,16 @@ from twofold.core.verify.contracts import attention_double_backward as contract
 from twofold.core.verify.contracts.attention_scoring import SMOOTH
 from twofold.reference import attention, attention_double_backward
 from twofold.reference.attention_scores import ScoreMod
+from twofold.reference.rotary import Rotary
 
 RNG = np.random.default_rng(0)
+
+
+def angles(of_q, of_k, interleaved):
+    turns = (RNG.uniform(-np.pi, np.pi, shape) for shape in (of_q, of_k))
+    return Rotary(*(f(x) for x in turns for f in (np.cos, np.sin)), interleaved)
+
+
 HOW = {
     "plain": {},
     "causal": {"causal": True, "softmax_scale": -0.7},
@@ -53,6 +61,15 @@ HOW = {
         "softcap": 1.0,
         "causal": True,
         "key_lengths": np.array([1, 3]),
+    },
+    "rotary, dropout": {"rotary": angles((2, 3, 1), (5, 1), False), "dropout_p": 0.2},
+    "packed, rotary, softcap": {
+        "cu_seqlens_q": np.array([0, 2, 2, 3], np.int32),
+        "cu_seqlens_k": np.array([0, 1, 3, 5], np.int32),
+        "max_seqlen_q": 2,
+        "max_seqlen_k": 2,
+        "rotary": angles((3, 1), (1, 5, 1), True),
+        "softcap": 1.0,
     },
 }
 

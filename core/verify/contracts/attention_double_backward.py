@@ -42,6 +42,12 @@ PACKINGS: tuple[dict[str, Any], ...] = (
     {"causal": "top-left", "alibi": "BH", "mask": "B1MN", "softcap": 2.0, "sinks": True},
 )
 
+ROTATED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("half", {"batch": 2, "heads": 2, "groups": 2, "causal": True, "dlse": True}),
+    ("interleaved", {"batch": 2, "head_dim": 12, "dtype": "bfloat16", "softcap": 2.0}),
+    ("half", {"batch": 3, "packed": True, "dtype": "float16", "head_dim": 10}),
+)
+
 CONTRACT = Contract(
     operator="attention_double_backward",
     cases=cases(),
@@ -88,6 +94,11 @@ CONTRACT = Contract(
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SMOOTH, key_lengths=True),
         # Three slices of the features.
         Case(dtype="bfloat16", seqlen_q=5, seqlen_k=7, head_dim=257, causal=True),
+        # Turned by their positions, in both forms, packed or not.
+        *(
+            Case(**{"seqlen_q": 17, "seqlen_k": 21, **how}, rotary=form, seed=seed)
+            for seed, (form, how) in enumerate(ROTATED)
+        ),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(
             Case(

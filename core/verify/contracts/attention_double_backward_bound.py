@@ -26,6 +26,10 @@ the largest, and 0·∞ is no number: of all that such a query takes part in not
 In the probabilistic bound the casts of dZ, R, U and P∘X are fresh in the sums of (16), and float32
 sums have √n for n; the rest is as above.
 
+(0) Rotary positions turn q, k, ddq and ddk in float32, each is cast, and what is summed in (16) is
+stored, read again, turned back and stored again, (17), as attention's gradients are
+(`attention_rotary`).
+
 A packed sequence is a batch whose other pairs are dead (`attention_domain.problem`).
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
-from twofold.core.verify.contracts import attention_domain
+from twofold.core.verify.contracts import attention_domain, attention_rotary
 from twofold.core.verify.contracts import attention_double_backward_bound as bound
 from twofold.core.verify.contracts.attention_domain import Case, place, placed, problem, small
 from twofold.core.verify.contracts.attention_packed import padded, repacked
@@ -77,12 +77,17 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     call = given.call
     x, batches = problem(case, call), padded(case, call)
     dlse = np.zeros(batches.q.shape[:-1]) if batches.dlse is None else batches.dlse
-    ddq = unpack(given.ddq, call.cu_seqlens_q, case.seqlen_q)
-    ddk, ddv = (unpack(a, call.cu_seqlens_k, case.seqlen_k) for a in (given.ddk, given.ddv))
-    second = (exact(a, x.q.on) for a in (ddq, ddk, ddv, batches.dout, dlse[..., None]))
-    found = bound.backward(x, attention_bound.forward(x), *second)._asdict()
+    ddq, ddk, ddv = (exact(a, x.q.on) for a in given[1:])
+    if call.rotary is not None:
+        ddq = attention_rotary.turned(given.ddq, call.rotary.of_q, x.q.on)
+        ddk = attention_rotary.turned(given.ddk, call.rotary.of_k, x.q.on)
+    ddq = ddq.moved(lambda a: unpack(a, call.cu_seqlens_q, case.seqlen_q))
+    ddk, ddv = (a.moved(lambda a: unpack(a, call.cu_seqlens_k, case.seqlen_k)) for a in (ddk, ddv))
+    rest = (exact(a, x.q.on) for a in (batches.dout, dlse[..., None]))
+    found = bound.backward(x, attention_bound.forward(x), ddq, ddk, ddv, *rest)._asdict()
     found = {n: a for n, a in found.items() if n != "ddlse" or call.dlse is not None}
-    return repacked(found, call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    return attention_rotary.gradients(found, call)
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -99,6 +104,7 @@ def cases() -> st.SearchStrategy[Case]:
         alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
         bias=maybe_axes,
         sinks=st.booleans(),
+        rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
         blocks=attention_domain.maybe_blocks(),
     ).map(affordable)
 
