@@ -251,7 +251,7 @@ def backward(
     x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
     by_keys = (attention_blocks.over_queries(x, over_keys), *rest)
     by_queries = (attention_blocks.over_keys(x, over_queries), *rest)
-    summed = padded(D) if D <= MOST_SUMMED else SLICE
+    summed = _summed(cache)
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
         *by_keys, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
@@ -290,6 +290,12 @@ def _dbias(
     return dbias
 
 
+def _summed(cache: Cache) -> int:
+    """Return how many features a program of backward sums: beside angles in float32 fewer."""
+    D, narrow = cache.q.shape[-1], cache.q.element_size() < 4 or cache.options.rotary is None
+    return padded(D) if D <= (MOST_SUMMED if narrow else SLICE) else SLICE
+
+
 def _tile(kernel: str, cache: Cache) -> Tile:
     """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
     options = cache.options
@@ -297,11 +303,9 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
-        masked=options.mask is not None
-        or options.changes_scores
-        or options.packed
-        or options.rotary is not None,
+        masked=options.mask is not None or options.changes_scores or options.packed,
         blocked=options.block_mask is not None,
+        rotary=options.rotary is not None,
         dropout=options.dropout_p > 0.0,
         amd=torch.version.hip is not None,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),

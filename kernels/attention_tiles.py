@@ -82,13 +82,37 @@ MASKED: dict[Key, Tile] = {
     ("dq", 4, 128): Tile(16, 16, 8, 1, 32),
 }
 # And those of a mask of blocks and of the lists of its tiles.
-BLOCKED: dict[Key, Tile] = {**MASKED, ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 32)}
+BLOCKED: dict[Key, Tile] = {
+    **MASKED,
+    ("forward", 2, 128): Tile(64, 32, 8, 3),
+    ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 32),
+}
+# And those of the angles and of the other features of a rotary position's pairs.
+ROTARY: dict[Key, Tile] = {
+    **BLOCKED,
+    ("forward", 2, 32): Tile(128, 32, 8, 3),
+    ("forward", 2, 64): Tile(128, 32, 8, 3),
+    ("forward", 2, 128): Tile(32, 32, 8, 2, 32),
+    ("forward", 2, 256): Tile(64, 16, 8, 1),
+    ("forward", 4, 32): Tile(32, 16, 8, 1),
+    ("forward", 4, 64): Tile(32, 16, 8, 2),
+    ("forward", 4, 128): Tile(16, 16, 8, 1),
+    ("dk_dv", 2, 32): Tile(32, 32, 8, 1),
+    ("dk_dv", 2, 64): Tile(32, 32, 8, 1),
+    ("dk_dv", 2, 128): Tile(32, 32, 8, 1, 32),
+    ("dk_dv", 2, 256): Tile(16, 32, 8, 1, 32),
+    ("dk_dv", 4, 32): Tile(16, 16, 4, 1),
+    ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
+    ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 32),
+    ("dq", 2, 128): Tile(32, 32, 8, 1, 64),
+    ("dq", 4, 128): Tile(16, 16, 8, 1, 16),
+}
 # On AMD a thread has 512 registers if its program has no more than four warps, else 256.
 AMD: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(32, 32, 4, 1),
     ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
     ("dk_dv", 2, 64): Tile(32, 32, 4, 1),
-    ("dk_dv", 2, 128): Tile(32, 32, 4, 1),
+    ("dk_dv", 2, 128): Tile(32, 32, 4, 1, 64),
     ("dk_dv", 2, 256): Tile(16, 32, 4, 1),
     ("dk_dv", 4, 128): Tile(32, 16, 4, 1),
     ("dq", 2, 64): Tile(64, 64, 4, 1),
@@ -123,7 +147,7 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
         (
             *(
                 entry
-                for table in (TILES, DROPOUT, MASKED, BLOCKED, AMD, UNALIGNED_OWN)
+                for table in (TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN)
                 for entry in table.items()
             ),
             *(
@@ -153,6 +177,7 @@ def choose_tile(
     *,
     masked: bool = False,
     blocked: bool = False,
+    rotary: bool = False,
     dropout: bool = False,
     amd: bool = False,
     aligned: bool = True,
@@ -165,8 +190,6 @@ def choose_tile(
     key = (kernel, min(element_size, 4), features)
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
-    if amd:
-        first = AMD
-    else:
-        first = BLOCKED if blocked else MASKED if masked else DROPOUT if dropout else TILES
+    known = ((amd, AMD), (rotary, ROTARY), (blocked, BLOCKED), (masked, MASKED), (dropout, DROPOUT))
+    first = next((table for asked, table in known if asked), TILES)
     return first[key] if key in first else TILES[key]

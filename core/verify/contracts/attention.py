@@ -43,7 +43,10 @@ __all__ = [
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
+BLOCKS: dict[str, Any] = {"block_mask": "1HMN", "block_size": 64}
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
+ROTARY: dict[str, Any] = {"rotary": "half", "dropout_p": 0.1}
+NEIGHBOURS: dict[str, Any] = {"rotary": "interleaved"}
 SCORES: dict[str, Any] = {
     "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN", "sinks": True,
     "groups": 3,
@@ -182,7 +185,7 @@ CONTRACT = Contract(
     properties=PROPERTIES,
     small=small,
     # As models call it, with the tiles that are chosen: the least there is, dropout, everything;
-    # then rows that are not aligned, and packed sequences.
+    # then rows that are not aligned, packed sequences, rotary positions, and blocks.
     compiled=tuple(
         Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions in (
@@ -199,7 +202,14 @@ CONTRACT = Contract(
                 (8, 24, 40, 72, 136),
                 (("bfloat16", False, (EVERYTHING,)), ("float32", False, (EVERYTHING,))),
             ),
-            ((64, 128, 256), (("bfloat16", False, (PACKED,)), ("float32", False, (PACKED,)))),
+            (
+                (64, 128, 256),
+                (
+                    ("bfloat16", False, (PACKED, ROTARY, NEIGHBOURS)),
+                    ("float32", False, (PACKED, ROTARY)),
+                ),
+            ),
+            ((64, 128), (("bfloat16", False, (BLOCKS,)), ("float32", False, (BLOCKS,)))),
             ((512,), (("bfloat16", False, (EVERYTHING,)), ("float32", False, (SCORES, PACKED)))),
         )
         for head_dim in head_dims

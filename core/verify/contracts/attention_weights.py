@@ -107,6 +107,7 @@ CONTRACT = Contract(
             ((16, 32, 64, 128, 256), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((64,), (("float16", False), ("float32", True)), {}),
             ((40, 136), (("bfloat16", False), ("float32", False)), EVERYTHING),
+            ((64, 128), (("bfloat16", False), ("float32", False)), {"rotary": "half"}),
         )
         for head_dim in head_dims
         for dtype, allow_tf32 in precisions
