@@ -22,7 +22,6 @@ those of the reference; all tiles are (queries, keys).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,8 +33,8 @@ from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, constants, draw
 from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_at, second, weights
 from twofold.kernels.attention_double_backward_tiles import choose_tile
-from twofold.kernels.attention_parts import at, call, load, place, seen, sequence
-from twofold.kernels.attention_tiles import Tile, aligned, padded
+from twofold.kernels.attention_parts import alike, at, call, load, place, seen, sequence
+from twofold.kernels.attention_tiles import Tile, padded
 from twofold.kernels.rotary import turn_back, turned
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
@@ -268,8 +267,8 @@ def backward(
         q, ddq = (turned(x, *rotary.of_q) for x in (q, ddq))
         k, ddk = (turned(x, *rotary.of_k) for x in (k, ddk))
         options = options._replace(rotary=None)
-    q, dout, ddq = _alike(q, dout, ddq)
-    k, v, ddk, ddv = _alike(k, cache.v, ddk, ddv)
+    q, dout, ddq = alike(q, dout, ddq)
+    k, v, ddk, ddv = alike(k, cache.v, ddk, ddv)
     dq, dk, dv, ddout = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
     )
@@ -302,15 +301,3 @@ def backward(
         turn_back(dq, *rotary.of_q)
         turn_back(dk, *rotary.of_k)
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))
-
-
-def _alike(*arrays: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Return arrays of one shape with the same strides, aligned ones: as they are, or copies."""
-    strides = arrays[0].stride()
-    if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides for x in arrays):
-        return arrays
-    *outer, D = arrays[0].shape
-    room = arrays[0].new_empty((len(arrays), *outer, triton.cdiv(D, 16) * 16))[..., :D]
-    for copy, x in zip(room, arrays, strict=True):
-        copy.copy_(x)
-    return room.unbind()

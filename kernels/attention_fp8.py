@@ -27,9 +27,10 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.attention_fp8_tiles import choose_tile, padded
+from twofold.kernels.attention_fp8_tiles import choose_tile, copied, padded
 from twofold.kernels.attention_parts import (
     LOG2_E,
+    alike,
     at,
     call,
     load,
@@ -51,7 +52,7 @@ from twofold.reference.attention_scores import Options, ScoreMod, Window, sizes
 E4M3 = torch.float8_e4m3fn
 WEIGHTS = tl.constexpr(256.0)  # what a weight is multiplied by before its cast
 SUMMED = tl.constexpr(32)  # products of one instruction of the matrix unit
-ROWS = 64  # that a program of `quantize` takes
+ROWS = 32  # that a program of `quantize` takes
 
 
 @triton.jit
@@ -205,10 +206,14 @@ def forward(
         (B, H, M, D), (M * H * D, D, H * D, 1), dtype=getattr(torch, out_dtype), device=q.device
     )  # heads side by side, as the output projection reads them
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
+    straight = aligned(*q.stride(), *k.stride(), *v.stride())
+    if not straight and copied(D):
+        straight, (q, k, v) = True, (alike(x)[0] for x in (q, k, v))
     tile = tile or choose_tile(
         D,
         masked=mask is not None or options.changes_scores or options.packed,
-        aligned=aligned(*q.stride(), *k.stride(), *v.stride()),
+        aligned=straight,
+        amd=torch.version.hip is not None,
     )
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         call(q, k, v, options.scale(D), options), q_scale, k_scale, v_scale, out, lse,

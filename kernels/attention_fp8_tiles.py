@@ -9,23 +9,32 @@ Key = tuple[str, int]  # for what, padded head_dim
 
 # As large as registers hold without spilling (`twofold verify compile attention_fp8`). Hopper's
 # sums of few products take as many as the sums to which they are added; the addresses of a mask or
-# bias take some too, and so do those of rows that are not aligned.
+# bias take some too, and so do those of rows that are not aligned: of more than 128 features they
+# would spill in any tile, and are copied instead.
 TILES: dict[Key, Tile] = {
     ("plain", 32): Tile(128, 64, 8, 3),
     ("plain", 64): Tile(128, 64, 8, 3),
     ("plain", 128): Tile(64, 64, 8, 2),
     ("plain", 256): Tile(64, 32, 8, 2),
     ("masked", 32): Tile(64, 64, 8, 2),
-    ("masked", 64): Tile(64, 64, 8, 2),
+    ("masked", 64): Tile(64, 32, 8, 2),
     ("masked", 128): Tile(64, 64, 8, 2),
     ("masked", 256): Tile(32, 32, 8, 2),
     ("unaligned", 32): Tile(32, 32, 8, 1),
     ("unaligned", 64): Tile(32, 32, 8, 1),
     ("unaligned", 128): Tile(32, 32, 8, 1),
-    ("unaligned", 256): Tile(16, 32, 16, 1),
+}
+# On AMD a thread has 512 registers if its program has no more than four warps, else 256.
+AMD: dict[Key, Tile] = {
+    ("plain", 128): Tile(64, 64, 4, 1),
+    ("plain", 256): Tile(64, 32, 4, 1),
+    ("masked", 32): Tile(64, 64, 4, 1),
+    ("masked", 64): Tile(64, 32, 4, 1),
+    ("masked", 128): Tile(32, 32, 4, 1),
+    ("masked", 256): Tile(32, 32, 4, 1),
 }
 # Every entry once, for the tests.
-ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(TILES.items())
+ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *AMD.items())
 
 
 def padded(head_dim: int) -> int:
@@ -33,11 +42,20 @@ def padded(head_dim: int) -> int:
     return max(32, attention_tiles.padded(head_dim))
 
 
-def choose_tile(head_dim: int, *, masked: bool = False, aligned: bool = True) -> Tile:
-    """Return the table's tile for a head_dim.
+def copied(head_dim: int) -> bool:
+    """Return whether rows that are not aligned are copied to such as are."""
+    return padded(head_dim) > 128
+
+
+def choose_tile(
+    head_dim: int, *, masked: bool = False, aligned: bool = True, amd: bool = False
+) -> Tile:
+    """Return the tables' tile for a head_dim.
 
     `masked` says that there is a mask or bias, that scores are changed otherwise, or that sequences
-    are packed; `aligned` is what `attention_tiles.aligned` says of the strides.
+    are packed; `aligned` is what `attention_tiles.aligned` says of the strides, and always true
+    where `copied` is.
     """
     what = "unaligned" if not aligned else "masked" if masked else "plain"
-    return TILES[what, padded(head_dim)]
+    key = (what, padded(head_dim))
+    return AMD[key] if amd and key in AMD else TILES[key]

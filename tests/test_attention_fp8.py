@@ -27,10 +27,11 @@ def test_every_tile_is_pinned_and_chosen():
     pinned = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
     assert pinned == set(range(len(tiles.ENTRIES)))
     chosen = {
-        tiles.choose_tile(d, masked=masked, aligned=aligned)
+        tiles.choose_tile(d, masked=masked, aligned=aligned, amd=amd)
         for d in range(1, 257)
         for masked in (True, False)
-        for aligned in (True, False)
+        for aligned in ((True,) if tiles.copied(d) else (True, False))
+        for amd in (True, False)
     }
     assert chosen == {tile for _, tile in tiles.ENTRIES}
     assert {tiles.padded(d) for d in range(1, 257)} == {32, 64, 128, 256}

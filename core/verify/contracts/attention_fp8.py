@@ -81,6 +81,8 @@ CONTRACT = Contract(
         # Of some batches all keys are padding; a sink in half precision.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dtype="float16"),
         Case(heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
+        # Rows that are copied, as they are long and not aligned.
+        Case(heads=2, groups=2, seqlen_q=3, seqlen_k=5, head_dim=136, causal=True),
         # Weights that underflow, and values that do.
         Case(seqlen_q=5, seqlen_k=200, logits=10.0, dtype="float32"),
         Case(seqlen_q=5, seqlen_k=70, magnitude="mixed rows", dtype="float32"),
