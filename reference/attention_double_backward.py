@@ -170,7 +170,7 @@ def backward(
     u, dz = t, ds
     if slope is not None:
         bent = bend(pairs(q * q.dtype.type(scale), k), options)
-        u, dz = slope * t + np.where(p == 0, 0, bent * ds * a), slope * ds
+        u, dz = slope * t + np.where(p == 0, 0, bent) * ds * a, slope * ds
     # (16) gradients of the inputs
     dq = (over_keys(u, k) + over_keys(dz, ddk)) * scale
     dk = (over_queries(u, q) + over_queries(dz, ddq)) * scale
@@ -196,5 +196,6 @@ def bend(s: Array, options: Options) -> Any:
     if options.score_mod is not None and options.score_mod.second_derivative is not None:
         mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
         further = options.score_mod.second_derivative(s, *where, mod.args)
-        bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
+        with np.errstate(invalid="ignore"):  # where nothing is attended they may be infinite
+            bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
     return np.asarray(bent).astype(dtype, copy=False)

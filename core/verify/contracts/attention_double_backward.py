@@ -21,7 +21,7 @@ from twofold.core.verify.contracts.attention_double_backward_domain import (
     truth,
 )
 from twofold.core.verify.contracts.attention_double_backward_properties import PROPERTIES
-from twofold.core.verify.contracts.attention_scoring import SMOOTH
+from twofold.core.verify.contracts.attention_scoring import SMOOTH, STEEP
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
 
 __all__ = ["CONTRACT", "Case", "Inputs", "inputs", "run", "small", "truth"]
@@ -92,6 +92,8 @@ CONTRACT = Contract(
             key_lengths=True,
         ),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SMOOTH, key_lengths=True),
+        # Where a query may not attend the derivatives may be anything; it knows its own place.
+        Case(seqlen_q=35, seqlen_k=35, score_mod=STEEP, window_size=(8, 0)),
         # Three slices of the features.
         Case(dtype="bfloat16", seqlen_q=5, seqlen_k=7, head_dim=257, causal=True),
         # Turned by their positions, in both forms, packed or not.

@@ -42,11 +42,6 @@ def squashed_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
     return limit / (room * room)
 
 
-def steep_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """That of `squashed`, but ∞ at keys after the query, to which no causal call attends."""
-    return squashed_slope(s, b, h, i, j, args) * np.where(j > i, np.inf, 1.0)
-
-
 def smooth(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
     """Do as `squashed` with a function that has a second derivative at 0, too."""
     limit, slope = args
@@ -67,6 +62,17 @@ def smooth_bend(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
     return -3.0 * limit * s / (room * room * np.sqrt(room))
 
 
+def steep_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """That of `smooth`, but ∞ at keys after the query, and at those more than FAR before it."""
+    return smooth_slope(s, b, h, i, j, args) * np.where((j > i) | (j < i - FAR), np.inf, 1.0)
+
+
+def steep_bend(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
+    """Return as `steep_slope` does the second derivative."""
+    return smooth_bend(s, b, h, i, j, args) * np.where((j > i) | (j < i - FAR), np.inf, 1.0)
+
+
+FAR = 8
 ARGS = (3.0, 0.125)  # the slope is a power of two, so that its products with integers are exact
 
 
@@ -79,7 +85,7 @@ def _triton() -> ScoreMod:
 def _steep_triton() -> ScoreMod:
     from twofold.core.verify.contracts import attention_scoring_kernels as kernels
 
-    return ScoreMod(kernels.squashed, kernels.steep_slope, ARGS)
+    return ScoreMod(kernels.smooth, kernels.steep_slope, ARGS, kernels.steep_bend)
 
 
 def _smooth_triton() -> ScoreMod:
@@ -89,7 +95,7 @@ def _smooth_triton() -> ScoreMod:
 
 
 SQUASHED = Scoring("SQUASHED", lambda: ScoreMod(squashed, squashed_slope, ARGS), _triton)
-STEEP = Scoring("STEEP", lambda: ScoreMod(squashed, steep_slope, ARGS), _steep_triton)
+STEEP = Scoring("STEEP", lambda: ScoreMod(smooth, steep_slope, ARGS, steep_bend), _steep_triton)
 SMOOTH = Scoring(
     "SMOOTH", lambda: ScoreMod(smooth, smooth_slope, ARGS, smooth_bend), _smooth_triton
 )

@@ -5,6 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from twofold.core.verify.contracts import attention_scoring as scoring
+
+FAR = tl.constexpr(scoring.FAR)
+
 
 @triton.jit
 def squashed(s, b, h, i, j, args):
@@ -19,12 +23,6 @@ def squashed_slope(s, b, h, i, j, args):
     limit, slope = args
     room = 1.0 + tl.abs(s)
     return limit / (room * room)
-
-
-@triton.jit
-def steep_slope(s, b, h, i, j, args):
-    """That of `squashed`, but ∞ at keys after the query, to which no causal call attends."""
-    return squashed_slope(s, b, h, i, j, args) * tl.where(j > i, float("inf"), 1.0)
 
 
 @triton.jit
@@ -48,3 +46,15 @@ def smooth_bend(s, b, h, i, j, args):
     limit, _ = args
     room = 1.0 + s * s
     return -3.0 * limit * s / (room * room * tl.sqrt(room))
+
+
+@triton.jit
+def steep_slope(s, b, h, i, j, args):
+    """That of `smooth`, but ∞ at keys after the query, and at those more than FAR before it."""
+    return smooth_slope(s, b, h, i, j, args) * tl.where((j > i) | (j < i - FAR), float("inf"), 1.0)
+
+
+@triton.jit
+def steep_bend(s, b, h, i, j, args):
+    """Return as `steep_slope` does the second derivative."""
+    return smooth_bend(s, b, h, i, j, args) * tl.where((j > i) | (j < i - FAR), float("inf"), 1.0)

@@ -145,35 +145,52 @@ _DECODE = (
     )
 )
 
-_FP8 = of(
-    "kernels/attention_fp8.py",
-    {
-        VISITED_IN_VAIN: (
-            *last("forward_kernel", "BLOCK_M", "seq.M"),
-            *early("forward_kernel", "q", "M"),
-            *start("forward_kernel"),
-        ),
-        "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
-        "it is broadcast all the same": (
-            (
-                "forward_kernel",
-                "tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E"
-                " → tl.load(x.sinks + h).to(tl.float32) * LOG2_E",
+_FP8 = (
+    of(
+        "kernels/attention_fp8.py",
+        {
+            VISITED_IN_VAIN: (
+                *last("forward_kernel", "BLOCK_M", "seq.M"),
+                *early("forward_kernel", "q", "M"),
+                *start("forward_kernel"),
             ),
-        ),
-        STORE_CASTS: (
-            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
-            ("cast_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),
-        ),
-    },
-) + of(
-    "reference/attention_fp8.py",
-    {
-        "the numbers are the same in another dtype": (
-            ("forward", "drop .astype(out_dtype or q.dtype) of out"),
-            ("forward", "out_dtype or q.dtype → out_dtype and q.dtype"),
-        ),
-    },
+            "it was 0 so far": (("forward_kernel", "total += 1.0 → total = 1.0"),),
+            "it is broadcast all the same": (
+                (
+                    "forward_kernel",
+                    "tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E"
+                    " → tl.load(x.sinks + h).to(tl.float32) * LOG2_E",
+                ),
+            ),
+            STORE_CASTS: (
+                ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
+                ("cast_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),
+            ),
+            "magnitudes and the largest are exact in any dtype": (
+                ("largest_kernel", "drop .to(tl.float32) of *"),
+            ),
+            "divided by a float32 it becomes one": (("cast_kernel", "drop .to(tl.float32) of *"),),
+        },
+    )
+    + of(
+        "kernels/attention_fp8_tiles.py",
+        {
+            "it computes the same, at another cost": (
+                ("copied", "*"),
+                ("choose_tile", "masked → not masked"),
+                ("choose_tile", "amd and key in AMD → amd or key in AMD"),
+            ),
+        },
+    )
+    + of(
+        "reference/attention_fp8.py",
+        {
+            "the numbers are the same in another dtype": (
+                ("forward", "drop .astype(out_dtype or q.dtype) of out"),
+                ("forward", "out_dtype or q.dtype → out_dtype and q.dtype"),
+            ),
+        },
+    )
 )
 
 _LAST_KEY = "last = tl.minimum(start + BLOCK_N, seq.present) - 1"
@@ -213,6 +230,15 @@ _DOUBLE = (
         },
     )
     + of(
+        "kernels/attention_double_backward_parts.py",
+        {
+            "where the weight is 0 that is multiplied by 0": (
+                ("second", "slope = tl.where(p == 0.0, 0.0, change * slope)", "0.0 → 1.0 (2)"),
+                ("second", "bend = tl.where(p == 0.0, 0.0, bend)", "0.0 → 1.0 (2)"),
+            ),
+        },
+    )
+    + of(
         "kernels/attention_double_backward_tiles.py",
         {"the kernels take no float64": (("choose_tile", "4 → 5"),)},
     )
@@ -221,6 +247,13 @@ _DOUBLE = (
         {
             "NumPy's functions, of which the contract's are made, keep float32 and float64": (
                 ("bend", "drop .astype(dtype) of np.asarray(bent)"),
+            ),
+            "where the weight is 0 that is multiplied by 0": (
+                (
+                    "backward",
+                    "slope = None if cache.slope is None else np.where(p == 0, 0, cache.slope)",
+                    "0 → 1 (2)",
+                ),
             ),
         },
     )
