@@ -27,6 +27,8 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import attention_blocks
+from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_fp8_tiles import choose_tile, copied, padded
 from twofold.kernels.attention_parts import (
     LOG2_E,
@@ -47,7 +49,7 @@ from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check, check_quantize
-from twofold.reference.attention_scores import Options, ScoreMod, Window, sizes
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 
 E4M3 = torch.float8_e4m3fn
 WEIGHTS = tl.constexpr(256.0)  # what a weight is multiplied by before its cast
@@ -101,9 +103,11 @@ def forward_kernel(
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
+    begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
+            start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             # (1) scores
             k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
@@ -179,6 +183,8 @@ def forward(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
     out_dtype: str | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,6 +198,7 @@ def forward(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+        block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.dtype("q", q, "float8_e4m3fn")
@@ -211,12 +218,16 @@ def forward(
         straight, (q, k, v) = True, (alike(x)[0] for x in (q, k, v))
     tile = tile or choose_tile(
         D,
-        masked=mask is not None or options.changes_scores or options.packed,
+        masked=mask is not None
+        or options.changes_scores
+        or options.packed
+        or block_mask is not None,
         aligned=straight,
         amd=torch.version.hip is not None,
     )
+    x = attention_blocks.over_keys(call(q, k, v, options.scale(D), options), tile)
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
-        call(q, k, v, options.scale(D), options), q_scale, k_scale, v_scale, out, lse,
+        x, q_scale, k_scale, v_scale, out, lse,
         q_scale.stride(), k_scale.stride(), v_scale.stride(), out.stride(),
         D=D, SCORE=None if score_mod is None else score_mod.function,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded(D),

@@ -52,9 +52,9 @@ def choose_tile(
 ) -> Tile:
     """Return the tables' tile for a head_dim.
 
-    `masked` says that there is a mask or bias, that scores are changed otherwise, or that sequences
-    are packed; `aligned` is what `attention_tiles.aligned` says of the strides, and always true
-    where `copied` is.
+    `masked` says that there is a mask, of blocks or not, or a bias, that scores are changed
+    otherwise, or that sequences are packed; `aligned` is what `attention_tiles.aligned` says of the
+    strides, and always true where `copied` is.
     """
     what = "unaligned" if not aligned else "masked" if masked else "plain"
     key = (what, padded(head_dim))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
-from twofold.reference.attention_scores import Options, ScoreMod, Window, pack, unpack
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,6 +54,7 @@ def check(
         q=q, k=k, v=v, q_scale=q_scale, bias=options.bias, mask=options.mask,
         key_lengths=options.key_lengths, sinks=options.sinks, alibi_slopes=options.alibi_slopes,
         cu_seqlens_q=options.cu_seqlens_q, cu_seqlens_k=options.cu_seqlens_k,
+        block_mask=options.block_mask,
     )  # fmt: skip
 
 
@@ -85,6 +86,8 @@ def forward(
     cu_seqlens_k: Array | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
     out_dtype: str | None = None,
 ) -> tuple[Array, Array]:
     """Let every query gather the values of the keys it attends to.
@@ -97,8 +100,8 @@ def forward(
         k_scale, v_scale: broadcastable to (B, K), of q_scale's dtype. Of packed sequences each has
             scales of its own, (S, H) and (S, K), or they are broadcast.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks, mask,
-            key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k: as in
-            `attention.forward`.
+            key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_mask,
+            block_size: as in `attention.forward`.
         bias: as there, of any floating dtype.
         out_dtype: name of the output's dtype, by default that of the scales.
 
@@ -112,6 +115,7 @@ def forward(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+        block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.floating(q=q)

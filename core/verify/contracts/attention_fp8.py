@@ -86,6 +86,24 @@ CONTRACT = Contract(
         # Weights that underflow, and values that do.
         Case(seqlen_q=5, seqlen_k=200, logits=10.0, dtype="float32"),
         Case(seqlen_q=5, seqlen_k=70, magnitude="mixed rows", dtype="float32"),
+        # Blocks smaller and larger than a tile, of tiles that a window cuts and that it does not.
+        *(
+            Case(
+                batch=2,
+                heads=2,
+                groups=2,
+                seqlen_q=139,
+                seqlen_k=150,
+                block_mask=axes,
+                block_size=size,
+                window_size=window,
+            )
+            for axes, size, window in (
+                ("BHMN", (5, 27), (40, 3)),
+                ("1HMN", (48, 70), None),
+                ("B1M1", (20, 1), (9, 60)),
+            )
+        ),
         # Packed sequences, longer and shorter than a tile, and empty.
         *(
             Case(

@@ -17,7 +17,7 @@ from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
 from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, truth
 from twofold.core.verify.contracts.attention_packed import padded
-from twofold.core.verify.contracts.attention_sample import full_live
+from twofold.core.verify.contracts.attention_sample import bare, full_live, outer, unmasked
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, exact, machine
 from twofold.kernels.attention_fp8_tiles import ENTRIES
@@ -76,7 +76,7 @@ def scales_are_factors(subject: Subject, case: Case) -> None:
 
 def equal_values(subject: Subject, case: Case) -> None:
     """Whoever averages equal values has that value."""
-    case = replace(bare(case), causal=False, window_size=None, mask=None, key_lengths=False)
+    case = unmasked(case)
     given = inputs(case)
     v = given.call.v.copy()
     v[:] = v[:, :, :1]
@@ -92,10 +92,7 @@ def one_key(subject: Subject, case: Case) -> None:
 
     What else rounds is the weight before its cast, in the sum, and the steps from there.
     """
-    case = replace(
-        bare(case), seqlen_k=1, causal=False, window_size=None, mask=None, key_lengths=False,
-        dtype="float32",
-    )  # fmt: skip
+    case = replace(unmasked(case), seqlen_k=1, dtype="float32")
     given, on = inputs(case), machine("float32")
     v, total = exact(given.call.v, on), Approx(np.ones(()), np.asarray(on.u_function), on)
     by = exact(np.broadcast_to(given.v_scale, given.call.v.shape[:2])[..., None, None], on)
@@ -158,7 +155,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
         q=turned(call.q),
         k=turned(call.k),
         v=turned(call.v),
-        mask=turned(call.mask, 0 if call.mask is None else max(0, call.mask.ndim - 2)),
+        mask=turned(call.mask, outer(call.mask)),
+        block_mask=turned(call.block_mask, outer(call.block_mask)),
         key_lengths=turned(call.key_lengths, 1),
     )
     q_scale, k_scale, v_scale, x = (turned(x) for x in given[1:])
@@ -228,14 +226,6 @@ def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
     first, second = subject.compute(case, given), subject.compute(other, given)
     for name, bound in truth(case, given).items():
         claims.agree(name, first[name], second[name], bound, what)
-
-
-def bare(case: Case) -> Case:
-    """Return the case, not packed, whose scores are products and whose heads have own keys."""
-    return replace(
-        case, packed=False, groups=1, softcap=None, score_mod=None, alibi=None, bias=None,
-        sinks=False,
-    )  # fmt: skip
 
 
 PROPERTIES: Mapping[str, Property] = {

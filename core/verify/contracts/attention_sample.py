@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from twofold.core.verify.attention_bound import partnered
 from twofold.core.verify.contracts.attention_domain import Case, Inputs, options, scale
 from twofold.core.verify.rounding import Approx, Array, exact, machine
 from twofold.reference.attention_scores import attended
+
+C = TypeVar("C", bound=Case)
 
 QUERIES = {"out", "lse", "dq"}  # outputs with an axis of queries
 ALL = 64  # queries, up to which all are taken
@@ -110,7 +113,7 @@ class Sample:
             claims.agree(name, one, two, bounds[name], what)
 
 
-def plain(case: Case) -> Case:
+def plain(case: C) -> C:
     """Return the case without what belongs to no other call: dropout, a gradient of lse.
 
     Nor is it packed: what holds of batches holds of packed sequences, which are as batches are, and
@@ -119,7 +122,7 @@ def plain(case: Case) -> Case:
     return replace(case, dropout_p=0.0, dlse=False, packed=False, rotary=None)
 
 
-def unmasked(case: Case) -> Case:
+def unmasked(case: C) -> C:
     """Return the bare case in which every query attends to every key."""
     return replace(
         bare(case), causal=False, window_size=None, mask=None, key_lengths=False,
@@ -127,14 +130,14 @@ def unmasked(case: Case) -> Case:
     )  # fmt: skip
 
 
-def bare(case: Case) -> Case:
+def bare(case: C) -> C:
     """Return the plain case whose scores are products and whose heads have keys of their own."""
     return replace(
         plain(case), groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False
     )
 
 
-def as_padded(case: Case) -> Case:
+def as_padded(case: C) -> C:
     """Return the packed case with all that makes its bits those of its padded batches.
 
     See the property "packed is padded" of attention.

@@ -140,6 +140,9 @@ _PARTS = of(
             ("seen", _STOP, "0 → 1"),
             ("tile_start", "left = tl.maximum(full - begin, 0) // BLOCK", "0 → 1"),
         ),
+        "products of what is not rounded are closer still, and cost more": (
+            ("load", "drop .to(x.dtype) of x.to(tl.float32) * cos*"),
+        ),
         "an integer that meets float32 becomes float32": (
             ("scores", "drop .to(tl.float32) of tl.abs(rows + seq.shift - columns)"),
         ),
@@ -173,6 +176,10 @@ _PARTS = of(
             ("scores", "tl.load(where, mask=inside, other=0.0): drop other"),
         ),
         BOTH_FLOAT32: (
+            ("load", "drop .to(tl.float32) of tl.load(turn[0]*"),
+            ("load", "drop .to(tl.float32) of tl.load(turn[1]*"),
+            ("load", "drop .to(tl.float32) of x"),
+            ("load", "drop .to(tl.float32) of y"),
             ("scores", "drop .to(tl.float32) of tl.load(where*"),
             ("scores", "drop .to(tl.float32) of slope"),
         ),
@@ -201,10 +208,6 @@ _TILES = of(
     {
         "another tile of the tables: it computes the same, at another cost": (
             ("choose_tile", "not aligned → aligned"),
-            ("choose_tile", "dropout → not dropout"),
-            ("choose_tile", "masked → not masked"),
-            ("choose_tile", "blocked → not blocked"),
-            ("choose_tile", "amd → not amd"),
             ("aligned", "*"),
             ("choose_tile", "features > 256 → features >= 256"),
             ("choose_tile", "256 → 255"),
