@@ -89,8 +89,11 @@ CONTRACT = Contract(
             )
             for first, causal, axes in ((-1, True, "BHMN"), (35, "top-left", "MN"))
         ),
-        # Some queries, and one row of a bias and a mask for all.
-        Case(seqlen_q=9, seqlen_k=7, bias="1N", mask="1N", first_row=3, queries=4),
+        # Some queries, and one row of a bias and a mask for all, with an axis for it and without.
+        *(
+            Case(seqlen_q=9, seqlen_k=7, bias=axes, mask=axes, first_row=3, queries=4)
+            for axes in ("1N", "N")
+        ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, key_lengths=True, lse="lost"),
         # Some queries among those that are turned, and all.
         Case(batch=2, seqlen_q=9, seqlen_k=5, rotary="half", first_row=3, queries=4),

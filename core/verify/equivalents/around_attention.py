@@ -254,6 +254,11 @@ _DOUBLE = (
                     "slope = None if cache.slope is None else np.where(p == 0, 0, cache.slope)",
                     "0 → 1 (2)",
                 ),
+                (
+                    "backward",
+                    "u, dz = slope * t + np.where(p == 0, 0, bent) * ds * a, slope * ds",
+                    "0 → 1 (2)",
+                ),
             ),
         },
     )
