@@ -108,6 +108,22 @@ CONTRACT = Contract(
         ),
         Case(seqlen_q=40, seqlen_k=70, window_size=(20, None), causal="top-left", sinks=True),
         *(Case(seqlen_q=9, seqlen_k=n, window_size=(2**31 - 2,) * 2) for n in (5, 9, 17)),
+        # A bias, and packed sequences, of less than a tile: most faults are in these already.
+        *(
+            Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, bias=axes, dropout_p=0.5)
+            for axes in ("BHMN", "1H1N")
+        ),
+        Case(
+            batch=3,
+            heads=2,
+            groups=2,
+            seqlen_q=7,
+            seqlen_k=9,
+            packed=True,
+            causal=True,
+            dlse=True,
+            bias="BHMN",
+        ),
         # Every way in which a bias is broadcast, over more than a tile; where causal, only the last
         # query sees the first key of the last tile.
         *(

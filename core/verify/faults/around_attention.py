@@ -11,6 +11,7 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
     "kernels/attention_double_backward_parts.py",
     "reference/attention_double_backward.py",
 )
+ATTENTION_PARTS = "kernels/attention_parts.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 DECODE, DECODE_REFERENCE = "kernels/attention_decode.py", "reference/attention_decode.py"
 FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
@@ -304,6 +305,15 @@ _DOUBLE: tuple[Row, ...] = (
          "keep = dropout.attention_keep(seed, b, h, seq.q_first + rows, start"),
     ),
     (
+        DOUBLE, "ddq and ddk are not turned to their positions", "",
+        ("q, ddq = (turned(x, *rotary.of_q) for x in (q, ddq))", "q = turned(q, *rotary.of_q)"),
+        ("k, ddk = (turned(x, *rotary.of_k) for x in (k, ddk))", "k = turned(k, *rotary.of_k)"),
+    ),
+    (
+        DOUBLE, "dk is turned back by the angles of q", "",
+        ("turn_back(dk, *rotary.of_k)", "turn_back(dk, *rotary.of_q)"),
+    ),
+    (
         DOUBLE, "the last tile of a packed sequence is written into the next", "",
         ("inside = (first + m < seq.M) & (d < D)", "inside = (query + m < x.M) & (d < D)"),
     ),
@@ -323,7 +333,7 @@ _DOUBLE: tuple[Row, ...] = (
         ("tl.store(dk_at, (dk * x.softmax_scale)", "tl.store(dk_at, dk"),
     ),
     (
-        DOUBLE, "ddk and ddv are read as if they lay like k", "flash-attention#355",
+        ATTENTION_PARTS, "ddk and ddv are read as if they lay like k", "flash-attention#355",
         (
             "if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides "
             "for x in arrays):",
@@ -340,7 +350,7 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_REFERENCE, "a softcap's slope is taken for a constant", "",
-        ("slope * t + np.where(p == 0, 0, bent * ds * a)", "slope * t"),
+        ("slope * t + np.where(p == 0, 0, bent) * ds * a", "slope * t"),
     ),
 )  # fmt: skip
 
