@@ -200,8 +200,9 @@ CONTRACT = Contract(
     ),
     properties=PROPERTIES,
     small=small,
-    # As models call it, with the tiles that are chosen: the least there is, dropout, everything;
-    # then rows that are not aligned, packed sequences, rotary positions, and blocks.
+    # As models call it, with the tiles that are chosen: the least there is, dropout, what else is
+    # done to scores, everything (from 64 features on in packed sequences), also in rows that are
+    # not aligned; rotary positions, and blocks.
     compiled=tuple(
         Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions in (
@@ -209,13 +210,13 @@ CONTRACT = Contract(
                 (16, 32, 64, 128, 256),
                 (
                     ("float16", False, (LEAST,)),
-                    ("bfloat16", False, (DROPOUT, EVERYTHING, SCORES)),
-                    ("float32", False, (DROPOUT, EVERYTHING, SCORES)),
+                    ("bfloat16", False, (DROPOUT, SCORES)),
+                    ("float32", False, (DROPOUT, SCORES)),
                     ("float32", True, (LEAST,)),
                 ),
             ),
             (
-                (8, 24, 40, 72, 136),
+                (8, 16, 24, 32, 40, 72, 136),
                 (("bfloat16", False, (EVERYTHING,)), ("float32", False, (EVERYTHING,))),
             ),
             (
