@@ -92,6 +92,7 @@ FEATURES = {
     "ALiBi": {"alibi": "BH"},
     "bias": {"bias": "1HMN"},
     "mask": {"mask": "B1MN"},
+    "mask of blocks": {"block_mask": "1HMN", "block_size": (5, 24)},
     "function of scores": {"score_mod": SQUASHED},
     "packed": {"packed": True},
     "scales of heads": {"scales": "1H"},
