@@ -65,8 +65,8 @@ ROTATED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("half", {"batch": 2, "heads": 2, "groups": 2, "bias": "1HMN", "causal": True}),
     ("interleaved", {"batch": 2, "head_dim": 12, "dtype": "bfloat16"}),
     ("half", {"batch": 3, "packed": True, "dtype": "float16", "head_dim": 10}),
-    ("half", {"head_dim": 260}),
-    ("interleaved", {"head_dim": 260, "seqlen_q": 3, "bias": "MN"}),
+    ("half", {"head_dim": 260, "seqlen_q": 3, "seqlen_k": 5}),
+    ("interleaved", {"head_dim": 260, "seqlen_q": 3, "seqlen_k": 5, "bias": "MN"}),
 )
 
 CONTRACT = Contract(
@@ -88,8 +88,9 @@ CONTRACT = Contract(
         *(
             Case(
                 dtype="float32" if element_size == 4 else ("float16", "bfloat16")[i % 2],
-                seqlen_q=tile.block_m + 1,
-                seqlen_k=2 * tile.block_n + 1,
+                # Of more than 256 features a pair costs the most.
+                seqlen_q=tile.block_m + 1 if head_dim <= 256 else 5,
+                seqlen_k=(2 if head_dim <= 256 else 1) * tile.block_n + 1,
                 head_dim=head_dim,
                 causal=i % 4 != 3,
                 key_lengths=i % 2 == 1,
