@@ -10,13 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from twofold.core.verify.contract import Bits, Outputs, compare, same_bits
+from twofold.core.verify.contract import Bits, Outputs, Subject, compare, same_bits
 from twofold.core.verify.rounding import Approx, Array
 
-__all__ = ["Bits", "adjoint", "agree", "numbers", "products", "same_bits", "slopes", "within"]
+__all__ = [
+    "Bits",
+    "adjoint",
+    "agree",
+    "numbers",
+    "one_truth",
+    "products",
+    "same_bits",
+    "slopes",
+    "within",
+]
 
 
 def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
@@ -29,6 +40,15 @@ def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> N
     """Raise unless two results of one truth are no further apart than both may be off."""
     value = np.where(np.isfinite(first), first, bound.value).astype(np.float64)
     within(name, second, replace(bound, value=value, error=2 * bound.error), what)
+
+
+def one_truth(
+    subject: Subject, case: Any, other: Any, given: Any, bounds: Mapping[str, Approx], what: str
+) -> None:
+    """Raise unless the results of two cases, of which the same is true, may be of one truth."""
+    first, second = subject.compute(case, given), subject.compute(other, given)
+    for name, bound in bounds.items():
+        agree(name, first[name], second[name], bound, what)
 
 
 def products(

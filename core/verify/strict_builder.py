@@ -203,7 +203,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return result
 
     def _with_e4m3(self, src: Any, target: Any) -> Any:
-        """Cast from or to float8_e4m3fn by way of float32, which holds it exactly."""
+        """Cast; from or to float8_e4m3fn by way of float32, which holds it exactly."""
         if src.dtype.scalar == tl.float8e4nv:
             src = TensorHandle(numerics.from_e4m3(src.data), tl.float32)
         if target != tl.float8e4nv:
@@ -216,15 +216,10 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         known = {tl.float8e4nv, tl.float16, tl.bfloat16, tl.float32}
         if not self.strict.numerics or not kinds <= known:
             return super().create_dot(a, b, d, input_precision, *how)
-        x, y = (self._in_32_bits(operand).data for operand in (a, b))
+        x, y = (self._with_e4m3(operand, tl.float32).data for operand in (a, b))
         precision = input_precision.name.lower() if kinds == {tl.float32} else "ieee"
         result = numerics.dot(x, y, d.data, precision)
         return TensorHandle(result.astype(d.data.dtype, copy=False), d.dtype.scalar)
-
-    def _in_32_bits(self, operand: Any) -> Any:
-        if operand.dtype.scalar == tl.float8e4nv:
-            return self._with_e4m3(operand, tl.float32)
-        return self.cast_impl(operand, tl.float32)
 
     def get_bf16(self, value: Any) -> Any:
         return TensorHandle(numerics.to_bfloat16(np.array([value])), tl.bfloat16)

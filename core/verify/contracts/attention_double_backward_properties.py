@@ -227,21 +227,19 @@ def masked_rows(subject: Subject, case: Case) -> None:
 def other_strides(subject: Subject, case: Case) -> None:
     """However the inputs lie in memory, the results are within the bound of one truth."""
     layout = "contiguous" if case.layout != "contiguous" else "heads inside"
-    agreeing(subject, case, replace(case, layout=layout), f"laid out {layout}")
+    given = inputs(case)
+    claims.one_truth(
+        subject, case, replace(case, layout=layout), given, truth(case, given), f"laid out {layout}"
+    )
 
 
 def other_tiles(subject: Subject, case: Case) -> None:
     """Another tile of the table is as good: both results are within the bound of one truth."""
     other = replace(case, tile=case.seed % len(ENTRIES))
-    agreeing(subject, case, other, f"with {ENTRIES[other.tile or 0][1]}")
-
-
-def agreeing(subject: Subject, case: Case, other: Case, what: str) -> None:
-    """Raise unless two cases of one truth give results that may be of one truth."""
     given = inputs(case)
-    first, second = subject.compute(case, given), subject.compute(other, given)
-    for name, bound in truth(case, given).items():
-        claims.agree(name, first[name], second[name], bound, what)
+    claims.one_truth(
+        subject, case, other, given, truth(case, given), f"with {ENTRIES[other.tile or 0][1]}"
+    )
 
 
 def reordered_keys(subject: Subject, case: Case) -> None:

@@ -82,8 +82,8 @@ def equal_values(subject: Subject, case: Case) -> None:
     v[:] = v[:, :, :1]
     given = given._replace(call=given.call._replace(v=v))
     by = np.broadcast_to(given.v_scale, v.shape[:2])[..., None, None]
-    value = np.broadcast_to((v[:, :, :1] * by), truth(case, given)["out"].value.shape)
-    bound = replace(truth(case, given)["out"], value=value)
+    bound = truth(case, given)["out"]
+    bound = replace(bound, value=np.broadcast_to(v[:, :, :1] * by, bound.value.shape))
     claims.within("out", subject.compute(case, given)["out"], bound, "of equal values")
 
 
@@ -210,22 +210,20 @@ def packed_as_padded(subject: Subject, case: Case) -> None:
 def other_strides(subject: Subject, case: Case) -> None:
     """However q, k and v lie in memory, the results are within the bound of one truth."""
     other = "contiguous" if case.layout != "contiguous" else "transposed"
-    same_in(subject, case, replace(case, layout=other), f"laid out {other}")
+    given = inputs(case)
+    claims.one_truth(
+        subject, case, replace(case, layout=other), given, truth(case, given), f"laid out {other}"
+    )
 
 
 def other_tiles(subject: Subject, case: Case) -> None:
     """Another tile of the table is as good: both results are within the bound of one truth."""
     fitting = [i for i, ((_, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
     other = replace(case, tile=fitting[case.seed % len(fitting)])
-    same_in(subject, case, other, f"with {ENTRIES[other.tile or 0][1]}")
-
-
-def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
-    """Raise unless two cases of one truth give results that may be of one truth."""
     given = inputs(case)
-    first, second = subject.compute(case, given), subject.compute(other, given)
-    for name, bound in truth(case, given).items():
-        claims.agree(name, first[name], second[name], bound, what)
+    claims.one_truth(
+        subject, case, other, given, truth(case, given), f"with {ENTRIES[other.tile or 0][1]}"
+    )
 
 
 PROPERTIES: Mapping[str, Property] = {
