@@ -24,6 +24,7 @@ from twofold.core.verify.contract import (
     some_properties,
     subject,
 )
+from twofold.core.verify.processes import processes
 from twofold.core.verify.rounding import exact, machine
 
 ops.triton_device()  # before a contract imports the kernels' tile tables
@@ -145,3 +146,11 @@ def test_bits_are_compared_with_nan_in_mind():
     same_bits({"out": x}, {"out": x.copy()}, "here")
     with pytest.raises(AssertionError, match="out differs here"):
         same_bits({"out": x}, {"out": np.array([1.0, 2.0])}, "here")
+
+
+@pytest.mark.parametrize("side", ops.SIDES)
+def test_other_processes_judge_pinned_cases_alike(request, side):
+    judged = request.getfixturevalue(side)
+    alone = report.verify("layer_norm", judged, 1)
+    with processes(judged, 2) as pool:
+        assert report.verify("layer_norm", judged, 1, pool) == alone

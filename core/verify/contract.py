@@ -312,25 +312,33 @@ def derandomised(examples: int, *phases: Phase, report_multiple_bugs: bool = Tru
     )
 
 
-def explore(contract: Contract, side: Side, examples: int) -> list[Finding]:
-    """Judge the pinned cases and `examples` drawn ones; a violation is shrunk and ends the search.
+def judge_pinned(
+    contract: Contract, side: Side, numbers: Iterable[int] | None = None
+) -> list[Finding]:
+    """Judge the pinned cases of these numbers, or all."""
+    found = []
+    for number in range(len(contract.pinned)) if numbers is None else numbers:
+        found += judge(contract, side, fitting(side, contract.pinned[number]))
+    return found
 
-    Each drawn case is asked for a few of the properties, which are drawn, too. The draw is
-    derandomised: the same contract gives the same cases.
+
+def search(contract: Contract, side: Side, examples: int) -> list[Finding]:
+    """Judge `examples` drawn cases; a violation is shrunk and ends the search.
+
+    Each case is asked for a few of the properties, which are drawn, too. The draw is derandomised:
+    the same contract gives the same cases.
     """
     found: list[Finding] = []
+    if not examples:  # which Hypothesis would not take
+        return found
 
-    # Hypothesis takes no 0, even where none is drawn.
-    @derandomised(max(examples, 1), Phase.generate, Phase.shrink)
+    @derandomised(examples, Phase.generate, Phase.shrink)
     @given(contract.cases, some_properties(contract))
-    def search(case: Any, names: list[str]) -> None:
+    def judged(case: Any, names: list[str]) -> None:
         found.extend(hold(contract, side, fitting(side, case), names))
 
     try:
-        for case in contract.pinned:
-            found.extend(hold(contract, side, fitting(side, case), ()))
-        if examples:
-            search()
+        judged()
     except Violation as violation:
         found.extend(violation.findings)
     return found

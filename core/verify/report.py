@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from twofold.core.ops import OPERATORS, Side
-from twofold.core.verify.contract import PROPERTY, Contract, Finding, explore
+from twofold.core.verify.contract import PROPERTY, Contract, Finding, judge_pinned, search
+
+if TYPE_CHECKING:
+    from twofold.core.verify.processes import Pool
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,19 @@ def contract_module(operator: str) -> Any:
     return importlib.import_module(f"twofold.core.verify.contracts.{operator}")
 
 
-def verify(operator: str, side: Side, examples: int) -> list[Row]:
-    """Judge a side by an operator's contract: the pinned cases and `examples` drawn ones."""
-    return summarise(explore(contract(operator), side, examples))
+def verify(operator: str, side: Side, examples: int, pool: Pool | None = None) -> list[Row]:
+    """Judge a side by an operator's contract: the pinned cases and `examples` drawn ones.
+
+    With a pool, its processes judge the pinned cases while this one draws.
+    """
+    contracted = contract(operator)
+    pinned: Iterable[Finding]
+    if pool is None:
+        pinned = judge_pinned(contracted, side)
+    else:
+        pinned = pool.judge_pinned(contracted)  # begins here
+    searched = search(contracted, side, examples)
+    return summarise([*pinned, *searched])
 
 
 def summarise(findings: Iterable[Finding]) -> list[Row]:

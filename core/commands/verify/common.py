@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,13 @@ EXAMPLES = 20
 Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
 Examples = Annotated[int, typer.Option(min=0, help="random cases of each operator")]
 SideName = Annotated[str, typer.Option("--side", help="side to judge: triton or reference")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one a core by default")]
 Json = Annotated[Path | None, typer.Option(help="write the result to this file")]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chosen(operators: list[str] | None) -> list[str]:

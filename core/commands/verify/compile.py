@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from twofold.core.commands.common import (
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import Json, Operators, chosen
+from twofold.core.commands.verify.common import Jobs, Json, Operators, chosen, cores
 from twofold.core.verify.compiled import Compiled
 
 LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
@@ -28,9 +27,7 @@ def command(
     target: Annotated[
         list[str] | None, typer.Option(help="sm_80, sm_90a, sm_100a, gfx942; all by default")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="compilations at a time; one a core by default")
-    ] = None,
+    jobs: Jobs = None,
     table: Annotated[
         Path | None, typer.Option(help="write every kernel's figures to this file")
     ] = None,
@@ -57,7 +54,7 @@ def command(
         seconds = 0.0
         heads = ("kernel", "target", "variants", "registers", "spilled", "shared", "programs")
         console.print(f"[bold]{LINE.format(*heads, 'warps', 'matrix unit')}[/bold]", soft_wrap=True)
-        running = compile_jobs.compile_all(names, targets, jobs or os.cpu_count() or 1)
+        running = compile_jobs.compile_all(names, targets, jobs or cores())
         try:
             with console.status("compiling …"):
                 for made, used in running:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib.metadata import version
@@ -13,7 +12,15 @@ from rich.table import Table
 
 from twofold.core import ops
 from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
-from twofold.core.commands.verify.common import EXAMPLES, Examples, Json, Operators, chosen
+from twofold.core.commands.verify.common import (
+    EXAMPLES,
+    Examples,
+    Jobs,
+    Json,
+    Operators,
+    chosen,
+    cores,
+)
 
 if TYPE_CHECKING:
     from twofold.core.verify.mutants import Verdict
@@ -28,9 +35,7 @@ def command(
         int | None, typer.Option(help="judge so many of each operator and side", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="names the sample")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(help="processes; a core each by default", min=1)
-    ] = None,
+    jobs: Jobs = None,
     listed: Annotated[
         bool,
         typer.Option("--listed", help="also run what is listed as equivalent: it must survive"),
@@ -48,7 +53,7 @@ def command(
         from twofold.core.verify.strict_interpreter import strict_interpreter
 
         sides = [ops.load(name) for name in reversed(ops.SIDES)]
-        processes = jobs or len(os.sched_getaffinity(0))
+        processes = jobs or cores()
         rows = []
         with strict_interpreter():
             for name in names:

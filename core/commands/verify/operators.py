@@ -8,10 +8,12 @@ from twofold.core.commands.common import FAILED, console, escaped, plain_errors,
 from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
+    Jobs,
     Json,
     Operators,
     SideName,
     chosen,
+    cores,
     judged_side,
 )
 
@@ -20,6 +22,7 @@ def command(
     operators: Operators = None,
     examples: Examples = EXAMPLES,
     side: SideName = "triton",
+    jobs: Jobs = None,
     json: Json = None,
 ) -> None:
     """Judge operators by their contracts: random and pinned cases, each within its error bound.
@@ -28,13 +31,15 @@ def command(
     """
     with plain_errors():
         names = chosen(operators)
-        from twofold.core.verify import report  # needs hypothesis, which only verification does
+        # They need hypothesis, which only verification does.
+        from twofold.core.verify import report
+        from twofold.core.verify.processes import processes
 
         rows = []
-        with judged_side(side) as judged:
+        with judged_side(side) as judged, processes(judged, jobs or cores()) as pool:
             for name in names:
                 with console.status(f"{name} …"):
-                    rows += report.verify(name, judged, examples)
+                    rows += report.verify(name, judged, examples, pool)
         console.print(report.table(rows))
         faults = [(row, fault) for row in rows for fault in row.faults]
         for row, fault in faults:
