@@ -1,0 +1,245 @@
+"""Attention with all its options, as a custom operator of torch with gradients of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from twofold.adapters import sides
+from twofold.adapters.custom import Operator, Tensors, autocast, seed_tensor
+from twofold.adapters.sides import Place
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
+from twofold.reference.rotary import Rotary
+
+ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, float? softmax_scale, str causal, SymInt? left, SymInt? right, "
+    "float? softcap, str score_mod, Tensor? alibi_slopes, Tensor? bias, Tensor? sinks, "
+    "Tensor? mask, Tensor? key_lengths, float dropout_p, Tensor? seed, Tensor? cu_seqlens_q, "
+    "Tensor? cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, Tensor? cos, Tensor? sin, "
+    "Tensor? k_cos, Tensor? k_sin, bool interleaved, Tensor? block_mask, SymInt? block_m, "
+    "SymInt? block_n, bool allow_tf32"
+)
+SCORE_MODS: dict[str, dict[str, ScoreMod]] = {}  # by name and side
+
+
+def register_score_mod(name: str, **sides_: ScoreMod) -> None:
+    """Give a function of the scores a name, by which an operator of torch can be told of it.
+
+    Args:
+        name: what `attention` is called with; a second registration replaces the first.
+        sides_: `triton` (functions of `@triton.jit`) and `reference` (of NumPy arrays), or one.
+
+    Raises:
+        ValueError: another side is named.
+    """
+    for side in sides_:
+        if side not in ("reference", "triton"):
+            raise ValueError(f"{side} is no side; it must be reference or triton")
+    SCORE_MODS[name] = sides_
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: str = "",
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
+    allow_tf32: bool = False,
+    return_lse: bool = False,
+) -> Any:
+    """Let every query gather the values of the keys it attends to, differentiably, twice.
+
+    Arguments are those of `reference.attention.forward`, but `score_mod` is a registered name and
+    `seed`, a number or a tensor of one, is drawn by torch where it is None. q, k, v, bias and sinks
+    have gradients, and lse hands its own on; a second derivative has neither a bias nor sinks of
+    which it takes the gradient's gradient. Under autocast q, k, v and bias are cast.
+
+    Returns:
+        out (B, H, M, D), and with `return_lse` also lse (B, H, M), float32 (float64 of float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    if score_mod and score_mod not in SCORE_MODS:
+        known = ", ".join(SCORE_MODS) or "none"
+        raise ValueError(f"score_mod is {score_mod!r}; it must be registered, which is {known}")
+    q, k, v, bias = autocast(q, k, v, bias)
+    left, right = window_size or (None, None)
+    turn = rotary or Rotary(None, None)
+    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    named = causal if isinstance(causal, str) else "bottom-right" if causal else ""
+    out, lse = OPERATOR(
+        q, k, v, softmax_scale, named, left, right, softcap, score_mod, alibi_slopes, bias, sinks,
+        mask, key_lengths, dropout_p, seed_tensor(dropout_p, seed), cu_seqlens_q, cu_seqlens_k,
+        max_seqlen_q, max_seqlen_k, *turn, block_mask, rows, columns, allow_tf32,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def _lse_dtype(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
+    """Return the options of a call as a side's `attention.forward` takes them."""
+    name, turn = place.side.name, (a.cos, a.sin, a.k_cos, a.k_sin, a.interleaved)
+    if a.score_mod and name not in SCORE_MODS[a.score_mod]:
+        raise ValueError(f"score_mod is {a.score_mod!r}; it must be registered for {name}, too")
+    window, block = (a.left, a.right), (a.block_m, a.block_n)
+    return {
+        "softmax_scale": a.softmax_scale,
+        "causal": a.causal or False,
+        "window_size": None if window == (None, None) else window,
+        "softcap": a.softcap,
+        "score_mod": SCORE_MODS[a.score_mod][name] if a.score_mod else None,
+        "alibi_slopes": a.alibi_slopes,
+        "bias": a.bias,
+        "sinks": a.sinks,
+        "mask": a.mask,
+        "key_lengths": a.key_lengths,
+        "dropout_p": a.dropout_p,
+        "seed": 0 if a.seed is None else int(a.seed),
+        "cu_seqlens_q": a.cu_seqlens_q,
+        "cu_seqlens_k": a.cu_seqlens_k,
+        "max_seqlen_q": a.max_seqlen_q,
+        "max_seqlen_k": a.max_seqlen_k,
+        "rotary": None if a.cos is None else Rotary(*turn),
+        "block_mask": a.block_mask,
+        "block_size": None if block == (None, None) else block,
+    }
+
+
+def _forward(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> Tensors:
+    more = {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
+    out, cache = place.side.attention.forward(
+        given.q, given.k, given.v, **_options(place, given), **more
+    )
+    return place.take(out, a.q), place.take(cache.lse, a.q, _lse_dtype(a.q))
+
+
+def _shapes(a: SimpleNamespace) -> Tensors:
+    B, H, M, D = a.q.shape
+    out = a.q.new_empty(B, M, H, D).transpose(1, 2)  # heads side by side, as on either side
+    return out, a.q.new_empty((B, H, M), dtype=_lse_dtype(a.q))
+
+
+def _cache(place: Place, given: SimpleNamespace, outputs: Sequence[Any]) -> Any:
+    """Return what backward needs: on the kernels' side from what was saved, else made again."""
+    options = _options(place, given)
+    if place.side.name == "reference":
+        return place.side.attention.forward(given.q, given.k, given.v, **options)[1]
+    (out, lse), made = outputs, Options(**options)
+    scale = made.scale(given.q.shape[-1])
+    return place.side.attention.Cache(
+        given.q, given.k, given.v, out, lse, scale, made, given.allow_tf32
+    )
+
+
+def _backward(
+    place: Place,
+    a: SimpleNamespace,
+    given: SimpleNamespace,
+    outputs: Sequence[Any],
+    grads: Sequence[Any],
+) -> Mapping[str, Any]:
+    cache = _cache(place, given, outputs)
+    dout, dlse = grads
+    found = place.side.attention.backward(place.give(dout), cache, place.give(dlse))
+    return {name: getattr(found, f"d{name}") for name in ("q", "k", "v", "bias", "sinks")}
+
+
+OPERATOR = Operator(
+    "attention",
+    ARGUMENTS,
+    2,
+    forward=_forward,
+    shapes=_shapes,
+    backward=_backward,
+    differentiable=("q", "k", "v", "bias", "sinks"),
+    optional=(1,),  # which is cheaper without
+)
+
+
+def _save_for_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grads, outputs, *args = inputs
+    ctx.rest = [None if isinstance(x, torch.Tensor) else x for x in args]
+    ctx.where = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor)]
+    dlse = [] if grads[1] is None else [grads[1]]
+    ctx.save_for_backward(grads[0], *outputs, *(args[i] for i in ctx.where), *dlse)
+    ctx.set_materialize_grads(False)
+
+
+def _second(ctx: Any, seconds: Sequence[Any]) -> Any:
+    dout, out, lse, *saved = ctx.saved_tensors
+    args = list(ctx.rest)
+    for i in ctx.where:
+        args[i] = saved.pop(0)
+    dlse = saved[0] if saved else None
+    a = OPERATOR.named(args)
+    asked = dict(zip(OPERATOR.names, ctx.needs_input_grad[2:], strict=True))
+    for name in ("bias", "sinks"):
+        if asked[name]:
+            raise RuntimeError(
+                f"{name} has a gradient; it must have none where gradients of gradients are taken"
+            )
+    ddq, ddk, ddv, *_ = (
+        torch.zeros_like(x) if dd is None else dd
+        for x, dd in zip((a.q, a.k, a.v), seconds, strict=False)
+    )
+    dq, dk, dv, ddout, *ddlse = SECOND(ddq, ddk, ddv, dout, dlse, out, lse, *args)
+    by_name = {"q": dq, "k": dk, "v": dv}
+    return (
+        [ddout, ddlse[0] if ddlse else None],
+        [None, None],
+        *(by_name.get(name) for name in OPERATOR.names),
+    )
+
+
+def _run_second(
+    ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, out: Any, lse: Any, *args: Any
+) -> list[torch.Tensor]:
+    a = OPERATOR.named(args)
+    place = sides.of(a.q)
+    cache = _cache(place, OPERATOR.given(place, a), (out, lse))
+    given = (place.give(x) for x in (ddq, ddk, ddv, dout))
+    found = place.side.attention_double_backward.backward(*given, cache, place.give(dlse))
+    likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
+    return [place.take(x, y).contiguous() for x, y in zip(found, likes, strict=False)]
+
+
+def _fake_second(
+    ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, out: Any, lse: Any, *args: Any
+) -> list[torch.Tensor]:
+    likes = [args[0], args[1], args[2], dout] + ([] if dlse is None else [dlse])
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in likes]
+
+
+SECOND = torch.library.custom_op(
+    "twofold::attention_double_backward",
+    mutates_args=(),
+    schema="(Tensor ddq, Tensor ddk, Tensor ddv, Tensor dout, Tensor? dlse, Tensor out, Tensor lse,"
+    f" {ARGUMENTS}) -> Tensor[]",
+)(_run_second)
+SECOND.register_fake(_fake_second)
+OPERATOR.backward_op.register_autograd(_second, setup_context=_save_for_second)

@@ -1,0 +1,161 @@
+"""Custom operators of torch out of operators of a side: what `torch.library` wants, in one place.
+
+Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
+whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
+arguments and the outputs; kernels need no more, and NumPy, which keeps more, computes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from twofold.adapters import sides
+from twofold.adapters.sides import Place
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Operator:
+    """A custom operator, called with all its arguments in order.
+
+    Args:
+        name: after "twofold::".
+        arguments: as a schema has them, such as "Tensor x, Tensor? bias", the first a tensor.
+        outputs: how many tensors it returns; one that is not there is empty.
+        forward: computes them, of (place, arguments, arguments as the side takes them).
+        shapes: allocates them, of the arguments.
+        backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
+            side takes them, outputs, gradients of the outputs), by name.
+        differentiable: arguments that have a gradient.
+        steady: outputs that have none.
+        optional: outputs whose gradient `backward` takes as None where there is none; of others
+            it gets zeros.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: str,
+        outputs: int,
+        *,
+        forward: Callable[[Place, SimpleNamespace, SimpleNamespace], Tensors],
+        shapes: Callable[[SimpleNamespace], Tensors],
+        backward: Callable[..., Mapping[str, Any]],
+        differentiable: Sequence[str],
+        steady: Sequence[int] = (),
+        optional: Sequence[int] = (),
+    ) -> None:
+        self.names = [part.split()[-1] for part in arguments.split(", ")]
+        self._forward, self._shapes, self._backward = forward, shapes, backward
+        self._differentiable, self._steady, self._optional = differentiable, steady, optional
+        returned = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
+        self.op = torch.library.custom_op(
+            f"twofold::{name}", mutates_args=(), schema=f"({arguments}) -> {returned}"
+        )(self._run)
+        self.op.register_fake(self._fake)
+        self.backward_op = torch.library.custom_op(
+            f"twofold::{name}_backward",
+            mutates_args=(),
+            schema=f"(Tensor?[] grads, Tensor[] outputs, {arguments}) -> Tensor[]",
+        )(self._run_backward)
+        self.backward_op.register_fake(self._fake_backward)
+        self.op.register_autograd(self._differentiate, setup_context=self._save)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.op(*args)
+
+    def named(self, args: Sequence[Any]) -> SimpleNamespace:
+        """Return the arguments of a call by name."""
+        return SimpleNamespace(**dict(zip(self.names, args, strict=True)))
+
+    def _run(self, *args: Any) -> Any:
+        a = self.named(args)
+        place = sides.of(getattr(a, self.names[0]))
+        found = self._forward(place, a, self.given(place, a))
+        if place.side.name == "reference":  # which has strides and dtypes of its own
+            found = tuple(to.copy_(x) for to, x in zip(self._shapes(a), found, strict=True))
+        return found if len(found) > 1 else found[0]
+
+    def _fake(self, *args: Any) -> Any:
+        found = self._shapes(self.named(args))
+        return found if len(found) > 1 else found[0]
+
+    def given(self, place: Place, a: SimpleNamespace) -> SimpleNamespace:
+        """Return the arguments as a side takes them."""
+        return SimpleNamespace(**{name: place.give(x) for name, x in vars(a).items()})
+
+    def present(self, a: SimpleNamespace) -> list[str]:
+        """Return the arguments that are there and have a gradient."""
+        return [name for name in self._differentiable if getattr(a, name) is not None]
+
+    def _run_backward(
+        self, grads: Sequence[Any], outputs: Sequence[Any], *args: Any
+    ) -> list[torch.Tensor]:
+        a = self.named(args)
+        place = sides.of(getattr(a, self.names[0]))
+        found = self._backward(place, a, self.given(place, a), outputs, grads)
+        return [place.take(found[n], getattr(a, n)).contiguous() for n in self.present(a)]
+
+    def _fake_backward(
+        self, grads: Sequence[Any], outputs: Sequence[Any], *args: Any
+    ) -> list[torch.Tensor]:
+        a = self.named(args)
+        return [
+            torch.empty_like(getattr(a, n), memory_format=torch.contiguous_format)
+            for n in self.present(a)
+        ]
+
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        tensors = [x for x in (*inputs, *outputs) if isinstance(x, torch.Tensor)]
+        ctx.rest = [None if isinstance(x, torch.Tensor) else x for x in inputs]
+        ctx.where = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
+
+    def _differentiate(self, ctx: Any, *grads: Any) -> Any:
+        args, outputs = list(ctx.rest), list(ctx.saved_tensors)
+        for i in ctx.where:
+            args[i] = outputs.pop(0)
+        if all(g is None for g in grads):
+            return (None,) * len(args)
+        whole = [
+            torch.zeros_like(x) if g is None and i not in (*self._steady, *self._optional) else g
+            for i, (x, g) in enumerate(zip(outputs, grads, strict=True))
+        ]
+        found = self.backward_op(whole, outputs, *args)
+        by_name = dict(zip(self.present(self.named(args)), found, strict=True))
+        wanted = zip(self.names, ctx.needs_input_grad, strict=True)
+        return tuple(by_name.get(name) if needed else None for name, needed in wanted)
+
+
+def nothing(like: torch.Tensor) -> torch.Tensor:
+    """Return what stands for an output that is not there."""
+    return like.new_empty(0)
+
+
+def autocast(*tensors: Any, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
+    """Return floating tensors as autocast wants them where it is on: of its dtype, or of this."""
+    first = next(x for x in tensors if x is not None)
+    kind = first.device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = dtype or torch.get_autocast_dtype(kind)
+    return tuple(x if x is None or not x.is_floating_point() else x.to(dtype) for x in tensors)
+
+
+def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tensor | None:
+    """Return the seed of a dropout mask as operators take it, drawn by torch where none is given.
+
+    It is a tensor on the host, so that torch.compile makes no constant of it and no GPU waits.
+    """
+    if dropout_p == 0.0:
+        return None
+    if seed is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
+    return seed if isinstance(seed, torch.Tensor) else torch.tensor(seed, dtype=torch.int64)

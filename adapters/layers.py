@@ -1,0 +1,318 @@
+"""The other operators of a Transformer as custom operators of torch, each one launch or a few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from twofold.adapters.custom import Operator, Tensors, autocast, nothing, seed_tensor
+from twofold.adapters.sides import Place
+
+# Arguments of an operator: as tensors, and as the side takes them.
+Arguments = SimpleNamespace
+
+
+def _products(place: Place, a: Arguments) -> dict[str, Any]:
+    """Return how a side with kernels takes float32 products."""
+    return {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    *,
+    allow_tf32: bool = False,
+) -> torch.Tensor:
+    """Multiply x (..., K) by the transposed weight (N, K), add the bias, apply the activation.
+
+    Arguments are those of `reference.linear.forward`. Under autocast all are cast.
+    """
+    x, weight, bias = autocast(x, weight, bias)
+    out, _ = LINEAR(x, weight, bias, activation, allow_tf32)
+    return out  # type: ignore[no-any-return]
+
+
+def _has_z(a: Arguments) -> bool:
+    """Return whether the activation's input is saved; ReLU needs its output alone."""
+    return a.activation not in (None, "relu")
+
+
+def _linear(place: Place, a: Arguments, given: Arguments) -> Tensors:
+    out, cache = place.side.linear.forward(
+        given.x, given.weight, given.bias, a.activation, **_products(place, a)
+    )
+    N = a.weight.shape[0]
+    z = place.take(cache.z, a.x).reshape(-1, N) if _has_z(a) else nothing(a.x)
+    return place.take(out, a.x), z
+
+
+def _linear_shapes(a: Arguments) -> Tensors:
+    N, K = a.weight.shape
+    out = a.x.new_empty((*a.x.shape[:-1], N))
+    return out, a.x.new_empty((a.x.numel() // K, N)) if _has_z(a) else nothing(a.x)
+
+
+def _linear_backward(
+    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+) -> Mapping[str, Any]:
+    side, (out, z) = place.side, outputs
+    if side.name == "reference":
+        _, cache = side.linear.forward(given.x, given.weight, given.bias, a.activation)
+    else:
+        kept = None if a.activation is None else z if _has_z(a) else out.reshape(-1, out.shape[-1])
+        cache = side.linear.Cache(
+            given.x, given.weight, kept, a.activation, a.bias is not None, a.allow_tf32
+        )
+    found = side.linear.backward(place.give(grads[0]), cache)
+    return {"x": found.dx, "weight": found.dweight, "bias": found.dbias}
+
+
+LINEAR = Operator(
+    "linear",
+    "Tensor x, Tensor weight, Tensor? bias, str? activation, bool allow_tf32",
+    2,
+    forward=_linear,
+    shapes=_linear_shapes,
+    backward=_linear_backward,
+    differentiable=("x", "weight", "bias"),
+    steady=(1,),
+)
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    eps: float = 1e-5,
+    return_stream: bool = False,
+) -> Any:
+    """Add dropout(x) to the residual and normalise over the last axis.
+
+    Arguments are those of `reference.layer_norm.forward`; a seed of None is drawn by torch. Under
+    autocast all are cast to float32, as torch's are.
+
+    Returns:
+        out, shaped as x, and with `return_stream` what was normalised, residual + dropout(x).
+    """
+    x, weight, bias, residual = autocast(x, weight, bias, residual, dtype=torch.float32)
+    seed = seed_tensor(dropout_p, seed)
+    out, stream, *_ = LAYER_NORM(x, weight, bias, residual, dropout_p, seed, eps)
+    if not return_stream:
+        return out
+    return out, stream if _has_stream(residual, dropout_p) else x
+
+
+def _has_stream(residual: Any, dropout_p: float) -> bool:
+    return residual is not None or dropout_p > 0.0
+
+
+def _norm_options(a: Arguments, given: Arguments) -> dict[str, Any]:
+    seed = 0 if a.seed is None else int(a.seed)
+    return {"residual": given.residual, "dropout_p": a.dropout_p, "seed": seed, "eps": a.eps}
+
+
+def _layer_norm(place: Place, a: Arguments, given: Arguments) -> Tensors:
+    out, cache = place.side.layer_norm.forward(
+        given.x, given.weight, given.bias, **_norm_options(a, given)
+    )
+    has_stream = _has_stream(a.residual, a.dropout_p)
+    stream = place.take(cache.h, a.x) if has_stream else nothing(a.x)
+    mean, rstd = (place.take(t.reshape(-1), a.x, _statistics(a.x)) for t in (cache.mean, cache.rstd))
+    return place.take(out, a.x), stream, mean, rstd
+
+
+def _statistics(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _layer_norm_shapes(a: Arguments) -> Tensors:
+    rows = a.x.new_empty(a.x.numel() // a.x.shape[-1], dtype=_statistics(a.x))
+    out = a.x.new_empty(a.x.shape)
+    has_stream = _has_stream(a.residual, a.dropout_p)
+    return out, torch.empty_like(out) if has_stream else nothing(a.x), rows, torch.empty_like(rows)
+
+
+def _layer_norm_backward(
+    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+) -> Mapping[str, Any]:
+    side, (_, stream, mean, rstd) = place.side, outputs
+    if side.name == "reference":
+        options = _norm_options(a, given)
+        _, cache = side.layer_norm.forward(given.x, given.weight, given.bias, **options)
+    else:
+        h = stream if _has_stream(a.residual, a.dropout_p) else given.x.contiguous()
+        seed = 0 if a.seed is None else int(a.seed)
+        cache = side.layer_norm.Cache(
+            h, mean, rstd, given.weight, a.residual is not None, a.dropout_p, seed
+        )
+    dout, dstream = (place.give(g) for g in grads[:2])
+    if not _has_stream(a.residual, a.dropout_p):
+        dstream = None  # of an empty tensor
+    found = side.layer_norm.backward(dout, cache, dstream)
+    return {
+        "x": found.dx, "weight": found.dweight, "bias": found.dbias, "residual": found.dresidual
+    }  # fmt: skip
+
+
+LAYER_NORM = Operator(
+    "layer_norm",
+    "Tensor x, Tensor weight, Tensor bias, Tensor? residual, float dropout_p, Tensor? seed, "
+    "float eps",
+    4,
+    forward=_layer_norm,
+    shapes=_layer_norm_shapes,
+    backward=_layer_norm_backward,
+    differentiable=("x", "weight", "bias", "residual"),
+    steady=(2, 3),
+    optional=(1,),
+)
+
+
+def rotary(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn the first features of q and k (B, H, L, D) by their positions.
+
+    Arguments are those of `reference.rotary.forward`, the angles constants.
+    """
+    turned_q, turned_k = ROTARY(q, k, cos, sin, interleaved)
+    return turned_q, turned_k
+
+
+def _rotary(place: Place, a: Arguments, given: Arguments) -> Tensors:
+    turned, _ = place.side.rotary.forward(
+        given.q, given.k, given.cos, given.sin, interleaved=a.interleaved
+    )
+    return tuple(place.take(x, a.q) for x in turned)
+
+
+def _rotary_shapes(a: Arguments) -> Tensors:
+    return _heads_together(a.q), _heads_together(a.k)
+
+
+def _heads_together(x: torch.Tensor) -> torch.Tensor:
+    """Allocate (B, H, L, D) with the heads of a position side by side, as either side does."""
+    B, H, L, D = x.shape
+    return x.new_empty(B, L, H, D).transpose(1, 2)
+
+
+def _rotary_backward(
+    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+) -> Mapping[str, Any]:
+    cache = place.side.rotary.Cache(given.cos, given.sin, a.interleaved)
+    dq, dk = (place.give(g) for g in grads)
+    found = place.side.rotary.backward(dq, dk, cache)
+    return {"q": found.dq, "k": found.dk}
+
+
+ROTARY = Operator(
+    "rotary",
+    "Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved",
+    2,
+    forward=_rotary,
+    shapes=_rotary_shapes,
+    backward=_rotary_backward,
+    differentiable=("q", "k"),
+)
+
+
+def embedding(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Look up a row of the table (V, D) for every id; its gradient is dense and deterministic."""
+    return EMBEDDING(ids, table)  # type: ignore[no-any-return]
+
+
+def _embedding(place: Place, a: Arguments, given: Arguments) -> Tensors:
+    out, _ = place.side.embedding.forward(given.ids, given.table)
+    return (place.take(out, a.table),)
+
+
+def _embedding_shapes(a: Arguments) -> Tensors:
+    return (a.table.new_empty((*a.ids.shape, a.table.shape[1])),)
+
+
+def _embedding_backward(
+    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+) -> Mapping[str, Any]:
+    cache = place.side.embedding.Cache(given.ids, a.table.shape[0])
+    return {"table": place.side.embedding.backward(place.give(grads[0]), cache).dtable}
+
+
+EMBEDDING = Operator(
+    "embedding",
+    "Tensor ids, Tensor table",
+    1,
+    forward=_embedding,
+    shapes=_embedding_shapes,
+    backward=_embedding_backward,
+    differentiable=("table",),
+)
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    weight: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Return the cross-entropy of softmax(logits) with the targets.
+
+    Arguments are those of `reference.softmax_cross_entropy.forward`; the targets have no gradient.
+    Under autocast all are cast to float32, as torch's are. The gradient is made with the loss.
+    """
+    logits, weight = autocast(logits, weight, dtype=torch.float32)
+    loss, _ = CROSS_ENTROPY(logits, targets, weight, label_smoothing, ignore_index, reduction)
+    return loss  # type: ignore[no-any-return]
+
+
+def _cross_entropy(place: Place, a: Arguments, given: Arguments) -> Tensors:
+    loss, cache = place.side.softmax_cross_entropy.forward(
+        given.logits,
+        given.targets,
+        weight=given.weight,
+        label_smoothing=a.label_smoothing,
+        ignore_index=a.ignore_index,
+        reduction=a.reduction,
+    )
+    return place.take(loss, a.logits), place.take(cache.dlogits, a.logits)
+
+
+def _cross_entropy_shapes(a: Arguments) -> Tensors:
+    rows = a.logits.shape[:1] if a.reduction == "none" else ()
+    return a.logits.new_empty(rows), a.logits.new_empty(a.logits.shape)
+
+
+def _cross_entropy_backward(
+    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+) -> Mapping[str, Any]:
+    cache = place.side.softmax_cross_entropy.Cache(place.give(outputs[1]))
+    return {"logits": place.side.softmax_cross_entropy.backward(place.give(grads[0]), cache).dlogits}
+
+
+CROSS_ENTROPY = Operator(
+    "cross_entropy",
+    "Tensor logits, Tensor targets, Tensor? weight, float label_smoothing, int ignore_index, "
+    "str reduction",
+    2,
+    forward=_cross_entropy,
+    shapes=_cross_entropy_shapes,
+    backward=_cross_entropy_backward,
+    differentiable=("logits",),
+    steady=(1,),
+)

@@ -1,0 +1,79 @@
+"""Which side computes: the kernels for tensors on a GPU, NumPy for others.
+
+NumPy is the mathematics, not a way to be fast: on a CPU this is for trying things out. Kernels can
+be had there, too, in Triton's interpreter, which is slower still: `with use("triton")`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from twofold.core import ops
+
+CHOICES = ("auto", *ops.SIDES)
+
+_chosen = "auto"
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+@contextmanager
+def use(side: str) -> Iterator[None]:
+    """Compute with "reference" or "triton" wherever tensors are, in all threads; "auto" is usual.
+
+    Raises:
+        ValueError: `side` is none of these.
+    """
+    global _chosen
+    if side not in CHOICES:
+        raise ValueError(f"side is {side!r}; it must be one of {', '.join(map(repr, CHOICES))}")
+    if side == "triton":
+        ops.triton_device()  # before a kernel is imported
+    before, _chosen = _chosen, side
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+class Place(NamedTuple):
+    """A side, and how tensors get there and back."""
+
+    side: ops.Side
+
+    def give(self, x: Any) -> Any:
+        """Return an argument as the side takes it; what is no tensor stays as it is.
+
+        NumPy has float16 in name only, and no bfloat16: there they are float32.
+        """
+        if isinstance(x, (list, tuple)):
+            return [self.give(y) for y in x]
+        if not isinstance(x, torch.Tensor):
+            return x
+        if self.side.name != "reference":
+            return x.detach()
+        host = x.detach().cpu()
+        return (host.float() if host.dtype in (torch.float16, torch.bfloat16) else host).numpy()
+
+    def take(self, x: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return a result as a tensor where `like` is and of its dtype, or another."""
+        if not isinstance(x, torch.Tensor):
+            x = torch.from_numpy(np.array(x, order="C"))
+        return x.to(device=like.device, dtype=dtype or like.dtype)
+
+
+def of(x: torch.Tensor) -> Place:
+    """Return the side that computes for a tensor."""
+    name = _chosen
+    if name == "auto":
+        name = "triton" if x.is_cuda else "reference"
+        if name == "reference" and name not in _said:
+            _said.add(name)
+            _log.warning("no GPU: twofold computes with NumPy, which is right and not fast")
+    return Place(ops.load(name))
