@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
-from twofold.adapters.custom import Operator, Tensors, autocast, seed_tensor
+from twofold.adapters.custom import Operator, Tensors, apart, autocast, seed_tensor
 from twofold.adapters.sides import Place
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.rotary import Rotary
@@ -225,7 +225,7 @@ def _run_second(
     given = (place.give(x) for x in (ddq, ddk, ddv, dout))
     found = place.side.attention_double_backward.backward(*given, cache, place.give(dlse))
     likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
-    return [place.take(x, y).contiguous() for x, y in zip(found, likes, strict=False)]
+    return apart(place.take(x, y).contiguous() for x, y in zip(found, likes, strict=False))
 
 
 def _fake_second(

@@ -7,7 +7,7 @@ arguments and the outputs; kernels need no more, and NumPy, which keeps more, co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +66,7 @@ class Operator:
         self.op.register_autograd(self._differentiate, setup_context=self._save)
 
     def __call__(self, *args: Any) -> Any:
+        """Return what the operator computes: one tensor, or a tuple of several."""
         return self.op(*args)
 
     def named(self, args: Sequence[Any]) -> SimpleNamespace:
@@ -98,7 +99,7 @@ class Operator:
         a = self.named(args)
         place = sides.of(getattr(a, self.names[0]))
         found = self._backward(place, a, self.given(place, a), outputs, grads)
-        return [place.take(found[n], getattr(a, n)).contiguous() for n in self.present(a)]
+        return apart(place.take(found[n], getattr(a, n)).contiguous() for n in self.present(a))
 
     def _fake_backward(
         self, grads: Sequence[Any], outputs: Sequence[Any], *args: Any
@@ -132,6 +133,18 @@ class Operator:
         by_name = dict(zip(self.present(self.named(args)), found, strict=True))
         wanted = zip(self.names, ctx.needs_input_grad, strict=True)
         return tuple(by_name.get(name) if needed else None for name, needed in wanted)
+
+
+def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors of which no two share memory, which torch asks for: a copy of one that does.
+
+    A residual's gradient is that of what was added to it.
+    """
+    found: list[torch.Tensor] = []
+    for x in tensors:
+        places = {y.untyped_storage().data_ptr() for y in found}
+        found.append(x.clone() if x.untyped_storage().data_ptr() in places else x)
+    return found
 
 
 def nothing(like: torch.Tensor) -> torch.Tensor:

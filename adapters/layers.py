@@ -34,7 +34,7 @@ def linear(
     """
     x, weight, bias = autocast(x, weight, bias)
     out, _ = LINEAR(x, weight, bias, activation, allow_tf32)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _has_z(a: Arguments) -> bool:
@@ -126,7 +126,9 @@ def _layer_norm(place: Place, a: Arguments, given: Arguments) -> Tensors:
     )
     has_stream = _has_stream(a.residual, a.dropout_p)
     stream = place.take(cache.h, a.x) if has_stream else nothing(a.x)
-    mean, rstd = (place.take(t.reshape(-1), a.x, _statistics(a.x)) for t in (cache.mean, cache.rstd))
+    mean, rstd = (
+        place.take(t.reshape(-1), a.x, _statistics(a.x)) for t in (cache.mean, cache.rstd)
+    )
     return place.take(out, a.x), stream, mean, rstd
 
 
@@ -232,7 +234,7 @@ ROTARY = Operator(
 
 def embedding(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Look up a row of the table (V, D) for every id; its gradient is dense and deterministic."""
-    return EMBEDDING(ids, table)  # type: ignore[no-any-return]
+    return EMBEDDING(ids, table)
 
 
 def _embedding(place: Place, a: Arguments, given: Arguments) -> Tensors:
@@ -278,7 +280,7 @@ def cross_entropy(
     """
     logits, weight = autocast(logits, weight, dtype=torch.float32)
     loss, _ = CROSS_ENTROPY(logits, targets, weight, label_smoothing, ignore_index, reduction)
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def _cross_entropy(place: Place, a: Arguments, given: Arguments) -> Tensors:
@@ -302,7 +304,9 @@ def _cross_entropy_backward(
     place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
 ) -> Mapping[str, Any]:
     cache = place.side.softmax_cross_entropy.Cache(place.give(outputs[1]))
-    return {"logits": place.side.softmax_cross_entropy.backward(place.give(grads[0]), cache).dlogits}
+    return {
+        "logits": place.side.softmax_cross_entropy.backward(place.give(grads[0]), cache).dlogits
+    }
 
 
 CROSS_ENTROPY = Operator(

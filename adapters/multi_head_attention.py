@@ -38,7 +38,7 @@ def multi_head_attention(
     """
     x, w_qkv, b_qkv, w_out, b_out, context = autocast(x, w_qkv, b_qkv, w_out, b_out, context)
     cos, sin, interleaved = rotary or (None, None, False)
-    return OPERATOR(  # type: ignore[no-any-return]
+    return OPERATOR(
         x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, causal, mask, key_lengths,
         dropout_p, seed_tensor(dropout_p, seed), cos, sin, interleaved, allow_tf32,
     )  # fmt: skip

@@ -1,0 +1,214 @@
+"""Modules of torch with our attention inside: the same constructors, state and results.
+
+`B` batch, `H` heads, `M` queries, `N` keys, `E` features, `D` head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from twofold.adapters.attention import attention
+from twofold.adapters.layers import layer_norm, linear
+
+
+class MultiheadAttention(torch.nn.MultiheadAttention):
+    """`torch.nn.MultiheadAttention`, whose attention makes no M×N matrix unless asked for weights.
+
+    Where a query may attend to nothing the output is that of zeros; torch's is NaN.
+    """
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from the query to the key; arguments and results are torch's.
+
+        Weights that are asked for are those before dropout, and are made by torch. `is_causal` is
+        taken at its word where they are not: the mask is then not looked at.
+
+        Raises:
+            RuntimeError: `is_causal` without a mask, as torch.
+        """
+        if is_causal and attn_mask is None:
+            raise RuntimeError("attn_mask is None; it must be given with is_causal")
+        batched = query.dim() == 3
+        same = key is query and value is key
+
+        def batch_first(x: torch.Tensor) -> torch.Tensor:
+            if not batched:
+                return x[None]
+            return x if self.batch_first else x.transpose(0, 1)
+
+        given = batch_first(query)
+        inputs = (given,) * 3 if same else (given, batch_first(key), batch_first(value))
+        q, k, v = (self._heads(x) for x in self._projected(*inputs))  # (B, H, L, D)
+        k, v, more = self._with_own_keys(k, v)
+        (B, H, M, D), N = q.shape, k.shape[2]
+        causal = "top-left" if is_causal and not need_weights and not more else False
+        mask = bias = None
+        if key_padding_mask is not None:
+            mask, bias = _merged(mask, bias, key_padding_mask.reshape(B, 1, 1, N - more), more)
+        if attn_mask is not None and not causal:
+            heads = attn_mask.ndim == 3
+            each = attn_mask.reshape(B, H, M, N - more) if heads else attn_mask
+            mask, bias = _merged(mask, bias, each, more)
+        bias = None if bias is None else bias.to(q.dtype)
+        dropout_p = self.dropout if self.training else 0.0
+        heads_out, lse = attention(
+            q, k, v, causal=causal, mask=mask, bias=bias, dropout_p=dropout_p, return_lse=True
+        )
+        joined = heads_out.transpose(1, 2).reshape(B, M, H * D)
+        out = linear(joined, self.out_proj.weight, self.out_proj.bias)
+        weights = None
+        if need_weights:
+            weights = _weights(q, k, lse, mask, bias)
+            weights = weights.mean(1) if average_attn_weights else weights
+        if not batched:
+            return out[0], None if weights is None else weights[0]
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def _projected(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return q, k and v, (B, L, E), in one product where they come of one tensor."""
+        bias = self.in_proj_bias
+        if self._qkv_same_embed_dim and inputs[0] is inputs[1] is inputs[2]:
+            return linear(inputs[0], self.in_proj_weight, bias).chunk(3, dim=-1)
+        weights = (
+            self.in_proj_weight.chunk(3)
+            if self._qkv_same_embed_dim
+            else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        )
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        return tuple(linear(*parts) for parts in zip(inputs, weights, biases, strict=True))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """View (B, L, E) as (B, H, L, D)."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _with_own_keys(
+        self, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Append what `add_bias_kv` and `add_zero_attn` ask for; return how many keys those are."""
+        more = 0
+        if self.bias_k is not None and self.bias_v is not None:
+            own = (self._heads(x.to(k.dtype)) for x in (self.bias_k, self.bias_v))  # (1, H, 1, D)
+            k, v = (
+                torch.cat((x, y.expand(len(x), -1, -1, -1)), dim=2)
+                for x, y in zip((k, v), own, strict=True)
+            )
+            more += 1
+        if self.add_zero_attn:
+            k, v = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (k, v))
+            more += 1
+        return k, v, more
+
+
+def _merged(mask: Any, bias: Any, given: torch.Tensor, more: int) -> tuple[Any, Any]:
+    """Add one of torch's masks, True where a query may not attend or added to the scores.
+
+    `more` keys stand behind those that it knows, to which all may attend.
+    """
+    given = torch.nn.functional.pad(given, (0, more)) if more else given
+    if given.dtype == torch.bool:
+        return (~given if mask is None else mask & ~given), bias
+    return mask, given if bias is None else bias + given
+
+
+def _weights(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, mask: Any, bias: Any) -> Any:
+    """Return the weights (B, H, M, N)."""
+    s = (q @ k.mT) * q.shape[-1] ** -0.5
+    s = s if bias is None else s + bias
+    if mask is not None:
+        s = s.masked_fill(~mask, -torch.inf)
+    sums = lse[..., None].masked_fill(lse[..., None] == -torch.inf, 0.0)  # of rows without a key
+    return torch.exp(s - sums).to(q.dtype)
+
+
+class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
+    """`torch.nn.TransformerEncoderLayer`: residual, dropout and norm are one launch each."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        attn = self.self_attn
+        self.self_attn = MultiheadAttention(
+            attn.embed_dim,
+            attn.num_heads,
+            dropout=attn.dropout,
+            bias=attn.in_proj_bias is not None,
+            batch_first=attn.batch_first,
+            device=attn.out_proj.weight.device,
+            dtype=attn.out_proj.weight.dtype,
+        )
+        self.self_attn.load_state_dict(attn.state_dict())  # as drawn, of the same generator
+
+    def forward(
+        self,
+        src: torch.Tensor,
+        src_mask: torch.Tensor | None = None,
+        src_key_padding_mask: torch.Tensor | None = None,
+        is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Attend and feed forward; arguments and results are torch's."""
+
+        def attended(x: torch.Tensor) -> torch.Tensor:
+            return self.self_attn(
+                x,
+                x,
+                x,
+                attn_mask=src_mask,
+                key_padding_mask=src_key_padding_mask,
+                need_weights=False,
+                is_causal=is_causal,
+            )[0]
+
+        if not self.norm_first:
+            x = self._normed(self.norm1, attended(src), src, self.dropout1)[0]
+            return self._normed(self.norm2, self._fed(x), x, self.dropout2)[0]
+        x = self._normed(self.norm1, src)[0]
+        x, stream = self._normed(self.norm2, attended(x), src, self.dropout1)
+        return stream + self.dropout2(self._fed(x))
+
+    def _normed(
+        self,
+        norm: torch.nn.LayerNorm,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        dropout: torch.nn.Dropout | None = None,
+    ) -> Any:
+        """Return the norm of residual + dropout(x), and that sum."""
+        p = dropout.p if dropout is not None and self.training else 0.0
+        bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+        return layer_norm(
+            x,
+            norm.weight,
+            bias,
+            residual=residual,
+            dropout_p=p,
+            eps=norm.eps,
+            return_stream=True,
+        )
+
+    def _fed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the feed-forward of x, before the last dropout."""
+        first, second, kind = self.linear1, self.linear2, _activation(self.activation)
+        hidden = linear(x, first.weight, first.bias, kind)
+        if kind is None:
+            hidden = self.activation(hidden)
+        return linear(self.dropout(hidden), second.weight, second.bias)
+
+
+def _activation(function: Any) -> str | None:
+    """Return what an activation is called that the product's epilogue has."""
+    if function is torch.nn.functional.relu or isinstance(function, torch.nn.ReLU):
+        return "relu"
+    if isinstance(function, torch.nn.GELU):
+        return "gelu_tanh" if function.approximate == "tanh" else "gelu"
+    return "gelu" if function is torch.nn.functional.gelu else None

@@ -1,0 +1,73 @@
+"""Optimizers of torch around the fused Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from twofold.adapters import sides
+
+
+class AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019), a parameter's step one launch.
+
+    It is built, saved and loaded as `torch.optim.AdamW` is, whose state it has: either takes the
+    state of the other. `foreach`, `fused`, `capturable` and `differentiable` choose among torch's
+    own ways and are not looked at.
+
+    Raises:
+        ValueError: `amsgrad` or `maximize` is asked for, here or in a state that is loaded.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; `closure` computes the loss again and returns it.
+
+        Raises:
+            RuntimeError: a gradient is sparse or complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for name in ("amsgrad", "maximize"):
+                if group[name]:
+                    raise ValueError(f"{name} is {group[name]}; it must be False")
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._one(parameter, parameter.grad, group)
+        return loss
+
+    def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+        if grad.is_sparse or parameter.is_complex():
+            raise RuntimeError("a gradient is sparse or complex; it must be dense and real")
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["step"] += 1
+        place, tensors = sides.of(parameter), (parameter, grad, *_moments(state))
+        given = [place.give(x.contiguous()).reshape(-1) for x in tensors]
+        beta1, beta2 = group["betas"]
+        place.side.optimizers.adam(
+            *given,
+            step=int(state["step"]),
+            lr=float(group["lr"]),
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled=group["decoupled_weight_decay"],
+        )
+        for x, y in zip(tensors, given, strict=True):
+            computed = torch.as_tensor(y)
+            if x is not grad and computed.data_ptr() != x.data_ptr():  # of a copy
+                x.copy_(computed.reshape(x.shape))
+
+
+def _moments(state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return state["exp_avg"], state["exp_avg_sq"]

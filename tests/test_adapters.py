@@ -1,0 +1,205 @@
+"""The custom operators of torch: each keeps the contract of what it wraps, on either side."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from adapted import FORWARD, adapted, plain
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.adapters import sides
+from twofold.adapters.attention import attention, register_score_mod
+from twofold.adapters.custom import Operator
+from twofold.adapters.layers import cross_entropy, embedding, layer_norm, linear, rotary
+from twofold.adapters.multi_head_attention import multi_head_attention
+from twofold.core.verify import report
+from twofold.core.verify.contract import fitting, hold
+from twofold.reference.attention_scores import ScoreMod
+from twofold.reference.rotary import Rotary
+
+CONTRACTS = {name: report.contract(name) for name in FORWARD}
+
+
+@pytest.mark.parametrize("operator", CONTRACTS)
+@given(data=st.data())
+def test_an_operator_of_torch_keeps_the_contract_with_kernels(triton, operator, data):
+    case = plain(data.draw(CONTRACTS[operator].cases))
+    with sides.use("triton"):
+        hold(CONTRACTS[operator], adapted(triton), case, ())
+
+
+@pytest.mark.parametrize("operator", CONTRACTS)
+@given(data=st.data())
+def test_an_operator_of_torch_keeps_the_contract_with_numpy(triton, operator, data):
+    side = dataclasses.replace(adapted(triton), name="reference")
+    case = fitting(side, plain(data.draw(CONTRACTS[operator].cases)))
+    with sides.use("reference"):
+        hold(CONTRACTS[operator], side, case, ())
+
+
+def numbers(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+ANGLES = [torch.rand(L, 2, dtype=torch.float64) for L in (5, 5, 7, 7)]
+COS, SIN = torch.rand(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
+IDS = torch.tensor([[3, 0], [6, 3]])
+LINEAR = (numbers(2, 3, 4), numbers(5, 4), numbers(5))
+NORM = (numbers(2, 3, 4), numbers(4), numbers(4), numbers(2, 3, 4))
+PROJECTIONS = (numbers(2, 3, 8), numbers(24, 8), numbers(24), numbers(8, 8), numbers(8))
+QKV = (numbers(2, 4, 5, 6), numbers(2, 2, 7, 6), numbers(2, 2, 7, 6))
+BIAS, SINKS = numbers(4, 5, 7), numbers(4)
+# How an operator is called, and with which inputs that have gradients.
+CALLS = {
+    "attention": (lambda q, k, v: attention(q, k, v, causal=True, return_lse=True), QKV),
+    "attention with everything": (
+        lambda q, k, v, bias, sinks: attention(
+            q, k, v, bias=bias, sinks=sinks, softcap=3.0, window_size=(4, 2), dropout_p=0.2, seed=4,
+            key_lengths=torch.tensor([7, 3]), rotary=Rotary(*ANGLES), return_lse=True,
+        ),
+        (*QKV, BIAS, SINKS),
+    ),
+    "multi-head attention": (
+        lambda *x: multi_head_attention(*x, num_heads=2, causal=True, dropout_p=0.1, seed=2),
+        PROJECTIONS,
+    ),
+    "linear": (linear, LINEAR),
+    "linear with GELU": (lambda x, w, b: linear(x, w, b, "gelu"), LINEAR),
+    "linear with ReLU": (lambda x, w, b: linear(x, w, b, "relu"), LINEAR),
+    "layer norm": (lambda *x: layer_norm(*x, return_stream=True), NORM[:3]),
+    "layer norm of a sum": (
+        lambda x, w, b, residual: layer_norm(
+            x, w, b, residual=residual, dropout_p=0.2, seed=3, return_stream=True
+        ),
+        NORM,
+    ),
+    "rotary": (lambda q, k: rotary(q, k, COS, SIN), (numbers(2, 3, 4, 6), numbers(2, 1, 4, 6))),
+    "embedding": (lambda table: embedding(IDS, table), (numbers(7, 3),)),
+    "cross-entropy": (
+        lambda x: cross_entropy(x, torch.tensor([1, 6, -100]), label_smoothing=0.1),
+        (numbers(3, 7),),
+    ),
+    "cross-entropy of each": (
+        lambda x: cross_entropy(x, torch.tensor([1, 6, -100]), reduction="none"),
+        (numbers(3, 7),),
+    ),
+}  # fmt: skip
+every_call = pytest.mark.parametrize(("function", "inputs"), CALLS.values(), ids=CALLS)
+
+
+@every_call
+def test_gradients_are_those_of_finite_differences(function, inputs):
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_gradients_of_gradients_are_those_of_finite_differences():
+    def function(q, k, v):
+        return attention(
+            q, k, v, causal=True, softcap=2.0, dropout_p=0.1, seed=1, rotary=Rotary(*ANGLES),
+            return_lse=True,
+        )  # fmt: skip
+
+    assert torch.autograd.gradgradcheck(function, QKV)
+
+
+@pytest.mark.parametrize("name", ["bias", "sinks"])
+def test_gradients_of_gradients_refuse_what_they_take_for_constant(name):
+    more = {"bias": BIAS, "sinks": SINKS}[name]
+    out = attention(*QKV, **{name: more})
+    (dq,) = torch.autograd.grad(out.sum(), QKV[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name} has a gradient; it must have none"):
+        dq.sum().backward()
+
+
+@every_call
+def test_torch_finds_nothing_wrong_with_an_operator(monkeypatch, function, inputs):
+    """`opcheck`, of forward, backward and its backward, with the arguments that a call makes."""
+    asked = []
+
+    def remember(self, *args):
+        asked.append((self.op, args))
+        return self.op(*args)
+
+    monkeypatch.setattr(Operator, "__call__", remember)
+    function(*inputs)
+    ((op, args),) = asked
+    torch.library.opcheck(op, args)
+
+
+@every_call
+def test_a_compiled_graph_has_the_operators_whole(function, inputs):
+    def loss(*x):
+        found = function(*x)
+        return sum(y.sin().sum() for y in (found if isinstance(found, tuple) else (found,)))
+
+    torch.compiler.reset()  # it counts how often one function is compiled
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    one, other = (torch.autograd.grad(f(*inputs), inputs) for f in (loss, compiled))
+    for x, y in zip(one, other, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_compiled_graph_draws_dropout_anew():
+    compiled = torch.compile(
+        lambda q, k, v: attention(q, k, v, dropout_p=0.5), fullgraph=True, backend="aot_eager"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = compiled(*QKV), compiled(*QKV)
+        torch.manual_seed(0)
+        again = compiled(*QKV)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_honoured(dtype):
+    with torch.autocast("cpu", dtype):
+        out, lse = attention(*(x.float() for x in QKV), return_lse=True)
+        assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+        assert linear(*(x.float() for x in LINEAR)).dtype == dtype
+        assert layer_norm(*(x.to(dtype) for x in NORM[:3])).dtype == torch.float32
+        assert cross_entropy(BIAS[0].to(dtype), torch.arange(5)).dtype == torch.float32
+    assert attention(*QKV).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_a_loop():
+    many = [torch.stack((x, 2 * x)).detach() for x in QKV]
+    mapped = torch.func.vmap(attention)(*many)
+    for i, one in enumerate(mapped):
+        assert torch.equal(one, attention(*(x[i] for x in many)))
+
+
+def test_a_function_of_the_scores_is_told_by_name():
+    def function(s, b, h, i, j, args):
+        return s + 0.1 * j
+
+    def slope(s, b, h, i, j, args):
+        return np.ones_like(s)
+
+    register_score_mod("further", reference=ScoreMod(function, slope))
+    columns = 0.1 * torch.arange(7, dtype=torch.float64)
+    assert torch.equal(attention(*QKV, score_mod="further"), attention(*QKV, bias=columns))
+    with sides.use("triton"), pytest.raises(ValueError, match="'further'.*registered for triton"):
+        attention(*(x.float() for x in QKV), score_mod="further")
+    with pytest.raises(ValueError, match="score_mod is 'nearer'; it must be registered"):
+        attention(*QKV, score_mod="nearer")
+    with pytest.raises(ValueError, match="cuda is no side"):
+        register_score_mod("further", cuda=ScoreMod(function, slope))
+
+
+def test_another_side_is_refused():
+    with pytest.raises(ValueError, match="side is 'cuda'; it must be one of"), sides.use("cuda"):
+        pass
+
+
+def test_it_says_that_it_computes_with_numpy(monkeypatch, caplog):
+    monkeypatch.setattr(sides, "_said", set())
+    attention(*QKV)
+    attention(*QKV)
+    assert [r.message for r in caplog.records] == [
+        "no GPU: twofold computes with NumPy, which is right and not fast"
+    ]
