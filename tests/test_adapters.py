@@ -14,6 +14,7 @@ from twofold.adapters.attention import attention, register_score_mod
 from twofold.adapters.custom import Operator
 from twofold.adapters.layers import cross_entropy, embedding, layer_norm, linear, rotary
 from twofold.adapters.multi_head_attention import multi_head_attention
+from twofold.core import ops
 from twofold.core.verify import report
 from twofold.core.verify.contract import fitting, hold
 from twofold.reference.attention_scores import ScoreMod
@@ -44,6 +45,12 @@ def numbers(*shape, dtype=torch.float64):
 
 
 ANGLES = [torch.rand(L, 2, dtype=torch.float64) for L in (5, 5, 7, 7)]
+
+
+def angles(dtype):
+    return Rotary(*(x.to(dtype) for x in ANGLES))
+
+
 COS, SIN = torch.rand(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
 IDS = torch.tensor([[3, 0], [6, 3]])
 LINEAR = (numbers(2, 3, 4), numbers(5, 4), numbers(5))
@@ -57,7 +64,7 @@ CALLS = {
     "attention with everything": (
         lambda q, k, v, bias, sinks: attention(
             q, k, v, bias=bias, sinks=sinks, softcap=3.0, window_size=(4, 2), dropout_p=0.2, seed=4,
-            key_lengths=torch.tensor([7, 3]), rotary=Rotary(*ANGLES), return_lse=True,
+            key_lengths=torch.tensor([7, 3]), rotary=angles(q.dtype), return_lse=True,
         ),
         (*QKV, BIAS, SINKS),
     ),
@@ -75,7 +82,10 @@ CALLS = {
         ),
         NORM,
     ),
-    "rotary": (lambda q, k: rotary(q, k, COS, SIN), (numbers(2, 3, 4, 6), numbers(2, 1, 4, 6))),
+    "rotary": (
+        lambda q, k: rotary(q, k, COS.to(q.dtype), SIN.to(q.dtype)),
+        (numbers(2, 3, 4, 6), numbers(2, 1, 4, 6)),
+    ),
     "embedding": (lambda table: embedding(IDS, table), (numbers(7, 3),)),
     "cross-entropy": (
         lambda x: cross_entropy(x, torch.tensor([1, 6, -100]), label_smoothing=0.1),
@@ -97,7 +107,7 @@ def test_gradients_are_those_of_finite_differences(function, inputs):
 def test_gradients_of_gradients_are_those_of_finite_differences():
     def function(q, k, v):
         return attention(
-            q, k, v, causal=True, softcap=2.0, dropout_p=0.1, seed=1, rotary=Rotary(*ANGLES),
+            q, k, v, causal=True, softcap=2.0, dropout_p=0.1, seed=1, rotary=angles(q.dtype),
             return_lse=True,
         )  # fmt: skip
 
@@ -113,9 +123,10 @@ def test_gradients_of_gradients_refuse_what_they_take_for_constant(name):
         dq.sum().backward()
 
 
+@pytest.mark.parametrize("side", ops.SIDES)
 @every_call
-def test_torch_finds_nothing_wrong_with_an_operator(monkeypatch, function, inputs):
-    """`opcheck`, of forward, backward and its backward, with the arguments that a call makes."""
+def test_torch_finds_nothing_wrong_with_an_operator(triton, monkeypatch, function, inputs, side):
+    """`opcheck`, of forward and backward, with the arguments that a call makes."""
     asked = []
 
     def remember(self, *args):
@@ -123,9 +134,11 @@ def test_torch_finds_nothing_wrong_with_an_operator(monkeypatch, function, input
         return self.op(*args)
 
     monkeypatch.setattr(Operator, "__call__", remember)
-    function(*inputs)
-    ((op, args),) = asked
-    torch.library.opcheck(op, args)
+    dtype = torch.float32 if side == "triton" else torch.float64
+    with sides.use(side):
+        function(*(x.detach().to(dtype).requires_grad_() for x in inputs))
+        ((op, args),) = asked
+        torch.library.opcheck(op, args)
 
 
 @every_call

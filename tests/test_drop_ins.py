@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from third import as_far_as_torch, both_within_the_bound
+from third import as_far_as_torch, both_within_the_bound, no_further
 
 from twofold.adapters.functional import scaled_dot_product_attention
 from twofold.adapters.modules import MultiheadAttention, TransformerEncoderLayer
 from twofold.adapters.optim import AdamW
-from twofold.core.verify.lockstep import drift
 
 sizes = st.integers(1, 9)
 bools = st.booleans()
@@ -222,7 +221,7 @@ def parameters(dtype=torch.float32):
 
 @given(
     st.fixed_dictionaries(
-        {"lr": st.just(0.1), "weight_decay": st.sampled_from((0.0, 0.3)), "eps": st.just(1e-6)}
+        {"lr": st.just(0.1), "weight_decay": st.sampled_from((0.0, 0.3)), "eps": st.just(1e-2)}
     )
 )
 def test_adamw_takes_the_steps_of_torch(options):
@@ -230,9 +229,7 @@ def test_adamw_takes_the_steps_of_torch(options):
     found = steps(AdamW(ours, **options), ours, 5)
     single = steps(torch.optim.AdamW(theirs, **options), theirs, 5)
     truth = steps(torch.optim.AdamW(double, **options), double, 5)
-    for x, y, z in zip(found, single, truth, strict=True):
-        distance, allowed = drift(x.numpy(), y.numpy(), z.numpy())
-        assert distance <= allowed
+    no_further(found, single, truth)
 
 
 @pytest.mark.parametrize("first", [AdamW, torch.optim.AdamW])
@@ -248,9 +245,7 @@ def test_either_adamw_goes_on_with_the_state_of_the_other(first, second):
     whole, exact = torch.optim.AdamW(theirs, lr=0.1), torch.optim.AdamW(double, lr=0.1)
     for optimizer, of in ((whole, theirs), (exact, double)):
         steps(optimizer, of, 3)
-    for x, y, z in zip(found, steps(whole, theirs, 3), steps(exact, double, 3), strict=True):
-        distance, allowed = drift(x.numpy(), y.numpy(), z.numpy())
-        assert distance <= allowed
+    no_further(found, steps(whole, theirs, 3), steps(exact, double, 3))
 
 
 def test_adamw_refuses():

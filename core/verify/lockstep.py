@@ -93,22 +93,11 @@ def _state(trainer: Trainer) -> dict[str, Array]:
 def _compare(
     step: int, judged: dict[str, Array], single: dict[str, Array], double: dict[str, Array]
 ) -> list[Difference]:
+    on = machine("float32")
     differences = []
     for name, truth in double.items():
-        distance, allowed = drift(judged[name], single[name], truth)
+        distance, own = (float(np.abs(x[name] - truth).max()) for x in (judged, single))
+        allowed = on.u_product / on.u * own + on.u * float(np.abs(truth).max())
         share = distance / allowed if distance > 0 else 0.0
         differences.append(Difference(step, name, share, distance, allowed))
     return differences
-
-
-def drift(judged: Array, single: Array, double: Array) -> tuple[float, float]:
-    """Return how far a result in float32 is off, and how far it may be.
-
-    Args:
-        judged: what is judged.
-        single: another's, of the same arithmetic in float32.
-        double: that in float64, which stands for the truth.
-    """
-    on = machine("float32")
-    distance, own = (float(np.abs(x - double).max(initial=0)) for x in (judged, single))
-    return distance, on.u_product / on.u * own + on.u * float(np.abs(double).max(initial=0))
