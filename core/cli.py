@@ -1,10 +1,10 @@
-"""The command line: `twofold train | evaluate | predict | verify`."""
+"""The command line: `twofold train | evaluate | predict | verify | bench`."""
 
 from __future__ import annotations
 
 import typer
 
-from twofold.core.commands import evaluate, predict, train, verify
+from twofold.core.commands import bench, evaluate, predict, train, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app = typer.Typer(
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
 app.command("predict")(predict.command)
+app.command("bench")(bench.command)
 app.add_typer(verify.app, name="verify")
 
 

@@ -25,6 +25,11 @@ MATRIX = {
     "tcgen05": re.compile(r"\btcgen05\.mma\.\S*kind::(\w+)"),
     "mfma": re.compile(r"\bv_mfma_f32_\d+x\d+x\d+_?(?:\d+b_)?(\w+)"),
 }
+# How many bytes a thread loads or stores at a time: numbers of so many bits, or so many words.
+NVIDIA_ACCESS = re.compile(r"\b(ld|st)\.(?:\w+\.)*global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s")
+NVIDIA_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\b[^;]*?\], *(0x[0-9a-f]+|\d+)")
+AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_(dword|short|byte|ushort|ubyte)x?(\d?)")
+AMD_BYTES = {"dword": 4, "short": 2, "ushort": 2, "byte": 1, "ubyte": 1}
 # A product left to the multiply-add of each thread has the layout of a tile in plain registers.
 WITHOUT_MATRIX_UNIT = re.compile(r"\btt\.dot .*-> tensor<[^>]*#blocked\d*>")
 
@@ -43,6 +48,7 @@ class Compiled:
         tensor_columns: columns of tensor memory of a program.
         matrix: kinds of matrix instructions.
         dots: whether the source multiplies matrices.
+        loads, stores: most bytes of memory that a thread takes at a time.
         plain_dots: products that the matrix unit does not take.
         failure: why it did not compile, "" if it did.
         unsupported: why the target has no kernels of the operator, "" if it has: then there are
@@ -62,6 +68,8 @@ class Compiled:
     matrix: tuple[str, ...] = ()
     dots: bool = False
     plain_dots: int = 0
+    loads: int = 0
+    stores: int = 0
     failure: str = ""
     unsupported: str = ""
 
@@ -122,6 +130,7 @@ def describe(name: Compiled, kernel: Any) -> Compiled:
         registers, frame = _resources(kernel)
         # A frame may hold what is no spill; only the assembler tells them apart.
         spilled = _spilled(kernel, chip) if frame else 0
+    loads, stores = widths(text)
     return replace(
         name,
         warps=kernel.metadata.num_warps,
@@ -134,9 +143,22 @@ def describe(name: Compiled, kernel: Any) -> Compiled:
                 {f"{unit}.{x}" for unit, pattern in MATRIX.items() for x in pattern.findall(text)}
             )
         ),
+        loads=loads,
+        stores=stores,
         dots="tt.dot" in kernel.asm["ttir"],
         plain_dots=len(WITHOUT_MATRIX_UNIT.findall(kernel.asm["ttgir"])),
     )
+
+
+def widths(assembly: str) -> tuple[int, int]:
+    """Return the most bytes that a thread loads, and stores, at a time."""
+    found = {"l": [0], "s": [0]}
+    for how, vector, bits in NVIDIA_ACCESS.findall(assembly):
+        found[how[0]].append(int(vector or 1) * int(bits) // 8)
+    found["l"] += [int(size, 0) for size in NVIDIA_COPY.findall(assembly)]
+    for how, unit, count in AMD_ACCESS.findall(assembly):
+        found[how[0]].append(AMD_BYTES[unit] * int(count or 1))
+    return max(found["l"]), max(found["s"])
 
 
 def _count(amdgcn: str, name: str) -> int:

@@ -16,9 +16,10 @@ from twofold.core.verify.compiled import Compiled
 TITLE = "What the compilers make of every kernel: twofold verify compile --table FILE"
 LEGEND = (
     "regs: registers of a thread; spilled: bytes a thread spills; shared: bytes of a program;",
-    "programs: held by a multiprocessor at a time; warps: share of its warps that these are.",
+    "programs: held by a multiprocessor at a time; warps: share of its warps that these are;",
+    "ld/st: most bytes of memory that a thread loads, and stores, at a time.",
 )
-COLUMNS = "{:43} {:7} {:8} {:>4} {:>7} {:>6} {:>8} {:>5}  {:24} {}"
+COLUMNS = "{:43} {:7} {:8} {:>4} {:>7} {:>6} {:>8} {:>5} {:>6}  {:24} {}"
 HEADER = COLUMNS.format(
     "operator kernel",
     "target",
@@ -28,6 +29,7 @@ HEADER = COLUMNS.format(
     "shared",
     "programs",
     "warps",
+    "ld/st",
     "matrix unit",
     "constants",
 )
@@ -65,6 +67,8 @@ def most(first: Compiled, second: Compiled) -> Compiled:
         spilled=max(first.spilled, second.spilled),
         shared=max(first.shared, second.shared),
         tensor_columns=max(first.tensor_columns, second.tensor_columns),
+        loads=max(first.loads, second.loads),
+        stores=max(first.stores, second.stores),
         matrix=tuple(sorted({*first.matrix, *second.matrix})),
         failure=first.failure or second.failure,
     )
@@ -73,11 +77,11 @@ def most(first: Compiled, second: Compiled) -> Compiled:
 def _line(kernel: Compiled) -> str:
     name = f"{kernel.operator} {kernel.kernel}"
     if kernel.unsupported:
-        blank = ("",) * 5
+        blank = ("",) * 6
         how = (*blank, "unsupported", kernel.unsupported)
         return COLUMNS.format(name, kernel.target, kernel.precision, *how)
     figures = (
-        ("does", "not", "compile", "", "", "")
+        ("does", "not", "compile", "", "", "", "")
         if kernel.failure
         else (
             kernel.registers,
@@ -85,6 +89,7 @@ def _line(kernel: Compiled) -> str:
             kernel.shared,
             kernel.programs,
             f"{kernel.occupancy:.0%}",
+            f"{kernel.loads}/{kernel.stores}",
             " ".join(kernel.matrix) or "-",
         )
     )

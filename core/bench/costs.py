@@ -1,0 +1,96 @@
+"""The least that an operator must move and compute, and how long that takes at the least.
+
+A machine with a memory of β bytes a second and units of π operations a second needs
+
+    t ≥ max(bytes/β, operations/π)
+
+(Williams, Waterman & Patterson 2009, "Roofline"). Bytes are those of arguments and results, each
+read or written once; what a kernel moves beyond them is its own affair, and lowers its share.
+Operations are those of matrix products alone: others are done while memory is waited for.
+
+`b` bytes of an element, `R` rows, `C` columns, `B` batch, `H` heads, `K` heads of keys, `M`
+queries, `N` keys, `D` head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """Bytes that must move, and operations of matrix products, 2 for a multiplication and sum."""
+
+    bytes: float
+    operations: float = 0.0
+
+
+class Ceilings(NamedTuple):
+    """What a machine gives: bytes a second of a copy, operations a second of a matrix product."""
+
+    bandwidth: float
+    rate: float
+
+    def least(self, cost: Cost) -> float:
+        """Return the seconds that a cost takes at the least."""
+        return max(cost.bytes / self.bandwidth, cost.operations / self.rate)
+
+
+def attention(
+    B: int, H: int, K: int, M: int, N: int, D: int, b: int, causal: bool = False
+) -> dict[str, Cost]:
+    """Two products forward, five backward (Dao 2023, "FlashAttention-2"); half where causal."""
+    q, kv, rows = B * H * M * D * b, B * K * N * D * b, B * H * M * 4
+    product = 2.0 * B * H * M * N * D / (2 if causal else 1)
+    return {
+        "forward": Cost(2 * q + 2 * kv + rows, 2 * product),
+        "backward": Cost(4 * q + 4 * kv + rows, 5 * product),
+    }
+
+
+def decode(B: int, H: int, K: int, M: int, N: int, D: int, b: int) -> dict[str, Cost]:
+    """Keys and values once: 2·B·K·N·D·b."""
+    return {"forward": Cost((2 * B * K * N + 2 * B * H * M) * D * b, 4.0 * B * H * M * N * D)}
+
+
+def layer_norm(R: int, C: int, b: int, residual: bool = False) -> dict[str, Cost]:
+    """x and out; backward x, dout and dx. A residual is read, and the sum written, besides."""
+    forward, backward = (4, 4) if residual else (2, 3)
+    return {"forward": Cost(forward * R * C * b), "backward": Cost(backward * R * C * b)}
+
+
+def linear(R: int, C: int, F: int, b: int, activation: bool = False) -> dict[str, Cost]:
+    """One product forward, two backward; an activation's input is written, and read again."""
+    x, weight, out, product = R * C * b, C * F * b, R * F * b, 2.0 * R * C * F
+    kept = out if activation else 0
+    return {
+        "forward": Cost(x + weight + out + kept, product),
+        "backward": Cost(2 * x + 2 * weight + out + kept, 2 * product),
+    }
+
+
+def cross_entropy(R: int, C: int, b: int) -> dict[str, Cost]:
+    """Logits once, and their gradient: 2·R·C·b in all, whichever pass it is made in."""
+    return {"forward and backward": Cost(2 * R * C * b)}
+
+
+def elementwise(n: int, b: int) -> dict[str, Cost]:
+    """Of x and out, backward x or a mask that is drawn again, dout and dx."""
+    return {"forward": Cost(2 * n * b), "backward": Cost(3 * n * b)}
+
+
+def rotary(n: int, b: int) -> dict[str, Cost]:
+    """q and k, n elements in all, read and written; the same backward."""
+    return {"forward": Cost(2 * n * b), "backward": Cost(2 * n * b)}
+
+
+def embedding(places: int, rows: int, C: int, b: int) -> dict[str, Cost]:
+    """A row read and written for each place; backward each read, and the table written."""
+    return {
+        "forward": Cost(2 * places * C * b),
+        "backward": Cost((places + rows) * C * b),
+    }
+
+
+def adam(n: int) -> dict[str, Cost]:
+    """Parameters, two moments read and written, gradients read: 28 bytes each, in float32."""
+    return {"step": Cost(28.0 * n)}

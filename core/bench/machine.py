@@ -1,0 +1,124 @@
+"""What a race ran on, how warm it was, and what the machine gives at the most."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twofold.core.bench import timing
+from twofold.core.bench.costs import Ceilings
+
+PACKAGES = ("numpy", "torch", "triton", "liger-kernel")
+COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: no cache holds them
+MULTIPLIED = {"cpu": 1024, "cuda": 8192}  # rows and columns
+GAUGES = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+# Published peaks (NVIDIA data sheets: bytes and dense operations of bfloat16 a second).
+PUBLISHED = {
+    "sm_80": Ceilings(2.039e12, 312e12),
+    "sm_90a": Ceilings(3.35e12, 989e12),
+    "sm_100a": Ceilings(8.0e12, 2250e12),
+    "gfx942": Ceilings(5.3e12, 1307e12),
+}
+
+
+def ran_on(threads: int, device: str) -> dict[str, Any]:
+    """Return the machine and the versions that a result belongs to."""
+    gpu = {"gpu": gpu_name(), "driver": _driver()} if device == "cuda" else {}
+    versions = {name: version(name) for name in PACKAGES}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": _cpu_name(),
+        **gpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        **{name: found for name, found in versions.items() if found},
+    }
+
+
+def version(distribution: str) -> str:
+    """Return the installed version, "" if there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def gpu_name() -> str:
+    """Return the GPU that torch sees."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _driver() -> str:
+    return gauges(("driver_version",)).get("driver_version", "")
+
+
+def gauges(names: tuple[str, ...] = GAUGES) -> dict[str, str]:
+    """Return clocks (MHz), temperature (°C) and power (W) of the GPU, as far as it tells."""
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    values = said.splitlines()[0].split(", ") if said.strip() else []
+    return dict(zip(names, values, strict=False))
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Give NumPy's BLAS and torch `n` threads each."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        with threadpool_limits(n):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def ceilings(device: str, seconds: float) -> Ceilings:
+    """Measure what the machine gives: a copy's bytes, and a matrix product's operations, a second.
+
+    On a GPU the product is torch's in bfloat16, on a CPU the faster of NumPy's and torch's in
+    float32.
+    """
+    import torch
+
+    half, n = COPIED[device] // 2, MULTIPLIED[device]
+    source = torch.empty(half, dtype=torch.int8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    calls: dict[str, timing.Calls] = {
+        "copy": [lambda: target.copy_(source)],
+        "torch": [lambda: a @ b],
+    }
+    if device == "cpu":
+        x, y = a.numpy(), b.numpy()
+        calls["numpy"] = [lambda: x @ y]
+    times = timing.race(calls, device, seconds)
+    taken = {name: float(np.median(t)) for name, t in times.items()}
+    product = min(t for name, t in taken.items() if name != "copy")
+    return Ceilings(2 * half / taken["copy"], 2.0 * n**3 / product)

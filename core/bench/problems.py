@@ -1,0 +1,191 @@
+"""What is raced: an operator's shapes, the tensors of each, and what they cost.
+
+A problem is a plain call, f(tensors…, options…) -> output or outputs, as `verify.foreign_calls` has
+it, so that whatever can be judged can be raced.
+
+`B` batch, `H` heads, `K` heads of keys, `M` queries, `N` keys, `D` head_dim, `R` rows, `C` columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from twofold.core.bench import costs
+from twofold.core.bench.costs import Cost
+
+TOKENS, HIDDEN = 16384, 2048  # of a batch of attention on a GPU
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One shape of one operator.
+
+    Attributes:
+        operator: its name.
+        title: what is special about it.
+        dtype: of floating tensors.
+        costs: the least that each pass must move and compute, by pass.
+        make: its tensors in the order of the call, of a generator and a device.
+        options: the rest of the call.
+        size: what a curve over sizes is drawn against.
+    """
+
+    operator: str
+    title: str
+    dtype: str
+    costs: Mapping[str, Cost]
+    make: Callable[[torch.Generator, str], Mapping[str, torch.Tensor]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return what tells it from every other problem."""
+        return f"{self.operator} {self.title} {self.dtype}"
+
+
+def normal(draw: torch.Generator, device: str, dtype: str, *shape: int) -> torch.Tensor:
+    """Draw normal numbers: powers of two or constants would cost less energy, and run faster."""
+    made = torch.randn(shape, generator=draw, device=device, dtype=torch.float32)
+    return made.to(getattr(torch, dtype))
+
+
+def attention(
+    B: int, H: int, K: int, M: int, N: int, D: int, dtype: str, causal: bool = False
+) -> Problem:
+    """Scaled dot products of M queries and N keys."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        return {
+            "q": normal(draw, device, dtype, B, H, M, D),
+            "k": normal(draw, device, dtype, B, K, N, D),
+            "v": normal(draw, device, dtype, B, K, N, D),
+        }
+
+    heads = f"{H}" if H == K else f"{H}/{K}"
+    title = f"B={B} H={heads} M={M} N={N} D={D}{' causal' if causal else ''}"
+    cost = costs.attention(B, H, K, M, N, D, _bytes(dtype), causal)
+    options = {"causal": causal, "enable_gqa": H != K}
+    return Problem("attention", title, dtype, cost, make, options, N)
+
+
+def layer_norm(R: int, C: int, dtype: str) -> Problem:
+    """Rows normalised."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        x = normal(draw, device, dtype, R, C)
+        weight, bias = (normal(draw, device, dtype, C) for _ in range(2))
+        return {"x": x, "weight": weight, "bias": bias}
+
+    cost = costs.layer_norm(R, C, _bytes(dtype))
+    return Problem("layer_norm", f"R={R} C={C}", dtype, cost, make, {"eps": 1e-5}, R * C)
+
+
+def linear(R: int, C: int, F: int, dtype: str, activation: str | None = None) -> Problem:
+    """A linear layer from C features to F."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        x, weight = normal(draw, device, dtype, R, C), normal(draw, device, dtype, F, C)
+        return {"x": x, "weight": weight / C**0.5, "bias": normal(draw, device, dtype, F)}
+
+    cost = costs.linear(R, C, F, _bytes(dtype), activation is not None)
+    title = f"R={R} C={C} F={F}{f' {activation}' if activation else ''}"
+    return Problem("linear", title, dtype, cost, make, {"activation": activation}, R * F)
+
+
+def activation(n: int, dtype: str, kind: str = "gelu") -> Problem:
+    """An activation of n elements."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        return {"x": normal(draw, device, dtype, n // 1024, 1024)}
+
+    cost = costs.elementwise(n, _bytes(dtype))
+    return Problem("activation", f"n={n} {kind}", dtype, cost, make, {"kind": kind}, n)
+
+
+def cross_entropy(R: int, C: int, dtype: str) -> Problem:
+    """R rows of C classes."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        targets = torch.randint(C, (R,), generator=draw, device=device)
+        return {"logits": normal(draw, device, dtype, R, C), "targets": targets}
+
+    cost = costs.cross_entropy(R, C, _bytes(dtype))
+    return Problem("softmax_cross_entropy", f"R={R} C={C}", dtype, cost, make, {}, R * C)
+
+
+def rotary(B: int, H: int, L: int, D: int, dtype: str) -> Problem:
+    """q and k of H heads each turned."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        angle = torch.rand(L, D // 2, generator=draw, device=device) * 6.0
+        q, k = (normal(draw, device, dtype, B, H, L, D) for _ in range(2))
+        return {"q": q, "k": k, "cos": angle.cos(), "sin": angle.sin()}
+
+    n = 2 * B * H * L * D
+    cost = costs.rotary(n, _bytes(dtype))
+    return Problem("rotary", f"B={B} H={H} L={L} D={D}", dtype, cost, make, {}, n)
+
+
+def embedding(places: int, rows: int, C: int, dtype: str) -> Problem:
+    """Rows looked up, some often, as words are."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        spread = torch.rand(places, generator=draw, device=device) ** 4
+        ids = (spread * rows).long().view(-1, min(places, 512))
+        return {"ids": ids, "table": normal(draw, device, dtype, rows, C)}
+
+    cost = costs.embedding(places, rows, C, _bytes(dtype))
+    title = f"places={places} V={rows} C={C}"
+    return Problem("embedding", title, dtype, cost, make, {}, places * C)
+
+
+def _bytes(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def on_cpu() -> list[Problem]:
+    """Return what is raced on a CPU: sizes of a small classifier, in float32."""
+    f = "float32"
+    return [
+        *(attention(64, 4, 4, L, L, 32, f) for L in (24, 48)),
+        attention(8, 8, 8, 256, 256, 64, f),
+        attention(4, 8, 8, 512, 512, 64, f, causal=True),
+        *(layer_norm(R, C, f) for R, C in ((3072, 128), (2048, 384), (4096, 1024))),
+        *(linear(R, C, F, f, a) for R, C, F, a in
+          ((3072, 128, 512, "gelu"), (2048, 384, 1536, "gelu"), (2048, 384, 1152, None))),
+        activation(2**20, f),
+        activation(2**20, f, "relu"),
+        *(cross_entropy(R, C, f) for R, C in ((64, 8), (2048, 8192))),
+        rotary(64, 4, 48, 32, f),
+        rotary(8, 8, 256, 64, f),
+        embedding(3072, 7000, 128, f),
+    ]  # fmt: skip
+
+
+def on_gpu() -> list[Problem]:
+    """Return what is raced on a GPU: attention of 16k tokens, the rest from 1 MB to 512 MB."""
+    found = []
+    for dtype in ("bfloat16", "float16"):
+        for D in (64, 128, 256):
+            H = HIDDEN // D
+            lengths = (512, 1024, 2048, 4096, 8192, 16384) if dtype == "bfloat16" else (4096,)
+            for L in lengths:
+                for causal in (False, True):
+                    found.append(attention(TOKENS // L, H, H, L, L, D, dtype, causal))
+    found += [attention(B, 12, 12, L, L, 64, "bfloat16") for B, L in ((512, 48), (64, 512))]
+    found.append(attention(4, 64, 8, 4096, 4096, 128, "bfloat16", causal=True))
+    b = "bfloat16"
+    for megabytes in (1, 4, 16, 64, 256, 512):
+        n = megabytes * 2**20 // 2
+        found += [layer_norm(n // C, C, b) for C in (768, 4096)]
+        length = min(n // 2048, 1024)  # of 16 heads of 64 features, of q and of k
+        found += [activation(n, b), rotary(n // 2048 // length, 16, length, 64, b)]
+        found.append(embedding(n // 1024, 32768, 1024, b))
+    found += [cross_entropy(R, C, b) for R, C in ((8192, 8192), (4096, 32768), (2048, 131072))]
+    found += [linear(16384, C, F, b, "gelu") for C, F in ((768, 3072), (2048, 8192))]
+    return found

@@ -1,0 +1,112 @@
+"""A race: contenders judged, timed side by side, and put beside the least that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from twofold.core.bench import contenders as entered
+from twofold.core.bench import timing
+from twofold.core.bench.contenders import Contender
+from twofold.core.bench.costs import Ceilings, Cost
+from twofold.core.bench.problems import Problem
+
+INPUTS = 2  # sets that rotate
+
+
+class Judge:
+    """Remembers what it said of a contender, an operator and a dtype."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str, str], str] = {}
+
+    def __call__(self, contender: Contender, problem: Problem) -> str:
+        """Return what is wrong, "" if nothing is."""
+        key = (contender.name, problem.operator, problem.dtype)
+        if key not in self._said:
+            self._said[key] = contender.fault(problem)
+        return self._said[key]
+
+
+def run(
+    problem: Problem,
+    contenders: Sequence[Contender],
+    ceilings: Ceilings,
+    device: str,
+    seconds: float,
+    judge: Callable[[Contender, Problem], str],
+) -> Iterator[dict[str, Any]]:
+    """Race one problem; yield the result of each pass.
+
+    A contender that is missing, fails or does not hold its contract is in the result with the
+    reason; one that does not hold is timed all the same.
+    """
+    draw = torch.Generator(device).manual_seed(0)
+    inputs = [problem.make(draw, device) for _ in range(INPUTS)]
+    calls: dict[str, dict[str, list[Callable[[], object]]]] = {n: {} for n in problem.costs}
+    reasons: dict[str, str] = {}
+    memory: dict[str, dict[str, int]] = {name: {} for name in problem.costs}
+    for contender in contenders:
+        reason = contender.missing
+        if not reason:
+            try:
+                reason = judge(contender, problem)
+                passes = [contender.passes(problem, tensors) for tensors in inputs]
+            except Exception as error:  # its own, whatever it is: the others go on
+                reasons[contender.name] = f"{type(error).__name__}: {error}"
+                continue
+            for name in problem.costs:
+                try:
+                    memory[name][contender.name] = _peak(passes[0][name], device)
+                    calls[name][contender.name] = [p[name] for p in passes]
+                except Exception as error:
+                    reason = reason or f"{name}: {type(error).__name__}: {error}"
+        if reason:
+            reasons[contender.name] = " ".join(reason.split())[:300]
+    for name, cost in problem.costs.items():
+        times = timing.race(calls[name], device, seconds)
+        yield {
+            "operator": problem.operator,
+            "problem": problem.title,
+            "dtype": problem.dtype,
+            "pass": name,
+            "size": problem.size,
+            "bytes": cost.bytes,
+            "operations": cost.operations,
+            "least_ms": ceilings.least(cost) * 1e3,
+            "contenders": _figures(times, cost, ceilings, memory[name]),
+            "reasons": reasons,
+        }
+
+
+def _figures(
+    times: Mapping[str, list[float]], cost: Cost, ceilings: Ceilings, memory: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """Return times and what follows of them, by contender; ratios are to torch, where it ran."""
+    if not times:
+        return {}
+    against = entered.TORCH if entered.TORCH in times else next(iter(times))
+    found = timing.summary(times, against)
+    for name, figures in found.items():
+        seconds = figures["median_ms"] * 1e-3
+        figures["giga_bytes_per_second"] = cost.bytes / seconds * 1e-9
+        figures["tera_operations_per_second"] = cost.operations / seconds * 1e-12
+        figures["share"] = ceilings.least(cost) / seconds
+        if name in memory and memory[name] >= 0:
+            figures["peak_bytes"] = memory[name]
+    return found
+
+
+def _peak(call: Callable[[], object], device: str) -> int:
+    """Return the most memory that a call has on top of what is there; −1 where nobody counts it."""
+    if device != "cuda":
+        call()
+        return -1
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

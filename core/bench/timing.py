@@ -1,0 +1,86 @@
+"""Timing: contenders interleaved in one process, medians and spreads.
+
+A ratio of two medians taken side by side survives a busy machine better than either of them, so
+ratios are what races report; the times stand beside them.
+
+On a GPU a call is timed by events on its stream, after its second-level cache has been written over
+and with inputs that rotate: what is timed reads memory. The time to launch is hidden behind that
+write as long as it is shorter, as it is where a training step keeps its stream full.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Calls = Sequence[Callable[[], object]]  # the same with different inputs
+WARMUP = 3
+FEWEST = 5  # calls of each
+FLUSHED = 256 * 2**20  # bytes: more than any second-level cache
+
+
+def race(contenders: Mapping[str, Calls], device: str, seconds: float) -> dict[str, list[float]]:
+    """Time every contender in turn, round by round, until `seconds` have gone by.
+
+    The order rotates, so that nobody always follows the same neighbour into its caches.
+
+    Returns:
+        the seconds of each call by contender.
+    """
+    timed = _Timer(device)
+    for calls in contenders.values():
+        for call in (*calls, *calls[:1] * WARMUP):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    names, turn = list(contenders), 0
+    deadline = time.perf_counter() + seconds
+    while names and (time.perf_counter() < deadline or turn < FEWEST):
+        for name in names:
+            calls = contenders[name]
+            times[name].append(timed(calls[turn % len(calls)]))
+        names, turn = names[1:] + names[:1], turn + 1
+    return times
+
+
+class _Timer:
+    """How long a call takes, in seconds."""
+
+    def __init__(self, device: str) -> None:
+        self._gpu = device == "cuda"
+        if self._gpu:
+            import torch
+
+            self._cuda: Any = torch.cuda
+            self._flushed = torch.empty(FLUSHED, dtype=torch.int8, device=device)
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        if not self._gpu:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+        first, last = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        self._flushed.zero_()
+        first.record()
+        call()
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) * 1e-3
+
+
+def summary(times: Mapping[str, list[float]], against: str) -> dict[str, dict[str, float]]:
+    """Return median, p20 and p80 in milliseconds, and the ratio of medians to one contender's."""
+    base = float(np.median(times[against]))
+    result = {}
+    for name, taken in times.items():
+        p20, median, p80 = (float(x) for x in np.percentile(taken, [20, 50, 80]))
+        result[name] = {
+            "median_ms": median * 1e3,
+            "p20_ms": p20 * 1e3,
+            "p80_ms": p80 * 1e3,
+            "calls": len(taken),
+            "ratio": median / base,
+        }
+    return result
