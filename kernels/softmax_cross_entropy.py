@@ -41,7 +41,7 @@ TILES = (
     (32, Tile(32, 32, 4)),
     (256, Tile(8, 256, 4)),
     (2048, Tile(1, 2048, 4)),
-    (65536, Tile(1, 8192, 8)),
+    (65536, Tile(1, 4096, 8)),
 )
 SHARES = 64  # into which the rows are split to sum the divisor
 BLOCK = 1024  # elements at a time in everything that is not a row

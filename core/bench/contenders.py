@@ -45,8 +45,11 @@ class Contender:
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
         """Return what is timed: a call without arguments for each pass of the problem."""
-        make = _of_side if self.side is not None else _of_function
-        found = make(self.side or self.function, problem, tensors)  # type: ignore[operator]
+        if self.side is not None:
+            found = _of_side(self.side, problem, tensors)
+        else:
+            assert self.function is not None
+            found = _of_function(self.function, problem, tensors)
         return {name: found[name] for name in problem.costs}
 
     def fault(self, problem: Problem) -> str:
@@ -198,8 +201,9 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
     if device == "cpu":
         yield Contender(TWOFOLD, side=ops.load("reference"))
     else:
-        yield Contender(TWOFOLD, _adapter(operator))
-        yield Contender(f"{TWOFOLD}, without autograd", side=ops.load("triton"))
+        yield Contender(TWOFOLD, side=ops.load("triton"))
+        if (adapter := _adapter(operator)) is not None:
+            yield Contender(f"{TWOFOLD} through torch's autograd", adapter)
     yield Contender(TORCH, OF_TORCH[operator])
     if device == "cuda":
         yield Contender("torch.compile", torch.compile(OF_TORCH[operator], dynamic=False))
@@ -212,12 +216,11 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
         yield Contender(name, foreign_subjects.load(name))
 
 
-def _adapter(operator: str) -> Callable[..., Any]:
-    """Return the operator as torch's users call it."""
+def _adapter(operator: str) -> Callable[..., Any] | None:
+    """Return the operator as torch's users call it, None where they cannot."""
     file = "attention" if operator == "attention" else "layers"
     name = {"softmax_cross_entropy": "cross_entropy"}.get(operator, operator)
-    found: Callable[..., Any] = getattr(importlib.import_module(f"twofold.adapters.{file}"), name)
-    return found
+    return getattr(importlib.import_module(f"twofold.adapters.{file}"), name, None)
 
 
 def _peers(operator: str) -> Iterator[Contender]:

@@ -32,7 +32,7 @@ def race(contenders: Mapping[str, Calls], device: str, seconds: float) -> dict[s
     """
     timed = _Timer(device)
     for calls in contenders.values():
-        for call in (*calls, *calls[:1] * WARMUP):
+        for call in list(calls) + [calls[0]] * WARMUP:
             call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names, turn = list(contenders), 0

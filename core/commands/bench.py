@@ -97,7 +97,7 @@ def _show(result: dict[str, Any]) -> None:
         view.add_column(column)
     for column in ("median ms", "p20", "p80", "GB/s", "TFLOP/s", "of limit", "÷ torch"):
         view.add_column(column, justify="right")
-    reasons = {}
+    reasons: dict[tuple[str, str, str], None] = {}
     for race in result["races"]:
         title = f"{race['operator']} {race['problem']} {race['dtype']}"
         for name, f in race["contenders"].items():

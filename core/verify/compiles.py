@@ -63,7 +63,7 @@ def compile_operator(
         return made
 
     def compile_once(function: Any, args: Any, options: Any, launch: Callable[[], Any]) -> None:
-        constants = " ".join((*_given(args), _constants(function, options)))
+        constants = " ".join((*_given(args), _constants(function, options), *marks))
         name = Compiled(operator, function.__name__, target, precision, constants)
         dtypes = tuple(_dtypes(args))
         key = (f"{function.__module__}.{name.kernel}", dtypes, name.constants)
@@ -81,8 +81,9 @@ def compile_operator(
         end(kernel)
 
     with compiling(CHIPS[target], compile_once):
-        for case in contract.compiled or contract.pinned:
-            precision = precision_name(case)
+        odd = [(case, ()) for case in contract.compiled or contract.pinned]
+        for case, sizes in (*odd, *((case, ("usual sizes",)) for case in contract.usual)):
+            precision, marks = precision_name(case), sizes
             contract.run(side, case, contract.inputs(case))
     return made
 

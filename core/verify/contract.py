@@ -46,6 +46,8 @@ class Contract:
         small: cuts a case down to a size at which properties cost little.
         in_place: whether the operator may change its inputs.
         compiled: cases whose kernels `twofold verify compile` compiles, where not the pinned ones.
+        usual: cases that are compiled besides: 16 divides their sizes, as it does in most models,
+            and the compiler makes accesses wider.
         unsupported: why a target has no such kernels, by its name.
     """
 
@@ -60,6 +62,7 @@ class Contract:
     small: Callable[[Any], Any] = lambda case: case
     in_place: bool = False
     compiled: Sequence[Any] = ()
+    usual: Sequence[Any] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def claims(self) -> dict[str, Property]:

@@ -216,5 +216,10 @@ CONTRACT = Contract(
         ),
         *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
     ),
+    usual=tuple(
+        Case(dtype=dtype, rows=64, columns=1024, kind=kind)
+        for kind in KINDS
+        for dtype in domains.DTYPES
+    ),
     properties={"odd part": odd_part, "NaN stays": nan_stays},
 )

@@ -118,5 +118,6 @@ CONTRACT = Contract(
         Case(rows=61, columns=1031, dropout_p=0.999999, seed=18),  # 65535/65536, and some are kept
         Case(rows=129, columns=1031, dropout_p=0.5),  # more than the reference draws at a time
     ),
+    usual=tuple(Case(dtype=dtype, rows=64, columns=1024) for dtype in domains.DTYPES),
     properties={"same mask": same_mask, "nested masks": nested_masks},
 )

@@ -167,5 +167,6 @@ CONTRACT = Contract(
         ),
         Case(rows=2, spread="one"),  # the last row of the table alone
     ),
+    usual=tuple(Case(dtype, length=64, rows=64, columns=1024) for dtype in domains.DTYPES),
     properties={"outside the table": outside_the_table, "adjoint": adjoint},
 )

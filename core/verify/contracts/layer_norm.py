@@ -277,6 +277,12 @@ CONTRACT = Contract(
         Case(rows=261, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=2),
         Case(columns=64, magnitude="offset"),  # where E[x²] − E[x]² cancels
     ),
+    usual=tuple(
+        Case(dtype=dtype, rows=64, columns=columns, residual=fused, dropout_p=0.1 if fused else 0.0)
+        for columns in (768, 4096)
+        for fused in (False, True)
+        for dtype in domains.DTYPES
+    ),
     properties={
         "scale invariance": scale_invariance,
         "shift invariance": shift_invariance,

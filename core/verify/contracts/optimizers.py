@@ -326,6 +326,11 @@ CONTRACT = Contract(
         # Longer than what the norm's programs, and the reference, work on at a time.
         Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),
+    usual=tuple(
+        Case(dtype=dtype, optimizer=optimizer, numel=2**16, clip=1.0)
+        for optimizer in ("adamw", "sgd", "adagrad")
+        for dtype in domains.DTYPES
+    ),
     properties={
         "decay ends": decay_ends,
         "slices": sliced,

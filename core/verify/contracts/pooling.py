@@ -209,6 +209,11 @@ CONTRACT = Contract(
         for kind in KINDS
         for dtype in domains.DTYPES
     ),
+    usual=tuple(
+        Case(dtype, length=64, features=768, kind=kind)
+        for kind in KINDS
+        for dtype in domains.DTYPES
+    ),
     properties={
         "padding does not count": padding_does_not_count,
         "NaN is seen": nan_is_seen,

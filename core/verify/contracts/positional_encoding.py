@@ -254,6 +254,11 @@ CONTRACT = Contract(
         ),
         Case(batch=1, length=64, rows=1),  # a chunk of places that ends the row
     ),
+    usual=tuple(
+        Case(dtype=dtype, length=64, rows=64, columns=1024, positions=positions, dropout_p=0.1)
+        for positions in ("counted", "given")
+        for dtype in domains.DTYPES
+    ),
     properties={
         "outside the tables": outside_the_tables,
         "constants have no gradient": constants_have_no_gradient,

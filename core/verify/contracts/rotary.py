@@ -302,6 +302,11 @@ CONTRACT = Contract(
         ),
         Case(head_dim=9, pairs=3, interleaved=True),  # and three that do not turn
     ),
+    usual=tuple(
+        Case(dtype, 2, 16, 16, 64, 64, 32, interleaved=interleaved)
+        for interleaved in (False, True)
+        for dtype in domains.DTYPES
+    ),
     properties={
         "norms": norms,
         "relative position": relative_position,

@@ -291,6 +291,11 @@ CONTRACT = Contract(
         Case(rows=1),  # the mean of one
         Case(rows=1, weight=True, label_smoothing=0.1, seed=1),  # whose weight is 0
     ),
+    usual=tuple(
+        Case(dtype=dtype, rows=64, classes=classes)
+        for classes in (1024, 32768)
+        for dtype in domains.DTYPES
+    ),
     properties={
         "independence": independence,
         "no such class": no_such_class,
