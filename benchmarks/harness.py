@@ -1,25 +1,23 @@
-"""Racing: contenders interleaved in one process, medians and spreads, and what it all ran on.
+"""What the scripts here share: their options, and where their results go.
 
-A ratio of two medians taken side by side survives a busy machine better than either of them, so
-ratios are what the benchmarks report; the times stand beside them.
+How things are timed, and on what, is `twofold.core.bench`.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from twofold.core.bench import machine, timing
+from twofold.core.bench.timing import summary
+
+__all__ = ["RESULTS", "options", "race", "ran_on", "report", "save", "summary", "use_threads"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,71 +44,15 @@ def use_threads(n: int) -> None:
 
 
 def race(
-    contenders: Mapping[str, Callable[[], object]], seconds: float = 5.0, warmup: int = 3
+    contenders: Mapping[str, Callable[[], object]], seconds: float = 5.0
 ) -> dict[str, list[float]]:
-    """Time every contender in turn, round by round, until `seconds` have gone by.
-
-    Returns the seconds of each call by contender. The order rotates, so that nobody always follows
-    the same neighbour into its caches.
-    """
-    for _ in range(warmup):
-        for call in contenders.values():
-            call()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(times[names[0]]) < 5:
-        for name in names:
-            start = time.perf_counter()
-            contenders[name]()
-            times[name].append(time.perf_counter() - start)
-        names = names[1:] + names[:1]
-    return times
-
-
-def summary(times: Mapping[str, list[float]], against: str) -> dict[str, dict[str, float]]:
-    """Return median, p20 and p80 in milliseconds, and the ratio of medians to one contender's."""
-    base = float(np.median(times[against]))
-    result = {}
-    for name, taken in times.items():
-        p20, median, p80 = (float(x) for x in np.percentile(taken, [20, 50, 80]))
-        result[name] = {
-            "median_ms": median * 1e3,
-            "p20_ms": p20 * 1e3,
-            "p80_ms": p80 * 1e3,
-            "calls": len(taken),
-            "ratio": median / base,
-        }
-    return result
+    """Time every contender in turn on the CPU; see `timing.race`."""
+    return timing.race({name: [call] for name, call in contenders.items()}, "cpu", seconds)
 
 
 def ran_on(threads: int) -> dict[str, Any]:
-    """Return the machine and the versions a result belongs to."""
-    packages = ("numpy", "torch", "triton")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": _cpu_name(),
-        **({"gpu": _gpu_name()} if _gpu_name() else {}),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _gpu_name() -> str:
-    """Return the GPU that torch sees, or nothing."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    """Return the machine and the versions that a result of the CPU belongs to."""
+    return machine.ran_on(threads, "cpu")
 
 
 def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> None:
@@ -131,7 +73,13 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
     if asked.json:
         asked.json.write_text(text)
     if asked.save:
-        RESULTS.mkdir(exist_ok=True)
-        on = result["ran_on"]
-        device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
-        (RESULTS / f"{name}-{device}-{result['ran_on']['date']}.json").write_text(text)
+        save(name, result["ran_on"], text)
+
+
+def save(name: str, on: Mapping[str, Any], text: str) -> Path:
+    """Write a result into the folder of results, named by device and date."""
+    device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{device}-{on['date']}.json"
+    path.write_text(text)
+    return path

@@ -34,6 +34,11 @@ for dtype in bfloat16 float16 float32; do
     --at dtype="$dtype" --json "$out/properties-decode-$dtype.json"
 done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
-part bench_attention python3 benchmarks/bench_attention.py --json "$out/attention.json"
-part bench_decode python3 benchmarks/bench_decode.py --json "$out/decode.json"
+part race_attention timeout 530 "${twofold[@]}" bench attention attention_decode --seconds 0.3 \
+  --json "$out/bench-attention.json" --plots "$out/attention"
+part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax_cross_entropy rotary \
+  embedding positional_encoding dropout optimizers linear --seconds 0.3 \
+  --json "$out/bench-others.json" --plots "$out/others"
+part growth timeout 530 "${twofold[@]}" bench --growth --seconds 0.3 --json "$out/growth.json" \
+  --plots "$out/growth"
 part train "${twofold[@]}" train --side triton --out "$out/run" --json "$out/train.json"

@@ -55,21 +55,46 @@ def accuracy() -> str:
 
 
 def speed() -> str:
-    """Ratios of the benchmarks that ran."""
-    lines = ["| race | contender | median ms | ratio |", "|---|---|--:|--:|"]
-    notes = []
-    for bench in ("train_step", "attention"):
-        name, found = newest(bench)
-        for race, contenders in found["races"].items():
-            for contender, times in contenders.items():
-                lines.append(
-                    f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
-                )
-        notes.append(
-            f"`python benchmarks/bench_{bench}.py --save`, {SOURCES}{name}`: "
-            f"{machine(found['ran_on'])}."
-        )
-    return "\n".join([*lines, "", *notes])
+    """Ratios of the races that ran on the CPU."""
+    lines = ["| training step | contender | median ms | ratio |", "|---|---|--:|--:|"]
+    name, found = newest("train_step")
+    for race, contenders in found["races"].items():
+        for contender, times in contenders.items():
+            lines.append(
+                f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
+            )
+    lines += [
+        "",
+        f"`python benchmarks/bench_train_step.py --save`, {SOURCES}{name}`: "
+        f"{machine(found['ran_on'])}.",
+        "",
+        *operator_by_operator(),
+    ]
+    return "\n".join(lines)
+
+
+def operator_by_operator() -> list[str]:
+    """The NumPy side's time as a multiple of torch's, from the least to the most of the sizes."""
+    name, found = newest("bench")
+    lines = ["| NumPy ÷ torch eager | forward | backward |", "|---|--:|--:|"]
+    races = found["bench"]["races"]
+    for operator in dict.fromkeys(race["operator"] for race in races):
+        cells = []
+        for passes in (("forward", "forward and backward", "step"), ("backward",)):
+            ratios = sorted(
+                race["contenders"]["twofold"]["ratio"]
+                for race in races
+                if race["operator"] == operator and race["pass"] in passes
+            )
+            ends = dict.fromkeys(f"{r:.2f}" for r in (*ratios[:1], *ratios[-1:]))
+            cells.append(" to ".join(ends))
+        lines.append(f"| {operator} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"`{found['bench']['command']} --json …`, {SOURCES}{name}`: "
+        f"{machine(found['bench']['ran_on'])}. Cross-entropy is both passes, an optimizer a step.",
+    ]
 
 
 def operators() -> str:

@@ -19,6 +19,7 @@ from twofold.core.bench.problems import Problem
 from twofold.core.verify import foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
 from twofold.core.verify.contract import judge as judged
+from twofold.core.verify.foreign_calls import PLAIN
 from twofold.core.verify.peers.table import PEERS
 
 TWOFOLD = "twofold"
@@ -35,21 +36,25 @@ class Contender:
         name: how tables call it.
         function: a plain call, differentiated by autograd; None for the operators of a side.
         side: those, called without autograd.
+        named: whether the function takes its tensors by the names that the operators have.
         missing: why it cannot race here, "" if it can.
     """
 
     name: str
     function: Callable[..., Any] | None = None
     side: ops.Side | None = None
+    named: bool = False
     missing: str = ""
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
         """Return what is timed: a call without arguments for each pass of the problem."""
+        if problem.operator == "optimizers":
+            return {"step": _step(self.side, problem, tensors, fused=self.name == FUSED)}
         if self.side is not None:
             found = _of_side(self.side, problem, tensors)
         else:
             assert self.function is not None
-            found = _of_function(self.function, problem, tensors)
+            found = _of_function(self.function, self.named, problem, tensors)
         return {name: found[name] for name in problem.costs}
 
     def fault(self, problem: Problem) -> str:
@@ -58,6 +63,8 @@ class Contender:
             contract = report.contract(problem.operator)
             case = fitting(self.side, contract.pinned[0])
             return _first(judged(contract, self.side, case))
+        if problem.operator not in PLAIN or self.function is None:
+            return ""  # nobody can judge it as a plain call
         subject = foreign_subjects.subject(self.function, problem.operator)
         cases = (subject.fitting(case, problem.dtype) for case in subject.contract.pinned)
         for case in cases:
@@ -71,13 +78,21 @@ def _first(findings: Sequence[Finding]) -> str:
 
 
 def _of_function(
-    function: Callable[..., Any], problem: Problem, tensors: Mapping[str, torch.Tensor]
+    function: Callable[..., Any],
+    named: bool,
+    problem: Problem,
+    tensors: Mapping[str, torch.Tensor],
 ) -> Passes:
-    leaves = [x.detach().requires_grad_() if x.is_floating_point() else x for x in tensors.values()]
-    having = [x for n, x in zip(tensors, leaves, strict=True) if x.requires_grad and n in LEARNED]
+    learns = any("backward" in name for name in problem.costs)
+    leaves = {
+        n: x.detach().requires_grad_() if learns and n in LEARNED else x for n, x in tensors.items()
+    }
+    having = [x for x in leaves.values() if x.requires_grad]
 
     def forward() -> Any:
-        return function(*leaves, **problem.options)
+        if named:
+            return function(**leaves, **problem.options)
+        return function(*leaves.values(), **problem.options)
 
     # Which gradients are given is no part of what is timed.
     whole = forward()
@@ -98,17 +113,21 @@ def _of_function(
 
 
 # Tensors that have a gradient: cos and sin have none on either side.
-LEARNED = ("q", "k", "v", "x", "weight", "bias", "logits", "table")
+LEARNED = (
+    "q", "k", "v", "x", "weight", "bias", "residual", "logits", "table", "position_table",
+)  # fmt: skip
 
 
 def _of_side(side: ops.Side, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
     operator = getattr(side, problem.operator)
-    given = [x.numpy() if side.name == "reference" else x for x in tensors.values()]
+    given = {n: x.numpy() if side.name == "reference" else x for n, x in tensors.items()}
     options = {n: x for n, x in problem.options.items() if n != "enable_gqa"}
 
     def forward() -> Any:
-        return operator.forward(*given, **options)
+        return operator.forward(**given, **options)
 
+    if not hasattr(operator, "backward"):
+        return {"forward": forward}
     outputs, cache = forward()
     made = outputs if isinstance(outputs, tuple) else (outputs,)
     grads = [side.asarray(torch.randn(tuple(y.shape)), str(problem.dtype)) for y in made]
@@ -121,6 +140,21 @@ def _of_side(side: ops.Side, problem: Problem, tensors: Mapping[str, torch.Tenso
         return operator.backward(*grads, kept)
 
     return {"forward": forward, "backward": backward, BOTH: both}
+
+
+def _step(
+    side: ops.Side | None, problem: Problem, tensors: Mapping[str, torch.Tensor], fused: bool
+) -> Callable[[], object]:
+    """Return a step of AdamW, of a side or of torch."""
+    params = tensors["params"].clone()
+    if side is None:
+        parameter = torch.nn.Parameter(params)
+        parameter.grad = tensors["grads"]
+        optimizer = torch.optim.AdamW([parameter], fused=fused, **problem.options)
+        return optimizer.step
+    buffers = [params, tensors["grads"], torch.zeros_like(params), torch.zeros_like(params)]
+    given = [x.numpy() if side.name == "reference" else x for x in buffers]
+    return lambda: side.optimizers.adam(*given, step=1, **problem.options)
 
 
 def torch_attention(
@@ -137,9 +171,34 @@ def torch_attention(
     )
 
 
-def torch_layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
-    """torch's layer norm."""
+def torch_layer_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    residual: Any = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    eps: float = 1e-5,
+) -> Any:
+    """torch's layer norm, behind its dropout and a sum."""
+    if residual is not None:
+        x = residual + F.dropout(x, dropout_p)
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def torch_dropout(x: Any, p: float, seed: int = 0) -> Any:
+    """torch's dropout, whose seed is the generator's."""
+    return F.dropout(x, p)
+
+
+def torch_positions(ids: Any, table: Any, position_table: Any) -> Any:
+    """torch's look-up, and the positions added."""
+    return F.embedding(ids, table) + position_table
+
+
+def torch_decode(q: Any, k_cache: Any, v_cache: Any, key_lengths: Any) -> Any:
+    """torch's attention to a cache that is full."""
+    return F.scaled_dot_product_attention(q, k_cache, v_cache, enable_gqa=True)
 
 
 def torch_linear(x: Any, weight: Any, bias: Any, activation: str | None = None) -> Any:
@@ -184,7 +243,11 @@ OF_TORCH: dict[str, Callable[..., Any]] = {
     "softmax_cross_entropy": torch_cross_entropy,
     "embedding": torch_embedding,
     "rotary": torch_rotary,
+    "dropout": torch_dropout,
+    "positional_encoding": torch_positions,
+    "attention_decode": torch_decode,
 }
+FUSED = "torch, fused"
 
 
 def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Contender]:
@@ -203,10 +266,14 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
     else:
         yield Contender(TWOFOLD, side=ops.load("triton"))
         if (adapter := _adapter(operator)) is not None:
-            yield Contender(f"{TWOFOLD} through torch's autograd", adapter)
-    yield Contender(TORCH, OF_TORCH[operator])
+            yield Contender(f"{TWOFOLD} through torch's autograd", adapter, named=True)
+    if operator == "optimizers":
+        yield from (Contender(name) for name in (TORCH, FUSED))  # `_step` builds them
+        return
+    yield Contender(TORCH, OF_TORCH[operator], named=True)
     if device == "cuda":
-        yield Contender("torch.compile", torch.compile(OF_TORCH[operator], dynamic=False))
+        compiled = torch.compile(OF_TORCH[operator], dynamic=False)
+        yield Contender("torch.compile", compiled, named=True)
         yield from _peers(operator)
         if operator == "attention":
             from twofold.core.bench import baseline

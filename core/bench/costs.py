@@ -74,8 +74,13 @@ def cross_entropy(R: int, C: int, b: int) -> dict[str, Cost]:
 
 
 def elementwise(n: int, b: int) -> dict[str, Cost]:
-    """Of x and out, backward x or a mask that is drawn again, dout and dx."""
+    """Of x and out, backward x, dout and dx."""
     return {"forward": Cost(2 * n * b), "backward": Cost(3 * n * b)}
+
+
+def dropout(n: int, b: int) -> dict[str, Cost]:
+    """Of x and out; backward the same, the mask drawn again."""
+    return {"forward": Cost(2 * n * b), "backward": Cost(2 * n * b)}
 
 
 def rotary(n: int, b: int) -> dict[str, Cost]:
@@ -89,6 +94,12 @@ def embedding(places: int, rows: int, C: int, b: int) -> dict[str, Cost]:
         "forward": Cost(2 * places * C * b),
         "backward": Cost((places + rows) * C * b),
     }
+
+
+def positions(places: int, L: int, rows: int, C: int, b: int) -> dict[str, Cost]:
+    """As an embedding, and a table of L positions, read once and written once."""
+    looked_up = embedding(places, rows, C, b)
+    return {name: Cost(cost.bytes + L * C * b) for name, cost in looked_up.items()}
 
 
 def adam(n: int) -> dict[str, Cost]:

@@ -84,6 +84,27 @@ def gauges(names: tuple[str, ...] = GAUGES) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def gauged(result: dict[str, Any], device: str) -> Iterator[None]:
+    """Note in a result what a GPU's gauges show before and after."""
+    if device == "cuda":
+        result["gauges"] = {"before": gauges()}
+    yield
+    if device == "cuda":
+        result["gauges"]["after"] = gauges()
+
+
+def published(target: str) -> Ceilings:
+    """Return what a data sheet says of a chip.
+
+    Raises:
+        ValueError: there is no such target.
+    """
+    if target not in PUBLISHED:
+        raise ValueError(f"--predict is {target!r}; it must be one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[target]
+
+
+@contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
     """Give NumPy's BLAS and torch `n` threads each."""
     import torch

@@ -73,16 +73,19 @@ def attention(
     return Problem("attention", title, dtype, cost, make, options, N)
 
 
-def layer_norm(R: int, C: int, dtype: str) -> Problem:
-    """Rows normalised."""
+def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
+    """Rows normalised, if fused behind dropout and the residual."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         x = normal(draw, device, dtype, R, C)
         weight, bias = (normal(draw, device, dtype, C) for _ in range(2))
-        return {"x": x, "weight": weight, "bias": bias}
+        made = {"x": x, "weight": weight, "bias": bias}
+        return made | {"residual": normal(draw, device, dtype, R, C)} if fused else made
 
-    cost = costs.layer_norm(R, C, _bytes(dtype))
-    return Problem("layer_norm", f"R={R} C={C}", dtype, cost, make, {"eps": 1e-5}, R * C)
+    cost = costs.layer_norm(R, C, _bytes(dtype), fused)
+    title = f"R={R} C={C}{' residual+dropout' if fused else ''}"
+    options = {"dropout_p": 0.1, "seed": 1} if fused else {"eps": 1e-5}
+    return Problem("layer_norm", title, dtype, cost, make, options, R * C)
 
 
 def linear(R: int, C: int, F: int, dtype: str, activation: str | None = None) -> Problem:
@@ -144,6 +147,53 @@ def embedding(places: int, rows: int, C: int, dtype: str) -> Problem:
     return Problem("embedding", title, dtype, cost, make, {}, places * C)
 
 
+def positional_encoding(B: int, L: int, rows: int, C: int, dtype: str) -> Problem:
+    """Rows looked up, and those of their positions added."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        ids = torch.randint(rows, (B, L), generator=draw, device=device)
+        table = normal(draw, device, dtype, rows, C)
+        return {"ids": ids, "table": table, "position_table": normal(draw, device, dtype, L, C)}
+
+    cost = costs.positions(B * L, L, rows, C, _bytes(dtype))
+    title = f"B={B} L={L} V={rows} C={C}"
+    return Problem("positional_encoding", title, dtype, cost, make, {}, B * L * C)
+
+
+def dropout(n: int, dtype: str) -> Problem:
+    """n elements, a tenth of them dropped."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        return {"x": normal(draw, device, dtype, n // 1024, 1024)}
+
+    cost = costs.dropout(n, _bytes(dtype))
+    return Problem("dropout", f"n={n}", dtype, cost, make, {"p": 0.1, "seed": 1}, n)
+
+
+def adam(n: int) -> Problem:
+    """A step of AdamW on n parameters."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        return {name: normal(draw, device, "float32", n) for name in ("params", "grads")}
+
+    options = {"lr": 1e-4, "weight_decay": 0.01}
+    return Problem("optimizers", f"n={n}", "float32", costs.adam(n), make, options, n)
+
+
+def decode(B: int, H: int, K: int, N: int, D: int, dtype: str) -> Problem:
+    """One new query of every sequence to a cache that is full."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        q = normal(draw, device, dtype, B, H, 1, D)
+        k, v = (normal(draw, device, dtype, B, K, N, D) for _ in range(2))
+        lengths = torch.full((B,), N, dtype=torch.int32, device=device)
+        return {"q": q, "k_cache": k, "v_cache": v, "key_lengths": lengths}
+
+    cost = costs.decode(B, H, K, 1, N, D, _bytes(dtype))
+    title = f"B={B} H={H}/{K} N={N} D={D}"
+    return Problem("attention_decode", title, dtype, cost, make, {}, N)
+
+
 def _bytes(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
@@ -164,6 +214,11 @@ def on_cpu() -> list[Problem]:
         rotary(64, 4, 48, 32, f),
         rotary(8, 8, 256, 64, f),
         embedding(3072, 7000, 128, f),
+        layer_norm(3072, 128, f, fused=True),
+        positional_encoding(64, 48, 7000, 128, f),
+        dropout(2**20, f),
+        adam(2**20),
+        decode(4, 8, 2, 1024, 64, f),
     ]  # fmt: skip
 
 
@@ -182,10 +237,21 @@ def on_gpu() -> list[Problem]:
     b = "bfloat16"
     for megabytes in (1, 4, 16, 64, 256, 512):
         n = megabytes * 2**20 // 2
-        found += [layer_norm(n // C, C, b) for C in (768, 4096)]
+        found += [layer_norm(n // C, C, b, fused) for C in (768, 4096) for fused in (False, True)]
+        found += [dropout(n, b), positional_encoding(n // 2**18 or 1, 256, 32768, 1024, b)]
         length = min(n // 2048, 1024)  # of 16 heads of 64 features, of q and of k
         found += [activation(n, b), rotary(n // 2048 // length, 16, length, 64, b)]
         found.append(embedding(n // 1024, 32768, 1024, b))
     found += [cross_entropy(R, C, b) for R, C in ((8192, 8192), (4096, 32768), (2048, 131072))]
+    found += [adam(n * 10**6) for n in (1, 10, 100)]
+    found += [
+        decode(B, 32, K, N, D, b)
+        for B, K, N, D in (
+            (1, 8, 131072, 128),
+            (16, 8, 8192, 128),
+            (64, 8, 2048, 128),
+            (64, 32, 2048, 64),
+        )
+    ]
     found += [linear(16384, C, F, b, "gelu") for C, F in ((768, 3072), (2048, 8192))]
     return found

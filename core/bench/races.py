@@ -11,6 +11,7 @@ from twofold.core.bench import contenders as entered
 from twofold.core.bench import timing
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
+from twofold.core.bench.growth import peak
 from twofold.core.bench.problems import Problem
 
 INPUTS = 2  # sets that rotate
@@ -59,7 +60,8 @@ def run(
                 continue
             for name in problem.costs:
                 try:
-                    memory[name][contender.name] = _peak(passes[0][name], device)
+                    numpy = contender.side is not None and device == "cpu"
+                    memory[name][contender.name] = peak(passes[0][name], device, numpy)
                     calls[name][contender.name] = [p[name] for p in passes]
                 except Exception as error:
                     reason = reason or f"{name}: {type(error).__name__}: {error}"
@@ -94,19 +96,6 @@ def _figures(
         figures["giga_bytes_per_second"] = cost.bytes / seconds * 1e-9
         figures["tera_operations_per_second"] = cost.operations / seconds * 1e-12
         figures["share"] = ceilings.least(cost) / seconds
-        if name in memory and memory[name] >= 0:
+        if memory.get(name, 0) > 0:
             figures["peak_bytes"] = memory[name]
     return found
-
-
-def _peak(call: Callable[[], object], device: str) -> int:
-    """Return the most memory that a call has on top of what is there; −1 where nobody counts it."""
-    if device != "cuda":
-        call()
-        return -1
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,14 @@ def command(
     judge: Annotated[
         bool, typer.Option("--judge/--no-judge", help="hold contenders to the contract first")
     ] = True,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="attention over length, batch and width instead")
+    ] = False,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="no race: the least times on sm_80, sm_90a, sm_100a or gfx942"),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="draw the result into this folder")] = None,
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
 ) -> None:
     """Race operators against torch and others, beside the least time that the machine allows.
@@ -32,41 +40,79 @@ def command(
     written after every problem, so that nothing is lost.
     """
     with plain_errors():
-        from rich.progress import Progress
+        from twofold.core.bench import machine, problems
 
+        if predict is not None:
+            listed = _chosen(problems.on_gpu(), operators)
+            _show_least(listed, machine.published(predict), predict)
+            return
         from twofold.core import ops
-        from twofold.core.bench import contenders, machine, problems, races
+        from twofold.core.bench import races
 
         device = "cuda" if ops.cuda_available() else "cpu"
-        listed = problems.on_gpu() if device == "cuda" else problems.on_cpu()
-        listed = _chosen(listed, operators)
+        listed = _chosen(problems.on_gpu() if device == "cuda" else problems.on_cpu(), operators)
         if quick:
             listed = [next(p for p in listed if p.operator == o) for o in _operators(listed)]
             seconds = min(seconds, 0.1)
-        entered = {o: list(contenders.of(o, device, against or ())) for o in _operators(listed)}
-        judged = races.Judge() if judge else lambda contender, problem: ""
-        with machine.threads(threads), Progress(console=console, transient=True) as progress:
-            task = progress.add_task("ceilings", total=len(listed))
-            top = machine.ceilings(device, 0.2 if quick else 2.0)
-            result: dict[str, Any] = {
-                "ran_on": machine.ran_on(threads, device),
-                "command": _command(operators, against, seconds, quick),
-                "ceilings": top._asdict(),
-                "gauges": {"before": machine.gauges()} if device == "cuda" else {},
-                "races": [],
-            }
-            for problem in listed:
-                progress.update(task, description=problem.name)
-                result["races"] += races.run(
-                    problem, entered[problem.operator], top, device, seconds, judged
-                )
+        result: dict[str, Any] = {
+            "ran_on": machine.ran_on(threads, device),
+            "command": _command(operators, against, seconds, quick, growth),
+        }
+
+        def kept(name: str, found: Iterable[dict[str, Any]]) -> None:
+            for one in found:
+                result[name] = [*result.get(name, ()), one]
                 write_json(json, {"bench": result})
-                progress.advance(task)
-            if device == "cuda":
-                result["gauges"]["after"] = machine.gauges()
-        result["until"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+        with machine.threads(threads), machine.gauged(result, device):
+            if growth:
+                _grow(kept, device, seconds, quick)
+            else:
+                result["ceilings"] = machine.ceilings(device, 0.2 if quick else 2.0)._asdict()
+                judged = races.Judge() if judge else lambda contender, problem: ""
+                _race(kept, listed, against or (), result["ceilings"], device, seconds, judged)
         write_json(json, {"bench": result})
         _show(result)
+        if plots is not None:
+            from twofold.core.bench.plots import draw
+
+            for path in draw(result, plots):
+                console.print(f"drawn: {path}", highlight=False)
+
+
+Keep = Callable[[str, Iterable[dict[str, Any]]], None]
+
+
+def _race(
+    kept: Keep,
+    listed: list[Any],
+    against: Sequence[str],
+    ceilings: dict[str, float],
+    device: str,
+    seconds: float,
+    judged: Any,
+) -> None:
+    """Race every problem, a bar counting them."""
+    from rich.progress import Progress
+
+    from twofold.core.bench import contenders, races
+    from twofold.core.bench.costs import Ceilings
+
+    entered = {o: list(contenders.of(o, device, against)) for o in _operators(listed)}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(listed))
+        for problem in listed:
+            progress.update(task, description=problem.name)
+            rivals = entered[problem.operator]
+            kept("races", races.run(problem, rivals, Ceilings(**ceilings), device, seconds, judged))
+            progress.advance(task)
+
+
+def _grow(kept: Keep, device: str, seconds: float, quick: bool) -> None:
+    from twofold.core.bench.growth import curves
+
+    with console.status("growth …"):
+        kept("growth", curves(device, seconds, quick))
 
 
 def _operators(listed: list[Any]) -> list[str]:
@@ -82,14 +128,57 @@ def _chosen(listed: list[Any], operators: list[str] | None) -> list[Any]:
 
 
 def _command(
-    operators: list[str] | None, against: list[str] | None, seconds: float, quick: bool
+    operators: list[str] | None,
+    against: list[str] | None,
+    seconds: float,
+    quick: bool,
+    growth: bool,
 ) -> str:
     parts = ["twofold bench", *(operators or ()), *(f"--against {a}" for a in against or ())]
+    parts += ["--growth"] if growth else []
     return " ".join([*parts, *(["--quick"] if quick else [f"--seconds {seconds:g}"])])
 
 
 def _show(result: dict[str, Any]) -> None:
-    """Print a table of all races, the reasons of those that did not run, and the machine."""
+    """Print a table of all races or curves, and the machine."""
+    if "races" in result:
+        _show_races(result)
+    for curve in result.get("growth", ()):
+        memory = curve["memory_exponent"]
+        console.print(
+            f"{curve['contender']} {curve['pass']} over {curve['axis']}, {curve['sizes'][0]} to "
+            f"{curve['sizes'][-1]}: time ∝ n^{curve['time_exponent']:.2f}"
+            + (f", memory ∝ n^{memory:.2f}" if memory is not None else ""),
+            highlight=False,
+        )
+    console.print(", ".join(f"{k} {v}" for k, v in result["ran_on"].items()), style="dim")
+
+
+def _show_least(listed: list[Any], ceilings: Any, target: str) -> None:
+    """Print the least that each pass must move and compute, and how long that takes."""
+    console.print(
+        f"[bold]{'problem':64} {'pass':21} {'MB':>9} {'GFLOP':>10} {'least ms':>9}[/bold]",
+        soft_wrap=True,
+    )
+    for problem in listed:
+        for name, cost in problem.costs.items():
+            console.print(
+                f"{problem.name:64} {name:21} {cost.bytes * 1e-6:9.2f} "
+                f"{cost.operations * 1e-9:10.2f} {ceilings.least(cost) * 1e3:9.4f}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    console.print(
+        f"{target}, published: {ceilings.bandwidth * 1e-12:.2f} TB/s, "
+        f"{ceilings.rate * 1e-12:.0f} TFLOP/s; nothing was measured. What the compiler makes of "
+        "the kernels: twofold verify compile",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_races(result: dict[str, Any]) -> None:
+    """Print all races, the reasons of those that did not run, and the limits."""
     from rich.table import Table
 
     view = Table(box=None, pad_edge=False)
@@ -119,4 +208,3 @@ def _show(result: dict[str, Any]) -> None:
         f"{limit['rate'] * 1e-12:.3f} TFLOP/s of matrix products",
         highlight=False,
     )
-    console.print(", ".join(f"{k} {v}" for k, v in result["ran_on"].items()), style="dim")

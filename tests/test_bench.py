@@ -1,0 +1,207 @@
+"""Races: what is counted, what is timed, and that one who fails keeps nobody from running."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from twofold.core.bench import contenders, costs, growth, machine, problems, races, timing
+from twofold.core.bench.contenders import Contender
+from twofold.core.bench.costs import Ceilings, Cost
+from twofold.core.cli import app
+
+CEILINGS = Ceilings(bandwidth=1e10, rate=1e11)
+SMALL = {
+    "attention": problems.attention(1, 2, 1, 5, 7, 8, "float32"),
+    "layer_norm": problems.layer_norm(3, 8, "float32"),
+    "layer_norm fused": problems.layer_norm(3, 8, "float32", fused=True),
+    "linear": problems.linear(3, 8, 5, "float32", "gelu"),
+    "activation": problems.activation(1024, "float32"),
+    "softmax_cross_entropy": problems.cross_entropy(3, 7, "float32"),
+    "rotary": problems.rotary(1, 2, 3, 8, "float32"),
+    "embedding": problems.embedding(6, 5, 8, "float32"),
+    "positional_encoding": problems.positional_encoding(2, 3, 5, 8, "float32"),
+    "dropout": problems.dropout(1024, "float32"),
+    "optimizers": problems.adam(8),
+    "attention_decode": problems.decode(2, 4, 2, 9, 8, "float32"),
+}
+
+
+def raced(problem, rivals, judge=lambda contender, problem: ""):
+    return list(races.run(problem, rivals, CEILINGS, "cpu", 0.0, judge))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_contender_runs_every_pass(name):
+    problem = SMALL[name]
+    found = raced(problem, list(contenders.of(problem.operator, "cpu")), races.Judge())
+    assert [race["pass"] for race in found] == list(problem.costs)
+    for race in found:
+        assert {"twofold", "torch"} <= set(race["contenders"])
+        assert race["contenders"]["torch"]["ratio"] == 1.0
+        assert all(f["calls"] >= timing.FEWEST for f in race["contenders"].values())
+        assert not {"twofold"} & set(race["reasons"])
+
+
+def test_what_every_side_and_torch_compute_is_the_same():
+    """A race is between those who do the same: outputs agree to what float32 leaves of them."""
+    for problem in SMALL.values():
+        if problem.operator in ("dropout", "optimizers") or "dropout" in problem.title:
+            continue  # other random numbers, or nothing returned
+        tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
+        ours, theirs = (
+            rival.passes(problem, tensors) for rival in contenders.of(problem.operator, "cpu")
+        )
+        name = next(iter(problem.costs))
+        if name != "forward":
+            continue
+        first, second = ours[name](), theirs[name]()
+        first = first if problem.operator == "attention_decode" else first[0]
+        for x, y in zip(_all(first), _all(second), strict=False):
+            assert x.shape == y.shape
+            assert np.abs(x - y).max() <= 2.0**-18 * max(np.abs(y).max(), 1)
+
+
+def _all(found):
+    return [np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in _tuple(found)]
+
+
+def _tuple(found):
+    return found if isinstance(found, tuple) else (found,)
+
+
+def test_one_who_fails_is_named_and_the_others_run():
+    def broken(x, weight, bias, eps=1e-5):
+        raise RuntimeError("no such luck")
+
+    def constant(x, weight, bias, eps=1e-5):
+        return x * 0.0
+
+    rivals = [
+        Contender("torch", contenders.torch_layer_norm, named=True),
+        Contender("broken", broken),
+        Contender("constant", constant),
+        Contender("away", missing="it is not installed"),
+    ]
+    forward, backward = raced(SMALL["layer_norm"], rivals, races.Judge())
+    assert set(forward["contenders"]) == {"torch", "constant"}
+    assert set(forward["reasons"]) == {"broken", "constant", "away"}
+    assert "no such luck" in forward["reasons"]["broken"]
+    assert "it must be" in forward["reasons"]["constant"]
+    assert forward["reasons"]["away"] == "it is not installed"
+    assert set(backward["contenders"]) == {"torch"}, "constant has no gradient of weight"
+
+
+def test_figures_follow_from_times():
+    found = races._figures({"torch": [2e-3] * 3, "a": [1e-3] * 3}, Cost(1e7, 5e7), CEILINGS, {})
+    assert found["a"] == pytest.approx(
+        {
+            "median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "calls": 3, "ratio": 0.5,
+            "giga_bytes_per_second": 10.0, "tera_operations_per_second": 0.05, "share": 1.0,
+        }
+    )  # fmt: skip
+    assert found["torch"]["share"] == pytest.approx(0.5)
+
+
+def test_the_least_time_is_that_of_what_limits():
+    assert CEILINGS.least(Cost(1e10, 1e10)) == 1.0
+    assert CEILINGS.least(Cost(1e9, 1e12)) == 10.0
+
+
+def test_costs_are_those_of_the_tensors():
+    """Every argument and result once, in float32; attention's lse is one more float32 a row."""
+    for name, passes in {
+        "layer_norm": ("forward",), "activation": ("forward", "backward"), "dropout": ("forward",),
+        "rotary": ("forward", "backward"),
+    }.items():  # fmt: skip
+        problem = SMALL[name]
+        tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
+        size = 4 * sum(t.numel() for n, t in tensors.items() if n in ("x", "q", "k"))
+        for which in passes:
+            factor = 3 if (name, which) == ("activation", "backward") else 2
+            assert problem.costs[which].bytes == factor * size
+    B, H, M, N, D = 2, 3, 5, 7, 8
+    cost = costs.attention(B, H, H, M, N, D, 4)
+    assert cost["forward"].operations == 2 * 2 * B * H * M * N * D
+    assert cost["backward"].operations == 5 * 2 * B * H * M * N * D
+    assert cost["forward"].bytes == 4 * (2 * B * H * M * D + 2 * B * H * N * D + B * H * M)
+    assert costs.attention(B, H, H, M, M, D, 4, causal=True)["forward"].operations == (
+        B * H * M * M * D * 2
+    )
+
+
+def test_problems_for_a_gpu_can_be_made_small():
+    """Shapes hold together: each is made on the CPU where it is small enough."""
+    made = 0
+    for problem in problems.on_gpu():
+        if all(cost.bytes < 2**23 for cost in problem.costs.values()):
+            problem.make(torch.Generator().manual_seed(0), "cpu")
+            made += 1
+    assert made >= 5
+    operators = {problem.operator for problem in problems.on_gpu()}
+    assert operators == {problem.operator for problem in problems.on_cpu()}
+
+
+def test_an_exponent_is_fitted_to_the_highest_sizes():
+    sizes = [1, 2, 4, 8, 16, 32]
+    values = [9.0, 9.0] + [3.0 * n**2 for n in sizes[2:]]
+    assert growth.exponent(sizes, values) == pytest.approx(2.0)
+    assert np.isnan(growth.exponent([1], [1.0]))
+
+
+def test_memory_of_numpy_is_counted():
+    assert growth.peak(lambda: np.zeros(10**6), "cpu", True) >= 8 * 10**6
+    assert growth.peak(lambda: None, "cpu", False) == 0
+
+
+def test_the_command_writes_and_draws(tmp_path):
+    path = tmp_path / "result.json"
+    said = CliRunner().invoke(
+        app,
+        ["bench", "layer_norm", "--quick", "--json", str(path), "--plots", str(tmp_path / "p"),
+         "--against", "twofold.core.bench.contenders:torch_layer_norm"],
+    )  # fmt: skip
+    assert said.exit_code == 0, said.output
+    found = json.loads(path.read_text())["bench"]
+    assert found["ran_on"]["numpy"] == np.__version__
+    assert "--against" in found["command"]
+    assert all(len(race["contenders"]) == 3 for race in found["races"])
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["ratios.png", "roofline.png"]
+
+
+def test_the_command_predicts_without_a_gpu():
+    said = CliRunner().invoke(app, ["bench", "softmax_cross_entropy", "--predict", "sm_90a"])
+    assert said.exit_code == 0, said.output
+    cost = costs.cross_entropy(8192, 8192, 2)["forward and backward"]
+    assert f"{machine.PUBLISHED['sm_90a'].least(cost) * 1e3:.4f}" in said.output
+    assert "nothing was measured" in said.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pooling"], "operator is 'pooling'; it must be one of attention, layer_norm"),
+        (["--predict", "sm_75"], "--predict is 'sm_75'; it must be one of sm_80"),
+        (["layer_norm", "--quick", "--against", "no_such:thing"], "'no_such:thing' cannot be"),
+    ],
+)
+def test_the_command_refuses(arguments, words):
+    said = CliRunner().invoke(app, ["bench", *arguments])
+    assert said.exit_code == 2
+    assert words in " ".join(said.stderr.split())
+
+
+def test_peers_that_are_not_there_are_listed(monkeypatch):
+    monkeypatch.setattr(machine, "version", lambda name: "")
+    monkeypatch.setattr("twofold.core.verify.peers.table.Peer.version", lambda self: "")
+    found = list(contenders._peers("layer_norm"))
+    assert found and all("is not installed" in rival.missing for rival in found)
+
+
+def test_sides_are_not_kept_busy_by_each_other():
+    """Rounds rotate: each contender is timed as often as the others."""
+    calls = {name: [] for name in "abc"}
+    timing.race({n: [lambda n=n: calls[n].append(0)] for n in calls}, "cpu", 0.0)
+    assert len({len(x) for x in calls.values()}) == 1
