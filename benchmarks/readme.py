@@ -172,6 +172,8 @@ FEATURES = (
      "test_the_reference_passes_gradgradcheck"),
     ("rotary positions, turned as queries and keys are read", "rotary=Rotary(cos, sin, …)",
      "test_angles_of_each_row_of_a_batch_or_of_all"),
+    ("all of these between projections", "multi_head_attention.forward(x, w_qkv, b_qkv, …)",
+     "test_all_that_attention_takes_goes_between_projections"),
     ("head_dim up to 512", "", "test_heads_of_many_features"),
     ("nothing of size M×N in memory", "", "test_nothing_of_queries_times_keys_is_allocated"),
     ("masked tiles not visited", "", "test_tiles_that_nobody_sees_are_not_visited"),
