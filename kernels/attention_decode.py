@@ -7,7 +7,8 @@ output and log-sum-exp in float32. A second kernel merges a sequence's parts, as
 does.
 
 All G·M rows, the queries of the heads that share keys, go through one program, or block after block
-of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g.
+of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g. Queries are
+turned to their positions as they are read, keys when they were put into the cache.
 
 What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
 batch, the capacity or the device; parts are merged in their order; there are no atomics. A sequence
@@ -24,7 +25,6 @@ has room for, `P` pages, `S` parts, `D` head_dim. Steps (1)–(4) are those of a
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -35,20 +35,22 @@ from twofold.kernels import merge_attention
 from twofold.kernels.attention_decode_tiles import SPLIT, Tile, choose_tile
 from twofold.kernels.attention_parts import (
     LOG2_E,
-    Call,
     Sequence,
+    call,
     keys_present,
     load,
     log_sum,
     scores,
     seen,
+    turned,
     weigh,
 )
 from twofold.kernels.attention_tiles import padded
 from twofold.kernels.precision import float32_products
 from twofold.reference import checks
 from twofold.reference.attention_decode import capacity, check
-from twofold.reference.attention_scores import Options, ScoreMod, Window, band
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
+from twofold.reference.rotary import Rotary
 
 MOST_KEYS = 2**30  # that a sequence has room for: keys are counted in 32 bits
 
@@ -86,12 +88,26 @@ def find(pages, b, start, n, end):
 
 
 @triton.jit
+def load_queries(x, b, heads, queries, shift, columns, D: tl.constexpr):
+    """Load rows, (0) turned by the angles of their positions; before the first key there are none.
+
+    Where `turned` turns nothing, it leaves what was loaded.
+    """
+    q = load(x.q, x.q_strides, b, heads, 0, queries, columns, x.M, D)
+    if x.q_turn is not None:
+        angles = queries + shift
+        there = (queries < x.M) & (angles >= 0)
+        q = turned(q, x.q, x.q_strides, b, heads, 0, queries, columns, there, x.q_turn, angles)
+    return q
+
+
+@triton.jit
 def split_kernel(
-    x,  # Call, whose M is N: its rows are positions among the keys
+    x,  # Call, whose N is the room for a sequence's keys
     pages,  # Pages
     outs_ptr,  # (S, B, H, M, D) float32
     lses_ptr,  # (S, B, H, M) float32
-    B, M, S,
+    B, S,
     split,  # keys of a part
     D: tl.constexpr,
     SCORE: tl.constexpr,
@@ -102,6 +118,7 @@ def split_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_R rows of one head of keys to one part of one sequence's."""
+    M = x.M
     rows_in_all = x.G * M
     block, part, shared, b = place(tl.program_id(0), tl.cdiv(rows_in_all, BLOCK_R), S, x.H // x.G)
     present = keys_present(x.lengths, b, x.N)
@@ -113,8 +130,9 @@ def split_kernel(
     m, h = r // x.G, shared * x.G + r % x.G
     queries, heads = m[:, None].to(tl.int64), h[:, None]
     shift = present - M
+    positions = shift + m[:, None]  # (BLOCK_R, 1)
     if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, b, heads, 0, queries, d, M, D)  # (BLOCK_R, BLOCK_D)
+        q = load_queries(x, b, heads, queries, shift, d, D)  # (BLOCK_R, BLOCK_D)
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     if x.sinks is not None:
@@ -128,6 +146,7 @@ def split_kernel(
     seen_from, _, _, end = seen(
         shift + first // x.G, shift + last // x.G, x.behind, x.ahead, stop, BLOCK_N
     )
+    keys = Sequence(b, 0, 0, M, x.N, end, shift)
     for start in range(tl.maximum(begin, seen_from), end, BLOCK_N):
         page, page_start, i, length = find(pages, b, start, n, end)
         # (1) scores
@@ -138,12 +157,11 @@ def split_kernel(
             product = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
             for chunk in range(0, BLOCK_D, CHUNK_D):
                 c = chunk + tl.arange(0, CHUNK_D)[None, :]
-                q = load(x.q, x.q_strides, b, heads, 0, queries, c, M, D)
+                q = load_queries(x, b, heads, queries, shift, c, D)
                 k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
                 product = tl.dot(q, tl.trans(k), product, input_precision=PRECISION)
         columns = start + tl.trans(n)
-        keys = Sequence(b, 0, 0, x.M, x.N, end, 0)
-        s = scores(product, x, b, keys, heads, shift + m[:, None], columns, True, SCORE)
+        s = scores(product, x, b, keys, heads, m[:, None], columns, True, SCORE, positions)
         # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
         p, rescale, top, total = weigh(s, top, total)
         # (4) output
@@ -194,7 +212,12 @@ def forward(
     softcap: float | None = None,
     score_mod: ScoreMod | None = None,
     alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
+    rotary: Rotary | None = None,
     allow_tf32: bool = False,
     split: int = SPLIT,
     tile: Tile | None = None,
@@ -208,8 +231,8 @@ def forward(
     depend; `tile` overrides the table's choice.
     """
     options = Options(
-        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks=sinks,
-        key_lengths=key_lengths,
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k_cache, v_cache, block_table, options)
     checks.require(split >= 1, "split", split, "at least 1")
@@ -225,12 +248,14 @@ def forward(
         for shape in ((B, H, M), (S, B, H, M))
     )
     outs = torch.empty((S, B, H, M, D), dtype=torch.float32, device=q.device)
-    tile = tile or choose_tile(H // K * M, D, q.element_size())
+    masks = (bias, mask, block_mask, rotary)
+    masked = any(x is not None for x in masks)
+    tile = tile or choose_tile(H // K * M, D, q.element_size(), masked=masked)
     pages = Pages()
     if block_table is not None:
         pages = Pages(block_table, block_table.stride(), k_cache.shape[2])
     split_kernel[(triton.cdiv(H // K * M, tile.block_r) * S * K * B,)](
-        _call(q, k_cache, v_cache, N, options), pages, outs, lses, B, M, S, split,
+        call(q, k_cache, v_cache, options.scale(D), options, N), pages, outs, lses, B, S, split,
         D=D,
         SCORE=None if score_mod is None else score_mod.function,
         PRECISION=float32_products(allow_tf32),
@@ -249,29 +274,3 @@ def forward(
         **merge_attention.constants(D, merging),
     )  # fmt: skip
     return out, lse
-
-
-def _call(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, N: int, options: Options
-) -> Call:
-    """Return what the split kernel reads beside the table; its rows are positions, shift 0."""
-    (B, H, M, D), K = q.shape, k_cache.shape[1]
-    _, left, right = band(options, M, N)
-    scale = options.scale(D)
-    folded = 1.0 if options.changes_scores else math.log2(math.e)
-    slopes, mod = options.alibi_slopes, options.score_mod
-    slopes = None if slopes is None else slopes.expand(B, H)
-    return Call(
-        q, k_cache, v_cache, q.stride(), k_cache.stride(), v_cache.stride(),
-        H, H // K, N, N, N, N,
-        scale * folded, scale,
-        () if mod is None else mod.args,
-        shift=0,
-        # No two positions are further apart, and sums with this stay within 32 bits.
-        behind=None if left is None else min(left, N),
-        ahead=None if right is None else min(right, N + M),
-        lengths=options.key_lengths.contiguous(),
-        slopes=slopes, slopes_strides=() if slopes is None else slopes.stride(),
-        sinks=None if options.sinks is None else options.sinks.contiguous(),
-        softcap=options.softcap,
-    )  # fmt: skip

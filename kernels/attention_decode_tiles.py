@@ -32,24 +32,41 @@ TILES: dict[Key, Tile] = {
     (FEW_ROWS, 2, 64): Tile(16, 64, 4, 3),
     (FEW_ROWS, 2, 128): Tile(16, 64, 4, 3),
     (FEW_ROWS, 2, 256): Tile(16, 32, 4, 3),
-    (FEW_ROWS, 4, 64): Tile(16, 32, 4, 2),
+    (FEW_ROWS, 4, 64): Tile(16, 32, 8, 2),
     (FEW_ROWS, 4, 128): Tile(16, 32, 8, 2),
+    (FEW_ROWS, 2, 512): Tile(16, 32, 8, 1, 64),
     (FEW_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
+    (FEW_ROWS, 4, 512): Tile(16, 16, 8, 1, 32),
     (ANY_ROWS, 2, 64): Tile(64, 64, 4, 3),
     (ANY_ROWS, 2, 128): Tile(64, 32, 8, 3),
     (ANY_ROWS, 2, 256): Tile(32, 32, 8, 2),
     (ANY_ROWS, 4, 64): Tile(32, 32, 8, 2),
     (ANY_ROWS, 4, 128): Tile(16, 32, 8, 2),
+    (ANY_ROWS, 2, 512): Tile(16, 32, 8, 1, 64),
     (ANY_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
+    (ANY_ROWS, 4, 512): Tile(16, 16, 8, 1, 32),
 }
-ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(TILES.items())
+# The addresses of a bias, of masks and of angles take registers of their own: what replaces those
+# that would spill.
+MASKED: dict[Key, Tile] = {
+    (FEW_ROWS, 4, 128): Tile(16, 32, 8, 1, 32),
+    (ANY_ROWS, 2, 64): Tile(64, 32, 4, 3),
+    (ANY_ROWS, 2, 256): Tile(16, 32, 8, 1, 64),
+    (ANY_ROWS, 4, 64): Tile(16, 32, 8, 2),
+    (ANY_ROWS, 4, 128): Tile(16, 32, 8, 1, 32),
+}
+ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *MASKED.items())
 
 
-def choose_tile(rows: int, head_dim: int, element_size: int) -> Tile:
-    """Return the table's tile for so many rows of a head of keys, a head_dim, and a dtype."""
+def choose_tile(rows: int, head_dim: int, element_size: int, *, masked: bool = False) -> Tile:
+    """Return the tables' tile for so many rows of a head of keys, a head_dim, and a dtype.
+
+    `masked` says that there is a bias, a mask of any kind, or rotary positions.
+    """
     size = min(element_size, 4)
-    return next(
-        tile
-        for (most_rows, bytes_, largest), tile in ENTRIES
+    key = next(
+        (most_rows, bytes_, largest)
+        for most_rows, bytes_, largest in TILES
         if rows <= most_rows and bytes_ == size and head_dim <= largest
     )
+    return MASKED[key] if masked and key in MASKED else TILES[key]

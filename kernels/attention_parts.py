@@ -61,7 +61,7 @@ class Call(NamedTuple):
     slopes_strides: tuple[int, ...] = ()
     sinks: Any = None  # (H,)
     softcap: float | None = None
-    q_turn: Any = None  # what `load` turns q by, and k: see there
+    q_turn: Any = None  # what `turned` turns q by, and k: see there
     k_turn: Any = None
     block_mask: Any = None  # (B, H, ⌈M/block_m⌉, ⌈N/block_n⌉)
     block_strides: tuple[int, ...] = ()
@@ -78,9 +78,11 @@ def call(
     v: torch.Tensor | None,
     softmax_scale: float,
     options: Options,
+    room: int | None = None,
 ) -> Call:
-    """Return what every kernel of a call reads; what reads no values needs none."""
+    """Return what every kernel reads, of values where it does; `room` is N if not k's length."""
     (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
+    N = N if room is None else room
     B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
     shift, left, right = band(options, M, N)
     own_shift = options.packed and options.causal != "top-left"
@@ -119,7 +121,7 @@ def call(
 
 
 def _turn(cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> tuple[object, ...]:
-    """Return what `load` turns rows by."""
+    """Return what `turned` turns rows by."""
     L, F = cos.shape[-2:]
     batches = L * F if cos.ndim == 3 else 0
     return cos.contiguous(), sin.contiguous(), batches, F, None if interleaved else F
@@ -184,28 +186,38 @@ def at(ptr, strides, b, h, start, rows, columns):
 def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn=None):
     """Load a tile of rows, zero at and after `length` and past head_dim.
 
-    (0) `turn` is None, or (cos, sin, how far their batches are apart, F, how far the features of a
-    pair are apart, None if they are neighbours): rows are turned as they are read. The other
-    feature of each pair is loaded, too, from where it has just been loaded or will be.
+    (0) `turn` is None, or what `turned` turns rows by as they are read.
     """
     inside = (start + rows < length) & (columns < D)
     x = tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
     if turn is not None:
-        F = turn[3]
-        if turn[4] is None:
-            first, pair, other = columns % 2 == 0, columns // 2, columns ^ 1
-        else:
-            first = columns < F
-            pair = tl.where(first, columns, columns - F)
-            other = tl.where(first, columns + F, columns - F)
-        paired = inside & (columns < 2 * F)
-        y = tl.load(at(ptr, strides, b, h, start, rows, other), mask=paired, other=0.0)
-        row_at = tl.cast(b, tl.int64) * turn[2] + (tl.cast(start, tl.int64) + rows) * F
-        cos = tl.load(turn[0] + row_at + pair, mask=paired, other=1.0).to(tl.float32)
-        sin = tl.load(turn[1] + row_at + pair, mask=paired, other=0.0).to(tl.float32)
-        y = y.to(tl.float32) * sin
-        x = (x.to(tl.float32) * cos + tl.where(first, -y, y)).to(x.dtype)
+        angles = tl.cast(start, tl.int64) + rows
+        x = turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, angles)
     return x
+
+
+@triton.jit
+def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, angles):
+    """(0) Turn a tile x that has been loaded, where `inside`, by these rows of the angles.
+
+    `turn` is (cos, sin, how far their batches are apart, F, how far the features of a pair are
+    apart, None if they are neighbours). The other feature of each pair is loaded, too, from where
+    it has just been loaded or will be.
+    """
+    F = turn[3]
+    if turn[4] is None:
+        first, pair, other = columns % 2 == 0, columns // 2, columns ^ 1
+    else:
+        first = columns < F
+        pair = tl.where(first, columns, columns - F)
+        other = tl.where(first, columns + F, columns - F)
+    paired = inside & (columns < 2 * F)
+    y = tl.load(at(ptr, strides, b, h, start, rows, other), mask=paired, other=0.0)
+    row_at = tl.cast(b, tl.int64) * turn[2] + angles * F
+    cos = tl.load(turn[0] + row_at + pair, mask=paired, other=1.0).to(tl.float32)
+    sin = tl.load(turn[1] + row_at + pair, mask=paired, other=0.0).to(tl.float32)
+    y = y.to(tl.float32) * sin
+    return (x.to(tl.float32) * cos + tl.where(first, -y, y)).to(x.dtype)
 
 
 @triton.jit
@@ -282,17 +294,20 @@ def tile_start(i, begin, full, stop, behind, EDGE: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def scores(product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.constexpr):
+def scores(
+    product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.constexpr, positions=None
+):
     """(1) Turn a tile of products into base-2 scores, −∞ where a query may not attend.
 
     `rows` and `columns` are the tile's query and key numbers in sequence b, in either orientation.
-    Only an EDGE tile needs to look at the lengths and the band.
+    Only an EDGE tile needs to look at the lengths and the band. The user's function is told the
+    numbers of the queries, or these `positions`.
     """
     s = product * x.scale
     if x.softcap is not None:
         s = x.softcap * tanh(s / x.softcap)
     if SCORE is not None:
-        s = SCORE(s, b, h, rows, columns, x.score_args)
+        s = SCORE(s, b, h, rows if positions is None else positions, columns, x.score_args)
     if x.slopes is not None:
         slope = tl.load(x.slopes + b * x.slopes_strides[0] + h * x.slopes_strides[1])
         s -= slope.to(tl.float32) * tl.abs(rows + seq.shift - columns).to(tl.float32)

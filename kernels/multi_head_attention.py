@@ -1,7 +1,8 @@
 """Multi-head attention out of the kernels of its parts, with no copy between them.
 
-A self-attention is three launches forward, four with rotary positions: one product for q, k and v
-together, attention, one product out. What would be copies are views:
+A self-attention is three launches forward, four with rotary positions that attention does not turn
+itself: one product for q, k and v together, attention, one product out. What would be copies are
+views:
 
 - heads apart: q, k and v of a head are strided views of the packed projection, (B, M, (H + 2K)·D);
 - keys that heads share: attention reads the one head where it is, and sums dk and dv of it;
@@ -25,8 +26,11 @@ import torch
 
 from twofold.kernels import attention, linear
 from twofold.kernels import rotary as positions
-from twofold.reference import checks
+from twofold.reference.attention_scores import BlockSize, ScoreMod, Window
 from twofold.reference.multi_head_attention import check
+from twofold.reference.rotary import Rotary
+
+Turns = tuple[torch.Tensor, torch.Tensor, bool]  # cos, sin, interleaved
 
 
 class Cache(NamedTuple):
@@ -48,6 +52,8 @@ class Gradients(NamedTuple):
     db_qkv: torch.Tensor | None
     dw_out: torch.Tensor
     db_out: torch.Tensor | None
+    dbias: torch.Tensor | None = None
+    dsinks: torch.Tensor | None = None
 
 
 def forward(
@@ -60,12 +66,25 @@ def forward(
     num_heads: int,
     num_kv_heads: int | None = None,
     context: torch.Tensor | None = None,
-    causal: bool = False,
+    causal: bool | str = False,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int = 0,
-    rotary: tuple[torch.Tensor, torch.Tensor, bool] | None = None,
+    rotary: Turns | Rotary | None = None,
+    softmax_scale: float | None = None,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
     allow_tf32: bool = False,
 ) -> tuple[torch.Tensor, Cache]:
     """Attend from x to itself or to a context.
@@ -74,8 +93,7 @@ def forward(
     bfloat16 or float32. float32 products are accurate to float32 (three tf32 products) unless
     `allow_tf32`.
     """
-    K = check(x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context)
-    checks.require(rotary is None or context is None, "rotary", "given with context", "None")
+    K = check(x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, rotary)
     E = x.shape[-1]
     # (1) projections
     context_cache = None
@@ -90,22 +108,21 @@ def forward(
         )
         (q,), (k, v) = split(packed, num_heads), split(packed_kv, K, K)
     # (2) positions
-    rotary_cache = None
-    if rotary is not None:
+    as_read, rotary_cache = None, None
+    if isinstance(rotary, Rotary):
+        as_read = rotary
+    elif rotary is not None:
         cos, sin, interleaved = rotary
         (q, k), rotary_cache = positions.forward(q, k, cos, sin, interleaved=interleaved)
     # (3) attention of every head
     heads, attention_cache = attention.forward(
-        q,
-        k,
-        v,
-        causal=causal,
-        mask=mask,
-        key_lengths=key_lengths,
-        dropout_p=dropout_p,
-        seed=seed,
+        q, k, v, causal=causal, mask=mask, key_lengths=key_lengths, dropout_p=dropout_p, seed=seed,
+        softmax_scale=softmax_scale, window_size=window_size, softcap=softcap, score_mod=score_mod,
+        alibi_slopes=alibi_slopes, bias=bias, sinks=sinks,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k, rotary=as_read, block_mask=block_mask, block_size=block_size,
         allow_tf32=allow_tf32,
-    )
+    )  # fmt: skip
     # (4) output projection
     out, output_cache = linear.forward(join(heads), w_out, b_out, allow_tf32=allow_tf32)
     cache = Cache(projection_cache, context_cache, rotary_cache, attention_cache, output_cache)
@@ -123,19 +140,19 @@ def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
         packed = torch.empty((B, M, w.shape[0]), dtype=x.dtype, device=x.device)
         into = attention.Gradients(*split(packed, H, K, K))
         # (3) attention of every head
-        dq, dk, *_ = attention.backward(dheads, cache.attention, into=into)
+        dq, dk, _, *others = attention.backward(dheads, cache.attention, into=into)
         # (2) positions
         if cache.rotary is not None:
             positions.backward(dq, dk, cache.rotary, into=(dq, dk))
         # (1) projections
         dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
-        return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out)
+        return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     context, width = cache.context.x, cache.context.weight.shape[0]
     packed = torch.empty((B, M, E), dtype=x.dtype, device=x.device)
     packed_kv = torch.empty((B, context.shape[1], width), dtype=x.dtype, device=x.device)
     into = attention.Gradients(*split(packed, H), *split(packed_kv, K, K))
     # (3) attention of every head
-    attention.backward(dheads, cache.attention, into=into)
+    *_, dbias, dsinks = attention.backward(dheads, cache.attention, into=into)
     # (1) projections, each into its part of the weight's gradient
     dw_qkv = torch.empty((E + width, E), dtype=w.dtype, device=w.device)
     db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
@@ -144,8 +161,8 @@ def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
     linear.backward(
         packed_kv, cache.context, into=linear.Gradients(dcontext, dw_qkv[E:], db_qkv[E:])
     )
-    has_bias = cache.projection.has_bias
-    return Gradients(dx, dcontext, dw_qkv, db_qkv if has_bias else None, dw_out, db_out)
+    db_qkv = db_qkv if cache.projection.has_bias else None
+    return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, dbias, dsinks)
 
 
 def split(packed: torch.Tensor, *heads: int) -> tuple[torch.Tensor, ...]:

@@ -8,9 +8,10 @@ anywhere; a table says where each sequence's are (Kwon et al. 2023, "Efficient M
 Large Language Model Serving with PagedAttention").
 
 A sequence's last query is its last key: query i of M is at position length − M + i, from which
-`causal`, `window_size` and `alibi_slopes` count and which a `score_mod` is given as the query's
-number. In `attention`, whose `key_lengths` is padding, all sequences have the diagonal of N keys.
-For a sequence that fills its cache both mean the same.
+`causal`, `window_size` and `alibi_slopes` count, which a `score_mod` is given as the query's
+number, and by whose angles rotary positions turn it; keys lie in the cache turned already. In
+`attention`, whose `key_lengths` is padding, all sequences have the diagonal of N keys. For a
+sequence that fills its cache both mean the same.
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys that a sequence has room
 for, `P` pages, `D` head_dim. Steps (1) to (4) are those of `attention`, which is called for each
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
-from twofold.reference.attention_scores import Options, ScoreMod, Window
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
+from twofold.reference.rotary import Rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,10 +38,10 @@ ALIGNMENTS = ("bottom-right",)
 
 def check(q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options) -> None:
     """Refuse what either side cannot take."""
-    checks.floating(q=q, k_cache=k_cache, v_cache=v_cache)
+    checks.floating(q=q, k_cache=k_cache, v_cache=v_cache, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
-    checks.require(D <= 256, "q.shape[-1]", D, "at most 256")
+    checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
     if block_table is None:
         checks.shape("k_cache", k_cache, (B, "K", "N", D))
     else:
@@ -53,10 +55,31 @@ def check(q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options
     if isinstance(options.causal, str):
         checks.choice("causal", options.causal, ALIGNMENTS)
     attention_scores.check(options, B, H, M, capacity(k_cache, block_table))
+    check_positions(options.rotary, q, capacity(k_cache, block_table))
     checks.same_device(
         q=q, key_lengths=options.key_lengths, block_table=block_table, sinks=options.sinks,
-        alibi_slopes=options.alibi_slopes,
+        alibi_slopes=options.alibi_slopes, mask=options.mask, block_mask=options.block_mask,
     )  # fmt: skip
+
+
+def check_positions(rotary: Any, q: Any, room: int) -> None:
+    """Refuse angles that are not those of all positions that there is room for."""
+    if rotary is None:
+        return
+    if not isinstance(rotary, Rotary):
+        raise TypeError(f"rotary is a {type(rotary).__name__}; it must be a Rotary")
+    for name, angles in (("k_cos", rotary.k_cos), ("k_sin", rotary.k_sin)):
+        checks.require(angles is None, f"rotary.{name}", "given", "None: keys are turned already")
+    cos, sin, D = rotary.cos, rotary.sin, int(q.shape[3])
+    checks.floating(**{"rotary.cos": cos, "rotary.sin": sin})
+    checks.same_device(**{"q": q, "rotary.cos": cos})
+    batches = () if len(cos.shape) == 2 else (int(q.shape[0]),)
+    checks.shape("rotary.cos", cos, (*batches, "L", "F"))
+    checks.shape("rotary.sin", sin, tuple(int(n) for n in cos.shape))
+    L, F = (int(n) for n in cos.shape[-2:])
+    must = f"at least the room for a sequence's keys, {room}"
+    checks.require(L >= room, "rotary.cos.shape[-2]", L, must)
+    checks.require(2 * F <= D, "rotary.cos.shape[-1]", F, f"at most half of head_dim {D}")
 
 
 def capacity(k_cache: Any, block_table: Any) -> int:
@@ -78,12 +101,17 @@ def forward(
     softcap: float | None = None,
     score_mod: ScoreMod | None = None,
     alibi_slopes: Array | None = None,
+    bias: Array | None = None,
     sinks: Array | None = None,
+    mask: Array | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
+    rotary: Rotary | None = None,
 ) -> tuple[Array, Array]:
     """Let every query gather the values of its sequence's keys.
 
     Args:
-        q: (B, H, M, D), floating, D ≤ 256: the new queries, whose keys are in the cache already.
+        q: (B, H, M, D), floating, D ≤ 512: the new queries, whose keys are in the cache already.
         k_cache, v_cache: (B, K, N, D), or pages (P, K, page_size, D) with a `block_table`; K
             divides H, and G = H/K heads of q in a row share a head of k and v.
         key_lengths: (B,), int32 or int64: how many keys each sequence has; one below 0 counts as 0,
@@ -97,7 +125,13 @@ def forward(
         softcap: s becomes softcap·tanh(s/softcap).
         score_mod: a function of the scores; its derivative is not called.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|length − M + i − j|.
+        bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N).
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
+        mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
+        block_mask, block_size: as for `attention.forward`, its keys the N that there is room for.
+        rotary: turns every query by the angles of its position, as a row of cos and sin, (L, F) or
+            (B, L, F), L ≥ N; one before the first key is not turned. Keys are not, as they lie in
+            the cache turned already: `k_cos` and `k_sin` must be None.
 
     Returns:
         out (B, H, M, D) and lse (B, H, M), the natural-log log-sum-exp.
@@ -106,8 +140,8 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     options = Options(
-        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks=sinks,
-        key_lengths=key_lengths,
+        softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k_cache, v_cache, block_table, options)
     (B, H, M, _), N = q.shape, capacity(k_cache, block_table)
@@ -118,8 +152,13 @@ def forward(
         if length == 0:
             continue
         slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (B, H))[b]
+        live = block_mask
+        if block_mask is not None:
+            live = np.broadcast_to(block_mask, (B, H, *blocks(options, M, N)))[b]
+            live = live[..., : blocks(options, M, length)[1]]
         out[b : b + 1], cache = attention.forward(
-            q[b : b + 1],
+            # (0) queries at their positions
+            q[b : b + 1] if rotary is None else turned(q[b : b + 1], rotary, b, length - M),
             *(keys(x, b, length, block_table) for x in (k_cache, v_cache)),
             softmax_scale=softmax_scale,
             causal=causal,
@@ -127,7 +166,11 @@ def forward(
             softcap=softcap,
             score_mod=None if score_mod is None else placed(score_mod, b, length - M),
             alibi_slopes=slopes,
+            bias=None if bias is None else np.broadcast_to(bias, (B, H, M, N))[b, ..., :length],
             sinks=sinks,
+            mask=None if mask is None else np.broadcast_to(mask, (B, H, M, N))[b, ..., :length],
+            block_mask=live,
+            block_size=block_size,
         )
         lse[b] = cache.lse[0]
     return out, lse
@@ -140,6 +183,16 @@ def keys(cache: Array, b: int, length: int, block_table: Array | None) -> Array:
     pages = block_table[b, : -(-length // cache.shape[2])]
     found = np.concatenate([cache[page] for page in pages], axis=1)  # (K, pages·page_size, D)
     return found[None, :, :length]
+
+
+def turned(q: Array, rotary: Rotary, b: int, shift: int) -> Array:
+    """Return the queries of one sequence (1, H, M, D) turned by their positions from `shift` on."""
+    position = shift + np.arange(q.shape[2])
+    cos, sin = (
+        (x if x.ndim == 2 else x[b])[np.maximum(position, 0)] for x in (rotary.cos, rotary.sin)
+    )  # (M, F)
+    there = position[:, None] >= 0
+    return turn(q, np.where(there, cos, 1), np.where(there, sin, 0), rotary.interleaved)
 
 
 def placed(mod: ScoreMod, b: int, shift: int) -> ScoreMod:

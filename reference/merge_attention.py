@@ -55,7 +55,7 @@ def check(outs: Any, lses: Any) -> None:
     checks.floating(outs=outs)
     checks.shape("outs", outs, ("S", "B", "H", "M", "D"))
     S, B, H, M, D = (int(n) for n in outs.shape)
-    checks.require(D <= 256, "outs.shape[-1]", D, "at most 256")
+    checks.require(D <= 512, "outs.shape[-1]", D, "at most 512")
     checks.dtype("lses", lses, statistics_dtype(outs))
     checks.shape("lses", lses, (S, B, H, M))
     checks.same_device(outs=outs, lses=lses)
@@ -81,7 +81,7 @@ def forward(outs: Array, lses: Array) -> tuple[Array, Cache]:
     """Merge the outputs of attention over disjoint sets of keys by their log-sum-exp.
 
     Args:
-        outs: (S, B, H, M, D), floating, S ≥ 1, D ≤ 256: the parts' outputs.
+        outs: (S, B, H, M, D), floating, S ≥ 1, D ≤ 512: the parts' outputs.
         lses: (S, B, H, M), natural logarithms, float32 (float64 where outs are): the parts'
             log-sum-exp, −inf where a part attended nothing.
 

@@ -22,8 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import attention, checks, linear, rotary
+from twofold.reference.attention_scores import BlockSize, ScoreMod, Window
+from twofold.reference.rotary import Rotary
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Turns = tuple[Array, Array, bool]  # cos, sin, interleaved
 
 
 class Cache(NamedTuple):
@@ -45,6 +48,8 @@ class Gradients(NamedTuple):
     db_qkv: Array | None
     dw_out: Array
     db_out: Array | None
+    dbias: Array | None = None
+    dsinks: Array | None = None
 
 
 def check(
@@ -56,6 +61,7 @@ def check(
     num_heads: int,
     num_kv_heads: int | None,
     context: Any,
+    rotary: Any,
 ) -> int:
     """Refuse what either side cannot take; the parts check what is theirs. Return K."""
     checks.floating(x=x, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, context=context)
@@ -75,6 +81,9 @@ def check(
         checks.shape("b_out", b_out, (E,))
     if context is not None:
         checks.shape("context", context, (B, "N", E))
+        fits = rotary is None or isinstance(rotary, Rotary)
+        was = f"a {type(rotary).__name__} with context"
+        checks.require(fits, "rotary", was, "a Rotary, which has the angles of both, or None")
     return K
 
 
@@ -88,12 +97,25 @@ def forward(
     num_heads: int,
     num_kv_heads: int | None = None,
     context: Array | None = None,
-    causal: bool = False,
+    causal: bool | str = False,
     mask: Array | None = None,
     key_lengths: Array | None = None,
     dropout_p: float = 0.0,
     seed: int = 0,
-    rotary: tuple[Array, Array, bool] | None = None,
+    rotary: Turns | Rotary | None = None,
+    softmax_scale: float | None = None,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: ScoreMod | None = None,
+    alibi_slopes: Array | None = None,
+    bias: Array | None = None,
+    sinks: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    block_mask: Array | None = None,
+    block_size: BlockSize | None = None,
 ) -> tuple[Array, Cache]:
     """Attend from x to itself or to a context.
 
@@ -105,9 +127,10 @@ def forward(
         num_heads: H, a divisor of E.
         num_kv_heads: K, a divisor of H; H where it is None.
         context: (B, N, E) to attend to instead of x.
-        causal, mask, key_lengths, dropout_p, seed: as for `attention.forward`.
-        rotary: (cos, sin, interleaved) as for `rotary.forward`, to turn q and k; only without
-        context.
+        rotary: (cos, sin, interleaved) as for `rotary.forward`, which turns q and k once, without
+            a context; or a `Rotary`, by which `attention.forward` turns them as it reads them.
+        causal and all others: as for `attention.forward`, M and N the lengths of x and of what it
+            attends to. If packed x is (1, M, E), `cu_seqlens_k` of self-attention those of q.
 
     Returns:
         out (B, M, E) and the cache.
@@ -115,8 +138,7 @@ def forward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    K = check(x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context)
-    checks.require(rotary is None or context is None, "rotary", "given with context", "None")
+    K = check(x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, rotary)
     E = x.shape[-1]
     # (1) projections
     context_cache = None
@@ -129,14 +151,20 @@ def forward(
         packed_kv, context_cache = linear.forward(context, w_qkv[E:], bias_kv)  # (B, N, 2K·D)
         (q,), (k, v) = split(packed_q, num_heads), split(packed_kv, K, K)
     # (2) positions
-    rotary_cache = None
-    if rotary is not None:
+    as_read, rotary_cache = None, None
+    if isinstance(rotary, Rotary):
+        as_read = rotary
+    elif rotary is not None:
         cos, sin, interleaved = rotary
         (q, k), rotary_cache = rotary_forward(q, k, cos, sin, interleaved=interleaved)
     # (3) attention of every head
     heads, attention_cache = attention.forward(
-        q, k, v, causal=causal, mask=mask, key_lengths=key_lengths, dropout_p=dropout_p, seed=seed
-    )
+        q, k, v, causal=causal, mask=mask, key_lengths=key_lengths, dropout_p=dropout_p, seed=seed,
+        softmax_scale=softmax_scale, window_size=window_size, softcap=softcap, score_mod=score_mod,
+        alibi_slopes=alibi_slopes, bias=bias, sinks=sinks,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k, rotary=as_read, block_mask=block_mask, block_size=block_size,
+    )  # fmt: skip
     # (4) output projection
     out, output_cache = linear.forward(join(heads), w_out, b_out)
     cache = Cache(projection_cache, context_cache, rotary_cache, attention_cache, output_cache)
@@ -150,7 +178,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     dheads, dw_out, db_out = linear.backward(dout, cache.output)
     # (3) attention of every head
     (dheads,) = split(dheads, num_heads)
-    dq, dk, dv, *_ = attention.backward(dheads, cache.attention)
+    dq, dk, dv, *others = attention.backward(dheads, cache.attention)
     # (2) positions
     if cache.rotary is not None:
         dq, dk = rotary_backward(dq, dk, cache.rotary)
@@ -158,12 +186,13 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     if cache.context is None:
         packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, (H + 2K)·D)
         dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
-        return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out)
+        return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     dx, dw_q, db_q = linear.backward(join(dq), cache.projection)
     packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2K·D)
     dcontext, dw_kv, db_kv = linear.backward(packed_kv, cache.context)
     db_qkv = None if db_q is None or db_kv is None else np.concatenate([db_q, db_kv])
-    return Gradients(dx, dcontext, np.concatenate([dw_q, dw_kv]), db_qkv, dw_out, db_out)
+    dw_qkv = np.concatenate([dw_q, dw_kv])
+    return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, *others)
 
 
 rotary_forward, rotary_backward = rotary.forward, rotary.backward  # `rotary` names an argument

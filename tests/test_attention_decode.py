@@ -13,21 +13,62 @@ from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, compare, subject
 from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import attention_decode as contract
-from twofold.reference import attention, attention_decode
+from twofold.reference import attention, attention_decode, rotary
+from twofold.reference.rotary import Rotary
 
 
 def test_every_tile_is_pinned_and_chosen(triton):
-    from twofold.kernels.attention_decode_tiles import ENTRIES, choose_tile
+    from twofold.kernels.attention_decode_tiles import ENTRIES, MASKED, TILES, choose_tile
 
     pinned = {c.tile for c in contract.CONTRACT.pinned} - {None}
     assert pinned == set(range(len(ENTRIES)))
     chosen = {
-        choose_tile(rows, d, size) for rows in (1, 16, 17) for d in range(1, 257) for size in (2, 4)
+        choose_tile(rows, d, size, masked=masked)
+        for rows in (1, 16, 17)
+        for d in range(1, 513)
+        for size in (2, 4)
+        for masked in (False, True)
     }
     assert chosen == {tile for _, tile in ENTRIES}
-    for (rows, size, d), tile in ENTRIES:
+    for (rows, size, d), tile in TILES.items():
         assert choose_tile(rows, d, size) == tile
+        masked = choose_tile(rows, d, size, masked=True)
+        assert masked == MASKED.get((rows, size, d), tile)
     assert choose_tile(17, 64, 2) != choose_tile(16, 64, 2)
+
+
+@pytest.mark.parametrize("feature", ["bias", "mask", "block_mask", "rotary"])
+def test_what_takes_registers_has_a_tile_of_its_own(triton, monkeypatch, feature):
+    """Each of these alone is enough."""
+    chosen = []
+
+    def choosing(*how, masked):
+        chosen.append(masked)
+        return choose_tile(*how, masked=masked)
+
+    from twofold.kernels import attention_decode as kernel
+    from twofold.kernels.attention_decode_tiles import choose_tile
+
+    monkeypatch.setattr(kernel, "choose_tile", choosing)
+    own = {"rotary": "half"} if feature == "rotary" else {feature: "MN", "block_size": 2}
+    if feature in ("bias", "mask"):
+        del own["block_size"]
+    for how in ({}, own):
+        contract.run(triton, contract.Case(**how))
+    assert chosen == [False, True]
+
+
+def turned_by_complex_numbers(q, rotary, b, position):
+    """Return the queries of a sequence (H, M, D) turned; those before its first key are not."""
+    cos, sin = (torch.tensor(a if a.ndim == 2 else a[b]) for a in (rotary.cos, rotary.sin))
+    turn = torch.complex(cos, sin)[position[:, 0].clamp_min(0)]  # (M, F)
+    turn = torch.where(position < 0, torch.ones_like(turn), turn)
+    F = turn.shape[-1]
+    pairs = q[..., : 2 * F].unflatten(-1, (F, 2) if rotary.interleaved else (2, F))
+    axis = -1 if rotary.interleaved else -2
+    y = torch.view_as_real(torch.complex(*pairs.unbind(axis)) * turn)  # (H, M, F, 2)
+    y = y if rotary.interleaved else y.mT
+    return torch.cat((y.flatten(-2), q[..., 2 * F :]), -1)
 
 
 @given(contract.CONTRACT.cases)
@@ -38,11 +79,19 @@ def test_reference_is_torch(case):
     found = {}
     for b, length in enumerate(x.lengths):
         q = torch.tensor(x.call.q[b])
+        pairs = (case.batch, case.heads, case.queries, case.capacity)
+
+        def own(a, pairs=pairs, b=b, length=length):
+            """Return what one sequence has of a bias or mask."""
+            return torch.tensor(np.broadcast_to(a, pairs)[b, ..., :length].copy())
+
         k, v = (
             torch.tensor(a[b, :, :length]).repeat_interleave(case.groups, 0)
             for a in (x.call.k, x.call.v)
         )
         position = torch.arange(case.queries)[:, None] + length - case.queries
+        if x.call.rotary is not None:
+            q = turned_by_complex_numbers(q, x.call.rotary, b, position)
         j = torch.arange(length)
         s = q @ k.mT * whole.scale(contract.whole(case))
         if case.softcap is not None:
@@ -54,9 +103,22 @@ def test_reference_is_torch(case):
         if x.call.alibi_slopes is not None:
             slopes = np.broadcast_to(x.call.alibi_slopes, (case.batch, case.heads))[b]
             s = s - torch.tensor(slopes.copy())[:, None, None] * (position - j).abs()
+        if x.call.bias is not None:
+            s = s + own(x.call.bias)
         left, right = case.window_size or (None, None)
         right = 0 if case.causal else right
-        live = torch.ones(case.queries, int(length), dtype=torch.bool)
+        live = torch.ones(s.shape, dtype=torch.bool)
+        if x.call.mask is not None:
+            live &= own(x.call.mask)
+        if x.call.block_mask is not None:
+            size = case.block_size
+            rows, columns = (size, size) if isinstance(size, int) else size
+            i, j_ = np.ogrid[: case.queries, : case.capacity]
+            blocks = np.broadcast_to(
+                x.call.block_mask,
+                (*pairs[:2], -(-case.queries // rows), -(-case.capacity // columns)),
+            )
+            live &= own(blocks[:, :, i // rows, j_ // columns])
         if left is not None:
             live &= j >= position - left
         if right is not None:
@@ -80,7 +142,16 @@ FEATURES = {
     "softcap, ALiBi": {"softcap": 2.0, "alibi": "BH"},
     "sinks": {"sinks": True},
     "function of scores": {"score_mod": contract.SQUASHED},
+    "bias, mask": {"bias": "BHMN", "mask": "1HMN"},
+    "bias and mask of keys": {"bias": "N", "mask": "B11N"},
+    "mask of blocks": {"block_mask": "BHMN", "block_size": (1, 3)},
+    "rotary": {"rotary": "half"},
 }
+
+
+def rows(x, last):
+    """Return what a bias or mask has for the last queries."""
+    return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., -last:, :]
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -93,12 +164,20 @@ def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
         "float64", 2, 4, 2, 3, 14, 4, full=True, causal=True, seed=2, **FEATURES[feature]
     )
     training = dataclasses.replace(contract.whole(case), seqlen_q=case.capacity)
-    x = whole.inputs(training)
+    x, turned = whole.inputs(training), {}
+    if x.rotary is not None:  # keys lie in the cache turned, by the angles of the queries
+        x = x._replace(rotary=x.rotary._replace(k_cos=None, k_sin=None))
+        # Whole pages have angles, too.
+        cos, sin = (np.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, 2), (0, 0))) for a in x.rotary[:2])
+        turned["k"] = rotary.turn(x.k, *x.rotary.of_k)
+        turned["rotary"] = x.rotary._replace(cos=cos, sin=sin)
     out, cache = attention.forward(
         x.q, x.k, x.v, **whole.placed(reference, training, x)._replace(key_lengths=None)._asdict()
     )
     made = contract.inputs(case)
-    last = made.having(**(x._asdict() | {"q": x.q[:, :, -3:], "key_lengths": made.lengths}))
+    masks = {name: rows(getattr(x, name), 3) for name in ("bias", "mask", "block_mask")}
+    turned |= {"q": x.q[:, :, -3:], "key_lengths": made.lengths, **masks}
+    last = made.having(**(x._asdict() | turned))
     found, bounds = contract.run(reference, case, last), contract.truth(case, last)
     for name, theirs in (("out", out), ("lse", cache.lse)):
         mine, bound = theirs[:, :, -3:], bounds[name]
@@ -232,6 +311,7 @@ def test_what_nobody_sees_is_not_visited(triton, page_size):
 Q, CACHE = np.ones((2, 4, 3, 5), "float32"), np.ones((2, 2, 7, 5), "float32")
 PAGES, TABLE = np.ones((6, 2, 4, 5), "float32"), np.zeros((2, 3), "int32")
 LENGTHS = np.array([3, 7])
+ANGLES = np.ones((7, 2), "float32")
 PAGED = {"k_cache": PAGES, "v_cache": PAGES, "block_table": TABLE}
 
 
@@ -250,6 +330,37 @@ PAGED = {"k_cache": PAGES, "v_cache": PAGES, "block_table": TABLE}
         ({"causal": "top-left"}, ValueError, "causal is 'top-left'; it must be one of 'bottom-r"),
         ({"window_size": (-1, 0)}, ValueError, "window_size is (-1, 0); it must be of ints"),
         ({"sinks": np.ones(3, "float32")}, ValueError, "sinks.shape is (3,); it must be (4,)"),
+        ({"mask": np.ones((3, 6), bool)}, ValueError, "mask.shape is (3, 6); it must be broadcast"),
+        ({"bias": CACHE[0, 0, :3, :3]}, ValueError, "bias.shape is (3, 3); it must be broadcastab"),
+        ({"bias": np.ones((3, 7))}, TypeError, "bias has dtype float64; it must have the dtype of"),
+        ({"block_mask": TABLE > 0}, ValueError, "block_size is None; it must be an int ≥ 1"),
+        ({"rotary": (ANGLES, ANGLES)}, TypeError, "rotary is a tuple; it must be a Rotary"),
+        (
+            {"rotary": Rotary(ANGLES, ANGLES, ANGLES)},
+            ValueError,
+            "rotary.k_cos is given; it must b",
+        ),
+        (
+            {"rotary": Rotary(ANGLES, ANGLES, None, ANGLES)},
+            ValueError,
+            "rotary.k_sin is given; it must be None",
+        ),
+        ({"rotary": Rotary(ANGLES, ANGLES[:3])}, ValueError, "rotary.sin.shape is (3, 2); it must"),
+        (
+            {"rotary": Rotary(ANGLES[:6], ANGLES[:6])},
+            ValueError,
+            "rotary.cos.shape[-2] is 6; it mu",
+        ),
+        (
+            {"rotary": Rotary(CACHE[0, 0], CACHE[0, 0])},
+            ValueError,
+            "rotary.cos.shape[-1] is 5; it must be at most half of head_dim 5",
+        ),
+        (
+            {"rotary": Rotary(CACHE[:1, 0], CACHE[:1, 0])},
+            ValueError,
+            "rotary.cos.shape is (1, 7, 5); it must be (2, L, F)",
+        ),
         (PAGED | {"k_cache": PAGES[..., :4]}, ValueError, "k_cache.shape is (6, 2, 4, 4); it must"),
         (PAGED | {"block_table": TABLE[0]}, ValueError, "block_table.shape is (3,); it must be of"),
         (PAGED | {"block_table": TABLE[:1]}, ValueError, "block_table.shape is (1, 3); it must be"),
@@ -263,10 +374,10 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("attention_decode", arguments, error, words)
 
 
-def test_head_dim_above_256_is_refused(both_refuse):
-    wide = dict.fromkeys(("q", "k_cache", "v_cache"), np.ones((1, 1, 1, 257), "float32"))
+def test_head_dim_above_512_is_refused(both_refuse):
+    wide = dict.fromkeys(("q", "k_cache", "v_cache"), np.ones((1, 1, 1, 513), "float32"))
     wide["key_lengths"] = np.ones(1, int)
-    both_refuse("attention_decode", wide, ValueError, "q.shape[-1] is 257; it must be at most 256")
+    both_refuse("attention_decode", wide, ValueError, "q.shape[-1] is 513; it must be at most 512")
 
 
 def test_the_kernel_refuses_what_it_cannot_keep(triton):

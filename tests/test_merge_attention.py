@@ -20,7 +20,7 @@ from twofold.reference import attention, merge_attention
 def test_every_tile_is_pinned_and_chosen(triton):
     tiles = triton.merge_attention.TILES
     assert {c.tile for c in contract.CONTRACT.pinned} == set(range(len(tiles)))
-    chosen = [triton.merge_attention.choose_tile(d) for d in range(1, 257)]
+    chosen = [triton.merge_attention.choose_tile(d) for d in range(1, 513)]
     assert dict.fromkeys(chosen) == dict.fromkeys(tile for _, tile in tiles)
 
 
@@ -148,9 +148,9 @@ OUTS, LSES = np.ones((2, 1, 3, 4, 5), "float32"), np.ones((2, 1, 3, 4), "float32
         ({"outs": OUTS.astype("float64")}, TypeError, "lses has dtype float32; it must be float64"),
         ({"lses": 1.0}, TypeError, "lses is a float; it must be an array"),
         (
-            {"outs": np.ones((1, 1, 1, 1, 257), "float32")},
+            {"outs": np.ones((1, 1, 1, 1, 513), "float32")},
             ValueError,
-            "outs.shape[-1] is 257; it must be at most 256",
+            "outs.shape[-1] is 513; it must be at most 512",
         ),
     ],
 )

@@ -1,32 +1,37 @@
 """Multi-head attention: the reference against torch and slopes; the kernel by contract."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 
+from twofold.core.verify import claims
 from twofold.core.verify.contract import compare
+from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import multi_head_attention as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import multi_head_attention, rotary
+from twofold.reference.rotary import Rotary
 
 
 def leaf(x):
     return None if x is None else torch.tensor(x, requires_grad=True)
 
 
-def torch_masks(case, x):
-    """Return torch's masks: True where a query may not attend, and where a key is padding."""
+def torch_mask(case, x, bias):
+    """Return what torch adds to the scores, (B·H, M, N): the bias, −∞ where none may attend."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
     live = np.broadcast_to(True if x.mask is None else x.mask, pairs)
     if case.causal:
-        live = live & np.tri(*pairs[2:], case.keys - case.seqlen_q, dtype=bool)
-    padding = None
+        shift = 0 if case.causal == "top-left" else case.keys - case.seqlen_q
+        live = live & np.tri(*pairs[2:], shift, dtype=bool)
     if x.key_lengths is not None:
-        padding = torch.tensor(np.arange(case.keys) >= x.key_lengths[:, None])
-    return torch.tensor(~live.reshape(-1, *pairs[2:])), padding
+        live = live & (np.arange(case.keys) < x.key_lengths[:, None, None, None])
+    added = torch.zeros(pairs, dtype=torch.float64) if bias is None else bias.expand(pairs)
+    return torch.where(torch.tensor(live), added, -torch.inf).reshape(-1, *pairs[2:])
 
 
 def repeated_rows(case):
@@ -41,7 +46,8 @@ def test_reference_is_torch(case):
     """Torch's own multi-head attention in float64: no further off than float64's own bound.
 
     Torch has NaN where a query has no key, so the first key is left to everyone. It knows neither
-    rotary positions nor our dropout masks, and heads that share keys are given them again.
+    rotary positions nor our dropout masks, of what is done to scores a bias alone, and heads that
+    share keys are given them again.
     """
     case = dataclasses.replace(
         case,
@@ -49,17 +55,26 @@ def test_reference_is_torch(case):
         allow_tf32=False,
         dropout_p=0.0,
         rotary=None,
-        causal=case.causal and case.keys >= case.seqlen_q,
+        softmax_scale=None,
+        window_size=None,
+        softcap=None,
+        score_mod=None,
+        alibi=None,
+        sinks=False,
+        block_mask=None,
+        block_size=None,
+        packed=False,
+        causal=(case.keys >= case.seqlen_q or case.causal == "top-left") and case.causal,
     )
     x = contract.inputs(case)
-    if x.mask is not None:
-        x.mask[..., 0] = True
-    if x.key_lengths is not None:
-        x = x._replace(key_lengths=np.maximum(x.key_lengths, 1))
+    if x.call.mask is not None:
+        x.call.mask[..., :1] = True
+    if x.call.key_lengths is not None:
+        x = x._replace(call=x.call._replace(key_lengths=np.maximum(x.call.key_lengths, 1)))
     leaves = {name: leaf(getattr(x, name)) for name in x._fields[:6]}
+    leaves["bias"] = leaf(x.call.bias)
     source = leaves["x"] if x.context is None else leaves["context"]
     query, key = (a.transpose(0, 1) for a in (leaves["x"], source))
-    masked, padding = torch_masks(case, x)
     rows = repeated_rows(case)
     out, _ = torch.nn.functional.multi_head_attention_forward(
         query,
@@ -75,9 +90,8 @@ def test_reference_is_torch(case):
         dropout_p=0.0,
         out_proj_weight=leaves["w_out"],
         out_proj_bias=leaves["b_out"],
-        key_padding_mask=padding,
         need_weights=False,
-        attn_mask=masked,
+        attn_mask=torch_mask(case, x.call, leaves["bias"]),
     )
     out = out.transpose(0, 1)
     (out * torch.tensor(x.dout)).sum().backward()
@@ -90,6 +104,11 @@ def test_reference_is_torch(case):
         assert compare(name, theirs[name].numpy(), bound)[2] == ""
 
 
+def turns(L):
+    """Return cos and sin of positions 0 … L − 1, of 2 features."""
+    return rotary.tables(np.arange(L), 2)
+
+
 @pytest.mark.parametrize(
     "how",
     [
@@ -99,24 +118,39 @@ def test_reference_is_torch(case):
         {"context": True, "mask": np.arange(5 * 7).reshape(5, 7) % 3 > 0, "dropout_p": 0.1},
         {"num_kv_heads": 2, "rotary": (2, False)},
         {"num_kv_heads": 1, "context": True, "dropout_p": 0.1},
+        {"context": True, "rotary": Rotary(*turns(5), *turns(7)), "window_size": (4, 1)},
+        {
+            "rotary": Rotary(*turns(5)), "softcap": 2.0, "alibi_slopes": np.array([0.5, 0.25, 0.1]),
+            "block_mask": np.arange(6).reshape(3, 2) % 4 > 0, "block_size": (2, 3),
+            "softmax_scale": 0.7,
+        },
+        {
+            "packed": True, "causal": True, "max_seqlen_q": 4, "max_seqlen_k": 4,
+            "cu_seqlens_q": np.array([0, 1, 5], "int32"),
+            "cu_seqlens_k": np.array([0, 1, 5], "int32"),
+        },
     ],
     ids=[
         "plain", "causal, rotary", "key lengths, dropout, rotary", "context, mask, dropout",
-        "grouped, rotary", "one head of keys, context",
+        "grouped, rotary", "one head of keys, context", "rotary of a context, window",
+        "rotary as read, scores, blocks", "packed",
     ],
 )  # fmt: skip
 def test_gradients_are_slopes(how):
     rng = np.random.default_rng(0)
-    B, M, N, E = 2, 5, 7, 12
+    B, M, N, E = 1 if how.get("packed") else 2, 5, 7, 12
     how = {"num_heads": 4 if "num_kv_heads" in how else 3} | how
     H, K = how["num_heads"], how.get("num_kv_heads", how["num_heads"])
     width = (H + 2 * K) * (E // H)
-    arguments = {"x": rng.standard_normal((B, M, E))}
+    arguments = {"x": rng.standard_normal((B, M, E)), "sinks": rng.standard_normal(H)}
     shapes = {"w_qkv": (width, E), "b_qkv": (width,), "w_out": (E, E), "b_out": (E,)}
     arguments |= {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
     if how.pop("context", False):
         arguments["context"] = rng.standard_normal((B, N, E))
-    if "rotary" in how:
+    pairs = (M, N if "context" in arguments else M)
+    if not how.pop("packed", False):
+        arguments["bias"] = rng.standard_normal((H, *pairs))
+    if "rotary" in how and not isinstance(how["rotary"], Rotary):
         rotary_dim, interleaved = how["rotary"]
         how["rotary"] = (*rotary.tables(np.arange(M), rotary_dim), interleaved)
     dout = rng.standard_normal((B, M, E))
@@ -179,6 +213,36 @@ def test_heads_are_views(triton, seqlen_k, groups):
     assert cache.output.x.data_ptr() == cache.attention.out.data_ptr()
 
 
+@pytest.mark.parametrize("side", ["reference", "triton"])
+@pytest.mark.parametrize("case", contract.EVERYTHING, ids=str)
+def test_all_that_attention_takes_goes_between_projections(request, side, case):
+    """It is projection, attention with the same arguments, projection."""
+    side = request.getfixturevalue(side)
+    taken, mine = (
+        inspect.signature(x.forward).parameters for x in (side.attention, side.multi_head_attention)
+    )
+    assert taken.keys() - {"q", "k", "v", "tile"} <= mine.keys()
+    x, (H, K, D) = contract.inputs(case), (case.heads, case.heads // case.groups, case.head_dim)
+    given, w_qkv, b_qkv, w_out, b_out = (side.asarray(a, "float32") for a in x[:5])
+    context = given if x.context is None else side.asarray(x.context, "float32")
+
+    def heads(a, begin, end):
+        rows = slice(begin * D, end * D)
+        y, _ = side.linear.forward(a, w_qkv[rows], b_qkv[rows])
+        return y.reshape(*a.shape[:2], -1, D).swapaxes(1, 2)
+
+    options = whole.placed(side, contract.whole(case), x.call)._asdict()
+    unused = {name for name, a in options.items() if a is None}
+    packing = {"cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"}
+    assert unused <= {"key_lengths", "score_mod", *packing}
+    out, _ = side.attention.forward(
+        heads(given, 0, H), heads(context, H, H + K), heads(context, H + K, H + 2 * K), **options
+    )
+    out, _ = side.linear.forward(out.swapaxes(1, 2).reshape(*given.shape), w_out, b_out)
+    found, theirs = side.to_numpy(contract.run(side, case, x)["out"]), side.to_numpy(out)
+    claims.agree("out", found, theirs, contract.truth(case, x)["out"], "of its parts")
+
+
 X, W, B = np.ones((2, 5, 6)), np.ones((18, 6)), np.ones(18)
 GIVEN = {"x": X, "w_qkv": W, "b_qkv": B, "w_out": W[:6], "b_out": B[:6], "num_heads": 3}
 TABLES = (np.ones((5, 1)), np.ones((5, 1)), False)
@@ -210,8 +274,11 @@ TABLES = (np.ones((5, 1)), np.ones((5, 1)), False)
         (
             {"context": X, "rotary": TABLES},
             ValueError,
-            "rotary is given with context; it must be None",
+            "rotary is a tuple with context; it must be a Rotary",
         ),
+        ({"rotary": Rotary(*TABLES[:2], X)}, ValueError, "rotary.k_sin is None; it must be given"),
+        ({"bias": np.ones((5, 6))}, ValueError, "bias.shape is (5, 6); it must be broadcastable"),
+        ({"cu_seqlens_q": np.ones(2, "int32")}, ValueError, "cu_seqlens_k is None; it must be gi"),
         ({"mask": np.ones((7, 5), bool)}, ValueError, "mask.shape is (7, 5); it must be broad"),
         ({"key_lengths": np.ones(3, int)}, ValueError, "key_lengths.shape is (3,); it must be (2,"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),

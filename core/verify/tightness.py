@@ -45,9 +45,9 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "multi_head_attention": (
         {"heads": 1, "seqlen_q": 1, "head_dim": 1},
-        {"seqlen_q": 5, "head_dim": 3, "bias": False},
+        {"seqlen_q": 5, "head_dim": 3, "biases": False},
         {"batch": 2, "seqlen_q": 9, "seqlen_k": 17, "mask": "MN"},
-        {"heads": 3, "seqlen_q": 33, "head_dim": 12, "rotary": "half", "pairs": 6},
+        {"heads": 3, "seqlen_q": 33, "head_dim": 12, "rotary": "half"},
         {"seqlen_q": 37, "seqlen_k": 67, "head_dim": 17, "dropout_p": 0.1, "key_lengths": True},
         {"seqlen_q": 150, "head_dim": 32, "causal": True},
     ),

@@ -37,7 +37,12 @@ EVERYTHING: dict[str, Any] = {
     "page_size": 16, "causal": True, "window_size": (64, 0), "softcap": 30.0, "alibi": "H",
     "sinks": True,
 }  # fmt: skip
-# Every tile with everything, and the commonest calls; then rows that are not aligned.
+MASKED: dict[str, Any] = {
+    **EVERYTHING, "bias": "BHMN", "mask": "B1MN", "block_mask": "1HMN", "block_size": 16,
+    "rotary": "half",
+}  # fmt: skip
+# Every tile with everything but masks and positions, with those, and the commonest calls; then rows
+# that are not aligned.
 COMPILED: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("bfloat16", 128, 1, LEAST),
     ("bfloat16", 128, 1, PAGED),
@@ -46,12 +51,16 @@ COMPILED: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
             "float32" if size == 4 else "float16",
             head_dim,
             16 if most_rows > FEW_ROWS else 2,
-            EVERYTHING,
+            flags,
         )
         for most_rows, size, head_dim in TILES
+        for flags in (EVERYTHING, MASKED)
     ),
-    ("bfloat16", 200, 16, EVERYTHING),
-    ("float32", 200, 16, EVERYTHING),
+    *(
+        (dtype, 200, 16, flags)
+        for dtype in ("bfloat16", "float32")
+        for flags in (EVERYTHING, MASKED)
+    ),
 )
 
 CONTRACT = Contract(
@@ -76,6 +85,7 @@ CONTRACT = Contract(
                 full=True,
                 head_dim=head_dim,
                 causal=i % 3 != 2,
+                rotary=(None, "half", "interleaved")[i // 2 % 3],
                 tile=i,
             )
             for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
@@ -122,6 +132,29 @@ CONTRACT = Contract(
             split=16,
             page_size=5,
         ),
+        # A bias and masks of two blocks of rows, of parts, and of pages that have more room.
+        Case(
+            heads=2,
+            groups=2,
+            queries=9,
+            capacity=37,
+            split=16,
+            page_size=5,
+            causal=True,
+            bias="BHMN",
+            mask="B1MN",
+            block_mask="1HMN",
+            block_size=(2, 7),
+            rotary="half",
+        ),
+        *(
+            Case(
+                heads=4, groups=2, queries=3, capacity=20, bias=axes, block_mask=axes, block_size=2
+            )
+            for axes in ("1HM1", "B11N")
+        ),
+        # Queries before the first key are not turned, and see all keys.
+        Case(capacity=3, queries=7, full=True, rotary="interleaved", seed=1),
     ),
     properties=PROPERTIES,
     small=small,

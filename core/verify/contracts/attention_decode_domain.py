@@ -12,8 +12,10 @@ are large the bound is wider than attention's, which never rounds one in between
 no parts, nor have its cases (`contract.fitting`), but for a pinned one of `SPLIT` keys and another:
 to merge that key rounds more often than to add it.
 
+Queries are turned to their positions as attention's are (`attention_rotary`).
+
 Keys after a sequence's last, and pages that no sequence has, hold NaN; the table's entries after
-its last page are −1. So whatever looks there is seen.
+its last page are −1, and a bias is NaN past the capacity. So whatever looks there is seen.
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
 """
@@ -30,12 +32,21 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.attention_bound import partnered
 from twofold.core.verify.contracts import attention_domain as attention
+from twofold.core.verify.contracts import attention_rotary
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.contracts.merge_attention_domain import Merged, cast, merge
 from twofold.core.verify.contracts.merge_attention_properties import concatenate, stack
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_decode_tiles import ENTRIES, SPLIT
-from twofold.reference.attention_scores import Options, ScoreMod, Window, attended
+from twofold.reference.attention_scores import (
+    BlockSize,
+    Options,
+    ScoreMod,
+    Window,
+    attended,
+    blocks,
+)
+from twofold.reference.rotary import Rotary
 
 Array = domains.Array
 
@@ -44,8 +55,8 @@ LAYOUTS = attention.LAYOUTS
 OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed"}
 SPARE = 2  # pages that no sequence has
 OPTIONS = (
-    "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "sinks",
-    "key_lengths",
+    "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "bias",
+    "sinks", "mask", "key_lengths", "block_mask", "block_size", "rotary",
 )  # fmt: skip
 
 
@@ -77,7 +88,12 @@ class Case:
     softcap: float | None = None
     score_mod: Scoring | None = None
     alibi: str | None = None
+    bias: str | None = None
     sinks: bool = False
+    mask: str | None = None
+    block_mask: str | None = None
+    block_size: BlockSize | None = None
+    rotary: str | None = None
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -113,12 +129,28 @@ def whole(case: Case) -> attention.Case:
 
 def inputs(case: Case) -> Inputs:
     """Make a case's arrays: NaN after every sequence's last key."""
-    call = attention.inputs(whole(case))
+    call = attention.inputs(replace(whole(case), rotary=None))
     lengths = np.full(case.batch, case.capacity) if call.key_lengths is None else call.key_lengths
     absent = np.arange(case.capacity)[:, None] >= lengths[:, None, None, None]  # (B, 1, N, 1)
     k, v = (np.where(absent, np.nan, x) for x in (call.k, call.v))
-    call = call._replace(k=k, v=v, key_lengths=lengths)
-    return Inputs(call, table(case, lengths, case.seed))
+    pages = table(case, lengths, case.seed)
+    call = call._replace(k=k, v=v, key_lengths=lengths, rotary=angles(case))
+    return Inputs(call, pages)
+
+
+def angles(case: Case) -> Rotary | None:
+    """Draw the angles of all positions that there is room for, and sometimes of some more."""
+    rng = np.random.default_rng(case.seed)
+    rows = np.zeros((case.batch, 1, room(case) + case.seed % 3, case.head_dim))
+    all_alike = attention.Inputs(rows, rows, rows, rows, None, None, None)
+    drawn = attention_rotary.drawn(rng, whole(case), all_alike)
+    return None if drawn is None else drawn._replace(k_cos=None, k_sin=None)
+
+
+def room(case: Case) -> int:
+    """Return how many keys a sequence has room for: those of whole pages."""
+    size = case.page_size or 1
+    return -(-case.capacity // size) * size
 
 
 def table(case: Case, lengths: Array, seed: int) -> Array | None:
@@ -141,7 +173,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
             how["split"] = case.split
         if case.tile is not None:
             how["tile"] = ENTRIES[case.tile][1]
-    placed = attention.placed(side, call, given.call)._asdict()
+    placed = attention.placed(side, call, roomy(case, given.call))._asdict()
     of_values = replace(call, layout=OF_VALUES.get(case.layout, case.layout))
     out, lse = side.attention_decode.forward(
         attention.place(side, given.call.q, call),
@@ -152,6 +184,22 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         **how,
     )
     return {"out": out, "lse": lse}
+
+
+def roomy(case: Case, call: attention.Inputs) -> attention.Inputs:
+    """Return a call whose bias and masks have all keys that there is room for."""
+
+    def more(x: Array | None, size: int, filling: Any) -> Array | None:
+        keys, wanted = (-(-n // size) for n in (case.capacity, room(case)))
+        if x is None or x.ndim == 0 or x.shape[-1] != keys or keys == wanted:
+            return x
+        return np.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, wanted - keys)), constant_values=filling)
+
+    return call._replace(
+        bias=more(call.bias, 1, np.nan),
+        mask=more(call.mask, 1, True),
+        block_mask=more(call.block_mask, Options(block_size=case.block_size or 1).block[1], True),
+    )
 
 
 def paged(x: Array, case: Case, given: Inputs) -> Array:
@@ -196,11 +244,13 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
     """
     call, x, M, length = whole(case), given.call, case.queries, int(given.lengths[b])
     on, pairs = machine(case.dtype, case.allow_tf32), (1, case.heads, M, max(length, 1))
-    options = attention.options(call, x)._replace(key_lengths=given.lengths[b : b + 1])
+    options = own(case, given, b)
     live = attended(pairs, options)
     assert live is not None  # there are lengths
     live = np.broadcast_to(live, pairs)[..., lo : max(hi, 1)]
     q = exact(x.q[b : b + 1], on)
+    if x.rotary is not None:
+        q = attention_rotary.turned(x.q[b : b + 1], at_positions(x.rotary, b, length - M, M), on)
     k, v = (exact(np.nan_to_num(a[b : b + 1, :, lo : max(hi, 1)]), on) for a in (x.k, x.v))
     problem = attention_bound.Problem(
         q, k, v, live, np.ones(live.shape), attention.scale(call), there(options, case, b, lo, hi),
@@ -212,18 +262,49 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
     return out, forward.lse[..., 0]
 
 
+def own(case: Case, given: Inputs, b: int) -> Options:
+    """Return the options of one sequence and its keys, or a key that it does not have."""
+    options, M = attention.options(whole(case), given.call), case.queries
+    every, here = case.capacity, max(int(given.lengths[b]), 1)
+
+    def cut(x: Array | None, sizes: tuple[int, ...], keys: int | None = None) -> Array | None:
+        if x is None:
+            return None
+        return np.broadcast_to(x, (case.batch, case.heads, *sizes))[b : b + 1, ..., :keys]
+
+    live = options.block_mask
+    if live is not None:
+        live = cut(live, blocks(options, M, every), blocks(options, M, here)[1])
+    return options._replace(
+        alibi_slopes=cut(options.alibi_slopes, ()),
+        bias=cut(options.bias, (M, every), here),
+        mask=cut(options.mask, (M, every), here),
+        block_mask=live,
+        key_lengths=given.lengths[b : b + 1],
+        rotary=None,
+    )
+
+
+def at_positions(rotary: Rotary, b: int, first: int, M: int) -> attention_rotary.Turns:
+    """Return the angles of M positions of a sequence, those below 0 being 0."""
+    position = np.arange(first, first + M)
+    cos, sin = (
+        np.where((position < 0)[:, None], still, (x if x.ndim == 2 else x[b])[position.clip(0)])
+        for x, still in ((rotary.cos, 1.0), (rotary.sin, 0.0))
+    )
+    return cos, sin, rotary.interleaved
+
+
 def there(options: Options, case: Case, b: int, lo: int, hi: int) -> Options:
     """Return the options of keys lo … hi of one sequence, which count from where those begin."""
-    slopes, mod = options.alibi_slopes, options.score_mod
-    if slopes is not None:
-        slopes = np.broadcast_to(slopes, (case.batch, case.heads))[b : b + 1]
+    mod = options.score_mod
 
     def function(s: Any, one: Array, h: Array, i: Array, j: Array, args: tuple[Any, ...]) -> Any:
         assert mod is not None
         return mod.function(s, one + b, h, i + hi - case.queries, j + lo, args)
 
     return options._replace(
-        alibi_slopes=slopes,
+        bias=None if options.bias is None else options.bias[..., lo : max(hi, 1)],
         score_mod=None if mod is None else ScoreMod(function, lambda s, *_: s, mod.args),
         sinks=options.sinks if lo == 0 else None,
     )
@@ -246,6 +327,7 @@ def small(case: Case) -> Case:
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with everything that may be done to scores."""
     window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
+    maybe_axes = st.sampled_from([None, None, *attention.MASKS])
     return st.one_of(
         calls(causal=st.booleans()),
         calls(
@@ -254,7 +336,11 @@ def cases() -> st.SearchStrategy[Case]:
             softcap=st.sampled_from([None, None, 1.0, 30.0]),
             score_mod=st.sampled_from([None, None, SQUASHED]),
             alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
+            bias=maybe_axes,
             sinks=st.booleans(),
+            mask=maybe_axes,
+            blocks=attention.maybe_blocks(),
+            rotary=st.sampled_from([None, *attention_rotary.FORMS]),
         ),
     )
 
@@ -262,9 +348,18 @@ def cases() -> st.SearchStrategy[Case]:
 def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
     """Return cases with these features."""
 
-    def build(precision: tuple[str, bool], heads: tuple[int, int], **rest: Any) -> Case:
+    def build(
+        precision: tuple[str, bool],
+        heads: tuple[int, int],
+        blocks: tuple[str, BlockSize] | None = None,
+        **rest: Any,
+    ) -> Case:
         (dtype, allow_tf32), (heads_, groups) = precision, heads
-        return Case(dtype=dtype, allow_tf32=allow_tf32, heads=heads_, groups=groups, **rest)
+        axes, size = blocks or (None, None)
+        return Case(
+            dtype=dtype, allow_tf32=allow_tf32, heads=heads_, groups=groups,
+            block_mask=axes, block_size=size, **rest,
+        )  # fmt: skip
 
     return st.builds(
         build,

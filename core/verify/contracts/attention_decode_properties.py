@@ -9,6 +9,7 @@ another order, the derived bound says how far apart the results may be.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from twofold.core.verify.contracts.attention_decode_domain import (
     Case,
     Inputs,
     inputs,
+    own,
     table,
     truth,
     whole,
@@ -29,7 +31,9 @@ from twofold.core.verify.contracts.attention_properties import SATURATING
 from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array
+from twofold.reference.attention_scores import Options
 
+AXES = ("bias", "mask", "block_mask")  # what may have axes of sequences, heads, queries and keys
 OTHER_PAGES = (1, 4, 7, 16)
 OTHER_SPLITS = (1, 5, 16, 64)
 
@@ -37,10 +41,10 @@ OTHER_SPLITS = (1, 5, 16, 64)
 def pages_or_none(subject: Subject, case: Case) -> None:
     """Keys in pages, of whatever size, give the bits of the same keys in one piece."""
     case = replace(case, layout="contiguous")  # as pages that are put together are
-    given = inputs(replace(case, page_size=0))
     size = OTHER_PAGES[case.seed % len(OTHER_PAGES)]
     pages = replace(case, page_size=size if size != case.page_size else 3)
-    there = given._replace(table=table(pages, given.lengths, case.seed + 1))
+    there = inputs(pages)
+    given = there._replace(table=None)
     found = subject.compute(pages, there)
     claims.same_bits(subject.compute(replace(case, page_size=0), given), found, "in pages")
 
@@ -56,28 +60,39 @@ def permuted_pages(subject: Subject, case: Case) -> None:
 
 def alone(subject: Subject, case: Case) -> None:
     """A sequence by itself, with no more room than it needs, has the same bits as among others."""
+    alone_in_parts(subject, case)
+    with suppress(Inapplicable):  # what has no parts
+        alone_in_parts(subject, replace(case, split=4))
+
+
+def alone_in_parts(subject: Subject, case: Case) -> None:
+    """Hold the case to the property above in parts as they are."""
     case = replace(case, batch=max(case.batch, 2))
     given = inputs(case)
     among = subject.compute(case, given)
     for b in {0, case.batch - 1}:
         room = max(int(given.lengths[b]), 1)
         one = replace(case, batch=1, capacity=room)
-        x = given.call
-        slopes = x.alibi_slopes
-        if slopes is not None and slopes.ndim == 2:
-            slopes = slopes[b : b + 1]
+        x, mine = given.call, own(case, given, b)
+        turns = x.rotary
+        if turns is not None and turns.cos.ndim == 3:
+            turns = turns._replace(cos=turns.cos[b : b + 1], sin=turns.sin[b : b + 1])
         here = given.having(
             q=x.q[b : b + 1],
             k=x.k[b : b + 1, :, :room],
             v=x.v[b : b + 1, :, :room],
-            key_lengths=given.lengths[b : b + 1],
-            alibi_slopes=slopes,
+            key_lengths=mine.key_lengths,
+            alibi_slopes=mine.alibi_slopes,
+            bias=mine.bias,
+            mask=mine.mask,
+            block_mask=mine.block_mask,
+            rotary=turns,
         )
         here = here._replace(table=table(one, here.lengths, case.seed))
         if case.score_mod is not None and b:
             raise Inapplicable("a function of the scores may look at the sequence's number")
-        mine = {name: y[b : b + 1] for name, y in among.items()}
-        claims.same_bits(mine, subject.compute(one, here), f"when sequence {b} is alone")
+        theirs = {name: y[b : b + 1] for name, y in among.items()}
+        claims.same_bits(theirs, subject.compute(one, here), f"when sequence {b} is alone")
 
 
 def unread(subject: Subject, case: Case) -> None:
@@ -114,14 +129,26 @@ def step_by_step(subject: Subject, case: Case) -> None:
         case = replace(case, window_size=(case.window_size[0], 0))
     given = inputs(case)
     bounds, at_once = truth(case, given), subject.compute(case, given)
-    one = replace(case, queries=1)
+    rows, columns = Options(block_size=case.block_size or 1).block
+    one = replace(case, queries=1, block_size=case.block_size and (1, columns))
     for i in {0, case.queries // 2}:
         lengths = np.maximum(given.lengths - case.queries + 1 + i, 0)
-        then = given.having(q=given.call.q[:, :, i : i + 1], key_lengths=lengths)
+        then = given.having(
+            q=given.call.q[:, :, i : i + 1],
+            key_lengths=lengths,
+            bias=of_row(given.call.bias, i),
+            mask=of_row(given.call.mask, i),
+            block_mask=of_row(given.call.block_mask, i // rows),
+        )
         found = subject.compute(one, then)
         for name, bound in bounds.items():
             mine, theirs = at_once[name][:, :, i : i + 1], found[name]
             claims.agree(name, mine, theirs, bound[:, :, i : i + 1], "of one query at a time")
+
+
+def of_row(x: Array | None, i: int) -> Array | None:
+    """Return what a bias or mask has for one query."""
+    return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., i : i + 1, :]
 
 
 def other_parts(subject: Subject, case: Case) -> None:
@@ -204,7 +231,7 @@ def check(
 
 def nothing_attended(subject: Subject, case: Case) -> None:
     """A query without keys gives 0 and −∞; so does a sequence that has none."""
-    case = replace(case, sinks=False)
+    case = replace(case, sinks=False, mask=None, block_mask=None, block_size=None)
     given = inputs(case)
     lengths = given.lengths.copy()
     lengths[-1] = 0
@@ -262,13 +289,24 @@ def heads_apart(subject: Subject, case: Case) -> None:
             a = np.flip(a, axis).reshape(shape)
         return a if axis == 0 else np.flip(a, 0)
 
-    slopes = given.call.alibi_slopes
+    def full(a: Array | None) -> Array | None:
+        """Give all sequences and heads a bias, a mask or slopes of their own."""
+        if a is None:
+            return None
+        after = (1, 1, *a.shape)[-2:]
+        return np.broadcast_to(a, (case.batch, case.heads, *after))
+
+    slopes, turns = given.call.alibi_slopes, given.call.rotary
     if slopes is not None:
         slopes = np.broadcast_to(slopes, (case.batch, case.heads))
+    if turns is not None and turns.cos.ndim == 3:
+        turns = turns._replace(cos=turns.cos[::-1], sin=turns.sin[::-1])
     other = given.having(
         **{name: turned(getattr(given.call, name), 1) for name in "qkv"},
+        **{name: turned(full(getattr(given.call, name)), 1) for name in AXES},
         key_lengths=turned(given.lengths, None),
         alibi_slopes=turned(slopes, 1),
+        rotary=turns,
         sinks=turned(given.call.sinks, 0),
     )
     other = other._replace(table=turned(given.table, None))
@@ -295,7 +333,12 @@ def bare(case: Case) -> Case:
         softcap=None,
         score_mod=None,
         alibi=None,
+        bias=None,
         sinks=False,
+        mask=None,
+        block_mask=None,
+        block_size=None,
+        rotary=None,
     )
 
 

@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 # (tile, parts, queries, head_dim): beyond one block of rows, where it ends within a head.
-SHAPES = ((0, 17, 11, 17), (1, 16, 5, 65), (2, 33, 5, 130))
+SHAPES = ((0, 17, 11, 17), (1, 16, 5, 65), (2, 33, 5, 130), (3, 17, 1, 257))
 
 CONTRACT = Contract(
     operator="merge_attention",
@@ -67,7 +67,7 @@ CONTRACT = Contract(
             float32_parts=float32_parts,
             dlse=dlse,
         )
-        for head_dim in (32, 128, 256)
+        for head_dim in (32, 128, 256, 512)
         for dtype, float32_parts in (
             ("float32", False),
             ("float16", False),

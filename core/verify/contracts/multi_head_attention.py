@@ -7,6 +7,7 @@ The domain, and the bound, derived, are `multi_head_attention_domain`; the prope
 from __future__ import annotations
 
 from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.contracts.multi_head_attention_domain import (
     PRECISIONS,
     Case,
@@ -16,10 +17,11 @@ from twofold.core.verify.contracts.multi_head_attention_domain import (
     run,
     small,
     truth,
+    whole,
 )
 from twofold.core.verify.contracts.multi_head_attention_properties import PROPERTIES
 
-__all__ = ["CONTRACT", "Case", "Inputs", "inputs", "run", "small", "truth"]
+__all__ = ["CONTRACT", "EVERYTHING", "Case", "Inputs", "inputs", "run", "small", "truth", "whole"]
 
 PINNED = tuple(
     Case(
@@ -32,16 +34,43 @@ PINNED = tuple(
         key_lengths=True,
         dropout_p=0.1,
         rotary=rotary,
-        pairs=7,
         allow_tf32=allow_tf32,
     )
     for dtype, allow_tf32 in PRECISIONS
     for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (67, None))
 )
 GROUPED = tuple(
-    Case(heads=6, groups=3, seqlen_q=5, seqlen_k=seqlen_k, rotary=rotary)
-    for seqlen_k, rotary in ((None, "half"), (7, None))
+    Case(heads=6, groups=3, seqlen_q=5, seqlen_k=seqlen_k, rotary=rotary, fused=rotary == "half")
+    for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (7, None))
 )
+# All that attention is asked for beside: of rows of one projection, and of two.
+EVERYTHING = tuple(
+    Case(
+        batch=3,
+        heads=4,
+        groups=2,
+        seqlen_q=9,
+        seqlen_k=seqlen_k,
+        softmax_scale=0.3,
+        window_size=(6, 2),
+        softcap=3.0,
+        alibi="BH",
+        bias="BHMN",
+        sinks=True,
+        mask="B1MN",
+        block_mask="1HMN",
+        block_size=(2, 3),
+        dropout_p=0.1,
+        rotary="half",
+        fused=True,
+        packed=packed,
+        seed=1,
+    )
+    for seqlen_k in (None, 11)
+    for packed in (False, True)
+)
+
+GRADIENTS = ("dx", "dcontext", "dw_qkv", "db_qkv", "dw_out", "db_out", "dbias", "dsinks")
 
 CONTRACT = Contract(
     operator="multi_head_attention",
@@ -49,9 +78,8 @@ CONTRACT = Contract(
     inputs=inputs,
     run=run,
     truth=truth,
-    passes={"out": "forward"}
-    | dict.fromkeys(("dx", "dcontext", "dw_qkv", "db_qkv", "dw_out", "db_out"), "backward"),
-    pinned=(*PINNED, *GROUPED),
+    passes={"out": "forward"} | dict.fromkeys(GRADIENTS, "backward"),
+    pinned=(*PINNED, *GROUPED, *EVERYTHING, Case(score_mod=SQUASHED, causal="top-left")),
     properties=PROPERTIES,
     small=small,
     # Its kernels are compiled with their own operators; here with an odd head_dim, out of a packed

@@ -17,7 +17,9 @@ So the bound is loose by orders of magnitude (`twofold verify tightness` says by
 there for what goes wrong between the parts, whose own bounds are tight.
 
 Heads that share keys change nothing of that: queries of G heads are rows of one matrix for
-attention's bound, so its dk and dv are sums over them, and (1) has that many columns less.
+attention's bound, so its dk and dv are sums over them, and (1) has that many columns less. What
+else attention is asked for is drawn by `attention_domain` and bounded as it is there; of packed
+sequences attention's bound has a batch for each.
 
 `B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` heads of keys and values, `G` = H/K,
 `D` head_dim.
@@ -25,7 +27,7 @@ attention's bound, so its dk and dv are sums over them, and (1) has that many co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,14 +35,17 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contracts import attention_domain as attention
+from twofold.core.verify.contracts import attention_rotary
+from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
-from twofold.reference import dropout, rotary
-from twofold.reference.attention_scores import Options, attended
+from twofold.reference import dropout
+from twofold.reference.attention_scores import BlockSize, Window, attended, pack, unpack
 
 Array = domains.Array
 
-PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
+PRECISIONS = attention.PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class Case:
     """Lengths, and everything that varies about a call.
 
     `groups` is how many heads share one of keys and values; `seqlen_k` is None for self-attention,
-    else the length of a context; `rotary` is None, "half" or "interleaved", with `pairs` features
-    turning; `mask` names the axes a mask has, "1" for one that is broadcast.
+    else the length of a context; `fused` says that attention turns queries and keys by rotary
+    positions, as it must those of a context; `biases` are those of the projections. The rest is
+    attention's.
     """
 
     dtype: str = "float32"
@@ -59,15 +65,25 @@ class Case:
     seqlen_q: int = 4
     seqlen_k: int | None = None
     head_dim: int = 8
-    bias: bool = True
+    biases: bool = True
     magnitude: str = "unit"
     layout: str = "contiguous"
-    causal: bool = False
+    softmax_scale: float | None = None
+    causal: bool | str = False
+    window_size: Window | None = None
+    softcap: float | None = None
+    score_mod: Scoring | None = None
+    alibi: str | None = None
+    bias: str | None = None
+    sinks: bool = False
     mask: str | None = None
     key_lengths: bool = False
+    block_mask: str | None = None
+    block_size: BlockSize | None = None
+    packed: bool = False
     dropout_p: float = 0.0
     rotary: str | None = None
-    pairs: int = 1
+    fused: bool = False
     allow_tf32: bool = False
     seed: int = 0
 
@@ -88,7 +104,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """Float64 arrays that the case's dtype holds exactly, and what says who attends whom."""
+    """Float64 arrays that the case's dtype holds exactly; `call` has attention's options."""
 
     x: Array
     w_qkv: Array
@@ -97,16 +113,26 @@ class Inputs(NamedTuple):
     b_out: Array | None
     context: Array | None
     dout: Array
-    mask: Array | None
-    key_lengths: Array | None
-    cos: Array | None
-    sin: Array | None
+    call: attention.Inputs
+
+
+def whole(case: Case) -> attention.Case:
+    """Return the call of attention between the projections."""
+    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)}
+    return attention.Case(
+        seqlen_k=case.keys, **{name: getattr(case, name) for name in shared - {"seqlen_k"}}
+    )
 
 
 def inputs(case: Case) -> Inputs:
     """Make a case's arrays; the weights keep v about as large as x, q and k about 1."""
     rng = np.random.default_rng(case.seed)
-    B, M, N, E = case.batch, case.seqlen_q, case.keys, case.features
+    call, E = attention.inputs(whole(case)), case.features
+    if case.seqlen_k is None:
+        call = call._replace(cu_seqlens_k=call.cu_seqlens_q)
+    if call.rotary is not None and (case.seqlen_k is None or not case.fused):
+        call = call._replace(rotary=call.rotary._replace(k_cos=None, k_sin=None))
+    (B, _, M, _), N = call.q.shape, call.k.shape[2]
 
     def draw(*shape: int, magnitude: str = "unit", scale: Array | float = 1.0) -> Array:
         x = domains.values(rng, shape, magnitude, case.dtype)
@@ -118,26 +144,15 @@ def inputs(case: Case) -> Inputs:
     scale = E**-0.5 / np.repeat([size, size, 1.0], widths)[:, None]
     w_qkv, w_out = draw(sum(widths), E, scale=scale), draw(E, E, scale=E**-0.5)
     b_qkv, b_out, dout = draw(sum(widths)), draw(E), draw(B, M, E)
-    mask = cos = sin = None
-    if case.mask is not None:
-        sizes = {"B": B, "H": case.heads, "M": M, "N": N, "1": 1}
-        mask = rng.random([sizes[axis] for axis in case.mask]) < 0.7
-    if case.rotary is not None:
-        table_dtype = "float64" if case.dtype == "float64" else "float32"
-        tables = rotary.tables(np.arange(M), 2 * case.pairs)
-        cos, sin = (domains.representable(a, table_dtype) for a in tables)
     return Inputs(
         x=x,
         w_qkv=w_qkv,
-        b_qkv=b_qkv if case.bias else None,
+        b_qkv=b_qkv if case.biases else None,
         w_out=w_out,
-        b_out=b_out if case.bias else None,
+        b_out=b_out if case.biases else None,
         context=None if case.seqlen_k is None else draw(B, N, E, magnitude=case.magnitude),
         dout=dout,
-        mask=mask,
-        key_lengths=rng.integers(0, N + 1, B) if case.key_lengths else None,
-        cos=cos,
-        sin=sin,
+        call=call,
     )
 
 
@@ -148,23 +163,17 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     def placed(x: Array | None) -> Any:
         return None if x is None else domains.place(side, x, case.dtype, case.layout)
 
-    how: dict[str, Any] = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
-    if given.cos is not None:
-        tables = (
-            side.asarray(a, "float64" if case.dtype == "float64" else "float32")
-            for a in (given.cos, given.sin)
-        )
-        how["rotary"] = (*tables, case.rotary == "interleaved")
+    options = attention.placed(side, whole(case), given.call)
+    how: dict[str, Any] = options._asdict()
+    if options.rotary is not None and not case.fused:
+        how["rotary"] = options.rotary.of_q
+    if side.name != "reference":
+        how["allow_tf32"] = case.allow_tf32
     out, cache = side.multi_head_attention.forward(
         *(placed(a) for a in given[:5]),
         num_heads=case.heads,
         num_kv_heads=None if case.groups == 1 else case.heads // case.groups,
         context=placed(given.context),
-        causal=case.causal,
-        mask=None if given.mask is None else side.asarray(given.mask),
-        key_lengths=None if given.key_lengths is None else side.asarray(given.key_lengths),
-        dropout_p=case.dropout_p,
-        seed=case.seed,
         **how,
     )
     gradients = side.multi_head_attention.backward(placed(given.dout), cache)
@@ -178,30 +187,32 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     x, dout = exact(given.x, on).reshape(-1, E), exact(given.dout, on).reshape(-1, E)
     context = x if given.context is None else exact(given.context, on).reshape(-1, E)
     w_qkv, w_out = exact(given.w_qkv, on), exact(given.w_out, on)
-    interleaved = case.rotary == "interleaved"
     # (1) projections
     q, k, v = (
         split(linear(a, given.w_qkv[part], given.b_qkv, part).stored(), case)
         for a, part in zip((x, context, context), parts(case), strict=True)
     )
     # (2) positions
-    if given.cos is not None and given.sin is not None:
-        cos, sin = exact(given.cos, on), exact(given.sin, on)
-        q, k = turn(q, cos, sin, interleaved), turn(k, cos, sin, interleaved)
+    if given.call.rotary is not None:
+        q, k = turned(q, given.call.rotary.of_q), turned(k, given.call.rotary.of_k)
     # (3) attention of every head
     problem = attention_problem(case, given, q, k, v)
     forward = attention_bound.forward(problem)
     # (4) output projection
-    heads = join(forward.out)
+    heads = join(packed(forward.out, given.call.cu_seqlens_q))
     out = linear(heads, given.w_out, given.b_out, slice(0, E))
     # backward (4) output projection
     dheads, dw_out, db_out = matmul(dout, w_out).stored(), matmul(dout.mT, heads), dout.sum(0)
     # backward (3) attention of every head
     no_dlse = exact(np.zeros((case.batch, case.heads, case.seqlen_q, 1)), on)
-    dq, dk, dv, *_ = attention_bound.backward(problem, forward, split(dheads, case), no_dlse)
+    dheads = unpacked(split(dheads, case), given.call.cu_seqlens_q, case.seqlen_q)
+    dq, dk, dv, dbias, dsinks = attention_bound.backward(problem, forward, dheads, no_dlse)
+    dq = packed(dq, given.call.cu_seqlens_q)
+    dk, dv = (packed(a, given.call.cu_seqlens_k) for a in (dk, dv))
     # backward (2) positions
-    if given.cos is not None:
-        dq, dk = turn(dq, cos, -sin, interleaved), turn(dk, cos, -sin, interleaved)
+    if given.call.rotary is not None:
+        dq = turned(dq, given.call.rotary.of_q, -1)
+        dk = turned(dk, given.call.rotary.of_k, -1)
     # backward (1) projections
     dq, dkv = join(dq), concatenate(join(dk), join(dv), axis=1)
     outputs = {"out": out.reshape(*given.dout.shape), "dw_out": dw_out}
@@ -212,9 +223,10 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         dx = matmul(dq, w_qkv[:E])
         outputs["dcontext"] = matmul(dkv, w_qkv[E:]).reshape(*given.context.shape)
     outputs["dx"] = dx.reshape(*given.x.shape)
-    if case.bias:
+    if case.biases:
         outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
-    return {name: a.returned() for name, a in outputs.items()}
+    stored = {name: a for name, a in (("dbias", dbias), ("dsinks", dsinks)) if a is not None}
+    return {name: a.returned() for name, a in outputs.items()} | stored
 
 
 def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:
@@ -234,19 +246,38 @@ def attention_problem(
 ) -> attention_bound.Problem:
     """Return the call of attention as its bound takes it."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
-    options = Options(causal=case.causal, mask=given.mask, key_lengths=given.key_lengths)
+    options = attention.options(whole(case), given.call)
+    q = unpacked(q, given.call.cu_seqlens_q, case.seqlen_q)
+    k, v = (unpacked(a, given.call.cu_seqlens_k, case.keys) for a in (k, v))
     live = attended(pairs, options)
     weights = np.ones(pairs)
     if case.dropout_p > 0.0:
         kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
         weights = kept * dropout.scale(case.dropout_p)
     live = np.broadcast_to(True if live is None else live, pairs)
-    return attention_bound.Problem(q, k, v, live, weights, case.head_dim**-0.5)
+    return attention_bound.Problem(q, k, v, live, weights, attention.scale(whole(case)), options)
+
+
+def turned(x: Approx, turns: attention_rotary.Turns, way: int = 1) -> Approx:
+    """Return queries or keys turned by the angles of their rows, or back (`way` is −1)."""
+    cos, sin, interleaved = turns
+    return turn(x, exact(cos, x.on), exact(way * sin, x.on), interleaved)
+
+
+def unpacked(x: Approx, starts: Array | None, longest: int) -> Approx:
+    """Give each packed sequence a batch of its own."""
+    return x if starts is None else x.moved(lambda a: unpack(a, starts, longest))
+
+
+def packed(x: Approx, starts: Array | None) -> Approx:
+    """Pack the sequences of batches again."""
+    return x if starts is None else x.moved(lambda a: pack(a, starts))
 
 
 def split(x: Approx, case: Case) -> Approx:
     """View rows (B·L, H·D) as heads (B, H, L, D)."""
-    shape = (case.batch, x.value.shape[0] // case.batch, -1, case.head_dim)
+    batches = 1 if case.packed else case.batch
+    shape = (batches, x.value.shape[0] // batches, -1, case.head_dim)
     return x.moved(lambda a: a.reshape(shape).swapaxes(1, 2))
 
 
@@ -277,32 +308,48 @@ def small(case: Case) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """The operator's domain: plain calls, and calls with all that attention may be asked for."""
+    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
+    maybe_axes = st.sampled_from([None, None, *attention.MASKS])
+    return st.one_of(
+        calls(causal=st.booleans(), mask=st.sampled_from([None, "MN", "B11N", "1H1N"])),
+        calls(
+            softmax_scale=st.sampled_from([None, 1.0, 0.01]),
+            causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
+            window_size=st.one_of(st.none(), window),
+            softcap=st.sampled_from([None, None, 1.0, 30.0]),
+            score_mod=st.sampled_from([None, None, SQUASHED]),
+            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
+            bias=maybe_axes,
+            sinks=st.booleans(),
+            mask=maybe_axes,
+            blocks=attention.maybe_blocks(),
+            packed=st.booleans(),
+        ),
+    )
+
+
+def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
+    """Return cases with these features of attention."""
 
     def build(
         precision: tuple[str, bool],
         heads: tuple[int, int],
+        rotary: tuple[str, bool] | None,
         seqlen_k: int | None,
-        rotary: str | None,
-        head_dim: int,
-        share: float,
+        blocks: tuple[str, BlockSize] | None = None,
         **rest: Any,
     ) -> Case:
-        if seqlen_k is not None or head_dim < 2:
-            rotary = None
-        (dtype, allow_tf32), pairs = precision, max(1, int(share * head_dim) // 2)
+        dtype, allow_tf32 = precision
+        form, fused = rotary or (None, False)
+        axes, size = blocks or (None, None)
         return Case(
-            dtype=dtype,
-            allow_tf32=allow_tf32,
-            heads=heads[0],
-            groups=heads[1],
-            seqlen_k=seqlen_k,
-            rotary=rotary,
-            head_dim=head_dim,
-            pairs=pairs,
-            **rest,
-        )
+            dtype=dtype, allow_tf32=allow_tf32, heads=heads[0], groups=heads[1],
+            seqlen_k=seqlen_k, rotary=form, fused=fused or seqlen_k is not None,
+            block_mask=axes, block_size=size, **rest,
+        )  # fmt: skip
 
+    forms = [(form, fused) for form in attention_rotary.FORMS for fused in (False, True)]
     return st.builds(
         build,
         precision=st.sampled_from(PRECISIONS),
@@ -311,14 +358,12 @@ def cases() -> st.SearchStrategy[Case]:
         seqlen_q=domains.lengths(40),
         seqlen_k=st.one_of(st.none(), domains.lengths(40)),
         head_dim=domains.lengths(20),
-        bias=st.booleans(),
+        biases=st.booleans(),
         magnitude=st.sampled_from(domains.MAGNITUDES),
         layout=st.sampled_from(domains.LAYOUTS),
-        causal=st.booleans(),
-        mask=st.sampled_from([None, "MN", "B11N", "1H1N"]),
         key_lengths=st.booleans(),
         dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
-        rotary=st.sampled_from([None, "half", "interleaved"]),
-        share=st.sampled_from([0.5, 1.0]),
+        rotary=st.sampled_from([None, *forms]),
         seed=domains.seeds(),
+        **features,
     )

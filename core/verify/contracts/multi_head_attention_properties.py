@@ -15,7 +15,7 @@ from twofold.core.verify.rounding import Array
 
 def context_of_its_own(subject: Subject, case: Case) -> None:
     """Attending to oneself is attending to a context that is x, where x has two gradients."""
-    case = replace(case, seqlen_k=None, rotary=None)
+    case = replace(case, seqlen_k=None, fused=True)
     other = replace(case, seqlen_k=case.seqlen_q)
     own = inputs(case)
     given = own._replace(context=own.x)

@@ -141,7 +141,7 @@ _PARTS = of(
             ("tile_start", "left = tl.maximum(full - begin, 0) // BLOCK", "0 → 1"),
         ),
         "products of what is not rounded are closer still, and cost more": (
-            ("load", "drop .to(x.dtype) of x.to(tl.float32) * cos*"),
+            ("turned", "drop .to(x.dtype) of x.to(tl.float32) * cos*"),
         ),
         "an integer that meets float32 becomes float32": (
             ("scores", "drop .to(tl.float32) of tl.abs(rows + seq.shift - columns)"),
@@ -176,10 +176,10 @@ _PARTS = of(
             ("scores", "tl.load(where, mask=inside, other=0.0): drop other"),
         ),
         BOTH_FLOAT32: (
-            ("load", "drop .to(tl.float32) of tl.load(turn[0]*"),
-            ("load", "drop .to(tl.float32) of tl.load(turn[1]*"),
-            ("load", "drop .to(tl.float32) of x"),
-            ("load", "drop .to(tl.float32) of y"),
+            ("turned", "drop .to(tl.float32) of tl.load(turn[0]*"),
+            ("turned", "drop .to(tl.float32) of tl.load(turn[1]*"),
+            ("turned", "drop .to(tl.float32) of x"),
+            ("turned", "drop .to(tl.float32) of y"),
             ("scores", "drop .to(tl.float32) of tl.load(where*"),
             ("scores", "drop .to(tl.float32) of slope"),
         ),

@@ -43,7 +43,7 @@ _HEADS: tuple[Row, ...] = (
     ),
     (
         HEADS, "attention has tf32 though nobody allowed it", "",
-        ("seed=seed,\n        allow_tf32=allow_tf32", "seed=seed,\n        allow_tf32=True"),
+        ("block_size,\n        allow_tf32=allow_tf32", "block_size,\n        allow_tf32=True"),
     ),
     (
         HEADS, "a context is not padded by key_lengths", "",
@@ -258,7 +258,15 @@ _DECODE: tuple[Row, ...] = (
     ),
     (
         DECODE, "values lie like keys", "",
-        ("k_cache.stride(), v_cache.stride(),", "k_cache.stride(), k_cache.stride(),"),
+        ("v = load(x.v, x.v_strides, page", "v = load(x.v, x.k_strides, page"),
+    ),
+    (
+        DECODE, "positions begin at the new queries", "",
+        ("positions = shift + m[:, None]", "positions = m[:, None]"),
+    ),
+    (
+        DECODE, "a bias and masks have rows of positions", "",
+        ("heads, m[:, None], columns, True", "heads, positions, columns, True"),
     ),
     (
         DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",
