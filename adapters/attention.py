@@ -14,14 +14,15 @@ from twofold.adapters.sides import Place
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.rotary import Rotary
 
-ARGUMENTS = (
-    "Tensor q, Tensor k, Tensor v, float? softmax_scale, str causal, SymInt? left, SymInt? right, "
-    "float? softcap, str score_mod, Tensor? alibi_slopes, Tensor? bias, Tensor? sinks, "
-    "Tensor? mask, Tensor? key_lengths, float dropout_p, Tensor? seed, Tensor? cu_seqlens_q, "
-    "Tensor? cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, Tensor? cos, Tensor? sin, "
-    "Tensor? k_cos, Tensor? k_sin, bool interleaved, Tensor? block_mask, SymInt? block_m, "
-    "SymInt? block_n, bool allow_tf32"
+OPTIONS = (
+    "float? softmax_scale, str causal, SymInt? left, SymInt? right, float? softcap, str score_mod, "
+    "Tensor? alibi_slopes, Tensor? bias, Tensor? sinks, Tensor? mask, Tensor? key_lengths, "
+    "float dropout_p, Tensor? seed, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+    "SymInt? max_seqlen_q, SymInt? max_seqlen_k, Tensor? cos, Tensor? sin, Tensor? k_cos, "
+    "Tensor? k_sin, bool interleaved, Tensor? block_mask, SymInt? block_m, SymInt? block_n, "
+    "bool allow_tf32"
 )
+ARGUMENTS = f"Tensor q, Tensor k, Tensor v, {OPTIONS}"
 SCORE_MODS: dict[str, dict[str, ScoreMod]] = {}  # by name and side
 
 
@@ -81,28 +82,61 @@ def attention(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    q, k, v, bias = autocast(q, k, v, bias)
+    out, lse = OPERATOR(
+        q, k, v,
+        *listed(
+            softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
+            key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+            rotary, block_mask, block_size, allow_tf32,
+        ),
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def listed(
+    softmax_scale: float | None = None,
+    causal: bool | str = False,
+    window_size: Window | None = None,
+    softcap: float | None = None,
+    score_mod: str = "",
+    alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
+    block_mask: torch.Tensor | None = None,
+    block_size: BlockSize | None = None,
+    allow_tf32: bool = False,
+) -> tuple[Any, ...]:
+    """Return options in the order and the types of `OPTIONS`; see `attention`."""
     if score_mod and score_mod not in SCORE_MODS:
         known = ", ".join(SCORE_MODS) or "none"
         raise ValueError(f"score_mod is {score_mod!r}; it must be registered, which is {known}")
-    q, k, v, bias = autocast(q, k, v, bias)
     left, right = window_size or (None, None)
-    turn = rotary or Rotary(None, None)
     rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
-    named = causal if isinstance(causal, str) else "bottom-right" if causal else ""
-    out, lse = OPERATOR(
-        q, k, v, softmax_scale, named, left, right, softcap, score_mod, alibi_slopes, bias, sinks,
-        mask, key_lengths, dropout_p, seed_tensor(dropout_p, seed), cu_seqlens_q, cu_seqlens_k,
-        max_seqlen_q, max_seqlen_k, *turn, block_mask, rows, columns, allow_tf32,
+    return (
+        softmax_scale, causal if isinstance(causal, str) else "bottom-right" if causal else "",
+        left, right, softcap, score_mod, alibi_slopes, bias, sinks, mask, key_lengths, dropout_p,
+        seed_tensor(dropout_p, seed), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        *(rotary or Rotary(None, None)), block_mask, rows, columns, allow_tf32,
     )  # fmt: skip
-    return (out, lse) if return_lse else out
 
 
 def _lse_dtype(q: torch.Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
+def options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
     """Return the options of a call as a side's `attention.forward` takes them."""
+    more = {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
     name, turn = place.side.name, (a.cos, a.sin, a.k_cos, a.k_sin, a.interleaved)
     if a.score_mod and name not in SCORE_MODS[a.score_mod]:
         raise ValueError(f"score_mod is {a.score_mod!r}; it must be registered for {name}, too")
@@ -127,14 +161,12 @@ def _options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
         "rotary": None if a.cos is None else Rotary(*turn),
         "block_mask": a.block_mask,
         "block_size": None if block == (None, None) else block,
+        **more,
     }
 
 
 def _forward(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> Tensors:
-    more = {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
-    out, cache = place.side.attention.forward(
-        given.q, given.k, given.v, **_options(place, given), **more
-    )
+    out, cache = place.side.attention.forward(given.q, given.k, given.v, **options(place, given))
     return place.take(out, a.q), place.take(cache.lse, a.q, _lse_dtype(a.q))
 
 
@@ -146,10 +178,11 @@ def _shapes(a: SimpleNamespace) -> Tensors:
 
 def _cache(place: Place, given: SimpleNamespace, outputs: Sequence[Any]) -> Any:
     """Return what backward needs: on the kernels' side from what was saved, else made again."""
-    options = _options(place, given)
+    how = options(place, given)
     if place.side.name == "reference":
-        return place.side.attention.forward(given.q, given.k, given.v, **options)[1]
-    (out, lse), made = outputs, Options(**options)
+        return place.side.attention.forward(given.q, given.k, given.v, **how)[1]
+    how.pop("allow_tf32")
+    (out, lse), made = outputs, Options(**how)
     scale = made.scale(given.q.shape[-1])
     return place.side.attention.Cache(
         given.q, given.k, given.v, out, lse, scale, made, given.allow_tf32

@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import Operator, Tensors, autocast, seed_tensor
+from twofold.adapters.attention import OPTIONS, listed, options
+from twofold.adapters.custom import Operator, Tensors, autocast
 from twofold.adapters.sides import Place
+from twofold.reference.rotary import Rotary
+
+LEARNED = ("x", "w_qkv", "b_qkv", "w_out", "b_out", "context", "bias", "sinks")
 
 
 def multi_head_attention(
@@ -22,53 +26,52 @@ def multi_head_attention(
     num_heads: int,
     num_kv_heads: int | None = None,
     context: torch.Tensor | None = None,
-    causal: bool = False,
-    mask: torch.Tensor | None = None,
-    key_lengths: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    seed: int | torch.Tensor | None = None,
-    rotary: tuple[torch.Tensor, torch.Tensor, bool] | None = None,
-    allow_tf32: bool = False,
+    rotary: tuple[torch.Tensor, torch.Tensor, bool] | Rotary | None = None,
+    bias: torch.Tensor | None = None,
+    **how: Any,
 ) -> torch.Tensor:
     """Attend from x (B, M, E) to itself or to a context (B, N, E).
 
-    Arguments are those of `reference.multi_head_attention.forward`; a seed of None is drawn by
-    torch. All but the angles and masks have gradients. Under autocast they are cast. Backward
-    computes the projections again: saved is what was given.
+    Arguments are those of `reference.multi_head_attention.forward`; `how` are the rest of those of
+    `adapters.attention.attention`. Weights, biases, x, the context and sinks have gradients. Under
+    autocast all but the sinks are cast. Backward computes the projections again: saved is what was
+    given.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    x, w_qkv, b_qkv, w_out, b_out, context = autocast(x, w_qkv, b_qkv, w_out, b_out, context)
-    cos, sin, interleaved = rotary or (None, None, False)
+    x, w_qkv, b_qkv, w_out, b_out, context, bias = autocast(
+        x, w_qkv, b_qkv, w_out, b_out, context, bias
+    )
+    once = rotary is not None and not isinstance(rotary, Rotary)
+    if rotary is not None and not isinstance(rotary, Rotary):
+        rotary = Rotary(rotary[0], rotary[1], interleaved=rotary[2])
     return OPERATOR(
-        x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, causal, mask, key_lengths,
-        dropout_p, seed_tensor(dropout_p, seed), cos, sin, interleaved, allow_tf32,
+        x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, once,
+        *listed(rotary=rotary, bias=bias, **how),
     )  # fmt: skip
 
 
-def _computed(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> tuple[Any, Any]:
+def _computed(place: Place, given: SimpleNamespace) -> tuple[Any, Any]:
     """Return the output and the cache."""
-    more = {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
-    found: tuple[Any, Any] = place.side.multi_head_attention.forward(
+    how = options(place, given)
+    if given.once:
+        how["rotary"] = (given.cos, given.sin, given.interleaved)
+    return place.side.multi_head_attention.forward(
         given.x,
         given.w_qkv,
         given.b_qkv,
         given.w_out,
         given.b_out,
-        num_heads=a.num_heads,
-        num_kv_heads=a.num_kv_heads,
+        num_heads=given.num_heads,
+        num_kv_heads=given.num_kv_heads,
         context=given.context,
-        causal=a.causal,
-        mask=given.mask,
-        key_lengths=given.key_lengths,
-        dropout_p=a.dropout_p,
-        seed=0 if a.seed is None else int(a.seed),
-        rotary=None if a.cos is None else (given.cos, given.sin, a.interleaved),
-        **more,
+        **how,
     )
-    return found
 
 
 def _forward(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> Tensors:
-    return (place.take(_computed(place, a, given)[0], a.x),)
+    return (place.take(_computed(place, given)[0], a.x),)
 
 
 def _shapes(a: SimpleNamespace) -> Tensors:
@@ -82,19 +85,18 @@ def _backward(
     outputs: Sequence[Any],
     grads: Sequence[Any],
 ) -> Mapping[str, Any]:
-    cache = _computed(place, a, given)[1]
+    cache = _computed(place, given)[1]
     found = place.side.multi_head_attention.backward(place.give(grads[0]), cache)
-    return {name.removeprefix("d"): gradient for name, gradient in found._asdict().items()}
+    return {name: getattr(found, f"d{name}") for name in LEARNED}
 
 
 OPERATOR = Operator(
     "multi_head_attention",
     "Tensor x, Tensor w_qkv, Tensor? b_qkv, Tensor w_out, Tensor? b_out, int num_heads, "
-    "int? num_kv_heads, Tensor? context, bool causal, Tensor? mask, Tensor? key_lengths, "
-    "float dropout_p, Tensor? seed, Tensor? cos, Tensor? sin, bool interleaved, bool allow_tf32",
+    f"int? num_kv_heads, Tensor? context, bool once, {OPTIONS}",
     1,
     forward=_forward,
     shapes=_shapes,
     backward=_backward,
-    differentiable=("x", "w_qkv", "b_qkv", "w_out", "b_out", "context"),
+    differentiable=LEARNED,
 )

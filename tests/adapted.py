@@ -68,9 +68,18 @@ def _attention(q, k, v, *, score_mod=None, seed=0, bias=None, sinks=None, **opti
     return out.detach(), Cache(outputs=(out, lse), inputs=x, lse=lse.detach())
 
 
-def _multi_head_attention(x, w_qkv, b_qkv, w_out, b_out, *, context=None, seed=0, **options):
-    x = tracked(x=x, context=context, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out)
-    out = multi_head_attention.multi_head_attention(**x, seed=seed, **options)
+def _multi_head_attention(
+    x, w_qkv, b_qkv, w_out, b_out, *, context=None, bias=None, sinks=None, score_mod=None, seed=0,
+    **options,
+):  # fmt: skip
+    if score_mod is not None:
+        attention.register_score_mod("judged", triton=score_mod, reference=score_mod)
+    x = tracked(
+        x=x, context=context, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, bias=bias,
+        sinks=sinks,
+    )  # fmt: skip
+    named = "" if score_mod is None else "judged"
+    out = multi_head_attention.multi_head_attention(**x, seed=seed, score_mod=named, **options)
     return out.detach(), Cache(outputs=(out,), inputs=x)
 
 
