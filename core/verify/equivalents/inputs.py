@@ -19,10 +19,12 @@ _ROTARY = of(
             ("rotary_kernel", "drop .to(tl.float32) of *"),
         ),
         UNSTORED: (
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, first), mask=inside, other=0.0): "
+            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, both), mask=inside, other=0.0): "
                      "drop other"),
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0): "
+            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0): "
                      "drop other"),
+            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, f + F), mask=inside, other=0.0): "
+             "drop other"),
             ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, rest), mask=inside, other=0.0): "
                      "drop other"),
             ("rotary_kernel", "tl.load(cos_ptr + cos_at, mask=inside, other=0.0): drop other"),
