@@ -94,7 +94,17 @@ def turn(
     Both of a pair are read before either is written, so that y may be x.
     """
     f = tl.arange(0, BLOCK_F)[None, :]
-    if INTERLEAVED:
+    if not INTERLEAVED:
+        second = f + F
+        inside = (rows < L) & (f < F)
+        x1 = tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0).to(tl.float32)
+        x2 = tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0)
+        x2 = x2.to(tl.float32)
+        y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)
+        y2 = (x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
+        tl.store(at(y_ptr, y_strides, b, h, rows, f), y1, mask=inside)
+        tl.store(at(y_ptr, y_strides, b, h, rows, second), y2, mask=inside)
+    else:
         # Neighbours are loaded and stored as one row: a stride of 2 would take 2 bytes at a time.
         both = tl.arange(0, 2 * BLOCK_F)[None, :]
         inside = (rows < L) & (both < 2 * F)
@@ -102,15 +112,6 @@ def turn(
         x1, x2 = tl.split(x.reshape(x.shape[0], BLOCK_F, 2))
         y = tl.interleave(x1 * cos - x2 * sin, x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
         tl.store(at(y_ptr, y_strides, b, h, rows, both), y, mask=inside)
-    else:
-        inside = (rows < L) & (f < F)
-        x1 = tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0).to(tl.float32)
-        x2 = tl.load(at(x_ptr, x_strides, b, h, rows, f + F), mask=inside, other=0.0)
-        x2 = x2.to(tl.float32)
-        y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)
-        y2 = (x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
-        tl.store(at(y_ptr, y_strides, b, h, rows, f), y1, mask=inside)
-        tl.store(at(y_ptr, y_strides, b, h, rows, f + F), y2, mask=inside)
     if BLOCK_REST > 0:
         rest = 2 * F + tl.arange(0, BLOCK_REST)[None, :]
         inside = (rows < L) & (rest < D)

@@ -40,7 +40,7 @@ def _line(path, text):
 @pytest.mark.parametrize(
     ("name", "texts"),
     [
-        ("triton", ("if INTERLEAVED:", "first = 2 * f", "second = f + F")),
+        ("triton", ("if not INTERLEAVED:", "both = tl.arange(", "second = f + F")),
         ("reference", ("first, second = (", "x1, x2 = x[..., first]", "return np.cos(angle)")),
     ],
 )

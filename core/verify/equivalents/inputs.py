@@ -23,7 +23,7 @@ _ROTARY = of(
                      "drop other"),
             ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0): "
                      "drop other"),
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, f + F), mask=inside, other=0.0): "
+            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0): "
              "drop other"),
             ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, rest), mask=inside, other=0.0): "
                      "drop other"),
