@@ -274,7 +274,7 @@ def test_config_survives_json():
         (dict(norm="both"), ValueError, "norm is 'both'; it must be one of 'pre', 'post'"),
         (dict(positions="none"), ValueError, "positions is 'none'; it must be one of 'sinus"),
         (dict(pooling="last"), ValueError, "pooling is 'last'; it must be one of 'first'"),
-        (dict(activation="tanh"), ValueError, "activation is 'tanh'; it must be one of 'gelu'"),
+        (dict(activation="swish"), ValueError, "activation is 'swish'; it must be one of 'gelu'"),
         (dict(input="words"), ValueError, "input is 'words'; it must be one of 'tokens'"),
         (dict(dropout=1.0), ValueError, "dropout is 1.0; it must be at least 0 and below 1"),
         (dict(embedding_dropout=-0.1), ValueError, "embedding_dropout is -0.1; it must be"),
