@@ -124,9 +124,9 @@ class WordPieceTokenizer:
                 short, long = room // 2, room - room // 2
             cut = (short, long) if len(one) <= len(two) else (long, short)
             one, two = one[: cut[0]], two[: cut[1]]
-        ids = [self._cls, *one, self._sep, *two, self._sep]
-        types = [0] * (len(one) + 2) + [1] * (len(two) + 1)
-        return np.stack([ids, types], axis=1).astype(np.int64)
+        ids = np.array([self._cls, *one, self._sep, *two, self._sep], np.int64)
+        types = np.arange(len(ids)) >= len(one) + 2
+        return np.stack([ids, types.astype(np.int64)], axis=1)
 
     def _pieces(self, text: str, max_length: int) -> list[int]:
         # Half of a surrogate pair (from a badly decoded command line) has no UTF-8: "?".

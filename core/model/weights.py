@@ -1,8 +1,7 @@
 """Weights in files: safetensors read and held against what must be in them; pickles refused.
 
 A pickle is a program: to load one from somebody else is to run it. safetensors is a header of
-names,
-dtypes, shapes and places, and numbers behind it.
+names, dtypes, shapes and places, and numbers behind it.
 """
 
 from __future__ import annotations
@@ -78,11 +77,11 @@ def read_tensors(path: Path) -> dict[str, Array]:
             if (path.parent / name).exists():
                 _refuse_pickle(path.parent / name)
         raise WeightsError(f"{path}: cannot be read ({fault.strerror})") from fault
-    if blob.startswith(PICKLE_STARTS):
-        _refuse_pickle(path)
     try:
-        found = deserialize(blob)
+        found = deserialize(blob)  # type: ignore[no-untyped-call]
     except SafetensorError as fault:
+        if blob.startswith(PICKLE_STARTS):  # so may a header's length, but then it is read
+            _refuse_pickle(path)
         raise WeightsError(f"{path}: is damaged, or no safetensors file ({fault})") from fault
     return {name: _array(path, name, x) for name, x in found}
 
@@ -137,17 +136,17 @@ def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
             raise WeightsError(f"{path}: {full} is no tensor of a BERT of {layers} layers")
     missing = []
     for place in wanted:
-        view, full = place.of(model.params), by_name.get(place.theirs)
-        if full is None or (place.theirs in bert.HEAD and not head):
+        view, there = place.of(model.params), by_name.get(place.theirs)
+        if there is None or (place.theirs in bert.HEAD and not head):
             if place.theirs not in DRAWN:
                 raise WeightsError(
                     f"{path}: {place.theirs} is missing; a BERT of {layers} layers has it"
                 )
             missing.append(place.theirs)
             continue
-        found, shape = tensors[full], tuple(view.shape)
+        found, shape = tensors[there], tuple(view.shape)
         if found.shape != shape:
-            raise WeightsError(f"{path}: {full} has shape {found.shape}; it must be {shape}")
+            raise WeightsError(f"{path}: {there} has shape {found.shape}; it must be {shape}")
         view[...] = model.ops.asarray(found)
     return missing
 
