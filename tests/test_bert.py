@@ -10,9 +10,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twofold.core import pretrained
 from twofold.core.data.pretrained import pretrained_folder
 from twofold.core.data.wordpiece import WordPieceTokenizer
-from twofold.core.model import bert, weights
+from twofold.core.model import bert
 from twofold.core.model.encoder import Encoder
 from twofold.core.model.layers import Pass
 from twofold.core.ops import load
@@ -66,7 +67,8 @@ def judge(theirs, folder, ops, inputs, lengths, dtypes=("float64", "float32")):
     states = [state.numpy() for state in found.hidden_states]
     for dtype in dtypes:
         on = machine(dtype)
-        model, _, missing = weights.load(folder, ops, dtype=dtype)
+        bert = pretrained.load(folder, ops=ops, dtype=dtype)
+        model, missing = bert.model, bert.missing
         params = {n: model.ops.to_numpy(x).astype(np.float64) for n, x in model.params.items()}
         truth = bert_bound.embeddings(model.config, params, ids, types, on)
         ours = model.hidden_states(model.ops.asarray(inputs), model.ops.asarray(lengths))
@@ -166,8 +168,9 @@ def test_gradients_are_autograds_through_transformers(scratch):
     theirs = bert_models.theirs(1, num_labels=3).double()
     folder = bert_models.folder_of(theirs, scratch)
     inputs, lengths = bert_models.batch(np.random.default_rng(5), 4, bert_models.SMALL)
-    model, labels, missing = weights.load(folder, load("reference"), dtype="float64")
-    assert missing == [] and len(labels) == 3
+    loaded = pretrained.load(folder, dtype="float64")
+    model = loaded.model
+    assert loaded.missing == () and len(loaded.labels) == 3
     logits, cache = model.forward(inputs, lengths)
     grads = model.layout.views(np.zeros_like(model.flat))
     dlogits = np.random.default_rng(6).standard_normal(logits.shape)
@@ -191,9 +194,9 @@ def test_gradients_are_autograds_through_transformers(scratch):
 
 
 def test_a_sentence_alone_is_what_it_is_in_a_batch(minilm):
-    model, _, _ = weights.load(minilm, load("reference"), dtype="float64")
-    tokenizer = WordPieceTokenizer.read(minilm)
-    several = [tokenizer.encode(text, 512) for text in SENTENCES]
+    loaded = pretrained.load(minilm, dtype="float64")
+    model = loaded.model
+    several = [loaded.encode(text) for text in SENTENCES]
     together = collate(several)
     states = model.hidden_states(together.inputs, together.lengths)
     for b, ids in enumerate(several):

@@ -38,10 +38,13 @@ class WordPieceTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        ids = []
         for token in NEEDED:
-            if tokenizer.token_to_id(token) is None:
+            number = tokenizer.token_to_id(token)
+            if number is None:
                 raise ValueError(f"{token} is not in the vocabulary")
-        _, self.unknown, self._cls, self._sep = map(tokenizer.token_to_id, NEEDED)
+            ids.append(int(number))
+        _, self.unknown, self._cls, self._sep = ids
 
     @classmethod
     def read(cls, folder: Path, rows: int | None = None) -> Self:

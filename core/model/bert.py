@@ -157,6 +157,11 @@ def labels_of(theirs: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(named[str(n)]) for n in range(len(named)))
 
 
+def is_bert(config: ClassifierConfig) -> bool:
+    """Return whether a model is a BERT with its own pooler, as it can be written for others."""
+    return all(getattr(config, name) == value for name, value in ARCHITECTURE.items())
+
+
 def config_for(config: ClassifierConfig, labels: Sequence[str]) -> dict[str, Any]:
     """Return the config that `transformers` reads for a BERT classifier of ours.
 

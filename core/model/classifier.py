@@ -150,6 +150,15 @@ class Classifier:
         self._encode(x, lengths, None, states)
         return states
 
+    def mean_state(self, inputs: Any, lengths: Any) -> Any:
+        """Return the mean over each sequence of what the last layer gives, (B, d_model).
+
+        Arguments and errors are those of `forward`.
+        """
+        x, _ = self._embed(inputs, None)
+        x, _ = self._encode(x, lengths, None)
+        return self.ops.pooling.forward(x, lengths, "mean")[0]
+
     def backward(self, dlogits: Any, cache: Cache, grads: Views) -> None:
         """Write gradients into `grads`, views of a buffer.
 

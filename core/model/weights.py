@@ -7,7 +7,7 @@ names, dtypes, shapes and places, and numbers behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,6 @@ from safetensors.numpy import save as save_tensors
 from twofold.core.model import bert
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.config import ClassifierConfig
-from twofold.core.ops import Side
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -151,16 +150,12 @@ def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
     return missing
 
 
-def write(
-    model: Classifier, labels: tuple[str, ...], folder: Path, put: Callable[[Path, bytes], None]
-) -> None:
-    """Write a BERT classifier as `transformers.BertForSequenceClassification` reads it.
+def files(model: Classifier, labels: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the files that `transformers.BertForSequenceClassification` reads, by name.
 
     Args:
         model: with BERT's own pooler and head.
         labels: names of the classes.
-        folder: that exists.
-        put: writes a file.
 
     Raises:
         ValueError: naming what is no BERT's.
@@ -171,28 +166,7 @@ def write(
         prefix = "" if place.theirs in bert.HEAD else bert.PREFIX
         array = model.ops.to_numpy(place.of(model.params))
         tensors[prefix + place.theirs] = np.ascontiguousarray(array)
-    put(folder / WEIGHTS_FILE, save_tensors(tensors, {"format": "pt"}))
-    put(folder / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
-
-
-def load(
-    folder: Path, ops: Side, *, seed: int = 0, dtype: str = "float32", **changed: Any
-) -> tuple[Classifier, tuple[str, ...], list[str]]:
-    """Return a folder's BERT, the names of its classes, and which tensors were missing and drawn.
-
-    Args:
-        folder: with `config.json` and `model.safetensors`.
-        ops: the side.
-        seed: of what is drawn.
-        dtype: of everything.
-        changed: fields of our config: dropouts, `num_classes` (the file's classifier is taken if
-            it has as many), `pooling` and `pooler` (of something else than a BERT).
-
-    Raises:
-        WeightsError: naming file, tensor or field, what it was and what it must be.
-    """
-    config, labels = read_config(folder, **changed)
-    model = Classifier(config, ops, seed=seed, dtype=dtype)
-    same = config.num_classes == len(labels) and config.pooler
-    missing = read_into(model, folder / WEIGHTS_FILE, head=same)
-    return model, labels, missing
+    return {
+        WEIGHTS_FILE: save_tensors(tensors, {"format": "pt"}),
+        CONFIG_FILE: (json.dumps(config, indent=1) + "\n").encode(),
+    }

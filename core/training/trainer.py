@@ -156,21 +156,50 @@ class Trainer:
 
 def predict(model: Classifier, inputs: Sequence[Array], batch_size: int = 64) -> Array:
     """Return probabilities (n, C) float32; examples of similar length share a batch."""
-    lengths = np.array([len(x) for x in inputs])
-    order = np.argsort(lengths, kind="stable")
-    probabilities = np.empty((len(inputs), model.config.num_classes), np.float32)
+
+    def probabilities(ids: Any, lengths: Any) -> Array:
+        logits, _ = model.forward(ids, lengths)
+        shifted = model.ops.to_numpy(logits).astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        weights = np.exp(shifted)
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+    return _by_length(model, inputs, batch_size, model.config.num_classes, probabilities)
+
+
+def embed(model: Classifier, inputs: Sequence[Array], batch_size: int = 64) -> Array:
+    """Return embeddings (n, d_model) float32: the mean of the last layer's vectors, of length 1.
+
+    The dot product of two is the cosine of the angle between them (Reimers & Gurevych 2019,
+    "Sentence-BERT", section 3).
+    """
+
+    def means(ids: Any, lengths: Any) -> Array:
+        mean = model.ops.to_numpy(model.mean_state(ids, lengths)).astype(np.float64)
+        return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+
+    return _by_length(model, inputs, batch_size, model.config.d_model, means)
+
+
+def _by_length(
+    model: Classifier,
+    inputs: Sequence[Array],
+    batch_size: int,
+    width: int,
+    function: Callable[[Any, Any], Array],
+) -> Array:
+    """Return rows (n, width) float32 that a function makes of batches of similar length."""
+    order = np.argsort(np.array([len(x) for x in inputs]), kind="stable")
+    rows = np.empty((len(inputs), width), np.float32)
 
     def work(at: int) -> None:
         chosen = order[at : at + batch_size]
         batch = collate([inputs[i] for i in chosen])
-        logits, _ = model.forward(model.ops.asarray(batch.inputs), model.ops.asarray(batch.lengths))
-        shifted = model.ops.to_numpy(logits).astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        weights = np.exp(shifted)
-        probabilities[chosen] = weights / weights.sum(axis=1, keepdims=True)
+        asarray = model.ops.asarray
+        rows[chosen] = function(asarray(batch.inputs), asarray(batch.lengths))
 
     parallel(model.ops, work, range(0, len(inputs), batch_size))
-    return probabilities
+    return rows
 
 
 def accuracy(model: Classifier, inputs: Sequence[Array], labels: Array) -> float:
