@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -56,13 +56,12 @@ def command(
         if len(given) <= MOST:
             console.print(_similarities(given, vectors @ vectors.T))
         console.print(f"{vectors.shape[0]} texts, {vectors.shape[1]} numbers each", highlight=False)
-        rows = [
-            {"text": text, "vector": v.tolist()} for text, v in zip(given, vectors, strict=True)
-        ]
+        pairs = zip(given, vectors.tolist(), strict=True)
+        rows = [{"text": text, "vector": vector} for text, vector in pairs]
         write_json(json, {"model": model, "embeddings": rows})
 
 
-def _similarities(texts: list[str], cosines: np.ndarray) -> Table:  # type: ignore[type-arg]
+def _similarities(texts: list[str], cosines: Any) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("", "cosine to", *(str(n + 1) for n in range(len(texts)))):
         table.add_column(header, justify="left" if header == "cosine to" else "right")

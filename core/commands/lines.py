@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from twofold.core.commands.common import errors
 
@@ -23,9 +24,10 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
         yield list(arguments)
         return
     count, began, rest = 0, time.perf_counter(), b""
+    source: Any = sys.stdin.buffer
     ended = False
     while not ended:
-        chunk = sys.stdin.buffer.read1(CHUNK)  # whatever is there, waiting only for the first byte
+        chunk = source.read1(CHUNK)  # whatever is there, waiting only for the first byte
         ended = not chunk
         *lines, rest = (rest + chunk).split(b"\n")
         if ended:

@@ -36,7 +36,7 @@ def command(
     side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
 ) -> None:
-    """Classify texts, given as arguments or as lines on standard input, which are answered at once."""
+    """Classify texts, given as arguments or as lines on standard input, answered as they come."""
     with plain_errors():
         chosen_side = choose_side(side)
         predictions: list[dict[str, Any]] = []
