@@ -85,6 +85,9 @@ class WordPieceTokenizer:
         if len(numbered) < len(tokens):
             twice = next(token for n, token in enumerate(tokens) if numbered[token] != n)
             raise ValueError(f"{twice!r} is there twice")
+        for token in NEEDED:
+            if token not in numbered:
+                raise ValueError(f"{token} is not in the vocabulary")
         model = hf.models.WordPiece(
             numbered, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD
         )
@@ -97,7 +100,7 @@ class WordPieceTokenizer:
         tokenizer.post_processor = hf.processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[(t, numbered[t]) for t in ("[CLS]", "[SEP]") if t in numbered],
+            special_tokens=[(token, numbered[token]) for token in ("[CLS]", "[SEP]")],
         )
         return cls(tokenizer)
 

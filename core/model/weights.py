@@ -111,7 +111,7 @@ def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
         model: of the config that the file's is; a pooler and a head that are not in the file stay
             as they were drawn.
         path: of the safetensors file.
-        head: whether the file's classifier is wanted.
+        head: whether the file's classifier is wanted; it fits no other pooling than BERT's own.
 
     Returns:
         their names of the tensors that were missing.
@@ -133,6 +133,7 @@ def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
     for name, full in by_name.items():
         if name not in known:
             raise WeightsError(f"{path}: {full} is no tensor of a BERT of {layers} layers")
+    head = head and bert.is_bert(model.config)
     missing = []
     for place in wanted:
         view, there = place.of(model.params), by_name.get(place.theirs)
