@@ -79,6 +79,27 @@ def test_the_short_program_of_tutorials(small):
     assert np.abs(np.array(losses) - exact).max() < 0.01 * np.abs(np.diff(exact)).min()
 
 
+def test_the_program_of_the_readme_runs(small, tmp_path, monkeypatch):
+    """As it stands there, on a smaller BERT."""
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (program,) = (
+        block.split("```")[0]
+        for block in readme.split("```python\n")[1:]
+        if "pretrained.load" in block.split("```")[0]
+    )
+    losses = []
+    program = program.replace('"minilm"', repr(str(small)))
+    exec(program, {"print": lambda epoch, loss: losses.append((epoch, loss))})
+    assert [epoch for epoch, _ in losses] == list(range(10))
+    first, last = (
+        pretrained.load(small, labels=("negative", "positive")),
+        pretrained.load("my-bert"),
+    )
+    before, after = (bert.predict(["This is a sample text."])[0] for bert in (first, last))
+    assert after[1] > before[1] and last.labels == ("negative", "positive")
+
+
 def written(bert):
     """Return our model as transformers loads it from what we write."""
     with tempfile.TemporaryDirectory() as scratch:
