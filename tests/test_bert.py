@@ -18,7 +18,7 @@ from twofold.core.model.encoder import Encoder
 from twofold.core.model.layers import Pass
 from twofold.core.ops import load
 from twofold.core.training.batches import collate
-from twofold.core.verify import bert_bound
+from twofold.core.verify import bert_bound, lockstep
 from twofold.core.verify.contract import compare
 from twofold.core.verify.rounding import machine
 
@@ -204,3 +204,30 @@ def test_a_sentence_alone_is_what_it_is_in_a_batch(minilm):
         for one, other in zip(alone, states, strict=True):
             gap = np.abs(one[0] - other[b, : len(ids)]).max()
             assert gap <= NEAR * np.abs(one).max()
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "heads", "rows"),
+    [(2, 128, 2, 30522), (4, 256, 4, 1000), (2, 768, 12, 100)],
+    ids=["tiny", "mini", "base, two layers of it"],
+)
+def test_known_shapes_are_loaded(tmp_path, layers, hidden, heads, rows):
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    sizes |= {"intermediate_size": 4 * hidden, "vocab_size": rows, "max_position_embeddings": 512}
+    theirs = bert_models.theirs(7, **sizes)
+    loaded = pretrained.load(bert_models.folder_of(theirs, tmp_path), dtype="float64")
+    assert loaded.model.layout.parameters == sum(p.numel() for p in theirs.parameters())
+    ids = np.arange(7, 20)[None]
+    with torch.no_grad():
+        expected = theirs.double()(torch.tensor(ids)).logits.numpy()
+    found, _ = loaded.model.forward(ids, np.array([13]))
+    assert np.abs(found - expected).max() <= NEAR * np.abs(expected).max()
+
+
+def test_both_sides_learn_alike(triton):
+    """BERT's own architecture, trained in lockstep; dropout is on."""
+    config = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, num_layers=1)
+    found = lockstep.lockstep(triton, config, steps=2, batch_size=4)
+    worst = max(found, key=lambda d: d.share)
+    assert worst.share <= 1.0, worst
+    assert {"types.table", "pooler.weight", "embedding.norm.bias"} <= {d.name for d in found}

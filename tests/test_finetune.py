@@ -270,3 +270,35 @@ def test_lines_are_answered_as_they_come(run):
     out, err = process.communicate()
     assert out.decode().endswith("half a lïne\n") and b"3 lines in" in err
     assert CliRunner().invoke(app, ["predict", str(run[0])], input="\n \n").exit_code == 2
+
+
+def test_fine_tuning_needs_neither_torch_nor_transformers(small, tmp_path):
+    """In a process where they cannot be imported."""
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'triton', 'transformers', 'hypothesis', 'ml_dtypes'):\n"
+        "    sys.modules[name] = None\n"
+        "from twofold.core.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+    )
+    file = table(tmp_path / "reviews.csv")
+    how = ["--data", file, "--init", small, "--longest", 12, "--epochs", 1]
+    for command in (
+        ["finetune", *how, "--out", tmp_path / "run"],
+        ["predict", tmp_path / "run", "film"],
+        ["predict", tmp_path / "run" / "huggingface", "film"],
+        ["embed", "film", "--model", small],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, command)],
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_was_not_taught_to_classify_does_not_predict(small):
+    said = call("predict", small, "film", "--side", "reference", status=2)
+    assert "classifier.weight, classifier.bias are missing: it was not taught to classify" in said
