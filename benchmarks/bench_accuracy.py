@@ -1,6 +1,7 @@
-"""What `twofold train` reaches: test accuracy, time and memory over seeds 0, 1 and 2.
+"""What `twofold train` or `finetune` reaches: test accuracy, time and memory, seeds 0, 1 and 2.
 
     python benchmarks/bench_accuracy.py [--save]
+    python benchmarks/bench_accuracy.py --command finetune [--save]
 
 Each run is a process of its own, as a user would start it. With --save the figures and the plot of
 seed 0 go to results/.
@@ -23,9 +24,9 @@ import numpy as np
 SEEDS = (0, 1, 2)
 
 
-def run(data: str, seed: int, folder: Path, quick: bool) -> dict[str, object]:
+def run(name: str, data: str, seed: int, folder: Path, quick: bool) -> dict[str, object]:
     """Train once and return the result with the process's peak memory."""
-    command = [sys.executable, "-c", "from twofold.core.cli import main; main()", "train"]
+    command = [sys.executable, "-c", "from twofold.core.cli import main; main()", name]
     command += ["--data", data, "--seed", str(seed), "--out", str(folder), "--side", "reference"]
     subprocess.run([*command, *(["--quick"] if quick else [])], check=True, env=os.environ)
     result = json.loads((folder / "result.json").read_text())
@@ -35,9 +36,13 @@ def run(data: str, seed: int, folder: Path, quick: bool) -> dict[str, object]:
 
 
 def main() -> None:
-    asked = harness.options(__doc__, data={"default": "movie", "help": "data set"})
+    commands = {"default": "train", "choices": ["train", "finetune"], "help": "what is run"}
+    data = {"default": "movie", "help": "data set"}
+    asked = harness.options(__doc__, command=commands, data=data)
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [run(asked.data, s, Path(scratch) / str(s), asked.quick) for s in SEEDS]
+        runs = [
+            run(asked.command, asked.data, s, Path(scratch) / str(s), asked.quick) for s in SEEDS
+        ]
         accuracies = [r["test_accuracy"] for r in runs]
         found = {
             "ran_on": harness.ran_on(asked.threads),
@@ -47,7 +52,7 @@ def main() -> None:
         }
         print(json.dumps(found, indent=1))
         if asked.save:
-            name = f"train-{asked.data}"
+            name = f"{asked.command}-{asked.data}"
             (harness.RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
             shutil.copy(Path(scratch) / "0" / "plot.png", harness.RESULTS / f"{name}.png")
 

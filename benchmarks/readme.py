@@ -54,6 +54,38 @@ def accuracy() -> str:
     return "\n".join(lines)
 
 
+def finetuned() -> str:
+    """Test accuracy of fine-tuning, and how fast a BERT is."""
+    lines = []
+    if found := sorted(RESULTS.glob("finetune-movie*.json")):
+        result = json.loads(found[-1].read_text())
+        runs = result["runs"]
+        seeds = ", ".join(f"{run['test_accuracy']:.3f}" for run in runs)
+        lines += [
+            f"Movie reviews, test accuracy: **{result['mean_test_accuracy']:.3f}**, mean of seeds "
+            f"0, 1 and 2 ({seeds}); {max(r['seconds'] for r in runs):.0f} s and "
+            f"{max(r['peak_memory_mb'] for r in runs)} MB at most, on {machine(result['ran_on'])}. "
+            "`python benchmarks/bench_accuracy.py --command finetune --save`, "
+            f"{SOURCES}{found[-1].name}`.",
+            "",
+        ]
+    if list(RESULTS.glob("bert-*.json")):
+        name, result = newest("bert-")
+        lines += ["| race | contender | median ms | ratio |", "|---|---|--:|--:|"]
+        lines += [
+            f"| {race} | {contender} | {times['median_ms']:.0f} | {times['ratio']:.2f} |"
+            for race, contenders in result["races"].items()
+            for contender, times in contenders.items()
+        ]
+        rates = ", ".join(f"{who} {n:.0f}" for who, n in result["sentences_per_second"].items())
+        lines += [
+            "",
+            f"Sentences a second: {rates}. `python benchmarks/bench_bert.py --save`, "
+            f"{SOURCES}{name}`: {machine(result['ran_on'])}.",
+        ]
+    return "\n".join(lines or ["No figure stands here yet: none has been measured."])
+
+
 def speed() -> str:
     """Ratios of the races that ran on the CPU."""
     lines = ["| training step | contender | median ms | ratio |", "|---|---|--:|--:|"]
@@ -277,6 +309,7 @@ def between(path: Path, first: str, last: str) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
+    "finetuned": finetuned,
     "speed": speed,
     "operators": operators,
     "tightness": tightness,

@@ -1,10 +1,10 @@
-"""The command line: `twofold train | evaluate | predict | verify | bench`."""
+"""The command line: `twofold train | finetune | evaluate | predict | embed | verify | bench`."""
 
 from __future__ import annotations
 
 import typer
 
-from twofold.core.commands import bench, evaluate, predict, train, verify
+from twofold.core.commands import bench, embed, evaluate, finetune, predict, train, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,8 +12,10 @@ app = typer.Typer(
     help="Operators of a Transformer, twice: as mathematics in NumPy and as fused Triton kernels.",
 )
 app.command("train")(train.command)
+app.command("finetune")(finetune.command)
 app.command("evaluate")(evaluate.command)
 app.command("predict")(predict.command)
+app.command("embed")(embed.command)
 app.command("bench")(bench.command)
 app.add_typer(verify.app, name="verify")
 

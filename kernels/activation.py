@@ -4,7 +4,7 @@ Bytes: forward 2·n·b (read x, write y), backward 3·n·b (read dy and x, write
 saved, since to compute f′(x) from x costs less than to load it. `linear` applies the same two
 functions while its product is still in registers, and then they cost no bytes at all.
 
-tanh is built from one exponential, as in the reference: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ).
+tanh is built from one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels.attention_parts import tanh
 from twofold.reference.activation import CUBIC, LINEAR, SATURATED, check
 
 BLOCK = 1024
@@ -45,6 +46,8 @@ def activate(z, KIND: tl.constexpr):
         return z * normal_cdf(z)
     elif KIND == "gelu_tanh":
         return z / (1.0 + tanh_decay(z))
+    elif KIND == "tanh":
+        return tanh(z)
     else:
         return tl.where(z < 0, 0.0, z)
 
@@ -60,6 +63,10 @@ def activate_grad(z, KIND: tl.constexpr):
         gate = 1.0 / (1.0 + decay)
         z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
         return gate * (1.0 + z * (2 * A1 + 6 * A3 * z * z) * gate * decay)
+    elif KIND == "tanh":
+        decay = tl.exp(-2.0 * tl.abs(z))
+        gate = 1.0 / (1.0 + decay)
+        return 4.0 * decay * gate * gate  # not 1 − tanh², which would cancel
     else:
         return tl.where(z > 0, 1.0, 0.0)
 
@@ -109,7 +116,7 @@ def backward_kernel(
 
 
 def forward(x: torch.Tensor, kind: str = "gelu") -> tuple[torch.Tensor, Cache]:
-    """Apply "gelu" (with erf), "gelu_tanh" or "relu" element by element."""
+    """Apply "gelu" (with erf), "gelu_tanh", "relu" or "tanh" element by element."""
     check(x, kind)
     x = x.contiguous()
     y = torch.empty_like(x)

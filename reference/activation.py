@@ -1,11 +1,12 @@
-r"""Activations of the feed-forward layer: GELU, its tanh form, and ReLU.
+r"""Activations: GELU, its tanh form and ReLU of the feed-forward layer, tanh of BERT's pooler.
 
     gelu(z)      = z·Φ(z),  Φ the normal distribution function, ½(1 + erf(z/√2))
     gelu_tanh(z) = ½z·(1 + tanh a) = z/(1 + e⁻²ᵃ),  a = √(2/π)·(z + 0.044715·z³)
     relu(z)      = max(z, 0)
+    tanh(z)      = 1 − 2/(1 + e²ᶻ),  tanh′(z) = 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)²
 
 Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010; its
-derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z) or e⁻²ᵃ, for backward.
+derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z), e⁻²ᵃ or e⁻²|ᶻ|, for backward.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from twofold.reference import checks, normal
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-KINDS = ("gelu", "gelu_tanh", "relu")
+KINDS = ("gelu", "gelu_tanh", "relu", "tanh")
 LINEAR, CUBIC = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)  # a = LINEAR·z + CUBIC·z³
 SATURATED = 10.0  # beyond ±10, z/(1 + e⁻²ᵃ) is 0 or z to 1e-37
 
@@ -49,7 +50,7 @@ def forward(x: Array, kind: str = "gelu") -> tuple[Array, Cache]:
 
     Args:
         x: any shape, floating.
-        kind: "gelu" (with erf), "gelu_tanh" or "relu".
+        kind: "gelu" (with erf), "gelu_tanh", "relu" or "tanh".
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -67,12 +68,14 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 
 def activate(z: Array, kind: str) -> tuple[Array, Array | None]:
-    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ or (for ReLU) None."""
+    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ| or (for ReLU) None."""
     if kind == "relu":
         return np.maximum(z, 0), None
     if kind == "gelu":
         cdf = normal.cdf(z)
         return z * cdf, cdf
+    if kind == "tanh":
+        return np.tanh(z), np.exp(-2 * np.abs(z))
     decay = _tanh_decay(z)
     return z / (1 + decay), decay
 
@@ -87,6 +90,9 @@ def slope(z: Array, kept: Array | None, kind: str) -> Array:
         result *= z
         result += kept
         return result
+    if kind == "tanh":
+        # not 1 − tanh², which would cancel
+        return np.asarray(4 * kept / np.square(1 + kept))
     # g + z·g′ with g = 1/(1 + e⁻²ᵃ), g′ = 2a′·e⁻²ᵃ·g²: not g(1 − g), where 1 − g would cancel
     gate = np.reciprocal(1 + kept)
     z = np.clip(z, -SATURATED, SATURATED)

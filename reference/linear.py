@@ -56,7 +56,7 @@ def forward(
         x: (..., K), floating.
         weight: (N, K).
         bias: (N,) or None.
-        activation: None, "gelu", "gelu_tanh" or "relu".
+        activation: None, "gelu", "gelu_tanh", "relu" or "tanh".
 
     Returns:
         out (..., N) and the cache.

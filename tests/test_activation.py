@@ -14,7 +14,7 @@ from twofold.core.verify.contracts import activation as contract
 from twofold.core.verify.derivatives import check_gradients, ridders
 from twofold.reference import activation, normal
 
-SMOOTH = ("gelu", "gelu_tanh")
+SMOOTH = ("gelu", "gelu_tanh", "tanh")
 
 
 @given(contract.CONTRACT.cases)
@@ -25,13 +25,16 @@ def test_reference_is_torch(case):
     x = torch.tensor(given.x, requires_grad=True)
     if case.kind == "relu":
         out = torch.relu(x)
+    elif case.kind == "tanh":
+        out = torch.tanh(x)
     else:
         how = "tanh" if case.kind == "gelu_tanh" else "none"
         out = torch.nn.functional.gelu(x, approximate=how)
     out.backward(torch.tensor(given.dout))
     bounds = contract.truth(case)
-    if case.kind == "gelu_tanh":
-        for name, error in torch_gelu_tanh_errors(given).items():
+    errors = {"gelu_tanh": torch_gelu_tanh_errors, "tanh": torch_tanh_errors}
+    if case.kind in errors:
+        for name, error in errors[case.kind](given).items():
             total = bounds[name].error + error
             bounds[name] = dataclasses.replace(bounds[name], error=total)
     for name, found in {"out": out.detach(), "dx": x.grad}.items():
@@ -47,6 +50,13 @@ def torch_gelu_tanh_errors(given):
     slope = activation.LINEAR + 3 * activation.CUBIC * z * z
     dz = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * slope
     return {"out": (0.5 * z * (1.0 + t)).error, "dx": (dout * dz).error}
+
+
+def torch_tanh_errors(given):
+    """Bound torch's gradient dout·(1 − tanh²): absolute in the tail, where our own is relative."""
+    on = rounding.machine("float64")
+    t = rounding.tanh(rounding.exact(given.x, on))
+    return {"dx": (rounding.exact(given.dout, on) * (1.0 - t * t)).error}
 
 
 @pytest.mark.parametrize("kind", activation.KINDS)
@@ -89,6 +99,20 @@ def test_gelu_tanh_is_the_formula_at_high_precision():
     bound = contract.activate(rounding.exact(z, rounding.machine("float64")), "gelu_tanh")
     out, _ = activation.forward(z, "gelu_tanh")
     assert compare("out", out, dataclasses.replace(bound, value=truth))[2] == ""
+
+
+def test_tanh_and_its_slope_are_the_formulas_at_high_precision():
+    z = np.array([-30.0, -9.0, -1.0, -1e-9, 0.0, 0.3, 2.0, 9.0, 30.0])
+    with mpmath.workdps(60):
+        exact = [mpmath.tanh(mpmath.mpf(a)) for a in z]
+        truth = np.array([float(t) for t in exact]), np.array([float(1 - t * t) for t in exact])
+    on = rounding.machine("float64")
+    out, cache = activation.forward(z, "tanh")
+    dx = activation.backward(np.ones_like(z), cache).dx
+    bounds = (contract.activate, contract.activate_grad)
+    for name, found, right, bound in zip(("out", "dx"), (out, dx), truth, bounds, strict=True):
+        held = dataclasses.replace(bound(rounding.exact(z, on), "tanh"), value=right)
+        assert compare(name, found, held)[2] == ""
 
 
 def test_normal_distribution_in_float32_is_as_close_as_it_says():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from twofold.core.model.bert import ARCHITECTURE
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.model.parameters import ALIGNMENT, Layout
@@ -36,16 +37,22 @@ VARIANTS = [
     ),
     dataclasses.replace(PATCHES, positions="learned"),
     dataclasses.replace(TINY, activation="gelu_tanh"),
+    dataclasses.replace(TINY, **ARCHITECTURE, token_types=2),
+    dataclasses.replace(TINY, embedding_norm=True, pooler=True),
 ]
 
 
 def name_of(config):
-    return f"{config.input}-{config.norm}-{config.positions}-{config.pooling}-{config.activation}"
+    name = f"{config.input}-{config.norm}-{config.positions}-{config.pooling}-{config.activation}"
+    return name + "-typed" * (config.token_types > 0) + "-pooler" * config.pooler
 
 
 def batch(config, rng):
     """Return inputs and lengths, some rows padded."""
     lengths = np.array([5, 1, 6, 3])
+    if config.token_types > 0:
+        sizes = (config.input_size, config.token_types)
+        return np.stack([rng.integers(0, size, (4, 6)) for size in sizes], axis=2), lengths
     if config.input == "tokens":
         return rng.integers(0, config.input_size, (4, 6)), lengths
     return rng.standard_normal((4, 6, config.input_size)), lengths
@@ -233,6 +240,23 @@ def test_seeds_name_every_mask_apart():
     assert dropout_seeds(3, 4, 1, 1)[0] == (int(words[1][0]) * 2**32 + int(words[0][0])) // 2
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_frozen_layers_change_no_other_gradient(reference, norm):
+    """What lies lower than all that is asked for is not passed through; the rest is the same."""
+    rng = np.random.default_rng(6)
+    config = dataclasses.replace(TINY, norm=norm, num_layers=3, positions="learned")
+    model = model_of(config, reference, rng)
+    inputs, lengths = batch(config, rng)
+    _, cache = model.forward(inputs, lengths)
+    whole = model.layout.views(np.zeros_like(model.flat))
+    model.backward(np.ones((4, 3)), cache, whole)
+    for frozen in range(5):
+        grads = {n: np.zeros_like(x) for n, x in whole.items() if model.part(n) >= frozen}
+        model.backward(np.ones((4, 3)), cache, grads)
+        assert all(np.array_equal(x, whole[n]) for n, x in grads.items())
+    assert {model.part(n) for n in whole} == {0, 1, 2, 3, 4}
+
+
 def test_evaluation_drops_nothing_and_training_does(reference):
     rng = np.random.default_rng(4)
     model = model_of(TINY, reference, rng)
@@ -274,10 +298,12 @@ def test_config_survives_json():
         (dict(norm="both"), ValueError, "norm is 'both'; it must be one of 'pre', 'post'"),
         (dict(positions="none"), ValueError, "positions is 'none'; it must be one of 'sinus"),
         (dict(pooling="last"), ValueError, "pooling is 'last'; it must be one of 'first'"),
-        (dict(activation="tanh"), ValueError, "activation is 'tanh'; it must be one of 'gelu'"),
+        (dict(activation="swish"), ValueError, "activation is 'swish'; it must be one of 'gelu'"),
         (dict(input="words"), ValueError, "input is 'words'; it must be one of 'tokens'"),
         (dict(dropout=1.0), ValueError, "dropout is 1.0; it must be at least 0 and below 1"),
         (dict(embedding_dropout=-0.1), ValueError, "embedding_dropout is -0.1; it must be"),
+        (dict(token_types=2), ValueError, "token_types is 2; it must be 0 but for tokens with"),
+        (dict(pooler=1), TypeError, "pooler is a int; it must be of type bool"),
         (dict(eps=0.0), ValueError, "eps is 0.0; it must be positive"),
         (dict(d_ff="64"), TypeError, "d_ff is a str; it must be of type int"),
         (dict(dropout=True), TypeError, "dropout is a bool; it must be of type float"),

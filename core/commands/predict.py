@@ -1,13 +1,14 @@
-"""`twofold predict RUN "text" …`: what a finished run makes of texts."""
+"""`twofold predict RUN "text" …`: what a finished run, or a BERT of others, makes of texts."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from threadpoolctl import threadpool_limits
 
+from twofold.core import pretrained
 from twofold.core.commands.common import (
     choose_side,
     console,
@@ -16,45 +17,63 @@ from twofold.core.commands.common import (
     plain_errors,
     write_json,
 )
-from twofold.core.training.run import Run, RunError
+from twofold.core.commands.lines import texts_given
+from twofold.core.model.classifier import Classifier
+from twofold.core.model.weights import CONFIG_FILE, WeightsError
+from twofold.core.ops import Side
+from twofold.core.training.codec import Codec, TextCodec
+from twofold.core.training.run import SETTINGS_FILE, Run, RunError
 from twofold.core.training.trainer import predict
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="folder that `twofold train` left")],
+    run: Annotated[
+        Path, typer.Argument(help="folder that `twofold train` left, or a Hugging Face BERT's")
+    ],
     texts: Annotated[
         list[str] | None, typer.Argument(help="texts; without any, lines of standard input")
     ] = None,
     side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
 ) -> None:
-    """Classify texts, given as arguments or as lines on standard input."""
+    """Classify texts, given as arguments or as lines on standard input, answered as they come."""
     with plain_errors():
-        opened = Run.open(run)
-        if opened.settings.model.input != "tokens":
-            raise RunError(f"{run} was trained on images; predict takes texts")
         chosen_side = choose_side(side)
-        if not texts:
-            content = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-            texts = [line for line in content.splitlines() if line.strip()]
-        if not texts:
-            raise ValueError("no text was given, as an argument or on standard input")
-        labels = opened.settings.labels
-        with interpreted_strictly(chosen_side):
-            model = opened.load_model(chosen_side)
-            probabilities = predict(model, opened.codec.encode(texts))
-        predictions = [
-            {
-                "text": text,
-                "label": labels[int(p.argmax())],
-                "probabilities": {label: float(x) for label, x in zip(labels, p, strict=True)},
-            }
-            for text, p in zip(texts, probabilities, strict=True)
-        ]
-        for text, p in zip(texts, probabilities, strict=True):
-            console.print(
-                f"{escaped(labels[int(p.argmax())])}  {p.max():.3f}  {escaped(text)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        predictions: list[dict[str, Any]] = []
+        with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
+            model, codec, labels = _opened(run, chosen_side)
+            for lot in texts_given(texts):
+                probabilities = predict(model, codec.encode(lot))
+                for text, p in zip(lot, probabilities, strict=True):
+                    console.print(
+                        f"{escaped(labels[int(p.argmax())])}  {p.max():.3f}  {escaped(text)}",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+                    if json is not None:
+                        predictions.append(_prediction(text, labels, p))
         write_json(json, {"predictions": predictions})
+
+
+def _opened(folder: Path, side: Side) -> tuple[Classifier, Codec, tuple[str, ...]]:
+    """Return the model of a run or of a Hugging Face folder, its codec, and names of classes."""
+    if not (folder / SETTINGS_FILE).exists() and (folder / CONFIG_FILE).exists():
+        bert = pretrained.load(folder, ops=side)
+        if bert.missing:
+            raise WeightsError(
+                f"{folder}: {', '.join(bert.missing)} are missing: it was not taught to classify; "
+                f"twofold finetune --init {folder} teaches it"
+            )
+        return bert.model, TextCodec(bert.tokenizer, bert.model.config.max_length), bert.labels
+    opened = Run.open(folder)
+    if opened.settings.model.input != "tokens":
+        raise RunError(f"{folder} was trained on images; predict takes texts")
+    return opened.load_model(side), opened.codec, opened.settings.labels
+
+
+def _prediction(text: str, labels: tuple[str, ...], p: Any) -> dict[str, Any]:
+    return {
+        "text": text,
+        "label": labels[int(p.argmax())],
+        "probabilities": {label: float(x) for label, x in zip(labels, p, strict=True)},
+    }

@@ -19,6 +19,7 @@ import numpy as np
 import tokenizers as hf
 
 from twofold.core.data.errors import DataError
+from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.reference import checks
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,6 +39,8 @@ def words(text: str) -> Iterator[str]:
 
 class WordTokenizer:
     """An id for every word seen often enough; more frequent words have smaller ids."""
+
+    unknown = UNKNOWN
 
     def __init__(self, vocabulary: Iterable[str]) -> None:
         self.vocabulary = tuple(vocabulary)
@@ -73,6 +76,8 @@ class WordTokenizer:
 
 class BPETokenizer:
     """Pieces of words, joined from characters by how often they stand together (Sennrich 2016)."""
+
+    unknown = UNKNOWN
 
     def __init__(self, tokenizer: hf.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -119,7 +124,7 @@ class BPETokenizer:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
 
-def load_tokenizer(json_or_path: str | Path) -> WordTokenizer | BPETokenizer:
+def load_tokenizer(json_or_path: str | Path) -> WordTokenizer | BPETokenizer | WordPieceTokenizer:
     """Return the tokenizer that `to_json` described, or that `save` wrote into the file named."""
     given = str(json_or_path)
     in_place = given.lstrip().startswith("{")
@@ -130,11 +135,15 @@ def load_tokenizer(json_or_path: str | Path) -> WordTokenizer | BPETokenizer:
             return WordTokenizer(_strings(saved["vocabulary"]))
         if saved["kind"] == "bpe":
             return BPETokenizer(hf.Tokenizer.from_str(json.dumps(saved["tokenizer"])))
+        if saved["kind"] == "wordpiece":
+            return WordPieceTokenizer(hf.Tokenizer.from_str(json.dumps(saved["tokenizer"])))
     except OSError as fault:
         raise DataError(f"{named}: cannot be read ({fault.strerror})") from fault
     except Exception as fault:  # the library raises Exception itself
         raise DataError(f"{named}: is not what a tokenizer wrote ({fault!r})") from fault
-    raise DataError(f"{named}: the kind is {saved['kind']!r}; it must be 'words' or 'bpe'")
+    raise DataError(
+        f"{named}: the kind is {saved['kind']!r}; it must be 'words', 'bpe' or 'wordpiece'"
+    )
 
 
 def _strings(listed: object) -> list[str]:

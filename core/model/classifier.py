@@ -1,5 +1,9 @@
 """The classifier: embeddings and positions, the encoder, pooling, a linear head.
 
+BERT (Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers") is one of its
+configurations: learned positions and token types, their sum normalised, post-norm layers, the first
+position pooled and passed through a linear layer with tanh.
+
 Forward and backward are written out, wired from a side's operators alone, so the same lines run on
 NumPy arrays and on torch tensors. Gradients go into a buffer of the parameters' layout.
 
@@ -24,15 +28,31 @@ from twofold.reference import checks
 EMBEDDING_SITE, POOLED_SITE, FIRST_LAYER_SITE = 0, 1, 2
 
 
-class Cache(NamedTuple):
-    """The caches of the parts; `patches` and `dropout` are None where there was none."""
+class EmbeddingCache(NamedTuple):
+    """The caches of the embeddings' parts, None where there was none."""
 
     patches: Any
-    embedding: Any
-    encoder: EncoderCache
+    sum: Any
+    types: Any
+    norm: Any
+    dropout: Any
+
+
+class HeadCache(NamedTuple):
+    """The caches of what stands on the encoder, None where there was none."""
+
     pooling: Any
+    pooler: Any
     dropout: Any
     head: Any
+
+
+class Cache(NamedTuple):
+    """The caches of the parts."""
+
+    embedding: EmbeddingCache
+    encoder: EncoderCache
+    head: HeadCache
 
 
 class Classifier:
@@ -82,7 +102,25 @@ class Classifier:
             shapes |= {"patches.weight": (c.d_model, c.input_size), "patches.bias": (c.d_model,)}
         if c.positions == "learned":
             shapes["positions.table"] = (c.max_length, c.d_model)
+        if c.token_types > 0:
+            shapes["types.table"] = (c.token_types, c.d_model)
+        if c.embedding_norm:
+            shapes |= dict.fromkeys(("embedding.norm.weight", "embedding.norm.bias"), (c.d_model,))
+        if c.pooler:
+            size = c.pooled_size
+            shapes |= {"pooler.weight": (size, size), "pooler.bias": (size,)}
         return shapes | self.encoder.shapes() | {"head.bias": (c.num_classes,)}
+
+    def part(self, name: str) -> int:
+        """Return how high a parameter stands: 0 in the embeddings, 1 + n in layer n, then the top.
+
+        The top, 1 + num_layers, is everything behind the layers.
+        """
+        first, second, *_ = name.split(".")
+        if first == "layers":
+            return 1 + int(second)
+        below = ("embedding", "patches", "positions", "types")
+        return 0 if first in below else 1 + self.config.num_layers
 
     def forward(
         self, inputs: Any, lengths: Any, seeds: tuple[int, ...] | None = None
@@ -90,49 +128,85 @@ class Classifier:
         """Return logits (B, C) and the cache.
 
         Args:
-            inputs: token ids (B, L), or patches (B, L, input_size).
+            inputs: token ids (B, L), or with their types (B, L, 2), or patches (B, L, input_size).
             lengths: (B,), each at least 1; positions at or after them are padding.
             seeds: of the dropout masks by site, from `dropout_seeds`; None drops nothing.
 
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
-        self._check(inputs)
-        ops, params = self.ops, self.params
-        table, ids, patches_cache = self._table(inputs)
-        x, embedding_cache = ops.positional_encoding.forward(
-            ids,
-            table,
-            self.params.get("positions.table", self._sinusoids),
-            learned=self.config.positions == "learned",
-            scale=self.config.embedding_scale,
-            **drop(self.config.embedding_dropout, seeds, EMBEDDING_SITE),
-        )
-        rotary = None
-        if self._rotary is not None:
-            cos, sin = (t[: x.shape[1]] for t in self._rotary)
-            rotary = (cos, sin, False)
-        x, encoder_cache = self.encoder.forward(x, params, Pass(lengths, rotary, seeds))
-        pooled, pooling_cache = ops.pooling.forward(x, lengths, self.config.pooling)
-        dropout_cache = None
-        if dropped := drop(self.config.dropout, seeds, POOLED_SITE):
-            pooled, dropout_cache = ops.dropout.forward(pooled, *dropped.values())
-        logits, head_cache = ops.linear.forward(pooled, params["head.weight"], params["head.bias"])
-        return logits, Cache(
-            patches_cache, embedding_cache, encoder_cache, pooling_cache, dropout_cache, head_cache
-        )
+        x, embedding_cache = self._embed(inputs, seeds)
+        x, encoder_cache = self._encode(x, lengths, seeds)
+        logits, head_cache = self._judge(x, lengths, seeds)
+        return logits, Cache(embedding_cache, encoder_cache, head_cache)
+
+    def hidden_states(self, inputs: Any, lengths: Any) -> list[Any]:
+        """Return the embeddings and what each layer hands on, (B, L, d_model) each.
+
+        Arguments and errors are those of `forward`; what stands in the padding means nothing.
+        """
+        x, _ = self._embed(inputs, None)
+        states = [x]
+        self._encode(x, lengths, None, states)
+        return states
+
+    def mean_state(self, inputs: Any, lengths: Any) -> Any:
+        """Return the mean over each sequence of what the last layer gives, (B, d_model).
+
+        Arguments and errors are those of `forward`.
+        """
+        x, _ = self._embed(inputs, None)
+        x, _ = self._encode(x, lengths, None)
+        return self.ops.pooling.forward(x, lengths, "mean")[0]
 
     def backward(self, dlogits: Any, cache: Cache, grads: Views) -> None:
-        """Write the gradient of every parameter into `grads`, views of a buffer of the layout."""
+        """Write gradients into `grads`, views of a buffer.
+
+        They are of every parameter, or of those of the parts above some: what lies lower than all
+        that `grads` names is frozen, and not passed through.
+        """
+        dx = self._judge_backward(dlogits, cache.head, grads)
+        dx = self.encoder.backward(dx, cache.encoder, grads)
+        if dx is not None and ("embedding.table" in grads or "patches.weight" in grads):
+            self._embed_backward(dx, cache.embedding, grads)
+
+    def _embed(self, inputs: Any, seeds: tuple[int, ...] | None) -> tuple[Any, EmbeddingCache]:
+        """Return the embeddings (B, L, d_model)."""
+        self._check(inputs)
+        ops, params, config = self.ops, self.params, self.config
+        table, ids, types, patches_cache = self._table(inputs)
+        dropped = drop(config.embedding_dropout, seeds, EMBEDDING_SITE)
+        x, sum_cache = ops.positional_encoding.forward(
+            ids,
+            table,
+            params.get("positions.table", self._sinusoids),
+            learned=config.positions == "learned",
+            scale=config.embedding_scale,
+            **({} if config.embedding_norm else dropped),
+        )
+        types_cache = norm_cache = dropout_cache = None
+        if config.embedding_norm:
+            added = None
+            if config.token_types > 0:
+                added, types_cache = ops.embedding.forward(types, params["types.table"])
+            weight, bias = params["embedding.norm.weight"], params["embedding.norm.bias"]
+            x, norm_cache = ops.layer_norm.forward(x, weight, bias, residual=added, eps=config.eps)
+            if dropped:
+                x, dropout_cache = ops.dropout.forward(x, *dropped.values())
+        return x, EmbeddingCache(patches_cache, sum_cache, types_cache, norm_cache, dropout_cache)
+
+    def _embed_backward(self, dx: Any, cache: EmbeddingCache, grads: Views) -> None:
         ops = self.ops
-        g_head = ops.linear.backward(dlogits, cache.head)
-        store(grads, "head", weight=g_head.dweight, bias=g_head.dbias)
-        dx = g_head.dx
         if cache.dropout is not None:
             dx = ops.dropout.backward(dx, cache.dropout).dx
-        dx = ops.pooling.backward(dx, cache.pooling).dx
-        dx = self.encoder.backward(dx, cache.encoder, grads)
-        g = ops.positional_encoding.backward(dx, cache.embedding)
+        if cache.norm is not None:
+            g_norm = ops.layer_norm.backward(dx, cache.norm)
+            store(grads, "embedding.norm", weight=g_norm.dweight, bias=g_norm.dbias)
+            dx = g_norm.dx
+            if cache.types is not None:
+                g_types = ops.embedding.backward(g_norm.dresidual, cache.types)
+                store(grads, "types", table=g_types.dtable)
+        g = ops.positional_encoding.backward(dx, cache.sum)
         if g.dposition_table is not None:
             store(grads, "positions", table=g.dposition_table)
         if cache.patches is None:
@@ -141,22 +215,68 @@ class Classifier:
             g_patches = ops.linear.backward(g.dtable, cache.patches)
             store(grads, "patches", weight=g_patches.dweight, bias=g_patches.dbias)
 
-    def _table(self, inputs: Any) -> tuple[Any, Any, Any]:
-        """Return the table to look up in, the ids, and the cache of the projection, if any.
+    def _encode(
+        self,
+        x: Any,
+        lengths: Any,
+        seeds: tuple[int, ...] | None,
+        states: list[Any] | None = None,
+    ) -> tuple[Any, EncoderCache]:
+        """Return what the last layer gives (B, L, d_model)."""
+        rotary = None
+        if self._rotary is not None:
+            cos, sin = (t[: x.shape[1]] for t in self._rotary)
+            rotary = (cos, sin, False)
+        return self.encoder.forward(x, self.params, Pass(lengths, rotary, seeds, states))
+
+    def _judge(self, x: Any, lengths: Any, seeds: tuple[int, ...] | None) -> tuple[Any, HeadCache]:
+        """Return logits (B, C)."""
+        ops, params = self.ops, self.params
+        pooled, pooling_cache = ops.pooling.forward(x, lengths, self.config.pooling)
+        pooler_cache = dropout_cache = None
+        if self.config.pooler:
+            pooled, pooler_cache = ops.linear.forward(
+                pooled, params["pooler.weight"], params["pooler.bias"], "tanh"
+            )
+        if dropped := drop(self.config.dropout, seeds, POOLED_SITE):
+            pooled, dropout_cache = ops.dropout.forward(pooled, *dropped.values())
+        logits, head_cache = ops.linear.forward(pooled, params["head.weight"], params["head.bias"])
+        return logits, HeadCache(pooling_cache, pooler_cache, dropout_cache, head_cache)
+
+    def _judge_backward(self, dlogits: Any, cache: HeadCache, grads: Views) -> Any:
+        """Return the gradient of what the last layer gave."""
+        ops = self.ops
+        g_head = ops.linear.backward(dlogits, cache.head)
+        store(grads, "head", weight=g_head.dweight, bias=g_head.dbias)
+        dx = g_head.dx
+        if cache.dropout is not None:
+            dx = ops.dropout.backward(dx, cache.dropout).dx
+        if cache.pooler is not None:
+            g_pooler = ops.linear.backward(dx, cache.pooler)
+            store(grads, "pooler", weight=g_pooler.dweight, bias=g_pooler.dbias)
+            dx = g_pooler.dx
+        return ops.pooling.backward(dx, cache.pooling).dx
+
+    def _table(self, inputs: Any) -> tuple[Any, Any, Any, Any]:
+        """Return the table to look up in, ids, token types, and a projection's cache, if any.
 
         Projected patches are a table in which every patch has a row of its own.
         """
+        ops, params = self.ops, self.params
         if self.config.input == "tokens":
-            return self.params["embedding.table"], inputs, None
+            if len(inputs.shape) == 3:
+                return params["embedding.table"], inputs[..., 0], inputs[..., 1], None
+            return params["embedding.table"], inputs, 0 * inputs, None
         B, L, P = inputs.shape
-        weight, bias = self.params["patches.weight"], self.params["patches.bias"]
-        table, cache = self.ops.linear.forward(inputs.reshape(B * L, P), weight, bias)
-        return table, self.ops.asarray(np.arange(B * L).reshape(B, L)), cache
+        weight, bias = params["patches.weight"], params["patches.bias"]
+        table, cache = ops.linear.forward(inputs.reshape(B * L, P), weight, bias)
+        return table, ops.asarray(np.arange(B * L).reshape(B, L)), None, cache
 
     def _check(self, inputs: Any) -> None:
         if self.config.input == "tokens":
             checks.integer(inputs=inputs)
-            checks.shape("inputs", inputs, ("B", "L"))
+            pairs = self.config.token_types > 0 and len(inputs.shape) == 3
+            checks.shape("inputs", inputs, ("B", "L", 2) if pairs else ("B", "L"))
         else:
             checks.floating(inputs=inputs, params=self.flat)
             checks.shape("inputs", inputs, ("B", "L", self.config.input_size))

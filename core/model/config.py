@@ -33,11 +33,15 @@ class ClassifierConfig:
         norm: "pre" (normalise what a sublayer reads, and once more at the end) or "post"
             (normalise the sum of the stream and what a sublayer adds, as Vaswani et al. 2017).
         positions: "sinusoidal", "learned" (a table) or "rotary" (in attention).
+        token_types: rows of a third table, of which part of a pair a token belongs to; 0 for none.
+        scaled_embeddings: multiply embeddings by √d_model (Vaswani et al. 2017, 3.4).
+        embedding_norm: normalise the sum of the embeddings, as BERT does.
         pooling: one of `reference.pooling.KINDS`.
+        pooler: put a linear layer with tanh between the pooled vector and the head, as BERT does.
         dropout: of each sublayer's output and of the pooled vector.
         attention_dropout: of attention weights.
         hidden_dropout: between the two linear layers of the feed-forward.
-        embedding_dropout: of embeddings with their positions.
+        embedding_dropout: of embeddings with their positions, after their norm.
         eps: of the layer norms.
     """
 
@@ -52,7 +56,11 @@ class ClassifierConfig:
     activation: str = "relu"
     norm: str = "pre"
     positions: str = "rotary"
+    token_types: int = 0
+    scaled_embeddings: bool = True
+    embedding_norm: bool = False
     pooling: str = "mean_max"
+    pooler: bool = False
     dropout: float = 0.2
     attention_dropout: float = 0.2
     hidden_dropout: float = 0.0
@@ -60,14 +68,15 @@ class ClassifierConfig:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        kinds = {"int": (int,), "float": (int, float), "str": (str,)}
+        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
         for field in dataclasses.fields(self):
             kind, value = str(field.type), getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, kinds[kind]):
+            if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool"):
                 was = type(value).__name__
                 raise TypeError(f"{field.name} is a {was}; it must be of type {kind}")
             if isinstance(value, int) and kind == "int":
-                checks.require(value >= 1, field.name, value, "at least 1")
+                least = 0 if field.name == "token_types" else 1
+                checks.require(value >= least, field.name, value, f"at least {least}")
         checks.choice("input", self.input, INPUTS)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("norm", self.norm, NORMS)
@@ -77,6 +86,8 @@ class ClassifierConfig:
         checks.require(
             divides, "num_heads", self.num_heads, f"a divisor of d_model, {self.d_model}"
         )
+        typed = self.token_types == 0 or (self.input == "tokens" and self.embedding_norm)
+        checks.require(typed, "token_types", self.token_types, "0 but for tokens with their norm")
         pairs = self.positions != "rotary" or self.head_dim % 2 == 0
         checks.require(pairs, "d_model / num_heads", self.head_dim, "even for rotary positions")
         for name in ("dropout", "attention_dropout", "hidden_dropout", "embedding_dropout"):
@@ -90,12 +101,12 @@ class ClassifierConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """What multiplies embeddings before positions are added (Vaswani et al. 2017, 3.4)."""
-        return math.sqrt(self.d_model)
+        """What multiplies embeddings before positions are added."""
+        return math.sqrt(self.d_model) if self.scaled_embeddings else 1.0
 
     @property
     def pooled_size(self) -> int:
-        """Width of what the linear head reads."""
+        """Width of the pooled vector."""
         return self.d_model * (2 if self.pooling == "mean_max" else 1)
 
     @property

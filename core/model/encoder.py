@@ -59,34 +59,55 @@ class Encoder:
         cache = Cache([], [])
         if self.config.norm == "pre":
             stream, site = None, -1
-            for norm, sublayer in zip(self.norms, [*self.sublayers, None], strict=True):
+            for k, norm in enumerate(self.norms):
                 x, stream = self._norm(norm, x, stream, site, params, batch, cache)
+                self._hand_on(k, x, batch)
+                sublayer = None if k == len(self.sublayers) else self.sublayers[k]
                 if sublayer is not None:
                     x, sublayer_cache = sublayer.forward(x, params, batch)
                     cache.sublayers.append(sublayer_cache)
                     site = sublayer.output_site
         else:
-            for norm, sublayer in zip(self.norms, self.sublayers, strict=True):
+            for k, (norm, sublayer) in enumerate(zip(self.norms, self.sublayers, strict=True)):
                 added, sublayer_cache = sublayer.forward(x, params, batch)
                 cache.sublayers.append(sublayer_cache)
                 x, _ = self._norm(norm, added, x, sublayer.output_site, params, batch, cache)
+                self._hand_on(k + 1, x, batch)
         return x, cache
 
     def backward(self, dout: Any, cache: Cache, grads: Views) -> Any:
-        """Write the parameters' gradients into `grads` and return the input's."""
+        """Write the parameters' gradients into `grads` and return the input's.
+
+        Layers are frozen from below: at the first whose parameters `grads` does not name, that
+        is the end, and None is returned.
+        """
         if self.config.norm == "pre":
             dstream = None
             for k in reversed(range(len(self.norms))):
+                if k < len(self.sublayers) and not self._learns(k, grads):
+                    return None
                 dout, dstream = self._norm_backward(k, dout, dstream, cache, grads)
-                if k > 0:
+                if k > 0 and self._learns(k - 1, grads):
                     sublayer = self.sublayers[k - 1]
                     dout = sublayer.backward(dout, cache.sublayers[k - 1], grads)
         else:
             for k in reversed(range(len(self.norms))):
+                if not self._learns(k, grads):
+                    return None
                 dadded, dresidual = self._norm_backward(k, dout, None, cache, grads)
                 dout = self.sublayers[k].backward(dadded, cache.sublayers[k], grads)
                 dout += dresidual
         return dout
+
+    @staticmethod
+    def _hand_on(passed: int, x: Any, batch: Pass) -> None:
+        """At a layer's end, give what the next one reads to whoever asked for it."""
+        if batch.states is not None and passed > 0 and passed % 2 == 0:
+            batch.states.append(x)
+
+    def _learns(self, k: int, grads: Views) -> bool:
+        """Return whether gradients of a sublayer, and of the norm named after it, are asked for."""
+        return f"{self.norms[k]}.weight" in grads
 
     def _norm(
         self, name: str, x: Any, residual: Any, site: int, params: Views, batch: Pass, cache: Cache

@@ -24,11 +24,13 @@ class Pass(NamedTuple):
         lengths: (B,), positions at or after them are padding.
         rotary: (cos, sin, interleaved) or None.
         seeds: of the dropout masks by site; None where nothing is dropped.
+        states: a list that is given what each layer hands on, or None.
     """
 
     lengths: Any
     rotary: tuple[Any, Any, bool] | None = None
     seeds: tuple[int, ...] | None = None
+    states: list[Any] | None = None
 
 
 class Sublayer(Protocol):

@@ -44,6 +44,11 @@ class Layout:
         """How many numbers the model has, unused elements not counted."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def extent(self, name: str) -> tuple[int, int]:
+        """Return where a parameter begins, and where the next one may."""
+        start = self.offsets[name]
+        return start, start + -(-math.prod(self.shapes[name]) // ALIGNMENT) * ALIGNMENT
+
     def views(self, flat: Any) -> dict[str, Any]:
         """Return the named views of a buffer (of either side, any dtype) of `numel` elements."""
         if tuple(flat.shape) != (self.numel,):

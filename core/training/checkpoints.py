@@ -46,15 +46,20 @@ def save(folder: Path, tensors: Mapping[str, Array], state: Mapping[str, Any]) -
         tensors: arrays by name.
         state: anything `json` takes.
     """
+    blob = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
+    signed = {"state": dict(state), "tensors_sha256": _sha256(blob)}
+    signed["sha256"] = _sha256(_canonical(signed))
+    write_folder(folder, {TENSORS: blob, STATE: json.dumps(signed, indent=1).encode()})
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files that is there with all of them or is as it was before."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     parts = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
-    blob = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
-    write_synced(parts / TENSORS, blob)
-    signed = {"state": dict(state), "tensors_sha256": _sha256(blob)}
-    signed["sha256"] = _sha256(_canonical(signed))
-    write_synced(parts / STATE, json.dumps(signed, indent=1).encode())
+    for name, content in files.items():
+        write_synced(parts / name, content)
     _sync_folder(parts)
     if folder.exists():  # a folder cannot be renamed onto one with content
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -10,7 +10,8 @@ import numpy as np
 
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.patches import patches
-from twofold.core.data.tokenizers import UNKNOWN, BPETokenizer, WordTokenizer, load_tokenizer
+from twofold.core.data.tokenizers import BPETokenizer, WordTokenizer, load_tokenizer
+from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.training.batches import Array
 from twofold.core.training.checkpoints import write_text
 from twofold.core.training.settings import LONGEST, Settings
@@ -34,9 +35,11 @@ class Codec(Protocol):
 class TextCodec:
     """Token ids; texts are cut off at `max_length` tokens."""
 
-    def __init__(self, tokenizer: WordTokenizer | BPETokenizer, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: WordTokenizer | BPETokenizer | WordPieceTokenizer, max_length: int
+    ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.unknown = UNKNOWN
+        self.unknown = tokenizer.unknown
 
     def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
         """Return ids (L,) int64 of every text."""
@@ -93,4 +96,5 @@ def restore(settings: Settings, folder: Path) -> Codec:
     model = settings.model
     if model.input == "patches":
         return PatchCodec(settings.patch, model.input_size, model.max_length)
-    return TextCodec(load_tokenizer(folder / TOKENIZER_FILE), model.max_length)
+    longest = settings.longest or model.max_length
+    return TextCodec(load_tokenizer(folder / TOKENIZER_FILE), longest)

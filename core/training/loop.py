@@ -174,8 +174,7 @@ class _Loop:
         return model, self.state
 
     def _trainer(self) -> Trainer:
-        seed = self.recipe.seed
-        return Trainer(Classifier(self.run.settings.model, self.ops, seed=seed), self.recipe)
+        return Trainer(self.run.first_model(self.ops), self.recipe)
 
     def _phase(self, phase: Phase) -> None:
         """Take the steps of a phase that are not taken yet."""

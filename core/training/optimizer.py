@@ -1,32 +1,74 @@
-"""The optimizer a recipe names, over the flat buffer, and its state in buffers beside it."""
+"""The optimizer a recipe names, over the flat buffer, and its state in buffers beside it.
+
+Parameters that are frozen have no state and no gradient: what learns lies in buffers of its own
+layout. Parameters that learn at one rate and lie side by side are one launch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from twofold.core.model.parameters import Layout
 from twofold.core.ops import Side
 from twofold.core.training.recipe import Recipe
 
 STATE = {"adamw": ("m", "v"), "adam": ("m", "v"), "sgd": ("momentum",), "adagrad": ("squares",)}
 
 
+class Stretch(NamedTuple):
+    """Neighbours that learn at one rate.
+
+    Attributes:
+        params: where they lie in the buffer of all parameters.
+        learned: where in those of what learns.
+        decay_numel: how many leading elements decay.
+        factor: by which their learning rate differs from the step's.
+    """
+
+    params: slice
+    learned: slice
+    decay_numel: int
+    factor: float
+
+
+def stretches(layout: Layout, learned: Layout, factors: Mapping[str, float]) -> list[Stretch]:
+    """Return the parameters of `learned`, some of those of `layout`, in as few as there can be."""
+    found: list[Stretch] = []
+    for name in learned.shapes:
+        (start, stop), (first, last) = layout.extent(name), learned.extent(name)
+        if found:
+            before = found[-1]
+            follows = before.params.stop == start and before.learned.stop == first
+            if follows and before.factor == factors[name]:
+                found.pop()
+                start, first = before.params.start, before.learned.start
+        decaying = min(max(layout.decay_numel - start, 0), stop - start)
+        found.append(Stretch(slice(start, stop), slice(first, last), decaying, factors[name]))
+    return found
+
+
 class Optimizer:
     """Updates parameters in place; the buffers in `state` are all it remembers."""
 
-    def __init__(self, recipe: Recipe, ops: Side, numel: int, decay_numel: int, dtype: str) -> None:
-        self.recipe, self.ops, self.decay_numel = recipe, ops, decay_numel
+    def __init__(
+        self, recipe: Recipe, ops: Side, numel: int, over: list[Stretch], dtype: str
+    ) -> None:
+        self.recipe, self.ops, self.over = recipe, ops, over
         self.state = {name: ops.zeros((numel,), dtype) for name in STATE[recipe.optimizer]}
 
     def step(self, params: Any, grads: Any, *, step: int, lr: float, grad_norm: Any) -> None:
         """Take one step; `step` counts from 1."""
         recipe, optimizers = self.recipe, self.ops.optimizers
-        buffers = [params, grads, *self.state.values()]
-        how = {"lr": lr, "weight_decay": recipe.weight_decay, "decay_numel": self.decay_numel}
+        how: dict[str, Any] = {"weight_decay": recipe.weight_decay}
         if recipe.max_norm > 0.0:
             how |= {"grad_norm": grad_norm, "max_norm": recipe.max_norm}
-        if recipe.optimizer in ("adam", "adamw"):
-            optimizers.adam(*buffers, step=step, decoupled=recipe.optimizer == "adamw", **how)
-        elif recipe.optimizer == "sgd":
-            optimizers.sgd(*buffers, momentum=recipe.momentum, **how)
-        else:
-            optimizers.adagrad(*buffers, **how)
+        for at in self.over:
+            buffers = [params[at.params], *(x[at.learned] for x in (grads, *self.state.values()))]
+            how |= {"lr": lr * at.factor, "decay_numel": at.decay_numel}
+            if recipe.optimizer in ("adam", "adamw"):
+                optimizers.adam(*buffers, step=step, decoupled=recipe.optimizer == "adamw", **how)
+            elif recipe.optimizer == "sgd":
+                optimizers.sgd(*buffers, momentum=recipe.momentum, **how)
+            else:
+                optimizers.adagrad(*buffers, **how)

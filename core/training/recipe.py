@@ -28,6 +28,10 @@ class Recipe:
             in which the rate climbs to its peak.
         weight_decay: of matrices; biases and norms do not decay.
         momentum: of SGD.
+        frozen: how many parts of the model, from below, do not learn: 1 for the embeddings, 1 + n
+            for them and n layers.
+        layer_decay: what the learning rate of each part is multiplied by, once for every part above
+            it; 1 makes no difference between them.
         max_norm: the gradient is clipped to this norm; 0 does not clip.
         label_smoothing: share of every target spread over all classes.
         soft_targets: learn from graded labels where the data has them.
@@ -49,6 +53,8 @@ class Recipe:
     warmup: float = 0.0
     weight_decay: float = 0.1
     momentum: float = 0.9
+    frozen: int = 0
+    layer_decay: float = 1.0
     max_norm: float = 1.0
     label_smoothing: float = 0.0
     soft_targets: bool = True
@@ -70,7 +76,8 @@ class Recipe:
         checks.seed(self.seed)
         for name in ("epochs", "batch_size", "parts", "checkpoint_steps"):
             checks.require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("lr", "weight_decay", "max_norm", "patience"):
+        checks.require(0.0 < self.layer_decay <= 1.0, "layer_decay", self.layer_decay, "in (0, 1]")
+        for name in ("lr", "weight_decay", "max_norm", "patience", "frozen"):
             checks.require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("warmup", "momentum", "label_smoothing", "word_dropout", "average"):
             checks.probability(name, getattr(self, name))

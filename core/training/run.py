@@ -5,6 +5,7 @@ tokenizer.json    the vocabulary, for texts
 checkpoints/      the last two
 metrics.csv       loss and accuracy along the way
 model/            the parameters that training ended with
+huggingface/      the same for `transformers`, where it is a BERT
 result.json       what came of it
 plot.png          the same, to look at
 """
@@ -19,11 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twofold.core import pretrained
+from twofold.core.data.fetch import sha256_of
+from twofold.core.data.pretrained import pretrained_folder
+from twofold.core.data.wordpiece import WordPieceTokenizer
+from twofold.core.model import bert, weights
 from twofold.core.model.classifier import Classifier
 from twofold.core.ops import Side
 from twofold.core.training import checkpoints
 from twofold.core.training import codec as codecs
-from twofold.core.training.codec import Codec
+from twofold.core.training.codec import Codec, TextCodec
 from twofold.core.training.settings import Settings
 
 SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
@@ -90,14 +96,40 @@ class Run:
         return self.folder / "model"
 
     @property
+    def huggingface(self) -> Path:
+        """The folder that `transformers.BertForSequenceClassification` reads."""
+        return self.folder / "huggingface"
+
+    @property
     def finished(self) -> bool:
         """Whether training has come to its end."""
         return (self.folder / RESULT_FILE).exists()
 
+    def first_model(self, ops: Side) -> Classifier:
+        """Return the model that training begins with: drawn from the seed, or a pretrained one.
+
+        Raises:
+            RunError: the pretrained weights are not those that the run was begun with.
+        """
+        settings = self.settings
+        model = Classifier(settings.model, ops, seed=settings.recipe.seed)
+        if settings.init is not None:
+            folder = pretrained_folder(settings.init)
+            path = folder / weights.WEIGHTS_FILE
+            if path.exists() and sha256_of(path) != settings.init_sha256:
+                raise RunError(f"{path} are not the weights that {self.folder} was begun with")
+            _, labels = weights.read_config(folder)
+            weights.read_into(model, path, head=labels == settings.labels)
+        return model
+
     def write_model(self, model: Classifier) -> None:
-        """Keep the parameters, one tensor each, by name."""
+        """Keep the parameters, one tensor each, by name; a BERT also as Hugging Face does."""
         tensors = {n: model.ops.to_numpy(x) for n, x in model.params.items()}
         checkpoints.save(self.model_folder, tensors, {"config": model.config.to_json()})
+        if isinstance(self.codec, TextCodec) and bert.is_bert(model.config):
+            tokenizer = self.codec.tokenizer
+            if isinstance(tokenizer, WordPieceTokenizer):
+                pretrained.save(self.huggingface, model, tokenizer, self.settings.labels)
 
     def load_model(self, ops: Side) -> Classifier:
         """Return the finished model.

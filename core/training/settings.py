@@ -51,7 +51,10 @@ class Settings:
         data_sha256: of what was read, so that a run never goes on with other data.
         labels: names of the classes.
         side: "reference" or "triton".
-        tokenizer: "words" or "bpe".
+        tokenizer: "words" or "bpe"; "wordpiece" is a pretrained model's.
+        init: name or folder of the pretrained model that training begins with, or None.
+        init_sha256: of its weights, so that a run never goes on from others.
+        longest: tokens of a text that are read; None for as many as the model has positions.
         patch: edge of an image's patches, in pixels.
         quick: a short form: few examples, few epochs.
         model, recipe: sizes and choices.
@@ -64,6 +67,9 @@ class Settings:
     labels: tuple[str, ...]
     side: str = "reference"
     tokenizer: str = "words"
+    init: str | None = None
+    init_sha256: str | None = None
+    longest: int | None = None
     patch: int = 2
     quick: bool = False
     model: ClassifierConfig
@@ -86,10 +92,12 @@ class Settings:
         """
         if not isinstance(fields, Mapping):
             raise TypeError(f"the run's settings are a {type(fields).__name__}, not an object")
-        known = {f.name for f in dataclasses.fields(cls)}
-        for name in fields.keys() ^ known:
-            said = "missing" if name in known else "unknown"
-            raise ValueError(f"{name} is {said} in the run's settings")
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name in fields.keys() ^ known.keys():
+            if name not in known:
+                raise ValueError(f"{name} is unknown in the run's settings")
+            if known[name].default is dataclasses.MISSING:
+                raise ValueError(f"{name} is missing in the run's settings")
         for name in ("model", "recipe"):
             if not isinstance(fields[name], Mapping):
                 raise TypeError(f"{name} is a {type(fields[name]).__name__}, not an object")

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from twofold.core.model.classifier import Classifier
+from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.ops import Side
 from twofold.core.training.batches import Array, Batch, collate
-from twofold.core.training.optimizer import Optimizer
+from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.recipe import Recipe
+from twofold.reference import checks
 from twofold.reference.checks import dtype_name
 
 SLICE = 1 << 15  # elements that are averaged at a time, so that they stay in cache
@@ -41,15 +43,19 @@ class Trainer:
 
     def __init__(self, model: Classifier, recipe: Recipe) -> None:
         self.model, self.recipe, self.ops = model, recipe, model.ops
-        layout = model.layout
-        dtype = dtype_name(model.flat)
-        self.optimizer = Optimizer(recipe, self.ops, layout.numel, layout.decay_numel, dtype)
+        dtype, top = dtype_name(model.flat), 1 + model.config.num_layers
+        checks.require(recipe.frozen <= top, "frozen", recipe.frozen, f"at most {top}: the head")
+        shapes = model.layout.shapes
+        self.learned = Layout({n: s for n, s in shapes.items() if model.part(n) >= recipe.frozen})
+        factors = {n: recipe.layer_decay ** (top - model.part(n)) for n in self.learned.shapes}
+        over = stretches(model.layout, self.learned, factors)
+        self.optimizer = Optimizer(recipe, self.ops, self.learned.numel, over, dtype)
         self.average = model
         if recipe.average > 0.0:
             flat = self.ops.asarray(self.ops.to_numpy(model.flat).copy())
             self.average = Classifier(model.config, self.ops, flat, dtype=dtype)
-        self._grads = [self.ops.zeros((layout.numel,), dtype) for _ in range(recipe.parts)]
-        self._views = [layout.views(g) for g in self._grads]
+        self._grads = [self.ops.zeros((self.learned.numel,), dtype) for _ in range(recipe.parts)]
+        self._views = [self.learned.views(g) for g in self._grads]
         self.loss = self.grad_norm = math.nan
 
     def step(self, inputs: Sequence[Array], targets: Array, step: int, lr: float) -> None:
@@ -89,12 +95,14 @@ class Trainer:
     def _follow(self, step: int) -> None:
         """Move the average towards the parameters; faster early on, to forget where it began."""
         decay = min(self.recipe.average, step / (step + 9))
-        numel = self.model.layout.numel
-        size = SLICE if self.ops.name == "reference" else numel
-        for start in range(0, numel, size):
-            average = self.average.flat[start : start + size]
-            average *= decay
-            average += (1 - decay) * self.model.flat[start : start + size]
+        for at in self.optimizer.over:
+            first, stop, _ = at.params.indices(self.model.layout.numel)
+            size = SLICE if self.ops.name == "reference" else stop - first
+            for start in range(first, stop, size):
+                end = min(start + size, stop)
+                average = self.average.flat[start:end]
+                average *= decay
+                average += (1 - decay) * self.model.flat[start:end]
 
     def _part(self, batch: Batch, targets: Array, part: int, step: int, share: float) -> float:
         """Write the gradient of one part's share of the mean loss and return that share."""
@@ -116,39 +124,82 @@ class Trainer:
         return float(loss) * share
 
     def tensors(self) -> dict[str, Array]:
-        """Return a copy of everything that a checkpoint must hold, by name."""
-        return {name: np.array(self.ops.to_numpy(x)) for name, x in self._buffers().items()}
+        """Return a copy of everything that a checkpoint must hold, by name.
+
+        Frozen parameters are not among it.
+        """
+        return {
+            name: np.concatenate([self.ops.to_numpy(x) for x in parts])
+            for name, parts in self._buffers().items()
+        }
 
     def restore(self, tensors: dict[str, Array]) -> None:
         """Take up the state of `tensors()`."""
-        for name, buffer in self._buffers().items():
-            buffer[...] = self.ops.asarray(tensors[name])
+        for name, parts in self._buffers().items():
+            start = 0
+            for part in parts:
+                stop = start + part.shape[0]
+                part[...] = self.ops.asarray(tensors[name][start:stop])
+                start = stop
 
-    def _buffers(self) -> dict[str, Any]:
-        """Return the flat buffers that change as the model learns, by name."""
-        buffers = {"params": self.model.flat, **self.optimizer.state}
+    def _buffers(self) -> dict[str, list[Any]]:
+        """Return what changes as the model learns, in stretches of the flat buffers, by name."""
+        models = {"params": self.model}
         if self.average is not self.model:
-            buffers["average"] = self.average.flat
-        return buffers
+            models["average"] = self.average
+        over = self.optimizer.over
+        return {
+            **{name: [model.flat[at.params] for at in over] for name, model in models.items()},
+            **{name: [x] for name, x in self.optimizer.state.items()},
+        }
 
 
 def predict(model: Classifier, inputs: Sequence[Array], batch_size: int = 64) -> Array:
     """Return probabilities (n, C) float32; examples of similar length share a batch."""
-    lengths = np.array([len(x) for x in inputs])
-    order = np.argsort(lengths, kind="stable")
-    probabilities = np.empty((len(inputs), model.config.num_classes), np.float32)
+
+    def probabilities(ids: Any, lengths: Any) -> Array:
+        logits, _ = model.forward(ids, lengths)
+        shifted = model.ops.to_numpy(logits).astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        weights = np.exp(shifted)
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+    return _by_length(model, inputs, batch_size, model.config.num_classes, probabilities)
+
+
+def embed(model: Classifier, inputs: Sequence[Array], batch_size: int = 64) -> Array:
+    """Return embeddings (n, d_model) float32: the mean of the last layer's vectors, of length 1.
+
+    The dot product of two is the cosine of the angle between them (Reimers & Gurevych 2019,
+    "Sentence-BERT", section 3).
+    """
+
+    def means(ids: Any, lengths: Any) -> Array:
+        mean = model.ops.to_numpy(model.mean_state(ids, lengths)).astype(np.float64)
+        return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+
+    return _by_length(model, inputs, batch_size, model.config.d_model, means)
+
+
+def _by_length(
+    model: Classifier,
+    inputs: Sequence[Array],
+    batch_size: int,
+    width: int,
+    function: Callable[[Any, Any], Array],
+) -> Array:
+    """Return rows (n, width) float32 that a function makes of batches of similar length."""
+    order = np.argsort(np.array([len(x) for x in inputs]), kind="stable")
+    rows = np.empty((len(inputs), width), np.float32)
 
     def work(at: int) -> None:
         chosen = order[at : at + batch_size]
         batch = collate([inputs[i] for i in chosen])
-        logits, _ = model.forward(model.ops.asarray(batch.inputs), model.ops.asarray(batch.lengths))
-        shifted = model.ops.to_numpy(logits).astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        weights = np.exp(shifted)
-        probabilities[chosen] = weights / weights.sum(axis=1, keepdims=True)
+        asarray = model.ops.asarray
+        rows[chosen] = function(asarray(batch.inputs), asarray(batch.lengths))
 
     parallel(model.ops, work, range(0, len(inputs), batch_size))
-    return probabilities
+    return rows
 
 
 def accuracy(model: Classifier, inputs: Sequence[Array], labels: Array) -> float:

@@ -369,7 +369,8 @@ def tanh(a: Approx) -> Approx:
     on, value = a.on, np.tanh(a.value)
     nearest = np.maximum(np.abs(a.value) - a.error, 0.0)
     moved = np.fmin((1 - np.tanh(nearest) ** 2) * a.error, 2.0)
-    share = 1 / (1 + np.exp(-2 * a.value))
+    with np.errstate(over="ignore"):
+        share = 1 / (1 + np.exp(-2 * a.value))
     w = 2 * (1 - share)
     wrong = on.u_function + 4 * on.u * np.where(np.isfinite(a.value), np.abs(a.value), 0.0)
     rounding = w * (share * wrong + 2 * on.u_function) + on.u * np.abs(value)

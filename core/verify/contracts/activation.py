@@ -3,7 +3,8 @@ r"""The contract of the activations, and the two bounds that `linear` needs of t
 The kernel's formulas in running error analysis give what f and f′ round at a number z that the
 kernel holds exactly: for GELU z·½(1 + erf(z/√2)), where 1 + erf cancels for z < 0 and the error is
 absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), relative throughout, e⁻²ᵃ
-having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow.
+having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow. tanh is
+`rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout.
 
 Where z itself carries an error e (in `linear`), f moves by at most
 
@@ -33,14 +34,18 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import domains
 from twofold.core.verify.contract import Contract, Subject
-from twofold.core.verify.rounding import Approx, exact, exp, machine
+from twofold.core.verify.rounding import Approx, exact, exp, machine, tanh
 from twofold.reference.activation import CUBIC, KINDS, LINEAR, SATURATED
 
 Array = domains.Array
 
 INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 # The largest |f′|, |f″| and |f‴|, rounded up.
-STEEPEST = {"gelu": (1.12891, 0.79789, 0.77878), "gelu_tanh": (1.12900, 0.79789, 0.77670)}
+STEEPEST = {
+    "gelu": (1.12891, 0.79789, 0.77878),
+    "gelu_tanh": (1.12900, 0.79789, 0.77670),
+    "tanh": (1.0, 0.76981, 2.0),
+}
 GROWTH = 16  # the tests measure it
 FLAT = 3.0  # beyond ±FLAT, f′ and f″ fall steadily in size, or f′ to 1; the tests look
 ERF_CURVATURE = math.sqrt(8 / (math.pi * math.e))  # max|erf″|, where x² = ½
@@ -112,6 +117,10 @@ def derivatives(z: Array, kind: str) -> tuple[Array, Array]:
     if kind == "gelu":
         density = np.exp(-0.5 * z * z) * INVERSE_SQRT_2PI
         return 0.5 * (1 + _erf(z * math.sqrt(0.5))) + z * density, density * (2 - z * z)
+    if kind == "tanh":
+        decay = np.exp(-2 * np.abs(z))
+        slope = 4 * decay / (1 + decay) ** 2
+        return slope, -2 * np.tanh(z) * slope
     # f = z·g, g = 1/(1 + e⁻²ᵃ), with s = 2a: g′ = s′·g(1 − g), g″ = (s″ + s′²(1 − 2g))·g(1 − g)
     z = np.clip(z, -SATURATED, SATURATED)
     s, s1, s2 = 2 * LINEAR * z + 2 * CUBIC * z**3, 2 * LINEAR + 6 * CUBIC * z**2, 12 * CUBIC * z
@@ -133,6 +142,8 @@ def _moved(at: Approx, z: Approx, order: int, kind: str) -> Approx:
 
 def _formula(z: Approx, kind: str) -> Approx:
     """The kernel's `activate`, at an exact z."""
+    if kind == "tanh":
+        return tanh(z)
     return z * _normal_cdf(z) if kind == "gelu" else z / (1.0 + _tanh_decay(_clamped(z)))
 
 
@@ -140,6 +151,10 @@ def _formula_grad(z: Approx, kind: str) -> Approx:
     """The kernel's `activate_grad`, at an exact z."""
     if kind == "gelu":
         return _normal_cdf(z) + z * (exp(-0.5 * z * z) * INVERSE_SQRT_2PI)
+    if kind == "tanh":
+        decay = exp(-2.0 * exact(np.abs(z.value), z.on))
+        gate = 1.0 / (1.0 + decay)
+        return 4.0 * decay * gate * gate
     z = _clamped(z)
     decay = _tanh_decay(z)
     gate = 1.0 / (1.0 + decay)
@@ -168,14 +183,15 @@ def _erf(x: Array) -> Array:
 
 
 def odd_part(subject: Subject, case: Case) -> None:
-    """f(x) − f(−x) is x for all three, because their gates at x and −x add up to 1."""
+    """f(x) − f(−x) is x where gates at x and −x add up to 1; f(x) + f(−x) is 0 for tanh."""
     given, x = inputs(case), inputs(case).x
     here, there = (subject.compute(case, given._replace(x=a))["out"] for a in (x, -x))
     on = machine(case.dtype)
     with np.errstate(all="ignore"):
         bound = sum(activate(exact(a, on), case.kind).stored().error for a in (x, -x))
-        gap = np.abs(here.astype(np.float64) - there.astype(np.float64) - x)
-    assert (~(gap > bound)).all(), "f(x) − f(−x) is not x"
+        here, there = (out.astype(np.float64) for out in (here, there))
+        gap = np.abs(here + there) if case.kind == "tanh" else np.abs(here - there - x)
+    assert (~(gap > bound)).all(), "f(x) and f(−x) do not belong together"
 
 
 def nan_stays(subject: Subject, case: Case) -> None:

@@ -122,14 +122,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     elif given.residual is not None:
         h = exact(stored_sum(given.residual, given.x, case.dtype), on)
     # (2) mean and variance
-    mean = h.sum(-1, keepdims=True) / C
-    centred = h - mean
-    squares = (centred * centred).sum(-1, keepdims=True)
-    shared = 2 * mean.error * (np.abs(centred.value).sum(-1, keepdims=True) - C * mean.error)
-    squares = replace(squares, error=squares.error - np.maximum(shared, 0.0))
-    rstd = 1.0 / sqrt(squares / C + case.eps)
+    xhat, rstd = normalised(h, case.eps)
     # (3) normalise, scale, shift
-    xhat = centred * rstd
     out = xhat * weight + bias
     # backward (2) gain and shift
     dweight, dbias = (dout * xhat).sum(0), dout.sum(0)
@@ -148,6 +142,22 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if given.residual is not None:
         outputs["dresidual"] = total
     return {name: x if name == "h" else x.returned() for name, x in outputs.items()}
+
+
+def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
+    """Return x̂ and 1/√(σ² + ε) of rows.
+
+    The mean is off by the same in a whole row, whose Σ (h − μ) is 0: that part of the errors of
+    h − μ does not reach σ².
+    """
+    C = float(h.value.shape[-1])
+    mean = h.sum(-1, keepdims=True) / C
+    centred = h - mean
+    squares = (centred * centred).sum(-1, keepdims=True)
+    shared = 2 * mean.error * (np.abs(centred.value).sum(-1, keepdims=True) - C * mean.error)
+    squares = replace(squares, error=squares.error - np.maximum(shared, 0.0))
+    rstd = 1.0 / sqrt(squares / C + eps)
+    return centred * rstd, rstd
 
 
 def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:

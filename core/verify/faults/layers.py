@@ -133,6 +133,10 @@ _ACTIVATION: tuple[Row, ...] = (
         ),
     ),
     (
+        KERNEL, "1 − tanh² cancels in the gradient", "",
+        ("return 4.0 * decay * gate * gate", "return 1.0 - tanh(z) * tanh(z)"),
+    ),
+    (
         KERNEL, "relu turns NaN into 0", "",
         ("tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
     ),

@@ -1,0 +1,70 @@
+"""`twofold embed "text" …`: sentence embeddings, and how near texts are to each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+
+from twofold.core import pretrained
+from twofold.core.commands.common import (
+    choose_side,
+    console,
+    escaped,
+    interpreted_strictly,
+    plain_errors,
+    write_json,
+)
+from twofold.core.commands.lines import texts_given
+
+MOST = 12  # texts whose similarities are shown
+
+
+def command(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="texts; without any, lines of standard input")
+    ] = None,
+    model: Annotated[str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")] = (
+        "minilm"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="write the vectors here: .npy, a row for each text")
+    ] = None,
+    side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="write texts and vectors here")] = None,
+) -> None:
+    """Embed texts as vectors of length 1 whose dot products say how near their meanings are."""
+    with plain_errors():
+        if out is not None and out.suffix != ".npy":
+            raise ValueError(f"--out is {str(out)!r}; it must end with .npy")
+        chosen_side = choose_side(side)
+        given: list[str] = []
+        lots = []
+        with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
+            bert = pretrained.load(model, ops=chosen_side)
+            for lot in texts_given(texts):
+                given += lot
+                lots.append(bert.embed(lot))
+        vectors = np.concatenate(lots)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            np.save(out, vectors)
+        if len(given) <= MOST:
+            console.print(_similarities(given, vectors @ vectors.T))
+        console.print(f"{vectors.shape[0]} texts, {vectors.shape[1]} numbers each", highlight=False)
+        pairs = zip(given, vectors.tolist(), strict=True)
+        rows = [{"text": text, "vector": vector} for text, vector in pairs]
+        write_json(json, {"model": model, "embeddings": rows})
+
+
+def _similarities(texts: list[str], cosines: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("", "cosine to", *(str(n + 1) for n in range(len(texts)))):
+        table.add_column(header, justify="left" if header == "cosine to" else "right")
+    for n, (text, row) in enumerate(zip(texts, cosines, strict=True), start=1):
+        table.add_row(str(n), escaped(text), *(f"{c:.2f}" for c in row))
+    return table

@@ -1,0 +1,135 @@
+"""`twofold finetune`: a pretrained BERT taught to classify, with our own backward pass and Adam."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twofold.core import pretrained
+from twofold.core.commands.common import choose_side, console, plain_errors, write_json
+from twofold.core.commands.training import finish, new_folder, reopened, show
+from twofold.core.data.datasets import Dataset
+from twofold.core.data.fetch import sha256_of
+from twofold.core.data.pretrained import NAMES, pretrained_folder
+from twofold.core.model import weights
+from twofold.core.training.codec import TextCodec
+from twofold.core.training.recipe import Recipe
+from twofold.core.training.run import Run
+from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint
+
+# Chosen on validation; the embeddings, half of the parameters, learn next to nothing in two epochs.
+RECIPE: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 32,
+    "lr": 5e-5,
+    "warmup": 0.1,
+    "weight_decay": 0.01,
+    "word_dropout": 0.0,
+    "average": 0.0,
+    "frozen": 1,
+    "refit": False,
+}
+QUICK = {"epochs": 1}
+
+
+def command(
+    data: Annotated[
+        str, typer.Option(help="movie, trec, r8, or a path to CSV, TSV or JSONL")
+    ] = "movie",
+    init: Annotated[
+        str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")
+    ] = "minilm",
+    text_column: Annotated[str | None, typer.Option(help="of the file")] = None,
+    label_column: Annotated[str | None, typer.Option(help="of the file")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run, runs/… by default")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
+    side: Annotated[
+        str, typer.Option(help="reference (NumPy), triton, or auto: triton where CUDA is")
+    ] = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a short form, to see that it runs")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+    seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
+    schedule: Annotated[str | None, typer.Option(help="linear, cosine, constant")] = None,
+    warmup: Annotated[float | None, typer.Option(help="share of the steps")] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="times the rate, once for every part above")
+    ] = None,
+    frozen: Annotated[
+        int | None, typer.Option(help="0: all learns; 1: embeddings do not; 1 + n: nor n layers")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    max_norm: Annotated[float | None, typer.Option(help="clip the gradient; 0 does not")] = None,
+    label_smoothing: Annotated[float | None, typer.Option()] = None,
+    soft_targets: Annotated[bool | None, typer.Option(help="learn from graded labels")] = None,
+    average: Annotated[float | None, typer.Option(help="decay of the weights' average")] = None,
+    patience: Annotated[int | None, typer.Option(help="epochs; 0 never stops early")] = None,
+    refit: Annotated[
+        bool | None, typer.Option(help="fit again on train and validation together")
+    ] = None,
+    checkpoint_steps: Annotated[int | None, typer.Option()] = None,
+    longest: Annotated[int, typer.Option(help="tokens of a text that are read")] = LONGEST,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, max, mean_max: without BERT's pooler")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="of embeddings and sublayers' outputs")
+    ] = None,
+    attention_dropout: Annotated[float | None, typer.Option(help="of weights")] = None,
+) -> None:
+    """Fine-tune a pretrained BERT; without options, MiniLM on movie reviews, on the CPU."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    with plain_errors():
+        run, dataset = _begin(given) if resume is None else reopened(resume)
+        result = run.result() if run.finished else finish(run, dataset)
+        show(run, result)
+        if run.huggingface.exists():
+            console.print(f"for transformers: {run.huggingface}", highlight=False, soft_wrap=True)
+        write_json(json, result)
+
+
+def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
+    """Make a new run's folder."""
+    data, init, longest = given["data"], given["init"], given["longest"]
+    recipe_names = {f.name for f in dataclasses.fields(Recipe)}
+    recipe = RECIPE | (QUICK if given["quick"] else {})
+    recipe |= {name: value for name, value in given.items() if name in recipe_names}
+    checked = Recipe(**recipe)  # before anything is fetched
+    changed = {n: given[n] for n in ("attention_dropout",) if n in given}
+    if "dropout" in given:
+        changed |= {"dropout": given["dropout"], "embedding_dropout": given["dropout"]}
+    if "pooling" in given:
+        changed |= {"pooling": given["pooling"], "pooler": False}
+    loaded = pretrained.load(init, **changed)
+    model = loaded.model.config
+    if not 3 <= longest <= model.max_length:
+        raise ValueError(f"--longest is {longest}; it must be from 3 to {model.max_length}")
+    dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
+    if dataset.kind != "text":
+        raise ValueError(f"--data is {data!r}, images; it must be texts")
+    settings = Settings(
+        data=data,
+        text_column=given.get("text_column"),
+        label_column=given.get("label_column"),
+        data_sha256=fingerprint(dataset),
+        labels=dataset.labels,
+        side=choose_side(given["side"]).name,
+        tokenizer="wordpiece",
+        init=init if init in NAMES else str(Path(init).resolve()),
+        init_sha256=sha256_of(pretrained_folder(init) / weights.WEIGHTS_FILE),
+        longest=longest,
+        quick=given["quick"],
+        model=dataclasses.replace(model, num_classes=len(dataset.labels)),
+        recipe=checked,
+    )
+    made = TextCodec(loaded.tokenizer, longest)
+    return Run.create(given.get("out") or new_folder(data), settings, made), dataset

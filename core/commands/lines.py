@@ -1,0 +1,44 @@
+"""Texts that a command is given, as arguments or as lines that come one after the other."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from twofold.core.commands.common import errors
+
+CHUNK = 1 << 16  # bytes at a time: enough of one length for full batches, few enough to show soon
+
+
+def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
+    """Yield the texts in lots: the arguments, or lines of standard input as they arrive.
+
+    Blank lines do not count. At the end, standard error is told how fast lines went.
+
+    Raises:
+        ValueError: there was no text at all.
+    """
+    if arguments:
+        yield list(arguments)
+        return
+    count, began, rest = 0, time.perf_counter(), b""
+    source: Any = sys.stdin.buffer
+    ended = False
+    while not ended:
+        chunk = source.read1(CHUNK)  # whatever is there, waiting only for the first byte
+        ended = not chunk
+        *lines, rest = (rest + chunk).split(b"\n")
+        if ended:
+            lines.append(rest)
+        texts = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines]
+        if lot := [text for text in texts if text.strip()]:
+            count += len(lot)
+            yield lot
+    if count == 0:
+        raise ValueError("no text was given, as an argument or on standard input")
+    seconds = time.perf_counter() - began
+    errors.print(
+        f"{count} lines in {seconds:.1f} s, {count / seconds:.0f} a second", highlight=False
+    )

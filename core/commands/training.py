@@ -1,0 +1,174 @@
+"""What `train` and `finetune` share: go on with a run to its end, and show what comes of it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from twofold.core.commands.common import (
+    FAILED,
+    INTERRUPTED,
+    choose_side,
+    console,
+    errors,
+    escaped,
+    interpreted_strictly,
+)
+from twofold.core.data.baselines import baselines
+from twofold.core.data.datasets import Dataset
+from twofold.core.ops import Side
+from twofold.core.training.loop import Event, Interrupted, train
+from twofold.core.training.plot import plot
+from twofold.core.training.run import PLOT_FILE, Run, RunError
+from twofold.core.training.settings import fingerprint
+from twofold.core.training.trainer import Diverged, accuracy
+
+
+def reopened(folder: Path) -> tuple[Run, Dataset]:
+    """Return a run to go on with, and its data, if they are still the same.
+
+    Raises:
+        RunError: they are not, or the folder is no run.
+    """
+    run = Run.open(folder)
+    dataset = run.settings.dataset()
+    if fingerprint(dataset) != run.settings.data_sha256:
+        raise RunError(f"{run.settings.data} is not the data that {folder} was begun with")
+    return run, dataset
+
+
+def new_folder(data: str) -> Path:
+    """Return the folder of a new run that nobody named."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    return Path("runs") / f"{Path(data).stem}-{now}"
+
+
+def finish(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """Train to the end, judge on test, and write the result."""
+    side = choose_side(run.settings.side)
+    with interpreted_strictly(side):
+        return _train_on(side, run, dataset)
+
+
+def _train_on(side: Side, run: Run, dataset: Dataset) -> dict[str, Any]:
+    _say_what(run, dataset, side)
+    again = f"go on with: twofold train --resume {run.folder}"
+    try:
+        with _Shown() as shown:
+            model, state = train(run, dataset, side, shown, _passed_over)
+    except Interrupted as stopped:
+        errors.print(f"{stopped}; {again}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from stopped
+    except Diverged as diverged:
+        errors.print(
+            f"[red]error:[/red] {diverged}. The last good checkpoint is in {run.checkpoints}; "
+            "a smaller --lr is the usual remedy",
+            soft_wrap=True,
+        )
+        raise typer.Exit(FAILED) from diverged
+    test = accuracy(model, run.codec.encode(dataset.test_x), dataset.test_y)
+    result = {
+        "data": run.settings.data,
+        "side": side.name,
+        "seed": run.settings.recipe.seed,
+        "test_accuracy": test,
+        "validation_accuracy": state.validation_accuracy,
+        "baselines": baselines(dataset),
+        "train_examples": len(dataset.train_y),
+        "test_examples": len(dataset.test_y),
+        "parameters": model.layout.parameters,
+        "seconds": round(state.seconds, 2),
+        "steps_per_second": round(state.done / state.seconds, 2),
+        "refit": run.settings.recipe.refit,
+        "init": run.settings.init,
+    }
+    plot(run.folder / PLOT_FILE, state.rows, result)
+    run.write_result(result)
+    return result
+
+
+def _passed_over(why: str) -> None:
+    errors.print(f"[yellow]passed over:[/yellow] {escaped(why)}", soft_wrap=True)
+
+
+def _say_what(run: Run, dataset: Dataset, side: Side) -> None:
+    model = run.settings.model
+    console.print(f"[bold]{dataset.name}[/bold]  {dataset.provenance}", soft_wrap=True)
+    console.print(
+        f"{len(dataset.train_y)} examples to train, {len(dataset.test_y)} to test, "
+        f"{len(dataset.labels)} classes; {model.num_layers} layer(s) of {model.d_model} with "
+        f"{model.num_heads} heads, up to {model.max_length} positions; {side.name} side on "
+        f"{side.device}; run in {run.folder}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def show(run: Run, result: Mapping[str, Any]) -> None:
+    """Print what came of a run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("test accuracy", justify="right")
+    for name, value in result["baselines"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    table.add_row("[bold]Transformer[/bold]", f"[bold]{result['test_accuracy']:.4f}[/bold]")
+    console.print(table)
+    held = result["validation_accuracy"]
+    console.print(
+        f"validation {'—' if held is None else f'{held:.4f}'}, {result['seconds']:.0f} s, "
+        f"{result['steps_per_second']:.1f} steps/s, {result['parameters']:,} parameters; "
+        f"{run.folder / PLOT_FILE}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+class _Shown:
+    """Progress on a terminal; a line per epoch elsewhere."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=console,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.accuracy = "—"
+        self.loss: float | None = None
+
+    def __enter__(self) -> _Shown:
+        if console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if console.is_terminal:
+            self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show a step."""
+        self.loss = event.loss if self.loss is None else 0.95 * self.loss + 0.05 * event.loss
+        if event.validation_accuracy is not None:
+            self.accuracy = f"{event.validation_accuracy:.4f}"
+        minutes, seconds = divmod(round(event.seconds_left), 60)
+        said = f"loss {self.loss:.4f}  validation {self.accuracy}  {minutes}:{seconds:02d} left"
+        if console.is_terminal:
+            if event.phase not in self.tasks:
+                self.tasks[event.phase] = self.bar.add_task(event.phase, total=event.steps, said="")
+            self.bar.update(self.tasks[event.phase], completed=event.step, said=said)
+        elif event.validation_accuracy is not None or (
+            event.phase == "refit" and event.step == event.steps
+        ):
+            console.print(
+                f"{event.phase} epoch {event.epoch}, step {event.step}/{event.steps}: {said}",
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,109 @@
+"""A pretrained BERT with its tokenizer: loaded, asked, taught, written back.
+
+bert = pretrained.load("minilm", labels=("bad", "good"))
+trainer = bert.trainer(optimizer="adam")
+trainer.step([bert.encode("A film of rare warmth.")], [1], step=1, lr=1e-5)
+pretrained.save("folder", bert.model, bert.tokenizer, bert.labels)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.core import ops as sides
+from twofold.core.data.pretrained import pretrained_folder
+from twofold.core.data.wordpiece import WordPieceTokenizer
+from twofold.core.model import weights
+from twofold.core.model.classifier import Classifier
+from twofold.core.training import checkpoints, trainer
+from twofold.core.training.recipe import Recipe
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# What an optimizer does where nobody asks for more: its own steps, and nothing beside them.
+PLAIN = {"parts": 1, "weight_decay": 0.0, "max_norm": 0.0, "average": 0.0}
+
+
+class Pretrained(NamedTuple):
+    """A model, and what goes in and comes out of it.
+
+    Attributes:
+        model: of BERT's architecture.
+        tokenizer: its own.
+        labels: names of the classes.
+        missing: tensors that were not in the file, and are drawn.
+    """
+
+    model: Classifier
+    tokenizer: WordPieceTokenizer
+    labels: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def encode(self, text: str, second: str | None = None) -> Array:
+        """Return a text's ids (L,), or a pair's with their types (L, 2); cut where too long."""
+        longest = self.model.config.max_length
+        if second is None:
+            return self.tokenizer.encode(text, longest)
+        return self.tokenizer.encode_pair(text, second, longest)
+
+    def predict(self, texts: Sequence[str]) -> Array:
+        """Return the probabilities of the classes, (n, C) float32."""
+        return trainer.predict(self.model, [self.encode(text) for text in texts])
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        """Return mean-pooled embeddings of length 1, (n, d_model) float32."""
+        return trainer.embed(self.model, [self.encode(text) for text in texts])
+
+    def trainer(self, **recipe: Any) -> trainer.Trainer:
+        """Return what teaches the model; fields of `Recipe` that are not given do nothing."""
+        return trainer.Trainer(self.model, Recipe(**(PLAIN | recipe)))
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    ops: sides.Side | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    **changed: Any,
+) -> Pretrained:
+    """Return a BERT by name, "minilm", or from a folder as Hugging Face writes them.
+
+    Args:
+        name_or_path: of the model; "minilm" is fetched at first use.
+        labels: names of the classes; the folder's own by default. With others, the head is drawn.
+        ops: the side, NumPy's by default.
+        seed: of what the file does not have.
+        dtype: of everything.
+        changed: other fields of `ClassifierConfig`, such as dropouts.
+
+    Raises:
+        DataError, WeightsError: naming the file, the tensor or field, and the fault.
+    """
+    folder = pretrained_folder(name_or_path)
+    config, own = weights.read_config(folder, **changed)
+    if labels is not None:
+        config, _ = weights.read_config(folder, num_classes=len(labels), **changed)
+    labels = own if labels is None else tuple(labels)
+    tokenizer = WordPieceTokenizer.read(folder, config.input_size)
+    model = Classifier(config, ops or sides.load("reference"), seed=seed, dtype=dtype)
+    missing = weights.read_into(model, folder / weights.WEIGHTS_FILE, head=labels == own)
+    return Pretrained(model, tokenizer, tuple(labels), tuple(missing))
+
+
+def save(
+    folder: str | Path, model: Classifier, tokenizer: WordPieceTokenizer, labels: Sequence[str]
+) -> None:
+    """Write a folder that `transformers.BertForSequenceClassification` loads, or leave it be.
+
+    Raises:
+        ValueError: naming what of the model is no BERT's.
+    """
+    files = weights.files(model, tuple(labels))
+    files |= {name: text.encode() for name, text in tokenizer.files().items()}
+    checkpoints.write_folder(Path(folder), files)

@@ -1,0 +1,233 @@
+"""BERT: hidden states against transformers, layer by layer, each within the derived bound."""
+
+import dataclasses
+
+import bert_models
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.core import pretrained
+from twofold.core.data.pretrained import pretrained_folder
+from twofold.core.data.wordpiece import WordPieceTokenizer
+from twofold.core.model import bert
+from twofold.core.model.encoder import Encoder
+from twofold.core.model.layers import Pass
+from twofold.core.ops import load
+from twofold.core.training.batches import collate
+from twofold.core.verify import bert_bound, lockstep
+from twofold.core.verify.contract import compare
+from twofold.core.verify.rounding import machine
+
+SENTENCES = (
+    "A film of rare warmth, and one of the year's best.",
+    "Awful.",
+    "The plot is thin, but the cast is so very good that nobody minds.",
+)
+
+
+def one_layer(model, n, x, lengths):
+    """Return what layer n of our model makes of x."""
+    prefix = f"layers.{n}."
+    params = {
+        name.replace(prefix, "layers.0."): view
+        for name, view in model.params.items()
+        if name.startswith(prefix)
+    }
+    encoder = Encoder(dataclasses.replace(model.config, num_layers=1), model.ops)
+    given = model.ops.asarray(x, str(model.flat.dtype).removeprefix("torch."))
+    out, _ = encoder.forward(given, params, Pass(model.ops.asarray(lengths)))
+    return model.ops.to_numpy(out)
+
+
+def held(name, found, truth, live):
+    """Where no padding is, both are within the bound."""
+    bound = dataclasses.replace(truth, value=truth.value[live], error=truth.error[live])
+    worst, _, fault, _ = compare(name, found[live], bound)
+    assert fault == ""
+    return worst
+
+
+@np.errstate(all="ignore")
+def judge(theirs, folder, ops, inputs, lengths, dtypes=("float64", "float32")):
+    """Hold their hidden states and ours, from their own inputs, to the bound of every layer."""
+    live = np.arange(inputs.shape[1]) < lengths[:, None]
+    theirs = theirs.double()
+    ids, types = inputs[..., 0], inputs[..., 1]
+    with torch.no_grad():
+        found = theirs(
+            torch.tensor(ids),
+            token_type_ids=torch.tensor(types),
+            attention_mask=bert_models.masked(lengths, ids.shape[1]),
+            output_hidden_states=True,
+        )
+    states = [state.numpy() for state in found.hidden_states]
+    for dtype in dtypes:
+        on = machine(dtype)
+        bert = pretrained.load(folder, ops=ops, dtype=dtype)
+        model, missing = bert.model, bert.missing
+        params = {n: model.ops.to_numpy(x).astype(np.float64) for n, x in model.params.items()}
+        truth = bert_bound.embeddings(model.config, params, ids, types, on)
+        ours = model.hidden_states(model.ops.asarray(inputs), model.ops.asarray(lengths))
+        held("embeddings", model.ops.to_numpy(ours[0]), truth, live)
+        if dtype == "float64":
+            held("their embeddings", states[0], truth, live)
+        for n in range(model.config.num_layers):
+            x = states[n].astype(dtype)
+            truth = bert_bound.layer(model.config, params, n, x.astype(np.float64), lengths, on)
+            held(f"layer {n}", one_layer(model, n, x, lengths), truth, live)
+            if dtype == "float64":
+                held(f"their layer {n}", states[n + 1], truth, live)
+        assert len(ours) == len(states)
+        if dtype == "float64" and not missing:
+            x = states[-1]
+            truth = bert_bound.logits(model.config, params, x, on)
+            assert compare("logits", found.logits.numpy(), truth)[2] == ""
+    return states
+
+
+CONFIGS = st.fixed_dictionaries(
+    {
+        "num_attention_heads": st.integers(1, 4),
+        "head_dim": st.integers(2, 9),
+        "intermediate_size": st.integers(1, 40),
+        "num_hidden_layers": st.integers(1, 3),
+        "max_position_embeddings": st.integers(1, 12),
+        "type_vocab_size": st.integers(1, 3),
+        "vocab_size": st.integers(5, 50),
+        "num_labels": st.integers(1, 4),
+        "hidden_act": st.sampled_from(["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]),
+        "layer_norm_eps": st.sampled_from([1e-12, 1e-5]),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("bert")
+
+
+@given(CONFIGS, st.integers(0, 2**31))
+def test_layers_of_random_berts_are_transformers_own(scratch, sizes, seed):
+    sizes = dict(sizes)
+    sizes["hidden_size"] = sizes["num_attention_heads"] * sizes.pop("head_dim")
+    theirs = bert_models.theirs(seed, **sizes)
+    folder = bert_models.folder_of(theirs, scratch)
+    inputs, lengths = bert_models.batch(np.random.default_rng(seed), 3, sizes)
+    judge(theirs, folder, load("reference"), inputs, lengths)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return pretrained_folder("minilm")
+
+
+def test_layers_of_minilm_are_transformers_own(minilm):
+    theirs = transformers.BertModel.from_pretrained(minilm, attn_implementation="eager").eval()
+    tokenizer = WordPieceTokenizer.read(minilm, theirs.config.vocab_size)
+    longest = theirs.config.max_position_embeddings
+    batch = collate([tokenizer.encode(text, longest) for text in SENTENCES])
+    typed = np.stack([batch.inputs, batch.inputs % 2], axis=2)
+    judge(theirs, minilm, load("reference"), typed, batch.lengths)
+
+
+def test_layers_go_through_the_kernels(triton, scratch):
+    sizes = bert_models.SMALL | {"vocab_size": 7, "max_position_embeddings": 5}
+    theirs = bert_models.theirs(3, **sizes)
+    folder = bert_models.folder_of(theirs, scratch)
+    inputs, lengths = bert_models.batch(np.random.default_rng(3), 2, sizes)
+    judge(theirs, folder, triton, inputs, lengths, ["float32"])
+
+
+@pytest.mark.parametrize("kind", ["type", "position", "word"])
+def test_the_bound_of_a_layer_sees_a_wrong_weight(scratch, kind):
+    """So small a change as a thousandth of one number of those that are read is outside of it."""
+    theirs = bert_models.theirs(4)
+    folder = bert_models.folder_of(theirs, scratch)
+    inputs, lengths = bert_models.batch(np.random.default_rng(4), 3, bert_models.SMALL)
+    with torch.no_grad():
+        table = theirs.get_parameter(
+            {
+                "type": "bert.embeddings.token_type_embeddings.weight",
+                "position": "bert.embeddings.position_embeddings.weight",
+                "word": "bert.embeddings.word_embeddings.weight",
+            }[kind]
+        )
+        table[{"type": inputs[0, 0, 1], "position": 0, "word": inputs[0, 0, 0]}[kind], 0] *= 1.001
+    with pytest.raises(AssertionError, match="their embeddings"):
+        judge(theirs, folder, load("reference"), inputs, lengths, ["float64"])
+
+
+NEAR = 1000 * 2.0**-53  # of the largest: float64, and the roundings that a path of sums meets
+
+
+def test_gradients_are_autograds_through_transformers(scratch):
+    theirs = bert_models.theirs(1, num_labels=3).double()
+    folder = bert_models.folder_of(theirs, scratch)
+    inputs, lengths = bert_models.batch(np.random.default_rng(5), 4, bert_models.SMALL)
+    loaded = pretrained.load(folder, dtype="float64")
+    model = loaded.model
+    assert loaded.missing == () and len(loaded.labels) == 3
+    logits, cache = model.forward(inputs, lengths)
+    grads = model.layout.views(np.zeros_like(model.flat))
+    dlogits = np.random.default_rng(6).standard_normal(logits.shape)
+    model.backward(dlogits, cache, grads)
+    found = theirs(
+        torch.tensor(inputs[..., 0]),
+        token_type_ids=torch.tensor(inputs[..., 1]),
+        attention_mask=bert_models.masked(lengths, inputs.shape[1]),
+    ).logits
+    (found * torch.tensor(dlogits)).sum().backward()
+    assert np.abs(logits - found.detach().numpy()).max() <= NEAR * np.abs(logits).max()
+    parameters = dict(theirs.named_parameters())
+    seen = set()
+    for place in bert.places(model.config.num_layers):
+        name = place.theirs if place.theirs in bert.HEAD else bert.PREFIX + place.theirs
+        gradient = parameters.pop(name).grad.numpy()
+        allowed = NEAR * max(1.0, np.abs(gradient).max())
+        assert np.abs(place.of(grads) - gradient).max() <= allowed, name
+        seen.add(place.ours)
+    assert parameters == {} and seen == set(grads)
+
+
+def test_a_sentence_alone_is_what_it_is_in_a_batch(minilm):
+    loaded = pretrained.load(minilm, dtype="float64")
+    model = loaded.model
+    several = [loaded.encode(text) for text in SENTENCES]
+    together = collate(several)
+    states = model.hidden_states(together.inputs, together.lengths)
+    for b, ids in enumerate(several):
+        alone = model.hidden_states(ids[None], np.array([len(ids)]))
+        for one, other in zip(alone, states, strict=True):
+            gap = np.abs(one[0] - other[b, : len(ids)]).max()
+            assert gap <= NEAR * np.abs(one).max()
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "heads", "rows"),
+    [(2, 128, 2, 30522), (4, 256, 4, 1000), (2, 768, 12, 100)],
+    ids=["tiny", "mini", "base, two layers of it"],
+)
+def test_known_shapes_are_loaded(tmp_path, layers, hidden, heads, rows):
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    sizes |= {"intermediate_size": 4 * hidden, "vocab_size": rows, "max_position_embeddings": 512}
+    theirs = bert_models.theirs(7, **sizes)
+    loaded = pretrained.load(bert_models.folder_of(theirs, tmp_path), dtype="float64")
+    assert loaded.model.layout.parameters == sum(p.numel() for p in theirs.parameters())
+    ids = np.arange(7, 20)[None]
+    with torch.no_grad():
+        expected = theirs.double()(torch.tensor(ids)).logits.numpy()
+    found, _ = loaded.model.forward(ids, np.array([13]))
+    assert np.abs(found - expected).max() <= NEAR * np.abs(expected).max()
+
+
+def test_both_sides_learn_alike(triton):
+    """BERT's own architecture, trained in lockstep; dropout is on."""
+    config = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, num_layers=1)
+    found = lockstep.lockstep(triton, config, steps=2, batch_size=4)
+    worst = max(found, key=lambda d: d.share)
+    assert worst.share <= 1.0, worst
+    assert {"types.table", "pooler.weight", "embedding.norm.bias"} <= {d.name for d in found}
