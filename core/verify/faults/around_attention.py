@@ -177,8 +177,12 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
     (
         WEIGHTS, "what nobody sees is left as memory had it", "flash-linear-attention#892",
-        ("    tl.store(p_at, p, mask=(rows < end_row)",
-         "    if start < end:\n        tl.store(p_at, p, mask=(rows < end_row)"),
+        ("    tl.store(p_at, p, mask=(rows < first_row",
+         "    if start < end:\n        tl.store(p_at, p, mask=(rows < first_row"),
+    ),
+    (
+        WEIGHTS, "packed sequences have the lse of the first", "",
+        ("x.M + seq.q_first + rows", "x.M + rows"),
     ),
     (
         WEIGHTS, "all heads read the first head of keys", "attorch#14",
