@@ -218,6 +218,8 @@ FEATURES = (
      "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
     ("attention received by each key", "attention_weights.received(q, k, lse)",
      "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
+    ("both of packed sequences", "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+     "test_weights_of_packed_sequences_are_those_of_padded_batches"),
     ("one or a few queries to a cache, in pages or not, split over keys and merged",
      "attention_decode.forward(q, k_cache, v_cache, key_lengths=, block_table=)",
      "test_the_kernel_is_that_of_attention_on_each_sequence"),

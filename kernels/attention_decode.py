@@ -95,9 +95,8 @@ def load_queries(x, b, heads, queries, shift, columns, D: tl.constexpr):
     """
     q = load(x.q, x.q_strides, b, heads, 0, queries, columns, x.M, D)
     if x.q_turn is not None:
-        angles = queries + shift
-        there = (queries < x.M) & (angles >= 0)
-        q = turned(q, x.q, x.q_strides, b, heads, 0, queries, columns, there, x.q_turn, angles)
+        there = (queries < x.M) & (shift + queries >= 0)
+        q = turned(q, x.q, x.q_strides, b, heads, 0, queries, columns, there, x.q_turn, shift)
     return q
 
 

@@ -191,14 +191,13 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn
     inside = (start + rows < length) & (columns < D)
     x = tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
     if turn is not None:
-        angles = tl.cast(start, tl.int64) + rows
-        x = turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, angles)
+        x = turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, start)
     return x
 
 
 @triton.jit
-def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, angles):
-    """(0) Turn a tile x that has been loaded, where `inside`, by these rows of the angles.
+def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angle):
+    """(0) Turn a tile x that has been loaded, where `inside`; row 0 by the angles of this number.
 
     `turn` is (cos, sin, how far their batches are apart, F, how far the features of a pair are
     apart, None if they are neighbours). The other feature of each pair is loaded, too, from where
@@ -213,7 +212,7 @@ def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, angles):
         other = tl.where(first, columns + F, columns - F)
     paired = inside & (columns < 2 * F)
     y = tl.load(at(ptr, strides, b, h, start, rows, other), mask=paired, other=0.0)
-    row_at = tl.cast(b, tl.int64) * turn[2] + angles * F
+    row_at = tl.cast(b, tl.int64) * turn[2] + (tl.cast(first_angle, tl.int64) + rows) * F
     cos = tl.load(turn[0] + row_at + pair, mask=paired, other=1.0).to(tl.float32)
     sin = tl.load(turn[1] + row_at + pair, mask=paired, other=0.0).to(tl.float32)
     y = y.to(tl.float32) * sin

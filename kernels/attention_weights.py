@@ -3,7 +3,8 @@
 `weights` is bound by what it writes: a program makes one tile of p, so that one query of a long
 text keeps as many programs busy as it has tiles of keys. Bytes: 4·R·N per head written, k read
 once for every tile of queries; operations: 2·R·N·D per head. A tile that no query may see is
-written as zeros without a product.
+written as zeros without a product. Packed sequences are read where they are; their weights have a
+batch for each.
 
 `received` stores nothing but its result: a program holds a tile of keys and goes through the
 queries that see it, as dk and dv do, one order of summation and no atomics, the same bits in every
@@ -40,15 +41,15 @@ from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.kernels.attention_weights_tiles import choose_tile
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
-from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
+from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.attention_weights import check, check_rows
 from twofold.reference.rotary import Rotary
 
 
 @triton.jit
-def load_lse(lse_ptr, x, b, h, rows, length):
+def load_lse(lse_ptr, x, seq, h, rows, length):
     """Load lse of queries; +∞, with which nothing weighs anything, for −∞ and where no query is."""
-    row_at = (b * x.H + h).to(tl.int64) * x.M + rows
+    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
     lse = tl.load(lse_ptr + row_at, mask=rows < length, other=float("inf"))
     return tl.where(lse == -float("inf"), float("inf"), lse)
 
@@ -68,14 +69,15 @@ def weights_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Write the weights of BLOCK_M queries, R of them from `first_row` on, for BLOCK_N keys."""
-    tiles = tl.cdiv(x.N, BLOCK_N)
+    tiles = tl.cdiv(x.longest_k, BLOCK_N)
     start = tl.program_id(0) % tiles * BLOCK_N
     block, b, h = place(tl.program_id(0) // tiles, tl.cdiv(R, BLOCK_M), x.H)
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     first = first_row + block * BLOCK_M
-    end_row = first_row + R
     rows, columns = first + m, start + n
     seq = sequence(x, b)
+    end_row = tl.minimum(first_row + R, seq.M)
+    query, key = seq.q_first + first, seq.k_first + start
     last = tl.minimum(first + BLOCK_M, end_row) - 1
     begin, _, _, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
@@ -89,15 +91,16 @@ def weights_kernel(
     if visited:
         # (1) scores
         product = products(
-            x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, b,
-            first, m, end_row, start, tl.trans(n), seq.present, D, CHUNK_D, PRECISION,
+            x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
+            query, m, seq.q_first + end_row, key, tl.trans(n), seq.k_first + seq.present,
+            D, CHUNK_D, PRECISION,
             x.q_turn, x.k_turn,
         )  # (BLOCK_M, BLOCK_N)  # fmt: skip
         s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
         # (2) weights
-        p = weights_again(s, load_lse(lse_ptr, x, b, h, rows, end_row))
+        p = weights_again(s, load_lse(lse_ptr, x, seq, h, rows, end_row))
     p_at = at(p_ptr, p_strides, b, h, block * BLOCK_M, m.to(tl.int64), columns)
-    tl.store(p_at, p, mask=(rows < end_row) & (columns < x.N))
+    tl.store(p_at, p, mask=(rows < first_row + R) & (columns < x.longest_k))
 
 
 @triton.jit
@@ -114,7 +117,7 @@ def received_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum the weights of BLOCK_N keys over all queries; tiles are (keys, queries)."""
-    blocks = tl.cdiv(x.N, BLOCK_N)
+    blocks = tl.cdiv(x.longest_k, BLOCK_N)
     block, bh = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     b, h = bh // x.H, bh % x.H
     shared = h // x.G  # the head of its keys
@@ -122,13 +125,17 @@ def received_kernel(
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
     columns = first + n
     seq = sequence(x, b)
+    if x.k_starts is not None:
+        if first >= seq.N:
+            return
+    key, q_end, k_end = seq.k_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     if CHUNK_D == BLOCK_D:
         d = tl.arange(0, BLOCK_D)[None, :]
-        k = load(x.k, x.k_strides, b, shared, first, n, d, seq.present, D, x.k_turn)
+        k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     # Key j is seen by queries j − ahead … j + behind. Padding keys need no mask: what they receive
     # is stored as 0; nor does the last tile of queries, where lse is +∞ and weights are 0.
-    length = tl.where(first < seq.present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)
+    length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)
     last = tl.minimum(first + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(
         first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
@@ -138,25 +145,25 @@ def received_kernel(
         for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
             start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
             start = tile_at(x, b, h, block, start, BLOCK_M)
-            rows = start + m
+            query, rows = seq.q_first + start, start + m
             # (1) scores
             if CHUNK_D == BLOCK_D:
-                q = load(x.q, x.q_strides, b, h, start, tl.trans(m), d, x.M, D, x.q_turn)
+                q = load(x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn)
                 product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
             else:
                 product = products(
-                    x.k, x.k_strides, shared, x.q, x.q_strides, h, b,
-                    first, n, seq.present, start, tl.trans(m), x.M, D, CHUNK_D, PRECISION,
+                    x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
+                    key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
                     x.k_turn, x.q_turn,
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights
-            p = weights_again(s, load_lse(lse_ptr, x, b, h, rows, x.M))
+            p = weights_again(s, load_lse(lse_ptr, x, seq, h, rows, seq.M))
             # (3) attention received
             total += tl.sum(p, axis=1, keep_dims=True)
     total = tl.where(columns < seq.present, total, 0.0)
-    column_at = bh.to(tl.int64) * x.N + columns
-    tl.store(received_ptr + column_at, total, mask=columns < x.N)
+    column_at = (seq.batch * x.H + h).to(tl.int64) * x.N + seq.k_first + columns
+    tl.store(received_ptr + column_at, total, mask=columns < seq.N)
 
 
 def weights(
@@ -173,6 +180,10 @@ def weights(
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     rotary: Rotary | None = None,
     block_mask: torch.Tensor | None = None,
     block_size: BlockSize | None = None,
@@ -182,15 +193,16 @@ def weights(
 ) -> torch.Tensor:
     """Return the weights with which queries attend to keys, (B, H, R, N) float32.
 
-    Arguments are those of `reference.attention_weights.weights`, in float16, bfloat16 or float32,
-    any strides; `allow_tf32` and `tile` are those of `attention.forward`.
+    Arguments and results are those of `reference.attention_weights.weights`, in float16, bfloat16
+    or float32, any strides; `allow_tf32` and `tile` are those of `attention.forward`.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, 0.0, 0, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     _check(q, k, lse, options)
-    (B, H, M, _), N = q.shape, k.shape[2]
+    H, (B, M, N) = q.shape[1], sizes(options, q.shape[0], q.shape[2], k.shape[2])
     some = check_rows(rows, M)
     p = torch.empty((B, H, len(some), N), dtype=torch.float32, device=q.device)
     tile = tile or _tile(q, k)
@@ -218,6 +230,10 @@ def received(
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     rotary: Rotary | None = None,
     block_mask: torch.Tensor | None = None,
     block_size: BlockSize | None = None,
@@ -230,11 +246,12 @@ def received(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, 0.0, 0, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     _check(q, k, lse, options)
-    B, H, N = (*q.shape[:2], k.shape[2])
-    out = torch.empty((B, H, N), dtype=torch.float32, device=q.device)
+    H, (B, _, N) = q.shape[1], sizes(options, q.shape[0], q.shape[2], k.shape[2])
+    out = torch.empty((q.shape[0], H, k.shape[2]), dtype=torch.float32, device=q.device)
     tile = tile or _tile(q, k)
     x = call(q, k, None, options.scale(q.shape[-1]), options)
     received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](

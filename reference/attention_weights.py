@@ -15,7 +15,8 @@ the sink's.
 `D` head_dim. The steps are numbered; the kernel carries the same numbers where it does the same
 thing.
 
-A query that may attend to no key has lse −∞ and weights 0.
+A query that may attend to no key has lse −∞ and weights 0. Weights of packed sequences have a batch
+for each, 0 where it has no such query or key; what keys receive is packed as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from typing import Any
 import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
-from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
+from twofold.reference.attention_scores import (
+    BlockSize,
+    Options,
+    ScoreMod,
+    Window,
+    pack,
+    sizes,
+    unpack,
+)
 from twofold.reference.rotary import Rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -66,6 +75,10 @@ def weights(
     bias: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     rotary: Rotary | None = None,
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
@@ -74,29 +87,35 @@ def weights(
     """Return the weights with which queries attend to keys.
 
     Args:
-        q: (B, H, M, D), floating, D ≤ 256.
+        q: (B, H, M, D), floating, D ≤ 512.
         k: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k.
         lse: (B, H, M), floating, natural logarithms: the log-sum-exp of the same call of attention.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, mask,
-            key_lengths, rotary, block_mask, block_size: as `attention.forward` had them.
-        rows: the queries that are looked at, all by default: `slice(-1, None)` is the last one.
-            Memory and time are of their number; all else stays of the whole call.
+            key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, rotary, block_mask,
+            block_size: as `attention.forward` had them.
+        rows: the queries that are looked at, all by default: `slice(-1, None)` is the last one. Of
+            packed sequences they are some of max_seqlen_q, for each. Memory and time are of their
+            number; all else stays of the whole call.
 
     Returns:
-        (B, H, R, N), of the dtype that NumPy gives q and lse together.
+        (B, H, R, N), of S packed sequences (S, H, R, max_seqlen_k), of the dtype that NumPy gives q
+        and lse together.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, 0.0, 0, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, lse, options)
-    M = q.shape[2]
+    M = sizes(options, q.shape[0], q.shape[2], k.shape[2])[1]
     # (0) queries and keys at their positions
     if rotary is not None:
         q, k = turn(q, *rotary.of_q), turn(k, *rotary.of_k)
+    q, lse = (unpack(x, cu_seqlens_q, max_seqlen_q) for x in (q, lse))
+    k = unpack(k, cu_seqlens_k, max_seqlen_k)
     some = check_rows(rows, M)
     q, lse = (x[:, :, some.start : some.stop] for x in (q, lse))
     options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
@@ -126,21 +145,27 @@ def received(
     bias: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     rotary: Rotary | None = None,
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
 ) -> Array:
     """Return how much attention each key receives, (B, H, N): its weights, of all queries, summed.
 
-    Arguments are those of `weights`.
+    Arguments are those of `weights`; N is the length of k, packed or not.
     """
     p = weights(
         q, k, lse, softmax_scale=softmax_scale, causal=causal, window_size=window_size,
         softcap=softcap, score_mod=score_mod, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
-        key_lengths=key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths=key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, rotary=rotary, block_mask=block_mask,
+        block_size=block_size,
     )  # (B, H, M, N)  # fmt: skip
     # (3) attention received
-    return np.asarray(p.sum(axis=-2))
+    return pack(np.asarray(p.sum(axis=-2)), cu_seqlens_k)
 
 
 def taken(x: Array | None, rows: range) -> Array | None:

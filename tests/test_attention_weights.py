@@ -22,7 +22,7 @@ from twofold.core.verify.foreign_subjects import subject as foreign
 from twofold.core.verify.rounding import gamma
 from twofold.kernels import attention_weights_tiles as tiles
 from twofold.reference import attention, attention_weights
-from twofold.reference.attention_scores import Options, attended
+from twofold.reference.attention_scores import Options, attended, pack
 
 HEADS, LONG, HEAD_DIM = 4, 200, 16
 EVERYTHING = {
@@ -60,7 +60,7 @@ def test_with_its_own_lse_reference_is_the_softmax_of_attention(reference, case)
     with np.errstate(all="ignore"):
         cache = attention.forward(call.q, call.k, call.v, **options._asdict())[1]
     rows = case.rows or slice(None)
-    theirs = {"weights": cache.p[:, :, rows], "received": cache.p.sum(-2)}
+    theirs = {"weights": cache.p[:, :, rows], "received": pack(cache.p.sum(-2), call.cu_seqlens_k)}
     found, bounds = contract.run(reference, case, given_), contract.truth(case, given_)
     for name, p in theirs.items():
         rounding = gamma(case.seqlen_k + 8, 2.0**-53) * (1 + np.abs(p))
@@ -204,6 +204,24 @@ def test_an_object_with_both_functions_is_judged_and_need_not_know_of_tf32(trito
         foreign(SimpleNamespace(weights=ours.weights), "attention_weights")
 
 
+def test_weights_of_packed_sequences_are_those_of_padded_batches(reference, triton):
+    """Where a sequence has no such query or key they are 0; what keys receive lies as keys do."""
+    case = contract.Case(batch=3, heads=2, seqlen_q=7, seqlen_k=9, packed=True, causal=True, seed=1)
+    given_ = contract.inputs(case)
+    call, bounds = given_.call, contract.truth(case, given_)
+    sizes = np.diff(call.cu_seqlens_q), np.diff(call.cu_seqlens_k)
+    there = [np.arange(n) < size[:, None] for n, size in zip((7, 9), sizes, strict=True)]
+    pairs = there[0][:, None, :, None] & there[1][:, None, None, :]  # (S, 1, M, N)
+    assert 0 < pairs.sum() < pairs.size
+    for side in (reference, triton):
+        found = subject(contract.CONTRACT, side).compute(case, given_)
+        assert found["weights"].shape == (3, 2, 7, 9) and not (found["weights"] * ~pairs).any()
+        assert found["received"].shape == (1, 2, call.k.shape[2])
+        received = found["weights"].astype(np.float64).sum(-2).swapaxes(1, 2)[there[1]]
+        bound = bounds["received"]
+        claims.agree("received", received.T[None], found["received"], bound, "of padded batches")
+
+
 Q, K = np.ones((2, 4, 5, 6)), np.ones((2, 2, 7, 6))
 LSE = np.ones((2, 4, 5))
 
@@ -283,6 +301,7 @@ FAULTS = {
     "moved lse": base_two,
     "permuted heads": plus("weights", lambda f, c, g: np.arange(2)[:, None, None]),
     "batch alone": plus("received", lambda f, c, g: c.batch),
+    "sequence alone": plus("weights", lambda f, c, g: c.packed),
     "grouped heads": plus("weights", lambda f, c, g: c.groups),
     "powers of two": plus("weights", lambda f, c, g: 0.01 * c.softmax_scale),
     "other strides": plus("received", lambda f, c, g: c.layout != "contiguous"),

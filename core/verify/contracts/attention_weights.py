@@ -30,6 +30,15 @@ EVERYTHING: dict[str, Any] = {
     "mask": "B1MN", "key_lengths": True,
 }  # fmt: skip
 
+PACKED: dict[str, Any] = {"batch": 4, "heads": 2, "groups": 2, "packed": True}
+PACKINGS: tuple[dict[str, Any], ...] = (
+    {"causal": True, "alibi": "BH"},
+    {"window_size": (17, 15), "bias": "BHMN", "first_row": 20, "queries": 10},
+    {"causal": "top-left", "mask": "B1MN", "lse": "lost"},
+    {"key_lengths": True, "rotary": "half", "head_dim": 70, "seqlen_q": 20, "seqlen_k": 18},
+    {"block_mask": "BHMN", "block_size": (17, 24), "first_row": 39, "queries": 1},
+)
+
 CONTRACT = Contract(
     operator="attention_weights",
     cases=cases(),
@@ -99,6 +108,11 @@ CONTRACT = Contract(
         Case(batch=2, seqlen_q=9, seqlen_k=5, rotary="half", first_row=3, queries=4),
         Case(heads=2, groups=2, seqlen_q=5, seqlen_k=9, rotary="interleaved", head_dim=12),
         Case(seqlen_q=5, seqlen_k=9, rotary="half", head_dim=140, dtype="bfloat16"),
+        # Packed sequences of every kind, longer and shorter than a tile, and empty.
+        *(
+            Case(**{"seqlen_q": 40, "seqlen_k": 37, **PACKED, **how}, seed=seed)
+            for seed, how in enumerate(PACKINGS)
+        ),
     ),
     properties=PROPERTIES,
     small=small,
@@ -111,6 +125,7 @@ CONTRACT = Contract(
             ((64,), (("float16", False), ("float32", True)), {}),
             ((40, 136), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((64, 128), (("bfloat16", False), ("float32", False)), {"rotary": "half"}),
+            ((64, 128), (("bfloat16", False), ("float32", False)), {**EVERYTHING, "packed": True}),
         )
         for head_dim in head_dims
         for dtype, allow_tf32 in precisions

@@ -19,7 +19,7 @@ Nothing is cast: both outputs are float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,13 +33,13 @@ from twofold.core.verify.contracts.attention_domain import place, statistics
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_weights_tiles import ENTRIES
 from twofold.reference import attention
+from twofold.reference.attention_scores import pack, unpack
 
 Array = domains.Array
 
 LSES = ("true", "moved", "lost")
-PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 # What attention is asked for that its weights know of through lse, or not at all.
-APART = ("sinks", "dropout_p", "seed", *PACKED)
+APART = ("sinks", "dropout_p", "seed")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Inputs(NamedTuple):
 
     call: attention_domain.Inputs
     lse: Array
+
+    def of_batches(self, case: Case) -> Array:
+        """The lse with a batch for each packed sequence."""
+        return unpack(self.lse, self.call.cu_seqlens_q, case.seqlen_q)
 
 
 def inputs(case: Case) -> Inputs:
@@ -107,16 +111,18 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds."""
     given = given or inputs(case)
     x = attention_domain.problem(case, given.call)
-    on, known = x.q.on, given.lse[..., None] > -np.inf  # (B, H, M, 1)
+    given_lse = given.of_batches(case)[..., None]
+    on, known = x.q.on, given_lse > -np.inf  # (B, H, M, 1)
     rows = case.rows or slice(None)
     with np.errstate(all="ignore"):
         # (1) scores
         t, _ = scores(x)  # (B, H, M, N)
         # (2) weights
-        lse = exact(np.where(known, given.lse[..., None], 0.0), on)
+        lse = exact(np.where(known, given_lse, 0.0), on)
         p = exp2(t - lse * folded(1.0, on)).where(x.live & known)
         # (3) attention received
-        return {"weights": kept(p[:, :, rows], case), "received": kept(p.sum(-2), case)}
+        received = p.sum(-2).moved(lambda a: pack(a, given.call.cu_seqlens_k))
+        return {"weights": kept(p[:, :, rows], case), "received": kept(received, case)}
 
 
 def kept(x: Approx, case: Case) -> Approx:
@@ -126,7 +132,9 @@ def kept(x: Approx, case: Case) -> Approx:
 
 def small(case: Case) -> Case:
     """Return the case cut down to a size at which properties cost little."""
-    cut = attention_domain.small(case)
+    cut = replace(
+        attention_domain.small(case), packed=False
+    )  # as batches are, packed sequences are
     assert isinstance(cut, Case)
     return cut
 
@@ -135,7 +143,7 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: that of attention, any lse, all queries or some."""
 
     def build(case: attention_domain.Case, **mine: Any) -> Case:
-        return Case(**{**vars(case), "packed": False, "dropout_p": 0.0, "dlse": False, **mine})
+        return Case(**{**vars(case), "dropout_p": 0.0, "dlse": False, **mine})
 
     return st.builds(
         build,

@@ -14,6 +14,7 @@ import numpy as np
 
 from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, Property, Subject
+from twofold.core.verify.contracts import attention_packed
 from twofold.core.verify.contracts.attention_domain import scale, statistics
 from twofold.core.verify.contracts.attention_sample import full_live, last, outer
 from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
@@ -163,6 +164,30 @@ def batch_alone(subject: Subject, case: Case) -> None:
     claims.same_bits(among, found, "alone in its batch")
 
 
+def sequence_alone(subject: Subject, case: Case) -> None:
+    """A packed sequence has the weights that it has by itself, and 0 where it has no pair."""
+    case = replace(case, packed=True, batch=max(case.batch, 2), queries=None)
+    given = inputs(case)
+    found, call = subject.compute(case, given), given.call
+    for s in range(case.batch):
+        one, own = attention_packed.alone(case, call, s)
+        assert isinstance(one, Case)
+        m, n = one.seqlen_q, one.seqlen_k
+        weights = found["weights"][s : s + 1]
+        rest = weights.copy()
+        rest[:, :, :m, :n] = 0
+        assert (rest == 0).all(), "there are weights where there is no pair"
+        rows, keys = attention_packed.places(call, s)
+        mine = {"weights": weights[:, :, :m, :n], "received": found["received"][:, :, keys]}
+        if not m:
+            assert (mine["received"] == 0).all(), "keys receive attention that nobody gives"
+        if m and n:
+            by_itself = Inputs(own, given.lse[:, :, rows])
+            theirs, bounds = subject.compute(one, by_itself), truth(one, by_itself)
+            for name, x in mine.items():
+                claims.agree(name, x, theirs[name], bounds[name], f"of sequence {s} by itself")
+
+
 def grouped_heads(subject: Subject, case: Case) -> None:
     """Heads that share keys have the bits that they have with keys of their own."""
     if case.groups == 1:
@@ -223,6 +248,7 @@ PROPERTIES: Mapping[str, Property] = {
     "moved lse": moved_lse,
     "permuted heads": permuted_heads,
     "batch alone": batch_alone,
+    "sequence alone": sequence_alone,
     "grouped heads": grouped_heads,
     "powers of two": powers_of_two,
     "other strides": other_strides,

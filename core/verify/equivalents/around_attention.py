@@ -69,12 +69,14 @@ _WEIGHTS = (
                 ("weights_kernel", f"{_SEEN} → start < end"),
                 ("weights_kernel", "visited & (here < after) → *"),
                 ("weights_kernel", "here < after → here <= after"),
+                ("received_kernel", "x.k_starts is not None → x.k_starts is None"),
+                ("received_kernel", "first >= seq.N → first > seq.N"),
             ),
             "what padding keys would sum up is not stored": (
                 ("received_kernel", "first < seq.present → first <= seq.present"),
                 (
                     "received_kernel",
-                    "length = tl.where(first < seq.present, tl.cdiv(x.M, BLOCK_M) * BLOCK_M, 0)",
+                    "length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)",
                     "0 → 1",
                 ),
             ),

@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
-from twofold.core.verify.faults import around_attention, attention, inputs, layers
+from twofold.core.verify.faults import around_attention, attention, decoding, inputs, layers
 from twofold.core.verify.faults.entry import Fault
 from twofold.core.verify.mutation import Mutant
 
@@ -20,6 +20,7 @@ __all__ = ["CATALOGUE", "Fault", "mutants", "stale"]
 CATALOGUE: tuple[Fault, ...] = (
     *attention.FAULTS,
     *around_attention.FAULTS,
+    *decoding.FAULTS,
     *inputs.FAULTS,
     *layers.FAULTS,
 )

@@ -1,4 +1,4 @@
-"""Faults of what stands around attention: heads, merging, weights, decoding, 8 bits and so on."""
+"""Faults of what stands around attention: heads, merging, weights, 8 bits and so on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
 )
 ATTENTION_PARTS = "kernels/attention_parts.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
-DECODE, DECODE_REFERENCE = "kernels/attention_decode.py", "reference/attention_decode.py"
 FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
 
 _HEADS: tuple[Row, ...] = (
@@ -177,8 +176,12 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
     (
         WEIGHTS, "what nobody sees is left as memory had it", "flash-linear-attention#892",
-        ("    tl.store(p_at, p, mask=(rows < end_row)",
-         "    if start < end:\n        tl.store(p_at, p, mask=(rows < end_row)"),
+        ("    tl.store(p_at, p, mask=(rows < first_row",
+         "    if start < end:\n        tl.store(p_at, p, mask=(rows < first_row"),
+    ),
+    (
+        WEIGHTS, "packed sequences have the lse of the first", "",
+        ("x.M + seq.q_first + rows", "x.M + rows"),
     ),
     (
         WEIGHTS, "all heads read the first head of keys", "attorch#14",
@@ -199,78 +202,6 @@ _WEIGHTS: tuple[Row, ...] = (
     (
         WEIGHTS_REFERENCE, "some queries have the diagonal of the first", "ffpa-attn#300",
         ("attended(s.shape, options, some.start, M)", "attended(s.shape, options, 0, M)"),
-    ),
-)  # fmt: skip
-
-_DECODE: tuple[Row, ...] = (
-    (
-        DECODE, "the last tile of a part is read past its end", "",
-        ("stop = tl.minimum(begin + split, present)", "stop = present"),
-    ),
-    (
-        DECODE, "a sequence that ends within a part is not merged", "sycl-tla#489",
-        ("tl.cdiv(keys_present(lengths_ptr, b, N), split)",
-         "keys_present(lengths_ptr, b, N) // split"),
-    ),
-    (
-        DECODE, "parts are merged that no program wrote", "triton#4075",
-        (
-            "parts = tl.maximum(tl.cdiv(keys_present(lengths_ptr, b, N), split), 1)",
-            "parts = tl.cdiv(N, split)",
-        ),
-    ),
-    (
-        DECODE, "the number of parts depends on the batch", "flash-attention#2450",
-        ("split = min(split, N)", "split = min(max(1, split // B), N)"),
-    ),
-    (
-        DECODE, "the first page serves all keys of a tile", "",
-        ("(key // pages.size).to(tl.int64)", "(start // pages.size)"),
-    ),
-    (
-        DECODE, "the table is read after the last key", "",
-        (
-            "tl.load(pages.table + page_at, mask=key < end, other=0)",
-            "tl.load(pages.table + page_at)",
-        ),
-    ),
-    (
-        DECODE, "causal is aligned to the capacity", "onnxruntime#28958",
-        ("shift = present - M", "shift = x.N - M"),
-    ),
-    (
-        DECODE, "a window is aligned to the part", "",
-        ("seen(\n        shift + first // x.G, shift + last // x.G,",
-         "seen(\n        stop - M + first // x.G, stop - M + last // x.G,"),
-    ),
-    (
-        DECODE, "every part has the sink", "",
-        ("top = tl.where(part == 0, sink, top)", "top = sink"),
-        ("total = tl.where(part == 0, 1.0, total)", "total += 1.0"),
-    ),
-    (
-        DECODE, "rows of a block are numbered head by head, and stored query by query", "",
-        ("m, h = r // x.G, shared * x.G + r % x.G", "m, h = r % M, shared * x.G + r // M % x.G"),
-    ),
-    (
-        DECODE, "the output of a part is not normalised", "",
-        ("acc / divisor[:, None], mask=written", "acc, mask=written"),
-    ),
-    (
-        DECODE, "values lie like keys", "",
-        ("v = load(x.v, x.v_strides, page", "v = load(x.v, x.k_strides, page"),
-    ),
-    (
-        DECODE, "positions begin at the new queries", "",
-        ("positions = shift + m[:, None]", "positions = m[:, None]"),
-    ),
-    (
-        DECODE, "a bias and masks have rows of positions", "",
-        ("heads, m[:, None], columns, True", "heads, positions, columns, True"),
-    ),
-    (
-        DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",
-        ("placed(score_mod, b, length - M)", "placed(score_mod, b, N - M)"),
     ),
 )  # fmt: skip
 
@@ -408,7 +339,6 @@ FAULTS = (
     *of("multi_head_attention", _HEADS),
     *of("merge_attention", _MERGE),
     *of("attention_weights", _WEIGHTS),
-    *of("attention_decode", _DECODE),
     *of("attention_double_backward", _DOUBLE),
     *of("attention_fp8", _FP8),
 )
