@@ -58,15 +58,11 @@ def cdf(z: Array) -> Array:
 
 def density(z: Array) -> Array:
     """Return φ(z) element by element, in the dtype of z."""
-    result = np.empty(z.shape, z.dtype)
-    flat, out = z.reshape(-1), result.reshape(-1)
-    for start in range(0, len(flat), BLOCK):
-        part = out[start : start + BLOCK]
-        np.clip(flat[start : start + BLOCK], -TAIL_END, TAIL_END, out=part)
-        part *= part
-        part *= -0.5
-        np.exp(part, out=part)
-        part *= 1 / math.sqrt(2 * math.pi)
+    result = np.clip(z, -TAIL_END, TAIL_END, out=np.empty_like(z))
+    result *= result
+    result *= -0.5
+    np.exp(result, out=result)
+    result *= 1 / math.sqrt(2 * math.pi)
     return result
 
 

@@ -227,7 +227,7 @@ def test_known_shapes_are_loaded(tmp_path, layers, hidden, heads, rows):
 def test_both_sides_learn_alike(triton):
     """BERT's own architecture, trained in lockstep; dropout is on."""
     config = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, num_layers=1)
-    found = lockstep.lockstep(triton, config, steps=2, batch_size=4)
+    found = lockstep.lockstep(triton, config, steps=2, batch_size=4, seed=1)
     worst = max(found, key=lambda d: d.share)
     assert worst.share <= 1.0, worst
     assert {"types.table", "pooler.weight", "embedding.norm.bias"} <= {d.name for d in found}

@@ -81,6 +81,10 @@ class Classifier:
         self.layout = Layout(self._shapes())
         self.flat = ops.asarray(self.layout.initial(seed), dtype) if flat is None else flat
         self.params = self.layout.views(self.flat)
+        # Of the last layer, the rest of the positions would be worked out in vain.
+        self._first_only = (
+            config.pooling == "first" and config.norm == "post" and config.positions != "rotary"
+        )
         # What positions are made of is a constant unless it is learned.
         self._sinusoids = self._rotary = None
         positions = ops.asarray(np.arange(config.max_length))
@@ -136,7 +140,9 @@ class Classifier:
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
         x, embedding_cache = self._embed(inputs, seeds)
-        x, encoder_cache = self._encode(x, lengths, seeds)
+        x, encoder_cache = self._encode(x, lengths, seeds, first_only=self._first_only)
+        if self._first_only:
+            lengths = 0 * lengths + 1
         logits, head_cache = self._judge(x, lengths, seeds)
         return logits, Cache(embedding_cache, encoder_cache, head_cache)
 
@@ -221,13 +227,16 @@ class Classifier:
         lengths: Any,
         seeds: tuple[int, ...] | None,
         states: list[Any] | None = None,
+        first_only: bool = False,
     ) -> tuple[Any, EncoderCache]:
-        """Return what the last layer gives (B, L, d_model)."""
+        """Return what the last layer gives, (B, L, d_model), or of its first position alone."""
         rotary = None
         if self._rotary is not None:
             cos, sin = (t[: x.shape[1]] for t in self._rotary)
             rotary = (cos, sin, False)
-        return self.encoder.forward(x, self.params, Pass(lengths, rotary, seeds, states))
+        return self.encoder.forward(
+            x, self.params, Pass(lengths, rotary, seeds, states, first_only)
+        )
 
     def _judge(self, x: Any, lengths: Any, seeds: tuple[int, ...] | None) -> tuple[Any, HeadCache]:
         """Return logits (B, C)."""

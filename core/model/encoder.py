@@ -40,7 +40,9 @@ class Encoder:
         for n in range(config.num_layers):
             site = first_site + SITES_PER_LAYER * n
             self.sublayers += [
-                SelfAttention(f"layers.{n}.attention", config, ops, site, site + 1),
+                SelfAttention(
+                    f"layers.{n}.attention", config, ops, site, site + 1, n + 1 == config.num_layers
+                ),
                 FeedForward(f"layers.{n}.feed_forward", config, ops, site + 2, site + 3),
             ]
         self.norms = [f"{sublayer.name}.norm" for sublayer in self.sublayers]
@@ -55,7 +57,10 @@ class Encoder:
         return shapes
 
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Cache]:
-        """Return what the last norm gives, (B, L, d_model), and the cache."""
+        """Return what the last norm gives, (B, L, d_model), and the cache.
+
+        L is 1 where `batch.first_only` says so.
+        """
         cache = Cache([], [])
         if self.config.norm == "pre":
             stream, site = None, -1
@@ -71,6 +76,7 @@ class Encoder:
             for k, (norm, sublayer) in enumerate(zip(self.norms, self.sublayers, strict=True)):
                 added, sublayer_cache = sublayer.forward(x, params, batch)
                 cache.sublayers.append(sublayer_cache)
+                x = x[:, : added.shape[1]]
                 x, _ = self._norm(norm, added, x, sublayer.output_site, params, batch, cache)
                 self._hand_on(k + 1, x, batch)
         return x, cache
@@ -96,7 +102,7 @@ class Encoder:
                     return None
                 dadded, dresidual = self._norm_backward(k, dout, None, cache, grads)
                 dout = self.sublayers[k].backward(dadded, cache.sublayers[k], grads)
-                dout += dresidual
+                dout[:, : dresidual.shape[1]] += dresidual
         return dout
 
     @staticmethod

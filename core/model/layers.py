@@ -25,12 +25,15 @@ class Pass(NamedTuple):
         rotary: (cos, sin, interleaved) or None.
         seeds: of the dropout masks by site; None where nothing is dropped.
         states: a list that is given what each layer hands on, or None.
+        first_only: nobody reads more of the last layer than its first position, so that only
+            that one attends there. Of post-norm layers without rotary positions.
     """
 
     lengths: Any
     rotary: tuple[Any, Any, bool] | None = None
     seeds: tuple[int, ...] | None = None
     states: list[Any] | None = None
+    first_only: bool = False
 
 
 class Sublayer(Protocol):
@@ -63,6 +66,7 @@ class SelfAttention:
     ops: Side
     weights_site: int
     output_site: int
+    last: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters by name."""
@@ -75,11 +79,13 @@ class SelfAttention:
         }
 
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
-        """Return the output and the cache."""
+        """Return the output, of the first position alone if only that attends, and the cache."""
+        queries, context = (x[:, :1], x) if self.last and batch.first_only else (x, None)
         out, cache = self.ops.multi_head_attention.forward(
-            x,
+            queries,
             *(params[name] for name in self.shapes()),
             num_heads=self.config.num_heads,
+            context=context,
             key_lengths=batch.lengths,
             rotary=batch.rotary,
             **drop(self.config.attention_dropout, batch.seeds, self.weights_site),
@@ -90,7 +96,10 @@ class SelfAttention:
         """Write the parameters' gradients into `grads` and return the input's."""
         g = self.ops.multi_head_attention.backward(dout, cache)
         store(grads, self.name, w_qkv=g.dw_qkv, b_qkv=g.db_qkv, w_out=g.dw_out, b_out=g.db_out)
-        return g.dx
+        if g.dcontext is None:
+            return g.dx
+        g.dcontext[:, :1] += g.dx
+        return g.dcontext
 
 
 @dataclass(frozen=True)
