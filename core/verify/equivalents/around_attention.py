@@ -86,14 +86,6 @@ _WEIGHTS = (
         },
     )
     + of(
-        "kernels/attention_weights_tiles.py",
-        {
-            "another tile of the tables: it computes the same, at another cost": (
-                ("choose_tile", "aligned → not aligned"),
-            ),
-        },
-    )
-    + of(
         "reference/attention_weights.py",
         {"of four axes": (("received", "-2 → 2"),)},
     )
