@@ -20,7 +20,8 @@ TILES: dict[Key, Tile] = {
     (4, 128): Tile(32, 32, 4, 1, 64),
     (4, 256): Tile(32, 32, 8, 1, 32),
 }
-# With an address for each element, attention's, but for one in which not all scores go.
+# With an address for each element, or 512 of them, attention's, but for one in which not all scores
+# go.
 UNALIGNED: dict[Key, Tile] = attention_tiles.UNALIGNED | {(4, 64): Tile(16, 16, 8, 1, 32)}
 # Every entry once, for the tests.
 ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *UNALIGNED.items())
@@ -31,4 +32,5 @@ def choose_tile(head_dim: int, element_size: int, *, aligned: bool = True) -> Ti
 
     `aligned` is what `attention_tiles.aligned` says of the strides.
     """
-    return (TILES if aligned else UNALIGNED)[element_size, padded(head_dim)]
+    key = element_size, padded(head_dim)
+    return TILES[key] if aligned and key in TILES else UNALIGNED[key]

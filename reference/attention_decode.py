@@ -18,7 +18,8 @@ for, `P` pages, `D` head_dim. Steps (1) to (4) are those of `attention`, which i
 sequence; the kernel takes them over parts of the keys and merges those by the steps of
 `merge_attention`. There is no backward.
 
-A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks).
+A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks). There is no
+dropout, as nothing is trained without a backward.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ Specification"). A scale brings the largest number of a head to 448. Here the nu
 arrays of any floating dtype whose elements e4m3 holds; what is computed with them is exact
 mathematics, so that all that a kernel loses is its own.
 
+There are no rotary positions: what is turned no longer has 8 bits, so queries and keys are turned
+before they are quantised. There is no dropout, as nothing is trained without a backward.
+
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1) to (4) are those of `attention`, which is called. There is no backward.
 """

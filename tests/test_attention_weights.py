@@ -40,7 +40,7 @@ def test_every_tile_is_pinned_and_chosen():
     assert pinned == set(range(len(tiles.ENTRIES)))
     chosen = {
         tiles.choose_tile(d, size, aligned=aligned)
-        for d in range(1, 257)
+        for d in range(1, 513)
         for size in (2, 4)
         for aligned in (True, False)
     }

@@ -108,6 +108,7 @@ CONTRACT = Contract(
         Case(batch=2, seqlen_q=9, seqlen_k=5, rotary="half", first_row=3, queries=4),
         Case(heads=2, groups=2, seqlen_q=5, seqlen_k=9, rotary="interleaved", head_dim=12),
         Case(seqlen_q=5, seqlen_k=9, rotary="half", head_dim=140, dtype="bfloat16"),
+        *(Case(dtype=d, seqlen_q=3, seqlen_k=5, head_dim=512) for d in ("float32", "bfloat16")),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(
             Case(**{"seqlen_q": 40, "seqlen_k": 37, **PACKED, **how}, seed=seed)
@@ -123,6 +124,7 @@ CONTRACT = Contract(
         for head_dims, precisions, flags in (
             ((16, 32, 64, 128, 256), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((64,), (("float16", False), ("float32", True)), {}),
+            ((512,), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((40, 136), (("bfloat16", False), ("float32", False)), EVERYTHING),
             ((64, 128), (("bfloat16", False), ("float32", False)), {"rotary": "half"}),
             ((64, 128), (("bfloat16", False), ("float32", False)), {**EVERYTHING, "packed": True}),
