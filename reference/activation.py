@@ -6,7 +6,8 @@ r"""Activations: GELU, its tanh form and ReLU of the feed-forward layer, tanh of
     tanh(z)      = 1 − 2/(1 + e²ᶻ),  tanh′(z) = 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)²
 
 Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010; its
-derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z), e⁻²ᵃ or e⁻²|ᶻ|, for backward.
+derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z), e⁻²ᵃ or e⁻²|ᶻ|, for
+backward.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 
 def activate(z: Array, kind: str) -> tuple[Array, Array | None]:
-    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ| or (for ReLU) None."""
+    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|; None for ReLU."""
     if kind == "relu":
         return np.maximum(z, 0), None
     if kind == "gelu":
