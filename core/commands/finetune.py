@@ -77,7 +77,9 @@ def command(
         bool | None, typer.Option(help="fit again on train and validation together")
     ] = None,
     checkpoint_steps: Annotated[int | None, typer.Option()] = None,
-    longest: Annotated[int, typer.Option(help="tokens of a text that are read")] = LONGEST,
+    longest: Annotated[
+        int | None, typer.Option(help=f"tokens of a text that are read, {LONGEST} by default")
+    ] = None,
     pooling: Annotated[
         str | None, typer.Option(help="mean, max, mean_max: without BERT's pooler")
     ] = None,
@@ -99,7 +101,7 @@ def command(
 
 def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
     """Make a new run's folder."""
-    data, init, longest = given["data"], given["init"], given["longest"]
+    data, init = given["data"], given["init"]
     recipe_names = {f.name for f in dataclasses.fields(Recipe)}
     recipe = RECIPE | (QUICK if given["quick"] else {})
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
@@ -111,6 +113,7 @@ def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
         changed |= {"pooling": given["pooling"], "pooler": False}
     loaded = pretrained.load(init, **changed)
     model = loaded.model.config
+    longest = given.get("longest", min(LONGEST, model.max_length))
     if not 3 <= longest <= model.max_length:
         raise ValueError(f"--longest is {longest}; it must be from 3 to {model.max_length}")
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
