@@ -17,7 +17,7 @@ TILES: dict[Key, Tile] = {
     (4, 16): Tile(32, 32, 4, 2),
     (4, 32): Tile(32, 32, 8, 2),
     (4, 64): Tile(32, 32, 8, 1),
-    (4, 128): Tile(32, 32, 4, 1, 64),
+    (4, 128): Tile(32, 32, 8, 1, 64),
     (4, 256): Tile(32, 32, 8, 1, 32),
 }
 # With an address for each element, or 512 of them, attention's, but for one in which not all scores
