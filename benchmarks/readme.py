@@ -61,11 +61,12 @@ def finetuned() -> str:
         result = json.loads(found[-1].read_text())
         runs = result["runs"]
         seeds = ", ".join(f"{run['test_accuracy']:.3f}" for run in runs)
+        of = "one seed" if len(runs) == 1 else f"the mean of {len(runs)} seeds ({seeds})"
         lines += [
-            f"Movie reviews, test accuracy: **{result['mean_test_accuracy']:.3f}**, mean of seeds "
-            f"0, 1 and 2 ({seeds}); {max(r['seconds'] for r in runs):.0f} s and "
+            f"Movie reviews, test accuracy: **{result['mean_test_accuracy']:.3f}**, {of}; "
+            f"{max(r['seconds'] for r in runs):.0f} s and "
             f"{max(r['peak_memory_mb'] for r in runs)} MB at most, on {machine(result['ran_on'])}. "
-            "`python benchmarks/bench_accuracy.py --command finetune --save`, "
+            f"`python benchmarks/bench_accuracy.py --command finetune --seeds {len(runs)} --save`, "
             f"{SOURCES}{found[-1].name}`.",
             "",
         ]
