@@ -225,7 +225,11 @@ def test_known_shapes_are_loaded(tmp_path, layers, hidden, heads, rows):
 
 
 def test_both_sides_learn_alike(triton):
-    """BERT's own architecture, trained in lockstep; dropout is on."""
+    """BERT's own architecture, trained in lockstep; dropout is on.
+
+    Not from seed 0, where some queries' gradients are 0, exactly in NumPy and to 4e-9 in a kernel:
+    of such noise Adam makes a step like any other, and `lockstep` knows no bound for it.
+    """
     config = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, num_layers=1)
     found = lockstep.lockstep(triton, config, steps=2, batch_size=4, seed=1)
     worst = max(found, key=lambda d: d.share)
