@@ -166,7 +166,8 @@ def batch_alone(subject: Subject, case: Case) -> None:
 
 def sequence_alone(subject: Subject, case: Case) -> None:
     """A packed sequence has the weights that it has by itself, and 0 where it has no pair."""
-    case = replace(case, packed=True, batch=max(case.batch, 2), queries=None)
+    # A function of the scores is told the number of the sequence.
+    case = replace(case, packed=True, batch=max(case.batch, 2), queries=None, score_mod=None)
     given = inputs(case)
     found, call = subject.compute(case, given), given.call
     for s in range(case.batch):
