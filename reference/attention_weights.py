@@ -32,7 +32,6 @@ from twofold.reference.attention_scores import (
     ScoreMod,
     Window,
     pack,
-    sizes,
     unpack,
 )
 from twofold.reference.rotary import Rotary, turn
@@ -110,12 +109,11 @@ def weights(
         rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, lse, options)
-    M = sizes(options, q.shape[0], q.shape[2], k.shape[2])[1]
     # (0) queries and keys at their positions
     if rotary is not None:
         q, k = turn(q, *rotary.of_q), turn(k, *rotary.of_k)
     q, lse = (unpack(x, cu_seqlens_q, max_seqlen_q) for x in (q, lse))
-    k = unpack(k, cu_seqlens_k, max_seqlen_k)
+    k, M = unpack(k, cu_seqlens_k, max_seqlen_k), q.shape[2]
     some = check_rows(rows, M)
     q, lse = (x[:, :, some.start : some.stop] for x in (q, lse))
     options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
