@@ -122,7 +122,7 @@ def main() -> None:
         (f"classify {len(texts)} reviews", sentences(texts)),
         (f"fine-tuning step, batch {STEP}", steps(data.train_x, data.train_y)),
     ):
-        times = harness.race(contenders, seconds, warmup=1)
+        times = harness.race(contenders, seconds)
         races[name] = harness.summary(times, against)
         if name.startswith("classify"):
             rates = {who: len(texts) / float(np.median(taken)) for who, taken in times.items()}
