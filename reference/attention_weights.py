@@ -105,8 +105,9 @@ def weights(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,
-        key_lengths, 0.0, 0, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        rotary, block_mask, block_size,
+        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, rotary=rotary,
+        block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, lse, options)
     # (0) queries and keys at their positions

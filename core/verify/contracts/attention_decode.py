@@ -71,6 +71,7 @@ CONTRACT = Contract(
     truth=truth,
     passes={"out": "forward", "lse": "forward"},
     pinned=(
+        Case(head_dim=512),  # the most that there is a tile for
         # A block of rows and one more; parts of two tiles, of which the last has one key.
         *(
             Case(
