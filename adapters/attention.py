@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
-from twofold.adapters.custom import Operator, Tensors, apart, autocast, seed_tensor
+from twofold.adapters.custom import Operator, Tensors, apart, autocast, keep, kept, seed_tensor
 from twofold.adapters.sides import Place
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.rotary import Rotary
@@ -216,19 +216,12 @@ OPERATOR = Operator(
 
 def _save_for_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     grads, outputs, *args = inputs
-    ctx.rest = [None if isinstance(x, torch.Tensor) else x for x in args]
-    ctx.where = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor)]
-    dlse = [] if grads[1] is None else [grads[1]]
-    ctx.save_for_backward(grads[0], *outputs, *(args[i] for i in ctx.where), *dlse)
-    ctx.set_materialize_grads(False)
+    keep(ctx, args, [*outputs, *(g for g in grads if g is not None)])
 
 
 def _second(ctx: Any, seconds: Sequence[Any]) -> Any:
-    dout, out, lse, *saved = ctx.saved_tensors
-    args = list(ctx.rest)
-    for i in ctx.where:
-        args[i] = saved.pop(0)
-    dlse = saved[0] if saved else None
+    args, (out, lse, dout, *rest) = kept(ctx)
+    dlse = rest[0] if rest else None
     a = OPERATOR.named(args)
     asked = dict(zip(OPERATOR.names, ctx.needs_input_grad[2:], strict=True))
     for name in ("bias", "sinks"):

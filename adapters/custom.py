@@ -112,17 +112,11 @@ class Operator:
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
-        tensors = [x for x in (*inputs, *outputs) if isinstance(x, torch.Tensor)]
-        ctx.rest = [None if isinstance(x, torch.Tensor) else x for x in inputs]
-        ctx.where = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
+        keep(ctx, inputs, outputs)
         ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
 
     def _differentiate(self, ctx: Any, *grads: Any) -> Any:
-        args, outputs = list(ctx.rest), list(ctx.saved_tensors)
-        for i in ctx.where:
-            args[i] = outputs.pop(0)
+        args, outputs = kept(ctx)
         if all(g is None for g in grads):
             return (None,) * len(args)
         whole = [
@@ -133,6 +127,22 @@ class Operator:
         by_name = dict(zip(self.present(self.named(args)), found, strict=True))
         wanted = zip(self.names, ctx.needs_input_grad, strict=True)
         return tuple(by_name.get(name) if needed else None for name, needed in wanted)
+
+
+def keep(ctx: Any, args: Sequence[Any], more: Sequence[torch.Tensor]) -> None:
+    """Keep a call's arguments, tensors or not, and further tensors for its backward."""
+    ctx.where = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor)]
+    ctx.rest = [None if i in ctx.where else x for i, x in enumerate(args)]
+    ctx.save_for_backward(*(args[i] for i in ctx.where), *more)
+    ctx.set_materialize_grads(False)
+
+
+def kept(ctx: Any) -> tuple[list[Any], list[torch.Tensor]]:
+    """Return the arguments and the further tensors that `keep` kept."""
+    args, more = list(ctx.rest), list(ctx.saved_tensors)
+    for i in ctx.where:
+        args[i] = more.pop(0)
+    return args, more
 
 
 def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

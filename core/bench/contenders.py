@@ -61,8 +61,8 @@ class Contender:
         """Judge it by the operator's contract in the problem's dtype; "" if it holds."""
         if self.side is not None:
             contract = report.contract(problem.operator)
-            case = fitting(self.side, contract.pinned[0])
-            return _first(judged(contract, self.side, case))
+            case = next(c for c in contract.pinned if c.dtype == problem.dtype)
+            return _first(judged(contract, self.side, fitting(self.side, case)))
         if problem.operator not in PLAIN or self.function is None:
             return ""  # nobody can judge it as a plain call
         subject = foreign_subjects.subject(self.function, problem.operator)
@@ -121,10 +121,9 @@ LEARNED = (
 def _of_side(side: ops.Side, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
     operator = getattr(side, problem.operator)
     given = {n: x.numpy() if side.name == "reference" else x for n, x in tensors.items()}
-    options = {n: x for n, x in problem.options.items() if n != "enable_gqa"}
 
     def forward() -> Any:
-        return operator.forward(**given, **options)
+        return operator.forward(**given, **problem.options)
 
     if not hasattr(operator, "backward"):
         return {"forward": forward}
@@ -162,12 +161,12 @@ def torch_attention(
     k: Any,
     v: Any,
     causal: bool = False,
-    enable_gqa: bool = False,
     softmax_scale: Any = None,
 ) -> Any:
     """torch's attention, the backend its own choice."""
+    shared = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, is_causal=causal, enable_gqa=enable_gqa, scale=softmax_scale
+        q, k, v, is_causal=causal, enable_gqa=shared, scale=softmax_scale
     )
 
 

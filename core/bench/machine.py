@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 
 from twofold.core.bench import timing
 from twofold.core.bench.costs import Ceilings
+from twofold.core.verify.peers.table import installed
 
 PACKAGES = ("numpy", "torch", "triton", "liger-kernel")
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: no cache holds them
@@ -34,7 +34,7 @@ PUBLISHED = {
 def ran_on(threads: int, device: str) -> dict[str, Any]:
     """Return the machine and the versions that a result belongs to."""
     gpu = {"gpu": gpu_name(), "driver": _driver()} if device == "cuda" else {}
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: installed(name) for name in PACKAGES}
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu_name(),
@@ -44,14 +44,6 @@ def ran_on(threads: int, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: found for name, found in versions.items() if found},
     }
-
-
-def version(distribution: str) -> str:
-    """Return the installed version, "" if there is none."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _cpu_name() -> str:

@@ -69,8 +69,7 @@ def attention(
     heads = f"{H}" if H == K else f"{H}/{K}"
     title = f"B={B} H={heads} M={M} N={N} D={D}{' causal' if causal else ''}"
     cost = costs.attention(B, H, K, M, N, D, _bytes(dtype), causal)
-    options = {"causal": causal, "enable_gqa": H != K}
-    return Problem("attention", title, dtype, cost, make, options, N)
+    return Problem("attention", title, dtype, cost, make, {"causal": causal}, N)
 
 
 def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:

@@ -12,6 +12,14 @@ from twofold.core.verify.foreign import CLAIMED
 HALVES = ("tf32", "float16", "bfloat16")  # of a kernel whose float32 products are tf32
 
 
+def installed(distribution: str) -> str:
+    """Return the installed version of a package, "" if there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 @dataclass(frozen=True)
 class Peer:
     """A function of another library, behind the call that a contract judges.
@@ -45,10 +53,7 @@ class Peer:
 
     def version(self) -> str:
         """Return the installed version, "" if there is none."""
-        try:
-            return importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
+        return installed(self.distribution)
 
     def missing(self) -> str:
         """Say why it cannot be judged on this machine, "" if it can."""
