@@ -17,17 +17,18 @@ HIGHEST = 4  # sizes from the top that an exponent is fitted to: what lies below
 LONGEST = {"cpu": 16384, "cuda": 131072}  # keys; on a CPU what 8 GB hold
 
 
-def axes(device: str, quick: bool) -> dict[str, list[Problem]]:
-    """Return attention over each axis: its sizes, one a doubling."""
+def axes(device: str, quick: bool) -> dict[str, dict[int, Problem]]:
+    """Return attention over each axis, by size: one a doubling."""
     dtype, D = ("bfloat16", 128) if device == "cuda" else ("float32", 64)
     B, H = (8, 16) if device == "cuda" else (2, 4)
     longest = 512 if quick else LONGEST[device]
     L = 4096 if device == "cuda" else 256
+    lengths = _doublings(128, longest)
     most = 4 if quick else 64
     return {
-        "length": [problems.attention(1, 1, 1, n, n, D, dtype) for n in _doublings(128, longest)],
-        "batch": [problems.attention(n, H, H, L, L, D, dtype) for n in _doublings(1, most)],
-        "width": [problems.attention(B, n, n, L, L, D, dtype) for n in _doublings(1, most)],
+        "length": {n: problems.attention(1, 1, 1, n, n, D, dtype) for n in lengths},
+        "batch": {n: problems.attention(n, H, H, L, L, D, dtype) for n in _doublings(1, most)},
+        "width": {n: problems.attention(B, n, n, L, L, D, dtype) for n in _doublings(1, most)},
     }
 
 
@@ -40,8 +41,7 @@ def curves(device: str, seconds: float, quick: bool = False) -> Iterator[dict[st
     rivals = [c for c in contenders.of("attention", device) if c.name in ("twofold", "torch")]
     for axis, listed in axes(device, quick).items():
         points: dict[tuple[str, str], list[tuple[int, float, int]]] = {}
-        for problem in listed:
-            size = _size(axis, problem)
+        for size, problem in listed.items():
             for key, (taken, peak) in _measured(problem, rivals, device, seconds).items():
                 points.setdefault(key, []).append((size, taken, peak))
         for (name, contender), found in points.items():
@@ -57,11 +57,6 @@ def curves(device: str, seconds: float, quick: bool = False) -> Iterator[dict[st
                 "time_exponent": exponent(sizes, times),
                 "memory_exponent": exponent(sizes, peaks) if counted else None,
             }
-
-
-def _size(axis: str, problem: Problem) -> int:
-    parts = dict(part.split("=") for part in problem.title.split() if "=" in part)
-    return int(parts[{"length": "N", "batch": "B", "width": "H"}[axis]])
 
 
 def _measured(
