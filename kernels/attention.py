@@ -29,6 +29,7 @@ from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_layout import near
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
@@ -230,6 +231,7 @@ def backward(
     """
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
     check_backward(dout, dlse, q)
+    dout = near(dout)
     (B, H, M, D), K = q.shape, k.shape[1]
     sequences, longest_q, longest_k = _sizes(cache)
     grads = into or Gradients(_empty(q), _empty(k), _empty(v))

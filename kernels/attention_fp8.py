@@ -30,9 +30,9 @@ import triton.language as tl
 from twofold.kernels import attention_blocks
 from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_fp8_tiles import choose_tile, copied, padded
+from twofold.kernels.attention_layout import alike
 from twofold.kernels.attention_parts import (
     LOG2_E,
-    alike,
     at,
     call,
     load,

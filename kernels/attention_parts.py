@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.attention_tiles import aligned
+from twofold.kernels.attention_layout import near
 from twofold.reference.attention_scores import Options, band, blocks, sizes
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -83,6 +83,7 @@ def call(
     """Return what every kernel reads, of values where it does; `room` is N if not k's length."""
     (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
     N = N if room is None else room
+    q, k, v = near(q), near(k), None if v is None else near(v)
     B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
     shift, left, right = band(options, M, N)
     own_shift = options.packed and options.causal != "top-left"
@@ -383,15 +384,3 @@ def through_scores(
 def tanh(a):
     """Return tanh a = 1 − 2/(1 + e²ᵃ); the largest e²ᵃ is infinite, and right."""
     return 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2_E)))
-
-
-def alike(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return arrays of one shape with the same strides, aligned ones: as they are, or copies."""
-    strides = arrays[0].stride()
-    if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides for x in arrays):
-        return arrays
-    *outer, D = arrays[0].shape
-    room = arrays[0].new_empty((len(arrays), *outer, triton.cdiv(D, 16) * 16))[..., :D]
-    for copy, x in zip(room, arrays, strict=True):
-        copy.copy_(x)
-    return room.unbind()

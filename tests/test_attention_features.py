@@ -272,20 +272,26 @@ def tiles(*masks):
     )
 
 
-def test_offsets_pass_two_to_the_31(triton):
-    """Heads further apart than 2³¹ elements, in memory of which little is touched."""
-    far, shape = 2**31 + 16, (1, 2, 5, 16)
+FAR = 2**30 + 16
+ROWS, FEATURES = 2**25, 2**31 // 15 + 1  # 127 rows of a tile pass 2³¹, and 15 features
+
+
+@pytest.mark.parametrize("far", [(3 * FAR, FAR, 16, 1), (48, 16, ROWS, 1), (48, 16, 1, FEATURES)])
+def test_offsets_pass_two_to_the_31(triton, far):
+    """A third head, rows, and features, far apart in memory of which little is touched."""
+    shape = (1, 3, 5, 16)
+    size = 1 + sum((n - 1) * stride for n, stride in zip(shape, far, strict=True))
     if triton.device == "cuda":
-        memory = torch.empty(far + 80, dtype=torch.float16, device="cuda")
+        memory = torch.empty(size, dtype=torch.float16, device="cuda")
     else:
-        memory = torch.from_numpy(np.zeros(far + 80, np.float16))  # pages are taken when touched
+        memory = torch.from_numpy(np.zeros(size, np.float16))  # pages are taken when touched
     x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
-    wide = memory.as_strided(shape, (far, far, 16, 1))
+    wide = memory.as_strided(shape, far)
     wide.copy_(x)
     out, cache = triton.attention.forward(wide, wide, wide)
     same, other = triton.attention.forward(x, x, x)
     assert torch.equal(out, same)
-    first, second = (triton.attention.backward(same, c) for c in (cache, other))
+    first, second = (triton.attention.backward(d, c) for d, c in ((wide, cache), (x, other)))
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
 
 

@@ -1,0 +1,33 @@
+"""How what attention reads lies in memory; what its kernels cannot address well is copied."""
+
+from __future__ import annotations
+
+import torch
+
+from twofold.kernels.attention_tiles import aligned
+
+MOST_ROWS, MOST_FEATURES = 128, 512  # of a tile of the tables
+
+
+def near(x: torch.Tensor) -> torch.Tensor:
+    """Return x, (B, H, L, D), or a copy where its rows or features lie too far apart.
+
+    Within a tile offsets have 32 bits, as pointers of 64 bits for each element cost registers.
+    """
+    row, feature = x.stride()[-2:]
+    if row * MOST_ROWS <= 2**31 and feature * MOST_FEATURES <= 2**31:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def alike(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return arrays of one shape with the same strides, aligned ones: as they are, or copies."""
+    arrays = tuple(near(x) for x in arrays)
+    strides = arrays[0].stride()
+    if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides for x in arrays):
+        return arrays
+    *outer, D = arrays[0].shape
+    room = arrays[0].new_empty((len(arrays), *outer, -(-D // 16) * 16))[..., :D]
+    for copy, x in zip(room, arrays, strict=True):
+        copy.copy_(x)
+    return room.unbind()
