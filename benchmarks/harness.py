@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from twofold.core import memory
 from twofold.core.bench import machine, timing
 from twofold.core.bench.timing import summary
 
@@ -23,7 +24,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def options(what: str | None, **extra: Any) -> argparse.Namespace:
-    """Parse the options every benchmark has; `extra` adds some, each with its keyword arguments."""
+    """Parse the options every benchmark has; `extra` adds some, each with its keyword arguments.
+
+    Memory is kept as the command line keeps it, for all contenders.
+    """
+    memory.keep_freed()
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--save", action="store_true", help=f"write it to {RESULTS.name}/ by date")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from twofold.core import memory
 from twofold.core.commands import bench, embed, evaluate, finetune, predict, train, verify
 
 app = typer.Typer(
@@ -22,4 +23,5 @@ app.add_typer(verify.app, name="verify")
 
 def main() -> None:
     """Run the command line."""
+    memory.keep_freed()
     app()

@@ -92,6 +92,21 @@ def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def batches_by_length(lengths: Array, positions: int) -> list[Array]:
+    """Return the examples' indices batch by batch, from the shortest on; every example comes once.
+
+    Args:
+        lengths: (n,) of the examples.
+        positions: what a batch holds of them, padded, unless one example alone has more.
+    """
+    batches: list[list[int]] = []
+    for i in np.argsort(lengths, kind="stable"):
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > positions:
+            batches.append([])
+        batches[-1].append(int(i))
+    return [np.array(batch) for batch in batches]
+
+
 def drop_words(ids: Array, p: float, unknown: int, seed: int, step: int) -> Array:
     """Replace each token by the unknown one with probability `p`, drawn from seed and step."""
     rng = np.random.default_rng([seed, WORDS, step])
