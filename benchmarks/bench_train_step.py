@@ -1,21 +1,28 @@
 """One training step on the CPU: the NumPy side against the same model in PyTorch eager.
 
-Both do the same work with the default sizes: embedding, positions, one pre-norm layer, mean and max
-pooled, all dropouts, cross-entropy on graded targets, clipping, AdamW, averaged weights. PyTorch
-uses nn.TransformerEncoderLayer with the padding mask, sinusoidal positions where ours are rotary
-(it has none), and torch.optim.AdamW, in its default and in its fused form. Both sides have the same
-number of threads.
+Both do the same work: embedding, positions, pre-norm layers, mean and max pooled, all dropouts,
+cross-entropy on graded targets, clipping, AdamW, averaged weights; at the default sizes and at
+MiniLM's. PyTorch has torch.optim.AdamW in its default and in its fused form. Both sides have the
+same number of threads.
+
+Beside the races: where our step's time goes, operator by operator, one part of the batch after the
+other on one thread; and what share of it is spent on drawing and padding the batch.
 
     python benchmarks/bench_train_step.py [--save]
 """
 
 from __future__ import annotations
 
-import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import harness
 import numpy as np
 import torch
+from peer import Peer, config_of, examples, tensors
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn import functional as F
@@ -24,45 +31,18 @@ from twofold.core import ops
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import trainer as trainers
-from twofold.core.training.batches import collate
+from twofold.core.training.batches import Array, collate, drop_words, epoch_batches
 from twofold.core.training.recipe import Recipe
 
-VOCABULARY, BATCH = 7000, 64
-LENGTHS = (24, 48)  # of the longest example in a batch; the mean is a little less
+# Size, examples in a batch, length of the longest; the mean is a little less.
+RACES = (("default", 64, 24), ("default", 64, 48), ("MiniLM", 32, 64))
+STEPS = 20  # that are profiled
 
 
-class Peer(nn.Module):
-    """The classifier in PyTorch's own modules."""
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__()
-        c = self.config = config
-        self.embedding = nn.Embedding(c.input_size, c.d_model)
-        positions = np.arange(c.max_length)
-        table = ops.load("reference").positional_encoding.sinusoidal(positions, c.d_model)
-        self.register_buffer("positions", torch.tensor(table, dtype=torch.float32))
-        layer = nn.TransformerEncoderLayer(
-            c.d_model, c.num_heads, c.d_ff, c.dropout, c.activation, c.eps, batch_first=True,
-            norm_first=True,
-        )  # fmt: skip
-        norm = nn.LayerNorm(c.d_model, c.eps)
-        self.encoder = nn.TransformerEncoder(layer, c.num_layers, norm, enable_nested_tensor=False)
-        self.head = nn.Linear(c.pooled_size, c.num_classes)
-
-    def forward(self, ids: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """Return logits; `padding` is True where a token is padding."""
-        c = self.config
-        x = self.embedding(ids) * math.sqrt(c.d_model) + self.positions[: ids.shape[1]]
-        x = F.dropout(x, c.embedding_dropout, self.training)
-        x = self.encoder(x, src_key_padding_mask=padding)
-        live = (~padding)[..., None]
-        mean = (x * live).sum(1) / live.sum(1)
-        top = x.masked_fill(~live, -math.inf).amax(1)
-        pooled = F.dropout(torch.cat([mean, top], 1), c.dropout, self.training)
-        return self.head(pooled)
-
-
-def torch_step(config: ClassifierConfig, recipe: Recipe, inputs, targets, fused: bool):
+def torch_step(
+    config: ClassifierConfig, recipe: Recipe, inputs: Sequence[Array], targets: Array, fused: bool
+) -> Callable[[], None]:
+    """Return what takes their step."""
     torch.manual_seed(0)
     model = Peer(config).train()
     parameters = list(model.parameters())
@@ -70,13 +50,12 @@ def torch_step(config: ClassifierConfig, recipe: Recipe, inputs, targets, fused:
     optimizer = torch.optim.AdamW(
         parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused or None
     )
-    targets = torch.tensor(targets)
+    right = torch.tensor(targets)
 
     def step() -> None:
-        batch = collate(inputs)
-        padding = torch.arange(batch.inputs.shape[1]) >= torch.tensor(batch.lengths)[:, None]
+        ids, padding = tensors(collate(inputs))
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(torch.tensor(batch.inputs), padding), targets)
+        loss = F.cross_entropy(model(ids, padding), right)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, recipe.max_norm)
         optimizer.step()
@@ -87,8 +66,15 @@ def torch_step(config: ClassifierConfig, recipe: Recipe, inputs, targets, fused:
     return step
 
 
-def numpy_step(config: ClassifierConfig, recipe: Recipe, inputs, targets):
-    trainer = trainers.Trainer(Classifier(config, ops.load("reference")), recipe)
+def numpy_step(
+    config: ClassifierConfig,
+    recipe: Recipe,
+    inputs: Sequence[Array],
+    targets: Array,
+    side: ops.Side | None = None,
+) -> Callable[[], None]:
+    """Return what takes our step."""
+    trainer = trainers.Trainer(Classifier(config, side or ops.load("reference")), recipe)
     number = 0
 
     def step() -> None:
@@ -100,19 +86,75 @@ def numpy_step(config: ClassifierConfig, recipe: Recipe, inputs, targets):
     return step
 
 
+class Timed:
+    """A side's operators, and the seconds that each of their passes has taken."""
+
+    def __init__(self, side: ops.Side) -> None:
+        self.side, self.seconds = side, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.side, name)
+        return TimedOperator(name, found, self.seconds) if name in ops.OPERATORS else found
+
+
+class TimedOperator:
+    """An operator whose functions are timed."""
+
+    def __init__(self, name: str, module: Any, seconds: Counter[str]) -> None:
+        self.name, self.module, self.seconds = name, module, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.module, name)
+        if not callable(function):
+            return function
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[f"{self.name}.{name}"] += time.perf_counter() - start
+
+        return timed
+
+
+def profile(
+    config: ClassifierConfig, recipe: Recipe, inputs: Sequence[Array], targets: Array
+) -> dict[str, float]:
+    """Return the share of a step that each operator takes, and what is left, the largest first."""
+    timed: Any = Timed(ops.load("reference"))
+    step = numpy_step(config, replace(recipe, parts=1), inputs, targets, timed)
+    step()
+    timed.seconds.clear()
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    taken = time.perf_counter() - start
+    shares = {name: seconds / taken for name, seconds in timed.seconds.most_common()}
+    return shares | {"everything else": 1 - sum(shares.values())}
+
+
+def waiting(recipe: Recipe, inputs: Sequence[Array]) -> float:
+    """Return the milliseconds that a step needs for its batch: order, words that drop, padding."""
+    lengths = np.array([len(x) for x in inputs] * STEPS)
+    start = time.perf_counter()
+    for number, chosen in enumerate(epoch_batches(lengths, len(inputs), 0, 0)):
+        batch = [inputs[i % len(inputs)] for i in chosen]
+        ids = drop_words(np.concatenate(batch), recipe.word_dropout, 1, 0, number)
+        collate(np.split(ids, np.cumsum([len(x) for x in batch])[:-1]))
+    return (time.perf_counter() - start) / STEPS * 1e3
+
+
 def main() -> None:
     asked = harness.options(__doc__)
     trainers.use_threads(asked.threads)
     torch.set_num_threads(asked.threads)
     recipe = Recipe()
-    races = {}
-    for length in LENGTHS:
-        config = ClassifierConfig(input_size=VOCABULARY, num_classes=2, max_length=64)
-        rng = np.random.default_rng(0)
-        inputs = [
-            rng.integers(2, VOCABULARY, n) for n in rng.integers(length - 3, length + 1, BATCH)
-        ]
-        right = rng.random(BATCH)
+    races, profiles, shares = {}, {}, {}
+    for size, number, length in RACES:
+        config, rng = config_of(size), np.random.default_rng(0)
+        inputs = examples(rng, number, length - 3, length)
+        right = rng.random(number)
         targets = np.stack([1 - right, right], 1).astype(np.float32)
         times = harness.race(
             {
@@ -122,8 +164,17 @@ def main() -> None:
             },
             seconds=2.0 if asked.quick else 20.0,
         )
-        races[f"batch {BATCH} × length {length}"] = harness.summary(times, "PyTorch eager")
-    harness.report("train_step", {"ran_on": harness.ran_on(asked.threads), "races": races}, asked)
+        name = f"{size}, batch {number} × length {length}"
+        races[name] = harness.summary(times, "PyTorch eager")
+        profiles[name] = profile(config, recipe, inputs, targets)
+        shares[name] = waiting(recipe, inputs) / races[name]["twofold, NumPy"]["median_ms"]
+    result = {
+        "ran_on": harness.ran_on(asked.threads),
+        "races": races,
+        "profile": profiles,
+        "share_of_the_step_for_its_batch": shares,
+    }
+    harness.report("train_step", result, asked)
 
 
 if __name__ == "__main__":
