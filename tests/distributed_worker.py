@@ -1,14 +1,19 @@
-"""One of several processes, as `torchrun` starts them, through all that the tests want to see.
+"""Two processes, then four, through all that the tests want to see of them.
 
-    RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… python distributed_worker.py FOLDER
+    python distributed_worker.py FOLDER
 
-What it sees is left in FOLDER/RANK.json, scenario by scenario; the last one kills process 1.
+Forked here, so that torch is imported once, with the environment that `torchrun` gives. The runs
+that they take up stand in FOLDER/2 and FOLDER/4; what each of them sees is left there in RANK.json,
+scenario by scenario. The last one kills process 1.
 """
 
 import hashlib
 import json
+import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -144,15 +149,48 @@ def forbidden(*_):
     raise AssertionError("only the first process writes files")
 
 
-def main() -> None:
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    named = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in named.items()}
+
+
+def work(folder: Path, named: dict[str, str]) -> None:
+    os.environ.update(named)
     with joined(timeout=120.0) as processes:
         if not processes.first:
             checkpoints.write_folder = checkpoints.write_text = forbidden
-        worker = Worker(Path(sys.argv[1]), processes)
+        worker = Worker(folder, processes)
         for name in SCENARIOS:
             worker.seen[name] = getattr(worker, name)()
         worker.leave()
 
 
+def main(folder: Path) -> None:
+    import torch  # noqa: F401, for all of them
+
+    fork = multiprocessing.get_context("fork")
+    for size in (2, 4):
+        port, here = free_port(), folder / str(size)
+        if size == 4:
+            shutil.rmtree(here / "resumed")
+            shutil.copytree(folder / "2" / "resumed", here / "resumed")
+        each = [environment(rank, size, port) for rank in range(size)]
+        workers = [fork.Process(target=work, args=(here, named)) for named in each]
+        for w in workers:
+            w.start()
+        for w in workers:
+            w.join(100)
+            w.kill()
+        codes = [w.exitcode for w in workers]
+        if codes != [-signal.SIGKILL if rank == 1 else 0 for rank in range(size)]:
+            sys.exit(f"{size} processes ended with {codes}")
+
+
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -8,8 +8,6 @@ import json
 import os
 import queue
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -45,37 +43,6 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    named = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in named.items()}}
-
-
-def started(folder: Path, size: int) -> tuple[Path, list[dict]]:
-    """Let so many workers go through everything; return what each of them saw."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, worker.__file__, str(folder)]
-    workers = [
-        subprocess.Popen(
-            command,
-            env=environment(rank, size, port),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        said = [w.communicate(timeout=120)[1] for w in workers]
-    finally:
-        for w in workers:
-            w.kill()
-    codes = [w.returncode for w in workers]
-    assert codes == [-signal.SIGKILL if rank == 1 else 0 for rank in range(size)], said
-    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = prepared(tmp_path_factory.mktemp("alone"))
@@ -84,21 +51,29 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return started(prepared(tmp_path_factory.mktemp("two")), 2)
+def seen(tmp_path_factory):
+    """Folder and what each process saw, by how many there were."""
+    folder = tmp_path_factory.mktemp("several")
+    for size in (2, 4):
+        prepared(folder / str(size))
+    done = subprocess.run(
+        [sys.executable, worker.__file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for size in (2, 4):
+        here = folder / str(size)
+        found[size] = here, [json.loads((here / f"{r}.json").read_text()) for r in range(size)]
+    return found
 
 
-@pytest.fixture(scope="module")
-def four(tmp_path_factory, two):
-    folder = prepared(tmp_path_factory.mktemp("four"))
-    shutil.rmtree(folder / "resumed")
-    shutil.copytree(two[0] / "resumed", folder / "resumed")
-    return started(folder, 4)
-
-
-@pytest.fixture(params=["two", "four"])
-def several(request):
-    return request.getfixturevalue(request.param)
+@pytest.fixture(params=[2, 4])
+def several(request, seen):
+    return seen[request.param]
 
 
 def rows(run: Run) -> list[str]:
@@ -133,10 +108,10 @@ def test_a_loss_that_is_not_finite_stops_all_at_its_step(several):
     assert found is not None and not refused
 
 
-def test_a_signal_to_one_stops_all_and_another_number_goes_on(alone, two, four, tmp_path):
-    for (_, seen), step in ((two, 4), (four, 10)):
-        assert {s["resumed"] for s in seen} == {f"stopped at step {step} of fit"}
-    shutil.copytree(four[0] / "resumed", tmp_path / "resumed")
+def test_a_signal_to_one_stops_all_and_another_number_goes_on(alone, seen, tmp_path):
+    for size, step in ((2, 4), (4, 10)):
+        assert {s["resumed"] for s in seen[size][1]} == {f"stopped at step {step} of fit"}
+    shutil.copytree(seen[4][0] / "resumed", tmp_path / "resumed")
     found, _ = checkpoints.newest(tmp_path / "resumed" / "checkpoints")
     assert found.state["step"] == 10
     train(Run.open(tmp_path / "resumed"))
@@ -214,7 +189,7 @@ def test_more_processes_than_parts_are_refused(monkeypatch, tmp_path):
     ("named", "words"),
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is missing: start several processes with"),
-        (environment(0, 3, 1), "the number of processes is 3; it must be a power of two"),
+        (worker.environment(0, 3, 1), "the number of processes is 3; it must be a power of two"),
     ],
     ids=["not by torchrun", "three"],
 )
@@ -231,17 +206,14 @@ def test_without_torch_several_processes_are_refused_and_one_is_not(monkeypatch)
     monkeypatch.setitem(sys.modules, "torch", None)
     with joined() as processes:
         assert processes.size == 1 and processes.told("a") == "a" and processes.count(3) == 3
-    for name, value in environment(0, 2, 1).items():
+    for name, value in worker.environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ImportError, match=r"several processes need torch: pip install"), joined():
         pass
 
 
 def test_processes_that_do_not_all_come_are_told_so(monkeypatch):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    for name, value in environment(0, 2, port).items():
+    for name, value in worker.environment(0, 2, worker.free_port()).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Lost, match="not all of 2 processes came"), joined(timeout=1.0):
         pass

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -40,6 +41,8 @@ from twofold.reference import checks
 # As long as anyone may have the others wait: the first for its data, all for their kernels to be
 # compiled. It ends a run whose process hangs; one that dies is noticed at once.
 TIMEOUT = 600.0
+LINGERING = 5.0  # seconds, well inside the 30 after which torchrun kills
+AWARE = "twofold/aware"  # how many know of a loss, in the store
 
 
 class Lost(RuntimeError):
@@ -150,9 +153,19 @@ class Several(Processes):
             raise Lost(f"not all of {size} processes came: {_short(fault)}") from fault
 
     def leave(self) -> None:
-        """End the connections; after a loss there is nobody left to end them with."""
-        if not self._broken:
+        """End the connections.
+
+        After a loss that is how the news spreads. The first process then stays until all have it,
+        since the store that says who was lost may live in it. NCCL's are left to the process's end:
+        to end them one by one would wait for the lost one.
+        """
+        if not self._broken or self._backend == "gloo":
             self._dist.destroy_process_group()
+        if self._broken and self.first:
+            end = time.monotonic() + LINGERING
+            with contextlib.suppress(RuntimeError):
+                while self._store.add(AWARE, 0) < self.size - 1 and time.monotonic() < end:
+                    time.sleep(0.01)
 
     def add(self, buffer: Any) -> None:
         """Add over all processes by recursive halving and doubling, nearest neighbours first."""
@@ -201,7 +214,8 @@ class Several(Processes):
     def _first_lost(self, partner: int) -> int:
         """Return who was lost first: a partner may have left because it lost its own."""
         with contextlib.suppress(RuntimeError):  # the store may have died with the lost one
-            return int(self._store.compare_set("twofold/lost", "", str(partner)))
+            partner = int(self._store.compare_set("twofold/lost", "", str(partner)))
+            self._store.add(AWARE, 1)
         return partner
 
 
@@ -228,5 +242,5 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Processes]:
 
 
 def _short(fault: Exception) -> str:
-    """Return the end of a message whose beginning says where in torch it arose."""
-    return str(fault).strip().splitlines()[0].split("] ", 1)[-1][:200]
+    """Return the sentence of torch's message that says what happened, without where in torch."""
+    return str(fault).strip().splitlines()[0].split("] ", 1)[-1].split(". ")[0][:200]
