@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,24 @@ def carry_out(begin: Begin, resume: Path | None, json: Path | None) -> None:
         resume: the folder of one to go on with instead.
         json: where the result is wanted too.
     """
-    with plain_errors(), joined() as processes:
-        try:
-            run, dataset = _opened(begin, resume, processes)
-            result = run.result() if run.finished else finish(run, dataset, processes)
-            if processes.first:
-                show(run, result)
-                write_json(json, result)
-            processes.wait()
-        except Lost as lost:
-            errors.print(f"[red]error:[/red] {escaped(str(lost))}", soft_wrap=True)
-            raise typer.Exit(FAILED) from lost
+    # Said inside `joined`, before the others know; outside it, of those that never came.
+    with plain_errors(), _losses(), joined() as processes, _losses():
+        run, dataset = _opened(begin, resume, processes)
+        result = run.result() if run.finished else finish(run, dataset, processes)
+        if processes.first:
+            show(run, result)
+            write_json(json, result)
+        processes.wait()
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Print which process was lost, and exit."""
+    try:
+        yield
+    except Lost as lost:
+        errors.print(f"[red]error:[/red] {escaped(str(lost))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from lost
 
 
 def _opened(begin: Begin, resume: Path | None, processes: Processes) -> tuple[Run, Dataset]:
