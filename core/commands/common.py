@@ -19,6 +19,7 @@ if not console.is_terminal:
 errors = Console(stderr=True)
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
+WRONG = (ValueError, TypeError, OSError, ImportError)  # what a command says of its input
 
 
 @contextmanager
@@ -26,9 +27,14 @@ def plain_errors() -> Iterator[None]:
     """Print what was wrong with the input, without a stack trace, and exit with status 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        errors.print(f"[red]error:[/red] {escaped(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(REFUSED) from error
+    except WRONG as error:
+        raise refused(error) from error
+
+
+def refused(error: Exception) -> typer.Exit:
+    """Print what was wrong and return the exit to raise."""
+    errors.print(f"[red]error:[/red] {escaped(str(error))}", highlight=False, soft_wrap=True)
+    return typer.Exit(REFUSED)
 
 
 def escaped(text: str) -> str:

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from twofold.core import pretrained
-from twofold.core.commands.common import choose_side, console, plain_errors, write_json
-from twofold.core.commands.training import finish, new_folder, reopened, show
+from twofold.core.commands.common import choose_side
+from twofold.core.commands.training import PARTS, carry_out, new_folder
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
 from twofold.core.data.pretrained import NAMES, pretrained_folder
 from twofold.core.model import weights
 from twofold.core.training.codec import TextCodec
+from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
 from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint
@@ -57,6 +58,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
+    parts: Annotated[int | None, typer.Option(help=PARTS)] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")] = None,
     lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
     schedule: Annotated[str | None, typer.Option(help="linear, cosine, constant")] = None,
@@ -90,22 +92,17 @@ def command(
 ) -> None:
     """Fine-tune a pretrained BERT; without options, MiniLM on movie reviews, on the CPU."""
     given = {name: value for name, value in locals().items() if value is not None}
-    with plain_errors():
-        run, dataset = _begin(given) if resume is None else reopened(resume)
-        result = run.result() if run.finished else finish(run, dataset)
-        show(run, result)
-        if run.huggingface.exists():
-            console.print(f"for transformers: {run.huggingface}", highlight=False, soft_wrap=True)
-        write_json(json, result)
+    carry_out(lambda processes: _begin(given, processes), resume, json)
 
 
-def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
+def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset]:
     """Make a new run's folder."""
     data, init = given["data"], given["init"]
     recipe_names = {f.name for f in dataclasses.fields(Recipe)}
     recipe = RECIPE | (QUICK if given["quick"] else {})
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
-    checked = Recipe(**recipe)  # before anything is fetched
+    checked = Recipe(**({"parts": max(Recipe.parts, processes.size)} | recipe))
+    processes.share(checked.parts)  # is refused, if it must be, before anything is fetched
     changed = {n: given[n] for n in ("attention_dropout",) if n in given}
     if "dropout" in given:
         changed |= {"dropout": given["dropout"], "embedding_dropout": given["dropout"]}

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from twofold.core.commands.common import choose_side, plain_errors, write_json
-from twofold.core.commands.training import finish, new_folder, reopened, show
+from twofold.core.commands.common import choose_side
+from twofold.core.commands.training import PARTS, carry_out, new_folder
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import codec
+from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
 from twofold.core.training.settings import Settings, dataset_of, fingerprint, preferred
@@ -41,6 +42,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
+    parts: Annotated[int | None, typer.Option(help=PARTS)] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")] = None,
     lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
     schedule: Annotated[str | None, typer.Option(help="linear, cosine, constant")] = None,
@@ -70,14 +72,10 @@ def command(
 ) -> None:
     """Train a Transformer classifier; without options, on movie reviews, in a few minutes."""
     given = {name: value for name, value in locals().items() if value is not None}
-    with plain_errors():
-        run, dataset = _begin(given) if resume is None else reopened(resume)
-        result = run.result() if run.finished else finish(run, dataset)
-        show(run, result)
-        write_json(json, result)
+    carry_out(lambda processes: _begin(given, processes), resume, json)
 
 
-def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
+def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset]:
     """Make a new run's folder."""
     data = given["data"]
     recipe_names, model_names = (
@@ -87,7 +85,8 @@ def _begin(given: Mapping[str, Any]) -> tuple[Run, Dataset]:
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
     model = preferred(data, "model")
     model |= {name: value for name, value in given.items() if name in model_names}
-    checked = Recipe(**recipe)  # before anything is fetched
+    checked = Recipe(**({"parts": max(Recipe.parts, processes.size)} | recipe))
+    processes.share(checked.parts)  # is refused, if it must be, before anything is fetched
     if given["tokenizer"] not in codec.TOKENIZERS:
         raise ValueError(f"--tokenizer is {given['tokenizer']!r}; it must be words or bpe")
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ from rich.table import Table
 from twofold.core.commands.common import (
     FAILED,
     INTERRUPTED,
+    REFUSED,
+    WRONG,
     choose_side,
     console,
     errors,
     escaped,
     interpreted_strictly,
+    plain_errors,
+    refused,
+    write_json,
 )
 from twofold.core.data.baselines import baselines
 from twofold.core.data.datasets import Dataset
 from twofold.core.ops import Side
 from twofold.core.training.loop import Event, Interrupted, train
 from twofold.core.training.plot import plot
+from twofold.core.training.processes import Lost, Processes, joined
 from twofold.core.training.run import PLOT_FILE, Run, RunError
 from twofold.core.training.settings import fingerprint
 from twofold.core.training.trainer import Diverged, accuracy
@@ -49,30 +56,90 @@ def new_folder(data: str) -> Path:
     return Path("runs") / f"{Path(data).stem}-{now}"
 
 
-def finish(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Train to the end, judge on test, and write the result."""
+Begin = Callable[[Processes], tuple[Run, Dataset]]  # makes a new run's folder
+PARTS = "pieces of a batch; 2, or as many as there are processes"
+
+
+def carry_out(begin: Begin, resume: Path | None, json: Path | None) -> None:
+    """Begin a run or go on with one, to its end, and show what came of it.
+
+    Args:
+        begin: makes the folder of a new run.
+        resume: the folder of one to go on with instead.
+        json: where the result is wanted too.
+    """
+    # Said inside `joined`, before the others know; outside it, of those that never came.
+    with plain_errors(), _losses(), joined() as processes, _losses():
+        run, dataset = _opened(begin, resume, processes)
+        result = run.result() if run.finished else finish(run, dataset, processes)
+        if processes.first:
+            show(run, result)
+            write_json(json, result)
+        processes.wait()
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Print which process was lost, and exit."""
+    try:
+        yield
+    except Lost as lost:
+        errors.print(f"[red]error:[/red] {escaped(str(lost))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from lost
+
+
+def _opened(begin: Begin, resume: Path | None, processes: Processes) -> tuple[Run, Dataset]:
+    """Return the run; the first process makes or finds it, and the others open it after that."""
+    if not processes.first:
+        folder = processes.told("")
+        if not folder:  # the first one said why
+            raise typer.Exit(REFUSED)
+        return reopened(Path(folder))
+    try:
+        run, dataset = begin(processes) if resume is None else reopened(resume)
+    except WRONG as error:
+        refusal = refused(error)
+        processes.told("")
+        raise refusal from error
+    processes.told(str(run.folder.resolve()))
+    return run, dataset
+
+
+def finish(run: Run, dataset: Dataset, processes: Processes) -> dict[str, Any]:
+    """Train to the end, judge on test, and write the result, in the first process."""
     side = choose_side(run.settings.side)
     with interpreted_strictly(side):
-        return _train_on(side, run, dataset)
+        return _train_on(side, run, dataset, processes)
 
 
-def _train_on(side: Side, run: Run, dataset: Dataset) -> dict[str, Any]:
-    _say_what(run, dataset, side)
+def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> dict[str, Any]:
+    first = processes.first
+    if first:
+        _say_what(run, dataset, side, processes)
     again = f"go on with: twofold train --resume {run.folder}"
     try:
-        with _Shown() as shown:
-            model, state = train(run, dataset, side, shown, _passed_over)
+        with _Shown(first and console.is_terminal) as shown:
+            observe = shown if first else _unseen
+            model, state = train(run, dataset, side, observe, _passed_over, processes)
     except Interrupted as stopped:
-        errors.print(f"{stopped}; {again}", soft_wrap=True)
+        if first:
+            errors.print(f"{stopped}; {again}", soft_wrap=True)
+        processes.wait()
         raise typer.Exit(INTERRUPTED) from stopped
     except Diverged as diverged:
-        errors.print(
-            f"[red]error:[/red] {diverged}. The last good checkpoint is in {run.checkpoints}; "
-            "a smaller --lr is the usual remedy",
-            soft_wrap=True,
-        )
+        if first:
+            errors.print(
+                f"[red]error:[/red] {diverged}. The last good checkpoint is in "
+                f"{run.checkpoints}; a smaller --lr is the usual remedy",
+                soft_wrap=True,
+            )
+        processes.wait()
         raise typer.Exit(FAILED) from diverged
-    test = accuracy(model, run.codec.encode(dataset.test_x), dataset.test_y)
+    except Lost as lost:
+        raise Lost(f"{lost}. The last good checkpoint is in {run.checkpoints}; {again}") from lost
+    test = accuracy(model, run.codec.encode(dataset.test_x), dataset.test_y, processes)
+    if not first:
+        return {}
     result = {
         "data": run.settings.data,
         "side": side.name,
@@ -93,18 +160,23 @@ def _train_on(side: Side, run: Run, dataset: Dataset) -> dict[str, Any]:
     return result
 
 
+def _unseen(_: Event) -> None:
+    """What the other processes tell is not shown."""
+
+
 def _passed_over(why: str) -> None:
     errors.print(f"[yellow]passed over:[/yellow] {escaped(why)}", soft_wrap=True)
 
 
-def _say_what(run: Run, dataset: Dataset, side: Side) -> None:
+def _say_what(run: Run, dataset: Dataset, side: Side, processes: Processes) -> None:
     model = run.settings.model
+    among = f" in {processes.size} processes" if processes.size > 1 else ""
     console.print(f"[bold]{dataset.name}[/bold]  {dataset.provenance}", soft_wrap=True)
     console.print(
         f"{len(dataset.train_y)} examples to train, {len(dataset.test_y)} to test, "
         f"{len(dataset.labels)} classes; {model.num_layers} layer(s) of {model.d_model} with "
         f"{model.num_heads} heads, up to {model.max_length} positions; {side.name} side on "
-        f"{side.device}; run in {run.folder}",
+        f"{side.device}{among}; run in {run.folder}",
         soft_wrap=True,
         highlight=False,
     )
@@ -127,12 +199,15 @@ def show(run: Run, result: Mapping[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if run.huggingface.exists():
+        console.print(f"for transformers: {run.huggingface}", highlight=False, soft_wrap=True)
 
 
 class _Shown:
     """Progress on a terminal; a line per epoch elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: bool) -> None:
+        self.live = live
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -145,12 +220,12 @@ class _Shown:
         self.loss: float | None = None
 
     def __enter__(self) -> _Shown:
-        if console.is_terminal:
+        if self.live:
             self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if console.is_terminal:
+        if self.live:
             self.bar.stop()
 
     def __call__(self, event: Event) -> None:
@@ -160,7 +235,7 @@ class _Shown:
             self.accuracy = f"{event.validation_accuracy:.4f}"
         minutes, seconds = divmod(round(event.seconds_left), 60)
         said = f"loss {self.loss:.4f}  validation {self.accuracy}  {minutes}:{seconds:02d} left"
-        if console.is_terminal:
+        if self.live:
             if event.phase not in self.tasks:
                 self.tasks[event.phase] = self.bar.add_task(event.phase, total=event.steps, said="")
             self.bar.update(self.tasks[event.phase], completed=event.step, said=said)

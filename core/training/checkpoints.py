@@ -46,10 +46,21 @@ def save(folder: Path, tensors: Mapping[str, Array], state: Mapping[str, Any]) -
         tensors: arrays by name.
         state: anything `json` takes.
     """
+    blob, signed = _signed(tensors, state)
+    write_folder(folder, {TENSORS: blob, STATE: json.dumps(signed, indent=1).encode()})
+
+
+def digest(tensors: Mapping[str, Array], state: Mapping[str, Any]) -> str:
+    """Return the checksum of what a checkpoint would hold."""
+    found: str = _signed(tensors, state)[1]["sha256"]
+    return found
+
+
+def _signed(tensors: Mapping[str, Array], state: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
     blob = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
     signed = {"state": dict(state), "tensors_sha256": _sha256(blob)}
     signed["sha256"] = _sha256(_canonical(signed))
-    write_folder(folder, {TENSORS: blob, STATE: json.dumps(signed, indent=1).encode()})
+    return blob, signed
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

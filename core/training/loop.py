@@ -2,6 +2,7 @@
 
 Everything a step does is a function of the settings and of the step's number, and a checkpoint
 holds the rest, so a run that was interrupted, however, ends with the bits it would have ended with.
+Several processes take the same steps side by side; the first one writes the run's files.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from twofold.core.training.batches import (
     epoch_batches,
     steps_per_epoch,
 )
+from twofold.core.training.processes import ALONE, Lost, Processes
 from twofold.core.training.recipe import Recipe, learning_rate
 from twofold.core.training.run import Run
 from twofold.core.training.trainer import Trainer, accuracy
@@ -94,6 +96,7 @@ def train(
     ops: Side,
     observe: Observer,
     passed_over: Callable[[str], None] = lambda why: None,
+    processes: Processes = ALONE,
 ) -> tuple[Classifier, State]:
     """Train to the end, from the latest checkpoint if there is one, and keep the model.
 
@@ -103,16 +106,19 @@ def train(
         ops: the side.
         observe: is told how it goes.
         passed_over: is told of each checkpoint that was refused, and why.
+        processes: what to share the work with.
 
     Returns:
         the model, and the state it ended in.
 
     Raises:
         Diverged: the loss is no longer finite; the last checkpoint is still good.
-        Interrupted: by SIGINT or SIGTERM, after a checkpoint.
+        Interrupted: by SIGINT or SIGTERM, after a checkpoint; in all processes at the same step.
+        Lost: another process died; there is a checkpoint of the last step, if the first one lives.
+        Apart: processes came to have different parameters.
     """
     with threadpool_limits(1, "blas"), np.errstate(all="ignore"), _stoppable() as stop:
-        return _Loop(run, dataset, ops, observe, passed_over, stop).train()
+        return _Loop(run, dataset, ops, observe, passed_over, stop, processes).train()
 
 
 def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
@@ -140,20 +146,20 @@ class _Loop:
         observe: Observer,
         passed_over: Callable[[str], None],
         stop: threading.Event,
+        processes: Processes,
     ) -> None:
         self.run, self.ops, self.observe, self.stop = run, ops, observe, stop
-        self.recipe = run.settings.recipe
+        self.recipe, self.processes = run.settings.recipe, processes
         self.fit, self.held = prepare(run, dataset)
         self.state, self.best = State(), None
         self.trainer = self._trainer()
-        found, refused = checkpoints.newest(run.checkpoints)
-        for why in refused:
-            passed_over(why)
+        found = self._latest(passed_over)
         if found is not None:
             self.state = State(**found.state)
             tensors = dict(found.tensors)
             self.best = tensors.pop("best", None)
             self.trainer.restore(tensors)
+        self._agree("parameters or checkpoints to begin with")
         self.began = time.perf_counter() - self.state.seconds
         self.here, self.done_here = time.perf_counter(), 0
 
@@ -170,11 +176,32 @@ class _Loop:
         model = self.trainer.average
         if self.best is not None:
             model = Classifier(model.config, self.ops, self.ops.asarray(self.best))
-        self.run.write_model(model)
+        if self.processes.first:
+            self.run.write_model(model)
         return model, self.state
 
+    def _latest(self, passed_over: Callable[[str], None]) -> checkpoints.Checkpoint | None:
+        """Return the checkpoint to go on from, which the first process finds and names."""
+        found, name, folder = None, "", self.run.checkpoints
+        if self.processes.first:
+            found, refused = checkpoints.newest(folder)
+            for why in refused:
+                passed_over(why)
+            name = "" if found is None else _name(State(**found.state))
+        name = self.processes.told(name)
+        if name and not self.processes.first:
+            found = checkpoints.load(folder / name)
+        return found
+
+    def _agree(self, what: str) -> None:
+        """Make sure that all processes have the same state and parameters, frozen ones too."""
+        if self.processes.size > 1:
+            state = asdict(self.state) | {"rows": [], "seconds": 0}  # not of one clock
+            tensors = self.trainer.tensors() | {"all": self.ops.to_numpy(self.trainer.model.flat)}
+            self.processes.agreed(what, checkpoints.digest(tensors, state))
+
     def _trainer(self) -> Trainer:
-        return Trainer(self.run.first_model(self.ops), self.recipe)
+        return Trainer(self.run.first_model(self.ops), self.recipe, self.processes)
 
     def _phase(self, phase: Phase) -> None:
         """Take the steps of a phase that are not taken yet."""
@@ -187,19 +214,24 @@ class _Loop:
             epoch, first = divmod(state.step, per_epoch)
             batches = epoch_batches(lengths, recipe.batch_size, recipe.seed, epoch)
             for chosen in batches[first:]:
-                state.step += 1
-                state.done += 1
                 self._step(phase, chosen, steps)
                 if state.step % per_epoch == 0:
                     self._end_of_epoch(phase, epoch + 1, steps)
                 if state.step % recipe.checkpoint_steps == 0 or state.step == steps:
                     self._checkpoint()
-                if self.stop.is_set():
+                if self._asked_to_stop():
                     self._checkpoint()
+                    self.processes.wait()  # nobody leaves before it is written
                     raise Interrupted(f"stopped at step {state.step} of {phase.name}")
+
+    def _asked_to_stop(self) -> bool:
+        """Whether this process was, or among several any of them before the step."""
+        return self.stop.is_set() if self.processes.size == 1 else self.trainer.stop
 
     def _step(self, phase: Phase, chosen: Array, steps: int) -> None:
         state, recipe, examples = self.state, self.recipe, phase.train
+        state.step += 1
+        state.done += 1
         inputs: list[Array] = [examples.inputs[i] for i in chosen]
         if recipe.word_dropout > 0.0 and self.run.settings.model.input == "tokens":
             lengths = np.cumsum([len(x) for x in inputs])
@@ -211,7 +243,14 @@ class _Loop:
         graded = examples.soft if recipe.soft_targets else None
         targets = (examples.labels if graded is None else graded)[chosen]
         lr = learning_rate(recipe, state.step, steps)
-        self.trainer.step(inputs, targets, state.step, lr)
+        try:
+            self.trainer.step(inputs, targets, state.step, lr, self.stop.is_set())
+        except Lost:
+            state.step -= 1
+            state.done -= 1
+            if not (self.run.checkpoints / _name(state)).exists():
+                self._checkpoint()
+            raise
         state.losses.append(self.trainer.loss)
         self.done_here += 1
         if state.step % ROW_STEPS == 0:
@@ -221,7 +260,8 @@ class _Loop:
     def _end_of_epoch(self, phase: Phase, epoch: int, steps: int) -> None:
         state, found = self.state, None
         if phase.held is not None:
-            found = accuracy(self.trainer.average, phase.held.inputs, phase.held.labels)
+            held = phase.held
+            found = accuracy(self.trainer.average, held.inputs, held.labels, self.processes)
             state.validation_accuracy = found
             if self.recipe.patience > 0:
                 if found > state.best_accuracy:
@@ -232,6 +272,7 @@ class _Loop:
                 state.validation_accuracy = state.best_accuracy
         self._row(phase, steps, found)
         self._tell(phase, steps, found)
+        self._agree("parameters after an epoch")
 
     def _row(self, phase: Phase, steps: int, accuracy: float | None) -> None:
         """Sum up the steps since the last row."""
@@ -269,14 +310,20 @@ class _Loop:
         )
 
     def _checkpoint(self) -> None:
+        if not self.processes.first:
+            return
         self.state.seconds = time.perf_counter() - self.began
         tensors = self.trainer.tensors()
         if self.best is not None:
             tensors["best"] = self.best
-        name = f"{self.state.phase}-{self.state.step:08d}"
-        checkpoints.save(self.run.checkpoints / name, tensors, asdict(self.state))
+        checkpoints.save(self.run.checkpoints / _name(self.state), tensors, asdict(self.state))
         checkpoints.prune(self.run.checkpoints)
         self.run.write_metrics(self.state.rows)
+
+
+def _name(state: State) -> str:
+    """Return the name of a state's checkpoint; they sort by age."""
+    return f"{state.phase}-{state.step:08d}"
 
 
 @contextlib.contextmanager

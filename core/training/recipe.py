@@ -22,7 +22,7 @@ class Recipe:
         seed: of everything that is drawn: first parameters, order, dropout.
         epochs, batch_size: passes over the examples, and how many of them make a step.
         parts: pieces a batch is worked on in, each with dropout masks of its own; the gradients are
-            added. On the NumPy side every part has a thread.
+            added. On the NumPy side every part has a thread. Several processes share them evenly.
         optimizer: one of `OPTIMIZERS`; "adam" couples weight decay to the gradient, "adamw" not.
         lr, schedule, warmup: peak learning rate, its decay to 0 and the share of steps before it
             in which the rate climbs to its peak.

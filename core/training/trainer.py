@@ -1,9 +1,10 @@
 """One step of training, on either side: forward, loss, backward, clipping, update, average.
 
-A batch is worked on in parts, each with dropout masks of its own; their gradients are added in
-order, so the result depends on the number of parts but not on what runs at the same time. On the
-NumPy side every part has a thread. The update has none: its many short sweeps would spend more on
-handing Python's lock to and fro than they gain (9 ms in two threads, 4 in one).
+A batch is worked on in parts, each with dropout masks of its own; their gradients are added
+pairwise, so the result depends on the number of parts but not on what runs at the same time, be it
+in other processes. On the NumPy side every part has a thread. The update has none: its many short
+sweeps would spend more on handing Python's lock to and fro than they gain (9 ms in two threads, 4
+in one).
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from twofold.core.model.seeds import dropout_seeds
 from twofold.core.ops import Side
 from twofold.core.training.batches import Array, Batch, batches_by_length, collate
 from twofold.core.training.optimizer import Optimizer, stretches
+from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.recipe import Recipe
 from twofold.reference import checks
 from twofold.reference.checks import dtype_name
 
 SLICE = 1 << 15  # elements that are averaged at a time, so that they stay in cache
-# Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to stay
-# in cache (3 MB: quickest of 1.5 to 12 at two sizes of model).
+# Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
+# stay in cache (3 MB: quickest of 1.5 to 12 at two sizes of model).
 ELEMENTS = {"reference": 3 << 18, "triton": 1 << 26}
 
 
@@ -42,10 +44,16 @@ class Trainer:
         model: learns in place.
         average: the model with running averages of the parameters, or `model` itself without them.
         loss, grad_norm: of the last step.
+        stop: whether any process was asked to stop, as of the last step.
+
+    Raises:
+        ValueError: the recipe freezes more than there is, or its parts cannot be dealt out evenly
+            to the processes.
     """
 
-    def __init__(self, model: Classifier, recipe: Recipe) -> None:
+    def __init__(self, model: Classifier, recipe: Recipe, processes: Processes = ALONE) -> None:
         self.model, self.recipe, self.ops = model, recipe, model.ops
+        self.processes, self.parts = processes, processes.share(recipe.parts)
         dtype, top = dtype_name(model.flat), 1 + model.config.num_layers
         checks.require(recipe.frozen <= top, "frozen", recipe.frozen, f"at most {top}: the head")
         shapes = model.layout.shapes
@@ -57,11 +65,17 @@ class Trainer:
         if recipe.average > 0.0:
             flat = self.ops.asarray(self.ops.to_numpy(model.flat).copy())
             self.average = Classifier(model.config, self.ops, flat, dtype=dtype)
-        self._grads = [self.ops.zeros((self.learned.numel,), dtype) for _ in range(recipe.parts)]
-        self._views = [self.learned.views(g) for g in self._grads]
+        # After a gradient there is room for the loss of every part and for the wish to stop.
+        numel = self.learned.numel
+        size = (numel + recipe.parts + 1,)
+        self._grads = [self.ops.zeros(size, dtype) for _ in self.parts]
+        self._views = [self.learned.views(g[:numel]) for g in self._grads]
         self.loss = self.grad_norm = math.nan
+        self.stop = False
 
-    def step(self, inputs: Sequence[Array], targets: Array, step: int, lr: float) -> None:
+    def step(
+        self, inputs: Sequence[Array], targets: Array, step: int, lr: float, stop: bool = False
+    ) -> None:
         """Learn from one batch.
 
         Args:
@@ -69,20 +83,21 @@ class Trainer:
             targets: (B,) int64 labels or (B, C) float32 probabilities.
             step: counts from 1.
             lr: learning rate of this step.
+            stop: this process was asked to stop.
 
         Raises:
             Diverged: the loss or the gradient's norm is not finite; nothing was changed.
+            Lost: another process died; nothing was changed.
         """
-        parts = min(self.recipe.parts, len(inputs))
+        parts, share = min(self.recipe.parts, len(inputs)), 1 / len(inputs)
 
         def work(part: int) -> float:
             batch = collate(inputs[part::parts])
-            return self._part(batch, targets[part::parts], part, step, 1 / len(inputs))
+            return self._part(batch, targets[part::parts], part, step, share)
 
-        self.loss = sum(parallel(self.ops, work, range(parts)))
-        grads = self._grads[0]
-        for other in self._grads[1:parts]:
-            grads += other
+        mine = range(self.parts.start, min(self.parts.stop, parts))
+        grads, losses = self._sum(mine, parallel(self.ops, work, mine), stop)
+        self.loss = sum(loss * share for loss in losses[:parts])
         norm = self.ops.optimizers.global_norm(grads)
         self.grad_norm = float(norm)
         if not math.isfinite(self.loss) or not math.isfinite(self.grad_norm):
@@ -94,6 +109,26 @@ class Trainer:
         self.optimizer.step(self.model.flat, grads, step=step, lr=lr, grad_norm=norm)
         if self.average is not self.model:
             self._follow(step)
+
+    def _sum(self, mine: range, losses: list[float], stop: bool) -> tuple[Any, list[float]]:
+        """Return the gradient of all parts, of all processes, and the loss of each.
+
+        Minus zero is what changes no number that it is added to, not even a zero's sign.
+        """
+        numel, parts = self.learned.numel, self.recipe.parts
+        present = iter(self._grads[: len(mine)])
+        grads = added([next(present, None) for _ in self.parts])
+        if grads is None:  # fewer examples than parts
+            grads = self._grads[0]
+            grads[:numel] = -0.0
+        tail = np.full(parts + 1, -0.0)
+        tail[mine.start : mine.start + len(mine)] = losses
+        tail[parts] = stop
+        grads[numel:] = self.ops.asarray(tail, dtype_name(grads))
+        self.processes.add(grads)
+        *found, stops = self.ops.to_numpy(grads[numel:]).tolist()
+        self.stop = stops > 0
+        return grads[:numel], found
 
     def _follow(self, step: int) -> None:
         """Move the average towards the parameters; faster early on, to forget where it began."""
@@ -108,7 +143,7 @@ class Trainer:
                 average += (1 - decay) * self.model.flat[start:end]
 
     def _part(self, batch: Batch, targets: Array, part: int, step: int, share: float) -> float:
-        """Write the gradient of one part's share of the mean loss and return that share."""
+        """Write the gradient of one part's share of the mean loss; return its examples' loss."""
         ops, recipe, config = self.ops, self.recipe, self.model.config
         seeds = dropout_seeds(recipe.seed, step, part, config.sites)
         logits, cache = self.model.forward(
@@ -123,8 +158,8 @@ class Trainer:
         dlogits = ops.softmax_cross_entropy.backward(
             ops.asarray(np.array(share), dtype_name(logits)), loss_cache
         ).dlogits
-        self.model.backward(dlogits, cache, self._views[part])
-        return float(loss) * share
+        self.model.backward(dlogits, cache, self._views[part - self.parts.start])
+        return float(loss)
 
     def tensors(self) -> dict[str, Array]:
         """Return a copy of everything that a checkpoint must hold, by name.
@@ -157,8 +192,31 @@ class Trainer:
         }
 
 
-def predict(model: Classifier, inputs: Sequence[Array]) -> Array:
-    """Return probabilities (n, C) float32; examples of similar length share a batch."""
+def added(buffers: Sequence[Any]) -> Any:
+    """Add buffers pairwise, in place, and return the sum, the first of them; None of none.
+
+    The tree is that of how many there could be, so that N processes, a power of two that divides
+    them, each with a share of neighbours, add what one process does.
+
+    Args:
+        buffers: (n,) each; the last ones may be None.
+    """
+    if len(buffers) == 1:
+        return buffers[0]
+    middle = (len(buffers) + 1) // 2
+    left, right = added(buffers[:middle]), added(buffers[middle:])
+    if right is not None:
+        left += right
+    return left
+
+
+def predict(
+    model: Classifier, inputs: Sequence[Array], batches: Sequence[Array] | None = None
+) -> Array:
+    """Return probabilities (n, C) float32; examples of similar length share a batch.
+
+    Of some `batches`, the numbers of their examples, only those rows are meant.
+    """
 
     def probabilities(ids: Any, lengths: Any) -> Array:
         logits, _ = model.forward(ids, lengths)
@@ -167,7 +225,8 @@ def predict(model: Classifier, inputs: Sequence[Array]) -> Array:
         weights = np.exp(shifted)
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
-    return _by_length(model, inputs, model.config.num_classes, probabilities)
+    batches = similar(model, inputs) if batches is None else batches
+    return _by_batches(model, inputs, batches, model.config.num_classes, probabilities)
 
 
 def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
@@ -181,32 +240,45 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
         mean = model.ops.to_numpy(model.mean_state(ids, lengths)).astype(np.float64)
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 
-    return _by_length(model, inputs, model.config.d_model, means)
+    return _by_batches(model, inputs, similar(model, inputs), model.config.d_model, means)
 
 
-def _by_length(
+def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
+    """Return numbers of the examples batch by batch, those of similar length together."""
+    lengths = np.array([len(x) for x in inputs], np.int64)
+    return batches_by_length(lengths, ELEMENTS[model.ops.name] // model.config.d_ff)
+
+
+def _by_batches(
     model: Classifier,
     inputs: Sequence[Array],
+    batches: Sequence[Array],
     width: int,
     function: Callable[[Any, Any], Array],
 ) -> Array:
-    """Return rows (n, width) float32 that a function makes of batches of similar length."""
-    rows = np.empty((len(inputs), width), np.float32)
+    """Return rows (n, width) float32 that a function makes of batches, zero in no batch."""
+    rows = np.zeros((len(inputs), width), np.float32)
 
     def work(chosen: Array) -> None:
         batch = collate([inputs[i] for i in chosen])
         asarray = model.ops.asarray
         rows[chosen] = function(asarray(batch.inputs), asarray(batch.lengths))
 
-    lengths = np.array([len(x) for x in inputs], np.int64)
-    positions = ELEMENTS[model.ops.name] // model.config.d_ff
-    parallel(model.ops, work, batches_by_length(lengths, positions))
+    parallel(model.ops, work, batches)
     return rows
 
 
-def accuracy(model: Classifier, inputs: Sequence[Array], labels: Array) -> float:
-    """Return the share of examples whose most probable class is their label."""
-    return float((predict(model, inputs).argmax(axis=1) == labels).mean())
+def accuracy(
+    model: Classifier, inputs: Sequence[Array], labels: Array, processes: Processes = ALONE
+) -> float:
+    """Return the share of examples whose most probable class is their label.
+
+    Each process judges some of the batches, the same ones as one process would make.
+    """
+    batches = similar(model, inputs)[processes.rank :: processes.size]
+    classes = predict(model, inputs, batches).argmax(axis=1)
+    right = sum(int((classes[chosen] == labels[chosen]).sum()) for chosen in batches)
+    return processes.count(right) / len(inputs)
 
 
 _X = TypeVar("_X")
