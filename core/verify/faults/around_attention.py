@@ -14,6 +14,7 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
 ATTENTION_PARTS = "kernels/attention_parts.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
+FP8_QUANTIZE = "kernels/attention_fp8_quantize.py"
 
 _HEADS: tuple[Row, ...] = (
     (
@@ -322,11 +323,11 @@ _FP8: tuple[Row, ...] = (
         ("tl.load(ptr + b * strides[0] + h * strides[1])", "tl.load(ptr + h * strides[1])"),
     ),
     (
-        FP8, "scales are of 240, the largest of another e4m3", "",
+        FP8_QUANTIZE, "scales are of 240, the largest of another e4m3", "",
         ("largest.amax(-1) / LARGEST", "largest.amax(-1) / 240.0"),
     ),
     (
-        FP8, "the largest of a head is that of its last rows", "",
+        FP8_QUANTIZE, "the largest of a head is that of its last rows", "",
         ("largest.amax(-1)", "largest[..., -1]"),
     ),
     (
