@@ -8,7 +8,8 @@ Products of e4m3 are exact in float32. The scales of q and k multiply a tile of 
 the output. The weights, between 0 and 1, are cast to e4m3 for their product with v, 256 times as
 large: a power of two, so that nothing but the cast rounds, and the largest below 448 that is one.
 Of a weight's own size that leaves numbers down to 2⁻¹⁷. The sum of weights is taken before the
-cast.
+cast. Those that dropout keeps are not scaled up before it, but the output is, so that they are cast
+to the numbers that they are without.
 
 Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
 section 3.3.2): it is asked for SUMMED products at a time, and those sums are added in float32.
@@ -27,7 +28,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import attention_blocks
+from twofold.kernels import attention_blocks, dropout
+from twofold.kernels.attention import draws
 from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_fp8_quantize import quantize
 from twofold.kernels.attention_fp8_tiles import choose_tile, copied, padded
@@ -64,7 +66,7 @@ def load_scale(ptr, strides, b, h):
     return tl.load(ptr + b * strides[0] + h * strides[1])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def forward_kernel(
     x,  # Call
     q_scale_ptr,  # (B, H) float32
@@ -73,7 +75,11 @@ def forward_kernel(
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     q_scale_strides, k_scale_strides, v_scale_strides, out_strides,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
     D: tl.constexpr,
+    DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -117,12 +123,15 @@ def forward_kernel(
             # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
             p, rescale, top, total = weigh(s, top, total)
             # (4) output
+            if DROPOUT:
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
             acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
     divisor, lse = log_sum(top, total)
     v_scale = load_scale(v_scale_ptr, v_scale_strides, b, shared)
-    out = acc * (1.0 / (divisor * WEIGHTS))[:, None] * v_scale
+    out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale
     i = first + tl.arange(0, BLOCK_M)
     row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
     tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
@@ -148,6 +157,8 @@ def forward(
     sinks: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
@@ -165,8 +176,7 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+        key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
@@ -198,6 +208,7 @@ def forward(
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         x, q_scale, k_scale, v_scale, out, lse,
         q_scale.stride(), k_scale.stride(), v_scale.stride(), out.stride(),
+        **draws(options),
         D=D, SCORE=None if score_mod is None else score_mod.function,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded(D),
         num_warps=tile.num_warps, num_stages=tile.num_stages,

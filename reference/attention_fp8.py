@@ -9,7 +9,7 @@ arrays of any floating dtype whose elements e4m3 holds; what is computed with th
 mathematics, so that all that a kernel loses is its own.
 
 There are no rotary positions: what is turned no longer has 8 bits, so queries and keys are turned
-before they are quantised. There is no dropout, as nothing is trained without a backward.
+before they are quantised.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1) to (4) are those of `attention`, which is called. There is no backward.
@@ -85,6 +85,8 @@ def forward(
     sinks: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     cu_seqlens_q: Array | None = None,
     cu_seqlens_k: Array | None = None,
     max_seqlen_q: int | None = None,
@@ -103,8 +105,8 @@ def forward(
         k_scale, v_scale: broadcastable to (B, K), of q_scale's dtype. Of packed sequences each has
             scales of its own, (S, H) and (S, K), or they are broadcast.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks, mask,
-            key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_mask,
-            block_size: as in `attention.forward`.
+            key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+            block_mask, block_size: as in `attention.forward`.
         bias: as there, of any floating dtype.
         out_dtype: name of the output's dtype, by default that of the scales.
 
@@ -116,8 +118,7 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+        key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)

@@ -95,6 +95,7 @@ FEATURES = {
     "mask of blocks": {"block_mask": "1HMN", "block_size": (5, 24)},
     "function of scores": {"score_mod": SQUASHED},
     "packed": {"packed": True},
+    "dropout": {"dropout_p": 0.3},
     "scales of heads": {"scales": "1H"},
 }
 PAIRS = [
@@ -170,6 +171,8 @@ GOOD = {
         ({"v_scale": 1.0}, TypeError, "v_scale is a float; it must be an array"),
         ({"k_scale": np.ones(1, np.int32)}, TypeError, "k_scale has dtype int32"),
         ({"bias": np.ones(5, np.int32)}, TypeError, "bias has dtype int32; it must be one of"),
+        ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),
+        ({"seed": -1, "dropout_p": 0.1}, ValueError, "seed is -1; it must be"),
         ({"causal": "middle"}, ValueError, "causal is 'middle'"),
         ({"window_size": (-1, 0)}, ValueError, "window_size is (-1, 0)"),
     ],

@@ -31,12 +31,12 @@ PRECISIONS = (("float32", False), ("float16", False), ("bfloat16", False))  # of
 LEAST: dict[str, Any] = {}
 EVERYTHING: dict[str, Any] = {
     "groups": 3, "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN",
-    "sinks": True, "mask": "B1MN", "key_lengths": True,
+    "sinks": True, "mask": "B1MN", "key_lengths": True, "dropout_p": 0.1,
 }  # fmt: skip
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
 
 PACKINGS: tuple[dict[str, Any], ...] = (
-    {"causal": True},
+    {"causal": True, "dropout_p": 0.5},
     {"window_size": (17, 15), "bias": "BHMN"},
     {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
     {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
@@ -83,6 +83,10 @@ CONTRACT = Contract(
         Case(heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
         # Rows that are copied, as they are long and not aligned.
         Case(heads=2, groups=2, seqlen_q=3, seqlen_k=5, head_dim=136, causal=True),
+        # Draws of keys far apart, of every batch and head its own.
+        Case(batch=2, heads=2, seqlen_q=5, seqlen_k=150, dropout_p=0.5, dtype="float32"),
+        # The draw of the first key is just enough, that of the second.
+        *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
         # Weights that underflow, and values that do.
         Case(seqlen_q=5, seqlen_k=200, logits=10.0, dtype="float32"),
         Case(seqlen_q=5, seqlen_k=70, magnitude="mixed rows", dtype="float32"),

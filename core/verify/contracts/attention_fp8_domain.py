@@ -1,6 +1,6 @@
 """The domain of attention in 8 bits, and its bound; `attention_fp8` makes the contract.
 
-A case is one of attention (`attention_domain`) without dropout and gradients, quantised: the truth
+A case is one of attention (`attention_domain`) without gradients, quantised: the truth
 is that of the numbers of 8 bits and their scales, which are inputs here. `dtype` is that of the
 output, of bias and sinks; lse is float32. `quantize` is asked for x in that dtype, too.
 
@@ -21,8 +21,10 @@ by step the kernel's, in running error analysis (`rounding.Approx`):
     u₈ of itself, or, where 256·ŵ is below 2⁻⁶, by 2⁻¹⁰. Of ŵ that is 2⁻¹⁸, of a normalised weight
     twice that, for l̂ ≥ ½. What exp2 or the rescaling flush to zero is counted as in attention.
     Then comes a product with v8 on the matrix unit, of N terms, tile by tile, each tile summed as
-    in (1); a division by 256·l̂; and multiplications by the quotient and by v_scale, a rounding
-    each, before the cast to the output's dtype.
+    in (1); a division of 1/(1 − p), rounded once, by 256·l̂; and multiplications by the quotient and
+    by v_scale, a rounding each, before the cast to the output's dtype. Weights that dropout keeps
+    are cast without that factor, so what a cast, or an underflow, changes is as much larger after
+    it as the output is.
 
 With the probabilistic bound the casts of weights add up in quadrature, those that underflow do not.
 
@@ -59,7 +61,7 @@ WEIGHTS = 256.0  # what a weight is multiplied by before its cast
 BITS = 14  # of a sum of products of 8 bits on Hopper
 SCALES = ("BH", "1H", "B1", "11", "H", "1", "")
 # What attention is asked for that this is not.
-APART = ("dropout_p", "seed", "rotary")
+APART = ("rotary",)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def problem(case: Case, given: Inputs) -> tuple[attention_bound.Problem, Approx]
     )
     q_scale, k_scale, v_scale = (x[..., None, None] for x in (q_scale, k_scale, v_scale))
     options = attention_domain.options(case, given.call)
-    made = attention_bound.problem(call.q, call.k, call.v, on, options)
+    dropped = attention_domain.dropped(case)
+    made = attention_bound.problem(call.q, call.k, call.v, on, options, dropped)
     factor = exact(q_scale, on) * exact(k_scale, on)
     return made._replace(factor=factor), exact(v_scale, on)
 
@@ -208,7 +211,7 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: that of attention, with any scales."""
 
     def build(case: attention_domain.Case, scales: str) -> Case:
-        without = {"dropout_p": 0.0, "dlse": False, "allow_tf32": False, "rotary": None}
+        without = {"dlse": False, "allow_tf32": False, "rotary": None}
         return Case(**{**vars(case), **without, "scales": scales})
 
     return st.builds(build, case=attention_domain.cases(), scales=st.sampled_from(SCALES))
