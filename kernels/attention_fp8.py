@@ -11,6 +11,10 @@ Of a weight's own size that leaves numbers down to 2⁻¹⁷. The sum of weights
 cast. Those that dropout keeps are not scaled up before it, but the output is, so that they are cast
 to the numbers that they are without.
 
+(0) A number that has been turned by a rotary position is none of e4m3. Where there are any, q is
+multiplied by kᵀ in float16, which has those of e4m3 exactly, and to which each turned one, at most
+448·√2, is rounded once; the weights' product with v stays as it is.
+
 Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
 section 3.3.2): it is asked for SUMMED products at a time, and those sums are added in float32.
 Values whose keys lie side by side in memory (`v.mT` contiguous) are read as its matrix unit wants
@@ -19,7 +23,7 @@ AMD's before the MI350, whose own format is another, and on Hopper in tiles of f
 Triton multiplies in float16, where products of e4m3 are exact, too.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
-Steps (1) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
+Steps (0) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ from twofold.kernels.attention_parts import (
     sequence,
     tile_start,
     tiles_seen,
+    turned,
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned
@@ -53,6 +58,7 @@ from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
+from twofold.reference.rotary import Rotary
 
 __all__ = ["forward", "quantize"]
 
@@ -64,6 +70,30 @@ SUMMED = tl.constexpr(32)  # products of one instruction of the matrix unit
 def load_scale(ptr, strides, b, h):
     """Load the scale of a head."""
     return tl.load(ptr + b * strides[0] + h * strides[1])
+
+
+@triton.jit
+def read(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr, turn):
+    """Load a tile of queries or keys; (0) where `turn` is not None, turned, in float16."""
+    x = load(ptr, strides, b, h, start, rows, d, length, D)
+    if turn is not None:
+        inside = (start + rows < length) & (d < D)
+        x = turned(x.to(tl.float16), ptr, strides, b, h, start, rows, d, inside, turn, start)
+    return x
+
+
+@triton.jit
+def products(
+    x, b, h, shared, query, m, q_end, key, n, k_end, D: tl.constexpr, CHUNK_D: tl.constexpr
+):  # fmt: skip
+    """Multiply queries m (BLOCK_M, 1) by keys n (1, BLOCK_N), CHUNK_D features at a time."""
+    acc = tl.zeros([m.shape[0], n.shape[1]], tl.float32)
+    for chunk in range(0, D, CHUNK_D):
+        d = chunk + tl.arange(0, CHUNK_D)[None, :]
+        q = read(x.q, x.q_strides, b, h, query, m, d, q_end, D, x.q_turn)  # (BLOCK_M, CHUNK_D)
+        k = read(x.k, x.k_strides, b, shared, key, tl.trans(n), d, k_end, D, x.k_turn)
+        acc = tl.dot(q, tl.trans(k), acc, max_num_imprecise_acc=SUMMED)
+    return acc
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
@@ -84,6 +114,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
     block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
@@ -97,7 +128,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
-    q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
+    if CHUNK_D == BLOCK_D:
+        q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
     qk_scale *= load_scale(k_scale_ptr, k_scale_strides, b, shared)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -117,8 +149,15 @@ def forward_kernel(
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             # (1) scores
-            k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
-            product = tl.dot(q, tl.trans(k), max_num_imprecise_acc=SUMMED)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D == BLOCK_D:
+                k = read(
+                    x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+                )
+                product = tl.dot(q, tl.trans(k), max_num_imprecise_acc=SUMMED)
+            else:
+                product = products(
+                    x, seq.batch, h, shared, query, m, q_end, key, n, k_end, D, CHUNK_D
+                )  # (BLOCK_M, BLOCK_N)
             s = scores(product * qk_scale, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
             p, rescale, top, total = weigh(s, top, total)
@@ -163,6 +202,7 @@ def forward(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
     block_mask: torch.Tensor | None = None,
     block_size: BlockSize | None = None,
     out_dtype: str | None = None,
@@ -177,7 +217,7 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        block_mask=block_mask, block_size=block_size,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.dtype("q", q, "float8_e4m3fn")
@@ -200,7 +240,9 @@ def forward(
         masked=mask is not None
         or options.changes_scores
         or options.packed
-        or block_mask is not None,
+        or block_mask is not None
+        or dropout_p > 0.0,
+        rotary=rotary is not None,
         aligned=straight,
         amd=torch.version.hip is not None,
     )
@@ -211,6 +253,7 @@ def forward(
         **draws(options),
         D=D, SCORE=None if score_mod is None else score_mod.function,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded(D),
+        CHUNK_D=tile.chunk_d or padded(D),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return out, lse

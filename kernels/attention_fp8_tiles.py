@@ -16,10 +16,15 @@ TILES: dict[Key, Tile] = {
     ("plain", 64): Tile(128, 64, 8, 3),
     ("plain", 128): Tile(64, 64, 8, 2),
     ("plain", 256): Tile(64, 32, 8, 2),
+    ("plain", 512): Tile(16, 32, 8, 1, 32),
     ("masked", 32): Tile(64, 64, 8, 2),
     ("masked", 64): Tile(64, 32, 8, 2),
     ("masked", 128): Tile(64, 64, 8, 2),
     ("masked", 256): Tile(32, 32, 8, 2),
+    ("rotary", 32): Tile(64, 64, 8, 2),
+    ("rotary", 64): Tile(64, 32, 8, 2),
+    ("rotary", 128): Tile(32, 32, 8, 2),
+    ("rotary", 256): Tile(32, 32, 8, 1),
     ("unaligned", 32): Tile(32, 32, 8, 1),
     ("unaligned", 64): Tile(32, 32, 8, 1),
     ("unaligned", 128): Tile(32, 32, 8, 1),
@@ -48,14 +53,21 @@ def copied(head_dim: int) -> bool:
 
 
 def choose_tile(
-    head_dim: int, *, masked: bool = False, aligned: bool = True, amd: bool = False
+    head_dim: int,
+    *,
+    masked: bool = False,
+    rotary: bool = False,
+    aligned: bool = True,
+    amd: bool = False,
 ) -> Tile:
     """Return the tables' tile for a head_dim.
 
     `masked` says that there is a mask, of blocks or not, or a bias, that scores are changed
-    otherwise, or that sequences are packed; `aligned` is what `attention_tiles.aligned` says of the
-    strides, and always true where `copied` is.
+    otherwise, that weights are dropped out, or that sequences are packed; `aligned` is what
+    `attention_tiles.aligned` says of the strides, and always true where `copied` is.
     """
-    what = "unaligned" if not aligned else "masked" if masked else "plain"
-    key = (what, padded(head_dim))
+    what = "rotary" if rotary else "masked" if masked else "plain"
+    if padded(head_dim) > 256:
+        what = "plain"
+    key = (what if aligned else "unaligned", padded(head_dim))
     return AMD[key] if amd and key in AMD else TILES[key]

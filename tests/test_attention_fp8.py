@@ -27,14 +27,15 @@ def test_every_tile_is_pinned_and_chosen():
     pinned = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
     assert pinned == set(range(len(tiles.ENTRIES)))
     chosen = {
-        tiles.choose_tile(d, masked=masked, aligned=aligned, amd=amd)
-        for d in range(1, 257)
+        tiles.choose_tile(d, masked=masked, rotary=rotary, aligned=aligned, amd=amd)
+        for d in range(1, 513)
         for masked in (True, False)
+        for rotary in (True, False)
         for aligned in ((True,) if tiles.copied(d) else (True, False))
         for amd in (True, False)
     }
     assert chosen == {tile for _, tile in tiles.ENTRIES}
-    assert {tiles.padded(d) for d in range(1, 257)} == {32, 64, 128, 256}
+    assert {tiles.padded(d) for d in range(1, 513)} == {32, 64, 128, 256, 512}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -96,6 +97,8 @@ FEATURES = {
     "function of scores": {"score_mod": SQUASHED},
     "packed": {"packed": True},
     "dropout": {"dropout_p": 0.3},
+    "rotary": {"rotary": "half"},
+    "rotary of neighbours": {"rotary": "interleaved"},
     "scales of heads": {"scales": "1H"},
 }
 PAIRS = [
@@ -113,7 +116,7 @@ def test_each_feature_goes_with_8_bits(triton, first, second):
     hold(contract.CONTRACT, triton, case, ())
 
 
-@pytest.mark.parametrize("head_dim", [16, 33, 100, 256])
+@pytest.mark.parametrize("head_dim", [16, 33, 100, 256, 257, 512])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_any_head_dim_and_output(triton, head_dim, dtype):
     case = contract.Case(dtype, 1, 2, 5, 33, head_dim, groups=2, causal=True)
@@ -160,7 +163,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"q": np.zeros((1, 2, 3, 300))}, ValueError, "q.shape[-1] is 300; it must be at most 256"),
+        ({"q": np.zeros((1, 2, 3, 513))}, ValueError, "q.shape[-1] is 513; it must be at most 512"),
         ({"q": np.zeros((2, 3, 4))}, ValueError, "q.shape is (2, 3, 4); it must be of rank 4"),
         ({"k": np.zeros((1, 3, 5, 4))}, ValueError, "k.shape[1] is 3; it must be a divisor of"),
         ({"v": np.zeros((1, 1, 6, 4))}, ValueError, "v.shape is (1, 1, 6, 4); it must be"),

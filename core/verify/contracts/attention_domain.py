@@ -28,7 +28,6 @@ from twofold.reference.attention_scores import (
     Window,
     blocks,
     pack,
-    unpack,
 )
 from twofold.reference.rotary import Rotary
 
@@ -267,14 +266,7 @@ def problem(case: Case, given: Inputs) -> attention_bound.Problem:
     x = attention_bound.problem(
         batches.q, batches.k, batches.v, on, options(case, given), dropped(case)
     )
-    if given.rotary is None:
-        return x
-    q = attention_rotary.turned(given.q, given.rotary.of_q, on)
-    k = attention_rotary.turned(given.k, given.rotary.of_k, on)
-    return x._replace(
-        q=q.moved(lambda a: unpack(a, given.cu_seqlens_q, case.seqlen_q)),
-        k=k.moved(lambda a: unpack(a, given.cu_seqlens_k, case.seqlen_k)),
-    )
+    return attention_rotary.turning(x, given, on)
 
 
 def dropped(case: Case) -> Array | None:
