@@ -18,6 +18,8 @@ from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.rounding import exact, matmul
 from twofold.kernels import attention_fp8_tiles as tiles
 from twofold.reference import attention_fp8
+from twofold.reference.dropout import attention_keep_mask
+from twofold.reference.rotary import Rotary
 
 E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
 FINITE = np.unique(E4M3[np.isfinite(E4M3)])
@@ -230,6 +232,7 @@ FAULTS = {
     "permuted heads": plus("out", lambda found, case, x: 1e-3 * x.q_scale.flat[0]),
     "grouped heads": plus("lse", lambda found, case, x: 0.1 * case.groups),
     "packed as padded": plus("lse", lambda found, case, x: 0.1 * case.packed),
+    "quarter turns": plus("lse", lambda found, case, x: 0.1 * (x.call.rotary is not None)),
     "other strides": plus("lse", lambda found, case, x: 0.1 * (case.layout == "transposed")),
     "other tiles": plus("lse", lambda found, case, x: 0.1 * (case.tile is not None)),
 }
@@ -257,6 +260,36 @@ def test_every_property_has_its_fault(triton):
     for name in ("grouped heads", "packed as padded", "unseen"):
         with pytest.raises(Inapplicable):
             contract.CONTRACT.properties[name](subject(contract.CONTRACT, triton), plain)
+
+
+def test_weights_are_cast_to_what_they_are_without_dropout(triton):
+    """Values that tell keys apart show twice the weight of each key that is kept, to the bit."""
+    case = contract.Case("float32", 2, 2, 9, 70, 128, layout="heads inside", seed=7)
+    x = contract.inputs(case)
+    x = x._replace(call=x.call._replace(v=np.broadcast_to(np.eye(70, 128), (2, 2, 70, 128))))
+    plain, half = (
+        contract.run(triton, dataclasses.replace(case, dropout_p=p), x) for p in (0.0, 0.5)
+    )
+    kept = attention_keep_mask((2, 2, 9, 70), 0.5, case.seed)
+    weights, others = (triton.to_numpy(found["out"])[..., :70] for found in (plain, half))
+    assert np.array_equal(others, 2 * np.where(kept, weights, 0))
+    assert half["lse"].equal(plain["lse"])
+
+
+@pytest.mark.parametrize(("first", "second", "angle"), [(448, 448, -0.7854), (1, 0, 1.570793)])
+def test_turned_numbers_are_rounded_to_float16_once(triton, first, second, angle):
+    """The score of one feature is that number, to the bit: the largest, and a subnormal."""
+    case = contract.Case("float32", seqlen_q=1, seqlen_k=1, head_dim=2, softmax_scale=1.0)
+    x = contract.inputs(case)
+    one, zero = np.ones((1, 1)), np.zeros((1, 1))
+    q, k = np.array([[[[first, second]]]], np.float64), np.array([[[[1.0, 0.0]]]])
+    cos, sin = (f([[angle]]).astype(np.float32).astype(np.float64) for f in (np.cos, np.sin))
+    turns = Rotary(cos, sin, one, zero)
+    given_ = contract.Inputs(x.call._replace(q=q, k=k, rotary=turns), one, one, one, x.x)
+    lse = triton.to_numpy(contract.run(triton, case, given_)["lse"]).item()
+    turned = (first * cos - second * sin).item()
+    assert lse == pytest.approx(float(np.float16(turned)), rel=1e-6)
+    assert lse != pytest.approx(turned, rel=1e-5)
 
 
 def test_weights_that_underflow_are_lost_and_the_bound_knows(triton):
