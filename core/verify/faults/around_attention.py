@@ -305,6 +305,19 @@ _FP8: tuple[Row, ...] = (
         ("tl.constexpr(256.0)", "tl.constexpr(512.0)"),
     ),
     (
+        FP8, "kept weights are scaled up before their cast, and the largest pass 448", "",
+        ("(p * WEIGHTS).to(v.dtype)", "(p * (WEIGHTS * dropout_scale)).to(v.dtype)"),
+        ("dropout_scale / (divisor", "1.0 / (divisor"),
+    ),
+    (
+        FP8, "what is turned is rounded to 8 bits again", "",
+        ("x.to(tl.float16), ptr", "x, ptr"),
+    ),
+    (
+        FP8, "every chunk of features is the first", "",
+        ("d = chunk + tl.arange(0, CHUNK_D)", "d = tl.arange(0, CHUNK_D)"),
+    ),
+    (
         FP8, "keys have the scale of the queries' head", "",
         (
             "load_scale(k_scale_ptr, k_scale_strides, b, shared)",
