@@ -23,7 +23,7 @@ TILES: dict[Key, Tile] = {
     ("masked", 256): Tile(32, 32, 8, 2),
     ("rotary", 32): Tile(64, 64, 8, 2),
     ("rotary", 64): Tile(64, 32, 8, 2),
-    ("rotary", 128): Tile(64, 32, 8, 1),
+    ("rotary", 128): Tile(32, 32, 8, 2),
     ("rotary", 256): Tile(64, 32, 8, 1, 64),
     ("unaligned", 32): Tile(32, 32, 8, 1),
     ("unaligned", 64): Tile(32, 32, 8, 1),
