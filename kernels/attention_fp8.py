@@ -8,7 +8,12 @@ Products of e4m3 are exact in float32. The scales of q and k multiply a tile of 
 the output. The weights, between 0 and 1, are cast to e4m3 for their product with v, 256 times as
 large: a power of two, so that nothing but the cast rounds, and the largest below 448 that is one.
 Of a weight's own size that leaves numbers down to 2⁻¹⁷. The sum of weights is taken before the
-cast.
+cast. Those that dropout keeps are not scaled up before it, but the output is, so that they are cast
+to the numbers that they are without.
+
+(0) A number that has been turned by a rotary position is none of e4m3. Where there are any, q is
+multiplied by kᵀ in float16, which has those of e4m3 exactly, and to which each turned one, at most
+448·√2, is rounded once; the weights' product with v stays as it is.
 
 Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
 section 3.3.2): it is asked for SUMMED products at a time, and those sums are added in float32.
@@ -18,7 +23,7 @@ AMD's before the MI350, whose own format is another, and on Hopper in tiles of f
 Triton multiplies in float16, where products of e4m3 are exact, too.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
-Steps (1) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
+Steps (0) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
 """
 
 from __future__ import annotations
@@ -27,8 +32,10 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import attention_blocks
+from twofold.kernels import attention_blocks, dropout
+from twofold.kernels.attention import draws
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_fp8_quantize import quantize
 from twofold.kernels.attention_fp8_tiles import choose_tile, copied, padded
 from twofold.kernels.attention_layout import alike
 from twofold.kernels.attention_parts import (
@@ -43,18 +50,20 @@ from twofold.kernels.attention_parts import (
     sequence,
     tile_start,
     tiles_seen,
+    turned,
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
-from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check, check_quantize
+from twofold.reference.attention_fp8 import check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
+from twofold.reference.rotary import Rotary
 
-E4M3 = torch.float8_e4m3fn
+__all__ = ["forward", "quantize"]
+
 WEIGHTS = tl.constexpr(256.0)  # what a weight is multiplied by before its cast
 SUMMED = tl.constexpr(32)  # products of one instruction of the matrix unit
-ROWS = 32  # that a program of `quantize` takes
 
 
 @triton.jit
@@ -64,6 +73,30 @@ def load_scale(ptr, strides, b, h):
 
 
 @triton.jit
+def read(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr, turn):
+    """Load a tile of queries or keys; (0) where `turn` is not None, turned, in float16."""
+    x = load(ptr, strides, b, h, start, rows, d, length, D)
+    if turn is not None:
+        inside = (start + rows < length) & (d < D)
+        x = turned(x.to(tl.float16), ptr, strides, b, h, start, rows, d, inside, turn, start)
+    return x
+
+
+@triton.jit
+def products(
+    x, b, h, shared, query, m, q_end, key, n, k_end, D: tl.constexpr, CHUNK_D: tl.constexpr
+):  # fmt: skip
+    """Multiply queries m (BLOCK_M, 1) by keys n (1, BLOCK_N), CHUNK_D features at a time."""
+    acc = tl.zeros([m.shape[0], n.shape[1]], tl.float32)
+    for chunk in range(0, D, CHUNK_D):
+        d = chunk + tl.arange(0, CHUNK_D)[None, :]
+        q = read(x.q, x.q_strides, b, h, query, m, d, q_end, D, x.q_turn)  # (BLOCK_M, CHUNK_D)
+        k = read(x.k, x.k_strides, b, shared, key, tl.trans(n), d, k_end, D, x.k_turn)
+        acc = tl.dot(q, tl.trans(k), acc, max_num_imprecise_acc=SUMMED)
+    return acc
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def forward_kernel(
     x,  # Call
     q_scale_ptr,  # (B, H) float32
@@ -72,11 +105,16 @@ def forward_kernel(
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     q_scale_strides, k_scale_strides, v_scale_strides, out_strides,
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
     D: tl.constexpr,
+    DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
     block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
@@ -90,7 +128,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
-    q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)  # (BLOCK_M, BLOCK_D)
+    if CHUNK_D == BLOCK_D:
+        q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
     qk_scale *= load_scale(k_scale_ptr, k_scale_strides, b, shared)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -110,55 +149,33 @@ def forward_kernel(
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             # (1) scores
-            k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
-            product = tl.dot(q, tl.trans(k), max_num_imprecise_acc=SUMMED)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D == BLOCK_D:
+                k = read(
+                    x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+                )
+                product = tl.dot(q, tl.trans(k), max_num_imprecise_acc=SUMMED)
+            else:
+                product = products(
+                    x, seq.batch, h, shared, query, m, q_end, key, n, k_end, D, CHUNK_D
+                )  # (BLOCK_M, BLOCK_N)
             s = scores(product * qk_scale, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
             p, rescale, top, total = weigh(s, top, total)
             # (4) output
+            if DROPOUT:
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
             acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
     divisor, lse = log_sum(top, total)
     v_scale = load_scale(v_scale_ptr, v_scale_strides, b, shared)
-    out = acc * (1.0 / (divisor * WEIGHTS))[:, None] * v_scale
+    out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale
     i = first + tl.arange(0, BLOCK_M)
     row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
     tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
     out_at = at(out_ptr, out_strides, seq.batch, h, query, m, d)
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < seq.M) & (d < D))
-
-
-@triton.jit
-def largest_kernel(
-    x_ptr,  # (B, H, L, D)
-    largest_ptr,  # (B, H, blocks) float32
-    strides, H, L,
-    D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Find the largest magnitude of BLOCK_L rows."""
-    blocks = tl.cdiv(L, BLOCK_L)
-    block, b, h = place(tl.program_id(0), blocks, H)
-    rows, d = tl.arange(0, BLOCK_L)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    x = tl.abs(load(x_ptr, strides, b, h, block * BLOCK_L, rows, d, L, D).to(tl.float32))
-    tl.store(largest_ptr + (b * H + h) * blocks + block, tl.max(x))
-
-
-@triton.jit
-def cast_kernel(
-    x_ptr,  # (B, H, L, D)
-    scale_ptr,  # (B, H) float32
-    out_ptr,  # (B, H, L, D) e4m3
-    strides, out_strides, H, L,
-    D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Divide BLOCK_L rows by the scale of their head and round them."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(L, BLOCK_L), H)
-    rows, d = tl.arange(0, BLOCK_L)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    start = block * BLOCK_L
-    x = load(x_ptr, strides, b, h, start, rows, d, L, D).to(tl.float32)
-    x8 = (x / tl.load(scale_ptr + b * H + h)).to(out_ptr.dtype.element_ty)
-    tl.store(at(out_ptr, out_strides, b, h, start, rows, d), x8, (start + rows < L) & (d < D))
 
 
 def forward(
@@ -179,10 +196,13 @@ def forward(
     sinks: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
     block_mask: torch.Tensor | None = None,
     block_size: BlockSize | None = None,
     out_dtype: str | None = None,
@@ -196,9 +216,8 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-        block_mask=block_mask, block_size=block_size,
+        key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.dtype("q", q, "float8_e4m3fn")
@@ -221,7 +240,9 @@ def forward(
         masked=mask is not None
         or options.changes_scores
         or options.packed
-        or block_mask is not None,
+        or block_mask is not None
+        or dropout_p > 0.0,
+        rotary=rotary is not None,
         aligned=straight,
         amd=torch.version.hip is not None,
     )
@@ -229,27 +250,10 @@ def forward(
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         x, q_scale, k_scale, v_scale, out, lse,
         q_scale.stride(), k_scale.stride(), v_scale.stride(), out.stride(),
+        **draws(options),
         D=D, SCORE=None if score_mod is None else score_mod.function,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded(D),
+        CHUNK_D=tile.chunk_d or padded(D),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return out, lse
-
-
-def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numbers of e4m3 and their scales, (B, H) float32: x ≈ x8·scale.
-
-    Arguments and results are those of `reference.attention_fp8.quantize`, x in float16, bfloat16 or
-    float32, any strides; x8 is float8_e4m3fn and lies in memory as x does. x is read twice.
-    """
-    check_quantize(x)
-    checks.choice("x.dtype", checks.dtype_name(x), DTYPES)
-    B, H, L, D = x.shape
-    blocks = triton.cdiv(L, ROWS)
-    largest = torch.empty((B, H, blocks), dtype=torch.float32, device=x.device)
-    constants = {"D": D, "BLOCK_L": ROWS, "BLOCK_D": padded(D), "num_warps": 4}
-    largest_kernel[(blocks * B * H,)](x, largest, x.stride(), H, L, **constants)
-    scale = (largest.amax(-1) / LARGEST).clamp(min=LEAST_SCALE)
-    x8 = torch.empty_like(x, dtype=E4M3)
-    cast_kernel[(blocks * B * H,)](x, scale, x8, x.stride(), x8.stride(), H, L, **constants)
-    return x8, scale

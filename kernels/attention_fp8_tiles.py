@@ -9,8 +9,9 @@ Key = tuple[str, int]  # for what, padded head_dim
 
 # As large as registers hold without spilling (`twofold verify compile attention_fp8`). Hopper's
 # sums of few products take as many as the sums to which they are added; the addresses of a mask or
-# bias take some too, and so do those of rows that are not aligned: of more than 128 features they
-# would spill in any tile, and are copied instead.
+# bias take some too, those of a rotary position's angles and pairs more, and so do those of rows
+# that are not aligned: of more than 128 features they would spill in any tile, and are copied
+# instead. 512 features fill the registers, whatever else there is.
 TILES: dict[Key, Tile] = {
     ("plain", 32): Tile(128, 64, 8, 3),
     ("plain", 64): Tile(128, 64, 8, 3),
@@ -20,9 +21,17 @@ TILES: dict[Key, Tile] = {
     ("masked", 64): Tile(64, 32, 8, 2),
     ("masked", 128): Tile(64, 64, 8, 2),
     ("masked", 256): Tile(32, 32, 8, 2),
+    ("rotary", 32): Tile(64, 64, 8, 2),
+    ("rotary", 64): Tile(64, 32, 8, 2),
+    ("rotary", 128): Tile(32, 32, 8, 2),
+    ("rotary", 256): Tile(64, 32, 8, 1, 64),
     ("unaligned", 32): Tile(32, 32, 8, 1),
     ("unaligned", 64): Tile(32, 32, 8, 1),
     ("unaligned", 128): Tile(32, 32, 8, 1),
+    ("unaligned rotary", 32): Tile(32, 32, 8, 1),
+    ("unaligned rotary", 64): Tile(32, 32, 8, 1),
+    ("unaligned rotary", 128): Tile(32, 32, 8, 1, 32),
+    ("any", 512): Tile(32, 32, 8, 1, 64),
 }
 # On AMD a thread has 512 registers if its program has no more than four warps, else 256.
 AMD: dict[Key, Tile] = {
@@ -32,6 +41,8 @@ AMD: dict[Key, Tile] = {
     ("masked", 64): Tile(64, 32, 4, 1),
     ("masked", 128): Tile(32, 32, 4, 1),
     ("masked", 256): Tile(32, 32, 4, 1),
+    ("rotary", 32): Tile(64, 64, 4, 1),
+    ("rotary", 128): Tile(64, 32, 4, 1),
 }
 # Every entry once, for the tests.
 ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *AMD.items())
@@ -48,14 +59,22 @@ def copied(head_dim: int) -> bool:
 
 
 def choose_tile(
-    head_dim: int, *, masked: bool = False, aligned: bool = True, amd: bool = False
+    head_dim: int,
+    *,
+    masked: bool = False,
+    rotary: bool = False,
+    aligned: bool = True,
+    amd: bool = False,
 ) -> Tile:
     """Return the tables' tile for a head_dim.
 
     `masked` says that there is a mask, of blocks or not, or a bias, that scores are changed
-    otherwise, or that sequences are packed; `aligned` is what `attention_tiles.aligned` says of the
-    strides, and always true where `copied` is.
+    otherwise, that weights are dropped out, or that sequences are packed; `rotary` that q and k are
+    turned; `aligned` is what `attention_tiles.aligned` says of the strides, and always true where
+    `copied` is.
     """
-    what = "unaligned" if not aligned else "masked" if masked else "plain"
-    key = (what, padded(head_dim))
+    what = "rotary" if rotary else "masked" if masked else "plain"
+    if not aligned:
+        what = "unaligned rotary" if rotary else "unaligned"
+    key = (what if padded(head_dim) <= 256 else "any", padded(head_dim))
     return AMD[key] if amd and key in AMD else TILES[key]

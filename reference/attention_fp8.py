@@ -8,11 +8,8 @@ Specification"). A scale brings the largest number of a head to 448. Here the nu
 arrays of any floating dtype whose elements e4m3 holds; what is computed with them is exact
 mathematics, so that all that a kernel loses is its own.
 
-There are no rotary positions: what is turned no longer has 8 bits, so queries and keys are turned
-before they are quantised. There is no dropout, as nothing is trained without a backward.
-
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
-Steps (1) to (4) are those of `attention`, which is called. There is no backward.
+Steps (0) to (4) are those of `attention`, which is called. There is no backward.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
+from twofold.reference.rotary import Rotary, check_rotary
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,11 +39,12 @@ def check(
         checks.dtype(name, x, checks.dtype_name(q))
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
-    checks.require(D <= 256, "q.shape[-1]", D, "at most 256")
+    checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
     checks.shape("k", k, (B, "K", "N", D))
     K, N = int(k.shape[1]), int(k.shape[2])
     checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
     checks.shape("v", v, (B, K, N, D))
+    check_rotary(options.rotary, q, k)
     attention_scores.check(options, B, H, M, N)
     checks.floating(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     sequences = attention_scores.sizes(options, B, M, N)[0]
@@ -85,10 +84,13 @@ def forward(
     sinks: Array | None = None,
     mask: Array | None = None,
     key_lengths: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     cu_seqlens_q: Array | None = None,
     cu_seqlens_k: Array | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
+    rotary: Rotary | None = None,
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
     out_dtype: str | None = None,
@@ -96,15 +98,15 @@ def forward(
     """Let every query gather the values of the keys it attends to.
 
     Args:
-        q: (B, H, M, D), floating, of numbers that e4m3 has; D ≤ 256.
+        q: (B, H, M, D), floating, of numbers that e4m3 has; D ≤ 512.
         k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K heads of q in a row share a head
             of k and v.
         q_scale: broadcastable to (B, H), floating: what q is multiplied by.
         k_scale, v_scale: broadcastable to (B, K), of q_scale's dtype. Of packed sequences each has
             scales of its own, (S, H) and (S, K), or they are broadcast.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks, mask,
-            key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_mask,
-            block_size: as in `attention.forward`.
+            key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+            rotary, block_mask, block_size: as in `attention.forward`.
         bias: as there, of any floating dtype.
         out_dtype: name of the output's dtype, by default that of the scales.
 
@@ -116,9 +118,8 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-        block_mask=block_mask, block_size=block_size,
+        key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.floating(q=q)

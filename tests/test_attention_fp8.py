@@ -18,6 +18,8 @@ from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.rounding import exact, matmul
 from twofold.kernels import attention_fp8_tiles as tiles
 from twofold.reference import attention_fp8
+from twofold.reference.dropout import attention_keep_mask
+from twofold.reference.rotary import Rotary
 
 E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
 FINITE = np.unique(E4M3[np.isfinite(E4M3)])
@@ -27,14 +29,15 @@ def test_every_tile_is_pinned_and_chosen():
     pinned = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
     assert pinned == set(range(len(tiles.ENTRIES)))
     chosen = {
-        tiles.choose_tile(d, masked=masked, aligned=aligned, amd=amd)
-        for d in range(1, 257)
+        tiles.choose_tile(d, masked=masked, rotary=rotary, aligned=aligned, amd=amd)
+        for d in range(1, 513)
         for masked in (True, False)
+        for rotary in (True, False)
         for aligned in ((True,) if tiles.copied(d) else (True, False))
         for amd in (True, False)
     }
     assert chosen == {tile for _, tile in tiles.ENTRIES}
-    assert {tiles.padded(d) for d in range(1, 257)} == {32, 64, 128, 256}
+    assert {tiles.padded(d) for d in range(1, 513)} == {32, 64, 128, 256, 512}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -77,7 +80,9 @@ def test_reference_is_torchs_attention_of_what_the_numbers_stand_for(causal):
         x.call.q, x.call.k, x.call.v,
         q_scale=x.q_scale, k_scale=x.k_scale, v_scale=x.v_scale, causal=causal,
     )  # fmt: skip
-    assert np.allclose(out, theirs.numpy(), rtol=1e-13, atol=1e-13 * np.abs(out).max())
+    bound = contract.truth(case, x)["out"]  # of any order in float64
+    for found in (out, theirs.numpy()):
+        assert compare("out", found, bound)[2] == ""
     assert lse.shape == (2, 4, 9)
 
 
@@ -95,6 +100,9 @@ FEATURES = {
     "mask of blocks": {"block_mask": "1HMN", "block_size": (5, 24)},
     "function of scores": {"score_mod": SQUASHED},
     "packed": {"packed": True},
+    "dropout": {"dropout_p": 0.3},
+    "rotary": {"rotary": "half"},
+    "rotary of neighbours": {"rotary": "interleaved"},
     "scales of heads": {"scales": "1H"},
 }
 PAIRS = [
@@ -112,7 +120,7 @@ def test_each_feature_goes_with_8_bits(triton, first, second):
     hold(contract.CONTRACT, triton, case, ())
 
 
-@pytest.mark.parametrize("head_dim", [16, 33, 100, 256])
+@pytest.mark.parametrize("head_dim", [16, 33, 100, 256, 257, 512])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_any_head_dim_and_output(triton, head_dim, dtype):
     case = contract.Case(dtype, 1, 2, 5, 33, head_dim, groups=2, causal=True)
@@ -159,7 +167,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"q": np.zeros((1, 2, 3, 300))}, ValueError, "q.shape[-1] is 300; it must be at most 256"),
+        ({"q": np.zeros((1, 2, 3, 513))}, ValueError, "q.shape[-1] is 513; it must be at most 512"),
         ({"q": np.zeros((2, 3, 4))}, ValueError, "q.shape is (2, 3, 4); it must be of rank 4"),
         ({"k": np.zeros((1, 3, 5, 4))}, ValueError, "k.shape[1] is 3; it must be a divisor of"),
         ({"v": np.zeros((1, 1, 6, 4))}, ValueError, "v.shape is (1, 1, 6, 4); it must be"),
@@ -170,6 +178,8 @@ GOOD = {
         ({"v_scale": 1.0}, TypeError, "v_scale is a float; it must be an array"),
         ({"k_scale": np.ones(1, np.int32)}, TypeError, "k_scale has dtype int32"),
         ({"bias": np.ones(5, np.int32)}, TypeError, "bias has dtype int32; it must be one of"),
+        ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),
+        ({"seed": -1, "dropout_p": 0.1}, ValueError, "seed is -1; it must be"),
         ({"causal": "middle"}, ValueError, "causal is 'middle'"),
         ({"window_size": (-1, 0)}, ValueError, "window_size is (-1, 0)"),
     ],
@@ -224,6 +234,7 @@ FAULTS = {
     "permuted heads": plus("out", lambda found, case, x: 1e-3 * x.q_scale.flat[0]),
     "grouped heads": plus("lse", lambda found, case, x: 0.1 * case.groups),
     "packed as padded": plus("lse", lambda found, case, x: 0.1 * case.packed),
+    "quarter turns": plus("lse", lambda found, case, x: 0.1 * (x.call.rotary is not None)),
     "other strides": plus("lse", lambda found, case, x: 0.1 * (case.layout == "transposed")),
     "other tiles": plus("lse", lambda found, case, x: 0.1 * (case.tile is not None)),
 }
@@ -251,6 +262,36 @@ def test_every_property_has_its_fault(triton):
     for name in ("grouped heads", "packed as padded", "unseen"):
         with pytest.raises(Inapplicable):
             contract.CONTRACT.properties[name](subject(contract.CONTRACT, triton), plain)
+
+
+def test_weights_are_cast_to_what_they_are_without_dropout(triton):
+    """Values that tell keys apart show twice the weight of each key that is kept, to the bit."""
+    case = contract.Case("float32", 2, 2, 9, 70, 128, layout="heads inside", seed=7)
+    x = contract.inputs(case)
+    x = x._replace(call=x.call._replace(v=np.broadcast_to(np.eye(70, 128), (2, 2, 70, 128))))
+    plain, half = (
+        contract.run(triton, dataclasses.replace(case, dropout_p=p), x) for p in (0.0, 0.5)
+    )
+    kept = attention_keep_mask((2, 2, 9, 70), 0.5, case.seed)
+    weights, others = (triton.to_numpy(found["out"])[..., :70] for found in (plain, half))
+    assert np.array_equal(others, 2 * np.where(kept, weights, 0))
+    assert half["lse"].equal(plain["lse"])
+
+
+@pytest.mark.parametrize(("first", "second", "angle"), [(448, 448, -0.7854), (1, 0, 1.570793)])
+def test_turned_numbers_are_rounded_to_float16_once(triton, first, second, angle):
+    """The score of one feature is that number, to the bit: the largest, and a subnormal."""
+    case = contract.Case("float32", seqlen_q=1, seqlen_k=1, head_dim=2, softmax_scale=1.0)
+    x = contract.inputs(case)
+    one, zero = np.ones((1, 1)), np.zeros((1, 1))
+    q, k = np.array([[[[first, second]]]], np.float64), np.array([[[[1.0, 0.0]]]])
+    cos, sin = (f([[angle]]).astype(np.float32).astype(np.float64) for f in (np.cos, np.sin))
+    turns = Rotary(cos, sin, one, zero)
+    given_ = contract.Inputs(x.call._replace(q=q, k=k, rotary=turns), one, one, one, x.x)
+    lse = triton.to_numpy(contract.run(triton, case, given_)["lse"]).item()
+    turned = (first * cos - second * sin).item()
+    assert lse == pytest.approx(float(np.float16(turned)), rel=1e-6)
+    assert lse != pytest.approx(turned, rel=1e-5)
 
 
 def test_weights_that_underflow_are_lost_and_the_bound_knows(triton):

@@ -128,7 +128,7 @@ class Backward(NamedTuple):
 
 def forward(x: Problem) -> Forward:
     """Bound the output and the log-sum-exp of a flash-attention kernel."""
-    on, N = x.q.on, x.k.value.shape[-2]
+    on, N = x.v.on, x.k.value.shape[-2]  # weights are cast to v's dtype
     with np.errstate(all="ignore"):
         # (1) scores in base 2
         t, slope = scores(x)

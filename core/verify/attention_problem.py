@@ -23,7 +23,8 @@ class Problem(NamedTuple):
 
     `live` says which keys a query may attend, `dropout` what its weights are multiplied by: 0 or
     1/(1 − p). `rows` are the numbers of the queries, of `queries` in all, where these are some.
-    `factor` multiplies the products of a head before anything else does.
+    `factor` multiplies the products of a head before anything else does. q and k may be of another
+    arithmetic than v, which is that of the weights.
     """
 
     q: Approx  # (B, H, M, D)

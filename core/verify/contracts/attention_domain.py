@@ -28,7 +28,6 @@ from twofold.reference.attention_scores import (
     Window,
     blocks,
     pack,
-    unpack,
 )
 from twofold.reference.rotary import Rotary
 
@@ -263,22 +262,20 @@ def problem(case: Case, given: Inputs) -> attention_bound.Problem:
 
     A packed sequence is a batch whose other pairs are dead: they add nothing but length to a sum.
     """
-    batches = padded(case, given)
-    pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
-    weights = None
-    if case.dropout_p > 0.0:
-        kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
-        weights = kept * dropout.scale(case.dropout_p)
-    on = machine(case.dtype, case.allow_tf32)
-    x = attention_bound.problem(batches.q, batches.k, batches.v, on, options(case, given), weights)
-    if given.rotary is None:
-        return x
-    q = attention_rotary.turned(given.q, given.rotary.of_q, on)
-    k = attention_rotary.turned(given.k, given.rotary.of_k, on)
-    return x._replace(
-        q=q.moved(lambda a: unpack(a, given.cu_seqlens_q, case.seqlen_q)),
-        k=k.moved(lambda a: unpack(a, given.cu_seqlens_k, case.seqlen_k)),
+    batches, on = padded(case, given), machine(case.dtype, case.allow_tf32)
+    x = attention_bound.problem(
+        batches.q, batches.k, batches.v, on, options(case, given), dropped(case)
     )
+    return attention_rotary.turning(x, given, on)
+
+
+def dropped(case: Case) -> Array | None:
+    """Return what dropout multiplies weights (B, H, M, N) by, None where there is none."""
+    if case.dropout_p == 0.0:
+        return None
+    pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
+    kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
+    return np.asarray(kept * dropout.scale(case.dropout_p))
 
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:

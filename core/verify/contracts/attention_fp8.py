@@ -31,15 +31,26 @@ PRECISIONS = (("float32", False), ("float16", False), ("bfloat16", False))  # of
 LEAST: dict[str, Any] = {}
 EVERYTHING: dict[str, Any] = {
     "groups": 3, "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN",
-    "sinks": True, "mask": "B1MN", "key_lengths": True,
+    "sinks": True, "mask": "B1MN", "key_lengths": True, "dropout_p": 0.1,
 }  # fmt: skip
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
+ROTARY: dict[str, Any] = {**PACKED, "rotary": "half"}
+NEIGHBOURS: dict[str, Any] = {"rotary": "interleaved"}
 
 PACKINGS: tuple[dict[str, Any], ...] = (
-    {"causal": True},
+    {"causal": True, "dropout_p": 0.5},
     {"window_size": (17, 15), "bias": "BHMN"},
     {"causal": "top-left", "alibi": "BH", "mask": "B1MN"},
     {"score_mod": SQUASHED, "sinks": True, "key_lengths": True},
+)
+
+ROTATED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("half", {"batch": 2, "heads": 2, "groups": 2, "bias": "1HMN", "causal": True}),
+    ("interleaved", {"batch": 2, "head_dim": 12, "dropout_p": 0.1}),
+    ("half", {"batch": 3, "packed": True, "head_dim": 10}),
+    ("half", {"head_dim": 260, "seqlen_q": 3, "seqlen_k": 5}),
+    ("interleaved", {"head_dim": 260, "seqlen_q": 3, "seqlen_k": 5, "bias": "MN"}),
+    ("half", {"magnitude": "mixed rows", "head_dim": 64}),
 )
 
 CONTRACT = Contract(
@@ -82,7 +93,19 @@ CONTRACT = Contract(
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dtype="float16"),
         Case(heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
         # Rows that are copied, as they are long and not aligned.
-        Case(heads=2, groups=2, seqlen_q=3, seqlen_k=5, head_dim=136, causal=True),
+        *(
+            Case(heads=2, groups=2, seqlen_q=3, seqlen_k=5, head_dim=head_dim, causal=True)
+            for head_dim in (136, 257)
+        ),
+        # Turned by their positions: some features of several chunks, both forms, packed or not.
+        *(
+            Case(**{"seqlen_q": 17, "seqlen_k": 70, "dtype": "float32", **how}, rotary=form, seed=i)
+            for i, (form, how) in enumerate(ROTATED)
+        ),
+        # Draws of keys far apart, of every batch and head its own.
+        Case(batch=2, heads=2, seqlen_q=5, seqlen_k=150, dropout_p=0.5, dtype="float32"),
+        # The draw of the first key is just enough, that of the second.
+        *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
         # Weights that underflow, and values that do.
         Case(seqlen_q=5, seqlen_k=200, logits=10.0, dtype="float32"),
         Case(seqlen_q=5, seqlen_k=70, magnitude="mixed rows", dtype="float32"),
@@ -123,14 +146,19 @@ CONTRACT = Contract(
     properties=PROPERTIES,
     small=small,
     # As models call it, with the tiles that are chosen: the least there is, everything, packed
-    # sequences; then rows that are not aligned.
+    # sequences, rotary positions; then rows that are not aligned, and many features.
     compiled=tuple(
         Case(head_dim=head_dim, **{**MODELS, **flags, **how})
         for head_dims, flags, how in (
             ((16, 32, 64, 128, 256), LEAST, {"layout": "contiguous"}),
             ((16, 32, 64, 128, 256), EVERYTHING, {"dtype": "float32"}),
             ((64, 128, 256), PACKED, {"dtype": "float16"}),
+            ((32, 64, 128, 256), ROTARY, {}),
+            ((64, 128, 256), NEIGHBOURS, {"layout": "contiguous"}),
             ((40, 136), EVERYTHING, {}),
+            ((24, 40, 72), ROTARY, {}),
+            ((512,), LEAST, {"layout": "contiguous"}),
+            ((512,), ROTARY, {}),
         )
         for head_dim in head_dims
     ),

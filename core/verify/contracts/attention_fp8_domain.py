@@ -1,6 +1,6 @@
 """The domain of attention in 8 bits, and its bound; `attention_fp8` makes the contract.
 
-A case is one of attention (`attention_domain`) without dropout and gradients, quantised: the truth
+A case is one of attention (`attention_domain`) without gradients, quantised: the truth
 is that of the numbers of 8 bits and their scales, which are inputs here. `dtype` is that of the
 output, of bias and sinks; lse is float32. `quantize` is asked for x in that dtype, too.
 
@@ -9,10 +9,16 @@ u₈ = 2⁻⁴ for a cast to e4m3, which has three bits behind the point and is 
 2⁻¹⁰ for one that underflows, half of the 2⁻⁹ by which numbers below 2⁻⁶ are apart. The bound, step
 by step the kernel's, in running error analysis (`rounding.Approx`):
 
+(0) Where positions are rotary, a number of q8 or k8 is turned in float32 and cast to float16
+    (`rotary.turn`): that changes it by 2⁻¹¹ of itself, or, below float16's least normal number,
+    2⁻¹⁴, by half of the 2⁻²⁴ by which its subnormals are apart. Numbers of e4m3 are 2⁻⁹ apart at
+    least, but turned they may cancel: that is an absolute term, 2⁻²⁵ of q8 or k8, hence of q or k
+    2⁻²⁵·scale, 2⁻³³ of the head's largest. The largest, 448·√2, is far from 65504.
 (1) Scores in base 2: t = (q8·k8)·f·c, f = q_scale·k_scale and c = scale·log₂e. The product is one
     of the matrix unit (`rounding.matmul`): those of e4m3 have 8 bits and are exact, D of them are
     summed in float32 and err by γ_D at u_sum; Hopper sums 32 at a time with 14 bits and errs by
-    another γ_32 at 2⁻¹² (`machine`'s `accumulator`). f rounds once, and so does the multiplication
+    another γ_32 at 2⁻¹² (`machine`'s `accumulator`), but not those of turned numbers, which are of
+    float16, exact in float32 too. f rounds once, and so does the multiplication
     by it; the rest is attention's (`attention_problem.scores`), as is what else is done to scores.
 (2) Weights ŵ = exp2(t − m) against a running maximum m, all between 0 and 1, rescaled as it grows,
     and (3) log-sum-exp, of the weights before their cast: those of `attention_bound`, unchanged.
@@ -21,8 +27,10 @@ by step the kernel's, in running error analysis (`rounding.Approx`):
     u₈ of itself, or, where 256·ŵ is below 2⁻⁶, by 2⁻¹⁰. Of ŵ that is 2⁻¹⁸, of a normalised weight
     twice that, for l̂ ≥ ½. What exp2 or the rescaling flush to zero is counted as in attention.
     Then comes a product with v8 on the matrix unit, of N terms, tile by tile, each tile summed as
-    in (1); a division by 256·l̂; and multiplications by the quotient and by v_scale, a rounding
-    each, before the cast to the output's dtype.
+    in (1); a division of 1/(1 − p), rounded once, by 256·l̂; and multiplications by the quotient and
+    by v_scale, a rounding each, before the cast to the output's dtype. Weights that dropout keeps
+    are cast without that factor, so what a cast, or an underflow, changes is as much larger after
+    it as the output is.
 
 With the probabilistic bound the casts of weights add up in quadrature, those that underflow do not.
 
@@ -45,7 +53,7 @@ from hypothesis import strategies as st
 from twofold.core import ops
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
-from twofold.core.verify.contracts import attention_domain
+from twofold.core.verify.contracts import attention_domain, attention_rotary
 from twofold.core.verify.contracts.attention_domain import place, statistics
 from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.rounding import Approx, Machine, constant, exact, machine, maximum
@@ -58,8 +66,6 @@ Array = domains.Array
 WEIGHTS = 256.0  # what a weight is multiplied by before its cast
 BITS = 14  # of a sum of products of 8 bits on Hopper
 SCALES = ("BH", "1H", "B1", "11", "H", "1", "")
-# What attention is asked for that this is not.
-APART = ("dropout_p", "seed", "rotary")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,6 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
     how = attention_domain.placed(side, case, given.call)._asdict()
-    how = {name: x for name, x in how.items() if name not in APART}
     held, how["out_dtype"] = case, case.dtype
     if side.name == "reference":  # takes a bias of any dtype
         how["bias"] = attention_domain.place_mask(side, given.call.bias, case, "float64")
@@ -160,7 +165,10 @@ def problem(case: Case, given: Inputs) -> tuple[attention_bound.Problem, Approx]
     )
     q_scale, k_scale, v_scale = (x[..., None, None] for x in (q_scale, k_scale, v_scale))
     options = attention_domain.options(case, given.call)
-    made = attention_bound.problem(call.q, call.k, call.v, on, options)
+    dropped = attention_domain.dropped(case)
+    made = attention_bound.problem(call.q, call.k, call.v, on, options, dropped)
+    half = machine("float64" if case.dtype == "float64" else "float16")
+    made = attention_rotary.turning(made, given.call, half)
     factor = exact(q_scale, on) * exact(k_scale, on)
     return made._replace(factor=factor), exact(v_scale, on)
 
@@ -208,7 +216,7 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: that of attention, with any scales."""
 
     def build(case: attention_domain.Case, scales: str) -> Case:
-        without = {"dropout_p": 0.0, "dlse": False, "allow_tf32": False, "rotary": None}
+        without = {"dlse": False, "allow_tf32": False}
         return Case(**{**vars(case), **without, "scales": scales})
 
     return st.builds(build, case=attention_domain.cases(), scales=st.sampled_from(SCALES))

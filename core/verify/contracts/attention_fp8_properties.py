@@ -22,8 +22,10 @@ from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, exact, machine
 from twofold.kernels.attention_fp8_tiles import ENTRIES
 from twofold.reference.attention_fp8 import LARGEST, nearest
+from twofold.reference.rotary import Rotary, turn
 
 CALL = ("out", "lse")
+QUARTERS = np.array([0.0, 1.0, 0.0, -1.0, 0.0])  # the sine of 0 … 4 of them
 
 
 def half_a_unit(subject: Subject, case: Case) -> None:
@@ -207,6 +209,29 @@ def packed_as_padded(subject: Subject, case: Case) -> None:
         claims.agree(name, found[name], mine, bounds[name], "beside batches")
 
 
+def quarter_turns(subject: Subject, case: Case) -> None:
+    """Numbers of e4m3 turned by quarters are such: turned as they are read, or turned already."""
+    given, rng = inputs(replace(case, rotary=None)), np.random.default_rng(case.seed)
+    call, pairs = given.call, case.head_dim // 2
+    if pairs == 0:
+        raise Inapplicable("one feature is no pair")
+
+    def tables(x: Array) -> tuple[Array, Array]:
+        quarters = rng.integers(0, 4, (x.shape[2], pairs))
+        return QUARTERS[quarters + 1], QUARTERS[quarters]
+
+    turns = Rotary(*tables(call.q), *tables(call.k), case.seed % 2 == 0)
+    q, k = turn(call.q, *turns.of_q), turn(call.k, *turns.of_k)
+    before = given._replace(call=call._replace(q=q, k=k))
+    read = given._replace(call=call._replace(rotary=turns))
+    found, already = subject.compute(case, read), subject.compute(case, before)
+    bounds, others = truth(case, read), truth(case, before)
+    for name in CALL:
+        error = np.maximum(bounds[name].error, others[name].error)
+        bound = replace(bounds[name], error=error)
+        claims.agree(name, found[name], already[name], bound, "beside what is turned already")
+
+
 def other_strides(subject: Subject, case: Case) -> None:
     """However q, k and v lie in memory, the results are within the bound of one truth."""
     other = "contiguous" if case.layout != "contiguous" else "transposed"
@@ -238,6 +263,7 @@ PROPERTIES: Mapping[str, Property] = {
     "permuted heads": permuted_heads,
     "grouped heads": grouped_heads,
     "packed as padded": packed_as_padded,
+    "quarter turns": quarter_turns,
     "other strides": other_strides,
     "other tiles": other_tiles,
 }

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twofold.core.ops import Side
+from twofold.core.verify.attention_problem import Problem
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.domains import Array, representable
 from twofold.core.verify.rounding import Approx, Machine, exact
+from twofold.reference.attention_scores import unpack
 from twofold.reference.rotary import Rotary
 
 if TYPE_CHECKING:  # it imports this
@@ -56,6 +58,20 @@ def turned(x: Array, turns: Turns, on: Machine) -> Approx:
     """Return what attention reads of q or k."""
     cos, sin, interleaved = turns
     return replace(turn(exact(x, on), exact(cos, on), exact(sin, on), interleaved), fresh=None)
+
+
+def turning(x: Problem, given: Inputs, on: Machine) -> Problem:
+    """Return a call with the queries and keys that attention reads, stored as `on` stores them."""
+    if given.rotary is None:
+        return x
+    q, k = (
+        turned(a, by, on) for a, by in ((given.q, given.rotary.of_q), (given.k, given.rotary.of_k))
+    )
+    M, N = x.live.shape[2:]
+    return x._replace(
+        q=q.moved(lambda a: unpack(a, given.cu_seqlens_q, M)),
+        k=k.moved(lambda a: unpack(a, given.cu_seqlens_k, N)),
+    )
 
 
 def turned_back(x: Approx, turns: Turns) -> Approx:

@@ -153,10 +153,13 @@ _FP8 = (
                     " → tl.load(x.sinks + h).to(tl.float32) * LOG2_E",
                 ),
             ),
-            STORE_CASTS: (
-                ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
-                ("cast_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),
-            ),
+            STORE_CASTS: (("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),),
+        },
+    )
+    + of(
+        "kernels/attention_fp8_quantize.py",
+        {
+            STORE_CASTS: (("cast_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),),
             "magnitudes and the largest are exact in any dtype": (
                 ("largest_kernel", "drop .to(tl.float32) of *"),
             ),

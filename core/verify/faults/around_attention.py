@@ -14,6 +14,7 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
 ATTENTION_PARTS = "kernels/attention_parts.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
+FP8_QUANTIZE = "kernels/attention_fp8_quantize.py"
 
 _HEADS: tuple[Row, ...] = (
     (
@@ -304,6 +305,19 @@ _FP8: tuple[Row, ...] = (
         ("tl.constexpr(256.0)", "tl.constexpr(512.0)"),
     ),
     (
+        FP8, "kept weights are scaled up before their cast, and the largest pass 448", "",
+        ("(p * WEIGHTS).to(v.dtype)", "(p * (WEIGHTS * dropout_scale)).to(v.dtype)"),
+        ("dropout_scale / (divisor", "1.0 / (divisor"),
+    ),
+    (
+        FP8, "what is turned is rounded to 8 bits again", "",
+        ("x.to(tl.float16), ptr", "x, ptr"),
+    ),
+    (
+        FP8, "every chunk of features is the first", "",
+        ("d = chunk + tl.arange(0, CHUNK_D)", "d = tl.arange(0, CHUNK_D)"),
+    ),
+    (
         FP8, "keys have the scale of the queries' head", "",
         (
             "load_scale(k_scale_ptr, k_scale_strides, b, shared)",
@@ -322,11 +336,11 @@ _FP8: tuple[Row, ...] = (
         ("tl.load(ptr + b * strides[0] + h * strides[1])", "tl.load(ptr + h * strides[1])"),
     ),
     (
-        FP8, "scales are of 240, the largest of another e4m3", "",
+        FP8_QUANTIZE, "scales are of 240, the largest of another e4m3", "",
         ("largest.amax(-1) / LARGEST", "largest.amax(-1) / 240.0"),
     ),
     (
-        FP8, "the largest of a head is that of its last rows", "",
+        FP8_QUANTIZE, "the largest of a head is that of its last rows", "",
         ("largest.amax(-1)", "largest[..., -1]"),
     ),
     (
