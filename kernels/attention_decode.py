@@ -8,7 +8,8 @@ does.
 
 All G·M rows, the queries of the heads that share keys, go through one program, or block after block
 of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g. Queries are
-turned to their positions as they are read, keys when they were put into the cache.
+turned to their positions as they are read, keys when they were put into the cache. Tiles without a
+live block are not visited: of each it is looked up before keys are read.
 
 What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
 batch, the capacity or the device; parts are merged in their order; there are no atomics. A sequence
@@ -40,6 +41,7 @@ from twofold.kernels.attention_parts import (
     keys_present,
     load,
     log_sum,
+    masked,
     scores,
     seen,
     turned,
@@ -101,6 +103,49 @@ def load_queries(x, b, heads, queries, shift, columns, D: tl.constexpr):
 
 
 @triton.jit
+def has_live_block(x, b, heads, rows, columns, keys):
+    """Say whether a pair of a tile is in a live block."""
+    inside = (rows < keys.M) & (columns < keys.present)
+    i, j = rows // x.block_m, columns // x.block_n
+    s = tl.zeros([rows.shape[0], columns.shape[1]], tl.float32)
+    return tl.max(masked(s, x.block_mask, x.block_strides, b, heads, i, j, inside)) == 0.0
+
+
+@triton.jit
+def attend(
+    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+    D: tl.constexpr, SCORE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Attend from rows to the tile of keys at `start`; return maximum, sum and output so far.
+
+    `rows` and `heads` are (BLOCK_R, 1); q is None where its features are taken in chunks.
+    """
+    n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    page, page_start, i, length = find(pages, b, start, n, keys.present)
+    # (1) scores
+    if q is not None:
+        k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
+        product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+    else:
+        product = tl.zeros([rows.shape[0], BLOCK_N], tl.float32)
+        for chunk in range(0, BLOCK_D, CHUNK_D):
+            c = chunk + tl.arange(0, CHUNK_D)[None, :]
+            part = load_queries(x, b, heads, rows.to(tl.int64), keys.shift, c, D)
+            k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
+            product = tl.dot(part, tl.trans(k), product, input_precision=PRECISION)
+    columns = start + tl.trans(n)
+    positions = keys.shift + rows
+    s = scores(product, x, b, keys, heads, rows, columns, True, SCORE, positions)
+    # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+    p, rescale, top, total = weigh(s, top, total)
+    # (4) output
+    v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
+    acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    return top, total, acc
+
+
+@triton.jit
 def split_kernel(
     x,  # Call, whose N is the room for a sequence's keys
     pages,  # Pages
@@ -124,14 +169,14 @@ def split_kernel(
     begin = part * split
     if (begin >= present) & (part > 0):  # the first part is always there: it has the sinks
         return
-    n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    d = tl.arange(0, BLOCK_D)[None, :]
     r = block * BLOCK_R + tl.arange(0, BLOCK_R)
     m, h = r // x.G, shared * x.G + r % x.G
-    queries, heads = m[:, None].to(tl.int64), h[:, None]
+    rows, heads = m[:, None], h[:, None]
     shift = present - M
-    positions = shift + m[:, None]  # (BLOCK_R, 1)
+    q = None
     if CHUNK_D == BLOCK_D:
-        q = load_queries(x, b, heads, queries, shift, d, D)  # (BLOCK_R, BLOCK_D)
+        q = load_queries(x, b, heads, rows.to(tl.int64), shift, d, D)  # (BLOCK_R, BLOCK_D)
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     if x.sinks is not None:
@@ -147,25 +192,18 @@ def split_kernel(
     )
     keys = Sequence(b, 0, 0, M, x.N, end, shift)
     for start in range(tl.maximum(begin, seen_from), end, BLOCK_N):
-        page, page_start, i, length = find(pages, b, start, n, end)
-        # (1) scores
-        if CHUNK_D == BLOCK_D:
-            k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+        if x.block_mask is None:
+            top, total, acc = attend(
+                x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+                D, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+            )  # fmt: skip
         else:
-            product = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-            for chunk in range(0, BLOCK_D, CHUNK_D):
-                c = chunk + tl.arange(0, CHUNK_D)[None, :]
-                q = load_queries(x, b, heads, queries, shift, c, D)
-                k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
-                product = tl.dot(q, tl.trans(k), product, input_precision=PRECISION)
-        columns = start + tl.trans(n)
-        s = scores(product, x, b, keys, heads, m[:, None], columns, True, SCORE, positions)
-        # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
-        p, rescale, top, total = weigh(s, top, total)
-        # (4) output
-        v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+            columns = start + tl.arange(0, BLOCK_N)[None, :]
+            if has_live_block(x, b, heads, rows, columns, keys):
+                top, total, acc = attend(
+                    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+                    D, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+                )  # fmt: skip
     divisor, lse = log_sum(top, total)
     row_at = ((part.to(tl.int64) * B + b) * x.H + h) * M + m
     tl.store(lses_ptr + row_at, lse, mask=m < M)

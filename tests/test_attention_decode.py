@@ -13,7 +13,7 @@ from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, compare, subject
 from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import attention_decode as contract
-from twofold.reference import attention, attention_decode, rotary
+from twofold.reference import attention_decode
 from twofold.reference.rotary import Rotary
 
 
@@ -136,54 +136,6 @@ def test_reference_is_torch(case):
         assert compare(name, np.stack(found[name]), bound)[2] == ""
 
 
-FEATURES = {
-    "plain": {},
-    "window": {"window_size": (5, 0)},
-    "softcap, ALiBi": {"softcap": 2.0, "alibi": "BH"},
-    "sinks": {"sinks": True},
-    "function of scores": {"score_mod": contract.SQUASHED},
-    "bias, mask": {"bias": "BHMN", "mask": "1HMN"},
-    "bias and mask of keys": {"bias": "N", "mask": "B11N"},
-    "mask of blocks": {"block_mask": "BHMN", "block_size": (1, 3)},
-    "rotary": {"rotary": "half"},
-}
-
-
-def rows(x, last):
-    """Return what a bias or mask has for the last queries."""
-    return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., -last:, :]
-
-
-@pytest.mark.parametrize("feature", FEATURES)
-def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
-    """What a model was trained with serves it here: positions, slopes and functions mean the same.
-
-    In float64, with full caches, in pages.
-    """
-    case = contract.Case(
-        "float64", 2, 4, 2, 3, 14, 4, full=True, causal=True, seed=2, **FEATURES[feature]
-    )
-    training = dataclasses.replace(contract.whole(case), seqlen_q=case.capacity)
-    x, turned = whole.inputs(training), {}
-    if x.rotary is not None:  # keys lie in the cache turned, by the angles of the queries
-        x = x._replace(rotary=x.rotary._replace(k_cos=None, k_sin=None))
-        # Whole pages have angles, too.
-        cos, sin = (np.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, 2), (0, 0))) for a in x.rotary[:2])
-        turned["k"] = rotary.turn(x.k, *x.rotary.of_k)
-        turned["rotary"] = x.rotary._replace(cos=cos, sin=sin)
-    out, cache = attention.forward(
-        x.q, x.k, x.v, **whole.placed(reference, training, x)._replace(key_lengths=None)._asdict()
-    )
-    made = contract.inputs(case)
-    masks = {name: rows(getattr(x, name), 3) for name in ("bias", "mask", "block_mask")}
-    turned |= {"q": x.q[:, :, -3:], "key_lengths": made.lengths, **masks}
-    last = made.having(**(x._asdict() | turned))
-    found, bounds = contract.run(reference, case, last), contract.truth(case, last)
-    for name, theirs in (("out", out), ("lse", cache.lse)):
-        mine, bound = theirs[:, :, -3:], bounds[name]
-        claims.agree(name, mine, found[name], bound, "of the last queries")
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("page_size", [0, 5])
 def test_the_kernel_is_that_of_attention_on_each_sequence(triton, dtype, page_size):
@@ -261,51 +213,6 @@ def test_no_length_is_read_on_the_host(triton):
         contract.run(triton, case, x)
     with Reading(), pytest.raises(AssertionError, match="a number is read"):
         int(torch.ones(1))
-
-
-@pytest.mark.parametrize("page_size", [0, 3])
-def test_what_nobody_sees_is_not_visited(triton, page_size):
-    """Products are those of tiles that hold a pair: within lengths, parts and window, no others."""
-    if triton.device == "cuda":
-        pytest.skip("products are counted in the interpreter")
-    from triton.runtime import interpreter
-
-    builder, count = type(interpreter.interpreter_builder), 0
-    plain = builder.create_dot
-
-    def counted(self, *args):
-        nonlocal count
-        count += 1
-        return plain(self, *args)
-
-    tile = triton.attention_decode.Tile(16, 16, 4, 1)
-    for queries, window in ((1, None), (3, (20, 0)), (40, (10, 5))):
-        case = contract.Case(
-            batch=3, heads=1, queries=queries, capacity=150, page_size=page_size, seed=3,
-            window_size=window,
-        )  # fmt: skip
-        x, count = contract.inputs(case), 0
-        cache = (triton.asarray(contract.paged(a, case, x), "float32") for a in x.call[1:3])
-        table = None if x.table is None else triton.asarray(x.table, "int32")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(builder, "create_dot", counted)
-            triton.attention_decode.forward(
-                triton.asarray(x.call.q, "float32"), *cache,
-                key_lengths=triton.asarray(x.lengths), block_table=table, window_size=window,
-                split=32, tile=tile,
-            )  # fmt: skip
-        left, right = window or (999, 999)
-        tiles = 0
-        for length in x.lengths:
-            position = length - queries + np.arange(queries)[:, None]
-            j = np.arange(length)
-            live = (j >= position - left) & (j <= position + right)
-            tiles += sum(
-                live[m : m + 16, n : n + 16].any()
-                for m in range(0, queries, 16)
-                for n in range(0, int(length), 16)
-            )
-        assert count == 2 * tiles > 0
 
 
 Q, CACHE = np.ones((2, 4, 3, 5), "float32"), np.ones((2, 2, 7, 5), "float32")

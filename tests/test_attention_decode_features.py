@@ -1,0 +1,141 @@
+"""What decoding can be asked for, in any combination, and what it costs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from twofold.core.verify import claims
+from twofold.core.verify.contracts import attention as whole
+from twofold.core.verify.contracts import attention_decode as contract
+from twofold.reference import attention, rotary
+
+FEATURES = {
+    "plain": {},
+    "window": {"window_size": (5, 0)},
+    "softcap, ALiBi": {"softcap": 2.0, "alibi": "BH"},
+    "sinks": {"sinks": True},
+    "function of scores": {"score_mod": contract.SQUASHED},
+    "bias, mask": {"bias": "BHMN", "mask": "1HMN"},
+    "bias and mask of keys": {"bias": "N", "mask": "B11N"},
+    "mask of blocks": {"block_mask": "BHMN", "block_size": (1, 3)},
+    "rotary": {"rotary": "half"},
+}
+
+
+def rows(x, last):
+    """Return what a bias or mask has for the last queries."""
+    return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., -last:, :]
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
+    """What a model was trained with serves it here: positions, slopes and functions mean the same.
+
+    In float64, with full caches, in pages.
+    """
+    case = contract.Case(
+        "float64", 2, 4, 2, 3, 14, 4, full=True, causal=True, seed=2, **FEATURES[feature]
+    )
+    training = dataclasses.replace(contract.whole(case), seqlen_q=case.capacity)
+    x, turned = whole.inputs(training), {}
+    if x.rotary is not None:  # keys lie in the cache turned, by the angles of the queries
+        x = x._replace(rotary=x.rotary._replace(k_cos=None, k_sin=None))
+        # Whole pages have angles, too.
+        cos, sin = (np.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, 2), (0, 0))) for a in x.rotary[:2])
+        turned["k"] = rotary.turn(x.k, *x.rotary.of_k)
+        turned["rotary"] = x.rotary._replace(cos=cos, sin=sin)
+    out, cache = attention.forward(
+        x.q, x.k, x.v, **whole.placed(reference, training, x)._replace(key_lengths=None)._asdict()
+    )
+    made = contract.inputs(case)
+    masks = {name: rows(getattr(x, name), 3) for name in ("bias", "mask", "block_mask")}
+    turned |= {"q": x.q[:, :, -3:], "key_lengths": made.lengths, **masks}
+    last = made.having(**(x._asdict() | turned))
+    found, bounds = contract.run(reference, case, last), contract.truth(case, last)
+    for name, theirs in (("out", out), ("lse", cache.lse)):
+        mine, bound = theirs[:, :, -3:], bounds[name]
+        claims.agree(name, mine, found[name], bound, "of the last queries")
+
+
+TILE = (16, 16, 4, 1)
+
+
+def products(triton, case, given):
+    """Return how many products of tiles a call computes."""
+    if triton.device == "cuda":
+        pytest.skip("products are counted in the interpreter")
+    from triton.runtime import interpreter
+
+    builder, count = type(interpreter.interpreter_builder), 0
+    plain = builder.create_dot
+
+    def counted(self, *args):
+        nonlocal count
+        count += 1
+        return plain(self, *args)
+
+    tile = triton.attention_decode.Tile(*TILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_dot", counted)
+        patch.setattr(triton.attention_decode, "choose_tile", lambda *_, **__: tile)
+        contract.run(triton, case, given)
+    return count
+
+
+def tiles(case, given):
+    """Return how many tiles hold a pair of the band, and touch a live block, of all sequences."""
+    left, right = (999 if end is None else end for end in case.window_size or (None, None))
+    M, count = case.queries, 0
+    blocks = np.ones((case.batch, case.heads, M, case.capacity), bool)
+    if given.call.block_mask is not None:
+        rows, columns = case.block_size
+        blocks = given.call.block_mask.repeat(rows, -2).repeat(columns, -1)
+        blocks = np.broadcast_to(
+            blocks[..., :M, : case.capacity], (case.batch, case.heads, M, case.capacity)
+        )
+    for b, length in enumerate(given.lengths):
+        position = length - M + np.arange(M)[:, None]
+        j = np.arange(length)
+        band = (j >= position - left) & (j <= position + right)  # (M, N)
+        for own in np.split(blocks[b, ..., :length], case.heads // case.groups):
+            own = own.swapaxes(0, 1).reshape(M * case.groups, -1)  # query by query
+            live = band.repeat(case.groups, 0)
+            count += sum(
+                live[r : r + 16, n : n + 16].any() and own[r : r + 16, n : n + 16].any()
+                for r in range(0, len(live), 16)
+                for n in range(0, int(length), 16)
+            )
+    return count
+
+
+@pytest.mark.parametrize("page_size", [0, 3])
+def test_what_nobody_sees_is_not_visited(triton, page_size):
+    """Products are those of tiles that hold a pair: within lengths, parts and window, no others."""
+    for queries, window in ((1, None), (3, (20, 0)), (40, (10, 5))):
+        case = contract.Case(
+            batch=3, heads=1, queries=queries, capacity=150, page_size=page_size, seed=3,
+            window_size=window, split=32,
+        )  # fmt: skip
+        given = contract.inputs(case)
+        assert products(triton, case, given) == 2 * tiles(case, given) > 0
+
+
+@pytest.mark.parametrize("block_size", [(1, 32), (2, 7), (40, 16), (3, 50)])
+@pytest.mark.parametrize("axes", ["BHMN", "11MN"])
+def test_tiles_of_no_live_block_are_not_decoded(triton, block_size, axes):
+    """Products are those of tiles that touch a live block, of the rows of all heads in them."""
+    visited = 0
+    for queries, window in ((1, None), (9, (40, 5))):
+        case = contract.Case(
+            batch=3, heads=4, groups=2, queries=queries, capacity=150, page_size=4, seed=3,
+            window_size=window, split=64, block_mask=axes, block_size=block_size,
+        )  # fmt: skip
+        given = contract.inputs(case)
+        few = np.random.default_rng(0).random(given.call.block_mask.shape) < 0.2
+        given = given.having(block_mask=few)
+        count, plain = tiles(case, given), tiles(case, given.having(block_mask=None))
+        assert products(triton, case, given) == 2 * count
+        visited += count
+        assert count < plain
+    assert visited > 0
