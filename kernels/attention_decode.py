@@ -35,7 +35,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import merge_attention
+from twofold.kernels import dropout, merge_attention
+from twofold.kernels.attention import draws
 from twofold.kernels.attention_decode_tiles import SPLIT, Tile, choose_tile
 from twofold.kernels.attention_parts import (
     LOG2_E,
@@ -127,8 +128,8 @@ def has_live_block(x, b, heads, rows, columns, keys):
 
 @triton.jit
 def attend(
-    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
-    D: tl.constexpr, SCORE: tl.constexpr, PRECISION: tl.constexpr,
+    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc, seed, threshold,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from rows to the tile of keys at `start`; return maximum, sum and output so far.
@@ -154,12 +155,15 @@ def attend(
     # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
     p, rescale, top, total = weigh(s, top, total)
     # (4) output
+    if DROPOUT:
+        keep = dropout.attention_keep(seed, b, heads, rows, start, threshold, BLOCK_N)
+        p = tl.where(keep, p, 0.0)
     v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
     return top, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def split_kernel(
     x,  # Call, whose N is the room for a sequence's keys
     pages,  # Pages
@@ -167,7 +171,11 @@ def split_kernel(
     lses_ptr,  # (S, B, H, M) float32
     B, S,  # batches of q, and parts
     split,  # keys of a part
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
     D: tl.constexpr,
+    DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -213,14 +221,14 @@ def split_kernel(
         if x.block_mask is None:
             top, total, acc = attend(
                 x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
-                D, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+                seed, threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
             )  # fmt: skip
         else:
             columns = start + tl.arange(0, BLOCK_N)[None, :]
             if has_live_block(x, b, heads, rows, columns, keys):
                 top, total, acc = attend(
                     x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
-                    D, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+                    seed, threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
                 )  # fmt: skip
     divisor, lse = log_sum(top, total)
     batch = b
@@ -230,7 +238,8 @@ def split_kernel(
     tl.store(lses_ptr + row_at, lse, mask=m < M)
     # What attended nothing is left out of the merge, and need not be there.
     written = ((m < M) & (lse > -float("inf")))[:, None] & (d < D)
-    tl.store(outs_ptr + row_at[:, None] * D + d, acc / divisor[:, None], mask=written)
+    out = acc * (dropout_scale / divisor)[:, None]
+    tl.store(outs_ptr + row_at[:, None] * D + d, out, mask=written)
 
 
 @triton.jit
@@ -285,6 +294,8 @@ def forward(
     rotary: Rotary | None = None,
     cu_seqlens_q: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     allow_tf32: bool = False,
     split: int = SPLIT,
     tile: Tile | None = None,
@@ -295,11 +306,11 @@ def forward(
     float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,
     called for whole tiles, also past the lengths. float32 products are accurate to float32 (three
     tf32 products) unless `allow_tf32`; `split` is how many keys make a part, on which the bits
-    depend; `tile` overrides the table's choice.
+    depend, with dropout the next multiple of 8; `tile` overrides the table's choice.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, dropout_p, seed, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
@@ -311,6 +322,8 @@ def forward(
         options = options._replace(
             cu_seqlens_q=queries.starts, max_seqlen_q=longest, max_seqlen_k=N
         )
+    if dropout_p > 0.0:  # eight neighbours are drawn together, and none by two parts
+        split = triton.cdiv(split, 8) * 8
     split = min(split, N)
     S = triton.cdiv(N, split)
     out = torch.empty_strided(
@@ -322,7 +335,7 @@ def forward(
     )
     outs = torch.empty((S, B, H, M, D), dtype=torch.float32, device=q.device)
     masks = (bias, mask, block_mask, rotary)
-    masked = any(x is not None for x in masks)
+    masked = any(x is not None for x in masks) or dropout_p > 0.0
     tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=masked)
     pages = Pages()
     if block_table is not None:
@@ -332,6 +345,7 @@ def forward(
         x = x._replace(q_strides=(0, *x.q_strides[1:]))  # all sequences are in one batch
     split_kernel[(triton.cdiv(H // K * longest, tile.block_r) * S * K * sequences,)](
         x, pages, outs, lses, B, S, split,
+        **draws(options),
         D=D,
         SCORE=None if score_mod is None else score_mod.function,
         PRECISION=float32_products(allow_tf32),

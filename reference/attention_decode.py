@@ -21,8 +21,10 @@ for, `P` pages, `D` head_dim. Steps (1) to (4) are those of `attention`, which i
 sequence; the kernel takes them over parts of the keys and merges those by the steps of
 `merge_attention`. There is no backward.
 
-A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks). There is no
-dropout, as nothing is trained without a backward.
+A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks).
+
+Dropout drops what `attention` drops where it is given the same queries and keys: its rows are the
+numbers of the queries, not their positions. So each step of a text wants a seed of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twofold.reference import attention, attention_scores, checks
+from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
 from twofold.reference.rotary import Rotary, turn
 
@@ -149,6 +151,8 @@ def forward(
     rotary: Rotary | None = None,
     cu_seqlens_q: Array | None = None,
     max_seqlen_q: int | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Array, Array]:
     """Let every query gather the values of its sequence's keys.
 
@@ -181,6 +185,9 @@ def forward(
             (B, H, max_seqlen_q, N), and have the queries of each sequence counted from 0.
         max_seqlen_q: no sequence has more queries. On a GPU neither this nor what cu_seqlens_q
             holds is checked: that would wait for it.
+        dropout_p: probability of dropping a weight, after the softmax; lse is of all of them.
+        seed: names the dropout mask; a weight's place in it is the number of its sequence and head,
+            of its query, i, and of its key, as in `attention.forward`.
 
     Returns:
         out (B, H, M, D) and lse (B, H, M), the natural-log log-sum-exp; packed as q is.
@@ -190,7 +197,7 @@ def forward(
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, dropout_p, seed, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
@@ -227,6 +234,11 @@ def forward(
             block_size=block_size,
         )
         lse[batch, :, rows] = cache.lse[0]
+        if dropout_p > 0.0:
+            # (4) output, of the weights that are kept
+            keep = dropout.attention_scaled_mask(cache.p.shape, dropout_p, seed, cache.p.dtype, b)
+            kept = attention.together(cache.p * keep, cache.k)
+            out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
     return out, lse
 
 

@@ -12,7 +12,7 @@ from twofold.core.verify import claims
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import attention_decode as contract
-from twofold.reference import attention_decode
+from twofold.reference import attention_decode, dropout
 from twofold.reference.rotary import Rotary
 
 
@@ -130,6 +130,11 @@ def test_reference_is_torch(case):
         lse = torch.logsumexp(s, -1)
         weights = torch.exp(s - torch.where(lse == -torch.inf, 0.0, lse)[..., None])
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
+        if case.dropout_p > 0.0:
+            keep = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
+            sink = np.zeros((*pairs[:3], int(case.sinks)))
+            keep = np.concatenate((keep[..., : int(length)], sink), -1)[b, :, :M]
+            weights = weights * torch.tensor(keep) * dropout.scale(case.dropout_p)
         found.setdefault("out", []).append((weights[..., : int(length)] @ v).numpy())
         found.setdefault("lse", []).append(lse.numpy())
     for name, bound in contract.truth(case, x).items():

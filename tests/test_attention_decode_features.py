@@ -21,6 +21,7 @@ FEATURES = {
     "bias and mask of keys": {"bias": "N", "mask": "B11N"},
     "mask of blocks": {"block_mask": "BHMN", "block_size": (1, 3)},
     "rotary": {"rotary": "half"},
+    "dropout": {"dropout_p": 0.4},
 }
 
 
@@ -29,7 +30,7 @@ def rows(x, last):
     return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., -last:, :]
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", [f for f in FEATURES if f != "dropout"])
 def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
     """What a model was trained with serves it here: positions, slopes and functions mean the same.
 
@@ -87,6 +88,21 @@ def test_packed_queries_are_those_of_packed_attention(reference, feature):
     found, bounds = contract.run(reference, case, x), contract.truth(case, x)
     for name, theirs in (("out", out), ("lse", cache.lse)):
         claims.agree(name, theirs, found[name], bounds[name], "of packed attention")
+
+
+def test_dropout_is_that_of_attention(triton):
+    """With full caches the same weights are dropped, whatever the parts; lse is of all of them."""
+    case = contract.Case(
+        "float32", 3, 4, 2, 3, 40, 4, full=True, split=9, head_dim=40, dropout_p=0.4, seed=5
+    )
+    x = contract.inputs(case)
+    x = x.having(v=np.broadcast_to(np.eye(40), x.call.v.shape))  # the output is the weights
+    theirs = whole.run(triton, contract.whole(case), x.call._replace(key_lengths=None))
+    found = contract.run(triton, case, x)
+    out, other = (triton.to_numpy(y["out"]) for y in (found, theirs))
+    assert ((out == 0) == (other == 0)).all() and (out == 0).mean() > 0.3
+    plain = contract.run(triton, dataclasses.replace(case, dropout_p=0.0, split=16), x)
+    assert (triton.to_numpy(found["lse"]) == triton.to_numpy(plain["lse"])).all()
 
 
 def test_nothing_of_the_longest_times_all_is_allocated(triton):

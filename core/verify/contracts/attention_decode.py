@@ -39,7 +39,7 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 MASKED: dict[str, Any] = {
     **EVERYTHING, "bias": "BHMN", "mask": "B1MN", "block_mask": "1HMN", "block_size": 16,
-    "rotary": "half",
+    "rotary": "half", "packed": True, "dropout_p": 0.1,
 }  # fmt: skip
 # Every tile with everything but masks and positions, with those, and the commonest calls; then rows
 # that are not aligned.
@@ -170,6 +170,7 @@ CONTRACT = Contract(
             block_size=(2, 7),
             rotary="half",
             packed=True,
+            dropout_p=0.3,
             seed=1,
         ),
         Case(
@@ -183,6 +184,8 @@ CONTRACT = Contract(
             score_mod=SQUASHED,
             alibi="BH",
             packed=True,
+            dropout_p=0.3,
+            split=7,
             seed=2,
         ),
         Case(batch=4, queries=1, capacity=9, packed=True, head_dim=300, rotary="interleaved"),

@@ -34,6 +34,7 @@ from twofold.core.verify.contracts.merge_attention_properties import concatenate
 from twofold.core.verify.domains import Array
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_decode_tiles import SPLIT
+from twofold.reference import dropout
 from twofold.reference.attention_scores import Options, ScoreMod, attended, blocks
 from twofold.reference.rotary import Rotary
 
@@ -61,6 +62,8 @@ def beside(sequences: list[Approx], given: Inputs) -> Approx:
 def sequence(case: Case, given: Inputs, b: int) -> Merged:
     """Return the merged parts of one sequence, before anything is cast."""
     length, size = int(given.lengths[b]), case.split or SPLIT
+    if case.dropout_p > 0.0:
+        size = -(-size // 8) * 8  # neighbours that are drawn together
     on = machine(attention.statistics(whole(case)))
     outs, lses = zip(
         *(part(case, given, b, lo, min(lo + size, length)) for lo in range(0, length or 1, size)),
@@ -85,8 +88,12 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
         turns = at_positions(x.rotary, b, length - M, M)
         q = attention_rotary.turned(given.of(x.q, b), turns, on)
     k, v = (exact(np.nan_to_num(a[b : b + 1, :, lo : max(hi, 1)]), on) for a in (x.k, x.v))
+    weights = np.ones(live.shape)
+    if case.dropout_p > 0.0:
+        kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed, b)
+        weights = kept[..., lo : max(hi, 1)] * dropout.scale(case.dropout_p)
     problem = attention_bound.Problem(
-        q, k, v, live, np.ones(live.shape), attention.scale(call), there(options, M, b, lo, hi),
+        q, k, v, live, weights, attention.scale(call), there(options, M, b, lo, hi),
         # The diagonal of `attention_problem` ends at the last key, here that of the part.
         np.arange(M) + length - hi, M,
     )  # fmt: skip

@@ -35,7 +35,7 @@ OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed
 SPARE = 2  # pages that no sequence has
 OPTIONS = (
     "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "bias",
-    "sinks", "mask", "key_lengths", "block_mask", "block_size", "rotary",
+    "sinks", "mask", "key_lengths", "block_mask", "block_size", "rotary", "dropout_p", "seed",
 )  # fmt: skip
 
 
@@ -75,6 +75,7 @@ class Case:
     block_size: BlockSize | None = None
     rotary: str | None = None
     packed: bool = False
+    dropout_p: float = 0.0
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -283,6 +284,7 @@ def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         page_size=st.sampled_from((0, 0, 1, 5, 16, 64)),
         full=st.booleans(),
         packed=st.sampled_from([False, False, True]),
+        dropout_p=st.sampled_from([0.0, 0.0, 0.1, 0.5]),
         split=st.sampled_from((None, 1, 7, 16, 37, 64)),
         head_dim=st.one_of(domains.lengths(40), domains.lengths(256)),
         logits=st.sampled_from(attention.LOGITS),

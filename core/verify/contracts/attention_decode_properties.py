@@ -93,6 +93,8 @@ def alone_in_parts(subject: Subject, case: Case) -> None:
         here = here._replace(table=table(one, here.lengths, case.seed), starts=own_starts)
         if case.score_mod is not None and b:
             raise Inapplicable("a function of the scores may look at the sequence's number")
+        if case.dropout_p > 0.0 and b:
+            raise Inapplicable("a dropout mask belongs to the sequence's number")
         theirs = {name: given.of(y, b) for name, y in among.items()}
         claims.same_bits(theirs, subject.compute(one, here), f"when sequence {b} is alone")
 
@@ -137,7 +139,7 @@ def causality(subject: Subject, case: Case) -> None:
 
 def step_by_step(subject: Subject, case: Case) -> None:
     """Several queries at once are the same queries one by one, each when its key was the last."""
-    case = replace(case, causal=True, queries=max(case.queries, 2), packed=False)
+    case = replace(case, causal=True, queries=max(case.queries, 2), packed=False, dropout_p=0.0)
     if case.window_size is not None and case.window_size[1] is None:
         case = replace(case, window_size=(case.window_size[0], 0))
     given = inputs(case)
@@ -289,7 +291,8 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
 
 def heads_apart(subject: Subject, case: Case) -> None:
     """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
-    case = replace(case, score_mod=None, packed=False)  # it may look at numbers
+    # Functions of scores and dropout look at numbers.
+    case = replace(case, score_mod=None, packed=False, dropout_p=0.0)
     given, K = inputs(case), case.heads // case.groups
 
     def turned(a: Any, axis: int | None = 0) -> Any:
@@ -353,6 +356,7 @@ def bare(case: Case) -> Case:
         block_size=None,
         rotary=None,
         packed=False,
+        dropout_p=0.0,
     )
 
 
