@@ -8,19 +8,23 @@ does.
 
 All G·M rows, the queries of the heads that share keys, go through one program, or block after block
 of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g. Queries are
-turned to their positions as they are read, keys when they were put into the cache.
+turned to their positions as they are read, keys when they were put into the cache. Tiles without a
+live block are not visited: of each it is looked up before keys are read.
 
 What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
 batch, the capacity or the device; parts are merged in their order; there are no atomics. A sequence
-has the same bits alone as among others, and in pages as in one piece. The lengths stay on the
-device: the grid is that of the cache's capacity, and programs past a sequence's length end at once.
+has the same bits alone as among others, in pages as in one piece, and its queries packed as in a
+batch of its own; but `max_seqlen_q` chooses the tile, as the number of queries does. The lengths
+stay on the device: the grid is that of the cache's capacity and of the most queries, and programs
+past a sequence's own end at once.
 
 Bytes: the keys and values that there are, once. Every part's G·M·D partial outputs are written and
 read again in float32: beside keys in 16 bits 2·G·M/split as much, 6 % for 16 rows. Operations:
 4·G·M·D per key. Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys that a sequence
-has room for, `P` pages, `S` parts, `D` head_dim. Steps (1)–(4) are those of attention.
+has room for, `P` pages, `S` parts, `D` head_dim. Steps (1)–(4) are those of attention. Where
+queries are packed, q, out and lse and the parts of both are of one batch of all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import merge_attention
+from twofold.kernels import dropout, merge_attention
+from twofold.kernels.attention import draws
 from twofold.kernels.attention_decode_tiles import SPLIT, Tile, choose_tile
 from twofold.kernels.attention_parts import (
     LOG2_E,
@@ -40,6 +45,7 @@ from twofold.kernels.attention_parts import (
     keys_present,
     load,
     log_sum,
+    masked,
     scores,
     seen,
     turned,
@@ -48,7 +54,7 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import padded
 from twofold.kernels.precision import float32_products
 from twofold.reference import checks
-from twofold.reference.attention_decode import capacity, check
+from twofold.reference.attention_decode import Queries, capacity, check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.rotary import Rotary
 
@@ -88,27 +94,88 @@ def find(pages, b, start, n, end):
 
 
 @triton.jit
-def load_queries(x, b, heads, queries, shift, columns, D: tl.constexpr):
+def queries_of(starts, b, M):
+    """Return where the queries of sequence b begin in its batch of q, and how many it has."""
+    first = 0
+    if starts is not None:
+        first = tl.load(starts + b)
+        M = tl.load(starts + b + 1) - first
+    return first, M
+
+
+@triton.jit
+def load_queries(x, keys, heads, rows, columns, D: tl.constexpr):
     """Load rows, (0) turned by the angles of their positions; before the first key there are none.
 
     Where `turned` turns nothing, it leaves what was loaded.
     """
-    q = load(x.q, x.q_strides, b, heads, 0, queries, columns, x.M, D)
+    b, first, rows = keys.batch, keys.q_first, rows.to(tl.int64)
+    q = load(x.q, x.q_strides, b, heads, first, rows, columns, first + keys.M, D)
     if x.q_turn is not None:
-        there = (queries < x.M) & (shift + queries >= 0)
-        q = turned(q, x.q, x.q_strides, b, heads, 0, queries, columns, there, x.q_turn, shift)
+        there = (rows < keys.M) & (keys.shift + rows >= 0)
+        q = turned(q, x.q, x.q_strides, b, heads, first, rows, columns, there, x.q_turn, keys.shift)
     return q
 
 
 @triton.jit
+def has_live_block(x, b, heads, rows, columns, keys):
+    """Say whether a pair of a tile is in a live block."""
+    inside = (rows < keys.M) & (columns < keys.present)
+    i, j = rows // x.block_m, columns // x.block_n
+    s = tl.zeros([rows.shape[0], columns.shape[1]], tl.float32)
+    return tl.max(masked(s, x.block_mask, x.block_strides, b, heads, i, j, inside)) == 0.0
+
+
+@triton.jit
+def attend(
+    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc, seed, threshold,
+    D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+):  # fmt: skip
+    """Attend from rows to the tile of keys at `start`; return maximum, sum and output so far.
+
+    `rows` and `heads` are (BLOCK_R, 1); q is None where its features are taken in chunks.
+    """
+    n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    page, page_start, i, length = find(pages, b, start, n, keys.present)
+    # (1) scores
+    if q is not None:
+        k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
+        product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+    else:
+        product = tl.zeros([rows.shape[0], BLOCK_N], tl.float32)
+        for chunk in range(0, BLOCK_D, CHUNK_D):
+            c = chunk + tl.arange(0, CHUNK_D)[None, :]
+            part = load_queries(x, keys, heads, rows, c, D)
+            k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
+            product = tl.dot(part, tl.trans(k), product, input_precision=PRECISION)
+    columns = start + tl.trans(n)
+    positions = keys.shift + rows
+    s = scores(product, x, b, keys, heads, rows, columns, True, SCORE, positions)
+    # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+    p, rescale, top, total = weigh(s, top, total)
+    # (4) output
+    if DROPOUT:
+        keep = dropout.attention_keep(seed, b, heads, rows, start, threshold, BLOCK_N)
+        p = tl.where(keep, p, 0.0)
+    v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
+    acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    return top, total, acc
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def split_kernel(
     x,  # Call, whose N is the room for a sequence's keys
     pages,  # Pages
     outs_ptr,  # (S, B, H, M, D) float32
     lses_ptr,  # (S, B, H, M) float32
-    B, S,
+    B, S,  # batches of q, and parts
     split,  # keys of a part
+    seed: tl.int64,
+    threshold: tl.int32,
+    dropout_scale: tl.float32,
     D: tl.constexpr,
+    DROPOUT: tl.constexpr,
     SCORE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -117,21 +184,32 @@ def split_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_R rows of one head of keys to one part of one sequence's."""
-    M = x.M
+    blocks = tl.cdiv(x.G * x.longest_q, BLOCK_R)
+    block, part, shared, b = place(tl.program_id(0), blocks, S, x.H // x.G)
+    q_first, M = queries_of(x.q_starts, b, x.M)
     rows_in_all = x.G * M
-    block, part, shared, b = place(tl.program_id(0), tl.cdiv(rows_in_all, BLOCK_R), S, x.H // x.G)
+    first = block * BLOCK_R
+    if x.q_starts is not None:
+        if first >= rows_in_all:
+            return
     present = keys_present(x.lengths, b, x.N)
     begin = part * split
     if (begin >= present) & (part > 0):  # the first part is always there: it has the sinks
         return
-    n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    r = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    r = first + tl.arange(0, BLOCK_R)
     m, h = r // x.G, shared * x.G + r % x.G
-    queries, heads = m[:, None].to(tl.int64), h[:, None]
+    rows, heads = m[:, None], h[:, None]
     shift = present - M
-    positions = shift + m[:, None]  # (BLOCK_R, 1)
+    stop = tl.minimum(begin + split, present)
+    last = tl.minimum(first + BLOCK_R, rows_in_all) - 1
+    seen_from, _, _, end = seen(
+        shift + first // x.G, shift + last // x.G, x.behind, x.ahead, stop, BLOCK_N
+    )
+    keys = Sequence(b, q_first, 0, M, x.N, end, shift)
+    q = None
     if CHUNK_D == BLOCK_D:
-        q = load_queries(x, b, heads, queries, shift, d, D)  # (BLOCK_R, BLOCK_D)
+        q = load_queries(x, keys, heads, rows, d, D)  # (BLOCK_R, BLOCK_D)
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     if x.sinks is not None:
@@ -139,58 +217,55 @@ def split_kernel(
         top = tl.where(part == 0, sink, top)
         total = tl.where(part == 0, 1.0, total)
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    first = block * BLOCK_R
-    last = tl.minimum(first + BLOCK_R, rows_in_all) - 1
-    stop = tl.minimum(begin + split, present)
-    seen_from, _, _, end = seen(
-        shift + first // x.G, shift + last // x.G, x.behind, x.ahead, stop, BLOCK_N
-    )
-    keys = Sequence(b, 0, 0, M, x.N, end, shift)
     for start in range(tl.maximum(begin, seen_from), end, BLOCK_N):
-        page, page_start, i, length = find(pages, b, start, n, end)
-        # (1) scores
-        if CHUNK_D == BLOCK_D:
-            k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
+        if x.block_mask is None:
+            top, total, acc = attend(
+                x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+                seed, threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+            )  # fmt: skip
         else:
-            product = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-            for chunk in range(0, BLOCK_D, CHUNK_D):
-                c = chunk + tl.arange(0, CHUNK_D)[None, :]
-                q = load_queries(x, b, heads, queries, shift, c, D)
-                k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
-                product = tl.dot(q, tl.trans(k), product, input_precision=PRECISION)
-        columns = start + tl.trans(n)
-        s = scores(product, x, b, keys, heads, m[:, None], columns, True, SCORE, positions)
-        # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
-        p, rescale, top, total = weigh(s, top, total)
-        # (4) output
-        v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+            columns = start + tl.arange(0, BLOCK_N)[None, :]
+            if has_live_block(x, b, heads, rows, columns, keys):
+                top, total, acc = attend(
+                    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+                    seed, threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+                )  # fmt: skip
     divisor, lse = log_sum(top, total)
-    row_at = ((part.to(tl.int64) * B + b) * x.H + h) * M + m
+    batch = b
+    if x.q_starts is not None:
+        batch = 0
+    row_at = ((part.to(tl.int64) * B + batch) * x.H + h) * x.M + q_first + m
     tl.store(lses_ptr + row_at, lse, mask=m < M)
     # What attended nothing is left out of the merge, and need not be there.
     written = ((m < M) & (lse > -float("inf")))[:, None] & (d < D)
-    tl.store(outs_ptr + row_at[:, None] * D + d, acc / divisor[:, None], mask=written)
+    out = acc * (dropout_scale / divisor)[:, None]
+    tl.store(outs_ptr + row_at[:, None] * D + d, out, mask=written)
 
 
 @triton.jit
 def merge_kernel(
     lengths_ptr,  # (B,)
+    starts_ptr,  # (B + 1,) int32, or None
     outs_ptr,  # (S, B, H, M, D) float32
     lses_ptr,  # (S, B, H, M) float32
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     outs_part, lses_part,  # from one part to the next
     outs_strides, lses_strides, out_strides,  # of (B, H, M) and D
-    split, N, H, M, D,
+    split, N, H, M, longest, D,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts that there are of BLOCK_R rows of one sequence."""
-    b, h, m, rows = merge_attention.place(tl.program_id(0), H, M, BLOCK_R)
+    b, h, m, rows = merge_attention.place(tl.program_id(0), H, longest, BLOCK_R)
     parts = tl.maximum(tl.cdiv(keys_present(lengths_ptr, b, N), split), 1)
+    if starts_ptr is not None:
+        # Rows are those of its own queries, somewhere among all queries of a head.
+        first, own = queries_of(starts_ptr, b, M)
+        h, m = rows // tl.maximum(own, 1), first + rows % tl.maximum(own, 1)
+        rows = tl.where(rows < H * own, h * M + m, H * M)
+        b = b * 0
     merge_attention.forward_rows(
         outs_ptr, lses_ptr, out_ptr, lse_ptr,
         outs_part, lses_part, outs_strides, lses_strides, out_strides,
@@ -217,6 +292,10 @@ def forward(
     block_mask: torch.Tensor | None = None,
     block_size: BlockSize | None = None,
     rotary: Rotary | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     allow_tf32: bool = False,
     split: int = SPLIT,
     tile: Tile | None = None,
@@ -227,16 +306,24 @@ def forward(
     float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,
     called for whole tiles, also past the lengths. float32 products are accurate to float32 (three
     tf32 products) unless `allow_tf32`; `split` is how many keys make a part, on which the bits
-    depend; `tile` overrides the table's choice.
+    depend, with dropout the next multiple of 8; `tile` overrides the table's choice.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, dropout_p, seed, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
-    check(q, k_cache, v_cache, block_table, options)
+    queries = Queries(cu_seqlens_q, max_seqlen_q)
+    check(q, k_cache, v_cache, block_table, options, queries)
     checks.require(split >= 1, "split", split, "at least 1")
     (B, H, M, D), K, N = q.shape, k_cache.shape[1], capacity(k_cache, block_table)
     checks.require(N <= MOST_KEYS, "the room for a sequence's keys", N, f"at most {MOST_KEYS}")
+    sequences, longest = queries.sizes(q)
+    if queries.starts is not None:
+        options = options._replace(
+            cu_seqlens_q=queries.starts, max_seqlen_q=longest, max_seqlen_k=N
+        )
+    if dropout_p > 0.0:  # eight neighbours are drawn together, and none by two parts
+        split = triton.cdiv(split, 8) * 8
     split = min(split, N)
     S = triton.cdiv(N, split)
     out = torch.empty_strided(
@@ -248,13 +335,17 @@ def forward(
     )
     outs = torch.empty((S, B, H, M, D), dtype=torch.float32, device=q.device)
     masks = (bias, mask, block_mask, rotary)
-    masked = any(x is not None for x in masks)
-    tile = tile or choose_tile(H // K * M, D, q.element_size(), masked=masked)
+    masked = any(x is not None for x in masks) or dropout_p > 0.0
+    tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=masked)
     pages = Pages()
     if block_table is not None:
         pages = Pages(block_table, block_table.stride(), k_cache.shape[2])
-    split_kernel[(triton.cdiv(H // K * M, tile.block_r) * S * K * B,)](
-        call(q, k_cache, v_cache, options.scale(D), options, N), pages, outs, lses, B, S, split,
+    x = call(q, k_cache, v_cache, options.scale(D), options, N)
+    if queries.starts is not None:
+        x = x._replace(q_strides=(0, *x.q_strides[1:]))  # all sequences are in one batch
+    split_kernel[(triton.cdiv(H // K * longest, tile.block_r) * S * K * sequences,)](
+        x, pages, outs, lses, B, S, split,
+        **draws(options),
         D=D,
         SCORE=None if score_mod is None else score_mod.function,
         PRECISION=float32_products(allow_tf32),
@@ -266,10 +357,10 @@ def forward(
         num_stages=tile.num_stages,
     )  # fmt: skip
     merging = merge_attention.choose_tile(D)
-    merge_kernel[(triton.cdiv(H * M, merging.block_r) * B,)](
-        key_lengths.contiguous(), outs, lses, out, lse,
+    merge_kernel[(triton.cdiv(H * longest, merging.block_r) * sequences,)](
+        x.lengths, x.q_starts, outs, lses, out, lse,
         outs.stride(0), lses.stride(0), outs.stride()[1:], lses.stride()[1:], out.stride(),
-        split, N, H, M, D,
+        split, N, H, M, longest, D,
         **merge_attention.constants(D, merging),
     )  # fmt: skip
     return out, lse

@@ -61,7 +61,7 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *MASKED.items())
 def choose_tile(rows: int, head_dim: int, element_size: int, *, masked: bool = False) -> Tile:
     """Return the tables' tile for so many rows of a head of keys, a head_dim, and a dtype.
 
-    `masked` says that there is a bias, a mask of any kind, or rotary positions.
+    `masked` says that there is a bias, a mask of any kind, dropout, or rotary positions.
     """
     size = min(element_size, 4)
     key = next(

@@ -13,22 +13,27 @@ number, and by whose angles rotary positions turn it; keys lie in the cache turn
 `attention`, whose `key_lengths` is padding, all sequences have the diagonal of N keys. For a
 sequence that fills its cache both mean the same.
 
+Sequences may bring as many queries each as they have, packed one after the other: a prompt beside
+single tokens, as serving has them. What is said of M queries is then said of each one's own.
+
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys that a sequence has room
 for, `P` pages, `D` head_dim. Steps (1) to (4) are those of `attention`, which is called for each
 sequence; the kernel takes them over parts of the keys and merges those by the steps of
 `merge_attention`. There is no backward.
 
-A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks). There is no
-dropout, as nothing is trained without a backward.
+A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks).
+
+Dropout drops what `attention` drops where it is given the same queries and keys: its rows are the
+numbers of the queries, not their positions. So each step of a text wants a seed of its own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from twofold.reference import attention, attention_scores, checks
+from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
 from twofold.reference.rotary import Rotary, turn
 
@@ -37,11 +42,36 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ALIGNMENTS = ("bottom-right",)
 
 
-def check(q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options) -> None:
+class Queries(NamedTuple):
+    """Where the queries of sequences begin that lie packed, and how many the longest has at most.
+
+    Both are None where each has a batch of its own.
+    """
+
+    starts: Any = None  # (B + 1,)
+    longest: int | None = None
+
+    def sizes(self, q: Any) -> tuple[int, int]:
+        """Return B and M: how many sequences there are, and the most queries that one has."""
+        if self.longest is None:
+            return int(q.shape[0]), int(q.shape[2])
+        return int(self.starts.shape[0]) - 1, self.longest
+
+    def rows(self, b: int, M: int) -> tuple[int, slice]:
+        """Return the batch of q that sequence b is in, and its rows there, all M if not packed."""
+        if self.starts is None:
+            return b, slice(0, M)
+        return 0, slice(int(self.starts[b]), int(self.starts[b + 1]))
+
+
+def check(
+    q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options, queries: Queries
+) -> None:
     """Refuse what either side cannot take."""
     checks.floating(q=q, k_cache=k_cache, v_cache=v_cache, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
-    B, H, M, D = (int(n) for n in q.shape)
+    check_packing(q, queries)
+    (B, M), (H, D) = queries.sizes(q), (int(q.shape[1]), int(q.shape[3]))
     checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
     if block_table is None:
         checks.shape("k_cache", k_cache, (B, "K", "N", D))
@@ -56,14 +86,25 @@ def check(q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options
     if isinstance(options.causal, str):
         checks.choice("causal", options.causal, ALIGNMENTS)
     attention_scores.check(options, B, H, M, capacity(k_cache, block_table))
-    check_positions(options.rotary, q, capacity(k_cache, block_table))
+    check_positions(options.rotary, q, B, capacity(k_cache, block_table))
     checks.same_device(
-        q=q, key_lengths=options.key_lengths, block_table=block_table, sinks=options.sinks,
-        alibi_slopes=options.alibi_slopes, mask=options.mask, block_mask=options.block_mask,
+        q=q, cu_seqlens_q=queries.starts, key_lengths=options.key_lengths,
+        block_table=block_table, sinks=options.sinks, alibi_slopes=options.alibi_slopes,
+        mask=options.mask, block_mask=options.block_mask,
     )  # fmt: skip
 
 
-def check_positions(rotary: Any, q: Any, room: int) -> None:
+def check_packing(q: Any, queries: Queries) -> None:
+    """Refuse what does not say where the queries of every sequence are."""
+    starts, longest = queries
+    if starts is None:
+        checks.require(longest is None, "max_seqlen_q", longest, "None without cu_seqlens_q")
+    else:
+        checks.require(int(q.shape[0]) == 1, "q.shape[0]", q.shape[0], "1 with cu_seqlens_q")
+        checks.offsets("cu_seqlens_q", starts, int(q.shape[2]), "max_seqlen_q", longest)
+
+
+def check_positions(rotary: Any, q: Any, B: int, room: int) -> None:
     """Refuse angles that are not those of all positions that there is room for."""
     if rotary is None:
         return
@@ -74,7 +115,7 @@ def check_positions(rotary: Any, q: Any, room: int) -> None:
     cos, sin, D = rotary.cos, rotary.sin, int(q.shape[3])
     checks.floating(**{"rotary.cos": cos, "rotary.sin": sin})
     checks.same_device(**{"q": q, "rotary.cos": cos})
-    batches = () if len(cos.shape) == 2 else (int(q.shape[0]),)
+    batches = () if len(cos.shape) == 2 else (B,)
     checks.shape("rotary.cos", cos, (*batches, "L", "F"))
     checks.shape("rotary.sin", sin, tuple(int(n) for n in cos.shape))
     L, F = (int(n) for n in cos.shape[-2:])
@@ -108,6 +149,10 @@ def forward(
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
     rotary: Rotary | None = None,
+    cu_seqlens_q: Array | None = None,
+    max_seqlen_q: int | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Array, Array]:
     """Let every query gather the values of its sequence's keys.
 
@@ -133,33 +178,48 @@ def forward(
         rotary: turns every query by the angles of its position, as a row of cos and sin, (L, F) or
             (B, L, F), L ≥ N; one before the first key is not turned. Keys are not, as they lie in
             the cache turned already: `k_cos` and `k_sin` must be None.
+        cu_seqlens_q: (B + 1,), int32: q (1, H, T, D) holds the queries of B sequences one after the
+            other; those of sequence b, possibly none, are rows cu_seqlens_q[b] …
+            cu_seqlens_q[b + 1] − 1. From 0 to T, never falling. The batch of everything else is the
+            number of the sequence, and M is max_seqlen_q: `mask` and `bias` broadcast to
+            (B, H, max_seqlen_q, N), and have the queries of each sequence counted from 0.
+        max_seqlen_q: no sequence has more queries. On a GPU neither this nor what cu_seqlens_q
+            holds is checked: that would wait for it.
+        dropout_p: probability of dropping a weight, after the softmax; lse is of all of them.
+        seed: names the dropout mask; a weight's place in it is the number of its sequence and head,
+            of its query, i, and of its key, as in `attention.forward`.
 
     Returns:
-        out (B, H, M, D) and lse (B, H, M), the natural-log log-sum-exp.
+        out (B, H, M, D) and lse (B, H, M), the natural-log log-sum-exp; packed as q is.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-        key_lengths, rotary=rotary, block_mask=block_mask, block_size=block_size,
+        key_lengths, dropout_p, seed, rotary=rotary, block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
-    check(q, k_cache, v_cache, block_table, options)
-    (B, H, M, _), N = q.shape, capacity(k_cache, block_table)
-    out, lse = np.zeros_like(q), np.full((B, H, M), -np.inf, q.dtype)
+    queries = Queries(cu_seqlens_q, max_seqlen_q)
+    check(q, k_cache, v_cache, block_table, options, queries)
+    (B, longest), H, N = queries.sizes(q), q.shape[1], capacity(k_cache, block_table)
+    out, lse = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
     if sinks is not None:
         lse[...] = sinks[:, None]
     for b, length in enumerate(np.clip(key_lengths, 0, N)):
-        if length == 0:
+        batch, rows = queries.rows(b, longest)
+        M = rows.stop - rows.start
+        if length == 0 or M == 0:
             continue
         slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (B, H))[b]
         live = block_mask
         if block_mask is not None:
-            live = np.broadcast_to(block_mask, (B, H, *blocks(options, M, N)))[b]
-            live = live[..., : blocks(options, M, length)[1]]
-        out[b : b + 1], cache = attention.forward(
+            live = np.broadcast_to(block_mask, (B, H, *blocks(options, longest, N)))[b]
+            of_rows, of_keys = blocks(options, M, length)
+            live = live[..., :of_rows, :of_keys]
+        own = q[batch, :, rows][None]  # (1, H, M, D)
+        out[batch, :, rows], cache = attention.forward(
             # (0) queries at their positions
-            q[b : b + 1] if rotary is None else turned(q[b : b + 1], rotary, b, length - M),
+            own if rotary is None else turned(own, rotary, b, length - M),
             *(keys(x, b, length, block_table) for x in (k_cache, v_cache)),
             softmax_scale=softmax_scale,
             causal=causal,
@@ -167,14 +227,26 @@ def forward(
             softcap=softcap,
             score_mod=None if score_mod is None else placed(score_mod, b, length - M),
             alibi_slopes=slopes,
-            bias=None if bias is None else np.broadcast_to(bias, (B, H, M, N))[b, ..., :length],
+            bias=pairs(bias, (B, H, longest, N), b, M, length),
             sinks=sinks,
-            mask=None if mask is None else np.broadcast_to(mask, (B, H, M, N))[b, ..., :length],
+            mask=pairs(mask, (B, H, longest, N), b, M, length),
             block_mask=live,
             block_size=block_size,
         )
-        lse[b] = cache.lse[0]
+        lse[batch, :, rows] = cache.lse[0]
+        if dropout_p > 0.0:
+            # (4) output, of the weights that are kept
+            keep = dropout.attention_scaled_mask(cache.p.shape, dropout_p, seed, cache.p.dtype, b)
+            kept = attention.together(cache.p * keep, cache.k)
+            out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
     return out, lse
+
+
+def pairs(
+    x: Array | None, shape: tuple[int, int, int, int], b: int, M: int, length: int
+) -> Array | None:
+    """Return what a bias or mask that broadcasts to this shape has for one sequence."""
+    return None if x is None else np.broadcast_to(x, shape)[b, :, :M, :length]
 
 
 def keys(cache: Array, b: int, length: int, block_table: Array | None) -> Array:

@@ -78,10 +78,10 @@ def scaled_mask(shape: tuple[int, ...], p: float, seed: int, dtype: Any) -> Arra
 
 
 def attention_scaled_mask(
-    shape: tuple[int, int, int, int], p: float, seed: int, dtype: Any
+    shape: tuple[int, int, int, int], p: float, seed: int, dtype: Any, first: int = 0
 ) -> Array:
     """Return keep/(1 − p) of attention weights as floats of `dtype`."""
-    return np.multiply(attention_keep_mask(shape, p, seed), scale(p), dtype=dtype)
+    return np.multiply(attention_keep_mask(shape, p, seed, first), scale(p), dtype=dtype)
 
 
 def threshold(p: float) -> int:
@@ -108,8 +108,10 @@ def keep_mask(shape: tuple[int, ...], p: float, seed: int) -> Array:
     return keep[:size].reshape(shape)
 
 
-def attention_keep_mask(shape: tuple[int, int, int, int], p: float, seed: int) -> Array:
-    """Return the boolean mask of attention weights (B, H, M, N).
+def attention_keep_mask(
+    shape: tuple[int, int, int, int], p: float, seed: int, first: int = 0
+) -> Array:
+    """Return the boolean mask of attention weights (B, H, M, N), whose batches count from `first`.
 
     Weight (b, h, i, j) takes draw ``j % 8`` of the counter ``(j // 8, i, h, b)``: named by its
     place and not by a linear index, it depends neither on tiles nor on lengths.
@@ -120,7 +122,7 @@ def attention_keep_mask(shape: tuple[int, int, int, int], p: float, seed: int) -
     for start in range(0, B * H * M * groups, BLOCK):
         index = np.arange(start, min(start + BLOCK, B * H * M * groups))
         b, h, i, j = (c.astype(np.uint32) for c in np.unravel_index(index, (B, H, M, groups)))
-        draws = philox_draws(j, i, h, b, seed)
+        draws = philox_draws(j, i, h, b + np.uint32(first), seed)
         keep[start * DRAWS : (start + BLOCK) * DRAWS] = draws >= threshold(p)
     return keep.reshape(B, H, M, groups * DRAWS)[..., :N]
 

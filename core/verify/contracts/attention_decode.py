@@ -1,6 +1,6 @@
 """The contract of decoding with a cache.
 
-The domain and the bound, derived, are `attention_decode_domain`; the properties of
+The domain is `attention_decode_domain`, the bound `attention_decode_bound`; the properties of
 `attention_decode_properties` hold for any correct implementation.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from twofold.core.verify.contract import Contract
+from twofold.core.verify.contracts.attention_decode_bound import truth
 from twofold.core.verify.contracts.attention_decode_domain import (
     LAYOUTS,
     Case,
@@ -19,7 +20,6 @@ from twofold.core.verify.contracts.attention_decode_domain import (
     run,
     small,
     table,
-    truth,
     whole,
 )
 from twofold.core.verify.contracts.attention_decode_properties import PROPERTIES
@@ -39,7 +39,7 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 MASKED: dict[str, Any] = {
     **EVERYTHING, "bias": "BHMN", "mask": "B1MN", "block_mask": "1HMN", "block_size": 16,
-    "rotary": "half",
+    "rotary": "half", "packed": True, "dropout_p": 0.1,
 }  # fmt: skip
 # Every tile with everything but masks and positions, with those, and the commonest calls; then rows
 # that are not aligned.
@@ -154,6 +154,41 @@ CONTRACT = Contract(
             )
             for axes in ("1HM1", "B11N")
         ),
+        # Sequences with a prompt, a token or nothing to ask: blocks of rows that end within one.
+        Case(
+            batch=4,
+            heads=4,
+            groups=2,
+            queries=19,
+            capacity=37,
+            page_size=5,
+            split=16,
+            causal=True,
+            bias="BHMN",
+            mask="B1MN",
+            block_mask="1HMN",
+            block_size=(2, 7),
+            rotary="half",
+            packed=True,
+            dropout_p=0.3,
+            seed=1,
+        ),
+        Case(
+            batch=5,
+            heads=3,
+            groups=3,
+            queries=23,
+            capacity=40,
+            window_size=(6, 0),
+            sinks=True,
+            score_mod=SQUASHED,
+            alibi="BH",
+            packed=True,
+            dropout_p=0.3,
+            split=7,
+            seed=2,
+        ),
+        Case(batch=4, queries=1, capacity=9, packed=True, head_dim=300, rotary="interleaved"),
         # Queries before the first key are not turned, and see all keys.
         Case(capacity=3, queries=7, full=True, rotary="interleaved", seed=1),
     ),

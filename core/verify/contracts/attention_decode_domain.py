@@ -1,18 +1,7 @@
-"""The domain of decoding with a cache, and its bound; `attention_decode` makes the contract.
+"""The domain of decoding with a cache; `attention_decode` makes the contract.
 
-The bound is that of the two steps, one after the other. A part of a sequence's keys is a call of
-attention (`attention_bound`) with keys lo … hi of it: what looks at positions (the band, ALiBi, a
-function of the scores) is told where it begins, and a sink is in the first part alone. Its output
-is not cast, so that the bound is that before `stored`, and it and the log-sum-exp are in float32
-what the merge (`merge_attention_domain.merge`) takes for parts known up to an error. Only what the
-merge returns is cast.
-
-Log-sum-exps err by u of themselves beside the errors of the sums, and weigh whole parts: where they
-are large the bound is wider than attention's, which never rounds one in between. The reference has
-no parts, nor have its cases (`contract.fitting`), but for a pinned one of `SPLIT` keys and another:
-to merge that key rounds more often than to add it.
-
-Queries are turned to their positions as attention's are (`attention_rotary`).
+The bound is `attention_decode_bound`. Packed queries are drawn as those of a batch for each
+sequence and packed; the bound takes each sequence's own.
 
 Keys after a sequence's last, and pages that no sequence has, hold NaN; the table's entries after
 its last page are −1, and a bias is NaN past the capacity. So whatever looks there is seen.
@@ -29,23 +18,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import attention_bound, domains
-from twofold.core.verify.attention_bound import partnered
+from twofold.core.verify import domains
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
+from twofold.core.verify.contracts.attention_packed import starts
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
-from twofold.core.verify.contracts.merge_attention_domain import Merged, cast, merge
-from twofold.core.verify.contracts.merge_attention_properties import concatenate, stack
-from twofold.core.verify.rounding import Approx, exact, machine
-from twofold.kernels.attention_decode_tiles import ENTRIES, SPLIT
-from twofold.reference.attention_scores import (
-    BlockSize,
-    Options,
-    ScoreMod,
-    Window,
-    attended,
-    blocks,
-)
+from twofold.kernels.attention_decode_tiles import ENTRIES
+from twofold.reference.attention_scores import BlockSize, Options, Window, pack
 from twofold.reference.rotary import Rotary
 
 Array = domains.Array
@@ -56,7 +35,7 @@ OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed
 SPARE = 2  # pages that no sequence has
 OPTIONS = (
     "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "bias",
-    "sinks", "mask", "key_lengths", "block_mask", "block_size", "rotary",
+    "sinks", "mask", "key_lengths", "block_mask", "block_size", "rotary", "dropout_p", "seed",
 )  # fmt: skip
 
 
@@ -66,7 +45,8 @@ class Case:
 
     `capacity` is how many keys a sequence has room for, in pages of `page_size`, in one piece where
     that is 0; how many it has is drawn, unless `full`. `split` is how many keys make a part, None
-    for as many as the kernel chooses. The rest is attention's.
+    for as many as the kernel chooses. Where it is `packed` no sequence has more than `queries`. The
+    rest is attention's.
     """
 
     dtype: str = "float32"
@@ -94,16 +74,23 @@ class Case:
     block_mask: str | None = None
     block_size: BlockSize | None = None
     rotary: str | None = None
+    packed: bool = False
+    dropout_p: float = 0.0
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
 
 
 class Inputs(NamedTuple):
-    """A call of attention to all that there is room for, and the table of pages (B, pages)."""
+    """A call of attention to all that there is room for, and where things are.
+
+    `table` (B, pages) says where the pages are, `starts` (B + 1,) where the queries of sequences
+    begin, which are packed in the call then.
+    """
 
     call: attention.Inputs
     table: Array | None
+    starts: Array | None = None
 
     def having(self, **changed: Any) -> Inputs:
         """Return the inputs with other arrays of the call."""
@@ -115,15 +102,30 @@ class Inputs(NamedTuple):
         assert self.call.key_lengths is not None
         return self.call.key_lengths
 
+    def rows(self, b: int) -> tuple[int, slice]:
+        """Return the batch of q, out and lse that sequence b is in, and its rows there."""
+        if self.starts is None:
+            return b, slice(0, self.call.q.shape[2])
+        return 0, slice(int(self.starts[b]), int(self.starts[b + 1]))
+
+    def of(self, x: Array, b: int) -> Array:
+        """Return what sequence b has of q, out or lse: (1, H, M, …)."""
+        batch, rows = self.rows(b)
+        return x[batch, :, rows][None]
+
+    def queries(self, b: int) -> int:
+        """Return how many queries sequence b has."""
+        return int(self.of(self.call.q, b).shape[2])
+
 
 def whole(case: Case) -> attention.Case:
     """Return the call of attention to all that there is room for."""
-    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)} - {"tile"}
+    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)}
     return attention.Case(
         seqlen_q=case.queries,
         seqlen_k=case.capacity,
         key_lengths=not case.full,
-        **{name: getattr(case, name) for name in shared},
+        **{name: getattr(case, name) for name in shared - {"tile", "packed"}},
     )
 
 
@@ -135,7 +137,10 @@ def inputs(case: Case) -> Inputs:
     k, v = (np.where(absent, np.nan, x) for x in (call.k, call.v))
     pages = table(case, lengths, case.seed)
     call = call._replace(k=k, v=v, key_lengths=lengths, rotary=angles(case))
-    return Inputs(call, pages)
+    if not case.packed:
+        return Inputs(call, pages)
+    drawn = starts(np.random.default_rng(case.seed), case.batch, case.queries)
+    return Inputs(call._replace(q=pack(call.q, drawn)), pages, drawn)
 
 
 def angles(case: Case) -> Rotary | None:
@@ -180,6 +185,8 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         attention.place(side, paged(given.call.k, case, given), call),
         attention.place(side, paged(given.call.v, case, given), of_values),
         block_table=None if given.table is None else side.asarray(given.table, "int32"),
+        cu_seqlens_q=attention.place_integers(side, given.starts),
+        max_seqlen_q=None if given.starts is None else case.queries,
         **{name: placed[name] for name in OPTIONS},
         **how,
     )
@@ -214,100 +221,6 @@ def paged(x: Array, case: Case, given: Inputs) -> Array:
     used = given.table >= 0
     pool[given.table[used]] = room.reshape(B, K, pages, size, D).swapaxes(1, 2)[used]
     return pool
-
-
-def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
-    """Return the outputs with their bounds."""
-    given = given or inputs(case)
-    found = [sequence(case, given, b) for b in range(case.batch)]
-    return {
-        "out": cast(concatenate([x.out for x in found]), case.dtype),
-        "lse": cast(concatenate([x.lse for x in found]), attention.statistics(whole(case))),
-    }
-
-
-def sequence(case: Case, given: Inputs, b: int) -> Merged:
-    """Return the merged parts of one sequence, before anything is cast."""
-    length, size = int(given.lengths[b]), case.split or SPLIT
-    on = machine(attention.statistics(whole(case)))
-    outs, lses = zip(
-        *(part(case, given, b, lo, min(lo + size, length)) for lo in range(0, length or 1, size)),
-        strict=True,
-    )
-    return merge(*(stack([replace(x, on=on) for x in parts]) for parts in (outs, lses)))
-
-
-def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, Approx]:
-    """Return what keys lo … hi make of one sequence: out (1, H, M, D) and lse (1, H, M).
-
-    A sequence without keys is taken to have one that nobody may attend.
-    """
-    call, x, M, length = whole(case), given.call, case.queries, int(given.lengths[b])
-    on, pairs = machine(case.dtype, case.allow_tf32), (1, case.heads, M, max(length, 1))
-    options = own(case, given, b)
-    live = attended(pairs, options)
-    assert live is not None  # there are lengths
-    live = np.broadcast_to(live, pairs)[..., lo : max(hi, 1)]
-    q = exact(x.q[b : b + 1], on)
-    if x.rotary is not None:
-        q = attention_rotary.turned(x.q[b : b + 1], at_positions(x.rotary, b, length - M, M), on)
-    k, v = (exact(np.nan_to_num(a[b : b + 1, :, lo : max(hi, 1)]), on) for a in (x.k, x.v))
-    problem = attention_bound.Problem(
-        q, k, v, live, np.ones(live.shape), attention.scale(call), there(options, case, b, lo, hi),
-        # The diagonal of `attention_problem` ends at the last key, here that of the part.
-        np.arange(M) + length - hi, M,
-    )  # fmt: skip
-    forward = attention_bound.forward(problem)
-    out = attention_bound.output(problem, forward.weights).where(partnered(problem.kept))
-    return out, forward.lse[..., 0]
-
-
-def own(case: Case, given: Inputs, b: int) -> Options:
-    """Return the options of one sequence and its keys, or a key that it does not have."""
-    options, M = attention.options(whole(case), given.call), case.queries
-    every, here = case.capacity, max(int(given.lengths[b]), 1)
-
-    def cut(x: Array | None, sizes: tuple[int, ...], keys: int | None = None) -> Array | None:
-        if x is None:
-            return None
-        return np.broadcast_to(x, (case.batch, case.heads, *sizes))[b : b + 1, ..., :keys]
-
-    live = options.block_mask
-    if live is not None:
-        live = cut(live, blocks(options, M, every), blocks(options, M, here)[1])
-    return options._replace(
-        alibi_slopes=cut(options.alibi_slopes, ()),
-        bias=cut(options.bias, (M, every), here),
-        mask=cut(options.mask, (M, every), here),
-        block_mask=live,
-        key_lengths=given.lengths[b : b + 1],
-        rotary=None,
-    )
-
-
-def at_positions(rotary: Rotary, b: int, first: int, M: int) -> attention_rotary.Turns:
-    """Return the angles of M positions of a sequence, those below 0 being 0."""
-    position = np.arange(first, first + M)
-    cos, sin = (
-        np.where((position < 0)[:, None], still, (x if x.ndim == 2 else x[b])[position.clip(0)])
-        for x, still in ((rotary.cos, 1.0), (rotary.sin, 0.0))
-    )
-    return cos, sin, rotary.interleaved
-
-
-def there(options: Options, case: Case, b: int, lo: int, hi: int) -> Options:
-    """Return the options of keys lo … hi of one sequence, which count from where those begin."""
-    mod = options.score_mod
-
-    def function(s: Any, one: Array, h: Array, i: Array, j: Array, args: tuple[Any, ...]) -> Any:
-        assert mod is not None
-        return mod.function(s, one + b, h, i + hi - case.queries, j + lo, args)
-
-    return options._replace(
-        bias=None if options.bias is None else options.bias[..., lo : max(hi, 1)],
-        score_mod=None if mod is None else ScoreMod(function, lambda s, *_: s, mod.args),
-        sinks=options.sinks if lo == 0 else None,
-    )
 
 
 def small(case: Case) -> Case:
@@ -370,6 +283,8 @@ def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         capacity=domains.lengths(130),
         page_size=st.sampled_from((0, 0, 1, 5, 16, 64)),
         full=st.booleans(),
+        packed=st.sampled_from([False, False, True]),
+        dropout_p=st.sampled_from([0.0, 0.0, 0.1, 0.5]),
         split=st.sampled_from((None, 1, 7, 16, 37, 64)),
         head_dim=st.one_of(domains.lengths(40), domains.lengths(256)),
         logits=st.sampled_from(attention.LOGITS),

@@ -18,20 +18,19 @@ import numpy as np
 from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_domain as attention
+from twofold.core.verify.contracts.attention_decode_bound import own, truth
 from twofold.core.verify.contracts.attention_decode_domain import (
     Case,
     Inputs,
     inputs,
-    own,
     table,
-    truth,
     whole,
 )
 from twofold.core.verify.contracts.attention_properties import SATURATING
 from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array
-from twofold.reference.attention_scores import Options
+from twofold.reference.attention_scores import Options, pack
 
 AXES = ("bias", "mask", "block_mask")  # what may have axes of sequences, heads, queries and keys
 OTHER_PAGES = (1, 4, 7, 16)
@@ -73,12 +72,14 @@ def alone_in_parts(subject: Subject, case: Case) -> None:
     for b in {0, case.batch - 1}:
         room = max(int(given.lengths[b]), 1)
         one = replace(case, batch=1, capacity=room)
-        x, mine = given.call, own(case, given, b)
+        x, mine = given.call, own(case, given, b, case.queries)
         turns = x.rotary
         if turns is not None and turns.cos.ndim == 3:
             turns = turns._replace(cos=turns.cos[b : b + 1], sin=turns.sin[b : b + 1])
+        if not given.queries(b):
+            continue
         here = given.having(
-            q=x.q[b : b + 1],
+            q=given.of(x.q, b),
             k=x.k[b : b + 1, :, :room],
             v=x.v[b : b + 1, :, :room],
             key_lengths=mine.key_lengths,
@@ -88,11 +89,25 @@ def alone_in_parts(subject: Subject, case: Case) -> None:
             block_mask=mine.block_mask,
             rotary=turns,
         )
-        here = here._replace(table=table(one, here.lengths, case.seed))
+        own_starts = None if given.starts is None else np.array([0, given.queries(b)], np.int32)
+        here = here._replace(table=table(one, here.lengths, case.seed), starts=own_starts)
         if case.score_mod is not None and b:
             raise Inapplicable("a function of the scores may look at the sequence's number")
-        theirs = {name: y[b : b + 1] for name, y in among.items()}
+        if case.dropout_p > 0.0 and b:
+            raise Inapplicable("a dropout mask belongs to the sequence's number")
+        theirs = {name: given.of(y, b) for name, y in among.items()}
         claims.same_bits(theirs, subject.compute(one, here), f"when sequence {b} is alone")
+
+
+def packed_or_not(subject: Subject, case: Case) -> None:
+    """Queries one after the other give the bits of as many in a batch of each sequence."""
+    case = replace(case, packed=False, layout="contiguous")  # as packed ones are
+    given = inputs(case)
+    starts = np.arange(case.batch + 1, dtype=np.int32) * case.queries
+    other = given.having(q=pack(given.call.q, starts))._replace(starts=starts)
+    found = {name: pack(x, starts) for name, x in subject.compute(case, given).items()}
+    packed = subject.compute(replace(case, packed=True), other)
+    claims.same_bits(found, packed, "with its queries packed")
 
 
 def unread(subject: Subject, case: Case) -> None:
@@ -107,7 +122,7 @@ def unread(subject: Subject, case: Case) -> None:
 
 def causality(subject: Subject, case: Case) -> None:
     """Where causal, the keys of later queries change no bit of an earlier one."""
-    case = replace(case, causal=True, queries=max(case.queries, 2))
+    case = replace(case, causal=True, queries=max(case.queries, 2), packed=False)
     given = inputs(case)
     at = case.seed % (case.queries - 1)  # the last query that must not see the change
     later = np.arange(case.capacity) > (given.lengths - case.queries + at)[:, None]  # (B, N)
@@ -124,7 +139,7 @@ def causality(subject: Subject, case: Case) -> None:
 
 def step_by_step(subject: Subject, case: Case) -> None:
     """Several queries at once are the same queries one by one, each when its key was the last."""
-    case = replace(case, causal=True, queries=max(case.queries, 2))
+    case = replace(case, causal=True, queries=max(case.queries, 2), packed=False, dropout_p=0.0)
     if case.window_size is not None and case.window_size[1] is None:
         case = replace(case, window_size=(case.window_size[0], 0))
     given = inputs(case)
@@ -231,7 +246,7 @@ def check(
 
 def nothing_attended(subject: Subject, case: Case) -> None:
     """A query without keys gives 0 and −∞; so does a sequence that has none."""
-    case = replace(case, sinks=False, mask=None, block_mask=None, block_size=None)
+    case = replace(case, sinks=False, mask=None, block_mask=None, block_size=None, packed=False)
     given = inputs(case)
     lengths = given.lengths.copy()
     lengths[-1] = 0
@@ -276,7 +291,8 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
 
 def heads_apart(subject: Subject, case: Case) -> None:
     """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
-    case = replace(case, score_mod=None)  # it may look at numbers
+    # Functions of scores and dropout look at numbers.
+    case = replace(case, score_mod=None, packed=False, dropout_p=0.0)
     given, K = inputs(case), case.heads // case.groups
 
     def turned(a: Any, axis: int | None = 0) -> Any:
@@ -339,6 +355,8 @@ def bare(case: Case) -> Case:
         block_mask=None,
         block_size=None,
         rotary=None,
+        packed=False,
+        dropout_p=0.0,
     )
 
 
@@ -346,6 +364,7 @@ PROPERTIES: Mapping[str, Property] = {
     "pages or none": pages_or_none,
     "permuted pages": permuted_pages,
     "alone": alone,
+    "packed or not": packed_or_not,
     "unread": unread,
     "causality": causality,
     "step by step": step_by_step,

@@ -108,8 +108,7 @@ _DECODE = (
                 ("split_kernel", "(m < M) & (lse > -float('inf')) → m < M"),
             ),
             "scores are made of numbers of queries and keys, wherever these are in memory": (
-                ("split_kernel", "keys = Sequence(b, 0, 0, M, x.N, end, shift)", "0 → 1"),
-                ("split_kernel", "keys = Sequence(b, 0, 0, M, x.N, end, shift)", "0 → 1 (2)"),
+                ("split_kernel", "keys = Sequence(b, q_first, 0, M, x.N, end, shift)", "0 → 1"),
             ),
             "what is outside is masked": (
                 ("find", "tl.load(pages.table + page_at, mask=key < end, other=0): drop other"),

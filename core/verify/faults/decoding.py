@@ -58,7 +58,7 @@ _DECODE: tuple[Row, ...] = (
     ),
     (
         DECODE, "the output of a part is not normalised", "",
-        ("acc / divisor[:, None], mask=written", "acc, mask=written"),
+        ("(dropout_scale / divisor)[:, None]", "dropout_scale"),
     ),
     (
         DECODE, "values lie like keys", "",
@@ -66,11 +66,30 @@ _DECODE: tuple[Row, ...] = (
     ),
     (
         DECODE, "positions begin at the new queries", "",
-        ("positions = shift + m[:, None]", "positions = m[:, None]"),
+        ("positions = keys.shift + rows", "positions = rows"),
     ),
     (
         DECODE, "a bias and masks have rows of positions", "",
-        ("heads, m[:, None], columns, True", "heads, positions, columns, True"),
+        ("keys, heads, rows, columns, True", "keys, heads, positions, columns, True"),
+    ),
+    (
+        DECODE, "packed queries are aligned as those of the longest sequence", "",
+        ("shift = present - M", "shift = present - x.longest_q"),
+    ),
+    (
+        DECODE, "packed queries have the numbers that they have among all", "",
+        ("s = scores(product, x, b, keys, heads, rows, columns",
+         "s = scores(product, x, b, keys, heads, keys.q_first + rows, columns"),
+    ),
+    (
+        DECODE, "the dropout mask begins anew in every part", "",
+        ("rows, start, threshold, BLOCK_N)", "rows, start % 16, threshold, BLOCK_N)"),
+    ),
+    (
+        DECODE, "lse is that of the weights that are kept", "",
+        ("p, rescale, top, total = weigh(s, top, total)",
+         "p, rescale, top, total = weigh(s if not DROPOUT else tl.where(dropout.attention_keep("
+         "seed, b, heads, rows, start, threshold, BLOCK_N), s, -float('inf')), top, total)"),
     ),
     (
         DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",
