@@ -213,6 +213,11 @@ def torch_activation(x: Any, kind: str = "gelu") -> Any:
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
+def torch_softmax(x: Any) -> Any:
+    """torch's softmax of the last axis."""
+    return torch.softmax(x, dim=-1)
+
+
 def torch_cross_entropy(logits: Any, targets: Any) -> Any:
     """torch's softmax with cross-entropy."""
     return F.cross_entropy(logits, targets)
@@ -239,6 +244,7 @@ OF_TORCH: dict[str, Callable[..., Any]] = {
     "layer_norm": torch_layer_norm,
     "linear": torch_linear,
     "activation": torch_activation,
+    "softmax": torch_softmax,
     "softmax_cross_entropy": torch_cross_entropy,
     "embedding": torch_embedding,
     "rotary": torch_rotary,

@@ -141,6 +141,12 @@ def rotary_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call(tensors, {"interleaved": case.interleaved}, {"q": dq, "k": dk})
 
 
+def softmax_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return softmax over the last axis as a plain call."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given)
+    return Call({"x": x}, {}, {"out": dout})
+
+
 def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return softmax with cross-entropy as a plain call."""
     logits = domains.place(side, given.logits, case.dtype, case.layout)
@@ -237,6 +243,13 @@ PLAIN = {
         options={"interleaved": {"interleaved": False}},
         always={"tile": None, "batched": False},
         pinned=({"length": 65, "head_dim": 64, "pairs": 32}, {"batch": 2, "length": 1}),
+    ),
+    "softmax": Plain(
+        call=softmax_call,
+        outputs=("out",),
+        options={},
+        always={"masked": False, "tile": None},
+        pinned=({"rows": 37, "columns": 257}, {"rows": 2, "columns": 4099}),
     ),
     "softmax_cross_entropy": Plain(
         call=cross_entropy_call,

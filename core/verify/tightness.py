@@ -147,6 +147,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"length": 131, "features": 64, "kind": "mean"},
         {"batch": 2, "length": 1000, "features": 16, "full": True},
     ),
+    "softmax": (
+        {"rows": 1, "columns": 1},
+        {"rows": 5, "columns": 7, "masked": True},
+        {"rows": 67, "columns": 31},
+        {"rows": 17, "columns": 129, "masked": True},
+        {"rows": 300, "columns": 10},
+        {"rows": 16, "columns": 1031},
+    ),
     "softmax_cross_entropy": (
         {"rows": 1, "classes": 1},
         {"rows": 5, "classes": 7, "reduction": "none", "masked": True},

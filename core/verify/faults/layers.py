@@ -147,6 +147,45 @@ _ACTIVATION: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_SOFTMAX: tuple[Row, ...] = (
+    (
+        KERNEL, "the maximum is not subtracted", "",
+        ('return tl.where(top == -float("inf"), 0.0, top)', "return 0.0 * tl.maximum(top, 0.0)"),
+    ),
+    (
+        KERNEL, "a row of −∞ is NaN", "",
+        ('return tl.where(top == -float("inf"), 0.0, top)', "return top"),
+    ),
+    (
+        KERNEL, "a row of −∞ is divided by 0", "",
+        ("return 1.0 / tl.where(total == 0.0, 1.0, total)", "return 1.0 / total"),
+    ),
+    (
+        KERNEL, "padding is 0, not −∞", "",
+        ('x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))\n    # (1) maximum\n',
+         "x = load(x_ptr, x_strides, rows, columns, R, C, 0.0)\n    # (1) maximum\n"),
+    ),
+    (
+        KERNEL, "the sum is not rescaled when the maximum moves", "",
+        ("total = total * tl.exp(before - finite(top)) + tl.sum(y, axis=1)",
+         "total = total + tl.sum(y, axis=1)"),
+    ),
+    (
+        KERNEL, "exponentials are in the storage dtype before they are added up", "",
+        ("    total = tl.sum(y, axis=1)\n    # (3)",
+         "    y = y.to(y_ptr.dtype.element_ty).to(tl.float32)\n"
+         "    total = tl.sum(y, axis=1)\n    # (3)"),
+    ),
+    (
+        KERNEL, "backward is that of the elements, each alone", "",
+        ("    delta = tl.sum(dy * y, axis=1)\n", "    delta = tl.sum(dy * y, axis=1) * 0.0\n"),
+    ),
+    (
+        REFERENCE, "the gradient's common part is a mean", "",
+        ('delta = np.einsum("...c,...c->...", dout, y)', "delta = (dout * y).mean(axis=-1)"),
+    ),
+)  # fmt: skip
+
 _SOFTMAX_CROSS_ENTROPY: tuple[Row, ...] = (
     (
         KERNEL, "with reduction none the gradient is of the first row's loss", "Liger-Kernel#968",
@@ -257,6 +296,7 @@ FAULTS = (
     *of("layer_norm", _LAYER_NORM),
     *of("linear", _LINEAR),
     *of("activation", _ACTIVATION),
+    *of("softmax", _SOFTMAX),
     *of("softmax_cross_entropy", _SOFTMAX_CROSS_ENTROPY),
     *of("optimizers", _OPTIMIZERS),
 )
