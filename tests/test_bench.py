@@ -19,6 +19,7 @@ SMALL = {
     "layer_norm fused": problems.layer_norm(3, 8, "float32", fused=True),
     "linear": problems.linear(3, 8, 5, "float32", "gelu"),
     "activation": problems.activation(1024, "float32"),
+    "bias and activation": problems.activation(2048, "float32", bias=True),
     "softmax": problems.softmax(3, 7, "float32"),
     "softmax_cross_entropy": problems.cross_entropy(3, 7, "float32"),
     "rotary": problems.rotary(1, 2, 3, 8, "float32"),

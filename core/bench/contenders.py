@@ -206,8 +206,10 @@ def torch_linear(x: Any, weight: Any, bias: Any, activation: str | None = None) 
     return out if activation is None else torch_activation(out, activation)
 
 
-def torch_activation(x: Any, kind: str = "gelu") -> Any:
-    """torch's activations."""
+def torch_activation(x: Any, kind: str = "gelu", bias: Any = None) -> Any:
+    """torch's activations, behind a sum."""
+    if bias is not None:
+        x = x + bias
     if kind == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")

@@ -157,7 +157,7 @@ def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 def activation_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return an activation as a plain call."""
-    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given)
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in (given.x, given.dout))
     return Call({"x": x}, {"kind": case.kind}, {"out": dout})
 
 
@@ -277,8 +277,9 @@ PLAIN = {
         call=activation_call,
         outputs=("out",),
         options={"kind": {"kind": "gelu"}},
-        always={},
+        always={"bias": False, "split": None},
         pinned=({"rows": 41, "columns": 25},),
+        conventions=("bias in every row", "bias elsewhere"),
     ),
     "optimizers": Plain(
         call=optimizer_call,

@@ -119,8 +119,8 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"rows": 1, "columns": 1},
         {"columns": 7},
         {"rows": 5, "columns": 13, "kind": "relu"},
-        {"rows": 31, "columns": 33, "kind": "gelu_tanh"},
-        {"rows": 64, "columns": 65},
+        {"rows": 31, "columns": 33, "kind": "gelu_tanh", "bias": True},
+        {"rows": 64, "columns": 65, "bias": True},
         {"rows": 100, "columns": 100, "kind": "gelu_tanh"},
     ),
     "dropout": (

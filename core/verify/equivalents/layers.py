@@ -73,11 +73,6 @@ _LINEAR = of(
         STORE_CASTS: (
             ("gemm_kernel", "drop .to(z_ptr.dtype.element_ty) of acc"),
             ("gemm_kernel", "drop .to(c_ptr.dtype.element_ty) of acc"),
-            ("dz_kernel", "drop .to(dz_ptr.dtype.element_ty) of dz"),
-            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
-        ),
-        "what it is multiplied with or added to is float32": (
-            ("dz_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
         ),
     },
 ) + of(
@@ -105,8 +100,14 @@ _ACTIVATION = of(
         STORE_CASTS: (
             ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
             ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
+            ("bias_forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
+            ("bias_backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
+            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
         ),
-        BOTH_FLOAT32: (("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),),
+        BOTH_FLOAT32: (
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dy_at*"),
+        ),
     },
 )
 

@@ -95,12 +95,6 @@ _LINEAR: tuple[Row, ...] = (
         ("if dx.data_ptr() != grads.dx.data_ptr():", "if False:"),
     ),
     (
-        KERNEL, "the bias's gradient is of dout, not of dz", "",
-        ("            dz *= activate_grad(z, KIND)\n",
-         "            dout = dz\n            dz *= activate_grad(z, KIND)\n"),
-        ("        db += dz\n", '        db += dout if KIND != "none" else dz\n'),
-    ),
-    (
         REFERENCE, "the bias's gradient is a mean", "",
         ("dz.sum(axis=0) if", "dz.mean(axis=0) if"),
     ),
@@ -139,6 +133,30 @@ _ACTIVATION: tuple[Row, ...] = (
     (
         KERNEL, "relu turns NaN into 0", "",
         ("tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
+    ),
+    (
+        KERNEL, "the sum with the bias is rounded before it is activated", "",
+        ("    z += load_bias(bias_ptr, bias_strides, columns, C)\n    # (2)",
+         "    z += load_bias(bias_ptr, bias_strides, columns, C)\n"
+         "    z = z.to(x_ptr.dtype.element_ty).to(tl.float32)\n    # (2)"),
+    ),
+    (
+        KERNEL, "backward differentiates at the input, without its bias", "",
+        ("        HAS_BIAS=bias is not None,", "        HAS_BIAS=False,"),
+    ),
+    (
+        KERNEL, "the bias's gradient is of dout, not of dx", "",
+        ("            dx *= activate_grad(z, KIND)\n",
+         "            dy = dx\n            dx *= activate_grad(z, KIND)\n"),
+        ("        db += dx\n", '        db += dy if KIND != "none" else dx\n'),
+    ),
+    (
+        KERNEL, "the bias's gradient adds up numbers in the storage dtype", "",
+        ("        db += dx\n", "        db += dx.to(dx_ptr.dtype.element_ty).to(tl.float32)\n"),
+    ),
+    (
+        REFERENCE, "the bias's gradient is a mean", "",
+        ("dbias = dx.sum(axis=rows)", "dbias = dx.mean(axis=rows)"),
     ),
     (
         REFERENCE, "gelu's gradient has no density", "",
