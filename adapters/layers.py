@@ -264,6 +264,41 @@ EMBEDDING = Operator(
 )
 
 
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    """Return the softmax of x (..., C) over its last axis; a row of −∞ is 0.
+
+    Under autocast x is cast to float32, as torch's is.
+    """
+    return SOFTMAX(*autocast(x, dtype=torch.float32))
+
+
+def _softmax(place: Place, a: Arguments, given: Arguments) -> Tensors:
+    out, _ = place.side.softmax.forward(given.x)
+    return (place.take(out, a.x),)
+
+
+def _softmax_shapes(a: Arguments) -> Tensors:
+    return (a.x.new_empty(a.x.shape),)
+
+
+def _softmax_backward(
+    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+) -> Mapping[str, Any]:
+    cache = place.side.softmax.Cache(place.give(outputs[0]))
+    return {"x": place.side.softmax.backward(place.give(grads[0]), cache).dx}
+
+
+SOFTMAX = Operator(
+    "softmax",
+    "Tensor x",
+    1,
+    forward=_softmax,
+    shapes=_softmax_shapes,
+    backward=_softmax_backward,
+    differentiable=("x",),
+)
+
+
 def cross_entropy(
     logits: torch.Tensor,
     targets: torch.Tensor,

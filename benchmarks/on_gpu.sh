@@ -36,8 +36,8 @@ done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
 part race_attention timeout 530 "${twofold[@]}" bench attention attention_decode --seconds 0.3 \
   --json "$out/bench-attention.json" --plots "$out/attention"
-part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax_cross_entropy rotary \
-  embedding positional_encoding dropout optimizers linear --seconds 0.3 \
+part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax softmax_cross_entropy \
+  rotary embedding positional_encoding dropout optimizers linear --seconds 0.3 \
   --json "$out/bench-others.json" --plots "$out/others"
 part growth timeout 530 "${twofold[@]}" bench --growth --seconds 0.3 --json "$out/growth.json" \
   --plots "$out/growth"

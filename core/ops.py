@@ -36,6 +36,7 @@ OPERATORS = (
     "dropout",
     "embedding",
     "pooling",
+    "softmax",
     "softmax_cross_entropy",
     "optimizers",
 )

@@ -8,9 +8,9 @@ Bytes, for elements of b bytes: forward reads x and W and writes y; with GELU al
 activation was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations.
 (ReLU's derivative can be read off y.) Backward needs dz = dout·f′(z) in two products, each of which
 loads it once for every column of its tiles: it is computed in a pass of its own, 3·R·N·b, not again
-and again in the prologue of both. The same pass sums db, over shares of the rows, as partial sums
-that a small second kernel adds up: no atomics, the same bits in every run. Without an activation dz
-is dout, and what remains of the pass is to read it; without a bias too, nothing remains.
+and again in the prologue of both. The same pass, which is `activation`'s, sums db over shares of
+the rows: no atomics, the same bits in every run. Without an activation dz is dout, and what remains
+of the pass is to read it; without a bias too, nothing remains.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
 
@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.activation import activate, activate_grad
+from twofold.kernels.activation import activate, differentiate
 from twofold.kernels.precision import float32_products
 from twofold.reference.linear import check
 
@@ -57,7 +57,6 @@ UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
 ENTRIES = (*TILES, (2, UNALIGNED))  # all of them, for the tests
 ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
-BLOCK_R, BLOCK_C = 16, 128  # the tile of the pass that computes dz
 
 
 class Cache(NamedTuple):
@@ -141,65 +140,6 @@ def gemm_kernel(
     if KIND != "none":
         acc = activate(acc, KIND)
     tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def dz_kernel(
-    dout_ptr,  # (R, N)
-    z_ptr,  # (R, N) if KIND is an activation
-    dz_ptr,  # (R, N) if KIND is an activation
-    partial_db_ptr,  # (shares, N) float32 if HAS_BIAS
-    dout_strides,
-    R: tl.int64,
-    N,
-    rows_per_share: tl.int64,
-    KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """dz = dout·f′(z) in one share of the rows of BLOCK_C columns, and its sum over those rows."""
-    share = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    first = share * rows_per_share
-    last = tl.minimum(first + rows_per_share, R)
-    for start in range(first, last, BLOCK_R):
-        rows = start + tl.arange(0, BLOCK_R)
-        inside = (rows[:, None] < last) & (columns[None, :] < N)
-        dout_at = dout_ptr + rows[:, None] * dout_strides[0] + columns[None, :] * dout_strides[1]
-        dz = tl.load(dout_at, mask=inside, other=0.0).to(tl.float32)
-        if KIND != "none":
-            at = rows[:, None] * N + columns[None, :]
-            z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            dz *= activate_grad(z, KIND)
-            tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=inside)
-        db += dz
-    if HAS_BIAS:
-        at = share * N + columns
-        tl.store(partial_db_ptr + at, tl.sum(db, axis=0), mask=columns < N)
-
-
-@triton.jit
-def add_partials_kernel(
-    partial_db_ptr,  # (shares, N) float32
-    db_ptr,  # (N,)
-    db_strides,
-    shares,
-    N,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Add up the partial sums of BLOCK_C columns."""
-    columns = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    db = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for start in range(0, shares, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)
-        at = s[:, None].to(tl.int64) * N + columns[None, :]
-        inside = (s[:, None] < shares) & (columns[None, :] < N)
-        db += tl.load(partial_db_ptr + at, mask=inside, other=0.0)
-    total = tl.sum(db, axis=0).to(db_ptr.dtype.element_ty)
-    tl.store(db_ptr + columns * db_strides[0], total, mask=columns < N)
 
 
 def forward(
@@ -291,24 +231,10 @@ def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.T
     """Return dz (R, N), which is dout where there is no activation; write db on the way."""
     if cache.activation is None and not cache.has_bias:
         return dout
-    R, N = dout.shape
     dz = dout if cache.z is None else torch.empty_like(cache.z)
-    rows_per_share = triton.cdiv(R, SHARES * BLOCK_R) * BLOCK_R
-    shares = triton.cdiv(R, rows_per_share)
-    partials = torch.empty((shares, N), dtype=torch.float32, device=dout.device)
-    dz_kernel[(shares, triton.cdiv(N, BLOCK_C))](
-        dout, dout if cache.z is None else cache.z, dz, partials,
-        dout.stride(),
-        R, N, rows_per_share,
-        KIND=cache.activation or "none",
-        HAS_BIAS=cache.has_bias,
-        BLOCK_R=BLOCK_R,
-        BLOCK_C=BLOCK_C,
-    )  # fmt: skip
-    if dbias is not None:
-        add_partials_kernel[(triton.cdiv(N, BLOCK_C),)](
-            partials, dbias, dbias.stride(), shares, N, BLOCK_S=32, BLOCK_C=BLOCK_C
-        )
+    differentiate(
+        dout, cache.z, dz, cache.activation, None, dbias if cache.has_bias else None, SHARES
+    )
     return dz
 
 

@@ -5,6 +5,8 @@ r"""Activations: GELU, its tanh form and ReLU of the feed-forward layer, tanh of
     relu(z)      = max(z, 0)
     tanh(z)      = 1 − 2/(1 + e²ᶻ),  tanh′(z) = 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)²
 
+of z = x, or of z = x + bias where a bias of the last axis is given.
+
 Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010; its
 derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z), e⁻²ᵃ or e⁻²|ᶻ|, for
 backward.
@@ -27,45 +29,60 @@ SATURATED = 10.0  # beyond ±10, z/(1 + e⁻²ᵃ) is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
-    """The input, what `activate` kept of it, and the activation."""
+    """What the activation was of, what `activate` kept of it, its kind, if there was a bias."""
 
-    x: Array
+    z: Array
     kept: Array | None
     kind: str
+    has_bias: bool
 
 
 class Gradients(NamedTuple):
-    """Gradient of the input, shaped as the input."""
+    """Gradients of the arguments; `dbias` is None where there was no bias."""
 
     dx: Array
+    dbias: Array | None
 
 
-def check(x: Any, kind: str) -> None:
+def check(x: Any, kind: str, bias: Any) -> None:
     """Refuse what either side cannot take."""
-    checks.floating(x=x)
+    checks.floating(x=x, bias=bias)
     checks.choice("kind", kind, KINDS)
+    if bias is not None:
+        checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more, as bias")
+        checks.shape("bias", bias, (int(x.shape[-1]),))
 
 
-def forward(x: Array, kind: str = "gelu") -> tuple[Array, Cache]:
-    """Apply an activation element by element.
+def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Array, Cache]:
+    """Add the bias, if there is one, and apply an activation element by element.
 
     Args:
-        x: any shape, floating.
+        x: any shape, (..., C) with a bias; floating.
         kind: "gelu" (with erf), "gelu_tanh", "relu" or "tanh".
+        bias: (C,) or None.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    check(x, kind)
-    out, kept = activate(x, kind)
-    return out, Cache(x, kept, kind)
+    check(x, kind, bias)
+    # (1) bias
+    z = x if bias is None else x + bias
+    # (2) activation
+    out, kept = activate(z, kind)
+    return out, Cache(z, kept, kind, bias is not None)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dx = dout·f′(x)."""
-    dx = slope(*cache)
+    """Return dx = dout·f′(z), and db = Σ dx over the rows."""
+    # (1) activation
+    dx = slope(cache.z, cache.kept, cache.kind)
     dx *= dout
-    return Gradients(dx)
+    # (2) bias
+    dbias = None
+    if cache.has_bias:
+        rows = tuple(range(dx.ndim - 1))
+        dbias = dx.sum(axis=rows)
+    return Gradients(dx, dbias)
 
 
 def activate(z: Array, kind: str) -> tuple[Array, Array | None]:

@@ -111,6 +111,12 @@ def _embedding(ids, table):
     return out.detach(), Cache(outputs=(out,), inputs=x)
 
 
+def _softmax(x):
+    inputs = tracked(x=x)
+    out = layers.softmax(**inputs)
+    return out.detach(), Cache(outputs=(out,), inputs=inputs)
+
+
 def _softmax_cross_entropy(logits, targets, **options):
     x = tracked(logits=logits)
     loss = layers.cross_entropy(**x, targets=targets, **options)
@@ -124,6 +130,7 @@ FORWARD = {
     "layer_norm": _layer_norm,
     "linear": _linear,
     "embedding": _embedding,
+    "softmax": _softmax,
     "softmax_cross_entropy": _softmax_cross_entropy,
 }
 BACKWARD = {"rotary": _rotary_backward}

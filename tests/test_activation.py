@@ -23,13 +23,15 @@ def test_reference_is_torch(case):
     case = dataclasses.replace(case, dtype="float64")
     given = contract.inputs(case)
     x = torch.tensor(given.x, requires_grad=True)
+    bias = torch.tensor(given.bias if case.bias else 0.0, requires_grad=True)
+    z = x + bias if case.bias else x
     if case.kind == "relu":
-        out = torch.relu(x)
+        out = torch.relu(z)
     elif case.kind == "tanh":
-        out = torch.tanh(x)
+        out = torch.tanh(z)
     else:
         how = "tanh" if case.kind == "gelu_tanh" else "none"
-        out = torch.nn.functional.gelu(x, approximate=how)
+        out = torch.nn.functional.gelu(z, approximate=how)
     out.backward(torch.tensor(given.dout))
     bounds = contract.truth(case)
     errors = {"gelu_tanh": torch_gelu_tanh_errors, "tanh": torch_tanh_errors}
@@ -37,26 +39,39 @@ def test_reference_is_torch(case):
         for name, error in errors[case.kind](given).items():
             total = bounds[name].error + error
             bounds[name] = dataclasses.replace(bounds[name], error=total)
-    for name, found in {"out": out.detach(), "dx": x.grad}.items():
+    results = {"out": out.detach(), "dx": x.grad} | ({"dbias": bias.grad} if case.bias else {})
+    assert results.keys() == bounds.keys()
+    for name, found in results.items():
         assert compare(name, found.numpy(), bounds[name])[2] == ""
 
 
 def torch_gelu_tanh_errors(given):
     """Bound torch's ½z·(1 + tanh a): absolute in the tail, where our own is relative."""
-    on = rounding.machine("float64")
-    z, dout = rounding.exact(given.x, on), rounding.exact(given.dout, on)
+    z, dout = argument(given)
     a = z * (activation.LINEAR + activation.CUBIC * z * z)
     t = a.function(np.tanh, lambda a: 1 - np.tanh(a) ** 2, 4 / 27**0.5)
     slope = activation.LINEAR + 3 * activation.CUBIC * z * z
     dz = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * slope
-    return {"out": (0.5 * z * (1.0 + t)).error, "dx": (dout * dz).error}
+    return {"out": (0.5 * z * (1.0 + t)).error, **gradients(dout * dz, given)}
+
+
+def argument(given):
+    """Return what the activation is of, and the gradient of what it gives."""
+    on = rounding.machine("float64")
+    z = rounding.exact(given.x, on)
+    z = z if given.bias is None else z + rounding.exact(given.bias, on)
+    return z, rounding.exact(given.dout, on)
+
+
+def gradients(dx, given):
+    return {"dx": dx.error} | ({} if given.bias is None else {"dbias": dx.sum(0).error})
 
 
 def torch_tanh_errors(given):
     """Bound torch's gradient dout·(1 − tanh²): absolute in the tail, where our own is relative."""
-    on = rounding.machine("float64")
-    t = rounding.tanh(rounding.exact(given.x, on))
-    return {"dx": (rounding.exact(given.dout, on) * (1.0 - t * t)).error}
+    z, dout = argument(given)
+    t = rounding.tanh(z)
+    return gradients(dout * (1.0 - t * t), given)
 
 
 @pytest.mark.parametrize("kind", activation.KINDS)
@@ -70,6 +85,40 @@ def test_gradients_are_slopes(kind):
 
     dx = activation.backward(dout, activation.forward(x, kind)[1]).dx
     check_gradients(value, {"x": x}, {"x": dx}, rng)
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_gradients_of_a_bias_are_slopes(kind):
+    rng = np.random.default_rng(0)
+    x, dout = rng.standard_normal((2, 3, 4, 5))
+    x, bias = np.where(np.abs(x) < 0.1, 0.5, x), 0.05 * rng.random(5)
+
+    def value(x, bias):
+        return float((activation.forward(x, kind, bias)[0] * dout).sum())
+
+    found = activation.backward(dout, activation.forward(x, kind, bias)[1])
+    check_gradients(value, {"x": x, "bias": bias}, {"x": found.dx, "bias": found.dbias}, rng)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 4), (3, 0)])
+def test_a_bias_goes_with_any_leading_axes(reference, triton, shape):
+    """Of a row, of rows in rows, of none; without a bias there is no gradient of one."""
+    rng = np.random.default_rng(0)
+    x, dout, bias = rng.random(shape), rng.random(shape), rng.random(shape[-1])
+    for side in (reference, triton):
+        given = [side.asarray(a, "float32") for a in (x, dout, bias)]
+        out, cache = side.activation.forward(given[0], "relu", given[2])
+        found = side.activation.backward(given[1], cache)
+        total = given[0] + given[2]
+        assert np.array_equal(side.to_numpy(out), side.to_numpy(total))  # all of it is positive
+        assert np.array_equal(side.to_numpy(found.dx), side.to_numpy(given[1]))
+        assert found.dbias.shape == bias.shape
+        if x.ndim == 1:
+            assert np.array_equal(side.to_numpy(found.dbias), side.to_numpy(given[1]))
+        if x.size == 0:
+            assert not side.to_numpy(found.dbias).any()
+        without = side.activation.forward(given[0], "relu")[1]
+        assert side.activation.backward(given[1], without).dbias is None
 
 
 def test_gelu_is_the_formula_at_high_precision_down_to_its_tail():
@@ -176,6 +225,14 @@ def test_not_a_number_stays_one_both_ways(reference, triton, kind):
     [
         (dict(x=np.ones(3, int)), TypeError, "x has dtype int64; it must be one of float16"),
         (dict(x=1.0), TypeError, "x is a float; it must be an array"),
+        (dict(bias=np.ones(2)), ValueError, "bias.shape is (2,); it must be (3,)"),
+        (dict(bias=np.ones((1, 3))), ValueError, "bias.shape is (1, 3); it must be of rank 1"),
+        (dict(bias=np.ones(3, "f4")), TypeError, "bias has dtype float32; it must have the dtype"),
+        (
+            dict(x=np.ones(()), bias=np.ones(1)),
+            ValueError,
+            "x.shape is (); it must be of rank 1 or more, as bias",
+        ),
         (dict(kind="swish"), ValueError, "kind is 'swish'; it must be one of 'gelu', 'gelu_tanh'"),
     ],
 )

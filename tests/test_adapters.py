@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twofold.adapters import sides
 from twofold.adapters.attention import attention, register_score_mod
 from twofold.adapters.custom import Operator
-from twofold.adapters.layers import cross_entropy, embedding, layer_norm, linear, rotary
+from twofold.adapters.layers import cross_entropy, embedding, layer_norm, linear, rotary, softmax
 from twofold.adapters.multi_head_attention import multi_head_attention
 from twofold.core import ops
 from twofold.core.verify import report
@@ -87,6 +87,7 @@ CALLS = {
         (numbers(2, 3, 4, 6), numbers(2, 1, 4, 6)),
     ),
     "embedding": (lambda table: embedding(IDS, table), (numbers(7, 3),)),
+    "softmax": (softmax, (numbers(2, 3, 7),)),
     "cross-entropy": (
         lambda x: cross_entropy(x, torch.tensor([1, 6, -100]), label_smoothing=0.1),
         (numbers(3, 7),),
@@ -174,6 +175,7 @@ def test_autocast_is_honoured(dtype):
         assert (out.dtype, lse.dtype) == (dtype, torch.float32)
         assert linear(*(x.float() for x in LINEAR)).dtype == dtype
         assert layer_norm(*(x.to(dtype) for x in NORM[:3])).dtype == torch.float32
+        assert softmax(BIAS[0].to(dtype)).dtype == torch.float32
         assert cross_entropy(BIAS[0].to(dtype), torch.arange(5)).dtype == torch.float32
     assert attention(*QKV).dtype == torch.float64
 

@@ -19,6 +19,8 @@ SMALL = {
     "layer_norm fused": problems.layer_norm(3, 8, "float32", fused=True),
     "linear": problems.linear(3, 8, 5, "float32", "gelu"),
     "activation": problems.activation(1024, "float32"),
+    "bias and activation": problems.activation(2048, "float32", bias=True),
+    "softmax": problems.softmax(3, 7, "float32"),
     "softmax_cross_entropy": problems.cross_entropy(3, 7, "float32"),
     "rotary": problems.rotary(1, 2, 3, 8, "float32"),
     "embedding": problems.embedding(6, 5, 8, "float32"),
@@ -114,13 +116,14 @@ def test_costs_are_those_of_the_tensors():
     """Every argument and result once, in float32; attention's lse is one more float32 a row."""
     for name, passes in {
         "layer_norm": ("forward",), "activation": ("forward", "backward"), "dropout": ("forward",),
+        "softmax": ("forward", "backward"),
         "rotary": ("forward", "backward"),
     }.items():  # fmt: skip
         problem = SMALL[name]
         tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
         size = 4 * sum(t.numel() for n, t in tensors.items() if n in ("x", "q", "k"))
         for which in passes:
-            factor = 3 if (name, which) == ("activation", "backward") else 2
+            factor = 3 if name in ("activation", "softmax") and which == "backward" else 2
             assert problem.costs[which].bytes == factor * size
     B, H, M, N, D = 2, 3, 5, 7, 8
     cost = costs.attention(B, H, H, M, N, D, 4)

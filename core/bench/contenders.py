@@ -206,11 +206,18 @@ def torch_linear(x: Any, weight: Any, bias: Any, activation: str | None = None) 
     return out if activation is None else torch_activation(out, activation)
 
 
-def torch_activation(x: Any, kind: str = "gelu") -> Any:
-    """torch's activations."""
+def torch_activation(x: Any, kind: str = "gelu", bias: Any = None) -> Any:
+    """torch's activations, behind a sum."""
+    if bias is not None:
+        x = x + bias
     if kind == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def torch_softmax(x: Any) -> Any:
+    """torch's softmax of the last axis."""
+    return torch.softmax(x, dim=-1)
 
 
 def torch_cross_entropy(logits: Any, targets: Any) -> Any:
@@ -239,6 +246,7 @@ OF_TORCH: dict[str, Callable[..., Any]] = {
     "layer_norm": torch_layer_norm,
     "linear": torch_linear,
     "activation": torch_activation,
+    "softmax": torch_softmax,
     "softmax_cross_entropy": torch_cross_entropy,
     "embedding": torch_embedding,
     "rotary": torch_rotary,

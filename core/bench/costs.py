@@ -68,6 +68,11 @@ def linear(R: int, C: int, F: int, b: int, activation: bool = False) -> dict[str
     }
 
 
+def softmax(n: int, b: int) -> dict[str, Cost]:
+    """Of x and out, backward out, dout and dx."""
+    return elementwise(n, b)
+
+
 def cross_entropy(R: int, C: int, b: int) -> dict[str, Cost]:
     """Logits once, and their gradient: 2·R·C·b in all, whichever pass it is made in."""
     return {"forward and backward": Cost(2 * R * C * b)}

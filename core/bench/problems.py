@@ -99,14 +99,26 @@ def linear(R: int, C: int, F: int, dtype: str, activation: str | None = None) ->
     return Problem("linear", title, dtype, cost, make, {"activation": activation}, R * F)
 
 
-def activation(n: int, dtype: str, kind: str = "gelu") -> Problem:
-    """An activation of n elements."""
+def activation(n: int, dtype: str, kind: str = "gelu", bias: bool = False) -> Problem:
+    """An activation of n elements, in rows of 1024, to which a bias is added first or not."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
-        return {"x": normal(draw, device, dtype, n // 1024, 1024)}
+        made = {"x": normal(draw, device, dtype, n // 1024, 1024)}
+        return made | {"bias": normal(draw, device, dtype, 1024)} if bias else made
 
     cost = costs.elementwise(n, _bytes(dtype))
-    return Problem("activation", f"n={n} {kind}", dtype, cost, make, {"kind": kind}, n)
+    title = f"n={n} {'bias+' if bias else ''}{kind}"
+    return Problem("activation", title, dtype, cost, make, {"kind": kind}, n)
+
+
+def softmax(R: int, C: int, dtype: str) -> Problem:
+    """R rows of C columns."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        return {"x": normal(draw, device, dtype, R, C)}
+
+    cost = costs.softmax(R * C, _bytes(dtype))
+    return Problem("softmax", f"R={R} C={C}", dtype, cost, make, {}, R * C)
 
 
 def cross_entropy(R: int, C: int, dtype: str) -> Problem:
@@ -209,6 +221,8 @@ def on_cpu() -> list[Problem]:
           ((3072, 128, 512, "gelu"), (2048, 384, 1536, "gelu"), (2048, 384, 1152, None))),
         activation(2**20, f),
         activation(2**20, f, "relu"),
+        activation(2**20, f, bias=True),
+        *(softmax(R, C, f) for R, C in ((12288, 48), (4096, 1024))),
         *(cross_entropy(R, C, f) for R, C in ((64, 8), (2048, 8192))),
         rotary(64, 4, 48, 32, f),
         rotary(8, 8, 256, 64, f),
@@ -237,10 +251,13 @@ def on_gpu() -> list[Problem]:
     for megabytes in (1, 4, 16, 64, 256, 512):
         n = megabytes * 2**20 // 2
         found += [layer_norm(n // C, C, b, fused) for C in (768, 4096) for fused in (False, True)]
+        found += [softmax(n // C, C, b) for C in (1024, 4096)]
         found += [dropout(n, b), positional_encoding(n // 2**18 or 1, 256, 32768, 1024, b)]
         length = min(n // 2048, 1024)  # of 16 heads of 64 features, of q and of k
-        found += [activation(n, b), rotary(n // 2048 // length, 16, length, 64, b)]
+        found += [activation(n, b, bias=bias) for bias in (False, True)]
+        found.append(rotary(n // 2048 // length, 16, length, 64, b))
         found.append(embedding(n // 1024, 32768, 1024, b))
+    found += [softmax(R, C, b) for R, C in ((2**22, 64), (8192, 32768), (2048, 131072))]
     found += [cross_entropy(R, C, b) for R, C in ((8192, 8192), (4096, 32768), (2048, 131072))]
     found += [adam(n * 10**6) for n in (1, 10, 100)]
     found += [

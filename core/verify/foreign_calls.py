@@ -141,6 +141,12 @@ def rotary_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call(tensors, {"interleaved": case.interleaved}, {"q": dq, "k": dk})
 
 
+def softmax_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return softmax over the last axis as a plain call."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given)
+    return Call({"x": x}, {}, {"out": dout})
+
+
 def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return softmax with cross-entropy as a plain call."""
     logits = domains.place(side, given.logits, case.dtype, case.layout)
@@ -151,7 +157,7 @@ def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 def activation_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return an activation as a plain call."""
-    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given)
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in (given.x, given.dout))
     return Call({"x": x}, {"kind": case.kind}, {"out": dout})
 
 
@@ -238,6 +244,13 @@ PLAIN = {
         always={"tile": None, "batched": False},
         pinned=({"length": 65, "head_dim": 64, "pairs": 32}, {"batch": 2, "length": 1}),
     ),
+    "softmax": Plain(
+        call=softmax_call,
+        outputs=("out",),
+        options={},
+        always={"masked": False, "tile": None},
+        pinned=({"rows": 37, "columns": 257}, {"rows": 2, "columns": 4099}),
+    ),
     "softmax_cross_entropy": Plain(
         call=cross_entropy_call,
         outputs=("loss",),
@@ -264,8 +277,9 @@ PLAIN = {
         call=activation_call,
         outputs=("out",),
         options={"kind": {"kind": "gelu"}},
-        always={},
+        always={"bias": False, "split": None},
         pinned=({"rows": 41, "columns": 25},),
+        conventions=("bias in every row", "bias elsewhere"),
     ),
     "optimizers": Plain(
         call=optimizer_call,

@@ -119,8 +119,8 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"rows": 1, "columns": 1},
         {"columns": 7},
         {"rows": 5, "columns": 13, "kind": "relu"},
-        {"rows": 31, "columns": 33, "kind": "gelu_tanh"},
-        {"rows": 64, "columns": 65},
+        {"rows": 31, "columns": 33, "kind": "gelu_tanh", "bias": True},
+        {"rows": 64, "columns": 65, "bias": True},
         {"rows": 100, "columns": 100, "kind": "gelu_tanh"},
     ),
     "dropout": (
@@ -146,6 +146,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"batch": 3, "length": 33, "features": 65},
         {"length": 131, "features": 64, "kind": "mean"},
         {"batch": 2, "length": 1000, "features": 16, "full": True},
+    ),
+    "softmax": (
+        {"rows": 1, "columns": 1},
+        {"rows": 5, "columns": 7, "masked": True},
+        {"rows": 67, "columns": 31},
+        {"rows": 17, "columns": 129, "masked": True},
+        {"rows": 300, "columns": 10},
+        {"rows": 16, "columns": 1031},
     ),
     "softmax_cross_entropy": (
         {"rows": 1, "classes": 1},

@@ -6,7 +6,7 @@ absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), r
 having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow. tanh is
 `rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout.
 
-Where z itself carries an error e (in `linear`), f moves by at most
+Where z itself carries an error e (of the bias's sum, or in `linear`), f moves by at most
 
     |f(ẑ) − f(z)| ≤ min(|f′(z)|·e + ½·max|f″|·e²,  max|f′|·e),
 
@@ -25,15 +25,15 @@ on AMD (4 ulp, HIP math API), and one rounding of libm's in the interpreter; 4 u
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
-from twofold.core.verify.contract import Contract, Subject
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, exact, exp, machine, tanh
 from twofold.reference.activation import CUBIC, KINDS, LINEAR, SATURATED
 
@@ -59,9 +59,11 @@ class Case:
     rows: int = 3
     columns: int = 8
     kind: str = "gelu"
+    bias: bool = False
     magnitude: str = "unit"
     layout: str = "contiguous"
     seed: int = 0
+    split: int | None = None  # shares of the rows that the kernel sums apart
 
 
 class Inputs(NamedTuple):
@@ -69,6 +71,7 @@ class Inputs(NamedTuple):
 
     x: Array
     dout: Array
+    bias: Array | None
 
 
 def inputs(case: Case) -> Inputs:
@@ -77,23 +80,39 @@ def inputs(case: Case) -> Inputs:
     x = domains.values(rng, (case.rows, case.columns), case.magnitude, case.dtype)
     x *= 1.0 if case.magnitude == "huge" else 3.0  # which float16 would not hold
     dout = domains.values(rng, x.shape, "unit")
-    return Inputs(domains.representable(x, case.dtype), domains.representable(dout, case.dtype))
+    bias = domains.draw(rng, (case.columns,), "unit", case.dtype) if case.bias else None
+    x, dout = (domains.representable(a, case.dtype) for a in (x, dout))
+    return Inputs(x, dout, bias)
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
-    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given or inputs(case))
-    out, cache = side.activation.forward(x, case.kind)
-    return {"out": out, "dx": side.activation.backward(dout, cache).dx}
+    given = given or inputs(case)
+
+    def placed(a: Array) -> Any:
+        return domains.place(side, a, case.dtype, case.layout)
+
+    bias = None if given.bias is None else placed(given.bias[None])[0]
+    how = {} if case.split is None else {"split": case.split}
+    out, cache = side.activation.forward(placed(given.x), case.kind, bias)
+    return {"out": out, **side.activation.backward(placed(given.dout), cache, **how)._asdict()}
 
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds."""
-    x, dout = (exact(a, machine(case.dtype)) for a in given or inputs(case))
-    return {
-        "out": activate(x, case.kind).returned(),
-        "dx": (dout * activate_grad(x, case.kind)).returned(),
-    }
+    given, on = given or inputs(case), machine(case.dtype)
+    # (1) bias
+    z = exact(given.x, on)
+    if given.bias is not None:
+        z = z + exact(given.bias, on)
+    # (2) activation
+    out = activate(z, case.kind)
+    # backward (1) activation, (2) bias
+    dx = exact(given.dout, on) * activate_grad(z, case.kind)
+    found = {"out": out, "dx": dx}
+    if given.bias is not None:
+        found["dbias"] = dx.sum(0)
+    return {name: a.returned() for name, a in found.items()}
 
 
 def activate(z: Approx, kind: str) -> Approx:
@@ -184,6 +203,7 @@ def _erf(x: Array) -> Array:
 
 def odd_part(subject: Subject, case: Case) -> None:
     """f(x) − f(−x) is x where gates at x and −x add up to 1; f(x) + f(−x) is 0 for tanh."""
+    case = replace(case, bias=False)
     given, x = inputs(case), inputs(case).x
     here, there = (subject.compute(case, given._replace(x=a))["out"] for a in (x, -x))
     on = machine(case.dtype)
@@ -202,6 +222,29 @@ def nan_stays(subject: Subject, case: Case) -> None:
     assert np.array_equal(np.isnan(out), np.isnan(x)), "NaN is not where it belongs"
 
 
+def bias_is_in_every_row(subject: Subject, case: Case) -> None:
+    """A bias's gradient adds up to as much as that of what it is added to."""
+    case = replace(case, bias=True)
+    given = inputs(case)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    claims.products(
+        "Σ dbias is not Σ dx",
+        *((found[n], np.ones_like(bounds[n].value), bounds[n].error) for n in ("dbias", "dx")),
+    )
+
+
+def bias_may_stand_elsewhere(subject: Subject, case: Case) -> None:
+    """f(x + b) is f(b′ + x′) where x is one row x′ and b′ all the rest."""
+    case = replace(case, rows=1, bias=True)
+    given = inputs(case)
+    assert given.bias is not None
+    if case.magnitude == "huge":
+        raise Inapplicable("what is added is lost")
+    swapped = given._replace(x=given.bias[None], bias=given.x[0])
+    one, other = (subject.compute(case, a) for a in (given, swapped))
+    claims.same_bits(one, other, "with x for the bias")
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -210,9 +253,11 @@ def cases() -> st.SearchStrategy[Case]:
         rows=domains.lengths(40),
         columns=domains.lengths(70),
         kind=st.sampled_from(KINDS),
+        bias=st.booleans(),
         magnitude=st.sampled_from(domains.MAGNITUDES),
         layout=st.sampled_from(domains.LAYOUTS),
         seed=domains.seeds(),
+        split=st.none(),
     )
 
 
@@ -222,7 +267,7 @@ CONTRACT = Contract(
     inputs=inputs,
     run=run,
     truth=truth,
-    passes={"out": "forward", "dx": "backward"},
+    passes={"out": "forward", "dx": "backward", "dbias": "backward"},
     pinned=(
         *(
             Case(dtype=dtype, rows=rows, columns=1, kind=kind)
@@ -231,11 +276,27 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
+        *(
+            Case(dtype=dtype, rows=rows, columns=columns, kind=kind, bias=True)
+            for (rows, columns), kind in zip(
+                ((15, 127), (17, 129), (33, 1), (1, 257)), KINDS, strict=True
+            )  # a tile is 16 × 128
+            for dtype in domains.DTYPES
+        ),
+        # Shares of several tiles, and more shares than are added up at a time.
+        *(Case(rows=67, columns=130, bias=True, split=2, kind=kind) for kind in KINDS),
+        Case(rows=531, columns=3, bias=True, layout="strided"),
     ),
     usual=tuple(
-        Case(dtype=dtype, rows=64, columns=1024, kind=kind)
+        Case(dtype=dtype, rows=64, columns=1024, kind=kind, bias=bias)
         for kind in KINDS
+        for bias in (False, True)
         for dtype in domains.DTYPES
     ),
-    properties={"odd part": odd_part, "NaN stays": nan_stays},
+    properties={
+        "odd part": odd_part,
+        "NaN stays": nan_stays,
+        "bias in every row": bias_is_in_every_row,
+        "bias elsewhere": bias_may_stand_elsewhere,
+    },
 )

@@ -123,7 +123,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     # (2) softmax
     top = given.logits.max(axis=1, keepdims=True)
     shifted = exact(np.where(seen, given.logits, top), on) - exact(top, on)
-    total = _running_sum(shifted, seen, given.logits)
+    total = running_sum(shifted, seen, given.logits)
     p = (exp(shifted) / total).where(seen)
     # (3) loss
     loss = (t * (log(total) - shifted)).where(seen & (t.value != 0)).sum(-1)  # (R,)
@@ -160,7 +160,7 @@ def _targets(case: Case, given: Inputs) -> tuple[Approx, Approx]:
     return t if given.weight is None else t * exact(given.weight, on), counted
 
 
-def _running_sum(shifted: Approx, seen: Array, logits: Array) -> Approx:
+def running_sum(shifted: Approx, seen: Array, logits: Array) -> Approx:
     """Σ exp(x − max), (R, 1), in blocks of any size against the running maximum."""
     on, C = shifted.on, logits.shape[1]
     before = np.maximum.accumulate(logits, axis=1)[:, :-1]

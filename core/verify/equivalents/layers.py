@@ -73,11 +73,6 @@ _LINEAR = of(
         STORE_CASTS: (
             ("gemm_kernel", "drop .to(z_ptr.dtype.element_ty) of acc"),
             ("gemm_kernel", "drop .to(c_ptr.dtype.element_ty) of acc"),
-            ("dz_kernel", "drop .to(dz_ptr.dtype.element_ty) of dz"),
-            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
-        ),
-        "what it is multiplied with or added to is float32": (
-            ("dz_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
         ),
     },
 ) + of(
@@ -105,10 +100,48 @@ _ACTIVATION = of(
         STORE_CASTS: (
             ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
             ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
+            ("bias_forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
+            ("bias_backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
+            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
         ),
-        BOTH_FLOAT32: (("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),),
+        BOTH_FLOAT32: (
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dy_at*"),
+        ),
     },
 )
+
+_SOFTMAX = of(
+    "kernels/softmax.py",
+    {
+        "any finite number will do: all of the row is −∞": (
+            ("finite", "0.0 → 1.0"),
+        ),
+        "it multiplies zeros": (("share", "1.0 → 1.001 (2)"),),
+        STORE_CASTS: (("store", "drop .to(y_ptr.dtype.element_ty) of y"),),
+        UNSTORED: (
+            ("long_forward_kernel", "-float('inf') → float('inf') (2)"),
+            ("long_backward_kernel", "0.0 → 1.0 (2)"),
+            ("long_backward_kernel",
+             "dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)", "0.0 → 1.0"),
+        ),
+        "its factor is 0 there": (
+            ("backward_kernel", "0.0 → 1.0"),
+            ("long_backward_kernel",
+             "y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)", "0.0 → 1.0"),
+            ("long_backward_kernel",
+             "common += load(dy_ptr, dy_strides, rows, columns, R, C, 0.0) * y", "0.0 → 1.0"),
+        ),
+        "a program has one row that is long": (
+            ("long_backward_kernel", "tl.program_id(0).to(tl.int64) * BLOCK_R + "
+             "tl.arange(0, BLOCK_R) → tl.program_id(0).to(tl.int64) * BLOCK_R - "
+             "tl.arange(0, BLOCK_R)"),
+            ("long_forward_kernel", "tl.program_id(0).to(tl.int64) * BLOCK_R + "
+             "tl.arange(0, BLOCK_R) → tl.program_id(0).to(tl.int64) * BLOCK_R - "
+             "tl.arange(0, BLOCK_R)"),
+        ),
+    },
+)  # fmt: skip
 
 _SOFTMAX_CROSS_ENTROPY = of(
     "kernels/softmax_cross_entropy.py",
@@ -214,6 +247,7 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_LAYER_NORM,
     *_LINEAR,
     *_ACTIVATION,
+    *_SOFTMAX,
     *_SOFTMAX_CROSS_ENTROPY,
     *_OPTIMIZERS,
 )

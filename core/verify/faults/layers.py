@@ -95,12 +95,6 @@ _LINEAR: tuple[Row, ...] = (
         ("if dx.data_ptr() != grads.dx.data_ptr():", "if False:"),
     ),
     (
-        KERNEL, "the bias's gradient is of dout, not of dz", "",
-        ("            dz *= activate_grad(z, KIND)\n",
-         "            dout = dz\n            dz *= activate_grad(z, KIND)\n"),
-        ("        db += dz\n", '        db += dout if KIND != "none" else dz\n'),
-    ),
-    (
         REFERENCE, "the bias's gradient is a mean", "",
         ("dz.sum(axis=0) if", "dz.mean(axis=0) if"),
     ),
@@ -141,9 +135,72 @@ _ACTIVATION: tuple[Row, ...] = (
         ("tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
     ),
     (
+        KERNEL, "the sum with the bias is rounded before it is activated", "",
+        ("    z += load_bias(bias_ptr, bias_strides, columns, C)\n    # (2)",
+         "    z += load_bias(bias_ptr, bias_strides, columns, C)\n"
+         "    z = z.to(x_ptr.dtype.element_ty).to(tl.float32)\n    # (2)"),
+    ),
+    (
+        KERNEL, "backward differentiates at the input, without its bias", "",
+        ("        HAS_BIAS=bias is not None,", "        HAS_BIAS=False,"),
+    ),
+    (
+        KERNEL, "the bias's gradient is of dout, not of dx", "",
+        ("            dx *= activate_grad(z, KIND)\n",
+         "            dy = dx\n            dx *= activate_grad(z, KIND)\n"),
+        ("        db += dx\n", '        db += dy if KIND != "none" else dx\n'),
+    ),
+    (
+        KERNEL, "the bias's gradient adds up numbers in the storage dtype", "",
+        ("        db += dx\n", "        db += dx.to(dx_ptr.dtype.element_ty).to(tl.float32)\n"),
+    ),
+    (
+        REFERENCE, "the bias's gradient is a mean", "",
+        ("dbias = dx.sum(axis=rows)", "dbias = dx.mean(axis=rows)"),
+    ),
+    (
         REFERENCE, "gelu's gradient has no density", "",
         ("        result += kept\n        return result\n",
          "        result = kept + 0 * z\n        return result\n"),
+    ),
+)  # fmt: skip
+
+_SOFTMAX: tuple[Row, ...] = (
+    (
+        KERNEL, "the maximum is not subtracted", "",
+        ('return tl.where(top == -float("inf"), 0.0, top)', "return 0.0 * tl.maximum(top, 0.0)"),
+    ),
+    (
+        KERNEL, "a row of −∞ is NaN", "",
+        ('return tl.where(top == -float("inf"), 0.0, top)', "return top"),
+    ),
+    (
+        KERNEL, "a row of −∞ is divided by 0", "",
+        ("return 1.0 / tl.where(total == 0.0, 1.0, total)", "return 1.0 / total"),
+    ),
+    (
+        KERNEL, "padding is 0, not −∞", "",
+        ('x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))\n    # (1) maximum\n',
+         "x = load(x_ptr, x_strides, rows, columns, R, C, 0.0)\n    # (1) maximum\n"),
+    ),
+    (
+        KERNEL, "the sum is not rescaled when the maximum moves", "",
+        ("total = total * tl.exp(before - finite(top)) + tl.sum(y, axis=1)",
+         "total = total + tl.sum(y, axis=1)"),
+    ),
+    (
+        KERNEL, "exponentials are in the storage dtype before they are added up", "",
+        ("    total = tl.sum(y, axis=1)\n    # (3)",
+         "    y = y.to(y_ptr.dtype.element_ty).to(tl.float32)\n"
+         "    total = tl.sum(y, axis=1)\n    # (3)"),
+    ),
+    (
+        KERNEL, "backward is that of the elements, each alone", "",
+        ("    delta = tl.sum(dy * y, axis=1)\n", "    delta = tl.sum(dy * y, axis=1) * 0.0\n"),
+    ),
+    (
+        REFERENCE, "the gradient's common part is a mean", "",
+        ('delta = np.einsum("...c,...c->...", dout, y)', "delta = (dout * y).mean(axis=-1)"),
     ),
 )  # fmt: skip
 
@@ -257,6 +314,7 @@ FAULTS = (
     *of("layer_norm", _LAYER_NORM),
     *of("linear", _LINEAR),
     *of("activation", _ACTIVATION),
+    *of("softmax", _SOFTMAX),
     *of("softmax_cross_entropy", _SOFTMAX_CROSS_ENTROPY),
     *of("optimizers", _OPTIMIZERS),
 )

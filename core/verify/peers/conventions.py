@@ -62,6 +62,14 @@ def base_of_lse(attention: Callable[..., Any], device: str) -> str:
     return "e" if math.isclose(answer, math.log(2), rel_tol=2**-20) else "2"
 
 
+def nothing_shared(softmax: Callable[..., Any], device: str) -> str:
+    """Ask for the softmax of a row that is −∞ throughout."""
+    import torch
+
+    answer = float(_first(softmax(torch.full((2, 16), -math.inf, device=device)))[0, 0])
+    return "NaN" if answer != answer else f"{answer:g}"
+
+
 def nothing_counted(cross_entropy: Callable[..., Any], device: str) -> str:
     """Ask for the mean over rows that are all to be ignored (all of these ignore −100)."""
     import torch
@@ -88,6 +96,7 @@ QUESTIONS = (
         fewer_queries,
     ),
     Question("attention", "the base of the log-sum-exp is", "e", base_of_lse),
+    Question("softmax", "a row of −∞ is", "0", nothing_shared),
     Question("softmax_cross_entropy", "the mean of no rows is", "0", nothing_counted),
     Question(
         "softmax_cross_entropy", "the loss of bfloat16 logits is", "bfloat16", dtype_of_loss

@@ -20,12 +20,18 @@ from liger_kernel.ops import (  # noqa: E402  (the interpreter is made fit for i
     LigerGELUMulFunction,
     LigerLayerNormFunction,
     LigerRopeFunction,
+    LigerSoftmaxFunction,
 )
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     """Normalise the rows."""
     return LigerLayerNormFunction.apply(x, weight, bias, eps)
+
+
+def softmax(x: Any) -> Any:
+    """Softmax of the last axis."""
+    return LigerSoftmaxFunction.apply(x)
 
 
 def cross_entropy(

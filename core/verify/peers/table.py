@@ -86,6 +86,7 @@ PEERS = (
         "torch layer_norm", "layer_norm", "torch_functions:layer_norm", "torch",
         "torch.nn.functional.layer_norm",
     ),
+    Peer("torch softmax", "softmax", "torch_functions:softmax", "torch", "torch.softmax"),
     Peer(
         "torch cross_entropy", "softmax_cross_entropy", "torch_functions:cross_entropy", "torch",
         "torch.nn.functional.cross_entropy",
@@ -108,6 +109,10 @@ PEERS = (
     Peer(
         "liger layer_norm", "layer_norm", "liger:layer_norm", "liger-kernel",
         f"{_LIGER}LayerNormFunction", cost=2,
+    ),
+    Peer(
+        "liger softmax", "softmax", "liger:softmax", "liger-kernel", f"{_LIGER}SoftmaxFunction",
+        cost=2,
     ),
     Peer(
         "liger cross_entropy", "softmax_cross_entropy", "liger:cross_entropy", "liger-kernel",

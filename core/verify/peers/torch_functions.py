@@ -1,4 +1,4 @@
-"""PyTorch's layer normalisation, cross-entropy, activations and Adam."""
+"""PyTorch's layer normalisation, softmax, cross-entropy, activations and Adam."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch.nn import functional
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     """Normalise the rows."""
     return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def softmax(x: Any) -> Any:
+    """Softmax of the last axis."""
+    return functional.softmax(x, dim=-1)
 
 
 def cross_entropy(

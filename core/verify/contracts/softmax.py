@@ -1,0 +1,224 @@
+"""The contract of softmax.
+
+(1) The maximum rounds nothing, x − m once. (2) Exponentials err by u_function and what their
+argument does; their sum is bounded as cross-entropy's (`running_sum`), for rows in any blocks.
+(3) Their share: a division, a product, and the cast. What is −∞ has a share of 0, exactly, and a
+row that is −∞ throughout nothing but such.
+
+Backward takes y as it was stored, so with half a unit in the last place. (1) δ = Σ dout·y: C
+products and C − 1 sums. (2) dx = (dout − δ)·y, two roundings and the cast. In the probabilistic
+bound a sum has √C for C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Subject
+from twofold.core.verify.contracts.softmax_cross_entropy import running_sum
+from twofold.core.verify.rounding import Approx, exact, exp, machine
+
+Array = domains.Array
+
+MASKED = 0.2  # share of the elements, and of the rows, that are −∞ where some are
+FRONT = 4096  # columns of the block in which long rows are taken
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows × columns, and everything that varies about them."""
+
+    dtype: str = "float32"
+    rows: int = 3
+    columns: int = 8
+    masked: bool = False  # some elements are −∞, and some whole rows
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    seed: int = 0
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    x: Array
+    dout: Array
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    R, C = case.rows, case.columns
+    # The rows of "near-duplicate" are alike: here it is the columns that must be.
+    x = domains.draw(rng, (C, R), case.magnitude, case.dtype).T.copy()
+    dout = domains.draw(rng, (R, C), "unit", case.dtype)
+    if case.masked:
+        x[rng.random((R, C)) < MASKED] = -np.inf
+        x[rng.random(R) < MASKED] = -np.inf
+    return Inputs(x, dout)
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given or inputs(case))
+    how: dict[str, Any] = {}
+    if case.tile is not None:
+        how["tile"] = side.softmax.TILES[case.tile][1]
+    out, cache = side.softmax.forward(x, **how)
+    return {"out": out, **side.softmax.backward(dout, cache, **how)._asdict()}
+
+
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+    given, on = given or inputs(case), machine(case.dtype)
+    seen = given.x > -np.inf
+    live = seen.any(axis=-1, keepdims=True)
+    x = np.where(live, given.x, 0.0)
+    # (1) maximum
+    top = x.max(axis=-1, keepdims=True)
+    # (2) exponentials, and their sum
+    shifted = exact(np.where(seen, x, top), on) - exact(top, on)
+    total = running_sum(shifted, seen | ~live, x)
+    # (3) shares
+    y = (exp(shifted) * (1.0 / total)).where(seen)
+    # backward (1) what they have in common
+    dout, stored = exact(given.dout, on), y.stored()
+    delta = (dout * stored).sum(-1, keepdims=True)
+    # backward (2) gradient
+    return {"out": y.returned(), "dx": ((dout - delta) * stored).returned()}
+
+
+def rows_apart(subject: Subject, case: Case) -> None:
+    """A row alone has the same bits as among others."""
+    base = replace(case, layout="contiguous")  # NumPy adds up other layouts otherwise
+    given = inputs(base)
+    last = Inputs(*(a[-1:] for a in given))
+    together = {name: a[-1:] for name, a in subject.compute(base, given).items()}
+    claims.same_bits(together, subject.compute(replace(base, rows=1), last), "alone")
+
+
+def leading_axes(subject: Subject, case: Case) -> None:
+    """However many axes the rows are spread over, the bits are the same."""
+    small = replace(case, rows=6, columns=min(case.columns, 70), layout="contiguous")
+    given, columns = inputs(small), min(case.columns, 70)
+
+    def results(shape: tuple[int, ...]) -> dict[str, Array]:
+        spread = Inputs(*(a.reshape(shape) for a in given))
+        found = subject.compute(small, spread)
+        for name, a in found.items():
+            assert a.shape == shape, f"{name} of {shape} has another shape"
+        return {name: a.reshape(-1) for name, a in found.items()}
+
+    claims.same_bits(results((6, columns)), results((2, 1, 3, columns)), "with other leading axes")
+
+
+def shares_add_up(subject: Subject, case: Case) -> None:
+    """The shares of a row add up to 1, or to 0 where all of it is −∞, and its gradients to 0."""
+    given = inputs(case)
+    found, bounds = subject.compute(case, given), truth(case, given)
+    for name, what in (("out", "Σ out is not 1"), ("dx", "Σ dx is not 0")):
+        bound = bounds[name]
+        for a, value, error in zip(found[name], bound.value, bound.error, strict=True):
+            ones, total = np.ones_like(error), float(name == "out" and value.any())
+            truly = (np.full(1, total), np.ones(1), 0.0)
+            claims.products(what, (a, ones, error), truly, slack=abs(value.sum() - total))
+
+
+def shift_invariance(subject: Subject, case: Case) -> None:
+    """A number added to a row changes nothing but the rounding."""
+    base = replace(case, magnitude="unit")
+    given = inputs(base)
+    here, there = (given._replace(x=np.round(8 * given.x) / 8 + shift) for shift in (0.0, 8.0))
+    found, bounds = subject.compute(base, there), [truth(base, at) for at in (here, there)]
+    for name, bound in bounds[0].items():
+        error = bound.error + bounds[1][name].error
+        claims.within(name, found[name], replace(bound, error=error), "of rows moved by 8")
+
+
+def not_a_number(subject: Subject, case: Case) -> None:
+    """A NaN, or ∞, makes its row NaN, and disturbs no other."""
+    given, expected = inputs(case), subject.compute(case, inputs(case))
+    bad = np.arange(case.rows) % 3 == case.seed % 3
+    x = given.x.copy()
+    x[bad, case.seed % case.columns] = np.inf if case.seed % 2 else np.nan
+    for name, a in subject.compute(case, given._replace(x=x)).items():
+        assert np.isnan(a[bad]).all(), f"{name} of a row with NaN or ∞ has numbers"
+        same = np.array_equal(a[~bad], expected[name][~bad])
+        assert same, f"a row with NaN or ∞ disturbs {name} of other rows"
+
+
+def nothing_in_front(subject: Subject, case: Case) -> None:
+    """What is −∞ may fill the first blocks of a row: the others are as without it."""
+    case = replace(case, magnitude="unit", tile=None)
+    given, wider = inputs(case), replace(case, columns=case.columns + 5 * FRONT)
+    front = np.full((case.rows, 5 * FRONT), -np.inf)
+    wide = Inputs(
+        np.concatenate((front, given.x), axis=1),
+        np.concatenate((np.ones_like(front), given.dout), axis=1),
+    )
+    found = subject.compute(wider, wide)
+    for name, bound in truth(wider, wide).items():
+        claims.within(name, found[name], bound, "behind −∞")
+
+
+def small(case: Case) -> Case:
+    """Cut the rows down, of which some properties make long ones."""
+    return replace(case, rows=min(case.rows, 7))
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        rows=domains.lengths(70),
+        columns=domains.lengths(300),
+        masked=st.booleans(),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        seed=domains.seeds(),
+        tile=st.none(),
+    )
+
+
+CONTRACT = Contract(
+    operator="softmax",
+    cases=cases(),
+    inputs=inputs,
+    run=run,
+    truth=truth,
+    passes={"out": "forward", "dx": "backward"},
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=rows, columns=columns, masked=True, tile=tile, seed=tile)
+            for tile, (rows, columns) in enumerate(
+                ((67, 31), (19, 127), (7, 257), (5, 1031), (3, 4099), (2, 8193), (3, 8193))
+            )
+            for dtype in domains.DTYPES
+        ),
+        *(Case(dtype=dtype, rows=2, columns=16_411) for dtype in domains.DTYPES),  # is long
+        Case(columns=1, rows=70, masked=True),
+        Case(columns=5, tile=6),  # so short that the bound sees each element of the sum
+        Case(columns=4099, tile=6, magnitude="large"),  # of which e^x would overflow
+    ),
+    usual=tuple(
+        Case(dtype=dtype, rows=64, columns=columns)
+        for columns in (32, 128, 512, 1024, 4096, 16384, 32768)
+        for dtype in domains.DTYPES
+    ),
+    properties={
+        "rows apart": rows_apart,
+        "leading axes": leading_axes,
+        "shares add up": shares_add_up,
+        "shift invariance": shift_invariance,
+        "not a number": not_a_number,
+        "nothing in front": nothing_in_front,
+    },
+    small=small,
+)

@@ -1,0 +1,238 @@
+"""Softmax over the last axis: a row is read once and held in registers, if it fits.
+
+Bytes, for n = R·C elements of b bytes: forward 2·n·b (read x, write y), backward 3·n·b (read y and
+dy, write dx). A row that does not fit is taken in blocks, twice: once for the running maximum and
+sum (online softmax: Milakov & Gimelshein 2018), backward once for Σ dy·y, and once for the result:
+3·n·b and 5·n·b, of which L2 holds what is read again. Saved: y. Of short rows a program takes
+several. No atomics: the same bits in every run, and of a row, whatever rows are beside it.
+
+`R` rows (all leading axes), `C` columns; steps are numbered as in the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.reference.softmax import check
+
+
+class Tile(NamedTuple):
+    """Rows of a program, columns it takes at a time (None: all of them), and its warps."""
+
+    block_r: int
+    block_c: int | None
+    num_warps: int
+
+
+# (most columns, tile); rows wider than the last entry's are taken by its tile as well. A thread
+# has at least 16 elements, which two-byte ones fill two wide accesses with; backward holds two rows
+# and spills beyond 32 of each (`twofold verify compile softmax`).
+TILES = (
+    (32, Tile(64, None, 4)),
+    (128, Tile(16, None, 4)),
+    (512, Tile(4, None, 4)),
+    (2048, Tile(1, None, 4)),
+    (8192, Tile(1, None, 8)),
+    (16384, Tile(1, None, 16)),
+    (2**31 - 1, Tile(1, 4096, 8)),
+)
+
+
+class Cache(NamedTuple):
+    """The output, (..., C)."""
+
+    y: torch.Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradient of the input, shaped as the input."""
+
+    dx: torch.Tensor
+
+
+def choose_tile(columns: int) -> Tile:
+    """Return the table's tile for rows of this many columns."""
+    return next((tile for most, tile in TILES if columns <= most), TILES[-1][1])
+
+
+@triton.jit
+def load(x_ptr, x_strides, rows, columns, R, C, other):
+    """Return a tile of rows as float32, `other` outside."""
+    inside = (rows[:, None] < R) & (columns[None, :] < C)
+    at = rows[:, None] * x_strides[0] + columns[None, :] * x_strides[1]
+    return tl.load(x_ptr + at, mask=inside, other=other).to(tl.float32)
+
+
+@triton.jit
+def store(y_ptr, y, rows, columns, R, C):
+    """Write a tile to contiguous rows."""
+    inside = (rows[:, None] < R) & (columns[None, :] < C)
+    at = rows[:, None] * C + columns[None, :]
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def finite(top):
+    """(1) Return the maxima of rows; 0 stands in for that of one that is −∞ throughout."""
+    return tl.where(top == -float("inf"), 0.0, top)
+
+
+@triton.jit
+def share(total):
+    """(3) Return what exponentials are multiplied by: 1 where all of them are 0."""
+    return 1.0 / tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr,  # (R, C)
+    y_ptr,  # (R, C)
+    x_strides,
+    R: tl.int64,
+    C,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # C or more
+):
+    """Softmax of BLOCK_R rows that are held whole."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tl.arange(0, BLOCK_C).to(tl.int64)
+    x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))
+    # (1) maximum
+    top = finite(tl.max(x, axis=1))
+    # (2) exponentials, and their sum
+    y = tl.exp(x - top[:, None])
+    total = tl.sum(y, axis=1)
+    # (3) shares
+    store(y_ptr, y * share(total)[:, None], rows, columns, R, C)
+
+
+@triton.jit
+def long_forward_kernel(
+    x_ptr,  # (R, C)
+    y_ptr,  # (R, C)
+    x_strides,
+    R: tl.int64,
+    C,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Softmax of BLOCK_R rows in blocks of columns, read twice."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    top = tl.full([BLOCK_R], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for start in range(0, C, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))
+        # (1) maximum so far
+        before = top
+        top = tl.maximum(before, tl.max(x, axis=1))
+        # (2) sum of the exponentials, against it
+        y = tl.exp(x - finite(top)[:, None])
+        total = total * tl.exp(before - finite(top)) + tl.sum(y, axis=1)
+    for start in range(0, C, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))
+        y = tl.exp(x - finite(top)[:, None])
+        # (3) shares
+        store(y_ptr, y * share(total)[:, None], rows, columns, R, C)
+
+
+@triton.jit
+def backward_kernel(
+    dy_ptr,  # (R, C)
+    y_ptr,  # (R, C)
+    dx_ptr,  # (R, C)
+    dy_strides,
+    y_strides,
+    R: tl.int64,
+    C,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # C or more
+):
+    """Differentiate BLOCK_R rows that are held whole."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tl.arange(0, BLOCK_C).to(tl.int64)
+    y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
+    dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)
+    # (1) what they have in common
+    delta = tl.sum(dy * y, axis=1)
+    # (2) gradient
+    store(dx_ptr, (dy - delta[:, None]) * y, rows, columns, R, C)
+
+
+@triton.jit
+def long_backward_kernel(
+    dy_ptr,  # (R, C)
+    y_ptr,  # (R, C)
+    dx_ptr,  # (R, C)
+    dy_strides,
+    y_strides,
+    R: tl.int64,
+    C,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Differentiate BLOCK_R rows in blocks of columns, read twice."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    # (1) what they have in common: each lane adds up its own, and all of them once
+    common = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(0, C, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
+        common += load(dy_ptr, dy_strides, rows, columns, R, C, 0.0) * y
+    delta = tl.sum(common, axis=1)
+    for start in range(0, C, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
+        dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)
+        # (2) gradient
+        store(dx_ptr, (dy - delta[:, None]) * y, rows, columns, R, C)
+
+
+def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor, Cache]:
+    """Return the softmax of each row, over the last axis.
+
+    Arguments and results are those of `reference.softmax.forward`; x in float16, bfloat16 or
+    float32, any strides (it is copied only if its rows are no single stride apart). `tile`
+    overrides the table's choice.
+    """
+    check(x)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(forward_kernel, long_forward_kernel, (x,), y, tile)
+    return y, Cache(y)
+
+
+def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
+    """Return dx = y·(dout − Σ_c dout·y)."""
+    dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
+    _launch(backward_kernel, long_backward_kernel, (dout, cache.y), dx, tile)
+    return Gradients(dx)
+
+
+def _launch(
+    whole: Any,
+    long: Any,
+    read: tuple[torch.Tensor, ...],
+    written: torch.Tensor,
+    tile: Tile | None,
+) -> None:
+    """Run one of two kernels on the rows of what is read, and write contiguous ones."""
+    C = written.shape[-1]
+    R = written.numel() // C
+    tile = tile or choose_tile(C)
+    rows = [x.reshape(R, C) for x in read]  # views, if a single stride apart
+    kernel = whole if tile.block_c is None else long
+    kernel[(triton.cdiv(R, tile.block_r),)](
+        *rows,
+        written,
+        *(x.stride() for x in rows),
+        R,
+        C,
+        BLOCK_R=tile.block_r,
+        BLOCK_C=tile.block_c or triton.next_power_of_2(C),
+        num_warps=tile.num_warps,
+    )

@@ -1,0 +1,73 @@
+r"""Softmax over the last axis.
+
+    y_rc = e^(x_rc − m_r) / Σ_c e^(x_rc − m_r),   m_r = max_c x_rc
+
+Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs"; the
+maximum is taken out so that no exponential overflows. A row that is −∞ throughout has nothing to
+share out and gives 0, as attention does to a query without keys.
+
+`R` rows (all leading axes), `C` columns (the last axis).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """The output, (..., C)."""
+
+    y: Array
+
+
+class Gradients(NamedTuple):
+    """Gradient of the input, shaped as the input."""
+
+    dx: Array
+
+
+def check(x: Any) -> None:
+    """Refuse what either side cannot take."""
+    checks.floating(x=x)
+    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
+    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+
+
+def forward(x: Array) -> tuple[Array, Cache]:
+    """Return the softmax of each row: positive numbers that add up to 1.
+
+    Args:
+        x: (..., C), floating; −∞ has a share of 0. A NaN or +∞ makes its row NaN.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(x)
+    # (1) maximum; 0 stands in for that of a row that is −∞ throughout
+    top = x.max(axis=-1, keepdims=True)
+    top = np.where(top == -np.inf, 0, top)
+    # (2) exponentials, and their sum
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        y = x - top
+    np.exp(y, out=y)
+    total = y.sum(axis=-1, keepdims=True)
+    # (3) shares
+    y *= 1 / np.where(total == 0, 1, total)
+    return y, Cache(y)
+
+
+def backward(dout: Array, cache: Cache) -> Gradients:
+    """Return dx = y·(dout − Σ_c dout·y): what all of a row have in common moves no share."""
+    y = cache.y
+    # (1) what they have in common
+    delta = np.einsum("...c,...c->...", dout, y)[..., None]
+    # (2) gradient
+    dx = dout - delta
+    dx *= y
+    return Gradients(dx)
