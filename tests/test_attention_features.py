@@ -273,10 +273,12 @@ def tiles(*masks):
 
 
 FAR = 2**30 + 16
-ROWS, FEATURES = 2**25, 2**31 // 15 + 1  # 127 rows of a tile pass 2³¹, and 15 features
+FAR_ROWS, FAR_FEATURES = 2**25, 2**31 // 15 + 1  # 127 rows of a tile pass 2³¹, and 15 features
 
 
-@pytest.mark.parametrize("far", [(3 * FAR, FAR, 16, 1), (48, 16, ROWS, 1), (48, 16, 1, FEATURES)])
+@pytest.mark.parametrize(
+    "far", [(3 * FAR, FAR, 16, 1), (48, 16, FAR_ROWS, 1), (48, 16, 1, FAR_FEATURES)]
+)
 def test_offsets_pass_two_to_the_31(triton, far):
     """A third head, rows, and features, far apart in memory of which little is touched."""
     shape = (1, 3, 5, 16)
