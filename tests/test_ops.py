@@ -19,7 +19,7 @@ def functions(module):
         name: f
         for name, f in vars(module).items()
         if inspect.isfunction(f)
-        and f.__module__ == module.__name__
+        and (f.__module__ == module.__name__ or name in getattr(module, "__all__", ()))
         and not name.startswith(("_", "check"))
     }
 
