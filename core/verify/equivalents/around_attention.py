@@ -139,6 +139,10 @@ _FP8 = (
     of(
         "kernels/attention_fp8.py",
         {
+            "only features below 2F, at most D, are turned": (
+                ("read", "d < D → d <= D"),
+                ("read", "(start + rows < length) & (d < D) → start + rows < length"),
+            ),
             VISITED_IN_VAIN: (
                 *last("forward_kernel", "BLOCK_M", "seq.M"),
                 *early("forward_kernel", "q", "M"),
@@ -171,8 +175,10 @@ _FP8 = (
             "it computes the same, at another cost": (
                 ("copied", "*"),
                 ("choose_tile", "masked → not masked"),
+                ("choose_tile", "rotary → not rotary"),
                 ("choose_tile", "amd and key in AMD → amd or key in AMD"),
             ),
+            "they are a power of two": (("choose_tile", "256 → 257"),),
         },
     )
     + of(

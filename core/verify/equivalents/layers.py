@@ -96,6 +96,17 @@ _ACTIVATION = of(
             ("forward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
             ("backward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
             ("backward_kernel", "tl.load(dy_ptr + index, mask=index < n, other=0.0): drop other"),
+            (
+                "load_bias",
+                "tl.load(bias_ptr + columns * bias_strides[0], mask=columns < C, other=0.0): "
+                "drop other",
+            ),
+            ("bias_forward_kernel", "tl.load(x_ptr + at, mask=inside, other=0.0): drop other"),
+        ),
+        "the other of x and its bias is float32": (
+            ("load_bias", "drop .to(tl.float32) of bias"),
+            ("bias_forward_kernel", "drop .to(tl.float32) of tl.load(x_ptr*"),
+            ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(x_ptr*"),
         ),
         STORE_CASTS: (
             ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
