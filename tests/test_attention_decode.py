@@ -36,7 +36,7 @@ def test_every_tile_is_pinned_and_chosen(triton):
     assert choose_tile(17, 64, 2) != choose_tile(16, 64, 2)
 
 
-@pytest.mark.parametrize("feature", ["bias", "mask", "block_mask", "rotary"])
+@pytest.mark.parametrize("feature", ["bias", "mask", "block_mask", "rotary", "dropout_p"])
 def test_what_takes_registers_has_a_tile_of_its_own(triton, monkeypatch, feature):
     """Each of these alone is enough."""
     chosen = []
@@ -50,6 +50,8 @@ def test_what_takes_registers_has_a_tile_of_its_own(triton, monkeypatch, feature
 
     monkeypatch.setattr(kernel, "choose_tile", choosing)
     own = {"rotary": "half"} if feature == "rotary" else {feature: "MN", "block_size": 2}
+    if feature == "dropout_p":
+        own = {feature: 0.3}
     if feature in ("bias", "mask"):
         del own["block_size"]
     for how in ({}, own):

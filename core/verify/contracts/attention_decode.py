@@ -154,6 +154,9 @@ CONTRACT = Contract(
             )
             for axes in ("1HM1", "B11N")
         ),
+        Case(heads=4, capacity=9, page_size=2),  # more heads than keys in a page
+        # Tiles of keys behind the first, in live blocks or not.
+        Case(batch=2, heads=4, capacity=300, split=300, block_mask="BHMN", block_size=(1, 64)),
         # Sequences with a prompt, a token or nothing to ask: blocks of rows that end within one.
         Case(
             batch=4,

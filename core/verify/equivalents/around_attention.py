@@ -102,6 +102,15 @@ _DECODE = (
                     "if (begin >= present) & (part > 0):*",
                     "begin >= present → begin > present",
                 ),
+                ("split_kernel", "first >= rows_in_all → first > rows_in_all"),
+                ("split_kernel", "x.q_starts is not None → x.q_starts is None"),
+            ),
+            "it is broadcast all the same": (
+                ("has_live_block", "s = tl.zeros(*", "0 → 1"),
+                ("has_live_block", "s = tl.zeros(*", "1 → 0"),
+            ),
+            "`attend` loads queries that it is not handed": (
+                ("split_kernel", "CHUNK_D == BLOCK_D → CHUNK_D != BLOCK_D"),
             ),
             "a part that attended nothing is left out, whatever is stored": (
                 ("split_kernel", "lse > -float('inf') → lse >= -float('inf')"),
@@ -131,7 +140,10 @@ _DECODE = (
     )
     + of(
         "reference/attention_decode.py",
-        {"an integer broadcasts as an array does": (("placed", "one + b → b"),)},
+        {
+            "an integer broadcasts as an array does": (("placed", "one + b → b"),),
+            "nothing is dropped": (("forward", "dropout_p > 0.0 → dropout_p >= 0.0"),),
+        },
     )
 )
 
