@@ -51,7 +51,7 @@ TILES: dict[Key, Tile] = {
 MASKED: dict[Key, Tile] = {
     (FEW_ROWS, 4, 128): Tile(16, 32, 8, 1, 32),
     (ANY_ROWS, 2, 64): Tile(64, 32, 4, 3),
-    (ANY_ROWS, 2, 256): Tile(16, 32, 8, 1, 64),
+    (ANY_ROWS, 2, 256): Tile(16, 16, 8, 1, 64),
     (ANY_ROWS, 4, 64): Tile(16, 32, 8, 2),
     (ANY_ROWS, 4, 128): Tile(16, 32, 8, 1, 32),
 }
