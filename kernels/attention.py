@@ -29,7 +29,6 @@ from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_blocks import places, tile_at
-from twofold.kernels.attention_layout import near
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
@@ -47,6 +46,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
+from twofold.kernels.layout import near
 from twofold.kernels.precision import float32_products
 from twofold.kernels.rotary import turn_back
 from twofold.reference.attention import check, check_backward

@@ -33,9 +33,9 @@ from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, constants, draw
 from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_at, second, weights
 from twofold.kernels.attention_double_backward_tiles import choose_tile
-from twofold.kernels.attention_layout import alike
 from twofold.kernels.attention_parts import at, call, load, place, seen, sequence
 from twofold.kernels.attention_tiles import Tile, padded
+from twofold.kernels.layout import alike
 from twofold.kernels.rotary import turn_back, turned
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes

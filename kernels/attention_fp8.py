@@ -37,7 +37,6 @@ from twofold.kernels.attention import draws
 from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_fp8_quantize import quantize
 from twofold.kernels.attention_fp8_tiles import choose_tile, copied, padded
-from twofold.kernels.attention_layout import alike
 from twofold.kernels.attention_parts import (
     LOG2_E,
     at,
@@ -54,6 +53,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned
+from twofold.kernels.layout import alike
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import check

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels.attention_layout import near
+from twofold.kernels.layout import near
 from twofold.reference.attention_scores import Options, band, blocks, sizes
 
 LOG2_E = tl.constexpr(math.log2(math.e))

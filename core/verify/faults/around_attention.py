@@ -11,7 +11,7 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
     "kernels/attention_double_backward_parts.py",
     "reference/attention_double_backward.py",
 )
-ATTENTION_LAYOUT = "kernels/attention_layout.py"
+LAYOUT = "kernels/layout.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
 FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
 FP8_QUANTIZE = "kernels/attention_fp8_quantize.py"
@@ -273,7 +273,7 @@ _DOUBLE: tuple[Row, ...] = (
         ("tl.store(dk_at, (dk * x.softmax_scale)", "tl.store(dk_at, dk"),
     ),
     (
-        ATTENTION_LAYOUT, "ddk and ddv are read as if they lay like k", "flash-attention#355",
+        LAYOUT, "ddk and ddv are read as if they lay like k", "flash-attention#355",
         (
             "if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides "
             "for x in arrays):",
