@@ -20,7 +20,7 @@ from twofold.core.model.classifier import Classifier
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.ops import Side
-from twofold.core.training.batches import Array, Batch, batches_by_length, collate
+from twofold.core.training.batches import Array, Batch, Prepared, batches_by_length, collate
 from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.recipe import Recipe
@@ -76,11 +76,26 @@ class Trainer:
     def step(
         self, inputs: Sequence[Array], targets: Array, step: int, lr: float, stop: bool = False
     ) -> None:
-        """Learn from one batch.
+        """Learn from one batch: `prepare` and `learn`, whose arguments and errors these are."""
+        self.learn(self.prepare(inputs, targets), step, lr, stop)
+
+    def prepare(self, inputs: Sequence[Array], targets: Array) -> Prepared:
+        """Return this process's parts of a batch, padded; may run while a step is taken.
 
         Args:
             inputs: token ids (L,) or patches (L, P) of every example.
             targets: (B,) int64 labels or (B, C) float32 probabilities.
+        """
+        parts = min(self.recipe.parts, len(inputs))
+        mine = range(self.parts.start, min(self.parts.stop, parts))
+        cut = {part: (collate(inputs[part::parts]), targets[part::parts]) for part in mine}
+        return Prepared(len(inputs), cut)
+
+    def learn(self, batch: Prepared, step: int, lr: float, stop: bool = False) -> None:
+        """Take one step.
+
+        Args:
+            batch: from `prepare`.
             step: counts from 1.
             lr: learning rate of this step.
             stop: this process was asked to stop.
@@ -89,15 +104,13 @@ class Trainer:
             Diverged: the loss or the gradient's norm is not finite; nothing was changed.
             Lost: another process died; nothing was changed.
         """
-        parts, share = min(self.recipe.parts, len(inputs)), 1 / len(inputs)
+        share, mine = 1 / batch.examples, list(batch.parts)
 
         def work(part: int) -> float:
-            batch = collate(inputs[part::parts])
-            return self._part(batch, targets[part::parts], part, step, share)
+            return self._part(*batch.parts[part], part, step, share)
 
-        mine = range(self.parts.start, min(self.parts.stop, parts))
-        grads, losses = self._sum(mine, parallel(self.ops, work, mine), stop)
-        self.loss = sum(loss * share for loss in losses[:parts])
+        grads, losses = self._sum(parallel(self.ops, work, mine), stop)
+        self.loss = sum(loss * share for loss in losses[: batch.examples])
         norm = self.ops.optimizers.global_norm(grads)
         self.grad_norm = float(norm)
         if not math.isfinite(self.loss) or not math.isfinite(self.grad_norm):
@@ -110,19 +123,19 @@ class Trainer:
         if self.average is not self.model:
             self._follow(step)
 
-    def _sum(self, mine: range, losses: list[float], stop: bool) -> tuple[Any, list[float]]:
+    def _sum(self, losses: list[float], stop: bool) -> tuple[Any, list[float]]:
         """Return the gradient of all parts, of all processes, and the loss of each.
 
         Minus zero is what changes no number that it is added to, not even a zero's sign.
         """
         numel, parts = self.learned.numel, self.recipe.parts
-        present = iter(self._grads[: len(mine)])
+        present = iter(self._grads[: len(losses)])
         grads = added([next(present, None) for _ in self.parts])
         if grads is None:  # fewer examples than parts
             grads = self._grads[0]
             grads[:numel] = -0.0
         tail = np.full(parts + 1, -0.0)
-        tail[mine.start : mine.start + len(mine)] = losses
+        tail[self.parts.start : self.parts.start + len(losses)] = losses
         tail[parts] = stop
         grads[numel:] = self.ops.asarray(tail, dtype_name(grads))
         self.processes.add(grads)
