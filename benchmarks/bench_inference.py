@@ -1,9 +1,9 @@
-"""Sentences a second on the CPU: the NumPy side against the same model in PyTorch eager.
+"""Sentences a second: ours against the same model in PyTorch eager, on the GPU where there is one.
 
 Token ids of short and long sentences become probabilities, in batches of similar length, padded to
 their longest; at the default sizes and at MiniLM's. Ours are as large as `predict` makes them,
-theirs of as many sentences as proved quickest in this run. Both
-sides have the same number of threads. (`bench_bert.py` has MiniLM itself against `transformers`,
+theirs of as many sentences as proved quickest in this run. Both sides have the same number of
+threads; on a GPU ours are the kernels. (`bench_bert.py` has MiniLM itself against `transformers`,
 tokenizing included.)
 
     python benchmarks/bench_inference.py [--save]
@@ -20,6 +20,7 @@ from peer import SIZES, Peer, config_of, examples, tensors
 from threadpoolctl import threadpool_limits
 
 from twofold.core import ops
+from twofold.core.bench import machine, timing
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import trainer as trainers
@@ -30,25 +31,28 @@ BATCHES = (16, 64, 256)  # sentences
 
 
 def torch_predict(
-    config: ClassifierConfig, inputs: Sequence[Array], size: int
+    config: ClassifierConfig, inputs: Sequence[Array], size: int, device: str
 ) -> Callable[[], None]:
     """Return what predicts with their model, so many sentences at a time."""
     torch.manual_seed(0)
-    model = Peer(config).eval()
+    model = Peer(config).to(device).eval()
 
     def predict() -> None:
         order = np.argsort([len(x) for x in inputs], kind="stable")
         with torch.inference_mode():
             for start in range(0, len(order), size):
-                ids, padding = tensors(collate([inputs[i] for i in order[start : start + size]]))
-                torch.softmax(model(ids, padding), dim=1)
+                batch = collate([inputs[i] for i in order[start : start + size]])
+                ids, padding = (x.to(device) for x in tensors(batch))
+                torch.softmax(model(ids, padding), dim=1).cpu()
 
     return predict
 
 
-def numpy_predict(config: ClassifierConfig, inputs: Sequence[Array]) -> Callable[[], None]:
+def our_predict(
+    config: ClassifierConfig, inputs: Sequence[Array], side: ops.Side
+) -> Callable[[], None]:
     """Return what predicts with ours."""
-    model = Classifier(config, ops.load("reference"))
+    model = Classifier(config, side)
 
     def predict() -> None:
         with threadpool_limits(1, "blas"):  # the threads are batches
@@ -61,20 +65,24 @@ def main() -> None:
     asked = harness.options(__doc__)
     harness.use_threads(asked.threads)
     trainers.use_threads(asked.threads)
+    side = ops.load("triton" if ops.cuda_available() else "reference")
+    ours = "twofold, Triton" if side.device == "cuda" else "twofold, NumPy"
     races, rates = {}, {}
     for size in SIZES:
         config = config_of(size)
         inputs = examples(np.random.default_rng(0), 64 if asked.quick else SENTENCES, *LENGTHS)
         theirs = {
-            f"PyTorch eager, batches of {n}": torch_predict(config, inputs, n) for n in BATCHES
+            f"PyTorch eager, batches of {n}": torch_predict(config, inputs, n, side.device)
+            for n in BATCHES
         }
-        contenders = {"twofold, NumPy": numpy_predict(config, inputs), **theirs}
-        times = harness.race(contenders, seconds=2.0 if asked.quick else 40.0)
+        calls = {name: [call] for name, call in theirs.items()}
+        calls[ours] = [our_predict(config, inputs, side)]
+        times = timing.race(calls, side.device, 2.0 if asked.quick else 40.0)
         best = min(theirs, key=lambda who: float(np.median(times[who])))
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)
         rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
     result = {
-        "ran_on": harness.ran_on(asked.threads),
+        "ran_on": machine.ran_on(asked.threads, side.device),
         "races": races,
         "sentences_per_second": rates,
     }

@@ -6,84 +6,44 @@ MiniLM's. PyTorch has torch.optim.AdamW in its default and in its fused form. Bo
 same number of threads.
 
 Beside the races: where our step's time goes, operator by operator, one part of the batch after the
-other on one thread; and what share of it is spent on drawing and padding the batch.
+other on one thread; and what share of it the batch takes to be drawn and padded, in the thread that
+does it while the step before is taken, and what share the step waits for it.
+
+Where there is a GPU, the races of `gpu_steps.py` are run instead.
 
     python benchmarks/bench_train_step.py [--save]
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import gpu_steps
 import harness
 import numpy as np
 import torch
-from peer import Peer, config_of, examples, tensors
+from peer import config_of, examples
+from steps import our_step, torch_step
 from threadpoolctl import threadpool_limits
-from torch import nn
-from torch.nn import functional as F
 
 from twofold.core import ops
+from twofold.core.commands.common import interpreted_strictly
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import trainer as trainers
-from twofold.core.training.batches import Array, collate, drop_words, epoch_batches
+from twofold.core.training.batches import Array, Examples, Prepared
+from twofold.core.training.feed import Feed, ahead
 from twofold.core.training.recipe import Recipe
 
 # Size, examples in a batch, length of the longest; the mean is a little less.
 RACES = (("default", 64, 24), ("default", 64, 48), ("MiniLM", 32, 64))
 STEPS = 20  # that are profiled
-
-
-def torch_step(
-    config: ClassifierConfig, recipe: Recipe, inputs: Sequence[Array], targets: Array, fused: bool
-) -> Callable[[], None]:
-    """Return what takes their step."""
-    torch.manual_seed(0)
-    model = Peer(config).train()
-    parameters = list(model.parameters())
-    averages = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(
-        parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused or None
-    )
-    right = torch.tensor(targets)
-
-    def step() -> None:
-        ids, padding = tensors(collate(inputs))
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(ids, padding), right)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, recipe.max_norm)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - recipe.average)
-        loss.item()
-
-    return step
-
-
-def numpy_step(
-    config: ClassifierConfig,
-    recipe: Recipe,
-    inputs: Sequence[Array],
-    targets: Array,
-    side: ops.Side | None = None,
-) -> Callable[[], None]:
-    """Return what takes our step."""
-    trainer = trainers.Trainer(Classifier(config, side or ops.load("reference")), recipe)
-    number = 0
-
-    def step() -> None:
-        nonlocal number
-        number += 1
-        with threadpool_limits(1, "blas"):  # as the loop does: a thread for each part of the batch
-            trainer.step(inputs, targets, number, recipe.lr)
-
-    return step
 
 
 class Timed:
@@ -123,7 +83,7 @@ def profile(
 ) -> dict[str, float]:
     """Return the share of a step that each operator takes, and what is left, the largest first."""
     timed: Any = Timed(ops.load("reference"))
-    step = numpy_step(config, replace(recipe, parts=1), inputs, targets, timed)
+    step = our_step(config, replace(recipe, parts=1), inputs, targets, timed)
     step()
     timed.seconds.clear()
     start = time.perf_counter()
@@ -134,22 +94,51 @@ def profile(
     return shares | {"everything else": 1 - sum(shares.values())}
 
 
-def waiting(recipe: Recipe, inputs: Sequence[Array]) -> float:
-    """Return the milliseconds that a step needs for its batch: order, words that drop, padding."""
-    lengths = np.array([len(x) for x in inputs] * STEPS)
+def feeding(
+    config: ClassifierConfig, recipe: Recipe, inputs: Sequence[Array], targets: Array
+) -> dict[str, float]:
+    """Return what share of a step's time its batch takes to be made, and is waited for."""
+    trainer = trainers.Trainer(Classifier(config, ops.load("reference")), recipe)
+    several = Examples([*inputs] * STEPS, np.zeros(len(inputs) * STEPS, np.int64))
+    several = replace(several, soft=np.concatenate([targets] * STEPS))
+    feed, made, waited = Feed(several, recipe, 1), 0.0, 0.0
+
+    def make(step: int) -> Prepared:
+        nonlocal made
+        start = time.perf_counter()
+        batch = trainer.prepare(*feed.batch(step))
+        made += time.perf_counter() - start
+        return batch
+
     start = time.perf_counter()
-    for number, chosen in enumerate(epoch_batches(lengths, len(inputs), 0, 0)):
-        batch = [inputs[i % len(inputs)] for i in chosen]
-        ids = drop_words(np.concatenate(batch), recipe.word_dropout, 1, 0, number)
-        collate(np.split(ids, np.cumsum([len(x) for x in batch])[:-1]))
-    return (time.perf_counter() - start) / STEPS * 1e3
+    with threadpool_limits(1, "blas"), closing(ahead(make, range(1, STEPS + 1))) as batches:
+        for step in range(1, STEPS + 1):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            trainer.learn(batch, step, recipe.lr)
+    taken = time.perf_counter() - start
+    return {"made": made / taken, "waited": waited / taken}
 
 
 def main() -> None:
-    asked = harness.options(__doc__)
+    rehearse = {"action": "store_true", "help": "without a GPU, go through its races in small"}
+    asked = harness.options(__doc__, rehearse=rehearse)
     trainers.use_threads(asked.threads)
     torch.set_num_threads(asked.threads)
-    recipe = Recipe()
+    if asked.rehearse or ops.cuda_available():
+        side = ops.load("triton")
+        with interpreted_strictly(side):
+            result = gpu_steps.race(asked, side)
+        harness.report("train_step_gpu", result, asked)
+        gpu_steps.say(result)
+    else:
+        harness.report("train_step", on_cpu(asked), asked)
+
+
+def on_cpu(asked: argparse.Namespace) -> dict[str, Any]:
+    """Race on the CPU and return the result."""
+    recipe, reference = Recipe(), ops.load("reference")
     races, profiles, shares = {}, {}, {}
     for size, number, length in RACES:
         config, rng = config_of(size), np.random.default_rng(0)
@@ -158,23 +147,22 @@ def main() -> None:
         targets = np.stack([1 - right, right], 1).astype(np.float32)
         times = harness.race(
             {
-                "twofold, NumPy": numpy_step(config, recipe, inputs, targets),
+                "twofold, NumPy": our_step(config, recipe, inputs, targets, reference),
                 "PyTorch eager": torch_step(config, recipe, inputs, targets, fused=False),
-                "PyTorch eager, fused AdamW": torch_step(config, recipe, inputs, targets, True),
+                "PyTorch eager, fused AdamW": torch_step(config, recipe, inputs, targets),
             },
             seconds=2.0 if asked.quick else 20.0,
         )
         name = f"{size}, batch {number} × length {length}"
         races[name] = harness.summary(times, "PyTorch eager")
         profiles[name] = profile(config, recipe, inputs, targets)
-        shares[name] = waiting(recipe, inputs) / races[name]["twofold, NumPy"]["median_ms"]
-    result = {
+        shares[name] = feeding(config, recipe, inputs, targets)
+    return {
         "ran_on": harness.ran_on(asked.threads),
         "races": races,
         "profile": profiles,
         "share_of_the_step_for_its_batch": shares,
     }
-    harness.report("train_step", result, asked)
 
 
 if __name__ == "__main__":

@@ -42,3 +42,7 @@ part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax
 part growth timeout 530 "${twofold[@]}" bench --growth --seconds 0.3 --json "$out/growth.json" \
   --plots "$out/growth"
 part train "${twofold[@]}" train --side triton --out "$out/run" --json "$out/train.json"
+part train_bfloat16 "${twofold[@]}" train --side triton --precision bfloat16 --out "$out/run-bfloat16" \
+  --json "$out/train-bfloat16.json"
+part train_step timeout 530 python3 benchmarks/bench_train_step.py --json "$out/train-step.json"
+part inference timeout 530 python3 benchmarks/bench_inference.py --json "$out/inference.json"

@@ -7,6 +7,7 @@ rotary (it has none).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,17 @@ SIZES = {
 }
 
 
-def config_of(size: str) -> ClassifierConfig:
-    """Return the config of a size by name."""
-    return ClassifierConfig(input_size=VOCABULARY, num_classes=2, max_length=64, **SIZES[size])
+def config_of(size: str, **changed: Any) -> ClassifierConfig:
+    """Return the config of a size by name, with other fields changed."""
+    fields = {"input_size": VOCABULARY, "num_classes": 2, "max_length": 64, **SIZES[size]}
+    return ClassifierConfig(**(fields | changed))
 
 
-def examples(rng: np.random.Generator, number: int, shortest: int, longest: int) -> list[Array]:
+def examples(
+    rng: np.random.Generator, number: int, shortest: int, longest: int, ids: int = VOCABULARY
+) -> list[Array]:
     """Draw token ids of these lengths."""
-    return [rng.integers(2, VOCABULARY, n) for n in rng.integers(shortest, longest + 1, number)]
+    return [rng.integers(2, ids, n) for n in rng.integers(shortest, longest + 1, number)]
 
 
 class Peer(nn.Module):
@@ -53,12 +57,14 @@ class Peer(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, c.num_layers, norm, enable_nested_tensor=False)
         self.head = nn.Linear(c.pooled_size, c.num_classes)
 
-    def forward(self, ids: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """Return logits; `padding` is True where a token is padding."""
+    def forward(
+        self, ids: torch.Tensor, padding: torch.Tensor, whole: bool = False
+    ) -> torch.Tensor:
+        """Return logits; `padding` is True where a token is padding, and nowhere if `whole`."""
         c = self.config
         x = self.embedding(ids) * math.sqrt(c.d_model) + self.positions[: ids.shape[1]]
         x = F.dropout(x, c.embedding_dropout, self.training)
-        x = self.encoder(x, src_key_padding_mask=padding)
+        x = self.encoder(x, src_key_padding_mask=None if whole else padding)
         live = (~padding)[..., None]
         mean = (x * live).sum(1) / live.sum(1)
         top = x.masked_fill(~live, -math.inf).amax(1)
