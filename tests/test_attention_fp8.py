@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from far import apart
 from faulty import faulty, plus, scaled
 from hypothesis import given
 
@@ -156,6 +157,24 @@ def test_products_of_8_bits_are_summed_with_fewer_bits_on_hopper():
     share = np.abs(total - few.value) / few.error
     assert 0.001 < share.max() <= 1
     assert (np.abs(total - whole.value) > whole.error).any()
+
+
+FAR = 2**30 + 16
+
+
+@pytest.mark.parametrize(
+    "strides", [(3 * FAR, FAR, 16, 1), (48, 16, 2**27, 1), (60, 20, 1, 2**31 // 15 + 1)]
+)
+def test_offsets_pass_two_to_the_31(triton, strides):
+    """A third head, rows, and features, far apart in memory of which little is touched."""
+    x = triton.asarray(np.random.default_rng(0).standard_normal((1, 3, 19, 16)), "float16")
+    x8, scale = triton.attention_fp8.quantize(x)
+    wide8, same = triton.attention_fp8.quantize(apart(triton, x, strides))
+    assert torch.equal(scale, same) and torch.equal(x8.float(), wide8.float())
+    wide8 = apart(triton, x8, strides)
+    scales = dict.fromkeys(("q_scale", "k_scale", "v_scale"), scale)
+    out, _ = triton.attention_fp8.forward(wide8, wide8, wide8, **scales)
+    assert torch.equal(out, triton.attention_fp8.forward(x8, x8, x8, **scales)[0])
 
 
 GOOD = {
