@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from allocated import Largest
 from far import apart
 from faulty import faulty, plus, scaled
 from hypothesis import given
@@ -157,6 +158,16 @@ def test_products_of_8_bits_are_summed_with_fewer_bits_on_hopper():
     share = np.abs(total - few.value) / few.error
     assert 0.001 < share.max() <= 1
     assert (np.abs(total - whole.value) > whole.error).any()
+
+
+@pytest.mark.parametrize("feature", [f for f in FEATURES if f not in ("bias", "mask")])
+def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
+    rows, head_dim = 160, 16
+    case = contract.Case("float32", 1, 2, rows, rows, head_dim, seed=5, **FEATURES[feature])
+    x = contract.inputs(case)
+    with Largest() as largest:
+        contract.run(triton, case, x)
+    assert 0 < largest.elements <= 4 * rows * head_dim < rows * rows
 
 
 FAR = 2**30 + 16
