@@ -163,6 +163,11 @@ KNOWN = tuple(
             for peer in ("liger rope", "liger rope, own gradients")
         ),
         (
+            "liger softmax", _HALVES, "dx", PRECISION,
+            "weights times gradients, and their sum, are in the dtype of the logits",
+            "liger_softmax_half",
+        ),
+        (
             "fla layer_norm", ANY, ANY, UNDEFINED,
             "backward adds up 0 times lanes of the weight that a masked load without `other` "
             "leaves undefined; Triton fills them with 0 for NVIDIA today",
