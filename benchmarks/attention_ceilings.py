@@ -26,18 +26,31 @@ from twofold.core.verify.chips import CHIPS
 from twofold.core.verify.compiled import Compiled, describe
 from twofold.core.verify.compiles import compiling
 from twofold.core.verify.peers.table import installed
+from twofold.kernels.attention_tiles import Tile
 
 RESULT = Path(__file__).resolve().parent / "results" / "attention-ceilings.json"
 TARGET = "sm_90a"
 HEAD_DIMS, DTYPES, LENGTH, HIDDEN = (64, 128, 256), ("bfloat16", "float16"), 1024, 2048
-PRESENT = "present kernel"
+PRESENT, OTHER = "present kernel", "other tile"
+# Tiles that the tables do not have, to see what they would give: by kernel and head_dim.
+OTHERS: dict[str, dict[int, tuple[Tile, ...]]] = {
+    "forward_kernel": {
+        64: (Tile(128, 128, 8, 2), Tile(128, 64, 4, 2)),
+        128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)),
+        256: (Tile(128, 64, 8, 1), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)),
+    },
+    "dk_dv_kernel": {64: (Tile(64, 128, 8, 2),), 128: (Tile(32, 128, 8, 2),)},
+    "dq_kernel": {
+        64: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        128: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        256: (Tile(64, 16, 4, 1),),
+    },
+}
 # How many products of a tile's queries, keys and features a kernel makes, by kernel.
 PRODUCTS = {
     "forward_kernel": 2, "dk_dv_kernel": 4, "dq_kernel": 3,
     "step_kernel": 2, "step_backward_kernel": 5,
 }  # fmt: skip
-# Of those it makes, which count: backward has five, and two kernels make two of them again.
-BACKWARD = ("dk_dv_kernel", "dq_kernel")
 BY_KEYS = ("dk_dv_kernel", "step_backward_kernel")  # a tile of keys is held, queries stream past
 
 
@@ -85,15 +98,35 @@ def calls(quick: bool = False) -> Iterator[tuple[Wanted, Callable[[], object]]]:
                 yield Wanted(name, head_dim, "bfloat16", causal), backward
 
 
+def others() -> Iterator[tuple[str, Wanted, Callable[[], object]]]:
+    """Yield the present kernels with other tiles, causal and in bfloat16; which of them counts."""
+    side = ops.compiling_side()
+    for kernel, of in OTHERS.items():
+        for head_dim, candidates in of.items():
+            q = torch.empty(2, HIDDEN // head_dim, LENGTH, head_dim, dtype=torch.bfloat16)
+            for tile in candidates:
+
+                def call(kernel: str = kernel, q: Any = q, tile: Tile = tile) -> None:
+                    how = {"tile": tile} if kernel == "forward_kernel" else {}
+                    out, cache = side.attention.forward(q, q, q, causal=True, **how)
+                    if kernel != "forward_kernel":
+                        name = kernel.replace("kernel", "tile")
+                        side.attention.backward(out, cache, **{name: tile})
+
+                yield kernel, Wanted(OTHER, head_dim, "bfloat16", True), call
+
+
 def counted(quick: bool = False) -> list[dict[str, Any]]:
     """Compile and count; a row for each kernel of each call."""
     rows: list[dict[str, Any]] = []
-    for wanted, call in calls(quick):
+    wanting = [("", wanted, call) for wanted, call in calls(quick)]
+    for only, wanted, call in [*wanting, *(() if quick else others())]:
 
         def compile_once(
-            function: Any, args: Any, options: Any, launch: Any, wanted: Wanted = wanted
-        ) -> None:
-            if function.__name__ in PRODUCTS:
+            function: Any, args: Any, options: Any, launch: Any,
+            wanted: Wanted = wanted, only: str = only,
+        ) -> None:  # fmt: skip
+            if function.__name__ in PRODUCTS and only in ("", function.__name__):
                 rows.append(row(wanted, function.__name__, options, launch()))
 
         with compiling(CHIPS[TARGET], compile_once):

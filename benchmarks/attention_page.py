@@ -21,10 +21,11 @@ COUNTED = RESULTS / "attention-ceilings.json"
 # The H100 SXM's data sheet: bytes and dense operations a second; multiprocessors.
 BANDWIDTH, PEAK, MULTIPROCESSORS = 3.35e12, 989e12, 132
 TOKENS, HIDDEN, LENGTH = 16384, 2048, 4096  # of the shape that predictions are written for
+SMALL = ((512, 12, 48, 64), (64, 12, 512, 64), (256, 12, 128, 64), (64, 16, 128, 128))
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]
-IN_MEMORY, PRESENT = "scores in memory", "present kernel"
+IN_MEMORY, PRESENT, OTHER = "scores in memory", "present kernel", "other tile"
 # Bytes that pass for each score where scores are in memory, 2 for each time it is read or written:
 # forward the product, its scale, the mask where there is one, the softmax, the other product;
 # backward dp, dv, the softmax's, the mask's, the scale's, dq, dk.
@@ -69,7 +70,6 @@ def visited(row: dict[str, Any], causal: bool, skips: bool) -> float:
 
 def predicted(which: str, step: str, head_dim: int, causal: bool) -> Range:
     """Return TFLOP/s, operations as races count them: nothing overlapped, and everything."""
-    heads = TOKENS // LENGTH * HIDDEN // head_dim
     scores = float(LENGTH * LENGTH)
     count, made = WORK[which]
     useful = 2.0 * count * head_dim * scores / (2 if causal else 1)
@@ -89,7 +89,6 @@ def predicted(which: str, step: str, head_dim: int, causal: bool) -> Range:
         )  # fmt: skip
         moved = (4 if which == "forward" else 8) * LENGTH * head_dim * 2 / BANDWIDTH
         found.append(useful / max(seconds, moved) * 1e-12)
-    assert kernels and heads
     return found[0], found[1]
 
 
@@ -119,30 +118,36 @@ def predictions(which: str) -> str:
     return "\n".join(lines)
 
 
-def tiles() -> str:
-    """Return what was counted of the present kernels, a line for each tile."""
-    lines = [
-        "| kernel | head_dim | tile | warps | registers | products | exponentials | matrix | shared "
-        "| exp2 | issue | apart | together | limit |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    order = ("forward_kernel", "dk_dv_kernel", "dq_kernel")
-    found = [r for D in HEAD_DIMS for r in rows(PRESENT, D, False)]
-    for r in sorted(found, key=lambda r: order.index(r["kernel"])):
-        clocks = (r["clocks"][unit] for unit in ("matrix", "shared", "special", "issue"))
-        kind = "mma" if r["synchronous"] == 1.0 else "wgmma"
-        cells = (
-            r["kernel"].removesuffix("_kernel"), r["head_dim"], f"{r['block_m']}×{r['block_n']}",
-            r["warps"], r["registers"], f"{r['products_made']:.2f} {kind}",
-            f"{r['exponentials_made']:.2f}", *(f"{t:.0f}" for t in clocks),
-            f"{r['apart']:.2f}", f"{r['together']:.2f}", r["limit"],
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+HEADER = (
+    "| kernel | head_dim | tile | warps | registers | spilled | programs | products | exponentials "
+    "| matrix | shared | exp2 | issue | apart | together | limit |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+)
+KERNELS = ("forward_kernel", "dk_dv_kernel", "dq_kernel")
+
+
+def tiles(step: str, causal: bool) -> str:
+    """Return what was counted of the kernels with the tiles of a table, a line for each."""
+    found = [r for D in HEAD_DIMS for r in rows(step, D, causal)]
+    return "\n".join([HEADER, *map(line, sorted(found, key=lambda r: KERNELS.index(r["kernel"])))])
+
+
+def line(r: dict[str, Any]) -> str:
+    """Return what was counted of a kernel, clocks of the four units that may limit it among it."""
+    clocks = (r["clocks"][unit] for unit in ("matrix", "shared", "special", "issue"))
+    kind = "mma" if r["synchronous"] == 1.0 else "wgmma"
+    cells = (
+        r["kernel"].removesuffix("_kernel"), r["head_dim"], f"{r['block_m']}×{r['block_n']}",
+        r["warps"], r["registers"], r["spilled"], r["programs"], f"{r['products_made']:.2f} {kind}",
+        f"{r['exponentials_made']:.2f}", *(f"{t:.0f}" for t in clocks),
+        f"{r['apart']:.2f}", f"{r['together']:.2f}", r["limit"],
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def dtypes() -> str:
     """Say how far the ceilings of float16, and of causal calls, are from those of the table."""
+
     def furthest(pairs: Iterable[tuple[Any, Any]]) -> float:
         return max(abs(a["together"] - b["together"]) for a, b in pairs)
 
@@ -184,6 +189,28 @@ def makespan(lengths: Iterable[int], slots: int) -> int:
     for n in lengths:
         heapq.heapreplace(free, free[0] + n)
     return max(free)
+
+
+def small() -> str:
+    """Return what forward of small batches has to do at the least, and in how many programs."""
+    lines = [
+        "| batch, heads, length, head_dim | programs | per slot | scores made of those needed "
+        "| bytes, µs | products, µs |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for B, H, L, D in SMALL:
+        (row,) = (r for r in rows(PRESENT, D, False) if r["kernel"] == "forward_kernel")
+        blocks, keys = -(-L // row["block_m"]), -(-L // row["block_n"])
+        made = blocks * row["block_m"] * keys * row["block_n"] / (L * L)
+        programs = B * H * blocks
+        cells = (
+            f"{B}, {H}, {L}, {D}", programs,
+            f"{programs / (MULTIPROCESSORS * row['programs']):.1f}", f"{made:.2f}",
+            f"{(4 * B * H * L * D * 2 + B * H * L * 4) / BANDWIDTH * 1e6:.1f}",
+            f"{4.0 * B * H * L * L * D * made / row['together'] / PEAK * 1e6:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def measured(which: str) -> str:
@@ -241,7 +268,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "forward measured": lambda: measured("forward"),
     "backward": lambda: predictions("backward"),
     "backward measured": lambda: measured("backward"),
-    "tiles": tiles,
+    "tiles": lambda: tiles(PRESENT, False),
+    "others": lambda: tiles(OTHER, True),
+    "small": small,
     "dtypes": dtypes,
     "order": order,
 }

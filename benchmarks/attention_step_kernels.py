@@ -198,7 +198,7 @@ def forward(
     return out, lse
 
 
-BACKWARD_TILES = {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 1), 256: Tile(32, 32, 8, 1)}
+BACKWARD_TILES = {64: Tile(64, 64, 4, 2), 128: Tile(32, 128, 8, 1), 256: Tile(32, 32, 8, 1)}
 
 
 def backward(
@@ -277,5 +277,5 @@ STEPS: dict[str, Step] = {
     "tile table": Step(exp2=True, skip=True, edges=True, table=True),
     "long rows first": Step(exp2=True, skip=True, edges=True, table=True, long_first=True),
 }
-# Those of backward, and whether they visit tiles that nothing is seen of; after them the present one.
+# Those of backward, and whether they leave out tiles of which nothing is seen; then the present.
 BACKWARD_STEPS = {"one kernel, atomics": False, "one kernel, atomics, no masked tiles": True}
