@@ -173,6 +173,12 @@ def row(wanted: Wanted, kernel: str, options: dict[str, Any], made: Any) -> dict
     }
 
 
+def text(result: dict[str, Any]) -> str:
+    """Return a result as JSON, a line for each row."""
+    head = json.dumps({**result, "rows": []}, indent=1).removesuffix("[]\n}")
+    return head + "[\n" + ",\n".join(map(json.dumps, result["rows"])) + "\n]}\n"
+
+
 def main() -> None:
     """Count, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,7 +192,7 @@ def main() -> None:
         "synchronous": machine_code.SYNCHRONOUS,
         "rows": counted(asked.quick),
     }
-    asked.json.write_text(json.dumps(result, indent=1) + "\n")
+    asked.json.write_text(text(result))
     for r in result["rows"]:
         print(
             f"{r['step']:20} {r['kernel']:21} {r['head_dim']:3} {r['dtype']:8} "

@@ -30,6 +30,7 @@ def script(name):
 for name in ("harness", "attention_step_kernels"):
     script(name)
 steps, races = script("attention_step_kernels"), script("attention_steps")
+page = script("attention_page")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -93,6 +94,40 @@ def test_parts_lie_in_one_result(tmp_path):
 def test_scores_that_fill_the_memory_are_not_tried():
     large = problems.attention(1, 32, 32, 16384, 16384, 64, "bfloat16")
     assert "GB" in next(c.missing for c in races.rivals(large) if c.name == steps.IN_MEMORY)
+
+
+def test_programs_begin_where_a_slot_is_free():
+    assert page.makespan([1, 1, 1, 3], 2) == 4, "the longest last"
+    assert page.makespan([3, 1, 1, 1], 2) == 3
+
+
+def test_scores_of_seen_tiles_are_counted():
+    """Of four tiles of queries the last sees all keys, the first as many as it has queries."""
+    row = {"kernel": "forward_kernel", "block_m": 1024, "block_n": 512}
+    assert page.LENGTH == 4096
+    assert page.visited(row, True, True) == 1024 * 1024 * (1 + 2 + 3 + 4)
+    assert page.visited(row, True, False) == page.visited(row, False, True) == 4096 * 4096
+    wide = {**row, "kernel": "dk_dv_kernel", "block_n": 2048}
+    assert page.visited(wide, True, True) == 2048 * (2048 + 4096)
+
+
+def test_measurements_stand_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    assert "not measured yet" in page.measured("forward")
+    race = {
+        "problem": "B=4 H=16 M=4096 N=4096 D=128 causal", "dtype": "bfloat16", "pass": "forward",
+        "contenders": {
+            "twofold": {"tera_operations_per_second": 321.4},
+            "scores in memory": {"tera_operations_per_second": 12.0},
+        },
+        "reasons": {"scores in memory": "out of bounds"},
+    }  # fmt: skip
+    found = {"ran_on": {"gpu": "a GPU"}, "parts": {"1": {"races": [race]}}}
+    (tmp_path / "attention_steps-a-GPU-2026-01-01.json").write_text(json.dumps(found))
+    said = page.measured("forward")
+    assert "| present kernel |  |  |  | 321 |  |  |" in said
+    assert "| scores in memory |  |  |  | 12* |  |  |" in said and "a GPU" in said
+    assert "321" not in page.measured("backward")
 
 
 def test_the_page_is_what_its_script_writes():

@@ -32,7 +32,8 @@ RATES: Mapping[str, float] = {
     "issue": 128.0,  # instructions of any kind: one of a warp for each of four schedulers
 }
 # mma.sync reaches this share of what wgmma does: Luo et al. 2024, "Benchmarking and Dissecting the
-# Nvidia Hopper GPU Architecture via Microbenchmarking", tables of mma and wgmma.
+# Nvidia Hopper GPU Architecture" (arXiv 2402.13499). No ceiling of attention hangs on it: where
+# mma.sync is used, shared memory is busy for longer.
 SYNCHRONOUS = 0.629
 WARP, WARPGROUP = 32, 128  # threads
 
@@ -79,8 +80,9 @@ class Loop:
 
     def clocks(self, threads: int) -> dict[str, float]:
         """Return how long a trip of so many threads takes each unit of a multiprocessor."""
-        work = Counter({"issue": float(sum(self.instructions.values()))})
+        work = dict.fromkeys(RATES, 0.0)
         for opcode, times in self.instructions.items():
+            work["issue"] += times
             if opcode in KINDS:
                 work[KINDS[opcode]] += times
         work["shared"] = self.shared
