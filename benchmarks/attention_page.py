@@ -119,8 +119,8 @@ def predictions(which: str) -> str:
 
 
 HEADER = (
-    "| kernel | head_dim | tile | warps | registers | spilled | programs | products | exponentials "
-    "| matrix | shared | exp2 | issue | apart | together | limit |\n"
+    "| kernel | head_dim | tile | warps | registers | programs | instructions | products "
+    "| exponentials | matrix | shared | exp2 | issue | apart | together | limit |\n"
     "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
 )
 KERNELS = ("forward_kernel", "dk_dv_kernel", "dq_kernel")
@@ -132,13 +132,24 @@ def tiles(step: str, causal: bool) -> str:
     return "\n".join([HEADER, *map(line, sorted(found, key=lambda r: KERNELS.index(r["kernel"])))])
 
 
+# What a warp does to scores, and where their products are made.
+OF_SOFTMAX = ("MUFU", "FMNMX", "FADD", "FMUL", "FFMA", "FSEL", "FSETP", "F2FP", "SHFL")
+OF_PRODUCTS = ("HGMMA", "HMMA")
+
+
+def softmax(r: dict[str, Any]) -> str:
+    """Return how many instructions of softmax, and of the matrix unit, a trip of a warp has."""
+    found = r["instructions"]
+    return " : ".join(str(sum(found.get(n, 0) for n in of)) for of in (OF_SOFTMAX, OF_PRODUCTS))
+
+
 def line(r: dict[str, Any]) -> str:
     """Return what was counted of a kernel, clocks of the four units that may limit it among it."""
     clocks = (r["clocks"][unit] for unit in ("matrix", "shared", "special", "issue"))
     kind = "mma" if r["synchronous"] == 1.0 else "wgmma"
     cells = (
         r["kernel"].removesuffix("_kernel"), r["head_dim"], f"{r['block_m']}×{r['block_n']}",
-        r["warps"], r["registers"], r["spilled"], r["programs"], f"{r['products_made']:.2f} {kind}",
+        r["warps"], r["registers"], r["programs"], softmax(r), f"{r['products_made']:.2f} {kind}",
         f"{r['exponentials_made']:.2f}", *(f"{t:.0f}" for t in clocks),
         f"{r['apart']:.2f}", f"{r['together']:.2f}", r["limit"],
     )  # fmt: skip
