@@ -104,7 +104,7 @@ class Worker:
         """Parameters that differ in the last process, before training and after an epoch."""
 
         last = self.processes.rank == self.processes.size - 1
-        first_model, step = Run.first_model, Trainer.step
+        first_model, learn = Run.first_model, Trainer.learn
 
         def other(run, side):
             model = first_model(run, side)
@@ -112,11 +112,11 @@ class Worker:
             return model
 
         def spoilt(trainer, *arguments):
-            step(trainer, *arguments)
+            learn(trainer, *arguments)
             trainer.model.flat[0] += 1e-3
 
         said = []
-        for name, wrong in (("first_model", other), ("step", spoilt)):
+        for name, wrong in (("first_model", other), ("learn", spoilt)):
             owner = Run if name == "first_model" else Trainer
             right = getattr(owner, name)
             if last:

@@ -1,11 +1,13 @@
 """Training: batches, schedule, checkpoints; however a run went, it ends with the same bits."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,12 +21,14 @@ from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import checkpoints, codec, loop
 from twofold.core.training.batches import (
+    Examples,
     drop_words,
     epoch_batches,
     even_batches,
     steps_per_epoch,
 )
 from twofold.core.training.checkpoints import CheckpointError
+from twofold.core.training.feed import Feed, ahead
 from twofold.core.training.recipe import Recipe, learning_rate
 from twofold.core.training.run import Run, RunError
 from twofold.core.training.settings import Settings, fingerprint
@@ -51,8 +55,8 @@ def toy(examples: int = 120) -> Dataset:
     )
 
 
-def begin(folder: Path, dataset: Dataset, **recipe) -> Run:
-    made = codec.new(dataset, "words", 2)
+def begin(folder: Path, dataset: Dataset, tokenizer: str = "words", **recipe) -> Run:
+    made = codec.new(dataset, tokenizer, 2)
     settings = Settings(
         data="toy",
         data_sha256=fingerprint(dataset),
@@ -129,6 +133,82 @@ def test_words_are_dropped_as_often_as_asked_and_the_same_each_time():
     assert (dropped[dropped != 1] == ids[dropped != 1]).all()
     share, deviation = (dropped == 1).mean(), np.sqrt(0.2 * 0.8 / len(ids))
     assert abs(share - 0.2) < 6 * deviation
+
+
+@pytest.mark.parametrize("word_dropout", [0.0, 0.3])
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_batch_is_that_of_its_number_whenever_it_is_made(word_dropout, graded):
+    rng = np.random.default_rng(0)
+    inputs = [rng.integers(2, 99, rng.integers(1, 12)) for _ in range(23)]
+    soft = rng.random((23, 2)).astype(np.float32)
+    examples = Examples(inputs, rng.integers(0, 2, 23), soft)
+    recipe = Recipe(seed=4, batch_size=5, word_dropout=word_dropout, soft_targets=graded)
+    expected = []
+    for epoch in range(3):
+        for chosen in epoch_batches(examples.lengths, 5, 4, epoch):
+            joined = np.concatenate([inputs[i] for i in chosen])
+            if word_dropout > 0.0:
+                joined = drop_words(joined, word_dropout, 1, 4, len(expected) + 1)
+            expected.append((joined, (soft if graded else examples.labels)[chosen]))
+    feed = Feed(examples, recipe, 1)
+    for step in rng.permutation(15):
+        found, targets = feed.batch(int(step) + 1)
+        assert np.array_equal(np.concatenate(found), expected[step][0])
+        assert np.array_equal(targets, expected[step][1])
+    undropped = [Feed(examples, recipe, None).batch(s + 1)[0] for s in range(15)]  # are no words
+    words = [[tuple(x) for batch in undropped[e : e + 5] for x in batch] for e in (0, 5, 10)]
+    assert all(sorted(w) == sorted(tuple(x) for x in inputs) for w in words)
+
+
+def test_the_next_batch_is_made_while_the_last_is_in_use():
+    made, second = [], threading.Event()
+
+    def make(n):
+        made.append(n)
+        if n == 2:
+            second.set()
+        return -n
+
+    with contextlib.closing(ahead(make, range(1, 9))) as batches:
+        assert next(batches) == -1
+        assert second.wait(60)  # though nobody has asked for it
+        assert made == [1, 2]
+        assert [next(batches) for _ in range(4)] == [-2, -3, -4, -5]
+    assert made[-1] <= 6  # and not the rest
+    assert list(ahead(make, range(3))) == [0, -1, -2] and list(ahead(make, [])) == []
+
+
+def test_what_making_a_batch_raises_is_raised_in_its_place():
+    batches = ahead(lambda n: 1 // (3 - n), range(9))
+    assert [next(batches) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+
+
+def test_preparing_ahead_changes_no_bit(tmp_path, monkeypatch):
+    results = []
+    for name in ("ahead", "in line"):
+        run = begin(tmp_path / name, toy())
+        _, state = train(run)
+        results.append((parameters(run), [(row["step"], row["loss"]) for row in state.rows]))
+        monkeypatch.setattr(loop, "ahead", lambda make, numbers: (make(n) for n in numbers))
+    assert same_bits(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
+def test_waiting_for_batches_is_measured_over_the_whole_run(tmp_path, monkeypatch):
+    run = begin(tmp_path / "run", toy(), checkpoint_steps=4)
+    batch, pause = Feed.batch, 0.03
+
+    def slow(feed, step):
+        time.sleep(pause if step in (1, 5) else 0)  # nothing is done ahead of the first one
+        return batch(feed, step)
+
+    monkeypatch.setattr(Feed, "batch", slow)
+    with pytest.raises(ZeroDivisionError):
+        train(run, lambda event: 1 // (event.step != 5))
+    _, state = train(Run.open(run.folder))  # from step 4 on, and then the second fit
+    assert 3 * pause <= state.waiting <= state.stepping <= state.seconds
+    assert state.waiting_share == state.waiting / state.stepping
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def command(
         dataset = settings.dataset()
         with interpreted_strictly(chosen_side):
             model = opened.load_model(chosen_side)
-            probabilities = predict(model, opened.codec.encode(dataset.test_x))
+            probabilities = predict(model, opened.codec.encode_set(dataset.test_x))
         found, y = probabilities.argmax(axis=1), dataset.test_y
         chosen = np.clip(probabilities[np.arange(len(y)), y], 1e-30, 1)
         recall = {

@@ -79,6 +79,9 @@ def command(
         bool | None, typer.Option(help="fit again on train and validation together")
     ] = None,
     checkpoint_steps: Annotated[int | None, typer.Option()] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32; bfloat16 between float32 parameters, on kernels")
+    ] = None,
     longest: Annotated[
         int | None, typer.Option(help=f"tokens of a text that are read, {LONGEST} by default")
     ] = None,

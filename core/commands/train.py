@@ -58,6 +58,9 @@ def command(
         bool | None, typer.Option(help="fit again on train and validation together")
     ] = None,
     checkpoint_steps: Annotated[int | None, typer.Option()] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32; bfloat16 between float32 parameters, on kernels")
+    ] = None,
     num_layers: Annotated[int | None, typer.Option("--layers")] = None,
     d_model: Annotated[int | None, typer.Option()] = None,
     num_heads: Annotated[int | None, typer.Option("--heads")] = None,

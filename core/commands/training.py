@@ -137,7 +137,7 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         raise typer.Exit(FAILED) from diverged
     except Lost as lost:
         raise Lost(f"{lost}. The last good checkpoint is in {run.checkpoints}; {again}") from lost
-    test = accuracy(model, run.codec.encode(dataset.test_x), dataset.test_y, processes)
+    test = accuracy(model, run.codec.encode_set(dataset.test_x), dataset.test_y, processes)
     if not first:
         return {}
     result = {
@@ -152,6 +152,7 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         "parameters": model.layout.parameters,
         "seconds": round(state.seconds, 2),
         "steps_per_second": round(state.done / state.seconds, 2),
+        "waiting_share": state.waiting_share,
         "refit": run.settings.recipe.refit,
         "init": run.settings.init,
     }
@@ -194,13 +195,20 @@ def show(run: Run, result: Mapping[str, Any]) -> None:
     held = result["validation_accuracy"]
     console.print(
         f"validation {'—' if held is None else f'{held:.4f}'}, {result['seconds']:.0f} s, "
-        f"{result['steps_per_second']:.1f} steps/s, {result['parameters']:,} parameters; "
+        f"{result['steps_per_second']:.1f} steps/s{_waited(result)}, "
+        f"{result['parameters']:,} parameters; "
         f"{run.folder / PLOT_FILE}",
         highlight=False,
         soft_wrap=True,
     )
     if run.huggingface.exists():
         console.print(f"for transformers: {run.huggingface}", highlight=False, soft_wrap=True)
+
+
+def _waited(result: Mapping[str, Any]) -> str:
+    """Say what share of the steps' time went by waiting for data, where a run measured it."""
+    share = result.get("waiting_share")
+    return "" if share is None else f", {share:.2%} of their time waiting for data"
 
 
 class _Shown:

@@ -64,7 +64,7 @@ class Classifier:
         flat: the parameters, a buffer of `layout.numel` elements on that side, used as it is (a
             model of averaged parameters shares everything else); drawn from `seed` by default.
         seed: of the first parameters.
-        dtype: of everything; float64 is for checking gradients.
+        dtype: of everything; float64 is for checking gradients. Rotary tables are float32 at least.
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class Classifier:
                 ops.positional_encoding.sinusoidal(positions, config.d_model), dtype
             )
         elif config.positions == "rotary":
-            self._rotary = tuple(
-                ops.asarray(t, dtype) for t in ops.rotary.tables(positions, config.head_dim)
-            )
+            tables = ops.rotary.tables(positions, config.head_dim)
+            exact = "float64" if dtype == "float64" else "float32"
+            self._rotary = tuple(ops.asarray(t, exact) for t in tables)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         c = self.config

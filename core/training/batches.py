@@ -56,6 +56,18 @@ class Batch(NamedTuple):
     lengths: Array
 
 
+class Prepared(NamedTuple):
+    """A batch as a step takes it.
+
+    Attributes:
+        examples: of the whole batch.
+        parts: (inputs, targets) of the parts that fall to this process, by their number.
+    """
+
+    examples: int
+    parts: dict[int, tuple[Batch, Array]]
+
+
 def collate(inputs: Sequence[Array]) -> Batch:
     """Pad examples to the longest of them."""
     lengths = np.array([len(x) for x in inputs], np.int64)

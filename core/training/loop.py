@@ -2,6 +2,7 @@
 
 Everything a step does is a function of the settings and of the step's number, and a checkpoint
 holds the rest, so a run that was interrupted, however, ends with the bits it would have ended with.
+While a step is taken, the batch of the next one is made; how long it is waited for is measured.
 Several processes take the same steps side by side; the first one writes the run's files.
 """
 
@@ -24,13 +25,8 @@ from twofold.core.data.splits import stratified_split
 from twofold.core.model.classifier import Classifier
 from twofold.core.ops import Side
 from twofold.core.training import checkpoints
-from twofold.core.training.batches import (
-    Array,
-    Examples,
-    drop_words,
-    epoch_batches,
-    steps_per_epoch,
-)
+from twofold.core.training.batches import Array, Examples, Prepared, steps_per_epoch
+from twofold.core.training.feed import Feed, ahead
 from twofold.core.training.processes import ALONE, Lost, Processes
 from twofold.core.training.recipe import Recipe, learning_rate
 from twofold.core.training.run import Run
@@ -86,8 +82,15 @@ class State:
     best_epoch: int = 0
     stopped: bool = False  # early
     seconds: float = 0.0
+    stepping: float = 0.0  # seconds of all steps, with
+    waiting: float = 0.0  # those that they waited for their batches
     losses: list[float] = field(default_factory=list)  # of the row that is not written yet
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def waiting_share(self) -> float:
+        """Which part of the steps' time went by waiting for their batches."""
+        return self.waiting / self.stepping if self.stepping > 0.0 else 0.0
 
 
 def train(
@@ -123,7 +126,7 @@ def train(
 
 def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
     """Return the encoded training examples in two parts: to fit, and held out for validation."""
-    inputs = run.codec.encode(dataset.train_x)
+    inputs = run.codec.encode_set(dataset.train_x)
     fit, held = stratified_split(dataset.train_y, VALIDATION_SHARE, VALIDATION_SEED)
 
     def part(chosen: Array) -> Examples:
@@ -196,7 +199,8 @@ class _Loop:
     def _agree(self, what: str) -> None:
         """Make sure that all processes have the same state and parameters, frozen ones too."""
         if self.processes.size > 1:
-            state = asdict(self.state) | {"rows": [], "seconds": 0}  # not of one clock
+            clocks = {"rows": [], "seconds": 0, "stepping": 0, "waiting": 0}  # each has its own
+            state = asdict(self.state) | clocks
             tensors = self.trainer.tensors() | {"all": self.ops.to_numpy(self.trainer.model.flat)}
             self.processes.agreed(what, checkpoints.digest(tensors, state))
 
@@ -206,17 +210,24 @@ class _Loop:
     def _phase(self, phase: Phase) -> None:
         """Take the steps of a phase that are not taken yet."""
         state, recipe = self.state, self.recipe
-        per_epoch = steps_per_epoch(len(phase.train), recipe.batch_size)
-        lengths, steps = phase.train.lengths, phase.steps(recipe)
+        steps = phase.steps(recipe)
+        unknown = self.run.codec.unknown if self.run.settings.model.input == "tokens" else None
+        feed = Feed(phase.train, recipe, unknown)
+
+        def make(step: int) -> Prepared:
+            return self.trainer.prepare(*feed.batch(step))
+
         if state.step == 0:
             self._checkpoint()
-        while state.step < steps and not state.stopped:
-            epoch, first = divmod(state.step, per_epoch)
-            batches = epoch_batches(lengths, recipe.batch_size, recipe.seed, epoch)
-            for chosen in batches[first:]:
-                self._step(phase, chosen, steps)
-                if state.step % per_epoch == 0:
-                    self._end_of_epoch(phase, epoch + 1, steps)
+        with contextlib.closing(ahead(make, range(state.step + 1, steps + 1))) as batches:
+            while state.step < steps and not state.stopped:
+                began = time.perf_counter()
+                batch = next(batches)
+                state.waiting += time.perf_counter() - began
+                self._step(phase, batch, steps)
+                state.stepping += time.perf_counter() - began
+                if state.step % feed.per_epoch == 0:
+                    self._end_of_epoch(phase, state.step // feed.per_epoch, steps)
                 if state.step % recipe.checkpoint_steps == 0 or state.step == steps:
                     self._checkpoint()
                 if self._asked_to_stop():
@@ -228,23 +239,13 @@ class _Loop:
         """Whether this process was, or among several any of them before the step."""
         return self.stop.is_set() if self.processes.size == 1 else self.trainer.stop
 
-    def _step(self, phase: Phase, chosen: Array, steps: int) -> None:
-        state, recipe, examples = self.state, self.recipe, phase.train
+    def _step(self, phase: Phase, batch: Prepared, steps: int) -> None:
+        state = self.state
         state.step += 1
         state.done += 1
-        inputs: list[Array] = [examples.inputs[i] for i in chosen]
-        if recipe.word_dropout > 0.0 and self.run.settings.model.input == "tokens":
-            lengths = np.cumsum([len(x) for x in inputs])
-            unknown = self.run.codec.unknown
-            ids = drop_words(
-                np.concatenate(inputs), recipe.word_dropout, unknown, recipe.seed, state.step
-            )
-            inputs = np.split(ids, lengths[:-1])
-        graded = examples.soft if recipe.soft_targets else None
-        targets = (examples.labels if graded is None else graded)[chosen]
-        lr = learning_rate(recipe, state.step, steps)
+        lr = learning_rate(self.recipe, state.step, steps)
         try:
-            self.trainer.step(inputs, targets, state.step, lr, self.stop.is_set())
+            self.trainer.learn(batch, state.step, lr, self.stop.is_set())
         except Lost:
             state.step -= 1
             state.done -= 1

@@ -12,6 +12,7 @@ from twofold.reference import checks
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
 SCHEDULES = ("linear", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ class Recipe:
             the best; 0 trains to the end.
         refit: after the fit that holds validation out, fit again on train and validation together.
         checkpoint_steps: steps between checkpoints.
+        precision: of the model's forward and backward pass, one of `PRECISIONS`. Parameters, their
+            gradients' sums, moments, averages and the loss are float32 in either, and so is the
+            model that training ends with. bfloat16 is for the kernels alone.
     """
 
     seed: int = 0
@@ -63,6 +67,7 @@ class Recipe:
     patience: int = 0
     refit: bool = True
     checkpoint_steps: int = 200
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
@@ -83,6 +88,12 @@ class Recipe:
             checks.probability(name, getattr(self, name))
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.choice("precision", self.precision, PRECISIONS)
+
+    def check_side(self, side: str) -> None:
+        """Refuse what a side, by its name, cannot do."""
+        able = self.precision == "float32" or side == "triton"
+        checks.require(able, "precision", repr(self.precision), "'float32' on the NumPy side")
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:

@@ -83,6 +83,9 @@ class Settings:
         """Return the fields by name, fit for `json.dump`."""
         return dataclasses.asdict(self)
 
+    def __post_init__(self) -> None:
+        self.recipe.check_side(self.side)
+
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Return the settings written as these fields.

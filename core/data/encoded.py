@@ -1,0 +1,113 @@
+"""Texts are tokenised once: their ids stay in the cache folder, under a name that says of what.
+
+The name is the hash of all that the ids depend on: the texts, the tokenizer, how many ids of a text
+are read, the code that splits texts into words and the versions of what it stands on. A file begins
+with the hash of its own name and content, so that a damaged one, or another's, is made anew; it
+takes its place in one step. A cache that cannot be read or written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import os
+import tempfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers as hf
+
+from twofold.core.data import tokenizers, wordpiece
+from twofold.core.data.fetch import cache_folder
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FOLDER, KEPT = "ids", 32  # files that stay: those used last
+STORED = np.dtype("<i4")  # lengths of the texts, then their ids
+DIGEST = hashlib.sha256().digest_size
+
+
+class Tokenizer(Protocol):
+    """What turns texts into ids."""
+
+    def encode(self, text: str, max_length: int) -> Array:
+        """Return the first ids, (L,) int64 with 1 ≤ L ≤ max_length."""
+
+    def to_json(self) -> str:
+        """Return all that the ids depend on, besides the text."""
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Array]:
+    """Return the ids of every text, (L,) int64 with 1 ≤ L ≤ max_length, from the cache if there."""
+    path = _path(tokenizer, texts, max_length)
+    found = _read(path, len(texts))
+    if found is None:
+        found = [tokenizer.encode(text, max_length) for text in texts]
+        _write(path, found)
+    return found
+
+
+def keep(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, ids: list[Array]) -> None:
+    """Put ids into the cache that `encoded` would find with these arguments."""
+    _write(_path(tokenizer, texts, max_length), ids)
+
+
+def _path(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Path:
+    digest = hashlib.sha256(_code())
+    for part in _parts(tokenizer, texts, max_length):
+        content = part.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return cache_folder() / FOLDER / digest.hexdigest()
+
+
+def _parts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Iterator[str]:
+    yield tokenizer.to_json()
+    yield str(max_length)
+    yield from texts
+
+
+@functools.cache
+def _code() -> bytes:
+    """Return the hash of what splits texts: our code, the library's and Unicode's versions."""
+    digest = hashlib.sha256(f"{hf.__version__} {unicodedata.unidata_version}".encode())
+    for module in (tokenizers, wordpiece):
+        digest.update(Path(inspect.getfile(module)).read_bytes())
+    return digest.digest()
+
+
+def _read(path: Path, texts: int) -> list[Array] | None:
+    """Return the ids that a file holds, or None if it is not there or not what was written."""
+    try:
+        content = path.read_bytes()
+        os.utime(path)  # it was used
+    except OSError:
+        return None
+    if content[:DIGEST] != _signature(path, content[DIGEST:]):
+        return None
+    numbers = np.frombuffer(content, STORED, offset=DIGEST)
+    ends = np.cumsum(numbers[:texts])
+    return np.split(numbers[texts:].astype(np.int64), ends[:-1])[:texts]
+
+
+def _write(path: Path, ids: list[Array]) -> None:
+    lengths = np.array([len(x) for x in ids], np.int64)
+    content = np.concatenate([lengths, *ids]).astype(STORED).tobytes()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as scratch:
+            part = Path(scratch) / path.name
+            part.write_bytes(_signature(path, content) + content)
+            os.replace(part, path)
+        files = [file for file in path.parent.iterdir() if file.is_file()]
+        files.sort(key=lambda file: file.stat().st_mtime)
+        for file in files[:-KEPT]:
+            file.unlink()
+
+
+def _signature(path: Path, content: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + content).digest()
