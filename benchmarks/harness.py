@@ -81,10 +81,15 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
         save(name, result["ran_on"], text)
 
 
-def save(name: str, on: Mapping[str, Any], text: str) -> Path:
-    """Write a result into the folder of results, named by device and date."""
+def place(name: str, on: Mapping[str, Any]) -> Path:
+    """Return where a result lies in the folder of results: named by device and date."""
     device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{device}-{on['date']}.json"
+    return RESULTS / f"{name}-{device}-{on['date']}.json"
+
+
+def save(name: str, on: Mapping[str, Any], text: str) -> Path:
+    """Write a result into the folder of results."""
+    path = place(name, on)
     path.write_text(text)
     return path

@@ -36,6 +36,10 @@ done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
 part race_attention timeout 530 "${twofold[@]}" bench attention attention_decode --seconds 0.3 \
   --json "$out/bench-attention.json" --plots "$out/attention"
+for n in 1 2 3; do
+  part "attention_steps_$n" timeout 570 python3 benchmarks/attention_steps.py --part "$n" \
+    --json "$out/attention-steps.json"
+done
 part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax softmax_cross_entropy \
   rotary embedding positional_encoding dropout optimizers linear --seconds 0.3 \
   --json "$out/bench-others.json" --plots "$out/others"

@@ -89,21 +89,21 @@ def finetuned() -> str:
 
 def speed() -> str:
     """Ratios of the races that ran on the CPU."""
-    lines = ["| training step | contender | median ms | ratio |", "|---|---|--:|--:|"]
-    name, found = newest("train_step")
+    lines = [*races("train_step", "training step"), *races("inference", "prediction")]
+    return "\n".join((*lines, *operator_by_operator()))
+
+
+def races(kind: str, heading: str) -> list[str]:
+    """The races of a benchmark, and where they come from."""
+    name, found = newest(kind)
+    lines = [f"| {heading} | contender | median ms | ratio |", "|---|---|--:|--:|"]
     for race, contenders in found["races"].items():
         for contender, times in contenders.items():
             lines.append(
                 f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
             )
-    lines += [
-        "",
-        f"`python benchmarks/bench_train_step.py --save`, {SOURCES}{name}`: "
-        f"{machine(found['ran_on'])}.",
-        "",
-        *operator_by_operator(),
-    ]
-    return "\n".join(lines)
+    made = f"`python benchmarks/bench_{kind}.py --save`, {SOURCES}{name}`"
+    return [*lines, "", f"{made}: {machine(found['ran_on'])}.", ""]
 
 
 def operator_by_operator() -> list[str]:

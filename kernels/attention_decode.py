@@ -65,7 +65,8 @@ class Pages(NamedTuple):
     """Where a sequence's keys are: without a table, in one piece."""
 
     table: Any = None  # (B, pages)
-    strides: tuple[int, ...] = ()
+    sequence_stride: int = 0  # a tuple of both would be lost on the way to Triton 3.6's loops
+    page_stride: int = 0
     size: int = 0
 
 
@@ -84,8 +85,8 @@ def find(pages, b, start, n, end):
     """
     if pages.table is not None:
         key = start + n
-        page_at = b.to(tl.int64) * pages.strides[0]
-        page_at += (key // pages.size).to(tl.int64) * pages.strides[1]
+        page_at = b.to(tl.int64) * pages.sequence_stride
+        page_at += (key // pages.size).to(tl.int64) * pages.page_stride
         page = tl.load(pages.table + page_at, mask=key < end, other=0)
         row = tl.where(key < end, key % pages.size, pages.size)
         return page, 0, row.to(tl.int64), pages.size
@@ -339,7 +340,7 @@ def forward(
     tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=masked)
     pages = Pages()
     if block_table is not None:
-        pages = Pages(block_table, block_table.stride(), k_cache.shape[2])
+        pages = Pages(block_table, block_table.stride(0), block_table.stride(1), k_cache.shape[2])
     x = call(q, k_cache, v_cache, options.scale(D), options, N)
     if queries.starts is not None:
         x = x._replace(q_strides=(0, *x.q_strides[1:]))  # all sequences are in one batch

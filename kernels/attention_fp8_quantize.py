@@ -13,6 +13,7 @@ import triton.language as tl
 
 from twofold.kernels.attention_fp8_tiles import padded
 from twofold.kernels.attention_parts import at, load, place
+from twofold.kernels.layout import near
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check_quantize
@@ -57,10 +58,11 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return numbers of e4m3 and their scales, (B, H) float32: x ≈ x8·scale.
 
     Arguments and results are those of `reference.attention_fp8.quantize`, x in float16, bfloat16 or
-    float32, any strides; x8 is float8_e4m3fn and lies in memory as x does.
+    float32, any strides; x8 is float8_e4m3fn and lies in memory as x does, where x has no gaps.
     """
     check_quantize(x)
     checks.choice("x.dtype", checks.dtype_name(x), DTYPES)
+    x = near(x)
     B, H, L, D = x.shape
     blocks = triton.cdiv(L, ROWS)
     largest = torch.empty((B, H, blocks), dtype=torch.float32, device=x.device)

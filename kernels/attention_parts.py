@@ -125,7 +125,7 @@ def _turn(cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> tuple[obje
     """Return what `turned` turns rows by."""
     L, F = cos.shape[-2:]
     batches = L * F if cos.ndim == 3 else 0
-    return cos.contiguous(), sin.contiguous(), batches, F, None if interleaved else F
+    return cos.contiguous(), sin.contiguous(), batches, F, *(() if interleaved else (F,))
 
 
 def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -200,12 +200,12 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn
 def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angle):
     """(0) Turn a tile x that has been loaded, where `inside`; row 0 by the angles of this number.
 
-    `turn` is (cos, sin, how far their batches are apart, F, how far the features of a pair are
-    apart, None if they are neighbours). The other feature of each pair is loaded, too, from where
-    it has just been loaded or will be.
+    `turn` is (cos, sin, how far their batches are apart, F), and F again if the features of a pair
+    are so far apart and no neighbours (Triton 3.6 knows no None within a tuple that it compares).
+    The other feature of each pair is loaded, too, from where it has just been or will be.
     """
     F = turn[3]
-    if turn[4] is None:
+    if len(turn) == 4:
         first, pair, other = columns % 2 == 0, columns // 2, columns ^ 1
     else:
         first = columns < F

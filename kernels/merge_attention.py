@@ -30,6 +30,7 @@ from twofold.reference.merge_attention import check, check_backward
 
 DTYPES = ("float16", "bfloat16", "float32")
 MOST_ROWS = 2**30  # of a batch, whose rows are counted in 32 bits
+LEAST = tl.constexpr(-3.4028234663852886e38)  # of float32
 
 
 class Tile(NamedTuple):
@@ -102,9 +103,9 @@ def merge(
 ):  # fmt: skip
     """Return rows' largest lse, Σ_s exp(lse_s − it), and their output: steps (1) to (3).
 
-    Where all parts are left out these are 0, 0 and 0.
+    Where all parts are left out these are LEAST, 0 and 0.
     """
-    # (1) log-sum-exp: the largest lse; 0 stands in for −∞ − (−∞)
+    # (1) log-sum-exp: the largest lse, or LEAST, from which −∞ is far enough
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     for start in range(0, S, BLOCK_S):
         s = (start + tl.arange(0, BLOCK_S)[None, :]).to(tl.int64)
@@ -114,7 +115,7 @@ def merge(
             other=-float("inf"),
         )
         top = tl.maximum(top, tl.max(lses, axis=1))
-    top = tl.where(top == -float("inf"), 0.0, top)
+    top = tl.maximum(top, LEAST)  # used once, as Triton 3.6 wants it of a loop's maximum
     # (2) weights, not normalised, and their sum; (3) the output of those
     total = tl.zeros([BLOCK_R], tl.float32)
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)

@@ -169,13 +169,13 @@ def forward(
     k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
     scale = options.scale(q.shape[-1])
     # (1) scores
-    s = apart(together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, M, N)
+    s = apart(together(q * q.dtype.type(scale), k) @ transposed(k), q)  # (B, H, M, N)
     s, slope = attention_scores.scores(s, options)
     live = attention_scores.attended(s.shape, options)
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
     # (2) weights, against each row's maximum so that exp cannot overflow
-    top = s.max(axis=-1, keepdims=True)  # (B, H, M, 1)
+    top = s.max(axis=-1, keepdims=True, initial=-np.inf)  # (B, H, M, 1)
     if sinks is not None:
         sink = sinks.astype(s.dtype)[:, None, None]  # (H, 1, 1)
         top = np.maximum(top, sink)
@@ -246,6 +246,11 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
 def together(x: Array, k: Array) -> Array:
     """Put the queries of the heads that share a head of keys below each other: (B, K, G·M, …)."""
     return x.reshape(*k.shape[:2], -1, x.shape[-1])
+
+
+def transposed(k: Array) -> Array:
+    """Return kᵀ, (B, K, D, N), laid out anew, as BLAS multiplies small matrices quicker."""
+    return np.ascontiguousarray(k.mT)
 
 
 def apart(x: Array, q: Array) -> Array:

@@ -171,9 +171,14 @@ def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     first, second = (
         (slice(0, 2 * F, 2), slice(1, 2 * F, 2)) if interleaved else (slice(F), slice(F, 2 * F))
     )
+    # x·cos, and x⊥·sin, where x⊥ has (−x₂, x₁) for every pair (x₁, x₂)
+    along, across = np.empty((2, *cos.shape[:3], 2 * F), x.dtype)
+    along[..., first], along[..., second] = cos, cos
+    across[..., first], across[..., second] = -sin, sin
     out = np.empty(x.shape, x.dtype)
-    x1, x2 = x[..., first], x[..., second]  # (B, H, L, F)
-    np.subtract(x1 * cos, x2 * sin, out=out[..., first])
-    np.add(x1 * sin, x2 * cos, out=out[..., second])
+    turned = out[..., : 2 * F]
+    turned[..., first], turned[..., second] = x[..., second], x[..., first]
+    turned *= across
+    turned += x[..., : 2 * F] * along
     out[..., 2 * F :] = x[..., 2 * F :]
     return out

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from far import apart
 from hypothesis import given
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -191,13 +192,8 @@ def test_lengths_and_table_may_have_32_bits_or_64(triton, dtype):
 def test_offsets_pass_two_to_the_31(triton):
     """Pages further apart than 2³¹ elements, in memory of which little is touched."""
     far, shape = 2**31 + 16, (2, 1, 4, 16)
-    if triton.device == "cuda":
-        memory = torch.empty(far + 64, dtype=torch.float16, device="cuda")
-    else:
-        memory = torch.from_numpy(np.zeros(far + 64, np.float16))  # pages are taken when touched
     x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
-    wide = memory.as_strided(shape, (far, 64, 16, 1))
-    wide.copy_(x)
+    wide = apart(triton, x, (far, 64, 16, 1))
     table, lengths = (triton.asarray(np.array(a)) for a in ([[1, 0]], [7]))
     how = {"key_lengths": lengths, "block_table": table}
     q = x[:1, :, :1]

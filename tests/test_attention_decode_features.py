@@ -7,6 +7,7 @@ import pytest
 from allocated import Largest
 
 from twofold.core.verify import claims
+from twofold.core.verify.contract import hold
 from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import attention_decode as contract
 from twofold.reference import attention, rotary
@@ -58,6 +59,26 @@ def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
     for name, theirs in (("out", out), ("lse", cache.lse)):
         mine, bound = theirs[:, :, -3:], bounds[name]
         claims.agree(name, mine, found[name], bound, "of the last queries")
+
+
+PAIRED = {
+    **FEATURES,
+    "grouped heads": {"groups": 2},
+    "causal": {"causal": True},
+    "pages": {"page_size": 3},
+    "parts": {"split": 5},
+    "packed": {"packed": True},
+    "rotary of neighbours": {"rotary": "interleaved"},
+}
+
+
+@pytest.mark.parametrize("first", PAIRED)
+def test_each_feature_goes_with_each_other(triton, first):
+    """Nothing is refused: every pair of features within the bound."""
+    for second in list(PAIRED)[list(PAIRED).index(first) :]:
+        fields = {**PAIRED[first], **PAIRED[second]}
+        case = contract.Case("float32", 3, 4, queries=5, capacity=13, seed=1, **fields)
+        hold(contract.CONTRACT, triton, case, ())
 
 
 PACKED = {k: v for k, v in FEATURES.items() if k not in ("function of scores", "rotary")}

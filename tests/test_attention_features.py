@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from allocated import Largest
+from far import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -281,15 +282,8 @@ FAR_ROWS, FAR_FEATURES = 2**25, 2**31 // 15 + 1  # 127 rows of a tile pass 2³¹
 )
 def test_offsets_pass_two_to_the_31(triton, far):
     """A third head, rows, and features, far apart in memory of which little is touched."""
-    shape = (1, 3, 5, 16)
-    size = 1 + sum((n - 1) * stride for n, stride in zip(shape, far, strict=True))
-    if triton.device == "cuda":
-        memory = torch.empty(size, dtype=torch.float16, device="cuda")
-    else:
-        memory = torch.from_numpy(np.zeros(size, np.float16))  # pages are taken when touched
-    x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
-    wide = memory.as_strided(shape, far)
-    wide.copy_(x)
+    x = triton.asarray(np.random.default_rng(0).standard_normal((1, 3, 5, 16)), "float16")
+    wide = apart(triton, x, far)
     out, cache = triton.attention.forward(wide, wide, wide)
     same, other = triton.attention.forward(x, x, x)
     assert torch.equal(out, same)

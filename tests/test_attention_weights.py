@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from allocated import Largest
+from far import apart
 from faulty import faulty, plus, scaled
 from hypothesis import given
 
@@ -172,13 +173,8 @@ def test_what_attention_saves_is_what_it_takes(reference, triton, dtype):
 def test_offsets_pass_two_to_the_31(triton):
     """A third head beyond 2³¹ elements, in memory of which little is touched."""
     far, shape = 2**30 + 16, (1, 3, 5, 16)
-    if triton.device == "cuda":
-        memory = torch.empty(2 * far + 80, dtype=torch.float16, device="cuda")
-    else:
-        memory = torch.from_numpy(np.zeros(2 * far + 80, np.float16))  # taken when touched
     x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
-    wide = memory.as_strided(shape, (3 * far, far, 16, 1))
-    wide.copy_(x)
+    wide = apart(triton, x, (3 * far, far, 16, 1))
     lse = triton.attention.forward(x, x, x)[1].lse
     for f in (triton.attention_weights.weights, triton.attention_weights.received):
         assert torch.equal(f(wide, wide, lse), f(x, x, lse))

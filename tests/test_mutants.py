@@ -25,15 +25,19 @@ def trials(reference, triton):
     return [mutants.Trial(few, side, 0) for side in sides]
 
 
-def rotary(side, what):
-    """Return the first mutant of rotary with this change."""
-    return next(m for m in mutants.of_operator("rotary", side.name) if m.what == what)
+WRONG = {"reference": "turned *= across → turned /= across", "triton": "x1 * cos → x1 / cos"}
+
+
+def divided(side):
+    """Return a mutant of rotary that divides where it should multiply."""
+    found = mutants.of_operator("rotary", side.name)
+    return next(m for m in found if m.what == WRONG[side.name])
 
 
 def test_a_fault_is_killed_and_leaves_this_process_as_it_is(trials):
     for trial in trials:
         right = trial.side.rotary.forward
-        (verdict,) = trial.verdicts([rotary(trial.side, "x1 * cos → x1 / cos")])
+        (verdict,) = trial.verdicts([divided(trial.side)])
         assert verdict.fate == mutants.KILLED and verdict.by
         assert trial.side.rotary.forward is right
         assert any(question.kills for question in trial.questions)
@@ -67,7 +71,7 @@ def test_what_is_right_survives_every_question(trials):
 
 def test_a_fault_that_no_case_reaches_is_asked_nothing(trials):
     for trial in trials:
-        mutant = rotary(trial.side, "x1 * cos → x1 / cos")
+        mutant = divided(trial.side)
         unreached = dataclasses.replace(mutant, line=1, source="import nowhere")
         reached = dataclasses.replace(mutant, source="import nowhere")
         fates = [verdict.fate for verdict in trial.verdicts([unreached, reached])]
@@ -95,7 +99,7 @@ def test_what_is_listed_is_not_run_unless_asked_and_then_must_survive(reference,
     contract = report.contract("rotary")
     few = dataclasses.replace(contract, pinned=contract.pinned[:1])
     monkeypatch.setattr(report, "contract", lambda operator: few)
-    wrong = "np.add → np.subtract"
+    wrong = WRONG["reference"]
     entry = Equivalent("reference/rotary.py", "turn", "*", wrong, "no reason")
     monkeypatch.setattr(equivalents, "EQUIVALENT", (*equivalents.EQUIVALENT, entry))
     for listed, fate in ((False, mutants.EQUIVALENT), (True, mutants.MISJUDGED)):

@@ -20,7 +20,13 @@ from twofold.core import ops
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import checkpoints, codec, loop
-from twofold.core.training.batches import Examples, drop_words, epoch_batches, steps_per_epoch
+from twofold.core.training.batches import (
+    Examples,
+    drop_words,
+    epoch_batches,
+    even_batches,
+    steps_per_epoch,
+)
 from twofold.core.training.checkpoints import CheckpointError
 from twofold.core.training.feed import Feed, ahead
 from twofold.core.training.recipe import Recipe, learning_rate
@@ -91,6 +97,21 @@ def test_batches_hold_similar_lengths():
     padded = sum(lengths[b].max() * len(b) for b in batches)
     unsorted = sum(lengths[i : i + 50].max() * 50 for i in range(0, 1000, 50))
     assert padded - lengths.sum() < 0.2 * (unsorted - lengths.sum())
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(60, 600))
+def test_even_batches_have_every_example_once_and_hold_no_more(lengths, positions):
+    lengths = np.array(lengths)
+    batches = even_batches(lengths, positions, 4)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert all(lengths[b].max() * len(b) <= positions for b in batches)
+
+
+@given(st.integers(1, 500), st.integers(1, 60))
+def test_even_batches_leave_nobody_with_less_to_do(examples, length):
+    batches = even_batches(np.full(examples, length), 600, 4)
+    rounds = -(-examples // (4 * (600 // length)))  # that all four workers are busy in
+    assert max(len(b) for b in batches) == -(-examples // (4 * rounds))
 
 
 @given(st.floats(0.0, 0.9), st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 300))

@@ -6,6 +6,7 @@ again, so that little is padded and little of the order is lost.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -102,6 +103,17 @@ def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> lis
         for batch in np.split(pool, range(batch_size, len(pool), batch_size))
     ]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def even_batches(lengths: Array, positions: int, workers: int) -> list[Array]:
+    """Return `batches_by_length`, the smallest with which no worker has one more than needed."""
+    number = -(-len(batches_by_length(lengths, positions)) // workers) * workers
+
+    def enough(fewer: int) -> bool:
+        return len(batches_by_length(lengths, fewer)) <= number
+
+    fewest = 1 + bisect_left(range(1, positions), True, key=enough)
+    return batches_by_length(lengths, fewest)
 
 
 def batches_by_length(lengths: Array, positions: int) -> list[Array]:

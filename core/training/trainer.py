@@ -25,7 +25,7 @@ from twofold.core.model.classifier import Classifier
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.ops import Side
-from twofold.core.training.batches import Array, Batch, Prepared, batches_by_length, collate
+from twofold.core.training.batches import Array, Batch, Prepared, collate, even_batches
 from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.recipe import Recipe
@@ -34,8 +34,9 @@ from twofold.reference.checks import dtype_name
 
 SLICE = 1 << 15  # elements that are averaged at a time, so that they stay in cache
 # Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
-# stay in cache (3 MB: quickest of 1.5 to 12 at two sizes of model).
-ELEMENTS = {"reference": 3 << 18, "triton": 1 << 26}
+# stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
+ELEMENTS = {"reference": 6 << 18, "triton": 1 << 26}
+WORKERS = {"reference": 4, "triton": 1}  # that batches are dealt to, whatever threads there are
 
 
 class Diverged(ArithmeticError):
@@ -279,7 +280,8 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
 def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
     """Return numbers of the examples batch by batch, those of similar length together."""
     lengths = np.array([len(x) for x in inputs], np.int64)
-    return batches_by_length(lengths, ELEMENTS[model.ops.name] // model.config.d_ff)
+    side = model.ops.name
+    return even_batches(lengths, ELEMENTS[side] // model.config.d_ff, WORKERS[side])
 
 
 def _by_batches(

@@ -74,9 +74,7 @@ def compile_operator(
         try:
             kernel = describe(name, launch())
         except Exception as error:  # whatever the compiler raises is this kernel's fault alone
-            kernel = replace(
-                name, failure=f"{type(error).__name__}: {' '.join(str(error).split())}"
-            )
+            kernel = replace(name, failure=_reason(error))
         made.append(kernel)
         end(kernel)
 
@@ -137,6 +135,12 @@ def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
     finally:
         JITFunction.run = launch
         driver._active, torch.version.hip = before, hip
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says in one line, and behind it what it was raised from."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return words if error.__cause__ is None else f"{words}; from {_reason(error.__cause__)}"
 
 
 def _dtypes(args: Any) -> Iterator[str]:

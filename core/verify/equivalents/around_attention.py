@@ -14,9 +14,6 @@ _HEADS = of(
 _MERGE = of(
     "kernels/merge_attention.py",
     {
-        "any finite number will do: all lses are −∞ there": (
-            ("merge", 'top = tl.where(top == -float("inf"), 0.0, top)', "0.0 → 1.0"),
-        ),
         "what it divides is 0 there": (
             (
                 "merge",

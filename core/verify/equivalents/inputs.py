@@ -34,7 +34,7 @@ _ROTARY = of(
 ) + of(
     "reference/rotary.py",
     {
-        ANY_NEGATIVE: (("turn", "1 → 2"),),
+        ANY_NEGATIVE: (("turn", "cos, sin = (a.reshape(*", "1 → 2"),),
         "finer tables are no fault, and the result has the dtype of x": (
             ("turn", "drop .astype(x.dtype) of a.reshape(-1, 1, *a.shape[-2:])"),
         ),

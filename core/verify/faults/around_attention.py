@@ -62,7 +62,7 @@ _HEADS: tuple[Row, ...] = (
 _MERGE: tuple[Row, ...] = (
     (
         MERGE, "where all parts are −∞ the result is NaN", "flashinfer#4051",
-        ('    top = tl.where(top == -float("inf"), 0.0, top)\n', ""),
+        ("tl.maximum(top, LEAST)", "top"),
     ),
     (
         MERGE, "what a part that attended nothing holds is multiplied by 0", "vllm#39148",
@@ -86,7 +86,7 @@ _MERGE: tuple[Row, ...] = (
     ),
     (
         MERGE, "the maximum is not subtracted", "",
-        ('top = tl.where(top == -float("inf"), 0.0, top)', "top = top * 0.0"),
+        ("tl.maximum(top, LEAST)", "top * 0.0"),
     ),
     (
         MERGE, "the output is a sum of parts, not a mean", "",

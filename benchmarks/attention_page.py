@@ -1,0 +1,311 @@
+"""Write the figures of ATTENTION.md anew: predictions from counts, and what was measured.
+
+python benchmarks/attention_page.py            rewrites what stands between the page's markers
+python benchmarks/attention_page.py --check    exits with status 1 where that would change anything
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
+COUNTED = RESULTS / "attention-ceilings.json"
+# The H100 SXM's data sheet: bytes and dense operations a second; multiprocessors.
+BANDWIDTH, PEAK, MULTIPROCESSORS = 3.35e12, 989e12, 132
+TOKENS, HIDDEN, LENGTH = 16384, 2048, 4096  # of the shape that predictions are written for
+SMALL = ((512, 12, 48, 64), (64, 12, 512, 64), (256, 12, 128, 64), (64, 16, 128, 128))
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+HEAD_DIMS = (64, 128, 256)
+SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]
+IN_MEMORY, PRESENT, OTHER = "scores in memory", "present kernel", "other tile"
+# Bytes that pass for each score where scores are in memory, 2 for each time it is read or written:
+# forward the product, its scale, the mask where there is one, the softmax, the other product;
+# backward dp, dv, the softmax's, the mask's, the scale's, dq, dk.
+PASSED = {"forward": (12, 4), "backward": (18, 4)}
+WORK = {"forward": (2, 2), "backward": (5, 4)}  # products that count, and that are made
+NAMES = {"twofold": PRESENT}
+Range = tuple[float, float]
+
+
+@cache
+def counted() -> dict[str, Any]:
+    """Return the committed counts."""
+    return dict(json.loads(COUNTED.read_text()))
+
+
+def rows(step: str, head_dim: int, causal: bool, dtype: str = "bfloat16") -> list[dict[str, Any]]:
+    """Return what was counted of the kernels of a step."""
+    key = (step, head_dim, causal, dtype)
+    fields = ("step", "head_dim", "causal", "dtype")
+    return [r for r in counted()["rows"] if tuple(r[f] for f in fields) == key]
+
+
+def steps(which: str) -> list[str]:
+    """Return the names of the kernels on the way, in order."""
+    kernel = {"forward": "step_kernel", "backward": "step_backward_kernel"}[which]
+    return list(dict.fromkeys(r["step"] for r in counted()["rows"] if r["kernel"] == kernel))
+
+
+def visited(row: dict[str, Any], causal: bool, skips: bool) -> float:
+    """Return how many scores of a head are computed, those of tiles that are only partly seen too.
+
+    A tile of queries sees the keys up to its last query, in whole tiles; a tile of keys likewise.
+    """
+    if not (causal and skips):
+        return float(LENGTH * LENGTH)
+    held, streamed = row["block_m"], row["block_n"]
+    if row["kernel"] in ("dk_dv_kernel", "step_backward_kernel"):
+        held, streamed = streamed, held
+    ends = (first + held for first in range(0, LENGTH, held))
+    return float(held * sum(-(-min(end, LENGTH) // streamed) * streamed for end in ends))
+
+
+def predicted(which: str, step: str, head_dim: int, causal: bool) -> Range:
+    """Return TFLOP/s, operations as races count them: nothing overlapped, and everything."""
+    scores = float(LENGTH * LENGTH)
+    count, made = WORK[which]
+    useful = 2.0 * count * head_dim * scores / (2 if causal else 1)
+    if step == IN_MEMORY:
+        always, masked = PASSED[which]
+        memory = scores * (always + masked * causal) / BANDWIDTH
+        products = 2.0 * made * head_dim * scores / PEAK
+        return useful / (memory + products) * 1e-12, useful / max(memory, products) * 1e-12
+    kernels = [r for r in rows(step, head_dim, causal) if of_pass(r["kernel"], which)]
+    skips = "no masked" in step or step not in ("one pass", "powers of two", *steps("backward"))
+    found = []
+    for how in ("apart", "together"):
+        seconds = sum(
+            visited(r, causal, skips) * r["needed"] / (r["block_m"] * r["block_n"])
+            / (r[how] * PEAK)
+            for r in kernels
+        )  # fmt: skip
+        moved = (4 if which == "forward" else 8) * LENGTH * head_dim * 2 / BANDWIDTH
+        found.append(useful / max(seconds, moved) * 1e-12)
+    return found[0], found[1]
+
+
+def of_pass(kernel: str, which: str) -> bool:
+    """Return whether a kernel is of forward, or of backward."""
+    return (kernel in ("forward_kernel", "step_kernel")) == (which == "forward")
+
+
+def predictions(which: str) -> str:
+    """Return the table of a pass, a line for each step."""
+    lines = [
+        "| predicted TFLOP/s | "
+        + " | ".join(f"{D} {'causal' if causal else 'full'}" for D, causal in SHAPES)
+        + " | gain |",
+        "|---|" + "--:|" * (len(SHAPES) + 1),
+    ]
+    before: Range | None = None
+    for step in (IN_MEMORY, *steps(which), PRESENT):
+        found = [predicted(which, step, *shape) for shape in SHAPES]
+        here = predicted(which, step, 128, True)
+        gain = "" if before is None else " / ".join(
+            f"{b / a:.2f}" for a, b in zip(before, here, strict=True)
+        )  # fmt: skip
+        cells = [f"{low:.0f}–{high:.0f}" for low, high in found]
+        lines.append(f"| {step} | {' | '.join(cells)} | {gain} |")
+        before = here
+    return "\n".join(lines)
+
+
+HEADER = (
+    "| kernel | head_dim | tile | warps | registers | programs | instructions | products "
+    "| exponentials | matrix | shared | exp2 | issue | apart | together | limit |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+)
+KERNELS = ("forward_kernel", "dk_dv_kernel", "dq_kernel")
+
+
+def tiles(step: str, causal: bool) -> str:
+    """Return what was counted of the kernels with the tiles of a table, a line for each."""
+    found = [r for D in HEAD_DIMS for r in rows(step, D, causal)]
+    return "\n".join([HEADER, *map(line, sorted(found, key=lambda r: KERNELS.index(r["kernel"])))])
+
+
+# What a warp does to scores, and where their products are made.
+OF_SOFTMAX = ("MUFU", "FMNMX", "FADD", "FMUL", "FFMA", "FSEL", "FSETP", "F2FP", "SHFL")
+OF_PRODUCTS = ("HGMMA", "HMMA")
+
+
+def softmax(r: dict[str, Any]) -> str:
+    """Return how many instructions of softmax, and of the matrix unit, a trip of a warp has."""
+    found = r["instructions"]
+    return " : ".join(str(sum(found.get(n, 0) for n in of)) for of in (OF_SOFTMAX, OF_PRODUCTS))
+
+
+def line(r: dict[str, Any]) -> str:
+    """Return what was counted of a kernel, clocks of the four units that may limit it among it."""
+    clocks = (r["clocks"][unit] for unit in ("matrix", "shared", "special", "issue"))
+    kind = "mma" if r["synchronous"] == 1.0 else "wgmma"
+    cells = (
+        r["kernel"].removesuffix("_kernel"), r["head_dim"], f"{r['block_m']}×{r['block_n']}",
+        r["warps"], r["registers"], r["programs"], softmax(r), f"{r['products_made']:.2f} {kind}",
+        f"{r['exponentials_made']:.2f}", *(f"{t:.0f}" for t in clocks),
+        f"{r['apart']:.2f}", f"{r['together']:.2f}", r["limit"],
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def dtypes() -> str:
+    """Say how far the ceilings of float16, and of causal calls, are from those of the table."""
+
+    def furthest(pairs: Iterable[tuple[Any, Any]]) -> float:
+        return max(abs(a["together"] - b["together"]) for a, b in pairs)
+
+    pairs = [
+        list(zip(rows(PRESENT, D, c), rows(PRESENT, D, c, "float16"), strict=True))
+        for D, c in SHAPES
+    ]
+    halves = furthest(p for both in pairs for p in both)
+    causal = furthest(
+        p for D in HEAD_DIMS
+        for p in zip(rows(PRESENT, D, False), rows(PRESENT, D, True), strict=True)
+    )  # fmt: skip
+    return (
+        f"Together, float16 differs from bfloat16 by at most {halves:.3f}, and causal calls from "
+        f"full ones by at most {causal:.3f}. Triton {counted()['triton']}, {counted()['target']}."
+    )
+
+
+def order() -> str:
+    """Return how much of the slots a causal call at head_dim 128 keeps busy, by order."""
+    (row,) = (r for r in rows(PRESENT, 128, True) if r["kernel"] == "forward_kernel")
+    slots, block = MULTIPROCESSORS * row["programs"], row["block_m"]
+    lines = ["| length | programs | as they come | long rows first in each head | in all |"]
+    lines.append("|--:|--:|--:|--:|--:|")
+    for length in LENGTHS:
+        heads = TOKENS // length * HIDDEN // 128
+        a_head = [-(-min(first + block, length) // row["block_n"])
+                  for first in range(0, length, block)]  # fmt: skip
+        every = [a_head * heads, a_head[::-1] * heads, sorted(a_head * heads)[::-1]]
+        shares = (f"{sum(x) / (slots * makespan(x, slots)):.2f}" for x in every)
+        lines.append(f"| {length} | {len(every[0])} | {' | '.join(shares)} |")
+    return "\n".join([*lines, "", f"{slots} slots: {row['programs']} programs of the present tile "
+                      f"on each of {MULTIPROCESSORS} multiprocessors."])  # fmt: skip
+
+
+def makespan(lengths: Iterable[int], slots: int) -> int:
+    """Return when the last of these is done, each begun in turn in the slot that is free first."""
+    free = [0] * slots
+    for n in lengths:
+        heapq.heapreplace(free, free[0] + n)
+    return max(free)
+
+
+def small() -> str:
+    """Return what forward of small batches has to do at the least, and in how many programs."""
+    lines = [
+        "| batch, heads, length, head_dim | programs | per slot | scores made of those needed "
+        "| bytes, µs | products, µs |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for B, H, L, D in SMALL:
+        (row,) = (r for r in rows(PRESENT, D, False) if r["kernel"] == "forward_kernel")
+        blocks, keys = -(-L // row["block_m"]), -(-L // row["block_n"])
+        made = blocks * row["block_m"] * keys * row["block_n"] / (L * L)
+        programs = B * H * blocks
+        cells = (
+            f"{B}, {H}, {L}, {D}", programs,
+            f"{programs / (MULTIPROCESSORS * row['programs']):.1f}", f"{made:.2f}",
+            f"{(4 * B * H * L * D * 2 + B * H * L * 4) / BANDWIDTH * 1e6:.1f}",
+            f"{4.0 * B * H * L * L * D * made / row['together'] / PEAK * 1e6:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def measured(which: str) -> str:
+    """Return what was measured, or how to."""
+    files = sorted(RESULTS.glob("attention_steps-*.json"), key=lambda p: p.stem[-10:])
+    if not files:
+        return (
+            "Measured: **not measured yet** (`python benchmarks/attention_steps.py --part 1 "
+            "--save`, and 2, and 3, on a GPU)."
+        )
+    found = json.loads(files[-1].read_text())
+    races = [r for part in found["parts"].values() for r in part["races"] if r["pass"] == which]
+    lines = [
+        "| measured TFLOP/s | "
+        + " | ".join(f"{D} {'causal' if causal else 'full'}" for D, causal in SHAPES)
+        + " |",
+        "|---|" + "--:|" * len(SHAPES),
+        *_lines(races),
+        "",
+        f"From `results/{files[-1].name}`, {found['ran_on'].get('gpu', '')}.",
+    ]
+    return "\n".join(lines)
+
+
+def _lines(races: list[dict[str, Any]]) -> Iterator[str]:
+    columns: list[dict[str, Any]] = []
+    for D, causal in SHAPES:
+        end = f"N={LENGTH} D={D}{' causal' if causal else ''}"
+        of = (r for r in races if r["problem"].endswith(end) and r["dtype"] == "bfloat16")
+        columns.append(next(of, {"contenders": {}, "reasons": {}}))
+    for name in dict.fromkeys(n for c in columns for n in c["contenders"]):
+        cells = []
+        for column in columns:
+            figures = column["contenders"].get(name)
+            outside = "*" if name in column["reasons"] else ""
+            cells.append(f"{figures['tera_operations_per_second']:.0f}{outside}" if figures else "")
+        yield f"| {NAMES.get(name, name)} | {' | '.join(cells)} |"
+    if any(set(c["contenders"]) & set(c["reasons"]) for c in columns):
+        yield ""
+        yield "\\* not within the contract's bound: the result says how."
+
+
+def rates() -> str:
+    """Return the rates that predictions are made with."""
+    per_clock = ", ".join(f"{unit} {rate:.0f}" for unit, rate in counted()["rates"].items())
+    return (
+        f"In a clock of a multiprocessor: {per_clock}; `mma.sync` {counted()['synchronous']} of "
+        f"matrix. Memory {BANDWIDTH * 1e-12} TB/s, matrix units {PEAK * 1e-12:.0f} TFLOP/s."
+    )
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "rates": rates,
+    "forward": lambda: predictions("forward"),
+    "forward measured": lambda: measured("forward"),
+    "backward": lambda: predictions("backward"),
+    "backward measured": lambda: measured("backward"),
+    "tiles": lambda: tiles(PRESENT, False),
+    "others": lambda: tiles(OTHER, True),
+    "small": small,
+    "dtypes": dtypes,
+    "order": order,
+}
+
+
+def filled(text: str) -> str:
+    """Return the page with every section written anew."""
+    for name, write in SECTIONS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{PAGE.name} has no section <!-- {name} --> … <!-- end -->")
+        content = write()
+        text = pattern.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
+    return text
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    text = PAGE.read_text()
+    if "--check" in sys.argv:
+        is_so = filled(text) == text
+        sys.exit(0 if is_so else f"{PAGE.name} is not what benchmarks/{Path(__file__).name} writes")
+    PAGE.write_text(filled(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Every step of attention's kernel from the first to the present one, and its peers, on a GPU.
+
+Three parts of less than nine minutes each: 1 is bfloat16 at head_dim 128, and small batches; 2 is
+bfloat16 at head_dim 64 and 256; 3 is float16. A part stops where its minutes are over and names
+what it has left out; the result is written after every race. Whoever races is first judged by the
+contract in its dtype; what is wrong with it stands beside its times.
+
+    python benchmarks/attention_steps.py --part 1 --save      and 2, and 3, into one result
+    python benchmarks/attention_steps.py --part 1 --list      what would be raced; needs no GPU
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import attention_step_kernels as steps
+import harness
+
+from twofold.core import ops
+from twofold.core.bench import contenders, machine, problems, races
+from twofold.core.bench.contenders import Contender
+from twofold.core.bench.costs import Ceilings
+from twofold.core.bench.problems import HIDDEN, TOKENS, Problem
+
+PARTS = (1, 2, 3)
+PEERS = ("sdpa flash", "sdpa cudnn", "flex compiled")
+LENGTHS = (4096, 16384, 1024, 8192, 2048, 512)  # what is left out comes last
+SMALL = ((512, 48, 12, 64), (64, 512, 12, 64), (256, 128, 12, 64), (64, 128, 16, 128))
+MOST_SCORES = 5e9  # bytes of scores in memory, of which autograd keeps several copies
+
+
+def listed(part: int) -> Iterator[Problem]:
+    """Yield the problems of a part, forward and backward apart, as others race in each."""
+    for problem in _shapes(part):
+        for name in ("forward", "backward"):
+            yield replace(problem, costs={name: problem.costs[name]})
+
+
+def _shapes(part: int) -> Iterator[Problem]:
+    dtype = "float16" if part == 3 else "bfloat16"
+    head_dims = {1: (128,), 2: (64, 256), 3: (128, 64, 256)}[part]
+    for L in LENGTHS[:3] if part == 3 else LENGTHS:
+        for D in head_dims:
+            for causal in (False, True):
+                H = HIDDEN // D
+                yield problems.attention(TOKENS // L, H, H, L, L, D, dtype, causal)
+    if part == 1:
+        for B, L, H, D in SMALL:
+            yield problems.attention(B, H, H, L, L, D, dtype)
+
+
+def rivals(problem: Problem) -> list[Contender]:
+    """Return the steps that differ in what a problem times; the present kernel is first."""
+    B, H, L = (int(x.split("=")[1]) for x in problem.title.split()[:3])
+    scores = 2.0 * B * H * L * L
+    missing = f"its scores take {scores * 1e-9:.1f} GB" if scores > MOST_SCORES else ""
+    found = [
+        Contender(contenders.TWOFOLD, side=ops.load("triton")),
+        Contender(steps.IN_MEMORY, steps.materialised, missing=missing),
+    ]
+    if "forward" in problem.costs:
+        return found + [Contender(n, steps.attention(step)) for n, step in steps.STEPS.items()]
+    return found + [
+        Contender(name, steps.attention(steps.Step(exp2=True, skip=skip)))
+        for name, skip in steps.BACKWARD_STEPS.items()
+    ]
+
+
+def peers() -> list[Contender]:
+    """Return the others, as `twofold bench` has them."""
+    return [c for c in contenders.of("attention", "cuda") if c.name in PEERS]
+
+
+def race(
+    chosen: Sequence[Problem],
+    others: Sequence[Contender],
+    ceilings: Ceilings,
+    device: str,
+    seconds: float,
+    minutes: float,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Race until the minutes are over; `keep` is given the part's result after every problem."""
+    begun, judge = time.monotonic(), races.Judge()
+    result: dict[str, Any] = {"races": [], "left_out": []}
+    for problem in chosen:
+        if time.monotonic() - begun > 60 * minutes:
+            result["left_out"].append(f"{problem.name} {'/'.join(problem.costs)}")
+        else:
+            entered = [*rivals(problem), *others]
+            result["races"] += races.run(problem, entered, ceilings, device, seconds, judge)
+        result["seconds"] = round(time.monotonic() - begun, 1)
+        keep(result)
+
+
+def merged(path: Path, on: dict[str, Any], part: int, found: dict[str, Any]) -> str:
+    """Return the text of a result with this part in it, beside others of the same machine."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    parts = before.get("parts", {}) if before.get("ran_on") == on else {}
+    result = {"ran_on": on, "parts": {**parts, str(part): found}}
+    return json.dumps(result, indent=1, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    """Race one part."""
+    asked = harness.options(
+        __doc__,
+        part={"type": int, "choices": PARTS, "required": True, "help": "which of the three"},
+        seconds={"type": float, "default": 0.2, "help": "for each race"},
+        minutes={"type": float, "default": 8.0, "help": "after which no other race begins"},
+        list={"action": "store_true", "help": "print what would be raced"},
+    )
+    chosen = list(listed(asked.part))
+    if asked.list:
+        print("\n".join(f"{p.name} {'/'.join(p.costs)}" for p in chosen))
+        return
+    if not ops.cuda_available():
+        raise SystemExit("attention_steps.py needs a GPU; --list says what it would race")
+    chosen = chosen[:4] if asked.quick else chosen
+    on = machine.ran_on(asked.threads, "cuda")
+    places = [asked.json] if asked.json else []
+    places += [harness.place("attention_steps", on)] if asked.save else []
+    about: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+
+    def keep(found: dict[str, Any]) -> None:
+        last.update(found)
+        for path in places:
+            path.write_text(merged(path, on, asked.part, {**found, **about}))
+
+    with machine.gauged(about, "cuda"):
+        ceilings = machine.ceilings("cuda", 1.0)
+        about["ceilings"] = ceilings._asdict()
+        race(chosen, peers(), ceilings, "cuda", asked.seconds, asked.minutes, keep)
+    keep(last)
+
+
+if __name__ == "__main__":
+    main()

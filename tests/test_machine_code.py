@@ -1,0 +1,93 @@
+"""Counting in machine code: a listing of few lines, what follows from it, and a real kernel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twofold.core.bench import machine_code
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "attention_ceilings.py"
+# A loop over tiles around one over features, and behind them one that multiplies nothing.
+LISTING = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
+.L_x_1:
+        /*0020*/                   HGMMA.64x32x16.F32.BF16 R88, gdesc[UR20], R88 ;
+        /*0030*/                   HGMMA.64x128x16.F32.BF16 R24, R108, gdesc[UR16].tnspB, R24, gsb0 ;
+        /*0040*/                   FMUL R4, R4, R5 ;
+        /*0050*/              @!P2 FMUL R4, R4, R5 ;
+        /*0060*/                   MUFU.EX2 R4, R4 ;
+        /*0070*/                   MUFU.RCP R4, R4 ;
+        /*0080*/                   LDSM.16.M88.4 R8, [R9] ;
+        /*0090*/                   LDS.128 R8, [R9] ;
+        /*00a0*/              @!P0 BRA `(.L_x_1) ;
+        /*00b0*/               @P0 BRA `(.L_x_0) ;
+.L_x_2:
+        /*00c0*/                   FADD R4, R4, R5 ;
+        /*00d0*/               @P0 BRA `(.L_x_2) ;
+        /*00e0*/               @P0 BRA `(.L_x_3) ;
+        /*00f0*/                   HMMA.16816.F32.BF16 R76, R84, R92.reuse, RZ ;
+.L_x_3:
+        /*0100*/                   EXIT ;
+"""  # fmt: skip # noqa: E501
+
+
+def test_the_innermost_loop_that_multiplies_is_counted():
+    (loop,) = machine_code.loops(LISTING)
+    assert loop.instructions == {
+        "HGMMA": 2, "FMUL": 2, "MUFU": 2, "LDSM": 1, "LDS": 1, "BRA": 1
+    }  # fmt: skip
+    assert loop.exponentials == 1 and loop.copied == 0 and loop.synchronous == 0
+    assert loop.operations * 128 == 2 * 64 * 16 * (32 + 128)
+    # The first product reads both operands, the second has one in registers.
+    products = (64 + 32) * 16 * 2 + 128 * 16 * 2
+    assert loop.shared == pytest.approx(products / 128 + 512 / 32 + 16)
+
+
+def test_products_of_a_warp_and_copies_are_counted():
+    found = machine_code.count(
+        ["HMMA.16816.F32.BF16 R76, R84, R92.reuse, RZ", "LDGSTS.E [R1], desc[UR4][R2.64]",
+         "LDG.E.128 R4, desc[UR4][R2.64]", "STSM.16.M88.2 [R1], R2", "STS.64 [R1], R2"]
+    )  # fmt: skip
+    assert found.operations * 32 == found.synchronous * 32 == 2 * 16 * 8 * 16
+    assert found.copied == 4 + 16
+    assert found.shared == 4 + 2 * 128 / 32 + 8
+
+
+def test_units_are_taken_as_long_as_their_rates_say():
+    loop = machine_code.count(["MUFU.EX2 R4, R4"] * 2 + ["FMUL R4, R4, R5"] * 4 + ["EXIT"])
+    clocks = loop.clocks(256)
+    assert clocks == {
+        "matrix": 0, "special": 256 * 2 / 16, "shuffle": 0, "float": 256 * 4 / 128, "other": 0,
+        "shared": 0, "issue": 256 * 7 / 128,
+    }  # fmt: skip
+
+
+def test_ceilings_follow_from_clocks():
+    clocks = {"matrix": 50.0, "shared": 100.0, "special": 60.0, "issue": 25.0}
+    found = machine_code.ceiling(clocks, 50 * 4096.0)
+    assert found.together == pytest.approx(0.5) and found.limit == "shared"
+    assert found.apart == pytest.approx(50 / 160)
+
+
+def test_a_real_kernel_makes_the_products_that_it_should(tmp_path):
+    """Compiled without a device: forward makes each product once, an exponential for each score."""
+    if machine_code.disassembler() is None:
+        pytest.skip("this Triton has come without nvdisasm")
+    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--quick", "--json", tmp_path / "found.json"],
+        capture_output=True, text=True, env=kept,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    forward = next(r for r in rows if r["kernel"] == "forward_kernel")
+    assert forward["tiles"] == 1.0 and forward["products_made"] == 1.0
+    assert 1.0 <= forward["exponentials_made"] < 1.1  # one more a row rescales
+    assert all(0.0 < r["apart"] < r["together"] <= 1.0 for r in rows)
