@@ -41,7 +41,7 @@ def _line(path, text):
     ("name", "texts"),
     [
         ("triton", ("if not INTERLEAVED:", "both = tl.arange(", "second = f + F")),
-        ("reference", ("first, second = (", "x1, x2 = x[..., first]", "return np.cos(angle)")),
+        ("reference", ("first, second = (", "turned *= across", "return np.cos(angle)")),
     ],
 )
 def test_lines_that_ran_are_collected_and_no_others(name, texts, interleaved, request):
