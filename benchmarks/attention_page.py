@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import heapq
 import json
-import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pages
+
+from twofold.core.bench.machine import PUBLISHED
+
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
 COUNTED = RESULTS / "attention-ceilings.json"
-# The H100 SXM's data sheet: bytes and dense operations a second; multiprocessors.
-BANDWIDTH, PEAK, MULTIPROCESSORS = 3.35e12, 989e12, 132
+BANDWIDTH, PEAK = PUBLISHED["sm_90a"].bandwidth, PUBLISHED["sm_90a"].rate
+MULTIPROCESSORS = 132  # of the H100 SXM, as those are
 TOKENS, HIDDEN, LENGTH = 16384, 2048, 4096  # of the shape that predictions are written for
 SMALL = ((512, 12, 48, 64), (64, 12, 512, 64), (256, 12, 128, 64), (64, 16, 128, 128))
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -287,24 +289,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """Return the page with every section written anew."""
-    for name, write in SECTIONS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"{PAGE.name} has no section <!-- {name} --> … <!-- end -->")
-        content = write()
-        text = pattern.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
-    return text
-
-
 def main() -> None:
     """Write the page, or check it."""
-    text = PAGE.read_text()
-    if "--check" in sys.argv:
-        is_so = filled(text) == text
-        sys.exit(0 if is_so else f"{PAGE.name} is not what benchmarks/{Path(__file__).name} writes")
-    PAGE.write_text(filled(text))
+    pages.put(PAGE, pages.filled(PAGE, SECTIONS), __file__)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ python benchmarks/peers_page.py --check    exits with status 1 where that would 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pages
 
 HERE = Path(__file__).resolve().parent
 PAGE, RESULT = HERE / "PEERS.md", HERE / "results" / "peers.json"
@@ -132,11 +133,7 @@ def conventions(ours: dict[str, str], peers: list[dict[str, Any]]) -> Iterator[s
 
 def main() -> None:
     """Write the page, or check it."""
-    written = page()
-    if "--check" in sys.argv:
-        is_so = PAGE.exists() and PAGE.read_text() == written
-        sys.exit(0 if is_so else f"{PAGE.name} is not what benchmarks/peers_page.py writes")
-    PAGE.write_text(written)
+    pages.put(PAGE, page(), __file__)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -325,23 +326,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """Return the README with every section written anew."""
-    for name, write in SECTIONS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"README.md has no section <!-- {name} --> … <!-- end -->")
-        content = write()
-        text = pattern.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
-    return text
-
-
 def main() -> None:
+    """Write the page, or check it."""
     path = ROOT / "README.md"
-    text = path.read_text()
-    if "--check" in sys.argv:
-        sys.exit(0 if filled(text) == text else "README.md is not what benchmarks/readme.py writes")
-    path.write_text(filled(text))
+    pages.put(path, pages.filled(path, SECTIONS), __file__)
 
 
 if __name__ == "__main__":

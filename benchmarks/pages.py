@@ -1,0 +1,28 @@
+"""Pages with figures from committed results: a script writes them, or checks that it would not."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def filled(page: Path, sections: Mapping[str, Callable[[], str]]) -> str:
+    """Return a page with what stands between the markers of every section written anew."""
+    text = page.read_text()
+    for name, write in sections.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{page.name} has no section <!-- {name} --> … <!-- end -->")
+        content = write()
+        text = pattern.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
+    return text
+
+
+def put(page: Path, written: str, script: str) -> None:
+    """Write a page; asked to `--check`, exit with status 1 where that would change anything."""
+    if "--check" in sys.argv:
+        is_so = page.exists() and page.read_text() == written
+        sys.exit(0 if is_so else f"{page.name} is not what benchmarks/{Path(script).name} writes")
+    page.write_text(written)
