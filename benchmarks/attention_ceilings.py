@@ -22,6 +22,7 @@ import torch
 
 from twofold.core import ops
 from twofold.core.bench import machine_code
+from twofold.core.bench.problems import HIDDEN
 from twofold.core.verify.chips import CHIPS
 from twofold.core.verify.compiled import Compiled, describe
 from twofold.core.verify.compiles import compiling
@@ -30,7 +31,7 @@ from twofold.kernels.attention_tiles import Tile
 
 RESULT = Path(__file__).resolve().parent / "results" / "attention-ceilings.json"
 TARGET = "sm_90a"
-HEAD_DIMS, DTYPES, LENGTH, HIDDEN = (64, 128, 256), ("bfloat16", "float16"), 1024, 2048
+HEAD_DIMS, DTYPES, LENGTH = (64, 128, 256), ("bfloat16", "float16"), 1024
 PRESENT, OTHER = "present kernel", "other tile"
 # Tiles that the tables do not have, to see what they would give: by kernel and head_dim.
 OTHERS: dict[str, dict[int, tuple[Tile, ...]]] = {

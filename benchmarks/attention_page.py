@@ -16,14 +16,14 @@ from typing import Any
 import pages
 
 from twofold.core.bench.machine import PUBLISHED
+from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
 
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
 COUNTED = RESULTS / "attention-ceilings.json"
 BANDWIDTH, PEAK = PUBLISHED["sm_90a"].bandwidth, PUBLISHED["sm_90a"].rate
 MULTIPROCESSORS = 132  # of the H100 SXM, as those are
-TOKENS, HIDDEN, LENGTH = 16384, 2048, 4096  # of the shape that predictions are written for
-SMALL = ((512, 12, 48, 64), (64, 12, 512, 64), (256, 12, 128, 64), (64, 16, 128, 128))
+LENGTH = 4096  # of the shape that predictions are written for
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]

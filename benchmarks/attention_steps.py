@@ -25,12 +25,11 @@ from twofold.core import ops
 from twofold.core.bench import contenders, machine, problems, races
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings
-from twofold.core.bench.problems import HIDDEN, TOKENS, Problem
+from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS, Problem
 
 PARTS = (1, 2, 3)
 PEERS = ("sdpa flash", "sdpa cudnn", "flex compiled")
 LENGTHS = (4096, 16384, 1024, 8192, 2048, 512)  # what is left out comes last
-SMALL = ((512, 48, 12, 64), (64, 512, 12, 64), (256, 128, 12, 64), (64, 128, 16, 128))
 MOST_SCORES = 5e9  # bytes of scores in memory, of which autograd keeps several copies
 
 
@@ -50,7 +49,7 @@ def _shapes(part: int) -> Iterator[Problem]:
                 H = HIDDEN // D
                 yield problems.attention(TOKENS // L, H, H, L, L, D, dtype, causal)
     if part == 1:
-        for B, L, H, D in SMALL:
+        for B, H, L, D in SMALL:
             yield problems.attention(B, H, H, L, L, D, dtype)
 
 

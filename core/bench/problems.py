@@ -18,6 +18,8 @@ from twofold.core.bench import costs
 from twofold.core.bench.costs import Cost
 
 TOKENS, HIDDEN = 16384, 2048  # of a batch of attention on a GPU
+# A classifier's: batch, heads, length, head_dim.
+SMALL = ((512, 12, 48, 64), (64, 12, 512, 64), (256, 12, 128, 64), (64, 16, 128, 128))
 
 
 @dataclass(frozen=True)
