@@ -34,14 +34,14 @@ for dtype in bfloat16 float16 float32; do
     --at dtype="$dtype" --json "$out/properties-decode-$dtype.json"
 done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
-part race_attention timeout 530 "${twofold[@]}" bench attention attention_decode --seconds 0.3 \
+part race_attention timeout 530 "${twofold[@]}" bench attention attention_decode --seconds 0.3 --limit 450 \
   --json "$out/bench-attention.json" --plots "$out/attention"
 for n in 1 2 3; do
   part "attention_steps_$n" timeout 570 python3 benchmarks/attention_steps.py --part "$n" \
     --json "$out/attention-steps.json"
 done
 part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax softmax_cross_entropy \
-  rotary embedding positional_encoding dropout optimizers linear --seconds 0.3 \
+  rotary embedding positional_encoding dropout optimizers linear --seconds 0.3 --limit 450 \
   --json "$out/bench-others.json" --plots "$out/others"
 part growth timeout 530 "${twofold[@]}" bench --growth --seconds 0.3 --json "$out/growth.json" \
   --plots "$out/growth"

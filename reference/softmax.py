@@ -50,7 +50,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
     """
     check(x)
     # (1) maximum; 0 stands in for that of a row that is −∞ throughout
-    top = x.max(axis=-1, keepdims=True)
+    top = x.max(axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(top == -np.inf, 0, top)
     # (2) exponentials, and their sum
     with np.errstate(invalid="ignore"):  # ∞ − ∞

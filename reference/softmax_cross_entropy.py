@@ -106,7 +106,7 @@ def forward(
         counted = np.ones(R, logits.dtype)
     t = t * w  # (R, C)
     # (2) log-softmax, shifted by the row's maximum
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     p = np.exp(shifted)
     total = p.sum(axis=1, keepdims=True)
     p /= total

@@ -47,6 +47,26 @@ def test_every_contender_runs_every_pass(name):
         assert not {"twofold"} & set(race["reasons"])
 
 
+@pytest.mark.parametrize(
+    ("problem", "ours"),
+    [
+        (problems.attention(1, 2, 2, 7, 7, 16, "float32", causal=True),
+         {"twofold", "twofold through torch's autograd", "a first Triton kernel"}),
+        (SMALL["layer_norm fused"], {"twofold", "twofold through torch's autograd"}),
+        (SMALL["optimizers"], {"twofold", "torch, fused"}),
+    ],
+    ids=lambda x: x.operator if isinstance(x, problems.Problem) else "",
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method.:DeprecationWarning")  # torch.compile
+def test_contenders_of_a_gpu_run(problem, ours, triton):
+    """Rehearsed on the CPU: kernels interpreted, without those that compile and those of others."""
+    of_gpu = [c for c in contenders.of(problem.operator, "cuda") if not c.compiles]
+    rivals = [c for c in of_gpu if c.name in ours | {"torch"}]
+    for race in raced(problem, rivals, races.Judge()):
+        forward_alone = {"a first Triton kernel"} if race["pass"] == "backward" else set()
+        assert ours - forward_alone <= set(race["contenders"]), race["reasons"]
+
+
 def test_what_every_side_and_torch_compute_is_the_same():
     """A race is between those who do the same: outputs agree to what float32 leaves of them."""
     for problem in SMALL.values():
@@ -172,6 +192,34 @@ def test_the_command_writes_and_draws(tmp_path):
     assert "--against" in found["command"]
     assert all(len(race["contenders"]) == 3 for race in found["races"])
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["ratios.png", "roofline.png"]
+
+
+def test_what_there_is_no_time_for_is_named(tmp_path):
+    path = tmp_path / "result.json"
+    said = CliRunner().invoke(
+        app, ["bench", "softmax", "dropout", "--limit", "0", "--json", str(path)]
+    )
+    assert said.exit_code == 0, said.output
+    found = json.loads(path.read_text())["bench"]
+    listed = [p.name for p in problems.on_cpu() if p.operator in ("softmax", "dropout")]
+    assert found["left"] == listed and "races" not in found
+    assert all(name in " ".join(said.output.split()) for name in listed)
+
+
+def test_a_compiled_contender_is_compiled_for_every_shape():
+    """torch.compile goes on uncompiled after eight shapes, and says nothing."""
+    compiled: list[tuple[int, ...]] = []
+
+    def backend(module, inputs):
+        compiled.append(tuple(inputs[0].shape))
+        return module.forward
+
+    function = torch.compile(contenders.torch_softmax, dynamic=False, backend=backend)
+    rival = Contender("compiled", function, named=True, compiles=True)
+    problem_sizes = range(3, 14)
+    for C in problem_sizes:
+        raced(problems.softmax(3, C, "float32"), [rival])
+    assert {shape[-1] for shape in compiled} == set(problem_sizes)
 
 
 def test_the_command_predicts_without_a_gpu():

@@ -26,6 +26,7 @@ TWOFOLD = "twofold"
 TORCH = "torch"
 Passes = Mapping[str, Callable[[], object]]  # by name
 BOTH = "forward and backward"
+JUDGED = 2  # cases of who compiles for each, seconds long
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Contender:
         function: a plain call, differentiated by autograd; None for the operators of a side.
         side: those, called without autograd.
         named: whether the function takes its tensors by the names that the operators have.
+        compiles: whether torch.compile makes it anew for every shape.
         missing: why it cannot race here, "" if it can.
     """
 
@@ -44,12 +46,13 @@ class Contender:
     function: Callable[..., Any] | None = None
     side: ops.Side | None = None
     named: bool = False
+    compiles: bool = False
     missing: str = ""
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
         """Return what is timed: a call without arguments for each pass of the problem."""
         if problem.operator == "optimizers":
-            return {"step": _step(self.side, problem, tensors, fused=self.name == FUSED)}
+            return {"step": _step(self.name, self.side, problem, tensors)}
         if self.side is not None:
             found = _of_side(self.side, problem, tensors)
         else:
@@ -66,8 +69,8 @@ class Contender:
         if problem.operator not in PLAIN or self.function is None:
             return ""  # nobody can judge it as a plain call
         subject = foreign_subjects.subject(self.function, problem.operator)
-        cases = (subject.fitting(case, problem.dtype) for case in subject.contract.pinned)
-        for case in cases:
+        pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
+        for case in (subject.fitting(case, problem.dtype) for case in pinned):
             if fault := _first(judged(subject.contract, subject.side, case)):
                 return fault
         return ""
@@ -142,15 +145,19 @@ def _of_side(side: ops.Side, problem: Problem, tensors: Mapping[str, torch.Tenso
 
 
 def _step(
-    side: ops.Side | None, problem: Problem, tensors: Mapping[str, torch.Tensor], fused: bool
+    name: str, side: ops.Side | None, problem: Problem, tensors: Mapping[str, torch.Tensor]
 ) -> Callable[[], object]:
     """Return a step of AdamW, of a side or of torch."""
     params = tensors["params"].clone()
     if side is None:
         parameter = torch.nn.Parameter(params)
         parameter.grad = tensors["grads"]
-        optimizer = torch.optim.AdamW([parameter], fused=fused, **problem.options)
-        return optimizer.step
+        how: dict[str, Any] = {
+            "fused": name == FUSED,
+            "capturable": name == COMPILED and params.is_cuda,
+        }
+        optimizer = torch.optim.AdamW([parameter], **how, **problem.options)
+        return torch.compile(optimizer.step) if name == COMPILED else optimizer.step
     buffers = [params, tensors["grads"], torch.zeros_like(params), torch.zeros_like(params)]
     given = [x.numpy() if side.name == "reference" else x for x in buffers]
     return lambda: side.optimizers.adam(*given, step=1, **problem.options)
@@ -254,7 +261,7 @@ OF_TORCH: dict[str, Callable[..., Any]] = {
     "positional_encoding": torch_positions,
     "attention_decode": torch_decode,
 }
-FUSED = "torch, fused"
+FUSED, COMPILED = "torch, fused", "torch.compile"
 
 
 def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Contender]:
@@ -276,11 +283,13 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
             yield Contender(f"{TWOFOLD} through torch's autograd", adapter, named=True)
     if operator == "optimizers":
         yield from (Contender(name) for name in (TORCH, FUSED))  # `_step` builds them
+        if device == "cuda":
+            yield Contender(COMPILED, compiles=True)
         return
     yield Contender(TORCH, OF_TORCH[operator], named=True)
     if device == "cuda":
         compiled = torch.compile(OF_TORCH[operator], dynamic=False)
-        yield Contender("torch.compile", compiled, named=True)
+        yield Contender(COMPILED, compiled, named=True, compiles=True)
         yield from _peers(operator)
         if operator == "attention":
             from twofold.core.bench import baseline
@@ -288,6 +297,15 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
         yield Contender(name, foreign_subjects.load(name))
+
+
+def forget() -> None:
+    """Let torch.compile begin anew.
+
+    After eight shapes of a function it would go on uncompiled and say nothing, and from the second
+    one on it may compile for any shape instead of the one at hand.
+    """
+    torch.compiler.reset()
 
 
 def _adapter(operator: str) -> Callable[..., Any] | None:
@@ -299,14 +317,17 @@ def _adapter(operator: str) -> Callable[..., Any] | None:
 
 def _peers(operator: str) -> Iterator[Contender]:
     for peer in PEERS:
-        if peer.operator != operator or peer.name == "flex" or "adam" in peer.name:
+        if peer.operator != operator or peer.name == "flex":
             continue
+        if peer.distribution == "torch" and operator != "attention":
+            continue  # it races already
         missing = peer.missing()
         if missing:
             yield Contender(peer.name, missing=missing)
             continue
         try:
             module, function = peer.target.split(":")
-            yield Contender(peer.name, getattr(importlib.import_module(module), function))
+            made = getattr(importlib.import_module(module), function)
+            yield Contender(peer.name, made, compiles="compiled" in peer.name)
         except Exception as error:  # whatever its code raises
             yield Contender(peer.name, missing=f"{type(error).__name__}: {error}")

@@ -239,18 +239,19 @@ def on_cpu() -> list[Problem]:
 
 def on_gpu() -> list[Problem]:
     """Return what is raced on a GPU: attention of 16k tokens, the rest from 1 MB to 512 MB."""
-    found = []
-    for dtype in ("bfloat16", "float16"):
-        for D in (64, 128, 256):
-            H = HIDDEN // D
-            lengths = (512, 1024, 2048, 4096, 8192, 16384) if dtype == "bfloat16" else (4096,)
-            for L in lengths:
-                for causal in (False, True):
-                    found.append(attention(TOKENS // L, H, H, L, L, D, dtype, causal))
-    found += [attention(B, 12, 12, L, L, 64, "bfloat16") for B, L in ((512, 48), (64, 512))]
-    found.append(attention(4, 64, 8, 4096, 4096, 128, "bfloat16", causal=True))
     b = "bfloat16"
-    for megabytes in (1, 4, 16, 64, 256, 512):
+    # What tells most comes first, here and below: time may run out.
+    shapes = [(L, D, b) for D in (128, 64, 256) for L in (4096, 16384, 512, 8192, 1024, 2048)]
+    shapes += [(4096, D, "float16") for D in (128, 64, 256)]
+    found = [attention(B, H, H, L, L, D, b) for B, H, L, D in SMALL]
+    for L, D, dtype in shapes:
+        H = HIDDEN // D
+        found += [attention(TOKENS // L, H, H, L, L, D, dtype, c) for c in (False, True)]
+    found.append(attention(4, 64, 8, 4096, 4096, 128, b, causal=True))
+    found += [cross_entropy(R, C, b) for R, C in ((8192, 8192), (4096, 32768), (2048, 131072))]
+    found += [adam(n * 10**6) for n in (1, 10, 100)]
+    found += [linear(16384, C, F, b, "gelu") for C, F in ((768, 3072), (2048, 8192))]
+    for megabytes in (64, 512, 1, 16, 256, 4):
         n = megabytes * 2**20 // 2
         found += [layer_norm(n // C, C, b, fused) for C in (768, 4096) for fused in (False, True)]
         found += [softmax(n // C, C, b) for C in (1024, 4096)]
@@ -260,8 +261,6 @@ def on_gpu() -> list[Problem]:
         found.append(rotary(n // 2048 // length, 16, length, 64, b))
         found.append(embedding(n // 1024, 32768, 1024, b))
     found += [softmax(R, C, b) for R, C in ((2**22, 64), (8192, 32768), (2048, 131072))]
-    found += [cross_entropy(R, C, b) for R, C in ((8192, 8192), (4096, 32768), (2048, 131072))]
-    found += [adam(n * 10**6) for n in (1, 10, 100)]
     found += [
         decode(B, 32, K, N, D, b)
         for B, K, N, D in (
@@ -271,5 +270,4 @@ def on_gpu() -> list[Problem]:
             (64, 32, 2048, 64),
         )
     ]
-    found += [linear(16384, C, F, b, "gelu") for C, F in ((768, 3072), (2048, 8192))]
     return found

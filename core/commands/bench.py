@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,10 @@ def command(
     growth: Annotated[
         bool, typer.Option("--growth", help="attention over length, batch and width instead")
     ] = False,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="seconds after which no problem is begun; the rest is named", min=0.0),
+    ] = None,
     predict: Annotated[
         str | None,
         typer.Option(help="no race: the least times on sm_80, sm_90a, sm_100a or gfx942"),
@@ -39,6 +45,7 @@ def command(
     On a GPU kernels race; on a CPU the NumPy side does. Contenders are interleaved. A result is
     written after every problem, so that nothing is lost.
     """
+    began = time.perf_counter()
     with plain_errors():
         from twofold.core.bench import machine, problems
 
@@ -70,7 +77,12 @@ def command(
             else:
                 result["ceilings"] = machine.ceilings(device, 0.2 if quick else 2.0)._asdict()
                 judged = races.Judge() if judge else lambda contender, problem: ""
-                _race(kept, listed, against or (), result["ceilings"], device, seconds, judged)
+                ends = math.inf if limit is None else began + limit
+                left = _race(
+                    kept, listed, against or (), result["ceilings"], device, seconds, judged, ends
+                )
+                if left:
+                    result["left"] = left
         write_json(json, {"bench": result})
         _show(result)
         if plots is not None:
@@ -91,8 +103,9 @@ def _race(
     device: str,
     seconds: float,
     judged: Any,
-) -> None:
-    """Race every problem, a bar counting them."""
+    ends: float,
+) -> list[str]:
+    """Race every problem, a bar counting them; return those that there was no time for."""
     from rich.progress import Progress
 
     from twofold.core.bench import contenders, races
@@ -101,11 +114,14 @@ def _race(
     entered = {o: list(contenders.of(o, device, against)) for o in _operators(listed)}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=len(listed))
-        for problem in listed:
+        for done, problem in enumerate(listed):
+            if time.perf_counter() > ends:
+                return [p.name for p in listed[done:]]
             progress.update(task, description=problem.name)
             rivals = entered[problem.operator]
             kept("races", races.run(problem, rivals, Ceilings(**ceilings), device, seconds, judged))
             progress.advance(task)
+    return []
 
 
 def _grow(kept: Keep, device: str, seconds: float, quick: bool) -> None:
@@ -143,6 +159,8 @@ def _show(result: dict[str, Any]) -> None:
     """Print a table of all races or curves, and the machine."""
     if "races" in result:
         _show_races(result)
+    for name in result.get("left", ()):
+        console.print(f"no time left for {name}", highlight=False, soft_wrap=True)
     for curve in result.get("growth", ()):
         memory = curve["memory_exponent"]
         console.print(

@@ -5,6 +5,7 @@ A backend that does not take a case says so with a RuntimeError, which is made a
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,13 @@ def _scaled_dot_product(backend: SDPBackend) -> Callable[..., Any]:
             warnings.simplefilter("ignore")  # a warning for each backend that was not asked for
             try:
                 return functional.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, is_causal=causal, scale=softmax_scale
+                    q,
+                    k,
+                    v,
+                    attn_mask=mask,
+                    is_causal=causal,
+                    scale=softmax_scale,
+                    enable_gqa=_shared(q, k),
                 )
             except RuntimeError as refusal:
                 if any(words in str(refusal) for words in REFUSALS):
@@ -57,6 +64,7 @@ def flex(
             _input(v),
             block_mask=_block_mask(q, k, causal, mask),
             scale=softmax_scale,
+            enable_gqa=_shared(q, k),
             return_aux=AuxRequest(lse=True),
         )
     return out, aux.lse
@@ -73,10 +81,16 @@ def flex_compiled(
             _input(v),
             block_mask=_block_mask(q, k, causal, mask),
             scale=softmax_scale,
+            enable_gqa=_shared(q, k),
         )
 
 
 _compiled = torch.compile(flex_attention)  # anew for sizes of any kind, when a size changes
+
+
+def _shared(q: Any, k: Any) -> bool:
+    """Whether several heads of queries have one head of keys."""
+    return bool(q.shape[1] != k.shape[1])
 
 
 def _input(x: Any) -> Any:
@@ -90,10 +104,18 @@ def _block_mask(q: Any, k: Any, causal: bool, mask: Any) -> Any:
     (B, H, M, _), N = q.shape, k.shape[2]
     if causal and M != N:
         raise NotImplementedError("what causal means is said by its mask, which is made here")
-    every = None if mask is None else mask.expand(B, H, M, N)
+    if mask is None:
+        return _causal_mask(M, N, q.device)
+    every = mask.expand(B, H, M, N)
 
     def live(b: Any, h: Any, i: Any, j: Any) -> Any:
         before = i >= j if causal else j >= 0
-        return before if every is None else before & every[b, h, i, j]
+        return before & every[b, h, i, j]
 
     return create_block_mask(live, B, H, M, N, device=q.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _causal_mask(M: int, N: int, device: Any) -> Any:
+    """Return the mask, made once: a model makes it for all layers, and it is none of the work."""
+    return create_block_mask(lambda b, h, i, j: i >= j, None, None, M, N, device=device)
