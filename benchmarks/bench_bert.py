@@ -17,12 +17,10 @@ import harness
 import numpy as np
 import torch
 import transformers
-from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.data.datasets import load_dataset
 from twofold.core.data.pretrained import pretrained_folder
-from twofold.core.training import trainer as trainers
 from twofold.core.training.batches import collate, epoch_batches
 
 LABELS, SENTENCES, BATCH, STEP = ("negative", "positive"), 512, 64, 32
@@ -52,8 +50,7 @@ def sentences(texts: Sequence[str]) -> dict[str, Any]:
     model.eval()
 
     def ours() -> None:
-        with threadpool_limits(1, "blas"):  # the threads are batches
-            bert.predict(texts)
+        bert.predict(texts)
 
     def theirs() -> None:
         ids = [np.array(x) for x in tokenizer(list(texts))["input_ids"]]
@@ -92,8 +89,7 @@ def steps(texts: Sequence[str], labels: Any) -> dict[str, Any]:
 
     def ours() -> None:
         batch = chosen("ours")
-        with threadpool_limits(1, "blas"):
-            trainer.step([ids[i] for i in batch], labels[batch], at["ours"], RECIPE["lr"])
+        trainer.step([ids[i] for i in batch], labels[batch], at["ours"], RECIPE["lr"])
 
     def theirs() -> None:
         batch = chosen("theirs")
@@ -112,7 +108,6 @@ def main() -> None:
     asked = harness.options(__doc__)
     transformers.utils.logging.disable_progress_bar()
     harness.use_threads(asked.threads)
-    trainers.use_threads(asked.threads)
     data = load_dataset("movie")
     texts = data.test_x[: 64 if asked.quick else SENTENCES]
     seconds = 0.0 if asked.quick else 60.0

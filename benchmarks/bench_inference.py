@@ -1,10 +1,11 @@
 """Sentences a second: ours against the same model in PyTorch eager, on the GPU where there is one.
 
 Token ids of short and long sentences become probabilities, in batches of similar length, padded to
-their longest; at the default sizes and at MiniLM's. Ours are as large as `predict` makes them,
-theirs of as many sentences as proved quickest in this run. Both sides have the same number of
-threads; on a GPU ours are the kernels. (`bench_bert.py` has MiniLM itself against `transformers`,
-tokenizing included.)
+their longest; at the default sizes and at MiniLM's. Both have sinusoidal positions, which are all
+that torch's modules take; ours with rotary ones, our default, race besides. Ours are batches as
+large as `predict` makes them, theirs of as many sentences as proved quickest in this run. Both
+sides have the same number of threads; on a GPU ours are the kernels. (`bench_bert.py` has MiniLM
+itself against `transformers`, tokenizing included.)
 
     python benchmarks/bench_inference.py [--save]
 """
@@ -17,7 +18,6 @@ import harness
 import numpy as np
 import torch
 from peer import SIZES, Peer, config_of, examples, tensors
-from threadpoolctl import threadpool_limits
 
 from twofold.core import ops
 from twofold.core.bench import machine, timing
@@ -55,8 +55,7 @@ def our_predict(
     model = Classifier(config, side)
 
     def predict() -> None:
-        with threadpool_limits(1, "blas"):  # the threads are batches
-            trainers.predict(model, inputs)
+        trainers.predict(model, inputs)
 
     return predict
 
@@ -64,20 +63,20 @@ def our_predict(
 def main() -> None:
     asked = harness.options(__doc__)
     harness.use_threads(asked.threads)
-    trainers.use_threads(asked.threads)
     side = ops.load("triton" if ops.cuda_available() else "reference")
     ours = "twofold, Triton" if side.device == "cuda" else "twofold, NumPy"
     races, rates = {}, {}
     for size in SIZES:
-        config = config_of(size)
-        inputs = examples(np.random.default_rng(0), 64 if asked.quick else SENTENCES, *LENGTHS)
+        config = config_of(size, positions="sinusoidal")
+        inputs = examples(np.random.default_rng(0), SENTENCES, *LENGTHS)
         theirs = {
             f"PyTorch eager, batches of {n}": torch_predict(config, inputs, n, side.device)
             for n in BATCHES
         }
         calls = {name: [call] for name, call in theirs.items()}
         calls[ours] = [our_predict(config, inputs, side)]
-        times = timing.race(calls, side.device, 2.0 if asked.quick else 40.0)
+        calls[f"{ours}, rotary"] = [our_predict(config_of(size), inputs, side)]
+        times = timing.race(calls, side.device, 2.0 if asked.quick else 25.0)
         best = min(theirs, key=lambda who: float(np.median(times[who])))
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)
         rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from peer import config_of, examples
 from steps import our_step, torch_step
-from threadpoolctl import threadpool_limits
 
 from twofold.core import ops
 from twofold.core.commands.common import interpreted_strictly
@@ -111,7 +110,7 @@ def feeding(
         return batch
 
     start = time.perf_counter()
-    with threadpool_limits(1, "blas"), closing(ahead(make, range(1, STEPS + 1))) as batches:
+    with closing(ahead(make, range(1, STEPS + 1))) as batches:
         for step in range(1, STEPS + 1):
             asked = time.perf_counter()
             batch = next(batches)
@@ -124,7 +123,6 @@ def feeding(
 def main() -> None:
     rehearse = {"action": "store_true", "help": "without a GPU, go through its races in small"}
     asked = harness.options(__doc__, rehearse=rehearse)
-    trainers.use_threads(asked.threads)
     torch.set_num_threads(asked.threads)
     if asked.rehearse or ops.cuda_available():
         side = ops.load("triton")

@@ -40,12 +40,18 @@ def options(what: str | None, **extra: Any) -> argparse.Namespace:
 
 
 def use_threads(n: int) -> None:
-    """Give NumPy's BLAS and torch `n` threads each."""
+    """Give both sides `n` threads: torch within a product, ours a part of a batch each.
+
+    It is said once, as the command line says it: looking for the libraries takes milliseconds.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 
+    from twofold.core.training import trainer
+
     torch.set_num_threads(n)
-    threadpool_limits(n)
+    trainer.use_threads(n)
+    threadpool_limits(1, "blas")
 
 
 def race(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from peer import Peer, tensors
-from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn import functional as F
 
@@ -86,7 +85,6 @@ def our_step(
     def step() -> None:
         nonlocal number
         number += 1
-        with threadpool_limits(1, "blas"):  # as the loop does: a thread for each part of the batch
-            trainer.step(inputs, targets, number, recipe.lr)
+        trainer.step(inputs, targets, number, recipe.lr)
 
     return step

@@ -85,10 +85,13 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     return Gradients(dx, dbias)
 
 
-def activate(z: Array, kind: str) -> tuple[Array, Array | None]:
-    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|; None for ReLU."""
+def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | None]:
+    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|; None for ReLU.
+
+    ReLU, whose slope is that of its output, too, writes over a `spare` z.
+    """
     if kind == "relu":
-        return np.maximum(z, 0), None
+        return np.maximum(z, 0, out=z if spare else None), None
     if kind == "gelu":
         cdf = normal.cdf(z)
         return z * cdf, cdf

@@ -169,7 +169,7 @@ def forward(
     k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
     scale = options.scale(q.shape[-1])
     # (1) scores
-    s = apart(together(q * q.dtype.type(scale), k) @ transposed(k), q)  # (B, H, M, N)
+    s = apart(together(q, k) @ transposed(k, scale), q)  # (B, H, M, N)
     s, slope = attention_scores.scores(s, options)
     live = attention_scores.attended(s.shape, options)
     if live is not None:
@@ -183,7 +183,7 @@ def forward(
     s -= top
     p = np.exp(s, out=s)
     # (3) log-sum-exp
-    total = p.sum(axis=-1, keepdims=True)
+    total = np.einsum("bhmn->bhm", p)[..., None]
     if sinks is not None:
         total += np.exp(sink - top)
     with np.errstate(divide="ignore"):  # log 0 = −∞ where nothing is attended
@@ -248,9 +248,9 @@ def together(x: Array, k: Array) -> Array:
     return x.reshape(*k.shape[:2], -1, x.shape[-1])
 
 
-def transposed(k: Array) -> Array:
-    """Return kᵀ, (B, K, D, N), laid out anew, as BLAS multiplies small matrices quicker."""
-    return np.ascontiguousarray(k.mT)
+def transposed(k: Array, scale: float) -> Array:
+    """Return kᵀ·scale, (B, K, D, N), laid out anew, as BLAS multiplies small matrices quicker."""
+    return np.asarray(np.multiply(k.mT, k.dtype.type(scale), order="C"))
 
 
 def apart(x: Array, q: Array) -> Array:

@@ -40,21 +40,21 @@ def array(name: str, x: Any) -> None:
 
 def floating(**arrays: Any) -> None:
     """Each is a floating array, and all share one dtype and one device; None is passed over."""
-    first = ""
-    present = {name: x for name, x in arrays.items() if x is not None}
-    for name, x in present.items():
+    first = shared = ""
+    for name, x in arrays.items():
+        if x is None:
+            continue
         array(name, x)
-        if dtype_name(x) not in FLOATING:
+        found = dtype_name(x)
+        if found not in FLOATING:
+            raise TypeError(f"{name} has dtype {found}; it must be one of {', '.join(FLOATING)}")
+        if not first:
+            first, shared = name, found
+        if found != shared:
             raise TypeError(
-                f"{name} has dtype {dtype_name(x)}; it must be one of {', '.join(FLOATING)}"
+                f"{name} has dtype {found}; it must have the dtype of {first}, {shared}"
             )
-        first = first or name
-        if dtype_name(x) != dtype_name(present[first]):
-            raise TypeError(
-                f"{name} has dtype {dtype_name(x)}; "
-                f"it must have the dtype of {first}, {dtype_name(present[first])}"
-            )
-    same_device(**present)
+    same_device(**arrays)
 
 
 def integer(**arrays: Any) -> None:
@@ -86,14 +86,15 @@ def dtype(name: str, x: Any, expected: str) -> None:
 
 def same_device(**arrays: Any) -> None:
     """All arrays live on one device; None is passed over."""
-    present = {
-        name: str(getattr(x, "device", "cpu")) for name, x in arrays.items() if x is not None
-    }
-    for name, device in present.items():
-        first = next(iter(present))
-        require(
-            device == present[first], name, f"on {device}", f"on {first}'s device, {present[first]}"
-        )
+    first, shared = "", None
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        device = getattr(x, "device", "cpu")
+        if not first:
+            first, shared = name, device
+        if device != shared:
+            require(False, name, f"on {device}", f"on {first}'s device, {shared}")
 
 
 def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
@@ -102,7 +103,18 @@ def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     Lengths given as numbers must match exactly. ``shape("q", q, ("B", "H", "M", "D"))`` asks for
     four dimensions, none of them empty.
     """
-    found = tuple(int(n) for n in x.shape)
+    found = tuple(x.shape)
+    if len(found) == len(expected):
+        for n, want in zip(found, expected, strict=True):
+            if n < 1 if isinstance(want, str) else n != want:
+                break
+        else:
+            return
+    _refuse_shape(name, tuple(int(n) for n in found), expected)
+
+
+def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
+    """Raise, in the words for what is wrong; apart, as words take longer than all the checks."""
     words = f"({', '.join(str(n) for n in expected)}{',' * (len(expected) == 1)})"
     require(
         len(found) == len(expected), f"{name}.shape", found, f"of rank {len(expected)}, {words}"
@@ -155,4 +167,6 @@ def seed(value: int) -> None:
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> None:
     """Raise unless `value` is one of `options`."""
-    require(value in options, name, repr(value), "one of " + ", ".join(repr(o) for o in options))
+    if value not in options:
+        must = "one of " + ", ".join(repr(o) for o in options)
+        require(False, name, repr(value), must)

@@ -73,7 +73,7 @@ def forward(
     # (2) activation
     if activation is None:
         return z, Cache(x, weight, None, None, None, bias is not None)
-    out, kept = activations.activate(z, activation)
+    out, kept = activations.activate(z, activation, spare=True)
     return out, Cache(x, weight, z, kept, activation, bias is not None)
 
 

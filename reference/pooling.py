@@ -20,11 +20,11 @@ KINDS = ("first", "mean", "max", "mean_max")
 
 
 class Cache(NamedTuple):
-    """What `backward` needs; `argmax` is None where no maximum is taken."""
+    """What `backward` needs; `top` is None where no maximum is taken."""
 
+    x: Array
     lengths: Array
-    argmax: Array | None  # (B, D)
-    length: int
+    top: Array | None  # (B, D)
     kind: str
 
 
@@ -68,32 +68,32 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
         f"at least 1 and at most x.shape[1], {L}, everywhere",
     )
     if kind == "first":
-        return x[:, 0].copy(), Cache(lengths, None, L, kind)
-    live = (np.arange(L) < lengths[:, None])[..., None]  # (B, L, 1)
-    parts = []
-    argmax = None
+        return x[:, 0].copy(), Cache(x, lengths, None, kind)
+    live = np.arange(L) < lengths[:, None]  # (B, L)
+    parts, top = [], None
     if kind in ("mean", "mean_max"):
-        total = np.einsum("bld,bl->bd", x, live[..., 0].astype(x.dtype))
+        total = np.einsum("bld,bl->bd", x, live.astype(x.dtype))
         parts.append(total / lengths[:, None].astype(x.dtype))
     if kind in ("max", "mean_max"):
-        argmax = np.where(live, x, -np.inf).argmax(axis=1)  # (B, D)
-        parts.append(np.take_along_axis(x, argmax[:, None], axis=1)[:, 0])
-    return np.concatenate(parts, axis=1), Cache(lengths, argmax, L, kind)
+        top = x.max(axis=1, where=live[..., None], initial=-np.inf)  # (B, D)
+        parts.append(top)
+    return np.concatenate(parts, axis=1), Cache(x, lengths, top, kind)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Spread the mean's gradient over its positions, and give the maximum's to its own."""
-    B, L = len(dout), cache.length
-    D = dout.shape[1] // (2 if cache.kind == "mean_max" else 1)
-    dx = np.zeros((B, L, D), dout.dtype)
+    x = cache.x
+    B, L, D = x.shape
+    dx = np.zeros(x.shape, dout.dtype)
     if cache.kind == "first":
         dx[:, 0] = dout
         return Gradients(dx)
+    live = np.arange(L) < cache.lengths[:, None]  # (B, L)
     if cache.kind in ("mean", "mean_max"):
-        live = np.arange(L) < cache.lengths[:, None]
         share = live / cache.lengths[:, None].astype(dout.dtype)  # (B, L)
         dx += dout[:, None, :D] * share[..., None].astype(dout.dtype)
-    if cache.argmax is not None:
-        at = np.arange(B)[:, None], cache.argmax, np.arange(D)
-        dx[at] += dout[:, -D:]
+    if cache.top is not None:
+        attains = (x == cache.top[:, None]) | (x != x)  # a NaN is the largest
+        first = (attains & live[..., None]).argmax(axis=1)  # (B, D)
+        dx[np.arange(B)[:, None], first, np.arange(D)] += dout[:, -D:]
     return Gradients(dx)

@@ -56,7 +56,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
     with np.errstate(invalid="ignore"):  # ∞ − ∞
         y = x - top
     np.exp(y, out=y)
-    total = y.sum(axis=-1, keepdims=True)
+    total = np.einsum("...c->...", y)[..., None]
     # (3) shares
     y *= 1 / np.where(total == 0, 1, total)
     return y, Cache(y)

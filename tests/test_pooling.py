@@ -61,9 +61,14 @@ def test_the_first_position_that_attains_a_maximum_gets_its_gradient(reference, 
     x[20:24] = -np.inf
     lengths = rng.integers(1, 151, 40)
     first = np.array([row[:n].argmax(0) for row, n in zip(x, lengths, strict=True)])
+    x[np.arange(150) >= lengths[:, None]] = 5.0  # padding is larger than what counts
     for side in (reference, triton):
-        cache = side.pooling.forward(side.asarray(x), side.asarray(lengths), kind)[1]
-        assert np.array_equal(side.to_numpy(cache.argmax), first)
+        out, cache = side.pooling.forward(side.asarray(x), side.asarray(lengths), kind)
+        dout = np.zeros(out.shape, "float32")
+        dout[:, -3:] = 1.0  # of the maximum
+        dx = side.to_numpy(side.pooling.backward(side.asarray(dout), cache).dx)
+        assert np.array_equal(dx.argmax(1), first)
+        assert np.array_equal(dx.sum(1), np.ones((40, 3)))
 
 
 def test_argmax_takes_four_bytes(triton):

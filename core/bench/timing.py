@@ -6,6 +6,10 @@ ratios are what races report; the times stand beside them.
 On a GPU a call is timed by events on its stream, after its second-level cache has been written over
 and with inputs that rotate: what is timed reads memory. The time to launch is hidden behind that
 write as long as it is shorter, as it is where a training step keeps its stream full.
+
+On a CPU a call begins after a rest: torch's threads (OpenMP) go on spinning for some milliseconds
+after a call, and would take the cores from whoever comes next (here a product of NumPy's took up to
+1.7 times as long right behind one of torch's).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 Calls = Sequence[Callable[[], object]]  # the same with different inputs
 WARMUP = 3
 FEWEST = 5  # calls of each
+REST = 0.02  # seconds; libgomp spins for some 15 ms
 FLUSHED = 256 * 2**20  # bytes: more than any second-level cache
 
 
@@ -58,6 +63,7 @@ class _Timer:
 
     def __call__(self, call: Callable[[], object]) -> float:
         if not self._gpu:
+            time.sleep(REST)
             start = time.perf_counter()
             call()
             return time.perf_counter() - start
