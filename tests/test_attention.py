@@ -1,5 +1,6 @@
 """Attention: the reference against torch, slopes and mpmath; the kernel by contract."""
 
+import contextlib
 import dataclasses
 
 import mpmath
@@ -12,6 +13,7 @@ from twofold.core.verify import attention_bound, rounding
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as contract
 from twofold.core.verify.derivatives import check_gradients
+from twofold.core.verify.strict_interpreter import strict_interpreter
 from twofold.reference import attention
 from twofold.reference.attention_scores import Options, pack
 
@@ -281,3 +283,25 @@ def test_both_sides_refuse_sequences_that_lie_elsewhere(both_refuse, triton, arg
     q, kv = np.ones((1, 3, 6, 5)), np.ones((1, 3, 7, 5))
     arguments = {n: np.array(x, "int32") if n[0] == "c" else x for n, x in arguments.items()}
     both_refuse("attention", {"q": q, "k": kv, "v": kv} | PACKED | arguments, ValueError, words)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_run_has_the_same_bits(triton, dtype):
+    """A hundred runs on a GPU; in the interpreter a few, each with programs in an order of its own.
+
+    With dropout, keys that heads share, and a bias along which gradients are summed.
+    """
+    on_gpu = triton.device == "cuda"
+    B, H, L, D = (4, 16, 1000, 64) if on_gpu else (2, 4, 40, 16)
+    rng = np.random.default_rng(0)
+    shapes = [(B, H, L, D), (B, H // 2, L, D), (B, H // 2, L, D), (B, H, L, D), (1, H, 1, L)]
+    q, k, v, dout, bias = (triton.asarray(rng.standard_normal(s), dtype) for s in shapes)
+    first = None
+    for run in range(100 if on_gpu else 4):
+        with contextlib.nullcontext() if on_gpu else strict_interpreter(seed=run):
+            out, cache = triton.attention.forward(
+                q, k, v, causal=True, bias=bias, dropout_p=0.1, seed=3
+            )
+            found = (out, cache.lse, *triton.attention.backward(dout, cache)[:4])
+        first = found if first is None else first
+        assert all(torch.equal(x, y) for x, y in zip(found, first, strict=True)), f"run {run}"
