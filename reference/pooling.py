@@ -88,12 +88,12 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     if cache.kind == "first":
         dx[:, 0] = dout
         return Gradients(dx)
-    live = np.arange(L) < cache.lengths[:, None]  # (B, L)
     if cache.kind in ("mean", "mean_max"):
+        live = np.arange(L) < cache.lengths[:, None]
         share = live / cache.lengths[:, None].astype(dout.dtype)  # (B, L)
         dx += dout[:, None, :D] * share[..., None].astype(dout.dtype)
     if cache.top is not None:
-        attains = (x == cache.top[:, None]) | (x != x)  # a NaN is the largest
-        first = (attains & live[..., None]).argmax(axis=1)  # (B, D)
+        # A NaN is the largest. Padding comes behind what attains the maximum.
+        first = ((x == cache.top[:, None]) | (x != x)).argmax(axis=1)  # (B, D)
         dx[np.arange(B)[:, None], first, np.arange(D)] += dout[:, -D:]
     return Gradients(dx)
