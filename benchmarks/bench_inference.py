@@ -76,7 +76,7 @@ def main() -> None:
         calls = {name: [call] for name, call in theirs.items()}
         calls[ours] = [our_predict(config, inputs, side)]
         calls[f"{ours}, rotary"] = [our_predict(config_of(size), inputs, side)]
-        times = timing.race(calls, side.device, 2.0 if asked.quick else 25.0)
+        times = timing.race(calls, side.device, 2.0 if asked.quick else 40.0)
         best = min(theirs, key=lambda who: float(np.median(times[who])))
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)
         rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
