@@ -79,13 +79,12 @@ class Gradients(NamedTuple):
     dsinks: torch.Tensor | None = None
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     x,  # Call
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     out_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -144,7 +143,7 @@ def forward_kernel(
             p, rescale, top, total = weigh(s, top, total)
             # (4) output
             if DROPOUT:
-                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
@@ -174,7 +173,7 @@ def forward(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
@@ -323,7 +322,6 @@ def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
 def draws(options: Options) -> dict[str, object]:
     """Return the arguments of whatever draws the dropout mask."""
     return {
-        "seed": options.seed,
         "threshold": dropout.threshold(options.dropout_p),
         "dropout_scale": dropout.scale(options.dropout_p),
         "DROPOUT": options.dropout_p > 0.0,

@@ -69,14 +69,13 @@ def weights_again(s, lse):
     return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dk_dv_kernel(
     x,  # Call
     dout_ptr,  # (B, H, M, D)
     lse_ptr, delta_ptr,  # (B, H, M) float32
     dk_ptr, dv_ptr,  # (B, H/G, N, D)
     dout_strides, dk_strides, dv_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -157,7 +156,7 @@ def dk_dv_kernel(
                 if DROPOUT:
                     keep = tl.trans(
                         dropout.attention_keep(
-                            seed, b, h, tl.trans(rows), first, threshold, BLOCK_N
+                            x.seed, b, h, tl.trans(rows), first, threshold, BLOCK_N
                         )
                     )  # (BLOCK_N, BLOCK_M)
                     dropped = tl.where(keep, p * dropout_scale, 0.0)
@@ -178,14 +177,13 @@ def dk_dv_kernel(
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dq_kernel(
     x,  # Call
     dout_ptr,  # (B, H, M, D)
     lse_ptr, delta_ptr,  # (B, H, M) float32
     dq_ptr,  # (B, H, M, D)
     dout_strides, dq_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -251,7 +249,7 @@ def dq_kernel(
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
-                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores
             ds = through_scores(

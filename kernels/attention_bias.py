@@ -19,7 +19,7 @@ from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_parts import products, scores, seen, sequence
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dbias_kernel(
     x,  # Call
     dout_ptr,  # (B, H, M, D)
@@ -27,7 +27,6 @@ def dbias_kernel(
     dbias_ptr,  # (B or 1, H or 1, M or 1, N or 1)
     dout_strides, dbias_strides,
     B,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     OWN_B: tl.constexpr,  # whether each batch has its own bias, each head, …
@@ -96,7 +95,7 @@ def dbias_kernel(
                         query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     if DROPOUT:
-                        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                        keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
                         dp = tl.where(keep, dp * dropout_scale, 0.0)
                     # (8) gradient of the scores
                     dbias += p * (dp - delta)

@@ -96,7 +96,7 @@ def products(
     return acc
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     x,  # Call
     q_scale_ptr,  # (B, H) float32
@@ -105,7 +105,6 @@ def forward_kernel(
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     q_scale_strides, k_scale_strides, v_scale_strides, out_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -163,7 +162,7 @@ def forward_kernel(
             p, rescale, top, total = weigh(s, top, total)
             # (4) output
             if DROPOUT:
-                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
@@ -197,7 +196,7 @@ def forward(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
