@@ -105,6 +105,8 @@ def dk_dv_kernel(
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
         v = load(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
@@ -156,7 +158,7 @@ def dk_dv_kernel(
                 if DROPOUT:
                     keep = tl.trans(
                         dropout.attention_keep(
-                            x.seed, b, h, tl.trans(rows), first, threshold, BLOCK_N
+                            seed, b, h, tl.trans(rows), first, threshold, BLOCK_N
                         )
                     )  # (BLOCK_N, BLOCK_M)
                     dropped = tl.where(keep, p * dropout_scale, 0.0)
@@ -208,6 +210,8 @@ def dq_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
         dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
@@ -249,7 +253,7 @@ def dq_kernel(
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
-                keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores
             ds = through_scores(

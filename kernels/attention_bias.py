@@ -62,6 +62,8 @@ def dbias_kernel(
         b_end = program + 1
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     dbias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if DROPOUT:
+        seed = tl.load(x.seed)
     for b in range(b_first, b_end):
         seq = sequence(x, b)
         q_end, k_end = seq.q_first + seq.M, seq.k_first + seq.present
@@ -95,7 +97,7 @@ def dbias_kernel(
                         query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     if DROPOUT:
-                        keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
+                        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                         dp = tl.where(keep, dp * dropout_scale, 0.0)
                     # (8) gradient of the scores
                     dbias += p * (dp - delta)

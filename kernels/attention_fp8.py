@@ -127,6 +127,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
@@ -162,7 +164,7 @@ def forward_kernel(
             p, rescale, top, total = weigh(s, top, total)
             # (4) output
             if DROPOUT:
-                keep = dropout.attention_keep(x.seed, b, h, rows, start, threshold, BLOCK_N)
+                keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)

@@ -55,16 +55,16 @@ def in_memory(p: float, seed: int | torch.Tensor, x: torch.Tensor) -> torch.Tens
 
 
 @triton.jit
-def keep(seed_ptr, index, threshold):
+def keep(seed, index, threshold):
     """Draw the mask of elements `index` (int64 block), as `reference.dropout.keep_mask` does."""
     counter = index // 8
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     zero = low * 0
-    return draw(tl.load(seed_ptr), low, high, zero, zero, index % 8) >= threshold
+    return draw(seed, low, high, zero, zero, index % 8) >= threshold
 
 
 @triton.jit
-def attention_keep(seed_ptr, b, h, rows, first, threshold, BLOCK_N: tl.constexpr):
+def attention_keep(seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr):
     """Draw the mask of weights (b, h, rows, first …), a tile (BLOCK_M, BLOCK_N).
 
     It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
@@ -74,7 +74,7 @@ def attention_keep(seed_ptr, b, h, rows, first, threshold, BLOCK_N: tl.constexpr
     zero = (rows * 0 + groups * 0).to(tl.uint32)
     c0, c1 = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32)
     c2, c3 = zero + h.to(tl.uint32), zero + b.to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(tl.load(seed_ptr), c0, c1, c2, c3)
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (BLOCK_M, BLOCK_N / 8, 2, 2)
     draws = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
     return tl.reshape(draws >= threshold, [rows.shape[0], BLOCK_N])
@@ -103,7 +103,7 @@ def dropout_kernel(
     inside = index < n
     y = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
     if seed_ptr is not None:
-        y = tl.where(keep(seed_ptr, index, threshold), y * scale, 0.0)
+        y = tl.where(keep(tl.load(seed_ptr), index, threshold), y * scale, 0.0)
     tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 

@@ -108,6 +108,8 @@ def add_places(
     DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add the rows of dout at the sorted places [start, stop) to `acc` (BLOCK_N, BLOCK_D)."""
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
     for first in range(start, stop, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         place = tl.load(order_ptr + i, mask=i < stop, other=0)
@@ -115,7 +117,7 @@ def add_places(
         inside = (i < stop)[:, None] & (columns < D)[None, :]
         x = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if DROPOUT:
-            x = tl.where(dropout.keep(seed_ptr, at, threshold), x * dropout_scale, 0.0)
+            x = tl.where(dropout.keep(seed, at, threshold), x * dropout_scale, 0.0)
         acc += x
     return acc
 

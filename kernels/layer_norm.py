@@ -100,7 +100,7 @@ def forward_kernel(
     # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
     h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if DROPOUT:
-        h = tl.where(dropout.keep(seed_ptr, at, threshold), h * scale, 0.0)
+        h = tl.where(dropout.keep(tl.load(seed_ptr), at, threshold), h * scale, 0.0)
     if HAS_RESIDUAL:
         h += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL or DROPOUT:
@@ -153,6 +153,8 @@ def backward_kernel(
     db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, R)
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
     for start in range(first, last, BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + columns[None, :]
@@ -178,7 +180,7 @@ def backward_kernel(
         if DROPOUT:
             if HAS_RESIDUAL:
                 tl.store(dresidual_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=inside)
-            dx = tl.where(dropout.keep(seed_ptr, at, threshold), total * scale, 0.0)
+            dx = tl.where(dropout.keep(seed, at, threshold), total * scale, 0.0)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     partial = program * C + columns
     tl.store(partial_dw_ptr + partial, tl.sum(dw, axis=0), mask=columns < C)

@@ -112,7 +112,7 @@ def forward_kernel(
         known = known & placed
     # (3) drop out
     if DROPOUT:
-        x = tl.where(dropout.keep(seed_ptr, at, threshold), x * dropout_scale, 0.0)
+        x = tl.where(dropout.keep(tl.load(seed_ptr), at, threshold), x * dropout_scale, 0.0)
     x = tl.where(known[:, None], x, float("nan"))
     inside = (n < N)[:, None] & (columns < D)[None, :]
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)

@@ -61,7 +61,7 @@ def test_the_kernels_generator_gives_the_known_answers(triton, name):
 def keep_kernel(out_ptr, seed_ptr, start: tl.int64, n, threshold, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     index = start.to(tl.int64) + i
-    tl.store(out_ptr + i, kernels.keep(seed_ptr, index, threshold).to(tl.int8), mask=i < n)
+    tl.store(out_ptr + i, kernels.keep(tl.load(seed_ptr), index, threshold).to(tl.int8), mask=i < n)
 
 
 @pytest.mark.parametrize("start", [0, 2**31 - 50, 2**35 - 50, 2**35, 2**40 + 3, 2**60])

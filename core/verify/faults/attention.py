@@ -146,7 +146,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         BACKWARD, "backward drops other weights than forward", "",
-        ("x.seed, b, h, tl.trans(rows)", "x.seed, h, b, tl.trans(rows)"),
+        ("seed, b, h, tl.trans(rows)", "seed, h, b, tl.trans(rows)"),
     ),
     (
         FORWARD, "dout is read as if it lay like out", "flash-attention#355",
@@ -225,8 +225,8 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "a packed sequence drops the weights that the first does", "",
-        ("dropout.attention_keep(x.seed, b, h,",
-         "dropout.attention_keep(x.seed, b if x.q_starts is None else b * 0, h,"),
+        ("dropout.attention_keep(seed, b, h,",
+         "dropout.attention_keep(seed, b if x.q_starts is None else b * 0, h,"),
     ),
     (
         PARTS, "the diagonal of packed sequences is that of the longest", "",

@@ -146,12 +146,12 @@ _DROPOUT: tuple[Row, ...] = (
     ),
     (
         KERNEL, "the upper half of the seed is lost", "",
-        ("draw(tl.load(seed_ptr), low", "draw(tl.load(seed_ptr) & 0xFFFFFFFF, low"),
+        ("keep(tl.load(seed_ptr), index", "keep(tl.load(seed_ptr) & 0xFFFFFFFF, index"),
     ),
     (
         KERNEL, "every block has the same mask", "",
-        ("y = tl.where(keep(seed_ptr, index, threshold)",
-         "y = tl.where(keep(seed_ptr, index % BLOCK, threshold)"),
+        ("y = tl.where(keep(tl.load(seed_ptr), index, threshold)",
+         "y = tl.where(keep(tl.load(seed_ptr), index % BLOCK, threshold)"),
     ),
     (
         KERNEL, "what is kept is not scaled", "",
