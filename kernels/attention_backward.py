@@ -210,8 +210,6 @@ def dq_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
-    if DROPOUT:
-        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
         dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
@@ -253,6 +251,8 @@ def dq_kernel(
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
+                # Registers are scarce: read anew for each tile, which the compiler may not undo.
+                seed = tl.load(x.seed, volatile=True)
                 keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores

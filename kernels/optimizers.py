@@ -223,7 +223,12 @@ def global_norm(grads: torch.Tensor) -> torch.Tensor:
 
 
 def adam_numbers(
-    step: int, lr: float, beta1: float, beta2: float, weight_decay: float
+    step: int,
+    lr: float,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.0,
 ) -> tuple[float, float, float]:
     """Return what Adam's kernel takes for this step: lr/(1 − β₁^t), 1 − lr·λ and 1/(1 − β₂^t)."""
     return lr / (1 - beta1**step), 1 - lr * weight_decay, 1 / (1 - beta2**step)
@@ -258,7 +263,9 @@ def adam(
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps)
     read = _read(params, 3, numbers, go)
-    step_lr, shrink, unbias2 = adam_numbers(step, lr, beta1, beta2, weight_decay)
+    step_lr, shrink, unbias2 = adam_numbers(
+        step, lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay
+    )
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adam_kernel[(triton.cdiv(n, BLOCK),)](
         params, grads, m, v, norm, *read,

@@ -154,7 +154,7 @@ def seed(value: Any, x: Any = None) -> None:
     looked at.
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
-        require(0 <= value < 2**63, "seed", value, "at least 0 and below 2**63")
+        require(0 <= int(value) < 2**63, "seed", value, "at least 0 and below 2**63")
     elif x is not None and hasattr(value, "shape"):
         dtype("seed", value, "int64")
         shape("seed", value, ())

@@ -45,7 +45,7 @@ class Gradients(NamedTuple):
     dx: Array
 
 
-def check(x: Any, p: float, seed: int) -> None:
+def check(x: Any, p: float, seed: Any) -> None:
     """Refuse what either side cannot take."""
     checks.floating(x=x)
     checks.probability("p", p)

@@ -41,7 +41,7 @@ class Gradients(NamedTuple):
 
 
 def check(
-    x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: int, eps: float
+    x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: Any, eps: float
 ) -> None:
     """Refuse what either side cannot take."""
     checks.floating(x=x, weight=weight, bias=bias, residual=residual)

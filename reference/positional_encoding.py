@@ -42,7 +42,7 @@ class Gradients(NamedTuple):
 
 
 def check(
-    ids: Any, table: Any, position_table: Any, positions: Any, dropout_p: float, seed: int
+    ids: Any, table: Any, position_table: Any, positions: Any, dropout_p: float, seed: Any
 ) -> None:
     """Refuse what either side cannot take."""
     checks.integer(ids=ids, positions=positions)

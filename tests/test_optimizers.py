@@ -150,7 +150,7 @@ def test_a_step_whose_numbers_are_read_from_memory_has_the_same_bits(triton, opt
     options = contract.options(case, given, 7)
     if "step" in options:
         names = ("step", "lr", "beta1", "beta2", "weight_decay")
-        numbers = triton.optimizers.adam_numbers(*(options[name] for name in names))
+        numbers = triton.optimizers.adam_numbers(**{name: options[name] for name in names})
         options |= {"step": 1000}
     else:
         numbers = (case.lr,)

@@ -1,0 +1,221 @@
+"""The step that a CUDA graph captures, without CUDA: what it asks of the host, and replayed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_precision import CONFIGS, batch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton.runtime.interpreter import GridExecutor
+
+from twofold.core import ops
+from twofold.core.model.classifier import Classifier
+from twofold.core.training.recipe import Recipe
+from twofold.core.training.trainer import Diverged, Trainer
+
+CONFIGS = CONFIGS | {
+    "rotary": dataclasses.replace(CONFIGS["tokens"], positions="rotary", norm="post"),
+}
+RECIPES = {
+    "adamw": Recipe(average=0.9, seed=5, lr=1e-2, weight_decay=0.1),
+    "one part in bfloat16": Recipe(average=0.9, parts=1, precision="bfloat16", lr=1e-2),
+    "sgd": Recipe(optimizer="sgd", average=0.0, lr=1e-2, layer_decay=0.5),
+    "adagrad, frozen": Recipe(optimizer="adagrad", average=0.9, lr=1e-2, frozen=1, max_norm=0.0),
+}
+
+
+def tensors(x):
+    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, torch.Tensor)]
+
+
+class NothingOfTheHost(TorchDispatchMode):
+    """Refuses what a tensor of the host takes part in: on the device `meta` all others are."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for x in tensors((args, kwargs, found)):
+            assert x.is_meta, f"{function} has a tensor of the host"
+        return found
+
+
+captured_now = []
+
+
+def forbidding(function):
+    def run():
+        captured_now.append(function)
+        try:
+            with NothingOfTheHost():
+                function()
+        finally:
+            captured_now.pop()
+
+    return run
+
+
+def deviceless():
+    """The Triton side on a device that has shapes and no numbers: no kernel can be waited for."""
+
+    def to_numpy(x):
+        assert not captured_now, "a number is read by the host"
+        return np.ones(tuple(x.shape), np.float32)
+
+    def read(x):
+        return lambda: to_numpy(x)
+
+    side = ops._triton("meta")
+    return dataclasses.replace(side, captured=forbidding, read=read, to_numpy=to_numpy)
+
+
+@pytest.fixture
+def nothing_is_launched(monkeypatch):
+    monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **kwargs: None)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_captured_step_has_nothing_to_do_with_the_host(nothing_is_launched, name, recipe):
+    """It reads no number, which `meta` has none of, and gives none to the device."""
+    config = CONFIGS[name]
+    trainer = Trainer(Classifier(config, deviceless()), RECIPES[recipe])
+    for step in (1, 2):
+        trainer.step(*batch(config, graded=name == "rotary"), step, 1e-2)
+    assert len(trainer.losses) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda side: side.asarray(np.array(0.5)),
+        lambda side: float(side.zeros((1,))[0]),
+        lambda side: side.to_numpy(side.zeros((1,))),
+    ],
+)
+def test_what_has_to_do_with_the_host_is_noticed(nothing_is_launched, fault):
+    side = deviceless()
+    trainer = Trainer(Classifier(CONFIGS["tokens"], side), RECIPES["adamw"])
+    whole = trainer.round
+    trainer.round = lambda: (whole(), fault(side))
+    with pytest.raises((AssertionError, RuntimeError), match="host|meta|Meta"):
+        trainer.step(*batch(CONFIGS["tokens"]), 1, 1e-2)
+
+
+class Recorded(TorchDispatchMode):
+    """A function of no arguments, replayed from its third call on as a CUDA graph is.
+
+    What it launched then is launched again with the same arguments, tensors where they lay; so is
+    what torch did. New tensors lie where the recorded ones did.
+    """
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.calls, self.log = function, 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.log.append((function, args, kwargs or {}, found))
+        return found
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls == 1:
+            self.function()
+        elif self.calls == 2:
+            launch = GridExecutor.__call__
+
+            def launched(executor, *args, **kwargs):
+                self.log.append((launch, (executor, *args), kwargs, None))
+                with torch.utils._python_dispatch._disable_current_modes():
+                    launch(executor, *args, **kwargs)
+
+            with pytest.MonkeyPatch.context() as patch, self:
+                patch.setattr(GridExecutor, "__call__", launched)
+                self.function()
+        else:
+            for function, args, kwargs, before in self.log:
+                lying = {x.untyped_storage().data_ptr() for x in tensors((args, kwargs))}
+                after = function(*args, **kwargs)
+                for x, y in zip(tensors(before), tensors(after), strict=True):
+                    if x.untyped_storage().data_ptr() not in lying:
+                        x.copy_(y)
+
+
+def steps(side, config, recipe, count=5):
+    """What a trainer comes to on batches of one shape, that differ in everything else."""
+    trainer, losses = Trainer(Classifier(config, side, seed=1), recipe), []
+    inputs, targets = batch(config)
+    longest = max(len(x) for x in inputs)
+    for step in range(1, count + 1):
+        rng = np.random.default_rng(step)
+        cut = [x[: rng.integers(1, longest + 1)] if len(x) < longest else x for x in inputs]
+        cut = [rng.permutation(x) for x in cut]
+        trainer.step(cut, rng.permutation(targets), step, recipe.lr / step)
+        losses.append(trainer.loss)
+    return {name: x.tobytes() for name, x in trainer.tensors().items()}, losses
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("tokens", "adamw"), ("patches", "sgd"), ("BERT", "one part in bfloat16"),
+     ("rotary", "adagrad, frozen")],
+)  # fmt: skip
+def test_a_replayed_step_has_the_bits_of_one_that_is_run(triton, name, recipe):
+    made = []
+
+    def captured(function):
+        made.append(Recorded(function))
+        return made[-1]
+
+    side = dataclasses.replace(triton, captured=captured)
+    found = steps(side, CONFIGS[name], RECIPES[recipe])
+    assert found == steps(triton, CONFIGS[name], RECIPES[recipe])
+    assert len(set(found[1])) == 5 and max(r.calls for r in made) == 5
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_diverged_changed_nothing_nor_did_one_after_it(triton, late):
+    config, recipe = CONFIGS["patches"], RECIPES["adamw"]
+    trainer = Trainer(Classifier(config, triton, seed=1), recipe)
+    trainer.resident.late = late
+    inputs, targets = batch(config)
+    good = trainer.prepare(inputs, targets)
+    bad = trainer.prepare([np.full_like(inputs[0], np.nan), *inputs[1:]], targets)
+    trainer.learn(good, 1, 1e-2)
+    before = trainer.tensors()
+    with pytest.raises(Diverged, match="step 2: the loss is nan"):
+        trainer.learn(bad, 2, 1e-2)
+        assert late
+        trainer.learn(good, 3, 1e-2)
+    after = trainer.tensors()
+    assert all(x.tobytes() == before[name].tobytes() for name, x in after.items())
+    assert trainer.losses == [trainer.losses[0]] and np.isfinite(trainer.losses[0])
+    trainer.learn(good, 2, 1e-2)  # whoever goes on can
+    assert trainer.tensors()["params"].tobytes() != before["params"].tobytes()
+
+
+def test_what_is_late_is_known_when_it_is_asked_for(triton):
+    config = CONFIGS["tokens"]
+    inputs, targets = batch(config)
+    found = {}
+    for late in (False, True):
+        trainer = Trainer(Classifier(config, triton, seed=1), RECIPES["adamw"])
+        trainer.resident.late, known = late, []
+        for step in (1, 2, 3):
+            trainer.learn(trainer.prepare(inputs, targets), step, 1e-2)
+            known.append(len(trainer.losses))
+        assert known == ([0, 1, 2] if late else [1, 2, 3])
+        found[late] = {name: x.tobytes() for name, x in trainer.tensors().items()}, trainer.losses
+        assert len(trainer.losses) == 3
+    assert found[True] == found[False]
+
+
+def test_a_late_result_that_is_not_finite_is_never_kept(triton):
+    config = CONFIGS["patches"]
+    trainer = Trainer(Classifier(config, triton, seed=1), RECIPES["adamw"])
+    trainer.resident.late = True
+    inputs, targets = batch(config)
+    trainer.learn(trainer.prepare([x * np.float32(np.inf) for x in inputs], targets), 1, 1e-2)
+    with pytest.raises(Diverged, match="step 1"):
+        trainer.tensors()
