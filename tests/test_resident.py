@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_precision import CONFIGS, batch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -12,6 +14,9 @@ from triton.runtime.interpreter import GridExecutor
 
 from twofold.core import ops
 from twofold.core.model.classifier import Classifier
+from twofold.core.training import inference
+from twofold.core.training import trainer as trainers
+from twofold.core.training.batches import Batch
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.trainer import Diverged, Trainer
 
@@ -219,3 +224,47 @@ def test_a_late_result_that_is_not_finite_is_never_kept(triton):
     trainer.learn(trainer.prepare([x * np.float32(np.inf) for x in inputs], targets), 1, 1e-2)
     with pytest.raises(Diverged, match="step 1"):
         trainer.tensors()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monkeypatch, name):
+    """Bit for bit those of the padded batches, and near those of batches without padding.
+
+    Near is ten times what NumPy in float32 is from float64.
+    """
+    made = []
+
+    def captured(function):
+        made.append(Recorded(function))
+        return made[-1]
+
+    config = dataclasses.replace(CONFIGS[name], max_length=40)
+    exact = Classifier(config, ops.load("reference"), seed=1, dtype="float64")
+    numpy = Classifier(config, ops.load("reference"), exact.flat.astype(np.float32))
+    on_gpu = dataclasses.replace(triton, device="cuda")
+    flat = triton.asarray(numpy.flat)
+    padded = Classifier(config, on_gpu, flat)
+    replayed = Classifier(config, dataclasses.replace(on_gpu, captured=captured), flat)
+    monkeypatch.setitem(trainers.ELEMENTS, "triton", 80 * config.d_ff)
+    for longest in (14, 15, 16):
+        inputs, _ = batch(dataclasses.replace(config, max_length=longest), examples=9)
+        wide = inputs if config.input == "tokens" else [x.astype(np.float64) for x in inputs]
+        for function in (trainers.predict, trainers.embed):
+            found = function(replayed, inputs)
+            assert found.tobytes() == function(padded, inputs).tobytes()
+            truth = function(exact, wide)
+            off = np.abs(function(numpy, inputs) - truth).max()
+            assert np.abs(found - truth).max() <= 10 * off
+    assert max(r.calls for r in made) > 2  # some were replayed
+    flat *= 0.5  # a model goes on learning where it lies
+    assert trainers.embed(replayed, inputs).tobytes() == trainers.embed(padded, inputs).tobytes()
+
+
+@given(st.integers(1, 3000), st.integers(1, 64))
+def test_shapes_are_few_and_hardly_larger(examples, length):
+    batches = Batch(np.zeros((examples, length)), np.ones(examples, np.int64))
+    inputs, lengths = inference.padded(batches, 64)
+    (B, L), some = inputs.shape, lengths > 0
+    assert examples <= B <= examples * 9 / 8 + 1 and length <= L <= min(length + 15, 64)
+    assert some[:examples].all() and not some[examples:].any() and L % 16 == 0
+    assert np.array_equal(inference.padded(Batch(inputs, lengths), 64).inputs, inputs)

@@ -25,6 +25,7 @@ from twofold.core.model.classifier import Classifier
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.ops import Side
+from twofold.core.training import inference
 from twofold.core.training.batches import Array, Prepared, collate, even_batches
 from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.processes import ALONE, Processes
@@ -297,15 +298,15 @@ def predict(
     Of some `batches`, the numbers of their examples, only those rows are meant.
     """
 
-    def probabilities(ids: Any, lengths: Any) -> Array:
-        logits, _ = model.forward(ids, lengths)
-        shifted = model.ops.to_numpy(logits).astype(np.float64)
+    def probabilities(logits: Array) -> Array:
+        shifted = logits.astype(np.float64)
         shifted -= shifted.max(axis=1, keepdims=True)
         weights = np.exp(shifted)
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
     batches = similar(model, inputs) if batches is None else batches
-    return _by_batches(model, inputs, batches, model.config.num_classes, probabilities)
+    rows = np.zeros((len(inputs), model.config.num_classes), np.float32)
+    return _by_batches(model, inputs, batches, inference.logits, probabilities, rows)
 
 
 def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
@@ -315,11 +316,13 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
     "Sentence-BERT", section 3).
     """
 
-    def means(ids: Any, lengths: Any) -> Array:
-        mean = model.ops.to_numpy(model.mean_state(ids, lengths)).astype(np.float64)
+    def directions(means: Array) -> Array:
+        mean = means.astype(np.float64)
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 
-    return _by_batches(model, inputs, similar(model, inputs), model.config.d_model, means)
+    rows = np.zeros((len(inputs), model.config.d_model), np.float32)
+    batches = similar(model, inputs)
+    return _by_batches(model, inputs, batches, inference.means, directions, rows)
 
 
 def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
@@ -333,16 +336,15 @@ def _by_batches(
     model: Classifier,
     inputs: Sequence[Array],
     batches: Sequence[Array],
-    width: int,
-    function: Callable[[Any, Any], Array],
+    function: inference.Function,
+    finish: Callable[[Array], Array],
+    rows: Array,
 ) -> Array:
-    """Return rows (n, width) float32 that a function makes of batches, zero in no batch."""
-    rows = np.zeros((len(inputs), width), np.float32)
+    """Return `rows`, filled with what a function makes of batches, finished on the host."""
 
     def work(chosen: Array) -> None:
         batch = collate([inputs[i] for i in chosen])
-        asarray = model.ops.asarray
-        rows[chosen] = function(asarray(batch.inputs), asarray(batch.lengths))
+        rows[chosen] = finish(inference.result(model, function, batch))
 
     parallel(model.ops, work, batches)
     return rows
