@@ -135,7 +135,7 @@ def forward(
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding.
         dropout_p: probability of dropping a weight, after the softmax.
-        seed: names the dropout mask.
+        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
             sequences of queries one after the other, k and v those of their keys; sequence s is
             rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. From 0 to M and N, never

@@ -58,7 +58,7 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     Args:
         x: any shape, floating.
         p: probability of dropping an element, 0 ≤ p < 1.
-        seed: names the mask, 0 ≤ seed < 2⁶³.
+        seed: names the mask, 0 ≤ seed < 2⁶³: a number, or an int64 array of no axes that holds it.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

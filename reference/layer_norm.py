@@ -73,7 +73,7 @@ def forward(
         weight, bias: (C,), the gain and shift after normalising.
         residual: (..., C) or None, the stream that x is added to.
         dropout_p: probability of dropping an element of x.
-        seed: names the dropout mask.
+        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
         eps: added to the variance, inside the root.
 
     Returns:

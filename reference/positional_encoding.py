@@ -109,7 +109,7 @@ def forward(
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).
         dropout_p: probability of dropping an element of the sum.
-        seed: names the dropout mask.
+        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
 
     Returns:
         out (B, L, D) and the cache.

@@ -10,6 +10,8 @@ In bfloat16 the passes go through a copy of the parameters, rounded anew after e
 of the model hands back gradients that were summed in float32 and rounded once, and from there on,
 as in the loss, everything is float32 (Micikevicius et al. 2018, "Mixed Precision Training", 3.1;
 bfloat16 reaches as far as float32, so nothing is scaled).
+
+Here stands what both sides do, and the NumPy side's step; the Triton side's is `resident`.
 """
 
 from __future__ import annotations

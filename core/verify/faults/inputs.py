@@ -123,7 +123,7 @@ _EMBEDDING: tuple[Row, ...] = (
     ),
     (
         KERNEL, "places behind the last whole chunk are left out", "sycl-tla#489",
-        ("acc, dout_ptr, order_ptr, tail, stop,", "acc, dout_ptr, order_ptr, tail, tail,"),
+        ("tail, stop, columns, D,", "tail, tail, columns, D,"),
     ),
     (
         KERNEL, "gradients of equal ids overwrite each other", "",
