@@ -48,7 +48,8 @@ class Case:
     """An optimizer, a number of elements and of steps, and everything that varies about them.
 
     `first_step` is 1 where the state begins at zero; `decaying` is the share of elements that
-    decay; `clip` is the largest norm allowed, in units of the first gradient's own.
+    decay; `clip` is the largest norm allowed, in units of the first gradient's own. Where it is
+    `captured`, the kernels find in memory what changes from step to step.
     """
 
     dtype: str = "float32"
@@ -65,6 +66,7 @@ class Case:
     weight_decay: float = 0.0
     decaying: float = 1.0
     clip: float | None = None
+    captured: bool = False
     seed: int = 0
 
     @property
@@ -125,6 +127,21 @@ def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
     return how
 
 
+def in_memory(side: Side, how: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that say in memory what `how` says of a step, and what now stands there.
+
+    Step and rate beside them are to be passed over.
+    """
+    numbers: tuple[float, ...] = (how["lr"],)
+    changed: dict[str, Any] = {"lr": 0.5}
+    if "step" in how:
+        names = ("step", "lr", "beta1", "beta2", "weight_decay")
+        numbers = side.optimizers.adam_numbers(**{name: how[name] for name in names})
+        changed |= {"step": 12}
+    there = {"numbers": side.asarray(np.array(numbers), "float32")}
+    return {**changed, **there, "go": side.asarray(np.array(True))}
+
+
 def function(side: Side, case: Case) -> Any:
     """Return the function that takes a step."""
     names = {"adamw": "adam", "momentum": "sgd", "nesterov": "sgd"}
@@ -141,6 +158,8 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         grads = place(side, given.grads[i], case)
         norm = side.optimizers.global_norm(grads)
         how = options(case, given, case.first_step + i)
+        if case.captured and side.name == "triton":
+            how |= in_memory(side, how)
         function(side, case)(params, grads, *buffers, grad_norm=norm, **how)
     return {"params": params, **state, "norm": norm, "grads": grads}
 
@@ -290,6 +309,7 @@ def cases() -> st.SearchStrategy[Case]:
         weight_decay=st.sampled_from([0.0, 0.01]),
         decaying=st.sampled_from([0.0, 0.4, 1.0]),
         clip=st.sampled_from([None, 0.1, 1.0, 3.0]),
+        captured=st.booleans(),
         seed=domains.seeds(),
     )
 
@@ -317,9 +337,11 @@ CONTRACT = Contract(
                 weight_decay=0.1,
                 decaying=0.5,
                 clip=0.5,
+                captured=captured,
             )
             for optimizer in STATE
             for dtype in domains.DTYPES
+            for captured in (False, True)
         ),
         Case(optimizer="momentum", momentum=0.0, first_step=2),
         Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
@@ -327,9 +349,10 @@ CONTRACT = Contract(
         Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),
     usual=tuple(
-        Case(dtype=dtype, optimizer=optimizer, numel=2**16, clip=1.0)
+        Case(dtype=dtype, optimizer=optimizer, numel=2**16, clip=1.0, captured=captured)
         for optimizer in ("adamw", "sgd", "adagrad")
         for dtype in domains.DTYPES
+        for captured in (False, True)
     ),
     properties={
         "decay ends": decay_ends,
