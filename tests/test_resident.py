@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_precision import CONFIGS, batch
+from test_training import begin, parameters, same_bits, toy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
 from twofold.core import ops
 from twofold.core.model.classifier import Classifier
-from twofold.core.training import inference
+from twofold.core.training import inference, loop
 from twofold.core.training import trainer as trainers
 from twofold.core.training.batches import Batch
 from twofold.core.training.recipe import Recipe
@@ -224,6 +225,21 @@ def test_a_late_result_that_is_not_finite_is_never_kept(triton):
     trainer.learn(trainer.prepare([x * np.float32(np.inf) for x in inputs], targets), 1, 1e-2)
     with pytest.raises(Diverged, match="step 1"):
         trainer.tensors()
+
+
+def test_a_run_whose_losses_come_late_leaves_what_one_that_waits_does(
+    triton, tmp_path, monkeypatch
+):
+    """Parameters and every row of the metrics: a side that says it is a GPU's is read late."""
+    monkeypatch.setattr(loop, "ROW_STEPS", 3)
+    results = []
+    for side in (triton, dataclasses.replace(triton, device="cuda")):
+        folder = tmp_path / side.device
+        run = begin(folder, toy(32), epochs=1, batch_size=2, refit=False, parts=1)
+        _, state = loop.train(run, toy(32), side, lambda event: None)
+        names = ("step", "loss", "grad_norm", "validation_accuracy")
+        results.append((parameters(run), [[row[n] for n in names] for row in state.rows]))
+    assert same_bits(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

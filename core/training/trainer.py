@@ -108,7 +108,7 @@ class Trainer:
             inputs: token ids (L,) or patches (L, P) of every example.
             targets: (B,) int64 labels or (B, C) float32 probabilities.
         """
-        parts = min(self.recipe.parts, len(inputs))
+        parts, targets = min(self.recipe.parts, len(inputs)), np.asarray(targets)
         mine = range(self.parts.start, min(self.parts.stop, parts))
         cut = {part: (collate(inputs[part::parts]), targets[part::parts]) for part in mine}
         return Prepared(len(inputs), cut)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
-from twofold.core.verify.contract import Contract, Inapplicable, Subject
+from twofold.core.verify.contract import Contract, Inapplicable, Subject, same_bits
 from twofold.core.verify.rounding import Approx, constant, exact, machine, maximum, sqrt
 
 Array = domains.Array
@@ -49,7 +49,7 @@ class Case:
 
     `first_step` is 1 where the state begins at zero; `decaying` is the share of elements that
     decay; `clip` is the largest norm allowed, in units of the first gradient's own. Where it is
-    `captured`, the kernels find in memory what changes from step to step.
+    `captured`, the kernels find in memory what changes from step to step, and whether to `go`.
     """
 
     dtype: str = "float32"
@@ -67,6 +67,7 @@ class Case:
     decaying: float = 1.0
     clip: float | None = None
     captured: bool = False
+    go: bool = True
     seed: int = 0
 
     @property
@@ -127,7 +128,7 @@ def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
     return how
 
 
-def in_memory(side: Side, how: dict[str, Any]) -> dict[str, Any]:
+def in_memory(side: Side, case: Case, how: dict[str, Any]) -> dict[str, Any]:
     """Return the options that say in memory what `how` says of a step, and what now stands there.
 
     Step and rate beside them are to be passed over.
@@ -139,7 +140,7 @@ def in_memory(side: Side, how: dict[str, Any]) -> dict[str, Any]:
         numbers = side.optimizers.adam_numbers(**{name: how[name] for name in names})
         changed |= {"step": 12}
     there = {"numbers": side.asarray(np.array(numbers), "float32")}
-    return {**changed, **there, "go": side.asarray(np.array(True))}
+    return {**changed, **there, "go": side.asarray(np.array(case.go))}
 
 
 def function(side: Side, case: Case) -> Any:
@@ -159,7 +160,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         norm = side.optimizers.global_norm(grads)
         how = options(case, given, case.first_step + i)
         if case.captured and side.name == "triton":
-            how |= in_memory(side, how)
+            how |= in_memory(side, case, how)
         function(side, case)(params, grads, *buffers, grad_norm=norm, **how)
     return {"params": params, **state, "norm": norm, "grads": grads}
 
@@ -291,6 +292,17 @@ def scale_invariance(subject: Subject, case: Case) -> None:
     assert np.array_equal(one, four), "the parameters know the scale of the gradient"
 
 
+def held(subject: Subject, case: Case) -> None:
+    """Where memory says not to go, nothing changes, whatever the gradient is."""
+    if subject.name != "triton":
+        raise Inapplicable("only kernels read whether to go")
+    given = inputs(case)
+    given = given._replace(grads=np.full_like(given.grads, np.inf))
+    found = subject.compute(replace(case, captured=True, go=False), given)
+    before = {"params": given.params} | given.state
+    same_bits({name: found[name] for name in before}, before, "where no step is to be taken")
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -360,6 +372,7 @@ CONTRACT = Contract(
         "unclipped": unclipped,
         "homogeneity": homogeneity,
         "scale invariance": scale_invariance,
+        "held": held,
     },
     in_place=True,
 )
