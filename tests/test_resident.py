@@ -1,5 +1,6 @@
 """The step that a CUDA graph captures, without CUDA: what it asks of the host, and replayed."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
-from twofold.core import ops
+from twofold.core import captured, ops
 from twofold.core.model.classifier import Classifier
 from twofold.core.training import inference, loop
 from twofold.core.training import trainer as trainers
@@ -170,11 +171,11 @@ def steps(side, config, recipe, count=5):
 def test_a_replayed_step_has_the_bits_of_one_that_is_run(triton, name, recipe):
     made = []
 
-    def captured(function):
+    def recorded(function):
         made.append(Recorded(function))
         return made[-1]
 
-    side = dataclasses.replace(triton, captured=captured)
+    side = dataclasses.replace(triton, captured=recorded)
     found = steps(side, CONFIGS[name], RECIPES[recipe])
     assert found == steps(triton, CONFIGS[name], RECIPES[recipe])
     assert len(set(found[1])) == 5 and max(r.calls for r in made) == 5
@@ -250,7 +251,7 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
     """
     made = []
 
-    def captured(function):
+    def recorded(function):
         made.append(Recorded(function))
         return made[-1]
 
@@ -260,7 +261,7 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
     on_gpu = dataclasses.replace(triton, device="cuda")
     flat = triton.asarray(numpy.flat)
     padded = Classifier(config, on_gpu, flat)
-    replayed = Classifier(config, dataclasses.replace(on_gpu, captured=captured), flat)
+    replayed = Classifier(config, dataclasses.replace(on_gpu, captured=recorded), flat)
     monkeypatch.setitem(trainers.ELEMENTS, "triton", 80 * config.d_ff)
     for longest in (14, 15, 16):
         inputs, _ = batch(dataclasses.replace(config, max_length=longest), examples=9)
@@ -284,3 +285,48 @@ def test_shapes_are_few_and_hardly_larger(examples, length):
     assert examples <= B <= examples * 9 / 8 + 1 and length <= L <= min(length + 15, 64)
     assert some[:examples].all() and not some[examples:].any() and L % 16 == 0
     assert np.array_equal(inference.padded(Batch(inputs, lengths), 64).inputs, inputs)
+
+
+def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
+    """As torch's graphs are used, with others in their place; all share one pool."""
+    done, pools = [], []
+
+    class Graph:
+        def replay(self):
+            done.append("replayed")
+
+    @contextlib.contextmanager
+    def graph(made, pool, capture_error_mode):
+        pools.append(pool)
+        done.append("(")
+        yield
+        done.append(")")
+
+    captured.pool.cache_clear()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    for _ in range(2):
+        function = captured.capturing("cuda")(lambda: done.append("run"))
+        for _ in range(4):
+            function()
+        assert done == ["run", "(", "run", ")", "replayed", "replayed", "replayed"]
+        done.clear()
+    captured.pool.cache_clear()
+    assert pools[0] is pools[1]
+
+    def plain():
+        pass
+
+    assert captured.capturing("cpu")(plain) is plain
+
+
+def test_an_array_is_written_as_it_is_and_read_as_it_was():
+    buffer, x = torch.zeros((2, 3)), np.arange(6.0).reshape(3, 2).T
+    captured.write(buffer, x)
+    now = captured.read(buffer)
+    buffer.zero_()
+    assert np.array_equal(now(), x) and now().dtype == np.float32
+    one = torch.tensor(False)
+    captured.write(one, np.array(True))
+    assert one.item() is True
