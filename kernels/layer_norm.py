@@ -153,8 +153,6 @@ def backward_kernel(
     db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, R)
-    if DROPOUT:
-        seed = tl.load(seed_ptr)
     for start in range(first, last, BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + columns[None, :]
@@ -180,7 +178,9 @@ def backward_kernel(
         if DROPOUT:
             if HAS_RESIDUAL:
                 tl.store(dresidual_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=inside)
-            dx = tl.where(dropout.keep(seed, at, threshold), total * scale, 0.0)
+            # The seed is read where it is used: kept over the loop, it would cost registers.
+            kept = dropout.keep(tl.load(seed_ptr), at, threshold)
+            dx = tl.where(kept, total * scale, 0.0)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     partial = program * C + columns
     tl.store(partial_dw_ptr + partial, tl.sum(dw, axis=0), mask=columns < C)
