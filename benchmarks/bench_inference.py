@@ -4,8 +4,9 @@ Token ids of short and long sentences become probabilities, in batches of simila
 their longest; at the default sizes and at MiniLM's. Both have sinusoidal positions, which are all
 that torch's modules take; ours with rotary ones, our default, race besides. Ours are batches as
 large as `predict` makes them, theirs of as many sentences as proved quickest in this run. Both
-sides have the same number of threads; on a GPU ours are the kernels. (`bench_bert.py` has MiniLM
-itself against `transformers`, tokenizing included.)
+sides have the same number of threads; on a GPU ours are the kernels, replayed as CUDA graphs, and
+beside that with every kernel launched each time. (`bench_bert.py` has MiniLM itself against
+`transformers`, tokenizing included.)
 
     python benchmarks/bench_inference.py [--save]
 """
@@ -13,6 +14,7 @@ itself against `transformers`, tokenizing included.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import harness
 import numpy as np
@@ -76,6 +78,9 @@ def main() -> None:
         calls = {name: [call] for name, call in theirs.items()}
         calls[ours] = [our_predict(config, inputs, side)]
         calls[f"{ours}, rotary"] = [our_predict(config_of(size), inputs, side)]
+        if side.device == "cuda":
+            launched = replace(side, captured=lambda function: function)
+            calls[f"{ours}, not captured"] = [our_predict(config, inputs, launched)]
         times = timing.race(calls, side.device, 2.0 if asked.quick else 40.0)
         best = min(theirs, key=lambda who: float(np.median(times[who])))
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)

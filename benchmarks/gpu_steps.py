@@ -5,6 +5,9 @@ has its fused AdamW, autocast where the precision is bfloat16, no attention mask
 padded, and torch.compile in the mode "max-autotune". In float32 torch multiplies in float32, ours
 in three tf32 products, which are as exact.
 
+Our step is a CUDA graph that is replayed (`core.captured`); beside it stands the same step with
+every kernel launched each time.
+
 A contender that fails is in the result with the reason, and so is one for which no time is left:
 compiling may take minutes, and everything is over in nine.
 
@@ -79,6 +82,11 @@ def operations(config: ClassifierConfig, lengths: Sequence[int]) -> float:
     return float(sum(n * (6 * weights + attention * n) for n in lengths))
 
 
+def uncaptured(side: ops.Side) -> ops.Side:
+    """Return a side that launches every kernel each time, and replays no CUDA graph."""
+    return replace(side, captured=lambda function: function)
+
+
 def contenders(
     problem: Problem, side: ops.Side, inputs: Sequence[Array], targets: Array
 ) -> dict[str, Callable[[], Callable[[], None]]]:
@@ -96,10 +104,12 @@ def contenders(
 
             found[f"PyTorch {name}, {precision}"] = theirs
 
-        def ours(recipe: Recipe = recipe) -> Callable[[], None]:
-            return our_step(problem.config, recipe, inputs, targets, side)
+        for name, on in (("twofold", side), ("twofold, not captured", uncaptured(side))):
 
-        found[f"twofold, {precision}"] = ours
+            def ours(recipe: Recipe = recipe, on: ops.Side = on) -> Callable[[], None]:
+                return our_step(problem.config, recipe, inputs, targets, on)
+
+            found[f"{name}, {precision}"] = ours
     return found
 
 
@@ -128,6 +138,7 @@ def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
             try:
                 step = make()
                 step()  # compiles
+                step()  # captures
                 ready[name] = step
             except Exception as error:  # its own, whatever it is: the others go on
                 reasons[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -55,6 +55,11 @@ class Side:
         to_numpy: brings an array back (bfloat16 and float8_e4m3fn as float32, which holds
             them exactly).
         zeros, empty: allocate a shape, float32 unless a dtype is named.
+        arange: counts from 0, int64.
+        captured: makes a function of no arguments, that returns nothing and finds all that changes
+            in memory, one that is replayed as a CUDA graph; elsewhere the function itself.
+        write: copies a NumPy array into a buffer, without waiting for a GPU.
+        read: begins to bring an array back as it is now; what it returns is to be called for it.
 
     Every name in `OPERATORS` is an attribute too: the operator's module, imported at first use.
     """
@@ -66,6 +71,10 @@ class Side:
     to_numpy: Callable[[Any], np.ndarray[Any, np.dtype[Any]]]
     zeros: Callable[..., Any]
     empty: Callable[..., Any]
+    arange: Callable[[int], Any]
+    captured: Callable[[Callable[[], None]], Callable[[], None]]
+    write: Callable[[Any, np.ndarray[Any, np.dtype[Any]]], None]
+    read: Callable[[Any], Callable[[], np.ndarray[Any, np.dtype[Any]]]]
 
     def __getattr__(self, operator: str) -> ModuleType:
         if operator not in OPERATORS:
@@ -135,11 +144,23 @@ def _reference() -> Side:
     def empty(shape: tuple[int, ...], dtype: str = "float32") -> Any:
         return np.empty(shape, dtype)
 
-    return Side("reference", "cpu", "twofold.reference", np.asarray, np.asarray, zeros, empty)
+    def captured(function: Callable[[], None]) -> Callable[[], None]:
+        return function
+
+    def read(x: Any) -> Callable[[], Any]:
+        now = np.array(x)
+        return lambda: now
+
+    return Side(
+        "reference", "cpu", "twofold.reference", np.asarray, np.asarray, zeros, empty, np.arange,
+        captured, np.copyto, read,
+    )  # fmt: skip
 
 
 def _triton(device: str) -> Side:
     import torch
+
+    from twofold.core.captured import capturing, read, write
 
     def asarray(x: Any, dtype: str | None = None) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
@@ -158,4 +179,10 @@ def _triton(device: str) -> Side:
     def empty(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
-    return Side("triton", device, "twofold.kernels", asarray, to_numpy, zeros, empty)
+    def arange(n: int) -> torch.Tensor:
+        return torch.arange(n, device=device)
+
+    return Side(
+        "triton", device, "twofold.kernels", asarray, to_numpy, zeros, empty, arange,
+        capturing(device), write, read,
+    )  # fmt: skip

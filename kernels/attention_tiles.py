@@ -104,7 +104,7 @@ ROTARY: dict[Key, Tile] = {
     ("dk_dv", 4, 32): Tile(16, 16, 4, 1),
     ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 32),
-    ("dq", 2, 128): Tile(32, 32, 8, 1, 64),
+    ("dq", 2, 128): Tile(32, 32, 8, 1, 32),
     ("dq", 4, 128): Tile(16, 16, 8, 1, 16),
 }
 # On AMD a thread has 512 registers if its program has no more than four warps, else 256.

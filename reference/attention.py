@@ -72,6 +72,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     checks.shape("v", v, (B, K, N, D))
     check_rotary(options.rotary, q, k)
     attention_scores.check(options, B, H, M, N)
+    checks.seed(options.seed, q)
     checks.same_device(
         q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
         alibi_slopes=options.alibi_slopes, cu_seqlens_q=options.cu_seqlens_q,
@@ -134,7 +135,7 @@ def forward(
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding.
         dropout_p: probability of dropping a weight, after the softmax.
-        seed: names the dropout mask.
+        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
             sequences of queries one after the other, k and v those of their keys; sequence s is
             rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. From 0 to M and N, never

@@ -41,7 +41,7 @@ class Gradients(NamedTuple):
 
 
 def check(
-    x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: int, eps: float
+    x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: Any, eps: float
 ) -> None:
     """Refuse what either side cannot take."""
     checks.floating(x=x, weight=weight, bias=bias, residual=residual)
@@ -52,7 +52,7 @@ def check(
     if residual is not None:
         checks.shape("residual", residual, tuple(x.shape))
     checks.probability("dropout_p", dropout_p)
-    checks.seed(seed)
+    checks.seed(seed, x)
     checks.require(eps > 0.0, "eps", eps, "positive")
 
 
@@ -73,7 +73,7 @@ def forward(
         weight, bias: (C,), the gain and shift after normalising.
         residual: (..., C) or None, the stream that x is added to.
         dropout_p: probability of dropping an element of x.
-        seed: names the dropout mask.
+        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
         eps: added to the variance, inside the root.
 
     Returns:

@@ -42,7 +42,7 @@ class Gradients(NamedTuple):
 
 
 def check(
-    ids: Any, table: Any, position_table: Any, positions: Any, dropout_p: float, seed: int
+    ids: Any, table: Any, position_table: Any, positions: Any, dropout_p: float, seed: Any
 ) -> None:
     """Refuse what either side cannot take."""
     checks.integer(ids=ids, positions=positions)
@@ -60,7 +60,7 @@ def check(
                 rows >= length, "position_table.shape[0]", rows, f"at least ids.shape[1], {length}"
             )
     checks.probability("dropout_p", dropout_p)
-    checks.seed(seed)
+    checks.seed(seed, ids)
 
 
 def check_sinusoidal(positions: Any, d_model: int) -> None:
@@ -109,7 +109,7 @@ def forward(
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).
         dropout_p: probability of dropping an element of the sum.
-        seed: names the dropout mask.
+        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
 
     Returns:
         out (B, L, D) and the cache.

@@ -12,6 +12,7 @@ NumPy arrays and on torch tensors. Gradients go into a buffer of the parameters'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,7 @@ class Classifier:
         self.layout = Layout(self._shapes())
         self.flat = ops.asarray(self.layout.initial(seed), dtype) if flat is None else flat
         self.params = self.layout.views(self.flat)
+        self.graphs: dict[Any, Any] = {}  # what `training.inference` has captured of it
         # Of the last layer, the rest of the positions would be worked out in vain.
         self._first_only = (
             config.pooling == "first" and config.norm == "post" and config.positions != "rotary"
@@ -127,14 +129,15 @@ class Classifier:
         return 0 if first in below else 1 + self.config.num_layers
 
     def forward(
-        self, inputs: Any, lengths: Any, seeds: tuple[int, ...] | None = None
+        self, inputs: Any, lengths: Any, seeds: Sequence[Any] | None = None
     ) -> tuple[Any, Cache]:
         """Return logits (B, C) and the cache.
 
         Args:
             inputs: token ids (B, L), or with their types (B, L, 2), or patches (B, L, input_size).
             lengths: (B,), each at least 1; positions at or after them are padding.
-            seeds: of the dropout masks by site, from `dropout_seeds`; None drops nothing.
+            seeds: of the dropout masks by site, from `dropout_seeds`, or arrays of no axes that
+                hold them; None drops nothing.
 
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -176,7 +179,7 @@ class Classifier:
         if dx is not None and ("embedding.table" in grads or "patches.weight" in grads):
             self._embed_backward(dx, cache.embedding, grads)
 
-    def _embed(self, inputs: Any, seeds: tuple[int, ...] | None) -> tuple[Any, EmbeddingCache]:
+    def _embed(self, inputs: Any, seeds: Sequence[Any] | None) -> tuple[Any, EmbeddingCache]:
         """Return the embeddings (B, L, d_model)."""
         self._check(inputs)
         ops, params, config = self.ops, self.params, self.config
@@ -225,7 +228,7 @@ class Classifier:
         self,
         x: Any,
         lengths: Any,
-        seeds: tuple[int, ...] | None,
+        seeds: Sequence[Any] | None,
         states: list[Any] | None = None,
         first_only: bool = False,
     ) -> tuple[Any, EncoderCache]:
@@ -238,7 +241,7 @@ class Classifier:
             x, self.params, Pass(lengths, rotary, seeds, states, first_only)
         )
 
-    def _judge(self, x: Any, lengths: Any, seeds: tuple[int, ...] | None) -> tuple[Any, HeadCache]:
+    def _judge(self, x: Any, lengths: Any, seeds: Sequence[Any] | None) -> tuple[Any, HeadCache]:
         """Return logits (B, C)."""
         ops, params = self.ops, self.params
         pooled, pooling_cache = ops.pooling.forward(x, lengths, self.config.pooling)
@@ -279,7 +282,7 @@ class Classifier:
         B, L, P = inputs.shape
         weight, bias = params["patches.weight"], params["patches.bias"]
         table, cache = ops.linear.forward(inputs.reshape(B * L, P), weight, bias)
-        return table, ops.asarray(np.arange(B * L).reshape(B, L)), None, cache
+        return table, ops.arange(B * L).reshape(B, L), None, cache
 
     def _check(self, inputs: Any) -> None:
         if self.config.input == "tokens":

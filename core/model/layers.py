@@ -6,7 +6,7 @@ another, so that what an optimizer reads is complete once backward has passed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ class Pass(NamedTuple):
 
     lengths: Any
     rotary: tuple[Any, Any, bool] | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: Sequence[Any] | None = None
     states: list[Any] | None = None
     first_only: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,6 @@ def dropout_seeds(run_seed: int, step: int, part: int, sites: int) -> tuple[int,
     return tuple((int(h) << 32 | int(w)) >> 1 for w, h in zip(low, high, strict=True))
 
 
-def drop(p: float, seeds: tuple[int, ...] | None, site: int) -> dict[str, Any]:
+def drop(p: float, seeds: Sequence[Any] | None, site: int) -> dict[str, Any]:
     """Return an operator's dropout arguments at a site; without seeds nothing is dropped."""
     return {} if seeds is None or p == 0.0 else {"dropout_p": p, "seed": seeds[site]}

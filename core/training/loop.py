@@ -252,13 +252,24 @@ class _Loop:
             if not (self.run.checkpoints / _name(state)).exists():
                 self._checkpoint()
             raise
-        state.losses.append(self.trainer.loss)
+        self._take_losses()
         self.done_here += 1
         if state.step % ROW_STEPS == 0:
             self._row(phase, steps, None)
         self._tell(phase, steps, None)
 
+    def _take_losses(self) -> None:
+        """Take over the losses of the steps that are known of."""
+        self.state.losses += self.trainer.losses
+        self.trainer.losses.clear()
+
+    def _settle(self) -> None:
+        """Wait for what the last step gave, before anything is said or kept of it."""
+        self.trainer.settle()
+        self._take_losses()
+
     def _end_of_epoch(self, phase: Phase, epoch: int, steps: int) -> None:
+        self._settle()
         state, found = self.state, None
         if phase.held is not None:
             held = phase.held
@@ -277,6 +288,7 @@ class _Loop:
 
     def _row(self, phase: Phase, steps: int, accuracy: float | None) -> None:
         """Sum up the steps since the last row."""
+        self._settle()
         state = self.state
         if not state.losses and accuracy is None:
             return
@@ -311,6 +323,7 @@ class _Loop:
         )
 
     def _checkpoint(self) -> None:
+        self._settle()
         if not self.processes.first:
             return
         self.state.seconds = time.perf_counter() - self.began

@@ -6,7 +6,7 @@ layout. Parameters that learn at one rate and lie side by side are one launch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twofold.core.model.parameters import Layout
@@ -57,15 +57,44 @@ class Optimizer:
         self.recipe, self.ops, self.over = recipe, ops, over
         self.state = {name: ops.zeros((numel,), dtype) for name in STATE[recipe.optimizer]}
 
-    def step(self, params: Any, grads: Any, *, step: int, lr: float, grad_norm: Any) -> None:
-        """Take one step; `step` counts from 1."""
+    def numbers(self, step: int, lr: float) -> list[tuple[float, ...]]:
+        """Return the numbers that each stretch's kernel takes for a step: `count` of them."""
+        rates = [lr * at.factor for at in self.over]
+        if self.count == 1:
+            return [(rate,) for rate in rates]
+        decay = self.recipe.weight_decay
+        return [self.ops.optimizers.adam_numbers(step, rate, weight_decay=decay) for rate in rates]
+
+    @property
+    def count(self) -> int:
+        """How many numbers change from step to step."""
+        return 3 if self.recipe.optimizer in ("adam", "adamw") else 1
+
+    def step(
+        self,
+        params: Any,
+        grads: Any,
+        *,
+        step: int,
+        lr: float,
+        grad_norm: Any,
+        numbers: Sequence[Any] | None = None,
+        go: Any = None,
+    ) -> None:
+        """Take one step; `step` counts from 1.
+
+        On the Triton side the step may be that of the `numbers` in memory, one row for each
+        stretch, and `go` say there whether it is to change anything.
+        """
         recipe, optimizers = self.recipe, self.ops.optimizers
         how: dict[str, Any] = {"weight_decay": recipe.weight_decay}
         if recipe.max_norm > 0.0:
             how |= {"grad_norm": grad_norm, "max_norm": recipe.max_norm}
-        for at in self.over:
+        for i, at in enumerate(self.over):
             buffers = [params[at.params], *(x[at.learned] for x in (grads, *self.state.values()))]
             how |= {"lr": lr * at.factor, "decay_numel": at.decay_numel}
+            if numbers is not None:
+                how |= {"numbers": numbers[i], "go": go}
             if recipe.optimizer in ("adam", "adamw"):
                 optimizers.adam(*buffers, step=step, decoupled=recipe.optimizer == "adamw", **how)
             elif recipe.optimizer == "sgd":

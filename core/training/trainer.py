@@ -10,6 +10,8 @@ In bfloat16 the passes go through a copy of the parameters, rounded anew after e
 of the model hands back gradients that were summed in float32 and rounded once, and from there on,
 as in the loss, everything is float32 (Micikevicius et al. 2018, "Mixed Precision Training", 3.1;
 bfloat16 reaches as far as float32, so nothing is scaled).
+
+Here stands what both sides do, and the NumPy side's step; the Triton side's is `resident`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from twofold.core.model.classifier import Classifier
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.ops import Side
-from twofold.core.training.batches import Array, Batch, Prepared, collate, even_batches
+from twofold.core.training import inference
+from twofold.core.training.batches import Array, Prepared, collate, even_batches
 from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.recipe import Recipe
+from twofold.core.training.resident import Resident
 from twofold.reference import checks
 from twofold.reference.checks import dtype_name
 
@@ -50,8 +54,11 @@ class Trainer:
         model: learns in place.
         working: the model that the passes go through: `model` itself, or its copy in bfloat16.
         average: the model with running averages of the parameters, or `model` itself without them.
-        loss, grad_norm: of the last step.
-        stop: whether any process was asked to stop, as of the last step.
+        grads: the buffers of the parts' gradients; the first one becomes their sum.
+        loss, grad_norm: of the last step that is known of.
+        losses: of all steps since somebody took them from here.
+        stop: whether any process was asked to stop, as of the last step that is known of.
+        resident: what takes the steps on the Triton side, None on the other.
 
     Raises:
         ValueError: the recipe freezes more than there is, its precision is none of the side's, or
@@ -80,16 +87,19 @@ class Trainer:
         # After a gradient there is room for the loss of every part and for the wish to stop.
         numel = self.learned.numel
         size = (numel + recipe.parts + 1,)
-        self._grads = [self.ops.zeros(size, dtype) for _ in self.parts]
-        self._views = [self.learned.views(g[:numel]) for g in self._grads]
+        self.grads = [self.ops.zeros(size, dtype) for _ in self.parts]
+        self._views = [self.learned.views(g[:numel]) for g in self.grads]
         self.loss = self.grad_norm = math.nan
+        self.losses: list[float] = []
         self.stop = False
+        self.resident = None if self.ops.name == "reference" else Resident(self)
 
     def step(
         self, inputs: Sequence[Array], targets: Array, step: int, lr: float, stop: bool = False
     ) -> None:
-        """Learn from one batch: `prepare` and `learn`, whose arguments and errors these are."""
+        """Learn from one batch: `prepare`, `learn` and `settle`: see there."""
         self.learn(self.prepare(inputs, targets), step, lr, stop)
+        self.settle()
 
     def prepare(self, inputs: Sequence[Array], targets: Array) -> Prepared:
         """Return this process's parts of a batch, padded; may run while a step is taken.
@@ -98,7 +108,7 @@ class Trainer:
             inputs: token ids (L,) or patches (L, P) of every example.
             targets: (B,) int64 labels or (B, C) float32 probabilities.
         """
-        parts = min(self.recipe.parts, len(inputs))
+        parts, targets = min(self.recipe.parts, len(inputs)), np.asarray(targets)
         mine = range(self.parts.start, min(self.parts.stop, parts))
         cut = {part: (collate(inputs[part::parts]), targets[part::parts]) for part in mine}
         return Prepared(len(inputs), cut)
@@ -113,40 +123,57 @@ class Trainer:
             stop: this process was asked to stop.
 
         Raises:
-            Diverged: the loss or the gradient's norm is not finite; nothing was changed.
+            Diverged: the loss or the gradient's norm of this step, or on a GPU of the one before,
+                is not finite; that step changed nothing, nor did one after it.
             Lost: another process died; nothing was changed.
         """
-        share, mine = 1 / batch.examples, list(batch.parts)
+        if self.resident is not None:
+            self.resident.learn(batch, step, lr, stop)
+            return
+        share, mine = np.array(1 / batch.examples), list(batch.parts)
 
         def work(part: int) -> float:
-            return self._part(*batch.parts[part], part, step, share)
+            (inputs, lengths), targets = batch.parts[part]
+            seeds = dropout_seeds(self.recipe.seed, step, part, self.model.config.sites)
+            slot = part - self.parts.start
+            return float(self.passed(inputs, lengths, targets, seeds, share, slot))
 
         grads, losses = self._sum(parallel(self.ops, work, mine), stop)
-        self.loss = sum(loss * share for loss in losses[: batch.examples])
         norm = self.ops.optimizers.global_norm(grads)
-        self.grad_norm = float(norm)
+        self.judge(step, losses[: batch.examples], batch.examples, float(norm), self.stop)
+        self.optimizer.step(self.model.flat, grads, step=step, lr=lr, grad_norm=norm)
+        if self.average is not self.model:
+            self._follow(step)
+
+    def settle(self) -> None:
+        """Wait for the result of the last step, if it is still to come.
+
+        Raises:
+            Diverged: its loss or the gradient's norm is not finite; it changed nothing.
+        """
+        if self.resident is not None:
+            self.resident.settle()
+
+    def judge(self, step: int, losses: list[float], examples: int, norm: float, stop: bool) -> None:
+        """Take note of a step's result: the loss of its parts, the norm, whether to stop.
+
+        Raises:
+            Diverged: the loss or the norm is not finite.
+        """
+        share = 1 / examples
+        self.loss, self.grad_norm = sum(loss * share for loss in losses), norm
+        self.stop = stop
         if not math.isfinite(self.loss) or not math.isfinite(self.grad_norm):
             raise Diverged(
                 f"step {step}: the loss is {self.loss:.6g} and the gradient's norm "
                 f"{self.grad_norm:.6g}; both must be finite"
             )
-
-        self.optimizer.step(self.model.flat, grads, step=step, lr=lr, grad_norm=norm)
-        self._round()
-        if self.average is not self.model:
-            self._follow(step)
+        self.losses.append(self.loss)
 
     def _sum(self, losses: list[float], stop: bool) -> tuple[Any, list[float]]:
-        """Return the gradient of all parts, of all processes, and the loss of each.
-
-        Minus zero is what changes no number that it is added to, not even a zero's sign.
-        """
+        """Return the gradient of all parts, of all processes, and the loss of each."""
         numel, parts = self.learned.numel, self.recipe.parts
-        present = iter(self._grads[: len(losses)])
-        grads = added([next(present, None) for _ in self.parts])
-        if grads is None:  # fewer examples than parts
-            grads = self._grads[0]
-            grads[:numel] = -0.0
+        grads = self.sum_of_parts(len(losses))
         tail = np.full(parts + 1, -0.0)
         tail[self.parts.start : self.parts.start + len(losses)] = losses
         tail[parts] = stop
@@ -156,49 +183,70 @@ class Trainer:
         self.stop = stops > 0
         return grads[:numel], found
 
-    def _round(self) -> None:
+    def sum_of_parts(self, present: int) -> Any:
+        """Return the first of the gradients' buffers, the sum of those that are `present`.
+
+        Minus zero is what changes no number that it is added to, not even a zero's sign.
+        """
+        some = iter(self.grads[:present])
+        grads = added([next(some, None) for _ in self.parts])
+        if grads is None:  # fewer examples than parts
+            grads = self.grads[0]
+            grads[: self.learned.numel] = -0.0
+        return grads
+
+    def round(self) -> None:
         """Copy what learns into the model that the passes go through, rounded to nearest."""
         if self.working is not self.model:
             for at in self.optimizer.over:
                 self.working.flat[at.params] = self.model.flat[at.params]
 
+    def decay(self, step: int) -> float:
+        """Return how much of the average stays; less early on, to forget where it began."""
+        return min(self.recipe.average, step / (step + 9))
+
     def _follow(self, step: int) -> None:
-        """Move the average towards the parameters; faster early on, to forget where it began."""
-        decay = min(self.recipe.average, step / (step + 9))
+        """Move the average towards the parameters."""
+        decay = self.decay(step)
         for at in self.optimizer.over:
             first, stop, _ = at.params.indices(self.model.layout.numel)
-            size = SLICE if self.ops.name == "reference" else stop - first
-            for start in range(first, stop, size):
-                end = min(start + size, stop)
+            for start in range(first, stop, SLICE):
+                end = min(start + SLICE, stop)
                 average = self.average.flat[start:end]
                 average *= decay
                 average += (1 - decay) * self.model.flat[start:end]
 
-    def _part(self, batch: Batch, targets: Array, part: int, step: int, share: float) -> float:
-        """Write the gradient of one part's share of the mean loss; return its examples' loss."""
-        ops, recipe, model = self.ops, self.recipe, self.working
+    def passed(
+        self, inputs: Any, lengths: Any, targets: Any, seeds: Sequence[Any], share: Any, slot: int
+    ) -> Any:
+        """Write the gradient of one part's share of the mean loss; return its examples' loss.
+
+        Args:
+            inputs, lengths, targets: the part, padded, on this side.
+            seeds: of the dropout masks by site: numbers, or arrays of no axes.
+            share: () of the whole batch that an example is.
+            slot: which of this process's parts it is, counted from 0.
+        """
+        ops, model = self.ops, self.working
         low, high = dtype_name(model.flat), dtype_name(self.model.flat)
-        seeds = dropout_seeds(recipe.seed, step, part, model.config.sites)
         patches = model.config.input == "patches"
-        inputs = ops.asarray(batch.inputs, low if patches else None)
-        logits, cache = model.forward(inputs, ops.asarray(batch.lengths), seeds)
+        logits, cache = model.forward(ops.asarray(inputs, low if patches else None), lengths, seeds)
         loss, loss_cache = ops.softmax_cross_entropy.forward(
             ops.asarray(logits, high),
-            ops.asarray(targets),
-            label_smoothing=recipe.label_smoothing,
+            targets,
+            label_smoothing=self.recipe.label_smoothing,
             reduction="sum",
         )
-        dlogits = ops.softmax_cross_entropy.backward(
-            ops.asarray(np.array(share), high), loss_cache
-        ).dlogits
-        model.backward(ops.asarray(dlogits, low), cache, self._views[part - self.parts.start])
-        return float(loss)
+        dlogits = ops.softmax_cross_entropy.backward(ops.asarray(share, high), loss_cache).dlogits
+        model.backward(ops.asarray(dlogits, low), cache, self._views[slot])
+        return loss
 
     def tensors(self) -> dict[str, Array]:
         """Return a copy of everything that a checkpoint must hold, by name.
 
-        Frozen parameters are not among it.
+        Frozen parameters are not among it. `Diverged` is raised as by `settle`.
         """
+        self.settle()
         return {
             name: np.concatenate([self.ops.to_numpy(x) for x in parts])
             for name, parts in self._buffers().items()
@@ -212,7 +260,7 @@ class Trainer:
                 stop = start + part.shape[0]
                 part[...] = self.ops.asarray(tensors[name][start:stop])
                 start = stop
-        self._round()
+        self.round()
 
     def _buffers(self) -> dict[str, list[Any]]:
         """Return what changes as the model learns, in stretches of the flat buffers, by name."""
@@ -252,15 +300,15 @@ def predict(
     Of some `batches`, the numbers of their examples, only those rows are meant.
     """
 
-    def probabilities(ids: Any, lengths: Any) -> Array:
-        logits, _ = model.forward(ids, lengths)
-        shifted = model.ops.to_numpy(logits).astype(np.float64)
+    def probabilities(logits: Array) -> Array:
+        shifted = logits.astype(np.float64)
         shifted -= shifted.max(axis=1, keepdims=True)
         weights = np.exp(shifted)
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
     batches = similar(model, inputs) if batches is None else batches
-    return _by_batches(model, inputs, batches, model.config.num_classes, probabilities)
+    rows = np.zeros((len(inputs), model.config.num_classes), np.float32)
+    return _by_batches(model, inputs, batches, inference.logits, probabilities, rows)
 
 
 def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
@@ -270,11 +318,13 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
     "Sentence-BERT", section 3).
     """
 
-    def means(ids: Any, lengths: Any) -> Array:
-        mean = model.ops.to_numpy(model.mean_state(ids, lengths)).astype(np.float64)
+    def directions(means: Array) -> Array:
+        mean = means.astype(np.float64)
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 
-    return _by_batches(model, inputs, similar(model, inputs), model.config.d_model, means)
+    rows = np.zeros((len(inputs), model.config.d_model), np.float32)
+    batches = similar(model, inputs)
+    return _by_batches(model, inputs, batches, inference.means, directions, rows)
 
 
 def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
@@ -288,16 +338,15 @@ def _by_batches(
     model: Classifier,
     inputs: Sequence[Array],
     batches: Sequence[Array],
-    width: int,
-    function: Callable[[Any, Any], Array],
+    function: inference.Function,
+    finish: Callable[[Array], Array],
+    rows: Array,
 ) -> Array:
-    """Return rows (n, width) float32 that a function makes of batches, zero in no batch."""
-    rows = np.zeros((len(inputs), width), np.float32)
+    """Return `rows`, filled with what a function makes of batches, finished on the host."""
 
     def work(chosen: Array) -> None:
         batch = collate([inputs[i] for i in chosen])
-        asarray = model.ops.asarray
-        rows[chosen] = function(asarray(batch.inputs), asarray(batch.lengths))
+        rows[chosen] = finish(inference.result(model, function, batch))
 
     parallel(model.ops, work, batches)
     return rows

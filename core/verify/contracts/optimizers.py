@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
-from twofold.core.verify.contract import Contract, Inapplicable, Subject
+from twofold.core.verify.contract import Contract, Inapplicable, Subject, same_bits
 from twofold.core.verify.rounding import Approx, constant, exact, machine, maximum, sqrt
 
 Array = domains.Array
@@ -48,7 +48,8 @@ class Case:
     """An optimizer, a number of elements and of steps, and everything that varies about them.
 
     `first_step` is 1 where the state begins at zero; `decaying` is the share of elements that
-    decay; `clip` is the largest norm allowed, in units of the first gradient's own.
+    decay; `clip` is the largest norm allowed, in units of the first gradient's own. Where it is
+    `captured`, the kernels find in memory what changes from step to step, and whether to `go`.
     """
 
     dtype: str = "float32"
@@ -65,6 +66,8 @@ class Case:
     weight_decay: float = 0.0
     decaying: float = 1.0
     clip: float | None = None
+    captured: bool = False
+    go: bool = True
     seed: int = 0
 
     @property
@@ -125,6 +128,21 @@ def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
     return how
 
 
+def in_memory(side: Side, case: Case, how: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that say in memory what `how` says of a step, and what now stands there.
+
+    Step and rate beside them are to be passed over.
+    """
+    numbers: tuple[float, ...] = (how["lr"],)
+    changed: dict[str, Any] = {"lr": 0.5}
+    if "step" in how:
+        names = ("step", "lr", "beta1", "beta2", "weight_decay")
+        numbers = side.optimizers.adam_numbers(**{name: how[name] for name in names})
+        changed |= {"step": 12}
+    there = {"numbers": side.asarray(np.array(numbers), "float32")}
+    return {**changed, **there, "go": side.asarray(np.array(case.go))}
+
+
 def function(side: Side, case: Case) -> Any:
     """Return the function that takes a step."""
     names = {"adamw": "adam", "momentum": "sgd", "nesterov": "sgd"}
@@ -141,6 +159,8 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         grads = place(side, given.grads[i], case)
         norm = side.optimizers.global_norm(grads)
         how = options(case, given, case.first_step + i)
+        if case.captured and side.name == "triton":
+            how |= in_memory(side, case, how)
         function(side, case)(params, grads, *buffers, grad_norm=norm, **how)
     return {"params": params, **state, "norm": norm, "grads": grads}
 
@@ -272,6 +292,17 @@ def scale_invariance(subject: Subject, case: Case) -> None:
     assert np.array_equal(one, four), "the parameters know the scale of the gradient"
 
 
+def held(subject: Subject, case: Case) -> None:
+    """Where memory says not to go, nothing changes, whatever the gradient is."""
+    if subject.name != "triton":
+        raise Inapplicable("only kernels read whether to go")
+    given = inputs(case)
+    given = given._replace(grads=np.full_like(given.grads, np.inf))
+    found = subject.compute(replace(case, captured=True, go=False), given)
+    before = {"params": given.params} | given.state
+    same_bits({name: found[name] for name in before}, before, "where no step is to be taken")
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -290,6 +321,7 @@ def cases() -> st.SearchStrategy[Case]:
         weight_decay=st.sampled_from([0.0, 0.01]),
         decaying=st.sampled_from([0.0, 0.4, 1.0]),
         clip=st.sampled_from([None, 0.1, 1.0, 3.0]),
+        captured=st.booleans(),
         seed=domains.seeds(),
     )
 
@@ -317,9 +349,11 @@ CONTRACT = Contract(
                 weight_decay=0.1,
                 decaying=0.5,
                 clip=0.5,
+                captured=captured,
             )
             for optimizer in STATE
             for dtype in domains.DTYPES
+            for captured in (False, True)
         ),
         Case(optimizer="momentum", momentum=0.0, first_step=2),
         Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
@@ -327,9 +361,10 @@ CONTRACT = Contract(
         Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),
     usual=tuple(
-        Case(dtype=dtype, optimizer=optimizer, numel=2**16, clip=1.0)
+        Case(dtype=dtype, optimizer=optimizer, numel=2**16, clip=1.0, captured=captured)
         for optimizer in ("adamw", "sgd", "adagrad")
         for dtype in domains.DTYPES
+        for captured in (False, True)
     ),
     properties={
         "decay ends": decay_ends,
@@ -337,6 +372,7 @@ CONTRACT = Contract(
         "unclipped": unclipped,
         "homogeneity": homogeneity,
         "scale invariance": scale_invariance,
+        "held": held,
     },
     in_place=True,
 )

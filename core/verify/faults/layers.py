@@ -48,8 +48,8 @@ _LAYER_NORM: tuple[Row, ...] = (
     ),
     (
         KERNEL, "backward draws the mask of another row", "",
-        ("dropout.keep(seed, at, threshold), total * scale",
-         "dropout.keep(seed, at - first * C, threshold), total * scale"),
+        ("kept = dropout.keep(tl.load(seed_ptr), at, threshold)",
+         "kept = dropout.keep(tl.load(seed_ptr), at - first * C, threshold)"),
     ),
     (
         KERNEL, "the residual's gradient is dropped out, too", "",

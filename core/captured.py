@@ -1,0 +1,92 @@
+"""What waits for nobody: functions replayed as CUDA graphs, copies that go on by themselves.
+
+A captured CUDA graph repeats its launches with the arguments they had: the host, which is slower at
+launching small kernels than a GPU is at running them, launches once. So everything that is to
+differ the next time must lie in memory that is written in between, and nothing may wait for the
+host, or ask it for memory, on the way.
+
+All graphs take what they need beside that from one pool, in which each has as much as it uses at a
+time, at addresses that were planned when it was captured: the arena of the activations. torch's
+documentation ("CUDA semantics: Sharing memory across captures", with pytorch#166975) has graphs
+share a pool in whatever order they are replayed, if they never run at the same time and none reads
+what another left there. They run on one stream, and leave everything in buffers outside.
+
+Without CUDA a function is simply called. This is the only module that knows torch's graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+# Runs before a function is captured: kernels are compiled, and modules loaded, which capturing
+# forbids, and what is not run again is not captured.
+EAGER = 1
+
+
+class Captured:
+    """A function of no arguments that returns nothing, replayed from its third call on.
+
+    The first calls run it, the next one captures and replays it; each does once what it does. An
+    error while it is captured is raised, and there is no graph.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function, self.runs = function, 0
+        self.graph: Any = None
+
+    def __call__(self) -> None:
+        """Do what the function does, with what now lies in the buffers it reads."""
+        if self.graph is None and self.runs < EAGER:
+            self.runs += 1
+            self.function()
+            return
+        if self.graph is None:
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may do what this one may not: NCCL's watches over its connections.
+            with torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local"):
+                self.function()
+            self.graph = graph
+        self.graph.replay()
+
+
+@functools.cache
+def pool() -> Any:
+    """Return the memory that all graphs share."""
+    return torch.cuda.graph_pool_handle()
+
+
+def capturing(device: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Return what makes a function one that is captured, on a device that has graphs."""
+    return Captured if device == "cuda" else lambda function: function
+
+
+def write(buffer: torch.Tensor, x: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """Copy an array into a buffer of its shape, cast to its dtype, without waiting.
+
+    What is copied to a GPU goes through pinned memory, which torch does not use again before the
+    copy is done, so `x` may be changed at once.
+    """
+    host = torch.as_tensor(np.array(x, order="C")).to(buffer.dtype)
+    buffer.copy_(host.pin_memory() if buffer.is_cuda else host, non_blocking=True)
+
+
+def read(x: torch.Tensor) -> Callable[[], np.ndarray[Any, np.dtype[Any]]]:
+    """Begin to bring back an array as it is now; what is returned waits for it."""
+    if not x.is_cuda:
+        now = x.clone().numpy()
+        return lambda: now
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> np.ndarray[Any, np.dtype[Any]]:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait

@@ -1,0 +1,189 @@
+"""The step on the Triton side: everything it reads lies where it lay, so it can be captured.
+
+A batch, its seeds, the optimizer's numbers for the step and the wish to stop are written into
+buffers; forward, loss, backward, sum of the parts, norm, clipping, update, rounding to bfloat16 and
+average then run with the host nowhere in between, on a GPU as one CUDA graph for each shape of a
+batch (`core.captured`). Shapes are those of the batch, padded to its longest example and no
+further: which features are dropped depends on their place in the padded batch, so that padding to a
+few lengths would draw other masks than the NumPy side does. Batches hold examples of similar
+length; the shapes that come back are the ones that are captured.
+
+Where the loss or the norm is not finite the update changes nothing, nor does any later one, until
+the host has read it and raised `Diverged`. On a GPU that is a step late: losses are brought back
+while the next step runs. Whoever needs everything that is known calls `settle`.
+
+Several processes add their gradients between backward and update, in Python, step by step: there
+the passes and the update are captured each by itself, and every step's losses are waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from twofold.core.model.seeds import dropout_seeds
+from twofold.core.training.batches import Array, Prepared
+from twofold.reference.checks import dtype_name
+
+if TYPE_CHECKING:
+    from twofold.core.training.trainer import Trainer
+
+MOST = 64  # shapes that are captured; whatever others there are run as they come
+ALIGNED = 2  # int64 from one seed to the next: compiled kernels are told of 16-byte alignment
+SHARE, DECAY, REST = 0, 1, 2  # places in the first row of the numbers
+
+
+class Pending(NamedTuple):
+    """A step whose result is on its way: its number, its examples, and what waits for it."""
+
+    step: int
+    examples: int
+    read: Callable[[], Array]
+
+
+class Resident:
+    """Takes a trainer's steps.
+
+    Attributes:
+        late: whether a step's result is read when the next one has begun.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.ops = trainer, trainer.ops
+        ops, parts, sites = self.ops, trainer.parts, trainer.model.config.sites
+        self.late = ops.device == "cuda" and trainer.processes.size == 1
+        self._seeds = ops.zeros((len(parts), sites, ALIGNED), "int64")
+        self._seeds_at = [[row[site, 0] for site in range(sites)] for row in self._seeds]
+        self._numbers = ops.zeros((1 + len(trainer.optimizer.over), 4))
+        self._stop = ops.zeros((1,))
+        self._go = ops.asarray(np.array(True))
+        # The loss of every part, the wish to stop, the norm.
+        self._result = ops.zeros((trainer.recipe.parts + 2,))
+        self._steps: dict[Any, _Step] = {}
+        self._update = ops.captured(self.update)
+        self._pending: Pending | None = None
+
+    def learn(self, batch: Prepared, step: int, lr: float, stop: bool) -> None:
+        """Take a step: `Trainer.learn`, whose arguments and errors these are."""
+        trainer, ops = self.trainer, self.ops
+        taken = self._step(batch)
+        for buffers, part in zip(taken.buffers, batch.parts.values(), strict=True):
+            for buffer, x in zip(buffers, (*part[0], part[1]), strict=True):
+                ops.write(buffer, x)
+        ops.write(self._seeds, self._drawn(step))
+        ops.write(self._numbers, self._scalars(batch.examples, step, lr))
+        ops.write(self._stop, np.array([stop], np.float32))
+        taken.run()
+        if trainer.processes.size > 1:
+            trainer.processes.add(trainer.grads[0])
+            self._update()
+        before, self._pending = self._pending, Pending(step, batch.examples, ops.read(self._result))
+        if before is not None:
+            self._known(before)
+        if not self.late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the last step's result.
+
+        Raises:
+            Diverged: it is not finite.
+        """
+        last, self._pending = self._pending, None
+        if last is not None:
+            self._known(last)
+
+    def _known(self, of: Pending) -> None:
+        *losses, stops, norm = of.read().tolist()
+        try:
+            self.trainer.judge(of.step, losses[: of.examples], of.examples, norm, stops > 0)
+        except ArithmeticError:
+            self._pending = None
+            self.ops.write(self._go, np.array(True))
+            raise
+
+    def _step(self, batch: Prepared) -> _Step:
+        shapes = [(x[0].inputs.shape, x[1].shape, dtype_name(x[1])) for x in batch.parts.values()]
+        key = tuple(shapes)
+        if key not in self._steps:
+            captured = self.ops.captured if len(self._steps) < MOST else _as_it_is
+            self._steps[key] = _Step(self, batch, captured)
+        return self._steps[key]
+
+    def _drawn(self, step: int) -> Array:
+        """Return the seeds of a step's masks, as they lie."""
+        trainer = self.trainer
+        seeds, sites = np.zeros(tuple(self._seeds.shape), np.int64), self._seeds.shape[1]
+        for row, part in zip(seeds, trainer.parts, strict=True):
+            row[:, 0] = dropout_seeds(trainer.recipe.seed, step, part, sites)
+        return seeds
+
+    def _scalars(self, examples: int, step: int, lr: float) -> Array:
+        """Return the numbers of a step, as they lie: worked out in float64, rounded once."""
+        numbers = np.zeros(tuple(self._numbers.shape), np.float32)
+        decay = self.trainer.decay(step)
+        numbers[0, :3] = 1 / examples, decay, 1 - decay
+        for row, given in zip(numbers[1:], self.trainer.optimizer.numbers(step, lr), strict=True):
+            row[: len(given)] = given
+        return numbers
+
+    def passes(self, buffers: list[tuple[Any, Any, Any]]) -> None:
+        """Write the gradient of this process's parts, the loss of each and the wish to stop."""
+        trainer, numel = self.trainer, self.trainer.learned.numel
+        share = self._numbers[0, SHARE]
+        losses = [
+            trainer.passed(inputs, lengths, targets, self._seeds_at[i], share, i)
+            for i, (inputs, lengths, targets) in enumerate(buffers)
+        ]
+        grads = trainer.sum_of_parts(len(losses))
+        tail = grads[numel:]
+        tail[:] = -0.0
+        for i, loss in enumerate(losses, trainer.parts.start):
+            tail[i] = loss
+        tail[-1:] = self._stop
+
+    def update(self) -> None:
+        """Take the optimizer's step, if all is finite, with what follows it."""
+        trainer, numel = self.trainer, self.trainer.learned.numel
+        grads = trainer.grads[0]
+        norm = self.ops.optimizers.global_norm(grads[:numel])
+        self._result[:-1] = grads[numel:]
+        self._result[-1] = norm
+        self._go &= self._result.isfinite().all()
+        numbers = [row[: trainer.optimizer.count] for row in self._numbers[1:]]
+        trainer.optimizer.step(
+            trainer.model.flat, grads[:numel], step=1, lr=0.0, grad_norm=norm,
+            numbers=numbers, go=self._go,
+        )  # fmt: skip
+        trainer.round()
+        if trainer.average is not trainer.model:
+            decay, rest = self._numbers[0, DECAY], self._numbers[0, REST]
+            for at in trainer.optimizer.over:
+                average = trainer.average.flat[at.params]
+                moved = average * decay + rest * trainer.model.flat[at.params]
+                average[...] = moved.where(self._go, average)
+
+
+class _Step:
+    """What runs for batches of one shape, and where they are written for it."""
+
+    def __init__(self, resident: Resident, batch: Prepared, captured: Any) -> None:
+        ops = resident.ops
+        self.buffers = [
+            tuple(ops.empty(x.shape, dtype_name(x)) for x in (*part, targets))
+            for part, targets in batch.parts.values()
+        ]
+        alone = resident.trainer.processes.size == 1
+
+        def whole() -> None:
+            resident.passes(self.buffers)
+            if alone:
+                resident.update()
+
+        self.run = captured(whole)
+
+
+def _as_it_is(function: Callable[[], None]) -> Callable[[], None]:
+    return function

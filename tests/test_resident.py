@@ -1,0 +1,332 @@
+"""The step that a CUDA graph captures, without CUDA: what it asks of the host, and replayed."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_precision import CONFIGS, batch
+from test_training import begin, parameters, same_bits, toy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton.runtime.interpreter import GridExecutor
+
+from twofold.core import captured, ops
+from twofold.core.model.classifier import Classifier
+from twofold.core.training import inference, loop
+from twofold.core.training import trainer as trainers
+from twofold.core.training.batches import Batch
+from twofold.core.training.recipe import Recipe
+from twofold.core.training.trainer import Diverged, Trainer
+
+CONFIGS = CONFIGS | {
+    "rotary": dataclasses.replace(CONFIGS["tokens"], positions="rotary", norm="post"),
+}
+RECIPES = {
+    "adamw": Recipe(average=0.9, seed=5, lr=1e-2, weight_decay=0.1),
+    "one part in bfloat16": Recipe(average=0.9, parts=1, precision="bfloat16", lr=1e-2),
+    "sgd": Recipe(optimizer="sgd", average=0.0, lr=1e-2, layer_decay=0.5),
+    "adagrad, frozen": Recipe(optimizer="adagrad", average=0.9, lr=1e-2, frozen=1, max_norm=0.0),
+}
+
+
+def tensors(x):
+    return [leaf for leaf in tree_leaves(x) if isinstance(leaf, torch.Tensor)]
+
+
+class NothingOfTheHost(TorchDispatchMode):
+    """Refuses what a tensor of the host takes part in: on the device `meta` all others are."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for x in tensors((args, kwargs, found)):
+            assert x.is_meta, f"{function} has a tensor of the host"
+        return found
+
+
+captured_now = []
+
+
+def forbidding(function):
+    def run():
+        captured_now.append(function)
+        try:
+            with NothingOfTheHost():
+                function()
+        finally:
+            captured_now.pop()
+
+    return run
+
+
+def deviceless():
+    """The Triton side on a device that has shapes and no numbers: no kernel can be waited for."""
+
+    def to_numpy(x):
+        assert not captured_now, "a number is read by the host"
+        return np.ones(tuple(x.shape), np.float32)
+
+    def read(x):
+        return lambda: to_numpy(x)
+
+    side = ops._triton("meta")
+    return dataclasses.replace(side, captured=forbidding, read=read, to_numpy=to_numpy)
+
+
+@pytest.fixture
+def nothing_is_launched(monkeypatch):
+    monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **kwargs: None)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_captured_step_has_nothing_to_do_with_the_host(nothing_is_launched, name, recipe):
+    """It reads no number, which `meta` has none of, and gives none to the device."""
+    config = CONFIGS[name]
+    trainer = Trainer(Classifier(config, deviceless()), RECIPES[recipe])
+    for step in (1, 2):
+        trainer.step(*batch(config, graded=name == "rotary"), step, 1e-2)
+    assert len(trainer.losses) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda side: side.asarray(np.array(0.5)),
+        lambda side: float(side.zeros((1,))[0]),
+        lambda side: side.to_numpy(side.zeros((1,))),
+    ],
+)
+def test_what_has_to_do_with_the_host_is_noticed(nothing_is_launched, fault):
+    side = deviceless()
+    trainer = Trainer(Classifier(CONFIGS["tokens"], side), RECIPES["adamw"])
+    whole = trainer.round
+    trainer.round = lambda: (whole(), fault(side))
+    with pytest.raises((AssertionError, RuntimeError), match="host|meta|Meta"):
+        trainer.step(*batch(CONFIGS["tokens"]), 1, 1e-2)
+
+
+class Recorded(TorchDispatchMode):
+    """A function of no arguments, replayed from its third call on as a CUDA graph is.
+
+    What it launched then is launched again with the same arguments, tensors where they lay; so is
+    what torch did. New tensors lie where the recorded ones did.
+    """
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.calls, self.log = function, 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.log.append((function, args, kwargs or {}, found))
+        return found
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls == 1:
+            self.function()
+        elif self.calls == 2:
+            launch = GridExecutor.__call__
+
+            def launched(executor, *args, **kwargs):
+                self.log.append((launch, (executor, *args), kwargs, None))
+                with torch.utils._python_dispatch._disable_current_modes():
+                    launch(executor, *args, **kwargs)
+
+            with pytest.MonkeyPatch.context() as patch, self:
+                patch.setattr(GridExecutor, "__call__", launched)
+                self.function()
+        else:
+            for function, args, kwargs, before in self.log:
+                lying = {x.untyped_storage().data_ptr() for x in tensors((args, kwargs))}
+                after = function(*args, **kwargs)
+                for x, y in zip(tensors(before), tensors(after), strict=True):
+                    if x.untyped_storage().data_ptr() not in lying:
+                        x.copy_(y)
+
+
+def steps(side, config, recipe, count=5):
+    """What a trainer comes to on batches of one shape, that differ in everything else."""
+    trainer, losses = Trainer(Classifier(config, side, seed=1), recipe), []
+    inputs, targets = batch(config)
+    longest = max(len(x) for x in inputs)
+    for step in range(1, count + 1):
+        rng = np.random.default_rng(step)
+        cut = [x[: rng.integers(1, longest + 1)] if len(x) < longest else x for x in inputs]
+        cut = [rng.permutation(x) for x in cut]
+        trainer.step(cut, rng.permutation(targets), step, recipe.lr / step)
+        losses.append(trainer.loss)
+    return {name: x.tobytes() for name, x in trainer.tensors().items()}, losses
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("tokens", "adamw"), ("patches", "sgd"), ("BERT", "one part in bfloat16"),
+     ("rotary", "adagrad, frozen")],
+)  # fmt: skip
+def test_a_replayed_step_has_the_bits_of_one_that_is_run(triton, name, recipe):
+    made = []
+
+    def recorded(function):
+        made.append(Recorded(function))
+        return made[-1]
+
+    side = dataclasses.replace(triton, captured=recorded)
+    found = steps(side, CONFIGS[name], RECIPES[recipe])
+    assert found == steps(triton, CONFIGS[name], RECIPES[recipe])
+    assert len(set(found[1])) == 5 and max(r.calls for r in made) == 5
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_diverged_changed_nothing_nor_did_one_after_it(triton, late):
+    config, recipe = CONFIGS["patches"], RECIPES["adamw"]
+    trainer = Trainer(Classifier(config, triton, seed=1), recipe)
+    trainer.resident.late = late
+    inputs, targets = batch(config)
+    good = trainer.prepare(inputs, targets)
+    bad = trainer.prepare([np.full_like(inputs[0], np.nan), *inputs[1:]], targets)
+    trainer.learn(good, 1, 1e-2)
+    before = trainer.tensors()
+    with pytest.raises(Diverged, match="step 2: the loss is nan"):
+        trainer.learn(bad, 2, 1e-2)
+        assert late
+        trainer.learn(good, 3, 1e-2)
+    after = trainer.tensors()
+    assert all(x.tobytes() == before[name].tobytes() for name, x in after.items())
+    assert trainer.losses == [trainer.losses[0]] and np.isfinite(trainer.losses[0])
+    trainer.learn(good, 2, 1e-2)  # whoever goes on can
+    assert trainer.tensors()["params"].tobytes() != before["params"].tobytes()
+
+
+def test_what_is_late_is_known_when_it_is_asked_for(triton):
+    config = CONFIGS["tokens"]
+    inputs, targets = batch(config)
+    found = {}
+    for late in (False, True):
+        trainer = Trainer(Classifier(config, triton, seed=1), RECIPES["adamw"])
+        trainer.resident.late, known = late, []
+        for step in (1, 2, 3):
+            trainer.learn(trainer.prepare(inputs, targets), step, 1e-2)
+            known.append(len(trainer.losses))
+        assert known == ([0, 1, 2] if late else [1, 2, 3])
+        found[late] = {name: x.tobytes() for name, x in trainer.tensors().items()}, trainer.losses
+        assert len(trainer.losses) == 3
+    assert found[True] == found[False]
+
+
+def test_a_late_result_that_is_not_finite_is_never_kept(triton):
+    config = CONFIGS["patches"]
+    trainer = Trainer(Classifier(config, triton, seed=1), RECIPES["adamw"])
+    trainer.resident.late = True
+    inputs, targets = batch(config)
+    trainer.learn(trainer.prepare([x * np.float32(np.inf) for x in inputs], targets), 1, 1e-2)
+    with pytest.raises(Diverged, match="step 1"):
+        trainer.tensors()
+
+
+def test_a_run_whose_losses_come_late_leaves_what_one_that_waits_does(
+    triton, tmp_path, monkeypatch
+):
+    """Parameters and every row of the metrics: a side that says it is a GPU's is read late."""
+    monkeypatch.setattr(loop, "ROW_STEPS", 3)
+    results = []
+    for side in (triton, dataclasses.replace(triton, device="cuda")):
+        folder = tmp_path / side.device
+        run = begin(folder, toy(32), epochs=1, batch_size=2, refit=False, parts=1)
+        _, state = loop.train(run, toy(32), side, lambda event: None)
+        names = ("step", "loss", "grad_norm", "validation_accuracy")
+        results.append((parameters(run), [[row[n] for n in names] for row in state.rows]))
+    assert same_bits(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monkeypatch, name):
+    """Bit for bit those of the padded batches, and near those of batches without padding.
+
+    Near is ten times what NumPy in float32 is from float64.
+    """
+    made = []
+
+    def recorded(function):
+        made.append(Recorded(function))
+        return made[-1]
+
+    config = dataclasses.replace(CONFIGS[name], max_length=40)
+    exact = Classifier(config, ops.load("reference"), seed=1, dtype="float64")
+    numpy = Classifier(config, ops.load("reference"), exact.flat.astype(np.float32))
+    on_gpu = dataclasses.replace(triton, device="cuda")
+    flat = triton.asarray(numpy.flat)
+    padded = Classifier(config, on_gpu, flat)
+    replayed = Classifier(config, dataclasses.replace(on_gpu, captured=recorded), flat)
+    monkeypatch.setitem(trainers.ELEMENTS, "triton", 80 * config.d_ff)
+    for longest in (14, 15, 16):
+        inputs, _ = batch(dataclasses.replace(config, max_length=longest), examples=9)
+        wide = inputs if config.input == "tokens" else [x.astype(np.float64) for x in inputs]
+        for function in (trainers.predict, trainers.embed):
+            found = function(replayed, inputs)
+            assert found.tobytes() == function(padded, inputs).tobytes()
+            truth = function(exact, wide)
+            off = np.abs(function(numpy, inputs) - truth).max()
+            assert np.abs(found - truth).max() <= 10 * off
+    assert max(r.calls for r in made) > 2  # some were replayed
+    flat *= 0.5  # a model goes on learning where it lies
+    assert trainers.embed(replayed, inputs).tobytes() == trainers.embed(padded, inputs).tobytes()
+
+
+@given(st.integers(1, 3000), st.integers(1, 64))
+def test_shapes_are_few_and_hardly_larger(examples, length):
+    batches = Batch(np.zeros((examples, length)), np.ones(examples, np.int64))
+    inputs, lengths = inference.padded(batches, 64)
+    (B, L), some = inputs.shape, lengths > 0
+    assert examples <= B <= examples * 9 / 8 + 1 and length <= L <= min(length + 15, 64)
+    assert some[:examples].all() and not some[examples:].any() and L % 16 == 0
+    assert np.array_equal(inference.padded(Batch(inputs, lengths), 64).inputs, inputs)
+
+
+def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
+    """As torch's graphs are used, with others in their place; all share one pool."""
+    done, pools = [], []
+
+    class Graph:
+        def replay(self):
+            done.append("replayed")
+
+    @contextlib.contextmanager
+    def graph(made, pool, capture_error_mode):
+        pools.append(pool)
+        done.append("(")
+        yield
+        done.append(")")
+
+    captured.pool.cache_clear()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    for _ in range(2):
+        function = captured.capturing("cuda")(lambda: done.append("run"))
+        for _ in range(4):
+            function()
+        assert done == ["run", "(", "run", ")", "replayed", "replayed", "replayed"]
+        done.clear()
+    captured.pool.cache_clear()
+    assert pools[0] is pools[1]
+
+    def plain():
+        pass
+
+    assert captured.capturing("cpu")(plain) is plain
+
+
+def test_an_array_is_written_as_it_is_and_read_as_it_was():
+    buffer, x = torch.zeros((2, 3)), np.arange(6.0).reshape(3, 2).T
+    captured.write(buffer, x)
+    now = captured.read(buffer)
+    buffer.zero_()
+    assert np.array_equal(now(), x) and now().dtype == np.float32
+    one = torch.tensor(False)
+    captured.write(one, np.array(True))
+    assert one.item() is True
