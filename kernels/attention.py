@@ -46,6 +46,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
+from twofold.kernels.device import architecture
 from twofold.kernels.layout import near
 from twofold.kernels.precision import float32_products
 from twofold.kernels.rotary import turn_back
@@ -299,17 +300,19 @@ def _summed(cache: Cache) -> int:
 
 
 def _tile(kernel: str, cache: Cache) -> Tile:
-    """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
+    """Return the tile of a kernel for what is cached, on the current device."""
     options = cache.options
+    _, longest_q, longest_k = _sizes(cache)
     return choose_tile(
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
+        architecture=architecture(),
+        rows=longest_k if kernel == "dk_dv" else longest_q,
         masked=options.mask is not None or options.changes_scores or options.packed,
         blocked=options.block_mask is not None,
         rotary=options.rotary is not None,
         dropout=options.dropout_p > 0.0,
-        amd=torch.version.hip is not None,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),
     )
 

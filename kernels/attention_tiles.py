@@ -141,19 +141,66 @@ UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
+# Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
+# eight warps on 64 rows make them twice. Under 64 columns it waits for shared memory. Here is what
+# keeps it busiest by the counts of benchmarks/ATTENTION.md and does not spill, whatever lengths,
+# windows and sinks there are: 128 rows rather than 64, so that keys and values come half as often
+# from the second-level cache, and of these two programs of four warps rather than one of eight,
+# so that one multiplies while the other is at its softmax.
+HOPPER: dict[Key, Tile] = {
+    ("forward", 2, 16): Tile(128, 64, 4, 3),
+    ("forward", 2, 32): Tile(128, 64, 4, 3),
+    ("forward", 2, 64): Tile(128, 64, 4, 3),
+    ("forward", 2, 128): Tile(128, 64, 8, 3),
+    ("forward", 2, 256): Tile(128, 32, 8, 2),
+    ("dk_dv", 2, 64): Tile(64, 128, 8, 2),
+    ("dk_dv", 2, 128): Tile(32, 128, 8, 2),
+    ("dq", 2, 16): Tile(128, 64, 4, 2),
+    ("dq", 2, 32): Tile(128, 64, 4, 2),
+    ("dq", 2, 64): Tile(128, 128, 8, 2),
+    ("dq", 2, 128): Tile(128, 64, 8, 2),
+    ("dq", 2, 256): Tile(128, 32, 8, 2),
+}
+# Where no sequence has more than SHORT rows (queries, or keys of dk_dv), 128 would be padding.
+HOPPER_SHORT: dict[Key, Tile] = {
+    **HOPPER,
+    ("forward", 2, 16): Tile(64, 64, 4, 3),
+    ("forward", 2, 32): Tile(64, 64, 4, 3),
+    ("forward", 2, 64): Tile(64, 64, 4, 3),
+    ("forward", 2, 128): Tile(64, 64, 4, 2),
+    ("forward", 2, 256): Tile(64, 16, 4, 2),
+    ("dk_dv", 2, 64): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 128): Tile(16, 64, 4, 1),
+    ("dq", 2, 16): Tile(64, 64, 4, 2),
+    ("dq", 2, 32): Tile(64, 64, 4, 2),
+    ("dq", 2, 64): Tile(64, 64, 4, 2),
+    ("dq", 2, 128): Tile(64, 32, 4, 2),
+    ("dq", 2, 256): Tile(64, 16, 4, 2),
+}
+HOPPER_DROPOUT: dict[Key, Tile] = {
+    ("forward", 2, 128): Tile(128, 64, 8, 2),
+    ("forward", 2, 256): Tile(128, 16, 8, 2),
+    ("dk_dv", 2, 64): Tile(32, 128, 8, 2),
+    ("dk_dv", 2, 128): Tile(16, 128, 8, 2),
+    ("dq", 2, 64): Tile(128, 64, 8, 2),
+    ("dq", 2, 128): Tile(128, 32, 8, 2),
+    ("dq", 2, 256): Tile(128, 16, 8, 2),
+}
+SHORT = 64
+TABLES = (
+    TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, HOPPER, HOPPER_SHORT, HOPPER_DROPOUT,
+    UNALIGNED_OWN,
+)  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
     dict.fromkeys(
         (
-            *(
-                entry
-                for table in (TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN)
-                for entry in table.items()
-            ),
+            *(entry for table in TABLES for entry in table.items()),
             *(
                 ((kernel, *key), tile)
                 for kernel in ("forward", "dk_dv", "dq")
                 for key, tile in UNALIGNED.items()
+                if (kernel, *key) not in UNALIGNED_OWN
             ),
         )
     )
@@ -175,21 +222,32 @@ def choose_tile(
     head_dim: int,
     element_size: int,
     *,
+    architecture: str = "",
+    rows: int = SHORT + 1,
     masked: bool = False,
     blocked: bool = False,
     rotary: bool = False,
     dropout: bool = False,
-    amd: bool = False,
     aligned: bool = True,
 ) -> Tile:
     """Return the tables' tile of a kernel for a head_dim and bytes per element.
 
-    `aligned` is what the function of this name says of the strides.
+    `architecture` is what `device.architecture` says; `rows` how many queries, or keys of dk_dv,
+    the longest sequence has; `aligned` is what the function of this name says of the strides.
     """
     features = padded(head_dim)
     key = (kernel, min(element_size, 4), features)
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
-    known = ((amd, AMD), (rotary, ROTARY), (blocked, BLOCKED), (masked, MASKED), (dropout, DROPOUT))
-    first = next((table for asked, table in known if asked), TILES)
-    return first[key] if key in first else TILES[key]
+    if architecture.startswith("gfx"):
+        return AMD.get(key) or TILES[key]
+    hopper = architecture == "sm_90"
+    if rotary or blocked or masked:
+        own = ROTARY if rotary else BLOCKED if blocked else MASKED
+    elif dropout:
+        own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT
+    elif hopper:
+        own = HOPPER if rows > SHORT else HOPPER_SHORT
+    else:
+        own = TILES
+    return own.get(key) or TILES[key]

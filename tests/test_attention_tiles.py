@@ -1,0 +1,108 @@
+"""The tiles of attention's kernels: which are chosen, and for what; what they compute is pinned."""
+
+import itertools
+
+import pytest
+import torch
+from triton import knobs
+
+from twofold.core.verify.chips import CHIPS
+from twofold.core.verify.compiles import compiling
+from twofold.core.verify.contracts.attention import CONTRACT
+from twofold.kernels import attention_tiles as tiles
+from twofold.kernels.device import architecture
+
+ARCHITECTURES = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100", "gfx942": "gfx942"}
+FEATURES = ("masked", "blocked", "rotary", "dropout")
+ASKED = [
+    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=4)
+]
+
+
+def test_every_tile_is_pinned_and_chosen():
+    pinned = {c.tile for c in CONTRACT.pinned if c.tile is not None}
+    assert pinned == set(range(len(tiles.ENTRIES)))
+    chosen = {
+        ((kernel, size, tiles.padded(d)), tile)
+        for kernel in ("forward", "dk_dv", "dq")
+        for size in (2, 4)
+        for d in (16, 32, 64, 128, 256, 512)
+        for aligned in (True, False)
+        for architecture_ in ("", *ARCHITECTURES.values())
+        for rows in (64, 65)
+        for asked in ASKED
+        for tile in [
+            tiles.choose_tile(
+                kernel, d, size, architecture=architecture_, rows=rows, aligned=aligned, **asked
+            )
+        ]
+    }
+    assert chosen == set(tiles.ENTRIES)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("kernel", ["forward", "dk_dv", "dq"])
+def test_only_hopper_has_hoppers_tiles(kernel, asked):
+    """float32, and everything on GPUs that have no table, get the tiles that all can take."""
+    for d, size, rows in itertools.product((16, 32, 64, 128, 256), (2, 4), (64, 65)):
+
+        def chosen(of, kernel=kernel, d=d, size=size, rows=rows):
+            return tiles.choose_tile(kernel, d, size, architecture=of, rows=rows, **asked)
+
+        assert chosen("sm_80") == chosen("sm_100") == chosen("")
+        key = (kernel, size, d)
+        if size == 4 or any(asked[x] for x in ("masked", "blocked", "rotary")):
+            assert chosen("sm_90") == chosen("")
+        elif asked["dropout"]:
+            assert chosen("sm_90") == tiles.HOPPER_DROPOUT.get(key, chosen(""))
+        else:
+            table = tiles.HOPPER_SHORT if rows == 64 else tiles.HOPPER
+            assert chosen("sm_90") == table.get(key, chosen(""))
+        assert chosen("gfx942") == tiles.AMD.get(key, tiles.TILES[key])
+
+
+@pytest.mark.parametrize(
+    ("table", "most"),
+    [(tiles.HOPPER, 128), (tiles.HOPPER_SHORT, 64), (tiles.HOPPER_DROPOUT, 128)],
+)
+def test_hoppers_tiles_fill_its_matrix_unit(table, most):
+    """64 rows of scores for each four warps, and none of less."""
+    for (kernel, size, _), tile in table.items():
+        rows = tile.block_n if kernel == "dk_dv" else tile.block_m
+        assert size == 2 and rows == most
+        assert rows % (64 * tile.num_warps // 4) == 0
+
+
+def test_the_architecture_is_asked_of_the_compiler(monkeypatch):
+    assert architecture() == "", "in the interpreter there is none"
+    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    for target, name in ARCHITECTURES.items():
+        with compiling(CHIPS[target], None):
+            assert architecture() == name
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkeypatch, kind):
+    """A packed call's are not as long as the rows of its only batch."""
+    asked = []
+
+    def choose(kernel, head_dim, element_size, **how):
+        asked.append((kernel, head_dim, element_size, how))
+        return tiles.choose_tile(kernel, head_dim, element_size, **how)
+
+    monkeypatch.setattr(triton.attention, "choose_tile", choose)
+    monkeypatch.setattr(triton.attention, "architecture", lambda: "sm_90")
+    q, k = torch.ones(1, 1, 9, 16), torch.ones(1, 1, 7, 16)
+    how = {}
+    if kind == "packed":
+        how["cu_seqlens_q"] = torch.tensor([0, 4, 9], dtype=torch.int32)
+        how["cu_seqlens_k"] = torch.tensor([0, 6, 7], dtype=torch.int32)
+        how["max_seqlen_q"], how["max_seqlen_k"] = 5, 6
+    out, cache = triton.attention.forward(q, k, k, dropout_p=0.5, **how)
+    triton.attention.backward(out, cache)
+    longest = {"plain": (9, 7), "packed": (5, 6)}[kind]
+    rows = dict(zip(("forward", "dk_dv", "dq"), (longest[0], longest[1], longest[0]), strict=True))
+    assert {kernel: how["rows"] for kernel, _, _, how in asked} == rows
+    for _, head_dim, size, how in asked:
+        assert (head_dim, size, how["architecture"], how["aligned"]) == (16, 4, "sm_90", True)
+        assert how["masked"] == (kind == "packed") and how["dropout"]
