@@ -17,6 +17,7 @@ import pages
 
 from twofold.core.bench.machine import PUBLISHED
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
+from twofold.kernels import attention_tiles
 
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
@@ -28,6 +29,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]
 IN_MEMORY, PRESENT, OTHER = "scores in memory", "present kernel", "other tile"
+SHORT = "short sequences"
 # Bytes that pass for each score where scores are in memory, 2 for each time it is read or written:
 # forward the product, its scale, the mask where there is one, the softmax, the other product;
 # backward dp, dv, the softmax's, the mask's, the scale's, dq, dk.
@@ -207,17 +209,18 @@ def makespan(lengths: Iterable[int], slots: int) -> int:
 def small() -> str:
     """Return what forward of small batches has to do at the least, and in how many programs."""
     lines = [
-        "| batch, heads, length, head_dim | programs | per slot | scores made of those needed "
-        "| bytes, µs | products, µs |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| batch, heads, length, head_dim | tile | programs | per slot "
+        "| scores made of those needed | bytes, µs | products, µs |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for B, H, L, D in SMALL:
-        (row,) = (r for r in rows(PRESENT, D, False) if r["kernel"] == "forward_kernel")
+        step = PRESENT if L > attention_tiles.SHORT else SHORT
+        (row,) = (r for r in rows(step, D, False) if r["kernel"] == "forward_kernel")
         blocks, keys = -(-L // row["block_m"]), -(-L // row["block_n"])
         made = blocks * row["block_m"] * keys * row["block_n"] / (L * L)
         programs = B * H * blocks
         cells = (
-            f"{B}, {H}, {L}, {D}", programs,
+            f"{B}, {H}, {L}, {D}", f"{row['block_m']}×{row['block_n']}", programs,
             f"{programs / (MULTIPROCESSORS * row['programs']):.1f}", f"{made:.2f}",
             f"{(4 * B * H * L * D * 2 + B * H * L * 4) / BANDWIDTH * 1e6:.1f}",
             f"{4.0 * B * H * L * L * D * made / row['together'] / PEAK * 1e6:.1f}",

@@ -269,7 +269,9 @@ def backward(
         turn_back(grads.dq, *options.rotary.of_q)
         turn_back(grads.dk, *options.rotary.of_k)
     if options.bias is not None:
-        grads = grads._replace(dbias=_dbias(by_queries, cache, over_queries))
+        tile = dq_tile or _tile("dbias", cache)
+        lists = (attention_blocks.over_keys(x, tile), *rest)
+        grads = grads._replace(dbias=_dbias(lists, cache, tile))
     if sinks is not None and shares is not None:
         grads = grads._replace(dsinks=-shares.sum((0, 2)).to(sinks.dtype))
     return grads

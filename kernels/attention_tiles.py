@@ -177,8 +177,8 @@ HOPPER_SHORT: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(64, 32, 4, 2),
     ("dq", 2, 256): Tile(64, 16, 4, 2),
 }
-HOPPER_DROPOUT: dict[Key, Tile] = {
-    ("forward", 2, 128): Tile(128, 64, 8, 2),
+# With what takes registers beside the scores, masks and all that is done to scores among it.
+HOPPER_MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(128, 16, 8, 2),
     ("dk_dv", 2, 64): Tile(32, 128, 8, 2),
     ("dk_dv", 2, 128): Tile(16, 128, 8, 2),
@@ -186,10 +186,14 @@ HOPPER_DROPOUT: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(128, 32, 8, 2),
     ("dq", 2, 256): Tile(128, 16, 8, 2),
 }
+HOPPER_DROPOUT: dict[Key, Tile] = {
+    **HOPPER_MASKED,
+    ("forward", 2, 128): Tile(128, 64, 8, 2),
+}
 SHORT = 64
 TABLES = (
-    TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, HOPPER, HOPPER_SHORT, HOPPER_DROPOUT,
-    UNALIGNED_OWN,
+    TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
+    HOPPER, HOPPER_SHORT, HOPPER_MASKED, HOPPER_DROPOUT,
 )  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -232,18 +236,23 @@ def choose_tile(
 ) -> Tile:
     """Return the tables' tile of a kernel for a head_dim and bytes per element.
 
-    `architecture` is what `device.architecture` says; `rows` how many queries, or keys of dk_dv,
-    the longest sequence has; `aligned` is what the function of this name says of the strides.
+    That of dbias is dq's, but not Hopper's, which spills. `architecture` is what
+    `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has;
+    `aligned` is what the function of this name says of the strides.
     """
     features = padded(head_dim)
-    key = (kernel, min(element_size, 4), features)
+    hopper = architecture == "sm_90" and kernel != "dbias"
+    key = ("dq" if kernel == "dbias" else kernel, min(element_size, 4), features)
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
     if architecture.startswith("gfx"):
         return AMD.get(key) or TILES[key]
-    hopper = architecture == "sm_90"
-    if rotary or blocked or masked:
-        own = ROTARY if rotary else BLOCKED if blocked else MASKED
+    if rotary:
+        own = ROTARY
+    elif blocked:
+        own = BLOCKED
+    elif masked:
+        own = MASKED | HOPPER_MASKED if hopper else MASKED
     elif dropout:
         own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT
     elif hopper:

@@ -51,8 +51,10 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
 
         assert chosen("sm_80") == chosen("sm_100") == chosen("")
         key = (kernel, size, d)
-        if size == 4 or any(asked[x] for x in ("masked", "blocked", "rotary")):
+        if size == 4 or asked["blocked"] or asked["rotary"]:
             assert chosen("sm_90") == chosen("")
+        elif asked["masked"]:
+            assert chosen("sm_90") == tiles.HOPPER_MASKED.get(key, chosen(""))
         elif asked["dropout"]:
             assert chosen("sm_90") == tiles.HOPPER_DROPOUT.get(key, chosen(""))
         else:
@@ -61,9 +63,21 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
         assert chosen("gfx942") == tiles.AMD.get(key, tiles.TILES[key])
 
 
+def test_the_gradient_of_a_bias_has_no_tile_of_hoppers():
+    for of, d, size in itertools.product(("", *ARCHITECTURES.values()), (16, 64, 128, 256), (2, 4)):
+        general = of if of == "gfx942" else ""
+        want = tiles.choose_tile("dq", d, size, architecture=general, masked=True)
+        assert tiles.choose_tile("dbias", d, size, architecture=of, masked=True) == want
+
+
 @pytest.mark.parametrize(
     ("table", "most"),
-    [(tiles.HOPPER, 128), (tiles.HOPPER_SHORT, 64), (tiles.HOPPER_DROPOUT, 128)],
+    [
+        (tiles.HOPPER, 128),
+        (tiles.HOPPER_SHORT, 64),
+        (tiles.HOPPER_MASKED, 128),
+        (tiles.HOPPER_DROPOUT, 128),
+    ],
 )
 def test_hoppers_tiles_fill_its_matrix_unit(table, most):
     """64 rows of scores for each four warps, and none of less."""
@@ -81,7 +95,7 @@ def test_the_architecture_is_asked_of_the_compiler(monkeypatch):
             assert architecture() == name
 
 
-@pytest.mark.parametrize("kind", ["plain", "packed"])
+@pytest.mark.parametrize("kind", ["plain", "packed", "bias"])
 def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkeypatch, kind):
     """A packed call's are not as long as the rows of its only batch."""
     asked = []
@@ -93,16 +107,17 @@ def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkey
     monkeypatch.setattr(triton.attention, "choose_tile", choose)
     monkeypatch.setattr(triton.attention, "architecture", lambda: "sm_90")
     q, k = torch.ones(1, 1, 9, 16), torch.ones(1, 1, 7, 16)
-    how = {}
+    how = {"bias": torch.ones(9, 7)} if kind == "bias" else {}
     if kind == "packed":
         how["cu_seqlens_q"] = torch.tensor([0, 4, 9], dtype=torch.int32)
         how["cu_seqlens_k"] = torch.tensor([0, 6, 7], dtype=torch.int32)
         how["max_seqlen_q"], how["max_seqlen_k"] = 5, 6
     out, cache = triton.attention.forward(q, k, k, dropout_p=0.5, **how)
     triton.attention.backward(out, cache)
-    longest = {"plain": (9, 7), "packed": (5, 6)}[kind]
-    rows = dict(zip(("forward", "dk_dv", "dq"), (longest[0], longest[1], longest[0]), strict=True))
+    queries, keys = (5, 6) if kind == "packed" else (9, 7)
+    rows = {"forward": queries, "dk_dv": keys, "dq": queries}
+    rows |= {"dbias": queries} if kind == "bias" else {}
     assert {kernel: how["rows"] for kernel, _, _, how in asked} == rows
     for _, head_dim, size, how in asked:
         assert (head_dim, size, how["architecture"], how["aligned"]) == (16, 4, "sm_90", True)
-        assert how["masked"] == (kind == "packed") and how["dropout"]
+        assert how["masked"] == (kind != "plain") and how["dropout"]
