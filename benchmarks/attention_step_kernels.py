@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
+from twofold.kernels.device import architecture
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
@@ -45,7 +46,7 @@ class Step:
     def tile(self, head_dim: int) -> Tile:
         """Return the tile of forward: the same for all before the table."""
         if self.table:
-            return choose_tile("forward", head_dim, 2)
+            return choose_tile("forward", head_dim, 2, architecture=architecture())
         return Tile(64, 64 if head_dim <= 128 else 32, 4, 2)
 
     def constants(self, causal: bool) -> dict[str, bool]:

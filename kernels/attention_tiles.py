@@ -175,8 +175,9 @@ HOPPER_SHORT: dict[Key, Tile] = {
     ("dq", 2, 32): Tile(64, 64, 4, 2),
     ("dq", 2, 64): Tile(64, 64, 4, 2),
     ("dq", 2, 128): Tile(64, 32, 4, 2),
-    ("dq", 2, 256): Tile(64, 16, 4, 2),
 }
+# Where packed sequences begin takes a few registers.
+HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
 # With what takes registers beside the scores, masks and all that is done to scores among it.
 HOPPER_MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(128, 16, 8, 2),
@@ -193,7 +194,7 @@ HOPPER_DROPOUT: dict[Key, Tile] = {
 SHORT = 64
 TABLES = (
     TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
-    HOPPER, HOPPER_SHORT, HOPPER_MASKED, HOPPER_DROPOUT,
+    HOPPER, HOPPER_SHORT, HOPPER_PACKED, HOPPER_MASKED, HOPPER_DROPOUT,
 )  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -231,6 +232,7 @@ def choose_tile(
     masked: bool = False,
     blocked: bool = False,
     rotary: bool = False,
+    packed: bool = False,
     dropout: bool = False,
     aligned: bool = True,
 ) -> Tile:
@@ -251,7 +253,9 @@ def choose_tile(
         own = ROTARY
     elif blocked:
         own = BLOCKED
-    elif masked:
+    elif hopper and packed and not masked and not dropout:
+        own = MASKED | HOPPER_PACKED
+    elif masked or packed:
         own = MASKED | HOPPER_MASKED if hopper else MASKED
     elif dropout:
         own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT

@@ -13,9 +13,9 @@ from twofold.kernels import attention_tiles as tiles
 from twofold.kernels.device import architecture
 
 ARCHITECTURES = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100", "gfx942": "gfx942"}
-FEATURES = ("masked", "blocked", "rotary", "dropout")
+FEATURES = ("masked", "blocked", "rotary", "packed", "dropout")
 ASKED = [
-    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=4)
+    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=5)
 ]
 
 
@@ -53,7 +53,9 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
         key = (kernel, size, d)
         if size == 4 or asked["blocked"] or asked["rotary"]:
             assert chosen("sm_90") == chosen("")
-        elif asked["masked"]:
+        elif asked["packed"] and not asked["masked"] and not asked["dropout"]:
+            assert chosen("sm_90") == tiles.HOPPER_PACKED.get(key, chosen(""))
+        elif asked["masked"] or asked["packed"]:
             assert chosen("sm_90") == tiles.HOPPER_MASKED.get(key, chosen(""))
         elif asked["dropout"]:
             assert chosen("sm_90") == tiles.HOPPER_DROPOUT.get(key, chosen(""))
@@ -75,15 +77,17 @@ def test_the_gradient_of_a_bias_has_no_tile_of_hoppers():
     [
         (tiles.HOPPER, 128),
         (tiles.HOPPER_SHORT, 64),
+        (tiles.HOPPER_PACKED, 128),
         (tiles.HOPPER_MASKED, 128),
         (tiles.HOPPER_DROPOUT, 128),
     ],
 )
 def test_hoppers_tiles_fill_its_matrix_unit(table, most):
     """64 rows of scores for each four warps, and none of less."""
-    for (kernel, size, _), tile in table.items():
+    for (kernel, size, d), tile in table.items():
         rows = tile.block_n if kernel == "dk_dv" else tile.block_m
-        assert size == 2 and rows == most
+        # Of 256 features no tile of 64 queries is as fast as half of one of 128.
+        assert size == 2 and rows == (128 if (kernel, d) == ("dq", 256) else most)
         assert rows % (64 * tile.num_warps // 4) == 0
 
 
@@ -120,4 +124,5 @@ def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkey
     assert {kernel: how["rows"] for kernel, _, _, how in asked} == rows
     for _, head_dim, size, how in asked:
         assert (head_dim, size, how["architecture"], how["aligned"]) == (16, 4, "sm_90", True)
-        assert how["masked"] == (kind != "plain") and how["dropout"]
+        assert how["masked"] == (kind == "bias") and how["dropout"]
+        assert how["packed"] == (kind == "packed")
