@@ -80,13 +80,12 @@ class Gradients(NamedTuple):
     dsinks: torch.Tensor | None = None
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     x,  # Call
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     out_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -110,6 +109,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -175,7 +176,7 @@ def forward(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
@@ -329,7 +330,6 @@ def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
 def draws(options: Options) -> dict[str, object]:
     """Return the arguments of whatever draws the dropout mask."""
     return {
-        "seed": options.seed,
         "threshold": dropout.threshold(options.dropout_p),
         "dropout_scale": dropout.scale(options.dropout_p),
         "DROPOUT": options.dropout_p > 0.0,

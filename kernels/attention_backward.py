@@ -69,14 +69,13 @@ def weights_again(s, lse):
     return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dk_dv_kernel(
     x,  # Call
     dout_ptr,  # (B, H, M, D)
     lse_ptr, delta_ptr,  # (B, H, M) float32
     dk_ptr, dv_ptr,  # (B, H/G, N, D)
     dout_strides, dk_strides, dv_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -106,6 +105,8 @@ def dk_dv_kernel(
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     columns = first + n
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
         v = load(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
@@ -178,14 +179,13 @@ def dk_dv_kernel(
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dq_kernel(
     x,  # Call
     dout_ptr,  # (B, H, M, D)
     lse_ptr, delta_ptr,  # (B, H, M) float32
     dq_ptr,  # (B, H, M, D)
     dout_strides, dq_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -210,6 +210,8 @@ def dq_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
         dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)

@@ -19,7 +19,7 @@ from twofold.kernels.attention_blocks import places, tile_at
 from twofold.kernels.attention_parts import products, scores, seen, sequence
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dbias_kernel(
     x,  # Call
     dout_ptr,  # (B, H, M, D)
@@ -27,7 +27,6 @@ def dbias_kernel(
     dbias_ptr,  # (B or 1, H or 1, M or 1, N or 1)
     dout_strides, dbias_strides,
     B,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     OWN_B: tl.constexpr,  # whether each batch has its own bias, each head, …
@@ -63,6 +62,8 @@ def dbias_kernel(
         b_end = program + 1
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     dbias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if DROPOUT:
+        seed = tl.load(x.seed)
     for b in range(b_first, b_end):
         seq = sequence(x, b)
         q_end, k_end = seq.q_first + seq.M, seq.k_first + seq.present

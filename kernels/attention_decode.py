@@ -129,7 +129,7 @@ def has_live_block(x, b, heads, rows, columns, keys):
 
 @triton.jit
 def attend(
-    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc, seed, threshold,
+    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc, threshold,
     D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
@@ -157,14 +157,14 @@ def attend(
     p, rescale, top, total = weigh(s, top, total)
     # (4) output
     if DROPOUT:
-        keep = dropout.attention_keep(seed, b, heads, rows, start, threshold, BLOCK_N)
+        keep = dropout.attention_keep(tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N)
         p = tl.where(keep, p, 0.0)
     v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
     return top, total, acc
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def split_kernel(
     x,  # Call, whose N is the room for a sequence's keys
     pages,  # Pages
@@ -172,7 +172,6 @@ def split_kernel(
     lses_ptr,  # (S, B, H, M) float32
     B, S,  # batches of q, and parts
     split,  # keys of a part
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -222,14 +221,14 @@ def split_kernel(
         if x.block_mask is None:
             top, total, acc = attend(
                 x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
-                seed, threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+                threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
             )  # fmt: skip
         else:
             columns = start + tl.arange(0, BLOCK_N)[None, :]
             if has_live_block(x, b, heads, rows, columns, keys):
                 top, total, acc = attend(
                     x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
-                    seed, threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
+                    threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
                 )  # fmt: skip
     divisor, lse = log_sum(top, total)
     batch = b
@@ -296,7 +295,7 @@ def forward(
     cu_seqlens_q: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     allow_tf32: bool = False,
     split: int = SPLIT,
     tile: Tile | None = None,

@@ -51,12 +51,11 @@ class Gradients(NamedTuple):
     ddlse: torch.Tensor | None = None
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def rows_kernel(
     x,  # Call
     y,  # Second
     dlse_ptr,  # (B, H, M) float32, or None
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -92,7 +91,7 @@ def rows_kernel(
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
         product, p, dropped, dp = weights(
-            x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
+            x, y, seq, b, h, first, m, start, n, lse, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
         delta += tl.sum(p * dp, axis=1, keep_dims=True)
@@ -102,7 +101,7 @@ def rows_kernel(
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
         product, p, dropped, dp = weights(
-            x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
+            x, y, seq, b, h, first, m, start, n, lse, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
         a, gs, e, slope, bend = second(
@@ -118,13 +117,12 @@ def rows_kernel(
     tl.store(y.c + row_at, c - g * dlse, mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def queries_kernel(
     x,  # Call
     y,  # Second
     dq_ptr, ddout_ptr,  # (B, H, M, D)
     dq_strides, ddout_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -159,7 +157,7 @@ def queries_kernel(
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
         dropped, dz, r, u = pairs(
-            x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
+            x, y, seq, b, h, first, m, start, n, threshold, dropout_scale,
             D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
         key = seq.k_first + start
@@ -179,13 +177,12 @@ def queries_kernel(
     tl.store(ddout_at, ddout.to(ddout_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def keys_kernel(
     x,  # Call
     y,  # Second
     dk_ptr, dv_ptr,  # (B, H/G, N, D)
     dk_strides, dv_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -226,7 +223,7 @@ def keys_kernel(
         for i in range(from_, to, BLOCK_M):
             first = tile_at(x, b, h, block, i, BLOCK_M)
             dropped, dz, r, u = pairs(
-                x, y, seq, b, h, first, m, start, n, seed, threshold, dropout_scale,
+                x, y, seq, b, h, first, m, start, n, threshold, dropout_scale,
                 D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
             )  # fmt: skip
             query = seq.q_first + first

@@ -54,7 +54,7 @@ def multiply(
 @triton.jit
 def weights(
     x, y, seq, b, h, first, m, start, n, lse,
-    seed, threshold, dropout_scale,
+    threshold, dropout_scale,
     D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def weights(
     dp = multiply(y.dout, x.v, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     dropped = p
     if DROPOUT:
-        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, n.shape[1])
+        keep = dropout.attention_keep(tl.load(x.seed), b, h, rows, start, threshold, n.shape[1])
         dropped = tl.where(keep, p * dropout_scale, 0.0)
         dp = tl.where(keep, dp * dropout_scale, 0.0)
     return product, p, dropped, dp
@@ -112,7 +112,7 @@ def second(
 @triton.jit
 def pairs(
     x, y, seq, b, h, first, m, start, n,
-    seed, threshold, dropout_scale,
+    threshold, dropout_scale,
     D: tl.constexpr, DROPOUT: tl.constexpr,
     SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr, SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
@@ -124,7 +124,7 @@ def pairs(
     g = tl.load(y.g + row_at, mask=inside, other=0.0)
     c = tl.load(y.c + row_at, mask=inside, other=0.0)
     product, p, dropped, dp = weights(
-        x, y, seq, b, h, first, m, start, n, lse, seed, threshold, dropout_scale,
+        x, y, seq, b, h, first, m, start, n, lse, threshold, dropout_scale,
         D, DROPOUT, SCORE, PRECISION, CHUNK_D,
     )  # fmt: skip
     a, gs, e, slope, bend = second(

@@ -97,7 +97,7 @@ def products(
     return acc
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     x,  # Call
     q_scale_ptr,  # (B, H) float32
@@ -106,7 +106,6 @@ def forward_kernel(
     out_ptr,  # (B, H, M, D)
     lse_ptr,  # (B, H, M) float32
     q_scale_strides, k_scale_strides, v_scale_strides, out_strides,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -129,6 +128,8 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     d = tl.arange(0, BLOCK_D)[None, :]
     rows = first + m
+    if DROPOUT:
+        seed = tl.load(x.seed)
     if CHUNK_D == BLOCK_D:
         q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
@@ -198,7 +199,7 @@ def forward(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_q: int | None = None,

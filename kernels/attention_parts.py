@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import dropout
 from twofold.kernels.layout import near
 from twofold.reference.attention_scores import Options, band, blocks, sizes
 
@@ -60,6 +61,7 @@ class Call(NamedTuple):
     slopes: Any = None  # (B, H)
     slopes_strides: tuple[int, ...] = ()
     sinks: Any = None  # (H,)
+    seed: Any = None  # () int64, of the dropout mask
     softcap: float | None = None
     q_turn: Any = None  # what `turned` turns q by, and k: see there
     k_turn: Any = None
@@ -113,6 +115,7 @@ def call(
         bias=bias, bias_strides=_strides(bias),
         slopes=slopes, slopes_strides=_strides(slopes),
         sinks=_contiguous(options.sinks),
+        seed=dropout.in_memory(options.dropout_p, options.seed, q),
         softcap=options.softcap,
         q_turn=None if turns is None else _turn(*turns.of_q),
         k_turn=None if turns is None else _turn(*turns.of_k),

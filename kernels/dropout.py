@@ -22,7 +22,7 @@ class Cache(NamedTuple):
     """What `backward` needs: two numbers, no mask."""
 
     p: float
-    seed: int
+    seed: int | torch.Tensor
 
 
 class Gradients(NamedTuple):
@@ -39,6 +39,19 @@ def threshold(p: float) -> int:
 def scale(p: float) -> float:
     """Return 1/(1 − p) for the rounded p."""
     return 65536 / (65536 - threshold(p))
+
+
+def in_memory(p: float, seed: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    """Return where kernels read the seed, () int64 on the device of `x`; None if p is 0.
+
+    Not an argument, which a captured CUDA graph would repeat: a graph is replayed with new seeds
+    by writing them where it reads. A number is written there by a kernel; nobody waits.
+    """
+    if p == 0.0:
+        return None
+    if isinstance(seed, torch.Tensor):
+        return seed
+    return torch.full((), int(seed), dtype=torch.int64, device=x.device)
 
 
 @triton.jit
@@ -75,12 +88,12 @@ def draw(seed, c0, c1, c2, c3, lane):
     return tl.where(lane % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def dropout_kernel(
     x_ptr,  # (n,)
     y_ptr,  # (n,)
+    seed_ptr,  # () int64, or None
     n: tl.int64,
-    seed: tl.int64,
     threshold: tl.int32,
     scale: tl.float32,
     BLOCK: tl.constexpr,
@@ -88,12 +101,13 @@ def dropout_kernel(
     """y = x·keep·scale, for `BLOCK` elements a program."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
-    x = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
-    y = tl.where(keep(seed, index, threshold), x * scale, 0.0)
+    y = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
+    if seed_ptr is not None:
+        y = tl.where(keep(tl.load(seed_ptr), index, threshold), y * scale, 0.0)
     tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def forward(x: torch.Tensor, p: float, seed: int) -> tuple[torch.Tensor, Cache]:
+def forward(x: torch.Tensor, p: float, seed: int | torch.Tensor) -> tuple[torch.Tensor, Cache]:
     """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p)."""
     check(x, p, seed)
     return _dropout(x, p, seed), Cache(p, seed)
@@ -104,10 +118,12 @@ def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
     return Gradients(_dropout(dout, cache.p, cache.seed))
 
 
-def _dropout(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+def _dropout(x: torch.Tensor, p: float, seed: int | torch.Tensor) -> torch.Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     n = x.numel()
     if n:
-        dropout_kernel[(triton.cdiv(n, BLOCK),)](x, y, n, seed, threshold(p), scale(p), BLOCK=BLOCK)
+        dropout_kernel[(triton.cdiv(n, BLOCK),)](
+            x, y, in_memory(p, seed, x), n, threshold(p), scale(p), BLOCK=BLOCK
+        )
     return y

@@ -104,10 +104,12 @@ def forward_kernel(
 
 @triton.jit
 def add_places(
-    acc, dout_ptr, order_ptr, start, stop, columns, D, seed, threshold, dropout_scale,
+    acc, dout_ptr, order_ptr, seed_ptr, start, stop, columns, D, threshold, dropout_scale,
     DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add the rows of dout at the sorted places [start, stop) to `acc` (BLOCK_N, BLOCK_D)."""
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
     for first in range(start, stop, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
         place = tl.load(order_ptr + i, mask=i < stop, other=0)
@@ -120,14 +122,14 @@ def add_places(
     return acc
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def chunk_kernel(
     dout_ptr,  # (N, D)
     order_ptr,  # (N,)
     ordered_ptr,  # (N,)
     partial_ptr,  # (N // CHUNK, D) float32
+    seed_ptr,  # () int64 if DROPOUT
     D,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     DROPOUT: tl.constexpr,
@@ -141,22 +143,22 @@ def chunk_kernel(
     stop = start + CHUNK
     if tl.load(ordered_ptr + start) == tl.load(ordered_ptr + stop - 1):
         acc = add_places(
-            tl.zeros([BLOCK_N, BLOCK_D], tl.float32), dout_ptr, order_ptr, start, stop, columns, D,
-            seed, threshold, dropout_scale, DROPOUT, BLOCK_N,
+            tl.zeros([BLOCK_N, BLOCK_D], tl.float32), dout_ptr, order_ptr, seed_ptr,
+            start, stop, columns, D, threshold, dropout_scale, DROPOUT, BLOCK_N,
         )  # fmt: skip
         tl.store(partial_ptr + chunk * D + columns, tl.sum(acc, axis=0), mask=columns < D)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def row_kernel(
     dout_ptr,  # (N, D)
     order_ptr,  # (N,)
     starts_ptr,  # (V + 1,)
     partial_ptr,  # (N // CHUNK, D) float32
     dtable_ptr,  # (V, D)
+    seed_ptr,  # () int64 if DROPOUT
     D,
     scale: tl.float32,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     DROPOUT: tl.constexpr,
@@ -171,16 +173,16 @@ def row_kernel(
     head = tl.minimum(first * CHUNK, stop)
     tail = tl.maximum(last * CHUNK, head)
     acc = add_places(
-        tl.zeros([BLOCK_N, BLOCK_D], tl.float32), dout_ptr, order_ptr, start, head, columns, D,
-        seed, threshold, dropout_scale, DROPOUT, BLOCK_N,
+        tl.zeros([BLOCK_N, BLOCK_D], tl.float32), dout_ptr, order_ptr, seed_ptr,
+        start, head, columns, D, threshold, dropout_scale, DROPOUT, BLOCK_N,
     )  # fmt: skip
     for chunk in range(first, last, BLOCK_N):
         i = chunk + tl.arange(0, BLOCK_N)
         inside = (i < last)[:, None] & (columns < D)[None, :]
         acc += tl.load(partial_ptr + i[:, None] * D + columns[None, :], mask=inside, other=0.0)
     acc = add_places(
-        acc, dout_ptr, order_ptr, tail, stop, columns, D,
-        seed, threshold, dropout_scale, DROPOUT, BLOCK_N,
+        acc, dout_ptr, order_ptr, seed_ptr,
+        tail, stop, columns, D, threshold, dropout_scale, DROPOUT, BLOCK_N,
     )  # fmt: skip
     total = (tl.sum(acc, axis=0) * scale).to(dtable_ptr.dtype.element_ty)
     tl.store(dtable_ptr + row * D + columns, total, mask=columns < D)
@@ -230,7 +232,7 @@ def sum_places(
     places: Places,
     scale: float = 1.0,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     *,
     tile: Tile | None = None,
 ) -> torch.Tensor:
@@ -242,7 +244,8 @@ def sum_places(
     column_blocks = triton.cdiv(D, tile.block_d)
     partial = torch.empty((chunks, D), dtype=torch.float32, device=dout.device)
     dtable = torch.empty((V, D), dtype=dout.dtype, device=dout.device)
-    drawn = (seed, dropout.threshold(dropout_p), dropout.scale(dropout_p))
+    seed_at = dropout.in_memory(dropout_p, seed, dout)
+    drawn = (dropout.threshold(dropout_p), dropout.scale(dropout_p))
     options = {
         "DROPOUT": dropout_p > 0.0,
         "BLOCK_N": tile.block_n,
@@ -251,9 +254,9 @@ def sum_places(
     }
     if chunks:
         chunk_kernel[(chunks, column_blocks)](
-            dout, places.order, places.ordered, partial, D, *drawn, **options
+            dout, places.order, places.ordered, partial, seed_at, D, *drawn, **options
         )
     row_kernel[(V, column_blocks)](
-        dout, places.order, places.starts, partial, dtable, D, scale, *drawn, **options
+        dout, places.order, places.starts, partial, dtable, seed_at, D, scale, *drawn, **options
     )
     return dtable

@@ -51,7 +51,7 @@ class Cache(NamedTuple):
     weight: torch.Tensor
     has_residual: bool
     dropout_p: float
-    seed: int
+    seed: int | torch.Tensor
 
 
 class Gradients(NamedTuple):
@@ -71,7 +71,7 @@ def choose_tile(columns: int) -> Tile:
     raise ValueError(f"x.shape[-1] is {columns}; it must be at most {TILES[-1][0]}")
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     x_ptr,  # (R, C)
     residual_ptr,  # (R, C) if HAS_RESIDUAL
@@ -81,10 +81,10 @@ def forward_kernel(
     h_ptr,  # (R, C) if HAS_RESIDUAL or DROPOUT
     mean_ptr,  # (R,)
     rstd_ptr,  # (R,)
+    seed_ptr,  # () int64 if DROPOUT
     R: tl.int64,
     C,
     eps,
-    seed: tl.int64,
     threshold: tl.int32,
     scale: tl.float32,
     HAS_RESIDUAL: tl.constexpr,
@@ -100,7 +100,7 @@ def forward_kernel(
     # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
     h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if DROPOUT:
-        h = tl.where(dropout.keep(seed, at, threshold), h * scale, 0.0)
+        h = tl.where(dropout.keep(tl.load(seed_ptr), at, threshold), h * scale, 0.0)
     if HAS_RESIDUAL:
         h += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL or DROPOUT:
@@ -121,7 +121,7 @@ def forward_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def backward_kernel(
     dy_ptr,  # (R, C)
     dh_ptr,  # (R, C) if HAS_DH
@@ -133,10 +133,10 @@ def backward_kernel(
     dresidual_ptr,  # (R, C) if HAS_RESIDUAL and DROPOUT; otherwise it is dx
     partial_dw_ptr,  # (programs, C) float32
     partial_db_ptr,  # (programs, C) float32
+    seed_ptr,  # () int64 if DROPOUT
     R: tl.int64,
     C,
     rows_per_program: tl.int64,
-    seed: tl.int64,
     threshold: tl.int32,
     scale: tl.float32,
     HAS_DH: tl.constexpr,
@@ -153,6 +153,8 @@ def backward_kernel(
     db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, R)
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
     for start in range(first, last, BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + columns[None, :]
@@ -217,7 +219,7 @@ def forward(
     *,
     residual: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     eps: float = 1e-5,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
@@ -244,10 +246,10 @@ def forward(
         h,
         mean,
         rstd,
+        dropout.in_memory(dropout_p, seed, x),
         R,
         C,
         eps,
-        seed,
         dropout.threshold(dropout_p),
         dropout.scale(dropout_p),
         HAS_RESIDUAL=residual is not None,
@@ -284,10 +286,10 @@ def backward(
         dresidual,
         partials[0],
         partials[1],
+        dropout.in_memory(cache.dropout_p, cache.seed, dout),
         R,
         C,
         rows_per_program,
-        cache.seed,
         dropout.threshold(cache.dropout_p),
         dropout.scale(cache.dropout_p),
         HAS_DH=dh is not None,

@@ -70,7 +70,7 @@ def forward(
     mask: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     rotary: Turns | Rotary | None = None,
     softmax_scale: float | None = None,
     window_size: Window | None = None,

@@ -11,7 +11,8 @@ bits in every run.
 
 Arithmetic is float32 whatever the buffers hold. The host works out what depends on the step and the
 betas alone, in float64: 1 − β₂ from a rounded β₂ would be off in the fourth digit. What changes
-from step to step is not specialised on, so a schedule compiles nothing.
+from step to step is not specialised on, so a schedule compiles nothing. A captured CUDA graph would
+repeat it: there it is read from memory, and whether there is to be a step at all.
 
 Steps (1)–(4) are those of the reference.
 """
@@ -40,6 +41,14 @@ def gradient(theta, g, index, coupled_numel, weight_decay, norm_ptr, max_norm, C
 
 
 @triton.jit
+def wanted(index, n, go_ptr):
+    """Say which elements there are, and are to be changed."""
+    if go_ptr is not None:
+        n = tl.where(tl.load(go_ptr) != 0, n, 0)
+    return index < n
+
+
+@triton.jit
 def put(ptr, stride, index, value, inside):
     """Store float32 numbers in the buffer's dtype."""
     tl.store(ptr + index * stride, value.to(ptr.dtype.element_ty), mask=inside)
@@ -55,6 +64,8 @@ def get(ptr, stride, index, inside):
 def adam_kernel(
     params_ptr, grads_ptr, m_ptr, v_ptr,  # (n,) each
     norm_ptr,  # () if CLIP
+    numbers_ptr,  # (3,) float32 that stand for lr, shrink and unbias2, or None
+    go_ptr,  # () bool, whether to take the step, or None
     params_stride, grads_stride, m_stride, v_stride,
     n: tl.int64,
     coupled_numel: tl.int64,
@@ -73,8 +84,11 @@ def adam_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Take one step of Adam on BLOCK elements."""
+    if numbers_ptr is not None:
+        lr, shrink = tl.load(numbers_ptr), tl.load(numbers_ptr + 1)
+        unbias2 = tl.load(numbers_ptr + 2)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < n
+    inside = wanted(index, n, go_ptr)
     theta = get(params_ptr, params_stride, index, inside)
     g = get(grads_ptr, grads_stride, index, inside)
     # (1) and (2)
@@ -95,6 +109,8 @@ def sgd_kernel(
     params_ptr, grads_ptr,  # (n,) each
     momentum_ptr,  # (n,) if MOMENTUM
     norm_ptr,  # () if CLIP
+    numbers_ptr,  # (1,) float32 that stands for lr, or None
+    go_ptr,  # () bool, whether to take the step, or None
     params_stride, grads_stride, momentum_stride,
     n: tl.int64,
     coupled_numel: tl.int64,
@@ -108,8 +124,10 @@ def sgd_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Take one step of gradient descent on BLOCK elements."""
+    if numbers_ptr is not None:
+        lr = tl.load(numbers_ptr)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < n
+    inside = wanted(index, n, go_ptr)
     theta = get(params_ptr, params_stride, index, inside)
     g = get(grads_ptr, grads_stride, index, inside)
     # (1) and (2)
@@ -127,6 +145,8 @@ def sgd_kernel(
 def adagrad_kernel(
     params_ptr, grads_ptr, squares_ptr,  # (n,) each
     norm_ptr,  # () if CLIP
+    numbers_ptr,  # (1,) float32 that stands for lr, or None
+    go_ptr,  # () bool, whether to take the step, or None
     params_stride, grads_stride, squares_stride,
     n: tl.int64,
     coupled_numel: tl.int64,
@@ -138,8 +158,10 @@ def adagrad_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Take one step of Adagrad on BLOCK elements."""
+    if numbers_ptr is not None:
+        lr = tl.load(numbers_ptr)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < n
+    inside = wanted(index, n, go_ptr)
     theta = get(params_ptr, params_stride, index, inside)
     g = get(grads_ptr, grads_stride, index, inside)
     # (1) and (2)
@@ -200,6 +222,13 @@ def global_norm(grads: torch.Tensor) -> torch.Tensor:
     return norm
 
 
+def adam_numbers(
+    step: int, lr: float, beta1: float, beta2: float, weight_decay: float
+) -> tuple[float, float, float]:
+    """Return what Adam's kernel takes for this step: lr/(1 − β₁^t), 1 − lr·λ and 1/(1 − β₂^t)."""
+    return lr / (1 - beta1**step), 1 - lr * weight_decay, 1 / (1 - beta2**step)
+
+
 def adam(
     params: torch.Tensor,
     grads: torch.Tensor,
@@ -216,27 +245,37 @@ def adam(
     decay_numel: int | None = None,
     grad_norm: torch.Tensor | None = None,
     max_norm: float | None = None,
+    numbers: torch.Tensor | None = None,
+    go: torch.Tensor | None = None,
 ) -> None:
-    """Take one step of Adam or AdamW, in place; arguments are those of the reference."""
+    """Take one step of Adam or AdamW, in place; arguments are those of the reference.
+
+    Beside them `numbers`, (3,) float32 on the device, what `adam_numbers` says of a step, which is
+    then the one that is taken, whatever `step` and `lr` are; and `go`, () bool on the device: where
+    it is False nothing is changed. Both are read when the kernel runs, so that a captured CUDA
+    graph can be replayed for another step.
+    """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps)
+    read = _read(params, 3, numbers, go)
+    step_lr, shrink, unbias2 = adam_numbers(step, lr, beta1, beta2, weight_decay)
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adam_kernel[(triton.cdiv(n, BLOCK),)](
-        params, grads, m, v, norm,
+        params, grads, m, v, norm, *read,
         params.stride(0), grads.stride(0), m.stride(0), v.stride(0),
         n,
         0 if decoupled else decays,
         decays if decoupled else 0,
         max_norm or 0.0,
         weight_decay,
-        lr / (1 - beta1**step),
+        step_lr,
         eps,
-        1 - lr * weight_decay,
+        shrink,
         beta1,
         1 - beta1,
         beta2,
         1 - beta2,
-        1 / (1 - beta2**step),
+        unbias2,
         CLIP=max_norm is not None,
         BLOCK=BLOCK,
     )  # fmt: skip
@@ -254,15 +293,21 @@ def sgd(
     decay_numel: int | None = None,
     grad_norm: torch.Tensor | None = None,
     max_norm: float | None = None,
+    numbers: torch.Tensor | None = None,
+    go: torch.Tensor | None = None,
 ) -> None:
-    """Take one step of gradient descent, in place; arguments are those of the reference."""
+    """Take one step of gradient descent, in place; arguments are those of the reference.
+
+    Beside them `numbers`, (1,) float32, what is taken for `lr`, and `go`: see `adam`.
+    """
     buffers = {"params": params, "grads": grads, "momentum_buffer": momentum_buffer}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_sgd(momentum_buffer, momentum, nesterov)
+    read = _read(params, 1, numbers, go)
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     b = params if momentum_buffer is None else momentum_buffer
     sgd_kernel[(triton.cdiv(n, BLOCK),)](
-        params, grads, b, norm,
+        params, grads, b, norm, *read,
         params.stride(0), grads.stride(0), b.stride(0),
         n,
         decays,
@@ -288,14 +333,20 @@ def adagrad(
     decay_numel: int | None = None,
     grad_norm: torch.Tensor | None = None,
     max_norm: float | None = None,
+    numbers: torch.Tensor | None = None,
+    go: torch.Tensor | None = None,
 ) -> None:
-    """Take one step of Adagrad, in place; arguments are those of the reference."""
+    """Take one step of Adagrad, in place; arguments are those of the reference.
+
+    Beside them `numbers`, (1,) float32, what is taken for `lr`, and `go`: see `adam`.
+    """
     buffers = {"params": params, "grads": grads, "sum_of_squares": sum_of_squares}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_adagrad(eps)
+    read = _read(params, 1, numbers, go)
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adagrad_kernel[(triton.cdiv(n, BLOCK),)](
-        params, grads, sum_of_squares, norm,
+        params, grads, sum_of_squares, norm, *read,
         params.stride(0), grads.stride(0), sum_of_squares.stride(0),
         n,
         decays,
@@ -306,6 +357,21 @@ def adagrad(
         CLIP=max_norm is not None,
         BLOCK=BLOCK,
     )  # fmt: skip
+
+
+def _read(
+    params: torch.Tensor, count: int, numbers: torch.Tensor | None, go: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return where a kernel finds its numbers, and whether to take the step; refuse all else."""
+    if numbers is not None:
+        checks.dtype("numbers", numbers, "float32")
+        checks.shape("numbers", numbers, (count,))
+        numbers = numbers.contiguous()
+    if go is not None:
+        checks.boolean(go=go)
+        checks.shape("go", go, ())
+    checks.same_device(params=params, numbers=numbers, go=go)
+    return numbers, go
 
 
 def _common(

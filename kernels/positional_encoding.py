@@ -42,7 +42,7 @@ class Cache(NamedTuple):
     position_rows: int  # 0 where the position table is not learned
     scale: float
     dropout_p: float
-    seed: int
+    seed: int | torch.Tensor
 
 
 class Gradients(NamedTuple):
@@ -69,13 +69,14 @@ def sinusoidal(
     return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     ids_ptr,  # (N,)
     table_ptr,  # (V, D)
     position_table_ptr,  # (P, D) if HAS_POSITIONS
     positions_ptr,  # (N,) unless COUNTED
     out_ptr,  # (N, D)
+    seed_ptr,  # () int64 if DROPOUT
     table_strides,
     position_strides,
     N: tl.int64,
@@ -84,7 +85,6 @@ def forward_kernel(
     P: tl.int64,
     D,
     scale: tl.float32,
-    seed: tl.int64,
     threshold: tl.int32,
     dropout_scale: tl.float32,
     HAS_POSITIONS: tl.constexpr,
@@ -112,7 +112,7 @@ def forward_kernel(
         known = known & placed
     # (3) drop out
     if DROPOUT:
-        x = tl.where(dropout.keep(seed, at, threshold), x * dropout_scale, 0.0)
+        x = tl.where(dropout.keep(tl.load(seed_ptr), at, threshold), x * dropout_scale, 0.0)
     x = tl.where(known[:, None], x, float("nan"))
     inside = (n < N)[:, None] & (columns < D)[None, :]
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
@@ -127,7 +127,7 @@ def forward(
     learned: bool = True,
     scale: float = 1.0,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | torch.Tensor = 0,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
     """Look up embeddings and positions, add, drop out; an id or position outside gives NaN.
@@ -146,9 +146,10 @@ def forward(
     where = table if position_table is None else position_table
     forward_kernel[(triton.cdiv(B * L, tile.block_n), triton.cdiv(D, tile.block_d))](
         ids, table, where, ids if positions is None else positions, out,
+        dropout.in_memory(dropout_p, seed, table),
         table.stride(), where.stride(),
         B * L, L, V, P, D,
-        scale, seed, dropout.threshold(dropout_p), dropout.scale(dropout_p),
+        scale, dropout.threshold(dropout_p), dropout.scale(dropout_p),
         HAS_POSITIONS=position_table is not None,
         COUNTED=positions is None,
         DROPOUT=dropout_p > 0.0,

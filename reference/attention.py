@@ -72,6 +72,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
     checks.shape("v", v, (B, K, N, D))
     check_rotary(options.rotary, q, k)
     attention_scores.check(options, B, H, M, N)
+    checks.seed(options.seed, q)
     checks.same_device(
         q=q, mask=options.mask, key_lengths=options.key_lengths, sinks=options.sinks,
         alibi_slopes=options.alibi_slopes, cu_seqlens_q=options.cu_seqlens_q,

@@ -86,6 +86,7 @@ def check(
     if isinstance(options.causal, str):
         checks.choice("causal", options.causal, ALIGNMENTS)
     attention_scores.check(options, B, H, M, capacity(k_cache, block_table))
+    checks.seed(options.seed, q)
     check_positions(options.rotary, q, B, capacity(k_cache, block_table))
     checks.same_device(
         q=q, cu_seqlens_q=queries.starts, key_lengths=options.key_lengths,

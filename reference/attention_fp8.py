@@ -46,6 +46,7 @@ def check(
     checks.shape("v", v, (B, K, N, D))
     check_rotary(options.rotary, q, k)
     attention_scores.check(options, B, H, M, N)
+    checks.seed(options.seed, q)
     checks.floating(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     sequences = attention_scores.sizes(options, B, M, N)[0]
     checks.broadcastable("q_scale", q_scale, (sequences, H))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from numbers import Integral
 from typing import Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -146,11 +147,20 @@ def probability(name: str, p: float) -> None:
     require(0.0 <= p < 1.0, name, p, "at least 0 and below 1")
 
 
-def seed(value: int) -> None:
-    """Raise unless the seed is an integer that fits Philox's key as both sides pass it: 63 bits."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def seed(value: Any, x: Any = None) -> None:
+    """Raise unless the seed is an integer that fits Philox's key as both sides pass it: 63 bits.
+
+    Beside an array `x` it may be one of no axes, int64, on the device of `x`, whose value is not
+    looked at.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        require(0 <= value < 2**63, "seed", value, "at least 0 and below 2**63")
+    elif x is not None and hasattr(value, "shape"):
+        dtype("seed", value, "int64")
+        shape("seed", value, ())
+        same_device(x=x, seed=value)
+    else:
         raise TypeError(f"seed is a {type(value).__name__}; it must be an int")
-    require(0 <= value < 2**63, "seed", value, "at least 0 and below 2**63")
 
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> None:

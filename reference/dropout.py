@@ -49,7 +49,7 @@ def check(x: Any, p: float, seed: int) -> None:
     """Refuse what either side cannot take."""
     checks.floating(x=x)
     checks.probability("p", p)
-    checks.seed(seed)
+    checks.seed(seed, x)
 
 
 def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
@@ -141,7 +141,7 @@ def philox(
     words and the key; ten rounds pass BigCrush. Words stay in uint64, so that no product is cast.
     """
     c0, c1, c2, c3 = (c.astype(np.uint64) for c in (c0, c1, c2, c3))
-    key0, key1 = seed & 0xFFFFFFFF, seed >> 32
+    key0, key1 = int(seed) & 0xFFFFFFFF, int(seed) >> 32
     for _ in range(ROUNDS):
         product_a, product_b = c0 * ROUND_A, c2 * ROUND_B
         np.right_shift(product_b, HALF, out=c0)

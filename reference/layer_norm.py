@@ -52,7 +52,7 @@ def check(
     if residual is not None:
         checks.shape("residual", residual, tuple(x.shape))
     checks.probability("dropout_p", dropout_p)
-    checks.seed(seed)
+    checks.seed(seed, x)
     checks.require(eps > 0.0, "eps", eps, "positive")
 
 

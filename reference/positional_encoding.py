@@ -60,7 +60,7 @@ def check(
                 rows >= length, "position_table.shape[0]", rows, f"at least ids.shape[1], {length}"
             )
     checks.probability("dropout_p", dropout_p)
-    checks.seed(seed)
+    checks.seed(seed, ids)
 
 
 def check_sinusoidal(positions: Any, d_model: int) -> None:

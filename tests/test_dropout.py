@@ -58,10 +58,10 @@ def test_the_kernels_generator_gives_the_known_answers(triton, name):
 
 
 @jit
-def keep_kernel(out_ptr, start: tl.int64, n, seed: tl.int64, threshold, BLOCK: tl.constexpr):
+def keep_kernel(out_ptr, seed_ptr, start: tl.int64, n, threshold, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     index = start.to(tl.int64) + i
-    tl.store(out_ptr + i, kernels.keep(seed, index, threshold).to(tl.int8), mask=i < n)
+    tl.store(out_ptr + i, kernels.keep(tl.load(seed_ptr), index, threshold).to(tl.int8), mask=i < n)
 
 
 @pytest.mark.parametrize("start", [0, 2**31 - 50, 2**35 - 50, 2**35, 2**40 + 3, 2**60])
@@ -73,7 +73,8 @@ def test_masks_agree_where_the_counter_passes_32_bits(triton, start):
     draws = dropout.philox_draws(low, high, 0 * low, 0 * low, HIGH_KEY)
     draws = draws.reshape(-1, dropout.DRAWS)[np.arange(n), index % dropout.DRAWS]
     kept = triton.zeros((n,), "int8")
-    keep_kernel[(1,)](kept, start, n, HIGH_KEY, threshold, BLOCK=next_power_of_2(n))
+    seed = triton.asarray(np.array(HIGH_KEY))
+    keep_kernel[(1,)](kept, seed, start, n, threshold, BLOCK=next_power_of_2(n))
     assert np.array_equal(triton.to_numpy(kept) != 0, draws >= threshold)
 
 

@@ -1,6 +1,7 @@
 """Optimizers: the reference against torch.optim and mpmath; the kernels by contract."""
 
 import dataclasses
+import re
 
 import mpmath
 import numpy as np
@@ -138,6 +139,37 @@ def test_the_norm_stays_on_the_device(triton):
     assert norm.shape == () and norm.device.type == triton.device
 
 
+@pytest.mark.parametrize("optimizer", contract.STATE)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_step_whose_numbers_are_read_from_memory_has_the_same_bits(triton, optimizer, clip):
+    """Whatever step and rate are given beside them; and without leave to go nothing changes."""
+    how = dict(numel=1031, first_step=7, weight_decay=0.1, decaying=0.6, clip=clip)
+    case = contract.Case(optimizer=optimizer, **how)
+    given = contract.inputs(case)
+    expected = contract.run(triton, case, given)
+    options = contract.options(case, given, 7)
+    if "step" in options:
+        names = ("step", "lr", "beta1", "beta2", "weight_decay")
+        numbers = triton.optimizers.adam_numbers(*(options[name] for name in names))
+        options |= {"step": 1000}
+    else:
+        numbers = (case.lr,)
+    options |= {"lr": 0.0, "numbers": triton.asarray(np.array(numbers), "float32")}
+    grads = triton.asarray(given.grads[0], "float32")
+    if clip is not None:
+        options["grad_norm"] = triton.optimizers.global_norm(grads)
+    function = contract.function(triton, case)
+    for go in (False, True):
+        params = triton.asarray(given.params, "float32")
+        state = {name: triton.asarray(x, "float32") for name, x in given.state.items()}
+        buffers = state or ({"momentum_buffer": None} if optimizer == "sgd" else {})
+        function(params, grads, **buffers, **options, go=triton.asarray(np.array(go)))
+        wanted = expected if go else {"params": given.params} | given.state
+        for name, found in ({"params": params} | state).items():
+            same = triton.asarray(wanted[name], "float32")
+            assert np.array_equal(triton.to_numpy(found), triton.to_numpy(same)), name
+
+
 N = np.ones(4)
 ADAM = {"params": N, "grads": N, "m": N, "v": N, "step": 1, "lr": 0.1}
 SGD = {"params": N, "grads": N, "momentum_buffer": N, "lr": 0.1}
@@ -176,3 +208,18 @@ ADAGRAD = {"params": N, "grads": N, "sum_of_squares": N, "lr": 0.1}
 )
 def test_bad_input_is_refused(both_refuse, function, arguments, error, words):
     both_refuse("optimizers", arguments, error, words, function)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"numbers": np.ones(3)}, TypeError, "numbers has dtype float64; it must be float32"),
+        ({"numbers": np.ones(2, "f4")}, ValueError, "numbers.shape is (2,); it must be (3,)"),
+        ({"go": np.array(1)}, TypeError, "go has dtype int64; it must be bool"),
+        ({"go": np.ones(1, bool)}, ValueError, "go.shape is (1,); it must be of rank 0, ()"),
+    ],
+)
+def test_numbers_that_would_be_read_amiss_are_refused(triton, changed, error, words):
+    given = {n: triton.asarray(x) if isinstance(x, np.ndarray) else x for n, x in ADAM.items()}
+    with pytest.raises(error, match=re.escape(words)):
+        triton.optimizers.adam(**given, **{n: triton.asarray(x) for n, x in changed.items()})

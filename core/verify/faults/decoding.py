@@ -89,7 +89,8 @@ _DECODE: tuple[Row, ...] = (
         DECODE, "lse is that of the weights that are kept", "",
         ("p, rescale, top, total = weigh(s, top, total)",
          "p, rescale, top, total = weigh(s if not DROPOUT else tl.where(dropout.attention_keep("
-         "seed, b, heads, rows, start, threshold, BLOCK_N), s, -float('inf')), top, total)"),
+         "tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N), s, -float('inf')), "
+         "top, total)"),
     ),
     (
         DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",

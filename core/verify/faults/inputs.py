@@ -146,16 +146,16 @@ _DROPOUT: tuple[Row, ...] = (
     ),
     (
         KERNEL, "the upper half of the seed is lost", "",
-        ("(x, y, n, seed, threshold(p)", "(x, y, n, seed & 0xFFFFFFFF, threshold(p)"),
+        ("keep(tl.load(seed_ptr), index", "keep(tl.load(seed_ptr) & 0xFFFFFFFF, index"),
     ),
     (
         KERNEL, "every block has the same mask", "",
-        ("y = tl.where(keep(seed, index, threshold)",
-         "y = tl.where(keep(seed, index % BLOCK, threshold)"),
+        ("y = tl.where(keep(tl.load(seed_ptr), index, threshold)",
+         "y = tl.where(keep(tl.load(seed_ptr), index % BLOCK, threshold)"),
     ),
     (
         KERNEL, "what is kept is not scaled", "",
-        ("x * scale, 0.0)", "x, 0.0)"),
+        ("y * scale, 0.0)", "y, 0.0)"),
     ),
     (
         REFERENCE, "Philox has nine rounds", "",
