@@ -29,6 +29,7 @@ from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_order import by_keys, by_queries, place_together
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
@@ -36,7 +37,6 @@ from twofold.kernels.attention_parts import (
     call,
     load,
     log_sum,
-    place,
     products,
     scores,
     seen,
@@ -98,7 +98,8 @@ def forward_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    blocks = tl.cdiv(x.longest_q, BLOCK_M)
+    block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
@@ -210,8 +211,9 @@ def forward(
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
     tile = tile or _tile("forward", cache)
     sequences, longest_q, _ = _sizes(cache)
+    x = by_queries(attention_blocks.over_keys(call(q, k, v, scale, options), tile))
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
-        attention_blocks.over_keys(call(q, k, v, scale, options), tile), out, lse, out.stride(),
+        x, out, lse, out.stride(),
         BLOCK_D=padded(D), **_constants(cache, tile),
     )  # fmt: skip
     return out, cache
@@ -253,16 +255,16 @@ def backward(
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
     x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
-    by_keys = (attention_blocks.over_queries(x, over_keys), *rest)
-    by_queries = (attention_blocks.over_keys(x, over_queries), *rest)
     summed = _summed(cache)
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
-        *by_keys, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
+        by_keys(attention_blocks.over_queries(x, over_keys)), *rest,
+        grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_keys),
     )  # fmt: skip
     dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H, slices)](
-        *by_queries, grads.dq, dout.stride(), grads.dq.stride(),
+        by_queries(attention_blocks.over_keys(x, over_queries)), *rest,
+        grads.dq, dout.stride(), grads.dq.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
     )  # fmt: skip
     # (0) turned back, where they are
