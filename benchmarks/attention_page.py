@@ -13,11 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attention_step_kernels as step_kernels
 import pages
 
 from twofold.core.bench.machine import PUBLISHED
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
 from twofold.kernels import attention_tiles
+from twofold.kernels.attention_order import heads_together
+from twofold.kernels.device import H100_CACHE
 
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
@@ -55,7 +58,8 @@ def rows(step: str, head_dim: int, causal: bool, dtype: str = "bfloat16") -> lis
 def steps(which: str) -> list[str]:
     """Return the names of the kernels on the way, in order."""
     kernel = {"forward": "step_kernel", "backward": "step_backward_kernel"}[which]
-    return list(dict.fromkeys(r["step"] for r in counted()["rows"] if r["kernel"] == kernel))
+    named = dict.fromkeys(r["step"] for r in counted()["rows"] if r["kernel"] == kernel)
+    return [name for name in named if name not in step_kernels.ASIDE]
 
 
 def visited(row: dict[str, Any], causal: bool, skips: bool) -> float:
@@ -160,6 +164,16 @@ def line(r: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def aside() -> str:
+    """Return what was counted of the steps that are not on the way, below the one before them."""
+    lines = [HEADER.replace("| kernel |", "| step |", 1)]
+    for name in (steps("forward")[-1], *step_kernels.ASIDE):
+        for D in HEAD_DIMS:
+            (row,) = rows(name, D, True)
+            lines.append(line({**row, "kernel": name}))
+    return "\n".join(lines)
+
+
 def dtypes() -> str:
     """Say how far the ceilings of float16, and of causal calls, are from those of the table."""
 
@@ -185,17 +199,26 @@ def order() -> str:
     """Return how much of the slots a causal call at head_dim 128 keeps busy, by order."""
     (row,) = (r for r in rows(PRESENT, 128, True) if r["kernel"] == "forward_kernel")
     slots, block = MULTIPROCESSORS * row["programs"], row["block_m"]
-    lines = ["| length | programs | as they come | long rows first in each head | in all |"]
-    lines.append("|--:|--:|--:|--:|--:|")
+    lines = ["| length | programs | as they come | long rows first in each head | in each group of "
+             "heads | heads of a group | in all |"]  # fmt: skip
+    lines.append("|--:|--:|--:|--:|--:|--:|--:|")
     for length in LENGTHS:
         heads = TOKENS // length * HIDDEN // 128
+        together = heads_together(heads, 2 * length * 128 * 2, H100_CACHE)
         a_head = [-(-min(first + block, length) // row["block_n"])
                   for first in range(0, length, block)]  # fmt: skip
-        every = [a_head * heads, a_head[::-1] * heads, sorted(a_head * heads)[::-1]]
-        shares = (f"{sum(x) / (slots * makespan(x, slots)):.2f}" for x in every)
+        every = [a_head * heads, *(grouped(a_head, heads, n) for n in (1, together, heads))]
+        shares = [f"{sum(x) / (slots * makespan(x, slots)):.2f}" for x in every]
+        shares.insert(3, str(together))
         lines.append(f"| {length} | {len(every[0])} | {' | '.join(shares)} |")
     return "\n".join([*lines, "", f"{slots} slots: {row['programs']} programs of the present tile "
                       f"on each of {MULTIPROCESSORS} multiprocessors."])  # fmt: skip
+
+
+def grouped(a_head: list[int], heads: int, together: int) -> list[int]:
+    """Return how long programs are, in the order of `attention_order.place_together`."""
+    groups = (min(together, heads - first) for first in range(0, heads, together))
+    return [n for size in groups for n in a_head[::-1] for _ in range(size)]
 
 
 def makespan(lengths: Iterable[int], slots: int) -> int:
@@ -286,6 +309,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "backward measured": lambda: measured("backward"),
     "tiles": lambda: tiles(PRESENT, False),
     "others": lambda: tiles(OTHER, True),
+    "aside": aside,
     "small": small,
     "dtypes": dtypes,
     "order": order,

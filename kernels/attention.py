@@ -6,7 +6,8 @@ backward: out, and one float32 per row, lse. Bytes: q, k, v read once per tile o
 written once; operations: 4·M·N·D per head, half of it where causal.
 
 Backward is `attention_backward` and `attention_bias`, how a tile is loaded and scored
-`attention_parts`, how large it is `attention_tiles`.
+`attention_parts`, how large it is `attention_tiles`, in which order programs begin
+`attention_order`.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
