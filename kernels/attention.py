@@ -317,6 +317,7 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         rows=longest_k if kernel == "dk_dv" else longest_q,
         masked=options.mask is not None or options.changes_scores,
         packed=options.packed,
+        grouped=cache.q.shape[1] != cache.k.shape[1],
         blocked=options.block_mask is not None,
         rotary=options.rotary is not None,
         dropout=options.dropout_p > 0.0,

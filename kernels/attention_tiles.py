@@ -178,6 +178,8 @@ HOPPER_SHORT: dict[Key, Tile] = {
 }
 # Where packed sequences begin takes a few registers.
 HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
+# So does it to sum over the heads that share keys.
+HOPPER_GROUPED: dict[Key, Tile] = {("dk_dv", 2, 64): Tile(32, 128, 8, 2)}
 # With what takes registers beside the scores, masks and all that is done to scores among it.
 HOPPER_MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(128, 16, 8, 2),
@@ -194,7 +196,7 @@ HOPPER_DROPOUT: dict[Key, Tile] = {
 SHORT = 64
 TABLES = (
     TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
-    HOPPER, HOPPER_SHORT, HOPPER_PACKED, HOPPER_MASKED, HOPPER_DROPOUT,
+    HOPPER, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED, HOPPER_DROPOUT,
 )  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -233,6 +235,7 @@ def choose_tile(
     blocked: bool = False,
     rotary: bool = False,
     packed: bool = False,
+    grouped: bool = False,
     dropout: bool = False,
     aligned: bool = True,
 ) -> Tile:
@@ -240,10 +243,11 @@ def choose_tile(
 
     That of dbias is dq's, but not Hopper's, which spills. `architecture` is what
     `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has;
-    `aligned` is what the function of this name says of the strides.
+    `grouped` says that heads share keys: that and dropout together leave no room for Hopper's
+    tiles; `aligned` is what the function of this name says of the strides.
     """
     features = padded(head_dim)
-    hopper = architecture == "sm_90" and kernel != "dbias"
+    hopper = architecture == "sm_90" and kernel != "dbias" and not (grouped and dropout)
     key = ("dq" if kernel == "dbias" else kernel, min(element_size, 4), features)
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
@@ -254,13 +258,15 @@ def choose_tile(
     elif blocked:
         own = BLOCKED
     elif hopper and packed and not masked and not dropout:
-        own = MASKED | HOPPER_PACKED
+        own = MASKED | HOPPER_PACKED | (HOPPER_GROUPED if grouped else {})
     elif masked or packed:
         own = MASKED | HOPPER_MASKED if hopper else MASKED
     elif dropout:
         own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT
+    elif hopper and rows <= SHORT:
+        own = HOPPER_SHORT
     elif hopper:
-        own = HOPPER if rows > SHORT else HOPPER_SHORT
+        own = HOPPER | (HOPPER_GROUPED if grouped else {})
     else:
         own = TILES
     return own.get(key) or TILES[key]

@@ -13,9 +13,9 @@ from twofold.kernels import attention_tiles as tiles
 from twofold.kernels.device import architecture
 
 ARCHITECTURES = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100", "gfx942": "gfx942"}
-FEATURES = ("masked", "blocked", "rotary", "packed", "dropout")
+FEATURES = ("masked", "blocked", "rotary", "packed", "grouped", "dropout")
 ASKED = [
-    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=5)
+    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=6)
 ]
 
 
@@ -51,17 +51,19 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
 
         assert chosen("sm_80") == chosen("sm_100") == chosen("")
         key = (kernel, size, d)
-        if size == 4 or asked["blocked"] or asked["rotary"]:
-            assert chosen("sm_90") == chosen("")
-        elif asked["packed"] and not asked["masked"] and not asked["dropout"]:
-            assert chosen("sm_90") == tiles.HOPPER_PACKED.get(key, chosen(""))
-        elif asked["masked"] or asked["packed"]:
-            assert chosen("sm_90") == tiles.HOPPER_MASKED.get(key, chosen(""))
+        masked, packed, grouped = (asked[x] for x in ("masked", "packed", "grouped"))
+        own = tiles.HOPPER if rows == 65 else tiles.HOPPER_SHORT
+        if size == 4 or asked["blocked"] or asked["rotary"] or (grouped and asked["dropout"]):
+            own = {}
+        elif masked or (packed and asked["dropout"]):
+            own = tiles.HOPPER_MASKED
+        elif packed:
+            own = tiles.HOPPER_PACKED
         elif asked["dropout"]:
-            assert chosen("sm_90") == tiles.HOPPER_DROPOUT.get(key, chosen(""))
-        else:
-            table = tiles.HOPPER_SHORT if rows == 64 else tiles.HOPPER
-            assert chosen("sm_90") == table.get(key, chosen(""))
+            own = tiles.HOPPER_DROPOUT
+        if grouped and own in (tiles.HOPPER, tiles.HOPPER_PACKED):
+            own = own | tiles.HOPPER_GROUPED
+        assert chosen("sm_90") == own.get(key, chosen(""))
         assert chosen("gfx942") == tiles.AMD.get(key, tiles.TILES[key])
 
 
@@ -78,6 +80,7 @@ def test_the_gradient_of_a_bias_has_no_tile_of_hoppers():
         (tiles.HOPPER, 128),
         (tiles.HOPPER_SHORT, 64),
         (tiles.HOPPER_PACKED, 128),
+        (tiles.HOPPER_GROUPED, 128),
         (tiles.HOPPER_MASKED, 128),
         (tiles.HOPPER_DROPOUT, 128),
     ],
@@ -99,7 +102,7 @@ def test_the_architecture_is_asked_of_the_compiler(monkeypatch):
             assert architecture() == name
 
 
-@pytest.mark.parametrize("kind", ["plain", "packed", "bias"])
+@pytest.mark.parametrize("kind", ["plain", "packed", "bias", "grouped"])
 def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkeypatch, kind):
     """A packed call's are not as long as the rows of its only batch."""
     asked = []
@@ -110,7 +113,7 @@ def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkey
 
     monkeypatch.setattr(triton.attention, "choose_tile", choose)
     monkeypatch.setattr(triton.attention, "architecture", lambda: "sm_90")
-    q, k = torch.ones(1, 1, 9, 16), torch.ones(1, 1, 7, 16)
+    q, k = torch.ones(1, 2 if kind == "grouped" else 1, 9, 16), torch.ones(1, 1, 7, 16)
     how = {"bias": torch.ones(9, 7)} if kind == "bias" else {}
     if kind == "packed":
         how["cu_seqlens_q"] = torch.tensor([0, 4, 9], dtype=torch.int32)
@@ -125,4 +128,4 @@ def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkey
     for _, head_dim, size, how in asked:
         assert (head_dim, size, how["architecture"], how["aligned"]) == (16, 4, "sm_90", True)
         assert how["masked"] == (kind == "bias") and how["dropout"]
-        assert how["packed"] == (kind == "packed")
+        assert how["packed"] == (kind == "packed") and how["grouped"] == (kind == "grouped")
