@@ -13,10 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attention_step_kernels as step_kernels
 import pages
 
 from twofold.core.bench.machine import PUBLISHED
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
+from twofold.kernels import attention_tiles
+from twofold.kernels.attention_order import heads_together
+from twofold.kernels.device import H100_CACHE
 
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
@@ -28,6 +32,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]
 IN_MEMORY, PRESENT, OTHER = "scores in memory", "present kernel", "other tile"
+SHORT = "short sequences"
 # Bytes that pass for each score where scores are in memory, 2 for each time it is read or written:
 # forward the product, its scale, the mask where there is one, the softmax, the other product;
 # backward dp, dv, the softmax's, the mask's, the scale's, dq, dk.
@@ -53,7 +58,8 @@ def rows(step: str, head_dim: int, causal: bool, dtype: str = "bfloat16") -> lis
 def steps(which: str) -> list[str]:
     """Return the names of the kernels on the way, in order."""
     kernel = {"forward": "step_kernel", "backward": "step_backward_kernel"}[which]
-    return list(dict.fromkeys(r["step"] for r in counted()["rows"] if r["kernel"] == kernel))
+    named = dict.fromkeys(r["step"] for r in counted()["rows"] if r["kernel"] == kernel)
+    return [name for name in named if name not in step_kernels.ASIDE]
 
 
 def visited(row: dict[str, Any], causal: bool, skips: bool) -> float:
@@ -158,6 +164,16 @@ def line(r: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def aside() -> str:
+    """Return what was counted of the steps that are not on the way, below the one before them."""
+    lines = [HEADER.replace("| kernel |", "| step |", 1)]
+    for name in (steps("forward")[-1], *step_kernels.ASIDE):
+        for D in HEAD_DIMS:
+            (row,) = rows(name, D, True)
+            lines.append(line({**row, "kernel": name}))
+    return "\n".join(lines)
+
+
 def dtypes() -> str:
     """Say how far the ceilings of float16, and of causal calls, are from those of the table."""
 
@@ -183,17 +199,26 @@ def order() -> str:
     """Return how much of the slots a causal call at head_dim 128 keeps busy, by order."""
     (row,) = (r for r in rows(PRESENT, 128, True) if r["kernel"] == "forward_kernel")
     slots, block = MULTIPROCESSORS * row["programs"], row["block_m"]
-    lines = ["| length | programs | as they come | long rows first in each head | in all |"]
-    lines.append("|--:|--:|--:|--:|--:|")
+    lines = ["| length | programs | as they come | long rows first in each head | in each group of "
+             "heads | heads of a group | in all |"]  # fmt: skip
+    lines.append("|--:|--:|--:|--:|--:|--:|--:|")
     for length in LENGTHS:
         heads = TOKENS // length * HIDDEN // 128
+        together = heads_together(heads, 2 * length * 128 * 2, H100_CACHE)
         a_head = [-(-min(first + block, length) // row["block_n"])
                   for first in range(0, length, block)]  # fmt: skip
-        every = [a_head * heads, a_head[::-1] * heads, sorted(a_head * heads)[::-1]]
-        shares = (f"{sum(x) / (slots * makespan(x, slots)):.2f}" for x in every)
+        every = [a_head * heads, *(grouped(a_head, heads, n) for n in (1, together, heads))]
+        shares = [f"{sum(x) / (slots * makespan(x, slots)):.2f}" for x in every]
+        shares.insert(3, str(together))
         lines.append(f"| {length} | {len(every[0])} | {' | '.join(shares)} |")
     return "\n".join([*lines, "", f"{slots} slots: {row['programs']} programs of the present tile "
                       f"on each of {MULTIPROCESSORS} multiprocessors."])  # fmt: skip
+
+
+def grouped(a_head: list[int], heads: int, together: int) -> list[int]:
+    """Return how long programs are, in the order of `attention_order.place_together`."""
+    groups = (min(together, heads - first) for first in range(0, heads, together))
+    return [n for size in groups for n in a_head[::-1] for _ in range(size)]
 
 
 def makespan(lengths: Iterable[int], slots: int) -> int:
@@ -207,17 +232,18 @@ def makespan(lengths: Iterable[int], slots: int) -> int:
 def small() -> str:
     """Return what forward of small batches has to do at the least, and in how many programs."""
     lines = [
-        "| batch, heads, length, head_dim | programs | per slot | scores made of those needed "
-        "| bytes, µs | products, µs |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| batch, heads, length, head_dim | tile | programs | per slot "
+        "| scores made of those needed | bytes, µs | products, µs |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for B, H, L, D in SMALL:
-        (row,) = (r for r in rows(PRESENT, D, False) if r["kernel"] == "forward_kernel")
+        step = PRESENT if L > attention_tiles.SHORT else SHORT
+        (row,) = (r for r in rows(step, D, False) if r["kernel"] == "forward_kernel")
         blocks, keys = -(-L // row["block_m"]), -(-L // row["block_n"])
         made = blocks * row["block_m"] * keys * row["block_n"] / (L * L)
         programs = B * H * blocks
         cells = (
-            f"{B}, {H}, {L}, {D}", programs,
+            f"{B}, {H}, {L}, {D}", f"{row['block_m']}×{row['block_n']}", programs,
             f"{programs / (MULTIPROCESSORS * row['programs']):.1f}", f"{made:.2f}",
             f"{(4 * B * H * L * D * 2 + B * H * L * 4) / BANDWIDTH * 1e6:.1f}",
             f"{4.0 * B * H * L * L * D * made / row['together'] / PEAK * 1e6:.1f}",
@@ -283,6 +309,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "backward measured": lambda: measured("backward"),
     "tiles": lambda: tiles(PRESENT, False),
     "others": lambda: tiles(OTHER, True),
+    "aside": aside,
     "small": small,
     "dtypes": dtypes,
     "order": order,

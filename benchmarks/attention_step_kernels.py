@@ -11,7 +11,7 @@ queries, as many keys as queries where causal; lengths and features are padded b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels.attention_tiles import Tile, choose_tile, padded
+from twofold.kernels.device import architecture
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
@@ -34,6 +35,8 @@ class Step:
         edges: masks are looked at only in tiles that need them.
         table: tiles are those of the present kernel's table.
         long_first: programs with the most keys begin first.
+        descriptors: tiles are copied by the unit for whole tiles, which needs no addresses.
+        persistent: as many programs as fit, each takes one block after the other.
     """
 
     exp2: bool = False
@@ -41,11 +44,13 @@ class Step:
     edges: bool = False
     table: bool = False
     long_first: bool = False
+    descriptors: bool = False
+    persistent: bool = False
 
     def tile(self, head_dim: int) -> Tile:
         """Return the tile of forward: the same for all before the table."""
         if self.table:
-            return choose_tile("forward", head_dim, 2)
+            return choose_tile("forward", head_dim, 2, architecture=architecture())
         return Tile(64, 64 if head_dim <= 128 else 32, 4, 2)
 
     def constants(self, causal: bool) -> dict[str, bool]:
@@ -56,6 +61,8 @@ class Step:
             "SKIP": self.skip and causal,
             "EDGES": self.edges,
             "LONG_FIRST": self.long_first and causal,
+            "DESCRIPTORS": self.descriptors,
+            "PERSISTENT": self.persistent,
         }
 
 
@@ -65,26 +72,66 @@ def step_kernel(
     k_ptr, v_ptr,  # (Z, N, D)
     out_ptr,  # (Z, M, D)
     lse_ptr,  # (Z, M) float32
-    M, N, scale,
+    Z, M, N, scale,
     D: tl.constexpr,
     CAUSAL: tl.constexpr,
     EXP2: tl.constexpr,
     SKIP: tl.constexpr,
     EDGES: tl.constexpr,
     LONG_FIRST: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Attend from BLOCK_M queries of one head."""
-    z, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    if LONG_FIRST:
-        block = tl.num_programs(0) - 1 - block
+    """Attend from BLOCK_M queries of one head, or from many such blocks in turn."""
+    if PERSISTENT:
+        blocks = tl.cdiv(M, BLOCK_M)
+        for turn in range(tl.program_id(0), blocks * Z, tl.num_programs(0)):
+            attend(
+                turn % Z, blocks - 1 - turn // Z,
+                q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, M, N, scale,
+                D, CAUSAL, EXP2, SKIP, EDGES, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+    else:
+        block = tl.program_id(0)
+        if LONG_FIRST:
+            block = tl.num_programs(0) - 1 - block
+        attend(
+            tl.program_id(1), block,
+            q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, M, N, scale,
+            D, CAUSAL, EXP2, SKIP, EDGES, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit
+def attend(
+    z, block, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, M, N, scale,
+    D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    EXP2: tl.constexpr,
+    SKIP: tl.constexpr,
+    EDGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Attend from a block of queries of head z."""
+    z = z.to(tl.int64)
     first = block * BLOCK_M
     i, n, d = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     rows = (i < M)[:, None] & (d < D)[None, :]
     q_at = (z * M + i)[:, None] * D + d[None, :]
-    q = tl.load(q_ptr + q_at, mask=rows, other=0.0)
+    if DESCRIPTORS:
+        q = tl.make_tensor_descriptor(q_ptr + z * M * D, [M, D], [D, 1], [BLOCK_M, BLOCK_D]).load(
+            [first, 0]
+        )
+        keys = tl.make_tensor_descriptor(k_ptr + z * N * D, [N, D], [D, 1], [BLOCK_N, BLOCK_D])
+        values = tl.make_tensor_descriptor(v_ptr + z * N * D, [N, D], [D, 1], [BLOCK_N, BLOCK_D])
+    else:
+        q = tl.load(q_ptr + q_at, mask=rows, other=0.0)
     if EXP2:
         scale = scale * LOG2_E
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -106,7 +153,10 @@ def step_kernel(
             if EDGE:
                 there = there & (j < N)[:, None]
             # (1) scores
-            k = tl.load(k_ptr + at, mask=there, other=0.0)
+            if DESCRIPTORS:
+                k = keys.load([start, 0])
+            else:
+                k = tl.load(k_ptr + at, mask=there, other=0.0)
             s = tl.dot(q, tl.trans(k)) * scale
             if EDGE:
                 live = (j < N)[None, :]
@@ -121,7 +171,10 @@ def step_kernel(
                 p, rescale = tl.exp(s - new_top[:, None]), tl.exp(top - new_top)
             total = total * rescale + tl.sum(p, axis=1)
             # (4) output
-            v = tl.load(v_ptr + at, mask=there, other=0.0)
+            if DESCRIPTORS:
+                v = values.load([start, 0])
+            else:
+                v = tl.load(v_ptr + at, mask=there, other=0.0)
             acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None])
             top = new_top
     lse = (top + tl.log2(total)) * LN_2 if EXP2 else top + tl.log(total)
@@ -182,6 +235,14 @@ def step_backward_kernel(
     tl.store(dv_ptr + k_at, dv.to(dv_ptr.dtype.element_ty), mask=columns)
 
 
+PROGRAMS = 264  # of a persistent grid: two on each multiprocessor of an H100
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Give descriptors that a kernel makes a place in memory."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
 def forward(
     step: Step, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,8 +250,12 @@ def forward(
     (Z, M, D), N = q.shape, k.shape[1]
     out, lse = torch.empty_like(q), torch.empty(Z, M, dtype=torch.float32, device=q.device)
     tile = step.tile(D)
-    step_kernel[(triton.cdiv(M, tile.block_m), Z)](
-        q, k, v, out, lse, M, N, scale,
+    blocks = triton.cdiv(M, tile.block_m)
+    grid = (min(PROGRAMS, blocks * Z),) if step.persistent else (blocks, Z)
+    if step.descriptors and q.is_cuda:
+        triton.set_allocator(_scratch)
+    step_kernel[grid](
+        q, k, v, out, lse, Z, M, N, scale,
         D=D, **step.constants(causal),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=padded(D),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -276,6 +341,12 @@ STEPS: dict[str, Step] = {
     "masks at edges only": Step(exp2=True, skip=True, edges=True),
     "tile table": Step(exp2=True, skip=True, edges=True, table=True),
     "long rows first": Step(exp2=True, skip=True, edges=True, table=True, long_first=True),
+}
+ALL = STEPS["long rows first"]
+# Beside the way, each with all of it: what the present kernel does not do.
+ASIDE: dict[str, Step] = {
+    "descriptors": replace(ALL, descriptors=True),
+    "descriptors, persistent": replace(ALL, descriptors=True, persistent=True),
 }
 # Those of backward, and whether they leave out tiles of which nothing is seen; then the present.
 BACKWARD_STEPS = {"one kernel, atomics": False, "one kernel, atomics, no masked tiles": True}

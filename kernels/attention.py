@@ -6,7 +6,8 @@ backward: out, and one float32 per row, lse. Bytes: q, k, v read once per tile o
 written once; operations: 4·M·N·D per head, half of it where causal.
 
 Backward is `attention_backward` and `attention_bias`, how a tile is loaded and scored
-`attention_parts`, how large it is `attention_tiles`.
+`attention_parts`, how large it is `attention_tiles`, in which order programs begin
+`attention_order`.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
@@ -29,6 +30,7 @@ from twofold.kernels import attention_blocks, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_order import by_keys, by_queries, place_together
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
@@ -36,7 +38,6 @@ from twofold.kernels.attention_parts import (
     call,
     load,
     log_sum,
-    place,
     products,
     scores,
     seen,
@@ -46,6 +47,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
+from twofold.kernels.device import architecture
 from twofold.kernels.layout import near
 from twofold.kernels.precision import float32_products
 from twofold.kernels.rotary import turn_back
@@ -97,7 +99,8 @@ def forward_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    blocks = tl.cdiv(x.longest_q, BLOCK_M)
+    block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
     first = block * BLOCK_M
@@ -209,8 +212,9 @@ def forward(
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
     tile = tile or _tile("forward", cache)
     sequences, longest_q, _ = _sizes(cache)
+    x = by_queries(attention_blocks.over_keys(call(q, k, v, scale, options), tile))
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
-        attention_blocks.over_keys(call(q, k, v, scale, options), tile), out, lse, out.stride(),
+        x, out, lse, out.stride(),
         BLOCK_D=padded(D), **_constants(cache, tile),
     )  # fmt: skip
     return out, cache
@@ -252,16 +256,16 @@ def backward(
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
     x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
-    by_keys = (attention_blocks.over_queries(x, over_keys), *rest)
-    by_queries = (attention_blocks.over_keys(x, over_queries), *rest)
     summed = _summed(cache)
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
-        *by_keys, grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
+        by_keys(attention_blocks.over_queries(x, over_keys)), *rest,
+        grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_keys),
     )  # fmt: skip
     dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H, slices)](
-        *by_queries, grads.dq, dout.stride(), grads.dq.stride(),
+        by_queries(attention_blocks.over_keys(x, over_queries)), *rest,
+        grads.dq, dout.stride(), grads.dq.stride(),
         SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
     )  # fmt: skip
     # (0) turned back, where they are
@@ -269,7 +273,9 @@ def backward(
         turn_back(grads.dq, *options.rotary.of_q)
         turn_back(grads.dk, *options.rotary.of_k)
     if options.bias is not None:
-        grads = grads._replace(dbias=_dbias(by_queries, cache, over_queries))
+        tile = dq_tile or _tile("dbias", cache)
+        lists = (attention_blocks.over_keys(x, tile), *rest)
+        grads = grads._replace(dbias=_dbias(lists, cache, tile))
     if sinks is not None and shares is not None:
         grads = grads._replace(dsinks=-shares.sum((0, 2)).to(sinks.dtype))
     return grads
@@ -300,17 +306,21 @@ def _summed(cache: Cache) -> int:
 
 
 def _tile(kernel: str, cache: Cache) -> Tile:
-    """Return the tile of a kernel for what is cached, on the GPU that torch was built for."""
+    """Return the tile of a kernel for what is cached, on the current device."""
     options = cache.options
+    _, longest_q, longest_k = _sizes(cache)
     return choose_tile(
         kernel,
         cache.q.shape[-1],
         cache.q.element_size(),
-        masked=options.mask is not None or options.changes_scores or options.packed,
+        architecture=architecture(),
+        rows=longest_k if kernel == "dk_dv" else longest_q,
+        masked=options.mask is not None or options.changes_scores,
+        packed=options.packed,
+        grouped=cache.q.shape[1] != cache.k.shape[1],
         blocked=options.block_mask is not None,
         rotary=options.rotary is not None,
         dropout=options.dropout_p > 0.0,
-        amd=torch.version.hip is not None,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),
     )
 

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_order import place_together
 from twofold.kernels.attention_parts import (
     LOG2_E,
     at,
@@ -94,8 +95,8 @@ def dk_dv_kernel(
     """
     heads = x.H // x.G
     blocks = tl.cdiv(x.longest_k, BLOCK_N)
-    bh = tl.program_id(0) // blocks
-    block, b, shared = tl.program_id(0) % blocks, bh // heads, bh % heads
+    block, b, shared = place_together(tl.program_id(0), blocks, heads, x.together)
+    block = blocks - 1 - block  # here it is the first that are longest
     seq = sequence(x, b)
     first = block * BLOCK_N
     if x.k_starts is not None:
@@ -199,7 +200,8 @@ def dq_kernel(
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Sum BLOCK_D features of dq of BLOCK_M queries over the keys they see."""
-    block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
+    blocks = tl.cdiv(x.longest_q, BLOCK_M)
+    block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
     shared = h // x.G  # the head of its keys
     first = block * BLOCK_M

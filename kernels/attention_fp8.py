@@ -53,6 +53,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import Tile, aligned
+from twofold.kernels.device import architecture
 from twofold.kernels.layout import alike
 from twofold.kernels.merge_attention import DTYPES
 from twofold.reference import checks
@@ -245,7 +246,7 @@ def forward(
         or dropout_p > 0.0,
         rotary=rotary is not None,
         aligned=straight,
-        amd=torch.version.hip is not None,
+        amd=architecture().startswith("gfx"),
     )
     x = attention_blocks.over_keys(call(q, k, v, options.scale(D), options), tile)
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](

@@ -72,6 +72,7 @@ class Call(NamedTuple):
     live: Any = None  # (B, H, tiles, tiles + 1) int32, and `before`: see `attention_blocks`
     before: Any = None
     live_strides: tuple[int, ...] = ()
+    together: int = 1  # heads: see `attention_order`
 
 
 def call(

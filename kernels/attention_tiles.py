@@ -141,19 +141,73 @@ UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
+# Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
+# eight warps on 64 rows make them twice. Under 64 columns it waits for shared memory. Here is what
+# keeps it busiest by the counts of benchmarks/ATTENTION.md and does not spill, whatever lengths,
+# windows and sinks there are: 128 rows rather than 64, so that keys and values come half as often
+# from the second-level cache, and of these two programs of four warps rather than one of eight,
+# so that one multiplies while the other is at its softmax.
+HOPPER: dict[Key, Tile] = {
+    ("forward", 2, 16): Tile(128, 64, 4, 3),
+    ("forward", 2, 32): Tile(128, 64, 4, 3),
+    ("forward", 2, 64): Tile(128, 64, 4, 3),
+    ("forward", 2, 128): Tile(128, 64, 8, 3),
+    ("forward", 2, 256): Tile(128, 32, 8, 2),
+    ("dk_dv", 2, 64): Tile(64, 128, 8, 2),
+    ("dk_dv", 2, 128): Tile(32, 128, 8, 2),
+    ("dq", 2, 16): Tile(128, 64, 4, 2),
+    ("dq", 2, 32): Tile(128, 64, 4, 2),
+    ("dq", 2, 64): Tile(128, 128, 8, 2),
+    ("dq", 2, 128): Tile(128, 64, 8, 2),
+    ("dq", 2, 256): Tile(128, 32, 8, 2),
+}
+# Where no sequence has more than SHORT rows (queries, or keys of dk_dv), 128 would be padding.
+HOPPER_SHORT: dict[Key, Tile] = {
+    **HOPPER,
+    ("forward", 2, 16): Tile(64, 64, 4, 3),
+    ("forward", 2, 32): Tile(64, 64, 4, 3),
+    ("forward", 2, 64): Tile(64, 64, 4, 3),
+    ("forward", 2, 128): Tile(64, 64, 4, 2),
+    ("forward", 2, 256): Tile(64, 16, 4, 2),
+    ("dk_dv", 2, 64): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 128): Tile(16, 64, 4, 1),
+    ("dq", 2, 16): Tile(64, 64, 4, 2),
+    ("dq", 2, 32): Tile(64, 64, 4, 2),
+    ("dq", 2, 64): Tile(64, 64, 4, 2),
+    ("dq", 2, 128): Tile(64, 32, 4, 2),
+}
+# Where packed sequences begin takes a few registers.
+HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
+# So does it to sum over the heads that share keys.
+HOPPER_GROUPED: dict[Key, Tile] = {("dk_dv", 2, 64): Tile(32, 128, 8, 2)}
+# With what takes registers beside the scores, masks and all that is done to scores among it.
+HOPPER_MASKED: dict[Key, Tile] = {
+    ("forward", 2, 256): Tile(128, 16, 8, 2),
+    ("dk_dv", 2, 64): Tile(32, 128, 8, 2),
+    ("dk_dv", 2, 128): Tile(16, 128, 8, 2),
+    ("dq", 2, 64): Tile(128, 64, 8, 2),
+    ("dq", 2, 128): Tile(128, 32, 8, 2),
+    ("dq", 2, 256): Tile(128, 16, 8, 2),
+}
+HOPPER_DROPOUT: dict[Key, Tile] = {
+    **HOPPER_MASKED,
+    ("forward", 2, 128): Tile(128, 64, 8, 2),
+}
+SHORT = 64
+TABLES = (
+    TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
+    HOPPER, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED, HOPPER_DROPOUT,
+)  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
     dict.fromkeys(
         (
-            *(
-                entry
-                for table in (TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN)
-                for entry in table.items()
-            ),
+            *(entry for table in TABLES for entry in table.items()),
             *(
                 ((kernel, *key), tile)
                 for kernel in ("forward", "dk_dv", "dq")
                 for key, tile in UNALIGNED.items()
+                if (kernel, *key) not in UNALIGNED_OWN
             ),
         )
     )
@@ -175,21 +229,44 @@ def choose_tile(
     head_dim: int,
     element_size: int,
     *,
+    architecture: str = "",
+    rows: int = SHORT + 1,
     masked: bool = False,
     blocked: bool = False,
     rotary: bool = False,
+    packed: bool = False,
+    grouped: bool = False,
     dropout: bool = False,
-    amd: bool = False,
     aligned: bool = True,
 ) -> Tile:
     """Return the tables' tile of a kernel for a head_dim and bytes per element.
 
-    `aligned` is what the function of this name says of the strides.
+    That of dbias is dq's, but not Hopper's, which spills. `architecture` is what
+    `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has;
+    `grouped` says that heads share keys: that and dropout together leave no room for Hopper's
+    tiles; `aligned` is what the function of this name says of the strides.
     """
     features = padded(head_dim)
-    key = (kernel, min(element_size, 4), features)
+    hopper = architecture == "sm_90" and kernel != "dbias" and not (grouped and dropout)
+    key = ("dq" if kernel == "dbias" else kernel, min(element_size, 4), features)
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
-    known = ((amd, AMD), (rotary, ROTARY), (blocked, BLOCKED), (masked, MASKED), (dropout, DROPOUT))
-    first = next((table for asked, table in known if asked), TILES)
-    return first[key] if key in first else TILES[key]
+    if architecture.startswith("gfx"):
+        return AMD.get(key) or TILES[key]
+    if rotary:
+        own = ROTARY
+    elif blocked:
+        own = BLOCKED
+    elif hopper and packed and not masked and not dropout:
+        own = MASKED | HOPPER_PACKED | (HOPPER_GROUPED if grouped else {})
+    elif masked or packed:
+        own = MASKED | HOPPER_MASKED if hopper else MASKED
+    elif dropout:
+        own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT
+    elif hopper and rows <= SHORT:
+        own = HOPPER_SHORT
+    elif hopper:
+        own = HOPPER | (HOPPER_GROUPED if grouped else {})
+    else:
+        own = TILES
+    return own.get(key) or TILES[key]

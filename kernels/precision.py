@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from twofold.kernels.device import architecture
 
 
 def float32_products(allow_tf32: bool) -> str:
@@ -11,6 +11,6 @@ def float32_products(allow_tf32: bool) -> str:
     Three tf32 products are accurate to float32; one, where the caller allows it, to 10 bits. AMD's
     matrix unit has true float32, and Triton no tf32x3 for it.
     """
-    if torch.version.hip is not None:
+    if architecture().startswith("gfx"):
         return "ieee"
     return "tf32" if allow_tf32 else "tf32x3"

@@ -36,10 +36,12 @@ page = script("attention_page")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("length", [20, 150])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("name", steps.STEPS)
+@pytest.mark.parametrize("name", [*steps.STEPS, *steps.ASIDE])
 def test_every_step_holds_the_contract(triton, name, causal, length, dtype):
     """Forward and backward, over several tiles with and without an edge, at a padded head_dim."""
-    subject = foreign_subjects.subject(steps.attention(steps.STEPS[name]), "attention")
+    subject = foreign_subjects.subject(
+        steps.attention((steps.STEPS | steps.ASIDE)[name]), "attention"
+    )
     case = subject.fitting(subject.contract.pinned[0], dtype)
     keys = length if causal else length + 70
     case = replace(
@@ -94,6 +96,11 @@ def test_parts_lie_in_one_result(tmp_path):
 def test_scores_that_fill_the_memory_are_not_tried():
     large = problems.attention(1, 32, 32, 16384, 16384, 64, "bfloat16")
     assert "GB" in next(c.missing for c in races.rivals(large) if c.name == steps.IN_MEMORY)
+
+
+def test_programs_of_a_group_of_heads_begin_together():
+    assert page.grouped([1, 2], 3, 2) == [2, 2, 1, 1, 2, 1]
+    assert page.grouped([1, 2], 2, 1) == [2, 1, 2, 1], "each head by itself"
 
 
 def test_programs_begin_where_a_slot_is_free():

@@ -32,6 +32,9 @@ AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_(dword|short|byte|ush
 AMD_BYTES = {"dword": 4, "short": 2, "ushort": 2, "byte": 1, "ubyte": 1}
 # A product left to the multiply-add of each thread has the layout of a tile in plain registers.
 WITHOUT_MATRIX_UNIT = re.compile(r"\btt\.dot .*-> tensor<[^>]*#blocked\d*>")
+# What wgmma takes has another name than tt.dot by then: these rows were left to mma.sync.
+SYNCHRONOUS = re.compile(r"\btt\.dot .*: tensor<\w*xb?f16\b.*-> tensor<(\d+)x")
+GROUP_ROWS = 64  # of a product that wgmma takes
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Compiled:
         dots: whether the source multiplies matrices.
         loads, stores: most bytes of memory that a thread takes at a time.
         plain_dots: products that the matrix unit does not take.
+        synchronous_dots: products of 16 bits on Hopper that wgmma should take, and does not.
         failure: why it did not compile, "" if it did.
         unsupported: why the target has no kernels of the operator, "" if it has: then there are
             no figures.
@@ -68,6 +72,7 @@ class Compiled:
     matrix: tuple[str, ...] = ()
     dots: bool = False
     plain_dots: int = 0
+    synchronous_dots: int = 0
     loads: int = 0
     stores: int = 0
     failure: str = ""
@@ -108,6 +113,8 @@ class Compiled:
             found.append("does not fit: no program of it is resident")
         if self.plain_dots or (self.dots and not self.matrix):
             found.append("multiplies matrices without the matrix unit")
+        if self.synchronous_dots:
+            found.append(f"multiplies {GROUP_ROWS} rows or more without wgmma")
         return found
 
 
@@ -147,6 +154,10 @@ def describe(name: Compiled, kernel: Any) -> Compiled:
         stores=stores,
         dots="tt.dot" in kernel.asm["ttir"],
         plain_dots=len(WITHOUT_MATRIX_UNIT.findall(kernel.asm["ttgir"])),
+        synchronous_dots=sum(
+            chip.arch == 90 and int(rows) >= GROUP_ROWS
+            for rows in SYNCHRONOUS.findall(kernel.asm["ttgir"])
+        ),
     )
 
 

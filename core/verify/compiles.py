@@ -118,7 +118,7 @@ def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
         def get_active_torch_device(self) -> Any:
             return torch.device("cpu")
 
-    launch, before, hip = JITFunction.run, driver._active, torch.version.hip
+    launch, before = JITFunction.run, driver._active
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compile_once(
@@ -127,14 +127,13 @@ def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
 
     JITFunction.run = compile_only
     driver.set_active(Driver())
-    torch.version.hip = "none" if chip.backend == "hip" else None
     try:
         with knobs.compilation.scope():
             knobs.compilation.disable_line_info = True
             yield
     finally:
         JITFunction.run = launch
-        driver._active, torch.version.hip = before, hip
+        driver._active = before
 
 
 def _reason(error: BaseException) -> str:

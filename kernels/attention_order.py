@@ -1,0 +1,64 @@
+"""Which tile of which head a program takes: programs begin in the order of their numbers.
+
+Where causal, the programs of a head visit from one tile to all of them: the longest should begin
+first, as those that begin last are what all wait for. But were it so over all heads, all their keys
+and values would be read at the same time, and the second-level cache does not hold them. So it is
+done for as many heads as fit, one such group after the other. benchmarks/ATTENTION.md has how much
+of the time multiprocessors are busy then.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from twofold.kernels.attention_parts import Call
+from twofold.kernels.device import cache_bytes
+
+# Of the second-level cache, for what the programs of a group read. An H100 has two halves, and
+# both come to hold what multiprocessors on either side read.
+SHARE = 0.5
+
+
+def heads_together(heads: int, bytes_read: int, cache: int) -> int:
+    """Return how many of so many heads begin together, in groups about as large as each other.
+
+    Args:
+        heads: that there are, in all batches.
+        bytes_read: that all programs of one of them read.
+        cache: bytes of the second-level cache.
+    """
+    fitting = max(1, int(SHARE * cache) // max(1, bytes_read))
+    return -(-heads // max(1, -(-heads // fitting)))
+
+
+def by_queries(x: Call) -> Call:
+    """Return the call with how many heads begin together, of programs that read keys and values."""
+    return x._replace(together=x.G * _heads(x, 2 * x.longest_k)) if _differ(x) else x
+
+
+def by_keys(x: Call) -> Call:
+    """Return the call with how many heads of keys begin together, where q and dout are read."""
+    return x._replace(together=_heads(x, 2 * x.G * x.longest_q)) if _differ(x) else x
+
+
+def _differ(x: Call) -> bool:
+    """Return whether some programs visit far more tiles than others."""
+    return x.ahead is not None and x.behind is None
+
+
+def _heads(x: Call, rows: int) -> int:
+    """Return how many heads of keys begin together, of each of which so many rows are read."""
+    sequences = len(x.q) if x.q_starts is None else len(x.q_starts) - 1
+    bytes_read = rows * x.q.shape[-1] * x.q.element_size()
+    return heads_together(sequences * x.H // x.G, bytes_read, cache_bytes())
+
+
+@triton.jit
+def place_together(program, blocks, H, together):
+    """Return (block, b, h) of a program, the last blocks of so many heads first."""
+    first = program // (blocks * together) * together
+    here = tl.minimum(together, tl.num_programs(0) // blocks - first)
+    i = program - first * blocks
+    bh = first + i % here
+    return blocks - 1 - i // here, bh // H, bh % H

@@ -1,0 +1,48 @@
+"""What the kernels run on, asked in one place."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.runtime import driver
+
+
+def architecture() -> str:
+    """Return the current device's, "sm_90" or "gfx942"; none, "", in Triton's interpreter.
+
+    It is the one that Triton compiles for, also where the device itself is not there.
+    """
+    if knobs.runtime.interpret:
+        return ""
+    active = driver.active
+    return _architecture(active, active.get_current_device())
+
+
+@lru_cache(maxsize=16)
+def _architecture(active: Any, device: int) -> str:
+    """Return the architecture of a driver's current device; the driver is slow to say it."""
+    target = active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+H100_CACHE = 50 * 2**20
+# In the interpreter there is none: of a few heads, so that small calls are in several groups.
+INTERPRETED_CACHE = 24 * 2**10
+
+
+def cache_bytes() -> int:
+    """Return the size of the current device's second-level cache, an H100's where it is absent."""
+    if knobs.runtime.interpret:
+        return INTERPRETED_CACHE
+    if not torch.cuda.is_available():
+        return H100_CACHE
+    return _cache_bytes(torch.cuda.current_device())
+
+
+@lru_cache(maxsize=16)
+def _cache_bytes(device: int) -> int:
+    """Return what a device says of itself."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)

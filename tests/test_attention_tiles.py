@@ -1,0 +1,131 @@
+"""The tiles of attention's kernels: which are chosen, and for what; what they compute is pinned."""
+
+import itertools
+
+import pytest
+import torch
+from triton import knobs
+
+from twofold.core.verify.chips import CHIPS
+from twofold.core.verify.compiles import compiling
+from twofold.core.verify.contracts.attention import CONTRACT
+from twofold.kernels import attention_tiles as tiles
+from twofold.kernels.device import architecture
+
+ARCHITECTURES = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100", "gfx942": "gfx942"}
+FEATURES = ("masked", "blocked", "rotary", "packed", "grouped", "dropout")
+ASKED = [
+    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=6)
+]
+
+
+def test_every_tile_is_pinned_and_chosen():
+    pinned = {c.tile for c in CONTRACT.pinned if c.tile is not None}
+    assert pinned == set(range(len(tiles.ENTRIES)))
+    chosen = {
+        ((kernel, size, tiles.padded(d)), tile)
+        for kernel in ("forward", "dk_dv", "dq")
+        for size in (2, 4)
+        for d in (16, 32, 64, 128, 256, 512)
+        for aligned in (True, False)
+        for architecture_ in ("", *ARCHITECTURES.values())
+        for rows in (64, 65)
+        for asked in ASKED
+        for tile in [
+            tiles.choose_tile(
+                kernel, d, size, architecture=architecture_, rows=rows, aligned=aligned, **asked
+            )
+        ]
+    }
+    assert chosen == set(tiles.ENTRIES)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("kernel", ["forward", "dk_dv", "dq"])
+def test_only_hopper_has_hoppers_tiles(kernel, asked):
+    """float32, and everything on GPUs that have no table, get the tiles that all can take."""
+    for d, size, rows in itertools.product((16, 32, 64, 128, 256), (2, 4), (64, 65)):
+
+        def chosen(of, kernel=kernel, d=d, size=size, rows=rows):
+            return tiles.choose_tile(kernel, d, size, architecture=of, rows=rows, **asked)
+
+        assert chosen("sm_80") == chosen("sm_100") == chosen("")
+        key = (kernel, size, d)
+        masked, packed, grouped = (asked[x] for x in ("masked", "packed", "grouped"))
+        own = tiles.HOPPER if rows == 65 else tiles.HOPPER_SHORT
+        if size == 4 or asked["blocked"] or asked["rotary"] or (grouped and asked["dropout"]):
+            own = {}
+        elif masked or (packed and asked["dropout"]):
+            own = tiles.HOPPER_MASKED
+        elif packed:
+            own = tiles.HOPPER_PACKED
+        elif asked["dropout"]:
+            own = tiles.HOPPER_DROPOUT
+        if grouped and own in (tiles.HOPPER, tiles.HOPPER_PACKED):
+            own = own | tiles.HOPPER_GROUPED
+        assert chosen("sm_90") == own.get(key, chosen(""))
+        assert chosen("gfx942") == tiles.AMD.get(key, tiles.TILES[key])
+
+
+def test_the_gradient_of_a_bias_has_no_tile_of_hoppers():
+    for of, d, size in itertools.product(("", *ARCHITECTURES.values()), (16, 64, 128, 256), (2, 4)):
+        general = of if of == "gfx942" else ""
+        want = tiles.choose_tile("dq", d, size, architecture=general, masked=True)
+        assert tiles.choose_tile("dbias", d, size, architecture=of, masked=True) == want
+
+
+@pytest.mark.parametrize(
+    ("table", "most"),
+    [
+        (tiles.HOPPER, 128),
+        (tiles.HOPPER_SHORT, 64),
+        (tiles.HOPPER_PACKED, 128),
+        (tiles.HOPPER_GROUPED, 128),
+        (tiles.HOPPER_MASKED, 128),
+        (tiles.HOPPER_DROPOUT, 128),
+    ],
+)
+def test_hoppers_tiles_fill_its_matrix_unit(table, most):
+    """64 rows of scores for each four warps, and none of less."""
+    for (kernel, size, d), tile in table.items():
+        rows = tile.block_n if kernel == "dk_dv" else tile.block_m
+        # Of 256 features no tile of 64 queries is as fast as half of one of 128.
+        assert size == 2 and rows == (128 if (kernel, d) == ("dq", 256) else most)
+        assert rows % (64 * tile.num_warps // 4) == 0
+
+
+def test_the_architecture_is_asked_of_the_compiler(monkeypatch):
+    assert architecture() == "", "in the interpreter there is none"
+    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    for target, name in ARCHITECTURES.items():
+        with compiling(CHIPS[target], None):
+            assert architecture() == name
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed", "bias", "grouped"])
+def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkeypatch, kind):
+    """A packed call's are not as long as the rows of its only batch."""
+    asked = []
+
+    def choose(kernel, head_dim, element_size, **how):
+        asked.append((kernel, head_dim, element_size, how))
+        return tiles.choose_tile(kernel, head_dim, element_size, **how)
+
+    monkeypatch.setattr(triton.attention, "choose_tile", choose)
+    monkeypatch.setattr(triton.attention, "architecture", lambda: "sm_90")
+    q, k = torch.ones(1, 2 if kind == "grouped" else 1, 9, 16), torch.ones(1, 1, 7, 16)
+    how = {"bias": torch.ones(9, 7)} if kind == "bias" else {}
+    if kind == "packed":
+        how["cu_seqlens_q"] = torch.tensor([0, 4, 9], dtype=torch.int32)
+        how["cu_seqlens_k"] = torch.tensor([0, 6, 7], dtype=torch.int32)
+        how["max_seqlen_q"], how["max_seqlen_k"] = 5, 6
+    out, cache = triton.attention.forward(q, k, k, dropout_p=0.5, **how)
+    triton.attention.backward(out, cache)
+    queries, keys = (5, 6) if kind == "packed" else (9, 7)
+    rows = {"forward": queries, "dk_dv": keys, "dq": queries}
+    rows |= {"dbias": queries} if kind == "bias" else {}
+    assert {kernel: how["rows"] for kernel, _, _, how in asked} == rows
+    for _, head_dim, size, how in asked:
+        assert (head_dim, size, how["architecture"], how["aligned"]) == (16, 4, "sm_90", True)
+        assert how["masked"] == (kind == "bias") and how["dropout"]
+        assert how["packed"] == (kind == "packed") and how["grouped"] == (kind == "grouped")
