@@ -21,7 +21,9 @@ SHARE = 0.5
 
 
 def heads_together(heads: int, bytes_read: int, cache: int) -> int:
-    """Return how many of so many heads begin together, in groups about as large as each other.
+    """Return how many of so many heads begin together, in groups that are all as large.
+
+    A last group of fewer heads would have its long rows behind everybody else's short ones.
 
     Args:
         heads: that there are, in all batches.
@@ -29,7 +31,7 @@ def heads_together(heads: int, bytes_read: int, cache: int) -> int:
         cache: bytes of the second-level cache.
     """
     fitting = max(1, int(SHARE * cache) // max(1, bytes_read))
-    return -(-heads // max(1, -(-heads // fitting)))
+    return next(n for n in range(min(fitting, heads), 0, -1) if heads % n == 0)
 
 
 def by_queries(x: Call) -> Call:

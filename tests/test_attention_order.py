@@ -46,14 +46,13 @@ def test_long_rows_of_a_group_of_heads_come_first(together):
 
 
 def test_as_many_heads_begin_together_as_the_cache_holds():
-    assert heads_together(64, 2**21, 50 * 2**20) == 11, "six groups, of twelve at the most"
+    assert heads_together(64, 2**21, 50 * 2**20) == 8, "twelve fit, groups are all as large"
     assert heads_together(64, 2**30, 50 * 2**20) == 1, "not one fits"
     assert heads_together(5, 1, 50 * 2**20) == 5, "all fit"
     for heads, most in itertools.product(range(1, 40), range(1, 20)):
         together = heads_together(heads, 100, int(most * 100 / SHARE))
-        assert together <= most
-        groups = -(-heads // together)
-        assert groups == -(-heads // most), "as few groups as if each were as large as may be"
+        fitting = [n for n in range(1, most + 1) if heads % n == 0]
+        assert together == max(fitting), "no group is smaller, none could be larger"
 
 
 @pytest.mark.parametrize("packed", [False, True])
