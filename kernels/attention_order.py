@@ -21,9 +21,7 @@ SHARE = 0.5
 
 
 def heads_together(heads: int, bytes_read: int, cache: int) -> int:
-    """Return how many of so many heads begin together, in groups that are all as large.
-
-    A last group of fewer heads would have its long rows behind everybody else's short ones.
+    """Return how many of so many heads begin together; groups of fewer would have a long tail.
 
     Args:
         heads: that there are, in all batches.

@@ -69,7 +69,7 @@ DROPOUT: dict[Key, Tile] = {
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
     ("dk_dv", 2, 16): Tile(32, 64, 8, 2),
-    ("dk_dv", 2, 32): Tile(32, 32, 8, 2),
+    ("dk_dv", 2, 32): Tile(32, 32, 8, 1),
     ("dk_dv", 2, 64): Tile(64, 32, 8, 2),
     ("dk_dv", 2, 128): Tile(32, 32, 8, 2),
     ("dk_dv", 2, 256): Tile(32, 32, 8, 1, 128),
@@ -139,6 +139,7 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
 # What a kernel has in the place of that, where it alone would spill.
 UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
+    ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
 # Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
