@@ -14,12 +14,12 @@ beside that with every kernel launched each time. (`bench_bert.py` has MiniLM it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import harness
 import numpy as np
 import torch
 from peer import SIZES, Peer, config_of, examples, tensors
+from steps import uncaptured
 
 from twofold.core import ops
 from twofold.core.bench import machine, timing
@@ -70,7 +70,7 @@ def main() -> None:
     races, rates = {}, {}
     for size in SIZES:
         config = config_of(size, positions="sinusoidal")
-        inputs = examples(np.random.default_rng(0), SENTENCES, *LENGTHS)
+        inputs = examples(np.random.default_rng(0), 64 if asked.quick else SENTENCES, *LENGTHS)
         theirs = {
             f"PyTorch eager, batches of {n}": torch_predict(config, inputs, n, side.device)
             for n in BATCHES
@@ -79,8 +79,7 @@ def main() -> None:
         calls[ours] = [our_predict(config, inputs, side)]
         calls[f"{ours}, rotary"] = [our_predict(config_of(size), inputs, side)]
         if side.device == "cuda":
-            launched = replace(side, captured=lambda function: function)
-            calls[f"{ours}, not captured"] = [our_predict(config, inputs, launched)]
+            calls[f"{ours}, not captured"] = [our_predict(config, inputs, uncaptured(side))]
         times = timing.race(calls, side.device, 2.0 if asked.quick else 40.0)
         best = min(theirs, key=lambda who: float(np.median(times[who])))
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)

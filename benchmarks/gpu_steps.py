@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from peer import config_of, examples
-from steps import our_step, torch_step
+from steps import our_step, torch_step, uncaptured
 
 from twofold.core import ops
 from twofold.core.bench import machine, timing
@@ -80,11 +80,6 @@ def operations(config: ClassifierConfig, lengths: Sequence[int]) -> float:
     weights = sum(rows * columns for rows, columns in layers)
     attention = 12 * config.num_layers * config.d_model
     return float(sum(n * (6 * weights + attention * n) for n in lengths))
-
-
-def uncaptured(side: ops.Side) -> ops.Side:
-    """Return a side that launches every kernel each time, and replays no CUDA graph."""
-    return replace(side, captured=lambda function: function)
 
 
 def contenders(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from peer import Peer, tensors
@@ -15,6 +16,11 @@ from twofold.core.ops import Side
 from twofold.core.training import trainer as trainers
 from twofold.core.training.batches import Array, collate
 from twofold.core.training.recipe import Recipe
+
+
+def uncaptured(side: Side) -> Side:
+    """Return a side that launches every kernel each time, and replays no CUDA graph."""
+    return replace(side, captured=lambda function: function)
 
 
 def torch_step(
