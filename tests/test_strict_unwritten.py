@@ -182,7 +182,9 @@ def test_torch_is_as_it_was_afterwards(monkeypatch):
 def test_a_contract_names_who_left_an_output_unwritten(triton, monkeypatch):
     class OneTooFew:
         def __getitem__(self, grid):
-            return lambda x, y, n, *how, **options: kernel[grid](x, y, n - 1, *how, **options)
+            return lambda x, y, seed, n, *how, **options: kernel[grid](
+                x, y, seed, n - 1, *how, **options
+            )
 
     kernel = triton.dropout.dropout_kernel
     monkeypatch.setattr(triton.dropout, "dropout_kernel", OneTooFew())
