@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from twofold.core import pretrained
+from twofold.core.bench import machine
 from twofold.core.data.datasets import load_dataset
 from twofold.core.data.pretrained import pretrained_folder
 from twofold.core.training.batches import collate, epoch_batches
@@ -122,7 +123,12 @@ def main() -> None:
         if name.startswith("classify"):
             rates = {who: len(texts) / float(np.median(taken)) for who, taken in times.items()}
     on = harness.ran_on(asked.threads) | {"transformers": transformers.__version__}
-    result = {"ran_on": on, "races": races, "sentences_per_second": rates}
+    result = {
+        "ran_on": on,
+        "product_rates": machine.product_rates(1.0),
+        "races": races,
+        "sentences_per_second": rates,
+    }
     harness.report("bert", result, asked)
 
 

@@ -86,6 +86,7 @@ def main() -> None:
         rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
     result = {
         "ran_on": machine.ran_on(asked.threads, side.device),
+        "product_rates": {} if side.device == "cuda" else machine.product_rates(1.0),
         "races": races,
         "sentences_per_second": rates,
     }

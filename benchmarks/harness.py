@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,20 @@ from twofold.core import memory
 from twofold.core.bench import machine, timing
 from twofold.core.bench.timing import summary
 
-__all__ = ["RESULTS", "options", "race", "ran_on", "report", "save", "summary", "use_threads"]
+__all__ = [
+    "RESULTS",
+    "multiply",
+    "options",
+    "race",
+    "ran_on",
+    "report",
+    "save",
+    "summary",
+    "use_threads",
+]
 
 RESULTS = Path(__file__).parent / "results"
+TOLD = "OPENBLAS_CORETYPE"
 
 
 def options(what: str | None, **extra: Any) -> argparse.Namespace:
@@ -80,6 +92,8 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
     console = Console()
     console.print(view)
     console.print(", ".join(f"{k} {v}" for k, v in result["ran_on"].items()), style="dim")
+    if result.get("product_rates"):
+        console.print(multiply(result["product_rates"]), style="dim")
     text = json.dumps(result, indent=1, sort_keys=True) + "\n"
     if asked.json:
         asked.json.write_text(text)
@@ -87,11 +101,21 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
         save(name, result["ran_on"], text)
 
 
+def multiply(rates: Mapping[str, float]) -> str:
+    """Say what each side's library multiplies: `machine.product_rates` in words."""
+    each = ", ".join(f"{name} {rate * 1e-9:.0f}" for name, rate in sorted(rates.items()))
+    return f"a product in float32 on one thread, in Gflop/s: {each}"
+
+
 def place(name: str, on: Mapping[str, Any]) -> Path:
-    """Return where a result lies in the folder of results: named by device and date."""
+    """Return where a result lies in the folder of results: named by device and date.
+
+    And by the processor whose kernels OpenBLAS was told to take, where it was.
+    """
     device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
+    told = f"-{os.environ[TOLD]}" if TOLD in os.environ else ""
     RESULTS.mkdir(exist_ok=True)
-    return RESULTS / f"{name}-{device}-{on['date']}.json"
+    return RESULTS / f"{name}-{device}{told}-{on['date']}.json"
 
 
 def save(name: str, on: Mapping[str, Any], text: str) -> Path:

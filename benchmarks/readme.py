@@ -14,25 +14,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# Kernels of OpenBLAS about as quick as torch's library on a processor where that takes no AVX-512.
+LIKE_THEIRS = "Haswell"
+OURS = "twofold, NumPy"
 SOURCES = f"from `{RESULTS.relative_to(ROOT)}/"
 
 
 def newest(prefix: str) -> tuple[str, dict[str, Any]]:
     """Return name and content of the latest result: names end with a date."""
-    path = max(RESULTS.glob(f"{prefix}*.json"), key=lambda p: p.stem[-10:])
+    found = (path for path in RESULTS.glob(f"{prefix}*.json") if LIKE_THEIRS not in path.stem)
+    path = max(found, key=lambda p: p.stem[-10:])
     return path.name, json.loads(path.read_text())
 
 
 def machine(on: dict[str, Any]) -> str:
     """Say in words what a result ran on."""
+    blas = f" with {on['blas']}" if "blas" in on else ""
     return (
         f"{on.get('gpu', on['cpu'])}, {on['threads']} threads, Python {on['python']}, "
-        f"NumPy {on['numpy']}, PyTorch {on['torch']}, Triton {on['triton']}, {on['date']}"
+        f"NumPy {on['numpy']}{blas}, PyTorch {on['torch']}, Triton {on['triton']}, {on['date']}"
     )
+
+
+def products(found: dict[str, Any]) -> str:
+    """Say what each side's library multiplied in the same run."""
+    rates = found.get("product_rates")
+    return f"; {harness.multiply(rates)}" if rates else ""
 
 
 def accuracy() -> str:
@@ -83,7 +95,7 @@ def finetuned() -> str:
         lines += [
             "",
             f"Sentences a second: {rates}. `python benchmarks/bench_bert.py --save`, "
-            f"{SOURCES}{name}`: {machine(result['ran_on'])}.",
+            f"{SOURCES}{name}`: {machine(result['ran_on'])}{products(result)}.",
         ]
     return "\n".join(lines or ["No figure stands here yet: none has been measured."])
 
@@ -104,7 +116,18 @@ def races(kind: str, heading: str) -> list[str]:
                 f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
             )
     made = f"`python benchmarks/bench_{kind}.py --save`, {SOURCES}{name}`"
-    return [*lines, "", f"{made}: {machine(found['ran_on'])}.", ""]
+    lines += ["", f"{made}: {machine(found['ran_on'])}{products(found)}.", ""]
+    for path in RESULTS.glob(f"{kind}-*{LIKE_THEIRS}-{found['ran_on']['date']}.json"):
+        like = json.loads(path.read_text())
+        ratios = "; ".join(
+            f"{race} {contenders[OURS]['ratio']:.2f}" for race, contenders in like["races"].items()
+        )
+        lines += [
+            f"The ratios of {OURS} under `OPENBLAS_CORETYPE={LIKE_THEIRS}`"
+            f"{products(like)}: {ratios}.",
+            "",
+        ]
+    return lines
 
 
 def operator_by_operator() -> list[str]:

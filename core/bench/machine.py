@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from twofold.core.bench import timing
 from twofold.core.bench.costs import Ceilings
@@ -41,9 +42,20 @@ def ran_on(threads: int, device: str) -> dict[str, Any]:
         **gpu,
         "cores": os.cpu_count(),
         "threads": threads,
+        "blas": _blas(),
         "python": platform.python_version(),
         **{name: found for name, found in versions.items() if found},
     }
+
+
+def _blas() -> str:
+    """Return the library that multiplies for NumPy, and for which processors its kernels are.
+
+    OPENBLAS_CORETYPE, where it is set, chooses others than the library would.
+    """
+    found = (each for each in threadpool_info() if each["user_api"] == "blas")
+    parts = ("internal_api", "version", "architecture")
+    return ", ".join(" ".join(str(each.get(part) or "") for part in parts) for each in found)
 
 
 def _cpu_name() -> str:
@@ -100,7 +112,6 @@ def published(target: str) -> Ceilings:
 def threads(n: int) -> Iterator[None]:
     """Give NumPy's BLAS and torch `n` threads each."""
     import torch
-    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(n)
@@ -119,19 +130,36 @@ def ceilings(device: str, seconds: float) -> Ceilings:
     """
     import torch
 
-    half, n = COPIED[device] // 2, MULTIPLIED[device]
+    half = COPIED[device] // 2
     source = torch.empty(half, dtype=torch.int8, device=device).fill_(1)
     target = torch.empty_like(source)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
-    calls: dict[str, timing.Calls] = {
-        "copy": [lambda: target.copy_(source)],
-        "torch": [lambda: a @ b],
-    }
-    if device == "cpu":
-        x, y = a.numpy(), b.numpy()
-        calls["numpy"] = [lambda: x @ y]
-    times = timing.race(calls, device, seconds)
+    multiply, operations = _products(device)
+    times = timing.race({"copy": [lambda: target.copy_(source)], **multiply}, device, seconds)
     taken = {name: float(np.median(t)) for name, t in times.items()}
     product = min(t for name, t in taken.items() if name != "copy")
-    return Ceilings(2 * half / taken["copy"], 2.0 * n**3 / product)
+    return Ceilings(2 * half / taken["copy"], operations / product)
+
+
+def product_rates(seconds: float) -> dict[str, float]:
+    """Measure what NumPy and torch multiply on one thread of the CPU: float32 operations a second.
+
+    They bring different libraries, which can differ by a factor of two on the same processor.
+    """
+    multiply, operations = _products("cpu")
+    with threads(1):
+        times = timing.race(multiply, "cpu", seconds)
+    return {name: operations / float(np.median(t)) for name, t in times.items()}
+
+
+def _products(device: str) -> tuple[dict[str, timing.Calls], float]:
+    """Return who multiplies two square matrices on a device, and the operations that it takes."""
+    import torch
+
+    n = MULTIPLIED[device]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    calls: dict[str, timing.Calls] = {"PyTorch": [lambda: a @ b]}
+    if device == "cpu":
+        x, y = a.numpy(), b.numpy()
+        calls["NumPy"] = [lambda: x @ y]
+    return calls, 2.0 * n**3

@@ -7,9 +7,11 @@ On a GPU a call is timed by events on its stream, after its second-level cache h
 and with inputs that rotate: what is timed reads memory. The time to launch is hidden behind that
 write as long as it is shorter, as it is where a training step keeps its stream full.
 
-On a CPU a call begins after a rest: torch's threads (OpenMP) go on spinning for some milliseconds
-after a call, and would take the cores from whoever comes next (here a product of NumPy's took up to
-1.7 times as long right behind one of torch's).
+On a CPU a contender begins when the process has come to rest: threads of torch (OpenMP) go on
+spinning for some 15 ms after a call, those of OpenBLAS for some 100, and would take the cores from
+whoever comes next (here a product of NumPy's took up to 1.7 times as long right behind one of
+torch's, and torch's GELU ten times as long behind a product of NumPy's). Threads that sleep take
+some 5 ms to be spread over the cores again, so a short call is made for a while before it is timed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import numpy as np
 Calls = Sequence[Callable[[], object]]  # the same with different inputs
 WARMUP = 3
 FEWEST = 5  # calls of each
-REST = 0.02  # seconds; libgomp spins for some 15 ms
+PAUSE, PATIENCE = 0.01, 0.5  # seconds of sleep at a time, and at the most
+AT_REST = 0.05  # of one core, that the process may use meanwhile
+AWAKE, LONG = 0.015, 0.1  # seconds of calls before the one that is timed; calls that need none
 FLUSHED = 256 * 2**20  # bytes: more than any second-level cache
 
 
@@ -63,10 +67,11 @@ class _Timer:
 
     def __call__(self, call: Callable[[], object]) -> float:
         if not self._gpu:
-            time.sleep(REST)
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
+            come_to_rest()
+            taken = made = _seconds(call)
+            while made < AWAKE:
+                made += _seconds(call)
+            return taken if taken > LONG else _seconds(call)
         first, last = (self._cuda.Event(enable_timing=True) for _ in range(2))
         self._flushed.zero_()
         first.record()
@@ -74,6 +79,21 @@ class _Timer:
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last)) * 1e-3
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def come_to_rest() -> None:
+    """Sleep until no thread of this process is running, or patience ends."""
+    for _ in range(round(PATIENCE / PAUSE)):
+        before = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - before < AT_REST * PAUSE:
+            return
 
 
 def summary(times: Mapping[str, list[float]], against: str) -> dict[str, dict[str, float]]:
