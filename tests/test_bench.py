@@ -255,3 +255,49 @@ def test_sides_are_not_kept_busy_by_each_other():
     calls = {name: [] for name in "abc"}
     timing.race({n: [lambda n=n: calls[n].append(0)] for n in calls}, "cpu", 0.0)
     assert len({len(x) for x in calls.values()}) == 1
+
+
+class Clock:
+    """Stands for the `time` of a process: a sleep and a call take what they are said to.
+
+    Of the first `spinning` seconds another thread of the process uses every one.
+    """
+
+    def __init__(self, spinning=0.0):
+        self.now, self.spinning = 0.0, spinning
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return min(self.now, self.spinning)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.mark.parametrize("spinning, waited", [(0.0, 0.01), (0.1, 0.11), (60.0, timing.PATIENCE)])
+def test_a_call_begins_when_no_other_thread_runs(monkeypatch, spinning, waited):
+    clock = Clock(spinning)
+    monkeypatch.setattr(timing, "time", clock)
+    timing.come_to_rest()
+    assert clock.now == pytest.approx(waited)
+
+
+@pytest.mark.parametrize("first, then, calls", [(0.006, 0.001, 11), (0.05, 0.04, 2), (0.2, 0.2, 1)])
+def test_a_short_call_is_timed_when_threads_are_awake(monkeypatch, first, then, calls):
+    clock, made = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+
+    def call():
+        clock.now += then if made else first
+        made.append(clock.now)
+
+    assert timing._Timer("cpu")(call) == pytest.approx(then)
+    assert len(made) == calls
+
+
+def test_a_result_says_what_multiplies():
+    assert machine.ran_on(1, "cpu")["blas"].strip()
+    rates = machine.product_rates(0.0)
+    assert rates.keys() == {"NumPy", "PyTorch"} and min(rates.values()) > 0
