@@ -110,10 +110,10 @@ def multiply(rates: Mapping[str, float]) -> str:
 def place(name: str, on: Mapping[str, Any]) -> Path:
     """Return where a result lies in the folder of results: named by device and date.
 
-    And by the processor whose kernels OpenBLAS was told to take, where it was.
+    And on a CPU by the processor whose kernels OpenBLAS was told to take, where it was.
     """
     device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
-    told = f"-{os.environ[TOLD]}" if TOLD in os.environ else ""
+    told = f"-{os.environ[TOLD]}" if TOLD in os.environ and "gpu" not in on else ""
     RESULTS.mkdir(exist_ok=True)
     return RESULTS / f"{name}-{device}{told}-{on['date']}.json"
 
