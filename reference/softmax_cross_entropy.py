@@ -91,7 +91,6 @@ def forward(
     """
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
     R, C = logits.shape
-    w = np.ones(C, logits.dtype) if weight is None else weight
     # (1) targets, times the class weights
     if targets.ndim == 1:
         live = targets != ignore_index  # (R,)
@@ -99,22 +98,24 @@ def forward(
         index = np.where(live, targets, 0)
         t = np.full((R, C), label_smoothing / C, logits.dtype)
         t[np.arange(R), index] += 1 - label_smoothing
-        t *= live[:, None]
-        counted = w[index] * live
+        t[~live] = 0
+        counted = live.astype(logits.dtype) if weight is None else weight[index] * live
     else:
         t = targets * (1 - label_smoothing) + label_smoothing / C
         counted = np.ones(R, logits.dtype)
-    t = t * w  # (R, C)
+    if weight is not None:
+        t *= weight  # (R, C)
     # (2) log-softmax, shifted by the row's maximum
     shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     p = np.exp(shifted)
     total = p.sum(axis=1, keepdims=True)
     p /= total
     # (3) loss: terms without weight are left out, so that 0·∞ cannot arise
-    log_p = shifted - np.log(total)
-    loss = -np.where(t == 0, 0, t * np.where(t == 0, 0, log_p)).sum(axis=1)  # (R,)
+    log_p = np.subtract(shifted, np.log(total), out=shifted)
+    loss = -np.multiply(t, log_p, out=np.zeros_like(t), where=t != 0).sum(axis=1)  # (R,)
     # (4) gradient
-    dlogits = p * t.sum(axis=1, keepdims=True) - t
+    dlogits = np.multiply(p, t.sum(axis=1, keepdims=True), out=p)
+    dlogits -= t
     # (5) reduction
     if reduction == "none":
         return loss, Cache(dlogits)

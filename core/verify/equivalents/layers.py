@@ -228,15 +228,6 @@ _SOFTMAX_CROSS_ENTROPY = of(
             ("backward_kernel", "tl.load(at, mask=index < n, other=0.0): drop other"),
         ),
     },
-) + of(
-    "reference/softmax_cross_entropy.py",
-    {
-        "the outer where leaves these terms out": (
-            ("forward",
-             "loss = -np.where(t == 0, 0, t * np.where(t == 0, 0, log_p)).sum(axis=1)  # (R,)",
-             "0 → 1 (4)"),
-        ),
-    },
 )  # fmt: skip
 
 _OPTIMIZERS = of(
