@@ -10,7 +10,6 @@ of the time multiprocessors are busy then.
 from __future__ import annotations
 
 import triton
-import triton.language as tl
 
 from twofold.kernels.attention_parts import Call
 from twofold.kernels.device import cache_bytes
@@ -57,8 +56,7 @@ def _heads(x: Call, rows: int) -> int:
 @triton.jit
 def place_together(program, blocks, H, together):
     """Return (block, b, h) of a program, the last blocks of so many heads first."""
-    first = program // (blocks * together) * together
-    here = tl.minimum(together, tl.num_programs(0) // blocks - first)
+    first = program // (blocks * together) * together  # a divisor of all heads: groups are equal
     i = program - first * blocks
-    bh = first + i % here
-    return blocks - 1 - i // here, bh // H, bh % H
+    bh = first + i % together
+    return blocks - 1 - i // together, bh // H, bh % H

@@ -207,6 +207,7 @@ _TILES = of(
     "kernels/attention_tiles.py",
     {
         "another tile of the tables: it computes the same, at another cost": (
+            ("choose_tile", "kernel == 'dbias' → kernel != 'dbias'"),
             ("choose_tile", "not aligned → aligned"),
             ("aligned", "*"),
             ("choose_tile", "features > 256 → features >= 256"),
