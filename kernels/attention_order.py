@@ -3,13 +3,13 @@
 Where causal, the programs of a head visit from one tile to all of them: the longest should begin
 first, as those that begin last are what all wait for. But were it so over all heads, all their keys
 and values would be read at the same time, and the second-level cache does not hold them. So it is
-done for as many heads as fit, one such group after the other. benchmarks/ATTENTION.md has how much
-of the time multiprocessors are busy then.
+done for as many heads as fit, one such group after the other: see benchmarks/ATTENTION.md.
 """
 
 from __future__ import annotations
 
 import triton
+import triton.language as tl  # noqa: F401 (Triton's interpreter asks every jit function's module)
 
 from twofold.kernels.attention_parts import Call
 from twofold.kernels.device import cache_bytes

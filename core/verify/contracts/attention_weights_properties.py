@@ -190,13 +190,15 @@ def sequence_alone(subject: Subject, case: Case) -> None:
 
 
 def grouped_heads(subject: Subject, case: Case) -> None:
-    """Heads that share keys have the bits that they have with keys of their own."""
+    """Heads that share keys have what they have with keys of their own."""
     if case.groups == 1:
         raise Inapplicable("every head has keys of its own")
     given = inputs(case)
     own = given._replace(call=given.call._replace(k=given.call.k.repeat(case.groups, axis=1)))
     apart = subject.compute(replace(case, groups=1), own)
-    claims.same_bits(subject.compute(case, given), apart, "with keys repeated for every head")
+    found, bounds = subject.compute(case, given), truth(case, given)
+    for name, bound in bounds.items():
+        claims.agree(name, found[name], apart[name], bound, "with keys repeated for every head")
 
 
 def powers_of_two(subject: Subject, case: Case) -> None:

@@ -246,11 +246,11 @@ _SOFTMAX_CROSS_ENTROPY: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the gradient forgets the weight of the target", "",
-        ("dlogits = p * t.sum(axis=1, keepdims=True) - t", "dlogits = p - t"),
+        ("dlogits = np.multiply(p, t.sum(axis=1, keepdims=True), out=p)", "dlogits = p"),
     ),
     (
         REFERENCE, "ignored rows are smoothed", "pytorch#73205",
-        ("        t *= live[:, None]\n", ""),
+        ("        t[~live] = 0\n", ""),
     ),
 )  # fmt: skip
 
