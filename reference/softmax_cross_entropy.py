@@ -99,7 +99,7 @@ def forward(
         t = np.full((R, C), label_smoothing / C, logits.dtype)
         t[np.arange(R), index] += 1 - label_smoothing
         t[~live] = 0
-        counted = live.astype(logits.dtype) if weight is None else weight[index] * live
+        counted = live if weight is None else weight[index] * live
     else:
         t = targets * (1 - label_smoothing) + label_smoothing / C
         counted = np.ones(R, logits.dtype)
@@ -121,7 +121,7 @@ def forward(
         return loss, Cache(dlogits)
     scale = logits.dtype.type(1)
     if reduction == "mean":
-        denominator = counted.sum()
+        denominator = counted.sum(dtype=logits.dtype)
         scale = 1 / denominator if denominator != 0 else denominator
     dlogits *= scale
     return np.asarray(loss.sum() * scale, logits.dtype), Cache(dlogits)
