@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from twofold.core.bench import contenders, costs, growth, machine, problems, races, timing
+from twofold.core.bench import contenders, costs, growth, machine, plots, problems, races, timing
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.cli import app
@@ -192,6 +192,33 @@ def test_the_command_writes_and_draws(tmp_path):
     assert "--against" in found["command"]
     assert all(len(race["contenders"]) == 3 for race in found["races"])
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["ratios.png", "roofline.png"]
+
+
+def test_speed_is_drawn_over_sizes_that_share_a_curve(tmp_path):
+    many = [problems.layer_norm(rows, 8, "float32") for rows in (3, 9, 5)]
+    many += [problems.layer_norm(3, 8, "float32", fused=True), problems.softmax(3, 7, "float32")]
+    found = [
+        race
+        for problem in many
+        for race in raced(problem, list(contenders.of(problem.operator, "cpu")))
+    ]
+    curves = plots._curves(found, "layer_norm")
+    sizes = {of: [race["size"] for race in curve] for of, curve in curves.items()}
+    of = ("C=8 float32, forward", "C=8 float32, backward")
+    assert sizes == dict.fromkeys(of, [24, 40, 72]), "one point alone is no curve"
+    result = {"ran_on": machine.ran_on(1, "cpu"), "ceilings": CEILINGS._asdict(), "races": found}
+    drawn = [path.name for path in plots.draw(result, tmp_path)]
+    assert drawn == ["ratios.png", "roofline.png", "speed-layer_norm.png"]
+
+
+def test_lengths_of_a_race_on_a_gpu_lie_on_curves():
+    lengths = {}
+    for problem in problems.on_gpu():
+        if problem.operator == "attention" and problem.curve:
+            lengths.setdefault((problem.curve, problem.dtype), []).append(problem.size)
+    assert len(lengths) == 12  # three head_dims, causal and not, two dtypes
+    assert all(len(set(sizes)) == len(sizes) for sizes in lengths.values())
+    assert sorted(lengths["D=128 causal", "bfloat16"]) == [2**n for n in range(9, 15)]
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path):

@@ -1,8 +1,8 @@
-"""Pictures of results: times as ratios, the roofline, and growth."""
+"""Pictures of results: times as ratios, the roofline, speed over sizes, and growth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-DPI = 110
+DPI, COLUMNS = 110, 4
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -22,6 +22,9 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     made = []
     if result.get("races"):
         made += [_ratios(result, where, folder), _roofline(result, where, folder)]
+        for operator in dict.fromkeys(race["operator"] for race in result["races"]):
+            if curves := _curves(result["races"], operator):
+                made.append(_speed(operator, curves, result["ceilings"], where, folder))
     if result.get("growth"):
         made.append(_growth(result, where, folder))
     return made
@@ -71,6 +74,49 @@ def _roofline(result: Mapping[str, Any], where: str, folder: Path) -> Path:
     axes.set_title(f"roofline, limits of the same run ({where})", fontsize=9)
     axes.legend()
     return _save(figure, folder / "roofline.png")
+
+
+def _curves(races: Sequence[Mapping[str, Any]], operator: str) -> dict[str, list[Any]]:
+    """Return the races of an operator that lie on a curve, by what they share."""
+    curves: dict[str, list[Any]] = {}
+    for race in races:
+        if race["operator"] == operator and race["curve"]:
+            of = f"{race['curve']} {race['dtype']}, {race['pass']}"
+            curves.setdefault(of, []).append(race)
+    return {of: sorted(c, key=lambda r: r["size"]) for of, c in curves.items() if len(c) > 1}
+
+
+def _speed(
+    operator: str,
+    curves: Mapping[str, Sequence[Any]],
+    ceilings: Mapping[str, float],
+    where: str,
+    folder: Path,
+) -> Path:
+    """Every contender's speed over length, or bytes, and what was measured as the limit."""
+    figure, panels = plt.subplots(
+        -(-len(curves) // COLUMNS), COLUMNS, figsize=(16, 3.2 * -(-len(curves) // COLUMNS)),
+        squeeze=False,
+    )  # fmt: skip
+    if operator == "attention":
+        unit, speed, limit = "TFLOP/s", "tera_operations_per_second", ceilings["rate"] * 1e-12
+        along, over = "size", "length"
+    else:
+        unit, speed, limit = "GB/s", "giga_bytes_per_second", ceilings["bandwidth"] * 1e-9
+        along, over = "bytes", "bytes that must be moved"
+    for panel, (of, races) in zip(panels.flat, curves.items(), strict=False):
+        for name in dict.fromkeys(name for race in races for name in race["contenders"]):
+            mine = [race for race in races if name in race["contenders"]]
+            ys = [race["contenders"][name][speed] for race in mine]
+            panel.plot([race[along] for race in mine], ys, marker=".", label=name)
+        panel.axhline(limit, color="black", linewidth=1, linestyle="--")
+        panel.set(xscale="log", ylim=(0, None), xlabel=over, ylabel=unit)
+        panel.set_title(of, fontsize=8)
+        panel.legend(fontsize=6)
+    for panel in panels.flat[len(curves) :]:
+        panel.axis("off")
+    figure.suptitle(f"{operator} ({where})", fontsize=10)
+    return _save(figure, folder / f"speed-{operator}.png")
 
 
 def _growth(result: Mapping[str, Any], where: str, folder: Path) -> Path:

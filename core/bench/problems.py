@@ -34,6 +34,7 @@ class Problem:
         make: its tensors in the order of the call, of a generator and a device.
         options: the rest of the call.
         size: what a curve over sizes is drawn against.
+        curve: what it shares with problems of other sizes, with which it lies on one curve.
     """
 
     operator: str
@@ -43,6 +44,7 @@ class Problem:
     make: Callable[[torch.Generator, str], Mapping[str, torch.Tensor]]
     options: Mapping[str, Any] = field(default_factory=dict)
     size: int = 0
+    curve: str = ""
 
     @property
     def name(self) -> str:
@@ -69,9 +71,11 @@ def attention(
         }
 
     heads = f"{H}" if H == K else f"{H}/{K}"
-    title = f"B={B} H={heads} M={M} N={N} D={D}{' causal' if causal else ''}"
+    of = f"D={D}{' causal' if causal else ''}"
+    title = f"B={B} H={heads} M={M} N={N} {of}"
+    curve = of if M == N and H == K and B * N == TOKENS and H * D == HIDDEN else ""
     cost = costs.attention(B, H, K, M, N, D, _bytes(dtype), causal)
-    return Problem("attention", title, dtype, cost, make, {"causal": causal}, N)
+    return Problem("attention", title, dtype, cost, make, {"causal": causal}, N, curve)
 
 
 def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
@@ -84,9 +88,9 @@ def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
         return made | {"residual": normal(draw, device, dtype, R, C)} if fused else made
 
     cost = costs.layer_norm(R, C, _bytes(dtype), fused)
-    title = f"R={R} C={C}{' residual+dropout' if fused else ''}"
+    of = f"C={C}{' residual+dropout' if fused else ''}"
     options = {"dropout_p": 0.1, "seed": 1} if fused else {"eps": 1e-5}
-    return Problem("layer_norm", title, dtype, cost, make, options, R * C)
+    return Problem("layer_norm", f"R={R} {of}", dtype, cost, make, options, R * C, of)
 
 
 def linear(R: int, C: int, F: int, dtype: str, activation: str | None = None) -> Problem:
@@ -109,8 +113,8 @@ def activation(n: int, dtype: str, kind: str = "gelu", bias: bool = False) -> Pr
         return made | {"bias": normal(draw, device, dtype, 1024)} if bias else made
 
     cost = costs.elementwise(n, _bytes(dtype))
-    title = f"n={n} {'bias+' if bias else ''}{kind}"
-    return Problem("activation", title, dtype, cost, make, {"kind": kind}, n)
+    of = f"{'bias+' if bias else ''}{kind}"
+    return Problem("activation", f"n={n} {of}", dtype, cost, make, {"kind": kind}, n, of)
 
 
 def softmax(R: int, C: int, dtype: str) -> Problem:
@@ -120,7 +124,7 @@ def softmax(R: int, C: int, dtype: str) -> Problem:
         return {"x": normal(draw, device, dtype, R, C)}
 
     cost = costs.softmax(R * C, _bytes(dtype))
-    return Problem("softmax", f"R={R} C={C}", dtype, cost, make, {}, R * C)
+    return Problem("softmax", f"R={R} C={C}", dtype, cost, make, {}, R * C, f"C={C}")
 
 
 def cross_entropy(R: int, C: int, dtype: str) -> Problem:
@@ -144,7 +148,7 @@ def rotary(B: int, H: int, L: int, D: int, dtype: str) -> Problem:
 
     n = 2 * B * H * L * D
     cost = costs.rotary(n, _bytes(dtype))
-    return Problem("rotary", f"B={B} H={H} L={L} D={D}", dtype, cost, make, {}, n)
+    return Problem("rotary", f"B={B} H={H} L={L} D={D}", dtype, cost, make, {}, n, f"D={D}")
 
 
 def embedding(places: int, rows: int, C: int, dtype: str) -> Problem:
@@ -156,8 +160,8 @@ def embedding(places: int, rows: int, C: int, dtype: str) -> Problem:
         return {"ids": ids, "table": normal(draw, device, dtype, rows, C)}
 
     cost = costs.embedding(places, rows, C, _bytes(dtype))
-    title = f"places={places} V={rows} C={C}"
-    return Problem("embedding", title, dtype, cost, make, {}, places * C)
+    of = f"V={rows} C={C}"
+    return Problem("embedding", f"places={places} {of}", dtype, cost, make, {}, places * C, of)
 
 
 def positional_encoding(B: int, L: int, rows: int, C: int, dtype: str) -> Problem:
@@ -169,8 +173,9 @@ def positional_encoding(B: int, L: int, rows: int, C: int, dtype: str) -> Proble
         return {"ids": ids, "table": table, "position_table": normal(draw, device, dtype, L, C)}
 
     cost = costs.positions(B * L, L, rows, C, _bytes(dtype))
-    title = f"B={B} L={L} V={rows} C={C}"
-    return Problem("positional_encoding", title, dtype, cost, make, {}, B * L * C)
+    of = f"V={rows} C={C}"
+    title = f"B={B} L={L} {of}"
+    return Problem("positional_encoding", title, dtype, cost, make, {}, B * L * C, of)
 
 
 def dropout(n: int, dtype: str) -> Problem:
@@ -180,7 +185,7 @@ def dropout(n: int, dtype: str) -> Problem:
         return {"x": normal(draw, device, dtype, n // 1024, 1024)}
 
     cost = costs.dropout(n, _bytes(dtype))
-    return Problem("dropout", f"n={n}", dtype, cost, make, {"p": 0.1, "seed": 1}, n)
+    return Problem("dropout", f"n={n}", dtype, cost, make, {"p": 0.1, "seed": 1}, n, "p=0.1")
 
 
 def adam(n: int) -> Problem:
@@ -190,7 +195,7 @@ def adam(n: int) -> Problem:
         return {name: normal(draw, device, "float32", n) for name in ("params", "grads")}
 
     options = {"lr": 1e-4, "weight_decay": 0.01}
-    return Problem("optimizers", f"n={n}", "float32", costs.adam(n), make, options, n)
+    return Problem("optimizers", f"n={n}", "float32", costs.adam(n), make, options, n, "AdamW")
 
 
 def decode(B: int, H: int, K: int, N: int, D: int, dtype: str) -> Problem:

@@ -77,6 +77,7 @@ def run(
             "dtype": problem.dtype,
             "pass": name,
             "size": problem.size,
+            "curve": problem.curve,
             "bytes": cost.bytes,
             "operations": cost.operations,
             "least_ms": ceilings.least(cost) * 1e3,
