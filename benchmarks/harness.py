@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,7 @@ __all__ = [
     "RESULTS",
     "multiply",
     "options",
+    "quickest",
     "race",
     "ran_on",
     "report",
@@ -71,6 +73,11 @@ def race(
 ) -> dict[str, list[float]]:
     """Time every contender in turn on the CPU; see `timing.race`."""
     return timing.race({name: [call] for name, call in contenders.items()}, "cpu", seconds)
+
+
+def quickest(times: Mapping[str, list[float]], names: Iterable[str]) -> str:
+    """Return which of some contenders has the least median: what ratios are to."""
+    return min(names, key=lambda name: float(np.median(times[name])))
 
 
 def ran_on(threads: int) -> dict[str, Any]:

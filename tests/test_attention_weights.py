@@ -314,6 +314,19 @@ def test_a_property_sees_its_fault(reference, name):
         claim(faulty(contract.CONTRACT, reference, FAULTS[name]), case)
 
 
+def test_heads_that_share_keys_have_the_bits_of_heads_with_keys_of_their_own(triton):
+    """In the kernels; NumPy's products of other shapes have other bits, so the property has not."""
+    alone = dataclasses.replace(CASE, heads=4)
+    case = dataclasses.replace(alone, groups=2)
+    given = contract.inputs(case)
+    own = given._replace(call=given.call._replace(k=given.call.k.repeat(2, axis=1)))
+    kernels = subject(contract.CONTRACT, triton)
+    shared, apart = kernels.compute(case, given), kernels.compute(alone, own)
+    assert shared.keys() == apart.keys()
+    for name, x in shared.items():
+        np.testing.assert_array_equal(x, apart[name], err_msg=name)
+
+
 def test_every_property_has_a_fault_here_but_that_of_tiles():
     assert PROPERTIES.keys() - FAULTS.keys() == {"other tiles"}
 

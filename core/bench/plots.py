@@ -94,10 +94,8 @@ def _speed(
     folder: Path,
 ) -> Path:
     """Every contender's speed over length, or bytes, and what was measured as the limit."""
-    figure, panels = plt.subplots(
-        -(-len(curves) // COLUMNS), COLUMNS, figsize=(16, 3.2 * -(-len(curves) // COLUMNS)),
-        squeeze=False,
-    )  # fmt: skip
+    rows = -(-len(curves) // COLUMNS)
+    figure, panels = plt.subplots(rows, COLUMNS, figsize=(16, 3.2 * rows), squeeze=False)
     if operator == "attention":
         unit, speed, limit = "TFLOP/s", "tera_operations_per_second", ceilings["rate"] * 1e-12
         along, over = "size", "length"
