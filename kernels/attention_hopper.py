@@ -1,0 +1,169 @@
+"""Attention forward on Hopper by a kernel of its own: which calls it takes, and how it is launched.
+
+The kernel is `attention_hopper_kernel`. It needs Gluon, which some versions of Triton do not have
+and which changes: that module is imported when the first call is one for it.
+
+`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from twofold.kernels.attention_order import heads_together
+from twofold.kernels.device import architecture, cache_bytes
+from twofold.reference.attention_scores import Options
+
+ROWS = 64  # queries of a consumer: those of a product of four warps
+LEAST_ROWS = 128  # fewer queries are padding for most of a tile
+PRODUCER_REGISTERS = 24
+BYTES_ALIGNED = 16  # what a tensor map wants rows, heads, batches and the first element to be
+MOST_BYTES = 2**40  # how far apart a tensor map has them at most
+
+
+class Variant(NamedTuple):
+    """How the kernel works.
+
+    Attributes:
+        block_n: keys at a time.
+        stages: blocks of keys, and of values, in shared memory.
+        consumers: groups of four warps that multiply.
+        turns: whether they issue their products one after the other, so that one multiplies while
+            the other is at its softmax.
+        early: whether weights are rounded before the product of the ones before them is awaited:
+            that is less to do in between, and takes registers.
+        persistent: whether as many programs as there are multiprocessors share the tiles.
+    """
+
+    block_n: int
+    stages: int
+    consumers: int = 2
+    turns: bool = False
+    early: bool = False
+    persistent: bool = True
+
+    @property
+    def registers(self) -> int:
+        """Of a thread that multiplies: what of 64 Ki the producer's warps leave."""
+        warps = 4 * (self.consumers + 1)
+        share = 2**16 // (32 * warps) // 8 * 8
+        left = share * (self.consumers + 1) - PRODUCER_REGISTERS
+        return left // self.consumers // 8 * 8
+
+
+VARIANTS: dict[int, Variant] = {64: Variant(128, 3), 128: Variant(128, 2)}  # by head_dim
+
+
+def takes(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, allow_tf32: bool
+) -> bool:
+    """Return whether a call of attention is one for this kernel, on the current device."""
+    return (
+        plain(options, q.shape[-1])
+        and q.is_cuda
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[2] >= LEAST_ROWS
+        and all(
+            x.numel() > 0 and mapped(x.shape, x.stride(), x.element_size(), x.data_ptr())
+            for x in (q, k, v)
+        )
+        and architecture() == "sm_90"
+        and available()
+    )
+
+
+def plain(options: Options, head_dim: int) -> bool:
+    """Return whether nothing is asked for but causal order and a positive scale."""
+    asked = options._replace(softmax_scale=None, causal=False, seed=0)
+    return (
+        head_dim in VARIANTS
+        and asked == Options()
+        and options.causal in (False, True)
+        and 0.0 < options.scale(head_dim) < math.inf
+    )
+
+
+def mapped(shape: Sequence[int], strides: Sequence[int], size: int, first: int) -> bool:
+    """Return whether a tensor map can describe elements of so many bytes, the first at `first`."""
+    *outer, last = zip(shape, strides, strict=True)
+    apart = [stride * size for length, stride in outer if length > 1]
+    return (
+        (last[1] == 1 or last[0] == 1)
+        and first % BYTES_ALIGNED == 0
+        and all(n % BYTES_ALIGNED == 0 and 0 < n < MOST_BYTES for n in apart)
+        and all(length < 2**31 for length in shape)
+    )
+
+
+@lru_cache(maxsize=1)
+def available() -> bool:
+    """Return whether this Triton has what the kernel is written in."""
+    try:
+        return importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
+    except ImportError:
+        return False
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    softmax_scale: float,
+    causal: bool,
+    variant: Variant | None = None,
+) -> None:
+    """Write what q attends to into `out`, and the logarithms of the sums of weights into `lse`.
+
+    Args:
+        q, out: (B, H, M, D) float16 or bfloat16.
+        k, v: (B, K, N, D), of the same type; K divides H. All of these are as `mapped` says.
+        lse: (B, H, M) float32, contiguous: −∞, and zeros in `out`, where a query sees no key.
+        softmax_scale: positive.
+        causal: whether query i sees keys 0 … i + N − M only.
+        variant: overrides the choice of the table.
+    """
+    from twofold.kernels.attention_hopper_kernel import forward_kernel
+
+    (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
+    how = variant or VARIANTS[D]
+    blocks = triton.cdiv(M, ROWS * how.consumers)
+    tiles = blocks * B * H
+    together = 1
+    if causal:
+        read = 2 * N * D * k.element_size()
+        together = H // K * heads_together(B * K, read, cache_bytes())
+    programs = min(tiles, _multiprocessors(q.device.index)) if how.persistent else tiles
+    forward_kernel[(programs,)](
+        _tiles(q, ROWS), _tiles(k, how.block_n), _tiles(v, how.block_n), _tiles(out, ROWS),
+        lse, H, H // K, M, N, tiles, together,
+        softmax_scale * math.log2(math.e),
+        CAUSAL=causal, BLOCK_N=how.block_n, STAGES=how.stages, CONSUMERS=how.consumers,
+        TURNS=how.turns, EARLY=how.early, REGISTERS=how.registers,
+        num_warps=4,
+    )  # fmt: skip
+
+
+def _tiles(x: torch.Tensor, rows: int) -> Any:
+    """Describe (B, H, L, D) to the copy engine, which brings so many rows of a head at a time."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    D = x.shape[-1]
+    # What has one entry only may have any stride, and a map wants one that it can describe.
+    strides = [s if n > 1 else D for n, s in zip(x.shape[:-1], x.stride(), strict=False)]
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, D], layout)
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
