@@ -81,11 +81,12 @@ def takes(
 
 def plain(options: Options, head_dim: int) -> bool:
     """Return whether nothing is asked for but causal order and a positive scale."""
-    asked = options._replace(softmax_scale=None, causal=False, seed=0)
+    rest = options._replace(softmax_scale=None, causal=None, seed=None, dropout_p=None)
     return (
         head_dim in VARIANTS
-        and asked == Options()
-        and options.causal in (False, True)
+        and all(x is None for x in rest)
+        and not options.dropout_p
+        and options.causal != "top-left"
         and 0.0 < options.scale(head_dim) < math.inf
     )
 

@@ -194,7 +194,8 @@ def consume(
                 # (1) scores of the next block
                 k = k_ring.index(slot).reshape([BLOCK_N, D]).permute([1, 0])
                 if TURNS:
-                    mbarrier.wait(turns.index(C), (step & 1) ^ (1 if C == 0 else 0))
+                    turn = step - trip + (1 if C == 0 else 0)
+                    mbarrier.wait(turns.index(C), turn & 1)
                 s = warpgroup_mma(q, k, s_zero, use_acc=False, is_async=True)
                 # (4) output of this one
                 v_slot = wait_full(v_full, step, STAGES)
@@ -225,7 +226,7 @@ def consume(
         empty = total == 0.0
         divisor = gl.where(empty, 1.0, total)
         lse = gl.where(empty, -float("inf"), (top * scale + gl.log2(divisor)) * LN_2)
-        lse_at = (b * H + h).to(gl.int64) * M + rows
+        lse_at = gl.cast(b * H + h, gl.int64) * M + rows
         gl.store(lse_ptr + lse_at, lse, mask=rows < M)
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(v_empty.index(slot))

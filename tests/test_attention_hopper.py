@@ -1,0 +1,132 @@
+"""The kernel of attention for Hopper: its protocol in any order, and which calls it takes."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tests.hopper_machine import Descriptor, Machine, Pointer, Stuck
+from twofold.kernels import attention_hopper
+from twofold.kernels.attention_hopper import Variant, mapped, plain
+from twofold.reference import attention
+from twofold.reference.attention_scores import Options
+
+kernel = pytest.importorskip("twofold.kernels.attention_hopper_kernel")
+
+ROWS, D = 4, 2
+SIZES = [  # M, N, how many programs share the tiles
+    (8, 8, 1), (1, 1, 1), (8, 24, 2), (19, 13, 3), (13, 19, 1), (30, 3, 2), (3, 30, 1), (17, 16, 2),
+]  # fmt: skip
+VARIANTS = [
+    Variant(4, 1), Variant(4, 2), Variant(8, 2, early=True), Variant(4, 3, turns=True),
+    Variant(8, 1, turns=True), Variant(4, 2, 3), Variant(4, 3, 3, turns=True),
+]  # fmt: skip
+
+
+def simulate(M, N, programs, variant, *, causal, seed, B=1, H=2, K=1, together=1):
+    """Run the kernel on the machine; return what it says and what the reference does."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(B, h, n, D)) for h, n in ((H, M), (K, N), (K, N)))
+    out, lse = np.full((B, H, M, D), np.nan), np.full(B * H * M, np.nan)
+    tiles = -(-M // (variant.consumers * ROWS)) * B * H
+    Machine(kernel, ROWS, seed).run(
+        min(programs, tiles),
+        Descriptor(q, ROWS), Descriptor(k, variant.block_n), Descriptor(v, variant.block_n),
+        Descriptor(out, ROWS), Pointer(lse), H, H // K, M, N, tiles, together,
+        0.5 * math.log2(math.e),
+        CAUSAL=causal, BLOCK_N=variant.block_n, STAGES=variant.stages,
+        CONSUMERS=variant.consumers, TURNS=variant.turns, EARLY=variant.early, REGISTERS=0,
+    )  # fmt: skip
+    want, cache = attention.forward(q, k, v, softmax_scale=0.5, causal=causal)
+    return (out, lse.reshape(B, H, M)), (want, cache.lse)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_any_order_gives_the_reference(variant, causal):
+    """Nobody waits in vain, nothing is read too early or overwritten too early."""
+    with np.errstate(invalid="ignore"):
+        for seed, (M, N, programs) in enumerate(SIZES):
+            found, want = simulate(M, N, programs, variant, causal=causal, seed=seed)
+            for x, y in zip(found, want, strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+def test_heads_that_share_keys_and_begin_together():
+    """Batches, heads of keys and groups of heads find their places."""
+    found, want = simulate(
+        21, 26, 5, Variant(4, 2), causal=True, seed=0, B=2, H=4, K=2, together=4
+    )
+    for x, y in zip(found, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("fault", ["empty", "full", "parity", "arrival"])
+def test_machine_finds_faults(fault, monkeypatch):
+    """A barrier not waited for, or never reached, does not go unnoticed."""
+    original = Machine._barriers
+
+    def faulty(machine):
+        barriers, wait = original(machine), original(machine).wait
+        calls = random.Random(0)
+
+        def wrong(barrier, parity, pred=True):
+            skipped = {"empty": barrier.count == 2, "full": barrier.count == 1}
+            if skipped.get(fault, False):
+                return None
+            late = fault == "parity" and barrier.count == 2
+            return wait(barrier, parity ^ 1 if late else parity, pred)
+
+        barriers.wait = wrong
+        if fault == "arrival":
+            arrive = barriers.arrive
+            barriers.arrive = lambda x: calls.random() < 0.9 and arrive(x)
+        return barriers
+
+    monkeypatch.setattr(Machine, "_barriers", faulty)
+    with pytest.raises(AssertionError), np.errstate(invalid="ignore"):
+        for seed in range(5):
+            found, want = simulate(16, 40, 1, Variant(4, 2), causal=False, seed=seed)
+            np.testing.assert_allclose(found[0], want[0], rtol=1e-9)
+    assert issubclass(Stuck, AssertionError)
+
+
+def test_registers_of_variants():
+    """What the producer leaves, in eights."""
+    assert Variant(128, 2).registers == 240 and Variant(64, 2, 3).registers == 160
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        (Options(), True),
+        (Options(causal=True, seed=3, softmax_scale=0.3), True),
+        (Options(causal="top-left"), False),
+        (Options(softmax_scale=0.0), False),
+        (Options(softmax_scale=-1.0), False),
+        (Options(window_size=(3, None)), False),
+        (Options(dropout_p=0.1), False),
+        (Options(mask=torch.ones(1, 1, 1, 1, dtype=torch.bool)), False),
+        (Options(sinks=torch.zeros(2)), False),
+        (Options(softcap=3.0), False),
+    ],
+)
+def test_plain_calls_are_taken(options, taken):
+    """Causal order and a positive scale, and nothing else."""
+    assert plain(options, 64) == plain(options, 128) == taken
+    assert not plain(options, 80)
+
+
+def test_maps_describe_aligned_rows():
+    """Rows of 16 bytes' multiples, features side by side; one of a kind may lie anywhere."""
+    x = torch.empty(2, 8, 5, 64, dtype=torch.float16)
+    assert mapped(x.shape, x.stride(), 2, 0)
+    assert mapped(x.shape, x.transpose(1, 2).stride(), 2, 32)
+    assert not mapped(x.shape, x.stride(), 2, 8)
+    assert not mapped(x.shape, (*x.stride()[:3], 2), 2, 0)
+    assert not mapped(x.shape, (0, *x.stride()[1:]), 2, 0)
+    assert not mapped(x.shape, (2560, 512, 67, 1), 2, 0)
+    assert mapped((1, 8, 1, 64), (3, 64, 1, 1), 2, 0)
+    assert set(attention_hopper.VARIANTS) == {64, 128}
