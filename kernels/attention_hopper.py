@@ -24,6 +24,7 @@ from twofold.reference.attention_scores import Options
 ROWS = 64  # queries of a consumer: those of a product of four warps
 LEAST_ROWS = 128  # fewer queries are padding for most of a tile
 PRODUCER_REGISTERS = 24
+ITS_OPTIONS = ("softmax_scale", "causal", "dropout_p", "seed")  # all others must be None
 BYTES_ALIGNED = 16  # what a tensor map wants rows, heads, batches and the first element to be
 MOST_BYTES = 2**40  # how far apart a tensor map has them at most
 
@@ -81,11 +82,11 @@ def takes(
 
 def plain(options: Options, head_dim: int) -> bool:
     """Return whether nothing is asked for but causal order and a positive scale."""
-    rest = options._replace(softmax_scale=None, causal=None, seed=None, dropout_p=None)
+    others = (x for name, x in options._asdict().items() if name not in ITS_OPTIONS)
     return (
         head_dim in VARIANTS
-        and all(x is None for x in rest)
-        and not options.dropout_p
+        and all(x is None for x in others)
+        and options.dropout_p == 0.0
         and options.causal != "top-left"
         and 0.0 < options.scale(head_dim) < math.inf
     )

@@ -75,11 +75,10 @@ def bring(desc, b, h, row, ring, full, empty, step, STAGES: gl.constexpr):
 
 @gluon.jit
 def produce(
-    descs, rings, fulls, empties, sizes,
-    CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    x, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     """Bring queries, keys and values, in the order in which the consumers wait for them."""
-    q_desc, k_desc, v_desc = descs
+    q_desc, k_desc, v_desc, rings, fulls, empties, sizes = x
     q_tiles, k_ring, v_ring = rings
     q_full, k_full, v_full = fulls
     q_empty, k_empty, v_empty = empties
@@ -93,18 +92,18 @@ def produce(
         last = gl.minimum(first + TILE_M, M) - 1
         total = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[1]
         shared = h // G  # the head of its keys
-        row = (total - 1) * BLOCK_N
-        bring(k_desc, b, shared, row, k_ring, k_full, k_empty, step, STAGES)
+        last_row = (total - 1) * BLOCK_N
+        bring(k_desc, b, shared, last_row, k_ring, k_full, k_empty, step, STAGES)
         for c in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(c), (trip & 1) ^ 1)
             mbarrier.expect(q_full.index(c), q_desc.block_type.nbytes)
             load_tile(q_desc, [b, h, first + c * ROWS, 0], q_full.index(c), q_tiles.index(c))
         for i in range(1, total):
-            bring(k_desc, b, shared, row - BLOCK_N, k_ring, k_full, k_empty, step + 1, STAGES)
-            bring(v_desc, b, shared, row, v_ring, v_full, v_empty, step, STAGES)
-            row -= BLOCK_N
+            row = (total - 1 - i) * BLOCK_N
+            bring(k_desc, b, shared, row, k_ring, k_full, k_empty, step + 1, STAGES)
+            bring(v_desc, b, shared, row + BLOCK_N, v_ring, v_full, v_empty, step, STAGES)
             step += 1
-        bring(v_desc, b, shared, row, v_ring, v_full, v_empty, step, STAGES)
+        bring(v_desc, b, shared, 0, v_ring, v_full, v_empty, step, STAGES)
         step += 1
         trip += 1
 
@@ -139,8 +138,7 @@ def masked(s, rows, row, M, N, CAUSAL: gl.constexpr):
 
 @gluon.jit
 def consume(
-    x,
-    CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    x, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
     TURNS: gl.constexpr, EARLY: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip
     """Attend from ROWS queries of every tile of the program: those of consumer C."""
@@ -289,18 +287,18 @@ def forward_kernel(
         mbarrier.init(v_full.index(i), count=1)
         mbarrier.init(v_empty.index(i), count=CONSUMERS)
     fence_async_shared()
-    descs = (q_desc, k_desc, v_desc)
     rings = (q_tiles, k_ring, v_ring)
     fulls = (q_full, k_full, v_full)
     empties = (q_empty, k_empty, v_empty)
     sizes = (H, G, M, N, tiles, together)
+    copied = (q_desc, k_desc, v_desc, rings, fulls, empties, sizes)
     x = (q_desc, out_desc, rings, fulls, empties, turns, sizes, lse_ptr, scale)
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(0))),
                 (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(1))),
-                (produce, (descs, rings, fulls, empties, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
+                (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
             ],
             [4, 1],
             [REGISTERS, 24],
@@ -311,7 +309,7 @@ def forward_kernel(
                 (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(0))),
                 (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(1))),
                 (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(2))),
-                (produce, (descs, rings, fulls, empties, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
+                (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],

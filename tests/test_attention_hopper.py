@@ -1,20 +1,27 @@
 """The kernel of attention for Hopper: its protocol in any order, and which calls it takes."""
 
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.hopper_machine import Descriptor, Machine, Pointer, Stuck
-from twofold.kernels import attention_hopper
-from twofold.kernels.attention_hopper import Variant, mapped, plain
+from twofold.core.bench.machine_code import LINE, disassembler
+from twofold.kernels.attention_hopper import ROWS as GROUP_ROWS
+from twofold.kernels.attention_hopper import VARIANTS as TABLE
+from twofold.kernels.attention_hopper import Variant, mapped, plain, takes
 from twofold.reference import attention
 from twofold.reference.attention_scores import Options
 
 kernel = pytest.importorskip("twofold.kernels.attention_hopper_kernel")
 
+SCRIPT = Path(__file__).parent / "hopper_code.py"
 ROWS, D = 4, 2
 SIZES = [  # M, N, how many programs share the tiles
     (8, 8, 1), (1, 1, 1), (8, 24, 2), (19, 13, 3), (13, 19, 1), (30, 3, 2), (3, 30, 1), (17, 16, 2),
@@ -56,9 +63,7 @@ def test_any_order_gives_the_reference(variant, causal):
 
 def test_heads_that_share_keys_and_begin_together():
     """Batches, heads of keys and groups of heads find their places."""
-    found, want = simulate(
-        21, 26, 5, Variant(4, 2), causal=True, seed=0, B=2, H=4, K=2, together=4
-    )
+    found, want = simulate(21, 26, 5, Variant(4, 2), causal=True, seed=0, B=2, H=4, K=2, together=4)
     for x, y in zip(found, want, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
@@ -91,6 +96,28 @@ def test_machine_finds_faults(fault, monkeypatch):
             found, want = simulate(16, 40, 1, Variant(4, 2), causal=False, seed=seed)
             np.testing.assert_allclose(found[0], want[0], rtol=1e-9)
     assert issubclass(Stuck, AssertionError)
+
+
+@pytest.mark.skipif(disassembler() is None, reason="this Triton has no nvdisasm")
+@pytest.mark.parametrize("head_dim", sorted(TABLE))
+def test_exponentials_are_taken_while_matrices_are_multiplied(head_dim):
+    """Nothing spills; the loop waits for the older product, takes exponentials, waits for both."""
+    variant = TABLE[head_dim]
+    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, str(head_dim)], capture_output=True, text=True, env=kept
+    )
+    assert done.returncode == 0, done.stderr
+    code = [line[1] for x in done.stdout.splitlines() if (line := LINE.match(x))]
+    assert not any(x.startswith(("LDL", "STL")) for x in code)
+    waits = [i for i, x in enumerate(code) if x.startswith("WARPGROUP.DEPBAR")]
+    older = [i for i in waits if code[i].endswith("0x1")]
+    assert len(older) == variant.consumers
+    for i in older:
+        both = min(j for j in waits if j > i)
+        assert code[both].endswith("0x0")
+        taken = sum(x.startswith("MUFU.EX2") for x in code[i:both])
+        assert taken >= GROUP_ROWS * variant.block_n // 128  # by each of 128 threads
 
 
 def test_registers_of_variants():
@@ -129,4 +156,9 @@ def test_maps_describe_aligned_rows():
     assert not mapped(x.shape, (0, *x.stride()[1:]), 2, 0)
     assert not mapped(x.shape, (2560, 512, 67, 1), 2, 0)
     assert mapped((1, 8, 1, 64), (3, 64, 1, 1), 2, 0)
-    assert set(attention_hopper.VARIANTS) == {64, 128}
+
+
+def test_other_devices_keep_the_plain_kernel():
+    """Nothing is taken that is not on a GPU."""
+    x = torch.empty(1, 1, 256, 64, dtype=torch.float16)
+    assert not takes(x, x, x, Options(), False)

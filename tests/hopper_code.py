@@ -1,0 +1,39 @@
+"""Compile the kernel of attention for Hopper without a device: python hopper_code.py HEAD_DIM.
+
+Prints the machine code of the table's variant, not causal, in bfloat16.
+"""
+
+import sys
+
+import triton
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from twofold.core.bench.machine_code import disassemble
+from twofold.core.verify.chips import CHIPS
+from twofold.core.verify.compiled import gpu_target
+from twofold.kernels.attention_hopper import ROWS, VARIANTS, Variant
+from twofold.kernels.attention_hopper_kernel import forward_kernel
+
+
+def machine_code(head_dim: int, variant: Variant, causal: bool) -> str:
+    """Return the listing."""
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    constants = dict(
+        CAUSAL=causal, BLOCK_N=variant.block_n, STAGES=variant.stages,
+        CONSUMERS=variant.consumers, TURNS=variant.turns, EARLY=variant.early,
+        REGISTERS=variant.registers,
+    )  # fmt: skip
+    rows = {"q_desc": ROWS, "k_desc": variant.block_n, "v_desc": variant.block_n, "out_desc": ROWS}
+    types = {
+        name: f"tensordesc<bf16[1,1,{count},{head_dim}],{layout!r}>" for name, count in rows.items()
+    }
+    types |= {"lse_ptr": "*fp32", **dict.fromkeys("HGMN", "i32"), "tiles": "i32"}
+    types |= {"together": "i32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
+    source = GluonASTSource(forward_kernel, types, constants)
+    target = gpu_target(CHIPS["sm_90a"])
+    return disassemble(triton.compile(source, target=target, options={"num_warps": 4}).asm["cubin"])
+
+
+if __name__ == "__main__":
+    print(machine_code(int(sys.argv[1]), VARIANTS[int(sys.argv[1])], False))
