@@ -97,7 +97,10 @@ def dbias_kernel(
                         query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     if DROPOUT:
-                        keep = dropout.attention_keep(seed, b, h, rows, start, threshold, BLOCK_N)
+                        keep = dropout.attention_keep(
+                            seed, b, h, rows, start, threshold, BLOCK_N,
+                            x.mask is not None or x.block_mask is not None,
+                        )  # fmt: skip
                         dp = tl.where(keep, dp * dropout_scale, 0.0)
                     # (8) gradient of the scores
                     dbias += p * (dp - delta)

@@ -73,6 +73,9 @@ class Call(NamedTuple):
     before: Any = None
     live_strides: tuple[int, ...] = ()
     together: int = 1  # heads: see `attention_order`
+    # Triton 3.6 forgets, in a loop, the constants of tuples that stand behind a tuple's last own
+    # constant, such as this None is.
+    last: None = None
 
 
 def call(

@@ -143,39 +143,49 @@ UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
 # Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
-# eight warps on 64 rows make them twice. Under 64 columns it waits for shared memory. Here is what
-# keeps it busiest by the counts of benchmarks/ATTENTION.md and does not spill, whatever lengths,
-# windows and sinks there are: 128 rows rather than 64, so that keys and values come half as often
-# from the second-level cache, and of these two programs of four warps rather than one of eight,
-# so that one multiplies while the other is at its softmax.
+# eight warps on 64 rows make them twice. Here are the quickest on an H200, of all that
+# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills, whatever
+# lengths, windows and sinks there are. Counts of instructions (benchmarks/ATTENTION.md) had chosen
+# others: they know nothing of copies under way, of which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
-    ("forward", 2, 16): Tile(128, 64, 4, 3),
-    ("forward", 2, 32): Tile(128, 64, 4, 3),
-    ("forward", 2, 64): Tile(128, 64, 4, 3),
-    ("forward", 2, 128): Tile(128, 64, 8, 3),
-    ("forward", 2, 256): Tile(128, 32, 8, 2),
-    ("dk_dv", 2, 64): Tile(64, 128, 8, 2),
-    ("dk_dv", 2, 128): Tile(32, 128, 8, 2),
-    ("dq", 2, 16): Tile(128, 64, 4, 2),
-    ("dq", 2, 32): Tile(128, 64, 4, 2),
-    ("dq", 2, 64): Tile(128, 128, 8, 2),
-    ("dq", 2, 128): Tile(128, 64, 8, 2),
-    ("dq", 2, 256): Tile(128, 32, 8, 2),
+    ("forward", 2, 16): Tile(128, 64, 8, 3),
+    ("forward", 2, 32): Tile(128, 64, 8, 3),
+    ("forward", 2, 64): Tile(128, 64, 8, 3),
+    ("forward", 2, 128): Tile(64, 64, 4, 3),
+    ("forward", 2, 256): Tile(128, 32, 8, 3),
+    ("dk_dv", 2, 64): Tile(64, 64, 4, 3),
+    ("dk_dv", 2, 128): Tile(32, 64, 4, 3),
+    ("dk_dv", 2, 256): Tile(32, 64, 8, 3),
+    ("dq", 2, 16): Tile(64, 64, 4, 3),
+    ("dq", 2, 32): Tile(64, 64, 4, 3),
+    ("dq", 2, 64): Tile(64, 64, 4, 3),
+    ("dq", 2, 128): Tile(128, 64, 8, 4),
+    ("dq", 2, 256): Tile(128, 32, 8, 3),
 }
-# Where no sequence has more than SHORT rows (queries, or keys of dk_dv), 128 would be padding.
-HOPPER_SHORT: dict[Key, Tile] = {
+# Where no sequence has more than MIDDLE rows (queries, or keys of dk_dv), many programs with narrow
+# tiles hide each other's beginnings and ends.
+HOPPER_MIDDLE: dict[Key, Tile] = {
     **HOPPER,
-    ("forward", 2, 16): Tile(64, 64, 4, 3),
-    ("forward", 2, 32): Tile(64, 64, 4, 3),
-    ("forward", 2, 64): Tile(64, 64, 4, 3),
-    ("forward", 2, 128): Tile(64, 64, 4, 2),
+    ("forward", 2, 64): Tile(64, 32, 4, 3),
+    ("forward", 2, 128): Tile(64, 32, 4, 3),
+    ("dk_dv", 2, 64): Tile(32, 64, 4, 3),
+    ("dq", 2, 64): Tile(64, 32, 4, 3),
+    ("dq", 2, 128): Tile(64, 32, 4, 3),
+}
+# Where none has more than SHORT, 128 would be padding, and so may be more than 16 at a time.
+HOPPER_SHORT: dict[Key, Tile] = {
+    **HOPPER_MIDDLE,
+    ("forward", 2, 16): Tile(64, 16, 4, 4),
+    ("forward", 2, 32): Tile(64, 16, 4, 4),
+    ("forward", 2, 64): Tile(64, 16, 4, 4),
+    ("forward", 2, 128): Tile(64, 16, 4, 4),
     ("forward", 2, 256): Tile(64, 16, 4, 2),
-    ("dk_dv", 2, 64): Tile(32, 64, 4, 2),
-    ("dk_dv", 2, 128): Tile(16, 64, 4, 1),
-    ("dq", 2, 16): Tile(64, 64, 4, 2),
-    ("dq", 2, 32): Tile(64, 64, 4, 2),
-    ("dq", 2, 64): Tile(64, 64, 4, 2),
-    ("dq", 2, 128): Tile(64, 32, 4, 2),
+    ("dk_dv", 2, 64): Tile(16, 64, 4, 4),
+    ("dk_dv", 2, 128): Tile(16, 64, 4, 4),
+    ("dq", 2, 16): Tile(64, 16, 4, 4),
+    ("dq", 2, 32): Tile(64, 16, 4, 4),
+    ("dq", 2, 64): Tile(64, 16, 4, 4),
+    ("dq", 2, 128): Tile(64, 16, 4, 3),
 }
 # Where packed sequences begin takes a few registers.
 HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
@@ -194,10 +204,10 @@ HOPPER_DROPOUT: dict[Key, Tile] = {
     **HOPPER_MASKED,
     ("forward", 2, 128): Tile(128, 64, 8, 2),
 }
-SHORT = 64
+SHORT, MIDDLE = 64, 128
 TABLES = (
     TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
-    HOPPER, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED, HOPPER_DROPOUT,
+    HOPPER, HOPPER_MIDDLE, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED, HOPPER_DROPOUT,
 )  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -231,7 +241,7 @@ def choose_tile(
     element_size: int,
     *,
     architecture: str = "",
-    rows: int = SHORT + 1,
+    rows: int = MIDDLE + 1,
     masked: bool = False,
     blocked: bool = False,
     rotary: bool = False,
@@ -266,6 +276,8 @@ def choose_tile(
         own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT
     elif hopper and rows <= SHORT:
         own = HOPPER_SHORT
+    elif hopper and rows <= MIDDLE:
+        own = HOPPER_MIDDLE | (HOPPER_GROUPED if grouped else {})
     elif hopper:
         own = HOPPER | (HOPPER_GROUPED if grouped else {})
     else:

@@ -1,4 +1,7 @@
-"""The step that a CUDA graph captures, without CUDA: what it asks of the host, and replayed."""
+"""The step that a CUDA graph captures: what it asks of the host, and replayed.
+
+Where CUDA is, graphs are replayed; elsewhere what was launched is launched again.
+"""
 
 import contextlib
 import dataclasses
@@ -12,6 +15,7 @@ from test_precision import CONFIGS, batch
 from test_training import begin, parameters, same_bits, toy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from triton.runtime import JITFunction
 from triton.runtime.interpreter import GridExecutor
 
 from twofold.core import captured, ops
@@ -79,6 +83,7 @@ def deviceless():
 @pytest.fixture
 def nothing_is_launched(monkeypatch):
     monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kwargs: None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -149,6 +154,28 @@ class Recorded(TorchDispatchMode):
                         x.copy_(y)
 
 
+class Graph(captured.Captured):
+    """A CUDA graph that counts its calls."""
+
+    calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        super().__call__()
+
+
+def replaying(side):
+    """Return a side whose functions are replayed, those functions, and a side that calls them."""
+    made = []
+
+    def recorded(function):
+        made.append((Graph if side.device == "cuda" else Recorded)(function))
+        return made[-1]
+
+    called = dataclasses.replace(side, captured=lambda function: function)
+    return dataclasses.replace(side, captured=recorded), made, called
+
+
 def steps(side, config, recipe, count=5):
     """What a trainer comes to on batches of one shape, that differ in everything else."""
     trainer, losses = Trainer(Classifier(config, side, seed=1), recipe), []
@@ -169,15 +196,9 @@ def steps(side, config, recipe, count=5):
      ("rotary", "adagrad, frozen")],
 )  # fmt: skip
 def test_a_replayed_step_has_the_bits_of_one_that_is_run(triton, name, recipe):
-    made = []
-
-    def recorded(function):
-        made.append(Recorded(function))
-        return made[-1]
-
-    side = dataclasses.replace(triton, captured=recorded)
-    found = steps(side, CONFIGS[name], RECIPES[recipe])
-    assert found == steps(triton, CONFIGS[name], RECIPES[recipe])
+    replayed, made, called = replaying(triton)
+    found = steps(replayed, CONFIGS[name], RECIPES[recipe])
+    assert found == steps(called, CONFIGS[name], RECIPES[recipe])
     assert len(set(found[1])) == 5 and max(r.calls for r in made) == 5
 
 
@@ -234,9 +255,9 @@ def test_a_run_whose_losses_come_late_leaves_what_one_that_waits_does(
     """Parameters and every row of the metrics: a side that says it is a GPU's is read late."""
     monkeypatch.setattr(loop, "ROW_STEPS", 3)
     results = []
-    for side in (triton, dataclasses.replace(triton, device="cuda")):
-        folder = tmp_path / side.device
-        run = begin(folder, toy(32), epochs=1, batch_size=2, refit=False, parts=1)
+    for device in ("cpu", "cuda"):
+        side = dataclasses.replace(triton, device=device)
+        run = begin(tmp_path / device, toy(32), epochs=1, batch_size=2, refit=False, parts=1)
         _, state = loop.train(run, toy(32), side, lambda event: None)
         names = ("step", "loss", "grad_norm", "validation_accuracy")
         results.append((parameters(run), [[row[n] for n in names] for row in state.rows]))
@@ -249,19 +270,15 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
 
     Near is ten times what NumPy in float32 is from float64.
     """
-    made = []
-
-    def recorded(function):
-        made.append(Recorded(function))
-        return made[-1]
-
+    replaying_side, made, called = replaying(triton)
     config = dataclasses.replace(CONFIGS[name], max_length=40)
     exact = Classifier(config, ops.load("reference"), seed=1, dtype="float64")
     numpy = Classifier(config, ops.load("reference"), exact.flat.astype(np.float32))
-    on_gpu = dataclasses.replace(triton, device="cuda")
     flat = triton.asarray(numpy.flat)
-    padded = Classifier(config, on_gpu, flat)
-    replayed = Classifier(config, dataclasses.replace(on_gpu, captured=recorded), flat)
+    padded, replayed = (
+        Classifier(config, dataclasses.replace(side, device="cuda"), flat)
+        for side in (called, replaying_side)
+    )
     monkeypatch.setitem(trainers.ELEMENTS, "triton", 80 * config.d_ff)
     for longest in (14, 15, 16):
         inputs, _ = batch(dataclasses.replace(config, max_length=longest), examples=9)

@@ -71,6 +71,10 @@ def run(
             reasons[contender.name] = " ".join(reason.split())[:300]
     for name, cost in problem.costs.items():
         times = timing.race(calls[name], device, seconds)
+        figures = _figures(times, cost, ceilings, memory[name])
+        if device == "cuda":
+            for who, found in figures.items():
+                found["host_ms"] = timing.host(calls[name][who][0]) * 1e3
         yield {
             "operator": problem.operator,
             "problem": problem.title,
@@ -81,7 +85,7 @@ def run(
             "bytes": cost.bytes,
             "operations": cost.operations,
             "least_ms": ceilings.least(cost) * 1e3,
-            "contenders": _figures(times, cost, ceilings, memory[name]),
+            "contenders": figures,
             "reasons": reasons,
         }
 

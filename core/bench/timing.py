@@ -4,8 +4,10 @@ A ratio of two medians taken side by side survives a busy machine better than ei
 ratios are what races report; the times stand beside them.
 
 On a GPU a call is timed by events on its stream, after its second-level cache has been written over
-and with inputs that rotate: what is timed reads memory. The time to launch is hidden behind that
-write as long as it is shorter, as it is where a training step keeps its stream full.
+and with inputs that rotate: what is timed reads memory. It is written over several times, which
+keeps the stream busy while the host launches: what is timed is the device's time, as in a training
+step that keeps its stream full. The host's time is measured apart (`host`): behind a stream that
+is empty it is what a small call takes.
 
 On a CPU a contender begins when the process has come to rest: threads of torch (OpenMP) go on
 spinning for some 15 ms after a call, those of OpenBLAS for some 100, and would take the cores from
@@ -29,6 +31,8 @@ PAUSE, PATIENCE = 0.01, 0.5  # seconds of sleep at a time, and at the most
 AT_REST = 0.05  # of one core, that the process may use meanwhile
 AWAKE, LONG = 0.015, 0.1  # seconds of calls before the one that is timed; calls that need none
 FLUSHED = 256 * 2**20  # bytes: more than any second-level cache
+FLUSHES = 10  # of some 60 µs, while which the host launches
+HOST_CALLS = 20
 
 
 def race(contenders: Mapping[str, Calls], device: str, seconds: float) -> dict[str, list[float]]:
@@ -73,12 +77,25 @@ class _Timer:
                 made += _seconds(call)
             return taken if taken > LONG else _seconds(call)
         first, last = (self._cuda.Event(enable_timing=True) for _ in range(2))
-        self._flushed.zero_()
+        for _ in range(FLUSHES):
+            self._flushed.zero_()
         first.record()
         call()
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last)) * 1e-3
+
+
+def host(call: Callable[[], object]) -> float:
+    """Return how many seconds the host takes to have a call launched on a GPU that has no work."""
+    import torch
+
+    found = []
+    for _ in range(HOST_CALLS):
+        torch.cuda.synchronize()
+        found.append(_seconds(call))
+    torch.cuda.synchronize()
+    return float(np.median(found))
 
 
 def _seconds(call: Callable[[], object]) -> float:

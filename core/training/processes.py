@@ -141,7 +141,7 @@ class Several(Processes):
         if dist.is_nccl_available() and local < torch.cuda.device_count():
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
-        self._backend, self._broken = backend, False
+        self._backend, self._broken, self._on_gpu = backend, False, False
         self._scratch: dict[Any, Any] = {}
         limit = timedelta(seconds=timeout)
         try:
@@ -156,10 +156,10 @@ class Several(Processes):
         """End the connections.
 
         After a loss that is how the news spreads. The first process then stays until all have it,
-        since the store that says who was lost may live in it. NCCL's are left to the process's end:
-        to end them one by one would wait for the lost one.
+        since the store that says who was lost may live in it. NCCL's, where there are any, are left
+        to the process's end: to end them one by one would wait for the lost one.
         """
-        if not self._broken or self._backend == "gloo":
+        if not self._broken or not self._on_gpu:
             self._dist.destroy_process_group()
         if self._broken and self.first:
             end = time.monotonic() + LINGERING
@@ -172,6 +172,7 @@ class Several(Processes):
         x = self._torch.from_numpy(buffer) if isinstance(buffer, np.ndarray) else buffer
         if x.is_cuda and self._backend == "gloo":
             raise ValueError(f"process {self.rank} has no GPU of its own; start one for each GPU")
+        self._on_gpu |= x.is_cuda
         start, stop, taken = 0, x.numel(), []
         for bit in range((self.size - 1).bit_length()):
             middle = (start + stop) // 2

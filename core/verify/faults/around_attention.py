@@ -241,8 +241,8 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_PARTS, "dropout is drawn by the rows of the packed batch", "",
-        ("keep = dropout.attention_keep(tl.load(x.seed), b, h, rows, start",
-         "keep = dropout.attention_keep(tl.load(x.seed), b, h, seq.q_first + rows, start"),
+        ("            tl.load(x.seed), b, h, rows, start, threshold, n.shape[1],",
+         "            tl.load(x.seed), b, h, seq.q_first + rows, start, threshold, n.shape[1],"),
     ),
     (
         DOUBLE, "ddq and ddk are not turned to their positions", "",

@@ -225,8 +225,8 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "a packed sequence drops the weights that the first does", "",
-        ("dropout.attention_keep(seed, b, h,",
-         "dropout.attention_keep(seed, b if x.q_starts is None else b * 0, h,"),
+        ("seed, b, h, rows, start, threshold, BLOCK_N,",
+         "seed, b if x.q_starts is None else b * 0, h, rows, start, threshold, BLOCK_N,"),
     ),
     (
         PARTS, "the diagonal of packed sequences is that of the longest", "",

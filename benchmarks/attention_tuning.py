@@ -1,0 +1,174 @@
+"""Every tile that attention's kernels might have, timed on the GPU at hand, the table's among them.
+
+What `attention_ceilings.py` counts for a few tiles is measured here for all that may be worth it:
+forward, and the two kernels of backward, each apart, as one varies while the other keeps its tile.
+All are compiled first, in processes beside each other. A tile that does not fit is left out with
+the reason; one that spills is timed, and says so.
+
+    python benchmarks/attention_tuning.py --json FILE
+    python benchmarks/attention_tuning.py --list        how many tiles there are; needs no GPU
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import harness
+import torch
+
+from twofold.core import ops
+from twofold.core.bench import machine, timing
+from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
+from twofold.kernels.attention_tiles import Tile, choose_tile
+
+KERNELS = ("forward", "dk_dv", "dq")
+PROCESSES = 14  # that compile
+MOST_REGISTERS = 260  # of a thread, for what is summed and a tile of scores
+
+
+class Shape(NamedTuple):
+    """A call of as many keys as queries."""
+
+    batch: int
+    heads: int
+    length: int
+    head_dim: int
+    causal: bool
+    dtype: str
+
+
+class Trial(NamedTuple):
+    """A kernel with a tile, on a shape."""
+
+    kernel: str
+    shape: Shape
+    tile: Tile
+
+
+def tiles(kernel: str, head_dim: int) -> Iterator[Tile]:
+    """Yield the tiles that may be worth a trial: those whose sums and scores registers may hold."""
+    rows, columns = ("block_n", "block_m") if kernel == "dk_dv" else ("block_m", "block_n")
+    sums = 2 * head_dim if kernel == "dk_dv" else head_dim
+    for warps, many, few, stages in itertools.product(
+        (4, 8), (64, 128), (16, 32, 64, 128), (1, 2, 3, 4)
+    ):
+        # Scores of 64 rows are made by each four warps, the same if there are more of these.
+        made_by = 128 if many == 64 else 32 * warps
+        scores = many * few * (1 if kernel == "forward" else 2)
+        if many * sums / (32 * warps) + scores / made_by <= MOST_REGISTERS:
+            yield Tile(**{rows: many, columns: few}, num_warps=warps, num_stages=stages)
+
+
+def shapes(asked: Any) -> Iterator[Shape]:
+    """Yield what is tuned for."""
+    if asked.small:
+        for shape in SMALL:
+            yield Shape(*shape, False, asked.dtype)
+        return
+    for causal, head_dim in itertools.product(asked.causal, asked.head_dims):
+        batch, heads = max(1, TOKENS // asked.length), HIDDEN // head_dim
+        yield Shape(batch, heads, asked.length, head_dim, bool(causal), asked.dtype)
+
+
+def trials(shape: Shape, kernels: Sequence[str]) -> list[Trial]:
+    return [Trial(k, shape, tile) for k in kernels for tile in tiles(k, shape.head_dim)]
+
+
+def inputs(shape: Shape) -> list[torch.Tensor]:
+    """Return q, k, v and dout."""
+    size = (shape.batch, shape.heads, shape.length, shape.head_dim)
+    draw = torch.Generator("cuda").manual_seed(0)
+    dtype = getattr(torch, shape.dtype)
+    return [torch.randn(size, generator=draw, device="cuda").to(dtype) for _ in range(4)]
+
+
+def calls(trial: Trial, tensors: Sequence[torch.Tensor]) -> Callable[[], object]:
+    """Return a call of the kernel with this tile; backward's other kernel keeps the table's."""
+    attention = ops.load("triton").attention
+    q, k, v, dout = tensors
+    if trial.kernel == "forward":
+        return lambda: attention.forward(q, k, v, causal=trial.shape.causal, tile=trial.tile)
+    _, cache = attention.forward(q, k, v, causal=trial.shape.causal)
+    own = {f"{trial.kernel}_tile": trial.tile}
+    return lambda: attention.backward(dout, cache, **own)
+
+
+def compiled(trial: Trial) -> str:
+    """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
+    try:
+        calls(trial, inputs(trial.shape))()
+        torch.cuda.synchronize()
+    except Exception as error:  # whatever the compiler or the driver says of this tile
+        return f"{type(error).__name__}: {error}"[:200]
+    return ""
+
+
+def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> dict[str, Any]:
+    """Return the milliseconds of every tile that runs, the quickest first, and what the others say.
+
+    Those of dk_dv and dq are of the whole backward.
+    """
+    tensors, found = inputs(shape), {}
+    listed = trials(shape, kernels)
+    said = dict(zip(listed, pool.map(compiled, listed, chunksize=1), strict=True))
+    for kernel in kernels:
+        own = [t for t in listed if t.kernel == kernel]
+        ready = {str(tuple(t.tile)): [calls(t, tensors)] for t in own if not said[t]}
+        chosen = choose_tile(kernel, shape.head_dim, 2, architecture="sm_90", rows=shape.length)
+        present = Trial(kernel, shape, chosen)
+        ready["table"] = [calls(present, tensors)]
+        times = timing.race(ready, "cuda", seconds)
+        summary = timing.summary(times, "table")
+        ranked = sorted(summary.items(), key=lambda item: item[1]["median_ms"])
+        found[kernel] = {
+            "table": str(tuple(chosen)),
+            "tiles": {name: figures for name, figures in ranked},
+            "left_out": {str(tuple(t.tile)): said[t] for t in own if said[t]},
+        }
+    return found
+
+
+def main() -> None:
+    """Tune, and write the result after every shape."""
+    asked = harness.options(
+        __doc__,
+        seconds={"type": float, "default": 0.6, "help": "for all tiles of a kernel together"},
+        minutes={"type": float, "default": 8.0, "help": "after which no other shape begins"},
+        head_dims={"type": int, "nargs": "+", "default": [128, 64, 256], "help": "of a head"},
+        causal={"type": int, "nargs": "+", "default": [0, 1], "help": "1, 0 or both"},
+        small={"action": "store_true", "help": "a classifier's shapes instead"},
+        dtype={"default": "bfloat16", "help": "of q, k and v"},
+        length={"type": int, "default": 4096, "help": "of every sequence"},
+        kernels={"nargs": "+", "default": list(KERNELS), "choices": KERNELS, "help": "to tune"},
+        list={"action": "store_true", "help": "print how many tiles there are"},
+    )
+    chosen = list(shapes(asked))
+    if asked.list:
+        for shape in chosen:
+            print(shape, {k: len(list(tiles(k, shape.head_dim))) for k in asked.kernels})
+        return
+    if not ops.cuda_available():
+        raise SystemExit("attention_tuning.py needs a GPU; --list says what it would try")
+    began = time.monotonic()
+    result: dict[str, Any] = {"ran_on": machine.ran_on(asked.threads, "cuda"), "shapes": {}}
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        for shape in chosen:
+            if time.monotonic() - began > 60 * asked.minutes:
+                break
+            name = " ".join(f"{k}={v}" for k, v in shape._asdict().items())
+            result["shapes"][name] = tuned(shape, asked.kernels, asked.seconds, pool)
+            for kernel, found in result["shapes"][name].items():
+                best = [f"{n} {f['median_ms']:.3f}" for n, f in list(found["tiles"].items())[:6]]
+                table = found["tiles"]["table"]["median_ms"]
+                print(f"{name} {kernel}: {', '.join(best)}; table {found['table']} {table:.3f}")
+            if asked.json:
+                asked.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
