@@ -125,14 +125,16 @@ def test_a_function_is_held_to_a_contract(run):
     assert "'pooling'; it must be one of" in said
 
 
-def test_loading_it_imports_nothing(run):
+def test_loading_it_imports_nothing(run, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others import what they like
     counts, said = run(
+        "-p",
+        PLUGIN,
         test_it="import sys\n"
         "\n"
         "def test_it():\n"
         f"    assert {PLUGIN!r} in sys.modules\n"
         "    assert not {'numpy', 'torch', 'triton', 'hypothesis'} & set(sys.modules)\n",
-        pytest="[pytest]\naddopts = -p no:hypothesispytest\n",
     )
     assert counts == {"passed": 1}, said
 
