@@ -94,9 +94,7 @@ def test_any_strides_are_within_the_bound(triton, tile):
         y, cache = triton.softmax.forward(x, **how)
         found = {"out": y, "dx": triton.softmax.backward(x, cache, **how).dx}
         rows = triton.to_numpy(x).astype(np.float64).reshape(-1, x.shape[-1])
-        bounds = contract.truth(
-            contract.Case("float32", *rows.shape), contract.Inputs(rows, rows)
-        )
+        bounds = contract.truth(contract.Case("float32", *rows.shape), contract.Inputs(rows, rows))
         for name, a in found.items():
             assert a.shape == x.shape and a.is_contiguous()
             assert compare(name, triton.to_numpy(a).reshape(rows.shape), bounds[name])[2] == ""
