@@ -64,6 +64,17 @@ def triton() -> Iterator[ops.Side]:
             yield side
 
 
+@pytest.fixture(scope="session")
+def interpreted(triton: ops.Side) -> ops.Side:
+    """The Triton side, of a test that says something of the interpreter: skipped where CUDA is.
+
+    With TRITON_INTERPRET=1 such a test runs there too.
+    """
+    if triton.device == "cuda":
+        pytest.skip("kernels, and Triton's own functions in them, are compiled here")
+    return triton
+
+
 @pytest.fixture
 def both_refuse(reference: ops.Side, triton: ops.Side) -> Callable[..., None]:
     """Check that both sides refuse a call with the same words, given their beginning.

@@ -98,6 +98,8 @@ unmasked_lanes, out_of_bounds, not_normalised = map(_faulty, ("lanes", "bounds",
 def torch_attention(q, k, v, attn_mask=None, is_causal=False, scale=None):
     if is_causal and attn_mask is not None:
         raise NotImplementedError("a mask and causal")
+    if attn_mask is not None:  # torch's kernel on a GPU refuses a last axis that is broadcast
+        attn_mask = attn_mask.expand(*q.shape[:3], k.shape[2]).contiguous()
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale
     )

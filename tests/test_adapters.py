@@ -47,12 +47,12 @@ def numbers(*shape, dtype=torch.float64):
 ANGLES = [torch.rand(L, 2, dtype=torch.float64) for L in (5, 5, 7, 7)]
 
 
-def angles(dtype):
-    return Rotary(*(x.to(dtype) for x in ANGLES))
+def angles(like):
+    return Rotary(*(x.to(like) for x in ANGLES))
 
 
 COS, SIN = torch.rand(4, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
-IDS = torch.tensor([[3, 0], [6, 3]])
+IDS, TARGETS = torch.tensor([[3, 0], [6, 3]]), torch.tensor([1, 6, -100])
 LINEAR = (numbers(2, 3, 4), numbers(5, 4), numbers(5))
 NORM = (numbers(2, 3, 4), numbers(4), numbers(4), numbers(2, 3, 4))
 PROJECTIONS = (numbers(2, 3, 8), numbers(24, 8), numbers(24), numbers(8, 8), numbers(8))
@@ -64,7 +64,7 @@ CALLS = {
     "attention with everything": (
         lambda q, k, v, bias, sinks: attention(
             q, k, v, bias=bias, sinks=sinks, softcap=3.0, window_size=(4, 2), dropout_p=0.2, seed=4,
-            key_lengths=torch.tensor([7, 3]), rotary=angles(q.dtype), return_lse=True,
+            key_lengths=torch.tensor([7, 3], device=q.device), rotary=angles(q), return_lse=True,
         ),
         (*QKV, BIAS, SINKS),
     ),
@@ -83,17 +83,17 @@ CALLS = {
         NORM,
     ),
     "rotary": (
-        lambda q, k: rotary(q, k, COS.to(q.dtype), SIN.to(q.dtype)),
+        lambda q, k: rotary(q, k, COS.to(q), SIN.to(q)),
         (numbers(2, 3, 4, 6), numbers(2, 1, 4, 6)),
     ),
-    "embedding": (lambda table: embedding(IDS, table), (numbers(7, 3),)),
+    "embedding": (lambda table: embedding(IDS.to(table.device), table), (numbers(7, 3),)),
     "softmax": (softmax, (numbers(2, 3, 7),)),
     "cross-entropy": (
-        lambda x: cross_entropy(x, torch.tensor([1, 6, -100]), label_smoothing=0.1),
+        lambda x: cross_entropy(x, TARGETS.to(x.device), label_smoothing=0.1),
         (numbers(3, 7),),
     ),
     "cross-entropy of each": (
-        lambda x: cross_entropy(x, torch.tensor([1, 6, -100]), reduction="none"),
+        lambda x: cross_entropy(x, TARGETS.to(x.device), reduction="none"),
         (numbers(3, 7),),
     ),
 }  # fmt: skip
@@ -108,7 +108,7 @@ def test_gradients_are_those_of_finite_differences(function, inputs):
 def test_gradients_of_gradients_are_those_of_finite_differences():
     def function(q, k, v):
         return attention(
-            q, k, v, causal=True, softcap=2.0, dropout_p=0.1, seed=1, rotary=angles(q.dtype),
+            q, k, v, causal=True, softcap=2.0, dropout_p=0.1, seed=1, rotary=angles(q),
             return_lse=True,
         )  # fmt: skip
 
@@ -135,9 +135,9 @@ def test_torch_finds_nothing_wrong_with_an_operator(triton, monkeypatch, functio
         return self.op(*args)
 
     monkeypatch.setattr(Operator, "__call__", remember)
-    dtype = torch.float32 if side == "triton" else torch.float64
+    place = (triton.device, torch.float32) if side == "triton" else ("cpu", torch.float64)
     with sides.use(side):
-        function(*(x.detach().to(dtype).requires_grad_() for x in inputs))
+        function(*(x.detach().to(*place).requires_grad_() for x in inputs))
         ((op, args),) = asked
         torch.library.opcheck(op, args)
 

@@ -72,7 +72,7 @@ def test_a_part_is_raced_and_what_is_too_late_is_named(triton, tmp_path):
     chosen = [replace(shape, costs={n: shape.costs[n]}) for n in ("forward", "backward")]
     kept = []
     with strict_interpreter():
-        races.race(chosen, [], Ceilings(1e10, 1e11), "cpu", 0.0, 10.0, kept.append)
+        races.race(chosen, [], Ceilings(1e10, 1e11), triton.device, 0.0, 10.0, kept.append)
     forward, backward = kept[-1]["races"]
     own = {"twofold", steps.IN_MEMORY}
     assert set(forward["contenders"]) == own | set(steps.STEPS)
@@ -80,7 +80,7 @@ def test_a_part_is_raced_and_what_is_too_late_is_named(triton, tmp_path):
     for race in kept[-1]["races"]:
         # Scores and weights in memory are rounded to bfloat16: more than the contract allows.
         assert set(race["reasons"]) <= {steps.IN_MEMORY}
-    races.race(chosen, [], Ceilings(1e10, 1e11), "cpu", 0.0, -1.0, kept.append)
+    races.race(chosen, [], Ceilings(1e10, 1e11), triton.device, 0.0, -1.0, kept.append)
     assert kept[-1]["races"] == [] and len(kept[-1]["left_out"]) == 2
 
 

@@ -2,8 +2,8 @@
 
 import itertools
 
+import numpy as np
 import pytest
-import torch
 from triton import knobs
 
 from twofold.core.verify.chips import CHIPS
@@ -95,6 +95,7 @@ def test_hoppers_tiles_fill_its_matrix_unit(table, most):
 
 
 def test_the_architecture_is_asked_of_the_compiler(monkeypatch):
+    monkeypatch.setattr(knobs.runtime, "interpret", True)
     assert architecture() == "", "in the interpreter there is none"
     monkeypatch.setattr(knobs.runtime, "interpret", False)
     for target, name in ARCHITECTURES.items():
@@ -113,11 +114,15 @@ def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkey
 
     monkeypatch.setattr(triton.attention, "choose_tile", choose)
     monkeypatch.setattr(triton.attention, "architecture", lambda: "sm_90")
-    q, k = torch.ones(1, 2 if kind == "grouped" else 1, 9, 16), torch.ones(1, 1, 7, 16)
-    how = {"bias": torch.ones(9, 7)} if kind == "bias" else {}
+
+    def ones(*shape):
+        return triton.asarray(np.ones(shape), "float32")
+
+    q, k = ones(1, 2 if kind == "grouped" else 1, 9, 16), ones(1, 1, 7, 16)
+    how = {"bias": ones(9, 7)} if kind == "bias" else {}
     if kind == "packed":
-        how["cu_seqlens_q"] = torch.tensor([0, 4, 9], dtype=torch.int32)
-        how["cu_seqlens_k"] = torch.tensor([0, 6, 7], dtype=torch.int32)
+        how["cu_seqlens_q"] = triton.asarray(np.array([0, 4, 9]), "int32")
+        how["cu_seqlens_k"] = triton.asarray(np.array([0, 6, 7]), "int32")
         how["max_seqlen_q"], how["max_seqlen_k"] = 5, 6
     out, cache = triton.attention.forward(q, k, k, dropout_p=0.5, **how)
     triton.attention.backward(out, cache)

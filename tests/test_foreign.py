@@ -65,7 +65,9 @@ def test_torch_passes(name):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_and_comes_again(name):
+def test_a_fault_is_named_and_comes_again(request, name):
+    if name == "out_of_bounds":  # on a GPU it reads whatever lies there, or ends the process
+        request.getfixturevalue("interpreted")
     operator, words = FAULTS[name]
     found = judge(name, operator)
     assert found.failures and found.failures[0].startswith(words), found.failures

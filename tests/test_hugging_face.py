@@ -50,18 +50,20 @@ def beside_eager(module, query, key, value, attention_mask, **kwargs):
     mask, (M, N) = attention_mask, (query.shape[2], key.shape[2])
     if mask is None:
         causal = module.is_causal and M > 1
-        mask = torch.ones(M, N, dtype=torch.bool).tril(0 if causal else N)[None, None]
+        seen = torch.ones(M, N, dtype=torch.bool, device=query.device)
+        mask = seen.tril(0 if causal else N)[None, None]
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    added = torch.zeros_like(mask, dtype=torch.float32)
+    added.masked_fill_(~mask, torch.finfo(torch.float32).min)
     peer, _ = eager(module, query, key, value, added, **kwargs)
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-    options = Options(scale, softcap=softcap, mask=mask.numpy())
-    given = (x.detach().double().numpy() for x in (query, key, value))
+    options = Options(scale, softcap=softcap, mask=mask.cpu().numpy())
+    given = (x.detach().cpu().double().numpy() for x in (query, key, value))
     truth = attention_bound.forward(problem(*given, machine("float32"), options)).out
-    assert compare("out", out.transpose(1, 2).detach().numpy(), truth)[2] == ""
+    assert compare("out", out.transpose(1, 2).detach().cpu().numpy(), truth)[2] == ""
     attends = mask.any(-1).expand(*query.shape[:3])[..., None]
     seen = torch.where(attends, peer.transpose(1, 2), 0.0)  # eager attends to all where to nothing
-    assert compare("out", seen.detach().numpy(), truth)[2] == ""
+    assert compare("out", seen.detach().cpu().numpy(), truth)[2] == ""
     calls.append(module)
     return out, None
 
@@ -104,8 +106,10 @@ def learned(model, given):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_call_of_a_model_is_within_the_bound(triton, name, padded, side):
     calls.clear()
+    device = triton.device if side == "triton" else "cpu"
+    given = {n: x.to(device) for n, x in batch(name, padded).items()}
     with sides.use(side):
-        built(name, "beside-eager")(**batch(name, padded))
+        built(name, "beside-eager").to(device)(**given)
     assert len(calls) == 2
 
 

@@ -36,7 +36,7 @@ def call(n):
 def run(tmp_path):
     """Run pytest on files, without what this run has set; return counts of outcomes and the words.
 
-    Where the package is installed the plugin is loaded anyhow.
+    Where the package is installed the plugin is loaded anyhow, elsewhere from PYTHONPATH.
     """
 
     def run(*options, **files):
@@ -46,6 +46,8 @@ def run(tmp_path):
         installed = importlib.metadata.entry_points(group="pytest11", name="twofold")
         load = [] if installed else ["-p", PLUGIN]
         env = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
+        if path := env.get("PYTHONPATH"):  # pytest runs in another folder
+            env["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *load, *options]
         done = subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
@@ -123,14 +125,16 @@ def test_a_function_is_held_to_a_contract(run):
     assert "'pooling'; it must be one of" in said
 
 
-def test_loading_it_imports_nothing(run):
+def test_loading_it_imports_nothing(run, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others import what they like
     counts, said = run(
+        "-p",
+        PLUGIN,
         test_it="import sys\n"
         "\n"
         "def test_it():\n"
         f"    assert {PLUGIN!r} in sys.modules\n"
         "    assert not {'numpy', 'torch', 'triton', 'hypothesis'} & set(sys.modules)\n",
-        pytest="[pytest]\naddopts = -p no:hypothesispytest\n",
     )
     assert counts == {"passed": 1}, said
 

@@ -327,7 +327,7 @@ def through_scratch(x_ptr, scratch_ptr, y_ptr, BARRIER: tl.constexpr, STEP: tl.c
 
 @InterpretedFunction
 def zero_and_set(y_ptr, k, ATOMIC: tl.constexpr):
-    tl.store(y_ptr + tl.arange(0, 8), tl.zeros((8,), tl.int32))
+    tl.store(y_ptr + tl.arange(0, 8), tl.full((8,), 0, tl.int32))
     if ATOMIC:
         tl.atomic_add(y_ptr + k, 1)
     else:

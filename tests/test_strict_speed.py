@@ -26,7 +26,7 @@ def draws(c_ptr, y_ptr, seed, ROUNDS: tl.constexpr):
 @pytest.mark.parametrize("rounds", [1, 7, 10])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("seed", [0, 5, 2**40 + 3])
-def test_philox_draws_what_tritons_own_does(monkeypatch, rounds, dtype, seed):
+def test_philox_draws_what_tritons_own_does(interpreted, monkeypatch, rounds, dtype, seed):
     bits = torch.iinfo(dtype).bits
     c = torch.randint(-(2 ** (bits - 2)), 2 ** (bits - 2), (16,), dtype=dtype)
     ours, theirs = torch.empty(2, 64, dtype=dtype)
@@ -47,7 +47,7 @@ def zeros(y_ptr):
         tl.store(y_ptr + 2 * j + i, words[j].to(tl.int64))
 
 
-def test_philox_draws_what_its_authors_do():
+def test_philox_draws_what_its_authors_do(interpreted):
     """The known answer of philox4x32-10 for zeros, from Random123's kat_vectors."""
     y = torch.empty(4, 2, dtype=torch.int64)
     with strict_interpreter():

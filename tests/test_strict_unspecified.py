@@ -62,7 +62,9 @@ def add_half_of_it(x_ptr, y_ptr):
 @InterpretedFunction
 def largest(x_ptr, at_ptr):
     i = tl.arange(0, 8)
-    tl.store(at_ptr, tl.argmax(tl.load(x_ptr + i, mask=i < 4), 0))
+    x = tl.load(x_ptr + i, mask=i < 4)
+    _, at = tl.reduce((x, i), 0, tl.standard._argmax_combine_tie_break_left)
+    tl.store(at_ptr, at)
 
 
 @InterpretedFunction

@@ -1,5 +1,6 @@
 """A Triton whose interpreter moved is refused, with what is missing."""
 
+import os
 import subprocess
 import sys
 
@@ -42,8 +43,9 @@ def test_the_command_says_so_without_a_stack_trace():
         "sys.argv = ['twofold', 'verify', 'pooling']\n"
         "main()\n"
     )
+    env = {**os.environ, "TRITON_INTERPRET": "1"}  # also where CUDA is
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "InterpreterBuilder.create_gather\n" in done.stderr
