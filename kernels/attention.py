@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import attention_blocks, dropout
+from twofold.kernels import attention_blocks, attention_hopper, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_blocks import places, tile_at
@@ -197,7 +197,8 @@ def forward(
     Arguments and results are those of `reference.attention.forward`, in float16, bfloat16 or
     float32, any strides; the functions of `score_mod` are `@triton.jit` functions, called for
     whole tiles, also past the lengths. float32 products are accurate to float32 (three tf32
-    products) unless `allow_tf32`; `tile` overrides the table's choice.
+    products) unless `allow_tf32`; `tile` overrides the table's choice. Long plain calls in 16 bits
+    have a kernel of their own on Hopper, unless `tile` is given: see `attention_hopper`.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
@@ -213,6 +214,9 @@ def forward(
     )  # heads side by side, as the output projection reads them
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
+    if tile is None and attention_hopper.takes(q, k, v, options):
+        attention_hopper.forward(q, k, v, out, lse, scale, bool(causal))
+        return out, cache
     tile = tile or _tile("forward", cache)
     sequences, longest_q, _ = _sizes(cache)
     x = by_queries(attention_blocks.over_keys(call(q, k, v, scale, options), tile))

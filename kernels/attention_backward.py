@@ -159,7 +159,13 @@ def dk_dv_kernel(
                 if DROPOUT:
                     keep = tl.trans(
                         dropout.attention_keep(
-                            seed, b, h, tl.trans(rows), first, threshold, BLOCK_N,
+                            seed,
+                            b,
+                            h,
+                            tl.trans(rows),
+                            first,
+                            threshold,
+                            BLOCK_N,
                             x.mask is not None or x.block_mask is not None,
                         )  # fmt: skip
                     )  # (BLOCK_N, BLOCK_M)

@@ -22,7 +22,7 @@ from twofold.kernels.device import architecture, cache_bytes
 from twofold.reference.attention_scores import Options
 
 ROWS = 64  # queries of a consumer: those of a product of four warps
-LEAST_ROWS = 128  # fewer queries are padding for most of a tile
+LEAST_ROWS = 1024  # the fewest queries with which it was measured, and found faster
 PRODUCER_REGISTERS = 24
 ITS_OPTIONS = ("softmax_scale", "causal", "dropout_p", "seed")  # all others must be None
 BYTES_ALIGNED = 16  # what a tensor map wants rows, heads, batches and the first element to be
@@ -40,7 +40,10 @@ class Variant(NamedTuple):
             the other is at its softmax.
         early: whether weights are rounded before the product of the ones before them is awaited:
             that is less to do in between, and takes registers.
-        persistent: whether as many programs as there are multiprocessors share the tiles.
+        persistent: whether as many programs as there are multiprocessors share the tiles, or each
+            has a program.
+        pairs: whether those, where causal and heads are even, take tiles in pairs of equal work,
+            and not the longest of a few heads first.
     """
 
     block_n: int
@@ -49,6 +52,7 @@ class Variant(NamedTuple):
     turns: bool = False
     early: bool = False
     persistent: bool = True
+    pairs: bool = False
 
     @property
     def registers(self) -> int:
@@ -59,18 +63,23 @@ class Variant(NamedTuple):
         return left // self.consumers // 8 * 8
 
 
-VARIANTS: dict[int, Variant] = {64: Variant(128, 3), 128: Variant(128, 2)}  # by head_dim
+# By head_dim and whether causal, as measured on an H200 (benchmarks/ATTENTION.md).
+VARIANTS: dict[tuple[int, bool], Variant] = {
+    (64, False): Variant(128, 3, early=True),
+    (64, True): Variant(128, 3, early=True),
+    (128, False): Variant(128, 2),
+    (128, True): Variant(128, 2, persistent=False),
+}
+HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in VARIANTS}))
 
 
-def takes(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, allow_tf32: bool
-) -> bool:
+def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> bool:
     """Return whether a call of attention is one for this kernel, on the current device."""
     return (
-        plain(options, q.shape[-1])
-        and q.is_cuda
-        and q.dtype in (torch.float16, torch.bfloat16)
+        q.is_cuda
         and q.shape[2] >= LEAST_ROWS
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and plain(options, q.shape[-1])
         and all(
             x.numel() > 0 and mapped(x.shape, x.stride(), x.element_size(), x.data_ptr())
             for x in (q, k, v)
@@ -84,7 +93,7 @@ def plain(options: Options, head_dim: int) -> bool:
     """Return whether nothing is asked for but causal order and a positive scale."""
     others = (x for name, x in options._asdict().items() if name not in ITS_OPTIONS)
     return (
-        head_dim in VARIANTS
+        head_dim in HEAD_DIMS
         and all(x is None for x in others)
         and options.dropout_p == 0.0
         and options.causal != "top-left"
@@ -136,7 +145,7 @@ def forward(
     from twofold.kernels.attention_hopper_kernel import forward_kernel
 
     (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
-    how = variant or VARIANTS[D]
+    how = variant or VARIANTS[D, causal]
     blocks = triton.cdiv(M, ROWS * how.consumers)
     tiles = blocks * B * H
     together = 1
@@ -149,6 +158,7 @@ def forward(
         lse, H, H // K, M, N, tiles, together,
         softmax_scale * math.log2(math.e),
         CAUSAL=causal, BLOCK_N=how.block_n, STAGES=how.stages, CONSUMERS=how.consumers,
+        PAIRS=how.pairs and how.persistent and causal and B * H % 2 == 0,
         TURNS=how.turns, EARLY=how.early, REGISTERS=how.registers,
         num_warps=4,
     )  # fmt: skip

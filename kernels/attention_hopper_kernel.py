@@ -31,14 +31,26 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from twofold.kernels.attention_order import place_together
+from twofold.kernels.attention_order import place_in_pairs, place_together
 
 ROWS = gl.constexpr(64)  # of a product of four warps
 LN_2 = gl.constexpr(0.6931471805599453)
 
-place = gluon.jit(place_together.fn)
+place_together = gluon.jit(place_together.fn)
+place_in_pairs = gluon.jit(place_in_pairs.fn)
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
+
+@gluon.jit
+def place(tile, sizes, TILE_M: gl.constexpr, PAIRS: gl.constexpr):
+    """Return (block of TILE_M queries, b, h) of a tile."""
+    H, G, M, N, tiles, together = sizes
+    blocks = gl.cdiv(M, TILE_M)
+    if PAIRS:
+        return place_in_pairs(tile, blocks, tiles // blocks, H, gl.num_programs(0))
+    else:
+        return place_together(tile, blocks, H, together)
 
 
 @gluon.jit
@@ -76,6 +88,7 @@ def bring(desc, b, h, row, ring, full, empty, step, STAGES: gl.constexpr):
 @gluon.jit
 def produce(
     x, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    PAIRS: gl.constexpr,
 ):  # fmt: skip
     """Bring queries, keys and values, in the order in which the consumers wait for them."""
     q_desc, k_desc, v_desc, rings, fulls, empties, sizes = x
@@ -87,7 +100,7 @@ def produce(
     step = 0
     trip = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, b, h = place(tile, gl.cdiv(M, TILE_M), H, together)
+        block, b, h = place(tile, sizes, TILE_M, PAIRS)
         first = block * TILE_M
         last = gl.minimum(first + TILE_M, M) - 1
         total = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[1]
@@ -139,7 +152,7 @@ def masked(s, rows, row, M, N, CAUSAL: gl.constexpr):
 @gluon.jit
 def consume(
     x, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
-    TURNS: gl.constexpr, EARLY: gl.constexpr, C: gl.constexpr,
+    PAIRS: gl.constexpr, TURNS: gl.constexpr, EARLY: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip
     """Attend from ROWS queries of every tile of the program: those of consumer C."""
     q_desc, out_desc, rings, fulls, empties, turns, sizes, lse_ptr, scale = x
@@ -162,7 +175,7 @@ def consume(
     step = 0
     trip = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, b, h = place(tile, gl.cdiv(M, TILE_M), H, together)
+        block, b, h = place(tile, sizes, TILE_M, PAIRS)
         first = block * TILE_M
         last = gl.minimum(first + TILE_M, M) - 1
         blocks = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[1]
@@ -255,6 +268,7 @@ def forward_kernel(
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
     CONSUMERS: gl.constexpr,
+    PAIRS: gl.constexpr,
     TURNS: gl.constexpr,
     EARLY: gl.constexpr,
     REGISTERS: gl.constexpr,
@@ -296,21 +310,26 @@ def forward_kernel(
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(0))),
-                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(1))),
-                (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
+                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS, TURNS, EARLY,
+                           gl.constexpr(0))),
+                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS, TURNS, EARLY,
+                           gl.constexpr(1))),
+                (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS)),
             ],
             [4, 1],
             [REGISTERS, 24],
-        )
+        )  # fmt: skip
     else:
         gl.warp_specialize(
             [
-                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(0))),
-                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(1))),
-                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, TURNS, EARLY, gl.constexpr(2))),
-                (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
+                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS, TURNS, EARLY,
+                           gl.constexpr(0))),
+                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS, TURNS, EARLY,
+                           gl.constexpr(1))),
+                (consume, (x, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS, TURNS, EARLY,
+                           gl.constexpr(2))),
+                (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],
-        )
+        )  # fmt: skip

@@ -81,6 +81,11 @@ MASKED: dict[Key, Tile] = {
     ("dq", 4, 64): Tile(16, 16, 8, 1),
     ("dq", 4, 128): Tile(16, 16, 8, 1, 32),
 }
+# The draws of dropout beside a mask: what replaces those that would spill with both.
+MASKED_DROPOUT: dict[Key, Tile] = {
+    ("forward", 4, 128): Tile(32, 16, 8, 1, 32),
+    ("dq", 4, 16): Tile(16, 16, 8, 1),
+}
 # And those of a mask of blocks and of the lists of its tiles.
 BLOCKED: dict[Key, Tile] = {
     **MASKED,
@@ -139,14 +144,16 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
 # What a kernel has in the place of that, where it alone would spill.
 UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
+    ("dq", 2, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
 # Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
 # eight warps on 64 rows make them twice. Here are the quickest on an H200, of all that
 # `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills, whatever
-# lengths, windows and sinks there are. Counts of instructions (benchmarks/ATTENTION.md) had chosen
-# others: they know nothing of copies under way, of which three stages have more than two.
+# lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of any tile
+# that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they know
+# nothing of copies under way, of which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),
@@ -190,13 +197,16 @@ HOPPER_SHORT: dict[Key, Tile] = {
 # Where packed sequences begin takes a few registers.
 HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
 # So does it to sum over the heads that share keys.
-HOPPER_GROUPED: dict[Key, Tile] = {("dk_dv", 2, 64): Tile(32, 128, 8, 2)}
+HOPPER_GROUPED: dict[Key, Tile] = {
+    ("dk_dv", 2, 64): Tile(32, 128, 8, 3),
+    ("dk_dv", 2, 128): Tile(16, 128, 8, 3),
+}
 # With what takes registers beside the scores, masks and all that is done to scores among it.
 HOPPER_MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(128, 16, 8, 2),
     ("dk_dv", 2, 64): Tile(32, 128, 8, 2),
     ("dk_dv", 2, 128): Tile(16, 128, 8, 2),
-    ("dq", 2, 64): Tile(128, 64, 8, 2),
+    ("dq", 2, 64): Tile(128, 32, 8, 2),
     ("dq", 2, 128): Tile(128, 32, 8, 2),
     ("dq", 2, 256): Tile(128, 16, 8, 2),
 }
@@ -206,8 +216,9 @@ HOPPER_DROPOUT: dict[Key, Tile] = {
 }
 SHORT, MIDDLE = 64, 128
 TABLES = (
-    TILES, DROPOUT, MASKED, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
-    HOPPER, HOPPER_MIDDLE, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED, HOPPER_DROPOUT,
+    TILES, DROPOUT, MASKED, MASKED_DROPOUT, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
+    HOPPER, HOPPER_MIDDLE, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED,
+    HOPPER_DROPOUT,
 )  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -282,4 +293,6 @@ def choose_tile(
         own = HOPPER | (HOPPER_GROUPED if grouped else {})
     else:
         own = TILES
+    if dropout and (masked or packed or blocked or rotary) and kernel != "dbias":
+        own = MASKED_DROPOUT | own
     return own.get(key) or TILES[key]

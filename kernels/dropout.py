@@ -64,9 +64,7 @@ def keep(seed, index, threshold):
 
 
 @triton.jit
-def attention_keep(
-    seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
-):
+def attention_keep(seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
     """Draw the mask of weights (b, h, rows, first …), a tile (BLOCK_M, BLOCK_N).
 
     It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a

@@ -1,6 +1,6 @@
-"""Compile the kernel of attention for Hopper without a device: python hopper_code.py HEAD_DIM.
+"""Compile attention for Hopper without a device: python hopper_code.py HEAD_DIM [causal].
 
-Prints the machine code of the table's variant, not causal, in bfloat16.
+Prints the machine code of the table's variant, in bfloat16.
 """
 
 import sys
@@ -21,8 +21,8 @@ def machine_code(head_dim: int, variant: Variant, causal: bool) -> str:
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     constants = dict(
         CAUSAL=causal, BLOCK_N=variant.block_n, STAGES=variant.stages,
-        CONSUMERS=variant.consumers, TURNS=variant.turns, EARLY=variant.early,
-        REGISTERS=variant.registers,
+        CONSUMERS=variant.consumers, PAIRS=variant.pairs and causal, TURNS=variant.turns,
+        EARLY=variant.early, REGISTERS=variant.registers,
     )  # fmt: skip
     rows = {"q_desc": ROWS, "k_desc": variant.block_n, "v_desc": variant.block_n, "out_desc": ROWS}
     types = {
@@ -36,4 +36,5 @@ def machine_code(head_dim: int, variant: Variant, causal: bool) -> str:
 
 
 if __name__ == "__main__":
-    print(machine_code(int(sys.argv[1]), VARIANTS[int(sys.argv[1])], False))
+    head_dim, causal = int(sys.argv[1]), "causal" in sys.argv
+    print(machine_code(head_dim, VARIANTS[head_dim, causal], causal))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hopper_machine import Descriptor, Machine, Pointer, Stuck
 
-from tests.hopper_machine import Descriptor, Machine, Pointer, Stuck
-from twofold.core.bench.machine_code import LINE, disassembler
+from twofold.core.bench.machine_code import LINE, disassembler, loops
 from twofold.kernels.attention_hopper import ROWS as GROUP_ROWS
 from twofold.kernels.attention_hopper import VARIANTS as TABLE
 from twofold.kernels.attention_hopper import Variant, mapped, plain, takes
@@ -29,6 +29,7 @@ SIZES = [  # M, N, how many programs share the tiles
 VARIANTS = [
     Variant(4, 1), Variant(4, 2), Variant(8, 2, early=True), Variant(4, 3, turns=True),
     Variant(8, 1, turns=True), Variant(4, 2, 3), Variant(4, 3, 3, turns=True),
+    Variant(4, 2, pairs=True), Variant(8, 2, 3, pairs=True),
 ]  # fmt: skip
 
 
@@ -44,7 +45,8 @@ def simulate(M, N, programs, variant, *, causal, seed, B=1, H=2, K=1, together=1
         Descriptor(out, ROWS), Pointer(lse), H, H // K, M, N, tiles, together,
         0.5 * math.log2(math.e),
         CAUSAL=causal, BLOCK_N=variant.block_n, STAGES=variant.stages,
-        CONSUMERS=variant.consumers, TURNS=variant.turns, EARLY=variant.early, REGISTERS=0,
+        CONSUMERS=variant.consumers, PAIRS=variant.pairs, TURNS=variant.turns,
+        EARLY=variant.early, REGISTERS=0,
     )  # fmt: skip
     want, cache = attention.forward(q, k, v, softmax_scale=0.5, causal=causal)
     return (out, lse.reshape(B, H, M)), (want, cache.lse)
@@ -99,25 +101,28 @@ def test_machine_finds_faults(fault, monkeypatch):
 
 
 @pytest.mark.skipif(disassembler() is None, reason="this Triton has no nvdisasm")
-@pytest.mark.parametrize("head_dim", sorted(TABLE))
-def test_exponentials_are_taken_while_matrices_are_multiplied(head_dim):
-    """Nothing spills; the loop waits for the older product, takes exponentials, waits for both."""
-    variant = TABLE[head_dim]
+@pytest.mark.parametrize(("head_dim", "causal"), sorted(TABLE))
+def test_exponentials_are_taken_while_matrices_are_multiplied(head_dim, causal):
+    """Loops over keys wait for the older product, take exponentials, wait for both; none spills."""
+    variant = TABLE[head_dim, causal]
     kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, SCRIPT, str(head_dim)], capture_output=True, text=True, env=kept
-    )
+    command = [sys.executable, SCRIPT, str(head_dim), *(["causal"] if causal else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept)
     assert done.returncode == 0, done.stderr
     code = [line[1] for x in done.stdout.splitlines() if (line := LINE.match(x))]
-    assert not any(x.startswith(("LDL", "STL")) for x in code)
+    exponentials = GROUP_ROWS * variant.block_n // 128  # of each of 128 threads
+    found = [x for x in loops(done.stdout) if x.exponentials >= exponentials]
+    over_keys = [x for x in found if not x.instructions["EXIT"]]  # waits are written behind the end
+    assert len(over_keys) == variant.consumers * (2 if causal else 1)  # one of edges, too
+    assert not any(x.instructions["LDL"] + x.instructions["STL"] for x in over_keys)
     waits = [i for i, x in enumerate(code) if x.startswith("WARPGROUP.DEPBAR")]
     older = [i for i in waits if code[i].endswith("0x1")]
-    assert len(older) == variant.consumers
+    assert len(older) == len(over_keys)
     for i in older:
         both = min(j for j in waits if j > i)
         assert code[both].endswith("0x0")
         taken = sum(x.startswith("MUFU.EX2") for x in code[i:both])
-        assert taken >= GROUP_ROWS * variant.block_n // 128  # by each of 128 threads
+        assert taken >= exponentials
 
 
 def test_registers_of_variants():
@@ -161,4 +166,4 @@ def test_maps_describe_aligned_rows():
 def test_other_devices_keep_the_plain_kernel():
     """Nothing is taken that is not on a GPU."""
     x = torch.empty(1, 1, 256, 64, dtype=torch.float16)
-    assert not takes(x, x, x, Options(), False)
+    assert not takes(x, x, x, Options())
