@@ -37,18 +37,19 @@ PRESENT, SHORT, OTHER = "present kernel", "short sequences", "other tile"
 # Tiles that Hopper's table does not have, those of the general one first: by kernel and head_dim.
 OTHERS: dict[str, dict[int, tuple[Tile, ...]]] = {
     "forward_kernel": {
-        64: (Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
-        128: (Tile(128, 32, 8, 3), Tile(64, 64, 4, 2)),
-        256: (Tile(64, 32, 8, 2), Tile(64, 32, 4, 1), Tile(128, 64, 8, 1)),
+        64: (Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
+        128: (Tile(128, 64, 8, 3), Tile(128, 32, 8, 3), Tile(64, 64, 4, 2)),
+        256: (Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 1), Tile(128, 64, 8, 1)),
     },
     "dk_dv_kernel": {
-        64: (Tile(64, 32, 4, 2), Tile(32, 64, 4, 2), Tile(64, 64, 4, 1)),
-        128: (Tile(32, 64, 8, 2), Tile(16, 64, 4, 1)),
+        64: (Tile(64, 128, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        128: (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 4, 1)),
+        256: (Tile(32, 32, 8, 1),),
     },
     "dq_kernel": {
-        64: (Tile(64, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 128, 4, 2)),
-        128: (Tile(64, 32, 8, 2), Tile(64, 64, 4, 1)),
-        256: (Tile(32, 16, 8, 1), Tile(64, 16, 4, 2)),
+        64: (Tile(128, 128, 8, 2), Tile(64, 64, 8, 2), Tile(64, 128, 4, 2)),
+        128: (Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 64, 4, 1)),
+        256: (Tile(128, 32, 8, 2), Tile(32, 16, 8, 1), Tile(64, 16, 4, 2)),
     },
 }
 # How many products of a tile's queries, keys and features a kernel makes, by kernel.

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attention_measured
 import attention_step_kernels as step_kernels
 import pages
 
@@ -313,6 +314,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "small": small,
     "dtypes": dtypes,
     "order": order,
+    "kernels": attention_measured.kernels,
+    "copies": attention_measured.copies,
+    "tuned": attention_measured.tuned,
 }
 
 

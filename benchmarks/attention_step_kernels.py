@@ -244,12 +244,18 @@ def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
 
 
 def forward(
-    step: Step, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool
+    step: Step,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    causal: bool,
+    tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return out and lse of contiguous tensors (Z, length, D)."""
+    """Return out and lse of contiguous tensors (Z, length, D); `tile` overrides the step's own."""
     (Z, M, D), N = q.shape, k.shape[1]
     out, lse = torch.empty_like(q), torch.empty(Z, M, dtype=torch.float32, device=q.device)
-    tile = step.tile(D)
+    tile = tile or step.tile(D)
     blocks = triton.cdiv(M, tile.block_m)
     grid = (min(PROGRAMS, blocks * Z),) if step.persistent else (blocks, Z)
     if step.descriptors and q.is_cuda:

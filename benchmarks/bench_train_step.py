@@ -123,7 +123,12 @@ def feeding(
 
 def main() -> None:
     rehearse = {"action": "store_true", "help": "without a GPU, go through its races in small"}
-    asked = harness.options(__doc__, rehearse=rehearse)
+    asked = harness.options(
+        __doc__,
+        rehearse=rehearse,
+        only={"help": "one of a GPU's models: default or BERT-base"},
+        precisions={"nargs": "+", "default": list(gpu_steps.PRECISIONS), "help": "on a GPU"},
+    )
     harness.use_threads(asked.threads)
     if asked.rehearse or ops.cuda_available():
         side = ops.load("triton")

@@ -37,6 +37,7 @@ from twofold.core.training.recipe import Recipe
 
 LIMIT = 420.0  # seconds after which nothing new is begun
 COMPILED = "max-autotune"
+PRECISIONS = ("bfloat16", "float32")
 BERT_BASE = {
     "input_size": 30522,
     "max_length": 512,
@@ -83,12 +84,16 @@ def operations(config: ClassifierConfig, lengths: Sequence[int]) -> float:
 
 
 def contenders(
-    problem: Problem, side: ops.Side, inputs: Sequence[Array], targets: Array
+    problem: Problem,
+    side: ops.Side,
+    inputs: Sequence[Array],
+    targets: Array,
+    precisions: Sequence[str] = PRECISIONS,
 ) -> dict[str, Callable[[], Callable[[], None]]]:
     """Return what makes each contender's step, those of most worth first."""
     compiled = COMPILED if side.device == "cuda" else "default"
     found: dict[str, Callable[[], Callable[[], None]]] = {}
-    for precision in ("bfloat16", "float32"):
+    for precision in precisions:
         # Parts are for processes and for threads: one GPU takes the batch whole.
         recipe = replace(Recipe(), parts=1, precision=precision)
         for name, mode in (("eager", ""), ("compiled", compiled)):
@@ -120,13 +125,15 @@ def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
         "reasons": {},
     }
     for problem in problems(rehearsed):
+        if asked.only not in (None, problem.name):
+            continue
         rng = np.random.default_rng(0)
         lengths = (problem.shortest, problem.longest)
         inputs = examples(rng, problem.examples, *lengths, problem.config.input_size)
         right = rng.random(problem.examples)
         targets = np.stack([1 - right, right], 1).astype(np.float32)
         ready, reasons = {}, {}
-        for name, make in contenders(problem, side, inputs, targets).items():
+        for name, make in contenders(problem, side, inputs, targets, asked.precisions).items():
             if time.perf_counter() - began > LIMIT:
                 reasons[name] = "no time left"
                 continue

@@ -22,7 +22,6 @@ from twofold.kernels.device import architecture, cache_bytes
 from twofold.reference.attention_scores import Options
 
 ROWS = 64  # queries of a consumer: those of a product of four warps
-LEAST_ROWS = 1024  # the fewest queries with which it was measured, and found faster
 PRODUCER_REGISTERS = 24
 ITS_OPTIONS = ("softmax_scale", "causal", "dropout_p", "seed")  # all others must be None
 BYTES_ALIGNED = 16  # what a tensor map wants rows, heads, batches and the first element to be
@@ -63,23 +62,23 @@ class Variant(NamedTuple):
         return left // self.consumers // 8 * 8
 
 
-# By head_dim and whether causal, as measured on an H200 (benchmarks/ATTENTION.md).
+# By head_dim and whether causal: the quickest as measured on an H200, of the lengths 1024, 4096 and
+# 16384, and from how many queries on it is quicker than the plain kernel (benchmarks/ATTENTION.md).
 VARIANTS: dict[tuple[int, bool], Variant] = {
     (64, False): Variant(128, 3, early=True),
     (64, True): Variant(128, 3, early=True),
     (128, False): Variant(128, 2),
     (128, True): Variant(128, 2, persistent=False),
 }
-HEAD_DIMS = tuple(sorted({head_dim for head_dim, _ in VARIANTS}))
+LEAST_ROWS = {(64, False): 1024, (64, True): 1024, (128, False): 1024, (128, True): 4096}
 
 
 def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> bool:
     """Return whether a call of attention is one for this kernel, on the current device."""
     return (
         q.is_cuda
-        and q.shape[2] >= LEAST_ROWS
+        and plain(options, *q.shape[2:])
         and q.dtype in (torch.float16, torch.bfloat16)
-        and plain(options, q.shape[-1])
         and all(
             x.numel() > 0 and mapped(x.shape, x.stride(), x.element_size(), x.data_ptr())
             for x in (q, k, v)
@@ -89,11 +88,11 @@ def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -
     )
 
 
-def plain(options: Options, head_dim: int) -> bool:
-    """Return whether nothing is asked for but causal order and a positive scale."""
+def plain(options: Options, rows: int, head_dim: int) -> bool:
+    """Return whether nothing is asked for but causal order and a positive scale, of enough rows."""
     others = (x for name, x in options._asdict().items() if name not in ITS_OPTIONS)
     return (
-        head_dim in HEAD_DIMS
+        rows >= LEAST_ROWS.get((head_dim, bool(options.causal)), math.inf)
         and all(x is None for x in others)
         and options.dropout_p == 0.0
         and options.causal != "top-left"

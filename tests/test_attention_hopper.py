@@ -13,9 +13,14 @@ import torch
 from hopper_machine import Descriptor, Machine, Pointer, Stuck
 
 from twofold.core.bench.machine_code import LINE, disassembler, loops
+from twofold.core.verify.contract import hold
+from twofold.core.verify.contracts.attention import CONTRACT
+from twofold.core.verify.contracts.attention_domain import Case
+from twofold.kernels import attention_hopper
+from twofold.kernels.attention_hopper import LEAST_ROWS, Variant, mapped, plain, takes
 from twofold.kernels.attention_hopper import ROWS as GROUP_ROWS
 from twofold.kernels.attention_hopper import VARIANTS as TABLE
-from twofold.kernels.attention_hopper import Variant, mapped, plain, takes
+from twofold.kernels.device import architecture
 from twofold.reference import attention
 from twofold.reference.attention_scores import Options
 
@@ -147,8 +152,14 @@ def test_registers_of_variants():
 )
 def test_plain_calls_are_taken(options, taken):
     """Causal order and a positive scale, and nothing else."""
-    assert plain(options, 64) == plain(options, 128) == taken
-    assert not plain(options, 80)
+    assert plain(options, 4096, 64) == plain(options, 4096, 128) == taken
+    assert not plain(options, 4096, 80) and not plain(options, 512, 64)
+
+
+def test_the_kernel_is_chosen_from_where_it_is_quicker():
+    """Of 128 features in causal order the plain one is up to more rows."""
+    assert set(LEAST_ROWS) == set(TABLE)
+    assert plain(Options(), 1024, 128) and not plain(Options(causal=True), 2048, 128)
 
 
 def test_maps_describe_aligned_rows():
@@ -165,5 +176,38 @@ def test_maps_describe_aligned_rows():
 
 def test_other_devices_keep_the_plain_kernel():
     """Nothing is taken that is not on a GPU."""
-    x = torch.empty(1, 1, 256, 64, dtype=torch.float16)
+    x = torch.empty(1, 1, 4096, 64, dtype=torch.float16)
     assert not takes(x, x, x, Options())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(dtype=dtype, batch=2, heads=4, groups=groups, seqlen_q=M, seqlen_k=N, head_dim=D,
+             causal=causal)
+        for dtype in ("bfloat16", "float16")
+        for D in (64, 128)
+        for causal in (False, True)
+        for M, N, groups in ((128, 128, 1), (300, 200, 2), (190, 333, 4))
+    ],
+    ids=str,
+)  # fmt: skip
+def test_it_keeps_the_contract_of_attention(triton, monkeypatch, case):
+    """Forward, and the backward of what it left, within the derived bound; the same bits again."""
+    if triton.device != "cuda" or architecture() != "sm_90":
+        pytest.skip("it runs on Hopper only")
+    taken = []
+    launch = attention_hopper.forward
+    monkeypatch.setattr(attention_hopper, "LEAST_ROWS", dict.fromkeys(TABLE, 1))
+    monkeypatch.setattr(
+        attention_hopper, "forward", lambda *args: (taken.append(1), launch(*args))[1]
+    )
+    hold(CONTRACT, triton, case, ())
+    assert taken
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        triton.asarray(rng.normal(size=(1, 4, n, case.head_dim)), case.dtype)
+        for n in (300, 200, 200)
+    )
+    runs = [triton.attention.forward(q, k, v, causal=case.causal)[0] for _ in range(20)]
+    assert all(torch.equal(x, runs[0]) for x in runs)

@@ -1,0 +1,92 @@
+"""What was measured of attention's kernels and tiles on a GPU, as tables for ATTENTION.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attention_variants import CUDNN, FLASH, PLAIN, name
+
+from twofold.kernels.attention_hopper import VARIANTS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHOWN = 3  # tiles beside the one of the table
+Race = dict[str, Any]
+
+
+def newest(kind: str) -> tuple[Path, dict[str, Any]]:
+    """Return the newest committed result of a kind."""
+    path = max(RESULTS.glob(f"{kind}-*.json"), key=lambda p: p.stem[-10:])
+    return path, json.loads(path.read_text())
+
+
+def source(kind: str) -> str:
+    """Say where figures are from."""
+    path, found = newest(kind)
+    on = found["ran_on"]
+    return (
+        f"From `results/{path.name}`: {on['gpu']}, driver {on['driver']}, PyTorch {on['torch']}, "
+        f"Triton {on['triton']}."
+    )
+
+
+def kernels() -> str:
+    """Return TFLOP/s of forward by kernel and length, a line for each call."""
+    lines = [
+        "| head_dim | | length | torch, flash | plain kernel | Hopper's | its quickest variant "
+        "| torch, cuDNN | Hopper's ÷ flash | ÷ cuDNN |",
+        "|--:|---|--:|--:|--:|--:|---|--:|--:|--:|",
+    ]
+    found = newest("attention_variants")[1]
+    for race in sorted(found["kernels"], key=lambda r: (-r["head_dim"], r["causal"], r["length"])):
+        rates = race["tera_operations_per_second"]
+        own = rates[name(VARIANTS[race["head_dim"], race["causal"]])]
+        best = max((who for who in rates if who.startswith("Hopper")), key=lambda who: rates[who])
+        cells = (
+            race["head_dim"], "causal" if race["causal"] else "full", race["length"],
+            f"{rates[FLASH]:.0f}", f"{rates[PLAIN]:.0f}", f"{own:.0f}",
+            f"{rates[best]:.0f}: {best.removeprefix('Hopper ')}", f"{rates[CUDNN]:.0f}",
+            f"{own / rates[FLASH]:.2f}", f"{own / rates[CUDNN]:.2f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", source("attention_variants")])
+
+
+def copies() -> str:
+    """Return TFLOP/s of forward by tile and by how tiles are copied."""
+    kinds = (PLAIN, "step", "descriptors", "descriptors, persistent")
+    lines = [
+        "| head_dim | | tile | present | last step | descriptors | descriptors, persistent |",
+        "|--:|---|---|--:|--:|--:|--:|",
+    ]
+    for race in newest("attention_variants")[1]["tiles"]:
+        rates = race["tera_operations_per_second"]
+        tiles = [who.removeprefix(f"{PLAIN} ") for who in rates if who.startswith(PLAIN)]
+        for tile in sorted(tiles, key=lambda t: -rates[f"{PLAIN} {t}"]):
+            cells = [f"{rates[f'{kind} {tile}']:.0f}" for kind in kinds]
+            about = (race["head_dim"], "causal" if race["causal"] else "full", tile, *cells)
+            lines.append(f"| {' | '.join(map(str, about))} |")
+    return "\n".join(lines)
+
+
+def tuned() -> str:
+    """Return milliseconds of the quickest tiles, and of the one that counts had chosen."""
+    lines = ["| call | kernel | chosen by counts | quickest |", "|---|---|---|---|"]
+    found = newest("attention_tuning")[1]
+    for group in ("long", "small", "dk_dv at 256"):
+        for shape, of in found[group].items():
+            call = dict(part.split("=") for part in shape.split())
+            title = ", ".join(call[k] for k in ("batch", "heads", "length", "head_dim"))
+            title += ", causal" if call["causal"] == "True" else ""
+            for kernel, ms in of.items():
+                own, others = ms["table"], dict(ms["median_ms"])
+                before = f"{_tile(own)} {others.pop('table'):.3f}"
+                best = [f"{_tile(t)} {others[t]:.3f}" for t in list(others)[:SHOWN]]
+                lines.append(f"| {title} | {kernel} | {before} | {'; '.join(best)} |")
+    return "\n".join([*lines, "", source("attention_tuning")])
+
+
+def _tile(written: str) -> str:
+    m, n, warps, stages, _ = written.strip("()").split(", ")
+    return f"{m}×{n}/{warps}/{stages}"

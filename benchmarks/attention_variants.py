@@ -1,0 +1,175 @@
+"""Attention forward on a GPU as the same call may be computed: kernels, tiles, ways to copy.
+
+Two questions, 16,384 tokens of 2,048 features in bfloat16 each:
+
+    --kernels   the plain kernel, Hopper's in its variants, and torch's (flash, cuDNN), by length
+    --tiles     tiles of the plain kernel, and of the last of the steps with and without descriptors
+                and persistence (`attention_step_kernels.py`), at one length
+
+    python benchmarks/attention_variants.py --kernels --tiles --save
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import attention_step_kernels as steps
+import harness
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from twofold.core import ops
+from twofold.core.bench import machine, timing
+from twofold.core.bench.problems import HIDDEN, TOKENS
+from twofold.kernels import attention, attention_hopper
+from twofold.kernels.attention_hopper import Variant
+from twofold.kernels.attention_tiles import Tile, choose_tile
+
+PLAIN, FLASH, CUDNN = "plain", "torch flash", "torch cuDNN"
+LENGTHS = (1024, 4096, 16384, 512, 2048, 8192)
+TILES_AT = 4096
+VARIANTS = {
+    128: [
+        Variant(128, 2), Variant(128, 2, early=True), Variant(128, 2, turns=True),
+        Variant(128, 2, turns=True, early=True), Variant(128, 2, persistent=False),
+        Variant(128, 2, turns=True, persistent=False), Variant(128, 2, pairs=True),
+        Variant(128, 2, early=True, pairs=True), Variant(64, 4), Variant(64, 4, turns=True),
+    ],
+    64: [
+        Variant(128, 2), Variant(128, 3), Variant(128, 3, early=True),
+        Variant(128, 3, turns=True), Variant(128, 3, turns=True, early=True),
+        Variant(128, 3, persistent=False), Variant(128, 3, early=True, persistent=False),
+        Variant(128, 3, early=True, pairs=True), Variant(64, 4), Variant(64, 4, 3),
+        Variant(64, 4, 3, turns=True),
+    ],
+}  # fmt: skip
+TILES = {
+    128: [Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 3), Tile(128, 128, 8, 2),
+          Tile(64, 128, 4, 2)],
+    64: [Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 3), Tile(64, 64, 4, 3),
+         Tile(64, 128, 4, 3)],
+    256: [Tile(128, 32, 8, 3), Tile(128, 64, 8, 2)],
+}  # fmt: skip
+STEPS = {
+    "step": steps.ALL,
+    "descriptors": steps.ASIDE["descriptors"],
+    "descriptors, persistent": steps.ASIDE["descriptors, persistent"],
+}
+Call = Callable[[], object]
+
+
+def name(variant: Variant) -> str:
+    """Return how results call a variant of Hopper's kernel."""
+    flags = "".join(f", {f}" for f in ("turns", "early", "pairs") if getattr(variant, f))
+    grid = "" if variant.persistent else ", grid"
+    groups = "" if variant.consumers == 2 else f", {variant.consumers} consumers"
+    return f"Hopper {variant.block_n} keys, {variant.stages} stages{groups}{flags}{grid}"
+
+
+def inputs(head_dim: int, length: int) -> list[torch.Tensor]:
+    """Return q, k and v, all different: what is alike costs less energy, and runs faster."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    shape = (TOKENS // length, HIDDEN // head_dim, length, head_dim)
+    return [torch.randn(shape, generator=draw, device="cuda").bfloat16() for _ in range(3)]
+
+
+def of_torch(tensors: list[torch.Tensor], causal: bool) -> dict[str, Call]:
+    """Return torch's calls."""
+
+    def by(backend: Any) -> Call:
+        def call() -> object:
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(*tensors, is_causal=causal)
+
+        return call
+
+    return {FLASH: by(SDPBackend.FLASH_ATTENTION), CUDNN: by(SDPBackend.CUDNN_ATTENTION)}
+
+
+def kernels(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
+    """Return the plain kernel, Hopper's, and torch's."""
+    q, k, v = tensors = inputs(head_dim, length)
+    scale = head_dim**-0.5
+    tile = choose_tile("forward", head_dim, 2, architecture="sm_90", rows=length)
+
+    def hopper(variant: Variant) -> Call:
+        def call() -> None:
+            out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+            attention_hopper.forward(q, k, v, out, lse, scale, causal, variant)
+
+        return call
+
+    found: dict[str, Call] = {PLAIN: lambda: attention.forward(q, k, v, causal=causal, tile=tile)}
+    found |= {name(variant): hopper(variant) for variant in VARIANTS[head_dim]}
+    return found | of_torch(tensors, causal)
+
+
+def tiled(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
+    """Return the plain kernel and the steps, in every tile, and torch's."""
+    tensors = inputs(head_dim, length)
+    flat = [x.flatten(0, 1) for x in tensors]
+    found: dict[str, Call] = {}
+    for tile in TILES[head_dim]:
+        size = f"{tile.block_m}×{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
+        found[f"{PLAIN} {size}"] = lambda tile=tile: attention.forward(
+            *tensors, causal=causal, tile=tile
+        )
+        for kind, step in STEPS.items():
+            found[f"{kind} {size}"] = lambda step=step, tile=tile: steps.forward(
+                step, *flat, head_dim**-0.5, causal, tile
+            )
+    return found | of_torch(tensors, causal)
+
+
+def raced(calls: dict[str, Call], length: int, causal: bool, seconds: float) -> dict[str, float]:
+    """Return TFLOP/s of everybody who runs: 4·M·N·D, half of it where causal."""
+    ready = {}
+    for who, call in calls.items():
+        try:
+            call()
+            torch.cuda.synchronize()
+            ready[who] = [call]
+        except Exception as error:  # its own: the others go on
+            print(f"{who}: {type(error).__name__}: {error}"[:200])
+    work = 4.0 * TOKENS * length * HIDDEN * (0.5 if causal else 1.0)
+    summary = timing.summary(timing.race(ready, "cuda", seconds), next(iter(ready)))
+    return {who: work / figures["median_ms"] * 1e-9 for who, figures in summary.items()}
+
+
+def main() -> None:
+    asked = harness.options(
+        __doc__,
+        kernels={"action": "store_true", "help": "kernels, by length"},
+        tiles={"action": "store_true", "help": "tiles and ways to copy"},
+        seconds={"type": float, "default": 0.5, "help": "for each race"},
+    )
+    if not ops.cuda_available():
+        raise SystemExit("attention_variants.py needs a GPU")
+    result: dict[str, Any] = {"ran_on": machine.ran_on(asked.threads, "cuda")}
+    result["ceilings"] = machine.ceilings("cuda", 1.0)._asdict()
+    questions = {
+        "kernels": itertools.product((128, 64), LENGTHS),
+        "tiles": itertools.product((128, 64, 256), (TILES_AT,)),
+    }
+    for question, make in (("kernels", kernels), ("tiles", tiled)):
+        for (head_dim, length), causal in itertools.product(questions[question], (False, True)):
+            if not getattr(asked, question):
+                continue
+            rates = raced(make(head_dim, length, causal), length, causal, asked.seconds)
+            race = {"head_dim": head_dim, "length": length, "causal": causal}
+            result.setdefault(question, []).append(race | {"tera_operations_per_second": rates})
+            best = sorted(rates.items(), key=lambda item: -item[1])[:6]
+            print(race, ", ".join(f"{who} {rate:.0f}" for who, rate in best), flush=True)
+            text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            if asked.json:
+                asked.json.write_text(text)
+            if asked.save:
+                harness.save("attention_variants", result["ran_on"], text)
+
+
+if __name__ == "__main__":
+    main()
