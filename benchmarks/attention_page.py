@@ -255,7 +255,9 @@ def small() -> str:
 
 def measured(which: str) -> str:
     """Return what was measured, or how to."""
-    files = sorted(RESULTS.glob("attention_steps-*.json"), key=lambda p: p.stem[-10:])
+    files = sorted(
+        attention_measured.GPU.glob("attention_steps-*.json"), key=lambda p: p.stem[-10:]
+    )
     if not files:
         return (
             "Measured: **not measured yet** (`python benchmarks/attention_steps.py --part 1 "
@@ -270,7 +272,7 @@ def measured(which: str) -> str:
         "|---|" + "--:|" * len(SHAPES),
         *_lines(races),
         "",
-        f"From `results/{files[-1].name}`, {found['ran_on'].get('gpu', '')}.",
+        f"From `results/gpu/{files[-1].name}`, {found['ran_on'].get('gpu', '')}.",
     ]
     return "\n".join(lines)
 

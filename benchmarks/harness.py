@@ -117,12 +117,14 @@ def multiply(rates: Mapping[str, float]) -> str:
 def place(name: str, on: Mapping[str, Any]) -> Path:
     """Return where a result lies in the folder of results: named by device and date.
 
-    And on a CPU by the processor whose kernels OpenBLAS was told to take, where it was.
+    And on a CPU by the processor whose kernels OpenBLAS was told to take, where it was. Results of
+    GPUs have a folder of their own.
     """
     device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
     told = f"-{os.environ[TOLD]}" if TOLD in os.environ and "gpu" not in on else ""
-    RESULTS.mkdir(exist_ok=True)
-    return RESULTS / f"{name}-{device}{told}-{on['date']}.json"
+    folder = RESULTS / "gpu" if "gpu" in on else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}-{device}{told}-{on['date']}.json"
 
 
 def save(name: str, on: Mapping[str, Any], text: str) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
 import harness
 import pages
 
@@ -346,6 +347,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "attention": attention,
     "mutants": mutants,
     "features": features,
+    "gpu": gpu_tables.table,
 }
 
 

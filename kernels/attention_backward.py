@@ -159,15 +159,8 @@ def dk_dv_kernel(
                 if DROPOUT:
                     keep = tl.trans(
                         dropout.attention_keep(
-                            seed,
-                            b,
-                            h,
-                            tl.trans(rows),
-                            first,
-                            threshold,
-                            BLOCK_N,
-                            x.mask is not None or x.block_mask is not None,
-                        )  # fmt: skip
+                            x, seed, b, h, tl.trans(rows), first, threshold, BLOCK_N
+                        )
                     )  # (BLOCK_N, BLOCK_M)
                     dropped = tl.where(keep, p * dropout_scale, 0.0)
                     dp = tl.where(keep, dp * dropout_scale, 0.0)
@@ -262,10 +255,7 @@ def dq_kernel(
             if DROPOUT:
                 # Registers are scarce: read anew for each tile, which the compiler may not undo.
                 seed = tl.load(x.seed, volatile=True)
-                keep = dropout.attention_keep(
-                    seed, b, h, rows, start, threshold, BLOCK_N,
-                    x.mask is not None or x.block_mask is not None,
-                )  # fmt: skip
+                keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
             # (8) gradient of the scores
             ds = through_scores(

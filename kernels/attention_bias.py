@@ -98,9 +98,8 @@ def dbias_kernel(
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     if DROPOUT:
                         keep = dropout.attention_keep(
-                            seed, b, h, rows, start, threshold, BLOCK_N,
-                            x.mask is not None or x.block_mask is not None,
-                        )  # fmt: skip
+                            x, seed, b, h, rows, start, threshold, BLOCK_N
+                        )
                         dp = tl.where(keep, dp * dropout_scale, 0.0)
                     # (8) gradient of the scores
                     dbias += p * (dp - delta)

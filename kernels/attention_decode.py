@@ -157,10 +157,7 @@ def attend(
     p, rescale, top, total = weigh(s, top, total)
     # (4) output
     if DROPOUT:
-        keep = dropout.attention_keep(
-            tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N,
-            x.mask is not None or x.block_mask is not None,
-        )  # fmt: skip
+        keep = dropout.attention_keep(x, tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N)
         p = tl.where(keep, p, 0.0)
     v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)

@@ -68,10 +68,7 @@ def weights(
     dp = multiply(y.dout, x.v, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     dropped = p
     if DROPOUT:
-        keep = dropout.attention_keep(
-            tl.load(x.seed), b, h, rows, start, threshold, n.shape[1],
-            x.mask is not None or x.block_mask is not None,
-        )  # fmt: skip
+        keep = dropout.attention_keep(x, tl.load(x.seed), b, h, rows, start, threshold, n.shape[1])
         dropped = tl.where(keep, p * dropout_scale, 0.0)
         dp = tl.where(keep, dp * dropout_scale, 0.0)
     return product, p, dropped, dp

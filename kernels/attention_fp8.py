@@ -165,10 +165,7 @@ def forward_kernel(
             p, rescale, top, total = weigh(s, top, total)
             # (4) output
             if DROPOUT:
-                keep = dropout.attention_keep(
-                    seed, b, h, rows, start, threshold, BLOCK_N,
-                    x.mask is not None or x.block_mask is not None,
-                )  # fmt: skip
+                keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)

@@ -64,14 +64,15 @@ def keep(seed, index, threshold):
 
 
 @triton.jit
-def attention_keep(seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
+def attention_keep(x, seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr):
     """Draw the mask of weights (b, h, rows, first …), a tile (BLOCK_M, BLOCK_N).
 
     It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
-    multiple of 8: eight neighbours are the draws of one Philox call. MASKED says that the weights
-    went through a mask of bytes. How many neighbours a thread multiplies, Triton 3.6 takes from the
-    narrowest load and halves for joins: of these two 8, more than 16 columns have, and the product
-    is wrong. A maximum over one element keeps the joins from its sight.
+    multiple of 8: eight neighbours are the draws of one Philox call. `x` is the `Call`.
+
+    How many neighbours a thread multiplies, Triton 3.6 takes from the narrowest load behind an
+    operand, and halves the bits for a join: of a mask of bytes and of this one 8, for which sums
+    over 16 are too short, and wrong. A maximum over one element keeps the joins from its sight.
     """
     groups = first // 8 + tl.arange(0, BLOCK_N // 8)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)
@@ -81,8 +82,9 @@ def attention_keep(seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr, MA
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (BLOCK_M, BLOCK_N / 8, 2, 2)
     draws = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
     keep = tl.reshape(draws >= threshold, [rows.shape[0], BLOCK_N])
-    if MASKED:
-        keep = tl.max(keep.to(tl.int32)[:, :, None], axis=2) != 0
+    if x.mask is not None or x.block_mask is not None:
+        if rows.shape[0] < 32 or BLOCK_N < 32:
+            keep = tl.max(keep.to(tl.int32)[:, :, None], axis=2) != 0
     return keep
 
 

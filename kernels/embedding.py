@@ -71,6 +71,16 @@ def choose_tile(columns: int) -> Tile:
     return next(tile for widest, tile in TILES if widest is None or columns <= widest)
 
 
+def row_tile(columns: int) -> Tile:
+    """Return the tile that sums one row: few places at a time, as most rows have one or none.
+
+    All columns, up to 1,024, are one program's, and so many are each thread's that the draws of
+    dropout spill nothing.
+    """
+    block_d = min(1024, max(16, triton.next_power_of_2(columns)))
+    return Tile(2, block_d, max(1, block_d // 256))
+
+
 @triton.jit
 def look_up(table_ptr, strides, rows, columns, V, D):
     """Return the rows of a table (V, D) as a tile, and which of them there are."""
@@ -236,27 +246,27 @@ def sum_places(
     *,
     tile: Tile | None = None,
 ) -> torch.Tensor:
-    """Return scale times the sums of dropout(dout)'s rows by id, (V, D)."""
+    """Return scale times the sums of dropout(dout)'s rows by id, (V, D).
+
+    `tile` overrides the choice for chunks and for rows.
+    """
     D = dout.shape[-1]
     dout = dout.contiguous()
     V, chunks = len(places.starts) - 1, len(places.order) // CHUNK.value
-    tile = tile or choose_tile(D)
-    column_blocks = triton.cdiv(D, tile.block_d)
+    chunk_tile, own = tile or choose_tile(D), tile or row_tile(D)
     partial = torch.empty((chunks, D), dtype=torch.float32, device=dout.device)
     dtable = torch.empty((V, D), dtype=dout.dtype, device=dout.device)
     seed_at = dropout.in_memory(dropout_p, seed, dout)
     drawn = (dropout.threshold(dropout_p), dropout.scale(dropout_p))
-    options = {
-        "DROPOUT": dropout_p > 0.0,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_D": tile.block_d,
-        "num_warps": tile.num_warps,
-    }
     if chunks:
-        chunk_kernel[(chunks, column_blocks)](
-            dout, places.order, places.ordered, partial, seed_at, D, *drawn, **options
-        )
-    row_kernel[(V, column_blocks)](
-        dout, places.order, places.starts, partial, dtable, seed_at, D, scale, *drawn, **options
-    )
+        chunk_kernel[(chunks, triton.cdiv(D, chunk_tile.block_d))](
+            dout, places.order, places.ordered, partial, seed_at, D, *drawn,
+            DROPOUT=dropout_p > 0.0, BLOCK_N=chunk_tile.block_n, BLOCK_D=chunk_tile.block_d,
+            num_warps=chunk_tile.num_warps,
+        )  # fmt: skip
+    row_kernel[(V, triton.cdiv(D, own.block_d))](
+        dout, places.order, places.starts, partial, dtable, seed_at, D, scale, *drawn,
+        DROPOUT=dropout_p > 0.0, BLOCK_N=own.block_n, BLOCK_D=own.block_d,
+        num_warps=own.num_warps,
+    )  # fmt: skip
     return dtable

@@ -27,7 +27,9 @@ def script(name):
     return sys.modules[name]
 
 
-for name in ("harness", "pages", "attention_step_kernels"):
+for name in (
+    "harness", "pages", "attention_step_kernels", "attention_variants", "attention_measured",
+):  # fmt: skip
     script(name)
 steps, races = script("attention_step_kernels"), script("attention_steps")
 page = script("attention_page")

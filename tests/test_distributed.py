@@ -250,7 +250,7 @@ def added_by_threads(buffers):
         dist.local.rank = rank
         one = Several.__new__(Several)
         one.rank, one.size, one._torch, one._dist = rank, len(buffers), torch, dist
-        one._scratch, one._backend = {}, "gloo"
+        one._scratch, one._backend, one._on_gpu = {}, "gloo", False
         one.add(buffers[rank])
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(buffers))]

@@ -241,8 +241,8 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_PARTS, "dropout is drawn by the rows of the packed batch", "",
-        ("            tl.load(x.seed), b, h, rows, start, threshold, n.shape[1],",
-         "            tl.load(x.seed), b, h, seq.q_first + rows, start, threshold, n.shape[1],"),
+        ("x, tl.load(x.seed), b, h, rows, start, threshold",
+         "x, tl.load(x.seed), b, h, seq.q_first + rows, start, threshold"),
     ),
     (
         DOUBLE, "ddq and ddk are not turned to their positions", "",

@@ -225,8 +225,8 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "a packed sequence drops the weights that the first does", "",
-        ("seed, b, h, rows, start, threshold, BLOCK_N,",
-         "seed, b if x.q_starts is None else b * 0, h, rows, start, threshold, BLOCK_N,"),
+        ("dropout.attention_keep(x, seed, b, h,",
+         "dropout.attention_keep(x, seed, b if x.q_starts is None else b * 0, h,"),
     ),
     (
         PARTS, "the diagonal of packed sequences is that of the longest", "",

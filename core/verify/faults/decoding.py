@@ -83,13 +83,13 @@ _DECODE: tuple[Row, ...] = (
     ),
     (
         DECODE, "the dropout mask begins anew in every part", "",
-        ("rows, start, threshold, BLOCK_N,", "rows, start % 16, threshold, BLOCK_N,"),
+        ("rows, start, threshold, BLOCK_N)", "rows, start % 16, threshold, BLOCK_N)"),
     ),
     (
         DECODE, "lse is that of the weights that are kept", "",
         ("p, rescale, top, total = weigh(s, top, total)",
          "p, rescale, top, total = weigh(s if not DROPOUT else tl.where(dropout.attention_keep("
-         "tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N, False), s, -float('inf')), "
+         "x, tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N), s, -float('inf')), "
          "top, total)"),
     ),
     (

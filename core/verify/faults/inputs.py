@@ -119,7 +119,7 @@ _EMBEDDING: tuple[Row, ...] = (
     ),
     (
         KERNEL, "the last row of the table has no gradient written", "flash-linear-attention#892",
-        ("row_kernel[(V, column_blocks)]", "row_kernel[(max(V - 1, 1), column_blocks)]"),
+        ("row_kernel[(V, triton", "row_kernel[(max(V - 1, 1), triton"),
     ),
     (
         KERNEL, "places behind the last whole chunk are left out", "sycl-tla#489",

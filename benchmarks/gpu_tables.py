@@ -1,0 +1,126 @@
+"""What was measured on a GPU, as tables for the README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attention_measured import GPU, kind_of
+from attention_variants import CUDNN, FLASH
+
+HERE = "benchmarks/results/gpu/"
+EAGER = "PyTorch eager, bfloat16"
+NAMES = ("torch", "torch.compile")
+
+
+def newest(kind: str) -> tuple[Path, dict[str, Any]]:
+    """Return the newest committed result of a kind."""
+    path = max(GPU.glob(f"{kind}-*.json"), key=lambda p: p.stem[-10:])
+    return path, json.loads(path.read_text())
+
+
+def attention() -> list[str]:
+    """TFLOP/s of attention forward, and milliseconds of what was raced in both passes."""
+    path, found = newest("attention_variants")
+    lines = [
+        "| attention forward, 16,384 tokens of 2,048 features, bfloat16; TFLOP/s | FlashAttention-2 "
+        "| cuDNN | twofold | ÷ FlashAttention-2 | ÷ cuDNN |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for race in sorted(found["kernels"], key=lambda r: (-r["head_dim"], r["causal"], r["length"])):
+        rates = race["tera_operations_per_second"]
+        own = rates[kind_of(race)]
+        title = f"head_dim {race['head_dim']}, length {race['length']}"
+        title += ", causal" if race["causal"] else ""
+        lines.append(
+            f"| {title} | {rates[FLASH]:.0f} | {rates[CUDNN]:.0f} | {own:.0f} "
+            f"| {own / rates[FLASH]:.2f} | {own / rates[CUDNN]:.2f} |"
+        )
+    made = "`python benchmarks/attention_variants.py --kernels --save`"
+    return [*lines, "", f"{made}, from `{HERE}{path.name}`.", ""]
+
+
+def operators() -> list[str]:
+    """Times of the races as multiples of torch's, from the least to the most of the sizes."""
+    path, found = newest("bench")
+    lines = [
+        "| twofold's time ÷ | torch, forward | torch.compile, forward | torch, backward "
+        "| torch.compile, backward | of the limit |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    races = found["bench"]["races"]
+    for operator in dict.fromkeys(race["operator"] for race in races):
+        cells = []
+        own = [r for r in races if r["operator"] == operator and "twofold" in r["contenders"]]
+        timed = [r for r in own if operator == "softmax_cross_entropy" or " and " not in r["pass"]]
+        for passes in (("forward", "forward and backward", "step"), ("backward",)):
+            for name in NAMES:
+                cells.append(_range(_ratio(r, name) for r in timed if r["pass"] in passes))
+        shares = sorted(r["contenders"]["twofold"]["share"] for r in timed)
+        cells.append(f"{shares[0]:.0%} to {shares[-1]:.0%}")
+        lines.append(f"| {operator} | {' | '.join(cells)} |")
+    limit = found["bench"]["ceilings"]
+    return [
+        *lines,
+        "",
+        f"`{found['bench']['command']}`, from `{HERE}{path.name}`. Limits measured in the same run: "
+        f"{limit['bandwidth'] * 1e-12:.2f} TB/s copied, {limit['rate'] * 1e-12:.0f} TFLOP/s of "
+        "products. Cross-entropy is both passes, an optimizer a step.",
+        "",
+    ]
+
+
+def _ratio(race: dict[str, Any], name: str) -> float | None:
+    times = race["contenders"]
+    return times["twofold"]["median_ms"] / times[name]["median_ms"] if name in times else None
+
+
+def _range(ratios: Any) -> str:
+    found = sorted(r for r in ratios if r is not None)
+    return " to ".join(dict.fromkeys(f"{r:.2f}" for r in (*found[:1], *found[-1:])))
+
+
+def steps() -> list[str]:
+    """Training steps and predictions."""
+    path, found = newest("train_step")
+    lines = ["| training step | contender | median ms | ratio | of the limit |"]
+    lines.append("|---|---|--:|--:|--:|")
+    for race, contenders in found["races"].items():
+        for who, times in contenders.items():
+            share = found["utilisation"][race][who]
+            lines.append(
+                f"| {race} | {who} | {times['median_ms']:.2f} | {times['ratio']:.2f} "
+                f"| {share:.1%} |"
+            )
+    lines += ["", f"`python benchmarks/bench_train_step.py`, from `{HERE}{path.name}`; the limit is "
+              "the measured rate of products in bfloat16. torch.compile was not raced yet.", ""]  # fmt: skip
+    path, found = newest("inference")
+    lines += ["| prediction | contender | median ms | ratio |", "|---|---|--:|--:|"]
+    for race, contenders in found["races"].items():
+        for who, times in contenders.items():
+            lines.append(f"| {race} | {who} | {times['median_ms']:.2f} | {times['ratio']:.2f} |")
+    return [*lines, "", f"`python benchmarks/bench_inference.py`, from `{HERE}{path.name}`.", ""]
+
+
+def accuracy() -> list[str]:
+    """Test accuracy of the default run by precision."""
+    path, found = newest("train-movie")
+    said = []
+    for precision in ("float32", "bfloat16"):
+        of = [run for run in found["runs"] if run["precision"] == precision]
+        each = ", ".join(f"{run['test_accuracy']:.3f} (seed {run['seed']})" for run in of)
+        said.append(f"{precision}: {each}")
+    on = found["ran_on"]
+    return [
+        f"The default run, test accuracy in {'; in '.join(said)}. "
+        f"`twofold train --precision … --seed …`, from `{HERE}{path.name}`.",
+        "",
+        f"All on one {on['gpu']}, driver {on['driver']}, Python {on['python']}, NumPy "
+        f"{on['numpy']}, PyTorch {on['torch']}, Triton {on['triton']}, {on['date']}.",
+    ]
+
+
+def table() -> str:
+    """Return all of it."""
+    return "\n".join([*attention(), *operators(), *steps(), *accuracy()])
