@@ -26,8 +26,8 @@ def source(kind: str) -> str:
     path, found = newest(kind)
     on = found["ran_on"]
     return (
-        f"From `results/gpu/{path.name}`: {on['gpu']}, driver {on['driver']}, PyTorch {on['torch']}, "
-        f"Triton {on['triton']}."
+        f"From `results/gpu/{path.name}`: {on['gpu']}, driver {on['driver']}, "
+        f"PyTorch {on['torch']}, Triton {on['triton']}."
     )
 
 
@@ -44,8 +44,8 @@ def kind_of(race: Race) -> str:
 def kernels() -> str:
     """Return TFLOP/s of forward by kernel and length, a line for each call."""
     lines = [
-        "| head_dim | | length | torch, flash | plain kernel | chosen | quickest variant of Hopper's "
-        "| torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
+        "| head_dim | | length | torch, flash | plain kernel | chosen "
+        "| quickest variant of Hopper's | torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
         "|--:|---|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
     found = newest("attention_variants")[1]

@@ -19,12 +19,14 @@ part() { # NAME COMMAND…: run, keep the log, say how it went
 }
 
 nvidia-smi >"$out/gpu.log" 2>&1
-part tests env TWOFOLD_EXAMPLES="${TWOFOLD_EXAMPLES:-10}" python3 -m pytest -n 8 --maxfail 20 -W default --deselect tests/test_readme.py
+part tests env TWOFOLD_EXAMPLES="${TWOFOLD_EXAMPLES:-5}" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+  python3 -m pytest -n auto --dist worksteal --maxfail 20 -W default --deselect tests/test_readme.py
 part verify "${twofold[@]}" verify --examples 30 --json "$out/verify.json"
 part lockstep "${twofold[@]}" verify lockstep --json "$out/lockstep.json"
 for tool in memcheck racecheck; do
   part "$tool" env TWOFOLD_EXAMPLES=2 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-    python3 -m pytest -x -W default tests/test_contracts.py -k "kernel and (layer_norm or attention)"
+    python3 -m pytest -x -W default tests/test_attention_hopper.py tests/test_contracts.py \
+    -k "keeps_the_contract_of_attention or (every_tile and (layer_norm or attention) and float32)"
 done
 for dtype in bfloat16 float16 float32; do
   part "properties_$dtype" "${twofold[@]}" verify properties attention --at batch=2 --at heads=16 \
@@ -35,6 +37,12 @@ for dtype in bfloat16 float16 float32; do
     --at dtype="$dtype" --json "$out/properties-decode-$dtype.json"
 done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
+part attention_variants timeout 530 python3 benchmarks/attention_variants.py --kernels --tiles \
+  --json "$out/attention-variants.json"
+for shapes in "" --small; do
+  part "attention_tuning$shapes" timeout 530 python3 benchmarks/attention_tuning.py $shapes \
+    --json "$out/attention-tuning$shapes.json"
+done
 part race_attention timeout 530 "${twofold[@]}" bench attention attention_decode --seconds 0.3 --limit 450 \
   --json "$out/bench-attention.json" --plots "$out/attention"
 for n in 1 2 3; do

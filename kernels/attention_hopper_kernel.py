@@ -31,15 +31,29 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from twofold.kernels.attention_order import place_in_pairs, place_together
+from twofold.kernels.attention_order import place_together
 
 ROWS = gl.constexpr(64)  # of a product of four warps
 LN_2 = gl.constexpr(0.6931471805599453)
 
 place_together = gluon.jit(place_together.fn)
-place_in_pairs = gluon.jit(place_in_pairs.fn)
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
+
+@gluon.jit
+def place_in_pairs(tile, blocks, heads, H, programs):
+    """Return (block, b, h) of a tile of B·H = `heads` heads, of which programs take their shares.
+
+    Program p takes tiles p, p + programs and so on. A pair is the i-th block of one head and the
+    i-th but last of the next: as much work as any other pair. Heads are even, and a program's next
+    two tiles are a pair, until fewer pairs than programs are left.
+    """
+    first = tile // (2 * programs) * programs  # of the pairs of this turn
+    width = gl.minimum(programs, blocks * heads // 2 - first)
+    second, i = (tile - 2 * first) // width, (tile - 2 * first) % width
+    bh, i = (first + i) // blocks * 2 + second, (first + i) % blocks
+    return i + (1 - second) * (blocks - 1 - 2 * i), bh // H, bh % H
 
 
 @gluon.jit

@@ -9,7 +9,7 @@ done for as many heads as fit, one such group after the other: see benchmarks/AT
 from __future__ import annotations
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401 (Triton's interpreter asks every jit function's module)
 
 from twofold.kernels.attention_parts import Call
 from twofold.kernels.device import cache_bytes
@@ -60,18 +60,3 @@ def place_together(program, blocks, H, together):
     i = program - first * blocks
     bh = first + i % together
     return blocks - 1 - i // together, bh // H, bh % H
-
-
-@triton.jit
-def place_in_pairs(tile, blocks, heads, H, programs):
-    """Return (block, b, h) of a tile of B·H = `heads` heads, of which programs take their shares.
-
-    Program p takes tiles p, p + programs and so on. A pair is the i-th block of one head and the
-    i-th but last of the next: as much work as any other pair. Heads are even, and a program's next
-    two tiles are a pair, until fewer pairs than programs are left.
-    """
-    first = tile // (2 * programs) * programs  # of the pairs of this turn
-    width = tl.minimum(programs, blocks * heads // 2 - first)
-    second, i = (tile - 2 * first) // width, (tile - 2 * first) % width
-    bh, i = (first + i) // blocks * 2 + second, (first + i) % blocks
-    return i + (1 - second) * (blocks - 1 - 2 * i), bh // H, bh % H

@@ -135,9 +135,8 @@ class Machine:
         self.own = threading.local()
         self.main = threading.Semaphore(0)
         env = dict(vars(kernel))
-        language = self._language()
         env |= dict(
-            gl=language, tl=language, mbarrier=self._barriers(), ROWS=rows, LN_2=math.log(2.0),
+            gl=self._language(), mbarrier=self._barriers(), ROWS=rows, LN_2=math.log(2.0),
             tma=self._copies(),
             load_tile=self.load, store_tile=self.save, fence_async_shared=lambda: None,
             warpgroup_mma=self.multiply, warpgroup_mma_wait=self.multiplied, range=range,

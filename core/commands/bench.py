@@ -202,7 +202,9 @@ def _show_races(result: dict[str, Any]) -> None:
     view = Table(box=None, pad_edge=False)
     for column in ("race", "pass", "contender"):
         view.add_column(column)
-    for column in ("median ms", "p20", "p80", "GB/s", "TFLOP/s", "of limit", "÷ torch"):
+    on_gpu = "gpu" in result["ran_on"]
+    numbers = ("median ms", "p20", "p80", "GB/s", "TFLOP/s", "of limit", "÷ torch")
+    for column in (*numbers, *(("host ms",) if on_gpu else ())):
         view.add_column(column, justify="right")
     reasons: dict[tuple[str, str, str], None] = {}
     for race in result["races"]:
@@ -213,6 +215,7 @@ def _show_races(result: dict[str, Any]) -> None:
                 *(f"{f[key]:.3f}" for key in ("median_ms", "p20_ms", "p80_ms")),
                 f"{f['giga_bytes_per_second']:.1f}", f"{f['tera_operations_per_second']:.3f}",
                 f"{f['share']:.0%}", f"{f['ratio']:.2f}",
+                *((f"{f['host_ms']:.3f}",) if on_gpu else ()),
             )  # fmt: skip
             title = ""
         for name, reason in race["reasons"].items():
