@@ -61,7 +61,7 @@ class Operator:
         torch.library.register_fake(f"twofold::{name}", self._fake, lib=LIBRARY)
         LIBRARY.impl(name, self._recorded, "Autograd")
         self.op = getattr(torch.ops.twofold, name).default
-        self._function = type(name, (torch.autograd.Function,), self._formula())
+        self._function: Any = type(name, (torch.autograd.Function,), self._formula())
         self.backward_op = torch.library.custom_op(
             f"twofold::{name}_backward",
             mutates_args=(),
