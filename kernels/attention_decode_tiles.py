@@ -49,6 +49,7 @@ TILES: dict[Key, Tile] = {
 # The addresses of a bias, of masks and of angles take registers of their own: what replaces those
 # that would spill.
 MASKED: dict[Key, Tile] = {
+    (FEW_ROWS, 2, 256): Tile(16, 32, 8, 2),
     (FEW_ROWS, 4, 128): Tile(16, 32, 8, 1, 32),
     (ANY_ROWS, 2, 64): Tile(64, 32, 4, 3),
     (ANY_ROWS, 2, 256): Tile(16, 16, 8, 1, 64),

@@ -283,7 +283,9 @@ def backward(
         "SCORE_SLOPE": None if mod is None else mod.derivative,
         "SCORE_BEND": None if mod is None else mod.second_derivative,
     }
-    summed = padded(D) if D <= MOST_SUMMED else SLICE // 2  # two sums and twice the factors
+    masked = options.mask is not None or options.block_mask is not None
+    most = SLICE if options.dropout_p > 0.0 and masked else MOST_SUMMED
+    summed = padded(D) if D <= most else SLICE // 2  # two sums and twice the factors
     slices = triton.cdiv(D, summed)
     sequences, longest_q, longest_k = sizes(options, B, M, N)
     blocks = triton.cdiv(longest_q, tile.block_m) * sequences * H
