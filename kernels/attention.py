@@ -7,7 +7,7 @@ written once; operations: 4·M·N·D per head, half of it where causal.
 
 Backward is `attention_backward` and `attention_bias`, how a tile is loaded and scored
 `attention_parts`, how large it is `attention_tiles`, in which order programs begin
-`attention_order`.
+`attention_order`. Long plain calls go forward by `attention_hopper` where the GPU is Hopper's.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels.activation import activate, differentiate
+from twofold.kernels.device import architecture
 from twofold.kernels.precision import float32_products
 from twofold.reference.linear import check
 
@@ -54,8 +55,13 @@ TILES = (
 # Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
 # larger tiles of two-byte elements would spill.
 UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
-ENTRIES = (*TILES, (2, UNALIGNED))  # all of them, for the tests
+# More shared memory than others have. How much a tile has to multiply for what it loads decides
+# where the second-level cache feeds the matrix units: 128×128 came to 380 TFLOP/s on an H200, half
+# of what these do. This one has not been timed yet.
+HOPPER = Tile(128, 256, 64, 8, 8, 3)
+ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
 ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
+MULTIPROCESSORS = 132  # of a Hopper
 SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
 
 
@@ -78,18 +84,39 @@ class Gradients(NamedTuple):
     dbias: torch.Tensor | None
 
 
-def choose_tile(m: int, n: int, element_size: int, *, aligned: bool = True) -> Tile:
+def choose_tile(
+    m: int,
+    n: int,
+    element_size: int,
+    *,
+    aligned: bool = True,
+    activated: bool = False,
+    architecture: str = "",
+) -> Tile:
     """Return the largest tile that makes enough programs of an m × n product.
 
-    `aligned` says whether 16 divides the distance of its rows, in elements.
+    On Hopper ("sm_90", as `device.architecture` says) it is the one that has most to multiply for
+    what it loads, on as many multiprocessors as it keeps busy. `aligned` says whether 16 divides
+    the distance of its rows, in elements; `activated`, whether there is an activation, beside which
+    Hopper's own tile would spill.
     """
     fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
     if element_size <= 2 and not aligned:
         fitting = [UNALIGNED, fitting[-1]]
+    elif element_size <= 2 and architecture == "sm_90":
+        own = () if activated else (HOPPER,)
+        return max((*own, *fitting), key=lambda tile: _fed(m, n, tile))
     for tile in fitting:
         if triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) >= ENOUGH_PROGRAMS:
             return tile
     return fitting[-1]
+
+
+def _fed(m: int, n: int, tile: Tile) -> float:
+    """Return operations for each element that is loaded, times the share of busy processors."""
+    programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    operations = min(m, tile.block_m) * min(n, tile.block_n) / (tile.block_m + tile.block_n)
+    return operations * min(1.0, programs / MULTIPROCESSORS)
 
 
 @triton.jit
@@ -208,7 +235,14 @@ def _gemm(
     """Write f(a·b + bias) to c, and its argument to z unless that is c itself."""
     (M, K), N = a.shape, b.shape[1]
     aligned = all(stride in (0, 1) or stride % 16 == 0 for stride in c.stride())
-    tile = tile or choose_tile(M, N, a.element_size(), aligned=aligned)
+    tile = tile or choose_tile(
+        M,
+        N,
+        a.element_size(),
+        aligned=aligned,
+        activated=activation is not None,
+        architecture=architecture(),
+    )
     save_z = z is not None and z is not c
     gemm_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n),)](
         a, b, c if bias is None else bias, c, z if save_z else c,

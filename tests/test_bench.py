@@ -291,6 +291,20 @@ def test_sides_are_not_kept_busy_by_each_other():
     assert {len(taken) for taken in times.values()} == {timing.FEWEST}
 
 
+def test_the_hosts_time_is_that_until_a_call_returns(monkeypatch):
+    """And not of what it has the GPU do: that is waited for before, not after."""
+    clock, said = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+
+    def synchronize():
+        said.append("waited")
+        clock.sleep(1.0)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert timing.host(lambda: (said.append("called"), clock.sleep(0.002))) == pytest.approx(0.002)
+    assert said == ["waited", "called"] * timing.HOST_CALLS + ["waited"]
+
+
 class Clock:
     """Stands for the `time` of a process: a sleep and a call take what they are said to.
 

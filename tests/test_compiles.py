@@ -11,7 +11,7 @@ import pytest
 
 from twofold.core.verify import compiled_table
 from twofold.core.verify.chips import CHIPS, resident
-from twofold.core.verify.compiled import Compiled
+from twofold.core.verify.compiled import SPILLS_AND_IS_FAST, Compiled
 
 SOUND = Compiled(
     "linear", "gemm_kernel", "sm_90a", "bfloat16", "BLOCK=64", warps=4, registers=128,
@@ -80,6 +80,14 @@ def test_a_fault_is_named(change, fault):
 )
 def test_as_many_programs_are_resident_as_fit(chip, registers, shared, warps, programs):
     assert resident(CHIPS[chip], registers, shared, warps) == programs
+
+
+def test_what_spills_and_is_fast_is_named_with_its_tile():
+    ((kernel, target), tile) = next(iter(SPILLS_AND_IS_FAST.items()))
+    named = replace(SOUND, kernel=kernel, target=target, constants=f"D=256 {tile} num_stages=3")
+    assert not replace(named, spilled=400).faults()
+    assert replace(named, spilled=4, constants="D=256 BLOCK_M=16").faults() == ["spills 4 bytes"]
+    assert replace(named, spilled=4, target="sm_80").faults() == ["spills 4 bytes"]
 
 
 def test_tensor_memory_limits_programs():

@@ -28,6 +28,23 @@ def test_a_larger_product_takes_no_smaller_a_tile(triton, size):
     assert set(tiles) == {tile for bytes_, tile in triton.linear.TILES if bytes_ == size}
 
 
+@pytest.mark.parametrize(
+    "shape, tile",
+    [
+        ((16384, 3072), (128, 256)), ((16384, 768), (128, 256)), ((768, 3072), (128, 128)),
+        ((768, 2304), (128, 128)), ((768, 768), (64, 64)), ((1536, 128), (32, 32)),
+        ((1, 1), (32, 32)),
+    ],
+)  # fmt: skip
+def test_on_hopper_a_tile_has_much_to_multiply_and_keeps_it_busy(triton, shape, tile):
+    chosen = triton.linear.choose_tile(*shape, 2, architecture="sm_90")
+    assert (chosen.block_m, chosen.block_n) == tile
+    beside_gelu = triton.linear.choose_tile(*shape, 2, architecture="sm_90", activated=True)
+    assert beside_gelu == (chosen if tile[1] < 256 else triton.linear.TILES[0][1])
+    of_others = triton.linear.choose_tile(*shape, 4, architecture="sm_90")
+    assert of_others == triton.linear.choose_tile(*shape, 4)
+
+
 @given(contract.CONTRACT.cases)
 def test_reference_is_torch(case):
     """Both in float64: each may be as far from the mathematics as float64's own bound.

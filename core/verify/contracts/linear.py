@@ -36,7 +36,7 @@ from twofold.reference.activation import KINDS
 Array = domains.Array
 
 PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
-TILE_SIZES = (2, 2, 2, 4, 4, 4, 2)  # bytes of an element in each entry of the kernel's table
+TILE_SIZES = (2, 2, 2, 4, 4, 4, 2, 2)  # bytes of an element in each entry of the kernel's table
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ CONTRACT = Contract(
     passes={"out": "forward", "dx": "backward", "dweight": "backward", "dbias": "backward"},
     pinned=(
         *with_every_tile(
-            ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129)), 65
+            ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129), (65, 257)),
+            65,
         ),
         # rows that are no single stride apart, read and written
         Case(batch=2, rows=3, layout="transposed", into=True),
@@ -229,8 +230,14 @@ CONTRACT = Contract(
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
     ),
     properties={"homogeneity": homogeneity, "adjoint": adjoint},
-    # The tiles of aligned rows with such rows, the others with odd ones.
-    compiled=with_every_tile(
-        ((128, 128), (64, 64), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129)), 64
+    # The tiles of aligned rows with such rows, the others with odd ones; Hopper's if it is chosen.
+    compiled=(
+        *with_every_tile(
+            ((128, 128), (64, 64), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129)), 64
+        ),
+        *(
+            Case(dtype=dtype, rows=2048, features_in=64, features_out=4096)
+            for dtype in ("float16", "bfloat16")
+        ),
     ),
 )
