@@ -104,8 +104,8 @@ def choose_tile(
     if element_size <= 2 and not aligned:
         fitting = [UNALIGNED, fitting[-1]]
     elif element_size <= 2 and architecture == "sm_90":
-        own = () if activated else (HOPPER,)
-        return max((*own, *fitting), key=lambda tile: _fed(m, n, tile))
+        fitting = fitting if activated else [HOPPER, *fitting]
+        return max(fitting, key=lambda tile: _fed(m, n, tile))
     for tile in fitting:
         if triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) >= ENOUGH_PROGRAMS:
             return tile
@@ -114,7 +114,7 @@ def choose_tile(
 
 def _fed(m: int, n: int, tile: Tile) -> float:
     """Return operations for each element that is loaded, times the share of busy processors."""
-    programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    programs: int = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
     operations = min(m, tile.block_m) * min(n, tile.block_n) / (tile.block_m + tile.block_n)
     return operations * min(1.0, programs / MULTIPROCESSORS)
 
