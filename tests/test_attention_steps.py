@@ -121,7 +121,7 @@ def test_scores_of_seen_tiles_are_counted():
 
 
 def test_measurements_stand_on_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr(page.attention_measured, "GPU", tmp_path)
     assert "not measured yet" in page.measured("forward")
     race = {
         "problem": "B=4 H=16 M=4096 N=4096 D=128 causal", "dtype": "bfloat16", "pass": "forward",
