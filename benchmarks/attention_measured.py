@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from attention_variants import CUDNN, FLASH, PLAIN, name
+from harness import OF_GPUS as GPU
 
 from twofold.kernels.attention_hopper import LEAST_ROWS, VARIANTS
 
-GPU = Path(__file__).resolve().parent / "results" / "gpu"
 SHOWN = 3  # tiles beside the one of the table
 Race = dict[str, Any]
 
@@ -31,6 +31,12 @@ def source(kind: str) -> str:
     )
 
 
+def by_kernel() -> list[Race]:
+    """Return the races of kernels of forward, full ones of most features first."""
+    races = newest("attention_variants")[1]["kernels"]
+    return sorted(races, key=lambda r: (-r["head_dim"], r["causal"], r["length"]))
+
+
 def kind_of(race: Race) -> str:
     """Return what results call the kernel that a call takes: of the table, if that was raced."""
     key = (race["head_dim"], race["causal"])
@@ -48,8 +54,7 @@ def kernels() -> str:
         "| quickest variant of Hopper's | torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
         "|--:|---|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
-    found = newest("attention_variants")[1]
-    for race in sorted(found["kernels"], key=lambda r: (-r["head_dim"], r["causal"], r["length"])):
+    for race in by_kernel():
         rates = race["tera_operations_per_second"]
         own = rates[kind_of(race)]
         best = max((who for who in rates if who.startswith("Hopper")), key=lambda who: rates[who])
@@ -84,8 +89,8 @@ def tuned() -> str:
     """Return milliseconds of the quickest tiles, and of the one that counts had chosen."""
     lines = ["| call | kernel | chosen by counts | quickest |", "|---|---|---|---|"]
     found = newest("attention_tuning")[1]
-    for group in ("long", "small", "dk_dv at 256"):
-        for shape, of in found[group].items():
+    for group in found["groups"].values():
+        for shape, of in group.items():
             call = dict(part.split("=") for part in shape.split())
             title = ", ".join(call[k] for k in ("batch", "heads", "length", "head_dim"))
             title += ", causal" if call["causal"] == "True" else ""

@@ -5,7 +5,7 @@ forward, and the two kernels of backward, each apart, as one varies while the ot
 All are compiled first, in processes beside each other. A tile that does not fit is left out with
 the reason; one that spills is timed, and says so.
 
-    python benchmarks/attention_tuning.py --json FILE
+    python benchmarks/attention_tuning.py --save        and with --small, into one result
     python benchmarks/attention_tuning.py --list        how many tiles there are; needs no GPU
 """
 
@@ -16,13 +16,14 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
 import torch
 
 from twofold.core import ops
-from twofold.core.bench import machine, timing
+from twofold.core.bench import machine, problems, timing
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
 from twofold.kernels.attention_tiles import Tile, choose_tile
 
@@ -81,10 +82,11 @@ def trials(shape: Shape, kernels: Sequence[str]) -> list[Trial]:
 
 def inputs(shape: Shape) -> list[torch.Tensor]:
     """Return q, k, v and dout."""
-    size = (shape.batch, shape.heads, shape.length, shape.head_dim)
+    B, H, L, D, causal, dtype = shape
     draw = torch.Generator("cuda").manual_seed(0)
-    dtype = getattr(torch, shape.dtype)
-    return [torch.randn(size, generator=draw, device="cuda").to(dtype) for _ in range(4)]
+    problem = problems.attention(B, H, H, L, L, D, dtype, causal)
+    dout = problems.normal(draw, "cuda", dtype, B, H, L, D)
+    return [*problem.make(draw, "cuda").values(), dout]
 
 
 def calls(trial: Trial, tensors: Sequence[torch.Tensor]) -> Callable[[], object]:
@@ -120,17 +122,22 @@ def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> di
         own = [t for t in listed if t.kernel == kernel]
         ready = {str(tuple(t.tile)): [calls(t, tensors)] for t in own if not said[t]}
         chosen = choose_tile(kernel, shape.head_dim, 2, architecture="sm_90", rows=shape.length)
-        present = Trial(kernel, shape, chosen)
-        ready["table"] = [calls(present, tensors)]
-        times = timing.race(ready, "cuda", seconds)
-        summary = timing.summary(times, "table")
-        ranked = sorted(summary.items(), key=lambda item: item[1]["median_ms"])
+        ready["table"] = [calls(Trial(kernel, shape, chosen), tensors)]
+        summary = timing.summary(timing.race(ready, "cuda", seconds), "table")
+        ms = {name: round(figures["median_ms"], 4) for name, figures in summary.items()}
         found[kernel] = {
             "table": str(tuple(chosen)),
-            "tiles": {name: figures for name, figures in ranked},
+            "median_ms": dict(sorted(ms.items(), key=lambda item: item[1])),
             "left_out": {str(tuple(t.tile)): said[t] for t in own if said[t]},
         }
     return found
+
+
+def merged(path: Path, on: dict[str, Any], name: str, group: dict[str, Any]) -> str:
+    """Return the text of a result with this group in it, beside others of the same machine."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    groups = before.get("groups", {}) if before.get("ran_on") == on else {}
+    return json.dumps({"ran_on": on, "groups": {**groups, name: group}}, indent=1) + "\n"
 
 
 def main() -> None:
@@ -155,19 +162,22 @@ def main() -> None:
     if not ops.cuda_available():
         raise SystemExit("attention_tuning.py needs a GPU; --list says what it would try")
     began = time.monotonic()
-    result: dict[str, Any] = {"ran_on": machine.ran_on(asked.threads, "cuda"), "shapes": {}}
+    on = machine.ran_on(asked.threads, "cuda")
+    places = [asked.json] if asked.json else []
+    places += [harness.place("attention_tuning", on)] if asked.save else []
+    group: dict[str, Any] = {}
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for shape in chosen:
             if time.monotonic() - began > 60 * asked.minutes:
                 break
             name = " ".join(f"{k}={v}" for k, v in shape._asdict().items())
-            result["shapes"][name] = tuned(shape, asked.kernels, asked.seconds, pool)
-            for kernel, found in result["shapes"][name].items():
-                best = [f"{n} {f['median_ms']:.3f}" for n, f in list(found["tiles"].items())[:6]]
-                table = found["tiles"]["table"]["median_ms"]
+            group[name] = tuned(shape, asked.kernels, asked.seconds, pool)
+            for kernel, found in group[name].items():
+                best = [f"{n} {ms:.3f}" for n, ms in list(found["median_ms"].items())[:6]]
+                table = found["median_ms"]["table"]
                 print(f"{name} {kernel}: {', '.join(best)}; table {found['table']} {table:.3f}")
-            if asked.json:
-                asked.json.write_text(json.dumps(result, indent=1) + "\n")
+            for path in places:
+                path.write_text(merged(path, on, "small" if asked.small else "long", group))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,10 @@ from typing import Any
 import attention_step_kernels as steps
 import harness
 import torch
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twofold.core import ops
-from twofold.core.bench import machine, timing
-from twofold.core.bench.problems import HIDDEN, TOKENS
+from twofold.core.bench import machine, problems, timing
+from twofold.core.bench.problems import HIDDEN, TOKENS, Problem
 from twofold.kernels import attention, attention_hopper
 from twofold.kernels.attention_hopper import Variant
 from twofold.kernels.attention_tiles import Tile, choose_tile
@@ -70,29 +68,30 @@ def name(variant: Variant) -> str:
     return f"Hopper {variant.block_n} keys, {variant.stages} stages{groups}{flags}{grid}"
 
 
-def inputs(head_dim: int, length: int) -> list[torch.Tensor]:
-    """Return q, k and v, all different: what is alike costs less energy, and runs faster."""
-    draw = torch.Generator("cuda").manual_seed(0)
-    shape = (TOKENS // length, HIDDEN // head_dim, length, head_dim)
-    return [torch.randn(shape, generator=draw, device="cuda").bfloat16() for _ in range(3)]
+def problem_of(head_dim: int, length: int, causal: bool) -> Problem:
+    """Return the race's problem."""
+    H = HIDDEN // head_dim
+    return problems.attention(TOKENS // length, H, H, length, length, head_dim, "bfloat16", causal)
+
+
+def inputs(problem: Problem) -> list[torch.Tensor]:
+    """Return q, k and v."""
+    return list(problem.make(torch.Generator("cuda").manual_seed(0), "cuda").values())
 
 
 def of_torch(tensors: list[torch.Tensor], causal: bool) -> dict[str, Call]:
     """Return torch's calls."""
+    from twofold.core.verify.peers import torch_attention  # which is slow to import, and warns
 
-    def by(backend: Any) -> Call:
-        def call() -> object:
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(*tensors, is_causal=causal)
-
-        return call
-
-    return {FLASH: by(SDPBackend.FLASH_ATTENTION), CUDNN: by(SDPBackend.CUDNN_ATTENTION)}
+    return {
+        FLASH: lambda: torch_attention.flash(*tensors, causal=causal),
+        CUDNN: lambda: torch_attention.cudnn(*tensors, causal=causal),
+    }
 
 
 def kernels(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
     """Return the plain kernel, Hopper's, and torch's."""
-    q, k, v = tensors = inputs(head_dim, length)
+    q, k, v = tensors = inputs(problem_of(head_dim, length, causal))
     scale = head_dim**-0.5
     tile = choose_tile("forward", head_dim, 2, architecture="sm_90", rows=length)
 
@@ -110,7 +109,7 @@ def kernels(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
 
 def tiled(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
     """Return the plain kernel and the steps, in every tile, and torch's."""
-    tensors = inputs(head_dim, length)
+    tensors = inputs(problem_of(head_dim, length, causal))
     flat = [x.flatten(0, 1) for x in tensors]
     found: dict[str, Call] = {}
     for tile in TILES[head_dim]:
@@ -125,8 +124,8 @@ def tiled(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
     return found | of_torch(tensors, causal)
 
 
-def raced(calls: dict[str, Call], length: int, causal: bool, seconds: float) -> dict[str, float]:
-    """Return TFLOP/s of everybody who runs: 4·M·N·D, half of it where causal."""
+def raced(calls: dict[str, Call], work: float, seconds: float) -> dict[str, float]:
+    """Return TFLOP/s of everybody who runs, of so many operations."""
     ready = {}
     for who, call in calls.items():
         try:
@@ -135,7 +134,6 @@ def raced(calls: dict[str, Call], length: int, causal: bool, seconds: float) -> 
             ready[who] = [call]
         except Exception as error:  # its own: the others go on
             print(f"{who}: {type(error).__name__}: {error}"[:200])
-    work = 4.0 * TOKENS * length * HIDDEN * (0.5 if causal else 1.0)
     summary = timing.summary(timing.race(ready, "cuda", seconds), next(iter(ready)))
     return {who: work / figures["median_ms"] * 1e-9 for who, figures in summary.items()}
 
@@ -159,7 +157,8 @@ def main() -> None:
         for (head_dim, length), causal in itertools.product(questions[question], (False, True)):
             if not getattr(asked, question):
                 continue
-            rates = raced(make(head_dim, length, causal), length, causal, asked.seconds)
+            work = problem_of(head_dim, length, causal).costs["forward"].operations
+            rates = raced(make(head_dim, length, causal), work, asked.seconds)
             race = {"head_dim": head_dim, "length": length, "causal": causal}
             result.setdefault(question, []).append(race | {"tera_operations_per_second": rates})
             best = sorted(rates.items(), key=lambda item: -item[1])[:6]

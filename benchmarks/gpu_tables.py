@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from attention_measured import GPU, kind_of
+from attention_measured import by_kernel, kind_of, newest
 from attention_variants import CUDNN, FLASH
 
 HERE = "benchmarks/results/gpu/"
-EAGER = "PyTorch eager, bfloat16"
 NAMES = ("torch", "torch.compile")
-
-
-def newest(kind: str) -> tuple[Path, dict[str, Any]]:
-    """Return the newest committed result of a kind."""
-    path = max(GPU.glob(f"{kind}-*.json"), key=lambda p: p.stem[-10:])
-    return path, json.loads(path.read_text())
 
 
 def attention() -> list[str]:
     """TFLOP/s of attention forward, and milliseconds of what was raced in both passes."""
-    path, found = newest("attention_variants")
+    path, _ = newest("attention_variants")
     lines = [
         "| attention forward, 16,384 tokens of 2,048 features, bfloat16; TFLOP/s "
         "| FlashAttention-2 | cuDNN | twofold | ÷ FlashAttention-2 | ÷ cuDNN |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for race in sorted(found["kernels"], key=lambda r: (-r["head_dim"], r["causal"], r["length"])):
+    for race in by_kernel():
         rates = race["tera_operations_per_second"]
         own = rates[kind_of(race)]
         title = f"head_dim {race['head_dim']}, length {race['length']}"

@@ -33,7 +33,8 @@ __all__ = [
     "use_threads",
 ]
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
+OF_GPUS = RESULTS / "gpu"
 TOLD = "OPENBLAS_CORETYPE"
 
 
@@ -122,7 +123,7 @@ def place(name: str, on: Mapping[str, Any]) -> Path:
     """
     device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
     told = f"-{os.environ[TOLD]}" if TOLD in os.environ and "gpu" not in on else ""
-    folder = RESULTS / "gpu" if "gpu" in on else RESULTS
+    folder = OF_GPUS if "gpu" in on else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}-{device}{told}-{on['date']}.json"
 

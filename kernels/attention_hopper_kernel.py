@@ -31,10 +31,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from twofold.kernels import attention_hopper, attention_parts
 from twofold.kernels.attention_order import place_together
 
-ROWS = gl.constexpr(64)  # of a product of four warps
-LN_2 = gl.constexpr(0.6931471805599453)
+ROWS = gl.constexpr(attention_hopper.ROWS)
+LN_2 = gl.constexpr(attention_parts.LN_2)
+PRODUCER_REGISTERS = gl.constexpr(attention_hopper.PRODUCER_REGISTERS)
 
 place_together = gluon.jit(place_together.fn)
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -58,13 +60,15 @@ def place_in_pairs(tile, blocks, heads, H, programs):
 
 @gluon.jit
 def place(tile, sizes, TILE_M: gl.constexpr, PAIRS: gl.constexpr):
-    """Return (block of TILE_M queries, b, h) of a tile."""
+    """Return (b, h, first query, last query) of a tile."""
     H, G, M, N, tiles, together = sizes
     blocks = gl.cdiv(M, TILE_M)
     if PAIRS:
-        return place_in_pairs(tile, blocks, tiles // blocks, H, gl.num_programs(0))
+        block, b, h = place_in_pairs(tile, blocks, tiles // blocks, H, gl.num_programs(0))
     else:
-        return place_together(tile, blocks, H, together)
+        block, b, h = place_together(tile, blocks, H, together)
+    first = block * TILE_M
+    return b, h, first, gl.minimum(first + TILE_M, M) - 1
 
 
 @gluon.jit
@@ -114,9 +118,7 @@ def produce(
     step = 0
     trip = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, b, h = place(tile, sizes, TILE_M, PAIRS)
-        first = block * TILE_M
-        last = gl.minimum(first + TILE_M, M) - 1
+        b, h, first, last = place(tile, sizes, TILE_M, PAIRS)
         total = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[1]
         shared = h // G  # the head of its keys
         last_row = (total - 1) * BLOCK_N
@@ -189,9 +191,7 @@ def consume(
     step = 0
     trip = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, b, h = place(tile, sizes, TILE_M, PAIRS)
-        first = block * TILE_M
-        last = gl.minimum(first + TILE_M, M) - 1
+        b, h, first, last = place(tile, sizes, TILE_M, PAIRS)
         blocks = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[1]
         first += C * ROWS
         whole = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[0]
@@ -331,7 +331,7 @@ def forward_kernel(
                 (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS)),
             ],
             [4, 1],
-            [REGISTERS, 24],
+            [REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
     else:
         gl.warp_specialize(
@@ -345,5 +345,5 @@ def forward_kernel(
                 (produce, (copied, CAUSAL, BLOCK_N, STAGES, CONSUMERS, PAIRS)),
             ],
             [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
+            [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
