@@ -18,7 +18,7 @@ import torch
 import triton
 
 from twofold.kernels.attention_order import heads_together
-from twofold.kernels.device import architecture, cache_bytes
+from twofold.kernels.device import architecture, cache_bytes, multiprocessors
 from twofold.reference.attention_scores import Options
 
 ROWS = 64  # queries of a consumer: those of a product of four warps
@@ -152,7 +152,7 @@ def forward(
     if causal:
         read = 2 * N * D * k.element_size()
         together = H // K * heads_together(B * K, read, cache_bytes())
-    programs = min(tiles, _multiprocessors(q.device.index)) if how.persistent else tiles
+    programs = min(tiles, multiprocessors(q.device.index)) if how.persistent else tiles
     forward_kernel[(programs,)](
         _tiles(q, ROWS), _tiles(k, how.block_n), _tiles(v, how.block_n), _tiles(out, ROWS),
         lse, H, H // K, M, N, tiles, together,
@@ -174,8 +174,3 @@ def _tiles(x: torch.Tensor, rows: int) -> Any:
     strides = [s if n > 1 else D for n, s in zip(x.shape[:-1], x.stride(), strict=False)]
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, D], layout)
-
-
-@lru_cache(maxsize=16)
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

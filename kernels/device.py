@@ -46,3 +46,9 @@ def cache_bytes() -> int:
 def _cache_bytes(device: int) -> int:
     """Return what a device says of itself."""
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+@lru_cache(maxsize=16)
+def multiprocessors(device: int) -> int:
+    """Return how many multiprocessors a device says it has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
