@@ -280,11 +280,12 @@ CONTRACT = Contract(
     pinned=(
         *(
             Case(dtype=dtype, rows=37, columns=columns, residual=True, dropout_p=0.1, tile=tile)
-            for tile, columns in enumerate((127, 257, 300, 513, 1031))
+            for tile, columns in enumerate((127, 257, 300, 513, 700, 1031))
             for dtype in domains.DTYPES
         ),
         # More rows than programs in backward, so that each of them adds up several.
         Case(rows=261, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=2),
+        Case(rows=515, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=1),
         Case(columns=64, magnitude="offset"),  # where E[x²] − E[x]² cancels
     ),
     usual=tuple(
