@@ -6,7 +6,9 @@
     P = e^(x − max)/Σ errs by u_function for either.
 (3) Loss: Σ t·(log Σ − (x − max)), |log x̂ − log x| ≤ −log(1 − E/x); terms with t = 0 are left out
     by the kernel and here. A masked target has loss ∞, exactly.
-(4) Gradient: P·mass − t, two roundings. (5) Times 1/Σw, a sum over the rows and a division; cast.
+(4) Gradient: P·mass − t, two roundings. The kernel multiplies e^(x − max) by mass/Σ, which is as
+    many roundings, but mass/Σ may underflow where P does not.
+(5) Times 1/Σw, a sum over the rows and a division; cast.
 
 Backward multiplies the gradient as stored by that of the loss: another rounding and another cast.
 
@@ -131,6 +133,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     loss = Approx(np.where(hopeless, np.inf, loss.value), loss.error, on)
     # (4) gradient
     d = p * mass - t
+    d = replace(d, error=d.error + on.tiny)
     # (5) reduction
     if case.reduction != "none":
         scale = constant(1.0, on)
