@@ -26,6 +26,7 @@ from twofold.reference.activation import CUBIC, LINEAR, SATURATED, check
 
 BLOCK = 1024
 BLOCK_R, BLOCK_C = 16, 128  # the tile of what has a bias
+STAGES = 3  # backward asks for two tiles before it works on one: few programs keep memory busy
 ENOUGH_PROGRAMS = 2048  # of which a large GPU has about half at a time
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_2PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
@@ -172,6 +173,7 @@ def bias_backward_kernel(
     SUMS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """dx = dy·f′(x + bias) in a share of the rows of BLOCK_C columns; its sum over those rows."""
     share = tl.program_id(0).to(tl.int64)
@@ -179,7 +181,7 @@ def bias_backward_kernel(
     db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     first = share * rows_per_share
     last = tl.minimum(first + rows_per_share, R)
-    for start in range(first, last, BLOCK_R):
+    for start in tl.range(first, last, BLOCK_R, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_R)
         inside = (rows[:, None] < last) & (columns[None, :] < C)
         dy_at = dy_ptr + rows[:, None] * dy_strides[0] + columns[None, :] * dy_strides[1]
@@ -289,6 +291,7 @@ def differentiate(
         SUMS=dbias is not None,
         BLOCK_R=BLOCK_R,
         BLOCK_C=BLOCK_C,
+        STAGES=STAGES,
         num_warps=8,  # with 4, tanh's derivative in float16 spills
     )  # fmt: skip
     if dbias is not None:
