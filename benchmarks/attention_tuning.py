@@ -12,11 +12,9 @@ the reason; one that spills is timed, and says so.
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
@@ -133,13 +131,6 @@ def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> di
     return found
 
 
-def merged(path: Path, on: dict[str, Any], name: str, group: dict[str, Any]) -> str:
-    """Return the text of a result with this group in it, beside others of the same machine."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    groups = before.get("groups", {}) if before.get("ran_on") == on else {}
-    return json.dumps({"ran_on": on, "groups": {**groups, name: group}}, indent=1) + "\n"
-
-
 def main() -> None:
     """Tune, and write the result after every shape."""
     asked = harness.options(
@@ -177,7 +168,7 @@ def main() -> None:
                 table = found["median_ms"]["table"]
                 print(f"{name} {kernel}: {', '.join(best)}; table {found['table']} {table:.3f}")
             for path in places:
-                path.write_text(merged(path, on, "small" if asked.small else "long", group))
+                path.write_text(harness.merged(path, on, "small" if asked.small else "long", group))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ for n in 1 2 3; do
   part "attention_steps_$n" timeout 570 python3 benchmarks/attention_steps.py --part "$n" \
     --json "$out/attention-steps.json"
 done
+part tile_tuning timeout 530 python3 benchmarks/tile_tuning.py --json "$out/tile-tuning.json"
 part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax softmax_cross_entropy \
   rotary embedding positional_encoding dropout optimizers linear --seconds 0.3 --limit 450 \
   --json "$out/bench-others.json" --plots "$out/others"

@@ -1,0 +1,165 @@
+"""Every tile that layer norm, cross-entropy and products might have, timed on the GPU at hand.
+
+What `attention_tuning.py` is to attention. Tiles are compiled first, in processes beside each
+other; one that cannot be is left out with the reason. The table's own choice races among them.
+
+    python benchmarks/tile_tuning.py --save
+    python benchmarks/tile_tuning.py --list        how many tiles there are; needs no GPU
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import harness
+import torch
+
+from twofold.core import ops
+from twofold.core.bench import machine, problems, timing
+from twofold.core.bench.problems import Problem
+from twofold.kernels import layer_norm, linear, softmax_cross_entropy
+
+PROCESSES = 14  # that compile
+MOST_ELEMENTS = 64  # of a thread: more would spill
+TOKENS = 16384
+
+
+class Race(NamedTuple):
+    """A pass of a problem, and the tiles it might have."""
+
+    problem: Problem
+    backward: bool
+    tiles: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in the results."""
+        return f"{self.problem.name} {'backward' if self.backward else 'forward'}"
+
+
+def of_rows(columns: int) -> Iterator[layer_norm.Tile]:
+    """Yield layer norm's tiles for rows of so many columns."""
+    for rows, warps, stages in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 3)):
+        if 4 <= rows * columns / (32 * warps) <= MOST_ELEMENTS:
+            yield layer_norm.Tile(rows, warps, stages)
+
+
+def of_classes() -> Iterator[softmax_cross_entropy.Tile]:
+    """Yield cross-entropy's tiles for rows of many classes."""
+    blocks = (1024, 2048, 4096, 8192, 16384)
+    for classes, warps, stages in itertools.product(blocks, (4, 8, 16), (1, 2, 3)):
+        if 8 <= classes / (32 * warps) <= MOST_ELEMENTS:
+            yield softmax_cross_entropy.Tile(1, classes, warps, stages)
+
+
+def of_products() -> Iterator[linear.Tile]:
+    """Yield tiles of products whose sums fit a thread's registers."""
+    for m, n, k, group, warps, stages in itertools.product(
+        (64, 128, 256), (64, 128, 256), (32, 64, 128), (8,), (4, 8), (3, 4, 5)
+    ):
+        fits = 2 * (m + n) * k * stages <= 227 * 1024  # bytes of a multiprocessor of Hopper
+        if fits and 32 <= m * n / (32 * warps) <= 128:
+            yield linear.Tile(m, n, k, group, warps, stages)
+
+
+def races() -> list[Race]:
+    """Return what is tuned: BERT's widths and a decoder's, in bfloat16."""
+    b, found = "bfloat16", []
+    for columns in (768, 4096, 2048, 384, 128):
+        tiles = tuple(of_rows(1 << (columns - 1).bit_length()))
+        for fused, backward in itertools.product((False, True), (True, False)):
+            made = problems.layer_norm(2**25 // columns, columns, b, fused)
+            found.append(Race(made, backward, tiles))
+    for rows, classes in ((8192, 8192), (4096, 32768)):
+        found.append(Race(problems.cross_entropy(rows, classes, b), False, tuple(of_classes())))
+    for K, N in ((768, 2304), (768, 768), (768, 3072), (3072, 768), (2048, 8192)):
+        made = problems.linear(TOKENS, K, N, b)
+        found += [Race(made, backward, tuple(of_products())) for backward in (False, True)]
+    return found
+
+
+def call(race: Race, tensors: Mapping[str, torch.Tensor], tile: Any) -> Callable[[], object]:
+    """Return a call of the pass with this tile, or with the table's for None."""
+    operator = getattr(ops.load("triton"), race.problem.operator)
+    options = dict(race.problem.options)
+    if not race.backward:
+        return lambda: operator.forward(**tensors, **options, tile=tile)
+    out, cache = operator.forward(**tensors, **options)
+    dout = torch.randn_like(out)
+    return lambda: operator.backward(dout, cache, tile=tile)
+
+
+def inputs(race: Race) -> Mapping[str, torch.Tensor]:
+    """Return the problem's tensors."""
+    return race.problem.make(torch.Generator("cuda").manual_seed(0), "cuda")
+
+
+def compiled(place: tuple[int, int]) -> str:
+    """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
+    race = races()[place[0]]
+    try:
+        call(race, inputs(race), race.tiles[place[1]])()
+        torch.cuda.synchronize()
+    except Exception as error:  # whatever the compiler or the driver says of this tile
+        return f"{type(error).__name__}: {error}"[:200]
+    return ""
+
+
+def tuned(place: int, seconds: float, pool: Any) -> dict[str, Any]:
+    """Return the milliseconds of every tile that runs, the quickest first, and what others say."""
+    race = races()[place]
+    said = pool.map(compiled, [(place, i) for i in range(len(race.tiles))], chunksize=1)
+    tensors = inputs(race)
+    ready = {
+        str(tuple(tile)): [call(race, tensors, tile)]
+        for tile, fault in zip(race.tiles, said, strict=True)
+        if not fault
+    }
+    ready["table"] = [call(race, tensors, None)]
+    summary = timing.summary(timing.race(ready, "cuda", seconds), "table")
+    ms = {name: round(figures["median_ms"], 4) for name, figures in summary.items()}
+    return {
+        "median_ms": dict(sorted(ms.items(), key=lambda item: item[1])),
+        "left_out": {str(tuple(t)): s for t, s in zip(race.tiles, said, strict=True) if s},
+    }
+
+
+def main() -> None:
+    """Tune, and write the result after every race."""
+    asked = harness.options(
+        __doc__,
+        seconds={"type": float, "default": 1.0, "help": "for all tiles of a pass together"},
+        minutes={"type": float, "default": 8.0, "help": "after which no other race begins"},
+        only={"default": "", "help": "races whose name has this in it"},
+        list={"action": "store_true", "help": "print how many tiles there are"},
+    )
+    chosen = [i for i, race in enumerate(races()) if asked.only in race.name]
+    if asked.list:
+        for i in chosen:
+            print(races()[i].name, len(races()[i].tiles))
+        return
+    if not ops.cuda_available():
+        raise SystemExit("tile_tuning.py needs a GPU; --list says what it would try")
+    began = time.monotonic()
+    on = machine.ran_on(asked.threads, "cuda")
+    places = [asked.json] if asked.json else []
+    places += [harness.place("tile_tuning", on)] if asked.save else []
+    group: dict[str, Any] = {}
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        for i in chosen:
+            if time.monotonic() - began > 60 * asked.minutes:
+                break
+            name = races()[i].name
+            group[name] = tuned(i, asked.seconds, pool)
+            best = [f"{n} {ms:.3f}" for n, ms in list(group[name]["median_ms"].items())[:6]]
+            print(f"{name}: {', '.join(best)}; table {group[name]['median_ms']['table']:.3f}")
+            for path in places:
+                path.write_text(harness.merged(path, on, "tiles", group))
+
+
+if __name__ == "__main__":
+    main()
