@@ -21,7 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import precision
 from twofold.kernels.attention_parts import tanh
+from twofold.reference import checks
 from twofold.reference.activation import CUBIC, LINEAR, SATURATED, check
 
 BLOCK = 1024
@@ -231,6 +233,7 @@ def forward(
     Arguments and results are those of `reference.activation.forward`.
     """
     check(x, kind, bias)
+    precision.supported("x", x)
     x = x.contiguous()
     y, n = torch.empty_like(x), x.numel()
     if n and bias is None:
@@ -248,6 +251,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> G
 
     `split` overrides the choice of how many shares of the rows are summed apart.
     """
+    checks.gradient("dout", dout, tuple(cache.x.shape))
     x, dx, n = cache.x, torch.empty_like(cache.x), dout.numel()
     if cache.bias is None:
         if n:

@@ -49,7 +49,7 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.device import architecture
 from twofold.kernels.layout import near
-from twofold.kernels.precision import float32_products
+from twofold.kernels.precision import float32_products, supported
 from twofold.kernels.rotary import turn_back
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
@@ -204,6 +204,7 @@ def forward(
         block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
+    supported("q", q)
     B, H, M, D = q.shape
     scale = options.scale(D)
     out = torch.empty_strided(

@@ -52,7 +52,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import padded
-from twofold.kernels.precision import float32_products
+from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.attention_decode import Queries, capacity, check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
@@ -314,6 +314,7 @@ def forward(
     )  # fmt: skip
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
+    supported("q", q)
     checks.require(split >= 1, "split", split, "at least 1")
     (B, H, M, D), K, N = q.shape, k_cache.shape[1], capacity(k_cache, block_table)
     checks.require(N <= MOST_KEYS, "the room for a sequence's keys", N, f"at most {MOST_KEYS}")

@@ -55,7 +55,7 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.kernels.device import architecture
 from twofold.kernels.layout import alike
-from twofold.kernels.merge_attention import DTYPES
+from twofold.kernels.precision import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes

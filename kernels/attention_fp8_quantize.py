@@ -14,8 +14,7 @@ import triton.language as tl
 from twofold.kernels.attention_fp8_tiles import padded
 from twofold.kernels.attention_parts import at, load, place
 from twofold.kernels.layout import near
-from twofold.kernels.merge_attention import DTYPES
-from twofold.reference import checks
+from twofold.kernels.precision import supported
 from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check_quantize
 
 E4M3 = torch.float8_e4m3fn
@@ -61,7 +60,7 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     float32, any strides; x8 is float8_e4m3fn and lies in memory as x does, where x has no gaps.
     """
     check_quantize(x)
-    checks.choice("x.dtype", checks.dtype_name(x), DTYPES)
+    supported("x", x)
     x = near(x)
     B, H, L, D = x.shape
     blocks = triton.cdiv(L, ROWS)

@@ -39,8 +39,7 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.kernels.attention_weights_tiles import choose_tile
-from twofold.kernels.merge_attention import DTYPES
-from twofold.reference import checks
+from twofold.kernels.precision import supported
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.attention_weights import check, check_rows
 from twofold.reference.rotary import Rotary
@@ -270,4 +269,4 @@ def _tile(q: torch.Tensor, k: torch.Tensor) -> Tile:
 def _check(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, options: Options) -> None:
     """Refuse what the reference refuses, and dtypes that the kernels do not take."""
     check(q, k, lse, options)
-    checks.choice("q.dtype", checks.dtype_name(q), DTYPES)
+    supported("q", q)

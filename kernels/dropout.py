@@ -1,8 +1,7 @@
 """Dropout in one pass: the mask is drawn in registers, used, and drawn again in backward.
 
-Bytes: 2·n·b (read x, write y); no mask is stored. Operations: one Philox 4x32-10 per element, of
-whose eight 16-bit draws one is used. Every kernel with dropout inside calls `keep` or
-`attention_keep` of this file, so a mask has one definition on this side as well.
+Bytes: 2·n·b; no mask is stored. Operations: a Philox 4x32-10 per element, of whose eight draws one
+is used. Kernels draw by `keep` and `attention_keep`: a mask has one definition on this side, too.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import precision
 from twofold.reference.dropout import check
 
 BLOCK = 1024
@@ -118,6 +118,7 @@ def dropout_kernel(
 def forward(x: torch.Tensor, p: float, seed: int | torch.Tensor) -> tuple[torch.Tensor, Cache]:
     """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p)."""
     check(x, p, seed)
+    precision.supported("x", x)
     return _dropout(x, p, seed), Cache(p, seed)
 
 

@@ -22,7 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
+from twofold.kernels import dropout, precision
+from twofold.reference import checks
 from twofold.reference.embedding import check
 
 CHUNK = tl.constexpr(64)  # sorted places that are summed ahead where they hold a single id
@@ -207,6 +208,7 @@ def forward(
     choice.
     """
     check(ids, table)
+    precision.supported("table", table)
     V, D = table.shape
     tile = tile or choose_tile(D)
     N = ids.numel()
@@ -220,6 +222,7 @@ def forward(
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up."""
+    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
     return Gradients(scatter_add(dout, cache.ids, cache.rows, tile=tile))
 
 

@@ -22,7 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
+from twofold.kernels import dropout, precision
+from twofold.reference import checks
 from twofold.reference.layer_norm import check
 
 
@@ -235,6 +236,7 @@ def forward(
     float32, statistics in float32. `tile` overrides the table's choice.
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
+    precision.supported("x", x)
     C = x.shape[-1]
     tile = tile or choose_tile(C)
     x = x.contiguous()
@@ -271,6 +273,9 @@ def backward(
     dout: torch.Tensor, cache: Cache, dh: torch.Tensor | None = None, *, tile: Tile | None = None
 ) -> Gradients:
     """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`."""
+    checks.gradient("dout", dout, tuple(cache.h.shape))
+    if dh is not None:
+        checks.gradient("dh", dh, tuple(cache.h.shape))
     C = dout.shape[-1]
     tile = tile or choose_tile(C)
     dout = dout.contiguous()

@@ -27,7 +27,8 @@ import triton.language as tl
 
 from twofold.kernels.activation import activate, differentiate
 from twofold.kernels.device import architecture
-from twofold.kernels.precision import float32_products
+from twofold.kernels.precision import float32_products, supported
+from twofold.reference import checks
 from twofold.reference.linear import check
 
 
@@ -186,6 +187,7 @@ def forward(
     choice.
     """
     check(x, weight, bias, activation)
+    supported("x", x)
     rows = _rows(x)  # (R, K)
     out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
     y = _rows(out)  # (R, N)
@@ -207,6 +209,7 @@ def backward(
 
     `into` receives them, in any strides, instead of new tensors.
     """
+    checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     x, weight = _rows(cache.x), cache.weight
     grads = into or Gradients(
         _empty(cache.x), _empty(weight), _empty(weight[:, 0]) if cache.has_bias else None

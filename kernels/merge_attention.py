@@ -25,10 +25,10 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels.precision import DTYPES, supported
 from twofold.reference import checks
 from twofold.reference.merge_attention import check, check_backward
 
-DTYPES = ("float16", "bfloat16", "float32")
 MOST_ROWS = 2**30  # of a batch, whose rows are counted in 32 bits
 LEAST = tl.constexpr(-3.4028234663852886e38)  # of float32
 
@@ -231,7 +231,7 @@ def forward(
     float32 parts make a bfloat16 result; `tile` overrides the table's choice.
     """
     check(outs, lses)
-    checks.choice("outs.dtype", checks.dtype_name(outs), DTYPES)
+    supported("outs", outs)
     S, B, H, M, D = outs.shape
     name = str(outs.dtype if dtype is None else dtype).removeprefix("torch.")
     checks.choice("dtype", name, DTYPES)

@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import precision
+from twofold.reference import checks
 from twofold.reference.pooling import check
 
 
@@ -159,6 +161,7 @@ def forward(
     overrides the table's choice.
     """
     check(x, lengths, kind)
+    precision.supported("x", x)
     B, L, D = x.shape
     tile = tile or choose_tile(D)
     lengths = lengths.contiguous()
@@ -175,7 +178,11 @@ def forward(
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Spread the mean's gradient over its positions, and give the maximum's to its own."""
-    B, L = len(dout), cache.length
+    B, L = len(cache.lengths), cache.length
+    features: int | str = "D"  # where a maximum was taken, it is known of how many
+    if cache.argmax is not None:
+        features = cache.argmax.shape[1] * (2 if cache.kind == "mean_max" else 1)
+    checks.gradient("dout", dout, (B, features))
     D = dout.shape[1] // (2 if cache.kind == "mean_max" else 1)
     tile = tile or choose_tile(D)
     dx = torch.empty((B, L, D), dtype=dout.dtype, device=dout.device)

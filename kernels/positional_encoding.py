@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout
+from twofold.kernels import dropout, precision
 from twofold.kernels.embedding import (
     TILES,
     Places,
@@ -28,6 +28,7 @@ from twofold.kernels.embedding import (
     sort_places,
     sum_places,
 )
+from twofold.reference import checks
 from twofold.reference.positional_encoding import check, check_sinusoidal
 
 __all__ = ["TILES", "Cache", "Gradients", "backward", "forward", "sinusoidal"]
@@ -136,6 +137,7 @@ def forward(
     strides, sums in float32. `tile` overrides the table's choice.
     """
     check(ids, table, position_table, positions, dropout_p, seed)
+    precision.supported("table", table)
     (V, D), (B, L) = table.shape, ids.shape
     P = 0 if position_table is None else len(position_table)
     ids = ids.contiguous()
@@ -162,6 +164,7 @@ def forward(
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
+    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
     dout = dout.contiguous()
     scale, drawn = cache.scale, (cache.dropout_p, cache.seed)
     dposition_table = None

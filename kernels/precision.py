@@ -1,8 +1,18 @@
-"""How matrix products of float32 are taken, the same choice for every kernel that has one."""
+"""The dtypes that kernels take, and how matrix products of float32 are taken."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from twofold.kernels.device import architecture
+from twofold.reference import checks
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def supported(name: str, x: Any) -> None:
+    """Raise `ValueError` unless kernels take the dtype of x; float64 is for NumPy's side."""
+    checks.choice(f"{name}.dtype", checks.dtype_name(x), DTYPES)
 
 
 def float32_products(allow_tf32: bool) -> str:

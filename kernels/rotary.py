@@ -1,9 +1,8 @@
 """Rotary positions of queries and keys in one launch, read where they lie; backward is the same.
 
-Bytes: q and k read once and written once, 2·(H + G)·B·L·D·b; cos and sin are read once for every
-`block_h` heads and mostly come from the L2 cache. Operations: 6 per pair. Nothing is saved but the
-tables. Any strides: q and k may be views of a packed projection, their gradients views of the
-packed gradient.
+Bytes: q and k read once and written once, 2·(H + G)·B·L·D·b; cos and sin, read for every `block_h`
+heads, mostly come from the L2 cache. Operations: 6 per pair. Only the tables are saved. Any
+strides: q and k may be views of a packed projection, their gradients of the packed gradient.
 
 `B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs.
 """
@@ -16,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.reference.rotary import check, check_tables
+from twofold.kernels import precision
+from twofold.reference.rotary import check, check_backward, check_tables
 
 
 class Tile(NamedTuple):
@@ -176,6 +176,7 @@ def forward(
     lie (B, L, H, D) in memory. `tile` overrides the table's choice.
     """
     check(q, k, cos, sin)
+    precision.supported("q", q)
     cache = Cache(cos, sin, interleaved)
     turned = _empty(q), _empty(k)
     _launch(q, k, cache, turned, False, tile)
@@ -194,6 +195,7 @@ def backward(
 
     `into` receives them, in any strides, instead of new tensors; it may be (dq_out, dk_out).
     """
+    check_backward(dq_out, dk_out, cache.cos)
     grads = Gradients(*(into or (_empty(dq_out), _empty(dk_out))))
     _launch(dq_out, dk_out, cache, grads, True, tile)
     return grads

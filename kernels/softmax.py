@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import precision
+from twofold.reference import checks
 from twofold.reference.softmax import check
 
 
@@ -201,6 +203,7 @@ def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor,
     overrides the table's choice.
     """
     check(x)
+    precision.supported("x", x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _launch(forward_kernel, long_forward_kernel, (x,), y, tile)
     return y, Cache(y)
@@ -208,6 +211,7 @@ def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor,
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return dx = y·(dout − Σ_c dout·y)."""
+    checks.gradient("dout", dout, tuple(cache.y.shape))
     dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
     _launch(backward_kernel, long_backward_kernel, (dout, cache.y), dx, tile)
     return Gradients(dx)

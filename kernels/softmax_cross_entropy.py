@@ -31,8 +31,9 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import precision
 from twofold.kernels.attention_parts import LOG2_E
-from twofold.reference.softmax_cross_entropy import check
+from twofold.reference.softmax_cross_entropy import check, check_backward
 
 
 class Tile(NamedTuple):
@@ -301,6 +302,7 @@ def forward(
     table's choice.
     """
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
+    precision.supported("logits", logits)
     R, C = logits.shape
     tile = tile or choose_tile(C)
     probabilities = targets.dim() == 2
@@ -347,6 +349,7 @@ def forward(
 def backward(dloss: torch.Tensor | float, cache: Cache) -> Gradients:
     """Return dlogits, given the gradient of the loss: 0-d, or (R,) for reduction "none"."""
     saved = cache.dlogits
+    check_backward(dloss, saved)
     dloss = torch.as_tensor(dloss, device=saved.device)
     dlogits, n = torch.empty_like(saved), saved.numel()
     backward_kernel[(triton.cdiv(n, BLOCK),)](

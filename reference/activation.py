@@ -74,6 +74,7 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = dout·f′(z), and db = Σ dx over the rows."""
+    checks.gradient("dout", dout, cache.z.shape)
     # (1) activation
     dx = slope(cache.z, cache.kept, cache.kind)
     dx *= dout

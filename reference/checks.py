@@ -127,6 +127,12 @@ def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int | str, 
             require(n == want, f"{name}.shape", found, words)
 
 
+def gradient(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
+    """Raise unless `x` is floating and of the shape of the output whose gradient it is."""
+    floating(**{name: x})
+    shape(name, x, expected)
+
+
 def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> None:
     """Raise unless `x` is int32 (S + 1,): where sequences begin that fill `end` rows, and `end`.
 

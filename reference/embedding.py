@@ -58,6 +58,7 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up."""
+    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
     return Gradients(scatter_add(dout, cache.ids, cache.rows))
 
 

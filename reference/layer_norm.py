@@ -110,6 +110,9 @@ def backward(dout: Array, cache: Cache, dh: Array | None = None) -> Gradients:
     With x̂ = (h − μ)·rstd and g = dout·w:  dh = rstd·(g − mean(g) − x̂·mean(g·x̂)), because μ and σ
     depend on every element of the row.
     """
+    checks.gradient("dout", dout, cache.h.shape)
+    if dh is not None:
+        checks.gradient("dh", dh, cache.h.shape)
     C = dout.shape[-1]
     d = dout.reshape(-1, C)  # (R, C)
     # (1) x̂ again, from the stream

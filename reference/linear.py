@@ -79,6 +79,7 @@ def forward(
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows."""
+    checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     dz = dout
     # (1) activation
     if cache.z is not None and cache.activation is not None:

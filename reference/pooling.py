@@ -84,6 +84,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     """Spread the mean's gradient over its positions, and give the maximum's to its own."""
     x = cache.x
     B, L, D = x.shape
+    checks.gradient("dout", dout, (B, 2 * D if cache.kind == "mean_max" else D))
     dx = np.zeros(x.shape, dout.dtype)
     if cache.kind == "first":
         dx[:, 0] = dout

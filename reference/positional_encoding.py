@@ -143,6 +143,7 @@ def forward(
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
+    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
     # (3) drop out
     if cache.keep is not None:
         dout = dout * cache.keep

@@ -95,6 +95,15 @@ def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
     checks.require(2 * F <= D, f"{prefix}cos.shape[-1]", F, f"at most half of head_dim {D}")
 
 
+def check_backward(dq_out: Any, dk_out: Any, cos: Any) -> None:
+    """Refuse what either side cannot take: gradients that are not of the rows of the angles."""
+    B: int | str = int(cos.shape[0]) if len(cos.shape) == 3 else "B"
+    for name, x in (("dq_out", dq_out), ("dk_out", dk_out)):
+        checks.gradient(name, x, (B, "H", int(cos.shape[-2]), "D"))
+        D, turned = int(x.shape[-1]), 2 * int(cos.shape[-1])
+        checks.require(D >= turned, f"{name}.shape[-1]", D, f"at least rotary_dim, {turned}")
+
+
 def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
     """Refuse what attention cannot take on either side."""
     if rotary is None:
@@ -156,6 +165,7 @@ def forward(
 
 def backward(dq_out: Array, dk_out: Array, cache: Cache) -> Gradients:
     """Return dq and dk: the gradients turned back."""
+    check_backward(dq_out, dk_out, cache.cos)
     return Gradients(turn_back(dq_out, *cache), turn_back(dk_out, *cache))
 
 

@@ -65,6 +65,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = y·(dout − Σ_c dout·y): what all of a row have in common moves no share."""
     y = cache.y
+    checks.gradient("dout", dout, y.shape)
     # (1) what they have in common
     delta = np.einsum("...c,...c->...", dout, y)[..., None]
     # (2) gradient

@@ -62,6 +62,12 @@ def check(
     checks.choice("reduction", reduction, REDUCTIONS)
 
 
+def check_backward(dloss: Any, dlogits: Any) -> None:
+    """Refuse what either side cannot take; a plain number is the gradient of a loss of no axes."""
+    found, R = tuple(int(n) for n in getattr(dloss, "shape", ())), int(dlogits.shape[0])
+    checks.require(found in ((), (R,)), "dloss.shape", found, f"() or ({R},)")
+
+
 def forward(
     logits: Array,
     targets: Array,
@@ -129,6 +135,7 @@ def forward(
 
 def backward(dloss: Array, cache: Cache) -> Gradients:
     """Return dlogits, given the gradient of the loss: 0-d, or (R,) for reduction "none"."""
+    check_backward(dloss, cache.dlogits)
     dloss = np.asarray(dloss, cache.dlogits.dtype)
     return Gradients(cache.dlogits * (dloss[:, None] if dloss.ndim else dloss))
 

@@ -1,0 +1,71 @@
+"""What no operator takes: float64 for a kernel, and gradients that are not of its outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twofold.core.ops import Side
+
+ANGLES = np.zeros((3, 2))
+
+# Operator, floating arguments, the rest, and gradients that are not of the output's shape.
+CALLS = {
+    "activation": ((np.ones((2, 4)),), (), (np.ones((1, 4)),)),
+    "linear": ((np.ones((4, 3)), np.ones((2, 3))), (), (np.ones((2, 2)),)),
+    "layer_norm": ((np.ones((2, 4)), np.ones(4), np.ones(4)), (), (np.ones((4, 4)),)),
+    "softmax": ((np.ones((2, 4)),), (), (np.ones((4, 2)),)),
+    "pooling": ((np.ones((2, 3, 4)),), (np.array([1, 2]), "mean_max"), (np.ones((5, 8)),)),
+    "embedding": ((np.ones((5, 4)),), (np.array([[1, 2, 0]]),), (np.ones((2, 4)),)),
+    "positional_encoding": (
+        (np.ones((5, 4)), np.ones((3, 4))), (np.array([[1, 2, 0]]),), (np.ones((1, 2, 4)),),
+    ),
+    "rotary": (
+        (np.ones((1, 2, 3, 4)), np.ones((1, 2, 3, 4)), ANGLES, ANGLES), (),
+        (np.ones((1, 2, 2, 4)), np.ones((1, 2, 2, 4))),
+    ),
+    "softmax_cross_entropy": ((np.ones((4, 3)),), (np.array([0, 1, 2, 0]),), (np.ones(3),)),
+    "attention": ((np.ones((1, 1, 2, 4)),) * 3, (), (np.ones((1, 1, 3, 4)),)),
+    "dropout": ((np.ones(8),), (0.5, 1), ()),
+}  # fmt: skip
+
+
+def forward(side: Side, operator: str, dtype: str) -> tuple[Any, Any]:
+    """Call the operator with its arguments in this dtype."""
+    floating, rest, _ = CALLS[operator]
+    given = [side.asarray(x, dtype) for x in floating]
+    others = [side.asarray(x, "int64") if isinstance(x, np.ndarray) else x for x in rest]
+    ids_first = operator in ("embedding", "positional_encoding")
+    how = (*others, *given) if ids_first else (*given, *others)
+    made: tuple[Any, Any] = getattr(side, operator).forward(*how)
+    return made
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_kernels_refuse_float64(triton: Side, operator: str) -> None:
+    with pytest.raises(ValueError, match=r"^\w+\.dtype is 'float64'; it must be one of 'float16'"):
+        forward(triton, operator, "float64")
+
+
+@pytest.mark.parametrize("operator", [name for name, call in CALLS.items() if call[2]])
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_gradients_of_another_shape_are_refused(
+    reference: Side, triton: Side, name: str, operator: str
+) -> None:
+    side = reference if name == "reference" else triton
+    _, cache = forward(side, operator, "float32")
+    gradients = [side.asarray(x, "float32") for x in CALLS[operator][2]]
+    with pytest.raises(ValueError, match=r"^d\w+\.shape is \(.*\); it must be "):
+        getattr(side, operator).backward(*gradients, cache)
+
+
+def test_gelu_of_float16_is_that_of_float32(reference: Side) -> None:
+    x = np.arange(-8, 9, dtype=np.float16)
+    half, _ = reference.activation.forward(x, "gelu")
+    single, _ = reference.activation.forward(x.astype(np.float32), "gelu")
+    # Φ is rounded once, and so is its product with x: by 2⁻¹¹ of it, or 2⁻²⁵ where it is subnormal.
+    size = np.abs(x.astype(np.float32))
+    bound = 2 * 2.0**-11 * np.abs(single) + (size + 1) * 2.0**-25
+    assert (np.abs(half - single) <= bound).all()
