@@ -172,7 +172,7 @@ def _forward(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> Tensor
 
 def _shapes(a: SimpleNamespace) -> Tensors:
     B, H, M, D = a.q.shape
-    out = a.q.new_empty(B, M, H, D).transpose(1, 2)  # heads side by side, as on either side
+    out = a.q.new_empty(B, M, H, D).transpose(1, 2)  # heads side by side, as the kernels have it
     return out, a.q.new_empty((B, H, M), dtype=_lse_dtype(a.q))
 
 

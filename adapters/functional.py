@@ -7,6 +7,13 @@ import math
 import torch
 
 from twofold.adapters.attention import attention
+from twofold.reference.checks import dtype_name
+
+
+def check_mask(name: str, mask: torch.Tensor) -> None:
+    """Raise `TypeError` unless a mask is boolean or something to add: 0 and 1 would be added."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f"{name} has dtype {dtype_name(mask)}; it must be bool or floating")
 
 
 def scaled_dot_product_attention(
@@ -62,6 +69,7 @@ def scaled_dot_product_attention(
     v = _heads(value, (*batch, K, N, V), B, width)
     mask = bias = None
     if attn_mask is not None:
+        check_mask("attn_mask", attn_mask)
         if attn_mask.ndim > 4:
             attn_mask = attn_mask.expand(*batch, H, M, N).reshape(B, H, M, N)
         if attn_mask.dtype == torch.bool:

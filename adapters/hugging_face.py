@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
-from twofold.adapters.functional import wide
+from twofold.adapters.functional import check_mask, wide
 
 NAME = "twofold"
 
@@ -72,6 +72,7 @@ def attention_forward(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mask = bias = None
     if attention_mask is not None:
+        check_mask("attention_mask", attention_mask)
         attention_mask = attention_mask[..., :N]
         if attention_mask.dtype == torch.bool:
             mask = attention_mask

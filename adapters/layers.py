@@ -207,7 +207,7 @@ def _rotary_shapes(a: Arguments) -> Tensors:
 
 
 def _heads_together(x: torch.Tensor) -> torch.Tensor:
-    """Allocate (B, H, L, D) with the heads of a position side by side, as either side does."""
+    """Allocate (B, H, L, D) with the heads of a position side by side, as the kernels do."""
     B, H, L, D = x.shape
     return x.new_empty(B, L, H, D).transpose(1, 2)
 

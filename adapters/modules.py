@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
+from twofold.adapters.functional import check_mask
 from twofold.adapters.layers import layer_norm, linear
 
 
@@ -116,6 +117,7 @@ def _merged(mask: Any, bias: Any, given: torch.Tensor, more: int) -> tuple[Any, 
 
     `more` keys stand behind those that it knows, to which all may attend.
     """
+    check_mask("attn_mask or key_padding_mask", given)
     given = torch.nn.functional.pad(given, (0, more)) if more else given
     if given.dtype == torch.bool:
         return (~given if mask is None else mask & ~given), bias

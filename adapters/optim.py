@@ -16,9 +16,6 @@ class AdamW(torch.optim.AdamW):
     It is built, saved and loaded as `torch.optim.AdamW` is, whose state it has: either takes the
     state of the other. `foreach`, `fused`, `capturable` and `differentiable` choose among torch's
     own ways and are not looked at.
-
-    Raises:
-        ValueError: `amsgrad` or `maximize` is asked for, here or in a state that is loaded.
     """
 
     @torch.no_grad()
@@ -26,16 +23,18 @@ class AdamW(torch.optim.AdamW):
         """Take one step; `closure` computes the loss again and returns it.
 
         Raises:
+            ValueError: `amsgrad` or `maximize` is asked for; nothing is changed.
             RuntimeError: a gradient is sparse or complex.
         """
+        for group in self.param_groups:
+            for name in ("amsgrad", "maximize"):
+                if group[name]:
+                    raise ValueError(f"{name} is {group[name]}; it must be False")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for name in ("amsgrad", "maximize"):
-                if group[name]:
-                    raise ValueError(f"{name} is {group[name]}; it must be False")
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._one(parameter, parameter.grad, group)

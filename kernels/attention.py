@@ -2,15 +2,15 @@
 
 Forward keeps a tile of queries in registers and streams keys and values past it, with a running
 maximum and sum (online softmax: Milakov & Gimelshein 2018; FlashAttention-2: Dao 2023). Saved for
-backward: out, and one float32 per row, lse. Bytes: q, k, v read once per tile of queries, out
-written once; operations: 4·M·N·D per head, half of it where causal.
+backward: out, and one float32 per row, lse. Bytes: q read and out written once, k and v read once
+per tile of queries; operations: 4·M·N·D per head, half of it where causal.
 
 Backward is `attention_backward` and `attention_bias`, how a tile is loaded and scored
 `attention_parts`, how large it is `attention_tiles`, in which order programs begin
 `attention_order`. Long plain calls go forward by `attention_hopper` where the GPU is Hopper's.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
-Steps (1)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
+Steps (0)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
 may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
 see are not masked. Packed sequences, and keys that heads share, are read where they are; a program

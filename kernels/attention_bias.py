@@ -3,7 +3,7 @@
 A program has a tile of the bias and goes through everything that was added to: all batches and
 heads that share it, and where one row or one column of it serves all, those. Nothing of size M×N is
 stored but the gradient itself, and the sums have one order: the same bits in every run. Operations:
-6·M·N·D per head.
+4·M·N·D per head.
 
 `B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (5)–(8) are those of the reference.
 """

@@ -1,7 +1,7 @@
 """Attention of numbers of 8 bits, e4m3, in one pass over the keys.
 
 It is `attention`'s forward with half the bytes of 16 bits and, where a matrix unit has such
-products, twice its speed: bytes: q, k, v read once for every tile of queries, one for each number;
+products, twice its speed: bytes: q read once, k and v for every tile of queries, one for a number;
 operations: 4·M·N·D per head, half of it where causal.
 
 Products of e4m3 are exact in float32. The scales of q and k multiply a tile of products, that of v

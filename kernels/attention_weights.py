@@ -132,8 +132,8 @@ def received_kernel(
         d = tl.arange(0, BLOCK_D)[None, :]
         k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
-    # Key j is seen by queries j − ahead … j + behind. Padding keys need no mask: what they receive
-    # is stored as 0; nor does the last tile of queries, where lse is +∞ and weights are 0.
+    # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask (0
+    # is stored for them), nor does the last tile of queries, where lse is +∞ and weights are 0.
     length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)
     last = tl.minimum(first + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(

@@ -4,8 +4,8 @@ The same kernel computes all three products, a transpose being no more than a sw
 
     y = f(x·Wᵀ + b),   dx = dz·W,   dW = dzᵀ·x
 
-Bytes, for elements of b bytes: forward reads x and W and writes y; with GELU also z, what the
-activation was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations.
+Bytes, for elements of b bytes: forward reads x and W and writes y; with an activation also z, what
+it was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations.
 (ReLU's derivative can be read off y.) Backward needs dz = dout·f′(z) in two products, each of which
 loads it once for every column of its tiles: it is computed in a pass of its own, 3·R·N·b, not again
 and again in the prologue of both. The same pass, which is `activation`'s, sums db over shares of

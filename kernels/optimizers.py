@@ -10,7 +10,7 @@ contiguous share; their sums are written once and added up by a second kernel: n
 bits in every run.
 
 Arithmetic is float32 whatever the buffers hold. The host works out what depends on the step and the
-betas alone, in float64: 1 − β₂ from a rounded β₂ would be off in the fourth digit. What changes
+betas alone, in float64: 1 − β₂ from a rounded β₂ would be off in the fifth digit. What changes
 from step to step is not specialised on, so a schedule compiles nothing. A captured CUDA graph would
 repeat it: there it is read from memory, and whether there is to be a step at all.
 

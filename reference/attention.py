@@ -6,8 +6,9 @@ Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as 
 "FlashAttention", appendix B.2, with the gradient of lse beside it.
 
 What else the scores are made of, and which pairs take part, is in `attention_scores`. A sink is a
-key without a value: it takes its share of the weights away (Xiao et al. 2023, "Efficient Streaming
-Language Models with Attention Sinks").
+key without a value: it takes its share of the weights away (the "zero sink" of Xiao et al. 2023,
+"Efficient Streaming Language Models with Attention Sinks"; with a learned score for each head,
+OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card").
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 The steps are numbered; the kernel carries the same numbers where it does the same thing.

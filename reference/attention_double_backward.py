@@ -18,7 +18,7 @@ dS moves with Δ by −P, so ∂ℓ/∂Δ_i = −g_i, and lse's gradient, which 
 
     (11) ddlse = g,   g_i = Σ_j P_ij·G_ij.
 
-dP moves dS by P, and Δ by P, so ∂ℓ/∂dP = P∘(G − g); through (6) and the second factor of E
+dP moves dS by P, and Δ by P, so ∂ℓ/∂dP = P∘(G − g); through (6), whose factor is X,
 
     (12) R = P∘X∘(G − g)
 
@@ -57,8 +57,7 @@ turned dq and dk back. A rotation's transpose is its inverse:
 
 ALiBi, a bias and sinks are constants here. Packed sequences have a batch each, as in `attention`.
 
-`B` batch, `H` heads, `K` heads of keys and values,
-`M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
 """
 
 from __future__ import annotations

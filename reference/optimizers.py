@@ -113,7 +113,7 @@ def adam(
         params, grads, m, v: (n,) each; m and v are zero before the first step.
         step: t of the paper, 1 at the first call.
         lr, beta1, beta2, eps: α, β₁, β₂, ε of the paper.
-        weight_decay: λ.
+        weight_decay: λ, multiplied by lr as torch has it (in the paper by its schedule alone).
         decoupled: decay the parameters (AdamW) instead of adding λ·θ to the gradient.
         decay_numel: how many leading elements decay; all by default.
         grad_norm, max_norm: clip the gradient of norm `grad_norm` to `max_norm`.
@@ -167,8 +167,7 @@ def sgd(
 
     Args:
         params, grads, momentum_buffer: (n,) each; the last is zero before the first step, and may
-        be
-            None without momentum.
+            be None without momentum.
         lr, momentum: step size, and μ.
         nesterov: look ahead along the momentum.
         weight_decay, decay_numel, grad_norm, max_norm: as for `adam`, coupled.

@@ -80,6 +80,7 @@ def test_scaled_dot_product_attention_drops_what_torchs_generator_says():
         ),
         ({"query": torch.ones(4)}, ValueError, "query.shape is .4,.; it must have two axes"),
         ({"dropout_p": 1.5}, ValueError, "dropout_p is 1.5; it must be"),
+        ({"attn_mask": torch.ones(3, 3).long()}, TypeError, "attn_mask has dtype int64; it"),
     ],
 )
 def test_scaled_dot_product_attention_refuses(change, error, words):
@@ -249,11 +250,13 @@ def test_either_adamw_goes_on_with_the_state_of_the_other(first, second):
 
 
 def test_adamw_refuses():
-    (p, *_) = parameters()
-    p.grad = torch.ones_like(p)
+    p, q, *_ = parameters()
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    before = p.detach().clone()
     for name in ("amsgrad", "maximize"):
         with pytest.raises(ValueError, match=f"{name} is True; it must be False"):
-            AdamW([p], **{name: True}).step()
+            AdamW([{"params": [p]}, {"params": [q], name: True}]).step()
+    assert torch.equal(p, before)
     p.grad = torch.ones_like(p).to_sparse()
     with pytest.raises(RuntimeError, match="it must be dense"):
         AdamW([p]).step()
