@@ -123,7 +123,7 @@ def forward_kernel(
     tl.store(mean_ptr + rows, mean, mask=rows < R)
     tl.store(rstd_ptr + rows, rstd, mask=rows < R)
     # (3) normalise, scale, shift
-    y = centred * rstd[:, None] * w.to(tl.float32)[None, :] + b.to(tl.float32)[None, :]
+    y = centred * rstd[:, None] * w[None, :] + b[None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 

@@ -30,6 +30,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from twofold.core import ops
 from twofold.core.ops import Side
 from twofold.core.verify import executed, faults
@@ -120,6 +122,7 @@ class Trial:
     def __init__(self, contract: Contract, side: Side, examples: int) -> None:
         if side.device == "cuda":
             raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
+        threadpool_limits(1)  # a fork has none of the threads, and would wait for them
         self.side = side
         self.folder = Path(next(iter(importlib.import_module(side.package).__path__)))
         # A mutant changes neither a case's inputs nor what is true of them.
