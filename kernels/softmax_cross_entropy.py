@@ -89,7 +89,7 @@ def load_weight(weight_ptr, weight_strides, index, counts, valid, HAS_WEIGHT: tl
     w = tl.where(valid, 1.0, float("nan"))
     if HAS_WEIGHT:
         at = weight_ptr + index * weight_strides[0]
-        w *= tl.load(at, mask=counts & valid, other=1.0).to(tl.float32)
+        w *= tl.load(at, mask=counts & valid, other=1.0)
     return tl.where(counts, w, 0.0)
 
 

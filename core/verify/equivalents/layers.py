@@ -16,8 +16,6 @@ _LAYER_NORM = of(
     {
         BOTH_FLOAT32: (
             ("forward_kernel", "drop .to(tl.float32) of tl.load(residual_ptr*"),
-            ("forward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
-            ("forward_kernel", "drop .to(tl.float32) of tl.load(bias_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(h_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
@@ -165,13 +163,10 @@ _SOFTMAX_CROSS_ENTROPY = of(
                              "other=0.0): drop other"),
         ),
         "what is loaded in vain is not counted": (
-            ("divisor_kernel", "counts & valid → valid"),
+            ("load_weight", "counts & valid → valid"),
         ),
         "shows past 65,536 rows, beyond these cases": (
-            (
-                "divisor_kernel",
-                "total += tl.where(counts, w, 0.0) → total = tl.where(counts, w, 0.0)",
-            ),
+            ("divisor_kernel", "total += load_weight(*"),
         ),
         "row R is not stored": (
             ("rows_kernel", "counts = rows < R", "rows < R → rows <= R"),
@@ -190,7 +185,8 @@ _SOFTMAX_CROSS_ENTROPY = of(
         ),
         "it is multiplied by 0 there": (("rows_kernel", "0.0 → 1.0 (2)"),),
         "what is not loaded is ignored, or NaN already": (
-            ("divisor_kernel", "tl.load(at, mask=inside, other=1.0): drop other"),
+            ("load_weight", "tl.load(at, mask=counts & valid, other=1.0): drop other"),
+            ("rows_kernel", "tl.load(target, mask=counts & valid, other=0.0): drop other"),
         ),
         "the outer where has another value there": (
             (
@@ -206,13 +202,13 @@ _SOFTMAX_CROSS_ENTROPY = of(
                 "1.0 → 1.001 (2)",
             ),
         ),
+        "64 bits compare alike": (("rows_kernel", "drop .to(tl.int32) of index - start"),),
         "its target is 0 there, and its gradient never stored": (
             ("rows_kernel",
              "tl.load(logits_ptr + at, mask=inside, other=-float('inf')): drop other (2)"),
         ),
         BOTH_FLOAT32: (
             ("load_targets", "drop .to(tl.float32) of *"),
-            ("divisor_kernel", "drop .to(tl.float32) of *"),
             ("rows_kernel", "drop .to(tl.float32) of *"),
             ("backward_kernel", "drop .to(tl.float32) of *"),
         ),
