@@ -47,6 +47,17 @@ def kind_of(race: Race) -> str:
     return chosen if chosen in rates else name(VARIANTS[key]._replace(pairs=False))
 
 
+def not_raced() -> str:
+    """Return which kernels of the table were raced in another form; "" if none was."""
+    others = {
+        f"head_dim {race['head_dim']}{' in causal order' if race['causal'] else ''}"
+        for race in by_kernel()
+        if kind_of(race) not in (PLAIN, name(VARIANTS[race["head_dim"], race["causal"]]))
+    }
+    said = ", ".join(sorted(others))
+    return f" Raced without pairs, which the kernel has now: {said}." if others else ""
+
+
 def kernels() -> str:
     """Return TFLOP/s of forward by kernel and length, a line for each call."""
     lines = [
@@ -65,7 +76,7 @@ def kernels() -> str:
             f"{own / rates[FLASH]:.2f}", f"{own / rates[CUDNN]:.2f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", source("attention_variants")])
+    return "\n".join([*lines, "", source("attention_variants") + not_raced()])
 
 
 def copies() -> str:

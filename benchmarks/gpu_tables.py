@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attention_measured import by_kernel, kind_of, newest
+from attention_measured import by_kernel, kind_of, newest, not_raced
 from attention_variants import CUDNN, FLASH
 
 HERE = "benchmarks/results/gpu/"
@@ -32,7 +32,8 @@ def attention() -> list[str]:
     return [
         *lines,
         "",
-        f"{made}, from `{HERE}{path.name}`. FlashAttention-2 and cuDNN as PyTorch brings them.",
+        f"{made}, from `{HERE}{path.name}`. FlashAttention-2 and cuDNN as PyTorch brings them."
+        + not_raced(),
         "",
     ]
 
