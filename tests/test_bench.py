@@ -8,7 +8,17 @@ import torch
 from typer.testing import CliRunner
 
 from twofold.core import ops
-from twofold.core.bench import contenders, costs, growth, machine, plots, problems, races, timing
+from twofold.core.bench import (
+    apart,
+    contenders,
+    costs,
+    growth,
+    machine,
+    plots,
+    problems,
+    races,
+    timing,
+)
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.cli import app
@@ -120,6 +130,30 @@ def test_one_who_fails_is_named_and_the_others_run():
     assert "it must be" in forward["reasons"]["constant"]
     assert forward["reasons"]["away"] == "it is not installed"
     assert set(backward["contenders"]) == {"torch"}, "constant has no gradient of weight"
+
+
+def entering(*names):
+    """torch, and functions of foreign_kernels as `--against` has them."""
+    device = of_the_command()[0]
+    everyone = contenders.of("attention", device, [f"foreign_kernels:{name}" for name in names])
+    return [c for c in everyone if c.name == "torch" or c.foreign]
+
+
+def test_who_crashes_exits_or_hangs_is_left_out_and_the_others_run():
+    device, listed = of_the_command()
+    problem, later = [p for p in listed if p.operator == "attention"][:2]
+    rivals = entering("ends_the_process", "exits", "hangs_at_some_size", "plain")
+    with apart.Apart(device, limit=3.0) as trials:
+        judge = races.Judge(trials)
+        forward, backward = raced(problem, rivals, judge, device)
+        with pytest.raises(apart.LeftOut, match=f"3 s, in {problem.title}$"):
+            judge(rivals[3], later)
+    for race in (forward, backward):
+        assert set(race["contenders"]) == {"torch", "foreign_kernels:plain"}
+        said = {name.partition(":")[2]: words for name, words in race["reasons"].items()}
+        assert said["ends_the_process"] == "a case of the contract ended the process by SIGSEGV"
+        assert said["exits"] == "a case of the contract ended the process with status 3"
+        assert said["hangs_at_some_size"].startswith("the first call does not end within 3 s")
 
 
 def test_figures_follow_from_times():

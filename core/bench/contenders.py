@@ -40,6 +40,7 @@ class Contender:
         named: whether the function takes its tensors by the names that the operators have.
         compiles: whether torch.compile makes it anew for every shape.
         missing: why it cannot race here, "" if it can.
+        foreign: whether it is nobody's that is known here, and is tried in a process apart.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Contender:
     named: bool = False
     compiles: bool = False
     missing: str = ""
+    foreign: bool = False
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
         """Return what is timed: a call without arguments for each pass of the problem."""
@@ -296,7 +298,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        yield Contender(name, foreign_subjects.load(name))
+        yield Contender(name, foreign_subjects.load(name), foreign=True)
 
 
 def forget() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from twofold.core.bench import contenders as entered
 from twofold.core.bench import timing
+from twofold.core.bench.apart import Apart, LeftOut
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.bench.growth import peak
@@ -18,13 +19,19 @@ INPUTS = 2  # sets that rotate
 
 
 class Judge:
-    """Remembers what it said of a contender, an operator and a dtype."""
+    """Remembers what it said of a contender, an operator and a dtype.
 
-    def __init__(self) -> None:
+    `apart` has processes for those that are not known here; each problem is tried there.
+    """
+
+    def __init__(self, apart: Apart | None = None) -> None:
+        self._apart = apart
         self._said: dict[tuple[str, str, str], str] = {}
 
     def __call__(self, contender: Contender, problem: Problem) -> str:
-        """Return what is wrong, "" if nothing is."""
+        """Return what is wrong, "" if nothing is; raise `LeftOut` for one that cannot race."""
+        if contender.foreign and self._apart is not None:
+            return self._apart.fault(contender, problem)
         key = (contender.name, problem.operator, problem.dtype)
         if key not in self._said:
             self._said[key] = contender.fault(problem)
@@ -57,6 +64,9 @@ def run(
             try:
                 reason = judge(contender, problem)
                 passes = [contender.passes(problem, tensors) for tensors in inputs]
+            except LeftOut as error:
+                reasons[contender.name] = _short(str(error))
+                continue
             except Exception as error:  # its own, whatever it is: the others go on
                 reasons[contender.name] = f"{type(error).__name__}: {error}"
                 continue
@@ -68,7 +78,7 @@ def run(
                 except Exception as error:
                     reason = reason or f"{name}: {type(error).__name__}: {error}"
         if reason:
-            reasons[contender.name] = " ".join(reason.split())[:300]
+            reasons[contender.name] = _short(reason)
     for name, cost in problem.costs.items():
         times = timing.race(calls[name], device, seconds)
         figures = _figures(times, cost, ceilings, memory[name])
@@ -88,6 +98,10 @@ def run(
             "contenders": figures,
             "reasons": reasons,
         }
+
+
+def _short(reason: str) -> str:
+    return " ".join(reason.split())[:300]
 
 
 def _figures(

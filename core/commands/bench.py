@@ -24,7 +24,8 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="one problem each, few repeats")] = False,
     threads: Annotated[int, typer.Option(help="of every contender, on a CPU", min=1)] = 2,
     judge: Annotated[
-        bool, typer.Option("--judge/--no-judge", help="hold contenders to the contract first")
+        bool,
+        typer.Option("--judge/--no-judge", help="first the contract, for yours in a process apart"),
     ] = True,
     growth: Annotated[
         bool, typer.Option("--growth", help="attention over length, batch and width instead")
@@ -54,7 +55,7 @@ def command(
             _show_least(listed, machine.published(predict), predict)
             return
         from twofold.core import ops
-        from twofold.core.bench import races
+        from twofold.core.bench import apart, races
 
         device = "cuda" if ops.cuda_available() else "cpu"
         listed = _chosen(problems.on_gpu() if device == "cuda" else problems.on_cpu(), operators)
@@ -71,12 +72,13 @@ def command(
                 result[name] = [*result.get(name, ()), one]
                 write_json(json, {"bench": result})
 
-        with machine.threads(threads), machine.gauged(result, device):
+        trials = apart.Apart(device)
+        with machine.threads(threads), machine.gauged(result, device), trials:
             if growth:
                 _grow(kept, device, seconds, quick)
             else:
                 result["ceilings"] = machine.ceilings(device, 0.2 if quick else 2.0)._asdict()
-                judged = races.Judge() if judge else lambda contender, problem: ""
+                judged = races.Judge(trials) if judge else lambda contender, problem: ""
                 ends = math.inf if limit is None else began + limit
                 left = _race(
                     kept, listed, against or (), result["ceilings"], device, seconds, judged, ends

@@ -1,0 +1,167 @@
+"""Functions that are not ours, tried in a process of their own before they race in this one.
+
+There a function meets its contract and, once for each pass, the tensors that are raced. What
+crashes, exits or hangs ends that process, and is left out of the race with the reason.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+
+from twofold.core.bench import problems
+from twofold.core.bench.contenders import Contender
+from twofold.core.bench.problems import Problem
+from twofold.core.verify import foreign_subjects
+
+LIMIT = 60.0  # seconds, for the contract's cases and for each pass
+IMPORTING = 300.0  # seconds, until the function is there
+
+
+class LeftOut(Exception):
+    """A contender that cannot race a problem, and why."""
+
+
+class Said(NamedTuple):
+    """What a process says: what it does next, or what came of it.
+
+    Attributes:
+        words: the step; at the end what the contract does not allow, "" if nothing.
+        done: whether it is the end.
+        out: why the function cannot be raced, "" if it can.
+    """
+
+    words: str
+    done: bool = False
+    out: str = ""
+
+
+class Apart:
+    """A process for each function that is not ours, which tries one problem after the other.
+
+    One that crashed begins anew with the next problem; one that hung is not tried again.
+    """
+
+    def __init__(self, device: str, limit: float = LIMIT) -> None:
+        self._device, self._limit = device, limit
+        self._trials: dict[str, _Trial] = {}
+        self._hung: dict[str, str] = {}
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for trial in self._trials.values():
+            trial.end()
+
+    def fault(self, contender: Contender, problem: Problem) -> str:
+        """Judge it by the contract and call every pass once; return what is wrong, "" if nothing.
+
+        Raises:
+            LeftOut: it crashes, hangs or fails.
+        """
+        name = contender.name
+        if name in self._hung:
+            raise LeftOut(self._hung[name])
+        trial = self._trials.pop(name, None) or _Trial(name, self._device)
+        try:
+            said = trial.ask(problem.name, self._limit)
+        except TimeoutError as hung:
+            trial.end()
+            self._hung[name] = f"{hung}, in {problem.title}"
+            raise LeftOut(self._hung[name]) from None
+        except BaseException:
+            trial.end()
+            raise
+        self._trials[name] = trial
+        if said.out:
+            raise LeftOut(said.out)
+        return said.words
+
+
+class _Trial:
+    """The process of one function, as this one sees it."""
+
+    def __init__(self, name: str, device: str) -> None:
+        context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
+        self._pipe, theirs = context.Pipe()
+        self._process: Any = context.Process(
+            target=_child, args=(theirs, name, device), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._patience = IMPORTING
+
+    def ask(self, problem: str, limit: float) -> Said:
+        """Return what came of a problem; raise `TimeoutError` or `LeftOut` where nothing did."""
+        step = "its import"
+        try:
+            self._pipe.send(problem)
+            while True:
+                if not self._pipe.poll(self._patience):
+                    raise TimeoutError(f"{step} does not end within {self._patience:g} s")
+                said: Said = self._pipe.recv()
+                self._patience = limit
+                if said.done:
+                    return said
+                step = said.words
+        except (EOFError, ConnectionError):
+            self._process.join()
+            status = self._process.exitcode or 0
+            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            raise LeftOut(f"{step} ended the process {how}") from None
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _child(pipe: Connection, name: str, device: str) -> None:
+    listed = {p.name: p for p in (problems.on_gpu() if device == "cuda" else problems.on_cpu())}
+    contender = Contender(name, foreign_subjects.load(name))
+    judged: dict[tuple[str, str], str] = {}
+    while True:
+        problem = listed[pipe.recv()]
+        key = (problem.operator, problem.dtype)
+        try:
+            if key not in judged:
+                pipe.send(Said("a case of the contract"))
+                judged[key] = contender.fault(problem)
+            _try(contender, problem, device, pipe.send)
+        except Exception as error:  # the function's own, whatever it is
+            pipe.send(Said("", True, f"{type(error).__name__}: {error}"))
+            if device == "cuda":
+                return  # what a kernel did may have left the device unusable
+        else:
+            pipe.send(Said(judged[key], True))
+
+
+def _try(
+    contender: Contender, problem: Problem, device: str, say: Callable[[Said], object]
+) -> None:
+    """Call every pass once; one that fails without harm, such as a missing backward, may."""
+    tensors = problem.make(torch.Generator(device).manual_seed(0), device)
+    say(Said("the first call"))
+    passes = contender.passes(problem, tensors)
+    for name, call in passes.items():
+        say(Said(name))
+        try:
+            call()
+        except Exception:
+            if name == "forward":
+                raise
+        if device == "cuda":
+            torch.cuda.synchronize()
