@@ -24,6 +24,7 @@ from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.cli import app
 
 CEILINGS = Ceilings(bandwidth=1e10, rate=1e11)
+COST = Cost(1e7, 5e7)
 SMALL = {
     "attention": problems.attention(1, 2, 1, 5, 7, 8, "float32"),
     "layer_norm": problems.layer_norm(3, 8, "float32"),
@@ -154,10 +155,11 @@ def test_who_crashes_exits_or_hangs_is_left_out_and_the_others_run():
         assert said["ends_the_process"] == "a case of the contract ended the process by SIGSEGV"
         assert said["exits"] == "a case of the contract ended the process with status 3"
         assert said["hangs_at_some_size"].startswith("the first call does not end within 3 s")
+        assert race["wrong"] == [c.name for c in rivals[1:4]]
 
 
 def test_figures_follow_from_times():
-    found = races._figures({"torch": [2e-3] * 3, "a": [1e-3] * 3}, Cost(1e7, 5e7), CEILINGS, {})
+    found = races._figures({"torch": [2e-3] * 3, "a": [1e-3] * 3}, COST, CEILINGS, {})
     assert found["a"] == pytest.approx(
         {
             "median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "calls": 3, "ratio": 0.5,
@@ -165,6 +167,34 @@ def test_figures_follow_from_times():
         }
     )  # fmt: skip
     assert found["torch"]["share"] == pytest.approx(0.5)
+
+
+def test_who_is_wrong_has_no_ratio_and_is_nowhere_quickest():
+    def figures(wrong, **times):
+        return races._figures({n: [t] for n, t in times.items()}, COST, CEILINGS, {}, wrong)
+
+    found = figures(["a"], torch=2e-3, a=1e-3, b=4e-3)
+    assert {n: f.get("ratio") for n, f in found.items()} == {"torch": 1.0, "a": None, "b": 2.0}
+    found = figures(["a"], a=1e-3, b=4e-3, c=8e-3)
+    assert {n: f.get("ratio") for n, f in found.items()} == {"a": None, "b": 1.0, "c": 2.0}
+    found = figures(["torch"], torch=2e-3, b=4e-3)
+    assert {n: f.get("ratio") for n, f in found.items()} == {"torch": 1.0, "b": 2.0}
+    assert set(plots._right({"contenders": figures(["a"], torch=1.0, a=1.0)})) == {"torch"}
+
+
+@pytest.mark.parametrize(("name", "status"), [("ends_the_process", 1), ("plain", 0), ("halved", 1)])
+def test_the_command_says_who_is_wrong(name, status, tmp_path):
+    path, name = tmp_path / "result.json", f"foreign_kernels:{name}"
+    said = CliRunner().invoke(
+        app,
+        ["bench", "attention", "--quick", "--json", str(path), "--plots", str(tmp_path),
+         "--against", name],
+    )  # fmt: skip
+    assert said.exit_code == status, said.output
+    assert ("WRONG" in said.output) == (name == "foreign_kernels:halved")
+    for race in json.loads(path.read_text())["bench"]["races"]:
+        assert race["wrong"] == [name] * status
+        assert "ratio" not in race["contenders"].get(name, {}) or not status
 
 
 def test_the_least_time_is_that_of_what_limits():

@@ -28,6 +28,10 @@ class LeftOut(Exception):
     """A contender that cannot race a problem, and why."""
 
 
+class Ended(LeftOut):
+    """One that crashed, exited or hung."""
+
+
 class Said(NamedTuple):
     """What a process says: what it does next, or what came of it.
 
@@ -69,18 +73,19 @@ class Apart:
         """Judge it by the contract and call every pass once; return what is wrong, "" if nothing.
 
         Raises:
-            LeftOut: it crashes, hangs or fails.
+            Ended: it crashes, exits or hangs.
+            LeftOut: it fails.
         """
         name = contender.name
         if name in self._hung:
-            raise LeftOut(self._hung[name])
+            raise Ended(self._hung[name])
         trial = self._trials.pop(name, None) or _Trial(name, self._device)
         try:
             said = trial.ask(problem.name, self._limit)
         except TimeoutError as hung:
             trial.end()
             self._hung[name] = f"{hung}, in {problem.title}"
-            raise LeftOut(self._hung[name]) from None
+            raise Ended(self._hung[name]) from None
         except BaseException:
             trial.end()
             raise
@@ -104,7 +109,7 @@ class _Trial:
         self._patience = IMPORTING
 
     def ask(self, problem: str, limit: float) -> Said:
-        """Return what came of a problem; raise `TimeoutError` or `LeftOut` where nothing did."""
+        """Return what came of a problem; raise `TimeoutError` or `Ended` where nothing did."""
         step = "its import"
         try:
             self._pipe.send(problem)
@@ -120,7 +125,7 @@ class _Trial:
             self._process.join()
             status = self._process.exitcode or 0
             how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            raise LeftOut(f"{step} ended the process {how}") from None
+            raise Ended(f"{step} ended the process {how}") from None
 
     def end(self) -> None:
         """End the process, whatever it does."""

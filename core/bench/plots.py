@@ -37,12 +37,17 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
+def _right(race: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of those that are not wrong, which are the ones with a ratio."""
+    return {name: f for name, f in race["contenders"].items() if "ratio" in f}
+
+
 def _ratios(result: Mapping[str, Any], where: str, folder: Path) -> Path:
     """One bar for each race: torch's time as a multiple of ours."""
     bars = [
         (f"{r['operator']} {r['problem']} {r['dtype']}, {r['pass']}", 1 / ours["ratio"])
         for r in result["races"]
-        if (ours := r["contenders"].get("twofold")) is not None
+        if (ours := _right(r).get("twofold")) is not None
     ]
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.24 * len(bars)))
     axes.barh([name for name, _ in bars], [ratio for _, ratio in bars], color="#4477aa")
@@ -63,7 +68,7 @@ def _roofline(result: Mapping[str, Any], where: str, folder: Path) -> Path:
     xs = [min(reach) / 4, rate / bandwidth, max(*reach, rate / bandwidth) * 4]
     axes.plot(xs, [min(rate, bandwidth * x) for x in xs], color="black", linewidth=1)
     for name, marker in (("twofold", "o"), ("torch", "x")):
-        mine = [r for r in products if name in r["contenders"]]
+        mine = [r for r in products if name in _right(r)]
         axes.scatter(
             [r["operations"] / r["bytes"] for r in mine],
             [r["contenders"][name]["tera_operations_per_second"] * 1e12 for r in mine],
@@ -103,8 +108,8 @@ def _speed(
         unit, speed, limit = "GB/s", "giga_bytes_per_second", ceilings["bandwidth"] * 1e-9
         along, over = "bytes", "bytes that must be moved"
     for panel, (of, races) in zip(panels.flat, curves.items(), strict=False):
-        for name in dict.fromkeys(name for race in races for name in race["contenders"]):
-            mine = [race for race in races if name in race["contenders"]]
+        for name in dict.fromkeys(name for race in races for name in _right(race)):
+            mine = [race for race in races if name in _right(race)]
             ys = [race["contenders"][name][speed] for race in mine]
             panel.plot([race[along] for race in mine], ys, marker=".", label=name)
         panel.axhline(limit, color="black", linewidth=1, linestyle="--")

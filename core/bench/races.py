@@ -9,7 +9,7 @@ import torch
 
 from twofold.core.bench import contenders as entered
 from twofold.core.bench import timing
-from twofold.core.bench.apart import Apart, LeftOut
+from twofold.core.bench.apart import Apart, Ended, LeftOut
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.bench.growth import peak
@@ -49,7 +49,7 @@ def run(
     """Race one problem; yield the result of each pass.
 
     A contender that is missing, fails or does not hold its contract is in the result with the
-    reason; one that does not hold is timed all the same.
+    reason. One that does not hold, crashes or hangs is wrong: if it is timed, it has no ratio.
     """
     if any(contender.compiles for contender in contenders):
         entered.forget()
@@ -57,6 +57,7 @@ def run(
     inputs = [problem.make(draw, device) for _ in range(INPUTS)]
     calls: dict[str, dict[str, list[Callable[[], object]]]] = {n: {} for n in problem.costs}
     reasons: dict[str, str] = {}
+    wrong: list[str] = []
     memory: dict[str, dict[str, int]] = {name: {} for name in problem.costs}
     for contender in contenders:
         reason = contender.missing
@@ -66,10 +67,13 @@ def run(
                 passes = [contender.passes(problem, tensors) for tensors in inputs]
             except LeftOut as error:
                 reasons[contender.name] = _short(str(error))
+                wrong += [contender.name] if isinstance(error, Ended) else []
                 continue
             except Exception as error:  # its own, whatever it is: the others go on
                 reasons[contender.name] = f"{type(error).__name__}: {error}"
                 continue
+            if reason:
+                wrong.append(contender.name)
             for name in problem.costs:
                 try:
                     numpy = contender.side is not None and device == "cpu"
@@ -81,7 +85,7 @@ def run(
             reasons[contender.name] = _short(reason)
     for name, cost in problem.costs.items():
         times = timing.race(calls[name], device, seconds)
-        figures = _figures(times, cost, ceilings, memory[name])
+        figures = _figures(times, cost, ceilings, memory[name], wrong)
         if device == "cuda":
             for who, found in figures.items():
                 found["host_ms"] = timing.host(calls[name][who][0]) * 1e3
@@ -97,6 +101,7 @@ def run(
             "least_ms": ceilings.least(cost) * 1e3,
             "contenders": figures,
             "reasons": reasons,
+            "wrong": wrong,
         }
 
 
@@ -105,14 +110,24 @@ def _short(reason: str) -> str:
 
 
 def _figures(
-    times: Mapping[str, list[float]], cost: Cost, ceilings: Ceilings, memory: Mapping[str, int]
+    times: Mapping[str, list[float]],
+    cost: Cost,
+    ceilings: Ceilings,
+    memory: Mapping[str, int],
+    wrong: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
-    """Return times and what follows of them, by contender; ratios are to torch, where it ran."""
+    """Return times and what follows of them, by contender; ratios are to torch, where it ran.
+
+    Who is wrong has no ratio, but for torch: to its time the others' are, right or wrong.
+    """
     if not times:
         return {}
-    against = entered.TORCH if entered.TORCH in times else next(iter(times))
+    right = [name for name in times if name not in wrong]
+    against = entered.TORCH if entered.TORCH in times else (right or list(times))[0]
     found = timing.summary(times, against)
     for name, figures in found.items():
+        if name in wrong and name != entered.TORCH:
+            del figures["ratio"]
         seconds = figures["median_ms"] * 1e-3
         figures["giga_bytes_per_second"] = cost.bytes / seconds * 1e-9
         figures["tera_operations_per_second"] = cost.operations / seconds * 1e-12

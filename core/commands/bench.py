@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twofold.core.commands.common import console, escaped, plain_errors, write_json
+from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
 
 Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
 
@@ -44,7 +44,8 @@ def command(
     """Race operators against torch and others, beside the least time that the machine allows.
 
     On a GPU kernels race; on a CPU the NumPy side does. Contenders are interleaved. A result is
-    written after every problem, so that nothing is lost.
+    written after every problem, so that nothing is lost. A function of yours that is wrong, or
+    races nowhere, makes the exit status 1.
     """
     began = time.perf_counter()
     with plain_errors():
@@ -92,6 +93,15 @@ def command(
 
             for path in draw(result, plots):
                 console.print(f"drawn: {path}", highlight=False)
+    if _failed(result.get("races", ()), against or ()):
+        raise typer.Exit(FAILED)
+
+
+def _failed(races: Sequence[dict[str, Any]], against: Sequence[str]) -> bool:
+    """Whether one of the user's functions is wrong anywhere, or raced nowhere."""
+    wrong = {name for race in races for name in race["wrong"]}
+    raced = {name for race in races for name in race["contenders"]}
+    return bool(races) and any(name in wrong or name not in raced for name in against)
 
 
 Keep = Callable[[str, Iterable[dict[str, Any]]], None]
@@ -216,7 +226,7 @@ def _show_races(result: dict[str, Any]) -> None:
                 title, race["pass"], name,
                 *(f"{f[key]:.3f}" for key in ("median_ms", "p20_ms", "p80_ms")),
                 f"{f['giga_bytes_per_second']:.1f}", f"{f['tera_operations_per_second']:.3f}",
-                f"{f['share']:.0%}", f"{f['ratio']:.2f}",
+                f"{f['share']:.0%}", f"{f['ratio']:.2f}" if "ratio" in f else "[red]WRONG[/red]",
                 *((f"{f['host_ms']:.3f}",) if on_gpu else ()),
             )  # fmt: skip
             title = ""
