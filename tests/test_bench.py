@@ -182,6 +182,49 @@ def test_who_is_wrong_has_no_ratio_and_is_nowhere_quickest():
     assert set(plots._right({"contenders": figures(["a"], torch=1.0, a=1.0)})) == {"torch"}
 
 
+def test_options_are_given_by_the_names_that_a_function_has():
+    """As verify gives them; what is off is left out, what is on and not taken is a reason."""
+    given = []
+
+    def likes_torch(
+        query, key, value, attn_mask=None, is_causal=False, scale=None, enable_gqa=False
+    ):
+        given.append((is_causal, enable_gqa))
+        how = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+        return torch_attention(query, key, value, attn_mask=attn_mask, **how)
+
+    def insists(q, k, v, sm_scale):
+        given.append(sm_scale)
+        return torch_attention(q, k, v, scale=sm_scale)
+
+    def plain(q, k, v):
+        return torch_attention(q, k, v)
+
+    def on_its_own_terms(q, k, v, causal=False):
+        if q.shape[-1] == 16:
+            raise ValueError("head_dim is 16")
+        return torch_attention(q, k, v, is_causal=causal)
+
+    torch_attention = torch.nn.functional.scaled_dot_product_attention
+    rivals = [Contender(f.__name__, f) for f in (likes_torch, insists, plain, on_its_own_terms)]
+    judge = races.Judge()
+    full, shared, causal = (
+        problems.attention(1, 2, K, 7, 7, 64, "float32", causal)
+        for K, causal in ((2, False), (1, False), (2, True))
+    )
+    forward, _ = raced(full, rivals, judge)
+    assert set(forward["contenders"]) == {c.name for c in rivals}
+    assert given[-1] == 0.125 and (False, False) in given
+    given.clear()
+    raced(shared, rivals[:1], judge)
+    assert set(given) == {(False, True)}
+    forward, _ = raced(causal, rivals, judge)
+    assert set(forward["contenders"]) == {"likes_torch", "on_its_own_terms"}
+    assert forward["reasons"].keys() == {"insists", "plain"}
+    assert forward["reasons"]["plain"].endswith("it does not take causal=True")
+    assert given[-1] == (True, False)
+
+
 @pytest.mark.parametrize(("name", "status"), [("ends_the_process", 1), ("plain", 0), ("halved", 1)])
 def test_the_command_says_who_is_wrong(name, status, tmp_path):
     path, name = tmp_path / "result.json", f"foreign_kernels:{name}"

@@ -6,7 +6,9 @@ in the problem's dtype, before it is timed. The peers are those of `twofold veri
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ from twofold.core.bench.problems import Problem
 from twofold.core.verify import foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
 from twofold.core.verify.contract import judge as judged
-from twofold.core.verify.foreign_calls import PLAIN
+from twofold.core.verify.foreign_calls import ALIASES, PLAIN
 from twofold.core.verify.peers.table import PEERS
 
 TWOFOLD = "twofold"
@@ -37,7 +39,7 @@ class Contender:
         name: how tables call it.
         function: a plain call, differentiated by autograd; None for the operators of a side.
         side: those, called without autograd.
-        named: whether the function takes its tensors by the names that the operators have.
+        named: whether the function takes tensors and options by the names that the operators have.
         compiles: whether torch.compile makes it anew for every shape.
         missing: why it cannot race here, "" if it can.
         foreign: whether it is nobody's that is known here, and is tried in a process apart.
@@ -73,8 +75,9 @@ class Contender:
         subject = foreign_subjects.subject(self.function, problem.operator)
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
-            if fault := _first(judged(subject.contract, subject.side, case)):
-                return fault
+            with contextlib.suppress(foreign_subjects.Refused):
+                if fault := _first(judged(subject.contract, subject.side, case)):
+                    return fault
         return ""
 
 
@@ -94,10 +97,10 @@ def _of_function(
     }
     having = [x for x in leaves.values() if x.requires_grad]
 
+    options = problem.options if named else _named_as_in(function, problem, tensors)
+
     def forward() -> Any:
-        if named:
-            return function(**leaves, **problem.options)
-        return function(*leaves.values(), **problem.options)
+        return function(**leaves, **options) if named else function(*leaves.values(), **options)
 
     # Which gradients are given is no part of what is timed.
     whole = forward()
@@ -115,6 +118,43 @@ def _of_function(
         torch.autograd.grad(made, having, grads)
 
     return {"forward": forward, "backward": backward, BOTH: both}
+
+
+def _named_as_in(
+    function: Callable[..., Any], problem: Problem, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Return a problem's options by the function's names for them, without those that are off.
+
+    An option is off where its value is the one that `foreign_calls` has for functions without it.
+    Who insists on a scale is given it; that heads are shared is said where it can be.
+
+    Raises:
+        NotImplementedError: the function does not take an option that is on.
+    """
+    nothing = inspect.Parameter.empty
+    taken = _parameters(function)
+    without = PLAIN[problem.operator].options if problem.operator in PLAIN else {}
+    found: dict[str, Any] = {}
+    for option, value in problem.options.items():
+        names = [n for n in ALIASES.get(option, (option,)) if n in taken]
+        if names:
+            found[names[0]] = value
+        elif without.get(option, {}).get(option, nothing) != value:
+            raise NotImplementedError(f"it does not take {option}={value!r}")
+    if problem.operator == "attention":
+        q, k = tensors["q"], tensors["k"]
+        scales = (n for n in ALIASES["softmax_scale"] if n in taken)
+        found |= {n: q.shape[-1] ** -0.5 for n in scales if taken[n].default is nothing}
+        if q.shape[1] != k.shape[1] and "enable_gqa" in taken:
+            found["enable_gqa"] = True
+    return found
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # a builtin has no signature
+        return {}
 
 
 # Tensors that have a gradient: cos and sin have none on either side.
