@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from twofold.core import ops
 from twofold.core.bench import (
+    agreement,
     apart,
     contenders,
     costs,
@@ -62,6 +63,7 @@ def test_every_contender_runs_every_pass(name):
         assert race["contenders"]["torch"]["ratio"] == 1.0
         assert all(f["calls"] >= timing.FEWEST for f in race["contenders"].values())
         assert not {"twofold"} & set(race["reasons"])
+        assert not any("at this size" in words for words in race["reasons"].values())
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,38 @@ def test_who_is_wrong_has_no_ratio_and_is_nowhere_quickest():
     found = figures(["torch"], torch=2e-3, b=4e-3)
     assert {n: f.get("ratio") for n, f in found.items()} == {"torch": 1.0, "b": 2.0}
     assert set(plots._right({"contenders": figures(["a"], torch=1.0, a=1.0)})) == {"torch"}
+
+
+def test_who_is_right_at_other_sizes_alone_is_wrong():
+    def sometimes(q, k, v, causal=False):
+        out = contenders.torch_attention(q, k, v, causal)
+        return torch.cat((out[..., :-1, :], out[..., -1:, :] * (q.shape[0] < 3)), -2)
+
+    assert races.Judge()(Contender("sometimes", sometimes), SMALL["attention"]) == ""
+    problem = problems.attention(3, 2, 2, 5, 7, 8, "float32")
+    rivals = [*contenders.of("attention", "cpu"), Contender("sometimes", sometimes)]
+    for race in raced(problem, rivals, races.Judge()):
+        assert race["wrong"] == ["sometimes"]
+        assert race["reasons"]["sometimes"].startswith(
+            "at this size 6 of 30 rows are not twofold's"
+        )
+        assert "ratio" not in race["contenders"]["sometimes"]
+
+
+def test_outputs_agree_to_half_of_their_digits():
+    problem = SMALL["softmax"]
+    ours = torch.ones(5, 4)
+
+    def said(theirs):
+        return agreement.stray([theirs, torch.zeros(3)], [ours], problem)
+
+    assert said(ours) == said(ours * (1 + 2.0**-13)) == ""
+    assert "5 of 5 rows" in said(ours * (1 + 2.0**-11))
+    assert "1 of 5 rows" in said(ours.clone().index_fill_(0, torch.tensor([2]), torch.nan))
+    assert "its shape at this size is (4, 5), twofold's (5, 4)" in said(ours.T)
+    assert agreement.stray([torch.zeros(5, 4)], [torch.zeros(5, 4)], problem) == ""
+    assert agreement.stray([torch.tensor(1.1)], [torch.tensor(1.0)], problem)
+    assert agreement.stray([ours], [], problem) == "", "there is no second opinion"
 
 
 def test_options_are_given_by_the_names_that_a_function_has():

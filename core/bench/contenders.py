@@ -54,15 +54,22 @@ class Contender:
     foreign: bool = False
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
-        """Return what is timed: a call without arguments for each pass of the problem."""
+        """Return a call without arguments for each pass, those of the problem are timed."""
         if problem.operator == "optimizers":
             return {"step": _step(self.name, self.side, problem, tensors)}
         if self.side is not None:
-            found = _of_side(self.side, problem, tensors)
-        else:
-            assert self.function is not None
-            found = _of_function(self.function, self.named, problem, tensors)
-        return {name: found[name] for name in problem.costs}
+            return _of_side(self.side, problem, tensors)
+        assert self.function is not None
+        return _of_function(self.function, self.named, problem, tensors)
+
+    def outputs(self, problem: Problem, passes: Passes) -> list[torch.Tensor]:
+        """Return what forward computes, nothing where there is none."""
+        if "forward" not in passes:
+            return []
+        found: Any = passes["forward"]()
+        if self.side is not None and hasattr(getattr(self.side, problem.operator), "backward"):
+            found, _ = found
+        return [torch.as_tensor(x) for x in (found if isinstance(found, tuple) else (found,))]
 
     def fault(self, problem: Problem) -> str:
         """Judge it by the operator's contract in the problem's dtype; "" if it holds."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from twofold.core.bench import agreement, timing
 from twofold.core.bench import contenders as entered
-from twofold.core.bench import timing
 from twofold.core.bench.apart import Apart, Ended, LeftOut
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
@@ -49,7 +49,8 @@ def run(
     """Race one problem; yield the result of each pass.
 
     A contender that is missing, fails or does not hold its contract is in the result with the
-    reason. One that does not hold, crashes or hangs is wrong: if it is timed, it has no ratio.
+    reason. One that does not hold, crashes, hangs or, of the tensors that are raced, computes
+    something else than twofold is wrong: if it is timed, it has no ratio.
     """
     if any(contender.compiles for contender in contenders):
         entered.forget()
@@ -58,6 +59,8 @@ def run(
     calls: dict[str, dict[str, list[Callable[[], object]]]] = {n: {} for n in problem.costs}
     reasons: dict[str, str] = {}
     wrong: list[str] = []
+    twofolds: list[torch.Tensor] = []  # who is first
+    compared = agreement.comparable(problem)
     memory: dict[str, dict[str, int]] = {name: {} for name in problem.costs}
     for contender in contenders:
         reason = contender.missing
@@ -65,6 +68,10 @@ def run(
             try:
                 reason = judge(contender, problem)
                 passes = [contender.passes(problem, tensors) for tensors in inputs]
+                if compared and not reason:
+                    outputs = contender.outputs(problem, passes[0])
+                    twofolds = outputs if contender.name == entered.TWOFOLD else twofolds
+                    reason = agreement.stray(outputs, twofolds, problem)
             except LeftOut as error:
                 reasons[contender.name] = _short(str(error))
                 wrong += [contender.name] if isinstance(error, Ended) else []
