@@ -155,6 +155,18 @@ def halved(q, k, v, causal=False):
     return plain(q, k, v, causal) / 2
 
 
+def fails_at_some_size(q, k, v, causal=False):
+    if q.shape[0] > 8:
+        raise RuntimeError("so many")
+    return plain(q, k, v, causal)
+
+
+def crashes_at_some_size(q, k, v, causal=False):
+    if q.shape[0] > 8:
+        ends_the_process(q, k, v)
+    return plain(q, k, v, causal)
+
+
 def hangs_at_some_size(q, k, v, causal=False):
     while q.shape[0] > 8:
         pass

@@ -160,6 +160,23 @@ def test_who_crashes_exits_or_hangs_is_left_out_and_the_others_run():
         assert race["wrong"] == [c.name for c in rivals[1:4]]
 
 
+def test_who_crashes_or_fails_at_one_size_races_at_another():
+    device, listed = of_the_command()
+    _, fails, crashes = entering("fails_at_some_size", "crashes_at_some_size")
+    sizes = [(p, int(p.title.split()[0][2:])) for p in listed if p.operator == "attention"]
+    many = next(p for p, B in sizes if B > 8)
+    few = next(p for p, B in sizes if B <= 8)
+    with apart.Apart(device) as trials:
+        for rival, error, words in (
+            (fails, apart.LeftOut, "^RuntimeError: so many"),
+            (crashes, apart.Ended, "^the first call ended the process by SIGSEGV"),
+        ):
+            with pytest.raises(error, match=words):
+                trials.fault(rival, many)
+            assert rival.name not in trials._trials, "its GPU may be unusable"
+            assert trials.fault(rival, few) == ""
+
+
 def test_figures_follow_from_times():
     found = races._figures({"torch": [2e-3] * 3, "a": [1e-3] * 3}, COST, CEILINGS, {})
     assert found["a"] == pytest.approx(

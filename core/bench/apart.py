@@ -49,7 +49,8 @@ class Said(NamedTuple):
 class Apart:
     """A process for each function that is not ours, which tries one problem after the other.
 
-    One that crashed begins anew with the next problem; one that hung is not tried again.
+    One that crashed or failed, which may leave a GPU unusable, begins anew with the next problem;
+    one that hung is not tried again.
     """
 
     def __init__(self, device: str, limit: float = LIMIT) -> None:
@@ -89,9 +90,10 @@ class Apart:
         except BaseException:
             trial.end()
             raise
-        self._trials[name] = trial
         if said.out:
+            trial.end()
             raise LeftOut(said.out)
+        self._trials[name] = trial
         return said.words
 
 
@@ -148,8 +150,6 @@ def _child(pipe: Connection, name: str, device: str) -> None:
             _try(contender, problem, device, pipe.send)
         except Exception as error:  # the function's own, whatever it is
             pipe.send(Said("", True, f"{type(error).__name__}: {error}"))
-            if device == "cuda":
-                return  # what a kernel did may have left the device unusable
         else:
             pipe.send(Said(judged[key], True))
 
