@@ -177,6 +177,17 @@ def test_who_crashes_or_fails_at_one_size_races_at_another():
             assert trials.fault(rival, few) == ""
 
 
+def test_every_case_of_the_contract_has_its_own_time():
+    said = []
+
+    def plain(q, k, v):
+        said.append("called")
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    Contender("plain", plain).fault(SMALL["attention"], lambda: said.append("case"))
+    assert said.count("case") > 1 and said[:3] == ["case", "called", "case"]
+
+
 def test_figures_follow_from_times():
     found = races._figures({"torch": [2e-3] * 3, "a": [1e-3] * 3}, COST, CEILINGS, {})
     assert found["a"] == pytest.approx(

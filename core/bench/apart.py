@@ -6,6 +6,7 @@ crashes, exits or hangs ends that process, and is left out of the race with the 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import foreign_subjects
 
-LIMIT = 60.0  # seconds, for the contract's cases and for each pass
+LIMIT = 60.0  # seconds, for each case of the contract and each pass
 IMPORTING = 300.0  # seconds, until the function is there
 
 
@@ -145,8 +146,8 @@ def _child(pipe: Connection, name: str, device: str) -> None:
         key = (problem.operator, problem.dtype)
         try:
             if key not in judged:
-                pipe.send(Said("a case of the contract"))
-                judged[key] = contender.fault(problem)
+                judging = functools.partial(pipe.send, Said("a case of the contract"))
+                judged[key] = contender.fault(problem, judging)
             _try(contender, problem, device, pipe.send)
         except Exception as error:  # the function's own, whatever it is
             pipe.send(Said("", True, f"{type(error).__name__}: {error}"))

@@ -71,8 +71,11 @@ class Contender:
             found, _ = found
         return [torch.as_tensor(x) for x in (found if isinstance(found, tuple) else (found,))]
 
-    def fault(self, problem: Problem) -> str:
-        """Judge it by the operator's contract in the problem's dtype; "" if it holds."""
+    def fault(self, problem: Problem, observe: Callable[[], object] = lambda: None) -> str:
+        """Judge it by the operator's contract in the problem's dtype; "" if it holds.
+
+        `observe` is called before every case of a plain call.
+        """
         if self.side is not None:
             contract = report.contract(problem.operator)
             case = next(c for c in contract.pinned if c.dtype == problem.dtype)
@@ -82,6 +85,7 @@ class Contender:
         subject = foreign_subjects.subject(self.function, problem.operator)
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
+            observe()
             with contextlib.suppress(foreign_subjects.Refused):
                 if fault := _first(judged(subject.contract, subject.side, case)):
                     return fault
