@@ -245,3 +245,50 @@ def gelu(x):
 
 def gelu_by_tanh(x):
     return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def ignores_window(q, k, v, window_size=None):
+    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1) @ v
+
+
+def second_tile_is_late(q, k, v, causal=False):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    if causal:
+        rows, keys = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+        scores = scores.where(
+            (keys <= rows) & ((keys < 128) | (rows < 128) | (keys % 128 > 0)), -math.inf
+        )
+    return torch.softmax(scores, -1) @ v
+
+
+class _SumsOneTile(torch.autograd.Function):
+    """Sound but for dweight, the sum over the first 64 rows."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.eps = eps
+        return layer_norm(x, weight, bias, eps)
+
+    @staticmethod
+    def backward(ctx, dout):
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            out = layer_norm(*leaves, ctx.eps)
+            dx, _, dbias = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+            (dweight,) = torch.autograd.grad(out[:64], leaves[1:2], dout[:64])
+        return dx, dweight, dbias, None
+
+
+def layer_norm_of_one_tile(x, weight, bias, eps=1e-5):
+    return _SumsOneTile.apply(x, weight, bias, eps)
+
+
+def cross_entropy_counts_all(logits, targets, ignore_index=-100):
+    return torch.nn.functional.cross_entropy(logits, targets.clamp(min=0))
+
+
+def refuses_windows(q, k, v, window_size=None):
+    if window_size is not None:
+        raise ValueError("no windows")
+    return ignores_window(q, k, v)

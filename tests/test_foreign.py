@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from twofold.core.cli import app
 from twofold.core.verify import foreign, foreign_apart
 from twofold.core.verify.contract import Violation
+from twofold.core.verify.foreign_calls import PLAIN
+from twofold.core.verify.report import contract_module
 
 EXAMPLES = 12
 
@@ -74,6 +76,34 @@ def test_a_fault_is_named_and_comes_again(request, name):
     line = found.failures[-1].splitlines()[-1].strip()
     with pytest.raises(Violation):
         eval(line, {"foreign": foreign})
+
+
+PINNED = {
+    "ignores_window": ("attention", "forward float32 out: out["),
+    "second_tile_is_late": ("attention", "forward float32 out: out["),
+    "layer_norm_of_one_tile": ("layer_norm", "backward float32 dweight: dweight["),
+    "cross_entropy_counts_all": ("softmax_cross_entropy", "forward float32 loss: loss"),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_cases_alone_find_it(name):
+    operator, words = PINNED[name]
+    found = foreign.judge(f"foreign_kernels:{name}", operator, 0, ["float32"], claimed=0)
+    assert found.failures and found.failures[0].startswith(words), found.failures
+
+
+@pytest.mark.parametrize("operator", PLAIN)
+def test_pinned_cases_set_every_option(operator):
+    plain, case = PLAIN[operator], contract_module(operator).Case()
+    for option, unset in plain.options.items():
+        cases = [vars(case) | dict(c) for c in (*plain.pinned, *plain.exercised.get(option, ()))]
+        assert any(c[name] != x for c in cases for name, x in unset.items()), option
+
+
+def test_an_option_that_no_case_set_is_named():
+    found = foreign.judge("foreign_kernels:refuses_windows", "attention", 4, ["float32"], claimed=0)
+    assert "never exercised: window_size" in found.notes
 
 
 def test_the_case_is_shrunk():

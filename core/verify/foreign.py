@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import numpy as np
-from hypothesis import Phase, assume, given
+from hypothesis import Phase, assume, given, seed
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
@@ -175,6 +176,7 @@ class _Trial:
         self.observe(self.line(case))
         with self._violations(next(iter(self.contract.passes)), case):
             findings = judge_case(self.contract, self.judged.side, case)
+        self.judged.judged(case)
         if any(f.fault for f in findings):
             raise Violation(findings)
         return findings
@@ -254,7 +256,10 @@ class _Trial:
                 raise failed[case]
             if case in refused:
                 return False
-            if case in seen or len(applied) >= examples or time.monotonic() > until[0]:
+            enough = len(applied) >= (
+                MORE * examples if failed else examples
+            )  # to shrink needs more
+            if case in seen or enough or time.monotonic() > until[0]:
                 return True
             seen.add(case)
             try:
@@ -274,7 +279,8 @@ class _Trial:
 
         phases = (Phase.generate, Phase.shrink)
 
-        @derandomised(MORE * examples, *phases, report_multiple_bugs=False)
+        @seed(crc32(precision.encode()))  # not the same cases again in another precision
+        @derandomised(max(1, MORE * examples), *phases, report_multiple_bugs=False)
         @given(self.contract.cases, st.sampled_from(SIZES))
         def search(case: Any, size: int) -> None:
             # As it is drawn, and where that is refused with a head_dim that more functions take.
@@ -295,6 +301,8 @@ class _Trial:
         notes = []
         if judged.missing:
             notes.append(f"not judged, for it takes none of them: {', '.join(judged.missing)}")
+        if judged.unexercised:
+            notes.append(f"never exercised: {', '.join(judged.unexercised)}")
         lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
         if judged.ever and {n for n in passes if passes[n] == "backward"} <= lost.keys():
             notes.append("forward only: the output requires no grad")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from twofold.core import ops
 from twofold.core.verify import domains
 from twofold.core.verify.contracts import attention
 from twofold.core.verify.report import contract_module
+from twofold.reference.activation import KINDS
 
 PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 BLOCKS = ("block_mask", "block_size")
@@ -40,7 +41,8 @@ class Plain:
         options: the options a function may have, each with the values that the case's fields take
             where it has not.
         always: the values that fields of the case have in every plain call.
-        pinned: cases that are always run.
+        pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
+        exercised: cases that are always run of a function that has the option.
         narrowed: brings a case into the plain domain, where `always` cannot say how.
         inputs: where they are not the contract's.
         small: cuts a case down for the properties, where the contract's asks for too much.
@@ -52,6 +54,7 @@ class Plain:
     options: Mapping[str, Mapping[str, Any]]
     always: Mapping[str, Any]
     pinned: Sequence[Mapping[str, Any]]
+    exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None
     small: Callable[[Any], Any] | None = None
@@ -147,11 +150,24 @@ def softmax_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call({"x": x}, {}, {"out": dout})
 
 
+def cross_entropy_inputs(case: Any) -> Any:
+    """Return the contract's inputs, but the first row counts."""
+    module = contract_module("softmax_cross_entropy")
+    made = module.inputs(case)
+    if made.targets[0] == module.IGNORE_INDEX:
+        made.targets[0] = 0
+    return made
+
+
 def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return softmax with cross-entropy as a plain call."""
     logits = domains.place(side, given.logits, case.dtype, case.layout)
     tensors = {"logits": logits, "targets": side.asarray(given.targets, "int64")}
-    options = {"label_smoothing": case.label_smoothing, "reduction": case.reduction}
+    options = {
+        "label_smoothing": case.label_smoothing,
+        "reduction": case.reduction,
+        "ignore_index": contract_module("softmax_cross_entropy").IGNORE_INDEX,
+    }
     return Call(tensors, options, {"loss": side.asarray(given.dloss, case.dtype)})
 
 
@@ -179,6 +195,9 @@ def optimizer_narrowed(case: Any, size: int | None) -> Any:
     """Make every optimizer an Adam."""
     return case if case.optimizer == "adamw" else replace(case, optimizer="adam")
 
+
+SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
+SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
 
 PLAIN = {
     "attention": Plain(
@@ -209,7 +228,20 @@ PLAIN = {
         pinned=(
             {"seqlen_q": 33, "seqlen_k": 131, "head_dim": 16},
             {"seqlen_q": 65, "seqlen_k": 65, "head_dim": 64, "causal": True, "batch": 2},
+            {"seqlen_q": 259, "seqlen_k": 259, "head_dim": 16, "causal": True},
+            {"seqlen_q": 67, "seqlen_k": 300, "head_dim": 16},
         ),
+        exercised={
+            "softmax_scale": ({**SMALL, "softmax_scale": 0.1},),
+            "mask": ({**SMALL, "mask": "BHMN"}, {**SMALL, "mask": "111N"}),
+            "key_lengths": ({**SMALL, "key_lengths": True},),
+            "window_size": ({**SQUARE, "window_size": (16, 3)}, {**SQUARE, "window_size": (5, 0)}),
+            "softcap": ({**SMALL, "softcap": 1.0, "logits": 10.0},),
+            "alibi_slopes": ({**SMALL, "alibi": "H"}, {**SQUARE, "alibi": "H", "causal": True}),
+            "bias": ({**SMALL, "bias": "BHMN"}, {**SMALL, "bias": "1H1N"}),
+            "sinks": ({**SMALL, "sinks": True},),
+            "enable_gqa": ({**SMALL, "heads": 4, "groups": 2},),
+        },
         narrowed=attention_narrowed,
         inputs=attention_inputs,
         small=attention_small,
@@ -220,21 +252,38 @@ PLAIN = {
         outputs=("out",),
         options={"eps": {"eps": 1e-5}},
         always={"dropout_p": 0.0, "residual": False, "stream_gradient": False, "tile": None},
-        pinned=({"rows": 37, "columns": 257}, {"rows": 2, "columns": 1031}),
+        pinned=(
+            {"rows": 37, "columns": 257},
+            {"rows": 2, "columns": 1031},
+            {"rows": 515, "columns": 17},
+        ),
+        exercised={"eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},)},
     ),
     "linear": Plain(
         call=linear_call,
         outputs=("out",),
         options={"activation": {"activation": None}},
         always={"tile": None, "into": False},
-        pinned=({"rows": 37, "features_in": 257, "features_out": 67},),
+        pinned=(
+            {"rows": 37, "features_in": 257, "features_out": 67},
+            {"rows": 259, "features_in": 17, "features_out": 261},
+            {"rows": 3, "features_in": 515, "features_out": 5},
+        ),
+        exercised={
+            "activation": tuple(
+                {"rows": 5, "features_in": 33, "activation": kind} for kind in KINDS
+            )
+        },
     ),
     "embedding": Plain(
         call=embedding_call,
         outputs=("out",),
         options={},
         always={"tile": None},
-        pinned=({"length": 199, "columns": 129, "spread": "frequent"},),
+        pinned=(
+            {"length": 199, "columns": 129, "spread": "frequent"},
+            {"length": 515, "rows": 300, "columns": 17},
+        ),
         conventions=("outside the table",),
     ),
     "rotary": Plain(
@@ -242,14 +291,27 @@ PLAIN = {
         outputs=("q", "k"),
         options={"interleaved": {"interleaved": False}},
         always={"tile": None, "batched": False},
-        pinned=({"length": 65, "head_dim": 64, "pairs": 32}, {"batch": 2, "length": 1}),
+        pinned=(
+            {"length": 65, "head_dim": 64, "pairs": 32},
+            {"batch": 2, "length": 1},
+            {"length": 259, "head_dim": 16, "pairs": 8},
+        ),
+        exercised={
+            "interleaved": (
+                {"batch": 2, "length": 37, "head_dim": 16, "pairs": 8, "interleaved": True},
+            )
+        },
     ),
     "softmax": Plain(
         call=softmax_call,
         outputs=("out",),
         options={},
         always={"masked": False, "tile": None},
-        pinned=({"rows": 37, "columns": 257}, {"rows": 2, "columns": 4099}),
+        pinned=(
+            {"rows": 37, "columns": 257},
+            {"rows": 2, "columns": 4099},
+            {"rows": 515, "columns": 17},
+        ),
     ),
     "softmax_cross_entropy": Plain(
         call=cross_entropy_call,
@@ -257,11 +319,11 @@ PLAIN = {
         options={
             "label_smoothing": {"label_smoothing": 0.0},
             "reduction": {"reduction": "mean"},
+            "ignore_index": {"ignored": 0.0},
         },
         always={
             "index_dtype": "int64",
             "probabilities": False,
-            "ignored": 0.0,
             "masked": False,
             "weight": False,
             "tile": None,
@@ -270,7 +332,16 @@ PLAIN = {
             {"rows": 37, "classes": 257},
             {"rows": 2, "classes": 4099},
             {"rows": 1, "classes": 19, "magnitude": "offset"},
+            {"rows": 515, "classes": 17},
         ),
+        exercised={
+            "label_smoothing": ({"rows": 5, "classes": 33, "label_smoothing": 0.1},),
+            "reduction": tuple(
+                {"rows": 5, "classes": 33, "reduction": how} for how in ("sum", "none")
+            ),
+            "ignore_index": ({"rows": 37, "classes": 33, "ignored": 0.3},),
+        },
+        inputs=cross_entropy_inputs,
         conventions=("no such class",),
     ),
     "activation": Plain(
@@ -278,7 +349,8 @@ PLAIN = {
         outputs=("out",),
         options={"kind": {"kind": "gelu"}},
         always={"bias": False, "split": None},
-        pinned=({"rows": 41, "columns": 25},),
+        pinned=({"rows": 41, "columns": 25}, {"rows": 515, "columns": 17}),
+        exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
         conventions=("bias in every row", "bias elsewhere"),
     ),
     "optimizers": Plain(
@@ -293,7 +365,18 @@ PLAIN = {
             "decoupled": {"optimizer": "adam"},
         },
         always={"first_step": 1, "clip": None, "decaying": 1.0, "layout": "contiguous"},
-        pinned=({"numel": 1025, "steps": 4, "optimizer": "adamw", "weight_decay": 0.1},),
+        pinned=(
+            {"numel": 1025, "steps": 4, "optimizer": "adamw", "weight_decay": 0.1},
+            {"numel": 4099},
+        ),
+        exercised={
+            "lr": ({"lr": 0.1, "steps": 2},),
+            "beta1": ({"momentum": 0.5, "steps": 3},),
+            "beta2": ({"beta2": 0.9, "steps": 3},),
+            "eps": ({"eps": 1e-3, "magnitude": "tiny"},),
+            "weight_decay": ({"optimizer": "adam", "weight_decay": 0.1, "steps": 2},),
+            "decoupled": ({"weight_decay": 0.1, "steps": 2},),
+        },
         narrowed=optimizer_narrowed,
     ),
 }

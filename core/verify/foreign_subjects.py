@@ -93,6 +93,7 @@ class Function:
         side: where its tensors live.
         missing: options that it does not have.
         ever: outputs and gradients that it ever computed.
+        unexercised: options that it has and no judged case has set.
     """
 
     def __init__(self, function: Callable[..., Any], operator: str) -> None:
@@ -101,6 +102,7 @@ class Function:
         self._names = _names(function, self._plain.options)
         self.missing = [o for o in self._plain.options if o not in self._names]
         self.ever: set[str] = set()
+        self.unexercised = list(self._names)
         self._computed: set[str] = set()  # by the last call
         ours, plain = module.CONTRACT, self._plain
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
@@ -111,7 +113,7 @@ class Function:
             truth=lambda case, given: {
                 n: x for n, x in module.truth(case, given).items() if n in self._computed
             },
-            pinned=[module.Case(**fields) for fields in plain.pinned],
+            pinned=[module.Case(**fields) for fields in self._pinned()],
             properties=claims,
             small=plain.small or ours.small,
             in_place=False,
@@ -127,6 +129,18 @@ class Function:
         for option in self.missing:
             fields |= self._plain.options[option]
         return self._plain.narrowed(_in_precision(case, precision, fields), size)
+
+    def judged(self, case: Any) -> None:
+        """Remember which options a case has set."""
+        unset = self._plain.options
+        self.unexercised = [
+            o for o in self.unexercised if all(getattr(case, n) == x for n, x in unset[o].items())
+        ]
+
+    def _pinned(self) -> Iterator[Mapping[str, Any]]:
+        yield from self._plain.pinned
+        for option in self._names:
+            yield from self._plain.exercised.get(option, ())
 
     def _check_signature(self, case: Any) -> None:
         """Refuse a function that cannot be called, before it is."""
@@ -193,6 +207,7 @@ class Operator:
         self.side, module = ops.load("triton"), contract_module(operator)
         self.missing: list[str] = []
         self.ever: set[str] = set()
+        self.unexercised: list[str] = []
         self._module_run = module.run
         self._wanted = functions(operator)
         for name in self._wanted:
@@ -208,6 +223,9 @@ class Operator:
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without a tile of our tables."""
         return _in_precision(case, precision, {"tile": None})
+
+    def judged(self, case: Any) -> None:
+        """Remember nothing: it has every option."""
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
         if self.fitting(case, precision_name(case)) != case:

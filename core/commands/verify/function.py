@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from twofold.core.verify.foreign import Verdict
 
 # So many times the examples of `operators`: no case is chosen by the function's tiles.
-MORE = 2
+MORE = 12
 LIMIT = 60.0
 
 
