@@ -292,3 +292,27 @@ def refuses_windows(q, k, v, window_size=None):
     if window_size is not None:
         raise ValueError("no windows")
     return ignores_window(q, k, v)
+
+
+def _grouped(q, k, v, kinder):
+    groups = q.shape[1] // k.shape[1]
+    k, v = (kinder(x, groups) for x in (k, v))
+    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1) @ v
+
+
+def groups_from_shapes(q, k, v, dropout_p=0.0):
+    return _grouped(q, k, v, lambda x, groups: x.repeat_interleave(groups, 1))
+
+
+def groups_in_turn(q, k, v):
+    return _grouped(q, k, v, lambda x, groups: x.repeat(1, groups, 1, 1))
+
+
+def groups_of_one_batch(q, k, v, enable_gqa=False):
+    if not enable_gqa:
+        return _grouped(q, k, v, lambda x, groups: x)
+    return _grouped(q, k, v, lambda x, groups: x[:1].repeat_interleave(groups, 1))
+
+
+def cross_entropy_of_counted(logits, targets, ignore_index=-100):
+    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=ignore_index)

@@ -78,8 +78,11 @@ def test_a_fault_is_named_and_comes_again(request, name):
         eval(line, {"foreign": foreign})
 
 
+CROSS = "softmax_cross_entropy"
 PINNED = {
     "ignores_window": ("attention", "forward float32 out: out["),
+    "groups_of_one_batch": ("attention", "forward float32 out: out["),
+    "groups_in_turn": ("attention", "forward float32 out: out["),
     "second_tile_is_late": ("attention", "forward float32 out: out["),
     "layer_norm_of_one_tile": ("layer_norm", "backward float32 dweight: dweight["),
     "cross_entropy_counts_all": ("softmax_cross_entropy", "forward float32 loss: loss"),
@@ -99,6 +102,21 @@ def test_pinned_cases_set_every_option(operator):
     for option, unset in plain.options.items():
         cases = [vars(case) | dict(c) for c in (*plain.pinned, *plain.exercised.get(option, ()))]
         assert any(c[name] != x for c in cases for name, x in unset.items()), option
+
+
+def test_what_the_domain_leaves_out_is_said():
+    def notes(name, operator="attention"):
+        return foreign.judge(f"foreign_kernels:{name}", operator, 0, ["float32"], claimed=0).notes
+
+    said = notes("groups_from_shapes")
+    assert "grouped heads judged, though it takes no enable_gqa" in said
+    assert "never passed: dropout_p" in said
+    said = notes("torch_attention")
+    assert "grouped heads not judged: add enable_gqa=…" in said
+    (outside,) = (note for note in said if note.startswith("not in the domain: "))
+    assert "causal with more keys than queries" in outside and "a query without keys" in outside
+    assert "window" not in outside and "lse" not in outside
+    assert any("a mean of no rows" in note for note in notes("cross_entropy_of_counted", CROSS))
 
 
 def test_an_option_that_no_case_set_is_named():

@@ -44,13 +44,21 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contract import (
     subject as subject_of,
 )
-from twofold.core.verify.foreign_subjects import Function, Operator, Refused, load, subject
+from twofold.core.verify.foreign_subjects import (
+    Function,
+    Operator,
+    Refused,
+    in_precision,
+    load,
+    subject,
+)
 
 PRECISIONS = (*domains.DTYPES, "tf32")
 SHRINKING = 15.0  # seconds, for each failure
 SIZES = (16, 32, 64)  # head_dims
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 CLAIMED = 4  # cases for each property and precision
+IMPLIED = {"enable_gqa": "grouped heads"}
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
 
 
@@ -170,6 +178,7 @@ class _Trial:
         self.line, self.observe = line, observe
         self.subject = subject_of(self.contract, judged.side)
         self.refused: dict[str, dict[Any, str]] = {}
+        self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
 
     def bound(self, case: Any) -> list[Finding]:
         """Judge a case; whatever is raised, but a refusal, is a violation too."""
@@ -222,7 +231,27 @@ class _Trial:
             except Violation as found:
                 violation = found
                 break
+        if violation is None:
+            violation = self._imply(precision, held)
         return held, violation.findings if violation else []
+
+    def _imply(self, precision: str, held: list[Finding]) -> Violation | None:
+        """Judge what the function may do without being told; what it raises there is no fault.
+
+        Not on a GPU: a kernel that knows nothing of it leaves its tensors there, and goes on.
+        """
+        for option, case in self.judged.implied.items() if self.judged.side.device == "cpu" else ():
+            try:
+                held += self.bound(in_precision(case, precision, {}))
+            except Refused:
+                continue
+            except Violation as violation:
+                if violation.__cause__ is not None:
+                    continue
+                self.implied.add(option)
+                return violation
+            self.implied.add(option)
+        return None
 
     def properties(self, precision: str, claimed: int) -> list[Claim]:
         """Ask every property of a few cases."""
@@ -299,8 +328,15 @@ class _Trial:
         """Say what was not judged."""
         judged, passes = self.judged, self.contract.passes
         notes = []
-        if judged.missing:
-            notes.append(f"not judged, for it takes none of them: {', '.join(judged.missing)}")
+        if missing := [o for o in judged.missing if o not in judged.implied]:
+            notes.append(f"not judged, for it takes none of them: {', '.join(missing)}")
+        for option in judged.implied:
+            asked = f"not judged: add {option}=…"
+            if option in self.implied:
+                asked = f"judged, though it takes no {option}"
+            notes.append(f"{IMPLIED[option]} {asked}")
+        if judged.unpassed:
+            notes.append(f"never passed: {', '.join(judged.unpassed)}")
         if judged.unexercised:
             notes.append(f"never exercised: {', '.join(judged.unexercised)}")
         lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
@@ -309,6 +345,8 @@ class _Trial:
             lost = {n: pass_ for n, pass_ in lost.items() if pass_ == "forward"}
         if judged.ever and lost:
             notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
+        if outside := judged.outside():
+            notes.append(f"not in the domain: {'; '.join(outside)}")
         for refusals in self.refused.values():
             case, words = next(iter(refusals.items()))
             first = f"{case.dtype} {report.short(case)}"

@@ -43,6 +43,8 @@ class Plain:
         always: the values that fields of the case have in every plain call.
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         exercised: cases that are always run of a function that has the option.
+        implied: a case of an option that a function may do without, reading it from the shapes.
+        outside: what no case has, by the option or output without which it means nothing.
         narrowed: brings a case into the plain domain, where `always` cannot say how.
         inputs: where they are not the contract's.
         small: cuts a case down for the properties, where the contract's asks for too much.
@@ -55,6 +57,8 @@ class Plain:
     always: Mapping[str, Any]
     pinned: Sequence[Mapping[str, Any]]
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outside: Mapping[str, str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None
     small: Callable[[Any], Any] | None = None
@@ -242,6 +246,14 @@ PLAIN = {
             "sinks": ({**SMALL, "sinks": True},),
             "enable_gqa": ({**SMALL, "heads": 4, "groups": 2},),
         },
+        implied={"enable_gqa": {**SMALL, "heads": 4, "groups": 2}},
+        outside={
+            "causal": "causal with more keys than queries, or fewer",
+            "mask": "a query without keys",
+            "key_lengths": "a query without keys",
+            "window_size": "a window with a mask, or with more keys than queries, or fewer",
+            "lse": "the gradient of lse",
+        },
         narrowed=attention_narrowed,
         inputs=attention_inputs,
         small=attention_small,
@@ -284,6 +296,7 @@ PLAIN = {
             {"length": 199, "columns": 129, "spread": "frequent"},
             {"length": 515, "rows": 300, "columns": 17},
         ),
+        outside={"out": "ids outside the table"},
         conventions=("outside the table",),
     ),
     "rotary": Plain(
@@ -306,6 +319,7 @@ PLAIN = {
         call=softmax_call,
         outputs=("out",),
         options={},
+        outside={"out": "elements that are −∞"},
         always={"masked": False, "tile": None},
         pinned=(
             {"rows": 37, "columns": 257},
@@ -340,6 +354,10 @@ PLAIN = {
                 {"rows": 5, "classes": 33, "reduction": how} for how in ("sum", "none")
             ),
             "ignore_index": ({"rows": 37, "classes": 33, "ignored": 0.3},),
+        },
+        outside={
+            "loss": "logits that are −∞; targets that are probabilities",
+            "ignore_index": "a mean of no rows",
         },
         inputs=cross_entropy_inputs,
         conventions=("no such class",),
@@ -377,6 +395,7 @@ PLAIN = {
             "weight_decay": ({"optimizer": "adam", "weight_decay": 0.1, "steps": 2},),
             "decoupled": ({"weight_decay": 0.1, "steps": 2},),
         },
+        outside={"params": "moments that are not zero at first"},
         narrowed=optimizer_narrowed,
     ),
 }

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "attention_fp8": ("forward", "quantize"),
     "attention_double_backward": ("backward",),
 }
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
 
 
@@ -94,6 +95,8 @@ class Function:
         missing: options that it does not have.
         ever: outputs and gradients that it ever computed.
         unexercised: options that it has and no judged case has set.
+        unpassed: parameters that it has and that are never given.
+        implied: cases of options that it does not have and may do without, by the option.
     """
 
     def __init__(self, function: Callable[..., Any], operator: str) -> None:
@@ -103,6 +106,11 @@ class Function:
         self.missing = [o for o in self._plain.options if o not in self._names]
         self.ever: set[str] = set()
         self.unexercised = list(self._names)
+        self.implied = {
+            option: module.Case(**fields)
+            for option, fields in self._plain.implied.items()
+            if option in self.missing
+        }
         self._computed: set[str] = set()  # by the last call
         ours, plain = module.CONTRACT, self._plain
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
@@ -118,7 +126,7 @@ class Function:
             small=plain.small or ours.small,
             in_place=False,
         )
-        self._check_signature(module.Case())
+        self.unpassed = self._check_signature(module.Case())
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without what the function does not take.
@@ -128,7 +136,7 @@ class Function:
         fields = dict(self._plain.always)
         for option in self.missing:
             fields |= self._plain.options[option]
-        return self._plain.narrowed(_in_precision(case, precision, fields), size)
+        return self._plain.narrowed(in_precision(case, precision, fields), size)
 
     def judged(self, case: Any) -> None:
         """Remember which options a case has set."""
@@ -142,25 +150,34 @@ class Function:
         for option in self._names:
             yield from self._plain.exercised.get(option, ())
 
-    def _check_signature(self, case: Any) -> None:
-        """Refuse a function that cannot be called, before it is."""
+    def outside(self) -> list[str]:
+        """Return what the domain leaves out that would mean something to the function."""
+        means = {*self._names, *self.ever}
+        return list(dict.fromkeys(x for name, x in self._plain.outside.items() if name in means))
+
+    def _check_signature(self, case: Any) -> list[str]:
+        """Refuse a function that cannot be called, before it is; return what it is never given."""
         try:
             signature = inspect.signature(self._function)
         except ValueError:  # a builtin has none
-            return
+            return []
         call = self._plain.call(self.side, case, self.contract.inputs(case))
         options = {self._names[n]: None for n in call.options if n in self._names}
         try:
-            signature.bind(*call.tensors, **options)
+            given = signature.bind(*call.tensors, **options).arguments
         except TypeError as error:
             takes = f"({', '.join(call.tensors)}), and any of {', '.join(self._plain.options)}"
             raise TypeError(f"the function takes {signature}; it must take {takes}") from error
+        named = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
+        return [p.name for p in named if p.name not in given]
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
         """Call the function, and its gradient where there is one."""
         import torch
 
-        if self.fitting(case, precision_name(case)) != case:
+        precision = precision_name(case)
+        implied = [in_precision(x, precision, {}) for x in self.implied.values()]
+        if self.fitting(case, precision) != case and case not in implied:
             raise Inapplicable("the function takes no such case")
         call = self._plain.call(side, case, given)
         tensors = {
@@ -208,6 +225,8 @@ class Operator:
         self.missing: list[str] = []
         self.ever: set[str] = set()
         self.unexercised: list[str] = []
+        self.unpassed: list[str] = []
+        self.implied: dict[str, Any] = {}
         self._module_run = module.run
         self._wanted = functions(operator)
         for name in self._wanted:
@@ -222,10 +241,14 @@ class Operator:
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without a tile of our tables."""
-        return _in_precision(case, precision, {"tile": None})
+        return in_precision(case, precision, {"tile": None})
 
     def judged(self, case: Any) -> None:
         """Remember nothing: it has every option."""
+
+    def outside(self) -> list[str]:
+        """Return nothing: its domain is the operator's."""
+        return []
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
         if self.fitting(case, precision_name(case)) != case:
@@ -257,7 +280,7 @@ class _With:
         return self._theirs if name == self._theirs.name else getattr(self._side, name)
 
 
-def _in_precision(case: Any, precision: str, fields: Mapping[str, Any]) -> Any:
+def in_precision(case: Any, precision: str, fields: Mapping[str, Any]) -> Any:
     """Return the case with these fields, as far as it has them, in this precision."""
     tf32 = precision == "tf32"
     fields = {**fields, "dtype": "float32" if tf32 else precision, "allow_tf32": tf32}

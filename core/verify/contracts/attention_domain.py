@@ -313,7 +313,7 @@ def small(case: Case) -> Case:
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with everything that may be done to scores."""
     heads = st.sampled_from(((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 3, 1), (3, 1, 1), (2, 2, 1)))
-    grouped = st.sampled_from(((1, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3)))
+    grouped = st.sampled_from(((1, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3), (2, 4, 2)))
     maybe_axes = st.sampled_from([None, None, *MASKS])
     window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
     return st.one_of(
