@@ -6,6 +6,7 @@ import signal
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -316,3 +317,49 @@ def groups_of_one_batch(q, k, v, enable_gqa=False):
 
 def cross_entropy_of_counted(logits, targets, ignore_index=-100):
     return torch.nn.functional.cross_entropy(logits, targets, ignore_index=ignore_index)
+
+
+def fails_in_numpy(q, k, v):
+    if q.shape[2] > 16:
+        np.zeros(16)[:] = np.zeros(q.shape[2])
+    return _grouped(q, k, v, lambda x, groups: x)
+
+
+def of_full_tiles(q, k, v):
+    if q.shape[2] % 64:
+        raise ValueError("seqlen_q must be a multiple of 64")
+    return _grouped(q, k, v, lambda x, groups: x)
+
+
+def in_float64(q, k, v):
+    return _grouped(q, k, v, lambda x, groups: x).double()
+
+
+def lse_in_half(q, k, v):
+    scores = q.float() @ k.float().mT / math.sqrt(q.shape[-1])
+    out = (torch.softmax(scores, -1) @ v.float()).to(q.dtype)
+    return out, torch.logsumexp(scores, -1).to(q.dtype)
+
+
+def cross_entropy_in_float32(logits, targets):
+    return torch.nn.functional.cross_entropy(logits.float(), targets)
+
+
+@triton.autotune(configs=[triton.Config({"ROWS": 4}), triton.Config({"ROWS": 8})], key=["C"])
+@triton.jit
+def _softmax(x_ptr, out_ptr, R, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    here = (rows < R) & (columns < C)
+    x = tl.load(x_ptr + rows * C + columns, mask=here, other=float("-inf")).to(tl.float32)
+    p = tl.exp(x - tl.max(x, 1)[:, None])
+    tl.store(out_ptr + rows * C + columns, p / tl.sum(p, 1)[:, None], mask=here)
+
+
+def autotuned_softmax(x):
+    x = x.detach().contiguous()
+    out, (R, C) = torch.empty_like(x), x.shape
+    _softmax[lambda meta: (triton.cdiv(R, meta["ROWS"]),)](
+        x, out, R, C, COLUMNS=triton.next_power_of_2(C)
+    )
+    return out

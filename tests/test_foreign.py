@@ -145,11 +145,38 @@ def test_properties_of_a_sound_and_of_a_faulty_kernel():
         eval(claims["saturation"].again, {"foreign": foreign})
 
 
+def test_an_accident_in_a_library_is_no_refusal():
+    (failure, *_) = judge("fails_in_numpy").failures
+    assert "ValueError: could not broadcast" in failure
+    assert re.search(r"\(at foreign_kernels.py:\d+\)", failure)
+
+
+def test_who_refuses_most_is_told():
+    found = foreign.judge("foreign_kernels:of_full_tiles", "attention", 6, ["float32"], claimed=0)
+    assert any(re.match(r"mostly refused.*: \d+ of \d+ cases", note) for note in found.notes)
+
+
+def test_a_dtype_that_conventions_differ_about_is_a_note():
+    found = judge("cross_entropy_in_float32", CROSS, ("float16",))
+    assert found.failures == []
+    assert "loss is float32 where logits is float16; both are usual" in found.notes
+
+
+def test_an_autotuned_kernel_is_judged():
+    assert judge("autotuned_softmax", "softmax").failures == []
+
+
 BAD = {
+    "in_float64": "TypeError: out is float64; it must be float32, as q is",
     "returns_a_list": "TypeError: it returns list; it must return a tensor",
     "of_another_shape": "out has shape (1, 1, 1, 1); it must be (1, 1, 2, 1)",
     "writes_to_its_inputs": "input 2 of shape (1, 1, 1, 1) was written to",
 }
+
+
+def test_lse_is_float32():
+    failures = judge("lse_in_half", dtypes=("float16",)).failures
+    assert "lse is float16; it must be float32" in failures[0]
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -5,7 +5,7 @@ options of `foreign_calls.PLAIN` that its signature has (`autograd.Function.appl
 it). It returns the output, or (output, lse) for attention. Options it does not have are left out
 of the domain, and so is what conventions differ about: a query without keys, and causal with more
 keys than queries or fewer. If the output requires grad, the gradients are judged too. A case that
-the function refuses (`foreign_subjects.REFUSALS`) is counted, not held against it. An object with
+the function refuses (`foreign_refusals.REFUSALS`) is counted, not held against it. An object with
 `forward` and `backward` that take what ours do is judged as any operator. What fails is shrunk.
 
 In here a function that hangs or crashes takes the judge with it; `foreign_apart` keeps them apart.
@@ -44,10 +44,10 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contract import (
     subject as subject_of,
 )
+from twofold.core.verify.foreign_refusals import Refused, where
 from twofold.core.verify.foreign_subjects import (
     Function,
     Operator,
-    Refused,
     in_precision,
     load,
     subject,
@@ -57,6 +57,7 @@ PRECISIONS = (*domains.DTYPES, "tf32")
 SHRINKING = 15.0  # seconds, for each failure
 SIZES = (16, 32, 64)  # head_dims
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
+REFUSED = 6  # so many times the cases wanted may be refused
 CLAIMED = 4  # cases for each property and precision
 IMPLIED = {"enable_gqa": "grouped heads"}
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
@@ -178,6 +179,8 @@ class _Trial:
         self.line, self.observe = line, observe
         self.subject = subject_of(self.contract, judged.side)
         self.refused: dict[str, dict[Any, str]] = {}
+        self.taken: set[Any] = set()
+        self.turned_away: set[Any] = set()  # in every form that they were tried in
         self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
 
     def bound(self, case: Any) -> list[Finding]:
@@ -207,6 +210,8 @@ class _Trial:
         except Exception as error:
             own_words = type(error) in (AssertionError, Bits)
             fault = str(error) if own_words else f"{type(error).__name__}: {error}"
+            if at := "" if own_words else where(error):
+                fault += f" (at {at})"
             pass_ = self.contract.passes.get(output, PROPERTY)
             broken = Finding(
                 self.contract.operator, pass_, output, precision_name(case), case, np.inf, np.inf,
@@ -226,7 +231,9 @@ class _Trial:
             case = self.judged.fitting(case, precision)
             try:
                 held.extend(self.bound(case))
+                self.taken.add(case)
             except Refused as refusal:
+                self.turned_away.add(case)
                 self._refuse(refusal, case)
             except Violation as found:
                 violation = found
@@ -288,12 +295,14 @@ class _Trial:
             enough = len(applied) >= (
                 MORE * examples if failed else examples
             )  # to shrink needs more
+            enough |= len(refused) >= REFUSED * examples
             if case in seen or enough or time.monotonic() > until[0]:
                 return True
             seen.add(case)
             try:
                 check(case)
                 applied.add(case)
+                self.taken.add(case)
             except Refused as refusal:
                 refused.add(case)
                 self._refuse(refusal, case)
@@ -314,7 +323,10 @@ class _Trial:
         def search(case: Any, size: int) -> None:
             # As it is drawn, and where that is refused with a head_dim that more functions take.
             fits = (self.judged.fitting(case, precision, s) for s in (None, size))
-            assume(any(attempt(one) for one in fits))
+            taken = any(attempt(one) for one in fits)
+            if not taken:
+                self.turned_away.add(self.judged.fitting(case, precision))
+            assume(taken)
 
         try:
             if examples:
@@ -347,6 +359,11 @@ class _Trial:
             notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
         if outside := judged.outside():
             notes.append(f"not in the domain: {'; '.join(outside)}")
+        notes += sorted(judged.remarks)
+        taken, away = len(self.taken), len(self.turned_away)
+        if away:
+            mostly = "mostly refused, which says little: " if away > taken else ""
+            notes.append(f"{mostly}{taken} of {taken + away} cases were taken")
         for refusals in self.refused.values():
             case, words = next(iter(refusals.items()))
             first = f"{case.dtype} {report.short(case)}"

@@ -48,6 +48,7 @@ class Plain:
         narrowed: brings a case into the plain domain, where `always` cannot say how.
         inputs: where they are not the contract's.
         small: cuts a case down for the properties, where the contract's asks for too much.
+        any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
 
@@ -62,6 +63,7 @@ class Plain:
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None
     small: Callable[[Any], Any] | None = None
+    any_dtype: Sequence[str] = ()
     conventions: Sequence[str] = ()
 
 
@@ -360,6 +362,7 @@ PLAIN = {
             "ignore_index": "a mean of no rows",
         },
         inputs=cross_entropy_inputs,
+        any_dtype=("loss",),
         conventions=("no such class",),
     ),
     "activation": Plain(

@@ -6,7 +6,6 @@ operator's module (`forward`, `backward`, …) and their arguments.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import sys
@@ -18,8 +17,9 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_calls import ALIASES, PLAIN
+from twofold.core.verify.foreign_refusals import refusals
+from twofold.core.verify.peers import interpreted
 from twofold.core.verify.report import contract_module
-from twofold.core.verify.strict_memory import Fault
 
 # The functions of an operator's module that its contract calls, where not forward and backward.
 FUNCTIONS = {
@@ -30,11 +30,6 @@ FUNCTIONS = {
     "attention_double_backward": ("backward",),
 }
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-REFUSALS = (ValueError, AssertionError, NotImplementedError)
-
-
-class Refused(Exception):
-    """The implementation does not take a case, in its own words."""
 
 
 def load(name: str) -> Any:
@@ -43,7 +38,7 @@ def load(name: str) -> Any:
     Raises:
         ValueError: there is no such module or function, or it cannot be imported.
     """
-    ops.triton_device()  # before Triton is imported
+    interpreted.prepare()  # before the module imports Triton, or what its kernels call
     module_name, _, function_name = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -96,6 +91,7 @@ class Function:
         ever: outputs and gradients that it ever computed.
         unexercised: options that it has and no judged case has set.
         unpassed: parameters that it has and that are never given.
+        remarks: what it does otherwise than ours, and may.
         implied: cases of options that it does not have and may do without, by the option.
     """
 
@@ -106,6 +102,7 @@ class Function:
         self.missing = [o for o in self._plain.options if o not in self._names]
         self.ever: set[str] = set()
         self.unexercised = list(self._names)
+        self.remarks: set[str] = set()
         self.implied = {
             option: module.Case(**fields)
             for option, fields in self._plain.implied.items()
@@ -186,13 +183,14 @@ class Function:
         }
         leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
         options = {self._names[n]: x for n, x in call.options.items() if n in self._names}
-        with _refusals():
+        with refusals():
             returned = self._function(*tensors.values(), **options)
             outputs = returned if isinstance(returned, tuple) else (returned,)
             for x in outputs[: len(self._plain.outputs)]:
                 if not isinstance(x, torch.Tensor):
                     raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
             found = dict(zip(self._plain.outputs, outputs, strict=False))
+            self._check_dtypes(found, leaves)
             roots = {
                 n: x
                 for n, x in found.items()
@@ -212,6 +210,22 @@ class Function:
         self.ever |= self._computed
         return found
 
+    def _check_dtypes(self, found: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+        """Refuse an output in another dtype than its input's; lse is float32."""
+        first, x = next(iter(leaves.items()))
+        for name, y in found.items():
+            own, theirs = _dtype(x), _dtype(y)
+            if name == "lse":
+                wanted, why = "float32", "whatever the inputs are"
+            else:
+                wanted, why = own, f"as {first} is"
+            if theirs == wanted:
+                continue
+            words = f"{name} is {theirs}; it must be {wanted}, {why}"
+            if name not in self._plain.any_dtype:
+                raise TypeError(words)
+            self.remarks.add(f"{name} is {theirs} where {first} is {own}; both are usual")
+
 
 class Operator:
     """An object with the functions of an operator's module, such as a module of kernels.
@@ -227,6 +241,7 @@ class Operator:
         self.unexercised: list[str] = []
         self.unpassed: list[str] = []
         self.implied: dict[str, Any] = {}
+        self.remarks: set[str] = set()
         self._module_run = module.run
         self._wanted = functions(operator)
         for name in self._wanted:
@@ -253,7 +268,7 @@ class Operator:
     def _run(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
         if self.fitting(case, precision_name(case)) != case:
             raise Inapplicable("there is no such case")
-        with _refusals():
+        with refusals():
             found: Mapping[str, Any] = self._module_run(_With(side, self), case, given)
         self.ever |= {n for n, x in found.items() if x is not None}
         return found
@@ -301,24 +316,5 @@ def _names(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str
     }
 
 
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Tell what an implementation refuses from what it does wrong."""
-    try:
-        yield
-    except Exception as error:
-        causes = list(_causes(error))
-        faults = [e for e in causes if isinstance(e, Fault)]
-        if faults:
-            raise faults[0] from error
-        if isinstance(causes[-1], REFUSALS):
-            raise Refused(f"{type(causes[-1]).__name__}: {causes[-1]}") from error
-        raise
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Go from an exception to what raised it: the interpreter wraps what a kernel raises."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+def _dtype(x: Any) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -125,6 +125,7 @@ def _asked(config: pytest.Config) -> bool:
 def _enter(stack: contextlib.ExitStack) -> str:
     """Enter the strict interpreter, where there is no GPU or it was asked for."""
     from twofold.core import ops
+    from twofold.core.verify.peers import interpreted
 
     before = "triton" in sys.modules
     device = ops.triton_device()
@@ -133,6 +134,7 @@ def _enter(stack: contextlib.ExitStack) -> str:
 
         if before and not _interpreted():
             pytest.fail(TOO_LATE, pytrace=False)
+        interpreted.prepare()
         stack.enter_context(strict_interpreter())
     return device
 

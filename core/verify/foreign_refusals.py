@@ -1,0 +1,88 @@
+"""What an implementation refuses, told from what it does wrong, and where in its code that is."""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from twofold.core.verify.strict_memory import Fault, StaticAssertion, Unsupported
+
+REFUSALS = (ValueError, AssertionError, NotImplementedError)
+STATEMENTS = ("RAISE_VARARGS", "UNPACK_SEQUENCE")  # the second is `R, C = x.shape`: two axes only
+_LIBRARIES = {"numpy", "torch"} | sys.stdlib_module_names - {"__main__"}
+_NOT_THEIRS = _LIBRARIES | {"triton", "twofold"}
+
+
+class Refused(Exception):
+    """The implementation does not take a case, in its own words."""
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Tell what an implementation refuses from what it does wrong."""
+    try:
+        yield
+    except Exception as error:
+        causes = list(_causes(error))
+        faults = [e for e in causes if isinstance(e, Fault)]
+        if faults:
+            raise faults[0] from error
+        if isinstance(causes[-1], REFUSALS) and _meant(causes[-1]):
+            raise Refused(f"{type(causes[-1]).__name__}: {causes[-1]}") from error
+        raise
+
+
+def where(error: BaseException) -> str:
+    """Return the innermost line of the implementation's own code, "" where there is none."""
+    found = ""
+    for cause in _causes(error):
+        for at in _frames(cause):
+            if _package(at) not in _NOT_THEIRS:
+                found = f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}"
+    return found
+
+
+def _meant(error: BaseException) -> bool:
+    """Return whether a statement raised it, and none in a library that the implementation calls.
+
+    NumPy and torch raise ValueError where shapes do not go together, which is a fault of whoever
+    calls them. What Triton's language and the strict interpreter refuse, the compiler would.
+    """
+    if isinstance(error, StaticAssertion | Unsupported):
+        return True
+    *_, innermost = _frames(error)
+    if _package(innermost) in _LIBRARIES:
+        return False
+    if _module(innermost).startswith("triton.runtime"):  # a device_assert
+        return False
+    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
+    return dis.opname[instruction] in STATEMENTS
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Go from an exception to what raised it: the interpreter wraps what a kernel raises."""
+    seen: BaseException | None = error
+    before: list[BaseException] = []
+    while seen is not None and not any(seen is x for x in before):  # a `Fault` is its own cause
+        yield seen
+        before.append(seen)
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    at = error.__traceback__
+    while at is not None:
+        yield at
+        at = at.tb_next
+
+
+def _module(at: TracebackType) -> str:
+    return str(at.tb_frame.f_globals.get("__name__", ""))
+
+
+def _package(at: TracebackType) -> str:
+    return _module(at).partition(".")[0]
