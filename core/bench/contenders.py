@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from twofold.core import ops
 from twofold.core.bench.problems import Problem
-from twofold.core.verify import foreign_subjects, report
+from twofold.core.verify import foreign_refusals, foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
 from twofold.core.verify.contract import judge as judged
 from twofold.core.verify.foreign_calls import ALIASES, PLAIN
@@ -86,7 +86,7 @@ class Contender:
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
             observe()
-            with contextlib.suppress(foreign_subjects.Refused):
+            with contextlib.suppress(foreign_refusals.Refused):
                 if fault := _first(judged(subject.contract, subject.side, case)):
                     return fault
         return ""
