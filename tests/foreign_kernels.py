@@ -255,7 +255,8 @@ def ignores_window(q, k, v, window_size=None):
 def second_tile_is_late(q, k, v, causal=False):
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if causal:
-        rows, keys = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+        rows, keys = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
+        rows = rows[:, None]
         scores = scores.where(
             (keys <= rows) & ((keys < 128) | (rows < 128) | (keys % 128 > 0)), -math.inf
         )
@@ -363,3 +364,16 @@ def autotuned_softmax(x):
         x, out, R, C, COLUMNS=triton.next_power_of_2(C)
     )
     return out
+
+
+def with_defaults_of_its_own(q, k, v, window_size=(-1, -1), softcap=0.0):
+    (left, right), (M, N) = window_size, (q.shape[2], k.shape[2])
+    scores = q.detach() @ k.detach().mT / math.sqrt(q.shape[-1])
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    ahead = torch.arange(N, device=q.device) - torch.arange(M, device=q.device)[:, None]
+    if left >= 0:
+        scores = scores.masked_fill(ahead < -left, -math.inf)
+    if right >= 0:
+        scores = scores.masked_fill(ahead > right, -math.inf)
+    return torch.softmax(scores, -1) @ v.detach(), None

@@ -145,6 +145,11 @@ def test_properties_of_a_sound_and_of_a_faulty_kernel():
         eval(claims["saturation"].again, {"foreign": foreign})
 
 
+def test_what_a_case_leaves_at_none_is_the_functions_default():
+    found = judge("with_defaults_of_its_own")
+    assert found.failures == [] and not any("never exercised" in note for note in found.notes)
+
+
 def test_an_accident_in_a_library_is_no_refusal():
     (failure, *_) = judge("fails_in_numpy").failures
     assert "ValueError: could not broadcast" in failure

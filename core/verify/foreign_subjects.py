@@ -182,10 +182,12 @@ class Function:
             for n, x in call.tensors.items()
         }
         leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
-        options = {self._names[n]: x for n, x in call.options.items() if n in self._names}
+        options = self._given(call.options)
         with refusals():
             returned = self._function(*tensors.values(), **options)
             outputs = returned if isinstance(returned, tuple) else (returned,)
+            while len(outputs) > 1 and outputs[-1] is None:
+                outputs = outputs[:-1]
             for x in outputs[: len(self._plain.outputs)]:
                 if not isinstance(x, torch.Tensor):
                     raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
@@ -209,6 +211,18 @@ class Function:
         self._computed = set(found)
         self.ever |= self._computed
         return found
+
+    def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options by the function's names; one that is None is left to its default."""
+        given = {self._names[n]: x for n, x in options.items() if n in self._names}
+        defaults = {n: inspect.signature(self._function).parameters[n].default for n in given}
+        for name, default in defaults.items():
+            if given[name] is None and default is not inspect.Parameter.empty:
+                del given[name]
+            elif isinstance(default, tuple) and isinstance(given[name], tuple):
+                pairs = zip(given[name], default, strict=True)  # such as −1 for no limit
+                given[name] = tuple(d if x is None else x for x, d in pairs)
+        return given
 
     def _check_dtypes(self, found: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
         """Refuse an output in another dtype than its input's; lse is float32."""
