@@ -6,9 +6,9 @@ Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as 
 "FlashAttention", appendix B.2, with the gradient of lse beside it.
 
 What else the scores are made of, and which pairs take part, is in `attention_scores`. A sink is a
-key without a value: it takes its share of the weights away (the "zero sink" of Xiao et al. 2023,
-"Efficient Streaming Language Models with Attention Sinks"; with a learned score for each head,
-OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card").
+key without a value, which takes its share of the weights away (the Zero Sink of Xiao et al. 2023,
+"Efficient Streaming Language Models with Attention Sinks", whose score is 0); its score is learned
+for each head, as in OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card".
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 The steps are numbered; the kernel carries the same numbers where it does the same thing.
@@ -130,7 +130,8 @@ def forward(
         softcap: s becomes softcap·tanh(s/softcap) (Gemma 2).
         score_mod: a function of the scores, and its derivative.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|distance to the diagonal|
-            (Press et al. 2022, "Train Short, Test Long").
+            (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input
+            Length Extrapolation").
         bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N).
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
@@ -160,8 +161,7 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        rotary,
-        block_mask, block_size,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
     # (0) queries and keys at their positions

@@ -3,9 +3,9 @@ r"""Attention of one or a few new queries of every sequence to a cache of keys a
     out = softmax(q·kᵀ·scale)·v,   lse_i = log Σ_j exp(s_ij)
 
 over a sequence's own keys, however many there are: what generates a text, token by token (Shazeer
-2019, "Fast Transformer Decoding"). A cache may be cut into pages of as many keys each, which lie
-anywhere; a table says where each sequence's are (Kwon et al. 2023, "Efficient Memory Management for
-Large Language Model Serving with PagedAttention").
+2019, "Fast Transformer Decoding: One Write-Head is All You Need"). A cache may be cut into pages of
+as many keys each, which lie anywhere; a table says where each sequence's are (Kwon et al. 2023,
+"Efficient Memory Management for Large Language Model Serving with PagedAttention").
 
 A sequence's last query is its last key: query i of M is at position length − M + i, from which
 `causal`, `window_size` and `alibi_slopes` count, which a `score_mod` is given as the query's
@@ -17,7 +17,7 @@ Sequences may bring as many queries each as they have, packed one after the othe
 single tokens, as serving has them. What is said of M queries is then said of each one's own.
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys that a sequence has room
-for, `P` pages, `D` head_dim. Steps (1) to (4) are those of `attention`, which is called for each
+for, `P` pages, `D` head_dim. Steps (0) to (4) are those of `attention`, which is called for each
 sequence; the kernel takes them over parts of the keys and merges those by the steps of
 `merge_attention`. There is no backward.
 

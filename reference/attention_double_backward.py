@@ -18,7 +18,7 @@ dS moves with Δ by −P, so ∂ℓ/∂Δ_i = −g_i, and lse's gradient, which 
 
     (11) ddlse = g,   g_i = Σ_j P_ij·G_ij.
 
-dP moves dS by P, and Δ by P, so ∂ℓ/∂dP = P∘(G − g); through (6), whose factor is X,
+dP moves dS by P, and Δ by P, so ∂ℓ/∂dP = P∘(G − g), and with the X of (6)
 
     (12) R = P∘X∘(G − g)
 

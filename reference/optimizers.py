@@ -113,7 +113,8 @@ def adam(
         params, grads, m, v: (n,) each; m and v are zero before the first step.
         step: t of the paper, 1 at the first call.
         lr, beta1, beta2, eps: α, β₁, β₂, ε of the paper.
-        weight_decay: λ, multiplied by lr as torch has it (in the paper by its schedule alone).
+        weight_decay: λ. Decoupled, it is multiplied by lr, as in PyTorch; in the paper by the
+            schedule's factor alone, without α.
         decoupled: decay the parameters (AdamW) instead of adding λ·θ to the gradient.
         decay_numel: how many leading elements decay; all by default.
         grad_norm, max_norm: clip the gradient of norm `grad_norm` to `max_norm`.
@@ -163,7 +164,8 @@ def sgd(
     """Take one step of stochastic gradient descent, in place.
 
     b ← μ·b + g and θ ← θ − lr·b, or with Nesterov's momentum θ ← θ − lr·(g + μ·b) (Sutskever et al.
-    2013, "On the importance of initialization and momentum in deep learning", section 2).
+    2013, "On the importance of initialization and momentum in deep learning", section 2, where lr
+    multiplies what goes into b; here, as in PyTorch, what comes out of it).
 
     Args:
         params, grads, momentum_buffer: (n,) each; the last is zero before the first step, and may
@@ -206,7 +208,8 @@ def adagrad(
 ) -> None:
     """Take one step of Adagrad, in place: s ← s + g², θ ← θ − lr·g/(√s + ε).
 
-    Duchi, Hazan & Singer 2011, "Adaptive Subgradient Methods", section 1.1, with diagonal matrices.
+    Duchi, Hazan & Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic
+    Optimization", section 1.1, with diagonal matrices.
 
     Args:
         params, grads, sum_of_squares: (n,) each; the last is zero before the first step.
