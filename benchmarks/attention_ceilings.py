@@ -33,7 +33,12 @@ from twofold.kernels.attention_tiles import Tile
 RESULT = Path(__file__).resolve().parent / "results" / "attention-ceilings.json"
 TARGET = "sm_90a"
 HEAD_DIMS, DTYPES, LENGTH = (64, 128, 256), ("bfloat16", "float16"), 1024
-PRESENT, SHORT, OTHER = "present kernel", "short sequences", "other tile"
+PRESENT, OTHER = "present kernel", "other tile"
+# Steps of forward with the tiles of no more rows than these.
+FEW = {
+    "short sequences": attention_tiles.SHORT,
+    "sequences of middle length": attention_tiles.MIDDLE,
+}
 # Tiles that Hopper's table does not have, those of the general one first: by kernel and head_dim.
 OTHERS: dict[str, dict[int, tuple[Tile, ...]]] = {
     "forward_kernel": {
@@ -85,12 +90,12 @@ def calls(quick: bool = False) -> Iterator[tuple[Wanted, Callable[[], object]]]:
 
                 yield Wanted(PRESENT, head_dim, dtype, causal), present
                 if not causal and dtype == DTYPES[0]:
-                    few = q[:, :, : attention_tiles.SHORT]
+                    for name, most in FEW.items():
 
-                    def short(q: Any = few) -> None:
-                        side.attention.forward(q, q, q)
+                        def short(q: Any = q[:, :, :most]) -> None:
+                            side.attention.forward(q, q, q)
 
-                    yield Wanted(SHORT, head_dim, dtype, causal), short
+                        yield Wanted(name, head_dim, dtype, causal), short
             if quick:
                 continue
             flat = torch.empty(64, LENGTH, head_dim, dtype=torch.bfloat16)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pages
 from attention_variants import CUDNN, FLASH, PLAIN, name
 from harness import OF_GPUS as GPU
 
@@ -25,7 +26,7 @@ def source(kind: str) -> str:
     """Say where figures are from."""
     path, found = newest(kind)
     on = found["ran_on"]
-    return (
+    return pages.wrapped(
         f"From `results/gpu/{path.name}`: {on['gpu']}, driver {on['driver']}, "
         f"PyTorch {on['torch']}, Triton {on['triton']}."
     )
@@ -47,15 +48,23 @@ def kind_of(race: Race) -> str:
     return chosen if chosen in rates else name(VARIANTS[key]._replace(pairs=False))
 
 
-def not_raced() -> str:
-    """Return which kernels of the table were raced in another form; "" if none was."""
-    others = {
-        f"head_dim {race['head_dim']}{' in causal order' if race['causal'] else ''}"
-        for race in by_kernel()
-        if kind_of(race) not in (PLAIN, name(VARIANTS[race["head_dim"], race["causal"]]))
-    }
-    said = ", ".join(sorted(others))
-    return f" Raced without pairs, which the kernel has now: {said}." if others else ""
+def unraced() -> list[str]:
+    """Say of which calls the variant that is chosen by now was not raced, if there are any."""
+    said = {}
+    for race in by_kernel():
+        key, own = (race["head_dim"], race["causal"]), kind_of(race)
+        if own != PLAIN and own != name(VARIANTS[key]):
+            said[key] = (
+                f"At head_dim {key[0]}, {'causal' if key[1] else 'full'}, the figures of Hopper's "
+                f"kernel are those of “{variant(own)}”: “{variant(name(VARIANTS[key]))}”, which is "
+                "chosen by now, was not raced."
+            )
+    return ["", pages.wrapped(" ".join(said.values()))] if said else []
+
+
+def variant(named: str) -> str:
+    """Return a variant's name without the kernel's."""
+    return named.removeprefix("Hopper ")
 
 
 def kernels() -> str:
@@ -72,11 +81,11 @@ def kernels() -> str:
         cells = (
             race["head_dim"], "causal" if race["causal"] else "full", race["length"],
             f"{rates[FLASH]:.0f}", f"{rates[PLAIN]:.0f}", f"{own:.0f}",
-            f"{rates[best]:.0f}: {best.removeprefix('Hopper ')}", f"{rates[CUDNN]:.0f}",
+            f"{rates[best]:.0f}: {variant(best)}", f"{rates[CUDNN]:.0f}",
             f"{own / rates[FLASH]:.2f}", f"{own / rates[CUDNN]:.2f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", source("attention_variants") + not_raced()])
+    return "\n".join([*lines, *unraced(), "", source("attention_variants")])
 
 
 def copies() -> str:

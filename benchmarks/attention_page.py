@@ -33,7 +33,8 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]
 IN_MEMORY, PRESENT, OTHER = "scores in memory", "present kernel", "other tile"
-SHORT = "short sequences"
+DESCRIPTORS = "descriptors"
+FEW = "short sequences", "sequences of middle length"
 # Bytes that pass for each score where scores are in memory, 2 for each time it is read or written:
 # forward the product, its scale, the mask where there is one, the softmax, the other product;
 # backward dp, dv, the softmax's, the mask's, the scale's, dq, dk.
@@ -172,7 +173,27 @@ def aside() -> str:
         for D in HEAD_DIMS:
             (row,) = rows(name, D, True)
             lines.append(line({**row, "kernel": name}))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", pages.wrapped(descriptors())])
+
+
+def descriptors() -> str:
+    """Say how registers and ceilings are with descriptors beside those of the step before them."""
+    pairs = [(rows(steps("forward")[-1], D, True)[0], rows(DESCRIPTORS, D, True)[0])
+             for D in HEAD_DIMS]  # fmt: skip
+    fewer = listed(str(a["registers"] - b["registers"]) for a, b in pairs)
+    apart, together = (
+        listed(f"{b[x] / a[x]:.2f}" for a, b in pairs) for x in ("apart", "together")
+    )
+    return (
+        f"Descriptors, at head_dim {listed(map(str, HEAD_DIMS))}: {fewer} registers fewer than the "
+        f"step before them, and ceilings that are {apart} times as high apart, {together} together."
+    )
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return words with commas and an 'and'."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}"
 
 
 def dtypes() -> str:
@@ -190,7 +211,7 @@ def dtypes() -> str:
         p for D in HEAD_DIMS
         for p in zip(rows(PRESENT, D, False), rows(PRESENT, D, True), strict=True)
     )  # fmt: skip
-    return (
+    return pages.wrapped(
         f"Together, float16 differs from bfloat16 by at most {halves:.3f}, and causal calls from "
         f"full ones by at most {causal:.3f}. Triton {counted()['triton']}, {counted()['target']}."
     )
@@ -230,6 +251,11 @@ def makespan(lengths: Iterable[int], slots: int) -> int:
     return max(free)
 
 
+def has(row: dict[str, Any], tile: attention_tiles.Tile) -> bool:
+    """Return whether a row was counted of this tile, whose features are no chunks."""
+    return tuple(row[n] for n in ("block_m", "block_n", "warps", "stages")) == tile[:4]
+
+
 def small() -> str:
     """Return what forward of small batches has to do at the least, and in how many programs."""
     lines = [
@@ -238,8 +264,9 @@ def small() -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for B, H, L, D in SMALL:
-        step = PRESENT if L > attention_tiles.SHORT else SHORT
-        (row,) = (r for r in rows(step, D, False) if r["kernel"] == "forward_kernel")
+        tile = attention_tiles.choose_tile("forward", D, 2, architecture="sm_90", rows=L)
+        own = (r for step in (PRESENT, *FEW) for r in rows(step, D, False) if has(r, tile))
+        row = next(r for r in own if r["kernel"] == "forward_kernel")
         blocks, keys = -(-L // row["block_m"]), -(-L // row["block_n"])
         made = blocks * row["block_m"] * keys * row["block_n"] / (L * L)
         programs = B * H * blocks
@@ -298,7 +325,7 @@ def _lines(races: list[dict[str, Any]]) -> Iterator[str]:
 def rates() -> str:
     """Return the rates that predictions are made with."""
     per_clock = ", ".join(f"{unit} {rate:.0f}" for unit, rate in counted()["rates"].items())
-    return (
+    return pages.wrapped(
         f"In a clock of a multiprocessor: {per_clock}; `mma.sync` {counted()['synchronous']} of "
         f"matrix. Memory {BANDWIDTH * 1e-12} TB/s, matrix units {PEAK * 1e-12:.0f} TFLOP/s."
     )

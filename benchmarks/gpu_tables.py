@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attention_measured import by_kernel, kind_of, newest, not_raced
+from attention_measured import by_kernel, kind_of, newest, unraced
 from attention_variants import CUDNN, FLASH
 
 HERE = "benchmarks/results/gpu/"
@@ -31,6 +31,7 @@ def attention() -> list[str]:
     made = "`python benchmarks/attention_variants.py --kernels --save`"
     return [
         *lines,
+        *unraced(),
         "",
         f"{made}, from `{HERE}{path.name}`. FlashAttention-2 and cuDNN as PyTorch brings them."
         + not_raced(),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+WIDTH = 120
 
 
 def filled(page: Path, sections: Mapping[str, Callable[[], str]]) -> str:
@@ -18,6 +21,11 @@ def filled(page: Path, sections: Mapping[str, Callable[[], str]]) -> str:
         content = write()
         text = pattern.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
     return text
+
+
+def wrapped(sentences: str) -> str:
+    """Return sentences in lines as wide as those that are written by hand."""
+    return textwrap.fill(sentences, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def put(page: Path, written: str, script: str) -> None:
