@@ -33,8 +33,7 @@ def attention() -> list[str]:
         *lines,
         *unraced(),
         "",
-        f"{made}, from `{HERE}{path.name}`. FlashAttention-2 and cuDNN as PyTorch brings them."
-        + not_raced(),
+        f"{made}, from `{HERE}{path.name}`. FlashAttention-2 and cuDNN as PyTorch brings them.",
         "",
     ]
 
