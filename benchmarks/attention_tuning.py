@@ -12,21 +12,19 @@ the reason; one that spills is timed, and says so.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import harness
 import torch
+import tuning
 
 from twofold.core import ops
-from twofold.core.bench import machine, problems, timing
+from twofold.core.bench import problems
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
 from twofold.kernels.attention_tiles import Tile, choose_tile
 
 KERNELS = ("forward", "dk_dv", "dq")
-PROCESSES = 14  # that compile
 MOST_REGISTERS = 260  # of a thread, for what is summed and a tile of scores
 
 
@@ -100,12 +98,7 @@ def calls(trial: Trial, tensors: Sequence[torch.Tensor]) -> Callable[[], object]
 
 def compiled(trial: Trial) -> str:
     """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
-    try:
-        calls(trial, inputs(trial.shape))()
-        torch.cuda.synchronize()
-    except Exception as error:  # whatever the compiler or the driver says of this tile
-        return f"{type(error).__name__}: {error}"[:200]
-    return ""
+    return tuning.first_call(lambda: calls(trial, inputs(trial.shape)))
 
 
 def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> dict[str, Any]:
@@ -117,17 +110,14 @@ def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> di
     listed = trials(shape, kernels)
     said = dict(zip(listed, pool.map(compiled, listed, chunksize=1), strict=True))
     for kernel in kernels:
-        own = [t for t in listed if t.kernel == kernel]
-        ready = {str(tuple(t.tile)): [calls(t, tensors)] for t in own if not said[t]}
+        own = [(t.tile, said[t]) for t in listed if t.kernel == kernel]
         chosen = choose_tile(kernel, shape.head_dim, 2, architecture="sm_90", rows=shape.length)
-        ready["table"] = [calls(Trial(kernel, shape, chosen), tensors)]
-        summary = timing.summary(timing.race(ready, "cuda", seconds), "table")
-        ms = {name: round(figures["median_ms"], 4) for name, figures in summary.items()}
-        found[kernel] = {
-            "table": str(tuple(chosen)),
-            "median_ms": dict(sorted(ms.items(), key=lambda item: item[1])),
-            "left_out": {str(tuple(t.tile)): said[t] for t in own if said[t]},
-        }
+
+        def call(tile: Tile, kernel: str = kernel) -> Callable[[], object]:
+            return calls(Trial(kernel, shape, tile), tensors)
+
+        figures = tuning.timed(own, call, call(chosen), seconds)
+        found[kernel] = {"table": str(tuple(chosen)), **figures}
     return found
 
 
@@ -150,25 +140,14 @@ def main() -> None:
         for shape in chosen:
             print(shape, {k: len(list(tiles(k, shape.head_dim))) for k in asked.kernels})
         return
-    if not ops.cuda_available():
-        raise SystemExit("attention_tuning.py needs a GPU; --list says what it would try")
-    began = time.monotonic()
-    on = machine.ran_on(asked.threads, "cuda")
-    places = [asked.json] if asked.json else []
-    places += [harness.place("attention_tuning", on)] if asked.save else []
-    group: dict[str, Any] = {}
-    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        for shape in chosen:
-            if time.monotonic() - began > 60 * asked.minutes:
-                break
+    with tuning.session("attention_tuning", asked, "small" if asked.small else "long") as session:
+        for shape in session.while_time_lasts(chosen):
             name = " ".join(f"{k}={v}" for k, v in shape._asdict().items())
-            group[name] = tuned(shape, asked.kernels, asked.seconds, pool)
-            for kernel, found in group[name].items():
-                best = [f"{n} {ms:.3f}" for n, ms in list(found["median_ms"].items())[:6]]
-                table = found["median_ms"]["table"]
-                print(f"{name} {kernel}: {', '.join(best)}; table {found['table']} {table:.3f}")
-            for path in places:
-                path.write_text(harness.merged(path, on, "small" if asked.small else "long", group))
+            found = tuned(shape, asked.kernels, asked.seconds, session.pool)
+            for kernel, figures in found.items():
+                best, table = tuning.told(figures)
+                print(f"{name} {kernel}: {best}; table {figures['table']} {table}")
+            session.keep(name, found)
 
 
 if __name__ == "__main__":

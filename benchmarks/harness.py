@@ -22,7 +22,6 @@ from twofold.core.bench.timing import summary
 
 __all__ = [
     "RESULTS",
-    "merged",
     "multiply",
     "options",
     "quickest",
@@ -53,13 +52,6 @@ def options(what: str | None, **extra: Any) -> argparse.Namespace:
     for name, keywords in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
     return parser.parse_args()
-
-
-def merged(path: Path, on: dict[str, Any], name: str, group: dict[str, Any]) -> str:
-    """Return the text of a result with this group in it, beside others of the same machine."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    groups = before.get("groups", {}) if before.get("ran_on") == on else {}
-    return json.dumps({"ran_on": on, "groups": {**groups, name: group}}, indent=1) + "\n"
 
 
 def use_threads(n: int) -> None:

@@ -9,21 +9,20 @@ other; one that cannot be is left out with the reason. The table's own choice ra
 
 from __future__ import annotations
 
+import functools
 import itertools
-import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import harness
 import torch
+import tuning
 
 from twofold.core import ops
-from twofold.core.bench import machine, problems, timing
+from twofold.core.bench import problems
 from twofold.core.bench.problems import Problem
 from twofold.kernels import layer_norm, linear, softmax_cross_entropy
 
-PROCESSES = 14  # that compile
 MOST_ELEMENTS = 64  # of a thread: more would spill
 TOKENS = 16384
 
@@ -101,31 +100,15 @@ def inputs(race: Race) -> Mapping[str, torch.Tensor]:
 def compiled(place: tuple[int, int]) -> str:
     """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
     race = races()[place[0]]
-    try:
-        call(race, inputs(race), race.tiles[place[1]])()
-        torch.cuda.synchronize()
-    except Exception as error:  # whatever the compiler or the driver says of this tile
-        return f"{type(error).__name__}: {error}"[:200]
-    return ""
+    return tuning.first_call(lambda: call(race, inputs(race), race.tiles[place[1]]))
 
 
 def tuned(place: int, seconds: float, pool: Any) -> dict[str, Any]:
     """Return the milliseconds of every tile that runs, the quickest first, and what others say."""
     race = races()[place]
     said = pool.map(compiled, [(place, i) for i in range(len(race.tiles))], chunksize=1)
-    tensors = inputs(race)
-    ready = {
-        str(tuple(tile)): [call(race, tensors, tile)]
-        for tile, fault in zip(race.tiles, said, strict=True)
-        if not fault
-    }
-    ready["table"] = [call(race, tensors, None)]
-    summary = timing.summary(timing.race(ready, "cuda", seconds), "table")
-    ms = {name: round(figures["median_ms"], 4) for name, figures in summary.items()}
-    return {
-        "median_ms": dict(sorted(ms.items(), key=lambda item: item[1])),
-        "left_out": {str(tuple(t)): s for t, s in zip(race.tiles, said, strict=True) if s},
-    }
+    own = functools.partial(call, race, inputs(race))
+    return tuning.timed(zip(race.tiles, said, strict=True), own, own(None), seconds)
 
 
 def main() -> None:
@@ -137,28 +120,18 @@ def main() -> None:
         only={"default": "", "help": "races whose name has this in it"},
         list={"action": "store_true", "help": "print how many tiles there are"},
     )
-    chosen = [i for i, race in enumerate(races()) if asked.only in race.name]
+    listed = races()
+    chosen = [i for i, race in enumerate(listed) if asked.only in race.name]
     if asked.list:
         for i in chosen:
-            print(races()[i].name, len(races()[i].tiles))
+            print(listed[i].name, len(listed[i].tiles))
         return
-    if not ops.cuda_available():
-        raise SystemExit("tile_tuning.py needs a GPU; --list says what it would try")
-    began = time.monotonic()
-    on = machine.ran_on(asked.threads, "cuda")
-    places = [asked.json] if asked.json else []
-    places += [harness.place("tile_tuning", on)] if asked.save else []
-    group: dict[str, Any] = {}
-    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        for i in chosen:
-            if time.monotonic() - began > 60 * asked.minutes:
-                break
-            name = races()[i].name
-            group[name] = tuned(i, asked.seconds, pool)
-            best = [f"{n} {ms:.3f}" for n, ms in list(group[name]["median_ms"].items())[:6]]
-            print(f"{name}: {', '.join(best)}; table {group[name]['median_ms']['table']:.3f}")
-            for path in places:
-                path.write_text(harness.merged(path, on, "tiles", group))
+    with tuning.session("tile_tuning", asked, "tiles") as session:
+        for i in session.while_time_lasts(chosen):
+            found = tuned(i, asked.seconds, session.pool)
+            best, table = tuning.told(found)
+            print(f"{listed[i].name}: {best}; table {table}")
+            session.keep(listed[i].name, found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Tiles timed against each other on a GPU: what the tuning scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+
+from twofold.core import ops
+from twofold.core.bench import machine, timing
+
+PROCESSES = 14  # that compile
+TABLE = "table"  # who is called with the tile that the table has
+
+Call = Callable[[], object]
+
+
+def first_call(make: Callable[[], Call]) -> str:
+    """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
+    try:
+        make()()
+        torch.cuda.synchronize()
+    except Exception as error:  # whatever the compiler or the driver says of this tile
+        return f"{type(error).__name__}: {error}"[:200]
+    return ""
+
+
+def timed(
+    tiles: Iterable[tuple[Any, str]], call: Callable[[Any], Call], table: Call, seconds: float
+) -> dict[str, Any]:
+    """Return the milliseconds of every tile that runs, the quickest first, and what others say.
+
+    `tiles` come with what their first call raised.
+    """
+    said = dict(tiles)
+    ready = {str(tuple(tile)): [call(tile)] for tile, fault in said.items() if not fault}
+    ready[TABLE] = [table]
+    summary = timing.summary(timing.race(ready, "cuda", seconds), TABLE)
+    ms = {name: round(figures["median_ms"], 4) for name, figures in summary.items()}
+    return {
+        "median_ms": dict(sorted(ms.items(), key=lambda item: item[1])),
+        "left_out": {str(tuple(tile)): fault for tile, fault in said.items() if fault},
+    }
+
+
+def told(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the quickest tiles in words, and the table's milliseconds."""
+    ms = found["median_ms"]
+    return ", ".join(f"{n} {t:.3f}" for n, t in list(ms.items())[:6]), f"{ms[TABLE]:.3f}"
+
+
+class Session:
+    """Processes that compile, and a result that is written after every part of it."""
+
+    def __init__(self, kind: str, asked: argparse.Namespace, group: str, pool: Any) -> None:
+        self.pool = pool
+        self._ends = time.monotonic() + 60 * asked.minutes
+        self._on = machine.ran_on(asked.threads, "cuda")
+        self._places = [asked.json] if asked.json else []
+        self._places += [harness.place(kind, self._on)] if asked.save else []
+        self._name, self._group = group, dict[str, Any]()
+
+    def while_time_lasts(self, parts: Iterable[Any]) -> Iterator[Any]:
+        """Yield parts until the minutes are over."""
+        for part in parts:
+            if time.monotonic() > self._ends:
+                return
+            yield part
+
+    def keep(self, name: str, found: Any) -> None:
+        """Add a part to the result, beside other groups of the same machine."""
+        self._group[name] = found
+        for path in self._places:
+            path.write_text(merged(path, self._on, self._name, self._group))
+
+
+@contextmanager
+def session(kind: str, asked: argparse.Namespace, group: str) -> Iterator[Session]:
+    """Begin to tune; without a GPU, end the script."""
+    if not ops.cuda_available():
+        raise SystemExit(f"{kind}.py needs a GPU; --list says what it would try")
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        yield Session(kind, asked, group, pool)
+
+
+def merged(path: Path, on: dict[str, Any], name: str, group: dict[str, Any]) -> str:
+    """Return the text of a result with this group in it, beside others of the same machine."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    groups = before.get("groups", {}) if before.get("ran_on") == on else {}
+    return json.dumps({"ran_on": on, "groups": {**groups, name: group}}, indent=1) + "\n"
