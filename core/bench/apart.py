@@ -7,22 +7,17 @@ crashes, exits or hangs ends that process, and is left out of the race with the 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from twofold.core.bench import problems
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
-from twofold.core.verify import foreign_subjects
-
-LIMIT = 60.0  # seconds, for each case of the contract and each pass
-IMPORTING = 300.0  # seconds, until the function is there
+from twofold.core.verify import alone, foreign_subjects
 
 
 class LeftOut(Exception):
@@ -51,10 +46,10 @@ class Apart:
     """A process for each function that is not ours, which tries one problem after the other.
 
     One that crashed or failed, which may leave a GPU unusable, begins anew with the next problem;
-    one that hung is not tried again.
+    one that hung, for `limit` seconds in a case of the contract or a pass, is not tried again.
     """
 
-    def __init__(self, device: str, limit: float = LIMIT) -> None:
+    def __init__(self, device: str, limit: float = alone.LIMIT) -> None:
         self._device, self._limit = device, limit
         self._trials: dict[str, _Trial] = {}
         self._hung: dict[str, str] = {}
@@ -102,39 +97,26 @@ class _Trial:
     """The process of one function, as this one sees it."""
 
     def __init__(self, name: str, device: str) -> None:
-        context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
-        self._pipe, theirs = context.Pipe()
-        self._process: Any = context.Process(
-            target=_child, args=(theirs, name, device), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self._patience = IMPORTING
+        self._process = alone.Alone(_child, name, device)
+        self._patience = alone.IMPORTING
+        self.end = self._process.end
 
     def ask(self, problem: str, limit: float) -> Said:
         """Return what came of a problem; raise `TimeoutError` or `Ended` where nothing did."""
         step = "its import"
+        self._process.ask(problem)
         try:
-            self._pipe.send(problem)
             while True:
-                if not self._pipe.poll(self._patience):
-                    raise TimeoutError(f"{step} does not end within {self._patience:g} s")
-                said: Said = self._pipe.recv()
+                said: Said = self._process.hear(self._patience)
                 self._patience = limit
                 if said.done:
                     return said
                 step = said.words
-        except (EOFError, ConnectionError):
-            self._process.join()
-            status = self._process.exitcode or 0
-            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        except TimeoutError as hung:
+            raise TimeoutError(f"{step} {hung}") from None
+        except alone.Ended as gone:
+            how = f"by {gone.signal}" if gone.signal else f"with status {gone.status}"
             raise Ended(f"{step} ended the process {how}") from None
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
 
 
 def _child(pipe: Connection, name: str, device: str) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import Any
 
 from twofold.core.verify import foreign
+from twofold.core.verify.alone import IMPORTING, LIMIT, Alone, Ended
 from twofold.core.verify.foreign import Verdict
-
-LIMIT = 60.0  # seconds, for one case
-IMPORTING = 300.0  # seconds, until the first case
 
 
 def judge(
@@ -29,17 +24,11 @@ def judge(
     A case that takes longer than `limit` seconds, or ends the process, is the failure; what was
     found before it is lost.
     """
-    context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
-    ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, function, operator, examples, precisions, claimed)
-    child = context.Process(target=_child, args=arguments, daemon=True)
-    child.start()
-    theirs.close()
+    child = Alone(_child, function, operator, examples, precisions, claimed)
     try:
-        return _listen(ours, child, limit)
+        return _listen(child, limit)
     finally:
-        child.kill()
-        child.join()
+        child.end()
 
 
 def _child(
@@ -59,19 +48,16 @@ def _child(
     pipe.send(verdict)
 
 
-def _listen(pipe: Connection, child: Any, limit: float) -> Verdict:
+def _listen(child: Alone, limit: float) -> Verdict:
     """Wait for the verdict, as long as cases keep coming."""
     line = "before the first case"
     while True:
-        wait = limit if line.startswith("foreign.") else IMPORTING
-        if not pipe.poll(wait):
-            return Verdict(failures=[f"it does not end within {wait:g} s\n  {line}"])
         try:
-            said = pipe.recv()
-        except EOFError:
-            child.join()
-            number = -(child.exitcode or 0)
-            how = f"by {signal.Signals(number).name}" if number > 0 else "without a word"
+            said = child.hear(limit if line.startswith("foreign.") else IMPORTING)
+        except TimeoutError as hung:
+            return Verdict(failures=[f"it {hung}\n  {line}"])
+        except Ended as gone:
+            how = f"by {gone.signal}" if gone.signal else "without a word"
             return Verdict(failures=[f"it ended the process {how}\n  {line}"])
         if isinstance(said, Verdict):
             return said

@@ -1,0 +1,59 @@
+"""A process of its own for what may hang or crash: nobody else ends with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from typing import Any
+
+LIMIT = 60.0  # seconds, for one case
+IMPORTING = 300.0  # seconds, until the first case
+
+
+class Ended(Exception):
+    """The process is gone; `status` is its exit status, that of a signal is negative."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+        self.signal = signal.Signals(-status).name if status < 0 else ""
+
+
+class Alone:
+    """A process that runs target(pipe, …) and is listened to."""
+
+    def __init__(self, target: Callable[..., None], *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
+        self._pipe, theirs = context.Pipe()
+        self._process: Any = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, question: object) -> None:
+        """Send something, whether or not anybody is there to receive it."""
+        try:
+            self._pipe.send(question)
+        except ConnectionError:
+            pass  # it is heard of soon enough
+
+    def hear(self, wait: float) -> Any:
+        """Return what it says next.
+
+        Raises:
+            TimeoutError: it says nothing for `wait` seconds.
+            Ended: it is gone.
+        """
+        if not self._pipe.poll(wait):
+            raise TimeoutError(f"does not end within {wait:g} s")
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            raise Ended(self._process.exitcode or 0) from None
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
