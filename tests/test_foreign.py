@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from twofold.core.cli import app
 from twofold.core.verify import foreign, foreign_apart
 from twofold.core.verify.contract import Violation
-from twofold.core.verify.foreign_calls import PLAIN
+from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.report import contract_module
 
 EXAMPLES = 12

@@ -21,7 +21,7 @@ from twofold.core.bench.problems import Problem
 from twofold.core.verify import foreign_refusals, foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
 from twofold.core.verify.contract import judge as judged
-from twofold.core.verify.foreign_calls import ALIASES, PLAIN
+from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.peers.table import PEERS
 
 TWOFOLD = "twofold"
@@ -136,36 +136,30 @@ def _named_as_in(
 ) -> dict[str, Any]:
     """Return a problem's options by the function's names for them, without those that are off.
 
-    An option is off where its value is the one that `foreign_calls` has for functions without it.
+    An option is off where its value is the one that `foreign_table` has for functions without it.
     Who insists on a scale is given it; that heads are shared is said where it can be.
 
     Raises:
         NotImplementedError: the function does not take an option that is on.
     """
     nothing = inspect.Parameter.empty
-    taken = _parameters(function)
+    taken = foreign_subjects.parameters(function)
+    names = foreign_subjects.names(function, (*problem.options, "softmax_scale"))
     without = PLAIN[problem.operator].options if problem.operator in PLAIN else {}
     found: dict[str, Any] = {}
     for option, value in problem.options.items():
-        names = [n for n in ALIASES.get(option, (option,)) if n in taken]
-        if names:
-            found[names[0]] = value
+        if option in names:
+            found[names[option]] = value
         elif without.get(option, {}).get(option, nothing) != value:
             raise NotImplementedError(f"it does not take {option}={value!r}")
     if problem.operator == "attention":
         q, k = tensors["q"], tensors["k"]
-        scales = (n for n in ALIASES["softmax_scale"] if n in taken)
-        found |= {n: q.shape[-1] ** -0.5 for n in scales if taken[n].default is nothing}
+        scale = names.get("softmax_scale")
+        if scale is not None and taken[scale].default is nothing:
+            found[scale] = q.shape[-1] ** -0.5
         if q.shape[1] != k.shape[1] and "enable_gqa" in taken:
             found["enable_gqa"] = True
     return found
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(function).parameters
-    except ValueError:  # a builtin has no signature
-        return {}
 
 
 # Tensors that have a gradient: cos and sin have none on either side.

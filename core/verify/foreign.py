@@ -1,7 +1,7 @@
 """Anyone's function judged by an operator's contract, bound by bound and property by property.
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
-options of `foreign_calls.PLAIN` that its signature has (`autograd.Function.apply` shows none: wrap
+options of `foreign_table.PLAIN` that its signature has (`autograd.Function.apply` shows none: wrap
 it). It returns the output, or (output, lse) for attention. Options it does not have are left out
 of the domain, and so is what conventions differ about: a query without keys, and causal with more
 keys than queries or fewer. If the output requires grad, the gradients are judged too. A case that
@@ -292,10 +292,8 @@ class _Trial:
                 raise failed[case]
             if case in refused:
                 return False
-            enough = len(applied) >= (
-                MORE * examples if failed else examples
-            )  # to shrink needs more
-            enough |= len(refused) >= REFUSED * examples
+            wanted = MORE * examples if failed else examples  # to shrink needs more
+            enough = len(applied) >= wanted or len(refused) >= REFUSED * examples
             if case in seen or enough or time.monotonic() > until[0]:
                 return True
             seen.add(case)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
-from twofold.core.verify.foreign_calls import ALIASES, PLAIN
 from twofold.core.verify.foreign_refusals import refusals
+from twofold.core.verify.foreign_table import ALIASES, PLAIN
 from twofold.core.verify.peers import interpreted
 from twofold.core.verify.report import contract_module
 
@@ -98,7 +98,7 @@ class Function:
     def __init__(self, function: Callable[..., Any], operator: str) -> None:
         self._function, self._plain = function, PLAIN[operator]
         self.side, module = ops.load("triton"), contract_module(operator)
-        self._names = _names(function, self._plain.options)
+        self._names = names(function, self._plain.options)
         self.missing = [o for o in self._plain.options if o not in self._names]
         self.ever: set[str] = set()
         self.unexercised = list(self._names)
@@ -316,17 +316,22 @@ def in_precision(case: Any, precision: str, fields: Mapping[str, Any]) -> Any:
     return replace(case, **{n: x for n, x in fields.items() if hasattr(case, n)})
 
 
-def _names(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the function calls those options that it has."""
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return a function's parameters; a builtin shows none."""
     try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # a builtin has no signature
+        return inspect.signature(function).parameters
+    except ValueError:
         return {}
+
+
+def names(function: Callable[..., Any], options: Iterable[str]) -> dict[str, str]:
+    """Return what the function calls those options that it has."""
+    taken = parameters(function)
     return {
         option: name
         for option in options
         for name in ALIASES.get(option, (option,))
-        if name in parameters
+        if name in taken
     }
 
 
