@@ -43,9 +43,9 @@ def multi_head_attention(
     x, w_qkv, b_qkv, w_out, b_out, context, bias = autocast(
         x, w_qkv, b_qkv, w_out, b_out, context, bias
     )
-    once = rotary is not None and not isinstance(rotary, Rotary)
+    once = False
     if rotary is not None and not isinstance(rotary, Rotary):
-        rotary = Rotary(rotary[0], rotary[1], interleaved=rotary[2])
+        rotary, once = Rotary(rotary[0], rotary[1], interleaved=rotary[2]), True
     return OPERATOR(
         x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, once,
         *listed(rotary=rotary, bias=bias, **how),

@@ -48,9 +48,9 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import near
+from twofold.kernels.layout import fresh, near
 from twofold.kernels.precision import float32_products, supported
-from twofold.kernels.rotary import turn_back
+from twofold.kernels.rotary import turn_back_in_place
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.rotary import Rotary
@@ -244,7 +244,7 @@ def backward(
     dout = near(dout)
     (B, H, M, D), K = q.shape, k.shape[1]
     sequences, longest_q, longest_k = _sizes(cache)
-    grads = into or Gradients(_empty(q), _empty(k), _empty(v))
+    grads = into or Gradients(fresh(q), fresh(k), fresh(v))
     delta = torch.empty_like(cache.lse)
     over_keys = dk_dv_tile or _tile("dk_dv", cache)
     over_queries = dq_tile or _tile("dq", cache)
@@ -275,8 +275,8 @@ def backward(
     )  # fmt: skip
     # (0) turned back, where they are
     if options.rotary is not None:
-        turn_back(grads.dq, *options.rotary.of_q)
-        turn_back(grads.dk, *options.rotary.of_k)
+        turn_back_in_place(grads.dq, *options.rotary.of_q)
+        turn_back_in_place(grads.dk, *options.rotary.of_k)
     if options.bias is not None:
         tile = dq_tile or _tile("dbias", cache)
         lists = (attention_blocks.over_keys(x, tile), *rest)
@@ -364,7 +364,3 @@ def _sizes(cache: Cache) -> tuple[int, int, int]:
     """Return how many sequences there are, and the queries and keys of the longest."""
     (B, _, M, _), N = cache.q.shape, cache.k.shape[2]
     return sizes(cache.options, B, M, N)
-
-
-def _empty(like: torch.Tensor) -> torch.Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)

@@ -35,8 +35,8 @@ from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_
 from twofold.kernels.attention_double_backward_tiles import choose_tile
 from twofold.kernels.attention_parts import at, call, load, place, seen, sequence
 from twofold.kernels.attention_tiles import Tile, padded
-from twofold.kernels.layout import alike
-from twofold.kernels.rotary import turn_back, turned
+from twofold.kernels.layout import alike, fresh
+from twofold.kernels.rotary import turn, turn_back_in_place
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
 
@@ -262,14 +262,12 @@ def backward(
     (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
     # (0) what stands for ddq and ddk
     if rotary is not None:
-        q, ddq = (turned(x, *rotary.of_q) for x in (q, ddq))
-        k, ddk = (turned(x, *rotary.of_k) for x in (k, ddk))
+        q, ddq = (turn(x, *rotary.of_q) for x in (q, ddq))
+        k, ddk = (turn(x, *rotary.of_k) for x in (k, ddk))
         options = options._replace(rotary=None)
     q, dout, ddq = alike(q, dout, ddq)
     k, v, ddk, ddv = alike(k, cache.v, ddk, ddv)
-    dq, dk, dv, ddout = (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, dout)
-    )
+    dq, dk, dv, ddout = (fresh(x) for x in (q, k, v, dout))
     delta, g, c = torch.empty((3, B, H, M), device=q.device)
     x = call(q, k, v, cache.softmax_scale, options)
     y = Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c)
@@ -298,6 +296,6 @@ def backward(
     )
     # (17) those of q and k as they were given
     if rotary is not None:
-        turn_back(dq, *rotary.of_q)
-        turn_back(dk, *rotary.of_k)
+        turn_back_in_place(dq, *rotary.of_q)
+        turn_back_in_place(dk, *rotary.of_k)
     return Gradients(dq, dk, dv, ddout, None if dlse is None else g.to(dlse.dtype))

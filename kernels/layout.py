@@ -1,4 +1,4 @@
-"""How what attention reads lies in memory; what its kernels cannot address well is copied."""
+"""How tensors lie in memory: new ones, and what attention reads, or a copy that it can address."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import torch
 from twofold.kernels.attention_tiles import aligned
 
 MOST_ROWS, MOST_FEATURES = 128, 512  # of a tile of the tables
+
+
+def fresh(like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor to be written, contiguous whatever the strides of the one it is like."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def near(x: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,9 @@ import triton
 import triton.language as tl
 
 from twofold.kernels.activation import activate, differentiate
+from twofold.kernels.attention_tiles import aligned
 from twofold.kernels.device import architecture
+from twofold.kernels.layout import fresh
 from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.linear import check
@@ -212,7 +214,7 @@ def backward(
     checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     x, weight = _rows(cache.x), cache.weight
     grads = into or Gradients(
-        _empty(cache.x), _empty(weight), _empty(weight[:, 0]) if cache.has_bias else None
+        fresh(cache.x), fresh(weight), fresh(weight[:, 0]) if cache.has_bias else None
     )
     # (1) activation, (2) bias
     dz = _dz(_rows(dout), cache, grads.dbias)  # (R, N)
@@ -237,12 +239,11 @@ def _gemm(
 ) -> None:
     """Write f(a·b + bias) to c, and its argument to z unless that is c itself."""
     (M, K), N = a.shape, b.shape[1]
-    aligned = all(stride in (0, 1) or stride % 16 == 0 for stride in c.stride())
     tile = tile or choose_tile(
         M,
         N,
         a.element_size(),
-        aligned=aligned,
+        aligned=aligned(*c.stride()),
         activated=activation is not None,
         architecture=architecture(),
     )
@@ -278,7 +279,3 @@ def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.T
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """Return x as rows, a view of it if they are a single stride apart."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _empty(like: torch.Tensor) -> torch.Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)

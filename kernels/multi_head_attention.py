@@ -172,6 +172,6 @@ def split(packed: torch.Tensor, *heads: int) -> tuple[torch.Tensor, ...]:
     return torch.split(each, list(heads), dim=1)
 
 
-def join(heads: torch.Tensor) -> torch.Tensor:
+def join(x: torch.Tensor) -> torch.Tensor:
     """View heads (B, H, L, D), side by side in memory, as (B, L, E)."""
-    return heads.transpose(1, 2).flatten(2)
+    return x.transpose(1, 2).flatten(2)

@@ -85,7 +85,7 @@ def at(ptr, strides, b, h, rows, columns):
 
 
 @triton.jit
-def turn(
+def turn_head(
     x_ptr, y_ptr, x_strides, y_strides, b, h, rows, cos, sin, L, D, F,
     INTERLEAVED: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
@@ -150,12 +150,12 @@ def rotary_kernel(
     for i in tl.static_range(BLOCK_H):
         h = group * BLOCK_H + i
         if h < H:
-            turn(
+            turn_head(
                 q_ptr, q_out_ptr, q_strides, q_out_strides, b, h, rows, cos, sin, L, D, F,
                 INTERLEAVED, BLOCK_F, BLOCK_REST,
             )  # fmt: skip
         elif h < H + G:
-            turn(
+            turn_head(
                 k_ptr, k_out_ptr, k_strides, k_out_strides, b, h - H, rows, cos, sin, L, D, F,
                 INTERLEAVED, BLOCK_F, BLOCK_REST,
             )  # fmt: skip
@@ -201,17 +201,17 @@ def backward(
     return grads
 
 
-def turned(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
-) -> torch.Tensor:
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
     out = _empty(x)
     _launch(x, None, Cache(cos, sin, interleaved), (out, out), False, None)
     return out
 
 
-def turn_back(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> None:
-    """Turn the pairs of x (B, H, L, D) by the opposite angles, where they are."""
+def turn_back_in_place(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> None:
+    """Turn the pairs of x (B, H, L, D) by the opposite angles, and write them where they were."""
     _launch(x, None, Cache(cos, sin, interleaved), (x, x), True, None)
 
 

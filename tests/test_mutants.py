@@ -115,7 +115,7 @@ def test_the_list_of_equivalents_is_not_stale():
     found = [m for side in ops.SIDES for o in ops.OPERATORS for m in mutants.of_operator(o, side)]
     assert not equivalents.stale(found)
     assert len(set(found)) == len(found)
-    entry = Equivalent("kernels/rotary.py", "turn", "no such line", "*", "")
+    entry = Equivalent("kernels/rotary.py", "turn_head", "no such line", "*", "")
     assert not entry.names(found[0])
 
 
@@ -138,7 +138,7 @@ def test_a_sample_takes_from_every_function_and_kind_and_is_drawn_from_its_seed(
     found = mutants.of_operator("rotary", "triton")
     drawn = mutants.sample(found, 24, seed=1)
     assert len(drawn) == 24 and {m.function for m in drawn} == {m.function for m in found}
-    of_turn = [m.kind for m in drawn if m.function == "turn"]
+    of_turn = [m.kind for m in drawn if m.function == "turn_head"]
     assert len(set(of_turn)) == len(of_turn)
     assert drawn == mutants.sample(found, 24, seed=1) != mutants.sample(found, 24, seed=2)
     assert mutants.sample(found, 10**6, seed=1) == found

@@ -10,7 +10,12 @@ import pytest
 from twofold.core import ops
 from twofold.core.verify import foreign_subjects
 
-HELPERS = ("keep_mask", "scaled_mask", "activate", "slope", "split", "join", "turn", "scatter_add")
+# What a side of kernels takes beside the arguments of both: how to compute, or where to write.
+OWN = {
+    "tile", "dk_dv_tile", "dq_tile", "split", "allow_tf32", "into", "dtype", "numbers", "go",
+}  # fmt: skip
+# What is a function of the host in one, and of the device in the other: part of something greater.
+DEVICE = {("activation", "activate")}
 
 
 def functions(module):
@@ -24,6 +29,11 @@ def functions(module):
     }
 
 
+def own_kernel(f, module):
+    """Return whether this is a function of the device, written in this module."""
+    return getattr(getattr(f, "fn", None), "__module__", "") == module.__name__
+
+
 @pytest.mark.parametrize("operator", ops.OPERATORS)
 def test_both_sides_offer_the_same_calls(operator):
     ops.triton_device()
@@ -31,16 +41,21 @@ def test_both_sides_offer_the_same_calls(operator):
     kernel = importlib.import_module(f"twofold.kernels.{operator}")
     offered = functions(reference).keys() & functions(kernel).keys()
     assert {*foreign_subjects.functions(operator)} <= offered
-    for name in offered - set(HELPERS):
-        theirs = inspect.signature(getattr(kernel, name)).parameters
-        for position, (argument, p) in enumerate(
-            inspect.signature(getattr(reference, name)).parameters.items()
-        ):
-            assert argument in theirs, f"{operator}.{name} lacks {argument}"
-            other = theirs[argument]
+    for name in offered:
+        ours, theirs = (inspect.signature(getattr(side, name)) for side in (reference, kernel))
+        for position, (argument, p) in enumerate(ours.parameters.items()):
+            assert argument in theirs.parameters, f"{operator}.{name} lacks {argument}"
+            other = theirs.parameters[argument]
             assert (other.kind, other.default) == (p.kind, p.default), f"{name}({argument})"
             if p.kind is p.POSITIONAL_OR_KEYWORD:
-                assert list(theirs)[position] == argument, f"{name}({argument})"
+                assert list(theirs.parameters)[position] == argument, f"{name}({argument})"
+        beside = theirs.parameters.keys() - ours.parameters.keys()
+        assert beside <= OWN, f"{operator}.{name} takes {beside} on one side only"
+        assert all(theirs.parameters[a].kind is inspect.Parameter.KEYWORD_ONLY for a in beside)
+        nothing = [f.return_annotation in ("None", None) for f in (ours, theirs)]
+        assert nothing[0] == nothing[1], f"{operator}.{name} returns something on one side only"
+    on_device = {name for name, f in vars(kernel).items() if own_kernel(f, kernel)}
+    assert {(operator, name) for name in functions(reference).keys() & on_device} <= DEVICE
 
 
 @pytest.mark.parametrize(

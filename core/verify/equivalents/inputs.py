@@ -13,20 +13,24 @@ from twofold.core.verify.equivalents.reasons import (
 _ROTARY = of(
     "kernels/rotary.py",
     {
-        STORE_CASTS: (("turn", "drop .to(y_ptr.dtype.element_ty) of *"),),
+        STORE_CASTS: (("turn_head", "drop .to(y_ptr.dtype.element_ty) of *"),),
         BOTH_FLOAT32: (
-            ("turn", "drop .to(tl.float32) of *"),
+            ("turn_head", "drop .to(tl.float32) of *"),
             ("rotary_kernel", "drop .to(tl.float32) of *"),
         ),
         UNSTORED: (
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, both), mask=inside, other=0.0): "
-                     "drop other"),
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0): "
-                     "drop other"),
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0): "
+            ("turn_head",
+             "tl.load(at(x_ptr, x_strides, b, h, rows, both), mask=inside, other=0.0): "
              "drop other"),
-            ("turn", "tl.load(at(x_ptr, x_strides, b, h, rows, rest), mask=inside, other=0.0): "
-                     "drop other"),
+            ("turn_head",
+             "tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0): "
+             "drop other"),
+            ("turn_head",
+             "tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0): "
+             "drop other"),
+            ("turn_head",
+             "tl.load(at(x_ptr, x_strides, b, h, rows, rest), mask=inside, other=0.0): "
+             "drop other"),
             ("rotary_kernel", "tl.load(cos_ptr + cos_at, mask=inside, other=0.0): drop other"),
             ("rotary_kernel", "tl.load(sin_ptr + sin_at, mask=inside, other=0.0): drop other"),
         ),

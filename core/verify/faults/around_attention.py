@@ -246,12 +246,12 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE, "ddq and ddk are not turned to their positions", "",
-        ("q, ddq = (turned(x, *rotary.of_q) for x in (q, ddq))", "q = turned(q, *rotary.of_q)"),
-        ("k, ddk = (turned(x, *rotary.of_k) for x in (k, ddk))", "k = turned(k, *rotary.of_k)"),
+        ("q, ddq = (turn(x, *rotary.of_q) for x in (q, ddq))", "q = turn(q, *rotary.of_q)"),
+        ("k, ddk = (turn(x, *rotary.of_k) for x in (k, ddk))", "k = turn(k, *rotary.of_k)"),
     ),
     (
         DOUBLE, "dk is turned back by the angles of q", "",
-        ("turn_back(dk, *rotary.of_k)", "turn_back(dk, *rotary.of_q)"),
+        ("turn_back_in_place(dk, *rotary.of_k)", "turn_back_in_place(dk, *rotary.of_q)"),
     ),
     (
         DOUBLE, "the last tile of a packed sequence is written into the next", "",

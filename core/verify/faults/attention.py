@@ -243,7 +243,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the gradient of turned keys is not turned back", "",
-        ("turn_back(grads.dk, *options.rotary.of_k)", "pass"),
+        ("turn_back_in_place(grads.dk, *options.rotary.of_k)", "pass"),
     ),
     (
         FORWARD, "lse of packed sequences lies as that of batches", "",
