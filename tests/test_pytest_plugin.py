@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from test_readme import program
 
 from twofold.core import ops
 
@@ -29,6 +30,30 @@ def call(n):
     x, y = torch.ones(n), torch.empty(n)
     copy[(triton.cdiv(n, 8),)](x, y, n, BLOCK=8)
     assert y.equal(x)
+"""
+
+
+# What the README's tests are of, and how little of the contract is enough here.
+MINE = """
+import functools
+
+import pytest
+
+my_attention = torch.nn.functional.scaled_dot_product_attention
+
+
+@triton.jit
+def my_kernel(x_ptr, n):
+    i = tl.arange(0, 128)
+    x = tl.load(x_ptr + i, mask=i < n)
+    tl.store(x_ptr + i, -x, mask=i < n)
+
+
+@pytest.fixture
+def hold_to_contract(hold_to_contract):
+    return functools.partial(hold_to_contract, examples=1, dtypes=["float32"])
+
+
 """
 
 
@@ -142,3 +167,8 @@ def test_loading_it_imports_nothing(run, monkeypatch):
 def line_of(source, text):
     (number,) = [i for i, line in enumerate(source.splitlines(), 1) if text in line]
     return number
+
+
+def test_the_readmes_tests_run(run):
+    counts, said = run("--strict-triton", test_it=KERNELS + MINE + program("strict_triton"))
+    assert counts == {"passed": 2}, said

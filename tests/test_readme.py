@@ -1,13 +1,28 @@
-"""The README's figures and code are those of the results and the sources."""
+"""The README's figures and code are those of the results and the sources, and its programs run.
 
-import re
+That of BERT runs in `test_finetune`, that of pytest in `test_pytest_plugin`.
+"""
+
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+import transformers
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+# What each program is known by.
+PROGRAMS = ("pretrained.load", "ops.attention", "modules.TransformerEncoderLayer", "strict_triton")
+
+
+def program(mark):
+    """Return the one program of the README that has these words."""
+    blocks = (block.split("```")[0] for block in README.split("```python\n")[1:])
+    (found,) = (block for block in blocks if mark in block)
+    return found
 
 
 def test_the_readme_is_what_its_script_writes():
@@ -18,10 +33,45 @@ def test_the_readme_is_what_its_script_writes():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_s_operators_run():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    (code,) = [block for block in blocks if "load(" in block and "ops.attention" in block]
-    x = np.random.default_rng(0).standard_normal((4, 1, 2, 3, 4))
-    names = dict(zip(("q", "k", "v", "dout"), x, strict=True))
-    exec(code, names)
-    assert names["dq"].shape == names["dv"].shape == x[0].shape
+def test_there_is_no_program_that_no_test_runs():
+    assert len({program(mark) for mark in PROGRAMS}) == README.count("```python\n")
+
+
+@pytest.mark.parametrize("side", ["reference", "triton"])
+def test_the_operators_run(side, triton):
+    """On either side, as its comment has it."""
+    written = program("ops.attention").replace('load("reference")', f'load("{side}")')
+    drawn = np.random.default_rng(0).random((4, 1, 2, 5, 8), np.float32)
+    names = dict(zip(("q", "k", "v", "dout"), drawn, strict=True))
+    if side == "triton":
+        names = {name: torch.tensor(x, device=triton.device) for name, x in names.items()}
+    exec(written, names)
+    assert names["ops"].name == side
+    for name, of in (("out", "q"), ("dq", "q"), ("dk", "k"), ("dv", "v")):
+        assert names[name].shape == names[of].shape
+
+
+def test_the_adapters_run():
+    """The model, for whose weights there is no network, is drawn."""
+
+    class AutoModelForCausalLM:
+        @staticmethod
+        def from_pretrained(_, **how):
+            config = transformers.LlamaConfig(
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                vocab_size=9,
+            )  # fmt: skip
+            return transformers.AutoModelForCausalLM.from_config(config, **how)
+
+    q, k, v = torch.rand(3, 1, 2, 5, 8).unbind()
+    names = {"AutoModelForCausalLM": AutoModelForCausalLM, "sinks": torch.zeros(2)}
+    names |= {"q": q, "k": k, "v": v}
+    exec(program("modules.TransformerEncoderLayer"), names)
+    assert names["model"].config._attn_implementation == "twofold"
+    torch.testing.assert_close(
+        names["out"], torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    )
+    x = torch.rand(1, 3, 512)
+    names["layer"](x).sum().backward()
+    names["optimizer"].step()
+    assert names["model"](torch.tensor([[1, 2, 3]])).logits.isfinite().all()
