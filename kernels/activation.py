@@ -9,7 +9,8 @@ and columns. Backward sums db on its way, over shares of the rows, as partial su
 second kernel adds up: no atomics, the same bits in every run. The shares are as many as fill a GPU;
 their sums, read and written, are about 2 MB. `linear` has the same pass for its own bias.
 
-tanh is built from one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ).
+tanh is built from one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ). Steps
+(1) and (2) are those of the reference.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def forward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y = f(x), for BLOCK elements."""
+    """(2) y = f(x), for BLOCK elements; there is no bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     tl.store(y_ptr + index, activate(x, KIND).to(y_ptr.dtype.element_ty), mask=index < n)
@@ -119,7 +120,7 @@ def backward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx = dy·f′(x), for BLOCK elements."""
+    """(1) dx = dy·f′(x), for BLOCK elements; there is no bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + index, mask=index < n, other=0.0).to(tl.float32)

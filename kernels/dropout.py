@@ -2,6 +2,7 @@
 
 Bytes: 2·n·b; no mask is stored. Operations: a Philox 4x32-10 per element, of whose eight draws one
 is used. Kernels draw by `keep` and `attention_keep`: a mask has one definition on this side, too.
+Steps (1)–(3) are those of the reference.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def keep(seed, index, threshold):
     counter = index // 8
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     zero = low * 0
+    # (1) draws, (2) mask
     return draw(seed, low, high, zero, zero, index % 8) >= threshold
 
 
@@ -78,9 +80,11 @@ def attention_keep(x, seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr)
     zero = (rows * 0 + groups * 0).to(tl.uint32)
     c0, c1 = zero + groups.to(tl.uint32), zero + rows.to(tl.uint32)
     c2, c3 = zero + h.to(tl.uint32), zero + b.to(tl.uint32)
+    # (1) draws
     w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (BLOCK_M, BLOCK_N / 8, 2, 2)
     draws = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
+    # (2) mask
     keep = tl.reshape(draws >= threshold, [rows.shape[0], BLOCK_N])
     if x.mask is not None or x.block_mask is not None:
         if rows.shape[0] < 32 or BLOCK_N < 32:
@@ -110,6 +114,7 @@ def dropout_kernel(
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
     y = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
+    # (1) draws, (2) mask, (3) scale
     if seed_ptr is not None:
         y = tl.where(keep(tl.load(seed_ptr), index, threshold), y * scale, 0.0)
     tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=inside)

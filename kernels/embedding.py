@@ -11,7 +11,7 @@ float32, and the row's program reads that sum instead: N/CHUNK·D·4 bytes more,
 a row takes n/CHUNK steps instead of n. The order of every sum is that of the places: the same bits
 in every run. Dropout after the look-up is drawn again here, in registers.
 
-`N` places, `V` rows of the table, `D` columns.
+`N` places, `V` rows of the table, `D` columns. Steps (1)–(3) are those of the reference.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def forward_kernel(
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     ids = tl.load(ids_ptr + n, mask=n < N, other=0).to(tl.int64)
+    # (1) look up
     x, known = look_up(table_ptr, table_strides, ids, columns, V, D)
     at = n[:, None] * D + columns[None, :]
     inside = (n < N)[:, None] & (columns < D)[None, :]
@@ -147,7 +148,7 @@ def chunk_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Sum one chunk of the sorted places if all of them looked up the same row."""
+    """(3) Sum one chunk of the sorted places if all of them looked up the same row."""
     chunk = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     start = chunk * CHUNK
@@ -176,7 +177,7 @@ def row_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Sum the places of one row: those before its whole chunks, the chunks, those after."""
+    """(3) Sum the places of one row: those before its whole chunks, the chunks, those after."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     start, stop = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
@@ -235,6 +236,7 @@ def scatter_add(
 
 def sort_places(ids: torch.Tensor, rows: int) -> Places:
     """Sort the places by id; ids outside the table lie before the first start or after the last."""
+    # (2) the places in the order of their ids
     ordered, order = torch.sort(ids.reshape(-1), stable=True)
     each = torch.arange(rows + 1, dtype=ordered.dtype, device=ordered.device)
     return Places(order, ordered, torch.searchsorted(ordered, each))

@@ -7,7 +7,7 @@ A program owns a block of columns of one sequence, so a sum has one order and no
 its rows of registers keeps the first maximum among the positions it saw; at the end the earliest
 of the largest wins. A NaN counts as largest, as in NumPy and torch.
 
-`B` batch, `L` length, `D` features.
+`B` batch, `L` length, `D` features. Steps (1)–(3) are those of the reference.
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ def forward_kernel(
     where = l[:, None] + tl.zeros([BLOCK_L, BLOCK_D], tl.int32)
     stop = length.to(tl.int32) if MEAN or MAX else 1
     for start in range(0, tl.where(valid, stop, 0), BLOCK_L):
+        # (1) the positions that count
         rows = start + l[:, None]
         inside = (rows < stop) & (columns < D)[None, :]
         x = tl.load(x_at + rows.to(tl.int64) * x_strides[1], mask=inside, other=0.0)
         x = x.to(tl.float32)
+        # (3) maximum, of each row of registers the first; (2) mean: the sum
         if MAX:
             larger = (x > top) | ((x != x) & (top == top))
             take = inside & larger
@@ -97,12 +99,14 @@ def forward_kernel(
         total += x
     out_width = D * (2 if MEAN and MAX else 1)
     out_at = out_ptr + b * out_width + columns
+    # (2) mean
     if MEAN or not MAX:
         pooled = tl.sum(total, axis=0)
         if MEAN:
             pooled = pooled / length.to(tl.float32)
         pooled = tl.where(valid, pooled, float("nan")).to(out_ptr.dtype.element_ty)
         tl.store(out_at, pooled, mask=columns < D)
+    # (3) maximum
     if MAX:
         is_nan = top != top
         any_nan = tl.max(is_nan.to(tl.int32), axis=0) > 0
@@ -136,12 +140,14 @@ def backward_kernel(
     length = tl.load(lengths_ptr + b)
     dout_at = dout_ptr + b * D * (2 if MEAN and MAX else 1) + columns
     dx = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
+    # (2) mean, of (1) the positions that count
     if MEAN or not MAX:
         dout = tl.load(dout_at, mask=columns < D, other=0.0).to(tl.float32)
         if MEAN:
             dx = tl.where(rows < length, dout * (1.0 / length.to(tl.float32)), dx)
         else:
             dx = tl.where(rows == 0, dout, dx)
+    # (3) maximum
     if MAX:
         dout = tl.load(dout_at + (D if MEAN else 0), mask=columns < D, other=0.0).to(tl.float32)
         first = tl.load(argmax_ptr + b * D + columns, mask=columns < D, other=-1)

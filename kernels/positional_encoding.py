@@ -166,7 +166,9 @@ def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> G
     """Return the gradients of both tables: sums over the places that looked a row up."""
     checks.gradient("dout", dout, (*cache.ids.shape, "D"))
     dout = dout.contiguous()
+    # (3) drop out: in both sums, drawn again
     scale, drawn = cache.scale, (cache.dropout_p, cache.seed)
+    # (2) add the position
     dposition_table = None
     if rows := cache.position_rows:
         if cache.positions is None:
@@ -174,6 +176,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> G
         else:
             places = sort_places(cache.positions, rows)
         dposition_table = sum_places(dout, places, 1.0, *drawn, tile=tile)
+    # (1) look up and scale
     dtable = sum_places(dout, sort_places(cache.ids, cache.rows), scale, *drawn, tile=tile)
     return Gradients(dtable, dposition_table)
 

@@ -4,7 +4,8 @@ Bytes: q and k read once and written once, 2·(H + G)·B·L·D·b; cos and sin, 
 heads, mostly come from the L2 cache. Operations: 6 per pair. Only the tables are saved. Any
 strides: q and k may be views of a packed projection, their gradients of the packed gradient.
 
-`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs.
+`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. Steps
+(1)–(3) are those of the reference.
 """
 
 from __future__ import annotations
@@ -95,23 +96,28 @@ def turn_head(
     """
     f = tl.arange(0, BLOCK_F)[None, :]
     if not INTERLEAVED:
+        # (1) pairs
         second = f + F
         inside = (rows < L) & (f < F)
         x1 = tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0).to(tl.float32)
         x2 = tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0)
         x2 = x2.to(tl.float32)
+        # (2) turned
         y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)
         y2 = (x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
         tl.store(at(y_ptr, y_strides, b, h, rows, f), y1, mask=inside)
         tl.store(at(y_ptr, y_strides, b, h, rows, second), y2, mask=inside)
     else:
-        # Neighbours are loaded and stored as one row: a stride of 2 would take 2 bytes at a time.
+        # (1) pairs: neighbours are loaded and stored as one row, where a stride of 2 would take 2
+        # bytes at a time.
         both = tl.arange(0, 2 * BLOCK_F)[None, :]
         inside = (rows < L) & (both < 2 * F)
         x = tl.load(at(x_ptr, x_strides, b, h, rows, both), mask=inside, other=0.0).to(tl.float32)
         x1, x2 = tl.split(x.reshape(x.shape[0], BLOCK_F, 2))
+        # (2) turned
         y = tl.interleave(x1 * cos - x2 * sin, x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
         tl.store(at(y_ptr, y_strides, b, h, rows, both), y, mask=inside)
+    # (3) features that have no pair
     if BLOCK_REST > 0:
         rest = 2 * F + tl.arange(0, BLOCK_REST)[None, :]
         inside = (rows < L) & (rest < D)

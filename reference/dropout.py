@@ -12,6 +12,8 @@ and the kernel, whatever its tiles, draws the same bits.
 
 One call of Philox gives eight 16-bit draws; element `n` takes draw ``n % 8`` of counter ``n // 8``,
 so `p` is rounded to the nearest 1/65536 and the scale is that of the rounded `p`: E[y] = x exactly.
+
+The steps are numbered; the kernel carries the same numbers where it does the same thing.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, p, seed)
+    # (1) draws, (2) mask, (3) scale
     return x * scaled_mask(x.shape, p, seed, x.dtype), Cache(p, seed)
 
 
@@ -74,6 +77,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 def scaled_mask(shape: tuple[int, ...], p: float, seed: int, dtype: Any) -> Array:
     """Return keep/(1 − p) as floats of `dtype`: what dropout multiplies by."""
+    # (3) scale
     return np.multiply(keep_mask(shape, p, seed), scale(p), dtype=dtype)
 
 
@@ -81,6 +85,7 @@ def attention_scaled_mask(
     shape: tuple[int, int, int, int], p: float, seed: int, dtype: Any, first: int = 0
 ) -> Array:
     """Return keep/(1 − p) of attention weights as floats of `dtype`."""
+    # (3) scale
     return np.multiply(attention_keep_mask(shape, p, seed, first), scale(p), dtype=dtype)
 
 
@@ -103,6 +108,7 @@ def keep_mask(shape: tuple[int, ...], p: float, seed: int) -> Array:
         index = np.arange(start, min(start + BLOCK, counters), dtype=np.uint64)
         low, high = index.astype(np.uint32), (index >> HALF).astype(np.uint32)
         zero = np.zeros_like(low)
+        # (1) draws, (2) mask
         draws = philox_draws(low, high, zero, zero, seed)
         keep[start * DRAWS : (start + BLOCK) * DRAWS] = draws >= threshold(p)
     return keep[:size].reshape(shape)
@@ -122,6 +128,7 @@ def attention_keep_mask(
     for start in range(0, B * H * M * groups, BLOCK):
         index = np.arange(start, min(start + BLOCK, B * H * M * groups))
         b, h, i, j = (c.astype(np.uint32) for c in np.unravel_index(index, (B, H, M, groups)))
+        # (1) draws, (2) mask
         draws = philox_draws(j, i, h, b + np.uint32(first), seed)
         keep[start * DRAWS : (start + BLOCK) * DRAWS] = draws >= threshold(p)
     return keep.reshape(B, H, M, groups * DRAWS)[..., :N]

@@ -1,6 +1,7 @@
 r"""Embedding look-up: out[…] = table[ids[…]].
 
-`V` rows of the table, `D` columns.
+`V` rows of the table, `D` columns. The steps are numbered; the kernel carries the same numbers
+where it does the same thing.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
     """
     check(ids, table)
     check_range("ids", ids, len(table))
+    # (1) look up
     return table[ids], Cache(ids, len(table))
 
 
@@ -67,9 +69,11 @@ def scatter_add(dout: Array, ids: Array, rows: int) -> Array:
     D = dout.shape[-1]
     flat, dout = ids.reshape(-1), dout.reshape(-1, D)
     dtable = np.zeros((rows, D), dout.dtype)
+    # (2) the places in the order of their ids
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))  # where each distinct id begins
+    # (3) the sum of each id's
     dtable[ordered[starts]] = np.add.reduceat(dout[order], starts, axis=0)
     return dtable
 

@@ -3,7 +3,8 @@ r"""From a sequence to one vector: its first position, its mean, its maximum, or
 Padding (positions at or after a sequence's length) never counts. The gradient of a maximum goes to
 the first position that attains it.
 
-`B` batch, `L` length, `D` features.
+`B` batch, `L` length, `D` features. The steps are numbered; the kernel carries the same numbers
+where it does the same thing.
 """
 
 from __future__ import annotations
@@ -69,11 +70,14 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     )
     if kind == "first":
         return x[:, 0].copy(), Cache(x, lengths, None, kind)
+    # (1) the positions that count
     live = np.arange(L) < lengths[:, None]  # (B, L)
     parts, top = [], None
+    # (2) mean
     if kind in ("mean", "mean_max"):
         total = np.einsum("bld,bl->bd", x, live.astype(x.dtype))
         parts.append(total / lengths[:, None].astype(x.dtype))
+    # (3) maximum
     if kind in ("max", "mean_max"):
         top = x.max(axis=1, where=live[..., None], initial=-np.inf)  # (B, D)
         parts.append(top)
@@ -89,10 +93,12 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     if cache.kind == "first":
         dx[:, 0] = dout
         return Gradients(dx)
+    # (2) mean, of (1) the positions that count
     if cache.kind in ("mean", "mean_max"):
         live = np.arange(L) < cache.lengths[:, None]
         share = live / cache.lengths[:, None].astype(dout.dtype)  # (B, L)
         dx += dout[:, None, :D] * share[..., None].astype(dout.dtype)
+    # (3) maximum
     if cache.top is not None:
         # A NaN is the largest. Padding comes behind what attains the maximum.
         first = ((x == cache.top[:, None]) | (x != x)).argmax(axis=1)  # (B, D)

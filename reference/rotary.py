@@ -7,7 +7,8 @@ Queries and keys so turned have products that depend on the difference of their 
 Pair i is (i, i + rotary_dim/2), the "half" form, or (2i, 2i + 1), the interleaved one of the
 paper. A rotation's transpose is its inverse, so backward is forward with −θ.
 
-`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs.
+`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. The
+steps are numbered; the kernel carries the same numbers where it does the same thing.
 """
 
 from __future__ import annotations
@@ -178,10 +179,11 @@ def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
     F = cos.shape[-1]
     cos, sin = (a.reshape(-1, 1, *a.shape[-2:]).astype(x.dtype, copy=False) for a in (cos, sin))
+    # (1) pairs
     first, second = (
         (slice(0, 2 * F, 2), slice(1, 2 * F, 2)) if interleaved else (slice(F), slice(F, 2 * F))
     )
-    # x·cos, and x⊥·sin, where x⊥ has (−x₂, x₁) for every pair (x₁, x₂)
+    # (2) turned: x·cos, and x⊥·sin, where x⊥ has (−x₂, x₁) for every pair (x₁, x₂)
     along, across = np.empty((2, *cos.shape[:3], 2 * F), x.dtype)
     along[..., first], along[..., second] = cos, cos
     across[..., first], across[..., second] = -sin, sin
@@ -190,5 +192,6 @@ def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     turned[..., first], turned[..., second] = x[..., second], x[..., first]
     turned *= across
     turned += x[..., : 2 * F] * along
+    # (3) features that have no pair
     out[..., 2 * F :] = x[..., 2 * F :]
     return out
