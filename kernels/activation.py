@@ -253,6 +253,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> G
     `split` overrides the choice of how many shares of the rows are summed apart.
     """
     checks.gradient("dout", dout, tuple(cache.x.shape))
+    precision.supported("dout", dout)
     x, dx, n = cache.x, torch.empty_like(cache.x), dout.numel()
     if cache.bias is None:
         if n:

@@ -14,16 +14,18 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import precision
+from twofold.reference import checks
 from twofold.reference.dropout import check
 
 BLOCK = 1024
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: two numbers, no mask."""
+    """What `backward` needs: two numbers and the shape, no mask."""
 
     p: float
     seed: int | torch.Tensor
+    shape: tuple[int, ...]
 
 
 class Gradients(NamedTuple):
@@ -124,11 +126,13 @@ def forward(x: torch.Tensor, p: float, seed: int | torch.Tensor) -> tuple[torch.
     """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p)."""
     check(x, p, seed)
     precision.supported("x", x)
-    return _dropout(x, p, seed), Cache(p, seed)
+    return _dropout(x, p, seed), Cache(p, seed, tuple(x.shape))
 
 
 def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
     """Return dx: the same kernel on `dout`."""
+    checks.gradient("dout", dout, cache.shape)
+    precision.supported("dout", dout)
     return Gradients(_dropout(dout, cache.p, cache.seed))
 
 

@@ -224,6 +224,7 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up."""
     checks.gradient("dout", dout, (*cache.ids.shape, "D"))
+    precision.supported("dout", dout)
     return Gradients(scatter_add(dout, cache.ids, cache.rows, tile=tile))
 
 

@@ -274,8 +274,10 @@ def backward(
 ) -> Gradients:
     """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`."""
     checks.gradient("dout", dout, tuple(cache.h.shape))
+    precision.supported("dout", dout)
     if dh is not None:
         checks.gradient("dh", dh, tuple(cache.h.shape))
+        precision.supported("dh", dh)
     C = dout.shape[-1]
     tile = tile or choose_tile(C)
     dout = dout.contiguous()

@@ -212,6 +212,7 @@ def backward(
     `into` receives them, in any strides, instead of new tensors.
     """
     checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
+    supported("dout", dout)
     x, weight = _rows(cache.x), cache.weight
     grads = into or Gradients(
         fresh(cache.x), fresh(weight), fresh(weight[:, 0]) if cache.has_bias else None

@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels import precision
 from twofold.reference import checks
 from twofold.reference.optimizers import check, check_adagrad, check_adam, check_sgd
 
@@ -212,6 +213,7 @@ def global_norm(grads: torch.Tensor) -> torch.Tensor:
     """Return ‖g‖₂ over the whole buffer, 0-d, on its device; squares are summed in float32."""
     checks.floating(grads=grads)
     checks.shape("grads", grads, ("n",))
+    precision.supported("grads", grads)
     n = grads.numel()
     share = triton.cdiv(n, PARTIALS * BLOCK) * BLOCK
     programs = triton.cdiv(n, share)
@@ -370,6 +372,7 @@ def _read(
     params: torch.Tensor, count: int, numbers: torch.Tensor | None, go: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return where a kernel finds its numbers, and whether to take the step; refuse all else."""
+    precision.supported("params", params)
     if numbers is not None:
         checks.dtype("numbers", numbers, "float32")
         checks.shape("numbers", numbers, (count,))

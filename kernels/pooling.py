@@ -189,6 +189,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> G
     if cache.argmax is not None:
         features = cache.argmax.shape[1] * (2 if cache.kind == "mean_max" else 1)
     checks.gradient("dout", dout, (B, features))
+    precision.supported("dout", dout)
     D = dout.shape[1] // (2 if cache.kind == "mean_max" else 1)
     tile = tile or choose_tile(D)
     dx = torch.empty((B, L, D), dtype=dout.dtype, device=dout.device)

@@ -165,6 +165,7 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
     checks.gradient("dout", dout, (*cache.ids.shape, "D"))
+    precision.supported("dout", dout)
     dout = dout.contiguous()
     # (3) drop out: in both sums, drawn again
     scale, drawn = cache.scale, (cache.dropout_p, cache.seed)

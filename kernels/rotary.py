@@ -202,6 +202,8 @@ def backward(
     `into` receives them, in any strides, instead of new tensors; it may be (dq_out, dk_out).
     """
     check_backward(dq_out, dk_out, cache.cos)
+    precision.supported("dq_out", dq_out)
+    precision.supported("dk_out", dk_out)
     grads = Gradients(*(into or (_empty(dq_out), _empty(dk_out))))
     _launch(dq_out, dk_out, cache, grads, True, tile)
     return grads

@@ -212,6 +212,7 @@ def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor,
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return dx = y·(dout − Σ_c dout·y)."""
     checks.gradient("dout", dout, tuple(cache.y.shape))
+    precision.supported("dout", dout)
     dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
     _launch(backward_kernel, long_backward_kernel, (dout, cache.y), dx, tile)
     return Gradients(dx)

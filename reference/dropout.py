@@ -35,10 +35,11 @@ BLOCK = 1 << 14  # counters worked on at a time, so that the state stays in the 
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: two numbers, no mask."""
+    """What `backward` needs: two numbers and the shape, no mask."""
 
     p: float
     seed: int
+    shape: tuple[int, ...]
 
 
 class Gradients(NamedTuple):
@@ -67,11 +68,12 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     """
     check(x, p, seed)
     # (1) draws, (2) mask, (3) scale
-    return x * scaled_mask(x.shape, p, seed, x.dtype), Cache(p, seed)
+    return x * scaled_mask(x.shape, p, seed, x.dtype), Cache(p, seed, tuple(x.shape))
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = dout · keep/(1 − p), with the mask drawn again from the seed."""
+    checks.gradient("dout", dout, cache.shape)
     return Gradients(dout * scaled_mask(dout.shape, cache.p, cache.seed, dout.dtype))
 
 

@@ -220,6 +220,7 @@ def test_bad_input_is_refused(both_refuse, function, arguments, error, words):
     ],
 )
 def test_numbers_that_would_be_read_amiss_are_refused(triton, changed, error, words):
-    given = {n: triton.asarray(x) if isinstance(x, np.ndarray) else x for n, x in ADAM.items()}
+    arrays = {n: triton.asarray(x, "float32") for n, x in ADAM.items() if x is N}
+    given = ADAM | arrays
     with pytest.raises(error, match=re.escape(words)):
         triton.optimizers.adam(**given, **{n: triton.asarray(x) for n, x in changed.items()})

@@ -28,7 +28,7 @@ CALLS = {
     ),
     "softmax_cross_entropy": ((np.ones((4, 3)),), (np.array([0, 1, 2, 0]),), (np.ones(3),)),
     "attention": ((np.ones((1, 1, 2, 4)),) * 3, (), (np.ones((1, 1, 3, 4)),)),
-    "dropout": ((np.ones(8),), (0.5, 1), ()),
+    "dropout": ((np.ones(8),), (0.5, 1), (np.ones(9),)),
 }  # fmt: skip
 
 
@@ -49,7 +49,34 @@ def test_kernels_refuse_float64(triton: Side, operator: str) -> None:
         forward(triton, operator, "float64")
 
 
-@pytest.mark.parametrize("operator", [name for name, call in CALLS.items() if call[2]])
+@pytest.mark.parametrize(
+    ("function", "buffers", "more"),
+    [
+        ("adam", ("params", "grads", "m", "v"), {"step": 1, "lr": 0.1}),
+        ("sgd", ("params", "grads", "momentum_buffer"), {"lr": 0.1}),
+        ("adagrad", ("params", "grads", "sum_of_squares"), {"lr": 0.1}),
+        ("global_norm", ("grads",), {}),
+    ],
+)
+def test_optimizers_refuse_float64(
+    triton: Side, function: str, buffers: tuple[str, ...], more: dict[str, Any]
+) -> None:
+    given = {name: triton.asarray(np.ones(8), "float64") for name in buffers}
+    with pytest.raises(ValueError, match=rf"^{buffers[0]}\.dtype is 'float64'; it must be one of"):
+        getattr(triton.optimizers, function)(**given, **more)
+
+
+@pytest.mark.parametrize("operator", [n for n in CALLS if n != "softmax_cross_entropy"])
+def test_kernels_refuse_gradients_of_float64(triton: Side, operator: str) -> None:
+    out, cache = forward(triton, operator, "float32")
+    outs = out if isinstance(out, tuple) else (out,)
+    gradients = [triton.asarray(np.ones(tuple(x.shape)), "float64") for x in outs]
+    words = r"^d\w+(\.dtype is '| has dtype )float64'?; it must"
+    with pytest.raises((TypeError, ValueError), match=words):
+        getattr(triton, operator).backward(*gradients, cache)
+
+
+@pytest.mark.parametrize("operator", CALLS)
 @pytest.mark.parametrize("name", ["reference", "triton"])
 def test_gradients_of_another_shape_are_refused(
     reference: Side, triton: Side, name: str, operator: str
