@@ -93,6 +93,9 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
     """
     if kind == "relu":
         return np.maximum(z, 0, out=z if spare else None), None
+    if z.dtype == np.float16:  # which holds neither Φ's coefficients nor e⁻²ᵃ: rounded at the end
+        out, kept = activate(z.astype(np.float32), kind)
+        return out.astype(z.dtype), kept
     if kind == "gelu":
         cdf = normal.cdf(z)
         return z * cdf, cdf
@@ -104,6 +107,8 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
 
 def slope(z: Array, kept: Array | None, kind: str) -> Array:
     """Return f′(z), as a new array."""
+    if z.dtype == np.float16:
+        return slope(z.astype(np.float32), kept, kind).astype(z.dtype)
     if kept is None:
         return (z > 0).astype(z.dtype)
     if kind == "gelu":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from twofold.core.ops import Side
+from twofold.reference.activation import KINDS
 
 ANGLES = np.zeros((3, 2))
 
@@ -88,11 +89,14 @@ def test_gradients_of_another_shape_are_refused(
         getattr(side, operator).backward(*gradients, cache)
 
 
-def test_gelu_of_float16_is_that_of_float32(reference: Side) -> None:
-    x = np.arange(-8, 9, dtype=np.float16)
-    half, _ = reference.activation.forward(x, "gelu")
-    single, _ = reference.activation.forward(x.astype(np.float32), "gelu")
-    # Φ is rounded once, and so is its product with x: by 2⁻¹¹ of it, or 2⁻²⁵ where it is subnormal.
-    size = np.abs(x.astype(np.float32))
-    bound = 2 * 2.0**-11 * np.abs(single) + (size + 1) * 2.0**-25
-    assert (np.abs(half - single) <= bound).all()
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_of_float16_are_those_of_float32_rounded(reference: Side, kind: str) -> None:
+    x = np.arange(-12, 13, dtype=np.float16)
+    half, single = (reference.activation.forward(z, kind) for z in (x, x.astype(np.float32)))
+    assert np.array_equal(half[0], single[0].astype(np.float16))
+    slopes = [
+        reference.activation.backward(np.ones(x.shape, z.dtype), cache).dx
+        for z, cache in (half, single)
+    ]
+    assert np.array_equal(slopes[0], slopes[1].astype(np.float16))
+    assert slopes[0].dtype == half[0].dtype == np.float16

@@ -118,6 +118,14 @@ _ACTIVATION = of(
             ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dy_at*"),
         ),
     },
+) + of(
+    "reference/activation.py",
+    {
+        "of float16, for which its contract does not ask": (
+            ("slope", "drop .astype(np.float32) of z"),
+            ("slope", "drop .astype(z.dtype) of slope*"),
+        ),
+    },
 )
 
 _SOFTMAX = of(
