@@ -304,6 +304,7 @@ def forward(
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
     precision.supported("logits", logits)
     R, C = logits.shape
+    label_smoothing, ignore_index = float(label_smoothing), int(ignore_index)
     tile = tile or choose_tile(C)
     probabilities = targets.dim() == 2
     has_divisor = reduction == "mean" and not probabilities

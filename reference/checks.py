@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -31,6 +31,30 @@ def require(condition: bool, name: str, was: object, must: str) -> None:
     """Raise `ValueError` naming the argument, what it was and what it must be."""
     if not condition:
         raise ValueError(f"{name} is {was}; it must be {must}")
+
+
+def whole(x: Any) -> bool:
+    """Return whether `x` is an integer, of Python or NumPy, and no bool."""
+    return isinstance(x, int | Integral) and not isinstance(x, bool)
+
+
+def count(name: str, x: Any, least: int) -> None:
+    """Raise unless `x` is an integer of at least this."""
+    if not whole(x):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be an int")
+    require(x >= least, name, x, f"at least {least}")
+
+
+def number(name: str, x: Any) -> None:
+    """Raise `TypeError` unless `x` is a real number, of Python or NumPy, and no bool."""
+    if not isinstance(x, float | Real) or isinstance(x, bool):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a number")
+
+
+def positive(name: str, x: Any) -> None:
+    """Raise unless `x` is a number above 0."""
+    number(name, x)
+    require(x > 0.0, name, x, "positive")
 
 
 def array(name: str, x: Any) -> None:
@@ -104,6 +128,8 @@ def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     Lengths given as numbers must match exactly. ``shape("q", q, ("B", "H", "M", "D"))`` asks for
     four dimensions, none of them empty.
     """
+    if x is None:  # which the checks of dtypes pass over
+        array(name, x)
     found = tuple(x.shape)
     if len(found) == len(expected):
         for n, want in zip(found, expected, strict=True):
@@ -141,7 +167,7 @@ def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> Non
     dtype(name, x, "int32")
     shape(name, x, ("S + 1",))
     require(int(x.shape[0]) > 1, f"{name}.shape", tuple(x.shape), "(S + 1,) of S ≥ 1 sequences")
-    fits = isinstance(longest, int) and longest >= 1
+    fits = whole(longest) and longest >= 1
     require(fits, name_longest, longest, f"an int ≥ 1 with {name}")
     if str(getattr(x, "device", "cpu")) == "cpu":
         starts = x.tolist()
@@ -162,23 +188,25 @@ def broadcastable(name: str, x: Any, target: tuple[int, ...]) -> None:
 
 def probability(name: str, p: float) -> None:
     """Raise unless 0 ≤ p < 1."""
+    number(name, p)
     require(0.0 <= p < 1.0, name, p, "at least 0 and below 1")
 
 
 def seed(value: Any, x: Any = None) -> None:
     """Raise unless the seed is an integer that fits Philox's key as both sides pass it: 63 bits.
 
-    Beside an array `x` it may be one of no axes, int64, on the device of `x`, whose value is not
-    looked at.
+    Beside an array `x` it may be one of no axes, int64, on the device of `x`, whose value on a GPU
+    is not looked at.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        require(0 <= int(value) < 2**63, "seed", value, "at least 0 and below 2**63")
-    elif x is not None and hasattr(value, "shape"):
+    if x is not None and hasattr(value, "shape") and not whole(value):
         dtype("seed", value, "int64")
         shape("seed", value, ())
         same_device(x=x, seed=value)
-    else:
+        if str(getattr(value, "device", "cpu")) != "cpu":
+            return
+    elif not whole(value):
         raise TypeError(f"seed is a {type(value).__name__}; it must be an int")
+    require(0 <= int(value) < 2**63, "seed", int(value), "at least 0 and below 2**63")
 
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> None:

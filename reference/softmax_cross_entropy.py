@@ -48,7 +48,10 @@ def check(
     checks.shape("logits", logits, ("R", "C"))
     R, C = (int(n) for n in logits.shape)
     checks.array("targets", targets)
-    if checks.dtype_name(targets) in checks.INTEGER:
+    if checks.dtype_name(targets) not in checks.FLOATING:
+        found, must = checks.dtype_name(targets), "int32 or int64 of class indices, or floating"
+        if found not in checks.INTEGER:
+            raise TypeError(f"targets has dtype {found}; it must be {must}")
         checks.shape("targets", targets, (R,))
     else:
         checks.floating(logits=logits, targets=targets)
@@ -56,14 +59,17 @@ def check(
     checks.same_device(logits=logits, targets=targets)
     if weight is not None:
         checks.shape("weight", weight, (C,))
+    checks.number("label_smoothing", label_smoothing)
     checks.require(0.0 <= label_smoothing <= 1.0, "label_smoothing", label_smoothing, "from 0 to 1")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+    if not checks.whole(ignore_index):
         raise TypeError(f"ignore_index is a {type(ignore_index).__name__}; it must be an int")
     checks.choice("reduction", reduction, REDUCTIONS)
 
 
 def check_backward(dloss: Any, dlogits: Any) -> None:
     """Refuse what either side cannot take; a plain number is the gradient of a loss of no axes."""
+    if not hasattr(dloss, "shape"):
+        checks.number("dloss", dloss)
     found, R = tuple(int(n) for n in getattr(dloss, "shape", ())), int(dlogits.shape[0])
     checks.require(found in ((), (R,)), "dloss.shape", found, f"() or ({R},)")
 

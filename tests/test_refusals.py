@@ -89,6 +89,18 @@ def test_gradients_of_another_shape_are_refused(
         getattr(side, operator).backward(*gradients, cache)
 
 
+@pytest.mark.parametrize("operator", CALLS)
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_no_gradient_at_all_is_refused_by_name(
+    reference: Side, triton: Side, name: str, operator: str
+) -> None:
+    side = reference if name == "reference" else triton
+    _, cache = forward(side, operator, "float32")
+    gradients = [None for _ in CALLS[operator][2]]
+    with pytest.raises(TypeError, match=r"^d\w+ is a NoneType; it must be "):
+        getattr(side, operator).backward(*gradients, cache)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_activations_of_float16_are_those_of_float32_rounded(reference: Side, kind: str) -> None:
     x = np.arange(-12, 13, dtype=np.float16)

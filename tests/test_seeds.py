@@ -105,6 +105,7 @@ def test_numbers_of_numpy_are_seeds_on_both_sides(reference, triton, function):
         (np.array(1, np.int32), TypeError, "seed has dtype int32; it must be int64"),
         (np.array([1]), ValueError, "seed.shape is (1,); it must be of rank 0, ()"),
         (1.5, TypeError, "seed is a float; it must be an int"),
+        (np.array(-3), ValueError, "seed is -3; it must be at least 0 and below 2**63"),
     ],
 )
 @pytest.mark.parametrize("function", OPERATORS)

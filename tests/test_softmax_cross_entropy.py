@@ -1,6 +1,7 @@
 """Cross-entropy: the reference against torch, differences and mpmath; the kernel by contract."""
 
 import dataclasses
+import re
 
 import mpmath
 import numpy as np
@@ -157,7 +158,8 @@ X, Y = np.ones((2, 3)), np.zeros(2, int)
         (dict(targets=np.zeros(3, int)), ValueError, "targets.shape is (3,); it must be (2,)"),
         (dict(targets=X.T.copy()), ValueError, "targets.shape is (3, 2); it must be (2, 3)"),
         (dict(targets=X.astype("f4")), TypeError, "targets has dtype float32; it must have the"),
-        (dict(targets=Y > 0), TypeError, "targets has dtype bool; it must be one of float16"),
+        (dict(targets=Y > 0), TypeError, "targets has dtype bool; it must be int32 or int64 of"),
+        (dict(targets=Y.astype("i2")), TypeError, "targets has dtype int16; it must be int32 or"),
         (dict(targets=[0, 1]), TypeError, "targets is a list; it must be an array"),
         (dict(weight=np.ones(2)), ValueError, "weight.shape is (2,); it must be (3,)"),
         (dict(label_smoothing=1.5), ValueError, "label_smoothing is 1.5; it must be from 0 to 1"),
@@ -168,3 +170,20 @@ X, Y = np.ones((2, 3)), np.zeros(2, int)
 )
 def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("softmax_cross_entropy", {"logits": X, "targets": Y} | changed, error, words)
+
+
+@pytest.mark.parametrize(
+    ("dloss", "error", "words"),
+    [
+        (None, TypeError, "dloss is a NoneType; it must be a number"),
+        ([1.0], TypeError, "dloss is a list; it must be a number"),
+        (np.ones(1), ValueError, "dloss.shape is (1,); it must be () or (2,)"),
+        (X, ValueError, "dloss.shape is (2, 3); it must be () or (2,)"),
+    ],
+)
+def test_what_is_no_gradient_of_the_loss_is_refused(reference, triton, dloss, error, words):
+    for side in (reference, triton):
+        _, cache = side.softmax_cross_entropy.forward(side.asarray(X, "float32"), side.asarray(Y))
+        given = side.asarray(dloss) if isinstance(dloss, np.ndarray) else dloss
+        with pytest.raises(error, match=re.escape(words)):
+            side.softmax_cross_entropy.backward(given, cache)
