@@ -35,7 +35,7 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
-from twofold.reference.rotary import Rotary, turn
+from twofold.reference.rotary import Rotary, check_angles, check_is_rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,7 +55,7 @@ class Queries(NamedTuple):
         """Return B and M: how many sequences there are, and the most queries that one has."""
         if self.longest is None:
             return int(q.shape[0]), int(q.shape[2])
-        return int(self.starts.shape[0]) - 1, self.longest
+        return int(self.starts.shape[0]) - 1, int(self.longest)
 
     def rows(self, b: int, M: int) -> tuple[int, slice]:
         """Return the batch of q that sequence b is in, and its rows there, all M if not packed."""
@@ -109,12 +109,11 @@ def check_positions(rotary: Any, q: Any, B: int, room: int) -> None:
     """Refuse angles that are not those of all positions that there is room for."""
     if rotary is None:
         return
-    if not isinstance(rotary, Rotary):
-        raise TypeError(f"rotary is a {type(rotary).__name__}; it must be a Rotary")
+    check_is_rotary(rotary)
     for name, angles in (("k_cos", rotary.k_cos), ("k_sin", rotary.k_sin)):
         checks.require(angles is None, f"rotary.{name}", "given", "None: keys are turned already")
     cos, sin, D = rotary.cos, rotary.sin, int(q.shape[3])
-    checks.floating(**{"rotary.cos": cos, "rotary.sin": sin})
+    check_angles("rotary.", q, cos, sin)
     checks.same_device(**{"q": q, "rotary.cos": cos})
     batches = () if len(cos.shape) == 2 else (B,)
     checks.shape("rotary.cos", cos, (*batches, "L", "F"))

@@ -70,16 +70,14 @@ def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
     checks.require(
         len(positions.shape) in (1, 2), "positions.shape", tuple(positions.shape), "(L,) or (B, L)"
     )
-    checks.require(
-        rotary_dim >= 2 and rotary_dim % 2 == 0, "rotary_dim", rotary_dim, "even and at least 2"
-    )
-    checks.require(base > 0.0, "base", base, "positive")
+    fits = checks.whole(rotary_dim) and rotary_dim >= 2 and rotary_dim % 2 == 0
+    checks.require(fits, "rotary_dim", rotary_dim, "even and at least 2")
+    checks.positive("base", base)
 
 
 def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
     """Refuse what either side cannot take."""
     checks.floating(q=q, k=k)
-    checks.floating(cos=cos, sin=sin)
     checks.same_device(q=q, k=k, cos=cos, sin=sin)
     checks.shape("q", q, ("B", "H", "L", "D"))
     B, L, D = int(q.shape[0]), int(q.shape[2]), int(q.shape[3])
@@ -90,10 +88,20 @@ def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
 def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
     """Refuse angles, named with this prefix, that are not of the rows of x (B, H, L, D)."""
     B, _, L, D = (int(n) for n in x.shape)
+    check_angles(prefix, x, cos, sin)
     checks.shape(f"{prefix}cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
     checks.shape(f"{prefix}sin", sin, tuple(int(n) for n in cos.shape))
     F = int(cos.shape[-1])
     checks.require(2 * F <= D, f"{prefix}cos.shape[-1]", F, f"at most half of head_dim {D}")
+
+
+def check_angles(prefix: str, x: Any, cos: Any, sin: Any) -> None:
+    """Refuse angles, named with this prefix, that are not float32 or of the dtype of x."""
+    checks.floating(**{f"{prefix}cos": cos, f"{prefix}sin": sin})
+    found, own = checks.dtype_name(cos), checks.dtype_name(x)
+    if found not in ("float32", own):
+        either = "float32" if own == "float32" else f"float32 or {own}"
+        raise TypeError(f"{prefix}cos has dtype {found}; it must be {either}")
 
 
 def check_backward(dq_out: Any, dk_out: Any, cos: Any) -> None:
@@ -105,18 +113,22 @@ def check_backward(dq_out: Any, dk_out: Any, cos: Any) -> None:
         checks.require(D >= turned, f"{name}.shape[-1]", D, f"at least rotary_dim, {turned}")
 
 
+def check_is_rotary(rotary: Any) -> None:
+    """Refuse what is neither a `Rotary` nor None."""
+    if rotary is not None and not isinstance(rotary, Rotary):
+        raise TypeError(f"rotary is a {type(rotary).__name__}; it must be a Rotary")
+
+
 def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
     """Refuse what attention cannot take on either side."""
+    check_is_rotary(rotary)
     if rotary is None:
         return
-    if not isinstance(rotary, Rotary):
-        raise TypeError(f"rotary is a {type(rotary).__name__}; it must be a Rotary")
     own = (rotary.k_cos is None) == (rotary.k_sin is None)
     was = "None" if rotary.k_sin is None else "given"
     checks.require(own, "rotary.k_sin", was, "given if rotary.k_cos is, and only then")
     for name, x, (cos, sin, _) in (("", q, rotary.of_q), ("k_", k, rotary.of_k)):
         name = f"rotary.{name if rotary.k_cos is not None else ''}"
-        checks.floating(**{f"{name}cos": cos, f"{name}sin": sin})
         checks.same_device(**{"q": q, f"{name}cos": cos, f"{name}sin": sin})
         check_shapes(name, x, cos, sin)
         F, pairs = int(cos.shape[-1]), int(rotary.cos.shape[-1])

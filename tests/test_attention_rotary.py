@@ -96,6 +96,11 @@ LONG = np.ones((7, 2))
             TypeError,
             "rotary.cos has dtype int64; it must be",
         ),
+        (
+            Rotary(ANGLES, ANGLES, LONG.astype("f2"), LONG.astype("f2")),
+            TypeError,
+            "rotary.k_cos has dtype float16; it must be float32 or float64",
+        ),
     ],
     ids=str,
 )

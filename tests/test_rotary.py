@@ -127,6 +127,11 @@ Q, K, T = np.ones((2, 3, 4, 6)), np.ones((2, 1, 4, 6)), np.ones((4, 3))
         (dict(q=Q[0]), ValueError, "q.shape is (3, 4, 6); it must be of rank 4, (B, H, L, D)"),
         (dict(k=K[:1]), ValueError, "k.shape is (1, 1, 4, 6); it must be (2, G, 4, 6)"),
         (dict(sin=T.astype("f4")), TypeError, "sin has dtype float32; it must have the dtype of c"),
+        (
+            dict(cos=T.astype("f2"), sin=T.astype("f2")),
+            TypeError,
+            "cos has dtype float16; it must be float32 or float64",
+        ),
         (dict(cos=T[:3]), ValueError, "cos.shape is (3, 3); it must be (4, F)"),
         (dict(cos=np.ones((3, 4, 3))), ValueError, "cos.shape is (3, 4, 3); it must be (2, 4, F)"),
         (dict(sin=T[:, :2]), ValueError, "sin.shape is (4, 2); it must be (4, 3)"),
@@ -146,6 +151,7 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
     [
         (dict(positions=np.ones(3)), TypeError, "positions has dtype float64; it must be int32"),
         (dict(positions=np.array(1)), ValueError, "positions.shape is (); it must be (L,) or"),
+        (dict(rotary_dim=4.0), ValueError, "rotary_dim is 4.0; it must be even and at least 2"),
         (dict(rotary_dim=5), ValueError, "rotary_dim is 5; it must be even and at least 2"),
         (dict(base=0.0), ValueError, "base is 0.0; it must be positive"),
     ],
