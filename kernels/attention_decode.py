@@ -315,9 +315,10 @@ def forward(
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
     supported("q", q)
-    checks.require(split >= 1, "split", split, "at least 1")
+    checks.count("split", split, 1)
     (B, H, M, D), K, N = q.shape, k_cache.shape[1], capacity(k_cache, block_table)
-    checks.require(N <= MOST_KEYS, "the room for a sequence's keys", N, f"at most {MOST_KEYS}")
+    room = "k_cache.shape[2]" if block_table is None else "block_table.shape[1] · k_cache.shape[2]"
+    checks.require(N <= MOST_KEYS, room, N, f"at most {MOST_KEYS}")
     sequences, longest = queries.sizes(q)
     if queries.starts is not None:
         options = options._replace(

@@ -120,7 +120,7 @@ def call(
         slopes=slopes, slopes_strides=_strides(slopes),
         sinks=_contiguous(options.sinks),
         seed=dropout.in_memory(options.dropout_p, options.seed, q),
-        softcap=options.softcap,
+        softcap=None if options.softcap is None else float(options.softcap),
         q_turn=None if turns is None else _turn(*turns.of_q),
         k_turn=None if turns is None else _turn(*turns.of_k),
         block_mask=block_mask, block_strides=_strides(block_mask),

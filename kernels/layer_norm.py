@@ -237,7 +237,7 @@ def forward(
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
     precision.supported("x", x)
-    C = x.shape[-1]
+    C, eps = x.shape[-1], float(eps)
     tile = tile or choose_tile(C)
     x = x.contiguous()
     R = x.numel() // C

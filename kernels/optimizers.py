@@ -264,9 +264,10 @@ def adam(
     """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps)
+    lr, beta1, beta2, eps, weight_decay = map(float, (lr, beta1, beta2, eps, weight_decay))
     read = _read(params, 3, numbers, go)
     step_lr, shrink, unbias2 = adam_numbers(
-        step, lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay
+        int(step), lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay
     )
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adam_kernel[(triton.cdiv(n, BLOCK),)](
@@ -275,7 +276,7 @@ def adam(
         n,
         0 if decoupled else decays,
         decays if decoupled else 0,
-        max_norm or 0.0,
+        float(max_norm or 0.0),
         weight_decay,
         step_lr,
         eps,
@@ -312,6 +313,7 @@ def sgd(
     buffers = {"params": params, "grads": grads, "momentum_buffer": momentum_buffer}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_sgd(momentum_buffer, momentum, nesterov)
+    lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
     read = _read(params, 1, numbers, go)
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     b = params if momentum_buffer is None else momentum_buffer
@@ -320,7 +322,7 @@ def sgd(
         params.stride(0), grads.stride(0), b.stride(0),
         n,
         decays,
-        max_norm or 0.0,
+        float(max_norm or 0.0),
         weight_decay,
         lr,
         momentum,
@@ -352,6 +354,7 @@ def adagrad(
     buffers = {"params": params, "grads": grads, "sum_of_squares": sum_of_squares}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_adagrad(eps)
+    lr, eps, weight_decay = float(lr), float(eps), float(weight_decay)
     read = _read(params, 1, numbers, go)
     n, decays, norm = _common(params, weight_decay, decay_numel, grad_norm)
     adagrad_kernel[(triton.cdiv(n, BLOCK),)](
@@ -359,7 +362,7 @@ def adagrad(
         params.stride(0), grads.stride(0), sum_of_squares.stride(0),
         n,
         decays,
-        max_norm or 0.0,
+        float(max_norm or 0.0),
         weight_decay,
         lr,
         eps,
@@ -392,6 +395,6 @@ def _common(
 ) -> tuple[int, int, torch.Tensor]:
     """Return how many elements there are, how many decay, and where a program finds the norm."""
     n = params.numel()
-    decays = n if decay_numel is None else decay_numel
+    decays = n if decay_numel is None else int(decay_numel)
     unread = params  # stands in for an absent norm
     return n, decays if weight_decay > 0.0 else 0, unread if grad_norm is None else grad_norm

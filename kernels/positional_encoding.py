@@ -136,9 +136,9 @@ def forward(
     Arguments and results are those of `reference.positional_encoding.forward`, tables in any
     strides, sums in float32. `tile` overrides the table's choice.
     """
-    check(ids, table, position_table, positions, dropout_p, seed)
+    check(ids, table, position_table, positions, scale, dropout_p, seed)
     precision.supported("table", table)
-    (V, D), (B, L) = table.shape, ids.shape
+    (V, D), (B, L), scale = table.shape, ids.shape, float(scale)
     P = 0 if position_table is None else len(position_table)
     ids = ids.contiguous()
     if positions is not None:

@@ -73,12 +73,13 @@ class Options(NamedTuple):
     def block(self) -> tuple[int, int]:
         """How many queries and keys a block of the block mask has."""
         assert self.block_size is not None
-        size = self.block_size
-        return (size, size) if isinstance(size, int) else size
+        rows, columns = pair(self.block_size)
+        return int(rows), int(columns)
 
     def scale(self, head_dim: int) -> float:
         """Return what the products are multiplied by, 1/√D where nothing else is asked for."""
-        return 1 / math.sqrt(head_dim) if self.softmax_scale is None else self.softmax_scale
+        scale = self.softmax_scale
+        return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
     @property
     def changes_scores(self) -> bool:
@@ -101,15 +102,13 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     B, M, N = sizes(options, B, M, N)
     scale, softcap = options.softmax_scale, options.softcap
     if scale is not None:
+        checks.number("softmax_scale", scale)
         checks.require(math.isfinite(scale), "softmax_scale", scale, "finite")
     if isinstance(options.causal, str):
         checks.choice("causal", options.causal, ALIGNMENTS)
-    if options.window_size is not None:
-        checks.require(len(options.window_size) == 2, "window_size", options.window_size, "a pair")
-        for end in options.window_size:
-            fits = end is None or (isinstance(end, int) and 0 <= end < 2**31 - 1)
-            checks.require(fits, "window_size", options.window_size, "of ints ≥ 0 or None")
+    check_window(options.window_size)
     if softcap is not None:
+        checks.number("softcap", softcap)
         fits = math.isfinite(softcap) and softcap > 0
         checks.require(fits, "softcap", softcap, "finite and above 0")
     if options.score_mod is not None and not isinstance(options.score_mod, ScoreMod):
@@ -150,19 +149,38 @@ def check_packing(options: Options, B: int, M: int, N: int) -> None:
             checks.shape(name, starts, tuple(options.cu_seqlens_q.shape))
 
 
+def check_window(size: Any) -> None:
+    """Refuse a window that is no pair of numbers of keys."""
+    if size is None:
+        return
+    checks.require(isinstance(size, tuple | list) and len(size) == 2, "window_size", size, "a pair")
+    for end in size:
+        fits = end is None or (checks.whole(end) and 0 <= end < 2**31 - 1)
+        checks.require(fits, "window_size", size, "of ints ≥ 0 or None")
+
+
+def check_block_size(size: Any) -> None:
+    """Refuse a size of blocks that is neither a number nor two."""
+    both = pair(size)
+    fits = isinstance(both, tuple) and len(both) == 2
+    fits = fits and all(checks.whole(n) and n >= 1 for n in both)
+    checks.require(fits, "block_size", size, "an int ≥ 1, or a tuple of two, with block_mask")
+
+
 def check_blocks(options: Options, B: int, H: int, M: int, N: int) -> None:
     """Refuse what either side cannot take of `block_mask` and what goes with it."""
     size = options.block_size
     if options.block_mask is None:
         checks.require(size is None, "block_size", size, "None without block_mask")
         return
-    pair = (size, size) if isinstance(size, int) else size
-    fits = isinstance(pair, tuple) and len(pair) == 2
-    fits = fits and all(isinstance(n, int) and n >= 1 for n in pair or ())
-    must = "an int ≥ 1, or a pair of them, with block_mask"
-    checks.require(fits, "block_size", size, must)
+    check_block_size(size)
     checks.boolean(block_mask=options.block_mask)
     checks.broadcastable("block_mask", options.block_mask, (B, H, *blocks(options, M, N)))
+
+
+def pair(size: Any) -> Any:
+    """Return the queries and the keys of a block, of a number twice that."""
+    return (size, size) if checks.whole(size) else size
 
 
 def blocks(options: Options, M: int, N: int) -> tuple[int, int]:
@@ -175,7 +193,8 @@ def sizes(options: Options, B: int, M: int, N: int) -> tuple[int, int, int]:
     """Return B, M and N of mask, bias, slopes and dropout: of q and k, unless those are packed."""
     if options.max_seqlen_q is None or options.max_seqlen_k is None:
         return B, M, N
-    return int(options.cu_seqlens_q.shape[0]) - 1, options.max_seqlen_q, options.max_seqlen_k
+    S = int(options.cu_seqlens_q.shape[0]) - 1
+    return S, int(options.max_seqlen_q), int(options.max_seqlen_k)
 
 
 def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
@@ -281,7 +300,7 @@ def band(options: Options, M: Any, N: Any) -> Band:
     Its diagonal ends at the last query and the last key, or where "top-left" is asked for begins at
     the first of both.
     """
-    left, right = options.window_size or (None, None)
+    left, right = (None if n is None else int(n) for n in options.window_size or (None, None))
     if options.causal:
         right = 0
     return Band(0 if options.causal == "top-left" else N - M, left, right)

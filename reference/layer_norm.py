@@ -53,7 +53,7 @@ def check(
         checks.shape("residual", residual, tuple(x.shape))
     checks.probability("dropout_p", dropout_p)
     checks.seed(seed, x)
-    checks.require(eps > 0.0, "eps", eps, "positive")
+    checks.positive("eps", eps)
 
 
 def forward(

@@ -67,10 +67,10 @@ def check(
     checks.floating(x=x, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, context=context)
     checks.shape("x", x, ("B", "M", "E"))
     B, _, E = (int(n) for n in x.shape)
-    checks.require(num_heads >= 1, "num_heads", num_heads, "at least 1")
+    checks.count("num_heads", num_heads, 1)
     checks.require(E % num_heads == 0, "num_heads", num_heads, f"a divisor of x.shape[-1], {E}")
     K = num_heads if num_kv_heads is None else num_kv_heads
-    checks.require(K >= 1, "num_kv_heads", K, "at least 1")
+    checks.count("num_kv_heads", K, 1)
     checks.require(num_heads % K == 0, "num_kv_heads", K, f"a divisor of num_heads, {num_heads}")
     width = (num_heads + 2 * K) * (E // num_heads)
     checks.shape("w_qkv", w_qkv, (width, E))
@@ -84,7 +84,18 @@ def check(
         fits = rotary is None or isinstance(rotary, Rotary)
         was = f"a {type(rotary).__name__} with context"
         checks.require(fits, "rotary", was, "a Rotary, which has the angles of both, or None")
-    return K
+    check_turns(rotary)
+    return int(K)
+
+
+def check_turns(rotary: Any) -> None:
+    """Refuse what says of no rotary positions, be it once or as attention reads, what they are."""
+    if rotary is None or isinstance(rotary, Rotary):
+        return
+    several = isinstance(rotary, tuple | list)
+    if not several or len(rotary) != 3 or not isinstance(rotary[2], bool):
+        was = f"a {type(rotary).__name__}" + (f" of {len(rotary)}" if several else "")
+        raise TypeError(f"rotary is {was}; it must be (cos, sin, interleaved), a Rotary or None")
 
 
 def forward(

@@ -40,24 +40,30 @@ def check(
     checks.floating(**buffers)
     checks.shape("params", params, ("n",))
     for name, buffer in buffers.items():
-        if buffer is not None:
+        if buffer is not None or name != "momentum_buffer":
             checks.shape(name, buffer, (int(params.shape[0]),))
-    checks.require(lr >= 0.0, "lr", lr, "at least 0")
-    checks.require(weight_decay >= 0.0, "weight_decay", weight_decay, "at least 0")
+    for name, x in (("lr", lr), ("weight_decay", weight_decay)):
+        checks.number(name, x)
+        checks.require(x >= 0.0, name, x, "at least 0")
     if decay_numel is not None:
         n = int(params.shape[0])
-        checks.require(0 <= decay_numel <= n, "decay_numel", decay_numel, f"from 0 to {n}")
+        checks.count("decay_numel", decay_numel, 0)
+        checks.require(decay_numel <= n, "decay_numel", decay_numel, f"from 0 to {n}")
     if max_norm is not None:
-        checks.require(max_norm > 0.0, "max_norm", max_norm, "positive")
+        checks.positive("max_norm", max_norm)
         checks.require(grad_norm is not None, "grad_norm", None, "given along with max_norm")
+    if grad_norm is not None:
+        checks.array("grad_norm", grad_norm)
+        checks.shape("grad_norm", grad_norm, ())
+        checks.same_device(params=params, grad_norm=grad_norm)
 
 
 def check_adam(step: int, beta1: float, beta2: float, eps: float) -> None:
     """Refuse what either side cannot take."""
-    checks.require(step >= 1, "step", step, "at least 1")
+    checks.count("step", step, 1)
     checks.probability("beta1", beta1)
     checks.probability("beta2", beta2)
-    checks.require(eps > 0.0, "eps", eps, "positive")
+    checks.positive("eps", eps)
 
 
 def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
@@ -74,7 +80,7 @@ def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
 
 def check_adagrad(eps: float) -> None:
     """Refuse what either side cannot take."""
-    checks.require(eps > 0.0, "eps", eps, "positive")
+    checks.positive("eps", eps)
 
 
 def global_norm(grads: Array) -> Array:
@@ -124,6 +130,8 @@ def adam(
     """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps)
+    lr, beta1, beta2, eps, weight_decay = map(float, (lr, beta1, beta2, eps, weight_decay))
+    step = int(step)
     clip = clip_factor(grad_norm, max_norm)
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
@@ -180,6 +188,7 @@ def sgd(
     buffers = {"params": params, "grads": grads, "momentum_buffer": momentum_buffer}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_sgd(momentum_buffer, momentum, nesterov)
+    lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
     clip = clip_factor(grad_norm, max_norm)
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
         # (1) and (2)
@@ -222,6 +231,7 @@ def adagrad(
     buffers = {"params": params, "grads": grads, "sum_of_squares": sum_of_squares}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
     check_adagrad(eps)
+    lr, eps, weight_decay = float(lr), float(eps), float(weight_decay)
     clip = clip_factor(grad_norm, max_norm)
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
         # (1) and (2)
@@ -238,7 +248,7 @@ def clip_factor(grad_norm: Array | None, max_norm: float | None) -> float:
     if grad_norm is None or max_norm is None:
         return 1.0
     norm = float(grad_norm)
-    return max_norm / norm if norm > max_norm else 1.0
+    return float(max_norm) / norm if norm > max_norm else 1.0
 
 
 def _gradient(theta: Array, g: Array, clip: float, decay: float) -> Array:

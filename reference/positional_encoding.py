@@ -42,7 +42,13 @@ class Gradients(NamedTuple):
 
 
 def check(
-    ids: Any, table: Any, position_table: Any, positions: Any, dropout_p: float, seed: Any
+    ids: Any,
+    table: Any,
+    position_table: Any,
+    positions: Any,
+    scale: float,
+    dropout_p: float,
+    seed: Any,
 ) -> None:
     """Refuse what either side cannot take."""
     checks.integer(ids=ids, positions=positions)
@@ -59,6 +65,7 @@ def check(
             checks.require(
                 rows >= length, "position_table.shape[0]", rows, f"at least ids.shape[1], {length}"
             )
+    checks.number("scale", scale)
     checks.probability("dropout_p", dropout_p)
     checks.seed(seed, ids)
 
@@ -67,7 +74,7 @@ def check_sinusoidal(positions: Any, d_model: int) -> None:
     """Refuse what either side cannot take."""
     checks.integer(positions=positions)
     checks.shape("positions", positions, ("L",))
-    checks.require(d_model >= 1, "d_model", d_model, "at least 1")
+    checks.count("d_model", d_model, 1)
 
 
 def sinusoidal(positions: Array, d_model: int, dtype: Any = "float64") -> Array:
@@ -118,7 +125,7 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
         IndexError: an id or position outside its table, naming its place (the kernel gives NaN).
     """
-    check(ids, table, position_table, positions, dropout_p, seed)
+    check(ids, table, position_table, positions, scale, dropout_p, seed)
     check_range("ids", ids, len(table))
     # (1) look up and scale
     out = table[ids]  # (B, L, D)

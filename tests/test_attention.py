@@ -166,16 +166,27 @@ def test_forward_is_the_formula_at_high_precision():
             ValueError,
             "block_size is None; it must be an int",
         ),
+        ({"window_size": 5}, ValueError, "window_size is 5; it must be a pair"),
+        (
+            {"window_size": (True, 1)},
+            ValueError,
+            "window_size is (True, 1); it must be of ints ≥ 0",
+        ),
+        (
+            {"block_mask": np.ones((1, 1), bool), "block_size": [8, 8]},
+            ValueError,
+            "block_size is [8, 8]; it must be an int ≥ 1, or a tuple of two, with block_mask",
+        ),
         ({"block_size": 4}, ValueError, "block_size is 4; it must be None without block_mask"),
         (
             {"block_mask": np.ones((1, 1), bool), "block_size": (4, 0)},
             ValueError,
-            "block_size is (4, 0); it must be an int ≥ 1, or a pair of them, with block_mask",
+            "block_size is (4, 0); it must be an int ≥ 1, or a tuple of two, with block_mask",
         ),
         (
             {"block_mask": np.ones((1, 1), bool), "block_size": (4,)},
             ValueError,
-            "block_size is (4,); it must be an int ≥ 1, or a pair of them, with block_mask",
+            "block_size is (4,); it must be an int ≥ 1, or a tuple of two, with block_mask",
         ),
         (
             {"block_mask": np.ones((1, 2)), "block_size": 4},
@@ -246,6 +257,7 @@ LONE_K = {"cu_seqlens_q": None, "max_seqlen_q": None}
             ValueError,
             "max_seqlen_q is None; it must be an int ≥ 1 with cu_seqlens_q",
         ),
+        ({"max_seqlen_q": True}, ValueError, "max_seqlen_q is True; it must be an int ≥ 1 with"),
         ({"max_seqlen_k": 0}, ValueError, "max_seqlen_k is 0; it must be an int ≥ 1 with cu_seqle"),
         (
             {"mask": np.ones((6, 7), bool)},

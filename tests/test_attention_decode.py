@@ -339,8 +339,15 @@ def test_the_kernel_refuses_what_it_cannot_keep(triton):
     with pytest.raises(ValueError, match="split is 0; it must be at least 1"):
         triton.attention_decode.forward(q, cache, cache, key_lengths=lengths, split=0)
     long = cache[:, :, :1].expand(2, 2, 2**30 + 1, 5)
-    with pytest.raises(ValueError, match="keys is 1073741825; it must be at most 1073741824"):
+    with pytest.raises(ValueError, match=r"^k_cache.shape\[2\] is 1073741825; it must be"):
         triton.attention_decode.forward(q, long, long, key_lengths=lengths)
+    pages, table = cache[:, :, :1].expand(2, 2, 2**20, 5), lengths[:, None].expand(2, 2**10 + 1)
+    with pytest.raises(
+        ValueError, match=r"^block_table.shape\[1\] · k_cache.shape\[2\] is 1074790400"
+    ):
+        triton.attention_decode.forward(
+            q, pages, pages, key_lengths=lengths, block_table=table.contiguous()
+        )
 
 
 def test_bad_pages_are_never_followed(reference):
