@@ -11,8 +11,16 @@ import torch
 from twofold.adapters import sides
 from twofold.adapters.custom import Operator, Tensors, apart, autocast, keep, kept, seed_tensor
 from twofold.adapters.sides import Place
-from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
-from twofold.reference.rotary import Rotary
+from twofold.reference.attention_scores import (
+    BlockSize,
+    Options,
+    ScoreMod,
+    Window,
+    check_block_size,
+    check_window,
+    pair,
+)
+from twofold.reference.rotary import Rotary, check_is_rotary
 
 OPTIONS = (
     "float? softmax_scale, str causal, SymInt? left, SymInt? right, float? softcap, str score_mod, "
@@ -118,10 +126,14 @@ def listed(
 ) -> tuple[Any, ...]:
     """Return options in the order and the types of `OPTIONS`; see `attention`."""
     if score_mod and score_mod not in SCORE_MODS:
-        known = ", ".join(SCORE_MODS) or "none"
-        raise ValueError(f"score_mod is {score_mod!r}; it must be registered, which is {known}")
+        known = f", as are {', '.join(SCORE_MODS)}" if SCORE_MODS else " first; none is yet"
+        raise ValueError(f"score_mod is {score_mod!r}; it must be registered{known}")
+    check_window(window_size)
+    check_is_rotary(rotary)
+    if block_size is not None:
+        check_block_size(block_size)
     left, right = window_size or (None, None)
-    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    rows, columns = (None, None) if block_size is None else pair(block_size)
     return (
         softmax_scale, causal if isinstance(causal, str) else "bottom-right" if causal else "",
         left, right, softcap, score_mod, alibi_slopes, bias, sinks, mask, key_lengths, dropout_p,

@@ -15,6 +15,7 @@ import torch
 
 from twofold.adapters import sides
 from twofold.adapters.sides import Place
+from twofold.reference import checks
 
 Tensors = tuple[torch.Tensor, ...]
 LIBRARY = torch.library.Library("twofold", "FRAGMENT")
@@ -200,7 +201,15 @@ def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tens
     """Return the seed of a dropout mask as operators take it, drawn by torch where none is given.
 
     It is a tensor on the host, so that torch.compile makes no constant of it and no GPU waits.
+
+    Raises:
+        TypeError, ValueError: the seed is no integer, and no tensor of one.
     """
+    if isinstance(seed, torch.Tensor):
+        checks.integer(seed=seed)
+        checks.shape("seed", seed, ())
+    elif seed is not None:
+        checks.seed(seed)
     if dropout_p == 0.0:
         return None
     if seed is None:

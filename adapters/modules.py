@@ -57,8 +57,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         causal = "top-left" if is_causal and not need_weights and not more else False
         mask = bias = None
         if key_padding_mask is not None:
+            check_mask("key_padding_mask", key_padding_mask)
             mask, bias = _merged(mask, bias, key_padding_mask.reshape(B, 1, 1, N - more), more)
         if attn_mask is not None and not causal:
+            check_mask("attn_mask", attn_mask)
             heads = attn_mask.ndim == 3
             each = attn_mask.reshape(B, H, M, N - more) if heads else attn_mask
             mask, bias = _merged(mask, bias, each, more)
@@ -117,7 +119,6 @@ def _merged(mask: Any, bias: Any, given: torch.Tensor, more: int) -> tuple[Any, 
 
     `more` keys stand behind those that it knows, to which all may attend.
     """
-    check_mask("attn_mask or key_padding_mask", given)
     given = torch.nn.functional.pad(given, (0, more)) if more else given
     if given.dtype == torch.bool:
         return (~given if mask is None else mask & ~given), bias

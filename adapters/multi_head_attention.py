@@ -11,6 +11,7 @@ import torch
 from twofold.adapters.attention import OPTIONS, listed, options
 from twofold.adapters.custom import Operator, Tensors, autocast
 from twofold.adapters.sides import Place
+from twofold.reference.multi_head_attention import check_turns
 from twofold.reference.rotary import Rotary
 
 LEARNED = ("x", "w_qkv", "b_qkv", "w_out", "b_out", "context", "bias", "sinks")
@@ -43,6 +44,7 @@ def multi_head_attention(
     x, w_qkv, b_qkv, w_out, b_out, context, bias = autocast(
         x, w_qkv, b_qkv, w_out, b_out, context, bias
     )
+    check_turns(rotary)
     once = False
     if rotary is not None and not isinstance(rotary, Rotary):
         rotary, once = Rotary(rotary[0], rotary[1], interleaved=rotary[2]), True

@@ -9,6 +9,7 @@ from adapted import FORWARD, adapted, plain
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twofold.adapters import attention as adapters_attention
 from twofold.adapters import sides
 from twofold.adapters.attention import attention, register_score_mod
 from twofold.adapters.custom import Operator
@@ -204,6 +205,43 @@ def test_a_function_of_the_scores_is_told_by_name():
         attention(*QKV, score_mod="nearer")
     with pytest.raises(ValueError, match="cuda is no side"):
         register_score_mod("further", cuda=ScoreMod(function, slope))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"rotary": tuple(ANGLES[:2])}, TypeError, "rotary is a tuple; it must be a Rotary"),
+        ({"window_size": 5}, ValueError, "window_size is 5; it must be a pair"),
+        ({"window_size": (1, 2, 3)}, ValueError, "window_size is (1, 2, 3); it must be a pair"),
+        ({"block_size": [8, 8]}, ValueError, "block_size is [8, 8]; it must be an int ≥ 1, or a"),
+        ({"seed": 1.5}, TypeError, "seed is a float; it must be an int"),
+        ({"seed": torch.tensor(1.5)}, TypeError, "seed has dtype float32; it must be int32 or"),
+        ({"seed": torch.tensor([1, 2])}, ValueError, "seed.shape is (2,); it must be of rank 0"),
+        ({"seed": True, "dropout_p": 0.5}, TypeError, "seed is a bool; it must be an int"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none_are_refused_by_name(change, error, words):
+    with pytest.raises(error) as refused:
+        attention(*QKV, **change)
+    assert str(refused.value).startswith(words)
+
+
+def test_rotary_positions_that_are_none_are_refused_by_name():
+    x, w = torch.ones(1, 3, 8), torch.ones(24, 8)
+    for wrong, words in (
+        (tuple(ANGLES[:2]), "a tuple of 2"),
+        (ANGLES[0], "a Tensor"),
+        ("a", "a str"),
+    ):
+        with pytest.raises(TypeError, match=f"^rotary is {words}; it must be .cos, sin, interl"):
+            multi_head_attention(x, w, None, w[:8], None, num_heads=2, rotary=wrong)
+
+
+def test_no_function_of_the_scores_is_registered(monkeypatch):
+    monkeypatch.setattr(adapters_attention, "SCORE_MODS", {})
+    with pytest.raises(ValueError, match="^score_mod is 'a'; it must be registered first; none"):
+        attention(*QKV, score_mod="a")
 
 
 def test_another_side_is_refused():

@@ -171,6 +171,14 @@ def test_multi_head_attention_takes_a_causal_hint():
         ours(x, x, x, is_causal=True)
 
 
+@pytest.mark.parametrize("name", ["attn_mask", "key_padding_mask"])
+def test_multi_head_attention_refuses_a_mask_of_integers(name):
+    module, x = MultiheadAttention(6, 2, batch_first=True), normal(2, 5, 6)
+    mask = torch.ones(5 if name == "attn_mask" else 2, 5, dtype=torch.int64)
+    with pytest.raises(TypeError, match=f"^{name} has dtype int64; it must be bool or floating"):
+        module(x, x, x, **{name: mask})
+
+
 @given(
     st.fixed_dictionaries({name: bools for name in ("norm_first", "bias", "batch_first")}),
     st.sampled_from(("relu", "gelu", torch.tanh, torch.nn.GELU("tanh"), torch.nn.ReLU())),

@@ -171,3 +171,9 @@ def test_what_only_some_models_ask_for(reference):
     given = (x.double().numpy() for x in (q, k, wide))
     truth = attention_bound.forward(problem(*given, machine("float32"), options)).out[..., :4]
     assert compare("out", out.transpose(1, 2).numpy(), truth)[2] == ""
+
+
+def test_a_mask_of_integers_is_refused():
+    x, mask = torch.ones(1, 2, 3, 4), torch.ones(1, 1, 3, 3, dtype=torch.int64)
+    with pytest.raises(TypeError, match="^attention_mask has dtype int64; it must be bool or flo"):
+        hugging_face.attention_forward(torch.nn.Module(), x, x, x, mask)
