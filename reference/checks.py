@@ -122,6 +122,12 @@ def same_device(**arrays: Any) -> None:
             require(False, name, f"on {device}", f"on {first}'s device, {shared}")
 
 
+def at_hand(x: Any) -> bool:
+    """Return whether the values of an array can be looked at without waiting for a GPU."""
+    device = getattr(x, "device", "cpu")
+    return bool(getattr(device, "type", device) == "cpu")
+
+
 def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     """Raise unless `x.shape` is `expected`; a string stands for any length of at least 1.
 
@@ -169,7 +175,7 @@ def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> Non
     require(int(x.shape[0]) > 1, f"{name}.shape", tuple(x.shape), "(S + 1,) of S ≥ 1 sequences")
     fits = whole(longest) and longest >= 1
     require(fits, name_longest, longest, f"an int ≥ 1 with {name}")
-    if str(getattr(x, "device", "cpu")) == "cpu":
+    if at_hand(x):
         starts = x.tolist()
         lengths = [after - before for before, after in itertools.pairwise(starts)]
         fits = starts[0] == 0 and starts[-1] == end and min(lengths) >= 0
@@ -202,7 +208,7 @@ def seed(value: Any, x: Any = None) -> None:
         dtype("seed", value, "int64")
         shape("seed", value, ())
         same_device(x=x, seed=value)
-        if str(getattr(value, "device", "cpu")) != "cpu":
+        if not at_hand(value):
             return
     elif not whole(value):
         raise TypeError(f"seed is a {type(value).__name__}; it must be an int")
