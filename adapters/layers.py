@@ -249,7 +249,7 @@ def _embedding_shapes(a: Arguments) -> Tensors:
 def _embedding_backward(
     place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
 ) -> Mapping[str, Any]:
-    cache = place.side.embedding.Cache(given.ids, a.table.shape[0])
+    cache = place.side.embedding.Cache(given.ids, *a.table.shape)
     return {"table": place.side.embedding.backward(place.give(grads[0]), cache).dtable}
 
 

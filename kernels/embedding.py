@@ -47,10 +47,11 @@ TILES = (
 
 
 class Cache(NamedTuple):
-    """The ids, and the number of rows of the table."""
+    """The ids, and the table's rows and columns."""
 
     ids: torch.Tensor
     rows: int
+    columns: int
 
 
 class Gradients(NamedTuple):
@@ -218,12 +219,12 @@ def forward(
         ids.contiguous(), table, out, table.stride(), N, V, D,
         BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, num_warps=tile.num_warps,
     )  # fmt: skip
-    return out, Cache(ids, V)
+    return out, Cache(ids, V, D)
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up."""
-    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
+    checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
     return Gradients(scatter_add(dout, cache.ids, cache.rows, tile=tile))
 

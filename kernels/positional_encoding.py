@@ -40,6 +40,7 @@ class Cache(NamedTuple):
     ids: torch.Tensor
     positions: torch.Tensor | None
     rows: int
+    columns: int
     position_rows: int  # 0 where the position table is not learned
     scale: float
     dropout_p: float
@@ -159,12 +160,12 @@ def forward(
         BLOCK_D=tile.block_d,
         num_warps=tile.num_warps,
     )  # fmt: skip
-    return out, Cache(ids, positions, V, P if learned else 0, scale, dropout_p, seed)
+    return out, Cache(ids, positions, V, D, P if learned else 0, scale, dropout_p, seed)
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
-    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
+    checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
     dout = dout.contiguous()
     # (3) drop out: in both sums, drawn again

@@ -16,10 +16,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """The ids, and the number of rows of the table."""
+    """The ids, and the table's rows and columns."""
 
     ids: Array
     rows: int
+    columns: int
 
 
 class Gradients(NamedTuple):
@@ -55,12 +56,12 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
     check(ids, table)
     check_range("ids", ids, len(table))
     # (1) look up
-    return table[ids], Cache(ids, len(table))
+    return table[ids], Cache(ids, *table.shape)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up."""
-    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
+    checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     return Gradients(scatter_add(dout, cache.ids, cache.rows))
 
 

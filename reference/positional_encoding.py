@@ -29,6 +29,7 @@ class Cache(NamedTuple):
     ids: Array
     positions: Array | None
     rows: int
+    columns: int
     position_rows: int
     scale: float
     keep: Array | None  # dropout's scaled mask; the kernel draws it again instead
@@ -145,12 +146,12 @@ def forward(
         keep = dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
         out *= keep
     kept = positions if learned and position_table is not None else None
-    return out, Cache(ids, kept, len(table), position_rows, scale, keep)
+    return out, Cache(ids, kept, len(table), table.shape[1], position_rows, scale, keep)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up."""
-    checks.gradient("dout", dout, (*cache.ids.shape, "D"))
+    checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     # (3) drop out
     if cache.keep is not None:
         dout = dout * cache.keep

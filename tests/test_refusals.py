@@ -89,6 +89,18 @@ def test_gradients_of_another_shape_are_refused(
         getattr(side, operator).backward(*gradients, cache)
 
 
+@pytest.mark.parametrize("operator", ["embedding", "positional_encoding"])
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_gradients_of_another_width_are_refused(
+    reference: Side, triton: Side, name: str, operator: str
+) -> None:
+    side = reference if name == "reference" else triton
+    out, cache = forward(side, operator, "float32")
+    wide = side.asarray(np.ones((*out.shape[:-1], out.shape[-1] + 1)), "float32")
+    with pytest.raises(ValueError, match=r"^dout\.shape is \(1, 3, 5\); it must be \(1, 3, 4\)"):
+        getattr(side, operator).backward(wide, cache)
+
+
 @pytest.mark.parametrize("operator", CALLS)
 @pytest.mark.parametrize("name", ["reference", "triton"])
 def test_no_gradient_at_all_is_refused_by_name(
