@@ -219,7 +219,6 @@ def test_a_function_of_the_scores_is_told_by_name():
         ({"seed": torch.tensor([1, 2])}, ValueError, "seed.shape is (2,); it must be of rank 0"),
         ({"seed": True, "dropout_p": 0.5}, TypeError, "seed is a bool; it must be an int"),
     ],
-    ids=str,
 )
 def test_options_that_are_none_are_refused_by_name(change, error, words):
     with pytest.raises(error) as refused:
