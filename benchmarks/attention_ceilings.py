@@ -2,7 +2,7 @@
 
 Kernels are compiled for sm_90a without a device and disassembled; the loop over tiles without an
 edge is counted, and what each unit of a multiprocessor has to do in it gives the share of the
-matrix unit's peak that cannot be passed (`twofold.core.bench.machine_code` has rates and sources).
+matrix unit's peak that cannot be passed (`twofold.core.verify.machine_code` has rates and sources).
 Nothing is timed.
 
     python benchmarks/attention_ceilings.py            writes results/attention-ceilings.json
@@ -21,8 +21,8 @@ import attention_step_kernels as steps
 import torch
 
 from twofold.core import ops
-from twofold.core.bench import machine_code
 from twofold.core.bench.problems import HIDDEN
+from twofold.core.verify import machine_code
 from twofold.core.verify.chips import CHIPS
 from twofold.core.verify.compiled import Compiled, describe
 from twofold.core.verify.compiles import compiling
@@ -83,9 +83,13 @@ def calls(quick: bool = False) -> Iterator[tuple[Wanted, Callable[[], object]]]:
             for dtype in DTYPES[:1] if quick else DTYPES:
                 shape = (2, HIDDEN // head_dim, LENGTH, head_dim)
                 q = torch.empty(shape, dtype=getattr(torch, dtype))
+                # A tile is of the plain kernel: without one it would be Hopper's own.
+                tile = attention_tiles.choose_tile(
+                    "forward", head_dim, q.element_size(), architecture="sm_90", rows=LENGTH
+                )
 
-                def present(q: Any = q, causal: bool = causal) -> None:
-                    out, cache = side.attention.forward(q, q, q, causal=causal)
+                def present(q: Any = q, causal: bool = causal, tile: Tile = tile) -> None:
+                    out, cache = side.attention.forward(q, q, q, causal=causal, tile=tile)
                     side.attention.backward(out, cache)
 
                 yield Wanted(PRESENT, head_dim, dtype, causal), present

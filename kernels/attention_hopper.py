@@ -77,7 +77,7 @@ LEAST_ROWS = {(64, False): 1024, (64, True): 1024, (128, False): 512, (128, True
 def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> bool:
     """Return whether a call of attention is one for this kernel, on the current device."""
     return (
-        q.is_cuda
+        (q.is_cuda or not torch.cuda.is_available())  # else compiled for a device that is not there
         and plain(options, *q.shape[2:])
         and q.dtype in (torch.float16, torch.bfloat16)
         and all(

@@ -64,6 +64,12 @@ DROPOUT: dict[Key, Tile] = {
     ("dk_dv", 4, 64): Tile(32, 16, 8, 1),
     ("dq", 2, 128): Tile(64, 32, 8, 2),
 }
+# So does it to sum over the heads that share keys, with dropout or without.
+GROUPED: dict[Key, Tile] = {
+    ("dk_dv", 2, 16): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
+    ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
+}
 # So do the addresses of a mask or bias, with dropout or without, whatever else is done to the
 # scores, and where packed sequences begin: what replaces those that would spill.
 MASKED: dict[Key, Tile] = {
@@ -124,6 +130,8 @@ AMD: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(64, 64, 4, 1),
     ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
 }
+# Two stages of this one, with heads that share keys and dropout, stop AMD's compiler.
+AMD_GROUPED: dict[Key, Tile] = {**AMD, ("dk_dv", 2, 32): Tile(32, 64, 4, 1)}
 # Rows that do not begin at multiples of 16 elements have an address for each element, and 512
 # features fill the registers: what none of the kernels spills on any GPU, by bytes of an element
 # and padded head_dim.
@@ -150,10 +158,10 @@ UNALIGNED_OWN: dict[Key, Tile] = {
 }
 # Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
 # eight warps on 64 rows make them twice. Here are the quickest on an H200, of all that
-# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills, whatever
-# lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of any tile
-# that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they know
-# nothing of copies under way, of which three stages have more than two.
+# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in its loop,
+# whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of
+# any tile that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they
+# know nothing of copies under way, of which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),
@@ -196,7 +204,7 @@ HOPPER_SHORT: dict[Key, Tile] = {
 }
 # Where packed sequences begin takes a few registers.
 HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
-# So does it to sum over the heads that share keys.
+# So does it to sum over heads.
 HOPPER_GROUPED: dict[Key, Tile] = {
     ("dk_dv", 2, 64): Tile(32, 128, 8, 3),
     ("dk_dv", 2, 128): Tile(16, 128, 8, 3),
@@ -218,7 +226,7 @@ SHORT, MIDDLE = 64, 128
 TABLES = (
     TILES, DROPOUT, MASKED, MASKED_DROPOUT, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
     HOPPER, HOPPER_MIDDLE, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED,
-    HOPPER_DROPOUT,
+    HOPPER_DROPOUT, GROUPED, AMD_GROUPED,
 )  # fmt: skip
 # Every entry once, for the tests: (kernel, bytes of an element, padded head_dim) and the tile.
 ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
@@ -274,7 +282,7 @@ def choose_tile(
     if not aligned or features > 256:
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
     if architecture.startswith("gfx"):
-        return AMD.get(key) or TILES[key]
+        return (AMD_GROUPED if grouped else AMD).get(key) or TILES[key]
     if rotary:
         own = ROTARY
     elif blocked:
@@ -284,7 +292,7 @@ def choose_tile(
     elif masked or packed:
         own = MASKED | HOPPER_MASKED if hopper else MASKED
     elif dropout:
-        own = DROPOUT | HOPPER_DROPOUT if hopper else DROPOUT
+        own = DROPOUT | (HOPPER_DROPOUT if hopper else GROUPED if grouped else {})
     elif hopper and rows <= SHORT:
         own = HOPPER_SHORT
     elif hopper and rows <= MIDDLE:
@@ -292,7 +300,7 @@ def choose_tile(
     elif hopper:
         own = HOPPER | (HOPPER_GROUPED if grouped else {})
     else:
-        own = TILES
+        own = GROUPED if grouped else TILES
     if dropout and (masked or packed or blocked or rotary) and kernel != "dbias":
         own = MASKED_DROPOUT | own
     return own.get(key) or TILES[key]

@@ -28,7 +28,7 @@ def _architecture(active: Any, device: int) -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
-H100_CACHE = 50 * 2**20
+H100_CACHE, H100_MULTIPROCESSORS = 50 * 2**20, 132
 # In the interpreter there is none: of a few heads, so that small calls are in several groups.
 INTERPRETED_CACHE = 24 * 2**10
 
@@ -48,7 +48,12 @@ def _cache_bytes(device: int) -> int:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
+def multiprocessors(device: int | None) -> int:
+    """Return how many multiprocessors a device has, an H100 where it is absent."""
+    return H100_MULTIPROCESSORS if device is None else _multiprocessors(device)
+
+
 @lru_cache(maxsize=16)
-def multiprocessors(device: int) -> int:
-    """Return how many multiprocessors a device says it has."""
+def _multiprocessors(device: int) -> int:
+    """Return what a device says of itself."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,17 +1,21 @@
 """The tiles of attention's kernels: which are chosen, and for what; what they compute is pinned."""
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from triton import knobs
 
+from twofold.core.verify import compiled_table
 from twofold.core.verify.chips import CHIPS
 from twofold.core.verify.compiles import compiling
 from twofold.core.verify.contracts.attention import CONTRACT
 from twofold.kernels import attention_tiles as tiles
 from twofold.kernels.device import architecture
 
+TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
 ARCHITECTURES = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100", "gfx942": "gfx942"}
 FEATURES = ("masked", "blocked", "rotary", "packed", "grouped", "dropout")
 ASKED = [
@@ -66,8 +70,34 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
             own = tiles.HOPPER_DROPOUT
         if grouped and own in (tiles.HOPPER, tiles.HOPPER_MIDDLE, tiles.HOPPER_PACKED):
             own = own | tiles.HOPPER_GROUPED
-        assert chosen("sm_90") == own.get(key, chosen(""))
-        assert chosen("gfx942") == tiles.AMD.get(key, tiles.TILES[key])
+        # Tiles for heads that share keys, and nothing else, are not for Hopper.
+        bare = not any(asked[x] for x in FEATURES if x != "grouped")
+        rest = tiles.TILES[key] if own and bare else chosen("")
+        assert chosen("sm_90") == own.get(key, rest)
+        amd = tiles.AMD_GROUPED if grouped else tiles.AMD
+        assert chosen("gfx942") == amd.get(key, tiles.TILES[key])
+
+
+def test_every_tile_that_a_gpu_is_given_has_been_compiled_for_it():
+    """The committed table has its kernels, of some dtype of as many bytes and some features."""
+    compiled = set()
+    for line in compiled_table.read(TABLE)[1]:
+        operator, name, target, dtype, *_ = line.split()
+        has = dict(re.findall(r"(\w+)=(\d+)", line))
+        if operator == "attention" and "CHUNK_D" in has:
+            D, M, N, warps, stages, chunk = (
+                int(has[x])
+                for x in ("D", "BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "CHUNK_D")
+            )
+            key = (name.removesuffix("_kernel"), 4 if dtype == "float32" else 2, tiles.padded(D))
+            compiled.add((target, key, tiles.Tile(M, N, warps, stages, chunk)))
+    for target, of in ARCHITECTURES.items():
+        for kernel, size, d, rows, asked in itertools.product(
+            ("forward", "dk_dv", "dq"), (2, 4), (16, 32, 64, 128, 256), BY_ROWS, ASKED
+        ):
+            tile = tiles.choose_tile(kernel, d, size, architecture=of, rows=rows, **asked)
+            tile = tile._replace(chunk_d=tile.chunk_d or d)
+            assert (target, (kernel, size, d), tile) in compiled, asked
 
 
 def test_the_gradient_of_a_bias_has_no_tile_of_hoppers():

@@ -49,6 +49,7 @@ def test_planted_faults_are_found():
     [
         ({}, None),
         ({"spilled": 4}, "spills 4 bytes"),
+        ({"spilled": 4, "outside": True}, None),
         ({"registers": 256}, "needs 256 registers of 255"),
         ({"shared": 232449}, "needs 232449 bytes of shared memory of 232448"),
         ({"warps": 64, "registers": 32}, "needs 2048 threads of 1024"),
@@ -112,6 +113,18 @@ def test_the_table_shows_what_differs(tmp_path):
     (gone,) = compiled_table.differences(lines, [SOUND], *chosen)
     assert gone.startswith("- attention")
     assert compiled_table.differences(lines, [SOUND], ["linear"], ["sm_90a"]) == []
+
+
+def test_the_table_says_where_a_kernel_spills():
+    without, outside = replace(SOUND, spilled=0), replace(SOUND, spilled=4, outside=True)
+    for kernels, want in (
+        ([SOUND], "0"),
+        ([outside], "(4)"),
+        ([without, outside], "(4)"),
+        ([outside, replace(SOUND, spilled=8)], "8"),
+    ):
+        (line,) = compiled_table.lines(kernels)
+        assert line.split()[5] == want
 
 
 def test_the_command_writes_and_checks_its_table(tmp_path):

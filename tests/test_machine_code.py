@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twofold.core.bench import machine_code
+from twofold.core.verify import machine_code
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "attention_ceilings.py"
 # A loop over tiles around one over features, and behind them one that multiplies nothing.
@@ -48,6 +48,24 @@ def test_the_innermost_loop_that_multiplies_is_counted():
     # The first product reads both operands, the second has one in registers.
     products = (64 + 32) * 16 * 2 + 128 * 16 * 2
     assert loop.shared == pytest.approx(products / 128 + 512 / 32 + 16)
+
+
+@pytest.mark.parametrize(
+    ("line", "inside"),
+    [
+        (None, False),  # nothing spills at all
+        ("MUFU.RCP R4, R4", True),
+        ("MOV R1, c[0x0][0x28]", False),
+        ("LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64]", False),  # in the loop around it
+        ("FADD R4, R4, R5", False),
+    ],
+)
+def test_spills_count_where_matrices_are_multiplied(line, inside):
+    for spill in ("STL [R1], R4", "LDL R4, [R1]"):
+        listing = LISTING if line is None else LISTING.replace(line, spill)
+        assert listing.count(spill) == (line is not None)
+        assert machine_code.spills_in_loops(listing) == inside
+    assert machine_code.spills_in_loops(LISTING.partition(".L_x_0:")[0]), "it has no such loop"
 
 
 def test_products_of_a_warp_and_copies_are_counted():

@@ -2,7 +2,8 @@
 
 Registers are counted by the assembler. What it keeps on a thread's stack need not be a spill (the
 slow path of a function of the mathematics library has a frame too): where there is a frame, the
-assembler runs once more to say how much of it are spills.
+assembler runs once more to say how much of it are spills, and the machine code says whether those
+are in a loop that multiplies matrices. Before such a loop and behind it they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from twofold.core.verify import machine_code
 from twofold.core.verify.chips import CHIPS, PROGRAM_THREADS, Chip, resident
 
 # What multiplies matrices, and the type of what it multiplies.
@@ -35,7 +37,7 @@ WITHOUT_MATRIX_UNIT = re.compile(r"\btt\.dot .*-> tensor<[^>]*#blocked\d*>")
 # What wgmma takes has another name than tt.dot by then: these rows were left to mma.sync.
 SYNCHRONOUS = re.compile(r"\btt\.dot .*: tensor<\w*xb?f16\b.*-> tensor<(\d+)x")
 GROUP_ROWS = 64  # of a product that wgmma takes
-# What spills and was measured to be faster than whatever does not (benchmarks/ATTENTION.md), by
+# What spills in its loop and was measured to be faster than what does not (ATTENTION.md), by
 # kernel and target.
 SPILLS_AND_IS_FAST = {
     ("dk_dv_kernel", "sm_90a"): "BLOCK_M=32 BLOCK_N=64 BLOCK_D=256 CHUNK_D=256 num_warps=8",
@@ -52,6 +54,7 @@ class Compiled:
         warps: of a program.
         registers: of a thread.
         spilled: bytes a thread keeps in local memory because registers ran out.
+        outside: whether it keeps them outside of the loops that multiply matrices.
         shared: bytes of a program.
         tensor_columns: columns of tensor memory of a program.
         matrix: kinds of matrix instructions.
@@ -72,6 +75,7 @@ class Compiled:
     warps: int = 0
     registers: int = 0
     spilled: int = 0
+    outside: bool = False
     shared: int = 0
     tensor_columns: int = 0
     matrix: tuple[str, ...] = ()
@@ -107,7 +111,7 @@ class Compiled:
         threads = self.warps * chip.warp_size
         found = []
         fast = SPILLS_AND_IS_FAST.get((self.kernel, self.target))
-        if self.spilled and not (fast and fast in self.constants):
+        if self.spilled and not self.outside and not (fast and fast in self.constants):
             found.append(f"spills {self.spilled} bytes")
         if self.registers > chip.thread_registers:
             found.append(f"needs {self.registers} registers of {chip.thread_registers}")
@@ -137,18 +141,24 @@ def describe(name: Compiled, kernel: Any) -> Compiled:
     if chip.backend == "hip":
         text = kernel.asm["amdgcn"]
         registers, spilled = (_count(text, x) for x in ("vgpr_count", "vgpr_spill_count"))
-        spilled *= 4
+        spilled, inside = spilled * 4, True
     else:
         text = kernel.asm["ptx"]
         registers, frame = _resources(kernel)
         # A frame may hold what is no spill; only the assembler tells them apart.
         spilled = _spilled(kernel, chip) if frame else 0
+        tool = machine_code.disassembler() if spilled else None
+        inside = not tool or machine_code.spills_in_loops(
+            machine_code.disassemble(kernel.asm["cubin"])
+        )
     loads, stores = widths(text)
+    source = kernel.asm.get("ttir") or kernel.asm["ttgir"]  # Gluon begins with the latter
     return replace(
         name,
         warps=kernel.metadata.num_warps,
         registers=registers,
         spilled=spilled,
+        outside=not inside,
         shared=kernel.metadata.shared,
         tensor_columns=getattr(kernel.metadata, "tmem_size", None) or 0,
         matrix=tuple(
@@ -158,7 +168,7 @@ def describe(name: Compiled, kernel: Any) -> Compiled:
         ),
         loads=loads,
         stores=stores,
-        dots="tt.dot" in kernel.asm["ttir"],
+        dots="tt.dot" in source or "warp_group_dot" in source,
         plain_dots=len(WITHOUT_MATRIX_UNIT.findall(kernel.asm["ttgir"])),
         synchronous_dots=sum(
             chip.arch == 90 and int(rows) >= GROUP_ROWS

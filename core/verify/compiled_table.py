@@ -15,7 +15,8 @@ from twofold.core.verify.compiled import Compiled
 
 TITLE = "What the compilers make of every kernel: twofold verify compile --table FILE"
 LEGEND = (
-    "regs: registers of a thread; spilled: bytes a thread spills; shared: bytes of a program;",
+    "regs: registers of a thread; spilled: bytes a thread spills, in brackets where the loops that",
+    "multiply matrices do not; shared: bytes of a program;",
     "programs: held by a multiprocessor at a time; warps: share of its warps that these are;",
     "ld/st: most bytes of memory that a thread loads, and stores, at a time.",
 )
@@ -65,6 +66,7 @@ def most(first: Compiled, second: Compiled) -> Compiled:
         first,
         registers=max(first.registers, second.registers),
         spilled=max(first.spilled, second.spilled),
+        outside=all(kernel.outside for kernel in (first, second) if kernel.spilled),
         shared=max(first.shared, second.shared),
         tensor_columns=max(first.tensor_columns, second.tensor_columns),
         loads=max(first.loads, second.loads),
@@ -85,7 +87,7 @@ def _line(kernel: Compiled) -> str:
         if kernel.failure
         else (
             kernel.registers,
-            kernel.spilled,
+            f"({kernel.spilled})" if kernel.spilled and kernel.outside else kernel.spilled,
             kernel.shared,
             kernel.programs,
             f"{kernel.occupancy:.0%}",

@@ -143,19 +143,26 @@ def _reason(error: BaseException) -> str:
 
 
 def _dtypes(args: Any) -> Iterator[str]:
-    """Yield the dtypes of the tensors among a call's arguments, in tuples too."""
+    """Yield the dtypes of the tensors among a call's arguments, in tuples and descriptors too."""
     for a in args:
         if isinstance(a, tuple):
             yield from _dtypes(a)
-        elif hasattr(a, "dtype"):
-            yield str(a.dtype)
+        elif hasattr(x := getattr(a, "base", a), "dtype"):
+            yield str(x.dtype)
 
 
 def _given(args: Any) -> Iterator[str]:
-    """Yield what a call has of what it may leave out: fields of its tuples with default None."""
+    """Yield what the compiler takes for a constant in the tuples of a call, as the call has it.
+
+    That is what may be left out, fields with default None, where it is given, and numbers without a
+    default that are 1: a loop over heads that share keys is none where each has its own.
+    """
     for a in args:
-        for field, default in getattr(a, "_field_defaults", {}).items():
-            if default is None and getattr(a, field) is not None:
+        for field, value in a._asdict().items() if hasattr(a, "_fields") else ():
+            if field not in a._field_defaults:
+                if type(value) is int and value == 1:
+                    yield f"{field}=1"
+            elif a._field_defaults[field] is None and value is not None:
                 yield field
 
 

@@ -43,10 +43,16 @@ __all__ = [
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
-BLOCKS: dict[str, Any] = {"block_mask": "1HMN", "block_size": 64}
-PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
-ROTARY: dict[str, Any] = {"rotary": "half", "dropout_p": 0.1}
+BLOCKS: dict[str, Any] = {"block_mask": "1HMN", "block_size": 64, "groups": 3}
+PACKED: dict[str, Any] = {**EVERYTHING, "packed": True, "groups": 3}
+ROTARY: dict[str, Any] = {"rotary": "half", "dropout_p": 0.1, "groups": 3}
 NEIGHBOURS: dict[str, Any] = {"rotary": "interleaved"}
+# Lengths between which Hopper's tables differ, and where its own kernel is the quicker one.
+SHORT: dict[str, Any] = {"seqlen_q": 64, "seqlen_k": 64}
+LONG: dict[str, Any] = {"seqlen_q": 144, "seqlen_k": 144}
+LONGEST: dict[str, Any] = {"seqlen_q": 1024, "seqlen_k": 1024}
+SHARED: dict[str, Any] = {"groups": 3}
+APART: dict[str, Any] = {"packed": True}
 SCORES: dict[str, Any] = {
     "window_size": (64, 0), "softcap": 30.0, "alibi": "H", "bias": "1HMN", "sinks": True,
     "groups": 3,
@@ -203,9 +209,9 @@ CONTRACT = Contract(
     small=small,
     # As models call it, with the tiles that are chosen: the least there is, dropout, what else is
     # done to scores, everything (from 64 features on in packed sequences), also in rows that are
-    # not aligned; rotary positions, and blocks.
+    # not aligned; rotary positions, and blocks; heads that share keys, and other lengths.
     compiled=tuple(
-        Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
+        Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **(MODELS | flags))
         for head_dims, precisions in (
             (
                 (16, 32, 64, 128, 256),
@@ -229,6 +235,23 @@ CONTRACT = Contract(
             ),
             ((64, 128), (("bfloat16", False, (BLOCKS,)), ("float32", False, (BLOCKS,)))),
             ((512,), (("bfloat16", False, (EVERYTHING,)), ("float32", False, (SCORES, PACKED)))),
+            (
+                (16, 32, 64, 128, 256),
+                (
+                    ("bfloat16", False, (SHARED, SHORT, LONG, LONG | SHARED, DROPOUT | SHARED)),
+                    ("float32", False, (SHARED, DROPOUT | SHARED)),
+                ),
+            ),
+            (
+                (64, 128),
+                (
+                    ("bfloat16", False, (LONGEST, LONGEST | {"causal": False})),
+                    ("bfloat16", False, (APART, APART | SHARED)),
+                    ("float16", False, (LONGEST,)),
+                ),
+            ),
+            ((256,), (("bfloat16", False, (APART | DROPOUT | SHARED,)),)),
+            ((32,), (("bfloat16", False, (ROTARY,)),)),
         )
         for head_dim in head_dims
         for dtype, allow_tf32, variants in precisions

@@ -30,7 +30,7 @@ LEAST: dict[str, Any] = {}
 EVERYTHING: dict[str, Any] = {
     "dropout_p": 0.1, "mask": "B1MN", "key_lengths": True, "dlse": True,
 }  # fmt: skip
-PACKED: dict[str, Any] = {**EVERYTHING, "packed": True}
+PACKED: dict[str, Any] = {**EVERYTHING, "packed": True, "groups": 3}
 SCORES: dict[str, Any] = {
     "window_size": (64, 0), "softcap": 30.0, "score_mod": SMOOTH, "alibi": "H", "bias": "1HMN",
     "sinks": True, "groups": 3,

@@ -136,6 +136,15 @@ def loops(listing: str) -> list[Loop]:
     ]
 
 
+def spills_in_loops(listing: str) -> bool:
+    """Return whether a disassembled kernel that spills does so where it spends its time.
+
+    That is in a loop that multiplies matrices, or anywhere if there is none.
+    """
+    found = [x for x in loops(listing) if not x.instructions["EXIT"]]  # else it is no loop
+    return not found or any(x.instructions["LDL"] + x.instructions["STL"] for x in found)
+
+
 def count(code: Iterable[str]) -> Loop:
     """Count instructions, without predicates, as one warp meets them."""
     found = Loop()
