@@ -377,3 +377,15 @@ def with_defaults_of_its_own(q, k, v, window_size=(-1, -1), softcap=0.0):
     if right >= 0:
         scores = scores.masked_fill(ahead > right, -math.inf)
     return torch.softmax(scores, -1) @ v.detach(), None
+
+
+def crashes_where_odd(q, k, v):
+    if q.shape[2] % 2:
+        raise RuntimeError(f"{q.shape[2]} is odd")
+    return torch_attention(q, k, v)
+
+
+def wrong_and_then_ends_the_process(q, k, v, window_size=None):
+    if q.shape[2] > 64:
+        ends_the_process(q, k, v)
+    return ignores_window(q, k, v)

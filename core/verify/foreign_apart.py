@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 
 from twofold.core.verify import foreign
 from twofold.core.verify.alone import IMPORTING, LIMIT, Alone, Ended
-from twofold.core.verify.foreign import Verdict
+from twofold.core.verify.foreign import Failure, Verdict
 
 
 def judge(
@@ -21,8 +21,8 @@ def judge(
 ) -> Verdict:
     """Judge "module:function" as `foreign.judge` does; whatever happens is in the verdict.
 
-    A case that takes longer than `limit` seconds, or ends the process, is the failure; what was
-    found before it is lost.
+    A case that takes longer than `limit` seconds, or ends the process, is the last failure; what
+    was found before it stays, but for tables and notes.
     """
     child = Alone(_child, function, operator, examples, precisions, claimed)
     try:
@@ -51,14 +51,24 @@ def _child(
 def _listen(child: Alone, limit: float) -> Verdict:
     """Wait for the verdict, as long as cases keep coming."""
     line = "before the first case"
+    found: list[Failure] = []
     while True:
         try:
             said = child.hear(limit if line.startswith("foreign.") else IMPORTING)
         except TimeoutError as hung:
-            return Verdict(failures=[f"it {hung}\n  {line}"])
+            return _cut_short(f"it {hung}", line, found)
         except Ended as gone:
             how = f"by {gone.signal}" if gone.signal else "without a word"
-            return Verdict(failures=[f"it ended the process {how}\n  {line}"])
+            return _cut_short(f"it ended the process {how}", line, found)
         if isinstance(said, Verdict):
             return said
-        line = said
+        if isinstance(said, list):
+            found += said
+        else:
+            line = said
+
+
+def _cut_short(words: str, line: str, found: list[Failure]) -> Verdict:
+    """Return what is known of a function whose process is gone."""
+    end = f"{words}\n  {line}"
+    return Verdict(failures=[end, *foreign.listed(found)], found=found, ended=end)

@@ -85,8 +85,8 @@ def hold_to_contract() -> Callable[..., Verdict]:
     """Give `hold_to_contract(function, op, *, examples, dtypes)`.
 
     It judges a function on torch tensors by an operator's contract, as `twofold verify
-    module:function` does, and fails the test with what it found: each output that left its bound,
-    the smallest case in which it does, and a line of Python that runs that case again. What was
+    module:function` does, and fails the test with what it found: each fault, the smallest case
+    that has it, and a line that runs that case again. What was
     not judged, and why, is in the `notes` of the verdict that it returns.
 
     Args of the function given:
@@ -111,7 +111,7 @@ def hold_to_contract() -> Callable[..., Verdict]:
         verdict = foreign.judge(function, op, examples, dtypes)
         if verdict.failures:
             name = function if isinstance(function, str) else getattr(function, "__name__", "it")
-            found = "\n".join(verdict.failures)
+            found = "\n".join(foreign.digest(verdict))
             pytest.fail(f"{name} leaves the contract of {op}:\n{found}", pytrace=False)
         return verdict
 

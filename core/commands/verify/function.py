@@ -29,30 +29,34 @@ def command(
     ] = None,
     examples: Examples = MORE * EXAMPLES,
     limit: Annotated[float, typer.Option(min=1.0, help="seconds that one case may take")] = LIMIT,
+    everything: Annotated[
+        bool, typer.Option("--all", help="of what fails every failure and table, not each fault")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Judge functions on torch tensors by an operator's contract: f(q, k, v, …) -> out.
 
     An object with forward(…) -> (out, cache) and backward(dout, cache) will do, too. What fails
-    comes as the smallest case that does, with a line of Python that runs it again. Each function
-    has a process of its own: one that hangs or crashes is a failure, and the rest goes on.
+    comes as the smallest case that does, with a line that runs it again. Each function has a
+    process of its own: one that hangs or crashes is a failure, and the rest goes on.
     """
     with plain_errors():
         if op not in ops.OPERATORS:
             known = ", ".join(ops.OPERATORS)
             raise ValueError(f"--op is {op!r}; it must be one of {known}")
-        from twofold.core.verify import foreign_apart, report
+        from twofold.core.verify import foreign_apart, foreign_verdict, report
 
         result: dict[str, dict[str, object]] = {}
         for name in functions:
             with console.status(f"{name} …"):
                 found = foreign_apart.judge(name, op, examples, dtype, limit)
-            show(name, op, found)
+            show(name, op, found, everything)
             result[name] = {
                 "holds": not found.failures,
                 "operator": op,
                 "rows": report.as_json(found.rows),
                 "properties": [asdict(claim) for claim in found.claims],
+                "summary": foreign_verdict.digest(found) if found.failures else [],
                 "failures": found.failures,
                 "notes": found.notes,
             }
@@ -61,21 +65,31 @@ def command(
         raise typer.Exit(FAILED)
 
 
-def show(name: str, operator: str, found: Verdict) -> None:
-    """Print the bounds, the properties, what was not judged, and what is wrong."""
-    from twofold.core.verify import report
+def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
+    """Print the bounds, the properties and what was not judged; of what fails each fault, first."""
+    from twofold.core.verify import foreign_verdict, report
 
-    console.print(f"{name} as {operator}", highlight=False)
-    if found.rows:
-        console.print(report.table(found.rows))
-    if found.claims:
-        console.print(properties(found))
+    def said(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    verdict = "[red]FAIL[/red]" if found.failures else "holds"
+    said(f"{verdict} {name} as {operator}")
+    if found.failures:
+        for line in foreign_verdict.digest(found):
+            said(escaped(line))
+    if everything or not found.failures:
+        if found.rows:
+            console.print(report.table(found.rows))
+        if found.claims:
+            console.print(properties(found))
     for note in found.notes:
-        console.print(escaped(note), highlight=False, soft_wrap=True)
-    for fault in found.failures:
-        console.print(f"[red]FAIL[/red] {escaped(fault)}", highlight=False, soft_wrap=True)
-    if any("foreign.again(" in fault for fault in found.failures):
-        console.print("(from twofold.core.verify import foreign)", highlight=False)
+        said(escaped(note))
+    if everything and found.failures:
+        for fault in found.failures:
+            said(f"[red]FAIL[/red] {escaped(fault)}")
+        said(f"({foreign_verdict.IMPORT})")
+    elif len(found.failures) > 1:
+        said(f"--all shows all {len(found.failures)} failures and the tables, --json keeps them")
 
 
 def properties(found: Verdict) -> Table:

@@ -1,0 +1,105 @@
+"""Cases that fail: what they have in common, and smaller ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+TILES = (2, 16, 32, 64, 128)  # sizes that a kernel may take for granted to divide a length
+CHANCE = 0.1  # in so many reports something may be said that means nothing
+NEITHER = ("seed", "tile")  # say nothing of an input
+
+
+def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str:
+    """Say in how many cases this fails and what they, but not the others, have in common.
+
+    `tried` has what fails in every case. What the smallest case has as usual is not looked at.
+    Nothing is said that may be chance: where a share p of the cases that hold has it, so have n
+    others with probability pⁿ, and of all that is looked for `CHANCE` may be expected so.
+    """
+    failing = [case for case, fails in tried.items() if key in fails]
+    holding = [case for case, fails in tried.items() if key not in fails]
+    count = f"{len(failing)} of {len(tried)} cases fail so"
+    if not failing or not holding:
+        return f"all {len(tried)} cases fail so" if failing else ""
+    said: list[str] = []
+    left = list(range(len(holding)))  # those that hold and have all of it
+    looked_for = dict(_shared(failing, holding, smallest))
+    while left and looked_for:
+        words, have = min(looked_for.items(), key=lambda one: sum(one[1][i] for i in left))
+        having = [i for i in left if have[i]]
+        chance = ((len(having) + 1) / (len(left) + 1)) ** len(failing)
+        if len(having) == len(left) or chance * len(looked_for) > CHANCE:
+            break
+        said.append(words)
+        left = having
+    if not said:
+        return count
+    others = f"so have {len(left)} of the {len(holding)} others" if left else "no other has"
+    return f"{count}, all with {' and '.join(said)}; {others}"
+
+
+def _shared(
+    failing: Sequence[Any], holding: Sequence[Any], smallest: Any
+) -> Iterator[tuple[str, list[bool]]]:
+    """Yield what all failing cases share in words, and which of the others do, too."""
+    for name, usual in vars(type(smallest)()).items():
+        if name in NEITHER or getattr(smallest, name) == usual:
+            continue
+        here = [getattr(case, name) for case in (*failing, smallest)]
+        there = [getattr(case, name) for case in holding]
+        if all(isinstance(x, int | float) and not isinstance(x, bool) for x in here + there):
+            low, high = min(here), max(here)
+            yield f"{name} ≥ {low}", [x >= low for x in there]
+            yield f"{name} ≤ {high}", [x <= high for x in there]
+            for n in TILES if isinstance(usual, int) else ():
+                if all(x % n for x in here):
+                    words = "odd" if n == 2 else f"no multiple of {n}"
+                    yield f"{name} {words}", [x % n > 0 for x in there]
+            continue
+        values = list(dict.fromkeys(here))
+        words = (
+            f"{name}={' or '.join(str(x) for x in values)}" if len(values) < 3 else f"{name} given"
+        )
+        if usual not in here:
+            yield words, [x != usual for x in there]
+        if words != name:
+            yield words, [x in values for x in there]
+
+
+def smaller(case: Any, fails: Callable[[Any], Any], seconds: float) -> Any:
+    """Return a case that fails, too, and is as small and as usual as is found in so much time.
+
+    Args:
+        case: fails.
+        fails: returns the case as it was run, where it fails, None where it does not.
+        seconds: after which no more is tried.
+    """
+    until = time.monotonic() + seconds
+    usual = type(case)()
+
+    def attempt(name: str, value: Any) -> bool:
+        nonlocal case
+        if time.monotonic() > until:
+            return False
+        found = fails(dataclasses.replace(case, **{name: value}))
+        case = case if found is None else found
+        return found is not None
+
+    for name in vars(case):
+        value = getattr(case, name)
+        if name in ("dtype", "allow_tf32", *NEITHER):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool):
+            least = 1
+            while least < value:  # as if it failed from some number on
+                middle = (least + value) // 2
+                if attempt(name, middle):
+                    value = middle
+                else:
+                    least = middle + 1
+        elif value != getattr(usual, name):
+            attempt(name, getattr(usual, name))
+    return case

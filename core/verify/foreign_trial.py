@@ -1,0 +1,326 @@
+"""An implementation before its contract: cases, properties, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from hypothesis import Phase, assume, given, seed
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+
+from twofold.core.verify import foreign_cases, report
+from twofold.core.verify.contract import (
+    PROPERTY,
+    Bits,
+    Finding,
+    Inapplicable,
+    Violation,
+    derandomised,
+    precision_name,
+)
+from twofold.core.verify.contract import (
+    judge as judge_case,
+)
+from twofold.core.verify.contract import (
+    subject as subject_of,
+)
+from twofold.core.verify.foreign_refusals import Refused, where
+from twofold.core.verify.foreign_subjects import Function, Operator, in_precision
+from twofold.core.verify.foreign_verdict import BITS, FAILS, HOLDS, UNSAID, Claim, Failure, alike
+
+SHRINKING = 15.0  # seconds, for each failure
+SIZES = (16, 32, 64)  # head_dims
+MORE = 3  # so many times the cases wanted may be drawn: some do not apply
+REFUSED = 6  # so many times the cases wanted may be refused
+IMPLIED = {"enable_gqa": "grouped heads"}
+
+
+class Trial:
+    """An implementation before its contract, and what it refused."""
+
+    def __init__(
+        self,
+        judged: Function | Operator,
+        line: Callable[[Any], str],
+        observe: Callable[[str | list[Failure]], None],
+    ) -> None:
+        self.judged, self.contract = judged, judged.contract
+        self.line, self.observe = line, observe
+        self.subject = subject_of(self.contract, judged.side)
+        self.refused: dict[str, dict[Any, str]] = {}
+        self.tried: dict[str, dict[Any, set[str]]] = {}  # by the precision: what fails in a case
+        self.taken: set[Any] = set()
+        self.turned_away: set[Any] = set()  # in every form that they were tried in
+        self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
+
+    def bound(self, case: Any) -> list[Finding]:
+        """Judge a case; whatever is raised, but a refusal, is a violation too."""
+        self.observe(self.line(case))
+        with self._violations(next(iter(self.contract.passes)), case):
+            findings = judge_case(self.contract, self.judged.side, case)
+        self.judged.judged(case)
+        if any(f.fault for f in findings):
+            raise Violation(findings)
+        return findings
+
+    def claim(self, name: str, case: Any) -> list[Finding]:
+        """Check one property of a case; a `Violation` says `Bits` where only they differ."""
+        small = self.contract.small(case)
+        self.observe(self.line(small))
+        with self._violations(name, small), np.errstate(all="ignore"):
+            self.contract.claims()[name](self.subject, small)
+        return []
+
+    @contextlib.contextmanager
+    def _violations(self, output: str, case: Any) -> Iterator[None]:
+        try:
+            yield
+        except (Violation, Refused, Inapplicable):
+            raise
+        except Exception as error:
+            own_words = type(error) in (AssertionError, Bits)
+            fault = str(error) if own_words else f"{type(error).__name__}: {error}"
+            if at := "" if own_words else where(error):
+                fault += f" (at {at})"
+            pass_ = self.contract.passes.get(output, PROPERTY)
+            broken = Finding(
+                self.contract.operator, pass_, output, precision_name(case), case, np.inf, np.inf,
+                0.0, fault,
+            )  # fmt: skip
+            raise Violation([broken]) from error
+
+    def bounds(
+        self, precision: str, examples: int
+    ) -> tuple[list[Finding], list[Finding], list[Failure]]:
+        """Judge drawn and pinned cases; return what held, and the faults of the smallest case."""
+        held: list[Finding] = []
+        tried = self.tried[precision] = {}
+
+        def check(case: Any) -> None:
+            held.extend(self.bound(case))
+
+        _, violation = self._search(precision, examples, check, tried)
+        for case in self.contract.pinned:
+            case = self.judged.fitting(case, precision)
+            try:
+                check(case)
+                self.taken.add(case)
+                tried[case] = set()
+            except Refused as refusal:
+                self.turned_away.add(case)
+                self._refuse(refusal, case)
+            except Violation as found:
+                tried[case] = _keys(found)
+                violation = violation or self._smallest(case, precision, found)
+        violation = violation or self._imply(precision, held)
+        if violation is None:
+            return held, [], []
+        return held, violation.findings, self._failures(violation)
+
+    def _smallest(self, case: Any, precision: str, violation: Violation) -> Violation:
+        """Return the same violation on a smaller case, where there is one."""
+        fault = alike(violation.findings[0].fault)
+        known: dict[Any, Violation | None] = {case: violation}
+
+        def fails(smaller: Any) -> Any:
+            smaller = self.judged.fitting(smaller, precision)
+            if smaller not in known:
+                known[smaller] = None
+                try:
+                    self.bound(smaller)
+                except Violation as found:
+                    if alike(found.findings[0].fault) == fault:
+                        known[smaller] = found
+                except (Refused, Inapplicable):
+                    pass
+            return smaller if known[smaller] else None
+
+        smallest = foreign_cases.smaller(case, fails, SHRINKING)
+        return known[smallest] or violation
+
+    def _failures(self, violation: Violation, again: str = "", meaning: str = "") -> list[Failure]:
+        """Return what is wrong in words, and tell who observes."""
+        failures = [
+            Failure(
+                f.pass_, f.output, f.dtype, f.fault, f.share, _raised(violation),
+                report.short(f.case), again or self.line(f.case), meaning,
+            )
+            for f in violation.findings
+        ]  # fmt: skip
+        self.observe(failures)
+        return failures
+
+    def _imply(self, precision: str, held: list[Finding]) -> Violation | None:
+        """Judge what the function may do without being told; what it raises there is no fault.
+
+        Not on a GPU: a kernel that knows nothing of it leaves its tensors there, and goes on.
+        """
+        for option, case in self.judged.implied.items() if self.judged.side.device == "cpu" else ():
+            try:
+                held += self.bound(in_precision(case, precision, {}))
+            except Refused:
+                continue
+            except Violation as violation:
+                if violation.__cause__ is not None:
+                    continue
+                self.implied.add(option)
+                return violation
+            self.implied.add(option)
+        return None
+
+    def properties(self, precision: str, claimed: int) -> tuple[list[Claim], list[Failure]]:
+        """Ask every property of a few cases."""
+        claims: list[Claim] = []
+        failures: list[Failure] = []
+        for name, claim in self.contract.claims().items() if claimed else ():
+            check = functools.partial(self.claim, name)
+            asked, violation = self._search(precision, claimed, check)
+            if violation is None:
+                claims.append(Claim(name, precision, HOLDS if asked else UNSAID, asked))
+                continue
+            finding = violation.findings[0]
+            line = self.line(finding.case)[:-1] + f", claim={name!r})"
+            outcome = BITS if isinstance(violation.__cause__, Bits) else FAILS
+            claims.append(Claim(name, precision, outcome, asked, finding.fault, line))
+            if outcome == FAILS:
+                one = replace(finding, pass_=PROPERTY, output=name)
+                meaning = (claim.__doc__ or "").partition("\n")[0]
+                violation.findings = [one]
+                failures += self._failures(violation, line, meaning)
+        return claims, failures
+
+    def _search(
+        self,
+        precision: str,
+        examples: int,
+        check: Callable[[Any], object],
+        tried: dict[Any, set[str]] | None = None,
+    ) -> tuple[int, Violation | None]:
+        """Check drawn cases; return how many applied, and the violation of the smallest.
+
+        All are checked, to see which fail; then the first of these is shrunk. `tried` is told of
+        all but those that shrinking tries.
+        """
+        failed: dict[Any, Violation] = {}
+        applied: set[Any] = set()
+        seen: set[Any] = set()
+        refused: set[Any] = set()
+        wanted, until, shrinking = examples, np.inf, False
+
+        def attempt(case: Any) -> bool:
+            """Check a case that was not; return whether it is taken."""
+            if case in failed and shrinking:
+                raise failed[case]
+            if case in refused:
+                return False
+            asked = len(applied) + len(failed)
+            enough = asked >= wanted or len(refused) >= REFUSED * examples
+            if case in seen or enough or time.monotonic() > until:
+                return True
+            seen.add(case)
+            try:
+                check(case)
+            except Refused as refusal:
+                refused.add(case)
+                self._refuse(refusal, case)
+                return False
+            except Inapplicable:
+                return True
+            except Violation as violation:
+                failed[case] = violation
+                if shrinking:
+                    raise
+            else:
+                applied.add(case)
+                self.taken.add(case)
+            if tried is not None and not shrinking:
+                tried[case] = _keys(failed[case]) if case in failed else set()
+            return True
+
+        def search(*phases: Phase) -> None:
+            @seed(crc32(precision.encode()))  # not the same cases again in another precision
+            @derandomised(max(1, MORE * examples), *phases, report_multiple_bugs=False)
+            @given(self.contract.cases, st.sampled_from(SIZES))
+            def drawn(case: Any, size: int) -> None:
+                # As it is drawn, and where that is refused with a head_dim that more take.
+                fits = (self.judged.fitting(case, precision, s) for s in (None, size))
+                taken = any(attempt(one) for one in fits)
+                if not taken:
+                    self.turned_away.add(self.judged.fitting(case, precision))
+                assume(taken)
+
+            with contextlib.suppress(Unsatisfiable):  # everything was refused
+                drawn()
+
+        if examples:
+            search(Phase.generate)
+        if not failed:
+            return len(applied), None
+        asked = len(applied)
+        shrinking, until = True, time.monotonic() + SHRINKING
+        wanted += MORE * examples  # to shrink needs more
+        try:
+            search(Phase.generate, Phase.shrink)
+        except Violation as violation:
+            return asked, violation
+        return asked, next(iter(failed.values()))
+
+    def notes(self) -> list[str]:
+        """Say what was not judged."""
+        judged, passes = self.judged, self.contract.passes
+        notes = []
+        if missing := [o for o in judged.missing if o not in judged.implied]:
+            notes.append(f"not judged, for it takes none of them: {', '.join(missing)}")
+        for option in judged.implied:
+            asked = f"not judged: add {option}=…"
+            if option in self.implied:
+                asked = f"judged, though it takes no {option}"
+            notes.append(f"{IMPLIED[option]} {asked}")
+        if judged.unpassed:
+            notes.append(f"never passed: {', '.join(judged.unpassed)}")
+        if judged.unexercised:
+            notes.append(f"never exercised: {', '.join(judged.unexercised)}")
+        lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
+        if judged.ever and {n for n in passes if passes[n] == "backward"} <= lost.keys():
+            notes.append("forward only: the output requires no grad")
+            lost = {n: pass_ for n, pass_ in lost.items() if pass_ == "forward"}
+        if judged.ever and lost:
+            notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
+        if outside := judged.outside():
+            notes.append(f"not in the domain: {'; '.join(outside)}")
+        notes += sorted(judged.remarks)
+        taken, away = len(self.taken), len(self.turned_away)
+        if away:
+            mostly = "mostly refused, which says little: " if away > taken else ""
+            notes.append(f"{mostly}{taken} of {taken + away} cases were taken")
+        for refusals in self.refused.values():
+            case, words = next(iter(refusals.items()))
+            first = f"{case.dtype} {report.short(case)}"
+            notes.append(f"refused {len(refusals)} cases, such as {first}: {words}")
+        return notes
+
+    def _refuse(self, refusal: Refused, case: Any) -> None:
+        """Remember a refusal; those that differ in numbers alone are one."""
+        words = str(refusal).splitlines()[0]
+        alike = self.refused.setdefault(re.sub(r"\d+", "", words), {})
+        alike.setdefault(case, words)
+
+
+def _raised(violation: Violation) -> bool:
+    """Return whether the function raised it, in words that are not ours."""
+    cause = violation.__cause__
+    return cause is not None and type(cause) not in (AssertionError, Bits)
+
+
+def _keys(violation: Violation) -> set[str]:
+    """Return what fails, each as `Failure.key`."""
+    raised = _raised(violation)
+    return {alike(f.fault) if raised else f.output for f in violation.findings}

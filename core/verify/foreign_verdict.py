@@ -1,0 +1,184 @@
+"""What came of a judged function: rows, properties, failures, and what of it is shown first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from twofold.core.verify.contract import PROPERTY
+from twofold.core.verify.report import Row
+
+HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
+IMPORT = "from twofold.core.verify import foreign"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What became of a property in one precision.
+
+    Attributes:
+        name, precision: which.
+        outcome: "holds"; "fails"; "bits differ", where the numbers keep their bound but are not
+            the same bits, which is no fault; "does not apply", where no case could be asked.
+        cases: how many were.
+        fault: what is wrong.
+        again: the line of Python that shows it again.
+    """
+
+    name: str
+    precision: str
+    outcome: str
+    cases: int
+    fault: str = ""
+    again: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An output, a gradient or a property that fails in one precision, on the smallest case found.
+
+    Attributes:
+        pass_, name, precision: which.
+        fault: what is wrong.
+        share: how far it is off as a share of its bound; infinite where there is no number.
+        raised: whether the function raised it.
+        case: the fields of the case that are not their defaults.
+        again: the line of Python that shows it again.
+        meaning: of a property, what it says.
+    """
+
+    pass_: str
+    name: str
+    precision: str
+    fault: str
+    share: float
+    raised: bool
+    case: str
+    again: str
+    meaning: str = ""
+
+    @property
+    def key(self) -> str:
+        """Return what fails: what is raised, but for numbers, or the output that is off."""
+        return alike(self.fault) if self.raised else self.name
+
+
+@dataclass
+class Verdict:
+    """What came of it.
+
+    Attributes:
+        rows: of the table of bounds.
+        claims: what became of properties.
+        failures: everything that is wrong in words; the last output of a case has its line.
+        notes: what was not judged.
+        found: the failures that have a case.
+        common: by the line of the smallest case, in how many of its precision the same fails, and
+            what these have in common.
+        ended: how the process ended before there was a verdict, and in which case.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    found: list[Failure] = field(default_factory=list)
+    common: dict[str, str] = field(default_factory=dict)
+    ended: str = ""
+
+
+def digest(verdict: Verdict) -> list[str]:
+    """Return what is wrong in few lines: each fault once, on the smallest input that has it.
+
+    Faults are one where the same is raised, where the same outputs leave their bounds, or where
+    the same property fails.
+    """
+    causes: dict[tuple[str, ...], list[Failure]] = {}
+    for case in _by_case(verdict.found):
+        first = case[0]
+        key = (first.key,) if first.raised else (first.pass_, *(f.name for f in case))
+        causes.setdefault(key, []).extend(case)
+    said: list[str] = []
+    if verdict.ended:
+        words, _, line = verdict.ended.partition("\n  ")
+        said += [words, f"  {_again(line)}" if line.startswith("foreign.") else f"  {line}"]
+    properties: list[str] = []
+    for failures in causes.values():
+        if failures[0].pass_ == PROPERTY:
+            properties += _of_property(failures, not said)
+        else:
+            said += _of_bound(failures, verdict.common)
+    outcomes: dict[str, set[str]] = {}
+    for claim in verdict.claims:
+        outcomes.setdefault(claim.name, set()).add(claim.outcome)
+    fail = sum(FAILS in found for found in outcomes.values())
+    hold = sum({FAILS, HOLDS} & found == {HOLDS} for found in outcomes.values())
+    if fail:
+        said.append(f"of the properties {fail} fail, {hold} hold")
+    said += properties
+    return said or verdict.failures
+
+
+def alike(words: str) -> str:
+    """Return words without numbers: what differs in those alone is one fault."""
+    return re.sub(r"-?(\d+\.?\d*(e[-+]?\d+)?|\bnan\b|\binf\b)", "#", words)
+
+
+def _again(line: str) -> str:
+    """Return how to run a case again: a command, where the function has a name to import."""
+    if "again('" in line:
+        return f'again: python -c "{IMPORT}; {line}"'
+    return f"again: {line}  # {IMPORT}"
+
+
+def _by_case(found: Iterable[Failure]) -> list[list[Failure]]:
+    cases: dict[str, list[Failure]] = {}
+    for failure in found:
+        cases.setdefault(failure.again, []).append(failure)
+    return list(cases.values())
+
+
+def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[str]:
+    """Say what leaves its bound or is raised, on the smallest of these cases."""
+    first = min((f for f in failures if f.pass_ != PROPERTY), key=lambda f: len(f.again))
+    shown = [f for f in failures if f.again == first.again]
+    names = list(dict.fromkeys(f.name for f in failures if f.pass_ != PROPERTY))
+    properties = list(dict.fromkeys(f.name for f in failures if f.pass_ == PROPERTY))
+    leave = "leaves its bound" if len(names) == 1 else "leave their bounds"
+    what = "it raises" if first.raised else f"{', '.join(names)} {leave}"
+    said = [f"{what} ({_precisions(failures)})", f"  {first.fault}"]
+    if far := _far(first):
+        said[-1] += f", {far}"
+    if words := ", ".join(f"{f.name} by {far}" for f in shown[1:] if (far := _far(f))):
+        said.append(f"  with it {words}")
+    said.append(f"  smallest case found: {first.precision}{first.case and ', '}{first.case}")
+    said.append(f"  {_again(first.again)}")
+    if words := common.get(first.again, ""):
+        said.append(f"  {words}")
+    if properties:
+        said.append(f"  {len(properties)} properties fail so: {', '.join(properties)}")
+    return said
+
+
+def _of_property(failures: Sequence[Failure], alone: bool) -> list[str]:
+    """Say which properties fail and how; if `alone`, nothing was said yet."""
+    first = min(failures, key=lambda f: len(f.again))
+    names = ", ".join(f"'{name}'" for name in dict.fromkeys(f.name for f in failures))
+    said = [f"property {names} ({_precisions(failures)}): {first.fault}"]
+    said += [f"  it says: {first.meaning}"] if alone and first.meaning else []
+    return [*said, f"  {_again(first.again) if alone else first.again}"]
+
+
+def _precisions(failures: Sequence[Failure]) -> str:
+    return ", ".join(dict.fromkeys(f.precision for f in failures))
+
+
+def _far(failure: Failure) -> str:
+    """Say how far it is off, where that is a number, as a multiple of its bound."""
+    if not 1 < failure.share < np.inf:
+        return ""
+    times = f"{failure.share:,.0f}" if failure.share >= 100 else f"{failure.share:.3g}"
+    return f"{times} times its bound"

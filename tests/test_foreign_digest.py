@@ -1,0 +1,172 @@
+"""What is shown first of a function that is wrong: each fault once, where, and how to see it."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twofold.core.cli import app
+from twofold.core.verify import foreign, foreign_apart, foreign_cases
+from twofold.core.verify.contract import Violation
+
+SCREEN = 25  # lines
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: int = 4
+    columns: int = 4
+    window: tuple[int, int] | None = None
+    layout: str = "contiguous"
+    seed: int = 0
+
+
+def shared(smallest, fails, cases):
+    return foreign_cases.common({c: {"out"} if fails(c) else set() for c in cases}, "out", smallest)
+
+
+def test_what_failing_cases_have_in_common_is_said():
+    cases = [
+        Case(rows, columns, window)
+        for rows in range(1, 12)
+        for columns in (1, 4, 130, 260)
+        for window in (None, (1, 2), (2, 3), (0, 7))
+    ]
+    found = shared(Case(window=(1, 2)), lambda c: c.window, cases)
+    assert found == "132 of 176 cases fail so, all with window given; no other has"
+    found = shared(Case(rows=3), lambda c: c.rows % 2 and c.rows > 2, cases)
+    assert re.search("all with rows (odd and rows ≥ 3|≥ 3 and rows odd); no other has", found)
+    found = shared(Case(columns=130), lambda c: c.columns > 64 and c.rows > 1, cases)
+    assert found.endswith("all with columns ≥ 130; so have 8 of the 96 others")
+    assert shared(Case(), lambda c: True, cases) == "all 176 cases fail so"
+    assert shared(Case(), lambda c: False, cases) == ""
+
+
+def test_what_may_be_chance_is_not_said():
+    cases = [
+        Case(rows, window=w, seed=s) for rows in (3, 5) for w in (None, (1, 1)) for s in (0, 1)
+    ]
+    found = shared(Case(3, window=(1, 1)), lambda c: c == Case(3, window=(1, 1)), cases)
+    assert found == "1 of 8 cases fail so"
+
+
+def test_a_smaller_case_that_fails_is_found():
+    asked = []
+
+    def fails(case):
+        asked.append(case)
+        return case if case.rows > 16 and case.window else None
+
+    found = foreign_cases.smaller(Case(259, 37, (3, 0), "padded", 7), fails, 10.0)
+    assert found == Case(17, 1, (3, 0), "contiguous", 7) and len(asked) < 30
+    assert foreign_cases.smaller(Case(259, window=(3, 0)), fails, 0.0).rows == 259
+
+
+def digest(name, examples=30, dtypes=("float32", "bfloat16"), claimed=2):
+    found = foreign.judge(f"foreign_kernels:{name}", "attention", examples, dtypes, claimed=claimed)
+    return foreign.digest(found), found
+
+
+def test_a_crash_is_one_fault_whatever_it_breaks():
+    said, found = digest("crashes_where_odd")
+    assert len(found.failures) > 20 and len(said) < 9
+    assert said[0] == "it raises (float32, bfloat16)"
+    assert re.fullmatch(r"  RuntimeError: 1 is odd \(at foreign_kernels.py:\d+\)", said[1])
+    assert "seqlen_q=1, seqlen_k=1" in said[2]
+    assert "all with seqlen_q odd; no other has" in said[4]
+    assert re.match(r"  \d+ properties fail so: single key, ", said[5])
+
+
+def test_outputs_of_one_case_are_one_fault():
+    said, _ = digest("ignores_window", claimed=0, dtypes=["float32"])
+    assert len(said) == 6 and said[0] == "out, dq, dk, dv leave their bounds (float32)"
+    assert re.search(r"it must be \S+ ± \S+ \(.*\), [\d,.]+ times its bound$", said[1])
+    assert re.match(r"  with it dq by \S+ times its bound, dk by ", said[2])
+    assert "window_size given" in said[5]
+
+
+def test_a_pinned_case_is_made_smaller():
+    said, _ = digest("second_tile_is_late", examples=0, claimed=0, dtypes=["float32"])
+    assert (
+        said[3]
+        == "  smallest case found: float32, seqlen_q=129, seqlen_k=129, head_dim=1, causal=True"
+    )
+
+
+def test_the_line_shows_it_again():
+    said, _ = digest("ignores_window", claimed=0, dtypes=["float32"])
+    (line,) = (line for line in said if line.startswith("  again: "))
+    program = re.fullmatch(r'  again: python -c "(.*)"', line).group(1)
+    with pytest.raises(Violation):
+        exec(program)
+
+
+def test_properties_alone_say_what_they_mean():
+    one = foreign.Failure(
+        "property",
+        "single key",
+        "float32",
+        "out is off",
+        float("inf"),
+        False,
+        "",
+        "foreign.again('m:f')",
+        "so it is",
+    )
+    claims = [
+        foreign.Claim("single key", "float32", "fails", 1),
+        foreign.Claim("a", "", "holds", 1),
+    ]
+    said = foreign.digest(foreign.Verdict(found=[one], claims=claims))
+    assert said[:3] == [
+        "of the properties 1 fail, 1 hold",
+        "property 'single key' (float32): out is off",
+        "  it says: so it is",
+    ]
+    assert said[3].startswith("  again: python -c ")
+
+
+def test_what_was_found_before_the_process_ended_is_kept():
+    name = "foreign_kernels:wrong_and_then_ends_the_process"
+    found = foreign_apart.judge(name, "attention", 0, ["float32"], claimed=0)
+    assert "ended the process by SIGSEGV" in found.failures[0]
+    said = foreign.digest(found)
+    assert said[0] == "it ended the process by SIGSEGV" and "again: python -c" in said[1]
+
+
+def test_the_first_screen_and_everything(tmp_path):
+    result = tmp_path / "result.json"
+
+    def call(*more):
+        name = "foreign_kernels:crashes_where_odd"
+        few = ["--examples", "30", "--json", str(result)]
+        done = CliRunner().invoke(app, ["verify", name, *few, *more])
+        assert done.exit_code == 1
+        return done.output.splitlines()
+
+    said = call()
+    assert len(said) <= SCREEN, said
+    first = "\n".join(said[:7])
+    for words in (
+        "FAIL foreign_kernels:crashes_where_odd",
+        "is odd",
+        "seqlen_q=1",
+        "again: python",
+    ):
+        assert words in first
+    kept = json.loads(result.read_text())["foreign_kernels:crashes_where_odd"]
+    assert (
+        len(kept["failures"]) > SCREEN
+        and kept["summary"][0] == "it raises (float32, float16, bfloat16)"
+    )
+    everything = "\n".join(call("--all"))
+    assert all(failure.splitlines()[0] in everything for failure in kept["failures"])
+    assert "single key" in everything and "worst/bound" in everything
