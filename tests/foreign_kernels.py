@@ -389,3 +389,59 @@ def wrong_and_then_ends_the_process(q, k, v, window_size=None):
     if q.shape[2] > 64:
         ends_the_process(q, k, v)
     return ignores_window(q, k, v)
+
+
+class Attention(torch.nn.Module):
+    def forward(self, q, k, v, is_causal=False):
+        return torch_attention(q, k, v, is_causal=is_causal)
+
+
+module = Attention()
+module_without_scale = torch.nn.Module()
+module_without_scale.forward = lambda q, k, v: torch.softmax(q @ k.mT, -1) @ v
+torch_norm = torch.nn.LayerNorm(8)
+
+
+class Applied(torch.autograd.Function):
+    """Sound, with an option; what is differentiated is torch's."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, causal=False):
+        ctx.save_for_backward(q, k, v)
+        ctx.causal = causal
+        return torch_attention(q, k, v, is_causal=causal)
+
+    @staticmethod
+    def backward(ctx, dout):
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            out = torch_attention(*leaves, is_causal=ctx.causal)
+        return *torch.autograd.grad(out, leaves, dout), None
+
+
+class WrongWithContext(torch.autograd.Function):
+    """The new form, its forward without a context; a backward that forgets the causal mask."""
+
+    @staticmethod
+    def forward(q, k, v, causal):
+        return torch_attention(q, k, v, is_causal=causal)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx, dout):
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            out = torch_attention(*leaves)
+        return *torch.autograd.grad(out, leaves, dout), None
+
+
+class NoForward(torch.autograd.Function):
+    pass
+
+
+only_forward = SimpleNamespace(forward=plain)
+with_cache = SimpleNamespace(forward=lambda q, k, v: (plain(q, k, v), {"q": q}))
+nothing_to_call = SimpleNamespace(forwards=plain)

@@ -18,6 +18,7 @@ from twofold.core.bench import problems
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import alone, foreign_subjects
+from twofold.core.verify.foreign_kinds import plain
 
 
 class LeftOut(Exception):
@@ -121,7 +122,7 @@ class _Trial:
 
 def _child(pipe: Connection, name: str, device: str) -> None:
     listed = {p.name: p for p in (problems.on_gpu() if device == "cuda" else problems.on_cpu())}
-    contender = Contender(name, foreign_subjects.load(name))
+    contender = Contender(name, plain(foreign_subjects.load(name)))
     judged: dict[tuple[str, str], str] = {}
     while True:
         problem = listed[pipe.recv()]

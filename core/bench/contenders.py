@@ -21,6 +21,7 @@ from twofold.core.bench.problems import Problem
 from twofold.core.verify import foreign_refusals, foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
 from twofold.core.verify.contract import judge as judged
+from twofold.core.verify.foreign_kinds import plain
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.peers.table import PEERS
 
@@ -320,7 +321,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
         against: further functions, "module:function".
 
     Raises:
-        ValueError: one of `against` cannot be imported.
+        ValueError, TypeError: one of `against` cannot be imported, or is no plain call.
     """
     if device == "cpu":
         yield Contender(TWOFOLD, side=ops.load("reference"))
@@ -343,7 +344,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        yield Contender(name, foreign_subjects.load(name), foreign=True)
+        yield Contender(name, plain(foreign_subjects.load(name)), foreign=True)
 
 
 def forget() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
+from twofold.core.verify.foreign_kinds import is_operator, plain
 from twofold.core.verify.foreign_refusals import refusals
 from twofold.core.verify.foreign_table import ALIASES, PLAIN
 from twofold.core.verify.peers import interpreted
@@ -57,23 +58,25 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
 
     Raises:
         ValueError: nothing of the kind can be judged as this operator.
-        TypeError: it is neither callable nor has the operator's functions, or takes other
+        TypeError: it cannot be called and has not the operator's functions, or takes other
             arguments.
     """
     if operator not in ops.OPERATORS:
         known = ", ".join(ops.OPERATORS)
         raise ValueError(f"--op is {operator!r}; it must be one of {known}")
-    if hasattr(implementation, functions(operator)[0]):
+    wanted = functions(operator)
+    if is_operator(implementation, wanted):
         return Operator(implementation, operator)
     if operator not in PLAIN:
+        takes = f"as {operator} an object with {' and '.join(wanted)} can be taken"
+        missing = [n for n in wanted if not callable(getattr(implementation, n, None))]
+        if 0 < len(missing) < len(wanted):
+            raise TypeError(f"{implementation!r} has no function {missing[0]!r}; {takes}")
         known = ", ".join(PLAIN)
         raise ValueError(
-            f"--op is {operator!r}; it must be one of {known} for a plain function "
-            "(an object with forward and backward may be any operator)"
+            f"--op is {operator!r}; it must be one of {known} for a plain function ({takes})"
         )
-    if not callable(implementation):
-        raise TypeError(f"{implementation!r} cannot be called")
-    return Function(implementation, operator)
+    return Function(plain(implementation), operator)
 
 
 def functions(operator: str) -> tuple[str, ...]:
@@ -258,9 +261,6 @@ class Operator:
         self.remarks: set[str] = set()
         self._module_run = module.run
         self._wanted = functions(operator)
-        for name in self._wanted:
-            if not callable(getattr(implementation, name, None)):
-                raise TypeError(f"{implementation!r} has no function {name!r}")
         parameters = inspect.signature(getattr(implementation, self._wanted[0])).parameters
         self._takes_tf32 = "allow_tf32" in parameters
         without_tiles = [self.fitting(c, precision_name(c)) for c in module.CONTRACT.pinned]

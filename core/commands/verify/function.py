@@ -36,7 +36,9 @@ def command(
 ) -> None:
     """Judge functions on torch tensors by an operator's contract: f(q, k, v, …) -> out.
 
-    An object with forward(…) -> (out, cache) and backward(dout, cache) will do, too. What fails
+    What is named may also be an nn.Module (an instance), a class derived from
+    torch.autograd.Function (its apply is called), or an object or module with forward(…) ->
+    (out, cache) and backward(dout, cache); with forward alone, that is the function. What fails
     comes as the smallest case that does, with a line that runs it again. Each function has a
     process of its own: one that hangs or crashes is a failure, and the rest goes on.
     """

@@ -1,0 +1,100 @@
+"""What may be given to be judged or raced, made a plain call: f(tensors…, options…) -> outputs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+GIVEN = (
+    "a function, an nn.Module, a class derived from torch.autograd.Function, or an object with "
+    "forward and, for its own gradients, backward"
+)
+
+
+def plain(implementation: Any) -> Callable[..., Any]:
+    """Return it as a plain call, whose signature shows what it takes.
+
+    Of an object with `forward` alone what that returns is the output, or (output, cache).
+
+    Raises:
+        TypeError: it is nothing that can be called so.
+    """
+    import torch
+
+    if isinstance(implementation, type):
+        if issubclass(implementation, torch.autograd.Function):
+            return _applied(implementation)
+        made = f"an instance of it, such as name = {implementation.__name__}(…)"
+        hint = made if issubclass(implementation, torch.nn.Module) else GIVEN
+        raise TypeError(f"{_called(implementation)} is a class; it must be {hint}")
+    if isinstance(implementation, torch.nn.Module):
+        return _showing(lambda *a, **how: implementation(*a, **how), implementation.forward)
+    if callable(implementation):
+        taken: Callable[..., Any] = implementation
+        return taken
+    if callable(forward := getattr(implementation, "forward", None)):
+        return _showing(functools.partial(_output, forward), forward)
+    raise TypeError(f"{_called(implementation)} cannot be called; it must be {GIVEN}")
+
+
+def is_operator(implementation: Any, functions: tuple[str, ...]) -> bool:
+    """Return whether it has all functions of an operator's module.
+
+    Modules and functions of torch have them by the same names, and mean something else.
+    """
+    import torch
+
+    kind = implementation if isinstance(implementation, type) else type(implementation)
+    if issubclass(kind, torch.nn.Module | torch.autograd.Function):
+        return False
+    return all(callable(getattr(implementation, name, None)) for name in functions)
+
+
+def _applied(function: Any) -> Callable[..., Any]:
+    """Return `function.apply` with the signature of its forward, whose context nobody gives."""
+    import torch
+
+    base = torch.autograd.Function
+    if function.forward is base.forward:
+        raise TypeError(f"{_called(function)} has no forward; it must have one")
+    signature = inspect.signature(function.forward)
+    if function.setup_context is base.setup_context:
+        _context, *taken = signature.parameters.values()
+        signature = signature.replace(parameters=taken)
+
+    def applied(*args: Any, **how: Any) -> Any:
+        bound = signature.bind(*args, **how)
+        bound.apply_defaults()  # apply takes no names
+        return function.apply(*bound.args)
+
+    return _showing(applied, signature)
+
+
+def _output(forward: Callable[..., Any], *args: Any, **how: Any) -> Any:
+    """Return what forward returns, without its cache."""
+    import torch
+
+    found = forward(*args, **how)
+    with_cache = isinstance(found, tuple) and len(found) == 2
+    return found[0] if with_cache and not isinstance(found[1], torch.Tensor) else found
+
+
+def _showing(
+    call: Callable[..., Any], shown: Callable[..., Any] | inspect.Signature
+) -> Callable[..., Any]:
+    signature = shown if isinstance(shown, inspect.Signature) else inspect.signature(shown)
+
+    def function(*args: Any, **how: Any) -> Any:
+        return call(*args, **how)
+
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
+
+
+def _called(implementation: Any) -> str:
+    if isinstance(implementation, type):
+        return implementation.__qualname__
+    words = repr(implementation)
+    return words if len(words) < 80 else f"a {type(implementation).__qualname__}"

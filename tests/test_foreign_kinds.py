@@ -1,0 +1,74 @@
+"""What may be given besides functions: modules and functions of torch, objects with forward."""
+
+from pathlib import Path
+
+import pytest
+
+from twofold.core.bench import contenders
+from twofold.core.verify import foreign
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def judge(name, operator="attention"):
+    return foreign.judge(f"foreign_kernels:{name}", operator, 9, ["float32"], claimed=1)
+
+
+TAKEN = {
+    "module": {"forward", "backward"},
+    "Applied": {"forward", "backward"},
+    "only_forward": {"forward", "backward"},  # its output is differentiated, as a function's is
+    "with_cache": {"forward", "backward"},
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_it_is_judged_as_a_function(name):
+    found = judge(name)
+    assert found.failures == []
+    assert {row.pass_ for row in found.rows} == TAKEN[name]
+    causal = name != "with_cache"
+    assert any("none of them: softmax_scale, mask" in note for note in found.notes) == causal
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("module_without_scale", "backward float32 dq: dq["),
+        ("WrongWithContext", "backward float32 dq: dq["),
+    ],
+)
+def test_its_faults_are_found(name, words):
+    assert judge(name).failures[0].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "words"),
+    [
+        ("Attention", "attention", r"Attention is a class; it must be an instance of it, such as"),
+        ("SimpleNamespace", "attention", "SimpleNamespace is a class; it must be a function, an"),
+        ("NoForward", "attention", "NoForward has no forward; it must have one"),
+        ("nothing_to_call", "attention", r"cannot be called; it must be a function, an nn.Module"),
+        ("torch_norm", "layer_norm", r"takes \(input.*\).*; it must take \(x, weight, bias\)"),
+    ],
+)
+def test_what_cannot_be_taken_is_named_and_what_may_be(name, operator, words):
+    with pytest.raises(TypeError, match=words):
+        judge(name, operator)
+
+
+def test_an_operator_that_is_no_plain_call_needs_both():
+    takes = "as pooling an object with forward and backward can be taken"
+    with pytest.raises(TypeError, match=f"has no function 'backward'; {takes}"):
+        judge("only_forward", "pooling")
+    with pytest.raises(ValueError, match=f"for a plain function .{takes}"):
+        judge("plain", "pooling")
+
+
+def test_they_race_too():
+    names = [f"foreign_kernels:{name}" for name in ("module", "Applied")]
+    rivals = [c for c in contenders.of("attention", "cpu", names) if c.foreign]
+    assert [c.name for c in rivals] == names and all(callable(c.function) for c in rivals)
