@@ -1,11 +1,16 @@
 """What may be given besides functions: modules and functions of torch, objects with forward."""
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from twofold.core import ops
 from twofold.core.bench import contenders
+from twofold.core.cli import app
 from twofold.core.verify import foreign
+from twofold.core.verify.foreign_table import ALIASES, PLAIN
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +77,18 @@ def test_they_race_too():
     names = [f"foreign_kernels:{name}" for name in ("module", "Applied")]
     rivals = [c for c in contenders.of("attention", "cpu", names) if c.foreign]
     assert [c.name for c in rivals] == names and all(callable(c.function) for c in rivals)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["verify", "function"], ["verify", "m:f"]])
+def test_the_help_lists_every_call_of_the_table(command):
+    said = CliRunner().invoke(app, [*command, "--help"]).output.splitlines()
+    assert "  softmax: f(x) -> out; or an object with forward and backward" in said
+    assert any(
+        line.startswith("  rotary: f(q, k, cos, sin, interleaved=…) -> q, k;") for line in said
+    )
+    for operator in ops.OPERATORS:
+        (line,) = (one for one in said if operator in re.split(", |: ", one.strip().split(": ")[0]))
+        plain = PLAIN.get(operator)
+        assert ("f(" in line) == (plain is not None), line
+        for option in plain.options if plain else ():
+            assert "|".join(ALIASES.get(option, (option,))) + "=…" in line

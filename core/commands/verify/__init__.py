@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from twofold.core.commands.verify import (
+    common,
     compile,
     function,
     lockstep,
@@ -36,6 +37,11 @@ class WithDefault(TyperGroup):
         rest: list[str] = super().parse_args(ctx, args)
         return rest
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, and the calls that functions are judged by."""
+        super().format_help(ctx, formatter)
+        common.list_calls()
+
 
 app = typer.Typer(
     cls=WithDefault,
@@ -46,7 +52,7 @@ app = typer.Typer(
     ),
 )
 app.command("operators")(operators.command)
-app.command("function")(function.command)
+app.command("function", cls=common.Listing)(function.command)
 app.command("lockstep")(lockstep.command)
 app.command("compile")(compile.command)
 app.command("mutants")(mutants.command)

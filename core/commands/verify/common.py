@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from twofold.core import ops
-from twofold.core.commands.common import choose_side, console, interpreted_strictly
+from twofold.core.commands.common import choose_side, console, escaped, interpreted_strictly
 
 EXAMPLES = 20
 
@@ -20,6 +21,29 @@ Examples = Annotated[int, typer.Option(min=0, help="random cases of each operato
 SideName = Annotated[str, typer.Option("--side", help="side to judge: triton or reference")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one a core by default")]
 Json = Annotated[Path | None, typer.Option(help="write the result to this file")]
+
+
+class Listing(TyperCommand):
+    """A command whose help ends with the calls that functions are judged by."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, and every operator's call."""
+        super().format_help(ctx, formatter)
+        list_calls()
+
+
+def list_calls() -> None:
+    """Print what a function may be judged as, and how it is called."""
+    from twofold.core.verify.foreign_signatures import calls
+
+    console.print(
+        "--op, and the calls that are looked for (options may be missing, and all outputs"
+    )
+    console.print("but the first):")
+    for operator, call in calls():
+        console.print(
+            f"  [bold]{operator}[/bold]: {escaped(call)}", highlight=False, soft_wrap=True
+        )
 
 
 def cores() -> int:

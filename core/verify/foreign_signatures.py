@@ -1,0 +1,29 @@
+"""The calls that are looked for of each operator, read from the tables that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from twofold.core import ops
+from twofold.core.verify.foreign_subjects import functions
+from twofold.core.verify.foreign_table import ALIASES, PLAIN
+from twofold.core.verify.report import contract_module
+
+
+def calls() -> Iterator[tuple[str, str]]:
+    """Yield operators and what they are taken as: a plain call, or an object alone."""
+    objects: dict[str, list[str]] = {}
+    for operator in ops.OPERATORS:
+        wanted = " and ".join(functions(operator))
+        if operator not in PLAIN:
+            objects.setdefault(wanted, []).append(operator)
+            continue
+        plain, module = PLAIN[operator], contract_module(operator)
+        case = module.Case(**plain.pinned[0])
+        given = (plain.inputs or module.inputs)(case)
+        tensors = plain.call(ops.load("reference"), case, given).tensors
+        options = ["|".join(ALIASES.get(option, (option,))) for option in plain.options]
+        takes = ", ".join((*tensors, *(f"{option}=…" for option in options)))
+        yield operator, f"f({takes}) -> {', '.join(plain.outputs)}; or an object with {wanted}"
+    for wanted, operators in objects.items():
+        yield ", ".join(operators), f"an object with {wanted}"
