@@ -99,12 +99,12 @@ class _Trial:
 
     def __init__(self, name: str, device: str) -> None:
         self._process = alone.Alone(_child, name, device)
-        self._patience = alone.IMPORTING
+        self._patience = alone.STARTING
         self.end = self._process.end
 
     def ask(self, problem: str, limit: float) -> Said:
         """Return what came of a problem; raise `TimeoutError` or `Ended` where nothing did."""
-        step = "its import"
+        step = "its process"
         self._process.ask(problem)
         try:
             while True:
@@ -116,12 +116,12 @@ class _Trial:
         except TimeoutError as hung:
             raise TimeoutError(f"{step} {hung}") from None
         except alone.Ended as gone:
-            how = f"by {gone.signal}" if gone.signal else f"with status {gone.status}"
-            raise Ended(f"{step} ended the process {how}") from None
+            raise Ended(f"{step} {gone}") from None
 
 
 def _child(pipe: Connection, name: str, device: str) -> None:
     listed = {p.name: p for p in (problems.on_gpu() if device == "cuda" else problems.on_cpu())}
+    pipe.send(Said("its import"))
     contender = Contender(name, plain(foreign_subjects.load(name)))
     judged: dict[tuple[str, str], str] = {}
     while True:

@@ -57,9 +57,14 @@ def command(
             return
         from twofold.core import ops
         from twofold.core.bench import apart, races
+        from twofold.core.verify import foreign_apart
+        from twofold.core.verify.alone import LIMIT
 
         device = "cuda" if ops.cuda_available() else "cpu"
         listed = _chosen(problems.on_gpu() if device == "cuda" else problems.on_cpu(), operators)
+        for name in () if growth else against or ():
+            rest = LIMIT if limit is None else began + limit - time.perf_counter()
+            foreign_apart.check_import(name, max(1.0, min(rest, LIMIT)))
         if quick:
             listed = [next(p for p in listed if p.operator == o) for o in _operators(listed)]
             seconds = min(seconds, 0.1)

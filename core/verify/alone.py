@@ -7,17 +7,16 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-LIMIT = 60.0  # seconds, for one case
-IMPORTING = 300.0  # seconds, until the first case
+LIMIT = 60.0  # seconds, for one case, or an import that is not ours
+STARTING = 300.0  # seconds, until the process has imported what is ours
 
 
 class Ended(Exception):
-    """The process is gone; `status` is its exit status, that of a signal is negative."""
+    """The process is gone; in words, by which signal or with which exit status."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-        self.signal = signal.Signals(-status).name if status < 0 else ""
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        super().__init__(f"ended the process {how}")
 
 
 class Alone:
@@ -45,7 +44,7 @@ class Alone:
             Ended: it is gone.
         """
         if not self._pipe.poll(wait):
-            raise TimeoutError(f"does not end within {wait:g} s")
+            raise TimeoutError(f"does not end within {wait:.3g} s")
         try:
             return self._pipe.recv()
         except (EOFError, ConnectionError):

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from twofold.core.verify import foreign
-from twofold.core.verify.alone import IMPORTING, LIMIT, Alone, Ended
+from twofold.core.verify.alone import LIMIT, STARTING, Alone, Ended
 from twofold.core.verify.foreign import Failure, Verdict
+from twofold.core.verify.foreign_subjects import load
+from twofold.core.verify.peers import interpreted
+
+OURS = "between what is its own"  # imports and preparations
 
 
 def judge(
@@ -21,14 +25,40 @@ def judge(
 ) -> Verdict:
     """Judge "module:function" as `foreign.judge` does; whatever happens is in the verdict.
 
-    A case that takes longer than `limit` seconds, or ends the process, is the last failure; what
-    was found before it stays, but for tables and notes.
+    An import or a case that takes longer than `limit` seconds, or ends the process, is the last
+    failure; what was found before it stays, but for tables and notes.
     """
     child = Alone(_child, function, operator, examples, precisions, claimed)
     try:
         return _listen(child, limit)
     finally:
         child.end()
+
+
+def check_import(function: str, limit: float = LIMIT) -> None:
+    """Import "module:function" in a process of its own, before it is imported in this one.
+
+    Raises:
+        ValueError: it cannot be imported, does not end within `limit` seconds or ends the process.
+    """
+    child = Alone(_import, function)
+    try:
+        said = _listen(child, limit)
+    finally:
+        child.end()
+    if said.failures:
+        raise ValueError(said.failures[0].replace("\n  ", ": "))
+
+
+def _import(pipe: Connection, function: str) -> None:
+    interpreted.prepare()
+    pipe.send(_importing(function))
+    try:
+        load(function)
+    except ValueError as refused:
+        pipe.send(Verdict(failures=[str(refused)]))
+    else:
+        pipe.send(Verdict())
 
 
 def _child(
@@ -39,7 +69,11 @@ def _child(
     precisions: Sequence[str] | None,
     claimed: int,
 ) -> None:
+    interpreted.prepare()  # imports what is ours
     try:
+        pipe.send(_importing(function))
+        load(function)
+        pipe.send(OURS)
         verdict = foreign.judge(function, operator, examples, precisions, pipe.send, claimed)
     except (ValueError, TypeError) as refused:
         verdict = Verdict(failures=[str(refused)])
@@ -48,27 +82,24 @@ def _child(
     pipe.send(verdict)
 
 
+def _importing(function: str) -> str:
+    return f"while {function!r} was imported"
+
+
 def _listen(child: Alone, limit: float) -> Verdict:
-    """Wait for the verdict, as long as cases keep coming."""
-    line = "before the first case"
+    """Wait for the verdict, as long as something is said: what is begun, or what fails."""
+    line = OURS
     found: list[Failure] = []
     while True:
         try:
-            said = child.hear(limit if line.startswith("foreign.") else IMPORTING)
-        except TimeoutError as hung:
-            return _cut_short(f"it {hung}", line, found)
-        except Ended as gone:
-            how = f"by {gone.signal}" if gone.signal else "without a word"
-            return _cut_short(f"it ended the process {how}", line, found)
+            said = child.hear(STARTING if line == OURS else limit)
+        except (TimeoutError, Ended) as end:
+            words = f"it {end}\n  {line}"
+            failures = [words, *foreign.listed(found)]
+            return Verdict(failures=failures, found=found, ended=words)
         if isinstance(said, Verdict):
             return said
         if isinstance(said, list):
             found += said
         else:
             line = said
-
-
-def _cut_short(words: str, line: str, found: list[Failure]) -> Verdict:
-    """Return what is known of a function whose process is gone."""
-    end = f"{words}\n  {line}"
-    return Verdict(failures=[end, *foreign.listed(found)], found=found, ended=end)

@@ -28,7 +28,9 @@ def command(
         typer.Option(help="float32, tf32, float16, bfloat16; all but tf32 by default"),
     ] = None,
     examples: Examples = MORE * EXAMPLES,
-    limit: Annotated[float, typer.Option(min=1.0, help="seconds that one case may take")] = LIMIT,
+    limit: Annotated[
+        float, typer.Option(min=1.0, help="seconds that the import, or one case, may take")
+    ] = LIMIT,
     everything: Annotated[
         bool, typer.Option("--all", help="of what fails every failure and table, not each fault")
     ] = False,
