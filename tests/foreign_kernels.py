@@ -445,3 +445,31 @@ class NoForward(torch.autograd.Function):
 only_forward = SimpleNamespace(forward=plain)
 with_cache = SimpleNamespace(forward=lambda q, k, v: (plain(q, k, v), {"q": q}))
 nothing_to_call = SimpleNamespace(forwards=plain)
+
+
+def _weights(q, k, causal, softmax_scale=None):
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    s = q.float() @ k.float().mT * scale
+    if causal:
+        s = s.masked_fill(s.new_ones(s.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    return torch.softmax(s, -1)
+
+
+def with_weights(q, k, v, softmax_scale=None, causal=False):
+    p = _weights(q, k, causal, softmax_scale)
+    return (p @ v.float()).to(q.dtype), p
+
+
+def with_weights_in_half(q, k, v):
+    p = _weights(q, k, False)
+    return (p @ v.float()).to(q.dtype), p.to(q.dtype)
+
+
+def with_weights_before_the_mask(q, k, v, causal=False):
+    return (_weights(q, k, causal) @ v.float()).to(q.dtype), _weights(q, k, False)
+
+
+def with_lse_of_an_axis_too_many(q, k, v):
+    p = _weights(q, k, False)
+    lse = torch.logsumexp(q @ k.mT * q.shape[-1] ** -0.5, -1, keepdim=True)
+    return p @ v, lse

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from twofold.core import ops
-from twofold.core.verify import domains
+from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention
 from twofold.core.verify.report import contract_module
+from twofold.core.verify.rounding import Approx
 
 PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 BLOCKS = ("block_mask", "block_size")
@@ -42,6 +43,28 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     for name in ("score_mod", "dropout_p", "seed", *PACKED, "rotary", *BLOCKS):
         options.pop(name)
     return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
+
+
+def attention_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:
+    """Name the outputs: one for every pair of query and key is weights, not lse.
+
+    With one key, weights (B, H, M, 1) may be an lse of one axis too many: they are not judged.
+    """
+    q, k = tensors["q"], tensors["k"]
+    if len(outputs) > 1 and tuple(outputs[1].shape) == (*q.shape[:3], k.shape[2]):
+        return ("out", "weights" if k.shape[2] > 1 else "")
+    return ("out", "lse")
+
+
+def attention_weights(case: attention.Case, given: attention.Inputs) -> Mapping[str, Approx]:
+    """Return the weights with their bound: those that are multiplied with v, divided by their sum.
+
+    They are cast to v's dtype, or more exact.
+    """
+    with np.errstate(all="ignore"):
+        p = attention_bound.forward(attention.problem(case, given)).weights  # (B, H, M, N)
+    divided = p.on.u_function * (np.abs(p.value) + p.error)
+    return {"weights": Approx(p.value, p.error + np.where(p.value > 0, divided, 0.0), p.on)}
 
 
 def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case:

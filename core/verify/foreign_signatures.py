@@ -24,6 +24,9 @@ def calls() -> Iterator[tuple[str, str]]:
         tensors = plain.call(ops.load("reference"), case, given).tensors
         options = ["|".join(ALIASES.get(option, (option,))) for option in plain.options]
         takes = ", ".join((*tensors, *(f"{option}=…" for option in options)))
-        yield operator, f"f({takes}) -> {', '.join(plain.outputs)}; or an object with {wanted}"
+        gives = ", ".join(
+            f"{o}|{plain.instead[o]}" if o in plain.instead else o for o in plain.outputs
+        )
+        yield operator, f"f({takes}) -> {gives}; or an object with {wanted}"
     for wanted, operators in objects.items():
         yield ", ".join(operators), f"an object with {wanted}"

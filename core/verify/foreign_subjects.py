@@ -21,6 +21,7 @@ from twofold.core.verify.foreign_refusals import refusals
 from twofold.core.verify.foreign_table import ALIASES, PLAIN
 from twofold.core.verify.peers import interpreted
 from twofold.core.verify.report import contract_module
+from twofold.core.verify.rounding import Approx
 
 # The functions of an operator's module that its contract calls, where not forward and backward.
 FUNCTIONS = {
@@ -96,6 +97,7 @@ class Function:
         unpassed: parameters that it has and that are never given.
         remarks: what it does otherwise than ours, and may.
         implied: cases of options that it does not have and may do without, by the option.
+        instead: outputs that the contract does not have.
     """
 
     def __init__(self, function: Callable[..., Any], operator: str) -> None:
@@ -112,21 +114,34 @@ class Function:
             if option in self.missing
         }
         self._computed: set[str] = set()  # by the last call
+        self.instead = set(self._plain.instead.values())
         ours, plain = module.CONTRACT, self._plain
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
         self.contract: Contract = replace(
             ours,
             inputs=plain.inputs or ours.inputs,
             run=self._run,
-            truth=lambda case, given: {
-                n: x for n, x in module.truth(case, given).items() if n in self._computed
-            },
+            truth=self._truth,
+            passes={**ours.passes, **dict.fromkeys(self.instead, "forward")},
             pinned=[module.Case(**fields) for fields in self._pinned()],
             properties=claims,
             small=plain.small or ours.small,
             in_place=False,
         )
+        self._module_truth = module.truth
         self.unpassed = self._check_signature(module.Case())
+
+    def shown(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
+        """Return the outputs that properties know of."""
+        found = self._run(side, case, given)
+        return {n: x for n, x in found.items() if n not in self.instead}
+
+    def _truth(self, case: Any, given: Any) -> dict[str, Approx]:
+        """Return what is true of the outputs that were computed."""
+        truth = {**self._module_truth(case, given)}
+        if self.instead & self._computed:
+            truth |= self._plain.truth(case, given)
+        return {n: x for n, x in truth.items() if n in self._computed}
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without what the function does not take.
@@ -194,7 +209,11 @@ class Function:
             for x in outputs[: len(self._plain.outputs)]:
                 if not isinstance(x, torch.Tensor):
                     raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
-            found = dict(zip(self._plain.outputs, outputs, strict=False))
+            named = self._plain.outputs
+            if self._plain.named is not None:
+                named = self._plain.named(tensors, outputs)
+            found = dict(zip(named, outputs, strict=False))
+            found.pop("", None)
             self._check_dtypes(found, leaves)
             roots = {
                 n: x
@@ -258,6 +277,7 @@ class Operator:
         self.unexercised: list[str] = []
         self.unpassed: list[str] = []
         self.implied: dict[str, Any] = {}
+        self.instead: set[str] = set()
         self.remarks: set[str] = set()
         self._module_run = module.run
         self._wanted = functions(operator)
@@ -278,6 +298,10 @@ class Operator:
     def outside(self) -> list[str]:
         """Return nothing: its domain is the operator's."""
         return []
+
+    def shown(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
+        """Return the outputs that properties know of."""
+        return self._run(side, case, given)
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
         if self.fitting(case, precision_name(case)) != case:

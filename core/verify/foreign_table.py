@@ -9,6 +9,7 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify.foreign_calls import Call
+from twofold.core.verify.rounding import Approx
 from twofold.reference.activation import KINDS
 
 ALIASES = {
@@ -25,6 +26,9 @@ class Plain:
     Attributes:
         call: makes it of (side, case, inputs).
         outputs: what the function returns, in order; the first is a tensor or all of it.
+        instead: what may stand in an output's place, told by its shape.
+        named: the names of outputs, by (tensors, outputs); "" is not judged. By default in order.
+        truth: of (case, inputs), what the contract does not have.
         options: the options a function may have, each with the values that the case's fields take
             where it has not.
         always: the values that fields of the case have in every plain call.
@@ -44,6 +48,9 @@ class Plain:
     options: Mapping[str, Mapping[str, Any]]
     always: Mapping[str, Any]
     pinned: Sequence[Mapping[str, Any]]
+    instead: Mapping[str, str] = field(default_factory=dict)
+    named: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[str]] | None = None
+    truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
@@ -61,6 +68,9 @@ PLAIN = {
     "attention": Plain(
         call=calls.attention_call,
         outputs=("out", "lse"),
+        instead={"lse": "weights"},
+        named=calls.attention_outputs,
+        truth=calls.attention_weights,
         options={
             "softmax_scale": {"softmax_scale": None},
             "causal": {"causal": False},
@@ -111,6 +121,7 @@ PLAIN = {
         narrowed=calls.attention_narrowed,
         inputs=calls.attention_inputs,
         small=calls.attention_small,
+        any_dtype=("weights",),
         conventions=("masked rows",),
     ),
     "layer_norm": Plain(

@@ -54,7 +54,7 @@ class Trial:
     ) -> None:
         self.judged, self.contract = judged, judged.contract
         self.line, self.observe = line, observe
-        self.subject = subject_of(self.contract, judged.side)
+        self.subject = subject_of(replace(self.contract, run=judged.shown), judged.side)
         self.refused: dict[str, dict[Any, str]] = {}
         self.tried: dict[str, dict[Any, set[str]]] = {}  # by the precision: what fails in a case
         self.taken: set[Any] = set()
@@ -275,7 +275,8 @@ class Trial:
 
     def notes(self) -> list[str]:
         """Say what was not judged."""
-        judged, passes = self.judged, self.contract.passes
+        judged = self.judged
+        passes = {n: p for n, p in self.contract.passes.items() if n not in judged.instead}
         notes = []
         if missing := [o for o in judged.missing if o not in judged.implied]:
             notes.append(f"not judged, for it takes none of them: {', '.join(missing)}")
