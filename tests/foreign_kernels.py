@@ -473,3 +473,28 @@ def with_lse_of_an_axis_too_many(q, k, v):
     p = _weights(q, k, False)
     lse = torch.logsumexp(q @ k.mT * q.shape[-1] ** -0.5, -1, keepdim=True)
     return p @ v, lse
+
+
+@triton.jit
+def _far_softmax(x_ptr, out_ptr, stride_x, C, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    row, columns = tl.program_id(0), tl.arange(0, COLUMNS)
+    start = row.to(tl.int64) * stride_x if WIDE else row * stride_x
+    x = tl.load(x_ptr + start + columns, mask=columns < C, other=float("-inf")).to(tl.float32)
+    p = tl.exp(x - tl.max(x, 0))
+    tl.store(out_ptr + row * C + columns, p / tl.sum(p, 0), mask=columns < C)
+
+
+def _softmax_of_strides(x, wide):
+    x = x.detach() if x.stride(-1) == 1 else x.detach().contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    R, C = x.shape
+    _far_softmax[(R,)](x, out, x.stride(0), C, triton.next_power_of_2(C), wide)
+    return out
+
+
+def softmax_of_wide_offsets(x):
+    return _softmax_of_strides(x, True)
+
+
+def softmax_of_narrow_offsets(x):
+    return _softmax_of_strides(x, False)

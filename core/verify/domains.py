@@ -17,6 +17,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "transposed", "padded", "strided")
+# Not drawn: the axis whose elements lie 2³⁰ apart, so that offsets of three of them pass 2³¹.
+FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
+STRIDE = 2**30
 MAGNITUDES = (
     "unit",
     "large",
@@ -102,7 +105,8 @@ def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
     """Return `x` on a side in a memory layout, with NaN in the memory that is not part of it.
 
     "transposed" has the last two axes swapped in memory, "padded" rows longer than their content,
-    "strided" every second element. Arrays with fewer than two axes stay contiguous.
+    "strided" every second element. Arrays with fewer than two axes stay contiguous. Those of `FAR`
+    are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
     """
     if layout == "contiguous" or x.ndim < 2:
         return side.asarray(x, dtype)
@@ -116,4 +120,32 @@ def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
         room = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan)
         room[..., ::2] = x
         return side.asarray(room, dtype)[..., ::2]
-    raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    if layout in FAR:
+        return far(side.asarray(x, dtype), FAR[layout])
+    raise ValueError(f"layout is {layout!r}; it must be one of {', '.join((*LAYOUTS, *FAR))}")
+
+
+def far(x: Any, axis: int) -> Any:
+    """Return a copy of a tensor whose elements along an axis lie 2³⁰ apart.
+
+    Memory is taken for the pages that are touched alone: NumPy's zeros are, torch's need not be.
+    """
+    import torch
+
+    shape, strides = tuple(x.shape), [0] * x.ndim
+    strides[axis], step = STRIDE, 1
+    for i in reversed(range(x.ndim)):
+        if i != axis % x.ndim:
+            strides[i], step = step, step * shape[i]
+    elements = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    memory = torch.from_numpy(np.zeros(elements * x.element_size(), np.uint8)).view(x.dtype)
+    return memory.as_strided(shape, strides).copy_(x)
+
+
+def far_is_there() -> bool:
+    """Return whether this machine has addresses enough for three elements that far apart."""
+    try:
+        np.zeros(3 * STRIDE, np.float32)
+    except MemoryError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twofold.core import ops
+from twofold.core.verify import domains
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_kinds import is_operator, plain
 from twofold.core.verify.foreign_refusals import refusals
@@ -164,6 +165,10 @@ class Function:
         yield from self._plain.pinned
         for option in self._names:
             yield from self._plain.exercised.get(option, ())
+        if self.side.device == "cpu" and domains.far_is_there():
+            yield from self._plain.far
+        elif self._plain.far:
+            self.remarks.add("not judged: offsets past 2³¹, which would take too much memory here")
 
     def outside(self) -> list[str]:
         """Return what the domain leaves out that would mean something to the function."""

@@ -34,6 +34,7 @@ class Plain:
         always: the values that fields of the case have in every plain call.
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         exercised: cases that are always run of a function that has the option.
+        far: cases whose offsets pass 2³¹, run last, where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
         outside: what no case has, by the option or output without which it means nothing.
         narrowed: brings a case into the plain domain, where `always` cannot say how.
@@ -52,6 +53,7 @@ class Plain:
     named: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[str]] | None = None
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
@@ -99,6 +101,11 @@ PLAIN = {
             {"seqlen_q": 259, "seqlen_k": 259, "head_dim": 16, "causal": True},
             {"seqlen_q": 67, "seqlen_k": 300, "head_dim": 16},
         ),
+        far=(
+            {"batch": 3, "head_dim": 16, "layout": "far batches"},
+            {"heads": 3, "head_dim": 16, "layout": "far heads"},
+            {"seqlen_q": 3, "seqlen_k": 3, "head_dim": 16, "layout": "far rows"},
+        ),
         exercised={
             "softmax_scale": ({**SMALL, "softmax_scale": 0.1},),
             "mask": ({**SMALL, "mask": "BHMN"}, {**SMALL, "mask": "111N"}),
@@ -134,6 +141,7 @@ PLAIN = {
             {"rows": 2, "columns": 1031},
             {"rows": 515, "columns": 17},
         ),
+        far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={"eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},)},
     ),
     "linear": Plain(
@@ -146,6 +154,7 @@ PLAIN = {
             {"rows": 259, "features_in": 17, "features_out": 261},
             {"rows": 3, "features_in": 515, "features_out": 5},
         ),
+        far=({"rows": 3, "features_in": 17, "features_out": 3, "layout": "far rows"},),
         exercised={
             "activation": tuple(
                 {"rows": 5, "features_in": 33, "activation": kind} for kind in KINDS
@@ -161,6 +170,7 @@ PLAIN = {
             {"length": 199, "columns": 129, "spread": "frequent"},
             {"length": 515, "rows": 300, "columns": 17},
         ),
+        far=({"length": 3, "rows": 3, "columns": 17, "layout": "far rows"},),
         outside={"out": "ids outside the table"},
         conventions=("outside the table",),
     ),
@@ -173,6 +183,10 @@ PLAIN = {
             {"length": 65, "head_dim": 64, "pairs": 32},
             {"batch": 2, "length": 1},
             {"length": 259, "head_dim": 16, "pairs": 8},
+        ),
+        far=(
+            {"batch": 3, "head_dim": 16, "pairs": 8, "layout": "far batches"},
+            {"length": 3, "head_dim": 16, "pairs": 8, "layout": "far rows"},
         ),
         exercised={
             "interleaved": (
@@ -191,6 +205,7 @@ PLAIN = {
             {"rows": 2, "columns": 4099},
             {"rows": 515, "columns": 17},
         ),
+        far=({"rows": 3, "columns": 17, "layout": "far rows"},),
     ),
     "softmax_cross_entropy": Plain(
         call=calls.cross_entropy_call,
@@ -213,6 +228,7 @@ PLAIN = {
             {"rows": 1, "classes": 19, "magnitude": "offset"},
             {"rows": 515, "classes": 17},
         ),
+        far=({"rows": 3, "classes": 17, "layout": "far rows"},),
         exercised={
             "label_smoothing": ({"rows": 5, "classes": 33, "label_smoothing": 0.1},),
             "reduction": tuple(
@@ -234,6 +250,7 @@ PLAIN = {
         options={"kind": {"kind": "gelu"}},
         always={"bias": False, "split": None},
         pinned=({"rows": 41, "columns": 25}, {"rows": 515, "columns": 17}),
+        far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
         conventions=("bias in every row", "bias elsewhere"),
     ),
