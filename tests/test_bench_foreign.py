@@ -166,3 +166,14 @@ def test_the_command_says_who_is_wrong(name, status, tmp_path):
     for race in json.loads(path.read_text())["bench"]["races"]:
         assert race["wrong"] == [name] * status
         assert "ratio" not in race["contenders"].get(name, {}) or not status
+
+
+def test_why_a_function_is_no_optimizer_that_races_is_said(tmp_path):
+    path, name = tmp_path / "result.json", "foreign_kernels:plain"
+    few = ["--quick", "--json", str(path), "--against", name]
+    said = CliRunner().invoke(app, ["bench", "optimizers", *few])
+    assert said.exit_code == 1, "it raced nowhere"
+    assert f"optimizers: {name}: a race of optimizers is one of steps" in said.output
+    assert f"twofold verify {name} --op optimizers judges it" in said.output
+    (race,) = json.loads(path.read_text())["bench"]["races"]
+    assert set(race["contenders"]) >= {"twofold", "torch"} and name in race["reasons"]

@@ -333,6 +333,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
         yield from (Contender(name) for name in (TORCH, FUSED))  # `_step` builds them
         if device == "cuda":
             yield Contender(COMPILED, compiles=True)
+        yield from (Contender(name, missing=_no_step(name), foreign=True) for name in against)
         return
     yield Contender(TORCH, OF_TORCH[operator], named=True)
     if device == "cuda":
@@ -345,6 +346,15 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
         yield Contender(name, plain(foreign_subjects.load(name)), foreign=True)
+
+
+def _no_step(name: str) -> str:
+    """Say why a function is no optimizer that races, and what can be done with it."""
+    return (
+        "a race of optimizers is one of steps, which keep their moments and write in place; a "
+        "function (params, grads, …) -> params does neither, so that those of torch.optim and "
+        f"twofold's race alone; twofold verify {name} --op optimizers judges it"
+    )
 
 
 def forget() -> None:

@@ -18,7 +18,11 @@ Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by d
 def command(
     operators: Operators = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="module:function to race besides; may be repeated")
+        list[str] | None,
+        typer.Option(
+            help="module:function to race besides, as twofold verify takes it, but for optimizers; "
+            "may be repeated"
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="for each pass of each problem", min=0.0)] = 2.0,
     quick: Annotated[bool, typer.Option("--quick", help="one problem each, few repeats")] = False,
