@@ -86,6 +86,8 @@ class Contender:
         subject = foreign_subjects.subject(self.function, problem.operator)
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
+            if subject.skips(case):
+                continue
             observe()
             with contextlib.suppress(foreign_refusals.Refused):
                 if fault := _first(judged(subject.contract, subject.side, case)):

@@ -6,6 +6,7 @@ operator's module (`forward`, `backward`, …) and their arguments.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -23,6 +24,7 @@ from twofold.core.verify.foreign_table import ALIASES, PLAIN
 from twofold.core.verify.peers import interpreted
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
+from twofold.core.verify.strict_interpreter import launches
 
 # The functions of an operator's module that its contract calls, where not forward and backward.
 FUNCTIONS = {
@@ -32,6 +34,7 @@ FUNCTIONS = {
     "attention_fp8": ("forward", "quantize"),
     "attention_double_backward": ("backward",),
 }
+FAR_AWAY = "offsets past 2³¹ not judged: that is for interpreted kernels, where there are addresses"
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -115,6 +118,7 @@ class Function:
             if option in self.missing
         }
         self._computed: set[str] = set()  # by the last call
+        self._launches = 0  # of interpreted kernels
         self.instead = set(self._plain.instead.values())
         ours, plain = module.CONTRACT, self._plain
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
@@ -161,6 +165,16 @@ class Function:
             o for o in self.unexercised if all(getattr(case, n) == x for n, x in unset[o].items())
         ]
 
+    def skips(self, case: Any) -> bool:
+        """Return whether the case's offsets mean nothing here: they do to interpreted kernels.
+
+        What is no kernel may copy memory that nobody touched before, and that is large.
+        """
+        far = getattr(case, "layout", "") in domains.FAR
+        if far and not self._launches:
+            self.remarks.add(FAR_AWAY)
+        return far and not self._launches
+
     def _pinned(self) -> Iterator[Mapping[str, Any]]:
         yield from self._plain.pinned
         for option in self._names:
@@ -168,7 +182,7 @@ class Function:
         if self.side.device == "cpu" and domains.far_is_there():
             yield from self._plain.far
         elif self._plain.far:
-            self.remarks.add("not judged: offsets past 2³¹, which would take too much memory here")
+            self.remarks.add(FAR_AWAY)
 
     def outside(self) -> list[str]:
         """Return what the domain leaves out that would mean something to the function."""
@@ -206,7 +220,7 @@ class Function:
         }
         leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
         options = self._given(call.options)
-        with refusals():
+        with refusals(), self._counting():
             returned = self._function(*tensors.values(), **options)
             outputs = returned if isinstance(returned, tuple) else (returned,)
             while len(outputs) > 1 and outputs[-1] is None:
@@ -238,6 +252,16 @@ class Function:
         self._computed = set(found)
         self.ever |= self._computed
         return found
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count the kernels that are interpreted."""
+        interpreted = self.side.device == "cpu"
+        before = launches() if interpreted else 0
+        try:
+            yield
+        finally:
+            self._launches += launches() - before if interpreted else 0
 
     def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options by the function's names; one that is None is left to its default."""
@@ -299,6 +323,10 @@ class Operator:
 
     def judged(self, case: Any) -> None:
         """Remember nothing: it has every option."""
+
+    def skips(self, case: Any) -> bool:
+        """Return False: its cases are the operator's."""
+        return False
 
     def outside(self) -> list[str]:
         """Return nothing: its domain is the operator's."""

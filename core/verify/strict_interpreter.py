@@ -61,7 +61,14 @@ from typing import Any
 
 from twofold.core.verify.strict_memory import Fault, StaticAssertion, Unsupported
 
-__all__ = ["Fault", "StaticAssertion", "Unsupported", "check_written", "strict_interpreter"]
+__all__ = [
+    "Fault",
+    "StaticAssertion",
+    "Unsupported",
+    "check_written",
+    "launches",
+    "strict_interpreter",
+]
 
 
 @contextlib.contextmanager
@@ -101,3 +108,10 @@ def check_written(tensor: Any) -> None:
     from twofold.core.verify import strict_memory, strict_unwritten
 
     strict_memory.check_written(tensor, strict_unwritten.record(tensor))
+
+
+def launches() -> int:
+    """Return how many kernels were launched in here so far."""
+    from twofold.core.verify import strict_launch
+
+    return strict_launch.launches

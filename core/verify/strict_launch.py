@@ -43,11 +43,15 @@ _SCALARS = {
     "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64,
 }  # fmt: skip
 
+launches = 0  # so far
+
 
 def launch(
     executor: Any, language: Language, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Run all programs of a grid: `GridExecutor.__call__`, strict."""
+    global launches
+    launches += 1
     builder = interpreter.interpreter_builder
     strict: Strictness = builder.strict
     fn = executor.fn
