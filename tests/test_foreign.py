@@ -187,7 +187,7 @@ def test_lse_is_float32():
 @pytest.mark.parametrize("name", ["with_weights", "with_weights_in_half"])
 def test_weights_are_told_from_lse_and_judged_as_weights(name):
     found = foreign.judge(
-        f"foreign_kernels:{name}", "attention", 30, ["float32", "float16"], claimed=2
+        f"foreign_given:{name}", "attention", 30, ["float32", "float16"], claimed=2
     )
     assert found.failures == []
     assert not any("weights" in note and "not judged" in note for note in found.notes)
@@ -197,14 +197,16 @@ def test_weights_are_told_from_lse_and_judged_as_weights(name):
 
 def test_weights_that_are_wrong_are_named():
     found = foreign.judge(
-        "foreign_kernels:with_weights_before_the_mask", "attention", 0, ["float32"], claimed=0
+        "foreign_given:with_weights_before_the_mask", "attention", 0, ["float32"], claimed=0
     )
     assert {f.name for f in found.found} == {"weights"}
     assert "weights[" in found.failures[0] and "causal=True" in found.failures[0]
 
 
 def test_an_lse_of_another_shape_is_an_lse():
-    found = judge("with_lse_of_an_axis_too_many")
+    found = foreign.judge(
+        "foreign_given:with_lse_of_an_axis_too_many", "attention", EXAMPLES, ["float32"]
+    )
     assert re.search(r"lse has shape \(1, 1, 1, 1\); it must be \(1, 1, 1\)", found.failures[0])
 
 

@@ -19,7 +19,7 @@ def importable(monkeypatch):
 
 
 def judge(name, operator="attention"):
-    return foreign.judge(f"foreign_kernels:{name}", operator, 9, ["float32"], claimed=1)
+    return foreign.judge(f"foreign_given:{name}", operator, 9, ["float32"], claimed=1)
 
 
 TAKEN = {
@@ -74,7 +74,7 @@ def test_an_operator_that_is_no_plain_call_needs_both():
 
 
 def test_they_race_too():
-    names = [f"foreign_kernels:{name}" for name in ("module", "Applied")]
+    names = [f"foreign_given:{name}" for name in ("module", "Applied")]
     rivals = [c for c in contenders.of("attention", "cpu", names) if c.foreign]
     assert [c.name for c in rivals] == names and all(callable(c.function) for c in rivals)
 
