@@ -222,20 +222,21 @@ OPERATOR = Operator(
     shapes=_shapes,
     backward=_backward,
     differentiable=("q", "k", "v", "bias", "sinks"),
+    read=lambda a: (0, 1),
     optional=(1,),  # which is cheaper without
 )
 
 
 def _save_for_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grads, outputs, *args = inputs
-    keep(ctx, args, [*outputs, *(g for g in grads if g is not None)])
+    grads, _, outputs, *args = inputs
+    keep(ctx, args, [*outputs, *grads])
 
 
 def _second(ctx: Any, seconds: Sequence[Any]) -> Any:
     args, (out, lse, dout, *rest) = kept(ctx)
     dlse = rest[0] if rest else None
     a = OPERATOR.named(args)
-    asked = dict(zip(OPERATOR.names, ctx.needs_input_grad[2:], strict=True))
+    asked = dict(zip(OPERATOR.names, ctx.needs_input_grad[3:], strict=True))
     for name in ("bias", "sinks"):
         if asked[name]:
             raise RuntimeError(
@@ -248,7 +249,8 @@ def _second(ctx: Any, seconds: Sequence[Any]) -> Any:
     dq, dk, dv, ddout, *ddlse = SECOND(ddq, ddk, ddv, dout, dlse, out, lse, *args)
     by_name = {"q": dq, "k": dk, "v": dv}
     return (
-        [ddout, ddlse[0] if ddlse else None],
+        [ddout, *ddlse],
+        None,
         [None, None],
         *(by_name.get(name) for name in OPERATOR.names),
     )

@@ -2,7 +2,8 @@
 
 Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
 whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
-arguments and the outputs; kernels need no more, and NumPy, which keeps more, computes again.
+arguments, and the outputs that it reads; kernels need no more, and NumPy, which keeps more,
+computes again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from twofold.adapters import sides
 from twofold.adapters.sides import Place
@@ -33,6 +35,8 @@ class Operator:
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
             side takes them, outputs, gradients of the outputs), by name.
         differentiable: arguments that have a gradient.
+        read: indices of the outputs that `backward` reads, of the arguments; others are not kept,
+            may be changed in place, and stand empty in its `outputs`.
         steady: outputs that have none.
         optional: outputs whose gradient `backward` takes as None where there is none; of others
             it gets zeros.
@@ -48,12 +52,14 @@ class Operator:
         shapes: Callable[[SimpleNamespace], Tensors],
         backward: Callable[..., Mapping[str, Any]],
         differentiable: Sequence[str],
+        read: Callable[[SimpleNamespace], Sequence[int]] = lambda a: (),
         steady: Sequence[int] = (),
         optional: Sequence[int] = (),
     ) -> None:
         self.names = [part.split()[-1] for part in arguments.split(", ")]
         self._forward, self._shapes, self._backward = forward, shapes, backward
-        self._differentiable, self._steady, self._optional = differentiable, steady, optional
+        self._differentiable, self._read = differentiable, read
+        self._steady, self._optional = steady, optional
         returned = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         # As `torch.library.custom_op` would, whose formula for autograd takes time that grows with
         # the square of the number of arguments: half a millisecond of the host for attention's.
@@ -66,7 +72,7 @@ class Operator:
         self.backward_op = torch.library.custom_op(
             f"twofold::{name}_backward",
             mutates_args=(),
-            schema=f"(Tensor?[] grads, Tensor[] outputs, {arguments}) -> Tensor[]",
+            schema=f"(Tensor[] grads, int[] which, Tensor[] outputs, {arguments}) -> Tensor[]",
         )(self._run_backward)
         self.backward_op.register_fake(self._fake_backward)
 
@@ -99,15 +105,17 @@ class Operator:
         return [name for name in self._differentiable if getattr(a, name) is not None]
 
     def _run_backward(
-        self, grads: Sequence[Any], outputs: Sequence[Any], *args: Any
+        self, grads: Sequence[Any], which: Sequence[int], outputs: Sequence[Any], *args: Any
     ) -> list[torch.Tensor]:
         a = self.named(args)
         place = sides.of(getattr(a, self.names[0]))
-        found = self._backward(place, a, self.given(place, a), outputs, grads)
+        there = dict(zip(which, grads, strict=True))
+        each = [there.get(i) for i in range(len(outputs))]
+        found = self._backward(place, a, self.given(place, a), outputs, each)
         return apart(place.take(found[n], getattr(a, n)).contiguous() for n in self.present(a))
 
     def _fake_backward(
-        self, grads: Sequence[Any], outputs: Sequence[Any], *args: Any
+        self, grads: Sequence[Any], which: Sequence[int], outputs: Sequence[Any], *args: Any
     ) -> list[torch.Tensor]:
         a = self.named(args)
         return [
@@ -117,9 +125,21 @@ class Operator:
 
     def _recorded(self, *args: Any) -> Any:
         """Compute, and have autograd record how to differentiate where it is asked to."""
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if torch._C._are_functorch_transforms_active():
+                must = "it must be differentiated by torch.autograd: torch.func does not reach it"
+                raise RuntimeError(f"{self.op} is within a transform of torch.func; {must}")
             return self._function.apply(*args)
         return self._unrecorded(args)
+
+    def _refuse_tangents(self, args: Sequence[Any]) -> None:
+        """Raise where a derivative is asked for forwards, which autograd would take for zero."""
+        for name, x in zip(self.names, args, strict=True):
+            if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+                must = "it must have none: only torch.autograd's derivatives, backwards, are there"
+                raise RuntimeError(f"{name} of {self.op} has a tangent; {must}")
 
     def _unrecorded(self, args: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -131,7 +151,9 @@ class Operator:
         def forward(ctx: Any, *args: Any) -> Any:
             found = self._unrecorded(args)
             outputs = found if isinstance(found, tuple) else (found,)
-            keep(ctx, args, outputs)
+            read = self._read(self.named(args))
+            empty = nothing(outputs[0])
+            keep(ctx, args, [x if i in read else empty for i, x in enumerate(outputs)])
             ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
             return found
 
@@ -144,11 +166,14 @@ class Operator:
         args, outputs = kept(ctx)
         if all(g is None for g in grads):
             return (None,) * len(args)
-        whole = [
-            torch.zeros_like(x) if g is None and i not in (*self._steady, *self._optional) else g
-            for i, (x, g) in enumerate(zip(outputs, grads, strict=True))
-        ]
-        found = self.backward_op(whole, outputs, *args)
+        there = {i: g for i, g in enumerate(grads) if g is not None}
+        needed = set(range(len(outputs))) - {*self._steady, *self._optional}
+        if missing := needed - there.keys():
+            shapes = self._shapes(self.named(args))
+            there |= {i: torch.zeros_like(shapes[i]) for i in missing}
+        which = sorted(there)
+        # No list with a None in it: autograd would take it for one that has no gradient.
+        found = self.backward_op([there[i] for i in which], which, outputs, *args)
         by_name = dict(zip(self.present(self.named(args)), found, strict=True))
         wanted = zip(self.names, ctx.needs_input_grad, strict=True)
         return tuple(by_name.get(name) if needed else None for name, needed in wanted)
@@ -188,13 +213,19 @@ def nothing(like: torch.Tensor) -> torch.Tensor:
 
 
 def autocast(*tensors: Any, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
-    """Return floating tensors as autocast wants them where it is on: of its dtype, or of this."""
+    """Return floating tensors as autocast wants them where it is on: of its dtype, or of this.
+
+    Those of float64 stay as they are, as with torch.
+    """
     first = next(x for x in tensors if x is not None)
     kind = first.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = dtype or torch.get_autocast_dtype(kind)
-    return tuple(x if x is None or not x.is_floating_point() else x.to(dtype) for x in tensors)
+    return tuple(
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in tensors
+    )
 
 
 def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tensor | None:

@@ -80,6 +80,7 @@ LINEAR = Operator(
     shapes=_linear_shapes,
     backward=_linear_backward,
     differentiable=("x", "weight", "bias"),
+    read=lambda a: () if a.activation is None else (1,) if _has_z(a) else (0,),
     steady=(1,),
 )
 
@@ -174,6 +175,7 @@ LAYER_NORM = Operator(
     shapes=_layer_norm_shapes,
     backward=_layer_norm_backward,
     differentiable=("x", "weight", "bias", "residual"),
+    read=lambda a: (1, 2, 3) if _has_stream(a.residual, a.dropout_p) else (2, 3),
     steady=(2, 3),
     optional=(1,),
 )
@@ -296,6 +298,7 @@ SOFTMAX = Operator(
     shapes=_softmax_shapes,
     backward=_softmax_backward,
     differentiable=("x",),
+    read=lambda a: (0,),
 )
 
 
@@ -353,5 +356,6 @@ CROSS_ENTROPY = Operator(
     shapes=_cross_entropy_shapes,
     backward=_cross_entropy_backward,
     differentiable=("logits",),
+    read=lambda a: (1,),
     steady=(1,),
 )

@@ -116,6 +116,58 @@ def test_gradients_of_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradgradcheck(function, QKV)
 
 
+def test_gradients_of_gradients_need_no_gradient_of_lse():
+    assert torch.autograd.gradgradcheck(attention, QKV)
+
+
+def test_gradients_of_gradients_where_lse_alone_has_a_gradient():
+    assert torch.autograd.gradgradcheck(lambda *x: attention(*x, return_lse=True)[1], QKV)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev"])
+def test_transforms_that_do_not_reach_an_operator_say_so(transform):
+    q, k, v = (x.detach() for x in QKV)
+    call = {
+        "grad": lambda f: torch.func.grad(f)(q),
+        "vjp": lambda f: torch.func.vjp(f, q),
+        "jacrev": lambda f: torch.func.jacrev(f)(q),
+    }[transform]
+    with pytest.raises(RuntimeError, match="^twofold.attention.default is within a transform"):
+        call(lambda q: attention(q, k, v).sum())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_forward_derivatives_are_refused_and_not_zero():
+    q, k, v = (x.detach() for x in QKV)
+    for function in (
+        lambda: torch.func.jvp(lambda q: attention(q, k, v), (q,), (q,)),
+        lambda: torch.func.jacfwd(lambda k: attention(q, k, v))(k),
+        lambda: dual(q, k, v),
+    ):
+        with pytest.raises(RuntimeError, match="^[qk] of twofold.attention.default has a tangent"):
+            function()
+
+
+def dual(q, k, v):
+    with torch.autograd.forward_ad.dual_level():
+        assert attention(q, k, v).isfinite().all()  # without a tangent it is none of its business
+        return attention(torch.autograd.forward_ad.make_dual(q, q), k, v)
+
+
+@pytest.mark.parametrize("name", ["linear", "layer norm", "embedding", "multi-head attention"])
+def test_an_output_that_backward_does_not_read_may_be_changed_in_place(name):
+    function, inputs = CALLS[name]
+
+    def gradients(change):
+        found = function(*inputs)
+        out = found[0] if isinstance(found, tuple) else found
+        return torch.autograd.grad(change(out).sin().sum(), inputs)
+
+    copied, changed = (gradients(f) for f in (lambda x: x.clone().mul_(2), lambda x: x.mul_(2)))
+    for x, y in zip(copied, changed, strict=True):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("name", ["bias", "sinks"])
 def test_gradients_of_gradients_refuse_what_they_take_for_constant(name):
     more = {"bias": BIAS, "sinks": SINKS}[name]
@@ -178,7 +230,18 @@ def test_autocast_is_honoured(dtype):
         assert layer_norm(*(x.to(dtype) for x in NORM[:3])).dtype == torch.float32
         assert softmax(BIAS[0].to(dtype)).dtype == torch.float32
         assert cross_entropy(BIAS[0].to(dtype), torch.arange(5)).dtype == torch.float32
+        for function, given in ((attention, QKV), (linear, LINEAR), (layer_norm, NORM[:3])):
+            assert function(*given).dtype == torch.float64  # as torch's own
     assert attention(*QKV).dtype == torch.float64
+
+
+@every_call
+def test_an_operator_has_shapes_without_numbers(function, inputs):
+    expected = function(*inputs)
+    found = function(*(x.detach().to("meta") for x in inputs))
+    for x, y in zip(*(y if isinstance(y, tuple) else (y,) for y in (found, expected)), strict=True):
+        assert x.is_meta
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
