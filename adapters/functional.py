@@ -7,13 +7,28 @@ import math
 import torch
 
 from twofold.adapters.attention import attention
-from twofold.reference.checks import dtype_name
+from twofold.reference import checks
+
+HEADS, BATCH = slice(-3, -2), slice(0, -3)  # axes of a shape, none where there are fewer
 
 
-def check_mask(name: str, mask: torch.Tensor) -> None:
-    """Raise `TypeError` unless a mask is boolean or something to add: 0 and 1 would be added."""
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"{name} has dtype {dtype_name(mask)}; it must be bool or floating")
+def mask_and_bias(
+    name: str, given: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Tell what torch calls a mask apart: a mask where it is boolean, else a bias of this dtype.
+
+    Raises:
+        TypeError: it is neither boolean nor floating: 0 and 1 would be added.
+    """
+    if given is None:
+        return None, None
+    checks.array(name, given)
+    if given.dtype == torch.bool:
+        return given, None
+    if not given.is_floating_point():
+        must = "it must be bool or floating"
+        raise TypeError(f"{name} has dtype {checks.dtype_name(given)}; {must}")
+    return None, given.to(dtype)
 
 
 def scaled_dot_product_attention(
@@ -33,8 +48,8 @@ def scaled_dot_product_attention(
 
     Args:
         query: (..., H, M, E); what stands before H, and H, may be missing.
-        key, value: (..., K, N, E) and (..., K, N, V), what stands before K broadcastable with
-            query's; K is H unless `enable_gqa`, and then divides it.
+        key, value: (..., K, N, E) and (..., K, N, V); what stands before N is broadcastable with
+            query's, but that K divides H with `enable_gqa`.
         attn_mask: broadcastable to (..., H, M, N): True where a query may attend, or floating and
             added to the scores.
         dropout_p: probability of dropping a weight, whether a model is in training or not.
@@ -51,31 +66,42 @@ def scaled_dot_product_attention(
     """
     if is_causal and attn_mask is not None:
         raise RuntimeError("attn_mask was given with is_causal; it must be None then")
-    for name, x in (("query", query), ("key", key), ("value", value)):
+    given = {"query": query, "key": key, "value": value}
+    for name, x in given.items():
+        if getattr(x, "is_nested", False):
+            raise TypeError(f"{name} is nested; it must be padded, or packed as attention takes it")
+        checks.array(name, x)
         if x.ndim < 2:
             raise ValueError(f"{name}.shape is {tuple(x.shape)}; it must have two axes or more")
-    M, E = query.shape[-2:]
-    N, V = key.shape[-2], value.shape[-1]
-    H, K = (x.shape[-3] if x.ndim > 2 else 1 for x in (query, key))
-    if H != K and not enable_gqa:
-        if K == 1 or H == 1:
-            H = K = max(H, K)
-        else:
-            raise ValueError(f"key.shape[-3] is {K}; it must be {H} unless enable_gqa")
-    batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
+    if 0 in (query.numel(), key.numel(), value.numel()):  # all that is left to do has a shape
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    (M, E), (N, V) = query.shape[-2:], value.shape[-2:]
+    if key.shape[-2:] != (N, E):
+        raise ValueError(f"key.shape is {tuple(key.shape)}; it must be (…, {N}, {E})")
+    batch = _broadcast("batch", BATCH, **given)
+    H: tuple[int, ...]  # none, where all have two axes
+    if enable_gqa:
+        H, K = query.shape[HEADS], _broadcast("heads", HEADS, key=key, value=value)
+        if math.prod(H) % math.prod(K):
+            raise ValueError(f"key.shape[-3] is {K[0]}; it must divide query's heads, {H[0]}")
+    else:
+        H = K = _broadcast("heads, unless enable_gqa,", HEADS, **given)
     B, width = math.prod(batch), max(E, V)
-    q = _heads(query, (*batch, H, M, E), B, width)
-    k = _heads(key, (*batch, K, N, E), B, width)
-    v = _heads(value, (*batch, K, N, V), B, width)
-    mask = bias = None
+    q = _heads(query, (*batch, *H, M, E), B, width)
+    k = _heads(key, (*batch, *K, N, E), B, width)
+    v = _heads(value, (*batch, *K, N, V), B, width)
+    mask, bias = mask_and_bias("attn_mask", attn_mask, query.dtype)
     if attn_mask is not None:
-        check_mask("attn_mask", attn_mask)
-        if attn_mask.ndim > 4:
-            attn_mask = attn_mask.expand(*batch, H, M, N).reshape(B, H, M, N)
-        if attn_mask.dtype == torch.bool:
-            mask = attn_mask
-        else:
-            bias = attn_mask.to(query.dtype)
+        whole = (*batch, *H, M, N)
+        if _broadcast_or_none(attn_mask.shape, whole) != whole:
+            was = tuple(attn_mask.shape)
+            raise ValueError(f"attn_mask.shape is {was}; it must be broadcastable to {whole}")
+        if len(batch) > 1 and attn_mask.ndim > 3:
+            mask, bias = (
+                None if x is None else x.expand(whole).reshape(B, *whole[-3:]) for x in (mask, bias)
+            )
     out = attention(
         q, k, v,
         softmax_scale=1 / math.sqrt(E) if scale is None else scale,
@@ -84,13 +110,33 @@ def scaled_dot_product_attention(
         bias=bias,
         dropout_p=dropout_p,
     )  # fmt: skip
-    out = out[..., :V].reshape(*batch, H, M, V)
-    return out if max(query.ndim, key.ndim, value.ndim) > 2 else out.reshape(M, V)
+    return out[..., :V].reshape(*batch, *H, M, V)
+
+
+def _broadcast_or_none(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return what shapes broadcast to, or None where they do not."""
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        return None
+
+
+def _broadcast(what: str, axes: slice, **given: torch.Tensor) -> tuple[int, ...]:
+    """Return what some axes of all tensors broadcast to; `what` is what these are called."""
+    shape: tuple[int, ...] = ()
+    for name, x in given.items():
+        found = _broadcast_or_none(shape, x.shape[axes])
+        if found is None:
+            must = f"its {what} must be broadcastable with {shape}"
+            raise ValueError(f"{name}.shape is {tuple(x.shape)}; {must}")
+        shape = found
+    return shape
 
 
 def _heads(x: torch.Tensor, shape: tuple[int, ...], B: int, width: int) -> torch.Tensor:
-    """Return x as (B, heads, length, width)."""
-    return wide(x.expand(shape).reshape(B, *shape[-3:]), width)
+    """Return x as (B, heads, length, width); one head where the shape has none."""
+    heads = shape[HEADS] or (1,)
+    return wide(x.expand(shape).reshape(B, *heads, *shape[-2:]), width)
 
 
 def wide(x: torch.Tensor, width: int) -> torch.Tensor:

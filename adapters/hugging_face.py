@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
-from twofold.adapters.functional import check_mask, wide
+from twofold.adapters.functional import mask_and_bias, wide
 
 NAME = "twofold"
 
@@ -70,14 +70,8 @@ def attention_forward(
     """
     M, N, V = query.shape[2], key.shape[2], value.shape[-1]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    mask = bias = None
-    if attention_mask is not None:
-        check_mask("attention_mask", attention_mask)
-        attention_mask = attention_mask[..., :N]
-        if attention_mask.dtype == torch.bool:
-            mask = attention_mask
-        else:
-            bias = attention_mask.to(query.dtype)
+    seen = None if attention_mask is None else attention_mask[..., :N]
+    mask, bias = mask_and_bias("attention_mask", seen, query.dtype)
     if position_bias is not None:
         moved = position_bias.to(query.dtype)
         bias = moved if bias is None else bias + moved

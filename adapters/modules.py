@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
-from twofold.adapters.functional import check_mask
+from twofold.adapters.functional import mask_and_bias
 from twofold.adapters.layers import layer_norm, linear
+from twofold.reference import checks
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention`, whose attention makes no M×N matrix unless asked for weights.
 
-    Where a query may attend to nothing the output is that of zeros; torch's is NaN.
+    Where a query may attend to nothing the output is that of zeros; torch's is NaN. What is empty
+    or nested is left to torch.
     """
 
     def forward(
@@ -38,10 +40,25 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
         Raises:
             RuntimeError: `is_causal` without a mask, as torch.
+            TypeError, ValueError: naming the argument, what it was and what it must be.
         """
+        if any(_left_to_torch(x) for x in (query, key, value)):
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask,
+                need_weights,
+                attn_mask,
+                average_attn_weights,
+                is_causal,
+            )
         if is_causal and attn_mask is None:
             raise RuntimeError("attn_mask is None; it must be given with is_causal")
         batched = query.dim() == 3
+        checks.require(query.dim() in (2, 3), "query.dim()", query.dim(), "2 or 3")
+        for name, x in (("key", key), ("value", value)):
+            checks.require(x.dim() == query.dim(), f"{name}.dim()", x.dim(), "that of query")
         same = key is query and value is key
 
         def batch_first(x: torch.Tensor) -> torch.Tensor:
@@ -55,16 +72,16 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         k, v, more = self._with_own_keys(k, v)
         (B, H, M, D), N = q.shape, k.shape[2]
         causal = "top-left" if is_causal and not need_weights and not more else False
-        mask = bias = None
+        L = N - more  # keys that were given
+        padding = attends = None
         if key_padding_mask is not None:
-            check_mask("key_padding_mask", key_padding_mask)
-            mask, bias = _merged(mask, bias, key_padding_mask.reshape(B, 1, 1, N - more), more)
+            checks.shape("key_padding_mask", key_padding_mask, (B, L) if batched else (L,))
+            padding = key_padding_mask.reshape(B, 1, 1, L)
         if attn_mask is not None and not causal:
-            check_mask("attn_mask", attn_mask)
-            heads = attn_mask.ndim == 3
-            each = attn_mask.reshape(B, H, M, N - more) if heads else attn_mask
-            mask, bias = _merged(mask, bias, each, more)
-        bias = None if bias is None else bias.to(q.dtype)
+            each = attn_mask.dim() == 3
+            checks.shape("attn_mask", attn_mask, (B * H, M, L) if each else (M, L))
+            attends = attn_mask.reshape(B, H, M, L) if each else attn_mask
+        mask, bias = _merged(q.dtype, more, key_padding_mask=padding, attn_mask=attends)
         dropout_p = self.dropout if self.training else 0.0
         heads_out, lse = attention(
             q, k, v, causal=causal, mask=mask, bias=bias, dropout_p=dropout_p, return_lse=True
@@ -114,15 +131,27 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return k, v, more
 
 
-def _merged(mask: Any, bias: Any, given: torch.Tensor, more: int) -> tuple[Any, Any]:
-    """Add one of torch's masks, True where a query may not attend or added to the scores.
+def _left_to_torch(x: Any) -> bool:
+    """Return whether a tensor is one that our operators do not take."""
+    return isinstance(x, torch.Tensor) and (x.is_nested or x.numel() == 0)
 
-    `more` keys stand behind those that it knows, to which all may attend.
+
+def _merged(dtype: torch.dtype, more: int, **masks: torch.Tensor | None) -> tuple[Any, Any]:
+    """Return a mask, True where a query may attend, and a bias: all of torch's masks in one.
+
+    Theirs are True where a query may not attend, or added to the scores. `more` keys stand behind
+    those that they know, to which all may attend.
     """
-    given = torch.nn.functional.pad(given, (0, more)) if more else given
-    if given.dtype == torch.bool:
-        return (~given if mask is None else mask & ~given), bias
-    return mask, given if bias is None else bias + given
+    mask = bias = None
+    for name, given in masks.items():
+        barred, added = mask_and_bias(name, given, dtype)
+        if barred is not None:
+            seen = ~torch.nn.functional.pad(barred, (0, more))
+            mask = seen if mask is None else mask & seen
+        if added is not None:
+            added = torch.nn.functional.pad(added, (0, more))
+            bias = added if bias is None else bias + added
+    return mask, bias
 
 
 def _weights(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, mask: Any, bias: Any) -> Any:
@@ -136,7 +165,12 @@ def _weights(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, mask: Any, bia
 
 
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
-    """`torch.nn.TransformerEncoderLayer`: residual, dropout and norm are one launch each."""
+    """`torch.nn.TransformerEncoderLayer`: residual, dropout and norm are one launch each.
+
+    A part that was replaced, or has hooks, is called as it is, and nothing is fused with it. What
+    is empty or nested is left to torch: so are all batches with padding that a
+    `torch.nn.TransformerEncoder` in evaluation sees, unless `enable_nested_tensor` is False.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -160,6 +194,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> torch.Tensor:
         """Attend and feed forward; arguments and results are torch's."""
+        if _left_to_torch(src):
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
 
         def attended(x: torch.Tensor) -> torch.Tensor:
             return self.self_attn(
@@ -181,13 +217,21 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
     def _normed(
         self,
-        norm: torch.nn.LayerNorm,
+        norm: Any,
         x: torch.Tensor,
         residual: torch.Tensor | None = None,
-        dropout: torch.nn.Dropout | None = None,
+        dropout: Any = None,
     ) -> Any:
         """Return the norm of residual + dropout(x), and that sum."""
-        p = dropout.p if dropout is not None and self.training else 0.0
+        fused, p = _as_made(norm, torch.nn.LayerNorm) and norm.weight is not None, 0.0
+        if dropout is not None:
+            if fused and _as_made(dropout, torch.nn.Dropout):
+                p = dropout.p if dropout.training else 0.0
+            else:
+                x = dropout(x)
+        if not fused:
+            stream = x if residual is None else residual + x
+            return norm(stream), stream
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         return layer_norm(
             x,
@@ -201,17 +245,30 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
     def _fed(self, x: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward of x, before the last dropout."""
-        first, second, kind = self.linear1, self.linear2, _activation(self.activation)
-        hidden = linear(x, first.weight, first.bias, kind)
-        if kind is None:
-            hidden = self.activation(hidden)
-        return linear(self.dropout(hidden), second.weight, second.bias)
+        first, kind = self.linear1, _activation(self.activation)
+        if kind is not None and _as_made(first, torch.nn.Linear):
+            hidden = linear(x, first.weight, first.bias, kind)
+        else:
+            hidden = self.activation(_linear(first, x))
+        return _linear(self.linear2, self.dropout(hidden))
+
+
+def _as_made(module: Any, kind: type[torch.nn.Module]) -> bool:
+    """Return whether a part is torch's own and does nothing but what its class does."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(module) is kind and not any(getattr(module, name) for name in hooks)
+
+
+def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+    if _as_made(module, torch.nn.Linear):
+        return linear(x, module.weight, module.bias)
+    return module(x)
 
 
 def _activation(function: Any) -> str | None:
     """Return what an activation is called that the product's epilogue has."""
-    if function is torch.nn.functional.relu or isinstance(function, torch.nn.ReLU):
+    if function is torch.nn.functional.relu or _as_made(function, torch.nn.ReLU):
         return "relu"
-    if isinstance(function, torch.nn.GELU):
+    if _as_made(function, torch.nn.GELU):
         return "gelu_tanh" if function.approximate == "tanh" else "gelu"
     return "gelu" if function is torch.nn.functional.gelu else None

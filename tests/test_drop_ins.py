@@ -2,30 +2,25 @@
 
 import copy
 import functools
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from third import as_far_as_torch, both_within_the_bound, no_further
+from third import barred, both_within_the_bound, no_further, normal, results
 
 from twofold.adapters.functional import scaled_dot_product_attention
-from twofold.adapters.modules import MultiheadAttention, TransformerEncoderLayer
 from twofold.adapters.optim import AdamW
 
 sizes = st.integers(1, 9)
 bools = st.booleans()
 
 
-def normal(*shape):
-    return torch.randn(shape)
-
-
-def barred(*shape):
-    """Draw a mask of torch's modules, True where a query may not attend; each has its first key."""
-    mask = torch.rand(shape) > 0.6
-    mask[..., 0] = False
-    return mask
+def nested(*shape):
+    """Return two sequences of one shape, as torch packs them."""
+    with warnings.catch_warnings(action="ignore"):  # that this may change
+        return torch.nested.nested_tensor([torch.ones(shape)] * 2)
 
 
 @st.composite
@@ -59,6 +54,32 @@ def test_scaled_dot_product_attention_is_that_of_torch(call):
     both_within_the_bound(functions, *given, **how)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "mask", "options"),
+    [
+        (((0, 4, 3, 6), (0, 4, 5, 6), (0, 4, 5, 2)), (3, 5), {}),
+        (((2, 4, 0, 6), (2, 4, 5, 6), (2, 4, 5, 2)), (1, 5), {}),
+        (((2, 4, 3, 6), (2, 4, 0, 6), (2, 4, 0, 2)), None, {"is_causal": True}),
+        (((2, 4, 3, 0), (2, 4, 5, 0), (2, 4, 5, 2)), None, {}),
+        (((2, 4, 3, 6), (2, 4, 5, 6), (2, 4, 5, 0)), None, {}),
+        (((1, 3, 6), (1, 5, 6), (4, 5, 6)), (3, 5), {}),
+        (((2, 4, 3, 6), (2, 1, 5, 6), (2, 2, 5, 6)), None, {"enable_gqa": True}),
+        (((2, 3, 4, 5, 6), (2, 3, 4, 7, 6), (2, 3, 4, 7, 6)), (3, 4, 5, 7), {}),
+        (((4, 3, 6), (2, 4, 5, 6), (5, 6)), (2, 1, 3, 1), {}),
+    ],
+    ids=str,
+)
+def test_scaled_dot_product_attention_broadcasts_and_takes_what_is_empty(shapes, mask, options):
+    given = [None if shape is None else normal(*shape) for shape in (*shapes, mask)]
+    peer = torch.nn.functional.scaled_dot_product_attention
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        found, expected = (
+            results(functools.partial(f, **options), given, torch.float64)
+            for f in (scaled_dot_product_attention, peer)
+        )
+    torch.testing.assert_close(found, expected)
+
+
 def test_scaled_dot_product_attention_drops_what_torchs_generator_says():
     q, k, v = (torch.ones(1, 1, 8, 8) for _ in range(3))
     with torch.random.fork_rng():
@@ -76,8 +97,22 @@ def test_scaled_dot_product_attention_drops_what_torchs_generator_says():
         (
             {"key": torch.ones(2, 3, 4), "value": torch.ones(2, 3, 4)},
             ValueError,
-            "key.shape.-3. is",
+            "^key.shape is .2, 3, 4.; its heads, unless enable_gqa, must be broadcastable",
         ),
+        ({"key": torch.ones(4, 3, 5)}, ValueError, "^key.shape is .4, 3, 5.; it must be .…, 3, 4."),
+        (
+            {"key": torch.ones(3, 3, 4), "enable_gqa": True, "value": torch.ones(3, 3, 4)},
+            ValueError,
+            "^key.shape.-3. is 3; it must divide query's heads, 4",
+        ),
+        ({"value": torch.ones(4, 2, 4)}, ValueError, "^key.shape is .4, 3, 4.; it must be .…, 2, "),
+        (
+            {"attn_mask": torch.ones(2, 3).bool()},
+            ValueError,
+            "^attn_mask.shape is .2, 3.; it must be broadcastable to .4, 3, 3.",
+        ),
+        ({"query": [1.0]}, TypeError, "^query is a list; it must be an array"),
+        ({"value": nested(3, 4)}, TypeError, "^value is nested; it must be padded"),
         ({"query": torch.ones(4)}, ValueError, "query.shape is .4,.; it must have two axes"),
         ({"dropout_p": 1.5}, ValueError, "dropout_p is 1.5; it must be"),
         ({"attn_mask": torch.ones(3, 3).long()}, TypeError, "attn_mask has dtype int64; it"),
@@ -87,131 +122,6 @@ def test_scaled_dot_product_attention_refuses(change, error, words):
     call = {name: torch.ones(4, 3, 4) for name in ("query", "key", "value")} | change
     with pytest.raises(error, match=words):
         scaled_dot_product_attention(**call)
-
-
-def twins(ours, theirs, **options):
-    """Build a module of ours and one of torch's with the same parameters."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first, second = ours(**options), theirs(**options)
-    second.load_state_dict(first.state_dict())
-    return first, second
-
-
-def of_parameters(module, call):
-    """Return the module as a function of its parameters and inputs."""
-    names = list(dict(module.named_parameters()))
-
-    def function(*given):
-        parameters = dict(zip(names, given, strict=False))
-        made = copy.deepcopy(module).to(given[0].dtype)
-        return torch.func.functional_call(made, parameters, tuple(call(given[len(names) :])))
-
-    return function
-
-
-def as_far_as_the_module(ours, theirs, tensors, call):
-    """Compare two modules with the same parameters, those among what has gradients."""
-    given = [*(p.detach() for p in ours.parameters()), *tensors]
-    as_far_as_torch(of_parameters(ours, call), of_parameters(theirs, call), given)
-
-
-@given(
-    st.fixed_dictionaries(
-        {name: bools for name in ("bias", "add_bias_kv", "add_zero_attn", "batch_first")}
-    ),
-    st.sampled_from(("self", "other", "widths", "one sequence")),
-    st.sampled_from((None, "bool", "float", "each head")),
-    bools,
-    bools,
-    bools,
-)
-def test_multi_head_attention_is_that_of_torch(options, kind, masked, padded, weights, average):
-    torch.manual_seed(0)
-    B, M, E, H = 2, 5, 6, 2
-    N = M if kind == "self" else 4
-    more = {"kdim": 3, "vdim": 7} if kind == "widths" else {}
-    ours, theirs = twins(
-        MultiheadAttention, torch.nn.MultiheadAttention, embed_dim=E, num_heads=H, **options, **more
-    )
-    q, k, v = normal(B, M, E), normal(B, N, more.get("kdim", E)), normal(B, N, more.get("vdim", E))
-    padding = barred(B, N) if padded else None
-    if kind == "one sequence":
-        B, (q, k, v) = 1, (x[0] for x in (q, k, v))
-        padding = None if padding is None else padding[0]
-    elif not options["batch_first"]:
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    mask = {
-        None: lambda: None,
-        "bool": lambda: barred(M, N),
-        "float": lambda: normal(M, N),
-        "each head": lambda: barred(B * H, M, N),
-    }[masked]()
-    if masked == "float" and padding is not None:  # torch wants both of one kind
-        padding = torch.zeros(padding.shape).masked_fill(padding, -10.0)
-
-    def call(given):
-        a, b, c, m, p = given
-        inputs = (a, a, a) if kind == "self" else (a, b, c)
-        return (*inputs, p, weights, m, average)
-
-    as_far_as_the_module(ours, theirs, (q, k, v, mask, padding), call)
-
-
-def test_multi_head_attention_takes_a_causal_hint():
-    ours, theirs = twins(
-        MultiheadAttention, torch.nn.MultiheadAttention, embed_dim=6, num_heads=2, batch_first=True
-    )
-    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
-    as_far_as_the_module(
-        ours, theirs, (normal(2, 5, 6), mask), lambda x: (*x[:1] * 3, None, False, x[1], True, True)
-    )
-    x = normal(2, 5, 6)
-    with pytest.raises(RuntimeError, match="attn_mask is None; it must be given with is_causal"):
-        ours(x, x, x, is_causal=True)
-
-
-@pytest.mark.parametrize("name", ["attn_mask", "key_padding_mask"])
-def test_multi_head_attention_refuses_a_mask_of_integers(name):
-    module, x = MultiheadAttention(6, 2, batch_first=True), normal(2, 5, 6)
-    mask = torch.ones(5 if name == "attn_mask" else 2, 5, dtype=torch.int64)
-    with pytest.raises(TypeError, match=f"^{name} has dtype int64; it must be bool or floating"):
-        module(x, x, x, **{name: mask})
-
-
-@given(
-    st.fixed_dictionaries({name: bools for name in ("norm_first", "bias", "batch_first")}),
-    st.sampled_from(("relu", "gelu", torch.tanh, torch.nn.GELU("tanh"), torch.nn.ReLU())),
-    st.sampled_from((None, "bool", "causal")),
-    bools,
-)
-def test_an_encoder_layer_is_that_of_torch(options, activation, masked, padded):
-    torch.manual_seed(0)
-    B, L, E = 2, 5, 6
-    ours, theirs = twins(
-        TransformerEncoderLayer, torch.nn.TransformerEncoderLayer,
-        d_model=E, nhead=2, dim_feedforward=9, dropout=0.0, activation=activation, **options,
-    )  # fmt: skip
-    src = normal(B, L, E) if options["batch_first"] else normal(L, B, E)
-    causal = torch.triu(torch.ones(L, L, dtype=torch.bool), 1)
-    mask = {None: None, "bool": barred(L, L), "causal": causal}[masked]
-    padding = barred(B, L) if padded else None
-    as_far_as_the_module(ours, theirs, (src, mask, padding), lambda x: (*x, masked == "causal"))
-
-
-def test_an_encoder_of_our_layers_trains_with_dropout():
-    layer = TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
-    encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first = encoder(torch.ones(1, 3, 8))
-        torch.manual_seed(0)
-        assert torch.equal(first, encoder(torch.ones(1, 3, 8)))
-        assert not torch.equal(first, encoder(torch.ones(1, 3, 8)))
-    first.sum().backward()
-    assert all(p.grad is not None for p in encoder.parameters())
-    encoder.eval()
-    assert torch.equal(encoder(torch.ones(1, 3, 8)), encoder(torch.ones(1, 3, 8)))
 
 
 def steps(optimizer, parameters, count):

@@ -14,6 +14,17 @@ from twofold.core.verify.rounding import exact, machine
 from twofold.reference.attention_scores import Options
 
 
+def normal(*shape):
+    return torch.randn(shape)
+
+
+def barred(*shape):
+    """Draw a mask of torch's modules, True where a query may not attend; each has its first key."""
+    mask = torch.rand(shape) > 0.6
+    mask[..., 0] = False
+    return mask
+
+
 def as_far_as_torch(function, peer, inputs):
     """Assert that outputs and gradients are no further off than the peer's.
 
