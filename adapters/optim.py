@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
+from twofold.reference import checks
 
 
 class AdamW(torch.optim.AdamW):
@@ -18,37 +19,50 @@ class AdamW(torch.optim.AdamW):
     own ways and are not looked at.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._step_supports_amp_scaling = False  # or a GradScaler left it to us, where `fused`
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` computes the loss again and returns it.
 
         Raises:
-            ValueError: `amsgrad` or `maximize` is asked for; nothing is changed.
+            ValueError: `amsgrad` or `maximize` is asked for, or an `eps` of 0.
             RuntimeError: a gradient is sparse or complex.
+            In either case nothing is changed.
         """
         for group in self.param_groups:
             for name in ("amsgrad", "maximize"):
                 if group[name]:
                     raise ValueError(f"{name} is {group[name]}; it must be False")
+            checks.positive("eps", group["eps"])
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._one(parameter, parameter.grad, group)
+        moved = [
+            (parameter, parameter.grad, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        for parameter, grad, _ in moved:
+            if grad.is_sparse or parameter.is_complex():
+                raise RuntimeError("a gradient is sparse or complex; it must be dense and real")
+        for parameter, grad, group in moved:
+            self._one(parameter, grad, group)
         return loss
 
     def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
-        if grad.is_sparse or parameter.is_complex():
-            raise RuntimeError("a gradient is sparse or complex; it must be dense and real")
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["step"] += 1
+        if parameter.numel() == 0:
+            return
         place, tensors = sides.of(parameter), (parameter, grad, *_moments(state))
         given = [place.give(x.contiguous()).reshape(-1) for x in tensors]
         beta1, beta2 = group["betas"]

@@ -174,10 +174,36 @@ def test_adamw_refuses():
     for name in ("amsgrad", "maximize"):
         with pytest.raises(ValueError, match=f"{name} is True; it must be False"):
             AdamW([{"params": [p]}, {"params": [q], name: True}]).step()
-    assert torch.equal(p, before)
-    p.grad = torch.ones_like(p).to_sparse()
+    with pytest.raises(ValueError, match="^eps is 0.0; it must be positive"):
+        AdamW([{"params": [p]}, {"params": [q], "eps": 0.0}]).step()
+    q.grad = torch.ones_like(q).to_sparse()
     with pytest.raises(RuntimeError, match="it must be dense"):
-        AdamW([p]).step()
+        AdamW([p, q]).step()
+    assert torch.equal(p, before)
+
+
+def test_adamw_passes_over_what_is_empty():
+    (p, *_), empty = parameters(), torch.nn.Parameter(torch.ones(0, 3))
+    empty.grad = torch.ones_like(empty)
+    before = p.detach().clone()
+    steps(AdamW([empty, p]), [p], 1)
+    assert not torch.equal(p, before)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_of_gradients_divides_them_and_leaves_out_steps(fused):
+    """A step that is no number is left out; the others are those of the optimizer alone."""
+    outcomes = []
+    for kind in (AdamW, torch.optim.AdamW):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.float64))
+        optimizer, scaler = kind([p], lr=0.1, eps=1.0, fused=fused), torch.amp.GradScaler("cpu")
+        for factor in (1.0, float("inf"), 2.0):
+            optimizer.zero_grad()
+            scaler.scale((factor * p.sin()).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        outcomes.append(p.detach())
+    torch.testing.assert_close(*outcomes)
 
 
 def test_adamw_steps_in_half_precision():
