@@ -253,8 +253,16 @@ class Trainer:
         }
 
     def restore(self, tensors: dict[str, Array]) -> None:
-        """Take up the state of `tensors()`."""
-        for name, parts in self._buffers().items():
+        """Take up the state of `tensors()`.
+
+        Raises:
+            TypeError, ValueError: it is not that of a model of this size and its optimizer.
+        """
+        buffers = self._buffers()
+        for name, parts in buffers.items():
+            whole = sum(part.shape[0] for part in parts)
+            checks.shape(f"the checkpoint's {name}", tensors.get(name), (whole,))
+        for name, parts in buffers.items():
             start = 0
             for part in parts:
                 stop = start + part.shape[0]
