@@ -69,8 +69,12 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     parts = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
-    for name, content in files.items():
-        write_synced(parts / name, content)
+    try:
+        for name, content in files.items():
+            write_synced(parts / name, content)
+    except OSError:  # a full disk needs the room
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     _sync_folder(parts)
     if folder.exists():  # a folder cannot be renamed onto one with content
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -146,17 +150,28 @@ def prune(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there with all of its content or is as it was before."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write_synced(part, text.encode())
+    try:
+        write_synced(part, text.encode())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     os.replace(part, path)
     _sync_folder(path.parent)
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file and wait until it is on disk.
+
+    Raises:
+        OSError: with the file's name, which those of writing do not have.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as fault:
+        raise OSError(fault.errno, fault.strerror, str(path)) from fault
 
 
 def _sync_folder(folder: Path) -> None:
