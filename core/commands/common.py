@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +68,34 @@ def interpreted_strictly(side: ops.Side) -> Iterator[None]:
         yield
 
 
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work for it; make the folder it is in.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if path is None:
+        return
+    with _named(option, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     """Write a machine-readable result where one was asked for."""
+    check_file("--json", path)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        with _named("--json", path):
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@contextmanager
+def _named(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as fault:
+        must = f"it must be a file that can be written ({fault.strerror})"
+        raise ValueError(f"{option} is {str(path)!r}; {must}") from fault

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from twofold.core.commands.common import (
+    check_file,
     choose_side,
     console,
     escaped,
@@ -17,7 +18,7 @@ from twofold.core.commands.common import (
     plain_errors,
     write_json,
 )
-from twofold.core.training.run import Run
+from twofold.core.commands.training import reopened
 from twofold.core.training.trainer import predict
 
 
@@ -28,10 +29,10 @@ def command(
 ) -> None:
     """Judge a finished run on the test part of its data: accuracy, and recall by class."""
     with plain_errors():
-        opened = Run.open(run)
-        settings = opened.settings
+        check_file("--json", json)
         chosen_side = choose_side(side)
-        dataset = settings.dataset()
+        opened, dataset = reopened(run)
+        settings = opened.settings
         with interpreted_strictly(chosen_side):
             model = opened.load_model(chosen_side)
             probabilities = predict(model, opened.codec.encode_set(dataset.test_x))

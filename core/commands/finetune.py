@@ -21,6 +21,7 @@ from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
 from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint
+from twofold.reference import checks
 
 # The embeddings, half of the parameters, are frozen: without them an epoch takes less time.
 RECIPE: dict[str, Any] = {
@@ -38,6 +39,7 @@ QUICK = {"epochs": 1}
 
 
 def command(
+    context: typer.Context,
     data: Annotated[
         str, typer.Option(help="movie, trec, r8, or a path to CSV, TSV or JSONL")
     ] = "movie",
@@ -95,7 +97,7 @@ def command(
 ) -> None:
     """Fine-tune a pretrained BERT; without options, MiniLM on movie reviews, on the CPU."""
     given = {name: value for name, value in locals().items() if value is not None}
-    carry_out(lambda processes: _begin(given, processes), resume, json)
+    carry_out(lambda processes: _begin(given, processes), resume, json, context)
 
 
 def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset]:
@@ -113,6 +115,8 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
         changed |= {"pooling": given["pooling"], "pooler": False}
     loaded = pretrained.load(init, **changed)
     model = loaded.model.config
+    highest = model.num_layers + 1
+    checks.require(checked.frozen <= highest, "--frozen", checked.frozen, f"at most {highest}")
     longest = given.get("longest", min(LONGEST, model.max_length))
     if not 3 <= longest <= model.max_length:
         raise ValueError(f"--longest is {longest}; it must be from 3 to {model.max_length}")

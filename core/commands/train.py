@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from twofold.core.commands.common import choose_side
@@ -18,11 +19,13 @@ from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
 from twofold.core.training.settings import Settings, dataset_of, fingerprint, preferred
+from twofold.reference import checks
 
 QUICK = {"epochs": 4, "refit": False}
 
 
 def command(
+    context: typer.Context,
     data: Annotated[
         str, typer.Option(help="movie, trec, r8, digits, or a path to CSV, TSV or JSONL")
     ] = "movie",
@@ -37,8 +40,10 @@ def command(
         bool, typer.Option("--quick", help="a short form, to see that it runs")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
-    tokenizer: Annotated[str, typer.Option(help="words or bpe")] = "words",
-    patch: Annotated[int, typer.Option(help="edge of an image's patches, pixels")] = 2,
+    tokenizer: Annotated[str | None, typer.Option(help="words or bpe; words by default")] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="edge of an image's patches, pixels; 2 by default")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
@@ -75,7 +80,7 @@ def command(
 ) -> None:
     """Train a Transformer classifier; without options, on movie reviews, in a few minutes."""
     given = {name: value for name, value in locals().items() if value is not None}
-    carry_out(lambda processes: _begin(given, processes), resume, json)
+    carry_out(lambda processes: _begin(given, processes), resume, json, context)
 
 
 def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset]:
@@ -90,10 +95,12 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     model |= {name: value for name, value in given.items() if name in model_names}
     checked = Recipe(**({"parts": max(Recipe.parts, processes.size)} | recipe))
     processes.share(checked.parts)  # is refused, if it must be, before anything is fetched
-    if given["tokenizer"] not in codec.TOKENIZERS:
-        raise ValueError(f"--tokenizer is {given['tokenizer']!r}; it must be words or bpe")
+    tokenizer, patch = given.get("tokenizer", "words"), given.get("patch", Settings.patch)
+    if tokenizer not in codec.TOKENIZERS:
+        raise ValueError(f"--tokenizer is {tokenizer!r}; it must be words or bpe")
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
-    made = codec.new(dataset, given["tokenizer"], given["patch"])
+    _check_kind(dataset, given, patch)
+    made = codec.new(dataset, tokenizer, patch)
     settings = Settings(
         data=data,
         text_column=given.get("text_column"),
@@ -101,10 +108,25 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
         data_sha256=fingerprint(dataset),
         labels=dataset.labels,
         side=choose_side(given["side"]).name,
-        tokenizer=given["tokenizer"],
-        patch=given["patch"],
+        tokenizer=tokenizer,
+        patch=patch,
         quick=given["quick"],
         model=ClassifierConfig(**made.sizes(), num_classes=len(dataset.labels), **model),
         recipe=checked,
     )
     return Run.create(given.get("out") or new_folder(data), settings, made), dataset
+
+
+def _check_kind(dataset: Dataset, given: Mapping[str, Any], patch: int) -> None:
+    """Refuse options that are for texts where there are images, and the other way round."""
+    for name, kind in (("tokenizer", "text"), ("word_dropout", "text"), ("patch", "images")):
+        if name in given and dataset.kind != kind:
+            option, must = (
+                name.replace("_", "-"),
+                f"it must be left out where data is {dataset.kind}",
+            )
+            raise ValueError(f"--{option} is {given[name]!r}; {must}")
+    if dataset.kind == "images":
+        height, width = np.shape(dataset.train_x)[1:]
+        divides = patch >= 1 and height % patch == 0 and width % patch == 0
+        checks.require(divides, "--patch", patch, f"a divisor of both {height} and {width}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from twofold.core.commands.common import (
     INTERRUPTED,
     REFUSED,
     WRONG,
+    check_file,
     choose_side,
     console,
     errors,
@@ -32,7 +33,7 @@ from twofold.core.ops import Side
 from twofold.core.training.loop import Event, Interrupted, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
-from twofold.core.training.run import PLOT_FILE, Run, RunError
+from twofold.core.training.run import PLOT_FILE, Run, RunError, held
 from twofold.core.training.settings import fingerprint
 from twofold.core.training.trainer import Diverged, accuracy
 
@@ -60,14 +61,19 @@ Begin = Callable[[Processes], tuple[Run, Dataset]]  # makes a new run's folder
 PARTS = "pieces of a batch; 2, or as many as there are processes"
 
 
-def carry_out(begin: Begin, resume: Path | None, json: Path | None) -> None:
+def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typer.Context) -> None:
     """Begin a run or go on with one, to its end, and show what came of it.
 
     Args:
         begin: makes the folder of a new run.
         resume: the folder of one to go on with instead.
         json: where the result is wanted too.
+        context: of the command, which knows what was asked for.
     """
+    with plain_errors():
+        check_file("--json", json)
+        if resume is not None:
+            _refuse_beside_resume(context)
     # Said inside `joined`, before the others know; outside it, of those that never came.
     with plain_errors(), _losses(), joined() as processes, _losses():
         run, dataset = _opened(begin, resume, processes)
@@ -76,6 +82,17 @@ def carry_out(begin: Begin, resume: Path | None, json: Path | None) -> None:
             show(run, result)
             write_json(json, result)
         processes.wait()
+
+
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """Refuse options that nobody would look at."""
+    for option in context.command.params:
+        name = option.name or ""
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in ("resume", "json"):
+            was = f"{option.opts[0]} is {str(context.params[name])!r}"
+            raise ValueError(f"{was}; with --resume it must be left out: a run goes on as it began")
 
 
 @contextmanager
@@ -108,7 +125,8 @@ def _opened(begin: Begin, resume: Path | None, processes: Processes) -> tuple[Ru
 def finish(run: Run, dataset: Dataset, processes: Processes) -> dict[str, Any]:
     """Train to the end, judge on test, and write the result, in the first process."""
     side = choose_side(run.settings.side)
-    with interpreted_strictly(side):
+    alone = held(run.folder) if processes.first else nullcontext()
+    with alone, interpreted_strictly(side):
         return _train_on(side, run, dataset, processes)
 
 
@@ -135,6 +153,8 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
             )
         processes.wait()
         raise typer.Exit(FAILED) from diverged
+    except OSError as fault:
+        raise OSError(f"{fault}. Checkpoints are in {run.checkpoints}; {again}") from fault
     except Lost as lost:
         raise Lost(f"{lost}. The last good checkpoint is in {run.checkpoints}; {again}") from lost
     test = accuracy(model, run.codec.encode_set(dataset.test_x), dataset.test_y, processes)

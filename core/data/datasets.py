@@ -68,6 +68,10 @@ def load_dataset(
         DataError: the file cannot be fetched, or what it holds is no labelled text.
     """
     name = str(name_or_path)
+    for role, column in (("text", text_column), ("label", label_column)):
+        if name in NAMES and column is not None:
+            must = f"it must be left out: {name} is no file"
+            raise DataError(f"{role}_column is {column!r}; {must}")
     if name == "movie":
         return _movie()
     if name == "trec":

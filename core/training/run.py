@@ -13,9 +13,12 @@ plot.png          the same, to look at
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +61,18 @@ class Run:
         """Write a new run's folder.
 
         Raises:
-            RunError: there is a run in it already.
+            RunError: there is a run in it already, or it cannot be made.
         """
-        if (folder / SETTINGS_FILE).exists():
-            raise RunError(f"{folder} holds a run already; go on with --resume or name another")
-        folder.mkdir(parents=True, exist_ok=True)
-        codecs.store(codec, folder)
-        checkpoints.write_text(folder / SETTINGS_FILE, json.dumps(settings.to_json(), indent=1))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            must = f"it must be one that can be made ({fault.strerror})"
+            raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
+        with held(folder):
+            if (folder / SETTINGS_FILE).exists():
+                raise RunError(f"{folder} holds a run already; go on with --resume or name another")
+            codecs.store(codec, folder)
+            checkpoints.write_text(folder / SETTINGS_FILE, json.dumps(settings.to_json(), indent=1))
         return cls(folder, settings, codec)
 
     @classmethod
@@ -163,6 +171,36 @@ class Run:
         checkpoints.write_text(self.folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
 
     def result(self) -> dict[str, Any]:
-        """Return what came of the run."""
-        found: dict[str, Any] = json.loads((self.folder / RESULT_FILE).read_text())
+        """Return what came of the run.
+
+        Raises:
+            RunError: the file was changed.
+        """
+        path = self.folder / RESULT_FILE
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as broken:
+            raise RunError(
+                f"{path} is no result: {broken}; without it, it is made anew"
+            ) from broken
         return found
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run's folder; a process that dies lets go of it.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems that cannot
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                must = "wait for it, or name another folder"
+                raise RunError(f"{folder} is being written by another process; {must}") from None
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,179 @@
+"""What can befall a run's folder from outside: other options, other data, others, a full disk."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_cli import TINY, call, table
+
+from twofold.core.commands import training
+from twofold.core.commands.train import _check_kind
+from twofold.core.data.datasets import Dataset
+from twofold.core.training import checkpoints
+from twofold.core.training.run import Run, RunError, held
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on a file."""
+    folder = tmp_path_factory.mktemp("runs")
+    file = table(folder / "reviews.csv")
+    call("train", "--data", file, "--out", folder / "run", *TINY)
+    return folder / "run"
+
+
+@pytest.fixture
+def unfinished(run, tmp_path):
+    """The same at its last checkpoint."""
+    folder = tmp_path / "unfinished"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "model")
+    (folder / "result.json").unlink()
+    return folder
+
+
+def parameters(folder):
+    return (folder / "model" / "tensors.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "option", [["--epochs", "9"], ["--data", "movie"], ["--side", "triton"], ["--quick"]]
+)
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_options_beside_resume_are_refused_and_not_passed_over(unfinished, command, option):
+    was = option[1] if option[1:] else True
+    said = call(command, "--resume", unfinished, *option, status=2)
+    assert f"{option[0]} is {str(was)!r}; with --resume it must be left out" in said
+    assert not (unfinished / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--patch", "3"], "--patch is 3; it must be left out where data is text"),
+        (["--json", "FOLDER"], "it must be a file that can be written (Is a directory)"),
+        (["--json", "FILE/r.json"], "it must be a file that can be written (File exists)"),
+    ],
+)
+def test_options_are_refused_before_a_run_is_begun(run, tmp_path, options, words):
+    places = {"FOLDER": str(tmp_path), "FILE/r.json": str(run / "run.json" / "r.json")}
+    options = [places.get(x, x) for x in options]
+    file, out = run.parent / "reviews.csv", tmp_path / "run"
+    said = call("train", "--data", file, "--out", out, *TINY, *options, status=2)
+    assert options[0] in said and words in said
+    assert not out.exists()
+
+
+def test_options_for_texts_are_refused_for_images():
+    y = np.array([0, 1])
+    images = Dataset("i", "images", ("a", "b"), np.zeros((2, 4, 6)), y, None, y, None, "made")
+    for given, patch, words in (
+        ({"tokenizer": "bpe"}, 2, "^--tokenizer is 'bpe'; it must be left out where data is ima"),
+        ({"word_dropout": 0.1}, 2, "^--word-dropout is 0.1; it must be left out"),
+        ({"patch": 4}, 4, "^--patch is 4; it must be a divisor of both 4 and 6"),
+        ({"patch": 0}, 0, "^--patch is 0; it must be a divisor of both 4 and 6"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _check_kind(images, given, patch)
+    _check_kind(images, {"patch": 2}, 2)
+
+
+def test_columns_are_refused_where_data_is_no_file(tmp_path):
+    for role in ("text", "label"):
+        how = ["--data", "movie", f"--{role}-column", "x", "--out", tmp_path / "run"]
+        said = call("train", *how, status=2)
+        assert f"{role}_column is 'x'; it must be left out: movie is no file" in said
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(run):
+    file = run.parent / "reviews.csv"
+    said = call("train", "--data", file, "--out", file, *TINY, status=2)
+    assert f"the run's folder is '{file}'; it must be one that can be made (File exists)" in said
+
+
+def test_other_data_than_the_run_was_begun_with_is_not_evaluated(run, tmp_path):
+    file = table(tmp_path / "reviews.csv")
+    call("train", "--data", file, "--out", tmp_path / "run", *TINY)
+    head, *rows = file.read_text().splitlines()
+    file.write_text("\n".join((head, *reversed(rows))) + "\n")  # other examples are held out now
+    said = call("evaluate", tmp_path / "run", status=2)
+    assert f"is not the data that {tmp_path / 'run'} was begun with" in said
+
+
+def test_a_checkpoint_of_another_size_is_refused_by_name(unfinished):
+    settings = json.loads((unfinished / "run.json").read_text())
+    settings["model"]["d_model"] //= 2  # whose parameters are fewer: there are enough to read
+    (unfinished / "run.json").write_text(json.dumps(settings))
+    said = call("train", "--resume", unfinished, status=2)
+    assert "the checkpoint's params.shape is (" in said
+    settings["model"]["d_model"] *= 2
+    settings["recipe"]["optimizer"] = "sgd"
+    (unfinished / "run.json").write_text(json.dumps(settings))
+    said = call("train", "--resume", unfinished, status=2)
+    assert "the checkpoint's momentum is a NoneType" in said
+
+
+def test_a_changed_result_is_refused_by_name(unfinished):
+    (unfinished / "result.json").write_text('{"test_acc')
+    said = call("train", "--resume", unfinished, status=2)
+    assert "result.json is no result: Unterminated string" in said
+
+
+def test_two_processes_do_not_write_to_one_folder(unfinished, monkeypatch):
+    said = []
+
+    def while_training(*_):
+        said.append(call("train", "--resume", unfinished, status=2))
+        raise training.Interrupted("stopped")
+
+    monkeypatch.setattr(training, "train", while_training)
+    call("train", "--resume", unfinished, status=130)
+    monkeypatch.undo()
+    assert f"{unfinished} is being written by another process; wait for it" in said[0]
+    with held(unfinished), pytest.raises(RunError, match="is being written by another process"):
+        Run.create(unfinished, *((opened := Run.open(unfinished)).settings, opened.codec))
+    call("train", "--resume", unfinished)  # nobody holds it now
+
+
+def test_a_full_disk_leaves_what_was_there_and_says_where(run, tmp_path):
+    """A process that may write no file longer than a checkpoint of the first parameters."""
+    script = "import sys\nfrom twofold.core.cli import app\napp(sys.argv[1:])\n"
+    folder, file = tmp_path / "run", run.parent / "reviews.csv"
+    how = ["train", "--data", file, "--out", folder, *TINY]
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, how)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=False,
+        preexec_fn=limited,
+    )
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in said and "tensors.safetensors'. Checkpoints are in" in said
+    assert f"go on with: twofold train --resume {folder}" in said
+    assert not list((folder / "checkpoints").iterdir())  # nothing half written takes up room
+    call("train", "--resume", folder)
+    assert parameters(folder) == parameters(run)
+
+
+def test_half_a_file_is_not_left_where_the_disk_is_full(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("before")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: '.*a.*part'"):
+        checkpoints.write_text(tmp_path / "a", "after")
+    assert [x.name for x in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"
