@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from twofold.adapters import sides
 from twofold.adapters.attention import attention
 from twofold.adapters.functional import mask_and_bias, wide
 
@@ -66,8 +67,14 @@ def attention_forward(
         kwargs: what other implementations take, `sliding_window` among it.
 
     Returns:
-        (B, M, H, V), and None for the weights, which are never made.
+        (B, M, H, V), and None for the weights, which are never made; a warning says so where a
+        model asks for them.
     """
+    if kwargs.get("output_attentions"):
+        sides.say_once(
+            "output_attentions is True; it must be False with twofold, which returns no weights: "
+            "attn_implementation='eager' does"
+        )
     M, N, V = query.shape[2], key.shape[2], value.shape[-1]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     seen = None if attention_mask is None else attention_mask[..., :N]

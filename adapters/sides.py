@@ -42,6 +42,13 @@ def use(side: str) -> Iterator[None]:
         _chosen = before
 
 
+def say_once(what: str) -> None:
+    """Log a warning, the first time that it is asked for."""
+    if what not in _said:
+        _said.add(what)
+        _log.warning(what)
+
+
 class Place(NamedTuple):
     """A side, and how tensors get there and back."""
 
@@ -73,7 +80,6 @@ def of(x: torch.Tensor) -> Place:
     name = _chosen
     if name == "auto":
         name = "triton" if x.is_cuda else "reference"
-        if name == "reference" and name not in _said:
-            _said.add(name)
-            _log.warning("no GPU: twofold computes with NumPy, which is right and not fast")
+        if name == "reference":
+            say_once("no GPU: twofold computes with NumPy, which is right and not fast")
     return Place(ops.load(name))

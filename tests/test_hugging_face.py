@@ -177,3 +177,16 @@ def test_a_mask_of_integers_is_refused():
     x, mask = torch.ones(1, 2, 3, 4), torch.ones(1, 1, 3, 3, dtype=torch.int64)
     with pytest.raises(TypeError, match="^attention_mask has dtype int64; it must be bool or flo"):
         hugging_face.attention_forward(torch.nn.Module(), x, x, x, mask)
+
+
+def test_weights_that_are_not_there_are_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(
+        sides, "_said", {"no GPU: twofold computes with NumPy, which is right and not fast"}
+    )
+    ids = batch("Llama", False)["input_ids"]
+    built("Llama", "twofold")(ids)
+    assert not caplog.records
+    for _ in range(2):
+        built("Llama", "twofold")(ids, output_attentions=True)
+    (record,) = caplog.records
+    assert record.message.startswith("output_attentions is True; it must be False with twofold")
