@@ -126,7 +126,11 @@ def test_other_data_than_the_run_was_begun_with_is_refused(run, tmp_path):
         (["verify", "properties", "rotary", "--at", "x=1"], "--at is 'x=1'; it must be name=value"),
         (
             ["verify", "properties", "rotary", "--at", "batch=two"],
-            "--at is 'batch=two'; the value must be of type int",
+            "--at is 'batch=two'; the value must be of type int and at least 0",
+        ),
+        (
+            ["verify", "properties", "rotary", "--at", "batch=-1"],
+            "--at is 'batch=-1'; the value must be of type int and at least 0",
         ),
         (["verify", "--side", "x"], "--side is 'x'; it must be auto"),
     ],

@@ -69,6 +69,24 @@ def test_options_are_refused_before_a_run_is_begun(run, tmp_path, options, words
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "RUN", "a"], ["evaluate", "RUN"], ["embed", "a"], ["bench", "rotary"],
+        ["verify", "operators"], ["verify", "properties"], ["verify", "tightness"],
+        ["verify", "compile"], ["verify", "mutants"], ["verify", "lockstep"], ["verify", "peers"],
+        ["verify", "json:dumps"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, command):
+    command = [str(run) if x == "RUN" else x for x in command]
+    said = call(*command, "--json", tmp_path, status=2)
+    assert said == (
+        f"error: --json is '{tmp_path}'; it must be a file that can be written (Is a directory)"
+    )
+
+
 def test_options_for_texts_are_refused_for_images():
     y = np.array([0, 1])
     images = Dataset("i", "images", ("a", "b"), np.zeros((2, 4, 6)), y, None, y, None, "made")

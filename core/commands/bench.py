@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    check_file,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 
 Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
 
@@ -53,6 +60,7 @@ def command(
     """
     began = time.perf_counter()
     with plain_errors():
+        check_file("--json", json)
         from twofold.core.bench import machine, problems
 
         if predict is not None:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.commands.common import (
+    check_file,
     choose_side,
     console,
     escaped,
@@ -39,6 +40,8 @@ def command(
 ) -> None:
     """Embed texts as vectors of length 1 whose dot products say how near their meanings are."""
     with plain_errors():
+        check_file("--json", json)
+        check_file("--out", out)
         if out is not None and out.suffix != ".npy":
             raise ValueError(f"--out is {str(out)!r}; it must end with .npy")
         chosen_side = choose_side(side)

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.commands.common import (
+    check_file,
     choose_side,
     console,
     escaped,
@@ -38,6 +39,7 @@ def command(
 ) -> None:
     """Classify texts, given as arguments or as lines on standard input, answered as they come."""
     with plain_errors():
+        check_file("--json", json)
         chosen_side = choose_side(side)
         predictions: list[dict[str, Any]] = []
         with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):

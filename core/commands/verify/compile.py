@@ -11,6 +11,7 @@ import typer
 from twofold.core.commands.common import (
     FAILED,
     INTERRUPTED,
+    check_file,
     console,
     escaped,
     plain_errors,
@@ -41,6 +42,7 @@ def command(
     Of programs and warps on a multiprocessor it shows the fewest.
     """
     with plain_errors():
+        check_file("--json", json)
         names = chosen(operators)
         from twofold.core.verify import compile_jobs, compiled_table
         from twofold.core.verify.chips import CHIPS

@@ -11,7 +11,14 @@ import typer
 from rich.table import Table
 
 from twofold.core import ops
-from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    check_file,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
@@ -48,6 +55,7 @@ def command(
     have shipped elsewhere. Exit status 1 if one survives that is not listed as equivalent.
     """
     with plain_errors():
+        check_file("--json", json)
         names, start = chosen(operators), time.perf_counter()
         from twofold.core.verify import mutants
         from twofold.core.verify.strict_interpreter import strict_interpreter

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    check_file,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
@@ -30,6 +37,7 @@ def command(
     Without a GPU the kernels run in the strict interpreter.
     """
     with plain_errors():
+        check_file("--json", json)
         names = chosen(operators)
         # They need hypothesis, which only verification does.
         from twofold.core.verify import report

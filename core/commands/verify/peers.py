@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    check_file,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 from twofold.core.commands.verify.common import Json
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ def command(
     listed.
     """
     with plain_errors():
+        check_file("--json", json)
         from twofold.core.verify.peers import findings, judging
         from twofold.core.verify.peers.table import named
 

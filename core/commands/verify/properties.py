@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from twofold.core.commands.common import FAILED, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    check_file,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 from twofold.core.commands.verify.common import Json, Operators, SideName, chosen, judged_side
 
 DRAWN = 3
@@ -31,6 +38,7 @@ def command(
     which no truth could be. Every claim is run on every case.
     """
     with plain_errors():
+        check_file("--json", json)
         names = chosen(operators)
         if at and len(names) != 1:
             raise ValueError("--at is a field of one operator's case; name one operator")
@@ -88,11 +96,15 @@ def _parsed(field: str, text: str, default: Any) -> Any:
     """Read a value as its default's type; None stands for itself."""
     if text == "None":
         return None
-    kind = str if default is None else type(default)
+    kind: Any = str if default is None else type(default)
     try:
         if kind is bool:
             return {"True": True, "False": False}[text]
-        return kind(text)
+        value = kind(text)
+        if kind is int and value < 0:
+            raise ValueError("no size is negative")
+        return value
     except (KeyError, ValueError) as error:
-        wanted = "True or False" if kind is bool else f"of type {kind.__name__}"
+        more = " and at least 0" if kind is int else ""
+        wanted = "True or False" if kind is bool else f"of type {kind.__name__}{more}"
         raise ValueError(f"--at is {field!r}; the value must be {wanted}") from error
