@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_cli import TINY, call, table
 
-from twofold.core.commands import training
+from twofold.core.commands import lines, training
 from twofold.core.commands.train import _check_kind
 from twofold.core.data.datasets import Dataset
 from twofold.core.training import checkpoints
@@ -134,6 +134,39 @@ def test_a_checkpoint_of_another_size_is_refused_by_name(unfinished):
     (unfinished / "run.json").write_text(json.dumps(settings))
     said = call("train", "--resume", unfinished, status=2)
     assert "the checkpoint's momentum is a NoneType" in said
+
+
+def test_a_run_learns_where_no_class_has_enough_examples_for_validation(tmp_path):
+    rows = [f"word{i} film,c{i // 2}" for i in range(40)]
+    file, out = tmp_path / "few.csv", tmp_path / "run"
+    file.write_text("\n".join(("text,label", *rows)) + "\n")
+    said = call("train", "--data", file, "--out", out, *TINY, "--patience", "1")
+    assert "validation —" in said
+    assert json.loads((out / "result.json").read_text())["validation_accuracy"] is None
+
+
+def test_names_of_files_are_no_markup(tmp_path):
+    file, out = table(tmp_path / "reviews.csv"), tmp_path / "[red]run[bold]"
+    file = file.rename(tmp_path / "[b]a.csv")
+    said = call("train", "--data", file, "--out", out, *TINY)
+    assert f"{file}, 80 examples" in said and f"run in {out}" in said
+    assert f"{out / 'plot.png'}" in said
+    (out / "result.json").unlink()
+    with held(out):
+        assert f"{out} is being written" in call("train", "--resume", out, status=2)
+
+
+def test_a_file_of_vectors_that_cannot_be_written_is_refused_by_name(tmp_path):
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    said = call("embed", "a", "--out", tmp_path / "full.npy", status=2)
+    assert f"--out is '{tmp_path / 'full.npy'}'; it must be a file that can be written" in said
+    assert "(No space left on device)" in said
+
+
+def test_no_standard_input_is_no_text(run, monkeypatch):
+    monkeypatch.setattr(lines.sys, "stdin", None)
+    with pytest.raises(ValueError, match="^no text was given, as an argument or on standard inp"):
+        list(lines.texts_given(None))
 
 
 def test_a_changed_result_is_refused_by_name(unfinished):

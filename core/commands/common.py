@@ -86,10 +86,15 @@ def check_file(option: str, path: Path | None) -> None:
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     """Write a machine-readable result where one was asked for."""
-    check_file("--json", path)
     if path is not None:
-        with _named("--json", path):
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        write_file("--json", path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def write_file(option: str, path: Path, content: bytes) -> None:
+    """Write a file that an option asks for; a `ValueError` names the option."""
+    check_file(option, path)
+    with _named(option, path):
+        path.write_bytes(content)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from twofold.core.commands.common import (
     escaped,
     interpreted_strictly,
     plain_errors,
+    write_file,
     write_json,
 )
 from twofold.core.commands.lines import texts_given
@@ -54,8 +56,9 @@ def command(
                 lots.append(bert.embed(lot))
         vectors = np.concatenate(lots)
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            np.save(out, vectors)
+            saved = io.BytesIO()
+            np.save(saved, vectors)
+            write_file("--out", out, saved.getvalue())
         if len(given) <= MOST:
             console.print(_similarities(given, vectors @ vectors.T))
         console.print(f"{vectors.shape[0]} texts, {vectors.shape[1]} numbers each", highlight=False)

@@ -24,8 +24,8 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
         yield list(arguments)
         return
     count, began, rest = 0, time.perf_counter(), b""
-    source: Any = sys.stdin.buffer
-    ended = False
+    source: Any = None if sys.stdin is None else sys.stdin.buffer
+    ended = source is None  # who starts us may have closed it
     while not ended:
         chunk = source.read1(CHUNK)  # whatever is there, waiting only for the first byte
         ended = not chunk

@@ -141,14 +141,14 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
             model, state = train(run, dataset, side, observe, _passed_over, processes)
     except Interrupted as stopped:
         if first:
-            errors.print(f"{stopped}; {again}", soft_wrap=True)
+            errors.print(f"{stopped}; {escaped(again)}", soft_wrap=True)
         processes.wait()
         raise typer.Exit(INTERRUPTED) from stopped
     except Diverged as diverged:
         if first:
             errors.print(
                 f"[red]error:[/red] {diverged}. The last good checkpoint is in "
-                f"{run.checkpoints}; a smaller --lr is the usual remedy",
+                f"{escaped(str(run.checkpoints))}; a smaller --lr is the usual remedy",
                 soft_wrap=True,
             )
         processes.wait()
@@ -192,12 +192,13 @@ def _passed_over(why: str) -> None:
 def _say_what(run: Run, dataset: Dataset, side: Side, processes: Processes) -> None:
     model = run.settings.model
     among = f" in {processes.size} processes" if processes.size > 1 else ""
-    console.print(f"[bold]{dataset.name}[/bold]  {dataset.provenance}", soft_wrap=True)
+    name, provenance = escaped(dataset.name), escaped(dataset.provenance)
+    console.print(f"[bold]{name}[/bold]  {provenance}", soft_wrap=True)
     console.print(
         f"{len(dataset.train_y)} examples to train, {len(dataset.test_y)} to test, "
         f"{len(dataset.labels)} classes; {model.num_layers} layer(s) of {model.d_model} with "
         f"{model.num_heads} heads, up to {model.max_length} positions; {side.name} side on "
-        f"{side.device}{among}; run in {run.folder}",
+        f"{side.device}{among}; run in {escaped(str(run.folder))}",
         soft_wrap=True,
         highlight=False,
     )
@@ -217,12 +218,13 @@ def show(run: Run, result: Mapping[str, Any]) -> None:
         f"validation {'—' if held is None else f'{held:.4f}'}, {result['seconds']:.0f} s, "
         f"{result['steps_per_second']:.1f} steps/s{_waited(result)}, "
         f"{result['parameters']:,} parameters; "
-        f"{run.folder / PLOT_FILE}",
+        f"{escaped(str(run.folder / PLOT_FILE))}",
         highlight=False,
         soft_wrap=True,
     )
     if run.huggingface.exists():
-        console.print(f"for transformers: {run.huggingface}", highlight=False, soft_wrap=True)
+        where = escaped(str(run.huggingface))
+        console.print(f"for transformers: {where}", highlight=False, soft_wrap=True)
 
 
 def _waited(result: Mapping[str, Any]) -> str:

@@ -168,7 +168,8 @@ class _Loop:
 
     def train(self) -> tuple[Classifier, State]:
         if self.state.phase == 0:
-            self._phase(Phase("fit", self.fit, self.held, self.recipe.epochs))
+            held = self.held if len(self.held) else None  # of classes with one example, none is
+            self._phase(Phase("fit", self.fit, held, self.recipe.epochs))
             self.state.epochs = self.state.best_epoch if self.best is not None else None
             if self.recipe.refit:
                 self.state.phase, self.state.step, self.state.stopped = 1, 0, False
