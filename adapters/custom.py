@@ -86,7 +86,8 @@ class Operator:
 
     def _run(self, *args: Any) -> Any:
         a = self.named(args)
-        place = sides.of(getattr(a, self.names[0]))
+        checks.array(self.names[0], args[0])  # torch lets None pass for a tensor
+        place = sides.of(args[0])
         found = self._forward(place, a, self.given(place, a))
         if place.side.name == "reference":  # which has strides and dtypes of its own
             found = tuple(to.copy_(x) for to, x in zip(self._shapes(a), found, strict=True))
@@ -217,13 +218,15 @@ def autocast(*tensors: Any, dtype: torch.dtype | None = None) -> tuple[Any, ...]
 
     Those of float64 stay as they are, as with torch.
     """
-    first = next(x for x in tensors if x is not None)
-    kind = first.device.type
+    given = [x for x in tensors if isinstance(x, torch.Tensor)]
+    kind = given[0].device.type if given else "cpu"  # what is no tensor the operator refuses
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = dtype or torch.get_autocast_dtype(kind)
     return tuple(
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        x.to(dtype)
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        else x
         for x in tensors
     )
 

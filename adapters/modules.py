@@ -167,24 +167,16 @@ def _weights(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, mask: Any, bia
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer`: residual, dropout and norm are one launch each.
 
-    A part that was replaced, or has hooks, is called as it is, and nothing is fused with it. What
+    A part that was replaced, or has hooks, is called as it is, and nothing is fused with it; a
+    subclass with blocks of its own has the forward pass of torch, which calls them. What
     is empty or nested is left to torch: so are all batches with padding that a
     `torch.nn.TransformerEncoder` in evaluation sees, unless `enable_nested_tensor` is False.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        attn = self.self_attn
-        self.self_attn = MultiheadAttention(
-            attn.embed_dim,
-            attn.num_heads,
-            dropout=attn.dropout,
-            bias=attn.in_proj_bias is not None,
-            batch_first=attn.batch_first,
-            device=attn.out_proj.weight.device,
-            dtype=attn.out_proj.weight.dtype,
-        )
-        self.self_attn.load_state_dict(attn.state_dict())  # as drawn, of the same generator
+        # Of the same attributes; another one would draw from the generator that drew this one.
+        self.self_attn.__class__ = MultiheadAttention
 
     def forward(
         self,
@@ -194,7 +186,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> torch.Tensor:
         """Attend and feed forward; arguments and results are torch's."""
-        if _left_to_torch(src):
+        if _left_to_torch(src) or self._has_own_blocks():
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
 
         def attended(x: torch.Tensor) -> torch.Tensor:
@@ -214,6 +206,14 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         x = self._normed(self.norm1, src)[0]
         x, stream = self._normed(self.norm2, attended(x), src, self.dropout1)
         return stream + self.dropout2(self._fed(x))
+
+    def _has_own_blocks(self) -> bool:
+        """Return whether a subclass has written one of the methods that torch's forward calls."""
+        torchs = torch.nn.TransformerEncoderLayer
+        return any(
+            getattr(type(self), name) is not getattr(torchs, name)
+            for name in ("_sa_block", "_ff_block")
+        )
 
     def _normed(
         self,

@@ -289,6 +289,17 @@ def test_options_that_are_none_are_refused_by_name(change, error, words):
     assert str(refused.value).startswith(words)
 
 
+@pytest.mark.parametrize("x", [None, np.ones((2, 4)), [1.0]], ids=["None", "NumPy", "a list"])
+def test_what_is_no_tensor_is_refused_by_name(x):
+    weight = torch.ones(3, 4)
+    for name, inputs in (("x", (x, weight)), ("weight", (weight, x))):
+        refuses = pytest.raises((RuntimeError, TypeError))
+        with torch.autocast("cpu", enabled=name == "x"), refuses as refused:
+            linear(*inputs)
+        said = str(refused.value)
+        assert f"for argument '{name}'" in said or f"{name} is a NoneType; it must be" in said
+
+
 def test_rotary_positions_that_are_none_are_refused_by_name():
     x, w = torch.ones(1, 3, 8), torch.ones(24, 8)
     for wrong, words in (

@@ -196,6 +196,30 @@ def activated_in_place(layer):
     layer.activation = torch.nn.SiLU(inplace=True)
 
 
+def test_a_subclass_with_blocks_of_its_own_has_them_called():
+    class Louder(TransformerEncoderLayer):
+        def _sa_block(self, *args, **how):
+            return 2 * super()._sa_block(*args, **how)
+
+    class Reference(torch.nn.TransformerEncoderLayer):
+        def _sa_block(self, *args, **how):
+            return 2 * super()._sa_block(*args, **how)
+
+    layers = twins(Louder, Reference, **ENCODER[TransformerEncoderLayer])
+    x = normal(2, 5, 6)
+    found, expected = (results(layer.double(), [x], torch.float64) for layer in layers)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_layer_draws_what_torchs_draws_and_no_more():
+    drawn = []
+    with torch.random.fork_rng():
+        for kind in (TransformerEncoderLayer, torch.nn.TransformerEncoderLayer):
+            torch.manual_seed(0)
+            drawn.append([*kind(6, 2, 9).parameters(), torch.rand(1)])
+    assert all(torch.equal(x, y) for x, y in zip(*drawn, strict=True))
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize(
     "change",
