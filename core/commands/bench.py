@@ -12,7 +12,7 @@ import typer
 
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
@@ -50,7 +50,7 @@ def command(
         typer.Option(help="no race: the least times on sm_80, sm_90a, sm_100a or gfx942"),
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="draw the result into this folder")] = None,
-    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+    json: Json = None,
 ) -> None:
     """Race operators against torch and others, beside the least time that the machine allows.
 
@@ -60,7 +60,6 @@ def command(
     """
     began = time.perf_counter()
     with plain_errors():
-        check_file("--json", json)
         from twofold.core.bench import machine, problems
 
         if predict is not None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -82,6 +82,18 @@ def check_file(option: str, path: Path | None) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _writable(path: Path | None) -> Path | None:
+    with plain_errors():
+        check_file("--json", path)
+    return path
+
+
+# Of every command that has a machine-readable result: refused, if it must be, before the work.
+Json = Annotated[
+    Path | None, typer.Option(help="write the result to this file", callback=_writable)
+]
 
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:

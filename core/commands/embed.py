@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.commands.common import (
+    Json,
     check_file,
     choose_side,
     console,
@@ -38,11 +39,10 @@ def command(
         Path | None, typer.Option(help="write the vectors here: .npy, a row for each text")
     ] = None,
     side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="write texts and vectors here")] = None,
+    json: Json = None,
 ) -> None:
     """Embed texts as vectors of length 1 whose dot products say how near their meanings are."""
     with plain_errors():
-        check_file("--json", json)
         check_file("--out", out)
         if out is not None and out.suffix != ".npy":
             raise ValueError(f"--out is {str(out)!r}; it must end with .npy")

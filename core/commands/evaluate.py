@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from twofold.core.commands.common import (
-    check_file,
+    Json,
     choose_side,
     console,
     escaped,
@@ -25,11 +25,10 @@ from twofold.core.training.trainer import predict
 def command(
     run: Annotated[Path, typer.Argument(help="folder that `twofold train` left")],
     side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+    json: Json = None,
 ) -> None:
     """Judge a finished run on the test part of its data: accuracy, and recall by class."""
     with plain_errors():
-        check_file("--json", json)
         chosen_side = choose_side(side)
         opened, dataset = reopened(run)
         settings = opened.settings

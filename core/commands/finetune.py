@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from twofold.core import pretrained
-from twofold.core.commands.common import choose_side
+from twofold.core.commands.common import Json, choose_side
 from twofold.core.commands.training import PARTS, carry_out, new_folder
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
@@ -56,7 +56,7 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="a short form, to see that it runs")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+    json: Json = None,
     seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.commands.common import (
-    check_file,
+    Json,
     choose_side,
     console,
     escaped,
@@ -35,11 +35,10 @@ def command(
         list[str] | None, typer.Argument(help="texts; without any, lines of standard input")
     ] = None,
     side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+    json: Json = None,
 ) -> None:
     """Classify texts, given as arguments or as lines on standard input, answered as they come."""
     with plain_errors():
-        check_file("--json", json)
         chosen_side = choose_side(side)
         predictions: list[dict[str, Any]] = []
         with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from twofold.core.commands.common import choose_side
+from twofold.core.commands.common import Json, choose_side
 from twofold.core.commands.training import PARTS, carry_out, new_folder
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
@@ -39,7 +39,7 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="a short form, to see that it runs")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="write the result to this file")] = None,
+    json: Json = None,
     tokenizer: Annotated[str | None, typer.Option(help="words or bpe; words by default")] = None,
     patch: Annotated[
         int | None, typer.Option(help="edge of an image's patches, pixels; 2 by default")

@@ -17,7 +17,6 @@ from twofold.core.commands.common import (
     INTERRUPTED,
     REFUSED,
     WRONG,
-    check_file,
     choose_side,
     console,
     errors,
@@ -71,7 +70,6 @@ def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typ
         context: of the command, which knows what was asked for.
     """
     with plain_errors():
-        check_file("--json", json)
         if resume is not None:
             _refuse_beside_resume(context)
     # Said inside `joined`, before the others know; outside it, of those that never came.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +19,6 @@ Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by d
 Examples = Annotated[int, typer.Option(min=0, help="random cases of each operator")]
 SideName = Annotated[str, typer.Option("--side", help="side to judge: triton or reference")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one a core by default")]
-Json = Annotated[Path | None, typer.Option(help="write the result to this file")]
 
 
 class Listing(TyperCommand):

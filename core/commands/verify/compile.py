@@ -11,13 +11,13 @@ import typer
 from twofold.core.commands.common import (
     FAILED,
     INTERRUPTED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import Jobs, Json, Operators, chosen, cores
+from twofold.core.commands.verify.common import Jobs, Operators, chosen, cores
 from twofold.core.verify.compiled import Compiled
 
 LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
@@ -42,7 +42,6 @@ def command(
     Of programs and warps on a multiprocessor it shows the fewest.
     """
     with plain_errors():
-        check_file("--json", json)
         names = chosen(operators)
         from twofold.core.verify import compile_jobs, compiled_table
         from twofold.core.verify.chips import CHIPS

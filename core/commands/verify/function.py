@@ -11,13 +11,13 @@ from rich.table import Table
 from twofold.core import ops
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import EXAMPLES, Examples, Json
+from twofold.core.commands.verify.common import EXAMPLES, Examples
 
 if TYPE_CHECKING:
     from twofold.core.verify.foreign import Verdict
@@ -52,7 +52,6 @@ def command(
     process of its own: one that hangs or crashes is a failure, and the rest goes on.
     """
     with plain_errors():
-        check_file("--json", json)
         if op not in ops.OPERATORS:
             known = ", ".join(ops.OPERATORS)
             raise ValueError(f"--op is {op!r}; it must be one of {known}")

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from twofold.core.commands.common import FAILED, check_file, console, plain_errors, write_json
-from twofold.core.commands.verify.common import Json, SideName, judged_side
+from twofold.core.commands.common import FAILED, Json, console, plain_errors, write_json
+from twofold.core.commands.verify.common import SideName, judged_side
 
 
 def command(
@@ -18,7 +18,6 @@ def command(
 ) -> None:
     """Train on a side and on the reference from one seed; compare after every step."""
     with plain_errors():
-        check_file("--json", json)
         from twofold.core.verify import lockstep
 
         table = Table(box=None, pad_edge=False, header_style="bold")

@@ -13,7 +13,7 @@ from rich.table import Table
 from twofold.core import ops
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
@@ -23,7 +23,6 @@ from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
     Jobs,
-    Json,
     Operators,
     chosen,
     cores,
@@ -55,7 +54,6 @@ def command(
     have shipped elsewhere. Exit status 1 if one survives that is not listed as equivalent.
     """
     with plain_errors():
-        check_file("--json", json)
         names, start = chosen(operators), time.perf_counter()
         from twofold.core.verify import mutants
         from twofold.core.verify.strict_interpreter import strict_interpreter

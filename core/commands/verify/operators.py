@@ -6,7 +6,7 @@ import typer
 
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
@@ -16,7 +16,6 @@ from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
     Jobs,
-    Json,
     Operators,
     SideName,
     chosen,
@@ -37,7 +36,6 @@ def command(
     Without a GPU the kernels run in the strict interpreter.
     """
     with plain_errors():
-        check_file("--json", json)
         names = chosen(operators)
         # They need hypothesis, which only verification does.
         from twofold.core.verify import report

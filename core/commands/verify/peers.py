@@ -9,13 +9,12 @@ from rich.table import Table
 
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import Json
 
 if TYPE_CHECKING:
     from twofold.core.verify.peers.judging import Judged, Row
@@ -37,7 +36,6 @@ def command(
     listed.
     """
     with plain_errors():
-        check_file("--json", json)
         from twofold.core.verify.peers import findings, judging
         from twofold.core.verify.peers.table import named
 

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import Json, Operators, SideName, chosen, judged_side
+from twofold.core.commands.verify.common import Operators, SideName, chosen, judged_side
 
 DRAWN = 3
 
@@ -38,7 +38,6 @@ def command(
     which no truth could be. Every claim is run on every case.
     """
     with plain_errors():
-        check_file("--json", json)
         names = chosen(operators)
         if at and len(names) != 1:
             raise ValueError("--at is a field of one operator's case; name one operator")

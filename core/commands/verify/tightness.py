@@ -11,13 +11,13 @@ from rich.table import Table
 
 from twofold.core.commands.common import (
     FAILED,
-    check_file,
+    Json,
     console,
     escaped,
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import Json, Operators, SideName, chosen, judged_side
+from twofold.core.commands.verify.common import Operators, SideName, chosen, judged_side
 
 
 def command(operators: Operators = None, side: SideName = "triton", json: Json = None) -> None:
@@ -26,7 +26,6 @@ def command(operators: Operators = None, side: SideName = "triton", json: Json =
     Of two numbers the first is by the deterministic bound, the second by the probabilistic one.
     """
     with plain_errors():
-        check_file("--json", json)
         names = chosen(operators)
         from twofold.core.verify import tightness  # needs hypothesis, which only verification does
 
