@@ -18,7 +18,7 @@ import torch
 import triton
 
 from twofold.kernels.attention_order import heads_together
-from twofold.kernels.device import architecture, cache_bytes, multiprocessors
+from twofold.kernels.device import architecture, at_hand, cache_bytes, multiprocessors
 from twofold.reference.attention_scores import Options
 
 ROWS = 64  # queries of a consumer: those of a product of four warps
@@ -77,14 +77,14 @@ LEAST_ROWS = {(64, False): 1024, (64, True): 1024, (128, False): 512, (128, True
 def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> bool:
     """Return whether a call of attention is one for this kernel, on the current device."""
     return (
-        (q.is_cuda or not torch.cuda.is_available())  # else compiled for a device that is not there
+        architecture() == "sm_90"
+        and at_hand(q)
         and plain(options, *q.shape[2:])
         and q.dtype in (torch.float16, torch.bfloat16)
         and all(
             x.numel() > 0 and mapped(x.shape, x.stride(), x.element_size(), x.data_ptr())
             for x in (q, k, v)
         )
-        and architecture() == "sm_90"
         and available()
     )
 

@@ -28,6 +28,11 @@ def _architecture(active: Any, device: int) -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
+def at_hand(x: torch.Tensor) -> bool:
+    """Return whether a tensor is where kernels read: on the CPU if the device itself is absent."""
+    return bool(x.device.type == driver.active.get_active_torch_device().type)
+
+
 H100_CACHE, H100_MULTIPROCESSORS = 50 * 2**20, 132
 # In the interpreter there is none: of a few heads, so that small calls are in several groups.
 INTERPRETED_CACHE = 24 * 2**10
