@@ -59,14 +59,11 @@ def _shared(
                     words = "odd" if n == 2 else f"no multiple of {n}"
                     yield f"{name} {words}", [x % n > 0 for x in there]
             continue
-        values = list(dict.fromkeys(here))
-        words = (
-            f"{name}={' or '.join(str(x) for x in values)}" if len(values) < 3 else f"{name} given"
-        )
         if usual not in here:
-            yield words, [x != usual for x in there]
-        if words != name:
-            yield words, [x in values for x in there]
+            yield f"{name} given", [x != usual for x in there]
+        values = list(dict.fromkeys(here))
+        if len(values) < 3:
+            yield f"{name}={' or '.join(map(str, values))}", [x in values for x in there]
 
 
 def smaller(case: Any, fails: Callable[[Any], Any], seconds: float) -> Any:
