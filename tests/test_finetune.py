@@ -191,10 +191,10 @@ def test_a_run_does_not_go_on_from_other_weights(small, tmp_path):
     ("arguments", "words"),
     [
         (["--init", "nowhere"], "nowhere: there is no such folder"),
-        (["--frozen", "-1"], "frozen is -1; it must be at least 0"),
+        (["--frozen", "-1"], "--frozen is -1; it must be at least 0"),
         (["--init", "SMALL", "--frozen", "4"], "--frozen is 4; it must be at most 3"),
-        (["--layer-decay", "0"], "layer_decay is 0.0; it must be in (0, 1]"),
-        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["--layer-decay", "0"], "--layer-decay is 0.0; it must be in (0, 1]"),
+        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["--init", "SMALL", "--longest", "13"], "--longest is 13; it must be from 3 to 12"),
         (["--init", "SMALL", "--longest", "9", "--data", "no.csv"], "no.csv: there is no such"),
         (["--init", "SMALL", "--pooling", "x"], "pooling is 'x'; it must be one of 'first'"),

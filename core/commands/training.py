@@ -74,7 +74,7 @@ def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typ
             _refuse_beside_resume(context)
     # Said inside `joined`, before the others know; outside it, of those that never came.
     with plain_errors(), _losses(), joined() as processes, _losses():
-        run, dataset = _opened(begin, resume, processes)
+        run, dataset = _opened(begin, resume, processes, context)
         result = run.result() if run.finished else finish(run, dataset, processes)
         if processes.first:
             show(run, result)
@@ -93,6 +93,15 @@ def _refuse_beside_resume(context: typer.Context) -> None:
             raise ValueError(f"{was}; with --resume it must be left out: a run goes on as it began")
 
 
+def _by_option(error: Exception, context: typer.Context) -> Exception:
+    """Return an error that names the option, where it named the setting that the option is for."""
+    name, _, rest = str(error).partition(" ")
+    for option in context.command.params:
+        if option.name == name and type(error) in (ValueError, TypeError):
+            return type(error)(f"{option.opts[0]} {rest}")
+    return error
+
+
 @contextmanager
 def _losses() -> Iterator[None]:
     """Print which process was lost, and exit."""
@@ -103,7 +112,9 @@ def _losses() -> Iterator[None]:
         raise typer.Exit(FAILED) from lost
 
 
-def _opened(begin: Begin, resume: Path | None, processes: Processes) -> tuple[Run, Dataset]:
+def _opened(
+    begin: Begin, resume: Path | None, processes: Processes, context: typer.Context
+) -> tuple[Run, Dataset]:
     """Return the run; the first process makes or finds it, and the others open it after that."""
     if not processes.first:
         folder = processes.told("")
@@ -113,7 +124,7 @@ def _opened(begin: Begin, resume: Path | None, processes: Processes) -> tuple[Ru
     try:
         run, dataset = begin(processes) if resume is None else reopened(resume)
     except WRONG as error:
-        refusal = refused(error)
+        refusal = refused(_by_option(error, context))
         processes.told("")
         raise refusal from error
     processes.told(str(run.folder.resolve()))
