@@ -91,10 +91,10 @@ def test_options_for_texts_are_refused_for_images():
     y = np.array([0, 1])
     images = Dataset("i", "images", ("a", "b"), np.zeros((2, 4, 6)), y, None, y, None, "made")
     for given, patch, words in (
-        ({"tokenizer": "bpe"}, 2, "^--tokenizer is 'bpe'; it must be left out where data is ima"),
-        ({"word_dropout": 0.1}, 2, "^--word-dropout is 0.1; it must be left out"),
-        ({"patch": 4}, 4, "^--patch is 4; it must be a divisor of both 4 and 6"),
-        ({"patch": 0}, 0, "^--patch is 0; it must be a divisor of both 4 and 6"),
+        ({"tokenizer": "bpe"}, 2, "^tokenizer is 'bpe'; it must be left out where data is ima"),
+        ({"word_dropout": 0.1}, 2, "^word_dropout is 0.1; it must be left out"),
+        ({"patch": 4}, 4, "^patch is 4; it must be a divisor of both 4 and 6"),
+        ({"patch": 0}, 0, "^patch is 0; it must be a divisor of both 4 and 6"),
     ):
         with pytest.raises(ValueError, match=words):
             _check_kind(images, given, patch)

@@ -120,13 +120,9 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
 def _check_kind(dataset: Dataset, given: Mapping[str, Any], patch: int) -> None:
     """Refuse options that are for texts where there are images, and the other way round."""
     for name, kind in (("tokenizer", "text"), ("word_dropout", "text"), ("patch", "images")):
-        if name in given and dataset.kind != kind:
-            option, must = (
-                name.replace("_", "-"),
-                f"it must be left out where data is {dataset.kind}",
-            )
-            raise ValueError(f"--{option} is {given[name]!r}; {must}")
+        fits, must = dataset.kind == kind, f"left out where data is {dataset.kind}"
+        checks.require(name not in given or fits, name, repr(given.get(name)), must)
     if dataset.kind == "images":
         height, width = np.shape(dataset.train_x)[1:]
         divides = patch >= 1 and height % patch == 0 and width % patch == 0
-        checks.require(divides, "--patch", patch, f"a divisor of both {height} and {width}")
+        checks.require(divides, "patch", patch, f"a divisor of both {height} and {width}")
