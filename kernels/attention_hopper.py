@@ -18,7 +18,7 @@ import torch
 import triton
 
 from twofold.kernels.attention_order import heads_together
-from twofold.kernels.device import architecture, at_hand, cache_bytes, multiprocessors
+from twofold.kernels.device import architecture, cache_bytes, multiprocessors, within_reach
 from twofold.reference.attention_scores import Options
 
 ROWS = 64  # queries of a consumer: those of a product of four warps
@@ -78,7 +78,7 @@ def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -
     """Return whether a call of attention is one for this kernel, on the current device."""
     return (
         architecture() == "sm_90"
-        and at_hand(q)
+        and within_reach(q)
         and plain(options, *q.shape[2:])
         and q.dtype in (torch.float16, torch.bfloat16)
         and all(

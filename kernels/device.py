@@ -28,7 +28,7 @@ def _architecture(active: Any, device: int) -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
-def at_hand(x: torch.Tensor) -> bool:
+def within_reach(x: torch.Tensor) -> bool:
     """Return whether a tensor is where kernels read: on the CPU if the device itself is absent."""
     return bool(x.device.type == driver.active.get_active_torch_device().type)
 

@@ -10,14 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twofold.core.commands.common import (
-    FAILED,
-    Json,
-    console,
-    escaped,
-    plain_errors,
-    write_json,
-)
+from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 
 Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
 

@@ -116,7 +116,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     loaded = pretrained.load(init, **changed)
     model = loaded.model.config
     highest = model.num_layers + 1
-    checks.require(checked.frozen <= highest, "--frozen", checked.frozen, f"at most {highest}")
+    checks.require(checked.frozen <= highest, "frozen", checked.frozen, f"at most {highest}")
     longest = given.get("longest", min(LONGEST, model.max_length))
     if not 3 <= longest <= model.max_length:
         raise ValueError(f"--longest is {longest}; it must be from 3 to {model.max_length}")

@@ -97,7 +97,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     processes.share(checked.parts)  # is refused, if it must be, before anything is fetched
     tokenizer, patch = given.get("tokenizer", "words"), given.get("patch", Settings.patch)
     if tokenizer not in codec.TOKENIZERS:
-        raise ValueError(f"--tokenizer is {tokenizer!r}; it must be words or bpe")
+        raise ValueError(f"tokenizer is {tokenizer!r}; it must be words or bpe")
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
     _check_kind(dataset, given, patch)
     made = codec.new(dataset, tokenizer, patch)

@@ -9,14 +9,7 @@ import typer
 from rich.table import Table
 
 from twofold.core import ops
-from twofold.core.commands.common import (
-    FAILED,
-    Json,
-    console,
-    escaped,
-    plain_errors,
-    write_json,
-)
+from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import EXAMPLES, Examples
 
 if TYPE_CHECKING:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from twofold.core.commands.common import (
-    FAILED,
-    Json,
-    console,
-    escaped,
-    plain_errors,
-    write_json,
-)
+from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from twofold.core.commands.common import (
-    FAILED,
-    Json,
-    console,
-    escaped,
-    plain_errors,
-    write_json,
-)
+from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 
 if TYPE_CHECKING:
     from twofold.core.verify.peers.judging import Judged, Row

@@ -9,14 +9,7 @@ from importlib.metadata import version
 import typer
 from rich.table import Table
 
-from twofold.core.commands.common import (
-    FAILED,
-    Json,
-    console,
-    escaped,
-    plain_errors,
-    write_json,
-)
+from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import Operators, SideName, chosen, judged_side
 
 
