@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -313,8 +312,7 @@ class Trial:
     def _refuse(self, refusal: Refused, case: Any) -> None:
         """Remember a refusal; those that differ in numbers alone are one."""
         words = str(refusal).splitlines()[0]
-        alike = self.refused.setdefault(re.sub(r"\d+", "", words), {})
-        alike.setdefault(case, words)
+        self.refused.setdefault(alike(words), {}).setdefault(case, words)
 
 
 def _raised(violation: Violation) -> bool:
