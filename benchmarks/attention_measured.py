@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pages
 from attention_variants import CUDNN, FLASH, PLAIN, name
+from committed import newest
 from harness import OF_GPUS as GPU
 
 from twofold.kernels.attention_hopper import LEAST_ROWS, VARIANTS
@@ -16,15 +15,9 @@ SHOWN = 3  # tiles beside the one of the table
 Race = dict[str, Any]
 
 
-def newest(kind: str) -> tuple[Path, dict[str, Any]]:
-    """Return the newest committed result of a kind."""
-    path = max(GPU.glob(f"{kind}-*.json"), key=lambda p: p.stem[-10:])
-    return path, json.loads(path.read_text())
-
-
 def source(kind: str) -> str:
     """Say where figures are from."""
-    path, found = newest(kind)
+    path, found = newest(kind, GPU)
     on = found["ran_on"]
     return pages.wrapped(
         f"From `results/gpu/{path.name}`: {on['gpu']}, driver {on['driver']}, "
@@ -34,7 +27,7 @@ def source(kind: str) -> str:
 
 def by_kernel() -> list[Race]:
     """Return the races of kernels of forward, full ones of most features first."""
-    races = newest("attention_variants")[1]["kernels"]
+    races = newest("attention_variants", GPU)[1]["kernels"]
     return sorted(races, key=lambda r: (-r["head_dim"], r["causal"], r["length"]))
 
 
@@ -95,7 +88,7 @@ def copies() -> str:
         "| head_dim | | tile | present | last step | descriptors | descriptors, persistent |",
         "|--:|---|---|--:|--:|--:|--:|",
     ]
-    for race in newest("attention_variants")[1]["tiles"]:
+    for race in newest("attention_variants", GPU)[1]["tiles"]:
         rates = race["tera_operations_per_second"]
         tiles = [who.removeprefix(f"{PLAIN} ") for who in rates if who.startswith(PLAIN)]
         for tile in sorted(tiles, key=lambda t: -rates[f"{PLAIN} {t}"]):
@@ -108,7 +101,7 @@ def copies() -> str:
 def tuned() -> str:
     """Return milliseconds of the quickest tiles, and of the one that counts had chosen."""
     lines = ["| call | kernel | chosen by counts | quickest |", "|---|---|---|---|"]
-    found = newest("attention_tuning")[1]
+    found = newest("attention_tuning", GPU)[1]
     for group in found["groups"].values():
         for shape, of in group.items():
             call = dict(part.split("=") for part in shape.split())

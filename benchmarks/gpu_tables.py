@@ -1,19 +1,20 @@
-"""What was measured on a GPU, as tables for the README."""
+"""What was measured on a GPU, as tables for SPEED.md."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from attention_measured import by_kernel, kind_of, newest, unraced
+from attention_measured import by_kernel, kind_of, unraced
 from attention_variants import CUDNN, FLASH
+from committed import newest, source
+from harness import OF_GPUS as GPU
 
-HERE = "benchmarks/results/gpu/"
 NAMES = ("torch", "torch.compile")
 
 
 def attention() -> list[str]:
     """TFLOP/s of attention forward, and milliseconds of what was raced in both passes."""
-    path, _ = newest("attention_variants")
+    path, _ = newest("attention_variants", GPU)
     lines = [
         "| attention forward, 16,384 tokens of 2,048 features, bfloat16; TFLOP/s "
         "| FlashAttention-2 | cuDNN | twofold | ÷ FlashAttention-2 | ÷ cuDNN |",
@@ -33,14 +34,14 @@ def attention() -> list[str]:
         *lines,
         *unraced(),
         "",
-        f"{made}, from `{HERE}{path.name}`. FlashAttention-2 and cuDNN as PyTorch brings them.",
+        f"{made}, {source(path)}. FlashAttention-2 and cuDNN as PyTorch brings them.",
         "",
     ]
 
 
 def operators() -> list[str]:
     """Times of the races as multiples of torch's, from the least to the most of the sizes."""
-    path, found = newest("bench")
+    path, found = newest("bench", GPU)
     lines = [
         "| twofold's time ÷ | torch, forward | torch.compile, forward | torch, backward "
         "| torch.compile, backward | of the limit |",
@@ -61,7 +62,7 @@ def operators() -> list[str]:
     return [
         *lines,
         "",
-        f"`{found['bench']['command']}`, from `{HERE}{path.name}`. Limits measured in the same "
+        f"`{found['bench']['command']}`, {source(path)}. Limits measured in the same "
         f"run: {limit['bandwidth'] * 1e-12:.2f} TB/s copied, {limit['rate'] * 1e-12:.0f} TFLOP/s "
         "of products. Cross-entropy is both passes, an optimizer a step.",
         "",
@@ -80,7 +81,7 @@ def _range(ratios: Any) -> str:
 
 def steps() -> list[str]:
     """Training steps and predictions."""
-    path, found = newest("train_step")
+    path, found = newest("train_step", GPU)
     lines = ["| training step | contender | median ms | ratio | of the limit |"]
     lines.append("|---|---|--:|--:|--:|")
     for race, contenders in found["races"].items():
@@ -92,21 +93,21 @@ def steps() -> list[str]:
             )
     lines += [
         "",
-        f"`python benchmarks/bench_train_step.py`, from `{HERE}{path.name}`; the limit is the "
+        f"`python benchmarks/bench_train_step.py`, {source(path)}; the limit is the "
         "measured rate of products in bfloat16. torch.compile was not raced yet.",
         "",
     ]
-    path, found = newest("inference")
+    path, found = newest("inference", GPU)
     lines += ["| prediction | contender | median ms | ratio |", "|---|---|--:|--:|"]
     for race, contenders in found["races"].items():
         for who, times in contenders.items():
             lines.append(f"| {race} | {who} | {times['median_ms']:.2f} | {times['ratio']:.2f} |")
-    return [*lines, "", f"`python benchmarks/bench_inference.py`, from `{HERE}{path.name}`.", ""]
+    return [*lines, "", f"`python benchmarks/bench_inference.py`, {source(path)}.", ""]
 
 
 def accuracy() -> list[str]:
     """Test accuracy of the default run by precision."""
-    path, found = newest("train-movie")
+    path, found = newest("train-movie", GPU)
     said = []
     for precision in ("float32", "bfloat16"):
         of = [run for run in found["runs"] if run["precision"] == precision]
@@ -115,13 +116,8 @@ def accuracy() -> list[str]:
     on = found["ran_on"]
     return [
         f"The default run, test accuracy in {'; in '.join(said)}. "
-        f"`twofold train --precision … --seed …`, from `{HERE}{path.name}`.",
+        f"`twofold train --precision … --seed …`, {source(path)}.",
         "",
         f"All on one {on['gpu']}, driver {on['driver']}, Python {on['python']}, NumPy "
         f"{on['numpy']}, PyTorch {on['torch']}, Triton {on['triton']}, {on['date']}.",
     ]
-
-
-def table() -> str:
-    """Return all of it."""
-    return "\n".join([*attention(), *operators(), *steps(), *accuracy()])

@@ -15,7 +15,6 @@ from twofold.core.verify.foreign import Verdict
 from twofold.core.verify.peers import findings, judging, table
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "peer_faults"
-RESULT = SCRIPTS.parent / "results" / "peers.json"
 IMPORTED = {"torch": "torch", "liger": "liger_kernel", "fla": "fla"}
 
 
@@ -44,15 +43,6 @@ def test_the_fault_is_still_there(path):
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "must be" in done.stdout
-
-
-@pytest.mark.skipif(not RESULT.exists(), reason="no result of the peers is committed")
-def test_the_page_is_what_its_script_writes():
-    script = SCRIPTS.parent / "peers_page.py"
-    done = subprocess.run(
-        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_missing_is_a_line_and_the_rest_goes_on(tmp_path, monkeypatch):

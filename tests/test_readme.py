@@ -1,10 +1,8 @@
-"""The README's figures and code are those of the results and the sources, and its programs run.
+"""The README's programs run.
 
 That of BERT runs in `test_finetune`, that of pytest in `test_pytest_plugin`.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +21,6 @@ def program(mark):
     blocks = (block.split("```")[0] for block in README.split("```python\n")[1:])
     (found,) = (block for block in blocks if mark in block)
     return found
-
-
-def test_the_readme_is_what_its_script_writes():
-    script = ROOT / "benchmarks" / "readme.py"
-    done = subprocess.run(
-        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_there_is_no_program_that_no_test_runs():

@@ -1,0 +1,133 @@
+"""Write the figures of SPEED.md anew from the committed results.
+
+python benchmarks/speed_page.py            rewrites what stands between the page's markers
+python benchmarks/speed_page.py --check    exits with status 1 where that would change anything
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import gpu_tables
+import pages
+from committed import LIKE_THEIRS, machine, newest, products, source
+from harness import RESULTS
+
+PAGE = RESULTS.parent / "SPEED.md"
+OURS = "twofold, NumPy"
+LEAST_SHARE = 0.01  # of a step, for a part to be shown
+
+
+def races(kind: str, heading: str) -> list[str]:
+    """The races of a benchmark, and where they come from."""
+    path, found = newest(kind)
+    lines = [f"| {heading} | contender | median ms | ratio |", "|---|---|--:|--:|"]
+    for race, contenders in found["races"].items():
+        for contender, times in contenders.items():
+            lines.append(
+                f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
+            )
+    made = f"`python benchmarks/bench_{kind}.py --save`, {source(path)}"
+    lines += ["", f"{made}: {machine(found['ran_on'])}{products(found)}.", ""]
+    for other in RESULTS.glob(f"{kind}-*{LIKE_THEIRS}-{found['ran_on']['date']}.json"):
+        like = json.loads(other.read_text())
+        ratios = "; ".join(
+            f"{race} {contenders[OURS]['ratio']:.2f}" for race, contenders in like["races"].items()
+        )
+        lines += [
+            f"The ratios of {OURS} under `OPENBLAS_CORETYPE={LIKE_THEIRS}`"
+            f"{products(like)}: {ratios}.",
+            "",
+        ]
+    return lines
+
+
+def operator_by_operator() -> list[str]:
+    """The NumPy side's time as a multiple of torch's, from the least to the most of the sizes."""
+    path, found = newest("bench")
+    lines = ["| NumPy ÷ torch eager | forward | backward |", "|---|--:|--:|"]
+    races = found["bench"]["races"]
+    for operator in dict.fromkeys(race["operator"] for race in races):
+        cells = []
+        for passes in (("forward", "forward and backward", "step"), ("backward",)):
+            ratios = sorted(
+                race["contenders"]["twofold"]["ratio"]
+                for race in races
+                if race["operator"] == operator and race["pass"] in passes
+            )
+            ends = dict.fromkeys(f"{r:.2f}" for r in (*ratios[:1], *ratios[-1:]))
+            cells.append(" to ".join(ends))
+        lines.append(f"| {operator} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"`{found['bench']['command']} --json …`, {source(path)}: "
+        f"{machine(found['bench']['ran_on'])}. Cross-entropy is both passes, an optimizer a step.",
+    ]
+
+
+def bert() -> list[str]:
+    """How fast a BERT is beside transformers' on PyTorch."""
+    path, found = newest("bert")
+    rates = ", ".join(f"{who} {n:.0f}" for who, n in found["sentences_per_second"].items())
+    return [
+        "| race | contender | median ms | ratio |",
+        "|---|---|--:|--:|",
+        *(
+            f"| {race} | {contender} | {times['median_ms']:.0f} | {times['ratio']:.2f} |"
+            for race, contenders in found["races"].items()
+            for contender, times in contenders.items()
+        ),
+        "",
+        f"Sentences a second: {rates}. `python benchmarks/bench_bert.py --save`, "
+        f"{source(path)}: {machine(found['ran_on'])}{products(found)}.",
+    ]
+
+
+def profile() -> list[str]:
+    """Where the time of a training step goes, the most first; and how long it waits for data."""
+    path, found = newest("train_step")
+    shares = {part: {} for of in found["profile"].values() for part in of}
+    for race, of in found["profile"].items():
+        for part, share in of.items():
+            shares[part][race] = share
+    races = list(found["profile"])
+    shown = sorted(shares.items(), key=lambda item: -max(item[1].values()))
+    waits = found["share_of_the_step_for_its_batch"]
+    return [
+        f"| share of the step | {' | '.join(races)} |",
+        "|---|" + "--:|" * len(races),
+        *(
+            f"| {part} | {' | '.join(f'{of.get(race, 0):.1%}' for race in races)} |"
+            for part, of in shown
+            if max(of.values()) >= LEAST_SHARE
+        ),
+        "",
+        f"Parts of at least {LEAST_SHARE:.0%}, {source(path)}. The step waits for its batch: "
+        + ", ".join(f"{share['waited']:.1%} of its time ({race})" for race, share in waits.items())
+        + ".",
+    ]
+
+
+SECTIONS: dict[str, Callable[[], list[str]]] = {
+    "steps": lambda: races("train_step", "training step"),
+    "profile": profile,
+    "predictions": lambda: races("inference", "prediction"),
+    "bert": bert,
+    "operators": operator_by_operator,
+    "gpu attention": gpu_tables.attention,
+    "gpu operators": gpu_tables.operators,
+    "gpu steps": gpu_tables.steps,
+    "gpu accuracy": gpu_tables.accuracy,
+}
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    sections = {name: lambda of=of: "\n".join(of()).rstrip() for name, of in SECTIONS.items()}
+    pages.put(PAGE, pages.filled(PAGE, sections), __file__)
+
+
+if __name__ == "__main__":
+    main()
