@@ -73,7 +73,7 @@ def page() -> str:
             "## Not judged",
             "",
             *(f"- {p['peer']} ({p['what']}): {p['missing']}" for p in peers if p["missing"]),
-            *(f"- {p['peer']}: {note}" for p in peers for note in p["notes"]),
+            *not_judged(peers),
             "",
         ]
     )
@@ -108,16 +108,37 @@ def findings(peers: list[dict[str, Any]]) -> Iterator[str]:
     for (kind, reason, script), failures in sorted(
         reasons.items(), key=lambda item: (list(KINDS).index(item[0][0]), item[1][0][0])
     ):
-        names = ", ".join(dict.fromkeys(name for name, _ in failures))
-        yield f"**{kind}**: {names}. {reason or 'Not looked into'}."
+        names = list(dict.fromkeys(name for name, _ in failures))
+        yield f"**{kind}**: {', '.join(names)}. {reason or 'Not looked into'}."
         if script:
             yield f"[{script}.py](peer_faults/{script}.py)"
         yield ""
-        for name, f in failures:
-            words = " ".join(f["words"].split())
-            where = " ".join(filter(None, (name, f["precision"], f["output"])))
-            yield f"- {where}: {words}; `{f['again']}`"
+        for name in names:
+            yield shown(name, [failure for peer, failure in failures if peer == name])
         yield ""
+
+
+def shown(peer: str, failures: list[dict[str, Any]]) -> str:
+    """Return the first of a peer's failures of one cause with its input; the others by name."""
+    first, *others = failures
+    where = " ".join(filter(None, (peer, first["precision"], first["output"])))
+    line = f"- {where}: {' '.join(first['words'].split())}; `{first['again']}`"
+    places: dict[str, list[str]] = {}
+    for other in others:
+        places.setdefault(other["output"], []).append(other["precision"])
+    if not places:
+        return line
+    also = (f"{output} in {', '.join(precisions)}" for output, precisions in places.items())
+    return f"{line}; also {'; '.join(also)}"
+
+
+def not_judged(peers: list[dict[str, Any]]) -> Iterator[str]:
+    """Return a line for each thing that was not judged, with the peers that it is true of."""
+    names: dict[str, list[str]] = {}
+    for peer in peers:
+        for note in peer["notes"]:
+            names.setdefault(note, []).append(peer["peer"])
+    yield from (f"- {', '.join(of)}: {note}" for note, of in names.items())
 
 
 def conventions(ours: dict[str, str], peers: list[dict[str, Any]]) -> Iterator[str]:

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout, precision
+from twofold.kernels import dropout, layout, precision
 from twofold.reference import checks
 from twofold.reference.embedding import check
 
@@ -222,18 +222,34 @@ def forward(
     return out, Cache(ids, V, D)
 
 
-def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
-    """Return dtable: each row the sum of the gradients of the places that looked it up."""
+def backward(
+    dout: torch.Tensor,
+    cache: Cache,
+    *,
+    into: checks.Into = None,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Return dtable: each row the sum of the gradients of the places that looked it up.
+
+    `into`, (dtable,), receives it instead of a new tensor, in any strides and of any dtype there
+    is a kernel for.
+    """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
-    return Gradients(scatter_add(dout, cache.ids, cache.rows, tile=tile))
+    (dtable,) = layout.asked(into, dtable=(cache.rows, cache.columns))
+    return Gradients(scatter_add(dout, cache.ids, cache.rows, dtable, tile=tile))
 
 
 def scatter_add(
-    dout: torch.Tensor, ids: torch.Tensor, rows: int, *, tile: Tile | None = None
+    dout: torch.Tensor,
+    ids: torch.Tensor,
+    rows: int,
+    dtable: torch.Tensor | None = None,
+    *,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
     """Return the sums of dout's rows by id, (rows, D); an id outside adds nothing."""
-    return sum_places(dout, sort_places(ids, rows), tile=tile)
+    return sum_places(dout, sort_places(ids, rows), into=dtable, tile=tile)
 
 
 def sort_places(ids: torch.Tensor, rows: int) -> Places:
@@ -251,18 +267,20 @@ def sum_places(
     dropout_p: float = 0.0,
     seed: int | torch.Tensor = 0,
     *,
+    into: torch.Tensor | None = None,
     tile: Tile | None = None,
 ) -> torch.Tensor:
     """Return scale times the sums of dropout(dout)'s rows by id, (V, D).
 
-    `tile` overrides the choice for chunks and for rows.
+    `into` receives them instead of a new tensor. `tile` overrides the choice for chunks and for
+    rows.
     """
     D = dout.shape[-1]
     dout = dout.contiguous()
     V, chunks = len(places.starts) - 1, len(places.order) // CHUNK.value
     chunk_tile, own = tile or choose_tile(D), tile or row_tile(D)
     partial = torch.empty((chunks, D), dtype=torch.float32, device=dout.device)
-    dtable = torch.empty((V, D), dtype=dout.dtype, device=dout.device)
+    dtable = layout.straight(into, dout.new_empty(1).expand(V, D))
     seed_at = dropout.in_memory(dropout_p, seed, dout)
     drawn = (dropout.threshold(dropout_p), dropout.scale(dropout_p))
     if chunks:
@@ -276,4 +294,4 @@ def sum_places(
         DROPOUT=dropout_p > 0.0, BLOCK_N=own.block_n, BLOCK_D=own.block_d,
         num_warps=own.num_warps,
     )  # fmt: skip
-    return dtable
+    return layout.received(dtable, into)

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout, precision
+from twofold.kernels import dropout, layout, precision
 from twofold.reference import checks
 from twofold.reference.layer_norm import check
 
@@ -270,15 +270,25 @@ def forward(
 
 
 def backward(
-    dout: torch.Tensor, cache: Cache, dh: torch.Tensor | None = None, *, tile: Tile | None = None
+    dout: torch.Tensor,
+    cache: Cache,
+    dh: torch.Tensor | None = None,
+    *,
+    into: checks.Into = None,
+    tile: Tile | None = None,
 ) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`."""
+    """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`.
+
+    `into`, (dweight, dbias), receives those two instead of new tensors, in any strides and of any
+    dtype there is a kernel for.
+    """
     checks.gradient("dout", dout, tuple(cache.h.shape))
     precision.supported("dout", dout)
     if dh is not None:
         checks.gradient("dh", dh, tuple(cache.h.shape))
         precision.supported("dh", dh)
     C = dout.shape[-1]
+    given = layout.asked(into, dweight=(C,), dbias=(C,))
     tile = tile or choose_tile(C)
     dout = dout.contiguous()
     R = dout.numel() // C
@@ -313,8 +323,9 @@ def backward(
         STAGES=tile.stages,
         num_warps=tile.num_warps,
     )
-    dweight, dbias = torch.empty_like(cache.weight), torch.empty_like(cache.weight)
+    dweight, dbias = (layout.straight(x, cache.weight) for x in given)
     add_partials_kernel[(triton.cdiv(C, 32),)](
         partials[0], partials[1], dweight, dbias, programs, C, BLOCK_P=128, BLOCK_C=32, num_warps=8
     )
+    dweight, dbias = map(layout.received, (dweight, dbias), given)
     return Gradients(dx, dresidual if cache.has_residual else None, dweight, dbias)

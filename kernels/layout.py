@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from twofold.kernels.attention_tiles import aligned
+from twofold.kernels.precision import supported
+from twofold.reference import checks
 
 MOST_ROWS, MOST_FEATURES = 128, 512  # of a tile of the tables
 
@@ -12,6 +14,27 @@ MOST_ROWS, MOST_FEATURES = 128, 512  # of a tile of the tables
 def fresh(like: torch.Tensor) -> torch.Tensor:
     """Return a tensor to be written, contiguous whatever the strides of the one it is like."""
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def asked(into: checks.Into, **shapes: tuple[int, ...] | None) -> tuple[torch.Tensor | None, ...]:
+    """Return what gradients of these names and shapes are to be written into, None for each new."""
+    found = checks.into(into, **shapes)
+    for name, x in zip(shapes, found, strict=True):
+        if x is not None:
+            supported(f"into's {name}", x)
+    return found
+
+
+def received(x: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+    """Return what a gradient was to be written into, where that was not where it was written."""
+    if into is None or into is x:
+        return x
+    return into.copy_(x)
+
+
+def straight(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """Return where kernels that know no strides write a gradient: `into`, or a new tensor."""
+    return into if into is not None and into.is_contiguous() else fresh(like)
 
 
 def near(x: torch.Tensor) -> torch.Tensor:

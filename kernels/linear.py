@@ -28,7 +28,7 @@ import triton.language as tl
 from twofold.kernels.activation import activate, differentiate
 from twofold.kernels.attention_tiles import aligned
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import fresh
+from twofold.kernels.layout import asked, fresh
 from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.linear import check
@@ -204,28 +204,28 @@ def backward(
     dout: torch.Tensor,
     cache: Cache,
     *,
-    into: Gradients | None = None,
+    into: checks.Into = None,
     tile: Tile | None = None,
 ) -> Gradients:
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
 
-    `into` receives them, in any strides, instead of new tensors.
+    `into`, (dweight, dbias), receives those two instead of new tensors, in any strides and of any
+    dtype there is a kernel for: sums in float32 need no rounding to be kept in it.
     """
     checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     supported("dout", dout)
     x, weight = _rows(cache.x), cache.weight
-    grads = into or Gradients(
-        fresh(cache.x), fresh(weight), fresh(weight[:, 0]) if cache.has_bias else None
-    )
+    N, K = weight.shape
+    dweight, dbias = asked(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
+    dweight = fresh(weight) if dweight is None else dweight
+    dbias = fresh(weight[:, 0]) if dbias is None and cache.has_bias else dbias
     # (1) activation, (2) bias
-    dz = _dz(_rows(dout), cache, grads.dbias)  # (R, N)
+    dz = _dz(_rows(dout), cache, dbias)  # (R, N)
     # (2) product
-    dx = _rows(grads.dx)  # (R, K)
+    dx = fresh(x)  # (R, K)
     _gemm(dz, weight, dx, cache.allow_tf32, tile)
-    if dx.data_ptr() != grads.dx.data_ptr():  # rows that are no single stride apart
-        grads.dx.copy_(dx.view(grads.dx.shape))
-    _gemm(dz.mT, x, grads.dweight, cache.allow_tf32, tile)
-    return grads if cache.has_bias else grads._replace(dbias=None)
+    _gemm(dz.mT, x, dweight, cache.allow_tf32, tile)
+    return Gradients(dx.view(cache.x.shape), dweight, dbias)
 
 
 def _gemm(

@@ -26,8 +26,9 @@ import torch
 
 from twofold.kernels import attention, linear
 from twofold.kernels import rotary as positions
+from twofold.reference import checks
 from twofold.reference.attention_scores import BlockSize, ScoreMod, Window
-from twofold.reference.multi_head_attention import check
+from twofold.reference.multi_head_attention import check, cut, receiving
 from twofold.reference.rotary import Rotary
 
 Turns = tuple[torch.Tensor, torch.Tensor, bool]  # cos, sin, interleaved
@@ -129,39 +130,44 @@ def forward(
     return out, cache
 
 
-def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
-    """Return the gradients of everything that was given."""
+def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> Gradients:
+    """Return the gradients of everything that was given.
+
+    `into`, (dw_qkv, db_qkv, dw_out, db_out), receives those four instead of new tensors, in any
+    strides and of any dtype there is a kernel for.
+    """
     x, w = cache.projection.x, cache.projection.weight
     (B, M, E), H, K = x.shape, cache.attention.q.shape[1], cache.attention.k.shape[1]
+    of_qkv, of_out = receiving(into, cache)
     # (4) output projection
-    dheads, dw_out, db_out = linear.backward(dout, cache.output)
+    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out)
     (dheads,) = split(dheads, H)
     if cache.context is None:
         packed = torch.empty((B, M, w.shape[0]), dtype=x.dtype, device=x.device)
-        into = attention.Gradients(*split(packed, H, K, K))
+        heads = attention.Gradients(*split(packed, H, K, K))
         # (3) attention of every head
-        dq, dk, _, *others = attention.backward(dheads, cache.attention, into=into)
+        dq, dk, _, *others = attention.backward(dheads, cache.attention, into=heads)
         # (2) positions
         if cache.rotary is not None:
             positions.backward(dq, dk, cache.rotary, into=(dq, dk))
         # (1) projections
-        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
+        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection, into=of_qkv)
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     context, width = cache.context.x, cache.context.weight.shape[0]
     packed = torch.empty((B, M, E), dtype=x.dtype, device=x.device)
     packed_kv = torch.empty((B, context.shape[1], width), dtype=x.dtype, device=x.device)
-    into = attention.Gradients(*split(packed, H), *split(packed_kv, K, K))
+    heads = attention.Gradients(*split(packed, H), *split(packed_kv, K, K))
     # (3) attention of every head
-    *_, dbias, dsinks = attention.backward(dheads, cache.attention, into=into)
+    *_, dbias, dsinks = attention.backward(dheads, cache.attention, into=heads)
     # (1) projections, each into its part of the weight's gradient
-    dw_qkv = torch.empty((E + width, E), dtype=w.dtype, device=w.device)
-    db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
-    dx, dcontext = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for a in (x, context))
-    linear.backward(packed, cache.projection, into=linear.Gradients(dx, dw_qkv[:E], db_qkv[:E]))
-    linear.backward(
-        packed_kv, cache.context, into=linear.Gradients(dcontext, dw_qkv[E:], db_qkv[E:])
-    )
-    db_qkv = db_qkv if cache.projection.has_bias else None
+    dw_qkv, db_qkv = of_qkv
+    if dw_qkv is None:
+        dw_qkv = torch.empty((E + width, E), dtype=w.dtype, device=w.device)
+    if db_qkv is None and cache.projection.has_bias:
+        db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
+    of_q, of_kv = cut(dw_qkv, db_qkv, E)
+    dx = linear.backward(packed, cache.projection, into=of_q).dx
+    dcontext = linear.backward(packed_kv, cache.context, into=of_kv).dx
     return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, dbias, dsinks)
 
 

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import dropout, precision
+from twofold.kernels import dropout, layout, precision
 from twofold.kernels.embedding import (
     TILES,
     Places,
@@ -163,23 +163,37 @@ def forward(
     return out, Cache(ids, positions, V, D, P if learned else 0, scale, dropout_p, seed)
 
 
-def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
-    """Return the gradients of both tables: sums over the places that looked a row up."""
+def backward(
+    dout: torch.Tensor,
+    cache: Cache,
+    *,
+    into: checks.Into = None,
+    tile: Tile | None = None,
+) -> Gradients:
+    """Return the gradients of both tables: sums over the places that looked a row up.
+
+    `into`, (dtable, dposition_table), receives them instead of new tensors, in any strides and of
+    any dtype there is a kernel for.
+    """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
+    learned = (cache.position_rows, cache.columns) if cache.position_rows else None
+    dtable, dposition_table = layout.asked(
+        into, dtable=(cache.rows, cache.columns), dposition_table=learned
+    )
     dout = dout.contiguous()
     # (3) drop out: in both sums, drawn again
     scale, drawn = cache.scale, (cache.dropout_p, cache.seed)
     # (2) add the position
-    dposition_table = None
     if rows := cache.position_rows:
         if cache.positions is None:
             places = count_places(cache.ids, rows)
         else:
             places = sort_places(cache.positions, rows)
-        dposition_table = sum_places(dout, places, 1.0, *drawn, tile=tile)
+        dposition_table = sum_places(dout, places, 1.0, *drawn, into=dposition_table, tile=tile)
     # (1) look up and scale
-    dtable = sum_places(dout, sort_places(cache.ids, cache.rows), scale, *drawn, tile=tile)
+    places = sort_places(cache.ids, cache.rows)
+    dtable = sum_places(dout, places, scale, *drawn, into=dtable, tile=tile)
     return Gradients(dtable, dposition_table)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 INTEGER = ("int32", "int64")
+Into = Sequence[Any] | None  # arrays that gradients are written into, or None for new ones
 
 
 def dtype_name(x: Any) -> str:
@@ -163,6 +165,30 @@ def gradient(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     """Raise unless `x` is floating and of the shape of the output whose gradient it is."""
     floating(**{name: x})
     shape(name, x, expected)
+
+
+def into(given: Into, **shapes: tuple[int, ...] | None) -> tuple[Any, ...]:
+    """Return the arrays that gradients are to be written into, by name; None for each to be made.
+
+    Args:
+        given: an array or None for each name, or None for all.
+        shapes: of the gradients, None of one that there is none of.
+
+    Raises:
+        TypeError, ValueError: `given` is something else.
+    """
+    if given is None:
+        return (None,) * len(shapes)
+    several = isinstance(given, tuple | list) and len(given) == len(shapes)
+    was = f"a {type(given).__name__}" + (f" of {len(given)}" if hasattr(given, "__len__") else "")
+    require(several, "into", was, f"({', '.join(shapes)}), or None")
+    for (name, expected), x in zip(shapes.items(), given, strict=True):
+        if x is not None:
+            named = f"into's {name}"
+            require(expected is not None, named, f"a {type(x).__name__}", "None: there is none")
+            array(named, x)
+            gradient(named, x, expected or ())
+    return tuple(given)
 
 
 def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> None:

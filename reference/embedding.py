@@ -59,17 +59,23 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
     return table[ids], Cache(ids, *table.shape)
 
 
-def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dtable: each row the sum of the gradients of the places that looked it up."""
+def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+    """Return dtable: each row the sum of the gradients of the places that looked it up.
+
+    `into`, (dtable,), receives it instead of a new array.
+    """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
-    return Gradients(scatter_add(dout, cache.ids, cache.rows))
+    (dtable,) = checks.into(into, dtable=(cache.rows, cache.columns))
+    return Gradients(scatter_add(dout, cache.ids, cache.rows, dtable))
 
 
-def scatter_add(dout: Array, ids: Array, rows: int) -> Array:
+def scatter_add(dout: Array, ids: Array, rows: int, dtable: Array | None = None) -> Array:
     """Return the sums of dout's rows by id, (rows, D), in the order of the places."""
     D = dout.shape[-1]
     flat, dout = ids.reshape(-1), dout.reshape(-1, D)
-    dtable = np.zeros((rows, D), dout.dtype)
+    if dtable is None:
+        dtable = np.empty((rows, D), dout.dtype)
+    dtable[...] = 0
     # (2) the places in the order of their ids
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]

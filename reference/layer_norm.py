@@ -104,8 +104,16 @@ def forward(
     return centred.reshape(h.shape), cache
 
 
-def backward(dout: Array, cache: Cache, dh: Array | None = None) -> Gradients:
+def backward(
+    dout: Array,
+    cache: Cache,
+    dh: Array | None = None,
+    *,
+    into: checks.Into = None,
+) -> Gradients:
     """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`.
+
+    `into`, (dweight, dbias), receives those two instead of new arrays.
 
     With x̂ = (h − μ)·rstd and g = dout·w:  dh = rstd·(g − mean(g) − x̂·mean(g·x̂)), because μ and σ
     depend on every element of the row.
@@ -114,13 +122,14 @@ def backward(dout: Array, cache: Cache, dh: Array | None = None) -> Gradients:
     if dh is not None:
         checks.gradient("dh", dh, cache.h.shape)
     C = dout.shape[-1]
+    dweight, dbias = checks.into(into, dweight=(C,), dbias=(C,))
     d = dout.reshape(-1, C)  # (R, C)
     # (1) x̂ again, from the stream
     xhat = cache.h.reshape(-1, C) - cache.mean
     xhat *= cache.rstd
     # (2) gain and shift: sums over the rows
-    dweight = np.einsum("rc,rc->c", d, xhat)
-    dbias = d.sum(axis=0)
+    dweight = np.einsum("rc,rc->c", d, xhat, out=dweight)
+    dbias = d.sum(axis=0, out=dbias)
     # (3) the stream: project out what the mean and the variance took away
     g = d * cache.weight
     along_mean = g.mean(axis=1, keepdims=True)

@@ -77,9 +77,14 @@ def forward(
     return out, Cache(x, weight, z, kept, activation, bias is not None)
 
 
-def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows."""
+def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+    """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
+
+    `into`, (dweight, dbias), receives those two instead of new arrays.
+    """
     checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
+    N, K = cache.weight.shape
+    dweight, dbias = checks.into(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
     dz = dout
     # (1) activation
     if cache.z is not None and cache.activation is not None:
@@ -89,4 +94,5 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)
     x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)
     dx = (dz @ cache.weight).reshape(cache.x.shape)
-    return Gradients(dx, dz.T @ x, dz.sum(axis=0) if cache.has_bias else None)
+    dweight = np.matmul(dz.T, x, out=dweight)
+    return Gradients(dx, dweight, dz.sum(axis=0, out=dbias) if cache.has_bias else None)

@@ -182,11 +182,15 @@ def forward(
     return out, cache
 
 
-def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return the gradients of everything that was given."""
+def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+    """Return the gradients of everything that was given.
+
+    `into`, (dw_qkv, db_qkv, dw_out, db_out), receives those four instead of new arrays.
+    """
     num_heads = cache.attention.q.shape[1]
+    of_qkv, of_out = receiving(into, cache)
     # (4) output projection
-    dheads, dw_out, db_out = linear.backward(dout, cache.output)
+    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out)
     # (3) attention of every head
     (dheads,) = split(dheads, num_heads)
     dq, dk, dv, *others = attention.backward(dheads, cache.attention)
@@ -196,14 +200,41 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     # (1) projections
     if cache.context is None:
         packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, (H + 2K)·D)
-        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection)
+        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection, into=of_qkv)
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
-    dx, dw_q, db_q = linear.backward(join(dq), cache.projection)
     packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2K·D)
-    dcontext, dw_kv, db_kv = linear.backward(packed_kv, cache.context)
-    db_qkv = None if db_q is None or db_kv is None else np.concatenate([db_q, db_kv])
-    dw_qkv = np.concatenate([dw_q, dw_kv])
+    # each into its part of the weight's gradient
+    E, width = len(cache.projection.weight), len(cache.context.weight)
+    dw_qkv, db_qkv = of_qkv
+    if dw_qkv is None:
+        dw_qkv = np.empty((E + width, E), dout.dtype)
+    if db_qkv is None and cache.projection.has_bias:
+        db_qkv = np.empty(E + width, dout.dtype)
+    of_q, of_kv = cut(dw_qkv, db_qkv, E)
+    dx = linear.backward(join(dq), cache.projection, into=of_q).dx
+    dcontext = linear.backward(packed_kv, cache.context, into=of_kv).dx
     return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, *others)
+
+
+def receiving(into: Any, cache: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Return what receives the gradients of the projections, and of the output's."""
+    E, width = len(cache.output.weight), len(cache.projection.weight)
+    if cache.context is not None:
+        width += len(cache.context.weight)
+    found = checks.into(
+        into,
+        dw_qkv=(width, E),
+        db_qkv=(width,) if cache.projection.has_bias else None,
+        dw_out=(E, E),
+        db_out=(E,) if cache.output.has_bias else None,
+    )
+    return found[:2], found[2:]
+
+
+def cut(weight: Any, bias: Any, rows: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Return the first rows of a weight and of its bias, if there is one, and the rest."""
+    first = weight[:rows], None if bias is None else bias[:rows]
+    return first, (weight[rows:], None if bias is None else bias[rows:])
 
 
 rotary_forward, rotary_backward = rotary.forward, rotary.backward  # `rotary` names an argument

@@ -149,19 +149,25 @@ def forward(
     return out, Cache(ids, kept, len(table), table.shape[1], position_rows, scale, keep)
 
 
-def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return the gradients of both tables: sums over the places that looked a row up."""
+def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+    """Return the gradients of both tables: sums over the places that looked a row up.
+
+    `into`, (dtable, dposition_table), receives them instead of new arrays.
+    """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
+    learned = None if cache.positions is None else (cache.position_rows, cache.columns)
+    dtable, dposition_table = checks.into(
+        into, dtable=(cache.rows, cache.columns), dposition_table=learned
+    )
     # (3) drop out
     if cache.keep is not None:
         dout = dout * cache.keep
     # (2) add the position
-    dposition_table = None
     if cache.positions is not None:
         positions = np.broadcast_to(cache.positions, dout.shape[:-1])
-        dposition_table = scatter_add(dout, positions, cache.position_rows)
+        dposition_table = scatter_add(dout, positions, cache.position_rows, dposition_table)
     # (1) look up and scale
-    dtable = scatter_add(dout, cache.ids, cache.rows)
+    dtable = scatter_add(dout, cache.ids, cache.rows, dtable)
     if cache.scale != 1.0:
         dtable *= dtable.dtype.type(cache.scale)
     return Gradients(dtable, dposition_table)

@@ -223,6 +223,43 @@ def test_a_step_that_diverged_changed_nothing_nor_did_one_after_it(triton, late)
     assert trainer.tensors()["params"].tobytes() != before["params"].tobytes()
 
 
+def test_a_part_that_diverged_is_forgotten_by_a_step_without_it(triton):
+    config, recipe = CONFIGS["patches"], dataclasses.replace(RECIPES["adamw"], parts=2)
+    trainer = Trainer(Classifier(config, triton, seed=1), recipe)
+    inputs, targets = batch(config)
+    with pytest.raises(Diverged, match="step 1"):
+        trainer.step([inputs[0], np.full_like(inputs[1], np.nan)], targets[:2], 1, 1e-2)
+    trainer.step(inputs[:1], targets[:1], 1, 1e-2)
+    assert len(trainer.losses) == 1
+
+
+class Written(TorchDispatchMode):
+    """Lists torch's operations that write to the memory of a tensor."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.storage, self.seen = x.untyped_storage().data_ptr(), []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        changed = function.__name__.split(".")[0].endswith("_")
+        if changed and args[0].untyped_storage().data_ptr() == self.storage:
+            self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_kernels_write_gradients_where_the_optimizer_reads_them(
+    nothing_is_launched, triton, name, precision
+):
+    """What is left of the step without its kernels writes no gradient."""
+    config, recipe = CONFIGS[name], Recipe(parts=1, precision=precision)
+    trainer = Trainer(Classifier(config, triton, seed=1), recipe)
+    with contextlib.suppress(Diverged), Written(trainer.grads[0]) as written:
+        trainer.step(*batch(config), 1, 1e-2)
+    assert written.seen == []
+
+
 def test_what_is_late_is_known_when_it_is_asked_for(triton):
     config = CONFIGS["tokens"]
     inputs, targets = batch(config)

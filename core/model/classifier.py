@@ -20,7 +20,7 @@ import numpy as np
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.model.encoder import Cache as EncoderCache
 from twofold.core.model.encoder import Encoder
-from twofold.core.model.layers import Pass, Views, store
+from twofold.core.model.layers import Pass, Views
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import drop
 from twofold.core.ops import Side
@@ -209,20 +209,17 @@ class Classifier:
         if cache.dropout is not None:
             dx = ops.dropout.backward(dx, cache.dropout).dx
         if cache.norm is not None:
-            g_norm = ops.layer_norm.backward(dx, cache.norm)
-            store(grads, "embedding.norm", weight=g_norm.dweight, bias=g_norm.dbias)
+            into = [grads[f"embedding.norm.{name}"] for name in ("weight", "bias")]
+            g_norm = ops.layer_norm.backward(dx, cache.norm, into=into)
             dx = g_norm.dx
             if cache.types is not None:
-                g_types = ops.embedding.backward(g_norm.dresidual, cache.types)
-                store(grads, "types", table=g_types.dtable)
-        g = ops.positional_encoding.backward(dx, cache.sum)
-        if g.dposition_table is not None:
-            store(grads, "positions", table=g.dposition_table)
-        if cache.patches is None:
-            store(grads, "embedding", table=g.dtable)
-        else:
-            g_patches = ops.linear.backward(g.dtable, cache.patches)
-            store(grads, "patches", weight=g_patches.dweight, bias=g_patches.dbias)
+                into = [grads["types.table"]]
+                ops.embedding.backward(g_norm.dresidual, cache.types, into=into)
+        into = [grads.get("embedding.table"), grads.get("positions.table")]
+        g = ops.positional_encoding.backward(dx, cache.sum, into=into)
+        if cache.patches is not None:  # what was looked up is what they were projected to
+            into = [grads[f"patches.{name}"] for name in ("weight", "bias")]
+            ops.linear.backward(g.dtable, cache.patches, into=into)
 
     def _encode(
         self,
@@ -258,15 +255,13 @@ class Classifier:
     def _judge_backward(self, dlogits: Any, cache: HeadCache, grads: Views) -> Any:
         """Return the gradient of what the last layer gave."""
         ops = self.ops
-        g_head = ops.linear.backward(dlogits, cache.head)
-        store(grads, "head", weight=g_head.dweight, bias=g_head.dbias)
-        dx = g_head.dx
+        into = [grads[f"head.{name}"] for name in ("weight", "bias")]
+        dx = ops.linear.backward(dlogits, cache.head, into=into).dx
         if cache.dropout is not None:
             dx = ops.dropout.backward(dx, cache.dropout).dx
         if cache.pooler is not None:
-            g_pooler = ops.linear.backward(dx, cache.pooler)
-            store(grads, "pooler", weight=g_pooler.dweight, bias=g_pooler.dbias)
-            dx = g_pooler.dx
+            into = [grads[f"pooler.{name}"] for name in ("weight", "bias")]
+            dx = ops.linear.backward(dx, cache.pooler, into=into).dx
         return ops.pooling.backward(dx, cache.pooling).dx
 
     def _table(self, inputs: Any) -> tuple[Any, Any, Any, Any]:
@@ -278,7 +273,8 @@ class Classifier:
         if self.config.input == "tokens":
             if len(inputs.shape) == 3:
                 return params["embedding.table"], inputs[..., 0], inputs[..., 1], None
-            return params["embedding.table"], inputs, 0 * inputs, None
+            types = 0 * inputs if self.config.token_types > 0 else None
+            return params["embedding.table"], inputs, types, None
         B, L, P = inputs.shape
         weight, bias = params["patches.weight"], params["patches.bias"]
         table, cache = ops.linear.forward(inputs.reshape(B * L, P), weight, bias)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from twofold.core.model.config import SITES_PER_LAYER, ClassifierConfig
-from twofold.core.model.layers import FeedForward, Pass, SelfAttention, Sublayer, Views, store
+from twofold.core.model.layers import FeedForward, Pass, SelfAttention, Sublayer, Views
 from twofold.core.model.seeds import drop
 from twofold.core.ops import Side
 
@@ -135,6 +135,6 @@ class Encoder:
         self, k: int, dout: Any, dstream: Any, cache: Cache, grads: Views
     ) -> tuple[Any, Any]:
         """Return the gradients of what was added and of the residual."""
-        g = self.ops.layer_norm.backward(dout, cache.norms[k], dstream)
-        store(grads, self.norms[k], weight=g.dweight, bias=g.dbias)
+        into = [grads[f"{self.norms[k]}.{name}"] for name in ("weight", "bias")]
+        g = self.ops.layer_norm.backward(dout, cache.norms[k], dstream, into=into)
         return g.dx, g.dresidual

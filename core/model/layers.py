@@ -94,8 +94,8 @@ class SelfAttention:
 
     def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
         """Write the parameters' gradients into `grads` and return the input's."""
-        g = self.ops.multi_head_attention.backward(dout, cache)
-        store(grads, self.name, w_qkv=g.dw_qkv, b_qkv=g.db_qkv, w_out=g.dw_out, b_out=g.db_out)
+        into = [grads[name] for name in self.shapes()]
+        g = self.ops.multi_head_attention.backward(dout, cache, into=into)
         if g.dcontext is None:
             return g.dx
         g.dcontext[:, :1] += g.dx
@@ -135,17 +135,8 @@ class FeedForward:
     def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
         """Write the parameters' gradients into `grads` and return the input's."""
         cache_in, cache_drop, cache_out = cache
-        g_out = self.ops.linear.backward(dout, cache_out)
-        dhidden = g_out.dx
+        w_in, b_in, w_out, b_out = (grads[name] for name in self.shapes())
+        dhidden = self.ops.linear.backward(dout, cache_out, into=(w_out, b_out)).dx
         if cache_drop is not None:
             dhidden = self.ops.dropout.backward(dhidden, cache_drop).dx
-        g_in = self.ops.linear.backward(dhidden, cache_in)
-        store(grads, self.name, w_out=g_out.dweight, b_out=g_out.dbias)
-        store(grads, self.name, w_in=g_in.dweight, b_in=g_in.dbias)
-        return g_in.dx
-
-
-def store(grads: Views, prefix: str, **gradients: Any) -> None:
-    """Write gradients into the views named ``prefix.name``."""
-    for name, gradient in gradients.items():
-        grads[f"{prefix}.{name}"][...] = gradient
+        return self.ops.linear.backward(dhidden, cache_in, into=(w_in, b_in)).dx

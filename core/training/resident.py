@@ -18,6 +18,7 @@ the passes and the update are captured each by itself, and every step's losses a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 # reviews have 86 in batches of 64, and 111 in batches of 32.
 MOST = 128
 ALIGNED = 2  # int64 from one seed to the next: compiled kernels are told of 16-byte alignment
-SHARE, DECAY, REST = 0, 1, 2  # places in the first row of the numbers
+SHARE, MOVE = 0, 1  # places in the first row of the numbers
 
 
 class Pending(NamedTuple):
@@ -59,10 +60,13 @@ class Resident:
         self._seeds = ops.zeros((len(parts), sites, ALIGNED), "int64")
         self._seeds_at = [[row[site, 0] for site in range(sites)] for row in self._seeds]
         self._numbers = ops.zeros((1 + len(trainer.optimizer.over), 4))
-        self._stop = ops.zeros((1,))
         self._go = ops.asarray(np.array(True))
-        # The loss of every part, the wish to stop, the norm.
+        # The loss of every part, the wish to stop, the norm. What processes add up, all but the
+        # norm, is written behind the gradient, which they add up as well.
         self._result = ops.zeros((trainer.recipe.parts + 2,))
+        self._alone = trainer.processes.size == 1
+        numel = trainer.learned.numel
+        self._found = self._result[:-1] if self._alone else trainer.grads[0][numel:]
         self._steps: dict[Any, _Step] = {}
         self._update = ops.captured(self.update)
         self._pending: Pending | None = None
@@ -76,9 +80,9 @@ class Resident:
                 ops.write(buffer, x)
         ops.write(self._seeds, self._drawn(step))
         ops.write(self._numbers, self._scalars(batch.examples, step, lr))
-        ops.write(self._stop, np.array([stop], np.float32))
+        ops.write(self._found[-1:], np.array([stop], np.float32))
         taken.run()
-        if trainer.processes.size > 1:
+        if not self._alone:
             trainer.processes.add(trainer.grads[0])
             self._update()
         before, self._pending = self._pending, Pending(step, batch.examples, ops.read(self._result))
@@ -126,34 +130,33 @@ class Resident:
         """Return the numbers of a step, as they lie: worked out in float64, rounded once."""
         numbers = np.zeros(tuple(self._numbers.shape), np.float32)
         decay = self.trainer.decay(step)
-        numbers[0, :3] = 1 / examples, decay, 1 - decay
+        numbers[0, :2] = 1 / examples, 1 - decay
         for row, given in zip(numbers[1:], self.trainer.optimizer.numbers(step, lr), strict=True):
             row[: len(given)] = given
         return numbers
 
     def passes(self, buffers: list[tuple[Any, Any, Any]]) -> None:
-        """Write the gradient of this process's parts, the loss of each and the wish to stop."""
-        trainer, numel = self.trainer, self.trainer.learned.numel
-        share = self._numbers[0, SHARE]
+        """Write the gradient of this process's parts, and the loss of each."""
+        trainer, share = self.trainer, self._numbers[0, SHARE]
         losses = [
             trainer.passed(inputs, lengths, targets, self._seeds_at[i], share, i)
             for i, (inputs, lengths, targets) in enumerate(buffers)
         ]
-        grads = trainer.sum_of_parts(len(losses))
-        tail = grads[numel:]
-        tail[:] = -0.0
+        trainer.sum_of_parts(len(losses))
+        if len(losses) < trainer.recipe.parts:
+            self._found[:-1] = -0.0  # which changes nothing that other processes add to it
         for i, loss in enumerate(losses, trainer.parts.start):
-            tail[i] = loss
-        tail[-1:] = self._stop
+            self._found[i] = loss
 
     def update(self) -> None:
         """Take the optimizer's step, if all is finite, with what follows it."""
         trainer, numel = self.trainer, self.trainer.learned.numel
         grads = trainer.grads[0]
         norm = self.ops.optimizers.global_norm(grads[:numel])
-        self._result[:-1] = grads[numel:]
+        if not self._alone:
+            self._result[:-1] = self._found
         self._result[-1] = norm
-        self._go &= self._result.isfinite().all()
+        self._go &= self._result.norm(math.inf) < math.inf  # of NaN it is NaN
         numbers = [row[: trainer.optimizer.count] for row in self._numbers[1:]]
         trainer.optimizer.step(
             trainer.model.flat, grads[:numel], step=1, lr=0.0, grad_norm=norm,
@@ -161,11 +164,9 @@ class Resident:
         )  # fmt: skip
         trainer.round()
         if trainer.average is not trainer.model:
-            decay, rest = self._numbers[0, DECAY], self._numbers[0, REST]
+            move = self._numbers[0, MOVE] * self._go  # by 0 it stays where it is
             for at in trainer.optimizer.over:
-                average = trainer.average.flat[at.params]
-                moved = average * decay + rest * trainer.model.flat[at.params]
-                average[...] = moved.where(self._go, average)
+                trainer.average.flat[at.params].lerp_(trainer.model.flat[at.params], move)
 
 
 class _Step:
@@ -177,11 +178,10 @@ class _Step:
             tuple(ops.empty(x.shape, dtype_name(x)) for x in (*part, targets))
             for part, targets in batch.parts.values()
         ]
-        alone = resident.trainer.processes.size == 1
 
         def whole() -> None:
             resident.passes(self.buffers)
-            if alone:
+            if resident._alone:
                 resident.update()
 
         self.run = captured(whole)

@@ -20,6 +20,7 @@ LAYOUTS = ("contiguous", "transposed", "padded", "strided")
 # Not drawn: the axis whose elements lie 2³⁰ apart, so that offsets of three of them pass 2³¹.
 FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
 STRIDE = 2**30
+INTO = ("", "", "own", "float32")  # a case's `into`: see `receivers`
 MAGNITUDES = (
     "unit",
     "large",
@@ -123,6 +124,26 @@ def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
     if layout in FAR:
         return far(side.asarray(x, dtype), FAR[layout])
     raise ValueError(f"layout is {layout!r}; it must be one of {', '.join((*LAYOUTS, *FAR))}")
+
+
+def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:
+    """Return tensors of NaN that backward is to write gradients into, as the case has it.
+
+    There are none where `case.into` is empty, None where a shape is; "own" has the case's dtype,
+    and so have NumPy's arrays: only kernels write what they sum in another.
+    """
+    if not case.into:
+        return {}
+    dtype = case.dtype if case.into == "own" or side.name == "reference" else case.into
+    return {
+        name: None if of is None else place(side, np.full(of, np.nan), dtype, case.layout)
+        for name, of in shapes.items()
+    }
+
+
+def received(case: Any) -> str | None:
+    """Return the dtype of what backward writes gradients into, None where it is the case's."""
+    return None if case.into in ("", "own") else str(case.into)
 
 
 def far(x: Any, axis: int) -> Any:

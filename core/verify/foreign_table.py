@@ -135,7 +135,13 @@ PLAIN = {
         call=calls.layer_norm_call,
         outputs=("out",),
         options={"eps": {"eps": 1e-5}},
-        always={"dropout_p": 0.0, "residual": False, "stream_gradient": False, "tile": None},
+        always={
+            "dropout_p": 0.0,
+            "residual": False,
+            "stream_gradient": False,
+            "tile": None,
+            "into": "",
+        },
         pinned=(
             {"rows": 37, "columns": 257},
             {"rows": 2, "columns": 1031},
@@ -148,7 +154,7 @@ PLAIN = {
         call=calls.linear_call,
         outputs=("out",),
         options={"activation": {"activation": None}},
-        always={"tile": None, "into": False},
+        always={"tile": None, "into": ""},
         pinned=(
             {"rows": 37, "features_in": 257, "features_out": 67},
             {"rows": 259, "features_in": 17, "features_out": 261},
@@ -165,7 +171,7 @@ PLAIN = {
         call=calls.embedding_call,
         outputs=("out",),
         options={},
-        always={"tile": None},
+        always={"tile": None, "into": ""},
         pinned=(
             {"length": 199, "columns": 129, "spread": "frequent"},
             {"length": 515, "rows": 300, "columns": 17},

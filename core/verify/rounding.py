@@ -230,11 +230,14 @@ class Approx:
             fresh = np.where(normal & (error < np.inf), half, 0.0)
         return Approx(self.value, error, self.on, fresh)
 
-    def returned(self) -> Approx:
-        """Cast as an output: what surely passes the dtype's largest is ±∞, exactly.
+    def returned(self, dtype: str | None = None) -> Approx:
+        """Cast as an output, of its own dtype or of another.
 
-        In float64 `value`, computed in float64 too, is as far from the mathematics as the output.
+        What surely passes the dtype's largest is ±∞, exactly. In float64 `value`, computed in
+        float64 too, is as far from the mathematics as the output.
         """
+        if dtype is not None:
+            return Approx(self.value, self.error, machine(dtype)).returned()
         stored = self.stored()
         if self.on.storage == "float64":
             return Approx(stored.value, 2 * stored.error, self.on)

@@ -29,7 +29,7 @@ from twofold.core.verify.attention_bound import partnered
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
 from twofold.core.verify.contracts.attention_decode_domain import Case, Inputs, inputs, whole
-from twofold.core.verify.contracts.merge_attention_domain import Merged, cast, merge
+from twofold.core.verify.contracts.merge_attention_domain import Merged, merge
 from twofold.core.verify.contracts.merge_attention_properties import concatenate, stack
 from twofold.core.verify.domains import Array
 from twofold.core.verify.rounding import Approx, exact, machine
@@ -46,8 +46,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     found = [sequence(case, given, b) for b in numbers]
     statistics = attention.statistics(whole(case))
     return {
-        "out": cast(beside([x.out for x in found], given), case.dtype),
-        "lse": cast(beside([x.lse for x in found], given), statistics),
+        "out": beside([x.out for x in found], given).returned(case.dtype),
+        "lse": beside([x.lse for x in found], given).returned(statistics),
     }
 
 

@@ -181,8 +181,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     made = attention_bound.forward(x)
     # (4) output
     out = attention_bound.output(x, made.weights) * v_scale
-    out = kept(out, case.dtype).where(attention_bound.partnered(x.kept))
-    found = {"out": out, "lse": kept(made.lse[..., 0], statistics(case))}
+    out = out.returned(case.dtype).where(attention_bound.partnered(x.kept))
+    found = {"out": out, "lse": made.lse[..., 0].returned(statistics(case))}
     found = repacked(found, given.call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
     return {**found, **truth_of_quantize(case, given.x)}
 
@@ -196,13 +196,8 @@ def truth_of_quantize(case: Case, x: Array) -> dict[str, Approx]:
     low, x8, high = (nearest(quotient.value + sign * quotient.error) for sign in (-1, 0, 1))
     return {
         "x8": Approx(x8, np.maximum(high - x8, x8 - low), on),
-        "scale": kept(scale, statistics(case)),
+        "scale": scale.returned(statistics(case)),
     }
-
-
-def kept(x: Approx, dtype: str) -> Approx:
-    """Return what is stored in a dtype."""
-    return Approx(x.value, x.error, machine(dtype)).returned()
 
 
 def small(case: Case) -> Case:

@@ -30,7 +30,7 @@ from twofold.core.verify import domains
 from twofold.core.verify.attention_problem import exp2, folded, scores
 from twofold.core.verify.contracts import attention_domain
 from twofold.core.verify.contracts.attention_domain import place, statistics
-from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.core.verify.rounding import Approx, exact
 from twofold.kernels.attention_weights_tiles import ENTRIES
 from twofold.reference import attention
 from twofold.reference.attention_scores import pack, unpack
@@ -122,12 +122,11 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         p = exp2(t - lse * folded(1.0, on)).where(x.live & known)
         # (3) attention received
         received = p.sum(-2).moved(lambda a: pack(a, given.call.cu_seqlens_k))
-        return {"weights": kept(p[:, :, rows], case), "received": kept(received, case)}
-
-
-def kept(x: Approx, case: Case) -> Approx:
-    """Return what is stored in float32."""
-    return Approx(x.value, x.error, machine(statistics(case))).returned()
+        stored = statistics(case)
+        return {
+            "weights": p[:, :, rows].returned(stored),
+            "received": received.returned(stored),
+        }
 
 
 def small(case: Case) -> Case:

@@ -38,6 +38,7 @@ class Case:
     magnitude: str = "unit"
     layout: str = "contiguous"
     seed: int = 0
+    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
     tile: int | None = None  # entry of the kernel's tile table
 
 
@@ -81,7 +82,9 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     table = domains.place(side, given.table, case.dtype, case.layout)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     out, cache = side.embedding.forward(side.asarray(given.ids, case.ids_dtype), table, **how)
-    return {"out": out, **side.embedding.backward(dout, cache, **how)._asdict()}
+    written = domains.receivers(side, case, dtable=given.table.shape)
+    gradients = side.embedding.backward(dout, cache, into=tuple(written.values()) or None, **how)
+    return {"out": out, **gradients._asdict(), **written}
 
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
@@ -89,7 +92,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     given, on = given or inputs(case), machine(case.dtype)
     dtable = sums_by_id(exact(given.dout, on), given.ids, case.rows)
     once = np.bincount(given.ids.ravel(), minlength=case.rows)[:, None] <= 1
-    dtable = dtable.returned()
+    dtable = dtable.returned(domains.received(case))
     return {
         "out": exact(given.table[given.ids], on),
         # A row looked up once is a copy, one never looked up zero.
@@ -149,6 +152,7 @@ def cases() -> st.SearchStrategy[Case]:
         magnitude=st.sampled_from(domains.MAGNITUDES),
         layout=st.sampled_from(domains.LAYOUTS),
         seed=domains.seeds(),
+        into=st.sampled_from(domains.INTO),
     )
 
 
@@ -165,6 +169,7 @@ CONTRACT = Contract(
             for tile, columns in enumerate((31, 129, 257))
             for dtype in domains.DTYPES
         ),
+        Case("bfloat16", length=130, spread="frequent", layout="strided", into="float32"),
         Case(rows=2, spread="one"),  # the last row of the table alone
     ),
     usual=tuple(Case(dtype, length=64, rows=64, columns=1024) for dtype in domains.DTYPES),

@@ -49,6 +49,7 @@ class Case:
     dropout_p: float = 0.0
     eps: float = 1e-5
     seed: int = 0
+    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
     tile: int | None = None  # entry of the kernel's tile table
 
 
@@ -101,8 +102,11 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         eps=case.eps,
         **how,
     )
-    gradients = side.layer_norm.backward(placed(given.dout), cache, placed(given.dh), **how)
-    outputs = {"out": out, "h": cache.h, **gradients._asdict()}
+    written = domains.receivers(side, case, dweight=given.weight.shape, dbias=given.bias.shape)
+    gradients = side.layer_norm.backward(
+        placed(given.dout), cache, placed(given.dh), into=tuple(written.values()) or None, **how
+    )
+    outputs = {"out": out, "h": cache.h, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
 
 
@@ -141,7 +145,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     outputs = {"out": out, "h": h, "dx": dx, "dweight": dweight, "dbias": dbias}
     if given.residual is not None:
         outputs["dresidual"] = total
-    return {name: x if name == "h" else x.returned() for name, x in outputs.items()}
+    dtypes = dict.fromkeys(("dweight", "dbias"), domains.received(case))
+    return {name: x if name == "h" else x.returned(dtypes.get(name)) for name, x in outputs.items()}
 
 
 def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
@@ -260,6 +265,7 @@ def cases() -> st.SearchStrategy[Case]:
         dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
         eps=st.sampled_from([1e-5, 1e-12]),
         seed=domains.seeds(),
+        into=st.sampled_from(domains.INTO),
     )
 
 
@@ -286,6 +292,7 @@ CONTRACT = Contract(
         # More rows than programs in backward, so that each of them adds up several.
         Case(rows=261, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=2),
         Case(rows=515, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=1),
+        Case("bfloat16", rows=67, residual=True, layout="strided", into="float32"),
         Case(columns=64, magnitude="offset"),  # where E[x²] − E[x]² cancels
     ),
     usual=tuple(

@@ -52,7 +52,7 @@ class Case:
     bias: bool = True
     magnitude: str = "unit"
     layout: str = "contiguous"
-    into: bool = False  # backward writes into tensors it is given, laid out as the inputs
+    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -91,33 +91,18 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         return None if x is None else domains.place(side, x, case.dtype, case.layout)
 
     how: dict[str, Any] = {}
-    into: dict[str, Any] = {}
-    if side.name != "reference":
-        how["allow_tf32"] = case.allow_tf32
-        if case.tile is not None:
-            how["tile"] = into["tile"] = side.linear.ENTRIES[case.tile][1]
-        if case.into:
-            into["into"] = side.linear.Gradients(
-                *(None if a is None else _room(side, a, case) for a in given[:3])
-            )
-    out, cache = side.linear.forward(
-        placed(given.x), placed(given.weight), placed(given.bias), case.activation, **how
+    if side.name != "reference" and case.tile is not None:
+        how["tile"] = side.linear.ENTRIES[case.tile][1]
+    products = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
+    x, weight, bias = (placed(a) for a in given[:3])
+    out, cache = side.linear.forward(x, weight, bias, case.activation, **products, **how)
+    N, K = given.weight.shape
+    written = domains.receivers(side, case, dweight=(N, K), dbias=(N,) if case.bias else None)
+    gradients = side.linear.backward(
+        placed(given.dout), cache, into=tuple(written.values()) or None, **how
     )
-    gradients = side.linear.backward(placed(given.dout), cache, **into)
-    outputs = {"out": out, **gradients._asdict()}
+    outputs = {"out": out, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
-
-
-def _room(side: Side, like: Array, case: Case) -> Any:
-    """Return a tensor to write into, shaped as `like` and laid out as the case has it."""
-    shape = like.shape
-    if case.layout == "transposed" and like.ndim > 1:
-        return side.empty((*shape[:-2], shape[-1], shape[-2]), case.dtype).swapaxes(-1, -2)
-    if case.layout == "padded":
-        return side.empty((*shape[:-1], shape[-1] + 3), case.dtype)[..., : shape[-1]]
-    if case.layout == "strided":
-        return side.empty((*shape[:-1], 2 * shape[-1]), case.dtype)[..., ::2]
-    return side.empty(shape, case.dtype)
 
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
@@ -147,7 +132,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     }
     if case.bias:
         outputs["dbias"] = dbias
-    return {name: x.returned() for name, x in outputs.items()}
+    dtypes = dict.fromkeys(("dweight", "dbias"), domains.received(case))
+    return {name: x.returned(dtypes.get(name)) for name, x in outputs.items()}
 
 
 def homogeneity(subject: Subject, case: Case) -> None:
@@ -189,7 +175,7 @@ def cases() -> st.SearchStrategy[Case]:
         bias=st.booleans(),
         magnitude=st.sampled_from(domains.MAGNITUDES),
         layout=st.sampled_from(domains.LAYOUTS),
-        into=st.booleans(),
+        into=st.sampled_from(domains.INTO),
         seed=domains.seeds(),
     )
 
@@ -225,7 +211,9 @@ CONTRACT = Contract(
             65,
         ),
         # rows that are no single stride apart, read and written
-        Case(batch=2, rows=3, layout="transposed", into=True),
+        Case(batch=2, rows=3, layout="transposed", into="own"),
+        # gradients of parameters that are kept in more bits than they have
+        Case("bfloat16", rows=67, activation="gelu", layout="strided", into="float32"),
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
     ),

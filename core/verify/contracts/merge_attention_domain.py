@@ -190,23 +190,18 @@ def column(x: Approx) -> Approx:
     return x.moved(lambda a: a[..., None])
 
 
-def cast(x: Approx, dtype: str) -> Approx:
-    """Return what is returned in this dtype."""
-    return Approx(x.value, x.error, machine(dtype)).returned()
-
-
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
     given, on = given or inputs(case), machine(case.lse_dtype)
     merged = merge(exact(given.cleaned, on), exact(given.lses, on))
     dlse = None if given.dlse is None else exact(given.dlse, on)
     douts, dlses = gradients(merged, exact(given.dout, on), dlse)
-    lse = cast(merged.lse.where(given.attends), case.lse_dtype)
+    lse = merged.lse.where(given.attends).returned(case.lse_dtype)
     return {
-        "out": cast(merged.out, case.dtype),
+        "out": merged.out.returned(case.dtype),
         "lse": lse.where(given.attends, -np.inf),
-        "douts": cast(douts, case.parts_dtype),
-        "dlses": cast(dlses, case.lse_dtype),
+        "douts": douts.returned(case.parts_dtype),
+        "dlses": dlses.returned(case.lse_dtype),
     }
 
 

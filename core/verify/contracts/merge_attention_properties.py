@@ -16,7 +16,6 @@ from twofold.core.verify.contract import Inapplicable, Outputs, Property, Subjec
 from twofold.core.verify.contracts.merge_attention_domain import (
     Case,
     Inputs,
-    cast,
     gradients,
     inputs,
     merge,
@@ -94,16 +93,16 @@ def chain(case: Case, given: Inputs, parts: tuple[slice, slice]) -> dict[str, Ap
         return replace(x, on=on)
 
     halves = [merge(exact(given.cleaned[x], on), exact(given.lses[x], on)) for x in parts]
-    outs = stack([arithmetic(cast(x.out, case.dtype)) for x in halves])
+    outs = stack([arithmetic(x.out.returned(case.dtype)) for x in halves])
     between = merge(outs, stack([x.lse for x in halves]))
     dlse = None if given.dlse is None else exact(given.dlse, on)
     douts, dlses = gradients(between, exact(given.dout, on), dlse)
-    douts = arithmetic(cast(douts, case.dtype))
+    douts = arithmetic(douts.returned(case.dtype))
     back = [gradients(half, douts[i], dlses[i]) for i, half in enumerate(halves)]
     return {
-        "out": cast(between.out, case.dtype),
+        "out": between.out.returned(case.dtype),
         "lse": between.lse,
-        "douts": cast(concatenate([x[0] for x in back]), case.dtype),
+        "douts": concatenate([x[0] for x in back]).returned(case.dtype),
         "dlses": concatenate([x[1] for x in back]),
     }
 

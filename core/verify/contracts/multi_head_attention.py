@@ -70,6 +70,12 @@ EVERYTHING = tuple(
     for packed in (False, True)
 )
 
+# Gradients of parameters in more bits than they have, each of two projections in its part.
+WRITTEN = tuple(
+    Case("bfloat16", seqlen_q=5, seqlen_k=seqlen_k, layout=layout, into="float32")
+    for seqlen_k, layout in ((None, "contiguous"), (7, "transposed"))
+)
+
 GRADIENTS = ("dx", "dcontext", "dw_qkv", "db_qkv", "dw_out", "db_out", "dbias", "dsinks")
 
 CONTRACT = Contract(
@@ -79,7 +85,7 @@ CONTRACT = Contract(
     run=run,
     truth=truth,
     passes={"out": "forward"} | dict.fromkeys(GRADIENTS, "backward"),
-    pinned=(*PINNED, *GROUPED, *EVERYTHING, Case(score_mod=SQUASHED, causal="top-left")),
+    pinned=(*PINNED, *GROUPED, *EVERYTHING, *WRITTEN, Case(score_mod=SQUASHED, causal="top-left")),
     properties=PROPERTIES,
     small=small,
     # Its kernels are compiled with their own operators; here with an odd head_dim, out of a packed

@@ -86,6 +86,7 @@ class Case:
     fused: bool = False
     allow_tf32: bool = False
     seed: int = 0
+    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
 
     @property
     def features(self) -> int:
@@ -176,8 +177,14 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         context=placed(given.context),
         **how,
     )
-    gradients = side.multi_head_attention.backward(placed(given.dout), cache)
-    outputs = {"out": out, **gradients._asdict()}
+    names = ("w_qkv", "b_qkv", "w_out", "b_out")
+    parameters = dict(zip(names, given[1:5], strict=True))
+    shapes = {f"d{name}": None if x is None else x.shape for name, x in parameters.items()}
+    written = domains.receivers(side, case, **shapes)
+    gradients = side.multi_head_attention.backward(
+        placed(given.dout), cache, into=tuple(written.values()) or None
+    )
+    outputs = {"out": out, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
 
 
@@ -226,7 +233,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if case.biases:
         outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
     stored = {name: a for name, a in (("dbias", dbias), ("dsinks", dsinks)) if a is not None}
-    return {name: a.returned() for name, a in outputs.items()} | stored
+    parameters = ("dw_qkv", "db_qkv", "dw_out", "db_out")
+    dtypes = dict.fromkeys(parameters, domains.received(case))
+    return {name: a.returned(dtypes.get(name)) for name, a in outputs.items()} | stored
 
 
 def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:
@@ -365,5 +374,6 @@ def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
         rotary=st.sampled_from([None, *forms]),
         seed=domains.seeds(),
+        into=st.sampled_from(domains.INTO),
         **features,
     )

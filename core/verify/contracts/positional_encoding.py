@@ -53,6 +53,7 @@ class Case:
     layout: str = "contiguous"
     first: int = 0  # position of the first sinusoid
     seed: int = 0
+    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
     tile: int | None = None  # entry of the kernel's tile table
 
 
@@ -110,11 +111,20 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         seed=case.seed,
         **how,
     )
-    gradients = side.positional_encoding.backward(placed(given.dout), cache, **how)
+    positions = given.position_table if case.positions in LEARNED else None
+    written = domains.receivers(
+        side,
+        case,
+        dtable=given.table.shape,
+        dposition_table=None if positions is None else positions.shape,
+    )
+    gradients = side.positional_encoding.backward(
+        placed(given.dout), cache, into=tuple(written.values()) or None, **how
+    )
     sinusoids = side.positional_encoding.sinusoidal(
         integers(sinusoid_positions(case)), case.columns, dtype=sinusoid_dtype(case)
     )
-    outputs = {"out": out, "sinusoids": sinusoids, **gradients._asdict()}
+    outputs = {"out": out, "sinusoids": sinusoids, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
 
 
@@ -152,7 +162,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         rows = case.length + case.spare_positions
         outputs["dposition_table"] = sums_by_id(dout, positions, rows)
     outputs["dtable"] = sums_by_id(dout, given.ids, case.rows) * case.scale
-    return {name: x.returned() for name, x in outputs.items()} | {"sinusoids": sinusoids(case)}
+    dtypes = dict.fromkeys(("dtable", "dposition_table"), domains.received(case))
+    found = {name: x.returned(dtypes.get(name)) for name, x in outputs.items()}
+    return found | {"sinusoids": sinusoids(case)}
 
 
 def sinusoids(case: Case) -> Approx:
@@ -219,6 +231,7 @@ def cases() -> st.SearchStrategy[Case]:
         layout=st.sampled_from(domains.LAYOUTS),
         first=st.sampled_from([0, 1, 511, 10**6]),
         seed=domains.seeds(),
+        into=st.sampled_from(domains.INTO),
     )
 
 

@@ -158,7 +158,7 @@ KNOWN = tuple(
             for peer in ("liger rope", "liger rope, own gradients")
         ),
         (
-            "liger softmax", _HALVES, "dx", PRECISION,
+            "liger softmax", _HALVES, "dx, shares add up, nothing in front", PRECISION,
             "weights times gradients, and their sum, are in the dtype of the logits",
             "liger_softmax_half",
         ),
@@ -170,9 +170,9 @@ KNOWN = tuple(
         ),
         ("fla cross_entropy", "float32", "loss", PRECISION, _LSE, "fla_cross_entropy_loss"),
         (
-            "fla cross_entropy", "float32", f"dlogits, {_PROPERTIES}", PRECISION,
+            "fla cross_entropy", "float32 bfloat16", f"dlogits, {_PROPERTIES}", PRECISION,
             "the gradient's softmax is exp(x − lse), and lse is rounded: the relative error is "
-            "half a unit in the last place of lse",
+            "half a unit in the last place of lse, and logits of 10¹⁵ have no lse but themselves",
             "fla_cross_entropy_lse",
         ),
     )
