@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
-from twofold.adapters.custom import Operator, Tensors, apart, autocast, keep, kept, seed_tensor
+from twofold.adapters.custom import (
+    Operator,
+    Tensors,
+    apart,
+    autocast,
+    keep,
+    kept,
+    read_seed,
+    seed_tensor,
+)  # fmt: skip
 from twofold.adapters.sides import Place
 from twofold.reference.attention_scores import (
     BlockSize,
@@ -165,7 +174,7 @@ def options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
         "mask": a.mask,
         "key_lengths": a.key_lengths,
         "dropout_p": a.dropout_p,
-        "seed": 0 if a.seed is None else int(a.seed),
+        "seed": read_seed(a.seed),
         "cu_seqlens_q": a.cu_seqlens_q,
         "cu_seqlens_k": a.cu_seqlens_k,
         "max_seqlen_q": a.max_seqlen_q,
@@ -261,9 +270,10 @@ def _run_second(
 ) -> list[torch.Tensor]:
     a = OPERATOR.named(args)
     place = sides.of(a.q)
-    cache = _cache(place, OPERATOR.given(place, a), (out, lse))
-    given = (place.give(x) for x in (ddq, ddk, ddv, dout))
-    found = place.side.attention_double_backward.backward(*given, cache, place.give(dlse))
+    with sides.current(a.q):
+        cache = _cache(place, OPERATOR.given(place, a), (out, lse))
+        given = (place.give(x) for x in (ddq, ddk, ddv, dout))
+        found = place.side.attention_double_backward.backward(*given, cache, place.give(dlse))
     likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
     return apart(place.take(x, y).contiguous() for x, y in zip(found, likes, strict=False))
 

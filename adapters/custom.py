@@ -88,7 +88,8 @@ class Operator:
         a = self.named(args)
         checks.array(self.names[0], args[0])  # torch lets None pass for a tensor
         place = sides.of(args[0])
-        found = self._forward(place, a, self.given(place, a))
+        with sides.current(args[0]):
+            found = self._forward(place, a, self.given(place, a))
         if place.side.name == "reference":  # which has strides and dtypes of its own
             found = tuple(to.copy_(x) for to, x in zip(self._shapes(a), found, strict=True))
         return found if len(found) > 1 else found[0]
@@ -109,10 +110,12 @@ class Operator:
         self, grads: Sequence[Any], which: Sequence[int], outputs: Sequence[Any], *args: Any
     ) -> list[torch.Tensor]:
         a = self.named(args)
-        place = sides.of(getattr(a, self.names[0]))
+        first = getattr(a, self.names[0])
+        place = sides.of(first)
         there = dict(zip(which, grads, strict=True))
         each = [there.get(i) for i in range(len(outputs))]
-        found = self._backward(place, a, self.given(place, a), outputs, each)
+        with sides.current(first):
+            found = self._backward(place, a, self.given(place, a), outputs, each)
         return apart(place.take(found[n], getattr(a, n)).contiguous() for n in self.present(a))
 
     def _fake_backward(
@@ -242,6 +245,7 @@ def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tens
     if isinstance(seed, torch.Tensor):
         checks.integer(seed=seed)
         checks.shape("seed", seed, ())
+        seed = seed.long()
     elif seed is not None:
         checks.seed(seed)
     if dropout_p == 0.0:
@@ -249,3 +253,22 @@ def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tens
     if seed is None:
         return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
     return seed if isinstance(seed, torch.Tensor) else torch.tensor(seed, dtype=torch.int64)
+
+
+def read_seed(seed: Any) -> Any:
+    """Return the seed of a mask as a side takes it: from a GPU's memory kernels read it themselves.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which would keep a number of the host's.
+    """
+    if seed is None or getattr(seed, "is_cuda", False):
+        return 0 if seed is None else seed
+    if capturing():
+        must = "it must be a tensor on the GPU, or every replay drops out the same"
+        raise RuntimeError(f"seed is the host's while a CUDA graph is captured; {must}")
+    return int(seed)
+
+
+def capturing() -> bool:
+    """Return whether what is launched now goes into a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import Operator, Tensors, autocast, nothing, seed_tensor
+from twofold.adapters.custom import Operator, Tensors, autocast, nothing, read_seed, seed_tensor
 from twofold.adapters.sides import Place
 
 # Arguments of an operator: as tensors, and as the side takes them.
@@ -117,7 +117,7 @@ def _has_stream(residual: Any, dropout_p: float) -> bool:
 
 
 def _norm_options(a: Arguments, given: Arguments) -> dict[str, Any]:
-    seed = 0 if a.seed is None else int(a.seed)
+    seed = read_seed(given.seed)
     return {"residual": given.residual, "dropout_p": a.dropout_p, "seed": seed, "eps": a.eps}
 
 
@@ -153,7 +153,7 @@ def _layer_norm_backward(
         _, cache = side.layer_norm.forward(given.x, given.weight, given.bias, **options)
     else:
         h = stream if _has_stream(a.residual, a.dropout_p) else given.x.contiguous()
-        seed = 0 if a.seed is None else int(a.seed)
+        seed = read_seed(a.seed)
         cache = side.layer_norm.Cache(
             h, mean, rstd, given.weight, a.residual is not None, a.dropout_p, seed
         )

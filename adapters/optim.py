@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
+from twofold.adapters.custom import capturing
 from twofold.reference import checks
 
 
@@ -29,9 +30,12 @@ class AdamW(torch.optim.AdamW):
 
         Raises:
             ValueError: `amsgrad` or `maximize` is asked for, or an `eps` of 0.
-            RuntimeError: a gradient is sparse or complex.
-            In either case nothing is changed.
+            RuntimeError: a gradient is sparse or complex, or a CUDA graph is being captured.
+            In any case nothing is changed.
         """
+        if capturing():
+            must = "it must be outside: a replay would take the same step again, at the same rate"
+            raise RuntimeError(f"AdamW steps while a CUDA graph is captured; {must}")
         for group in self.param_groups:
             for name in ("amsgrad", "maximize"):
                 if group[name]:
@@ -60,22 +64,25 @@ class AdamW(torch.optim.AdamW):
             state["step"] = torch.tensor(0.0)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if state["step"].is_cuda:  # of torch's fused one: it would be waited for at every step
+            state["step"] = state["step"].cpu()
         state["step"] += 1
         if parameter.numel() == 0:
             return
         place, tensors = sides.of(parameter), (parameter, grad, *_moments(state))
         given = [place.give(x.contiguous()).reshape(-1) for x in tensors]
         beta1, beta2 = group["betas"]
-        place.side.optimizers.adam(
-            *given,
-            step=int(state["step"]),
-            lr=float(group["lr"]),
-            beta1=float(beta1),
-            beta2=float(beta2),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decoupled=group["decoupled_weight_decay"],
-        )
+        with sides.current(parameter):
+            place.side.optimizers.adam(
+                *given,
+                step=int(state["step"]),
+                lr=float(group["lr"]),
+                beta1=float(beta1),
+                beta2=float(beta2),
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled=group["decoupled_weight_decay"],
+            )
         for x, y in zip(tensors, given, strict=True):
             computed = torch.as_tensor(y)
             if x is not grad and computed.data_ptr() != x.data_ptr():  # of a copy

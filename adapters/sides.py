@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +73,13 @@ class Place(NamedTuple):
         if not isinstance(x, torch.Tensor):
             x = torch.from_numpy(np.array(x, order="C"))
         return x.to(device=like.device, dtype=dtype or like.dtype)
+
+
+def current(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Return what makes a tensor's GPU the current one meanwhile: kernels are launched there."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
 
 
 def of(x: torch.Tensor) -> Place:

@@ -16,8 +16,10 @@ Without CUDA a function is simply called. This is the only module that knows tor
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,12 +48,28 @@ class Captured:
             self.function()
             return
         if self.graph is None:
-            graph = torch.cuda.CUDAGraph()
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             # Other threads may do what this one may not: NCCL's watches over its connections.
-            with torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local"):
-                self.function()
+            how = torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local")
+            try:
+                with nothing_collected(), how:
+                    self.function()
+            finally:
+                torch.cuda.set_stream(stream)  # which a capture that cannot be ended leaves
             self.graph = graph
         self.graph.replay()
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Collect no garbage: a graph among it must not be destroyed while another is captured."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @functools.cache

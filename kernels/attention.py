@@ -249,18 +249,19 @@ def backward(
     over_keys = dk_dv_tile or _tile("dk_dv", cache)
     over_queries = dq_tile or _tile("dq", cache)
     blocks = triton.cdiv(M, over_queries.block_m)
-    sinks = options.sinks
-    shares = None if sinks is None else torch.empty((B, H, blocks), device=q.device)
+    x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
+    shares = None
+    if x.sinks is not None:
+        shares = torch.empty((B, H, blocks), dtype=torch.float32, device=q.device)
     delta_kernel[(blocks * B * H,)](
         cache.out, dout, None if dlse is None else dlse.float().contiguous(),
-        delta, cache.lse, sinks, shares,
+        delta, cache.lse, x.sinks, shares,
         cache.out.stride(), dout.stride(),
         H, M,
         D=D, BLOCK_M=over_queries.block_m, BLOCK_D=padded(D),
         num_warps=over_queries.num_warps,
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
-    x, rest = call(q, k, v, cache.softmax_scale, options), (dout, cache.lse, delta)
     summed = _summed(cache)
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
@@ -279,10 +280,10 @@ def backward(
         turn_back_in_place(grads.dk, *options.rotary.of_k)
     if options.bias is not None:
         tile = dq_tile or _tile("dbias", cache)
-        lists = (attention_blocks.over_keys(x, tile), *rest)
-        grads = grads._replace(dbias=_dbias(lists, cache, tile))
-    if sinks is not None and shares is not None:
-        grads = grads._replace(dsinks=-shares.sum((0, 2)).to(sinks.dtype))
+        inputs = (attention_blocks.over_keys(x, tile), *rest)
+        grads = grads._replace(dbias=_dbias(inputs, cache, tile))
+    if options.sinks is not None and shares is not None:
+        grads = grads._replace(dsinks=-shares.sum((0, 2)).to(options.sinks.dtype))
     return grads
 
 

@@ -268,7 +268,7 @@ def backward(
     q, dout, ddq = alike(q, dout, ddq)
     k, v, ddk, ddv = alike(k, cache.v, ddk, ddv)
     dq, dk, dv, ddout = (fresh(x) for x in (q, k, v, dout))
-    delta, g, c = torch.empty((3, B, H, M), device=q.device)
+    delta, g, c = torch.empty((3, B, H, M), dtype=torch.float32, device=q.device)
     x = call(q, k, v, cache.softmax_scale, options)
     y = Second(dout, ddq, ddk, ddv, cache.lse, delta, g, c)
     tile = tile or choose_tile(D, q.element_size())

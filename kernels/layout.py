@@ -33,8 +33,10 @@ def received(x: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
 
 
 def straight(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Return where kernels that know no strides write a gradient: `into`, or a new tensor."""
-    return into if into is not None and into.is_contiguous() else fresh(like)
+    """Return where kernels that know no strides write a gradient: `into`, or a tensor as dense."""
+    if into is None:
+        return fresh(like)
+    return into if into.is_contiguous() else fresh(into)
 
 
 def near(x: torch.Tensor) -> torch.Tensor:

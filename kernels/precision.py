@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from twofold.kernels.device import architecture
 from twofold.reference import checks
 
@@ -11,8 +13,14 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def supported(name: str, x: Any) -> None:
-    """Raise `ValueError` unless kernels take the dtype of x; float64 is for NumPy's side."""
+    """Raise `ValueError` unless kernels take x: its dtype, and that it is where they are launched.
+
+    float64 is for NumPy's side. Triton launches on the current device, wherever tensors are.
+    """
     checks.choice(f"{name}.dtype", checks.dtype_name(x), DTYPES)
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        here = f"the current device, cuda:{torch.cuda.current_device()} (see torch.cuda.device)"
+        checks.require(False, f"{name}.device", x.device, here)
 
 
 def float32_products(allow_tf32: bool) -> str:

@@ -5,6 +5,7 @@ Where CUDA is, graphs are replayed; elsewhere what was launched is launched agai
 
 import contextlib
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from triton.runtime.interpreter import GridExecutor
 
 from twofold.core import captured, ops
 from twofold.core.model.classifier import Classifier
-from twofold.core.training import inference, loop
+from twofold.core.training import inference, loop, resident
 from twofold.core.training import trainer as trainers
 from twofold.core.training.batches import Batch
 from twofold.core.training.recipe import Recipe
@@ -356,10 +357,13 @@ def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
         yield
         done.append(")")
 
+    streams = ["own"]
     captured.pool.cache_clear()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     for _ in range(2):
         function = captured.capturing("cuda")(lambda: done.append("run"))
         for _ in range(4):
@@ -373,6 +377,31 @@ def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
         pass
 
     assert captured.capturing("cpu")(plain) is plain
+
+    def fails():
+        done.append(gc.isenabled())
+        streams.append("that of the capture")
+        if len(done) == 2:
+            raise RuntimeError("this cannot be captured")
+
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, **how: contextlib.nullcontext())
+    function = captured.capturing("cuda")(fails)
+    function()
+    streams.append("own")
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        function()
+    assert done == [True, False] and gc.isenabled()  # a graph that is garbage stays, meanwhile
+    assert streams[-1] == "own"
+
+
+def test_shapes_beyond_those_that_are_captured_leave_nothing(triton, monkeypatch):
+    monkeypatch.setattr(resident, "MOST", 1)
+    config = CONFIGS["patches"]
+    trainer = Trainer(Classifier(config, triton, seed=1), Recipe(parts=1, lr=1e-2))
+    inputs, targets = batch(config)
+    for step, examples in enumerate((2, 3, 1, 2), 1):
+        trainer.step(inputs[:examples], targets[:examples], step, 1e-2)
+    assert len(trainer.losses) == 4 and len(trainer.resident._steps) == 1
 
 
 def test_an_array_is_written_as_it_is_and_read_as_it_was():

@@ -9,6 +9,7 @@ Several processes take the same steps side by side; the first one writes the run
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import signal
 import threading
@@ -173,7 +174,11 @@ class _Loop:
             self.state.epochs = self.state.best_epoch if self.best is not None else None
             if self.recipe.refit:
                 self.state.phase, self.state.step, self.state.stopped = 1, 0, False
-                self.trainer, self.best = self._trainer(), None
+                self.best = None
+                # What it has on a GPU goes first: it and its graphs know each other.
+                del self.trainer
+                gc.collect()
+                self.trainer = self._trainer()
         if self.state.phase == 1:
             epochs = self.state.epochs or self.recipe.epochs
             self._phase(Phase("refit", self.fit + self.held, None, epochs))

@@ -114,8 +114,9 @@ class Resident:
         shapes = [(x[0].inputs.shape, x[1].shape, dtype_name(x[1])) for x in batch.parts.values()]
         key = tuple(shapes)
         if key not in self._steps:
-            captured = self.ops.captured if len(self._steps) < MOST else _as_it_is
-            self._steps[key] = _Step(self, batch, captured)
+            if len(self._steps) == MOST:
+                return _Step(self, batch, _as_it_is)
+            self._steps[key] = _Step(self, batch, self.ops.captured)
         return self._steps[key]
 
     def _drawn(self, step: int) -> Array:

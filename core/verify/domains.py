@@ -20,6 +20,7 @@ LAYOUTS = ("contiguous", "transposed", "padded", "strided")
 # Not drawn: the axis whose elements lie 2³⁰ apart, so that offsets of three of them pass 2³¹.
 FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
 STRIDE = 2**30
+BIG = 2**30
 INTO = ("", "", "own", "float32")  # a case's `into`: see `receivers`
 MAGNITUDES = (
     "unit",
@@ -106,10 +107,10 @@ def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
     """Return `x` on a side in a memory layout, with NaN in the memory that is not part of it.
 
     "transposed" has the last two axes swapped in memory, "padded" rows longer than their content,
-    "strided" every second element. Arrays with fewer than two axes stay contiguous. Those of `FAR`
-    are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
+    "strided" every second element. Arrays with fewer axes than that takes stay contiguous. Those of
+    `FAR` are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
     """
-    if layout == "contiguous" or x.ndim < 2:
+    if layout == "contiguous" or x.ndim < (1 if layout == "strided" else 2):
         return side.asarray(x, dtype)
     if layout == "transposed":
         return side.asarray(np.ascontiguousarray(x.swapaxes(-1, -2)), dtype).swapaxes(-1, -2)
@@ -126,8 +127,23 @@ def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
     raise ValueError(f"layout is {layout!r}; it must be one of {', '.join((*LAYOUTS, *FAR))}")
 
 
+def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> Any:
+    """Return what a call has beside its tensors on a side: every second element if they are so.
+
+    Numbers, integers or booleans, of any rank; between them lies NaN, a large number or True.
+    """
+    if x is None or x.ndim == 0 or case.layout != "strided":
+        return None if x is None else side.asarray(x, dtype)
+    room = np.full(
+        (*x.shape[:-1], 2 * x.shape[-1]), {"f": np.nan, "b": True}.get(x.dtype.kind, BIG)
+    )
+    room = room.astype(x.dtype)
+    room[..., ::2] = x
+    return side.asarray(room, dtype)[..., ::2]
+
+
 def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:
-    """Return tensors of NaN that backward is to write gradients into, as the case has it.
+    """Return the arrays that backward is to write gradients into, laid out as the case has it.
 
     There are none where `case.into` is empty, None where a shape is; "own" has the case's dtype,
     and so have NumPy's arrays: only kernels write what they sum in another.
@@ -136,9 +152,21 @@ def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[s
         return {}
     dtype = case.dtype if case.into == "own" or side.name == "reference" else case.into
     return {
-        name: None if of is None else place(side, np.full(of, np.nan), dtype, case.layout)
-        for name, of in shapes.items()
+        name: None if shape is None else room(side, shape, dtype, case.layout)
+        for name, shape in shapes.items()
     }
+
+
+def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:
+    """Return an array to be written, in a memory layout of `place`'s."""
+    *lead, last = shape
+    if layout == "transposed" and lead:
+        return side.empty((*lead[:-1], last, lead[-1]), dtype).swapaxes(-1, -2)
+    if layout == "padded":
+        return side.empty((*lead, last + 3), dtype)[..., :last]
+    if layout == "strided":
+        return side.empty((*lead, 2 * last), dtype)[..., ::2]
+    return side.empty(shape, dtype)
 
 
 def received(case: Any) -> str | None:

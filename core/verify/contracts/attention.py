@@ -154,7 +154,7 @@ CONTRACT = Contract(
         # Of some batches all keys are padding.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dlse=True),
         # In half precision a sink is known to its last bit.
-        Case(dtype="bfloat16", heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
+        Case(dtype="bfloat16", heads=3, seqlen_q=5, seqlen_k=3, layout="strided", sinks=True),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
         # Turned by their positions: some features of several chunks, both forms, packed or not.

@@ -185,7 +185,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         **forward,
     )
     lse_dtype = statistics(case)
-    dlse = None if given.dlse is None else side.asarray(given.dlse, lse_dtype)
+    dlse = domains.beside(side, given.dlse, case, lse_dtype)
     gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     return {"out": out, "lse": cache.lse, **found}
@@ -193,17 +193,16 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 def placed(side: Side, case: Case, given: Inputs) -> Options:
     """Return the options of the call on a side."""
-    slopes, sinks = given.alibi_slopes, given.sinks
     return options(case, given)._replace(
         score_mod=None if case.score_mod is None else getattr(case.score_mod, side.name)(),
-        alibi_slopes=None if slopes is None else side.asarray(slopes, statistics(case)),
+        alibi_slopes=domains.beside(side, given.alibi_slopes, case, statistics(case)),
         bias=place_mask(side, given.bias, case, case.dtype),
-        sinks=None if sinks is None else side.asarray(sinks, case.dtype),
+        sinks=domains.beside(side, given.sinks, case, case.dtype),
         mask=place_mask(side, given.mask, case),
-        key_lengths=place_integers(side, given.key_lengths),
-        cu_seqlens_q=place_integers(side, given.cu_seqlens_q),
-        cu_seqlens_k=place_integers(side, given.cu_seqlens_k),
-        rotary=attention_rotary.placed(side, given.rotary, statistics(case)),
+        key_lengths=domains.beside(side, given.key_lengths, case),
+        cu_seqlens_q=domains.beside(side, given.cu_seqlens_q, case),
+        cu_seqlens_k=domains.beside(side, given.cu_seqlens_k, case),
+        rotary=attention_rotary.placed(side, given.rotary, case, statistics(case)),
         block_mask=place_mask(side, given.block_mask, case),
     )
 
@@ -249,12 +248,7 @@ def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None
     """Return a mask or bias on a side, its last two axes swapped in memory where the case's are."""
     if x is not None and case.layout == "transposed" and x.ndim > 1:
         return side.asarray(np.ascontiguousarray(x.mT), dtype).swapaxes(-1, -2)
-    return None if x is None else side.asarray(x, dtype)
-
-
-def place_integers(side: Side, x: Array | None) -> Any:
-    """Return lengths or offsets on a side."""
-    return None if x is None else side.asarray(x)
+    return domains.beside(side, x, case, dtype)
 
 
 def problem(case: Case, given: Inputs) -> attention_bound.Problem:

@@ -62,7 +62,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     )
     dlse = None
     if call.dlse is not None:
-        dlse = side.asarray(call.dlse, attention_domain.statistics(case))
+        dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))
     # What comes from elsewhere need not lie as q and k do.
     second = (side.asarray(x, case.dtype) for x in given[1:])
     gradients = side.attention_double_backward.backward(

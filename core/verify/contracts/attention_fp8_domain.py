@@ -131,7 +131,8 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
             how["tile"] = ENTRIES[case.tile][1]
     q, k, v = (place(side, x, held) for x in (given.call.q, given.call.k, given.call.v))
     q_scale, k_scale, v_scale = (
-        side.asarray(x, statistics(case)) for x in (given.q_scale, given.k_scale, given.v_scale)
+        domains.beside(side, x, case, statistics(case))
+        for x in (given.q_scale, given.k_scale, given.v_scale)
     )
     out, lse = side.attention_fp8.forward(
         q, k, v, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, **how

@@ -9,14 +9,14 @@ and stored again.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twofold.core.ops import Side
 from twofold.core.verify.attention_problem import Problem
 from twofold.core.verify.contracts.rotary import turn
-from twofold.core.verify.domains import Array, representable
+from twofold.core.verify.domains import Array, beside, representable
 from twofold.core.verify.rounding import Approx, Machine, exact
 from twofold.reference.attention_scores import unpack
 from twofold.reference.rotary import Rotary
@@ -46,11 +46,11 @@ def drawn(rng: np.random.Generator, case: Case, given: Inputs) -> Rotary | None:
     return Rotary(cos, sin, k_cos, k_sin, case.rotary == "interleaved")
 
 
-def placed(side: Side, rotary: Rotary | None, dtype: str) -> Rotary | None:
+def placed(side: Side, rotary: Rotary | None, case: Any, dtype: str) -> Rotary | None:
     """Return the angles on a side."""
     if rotary is None:
         return None
-    cos, sin, k_cos, k_sin = (None if x is None else side.asarray(x, dtype) for x in rotary[:4])
+    cos, sin, k_cos, k_sin = (beside(side, x, case, dtype) for x in rotary[:4])
     return Rotary(cos, sin, k_cos, k_sin, rotary.interleaved)
 
 

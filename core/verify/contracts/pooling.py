@@ -71,7 +71,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     how = {} if case.tile is None else {"tile": side.pooling.TILES[case.tile][1]}
     x = domains.place(side, given.x, case.dtype, case.layout)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
-    lengths = side.asarray(given.lengths, case.lengths_dtype)
+    lengths = domains.beside(side, given.lengths, case, case.lengths_dtype)
     out, cache = side.pooling.forward(x, lengths, case.kind, **how)
     return {"out": out, **side.pooling.backward(dout, cache, **how)._asdict()}
 

@@ -124,7 +124,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     made = side.rotary.tables(
         side.asarray(given.positions), 2 * case.pairs, base=case.base, dtype=made_dtype(case)
     )
-    cos, sin = (side.asarray(x, table_dtype(case)) for x in (given.cos, given.sin))
+    cos, sin = (domains.beside(side, x, case, table_dtype(case)) for x in (given.cos, given.sin))
     (q, k), cache = side.rotary.forward(
         *place(side, given.q, given.k, case), cos, sin, interleaved=case.interleaved, **how
     )

@@ -100,18 +100,18 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     targets = (
         domains.place(side, given.targets, case.dtype, case.layout)
         if case.probabilities
-        else side.asarray(given.targets, case.index_dtype)
+        else domains.beside(side, given.targets, case, case.index_dtype)
     )
     loss, cache = side.softmax_cross_entropy.forward(
         domains.place(side, given.logits, case.dtype, case.layout),
         targets,
-        weight=None if given.weight is None else side.asarray(given.weight, case.dtype),
+        weight=domains.beside(side, given.weight, case, case.dtype),
         label_smoothing=case.label_smoothing,
         ignore_index=IGNORE_INDEX,
         reduction=case.reduction,
         **how,
     )
-    dloss = side.asarray(given.dloss, case.dtype)
+    dloss = domains.beside(side, given.dloss, case, case.dtype)
     return {"loss": loss, **side.softmax_cross_entropy.backward(dloss, cache)._asdict()}
 
 
