@@ -19,6 +19,9 @@ from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import alone, foreign_subjects
 from twofold.core.verify.foreign_kinds import plain
+from twofold.core.verify.strict_interpreter import launches
+
+INTERPRETED = "its kernels are interpreted without a GPU, and there is nothing to time"
 
 
 class LeftOut(Exception):
@@ -124,13 +127,20 @@ def _child(pipe: Connection, name: str, device: str) -> None:
     pipe.send(Said("its import"))
     contender = Contender(name, plain(foreign_subjects.load(name)))
     judged: dict[tuple[str, str], str] = {}
+    interpreted = False
     while True:
         problem = listed[pipe.recv()]
         key = (problem.operator, problem.dtype)
         try:
             if key not in judged:
                 judging = functools.partial(pipe.send, Said("a case of the contract"))
+                before = launches()
                 judged[key] = contender.fault(problem, judging)
+                interpreted |= device == "cpu" and launches() > before
+            if interpreted:
+                more = f"; and {judged[key]}" if judged[key] else ""
+                pipe.send(Said("", True, INTERPRETED + more))
+                continue
             _try(contender, problem, device, pipe.send)
         except Exception as error:  # the function's own, whatever it is
             pipe.send(Said("", True, f"{type(error).__name__}: {error}"))

@@ -157,6 +157,11 @@ def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[s
     }
 
 
+def into(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the argument of that name for backward, if there are `receivers`."""
+    return {"into": tuple(written.values())} if written else {}
+
+
 def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:
     """Return an array to be written, in a memory layout of `place`'s."""
     *lead, last = shape

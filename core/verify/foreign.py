@@ -15,6 +15,7 @@ In here a function that hangs or crashes takes the judge with it; `foreign_apart
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ __all__ = [
 
 PRECISIONS = (*domains.DTYPES, "tf32")
 CLAIMED = 4  # cases for each property and precision
+RECOMPILED = 256  # times that torch.compile may compile a function in one precision
 
 
 def judge(
@@ -75,7 +77,7 @@ def judge(
     trial = Trial(judged, lambda case: _line(function, operator, case), observe)
     verdict, findings = Verdict(), []
     for precision in wanted:
-        with strictly():
+        with strictly(), compiled_anew():
             held, faults, failures = trial.bounds(precision, -(-examples // len(wanted)))
             claims, broken = trial.properties(precision, claimed)
         findings += held + faults
@@ -121,6 +123,21 @@ def strictly() -> Iterator[None]:
             from twofold.core.verify.strict_interpreter import strict_interpreter
 
             stack.enter_context(strict_interpreter())
+        yield
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Let torch.compile compile for every kind of case, not give up after eight and run as it is.
+
+    What it compiled for other precisions is forgotten.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        yield
+        return
+    dynamo.reset()
+    with dynamo.config.patch(recompile_limit=RECOMPILED):
         yield
 
 

@@ -19,11 +19,15 @@ BLOCKS = ("block_mask", "block_size")
 
 
 class Call(NamedTuple):
-    """A case as a plain call: tensors in order, options by name, and the outputs' gradients."""
+    """A case as a plain call: tensors in order, options by name, and the outputs' gradients.
+
+    `values` are those of options that are None, for functions that do not take None for them.
+    """
 
     tensors: Mapping[str, Any]
     options: Mapping[str, Any]
     gradients: Mapping[str, Any]
+    values: Mapping[str, Any] = {}
 
 
 def attention_inputs(case: attention.Case) -> attention.Inputs:
@@ -39,10 +43,11 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     """Return softmax(q·kᵀ·scale)·v as a plain call."""
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options = attention.placed(side, case, given)._asdict()
-    options |= {"softmax_scale": attention.scale(case), "enable_gqa": case.groups > 1}
+    options["enable_gqa"] = case.groups > 1
     for name in ("score_mod", "dropout_p", "seed", *PACKED, "rotary", *BLOCKS):
         options.pop(name)
-    return Call(tensors, options, {"out": attention.place(side, given.dout, case)})
+    gradients = {"out": attention.place(side, given.dout, case)}
+    return Call(tensors, options, gradients, {"softmax_scale": attention.scale(case)})
 
 
 def attention_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 TILES = (2, 16, 32, 64, 128)  # sizes that a kernel may take for granted to divide a length
 CHANCE = 0.1  # in so many reports something may be said that means nothing
+MOST = 0.5  # of the cases that hold: what more of them have does not tell the others apart
 NEITHER = ("seed", "tile")  # say nothing of an input
 
 
@@ -35,7 +36,7 @@ def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str
             break
         said.append(words)
         left = having
-    if not said:
+    if not said or len(left) > MOST * len(holding):
         return count
     others = f"so have {len(left)} of the {len(holding)} others" if left else "no other has"
     return f"{count}, all with {' and '.join(said)}; {others}"

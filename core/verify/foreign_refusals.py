@@ -31,8 +31,10 @@ def refusals() -> Iterator[None]:
         faults = [e for e in causes if isinstance(e, Fault)]
         if faults:
             raise faults[0] from error
-        if isinstance(causes[-1], REFUSALS) and _meant(causes[-1]):
-            raise Refused(f"{type(causes[-1]).__name__}: {causes[-1]}") from error
+        unsaid = [e for e in causes if isinstance(e, StaticAssertion | Unsupported)]
+        if unsaid or (isinstance(causes[-1], REFUSALS) and _meant(causes[-1])):
+            cause = (unsaid or causes)[-1]
+            raise Refused(f"{type(cause).__name__}: {cause}") from error
         raise
 
 
@@ -46,14 +48,18 @@ def where(error: BaseException) -> str:
     return found
 
 
+def raised_by(error: BaseException) -> str:
+    """Return the package whose code raised it."""
+    *_, innermost = _frames(error)
+    return _package(innermost)
+
+
 def _meant(error: BaseException) -> bool:
     """Return whether a statement raised it, and none in a library that the implementation calls.
 
     NumPy and torch raise ValueError where shapes do not go together, which is a fault of whoever
-    calls them. What Triton's language and the strict interpreter refuse, the compiler would.
+    calls them. What Triton's language refuses, the compiler would.
     """
-    if isinstance(error, StaticAssertion | Unsupported):
-        return True
     *_, innermost = _frames(error)
     if _package(innermost) in _LIBRARIES:
         return False

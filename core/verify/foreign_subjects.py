@@ -18,6 +18,8 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import domains
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
+from twofold.core.verify.contract import judge as judge_case
+from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_kinds import is_operator, plain
 from twofold.core.verify.foreign_refusals import refusals
 from twofold.core.verify.foreign_table import ALIASES, PLAIN
@@ -134,7 +136,28 @@ class Function:
             in_place=False,
         )
         self._module_truth = module.truth
+        self._without: dict[str, Mapping[str, Any]] = {}
         self.unpassed = self._check_signature(module.Case())
+        self._find_out(module.Case)
+
+    def _find_out(self, case_type: Any) -> None:
+        """Try what it is without options that are not there and may mean this or that."""
+        for option, ways in self._plain.either.items():
+            if option not in self.missing:
+                continue
+            judged = ", ".join(self._plain.options[option])
+            for fields in ways:
+                self._without[option] = {n: fields[n] for n in self._plain.options[option]}
+                with contextlib.suppress(Exception):
+                    findings = judge_case(self.contract, self.side, case_type(**fields))
+                    if not any(f.fault for f in findings):
+                        break
+            else:
+                del self._without[option]
+                continue
+            value = " and ".join(map(str, self._without[option].values()))
+            self.remarks.add(f"without {option}, its {judged} is taken to be {value}")
+        self.ever.clear()
 
     def shown(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
         """Return the outputs that properties know of."""
@@ -155,7 +178,7 @@ class Function:
         """
         fields = dict(self._plain.always)
         for option in self.missing:
-            fields |= self._plain.options[option]
+            fields |= self._without.get(option, self._plain.options[option])
         return self._plain.narrowed(in_precision(case, precision, fields), size)
 
     def judged(self, case: Any) -> None:
@@ -219,7 +242,7 @@ class Function:
             for n, x in call.tensors.items()
         }
         leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
-        options = self._given(call.options)
+        options = self._given(call)
         with refusals(), self._counting():
             returned = self._function(*tensors.values(), **options)
             outputs = returned if isinstance(returned, tuple) else (returned,)
@@ -263,12 +286,18 @@ class Function:
         finally:
             self._launches += launches() - before if interpreted else 0
 
-    def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options by the function's names; one that is None is left to its default."""
-        given = {self._names[n]: x for n, x in options.items() if n in self._names}
+    def _given(self, call: Call) -> dict[str, Any]:
+        """Return the options by the function's names; one that is None is left to its default.
+
+        Where that is a number it cannot be what None stands for, and the call's value is given.
+        """
+        given = {self._names[n]: x for n, x in call.options.items() if n in self._names}
+        values = {self._names[n]: x for n, x in call.values.items() if n in self._names}
         defaults = {n: inspect.signature(self._function).parameters[n].default for n in given}
         for name, default in defaults.items():
-            if given[name] is None and default is not inspect.Parameter.empty:
+            if given[name] is None and name in values and default is not None:
+                given[name] = values[name]
+            elif given[name] is None and default is not inspect.Parameter.empty:
                 del given[name]
             elif isinstance(default, tuple) and isinstance(given[name], tuple):
                 pairs = zip(given[name], default, strict=True)  # such as −1 for no limit
@@ -318,8 +347,8 @@ class Operator:
         )
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
-        """Return the case in this precision, without a tile of our tables."""
-        return in_precision(case, precision, {"tile": None})
+        """Return the case in this precision, without what only ours are asked for."""
+        return in_precision(case, precision, {"tile": None, "into": ""})
 
     def judged(self, case: Any) -> None:
         """Remember nothing: it has every option."""

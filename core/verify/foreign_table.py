@@ -40,6 +40,8 @@ class Plain:
         narrowed: brings a case into the plain domain, where `always` cannot say how.
         inputs: where they are not the contract's.
         small: cuts a case down for the properties, where the contract's asks for too much.
+        either: of an option that is not there, what it may be without: as which it is judged is
+            found by trying the cases of these fields.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
@@ -55,6 +57,7 @@ class Plain:
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None
@@ -283,6 +286,12 @@ PLAIN = {
             "eps": ({"eps": 1e-3, "magnitude": "tiny"},),
             "weight_decay": ({"optimizer": "adam", "weight_decay": 0.1, "steps": 2},),
             "decoupled": ({"weight_decay": 0.1, "steps": 2},),
+        },
+        either={
+            "decoupled": tuple(
+                {"optimizer": optimizer, "weight_decay": 0.1, "numel": 5, "lr": 0.1}
+                for optimizer in ("adam", "adamw")
+            )
         },
         outside={"params": "moments that are not zero at first"},
         narrowed=calls.optimizer_narrowed,

@@ -31,7 +31,7 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contract import (
     subject as subject_of,
 )
-from twofold.core.verify.foreign_refusals import Refused, where
+from twofold.core.verify.foreign_refusals import Refused, raised_by, where
 from twofold.core.verify.foreign_subjects import Function, Operator, in_precision
 from twofold.core.verify.foreign_verdict import BITS, FAILS, HOLDS, UNSAID, Claim, Failure, alike
 
@@ -84,8 +84,8 @@ class Trial:
             yield
         except (Violation, Refused, Inapplicable):
             raise
-        except Exception as error:
-            own_words = type(error) in (AssertionError, Bits)
+        except (Exception, SystemExit) as error:
+            own_words = _ours(error)
             fault = str(error) if own_words else f"{type(error).__name__}: {error}"
             if at := "" if own_words else where(error):
                 fault += f" (at {at})"
@@ -318,7 +318,12 @@ class Trial:
 def _raised(violation: Violation) -> bool:
     """Return whether the function raised it, in words that are not ours."""
     cause = violation.__cause__
-    return cause is not None and type(cause) not in (AssertionError, Bits)
+    return cause is not None and not _ours(cause)
+
+
+def _ours(error: BaseException) -> bool:
+    """Return whether a contract or a property says it, and not the function or a library of it."""
+    return type(error) in (AssertionError, Bits) and raised_by(error) == "twofold"
 
 
 def _keys(violation: Violation) -> set[str]:

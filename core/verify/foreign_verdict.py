@@ -124,6 +124,7 @@ def digest(verdict: Verdict) -> list[str]:
 
 def alike(words: str) -> str:
     """Return words without numbers: what differs in those alone is one fault."""
+    words = re.sub(r"\b(bfloat16|float(16|32))\b", "#", words)
     return re.sub(r"-?(\d+\.?\d*(e[-+]?\d+)?|\bnan\b|\binf\b)", "#", words)
 
 
@@ -154,6 +155,7 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
         said[-1] += f", {far}"
     if words := ", ".join(f"{f.name} by {far}" for f in shown[1:] if (far := _far(f))):
         said.append(f"  with it {words}")
+    said += [f"  with it {f.fault}" for f in shown[1:] if f.name == "inputs"]
     said.append(f"  smallest case found: {first.precision}{first.case and ', '}{first.case}")
     said.append(f"  {_again(first.again)}")
     if words := common.get(first.again, ""):

@@ -83,7 +83,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     out, cache = side.embedding.forward(side.asarray(given.ids, case.ids_dtype), table, **how)
     written = domains.receivers(side, case, dtable=given.table.shape)
-    gradients = side.embedding.backward(dout, cache, into=tuple(written.values()) or None, **how)
+    gradients = side.embedding.backward(dout, cache, **domains.into(written), **how)
     return {"out": out, **gradients._asdict(), **written}
 
 

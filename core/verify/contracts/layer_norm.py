@@ -104,7 +104,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     )
     written = domains.receivers(side, case, dweight=given.weight.shape, dbias=given.bias.shape)
     gradients = side.layer_norm.backward(
-        placed(given.dout), cache, placed(given.dh), into=tuple(written.values()) or None, **how
+        placed(given.dout), cache, placed(given.dh), **domains.into(written), **how
     )
     outputs = {"out": out, "h": cache.h, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}

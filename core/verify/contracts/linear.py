@@ -98,9 +98,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     out, cache = side.linear.forward(x, weight, bias, case.activation, **products, **how)
     N, K = given.weight.shape
     written = domains.receivers(side, case, dweight=(N, K), dbias=(N,) if case.bias else None)
-    gradients = side.linear.backward(
-        placed(given.dout), cache, into=tuple(written.values()) or None, **how
-    )
+    gradients = side.linear.backward(placed(given.dout), cache, **domains.into(written), **how)
     outputs = {"out": out, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
 

@@ -182,7 +182,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     shapes = {f"d{name}": None if x is None else x.shape for name, x in parameters.items()}
     written = domains.receivers(side, case, **shapes)
     gradients = side.multi_head_attention.backward(
-        placed(given.dout), cache, into=tuple(written.values()) or None
+        placed(given.dout), cache, **domains.into(written)
     )
     outputs = {"out": out, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}

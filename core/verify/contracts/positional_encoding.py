@@ -119,7 +119,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         dposition_table=None if positions is None else positions.shape,
     )
     gradients = side.positional_encoding.backward(
-        placed(given.dout), cache, into=tuple(written.values()) or None, **how
+        placed(given.dout), cache, **domains.into(written), **how
     )
     sinusoids = side.positional_encoding.sinusoidal(
         integers(sinusoid_positions(case)), case.columns, dtype=sinusoid_dtype(case)
