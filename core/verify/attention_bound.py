@@ -26,7 +26,8 @@ So, up to the common shift m_T, log ŵ = ln 2·t ± Φ with
 
 **(3) Log-sum-exp.** log Σŵ − log Σw is at most log Σ P·e^Φ, P the true weights, and at least
 log Σ P·e^−Φ ≥ −Σ P·Φ ≥ −log Σ P·e^Φ by Jensen's inequality (the conditioning of log-sum-exp:
-Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions").
+Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions"), and
+max Φ is no less, where e^Φ is too large for a number.
 N − 1 additions, in any order and tiling, multiply by 1 ± γ_N. Together Θ. The shift cancels in
 lse = (m_T + log₂ l)·ln 2; what rounds there is the logarithm, a sum, ln 2 and a product.
 
@@ -36,7 +37,8 @@ zero) is an absolute error at most tiny + tiny_storage of a weight whose row max
 twice that of a normalised one, for l̂ ≥ ½. The rest is a product with v on the matrix unit, a
 division, the dropout scale and the final cast. However wrong the weights, the output is an average
 of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps the bound finite where the scores are known
-too badly for it to say anything.
+too badly for it to say anything. A score that may be infinite is not among these: ∞ − ∞ is no
+number, and of such a row nothing is claimed.
 
 **(5) Weights again**, P = exp2(t − lse·log₂e), with t recomputed in tiles of another shape (E_t
 again) and lse as stored, so E_lse. **(6) dP**, **(7) Δ** with the output as stored, so E_o, **(8)
@@ -147,7 +149,9 @@ def forward(x: Problem) -> Forward:
         # (3) log-sum-exp
         total = np.where(attends, w.sum(-1, keepdims=True), 1.0)
         p = w / total
-        log_sum_error = np.where(attends, np.log((p * np.exp(log_error)).sum(-1, keepdims=True)), 0)
+        most = log_error.max(-1, keepdims=True)
+        log_sum_error = np.log((p * np.exp(log_error)).sum(-1, keepdims=True))
+        log_sum_error = np.where(attends, np.fmin(log_sum_error, most), 0)
         log_sum_error += factor(gamma(N + 1, on.u))
         reach_m = LN2 * (np.abs(top.value) + top.error)
         reach_l = np.log(total) + log_sum_error + LN2 * top.error
@@ -159,24 +163,26 @@ def forward(x: Problem) -> Forward:
         cast = on.u_storage * (p + error)
         fresh = None if on.confidence is None else cast
         weights = Approx(p, error + cast + 2 * (on.tiny + on.tiny_storage), on, fresh)
-        out = output(x, weights.where(x.kept))
+        out = output(x, weights.where(x.kept), t)
         steady = out.error
         if fresh is not None:
             uncast = Approx(p, weights.error - fresh, on)
-            steady = output(x, uncast.where(x.kept)).error
+            steady = output(x, uncast.where(x.kept), t).error
     out = out.stored().where(partnered(x.kept))
     return Forward(t, slope, weights.where(x.kept), out, steady, lse.where(attends, -np.inf))
 
 
-def output(x: Problem, weights: Approx) -> Approx:
-    """Return the output before it is stored, of weights (B, H, M, N) that are normalised."""
+def output(x: Problem, weights: Approx, t: Approx) -> Approx:
+    """Return the output before it is stored, of weights (B, H, M, N), normalised, of scores t."""
     scale, N = x.dropout.max(), x.k.value.shape[-2]
     out = apart(matmul(together(weights, x), x.v), x)
     out = out * Approx(np.asarray(scale), np.asarray(x.q.on.u * scale), x.q.on)
     error = out.error + out.on.u_function * (np.abs(out.value) + out.error) + N * out.on.tiny
     average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * scale  # (B, K, 1, D)
     average = average.repeat(x.q.value.shape[1] // average.shape[1], axis=1)
-    return Approx(out.value, np.fmin(error, average + np.abs(out.value)), out.on)
+    finite = np.isfinite(np.where(x.live, t.error, 0.0)).all(-1, keepdims=True)  # (B, H, M, 1)
+    capped = np.fmin(error, average + np.abs(out.value))
+    return Approx(out.value, np.where(finite, capped, np.inf), out.on)
 
 
 def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backward:

@@ -61,7 +61,8 @@ def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None
 
     Functions. `div.full.f32` errs by 2 ulp over its whole range, unlike `div.approx`, which gives 0
     where the divisor passes 2¹²⁶. `ex2.approx.ftz.f32` and `lg2.approx.ftz.f32` err by 2⁻²² (the
-    latter absolutely near 1), `sqrt.approx.ftz.f32` by less; their subnormal arguments are flushed,
+    latter absolutely near 1; Triton may take a polynomial that errs by no more), and
+    `sqrt.approx.ftz.f32` by less; their subnormal arguments are flushed,
     which only a root notices (`rounding.sqrt`). 2 ulp are 2⁻²² too. (PTX ISA, "Floating Point
     Instructions"; AMD's v_exp_f32, v_log_f32, v_sqrt_f32 err by 1 ulp, CDNA 3 ISA.)
 

@@ -30,7 +30,8 @@ conspire. Under `machines.probabilistic` they are taken not to, as far as that c
 (c) Additions of a float32 sum round to nearest: n of them err by λ·√(n/3)·u of what they reach
     (Higham & Mary 2019, "A new approach to probabilistic rounding error analysis", theorem 2.4;
     Connolly, Higham & Mary 2021 for roundings that depend on those before), √n more where all terms
-    are alike.
+    are alike. A term below a unit in the last place of the sum that it is added to is rounded as
+    that sum is, whatever its own bits: long sums of terms of two such sizes are not what is meant.
 (d) What may be one-sided or systematic is not averaged: truncation in the matrix unit and of its
     operands, approximate functions, rounded constants, underflow.
 
@@ -121,7 +122,8 @@ class Approx:
     def __mul__(self, x: Approx | Array | float) -> Approx:
         y = self._other(x)
         error = np.abs(self.value) * y.error + self.error * (np.abs(y.value) + y.error)
-        shift = y.value.ndim == 0 and np.frexp(np.abs(y.value))[0] in (0.0, 0.5)  # by a power of 2
+        sure = y.value.ndim == 0 and not y.error.any()
+        shift = sure and np.frexp(np.abs(y.value))[0] in (0.0, 0.5)  # by a power of 2
         return self._rounded(self.value * y.value, error, 0.0 if shift else None)
 
     def __truediv__(self, x: Approx | Array | float) -> Approx:
@@ -345,12 +347,16 @@ def grown(value: Array, x: Array, shift: Array) -> Array:
 
 
 def log(x: Approx) -> Approx:
-    """|log x̂ − log x| ≤ −log(1 − e/x); near 1 the result is small and its error is absolute."""
+    """|log x̂ − log x| ≤ −log(1 − e/x); near 1 the result is small and its error is absolute.
+
+    It may be that to base 2 times ln 2, which is rounded, as is the product.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(x.error == 0, 0.0, x.error / x.value)
         error = np.where(relative < 1, -np.log1p(-np.minimum(relative, 1 - 2.0**-50)), np.inf)
         value = np.log(x.value)
-    return x._rounded(value, error + x.on.u_function, x.on.u_function)
+    u = x.on.u_function
+    return x._rounded(value, error + u, u + 2 * x.on.u)
 
 
 def sqrt(x: Approx) -> Approx:

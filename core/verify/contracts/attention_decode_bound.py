@@ -98,7 +98,7 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
         np.arange(M) + length - hi, M,
     )  # fmt: skip
     forward = attention_bound.forward(problem)
-    out = attention_bound.output(problem, forward.weights).where(partnered(problem.kept))
+    out = attention_bound.output(problem, forward.weights, forward.t).where(partnered(problem.kept))
     return out, forward.lse[..., 0]
 
 

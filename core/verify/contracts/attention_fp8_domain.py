@@ -181,7 +181,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     # (1) scores, (2) weights and their cast, (3) log-sum-exp
     made = attention_bound.forward(x)
     # (4) output
-    out = attention_bound.output(x, made.weights) * v_scale
+    out = attention_bound.output(x, made.weights, made.t) * v_scale
     out = out.returned(case.dtype).where(attention_bound.partnered(x.kept))
     found = {"out": out, "lse": made.lse[..., 0].returned(statistics(case))}
     found = repacked(found, given.call, lambda a, starts: a.moved(lambda y: pack(y, starts)))

@@ -6,14 +6,17 @@ float32; how far that takes each is computed, not estimated (`rounding.constant`
 Norm: Σg², n products and n − 1 additions in any order, γ_{n−1}·Σg², a root, the cast.
 (1) g·(max_norm / max(‖g‖, max_norm)), the norm as stored: a division and a product. The kernel
     compares first; written so it is the same number, and a norm too close to call costs nothing.
+    A norm that is surely beyond the dtype is ∞, and what it clips 0.
 (2) decay: a product, and a sum where it is coupled.
-(3) m = β₁m + (1 − β₁)g and v = β₂v + (1 − β₂)g², two and three products and a sum each.
+(3) m = β₁m + (1 − β₁)g and v = β₂v + (1 − β₂)g², two and three products and a sum each. m may as
+    well be m + (1 − β₁)(g − m), as PyTorch has it, where the difference and its product round.
 (4) θ − lr'·m/(√(v·unbias) + eps): |√v̂ − √v| ≤ min(E/√v, √E), two roundings of functions, a sum, a
     product, a difference. Where √v + eps may be 0 by its bound, θ is unknown: a v kept in float16
     underflows where (1 − β₂)g² does, below 3·10⁻⁸.
 
 Between two steps every buffer is cast: half a unit in the last place, so that errors of one step
-are operands' errors of the next. In float16 a v or a sum of squares beyond 65519 is ∞, exactly.
+are operands' errors of the next. In float16 a v or a sum of squares beyond 65519 is ∞, exactly,
+and stays so; what is divided by its root is 0.
 """
 
 from __future__ import annotations
@@ -178,7 +181,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         g = raw
         if given.max_norm is not None:
             largest = constant(given.max_norm, on)
-            stored = norm.stored()
+            stored = norm.returned()  # beyond the largest it is ∞, and g then 0, for sure
             clips = stored.value + stored.error > largest.value - largest.error
             g = choose(clips, g * (largest / maximum(stored, largest)), g)
         # (2) decay
@@ -187,10 +190,26 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         else:
             g = choose(decays, g + theta * case.weight_decay, g)
         # (3) moments and (4) the step
+        before = state
         step, state = formula(case, g, state, case.first_step + i)
+        for name in before.keys() & {*SQUARES}:
+            moving = state.get("m", g)
+            step, state[name] = past(before[name], moving, step, state[name])
         theta = (theta - step).returned()
         state = {name: x.returned() for name, x in state.items()}
     return {"params": theta, **state, "norm": norm.returned()[0], "grads": raw}
+
+
+def past(before: Approx, moving: Approx, step: Approx, after: Approx) -> tuple[Approx, Approx]:
+    """Return the step and a sum of squares: one that surely was ∞ stays so, and the step is 0.
+
+    `moving` is what is divided by its root.
+    """
+    sure = np.isinf(before.value) & (before.error == 0)
+    finite = np.isfinite(moving.value) & np.isfinite(moving.error)
+    infinite = exact(np.full_like(before.value, np.inf), before.on)
+    nothing = exact(np.zeros_like(before.value), before.on)
+    return choose(sure & finite, nothing, step), choose(sure, infinite, after)
 
 
 def choose(condition: Array, x: Approx, otherwise: Approx) -> Approx:
@@ -209,6 +228,8 @@ def formula(
     if case.optimizer in ("adam", "adamw"):
         beta1, beta2 = case.momentum, case.beta2
         m = state["m"] * beta1 + g * (1 - beta1)
+        apart = np.abs(g.value - state["m"].value) + g.error + state["m"].error
+        m = replace(m, error=m.error + 2 * m.on.u * (1 - beta1) * apart)  # m + (1 − β₁)(g − m)
         v = state["v"] * beta2 + (g * g) * (1 - beta2)
         root = sqrt(v * (1 / (1 - beta2**step)))
         return (m / (root + case.eps)) * (case.lr / (1 - beta1**step)), {"m": m, "v": v}
@@ -357,6 +378,12 @@ CONTRACT = Contract(
         ),
         Case(optimizer="momentum", momentum=0.0, first_step=2),
         Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
+        # both beyond it, and what comes after
+        *(
+            Case("float16", optimizer, magnitude="huge", steps=2, clip=clip)
+            for optimizer in ("adam", "adagrad")
+            for clip in (None, 1.0)
+        ),
         # Longer than what the norm's programs, and the reference, work on at a time.
         Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),

@@ -101,7 +101,7 @@ def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
     if "mean" in case.kind:
         parts.append((x.sum(0) / exact(float(n), on)).returned())
         share = 1.0 / exact(float(n), on)
-        dx = (dout[:D] * share).reshape(1, D) + np.zeros((n, D))
+        dx = (dout[:D] * share).moved(lambda a: np.broadcast_to(a, (n, D)))
     if "max" in case.kind:
         parts.append(x.max(0))
         largest = np.zeros((n, D))
