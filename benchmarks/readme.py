@@ -111,7 +111,8 @@ def race() -> str:
         "",
         pages.wrapped(
             "From the least to the most of the sizes that were raced, against PyTorch eager where "
-            "nothing else is said. "
+            "nothing else is said; steps on the GPU in bfloat16, captured. A selection: SPEED.md "
+            "has all, what is slowest here among them. "
             f"CPU: {on(cpu)} GPU: {on(gpu)}"
         ),
     ]
@@ -151,6 +152,9 @@ def attention() -> str:
     """Steps (1) to (4) of attention on both sides."""
     reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
     kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "divisor, lse = log_sum")
+    after = between(
+        ROOT / "kernels/attention.py", "divisor, lse = log_sum", "i = first + tl.arange"
+    )
     weigh = between(ROOT / "kernels/attention_parts.py", "def weigh", "@triton.jit").rstrip()
     return "\n".join(
         [
@@ -159,6 +163,8 @@ def attention() -> str:
             f"<pre>{html.escape(reference)}</pre>",
             "</td><td>",
             f"<pre>{html.escape(kernel)}</pre>",
+            f"<pre># behind the loop: (3) log-sum-exp, whole; (4) output, divided by the sum\n"
+            f"{html.escape(after)}</pre>",
             f"<pre>{html.escape(weigh)}</pre>",
             "</td></tr></table>",
         ]

@@ -33,11 +33,11 @@ def races(kind: str, heading: str) -> list[str]:
     for other in RESULTS.glob(f"{kind}-*{LIKE_THEIRS}-{found['ran_on']['date']}.json"):
         like = json.loads(other.read_text())
         ratios = "; ".join(
-            f"{race} {contenders[OURS]['ratio']:.2f}" for race, contenders in like["races"].items()
+            f"{race}: {contenders[OURS]['ratio']:.2f}" for race, contenders in like["races"].items()
         )
         lines += [
-            f"The ratios of {OURS} under `OPENBLAS_CORETYPE={LIKE_THEIRS}`"
-            f"{products(like)}: {ratios}.",
+            f"Under `OPENBLAS_CORETYPE={LIKE_THEIRS}`{products(like)}. The ratios of “{OURS}” "
+            f"then: {ratios}.",
             "",
         ]
     return lines

@@ -44,8 +44,9 @@ def tightness() -> str:
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     lines += [
         "",
-        "The middle output's middle element; after a dot by the probabilistic bound, where that is "
-        f"another number. {sum(row['elements'] for row in rows):,} elements, the largest error "
+        "The median over outputs of the median over elements; after a dot by the probabilistic "
+        "bound, where that is another number. "
+        f"{sum(row['elements'] for row in rows):,} elements, the largest error "
         f"{max(row['worst'] for row in rows):.3f} of its bound. `twofold verify tightness --json "
         f"…`, {source(TIGHTNESS)}: {found['side']}, {versions}.",
     ]

@@ -189,7 +189,7 @@ def bias_backward_kernel(
         inside = (rows[:, None] < last) & (columns[None, :] < C)
         dy_at = dy_ptr + rows[:, None] * dy_strides[0] + columns[None, :] * dy_strides[1]
         dx = tl.load(dy_at, mask=inside, other=0.0).to(tl.float32)
-        # (1) activation
+        # (2) activation
         if KIND != "none":
             at = rows[:, None] * C + columns[None, :]
             z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -197,7 +197,7 @@ def bias_backward_kernel(
                 z += load_bias(bias_ptr, bias_strides, columns, C)
             dx *= activate_grad(z, KIND)
             tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-        # (2) bias
+        # (1) bias
         db += dx
     if SUMS:
         at = share * C + columns

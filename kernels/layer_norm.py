@@ -1,14 +1,14 @@
 """Layer normalisation with the residual add and dropout before it, one pass each way.
 
 Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes y (and h where it
-is not x itself): 2nb, with a residual 4nb. Backward reads dy and h (and dh), writes dx (and
-dresidual): 3nb, with a residual and dropout 5nb. Saved: h, and two float32 numbers a row.
+is not x itself): 2nb, with a residual 4nb. Backward reads dy and h, and dh if given, writes
+dx, and dresidual beside dropout: 3nb, 4nb or 5nb. Saved: h, and two float32 numbers a row.
 
 A program holds whole rows in registers. The backward's sums over rows (dw, db) are kept in
 registers by a fixed number of programs that each take a contiguous share of the rows, written once
 as partial sums and added up by a second small kernel: no atomics, the same bits in every run. So
-few programs read while others reckon only if each asks for much at a time: several rows, and the
-next of them before it works on these (`stages`). Not timed yet; a row at a time, 768 wide, came to
+few programs keep memory busy only if each asks for much at a time: several rows, and the next of
+them before it works on these (`stages`). Not timed yet; a row at a time, 768 wide, came to
 0.3 of an H200's bandwidth.
 
 `R` rows, `C` columns; steps (1)–(4) are those of the reference.

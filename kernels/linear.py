@@ -219,9 +219,9 @@ def backward(
     dweight, dbias = asked(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
     dweight = fresh(weight) if dweight is None else dweight
     dbias = fresh(weight[:, 0]) if dbias is None and cache.has_bias else dbias
-    # (1) activation, (2) bias
+    # (2) activation, (1) bias
     dz = _dz(_rows(dout), cache, dbias)  # (R, N)
-    # (2) product
+    # (1) product
     dx = fresh(x)  # (R, K)
     _gemm(dz, weight, dx, cache.allow_tf32, tile)
     _gemm(dz.mT, x, dweight, cache.allow_tf32, tile)

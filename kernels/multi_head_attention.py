@@ -131,7 +131,7 @@ def forward(
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> Gradients:
-    """Return the gradients of everything that was given.
+    """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
     `into`, (dw_qkv, db_qkv, dw_out, db_out), receives those four instead of new tensors, in any
     strides and of any dtype there is a kernel for.

@@ -65,8 +65,8 @@ def sinusoidal(
     check_sinusoidal(positions, d_model)
     columns = torch.arange(d_model, device=positions.device)
     pair = columns // 2
-    wavelength = 10000.0 ** (2 * pair.double() / d_model)
-    angle = positions[:, None].double() / wavelength  # (L, d_model)
+    divisor = 10000.0 ** (2 * pair.double() / d_model)
+    angle = positions[:, None].double() / divisor  # (L, d_model)
     x = torch.where(columns % 2 == 0, angle.sin(), angle.cos())
     return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 

@@ -1,10 +1,10 @@
 """Rotary positions of queries and keys in one launch, read where they lie; backward is the same.
 
-Bytes: q and k read once and written once, 2·(H + G)·B·L·D·b; cos and sin, read for every `block_h`
+Bytes: q and k read once and written once, 2·(H + K)·B·L·D·b; cos and sin, read for every `block_h`
 heads, mostly come from the L2 cache. Operations: 6 per pair. Only the tables are saved. Any
 strides: q and k may be views of a packed projection, their gradients of the packed gradient.
 
-`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. Steps
+`B` batch, `H` and `K` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. Steps
 (1)–(3) are those of the reference.
 """
 

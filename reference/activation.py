@@ -75,10 +75,10 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = dout·f′(z), and db = Σ dx over the rows."""
     checks.gradient("dout", dout, cache.z.shape)
-    # (1) activation
+    # (2) activation
     dx = slope(cache.z, cache.kept, cache.kind)
     dx *= dout
-    # (2) bias
+    # (1) bias
     dbias = None
     if cache.has_bias:
         rows = tuple(range(dx.ndim - 1))

@@ -1,6 +1,6 @@
 r"""Scaled dot-product attention.
 
-    out = softmax(q·kᵀ·scale)·v,   lse_i = log Σ_j exp(s_ij)
+    out = softmax(q·kᵀ·scale)·v,   lse_i = log(Σ_j exp(s_ij) + exp(sink)), the latter with sinks
 
 Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as in Dao et al. 2022,
 "FlashAttention", appendix B.2, with the gradient of lse beside it.
@@ -125,8 +125,8 @@ def forward(
         softmax_scale: multiplies the products; 1/√D by default.
         causal: query i attends to keys j ≤ i + N − M (True or "bottom-right": the last query sees
             every key) or j ≤ i ("top-left").
-        window_size: (left, right): at most so many keys before and behind that diagonal, None for
-            any number. `causal` leaves none behind it.
+        window_size: (left, right): at most so many keys before and after that diagonal, None for
+            any number. `causal` leaves none after it.
         softcap: s becomes softcap·tanh(s/softcap) (Gemma 2).
         score_mod: a function of the scores, and its derivative.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|distance to the diagonal|
@@ -177,7 +177,7 @@ def forward(
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
     # (2) weights, against each row's maximum so that exp cannot overflow
-    top = s.max(axis=-1, keepdims=True, initial=-np.inf)  # (B, H, M, 1)
+    top = s.max(axis=-1, keepdims=True, initial=-np.inf)  # (B, H, M, 1); initial: quicker
     if sinks is not None:
         sink = sinks.astype(s.dtype)[:, None, None]  # (H, 1, 1)
         top = np.maximum(top, sink)
@@ -230,7 +230,7 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
         dbias = summed(ds, options.bias.shape)
     if options.sinks is not None:
         shares = np.exp(options.sinks.astype(lse.dtype)[:, None] - lse)  # (B, H, M)
-        dsinks = -(shares * delta).sum(axis=(0, 2))
+        dsinks = -(shares * delta).sum(axis=(0, 2)).astype(options.sinks.dtype)
     if slope is not None:
         ds = np.multiply(ds, slope, out=ds, where=p != 0)
     ds *= scale
@@ -251,7 +251,7 @@ def together(x: Array, k: Array) -> Array:
 
 
 def transposed(k: Array, scale: float) -> Array:
-    """Return kᵀ·scale, (B, K, D, N), laid out anew, as BLAS multiplies small matrices quicker."""
+    """Return kᵀ·scale, (B, K, D, N), in C order, of which BLAS multiplies small ones quicker."""
     return np.asarray(np.multiply(k.mT, k.dtype.type(scale), order="C"))
 
 

@@ -166,8 +166,8 @@ def forward(
             block_table[b, p]. Entries after a sequence's last key may be anything.
         softmax_scale: multiplies the products; 1/√D by default.
         causal: query i attends to keys j ≤ length − M + i (True or "bottom-right").
-        window_size: (left, right): at most so many keys before and behind that one, None for any
-            number. `causal` leaves none behind it.
+        window_size: (left, right): at most so many keys before and after that one, None for any
+            number. `causal` leaves none after it.
         softcap: s becomes softcap·tanh(s/softcap).
         score_mod: a function of the scores; its derivative is not called.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|length − M + i − j|.

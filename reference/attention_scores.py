@@ -10,6 +10,7 @@ Where sequences lie packed, one after the other, each has a batch here, with pad
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class ScoreMod(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Everything that a call of attention may ask for beside q, k and v; see `forward`."""
+    """All that a call of attention may ask for beside q, k and v; see `attention.forward`."""
 
     softmax_scale: float | None = None
     causal: bool | str = False
@@ -208,7 +209,7 @@ def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
 def unpack(x: Array, starts: Array | None, longest: int | None) -> Array:
     """Give each sequence in x (1, H, T, …) a batch of its own, (S, H, longest, …), zeros behind it.
 
-    Without `starts`, and in `pack`, x is what it was.
+    Without `starts` x is returned as it is, by `pack` too.
     """
     if starts is None or longest is None:
         return x
@@ -232,7 +233,7 @@ def scores(
     """Turn q·k·scale (B, H, M, N) into scores.
 
     Where s is of some queries only, `first` is the number of the first of them, of `queries` in
-    all; a bias is of those.
+    all; `options.bias` holds those queries only.
 
     Returns:
         the scores, and their derivative by q·k·scale, None where that is 1.
@@ -268,7 +269,7 @@ def attended(
     i, j = np.arange(first, first + M)[:, None], np.arange(N)
     length, keys = lengths(options, queries or M, N)
     shift, left, right = band(options, length, keys)
-    distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key behind the query
+    distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key after the diagonal
     parts = [] if options.mask is None else [options.mask]
     if options.block_mask is not None:
         parts.append(pairs_of_blocks(options, queries or M, N)[..., first : first + M, :])
@@ -280,10 +281,7 @@ def attended(
         parts.append(distance <= right)
     if options.key_lengths is not None:
         parts.append(j < options.key_lengths[:, None, None, None])  # (B, 1, 1, N)
-    live = None
-    for part in parts:
-        live = part if live is None else live & part
-    return live
+    return functools.reduce(np.logical_and, parts) if parts else None
 
 
 def pairs_of_blocks(options: Options, M: int, N: int) -> Array:

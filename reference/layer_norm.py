@@ -32,7 +32,10 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; `dresidual` is None where there was no residual."""
+    """Gradients of the arguments; `dresidual` is None where there was no residual.
+
+    Without dropout it is the same array as `dx`.
+    """
 
     dx: Array
     dresidual: Array | None

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: `z`, the activation's input, and what it `kept`, or None."""
+    """What `backward` needs: `z`, the activation's input (of ReLU its output); what it `kept`."""
 
     x: Array
     weight: Array
@@ -86,11 +86,11 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     N, K = cache.weight.shape
     dweight, dbias = checks.into(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
     dz = dout
-    # (1) activation
+    # (2) activation
     if cache.z is not None and cache.activation is not None:
         dz = activations.slope(cache.z, cache.kept, cache.activation)
         dz *= dout
-    # (2) product and bias
+    # (1) product and bias
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)
     x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)
     dx = (dz @ cache.weight).reshape(cache.x.shape)

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twofold.reference import attention, checks, linear, rotary
+from twofold.reference import attention, checks, linear
+from twofold.reference import rotary as positions
 from twofold.reference.attention_scores import BlockSize, ScoreMod, Window
 from twofold.reference.rotary import Rotary
 
@@ -34,7 +35,7 @@ class Cache(NamedTuple):
 
     projection: linear.Cache
     context: linear.Cache | None
-    rotary: rotary.Cache | None
+    rotary: positions.Cache | None
     attention: attention.Cache
     output: linear.Cache
 
@@ -89,7 +90,7 @@ def check(
 
 
 def check_turns(rotary: Any) -> None:
-    """Refuse what says of no rotary positions, be it once or as attention reads, what they are."""
+    """Refuse a `rotary` that is neither (cos, sin, interleaved), nor a `Rotary`, nor None."""
     if rotary is None or isinstance(rotary, Rotary):
         return
     several = isinstance(rotary, tuple | list)
@@ -141,7 +142,8 @@ def forward(
         rotary: (cos, sin, interleaved) as for `rotary.forward`, which turns q and k once, without
             a context; or a `Rotary`, by which `attention.forward` turns them as it reads them.
         causal and all others: as for `attention.forward`, M and N the lengths of x and of what it
-            attends to. If packed x is (1, M, E), `cu_seqlens_k` of self-attention those of q.
+            attends to. If packed, x is (1, M, E), and self-attention takes the same cu_seqlens for
+            q and k.
 
     Returns:
         out (B, M, E) and the cache.
@@ -167,7 +169,7 @@ def forward(
         as_read = rotary
     elif rotary is not None:
         cos, sin, interleaved = rotary
-        (q, k), rotary_cache = rotary_forward(q, k, cos, sin, interleaved=interleaved)
+        (q, k), rotary_cache = positions.forward(q, k, cos, sin, interleaved=interleaved)
     # (3) attention of every head
     heads, attention_cache = attention.forward(
         q, k, v, causal=causal, mask=mask, key_lengths=key_lengths, dropout_p=dropout_p, seed=seed,
@@ -183,7 +185,7 @@ def forward(
 
 
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
-    """Return the gradients of everything that was given.
+    """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
     `into`, (dw_qkv, db_qkv, dw_out, db_out), receives those four instead of new arrays.
     """
@@ -196,7 +198,7 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     dq, dk, dv, *others = attention.backward(dheads, cache.attention)
     # (2) positions
     if cache.rotary is not None:
-        dq, dk = rotary_backward(dq, dk, cache.rotary)
+        dq, dk = positions.backward(dq, dk, cache.rotary)
     # (1) projections
     if cache.context is None:
         packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, (H + 2K)·D)
@@ -235,9 +237,6 @@ def cut(weight: Any, bias: Any, rows: int) -> tuple[tuple[Any, Any], tuple[Any, 
     """Return the first rows of a weight and of its bias, if there is one, and the rest."""
     first = weight[:rows], None if bias is None else bias[:rows]
     return first, (weight[rows:], None if bias is None else bias[rows:])
-
-
-rotary_forward, rotary_backward = rotary.forward, rotary.backward  # `rotary` names an argument
 
 
 def split(packed: Array, *heads: int) -> list[Array]:

@@ -7,7 +7,7 @@ Queries and keys so turned have products that depend on the difference of their 
 Pair i is (i, i + rotary_dim/2), the "half" form, or (2i, 2i + 1), the interleaved one of the
 paper. A rotation's transpose is its inverse, so backward is forward with −θ.
 
-`B` batch, `H` and `G` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. The
+`B` batch, `H` and `K` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. The
 steps are numbered; the kernel carries the same numbers where it does the same thing.
 """
 
@@ -40,9 +40,9 @@ class Gradients(NamedTuple):
 class Rotary(NamedTuple):
     """The angles by which `attention` turns queries and keys as it reads them; see `tables`.
 
-    Of row i of q, as it lies in memory, cos and sin are (M, F) or (B, M, F), F ≤ D/2, float32 or of
-    q's dtype; `k_cos` and `k_sin`, (N, F) or (B, N, F), are those of k's rows, None where they are
-    those of q's.
+    Row i of cos and sin, (M, F) or (B, M, F), F ≤ D/2, float32 or of q's dtype, holds the angles of
+    row i of q as it lies in memory; `k_cos` and `k_sin`, (N, F) or (B, N, F), are those of k's
+    rows, None where they are those of q's.
     """
 
     cos: Any
@@ -81,7 +81,7 @@ def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
     checks.same_device(q=q, k=k, cos=cos, sin=sin)
     checks.shape("q", q, ("B", "H", "L", "D"))
     B, L, D = int(q.shape[0]), int(q.shape[2]), int(q.shape[3])
-    checks.shape("k", k, (B, "G", L, D))
+    checks.shape("k", k, (B, "K", L, D))
     check_shapes("", q, cos, sin)
 
 
@@ -161,7 +161,7 @@ def forward(
 
     Args:
         q: (B, H, L, D), floating.
-        k: (B, G, L, D).
+        k: (B, K, L, D).
         cos, sin: (L, F) or (B, L, F), float32 or the dtype of q; F ≤ D/2.
         interleaved: pairs (2i, 2i + 1) instead of (i, i + F).
 

@@ -41,8 +41,10 @@ def test_the_operators_run(side, triton):
         assert names[name].shape == names[of].shape
 
 
-def test_the_adapters_run():
+def test_the_adapters_run(monkeypatch):
     """The model, for whose weights there is no network, is drawn."""
+
+    theirs = transformers.AutoModelForCausalLM
 
     class AutoModelForCausalLM:
         @staticmethod
@@ -51,11 +53,11 @@ def test_the_adapters_run():
                 hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
                 vocab_size=9,
             )  # fmt: skip
-            return transformers.AutoModelForCausalLM.from_config(config, **how)
+            return theirs.from_config(config, **how)
 
     q, k, v = torch.rand(3, 1, 2, 5, 8).unbind()
-    names = {"AutoModelForCausalLM": AutoModelForCausalLM, "sinks": torch.zeros(2)}
-    names |= {"q": q, "k": k, "v": v}
+    monkeypatch.setattr(transformers, "AutoModelForCausalLM", AutoModelForCausalLM)
+    names = {"q": q, "k": k, "v": v, "sinks": torch.zeros(2)}
     exec(program("modules.TransformerEncoderLayer"), names)
     assert names["model"].config._attn_implementation == "twofold"
     torch.testing.assert_close(

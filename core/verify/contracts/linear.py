@@ -9,10 +9,10 @@ The bound, with the constants of `machines` and γ_n = nu/(1 − nu):
 Backward reads z as stored, so E_z plus half a unit in the last place; where ReLU's z may be of
 either sign its derivative is unknown, and E is 1.
 
-(1) dz = dout·f′(ẑ), one rounding. db sums it in float32 over R rows before it is stored: R − 1
+(2) dz = dout·f′(ẑ), one rounding. db sums it in float32 over R rows before it is stored: R − 1
     roundings in any order, E_db = Σ E_dz + γ_{R−1}·Σ(|dz| + E_dz) (Higham 2002, (4.4)).
-(2) dz is cast (unless it is dout itself, held exactly), and dx = dz·W, dW = dzᵀ·x are products as
-    in (1) of operands with an error: |A||E_B| + |E_A|(|B| + E_B). Their cast.
+(1) dz is cast (unless it is dout itself, held exactly), and dx = dz·W, dW = dzᵀ·x are products as
+    above of operands with an error: |A||E_B| + |E_A|(|B| + E_B). Their cast.
 
 In the probabilistic bound the casts of dz are independent, and dx and dW have √(Σ (E·w)²) of them.
 """
@@ -115,12 +115,12 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         z = z + exact(given.bias, on)
     # (2) activation
     out = z if case.activation is None else activate(z, case.activation)
-    # backward (1) activation
+    # backward (2) activation
     dz = dout
     if case.activation is not None:
         dz = dout * activate_grad(z.stored(), case.activation)
     dbias = dz.sum(0)
-    # backward (2) product
+    # backward (1) product
     if case.activation is not None:
         dz = dz.stored()
     outputs = {

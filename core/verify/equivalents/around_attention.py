@@ -6,11 +6,6 @@ from twofold.core.verify.equivalents.attention import VISITED_IN_VAIN, early, la
 from twofold.core.verify.equivalents.entry import Equivalent, of
 from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, UNSTORED
 
-_HEADS = of(
-    "reference/multi_head_attention.py",
-    {"both are None or neither is": (("backward", "db_q is None or db_kv is None → *"),)},
-)
-
 _MERGE = of(
     "kernels/merge_attention.py",
     {
@@ -273,5 +268,5 @@ _DOUBLE = (
 )
 
 EQUIVALENT: tuple[Equivalent, ...] = (
-    *_HEADS, *_MERGE, *_WEIGHTS, *_DECODE, *_FP8, *_DOUBLE,
+    *_MERGE, *_WEIGHTS, *_DECODE, *_FP8, *_DOUBLE,
 )  # fmt: skip

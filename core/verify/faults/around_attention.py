@@ -55,7 +55,7 @@ _HEADS: tuple[Row, ...] = (
     ),
     (
         "reference/multi_head_attention.py", "the gradients are not turned back", "",
-        ("dq, dk = rotary_backward(dq, dk, cache.rotary)", "pass"),
+        ("dq, dk = positions.backward(dq, dk, cache.rotary)", "pass"),
     ),
 )  # fmt: skip
 

@@ -62,7 +62,7 @@ _POSITIONAL_ENCODING: tuple[Row, ...] = (
     ),
     (
         KERNEL, "angles are in float32", "gpt-neox#1003",
-        ("positions[:, None].double() / wavelength", "(positions[:, None] / wavelength).float()"),
+        ("positions[:, None].double() / divisor", "(positions[:, None] / divisor).float()"),
     ),
     (
         KERNEL, "positions are counted on from one sequence to the next", "",
@@ -75,7 +75,7 @@ _POSITIONAL_ENCODING: tuple[Row, ...] = (
     ),
     (
         KERNEL, "the table's gradient has lost its scale", "",
-        ("sort_places(cache.ids, cache.rows), scale,", "sort_places(cache.ids, cache.rows), 1.0,"),
+        ("dtable = sum_places(dout, places, scale,", "dtable = sum_places(dout, places, 1.0,"),
     ),
     (
         KERNEL, "the position table's gradient is dropped out otherwise", "",
@@ -107,6 +107,10 @@ _EMBEDDING: tuple[Row, ...] = (
             "known = (rows >= 0) & (rows < V)",
             "rows = tl.where(rows < 0, rows + V, rows)\n    known = (rows >= 0) & (rows < V)",
         ),
+    ),
+    (
+        KERNEL, "a gradient that is asked for in strides is left where it was summed", "",
+        ("return layout.received(dtable, into)", "return dtable"),
     ),
     (
         KERNEL, "an id outside the table is clamped into it", "",

@@ -91,12 +91,8 @@ _LINEAR: tuple[Row, ...] = (
          "for start in range(0, K // BLOCK_K * BLOCK_K, BLOCK_K):"),
     ),
     (
-        KERNEL, "a gradient that had to be copied is not copied back", "",
-        ("if dx.data_ptr() != grads.dx.data_ptr():", "if False:"),
-    ),
-    (
         REFERENCE, "the bias's gradient is a mean", "",
-        ("dz.sum(axis=0) if", "dz.mean(axis=0) if"),
+        ("dz.sum(axis=0, out=dbias) if", "dz.mean(axis=0, out=dbias) if"),
     ),
     (
         REFERENCE, "the activation is not differentiated", "",
