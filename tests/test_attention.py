@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from twofold.core import ops
 from twofold.core.verify import attention_bound, rounding
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as contract
@@ -16,6 +17,7 @@ from twofold.core.verify.derivatives import check_gradients
 from twofold.core.verify.strict_interpreter import strict_interpreter
 from twofold.reference import attention
 from twofold.reference.attention_scores import Options, pack
+from twofold.reference.checks import dtype_name
 
 
 class Squash(torch.autograd.Function):
@@ -317,3 +319,15 @@ def test_every_run_has_the_same_bits(triton, dtype):
             found = (out, cache.lse, *triton.attention.backward(dout, cache)[:4])
         first = found if first is None else first
         assert all(torch.equal(x, y) for x, y in zip(found, first, strict=True)), f"run {run}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_gradient_of_sinks_has_their_dtype(triton, dtype):
+    rng = np.random.default_rng(0)
+    q, k, v, dout = rng.standard_normal((4, 1, 2, 3, 4)).astype(np.float32)
+    sinks = np.ones(2, dtype)
+    for side in (ops.load("reference"), triton):
+        given = [side.asarray(x) for x in (q, k, v)]
+        _, cache = side.attention.forward(*given, sinks=side.asarray(sinks))
+        dsinks = side.attention.backward(side.asarray(dout), cache).dsinks
+        assert dtype_name(dsinks) == dtype

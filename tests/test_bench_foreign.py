@@ -37,6 +37,20 @@ def test_who_crashes_exits_or_hangs_is_left_out_and_the_others_run():
         assert race["wrong"] == [c.name for c in rivals[1:4]]
 
 
+def test_interpreted_kernels_are_judged_and_not_timed():
+    """What they compute is told, too; a GPU times them."""
+    device, listed = of_the_command()
+    if device == "cuda":
+        pytest.skip("kernels are compiled")
+    problem = next(p for p in listed if p.operator == "attention")
+    sound, faulty = entering("sound", "no_rescale")[1:]
+    with apart.Apart(device) as trials:
+        with pytest.raises(apart.LeftOut, match="without a GPU, and there is nothing to time$"):
+            trials.fault(sound, problem)
+        with pytest.raises(apart.LeftOut, match="there is nothing to time; and out"):
+            trials.fault(faulty, problem)
+
+
 def test_who_crashes_or_fails_at_one_size_races_at_another():
     device, listed = of_the_command()
     _, fails, crashes = entering("fails_at_some_size", "crashes_at_some_size")

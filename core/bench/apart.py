@@ -18,6 +18,7 @@ from twofold.core.bench import problems
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import alone, foreign_subjects
+from twofold.core.verify.foreign import strictly
 from twofold.core.verify.foreign_kinds import plain
 from twofold.core.verify.strict_interpreter import launches
 
@@ -135,7 +136,8 @@ def _child(pipe: Connection, name: str, device: str) -> None:
             if key not in judged:
                 judging = functools.partial(pipe.send, Said("a case of the contract"))
                 before = launches()
-                judged[key] = contender.fault(problem, judging)
+                with strictly():
+                    judged[key] = contender.fault(problem, judging)
                 interpreted |= device == "cpu" and launches() > before
             if interpreted:
                 more = f"; and {judged[key]}" if judged[key] else ""

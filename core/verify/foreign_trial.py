@@ -59,6 +59,7 @@ class Trial:
         self.taken: set[Any] = set()
         self.turned_away: set[Any] = set()  # in every form that they were tried in
         self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
+        self.implied_asked = False  # whether it was found out in any precision
 
     def bound(self, case: Any) -> list[Finding]:
         """Judge a case; whatever is raised, but a refusal, is a violation too."""
@@ -121,7 +122,9 @@ class Trial:
             except Violation as found:
                 tried[case] = _keys(found)
                 violation = violation or self._smallest(case, precision, found)
-        violation = violation or self._imply(precision, held)
+        if violation is None:
+            violation = self._imply(precision, held)
+            self.implied_asked = True
         if violation is None:
             return held, [], []
         return held, violation.findings, self._failures(violation)
@@ -285,6 +288,8 @@ class Trial:
             asked = f"not judged: add {option}=…"
             if option in self.implied:
                 asked = f"judged, though it takes no {option}"
+            elif not self.implied_asked:
+                asked = "not judged while other cases fail"
             notes.append(f"{IMPLIED[option]} {asked}")
         if judged.unpassed:
             notes.append(f"never passed: {', '.join(judged.unpassed)}")

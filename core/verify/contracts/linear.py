@@ -225,5 +225,12 @@ CONTRACT = Contract(
             Case(dtype=dtype, rows=2048, features_in=64, features_out=4096)
             for dtype in ("float16", "bfloat16")
         ),
+        # The weight's gradient in float32, as training keeps it: by the tiles, and by Hopper's.
+        *(
+            replace(case, activation=None, into="float32")
+            for case in with_every_tile(((128, 128), (64, 64), (33, 31)), 64)
+            if case.dtype == "bfloat16"
+        ),
+        Case("bfloat16", rows=64, features_in=2048, features_out=4096, into="float32"),
     ),
 )

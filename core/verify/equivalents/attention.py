@@ -258,6 +258,10 @@ _REFERENCE = of(
     {
         "in float32 and float64, in which its contract is asked, they have that dtype": (
             ("backward", "drop .astype(lse.dtype) of options.sinks"),
+            (
+                "backward",
+                "drop .astype(options.sinks.dtype) of (shares * delta).sum(axis=(0, 2))",
+            ),
         ),
         "NumPy takes any negative length for the rest": (
             ("together", "return x.reshape(*k.shape[:2], -1, x.shape[-1])", "1 → 2"),
