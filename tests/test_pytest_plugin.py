@@ -124,6 +124,17 @@ def test_triton_imported_too_early_is_said(run):
     assert "pytest --strict-triton" in said
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here")
+def test_a_kernel_that_is_compiled_too_early_is_not_called_wrong(run):
+    counts, said = run(
+        test_it=KERNELS + "\ndef gelu(x):\n    call(16)\n    return x\n"
+        "\ndef test_it(hold_to_contract):\n    hold_to_contract(gelu, 'activation', examples=1)\n"
+    )
+    assert counts == {"failed": 1}, said
+    assert "Triton was imported before its interpreter was turned on" in said
+    assert "leaves the contract" not in said
+
+
 def test_a_function_is_held_to_a_contract(run):
     counts, said = run(
         test_it="import torch\n"
