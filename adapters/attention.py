@@ -18,7 +18,7 @@ from twofold.adapters.custom import (
     kept,
     read_seed,
     seed_tensor,
-)  # fmt: skip
+)
 from twofold.adapters.sides import Place
 from twofold.reference.attention_scores import (
     BlockSize,
