@@ -21,8 +21,8 @@ def test_a_page_is_what_its_script_writes(script):
 
 def test_every_link_of_a_page_leads_somewhere():
     root = BENCHMARKS.parent
-    pages = [root / "README.md", *root.glob("*/*.md")]
-    assert len(pages) > len(SCRIPTS)
+    pages = [root / "README.md", root / "reference" / "README.md", *BENCHMARKS.glob("*.md")]
+    assert len(pages) >= len(SCRIPTS)
     links = [
         (page, link)
         for page in pages

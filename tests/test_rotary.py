@@ -125,7 +125,7 @@ Q, K, T = np.ones((2, 3, 4, 6)), np.ones((2, 1, 4, 6)), np.ones((4, 3))
         (dict(q=Q.astype(int)), TypeError, "q has dtype int64; it must be one of float16"),
         (dict(k=K.astype("f4")), TypeError, "k has dtype float32; it must have the dtype of q"),
         (dict(q=Q[0]), ValueError, "q.shape is (3, 4, 6); it must be of rank 4, (B, H, L, D)"),
-        (dict(k=K[:1]), ValueError, "k.shape is (1, 1, 4, 6); it must be (2, G, 4, 6)"),
+        (dict(k=K[:1]), ValueError, "k.shape is (1, 1, 4, 6); it must be (2, K, 4, 6)"),
         (dict(sin=T.astype("f4")), TypeError, "sin has dtype float32; it must have the dtype of c"),
         (
             dict(cos=T.astype("f2"), sin=T.astype("f2")),
