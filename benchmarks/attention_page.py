@@ -16,6 +16,7 @@ from typing import Any
 import attention_measured
 import attention_step_kernels as step_kernels
 import pages
+from committed import newest
 
 from twofold.core.bench.machine import PUBLISHED
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
@@ -282,15 +283,12 @@ def small() -> str:
 
 def measured(which: str) -> str:
     """Return what was measured, or how to."""
-    files = sorted(
-        attention_measured.GPU.glob("attention_steps-*.json"), key=lambda p: p.stem[-10:]
-    )
-    if not files:
+    if not any(attention_measured.GPU.glob("attention_steps-*.json")):
         return (
             "Measured: **not measured yet** (`python benchmarks/attention_steps.py --part 1 "
             "--save`, and 2, and 3, on a GPU)."
         )
-    found = json.loads(files[-1].read_text())
+    path, found = newest("attention_steps", attention_measured.GPU)
     races = [r for part in found["parts"].values() for r in part["races"] if r["pass"] == which]
     lines = [
         "| measured TFLOP/s | "
@@ -299,7 +297,7 @@ def measured(which: str) -> str:
         "|---|" + "--:|" * len(SHAPES),
         *_lines(races),
         "",
-        f"From `results/gpu/{files[-1].name}`, {found['ran_on'].get('gpu', '')}.",
+        f"From `results/gpu/{path.name}`, {found['ran_on'].get('gpu', '')}.",
     ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,16 @@ def products(found: dict[str, Any]) -> str:
     """Say what each side's library multiplied in the same run."""
     rates = found.get("product_rates")
     return f"; {harness.multiply(rates)}" if rates else ""
+
+
+def rows(races: Mapping[str, Any], digits: int = 2) -> Iterator[str]:
+    """Return a line for each contender of each race: median in milliseconds, and ratio."""
+    for race, contenders in races.items():
+        for who, times in contenders.items():
+            yield f"| {race} | {who} | {times['median_ms']:.{digits}f} | {times['ratio']:.2f} |"
+
+
+def ends(ratios: Iterable[float]) -> str:
+    """Return the least and the most, in words."""
+    found = sorted(ratios)
+    return " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (*found[:1], *found[-1:])))

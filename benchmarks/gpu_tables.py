@@ -6,7 +6,7 @@ from typing import Any
 
 from attention_measured import by_kernel, kind_of, unraced
 from attention_variants import CUDNN, FLASH
-from committed import newest, source
+from committed import ends, newest, rows, source
 from harness import OF_GPUS as GPU
 
 NAMES = ("torch", "torch.compile")
@@ -54,7 +54,8 @@ def operators() -> list[str]:
         timed = [r for r in own if operator == "softmax_cross_entropy" or " and " not in r["pass"]]
         for passes in (("forward", "forward and backward", "step"), ("backward",)):
             for name in NAMES:
-                cells.append(_range(_ratio(r, name) for r in timed if r["pass"] in passes))
+                ratios = (_ratio(r, name) for r in timed if r["pass"] in passes)
+                cells.append(ends(r for r in ratios if r is not None))
         shares = sorted(r["contenders"]["twofold"]["share"] for r in timed)
         cells.append(f"{shares[0]:.0%} to {shares[-1]:.0%}")
         lines.append(f"| {operator} | {' | '.join(cells)} |")
@@ -72,11 +73,6 @@ def operators() -> list[str]:
 def _ratio(race: dict[str, Any], name: str) -> float | None:
     times = race["contenders"]
     return times["twofold"]["median_ms"] / times[name]["median_ms"] if name in times else None
-
-
-def _range(ratios: Any) -> str:
-    found = sorted(r for r in ratios if r is not None)
-    return " to ".join(dict.fromkeys(f"{r:.2f}" for r in (*found[:1], *found[-1:])))
 
 
 def steps() -> list[str]:
@@ -99,10 +95,13 @@ def steps() -> list[str]:
     ]
     path, found = newest("inference", GPU)
     lines += ["| prediction | contender | median ms | ratio |", "|---|---|--:|--:|"]
-    for race, contenders in found["races"].items():
-        for who, times in contenders.items():
-            lines.append(f"| {race} | {who} | {times['median_ms']:.2f} | {times['ratio']:.2f} |")
-    return [*lines, "", f"`python benchmarks/bench_inference.py`, {source(path)}.", ""]
+    return [
+        *lines,
+        *rows(found["races"]),
+        "",
+        f"`python benchmarks/bench_inference.py`, {source(path)}.",
+        "",
+    ]
 
 
 def accuracy() -> list[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pages
 from attention_measured import by_kernel, kind_of
 from attention_variants import CUDNN, FLASH
-from committed import machine, newest, source
+from committed import ends, machine, newest, source
 from harness import OF_GPUS, RESULTS
 
 from twofold.core.bench.problems import TOKENS
@@ -32,7 +32,7 @@ RACED = tuple(
 
 def accuracy() -> str:
     """Test accuracy of the default run and of fine-tuning beside the baselines."""
-    found = newest_accuracy("train"), newest_accuracy("finetune")
+    found = accuracy_of("train"), accuracy_of("finetune")
     (_, trained), _ = found
     baselines = trained["runs"][0]["baselines"]
     lines = ["| movie reviews, sign of the rating | test accuracy |", "|---|---|"]
@@ -57,7 +57,7 @@ def accuracy() -> str:
     return "\n".join([*lines, "", pages.wrapped(f"{' '.join(made)} {on(trained)}")])
 
 
-def newest_accuracy(command: str) -> tuple[Path, dict[str, Any]]:
+def accuracy_of(command: str) -> tuple[Path, dict[str, Any]]:
     """Return path and content of the committed accuracy of a command."""
     path = RESULTS / f"{command}-movie.json"
     return path, json.loads(path.read_text())
@@ -101,9 +101,8 @@ def race() -> str:
             for races in both
         )
         lines.append(f"| {operator}, {passes} | {' | '.join(cells)} |")
-    long = by_kernel()
+    rates = [(race["tera_operations_per_second"], kind_of(race)) for race in by_kernel()]
     for name, peer in (("cuDNN's", CUDNN), ("FlashAttention-2's", FLASH)):
-        rates = [(race["tera_operations_per_second"], kind_of(race)) for race in long]
         ratio = ends(of[peer] / of[own] for of, own in rates)
         lines.append(f"| attention, forward, of {TOKENS:,} tokens, ÷ {name} |  | {ratio} |")
     cpu, gpu = newest("train_step")[1], newest("train_step", OF_GPUS)[1]
@@ -117,12 +116,6 @@ def race() -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def ends(ratios: Iterable[float]) -> str:
-    """Return the least and the most, in words."""
-    found = sorted(ratios)
-    return " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (*found[:1], *found[-1:])))
 
 
 def operators() -> str:

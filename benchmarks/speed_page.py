@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import gpu_tables
 import pages
-from committed import LIKE_THEIRS, machine, newest, products, source
+from committed import LIKE_THEIRS, ends, machine, newest, products, rows, source
 from harness import RESULTS
 
 PAGE = RESULTS.parent / "SPEED.md"
@@ -23,11 +23,7 @@ def races(kind: str, heading: str) -> list[str]:
     """The races of a benchmark, and where they come from."""
     path, found = newest(kind)
     lines = [f"| {heading} | contender | median ms | ratio |", "|---|---|--:|--:|"]
-    for race, contenders in found["races"].items():
-        for contender, times in contenders.items():
-            lines.append(
-                f"| {race} | {contender} | {times['median_ms']:.2f} | {times['ratio']:.2f} |"
-            )
+    lines += rows(found["races"])
     made = f"`python benchmarks/bench_{kind}.py --save`, {source(path)}"
     lines += ["", f"{made}: {machine(found['ran_on'])}{products(found)}.", ""]
     for other in RESULTS.glob(f"{kind}-*{LIKE_THEIRS}-{found['ran_on']['date']}.json"):
@@ -51,13 +47,12 @@ def operator_by_operator() -> list[str]:
     for operator in dict.fromkeys(race["operator"] for race in races):
         cells = []
         for passes in (("forward", "forward and backward", "step"), ("backward",)):
-            ratios = sorted(
+            ratios = (
                 race["contenders"]["twofold"]["ratio"]
                 for race in races
                 if race["operator"] == operator and race["pass"] in passes
             )
-            ends = dict.fromkeys(f"{r:.2f}" for r in (*ratios[:1], *ratios[-1:]))
-            cells.append(" to ".join(ends))
+            cells.append(ends(ratios))
         lines.append(f"| {operator} | {' | '.join(cells)} |")
     return [
         *lines,
@@ -74,11 +69,7 @@ def bert() -> list[str]:
     return [
         "| race | contender | median ms | ratio |",
         "|---|---|--:|--:|",
-        *(
-            f"| {race} | {contender} | {times['median_ms']:.0f} | {times['ratio']:.2f} |"
-            for race, contenders in found["races"].items()
-            for contender, times in contenders.items()
-        ),
+        *rows(found["races"], digits=0),
         "",
         f"Sentences a second: {rates}. `python benchmarks/bench_bert.py --save`, "
         f"{source(path)}: {machine(found['ran_on'])}{products(found)}.",
@@ -88,20 +79,17 @@ def bert() -> list[str]:
 def profile() -> list[str]:
     """Where the time of a training step goes, the most first; and how long it waits for data."""
     path, found = newest("train_step")
-    shares = {part: {} for of in found["profile"].values() for part in of}
-    for race, of in found["profile"].items():
-        for part, share in of.items():
-            shares[part][race] = share
-    races = list(found["profile"])
-    shown = sorted(shares.items(), key=lambda item: -max(item[1].values()))
+    races, shares = list(found["profile"]), list(found["profile"].values())
+    parts = {part: [of.get(part, 0.0) for of in shares] for of in shares for part in of}
+    shown = sorted(parts.items(), key=lambda item: -max(item[1]))
     waits = found["share_of_the_step_for_its_batch"]
     return [
         f"| share of the step | {' | '.join(races)} |",
         "|---|" + "--:|" * len(races),
         *(
-            f"| {part} | {' | '.join(f'{of.get(race, 0):.1%}' for race in races)} |"
+            f"| {part} | {' | '.join(f'{share:.1%}' for share in of)} |"
             for part, of in shown
-            if max(of.values()) >= LEAST_SHARE
+            if max(of) >= LEAST_SHARE
         ),
         "",
         f"Parts of at least {LEAST_SHARE:.0%}, {source(path)}. The step waits for its batch: "

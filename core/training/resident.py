@@ -51,6 +51,7 @@ class Resident:
 
     Attributes:
         late: whether a step's result is read when the next one has begun.
+        alone: whether there is no other process.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -64,9 +65,9 @@ class Resident:
         # The loss of every part, the wish to stop, the norm. What processes add up, all but the
         # norm, is written behind the gradient, which they add up as well.
         self._result = ops.zeros((trainer.recipe.parts + 2,))
-        self._alone = trainer.processes.size == 1
+        self.alone = trainer.processes.size == 1
         numel = trainer.learned.numel
-        self._found = self._result[:-1] if self._alone else trainer.grads[0][numel:]
+        self._found = self._result[:-1] if self.alone else trainer.grads[0][numel:]
         self._steps: dict[Any, _Step] = {}
         self._update = ops.captured(self.update)
         self._pending: Pending | None = None
@@ -82,7 +83,7 @@ class Resident:
         ops.write(self._numbers, self._scalars(batch.examples, step, lr))
         ops.write(self._found[-1:], np.array([stop], np.float32))
         taken.run()
-        if not self._alone:
+        if not self.alone:
             trainer.processes.add(trainer.grads[0])
             self._update()
         before, self._pending = self._pending, Pending(step, batch.examples, ops.read(self._result))
@@ -154,7 +155,7 @@ class Resident:
         trainer, numel = self.trainer, self.trainer.learned.numel
         grads = trainer.grads[0]
         norm = self.ops.optimizers.global_norm(grads[:numel])
-        if not self._alone:
+        if not self.alone:
             self._result[:-1] = self._found
         self._result[-1] = norm
         self._go &= self._result.norm(math.inf) < math.inf  # of NaN it is NaN
@@ -182,7 +183,7 @@ class _Step:
 
         def whole() -> None:
             resident.passes(self.buffers)
-            if resident._alone:
+            if resident.alone:
                 resident.update()
 
         self.run = captured(whole)
