@@ -6,6 +6,7 @@ arrays are then made from it by the functions below, so a printed case is a repr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "transposed", "padded", "strided")
+PADDING = 3  # elements behind a row
 # Not drawn: the axis whose elements lie 2³⁰ apart, so that offsets of three of them pass 2³¹.
 FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
+# Axes without which an array has no such layout; of any the contiguous one is none to be made.
+AXES = {"contiguous": np.inf, "transposed": 2, "padded": 2, "strided": 1} | dict.fromkeys(FAR, 2)
 STRIDE = 2**30
 BIG = 2**30
 INTO = ("", "", "own", "float32")  # a case's `into`: see `receivers`
@@ -103,43 +107,52 @@ def draw(rng: np.random.Generator, shape: tuple[int, ...], magnitude: str, dtype
     return representable(values(rng, shape, magnitude, dtype), dtype)
 
 
-def place(side: Side, x: Array, dtype: str, layout: str = "contiguous") -> Any:
+def place(side: Side, x: Array, dtype: str | None, layout: str = "contiguous") -> Any:
     """Return `x` on a side in a memory layout, with NaN in the memory that is not part of it.
 
     "transposed" has the last two axes swapped in memory, "padded" rows longer than their content,
     "strided" every second element. Arrays with fewer axes than that takes stay contiguous. Those of
     `FAR` are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
+    What has no NaN has a large integer or True there.
     """
-    if layout == "contiguous" or x.ndim < (1 if layout == "strided" else 2):
+    if layout not in AXES:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(AXES)}")
+    if x.ndim < AXES[layout]:
         return side.asarray(x, dtype)
-    if layout == "transposed":
-        return side.asarray(np.ascontiguousarray(x.swapaxes(-1, -2)), dtype).swapaxes(-1, -2)
-    if layout == "padded":
-        room = np.full((*x.shape[:-1], x.shape[-1] + 3), np.nan)
-        room[..., : x.shape[-1]] = x
-        return side.asarray(room, dtype)[..., : x.shape[-1]]
-    if layout == "strided":
-        room = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan)
-        room[..., ::2] = x
-        return side.asarray(room, dtype)[..., ::2]
     if layout in FAR:
         return far(side.asarray(x, dtype), FAR[layout])
-    raise ValueError(f"layout is {layout!r}; it must be one of {', '.join((*LAYOUTS, *FAR))}")
+    filling = {"f": np.nan, "b": True}.get(x.dtype.kind, BIG)
+    memory = np.full(_memory(x.shape, layout), filling, x.dtype)
+    _part(memory, layout)[...] = x
+    return _part(side.asarray(memory, dtype), layout)
+
+
+def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:
+    """Return an array to be written, in a memory layout of `place`'s."""
+    if len(shape) < AXES[layout]:
+        return side.empty(shape, dtype)
+    return _part(side.empty(_memory(shape, layout), dtype), layout)
+
+
+def _memory(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Return the shape of the memory that an array takes in a layout."""
+    *lead, last = shape
+    if layout == "transposed":
+        return (*lead[:-1], last, lead[-1])
+    return (*lead, last + PADDING if layout == "padded" else 2 * last)
+
+
+def _part(memory: Any, layout: str) -> Any:
+    """Return the array that lies in its memory in a layout."""
+    if layout == "transposed":
+        return memory.swapaxes(-1, -2)
+    return memory[..., :-PADDING] if layout == "padded" else memory[..., ::2]
 
 
 def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> Any:
-    """Return what a call has beside its tensors on a side: every second element if they are so.
-
-    Numbers, integers or booleans, of any rank; between them lies NaN, a large number or True.
-    """
-    if x is None or x.ndim == 0 or case.layout != "strided":
-        return None if x is None else side.asarray(x, dtype)
-    room = np.full(
-        (*x.shape[:-1], 2 * x.shape[-1]), {"f": np.nan, "b": True}.get(x.dtype.kind, BIG)
-    )
-    room = room.astype(x.dtype)
-    room[..., ::2] = x
-    return side.asarray(room, dtype)[..., ::2]
+    """Return what a call has beside its tensors on a side: every second element if they are so."""
+    strided = case.layout == "strided"
+    return None if x is None else place(side, x, dtype, "strided" if strided else "contiguous")
 
 
 def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:
@@ -162,21 +175,15 @@ def into(written: dict[str, Any]) -> dict[str, Any]:
     return {"into": tuple(written.values())} if written else {}
 
 
-def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:
-    """Return an array to be written, in a memory layout of `place`'s."""
-    *lead, last = shape
-    if layout == "transposed" and lead:
-        return side.empty((*lead[:-1], last, lead[-1]), dtype).swapaxes(-1, -2)
-    if layout == "padded":
-        return side.empty((*lead, last + 3), dtype)[..., :last]
-    if layout == "strided":
-        return side.empty((*lead, 2 * last), dtype)[..., ::2]
-    return side.empty(shape, dtype)
-
-
 def received(case: Any) -> str | None:
     """Return the dtype of what backward writes gradients into, None where it is the case's."""
     return None if case.into in ("", "own") else str(case.into)
+
+
+def returned(case: Any, outputs: Mapping[str, Any], *parameters: str) -> dict[str, Any]:
+    """Return outputs with the bounds of what is returned, of `parameters` as they are received."""
+    dtypes = dict.fromkeys(parameters, received(case))
+    return {name: x.returned(dtypes.get(name)) for name, x in outputs.items()}
 
 
 def far(x: Any, axis: int) -> Any:

@@ -142,11 +142,10 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     dx = total
     if case.dropout_p > 0.0:
         dx = (total * dropout.scale(case.dropout_p)).where(keep)
-    outputs = {"out": out, "h": h, "dx": dx, "dweight": dweight, "dbias": dbias}
+    outputs = {"out": out, "dx": dx, "dweight": dweight, "dbias": dbias}
     if given.residual is not None:
         outputs["dresidual"] = total
-    dtypes = dict.fromkeys(("dweight", "dbias"), domains.received(case))
-    return {name: x if name == "h" else x.returned(dtypes.get(name)) for name, x in outputs.items()}
+    return {**domains.returned(case, outputs, "dweight", "dbias"), "h": h}
 
 
 def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:

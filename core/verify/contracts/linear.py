@@ -130,8 +130,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     }
     if case.bias:
         outputs["dbias"] = dbias
-    dtypes = dict.fromkeys(("dweight", "dbias"), domains.received(case))
-    return {name: x.returned(dtypes.get(name)) for name, x in outputs.items()}
+    return domains.returned(case, outputs, "dweight", "dbias")
 
 
 def homogeneity(subject: Subject, case: Case) -> None:

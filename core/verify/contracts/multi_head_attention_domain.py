@@ -233,9 +233,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if case.biases:
         outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
     stored = {name: a for name, a in (("dbias", dbias), ("dsinks", dsinks)) if a is not None}
-    parameters = ("dw_qkv", "db_qkv", "dw_out", "db_out")
-    dtypes = dict.fromkeys(parameters, domains.received(case))
-    return {name: a.returned(dtypes.get(name)) for name, a in outputs.items()} | stored
+    return domains.returned(case, outputs, "dw_qkv", "db_qkv", "dw_out", "db_out") | stored
 
 
 def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:

@@ -162,8 +162,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         rows = case.length + case.spare_positions
         outputs["dposition_table"] = sums_by_id(dout, positions, rows)
     outputs["dtable"] = sums_by_id(dout, given.ids, case.rows) * case.scale
-    dtypes = dict.fromkeys(("dtable", "dposition_table"), domains.received(case))
-    found = {name: x.returned(dtypes.get(name)) for name, x in outputs.items()}
+    found = domains.returned(case, outputs, "dtable", "dposition_table")
     return found | {"sinusoids": sinusoids(case)}
 
 
