@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from twofold.core import ops
-from twofold.core.verify.foreign_subjects import functions
+from twofold.core.verify.foreign_operators import functions
 from twofold.core.verify.foreign_table import ALIASES, PLAIN
 from twofold.core.verify.report import contract_module
 

@@ -31,8 +31,9 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contract import (
     subject as subject_of,
 )
+from twofold.core.verify.foreign_operators import Operator, in_precision
 from twofold.core.verify.foreign_refusals import Refused, raised_by, where
-from twofold.core.verify.foreign_subjects import Function, Operator, in_precision
+from twofold.core.verify.foreign_subjects import Function
 from twofold.core.verify.foreign_verdict import BITS, FAILS, HOLDS, UNSAID, Claim, Failure, alike
 
 SHRINKING = 15.0  # seconds, for each failure

@@ -190,26 +190,19 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         else:
             g = choose(decays, g + theta * case.weight_decay, g)
         # (3) moments and (4) the step
-        before = state
-        step, state = formula(case, g, state, case.first_step + i)
-        for name in before.keys() & {*SQUARES}:
-            moving = state.get("m", g)
-            step, state[name] = past(before[name], moving, step, state[name])
+        step, after = formula(case, g, state, case.first_step + i)
+        for name in state.keys() & {*SQUARES}:
+            step, after[name] = past(state[name], after.get("m", g), step, after[name])
         theta = (theta - step).returned()
-        state = {name: x.returned() for name, x in state.items()}
+        state = {name: x.returned() for name, x in after.items()}
     return {"params": theta, **state, "norm": norm.returned()[0], "grads": raw}
 
 
 def past(before: Approx, moving: Approx, step: Approx, after: Approx) -> tuple[Approx, Approx]:
-    """Return the step and a sum of squares: one that surely was ∞ stays so, and the step is 0.
-
-    `moving` is what is divided by its root.
-    """
+    """Return step and sum of squares: one surely ∞ stays so, and `moving` over its root is 0."""
     sure = np.isinf(before.value) & (before.error == 0)
-    finite = np.isfinite(moving.value) & np.isfinite(moving.error)
-    infinite = exact(np.full_like(before.value, np.inf), before.on)
-    nothing = exact(np.zeros_like(before.value), before.on)
-    return choose(sure & finite, nothing, step), choose(sure, infinite, after)
+    still = sure & np.isfinite(moving.value) & np.isfinite(moving.error)
+    return step.where(~still), after.where(~sure, np.inf)
 
 
 def choose(condition: Array, x: Approx, otherwise: Approx) -> Approx:
