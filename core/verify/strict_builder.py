@@ -25,6 +25,8 @@ from twofold.core.verify.strict_memory import Array, Memory, untagged
 _FLOATS = (tl.float16, tl.bfloat16, tl.float32, tl.float64)
 _PASSING_OVER = (np.fmax, np.fmin)  # NaN
 
+WAITS = "waits for another program; here one runs after the other"
+
 
 @dataclass(frozen=True)
 class Strictness:
@@ -89,12 +91,39 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         self._check_use("atomic", ptr, val, live)
         if val.dtype.scalar == tl.bfloat16:
             raise NotImplementedError("Triton's interpreter has no atomics on bfloat16")
-        return super().create_atomic_rmw(op, TensorHandle(addresses, ptr.dtype), val, mask, *how)
+        plain, atomic = TensorHandle(addresses, ptr.dtype), super().create_atomic_rmw
+        if addresses.size > 1 or not live.all():
+            return atomic(op, plain, val, mask, *how)
+        return self._ordering(plain, how[0], lambda: atomic(op, plain, val, mask, *how))
 
-    def create_atomic_cas(self, ptr: Any, *how: Any) -> Any:
+    def create_atomic_cas(self, ptr: Any, compared: Any, val: Any, *how: Any) -> Any:
         everywhere = np.ones(ptr.data.shape, bool)
         addresses = self.memory.access("atomic", ptr.data, everywhere, _size(ptr))
-        return super().create_atomic_cas(TensorHandle(addresses, ptr.dtype), *how)
+        plain, atomic = TensorHandle(addresses, ptr.dtype), super().create_atomic_cas
+        if addresses.size > 1:
+            return atomic(plain, compared, val, *how)
+        if self._bits(plain) == compared.data.tobytes() != val.data.tobytes():
+            if self.strict.races and self.memory.order.held(int(addresses.item())):
+                return TensorHandle(val.data.copy(), compared.dtype.scalar)
+        return self._ordering(plain, how[0], lambda: atomic(plain, compared, val, *how), True)
+
+    def _ordering(
+        self, ptr: Any, semantic: Any, atomic: Callable[[], Any], by_cas: bool = False
+    ) -> Any:
+        """Run an atomic of one lane, by which accesses of several programs may be ordered."""
+        before, found = self._bits(ptr), atomic()
+        address, how = int(ptr.data.item()), semantic.name
+        self.memory.ordered(address, "ACQUIRE" in how, "RELEASE" in how)
+        if self.memory.order.changed(address, before, self._bits(ptr), by_cas):
+            raise NotImplementedError(WAITS)
+        return found
+
+    def _bits(self, ptr: Any) -> bytes:
+        """Return what lies at one address."""
+        dtype = interpreter._get_np_dtype(ptr.get_element_ty())
+        one = np.zeros(ptr.data.shape, dtype)
+        live = np.ones(ptr.data.shape, bool)
+        return bytes(interpreter._interpreter.load(ptr.data, live, one, one.dtype).tobytes())
 
     def create_atomic_load(self, *how: Any) -> Any:
         with self._accessing("atomic"):
@@ -109,7 +138,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
             found = self.create_load(ptr, None, True)
         met = np.asarray(found.data == expected.data)
         if not isinstance(timeout_ns, TensorHandle) and not met.all():  # it has no end
-            raise NotImplementedError("waits for another program; here one runs after the other")
+            raise NotImplementedError(WAITS)
         return TensorHandle(met, tl.int1)
 
     def create_barrier(self, *how: Any) -> None:

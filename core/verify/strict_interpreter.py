@@ -20,9 +20,10 @@ in order. In this context a kernel must be right for the right reason:
   names the load.
 - *uninitialised*: no load or atomic of an element that no one has written. What is left unwritten
   in an output, `check_written` finds.
-- *races*: no two programs touch one element unless both only read it or both use atomics; no lane
-  touches what another lane of its program stored before, with no `tl.debug_barrier` between; no
-  two lanes of one store write different values to one element.
+- *races*: no two programs touch one element unless both only read it, both use atomics, or
+  atomics of one lane order them, as a lock or a counter does (`strict_order`), with a
+  `tl.debug_barrier` before what releases; no lane touches what another lane of its program stored
+  before, with no barrier between; no two lanes of one store write different values to one element.
 - *overflow*: integers of 32 bits and less do not wrap in +, − and ·, nor do their sums.
 - *shuffle*: programs run in an order drawn from `seed`.
 
@@ -38,8 +39,8 @@ says why): in a context, by the pytest plugin (`pytest_plugin`), and by `twofold
 Not seen:
 
 - races between the warps of one program, but for the lanes above: a load and a later store of
-  another lane, one element held by several threads; data layouts; the order that atomics make (a
-  lock is a race here);
+  another lane, one element held by several threads; data layouts; atomics that order programs in
+  one order of them and not in another, which another `seed` may draw;
 - a masked lane that is compared: `x > 0` is false, and nothing follows from it; integers of masked
   lanes, but by what the largest one does; NaN that `erf` made of such a lane is
   found in the output, and not named;

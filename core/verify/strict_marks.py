@@ -2,8 +2,9 @@
 
 Per element of a storage stands the number of the access that read, wrote or atomically updated it.
 Programs run one after the other, so a number below that at which the running program began was left
-by another program. Within a program, one lane's store is seen by another lane only after a barrier:
-which lane stored stands beside the number. Everything is done on whole blocks of addresses, and a
+by another program, and clashes unless atomics order the two (`strict_order`). Within a program, one
+lane's store is seen by another lane only after a barrier: which lane stored stands beside the
+number. Everything is done on whole blocks of addresses, and a
 storage that is never written costs no more than a list of its loads.
 """
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from twofold.core.verify.strict_order import Order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -68,7 +71,7 @@ class Marks:
         self._last = max(self._last, last)
         self._unit = min(self._unit, itemsize)
 
-    def touch(self, new: Touch) -> Clash | None:
+    def touch(self, new: Touch, order: Order) -> Clash | None:
         """Mark an access; return where it clashes with an earlier one."""
         at = (new.addresses - np.uint64(self._first)).view(np.int64)
         if self._unit > 1:
@@ -78,11 +81,13 @@ class Marks:
             at = (at[:, None] + np.arange(width)).ravel()
             lanes = np.repeat(lanes, width)
         if new.kind != "load":
-            self._settle()
+            self.settle(order)
         for other in _CLASHES[new.kind]:
             if (marks := self._marks.get(other)) is not None:
                 found = marks[at]
                 clashes = (found - 1).view(np.uint32) < new.began - 1  # 0 is no mark
+                if order.active and clashes.any():
+                    clashes &= ~order.before(found)
                 if other == "store":
                     assert self._stored_by is not None
                     clashes |= (found >= new.settled) & (self._stored_by[at] != lanes)
@@ -93,25 +98,30 @@ class Marks:
             self._pending.append((new.number, at))
             self._pending_lanes += at.size
             if self._pending_lanes > _PENDING_LANES:
-                self._settle()
+                self.settle(order)
         elif new.kind == "store":
             self._of("store")[at] = new.number
             if self._stored_by is None:
                 self._stored_by = np.zeros(self._length(), np.int32)
             self._stored_by[at] = lanes
         else:
-            self._mark_first("atomic", new.number, at)
+            self._mark("atomic", new.number, at, order)
         return None
 
-    def _settle(self) -> None:
+    def settle(self, order: Order) -> None:
+        """Mark the loads so far, as of what was before them."""
         for number, at in self._pending:
-            self._mark_first("load", number, at)
+            self._mark("load", number, at, order)
         self._pending, self._pending_lanes = [], 0
 
-    def _mark_first(self, kind: str, number: int, at: Array) -> None:
-        """Keep the first mark: if any program but the running one left one, it is this."""
+    def _mark(self, kind: str, number: int, at: Array, order: Order) -> None:
+        """Keep a mark of another program, but one that is before this access by atomics."""
         marks = self._of(kind)
-        marks[at[marks[at] == 0]] = number
+        found = marks[at]
+        replaced = found == 0
+        if order.active:
+            replaced |= order.before(found)
+        marks[at[replaced]] = number
 
     def _of(self, kind: str) -> Array:
         if kind not in self._marks:

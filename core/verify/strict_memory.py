@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from twofold.core.verify.strict_marks import Marks, Touch
+from twofold.core.verify.strict_order import Order
 
 if TYPE_CHECKING:  # it imports torch, which a reader of `Fault` need not have
     from twofold.core.verify.strict_unwritten import Record
@@ -140,6 +141,7 @@ class Memory:
         self._marks: dict[int, Marks] = {}
         self._accesses: list[Access] = []
         self._began = self._settled = 1
+        self.order = Order()
         self._program: Program = (0, 0, 0)
         self.unspecified: dict[tuple[str, Site], None] = {}
 
@@ -157,10 +159,25 @@ class Memory:
         """Let a program run, until the next."""
         self._program = program
         self._began = self._settled = len(self._accesses) + 1
+        if self.order.active:
+            self._settle_marks()
+        self.order.begin(self._began)
 
     def barrier(self) -> None:
         """Let every lane see what the program has stored."""
         self._settled = len(self._accesses) + 1
+
+    def ordered(self, address: int, acquires: bool, releases: bool) -> None:
+        """Let an atomic of one lane order what programs do before and after it."""
+        if acquires:
+            self._settle_marks()
+            self.order.acquire(address)
+        if releases:
+            self.order.release(address, self._settled, len(self._accesses))
+
+    def _settle_marks(self) -> None:
+        for marks in self._marks.values():
+            marks.settle(self.order)
 
     def access(self, kind: str, pointers: Array, mask: Array, size: int) -> Array:
         """Check the lanes of an access that `mask` lets through; return plain addresses."""
@@ -265,13 +282,16 @@ class Memory:
         if self._checks.races:
             number, began, settled = len(self._accesses), self._began, self._settled
             new = Touch(kind, number, began, settled, addresses, lanes, size)
-            if clash := view.marks.touch(new):
+            if clash := view.marks.touch(new, self.order):
                 earlier = self._accesses[clash.earlier - 1]
-                own = clash.earlier >= began
+                own, why = clash.earlier >= began, ""
+                if own:
+                    why = ", and no barrier is between them"
+                elif self.order.loose(clash.earlier):
+                    why = ", and no barrier is between that and the atomic that releases it"
                 raise self.fault(
                     f"{_WORDS[kind]} {view} races at element {view.element(clash.address)} with "
-                    f"{'another lane and ' if own else ''}{earlier}"
-                    f"{', and no barrier is between them' if own else ''}"
+                    f"{'another lane and ' if own else ''}{earlier}{why}"
                 )
         if view.record is None:
             return

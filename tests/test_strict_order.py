@@ -1,0 +1,181 @@
+"""Programs that atomics order, by a lock or by a counter, and those that only seem to be."""
+
+import pytest
+import torch
+import triton.language as tl
+from planted import found, ints, where
+from triton.runtime.interpreter import InterpretedFunction
+
+from twofold.core.verify.strict_interpreter import Fault, Unsupported, strict_interpreter
+
+PROGRAMS, N = 6, 8
+SEEDS = range(8)
+
+
+@InterpretedFunction
+def sum_behind_lock(
+    x_ptr, lock_ptr, total_ptr, calls_ptr, N: tl.constexpr,
+    WAIT: tl.constexpr, BARRIER: tl.constexpr, PEEK: tl.constexpr, SEM: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, N)
+    x = tl.load(x_ptr + tl.program_id(0) * N + i)
+    if PEEK:
+        x += 0 * tl.load(total_ptr + i)
+    if WAIT:
+        while tl.atomic_cas(lock_ptr, 0, 1, sem=SEM) == 1:
+            pass
+    else:
+        tl.atomic_cas(lock_ptr, 0, 1, sem=SEM)
+    calls = tl.load(calls_ptr)
+    if calls > 0:
+        x += tl.load(total_ptr + i)
+    tl.store(total_ptr + i, x)
+    tl.atomic_xchg(calls_ptr, calls + 1)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.atomic_xchg(lock_ptr, 0, sem=SEM)
+
+
+RIGHT = {"WAIT": True, "BARRIER": True, "PEEK": False, "SEM": "acq_rel"}
+
+
+def behind_lock(seed, **changed):
+    x = torch.arange(PROGRAMS * N, dtype=torch.int32).reshape(PROGRAMS, N)
+    total, lock, calls = torch.zeros(N, dtype=torch.int32), ints(0), ints(0)
+    with strict_interpreter(seed=seed):
+        sum_behind_lock[PROGRAMS,](x, lock, total, calls, N, **RIGHT | changed)
+    assert torch.equal(total, x.sum(0, dtype=torch.int32)) and lock.item() == 0
+    assert calls.item() == PROGRAMS
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_a_lock_keeps_apart_is_no_race(seed):
+    behind_lock(seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"WAIT": False}, "load from calls_ptr"),
+        ({"BARRIER": False}, "no barrier is between that and the atomic that releases it"),
+        ({"PEEK": True}, "total_ptr"),
+        ({"SEM": "relaxed"}, "load from calls_ptr"),
+        ({"SEM": "acquire"}, "load from calls_ptr"),
+        ({"SEM": "release"}, "load from calls_ptr"),
+    ],
+)
+def test_a_lock_that_is_none_is_a_race(seed, changed, words):
+    with pytest.raises(Fault, match=words) as fault:
+        behind_lock(seed, **changed)
+    assert " races at element " in str(fault.value)
+
+
+@InterpretedFunction
+def last_sums(
+    x_ptr, parts_ptr, done_ptr, out_ptr, N: tl.constexpr, PROGRAMS: tl.constexpr,
+    ASK: tl.constexpr, BARRIER: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, N)
+    program = tl.program_id(0)
+    tl.store(parts_ptr + program * N + i, 2 * tl.load(x_ptr + program * N + i))
+    if BARRIER:
+        tl.debug_barrier()
+    done = tl.atomic_add(done_ptr, 1)
+    if (done == PROGRAMS - 1) | (not ASK):
+        total = tl.zeros([N], tl.int32)
+        for part in range(PROGRAMS):
+            total += tl.load(parts_ptr + part * N + i)
+        tl.store(out_ptr + i, total)
+
+
+def by_counter(seed, ASK=True, BARRIER=True):
+    x = torch.arange(PROGRAMS * N, dtype=torch.int32).reshape(PROGRAMS, N)
+    out = torch.zeros(N, dtype=torch.int32)
+    with strict_interpreter(seed=seed):
+        last_sums[PROGRAMS,](x, torch.zeros_like(x), ints(0), out, N, PROGRAMS, ASK, BARRIER)
+    assert torch.equal(out, 2 * x.sum(0, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_last_of_a_counter_may_read_what_all_have_stored(seed):
+    by_counter(seed)
+    for wrong in ({"ASK": False}, {"BARRIER": False}):
+        with pytest.raises(Fault, match=" races at element "):
+            by_counter(seed, **wrong)
+
+
+@InterpretedFunction
+def pass_on(x_ptr, flags_ptr, HOLD: tl.constexpr):
+    """Each program doubles what the one before left, and says so to the next."""
+    program = tl.program_id(0)
+    x = tl.load(x_ptr + (1 if HOLD else 0)) if program == 0 else 0
+    if program > 0:
+        tl.atomic_add(flags_ptr + program - 1, 0, sem="acquire")
+        x = tl.load(x_ptr)
+    tl.store(x_ptr, 2 * x)
+    tl.debug_barrier()
+    tl.atomic_xchg(flags_ptr + program, 1, sem="release")
+
+
+def test_order_is_handed_on():
+    """What a program could rely on is published with what it did."""
+    x = ints(1)
+    with strict_interpreter(shuffle=False):
+        pass_on[4,](x, ints(0, 0, 0, 0), HOLD=False)
+    assert x.item() == 16
+
+
+@InterpretedFunction
+def readers(x_ptr, read_ptr, out_ptr):
+    """The first two read, the last stores, which only one of them has let it do."""
+    program = tl.program_id(0)
+    if program < 2:
+        tl.store(out_ptr + program, tl.load(x_ptr))
+    tl.debug_barrier()
+    if program == 1:
+        tl.atomic_xchg(read_ptr, 1)
+    if program == 2:
+        tl.atomic_add(read_ptr, 0)
+        tl.store(x_ptr, 7)
+
+
+def test_of_several_readers_each_has_to_be_waited_for():
+    with strict_interpreter(shuffle=False):
+        words = found(readers, (3,), ints(5), ints(0), ints(0, 0))
+    assert words.endswith(f"the load of program (0, 0, 0) at {where(readers, 'tl.load(x_ptr)')}")
+
+
+@InterpretedFunction
+def count_down(turn_ptr, out_ptr, PROGRAMS: tl.constexpr):
+    """The last program is the first to have its turn."""
+    program = tl.program_id(0)
+    while tl.atomic_cas(turn_ptr, PROGRAMS - 1 - program, -1) != PROGRAMS - 1 - program:
+        pass
+    tl.store(out_ptr + program, program)
+    tl.debug_barrier()
+    tl.atomic_xchg(turn_ptr, PROGRAMS - program)
+
+
+def test_waiting_that_has_no_end_here_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("twofold.core.verify.strict_order.MOST_SPINS", 50)
+    with strict_interpreter(shuffle=False), pytest.raises(Unsupported, match="waits for another"):
+        count_down[2,](ints(0), ints(0, 0), 2)
+
+
+@InterpretedFunction
+def raise_to(most_ptr, x_ptr):
+    x = tl.load(x_ptr + tl.program_id(0))
+    before = tl.atomic_cas(most_ptr, 0, 0)
+    swapped = before - 1
+    while (x > before) & (swapped != before):
+        swapped = before
+        before = tl.atomic_cas(most_ptr, swapped, x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_number_that_is_exchanged_and_not_put_back_is_no_lock(seed):
+    most, x = ints(0), ints(3, 9, 0, 9, 4)
+    with strict_interpreter(seed=seed):
+        raise_to[5,](most, x)
+    assert most.item() == 9
