@@ -25,7 +25,7 @@ from twofold.core import ops
 from twofold.core.bench import machine, timing
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.config import ClassifierConfig
-from twofold.core.training import trainer as trainers
+from twofold.core.training import inference
 from twofold.core.training.batches import Array, collate
 
 SENTENCES, LENGTHS = 512, (5, 60)  # shortest and longest
@@ -57,7 +57,7 @@ def our_predict(
     model = Classifier(config, side)
 
     def predict() -> None:
-        trainers.predict(model, inputs)
+        inference.predict(model, inputs)
 
     return predict
 

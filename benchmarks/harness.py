@@ -62,10 +62,10 @@ def use_threads(n: int) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    from twofold.core.training import trainer
+    from twofold.core.training import threads
 
     torch.set_num_threads(n)
-    trainer.use_threads(n)
+    threads.use_threads(n)
     threadpool_limits(1, "blas")
 
 

@@ -19,12 +19,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ALIGNED = 16  # bytes, from one buffer to the next: what compiled kernels are told of pointers
 # Runs before a function is captured: kernels are compiled, and modules loaded, which capturing
 # forbids, and what is not run again is not captured.
 EAGER = 1
@@ -83,17 +86,39 @@ def capturing(device: str) -> Callable[[Callable[[], None]], Callable[[], None]]
     return Captured if device == "cuda" else lambda function: function
 
 
-def write(buffer: torch.Tensor, x: np.ndarray[Any, np.dtype[Any]]) -> None:
-    """Copy an array into a buffer of its shape, cast to its dtype, without waiting.
+class Buffers:
+    """Arrays that lie in one memory, so that one copy writes all of them.
 
-    What is copied to a GPU goes through pinned memory, which torch does not use again before the
-    copy is done, so `x` may be changed at once.
+    Attributes:
+        arrays: tensors of the shapes and dtypes of those they were made for.
     """
-    host = torch.as_tensor(np.array(x, order="C")).to(buffer.dtype)
-    buffer.copy_(host.pin_memory() if buffer.is_cuda else host, non_blocking=True)
+
+    def __init__(self, like: Sequence[Array], device: str) -> None:
+        self._at, end = [], 0
+        for x in like:
+            start = -(-end // ALIGNED) * ALIGNED
+            end = start + x.nbytes
+            self._at.append((slice(start, end), x.dtype, x.shape))
+        self._memory = torch.empty(end, dtype=torch.uint8, device=device)
+        self.arrays = [
+            self._memory[at].view(getattr(torch, dtype.name)).view(shape)
+            for at, dtype, shape in self._at
+        ]
+
+    def write(self, arrays: Sequence[Array]) -> None:
+        """Copy arrays of those shapes into them, without waiting.
+
+        What is copied to a GPU goes through pinned memory, which torch does not use again before
+        the copy is done, so the arrays may be changed at once.
+        """
+        host = torch.empty_like(self._memory, device="cpu", pin_memory=self._memory.is_cuda)
+        places = host.numpy()
+        for (at, dtype, shape), x in zip(self._at, arrays, strict=True):
+            places[at].view(dtype).reshape(shape)[...] = x
+        self._memory.copy_(host, non_blocking=True)
 
 
-def read(x: torch.Tensor) -> Callable[[], np.ndarray[Any, np.dtype[Any]]]:
+def read(x: torch.Tensor) -> Callable[[], Array]:
     """Begin to bring back an array as it is now; what is returned waits for it."""
     if not x.is_cuda:
         now = x.clone().numpy()
@@ -103,7 +128,7 @@ def read(x: torch.Tensor) -> Callable[[], np.ndarray[Any, np.dtype[Any]]]:
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
-    def wait() -> np.ndarray[Any, np.dtype[Any]]:
+    def wait() -> Array:
         copied.synchronize()
         return host.numpy()
 

@@ -13,12 +13,15 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 OPERATORS = (
     "attention",
@@ -43,6 +46,18 @@ OPERATORS = (
 SIDES = ("reference", "triton")
 
 
+class Buffers:
+    """NumPy arrays that are written together."""
+
+    def __init__(self, like: Sequence[Array]) -> None:
+        self.arrays = [np.empty_like(x) for x in like]
+
+    def write(self, arrays: Sequence[Array]) -> None:
+        """Copy arrays of the same shapes into them."""
+        for buffer, x in zip(self.arrays, arrays, strict=True):
+            buffer[...] = x
+
+
 @dataclass(frozen=True)
 class Side:
     """One side of every operator, and where its arrays live.
@@ -58,7 +73,8 @@ class Side:
         arange: counts from 0, int64.
         captured: makes a function of no arguments, that returns nothing and finds all that changes
             in memory, one that is replayed as a CUDA graph; elsewhere the function itself.
-        write: copies a NumPy array into a buffer, without waiting for a GPU.
+        buffers: allocates, for NumPy arrays, as many that lie in one memory: `arrays`; `write`
+            copies others of their shapes into all of them at once, without waiting for a GPU.
         read: begins to bring an array back as it is now; what it returns is to be called for it.
 
     Every name in `OPERATORS` is an attribute too: the operator's module, imported at first use.
@@ -68,13 +84,13 @@ class Side:
     device: str
     package: str
     asarray: Callable[..., Any]
-    to_numpy: Callable[[Any], np.ndarray[Any, np.dtype[Any]]]
+    to_numpy: Callable[[Any], Array]
     zeros: Callable[..., Any]
     empty: Callable[..., Any]
     arange: Callable[[int], Any]
     captured: Callable[[Callable[[], None]], Callable[[], None]]
-    write: Callable[[Any, np.ndarray[Any, np.dtype[Any]]], None]
-    read: Callable[[Any], Callable[[], np.ndarray[Any, np.dtype[Any]]]]
+    buffers: Callable[[Sequence[Array]], Any]
+    read: Callable[[Any], Callable[[], Array]]
 
     def __getattr__(self, operator: str) -> ModuleType:
         if operator not in OPERATORS:
@@ -153,14 +169,14 @@ def _reference() -> Side:
 
     return Side(
         "reference", "cpu", "twofold.reference", np.asarray, np.asarray, zeros, empty, np.arange,
-        captured, np.copyto, read,
+        captured, Buffers, read,
     )  # fmt: skip
 
 
 def _triton(device: str) -> Side:
     import torch
 
-    from twofold.core.captured import capturing, read, write
+    from twofold.core import captured
 
     def asarray(x: Any, dtype: str | None = None) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
@@ -184,5 +200,5 @@ def _triton(device: str) -> Side:
 
     return Side(
         "triton", device, "twofold.kernels", asarray, to_numpy, zeros, empty, arange,
-        capturing(device), write, read,
+        captured.capturing(device), partial(captured.Buffers, device=device), captured.read,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from twofold.core.data.pretrained import pretrained_folder
 from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.model import weights
 from twofold.core.model.classifier import Classifier
-from twofold.core.training import checkpoints, trainer
+from twofold.core.training import checkpoints, inference, trainer
 from twofold.core.training.recipe import Recipe
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,11 +52,11 @@ class Pretrained(NamedTuple):
 
     def predict(self, texts: Sequence[str]) -> Array:
         """Return the probabilities of the classes, (n, C) float32."""
-        return trainer.predict(self.model, [self.encode(text) for text in texts])
+        return inference.predict(self.model, [self.encode(text) for text in texts])
 
     def embed(self, texts: Sequence[str]) -> Array:
         """Return mean-pooled embeddings of length 1, (n, d_model) float32."""
-        return trainer.embed(self.model, [self.encode(text) for text in texts])
+        return inference.embed(self.model, [self.encode(text) for text in texts])
 
     def trainer(self, **recipe: Any) -> trainer.Trainer:
         """Return what teaches the model; fields of `Recipe` that are not given do nothing."""

@@ -23,8 +23,9 @@ from test_training import Run, toy
 
 from twofold.core import ops
 from twofold.core.training import checkpoints, loop
+from twofold.core.training.inference import accuracy
 from twofold.core.training.processes import Apart, Lost, Several, joined
-from twofold.core.training.trainer import Diverged, Trainer, accuracy
+from twofold.core.training.trainer import Diverged, Trainer
 
 RECIPE = {"parts": 4, "batch_size": 17, "epochs": 4, "average": 0.9}  # 54 = 3·17 + 3 examples
 EARLY = {"epochs": 12, "patience": 2, "refit": False, "lr": 3e-2, "checkpoint_steps": 3}

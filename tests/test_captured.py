@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from twofold.core import captured
+from twofold.core import captured, ops
 
 
 def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
@@ -62,12 +62,29 @@ def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
     assert streams[-1] == "own"
 
 
-def test_an_array_is_written_as_it_is_and_read_as_it_was():
-    buffer, x = torch.zeros((2, 3)), np.arange(6.0).reshape(3, 2).T
-    captured.write(buffer, x)
-    now = captured.read(buffer)
-    buffer.zero_()
-    assert np.array_equal(now(), x) and now().dtype == np.float32
-    one = torch.tensor(False)
-    captured.write(one, np.array(True))
-    assert one.item() is True
+@pytest.mark.parametrize("name", ops.SIDES)
+def test_arrays_are_written_together_and_read_as_they_were(name):
+    side = ops.load(name)
+    given = [np.arange(6.0).reshape(3, 2).T, np.array(True), np.array([7, 8, 9])]
+    buffers = side.buffers(given)
+    buffers.write(given)
+    now = [side.read(x) for x in buffers.arrays]
+    kept = [x.copy() for x in given]
+    for x in given:
+        x[...] = 0  # whoever gave them may go on at once
+    for read, x in zip(now, kept, strict=True):
+        assert read().dtype == x.dtype and np.array_equal(read(), x)
+    buffers.write(given)
+    for read, buffer, x in zip(now, buffers.arrays, kept, strict=True):
+        assert np.array_equal(read(), x) and not side.to_numpy(buffer).any()
+    with pytest.raises(ValueError, match="zip"):
+        buffers.write(given[:2])
+
+
+def test_buffers_lie_in_one_memory_where_kernels_are_told_they_do():
+    arrays = [np.zeros(3, np.float32), np.zeros((), bool), np.zeros((2, 5), np.int64)]
+    buffers = captured.Buffers(arrays, "cpu")
+    places = [x.data_ptr() - buffers.arrays[0].data_ptr() for x in buffers.arrays]
+    assert (
+        places == [0, 16, 32] and len({x.untyped_storage().data_ptr() for x in buffers.arrays}) == 1
+    )

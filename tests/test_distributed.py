@@ -23,8 +23,9 @@ from test_cli import TINY, call, table
 from test_training import Run, begin, parameters, same_bits, toy, train
 
 from twofold.core.training import checkpoints, loop, scaling
+from twofold.core.training.inference import accuracy
 from twofold.core.training.processes import Lost, Processes, Several, joined
-from twofold.core.training.trainer import accuracy, added
+from twofold.core.training.trainer import added
 
 RUNS = {
     "whole": {},

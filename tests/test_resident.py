@@ -20,8 +20,7 @@ from triton.runtime.interpreter import GridExecutor
 
 from twofold.core import captured, ops
 from twofold.core.model.classifier import Classifier
-from twofold.core.training import inference, loop, resident
-from twofold.core.training import trainer as trainers
+from twofold.core.training import graphs, inference, loop, resident
 from twofold.core.training.batches import Batch
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.trainer import Diverged, Trainer
@@ -316,11 +315,11 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
         Classifier(config, dataclasses.replace(side, device="cuda"), flat)
         for side in (called, replaying_side)
     )
-    monkeypatch.setitem(trainers.ELEMENTS, "triton", 80 * config.d_ff)
+    monkeypatch.setitem(inference.ELEMENTS, "triton", 80 * config.d_ff)
     for longest in (14, 15, 16):
         inputs, _ = batch(dataclasses.replace(config, max_length=longest), examples=9)
         wide = inputs if config.input == "tokens" else [x.astype(np.float64) for x in inputs]
-        for function in (trainers.predict, trainers.embed):
+        for function in (inference.predict, inference.embed):
             found = function(replayed, inputs)
             assert found.tobytes() == function(padded, inputs).tobytes()
             truth = function(exact, wide)
@@ -328,17 +327,17 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
             assert np.abs(found - truth).max() <= 10 * off
     assert max(r.calls for r in made) > 2  # some were replayed
     flat *= 0.5  # a model goes on learning where it lies
-    assert trainers.embed(replayed, inputs).tobytes() == trainers.embed(padded, inputs).tobytes()
+    assert inference.embed(replayed, inputs).tobytes() == inference.embed(padded, inputs).tobytes()
 
 
 @given(st.integers(1, 3000), st.integers(1, 64))
 def test_shapes_are_few_and_hardly_larger(examples, length):
     batches = Batch(np.zeros((examples, length)), np.ones(examples, np.int64))
-    inputs, lengths = inference.padded(batches, 64)
+    inputs, lengths = graphs.padded(batches, 64)
     (B, L), some = inputs.shape, lengths > 0
     assert examples <= B <= examples * 9 / 8 + 1 and length <= L <= min(length + 15, 64)
     assert some[:examples].all() and not some[examples:].any() and L % 16 == 0
-    assert np.array_equal(inference.padded(Batch(inputs, lengths), 64).inputs, inputs)
+    assert np.array_equal(graphs.padded(Batch(inputs, lengths), 64).inputs, inputs)
 
 
 def test_shapes_beyond_those_that_are_captured_leave_nothing(triton, monkeypatch):

@@ -19,7 +19,7 @@ from twofold.core.commands.common import (
     write_json,
 )
 from twofold.core.commands.training import reopened
-from twofold.core.training.trainer import predict
+from twofold.core.training.inference import predict
 
 
 def command(

@@ -23,8 +23,8 @@ from twofold.core.model.classifier import Classifier
 from twofold.core.model.weights import CONFIG_FILE, WeightsError
 from twofold.core.ops import Side
 from twofold.core.training.codec import Codec, TextCodec
+from twofold.core.training.inference import predict
 from twofold.core.training.run import SETTINGS_FILE, Run, RunError
-from twofold.core.training.trainer import predict
 
 
 def command(

@@ -29,12 +29,13 @@ from twofold.core.commands.common import (
 from twofold.core.data.baselines import baselines
 from twofold.core.data.datasets import Dataset
 from twofold.core.ops import Side
+from twofold.core.training.inference import accuracy
 from twofold.core.training.loop import Event, Interrupted, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
 from twofold.core.training.run import PLOT_FILE, Run, RunError, held
 from twofold.core.training.settings import fingerprint
-from twofold.core.training.trainer import Diverged, accuracy
+from twofold.core.training.trainer import Diverged
 
 
 def reopened(folder: Path) -> tuple[Run, Dataset]:

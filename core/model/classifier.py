@@ -82,7 +82,7 @@ class Classifier:
         self.layout = Layout(self._shapes())
         self.flat = ops.asarray(self.layout.initial(seed), dtype) if flat is None else flat
         self.params = self.layout.views(self.flat)
-        self.graphs: dict[Any, Any] = {}  # what `training.inference` has captured of it
+        self.graphs: dict[Any, Any] = {}  # what `training.graphs` has captured of it
         # Of the last layer, the rest of the positions would be worked out in vain.
         self._first_only = (
             config.pooling == "first" and config.norm == "post" and config.positions != "rotary"

@@ -1,82 +1,110 @@
-"""What a model makes of a batch; on a GPU a CUDA graph that is replayed (`core.captured`).
-
-A graph is of one shape, so there batches are padded to few: lengths to a multiple of 16, and the
-examples, by some that are empty, to a number with four binary digits before its zeros. No example
-sees another or the padding behind it; their results differ by how sums are split, if at all.
-"""
+"""Predictions, embeddings and accuracy of a model, batch by batch, on either side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from twofold.core.model.classifier import Classifier
-from twofold.core.training.batches import Array, Batch
-from twofold.reference.checks import dtype_name
+from twofold.core.training import graphs
+from twofold.core.training.batches import Array, collate, even_batches
+from twofold.core.training.processes import ALONE, Processes
+from twofold.core.training.threads import parallel
 
-MULTIPLE, DIGITS = 16, 4
-MOST = 64  # shapes that are captured for a model; batches of others run as they are
-
-# What of (model, inputs, lengths) is asked for: logits (B, C), or mean states (B, d_model).
-Function = Callable[[Classifier, Any, Any], Any]
-
-
-def logits(model: Classifier, inputs: Any, lengths: Any) -> Any:
-    """Return logits (B, C)."""
-    return model.forward(inputs, lengths)[0]
+# Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
+# stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
+ELEMENTS = {"reference": 6 << 18, "triton": 1 << 26}
+WORKERS = {"reference": 4, "triton": 1}  # that batches are dealt to, whatever threads there are
 
 
-def means(model: Classifier, inputs: Any, lengths: Any) -> Any:
-    """Return the mean of the last layer's vectors, (B, d_model)."""
-    return model.mean_state(inputs, lengths)
+def predict(
+    model: Classifier, inputs: Sequence[Array], batches: Sequence[Array] | None = None
+) -> Array:
+    """Return probabilities (n, C) float32; examples of similar length share a batch.
+
+    Of some `batches`, the numbers of their examples, only those rows are meant.
+    """
+
+    def probabilities(logits: Array) -> Array:
+        shifted = logits.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        weights = np.exp(shifted)
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+    batches = similar(model, inputs) if batches is None else batches
+    rows = np.zeros((len(inputs), model.config.num_classes), np.float32)
+    return _by_batches(model, inputs, batches, graphs.logits, probabilities, rows)
 
 
-def result(model: Classifier, function: Function, batch: Batch) -> Array:
-    """Return what a function of the model makes of a batch, brought to the host."""
-    ops, graphs = model.ops, model.graphs
-    if ops.device == "cuda":
-        wide = padded(batch, model.config.max_length)
-        key = function, wide.inputs.shape
-        if key in graphs or len(graphs) < MOST:
-            if key not in graphs:
-                graphs[key] = _Replayed(model, function, wide)
-            rows: Array = graphs[key](wide)[: len(batch.lengths)]
-            return rows
-    made = function(model, ops.asarray(batch.inputs), ops.asarray(batch.lengths))
-    return ops.to_numpy(made)
+def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
+    """Return embeddings (n, d_model) float32: the mean of the last layer's vectors, of length 1.
+
+    The dot product of two is the cosine of the angle between them (Reimers & Gurevych 2019,
+    "Sentence-BERT", section 3).
+    """
+
+    def directions(means: Array) -> Array:
+        mean = means.astype(np.float64)
+        return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+
+    rows = np.zeros((len(inputs), model.config.d_model), np.float32)
+    batches = similar(model, inputs)
+    return _by_batches(model, inputs, batches, graphs.means, directions, rows)
 
 
-def padded(batch: Batch, max_length: int) -> Batch:
-    """Return a batch of a shape that many batches have, the rest of it empty."""
-    B, L, *rest = batch.inputs.shape
-    unit = 1 << max(B.bit_length() - DIGITS, 0)
-    shape = (-(-B // unit) * unit, max(L, min(-(-L // MULTIPLE) * MULTIPLE, max_length)))
-    inputs = np.zeros((*shape, *rest), batch.inputs.dtype)
-    inputs[:B, :L] = batch.inputs
-    lengths = np.zeros(shape[0], batch.lengths.dtype)
-    lengths[:B] = batch.lengths
-    return Batch(inputs, lengths)
+def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
+    """Return numbers of the examples batch by batch, those of similar length together."""
+    lengths = np.array([len(x) for x in inputs], np.int64)
+    side = model.ops.name
+    return even_batches(lengths, ELEMENTS[side] // model.config.d_ff, WORKERS[side])
 
 
-class _Replayed:
-    """A function of batches of one shape, which are written where it reads them."""
+def _by_batches(
+    model: Classifier,
+    inputs: Sequence[Array],
+    batches: Sequence[Array],
+    function: graphs.Function,
+    finish: Callable[[Array], Array],
+    rows: Array,
+) -> Array:
+    """Return `rows`, filled with what a function makes of batches, finished on the host."""
 
-    def __init__(self, model: Classifier, function: Function, batch: Batch) -> None:
-        self.ops, self.made = model.ops, None
-        self.given = [self.ops.empty(x.shape, dtype_name(x)) for x in batch]
+    def begin(chosen: Array) -> Callable[[], None]:
+        wait = graphs.begun(model, function, collate([inputs[i] for i in chosen]))
 
-        def run() -> None:
-            made = function(model, *self.given)
-            if self.made is None:
-                self.made = self.ops.empty(tuple(made.shape), dtype_name(made))
-            self.made[...] = made
+        def end() -> None:
+            rows[chosen] = finish(wait())
 
-        self.run = self.ops.captured(run)
+        return end
 
-    def __call__(self, batch: Batch) -> Array:
-        for buffer, x in zip(self.given, batch, strict=True):
-            self.ops.write(buffer, x)
-        self.run()
-        return self.ops.to_numpy(self.made)
+    if model.ops.name == "reference":
+        parallel(lambda chosen: begin(chosen)(), batches)
+    else:
+        _overlapped(begin, batches)
+    return rows
+
+
+def _overlapped(begin: Callable[[Array], Callable[[], None]], items: Sequence[Array]) -> None:
+    """Begin every item, and end each when the next has begun: a GPU need not wait for the host."""
+    before = None
+    for item in items:
+        end = begin(item)
+        if before is not None:
+            before()
+        before = end
+    if before is not None:
+        before()
+
+
+def accuracy(
+    model: Classifier, inputs: Sequence[Array], labels: Array, processes: Processes = ALONE
+) -> float:
+    """Return the share of examples whose most probable class is their label.
+
+    Each process judges some of the batches, the same ones as one process would make.
+    """
+    batches = similar(model, inputs)[processes.rank :: processes.size]
+    classes = predict(model, inputs, batches).argmax(axis=1)
+    right = sum(int((classes[chosen] == labels[chosen]).sum()) for chosen in batches)
+    return processes.count(right) / len(inputs)

@@ -28,10 +28,11 @@ from twofold.core.ops import Side
 from twofold.core.training import checkpoints
 from twofold.core.training.batches import Array, Examples, Prepared, steps_per_epoch
 from twofold.core.training.feed import Feed, ahead
+from twofold.core.training.inference import accuracy
 from twofold.core.training.processes import ALONE, Lost, Processes
 from twofold.core.training.recipe import Recipe, learning_rate
 from twofold.core.training.run import Run
-from twofold.core.training.trainer import Trainer, accuracy
+from twofold.core.training.trainer import Trainer
 
 VALIDATION_SHARE, VALIDATION_SEED = 0.1, 0
 ROW_STEPS = 10  # steps that a row of the metrics sums up

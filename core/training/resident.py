@@ -19,14 +19,13 @@ the passes and the update are captured each by itself, and every step's losses a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.training.batches import Array, Prepared
-from twofold.reference.checks import dtype_name
 
 if TYPE_CHECKING:
     from twofold.core.training.trainer import Trainer
@@ -58,9 +57,11 @@ class Resident:
         self.trainer, self.ops = trainer, trainer.ops
         ops, parts, sites = self.ops, trainer.parts, trainer.model.config.sites
         self.late = ops.device == "cuda" and trainer.processes.size == 1
-        self._seeds = ops.zeros((len(parts), sites, ALIGNED), "int64")
+        seeds = np.zeros((len(parts), sites, ALIGNED), np.int64)
+        numbers = np.zeros((1 + len(trainer.optimizer.over), 4), np.float32)
+        self._told = ops.buffers([seeds, numbers, np.zeros(1, np.float32)])
+        self._seeds, self._numbers, self._stop = self._told.arrays
         self._seeds_at = [[row[site, 0] for site in range(sites)] for row in self._seeds]
-        self._numbers = ops.zeros((1 + len(trainer.optimizer.over), 4))
         self._go = ops.asarray(np.array(True))
         # The loss of every part, the wish to stop, the norm. What processes add up, all but the
         # norm, is written behind the gradient, which they add up as well.
@@ -76,12 +77,9 @@ class Resident:
         """Take a step: `Trainer.learn`, whose arguments and errors these are."""
         trainer, ops = self.trainer, self.ops
         taken = self._step(batch)
-        for buffers, part in zip(taken.buffers, batch.parts.values(), strict=True):
-            for buffer, x in zip(buffers, (*part[0], part[1]), strict=True):
-                ops.write(buffer, x)
-        ops.write(self._seeds, self._drawn(step))
-        ops.write(self._numbers, self._scalars(batch.examples, step, lr))
-        ops.write(self._found[-1:], np.array([stop], np.float32))
+        taken.batch.write(_arrays(batch))
+        numbers = self._scalars(batch.examples, step, lr)
+        self._told.write([self._drawn(step), numbers, np.array([stop], np.float32)])
         taken.run()
         if not self.alone:
             trainer.processes.add(trainer.grads[0])
@@ -108,12 +106,11 @@ class Resident:
             self.trainer.judge(of.step, losses[: of.examples], of.examples, norm, stops > 0)
         except ArithmeticError:
             self._pending = None
-            self.ops.write(self._go, np.array(True))
+            self._go[...] = True
             raise
 
     def _step(self, batch: Prepared) -> _Step:
-        shapes = [(x[0].inputs.shape, x[1].shape, dtype_name(x[1])) for x in batch.parts.values()]
-        key = tuple(shapes)
+        key = tuple((x.shape, x.dtype.name) for x in _arrays(batch))
         if key not in self._steps:
             if len(self._steps) == MOST:
                 return _Step(self, batch, _as_it_is)
@@ -137,18 +134,23 @@ class Resident:
             row[: len(given)] = given
         return numbers
 
-    def passes(self, buffers: list[tuple[Any, Any, Any]]) -> None:
-        """Write the gradient of this process's parts, and the loss of each."""
+    def passes(self, parts: Sequence[tuple[Any, ...]]) -> None:
+        """Write the gradient of this process's parts, the loss of each, and the wish to stop.
+
+        Args:
+            parts: inputs, lengths and targets of each.
+        """
         trainer, share = self.trainer, self._numbers[0, SHARE]
         losses = [
             trainer.passed(inputs, lengths, targets, self._seeds_at[i], share, i)
-            for i, (inputs, lengths, targets) in enumerate(buffers)
+            for i, (inputs, lengths, targets) in enumerate(parts)
         ]
         trainer.sum_of_parts(len(losses))
         if len(losses) < trainer.recipe.parts:
             self._found[:-1] = -0.0  # which changes nothing that other processes add to it
         for i, loss in enumerate(losses, trainer.parts.start):
             self._found[i] = loss
+        self._found[-1:] = self._stop
 
     def update(self) -> None:
         """Take the optimizer's step, if all is finite, with what follows it."""
@@ -175,18 +177,21 @@ class _Step:
     """What runs for batches of one shape, and where they are written for it."""
 
     def __init__(self, resident: Resident, batch: Prepared, captured: Any) -> None:
-        ops = resident.ops
-        self.buffers = [
-            tuple(ops.empty(x.shape, dtype_name(x)) for x in (*part, targets))
-            for part, targets in batch.parts.values()
-        ]
+        self.batch = resident.ops.buffers(_arrays(batch))
+        arrays = self.batch.arrays
+        parts = [tuple(arrays[i : i + 3]) for i in range(0, len(arrays), 3)]
 
         def whole() -> None:
-            resident.passes(self.buffers)
+            resident.passes(parts)
             if resident.alone:
                 resident.update()
 
         self.run = captured(whole)
+
+
+def _arrays(batch: Prepared) -> list[Array]:
+    """Return inputs, lengths and targets of every part, one after the other."""
+    return [x for part, targets in batch.parts.values() for x in (*part, targets)]
 
 
 def _as_it_is(function: Callable[[], None]) -> Callable[[], None]:

@@ -17,30 +17,24 @@ Here stands what both sides do, and the NumPy side's step; the Triton side's is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
-from twofold.core.ops import Side
-from twofold.core.training import inference
-from twofold.core.training.batches import Array, Prepared, collate, even_batches
+from twofold.core.training.batches import Array, Prepared, collate
 from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.resident import Resident
+from twofold.core.training.threads import parallel
 from twofold.reference import checks
 from twofold.reference.checks import dtype_name
 
 SLICE = 1 << 15  # elements that are averaged at a time, so that they stay in cache
-# Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
-# stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
-ELEMENTS = {"reference": 6 << 18, "triton": 1 << 26}
-WORKERS = {"reference": 4, "triton": 1}  # that batches are dealt to, whatever threads there are
 
 
 class Diverged(ArithmeticError):
@@ -138,7 +132,7 @@ class Trainer:
             slot = part - self.parts.start
             return float(self.passed(inputs, lengths, targets, seeds, share, slot))
 
-        grads, losses = self._sum(parallel(self.ops, work, mine), stop)
+        grads, losses = self._sum(parallel(work, mine), stop)
         norm = self.ops.optimizers.global_norm(grads)
         self.judge(step, losses[: batch.examples], batch.examples, float(norm), self.stop)
         self.optimizer.step(self.model.flat, grads, step=step, lr=lr, grad_norm=norm)
@@ -298,99 +292,3 @@ def added(buffers: Sequence[Any]) -> Any:
     if right is not None:
         left += right
     return left
-
-
-def predict(
-    model: Classifier, inputs: Sequence[Array], batches: Sequence[Array] | None = None
-) -> Array:
-    """Return probabilities (n, C) float32; examples of similar length share a batch.
-
-    Of some `batches`, the numbers of their examples, only those rows are meant.
-    """
-
-    def probabilities(logits: Array) -> Array:
-        shifted = logits.astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        weights = np.exp(shifted)
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-
-    batches = similar(model, inputs) if batches is None else batches
-    rows = np.zeros((len(inputs), model.config.num_classes), np.float32)
-    return _by_batches(model, inputs, batches, inference.logits, probabilities, rows)
-
-
-def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
-    """Return embeddings (n, d_model) float32: the mean of the last layer's vectors, of length 1.
-
-    The dot product of two is the cosine of the angle between them (Reimers & Gurevych 2019,
-    "Sentence-BERT", section 3).
-    """
-
-    def directions(means: Array) -> Array:
-        mean = means.astype(np.float64)
-        return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
-
-    rows = np.zeros((len(inputs), model.config.d_model), np.float32)
-    batches = similar(model, inputs)
-    return _by_batches(model, inputs, batches, inference.means, directions, rows)
-
-
-def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
-    """Return numbers of the examples batch by batch, those of similar length together."""
-    lengths = np.array([len(x) for x in inputs], np.int64)
-    side = model.ops.name
-    return even_batches(lengths, ELEMENTS[side] // model.config.d_ff, WORKERS[side])
-
-
-def _by_batches(
-    model: Classifier,
-    inputs: Sequence[Array],
-    batches: Sequence[Array],
-    function: inference.Function,
-    finish: Callable[[Array], Array],
-    rows: Array,
-) -> Array:
-    """Return `rows`, filled with what a function makes of batches, finished on the host."""
-
-    def work(chosen: Array) -> None:
-        batch = collate([inputs[i] for i in chosen])
-        rows[chosen] = finish(inference.result(model, function, batch))
-
-    parallel(model.ops, work, batches)
-    return rows
-
-
-def accuracy(
-    model: Classifier, inputs: Sequence[Array], labels: Array, processes: Processes = ALONE
-) -> float:
-    """Return the share of examples whose most probable class is their label.
-
-    Each process judges some of the batches, the same ones as one process would make.
-    """
-    batches = similar(model, inputs)[processes.rank :: processes.size]
-    classes = predict(model, inputs, batches).argmax(axis=1)
-    right = sum(int((classes[chosen] == labels[chosen]).sum()) for chosen in batches)
-    return processes.count(right) / len(inputs)
-
-
-_X = TypeVar("_X")
-_Y = TypeVar("_Y")
-_pool = ThreadPoolExecutor(2, "twofold")
-
-
-def use_threads(n: int) -> None:
-    """Let the NumPy side work on so many parts of a batch at a time; results do not change."""
-    global _pool
-    _pool = ThreadPoolExecutor(n, "twofold")
-
-
-def parallel(ops: Side, work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_Y]:
-    """Apply `work` to every item: on the NumPy side in threads, elsewhere one after the other."""
-    if ops.name != "reference" or len(items) == 1:
-        return [work(item) for item in items]
-
-    def quiet(item: _X) -> _Y:
-        with np.errstate(all="ignore"):  # what is not finite is seen in the loss; see Diverged
-            return work(item)
-
-    return list(_pool.map(quiet, items))

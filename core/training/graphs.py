@@ -1,0 +1,80 @@
+"""What a model makes of a batch; on a GPU a CUDA graph that is replayed (`core.captured`).
+
+A graph is of one shape, so there batches are padded to few: lengths to a multiple of 16, and the
+examples, by some that are empty, to a number with four binary digits before its zeros. No example
+sees another or the padding behind it; their results differ by how sums are split, if at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from twofold.core.model.classifier import Classifier
+from twofold.core.training.batches import Array, Batch
+from twofold.reference.checks import dtype_name
+
+MULTIPLE, DIGITS = 16, 4
+MOST = 64  # shapes that are captured for a model; batches of others run as they are
+
+# What of (model, inputs, lengths) is asked for: logits (B, C), or mean states (B, d_model).
+Function = Callable[[Classifier, Any, Any], Any]
+
+
+def logits(model: Classifier, inputs: Any, lengths: Any) -> Any:
+    """Return logits (B, C)."""
+    return model.forward(inputs, lengths)[0]
+
+
+def means(model: Classifier, inputs: Any, lengths: Any) -> Any:
+    """Return the mean of the last layer's vectors, (B, d_model)."""
+    return model.mean_state(inputs, lengths)
+
+
+def begun(model: Classifier, function: Function, batch: Batch) -> Callable[[], Array]:
+    """Begin what a function of the model makes of a batch; what is returned waits for it."""
+    ops, graphs = model.ops, model.graphs
+    if ops.device == "cuda":
+        wide = padded(batch, model.config.max_length)
+        key = function, wide.inputs.shape
+        if key in graphs or len(graphs) < MOST:
+            if key not in graphs:
+                graphs[key] = _Replayed(model, function, wide)
+            wait = graphs[key](wide)
+            return lambda: wait()[: len(batch.lengths)]
+    return ops.read(function(model, ops.asarray(batch.inputs), ops.asarray(batch.lengths)))
+
+
+def padded(batch: Batch, max_length: int) -> Batch:
+    """Return a batch of a shape that many batches have, the rest of it empty."""
+    B, L, *rest = batch.inputs.shape
+    unit = 1 << max(B.bit_length() - DIGITS, 0)
+    shape = (-(-B // unit) * unit, max(L, min(-(-L // MULTIPLE) * MULTIPLE, max_length)))
+    inputs = np.zeros((*shape, *rest), batch.inputs.dtype)
+    inputs[:B, :L] = batch.inputs
+    lengths = np.zeros(shape[0], batch.lengths.dtype)
+    lengths[:B] = batch.lengths
+    return Batch(inputs, lengths)
+
+
+class _Replayed:
+    """A function of batches of one shape, which are written where it reads them."""
+
+    def __init__(self, model: Classifier, function: Function, batch: Batch) -> None:
+        self.ops, self.made = model.ops, None
+        self.given = self.ops.buffers(batch)
+
+        def run() -> None:
+            made = function(model, *self.given.arrays)
+            if self.made is None:
+                self.made = self.ops.empty(tuple(made.shape), dtype_name(made))
+            self.made[...] = made
+
+        self.run = self.ops.captured(run)
+
+    def __call__(self, batch: Batch) -> Callable[[], Array]:
+        self.given.write(batch)
+        self.run()
+        return self.ops.read(self.made)
