@@ -20,7 +20,9 @@ from twofold.adapters.custom import (
     seed_tensor,
 )
 from twofold.adapters.sides import Place
+from twofold.reference import checks
 from twofold.reference.attention_scores import (
+    ALIGNMENTS,
     BlockSize,
     Options,
     ScoreMod,
@@ -90,8 +92,8 @@ def attention(
 
     Arguments are those of `reference.attention.forward`, but `score_mod` is a registered name and
     `seed`, a number or a tensor of one, is drawn by torch where it is None. q, k, v, bias and sinks
-    have gradients, and lse hands its own on; a second derivative has neither a bias nor sinks of
-    which it takes the gradient's gradient. Under autocast q, k, v and bias are cast.
+    have gradients, and lse's gradient counts too; second derivatives want a bias and sinks that
+    require no gradient. Under autocast q, k, v and bias are cast.
 
     Returns:
         out (B, H, M, D), and with `return_lse` also lse (B, H, M), float32 (float64 of float64).
@@ -137,6 +139,8 @@ def listed(
     if score_mod and score_mod not in SCORE_MODS:
         known = f", as are {', '.join(SCORE_MODS)}" if SCORE_MODS else " first; none is yet"
         raise ValueError(f"score_mod is {score_mod!r}; it must be registered{known}")
+    if isinstance(causal, str):
+        checks.choice("causal", causal, ALIGNMENTS)
     check_window(window_size)
     check_is_rotary(rotary)
     if block_size is not None:

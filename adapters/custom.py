@@ -35,9 +35,9 @@ class Operator:
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
             side takes them, outputs, gradients of the outputs), by name.
         differentiable: arguments that have a gradient.
-        read: indices of the outputs that `backward` reads, of the arguments; others are not kept,
-            may be changed in place, and stand empty in its `outputs`.
-        steady: outputs that have none.
+        read: given the arguments, returns the indices of the outputs that `backward` reads; others
+            are not kept, may be changed in place, and stand empty in its `outputs`.
+        steady: indices of outputs that have no gradient.
         optional: outputs whose gradient `backward` takes as None where there is none; of others
             it gets zeros.
     """

@@ -85,7 +85,8 @@ def scaled_dot_product_attention(
     if enable_gqa:
         H, K = query.shape[HEADS], _broadcast("heads", HEADS, key=key, value=value)
         if math.prod(H) % math.prod(K):
-            raise ValueError(f"key.shape[-3] is {K[0]}; it must divide query's heads, {H[0]}")
+            words = f"it must divide query's heads, {math.prod(H)}"
+            raise ValueError(f"key.shape[-3] is {math.prod(K)}; {words}")
     else:
         H = K = _broadcast("heads, unless enable_gqa,", HEADS, **given)
     B, width = math.prod(batch), max(E, V)

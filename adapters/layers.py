@@ -316,7 +316,7 @@ def cross_entropy(
     Arguments are those of `reference.softmax_cross_entropy.forward`; the targets have no gradient.
     Under autocast all are cast to float32, as torch's are. The gradient is made with the loss.
     """
-    logits, weight = autocast(logits, weight, dtype=torch.float32)
+    logits, targets, weight = autocast(logits, targets, weight, dtype=torch.float32)
     loss, _ = CROSS_ENTROPY(logits, targets, weight, label_smoothing, ignore_index, reduction)
     return loss
 
@@ -341,7 +341,7 @@ def _cross_entropy_shapes(a: Arguments) -> Tensors:
 def _cross_entropy_backward(
     place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
 ) -> Mapping[str, Any]:
-    cache = place.side.softmax_cross_entropy.Cache(place.give(outputs[1]))
+    cache = place.side.softmax_cross_entropy.Cache(place.give(outputs[1]), a.reduction == "none")
     return {
         "logits": place.side.softmax_cross_entropy.backward(place.give(grads[0]), cache).dlogits
     }

@@ -33,10 +33,10 @@ def multi_head_attention(
 ) -> torch.Tensor:
     """Attend from x (B, M, E) to itself or to a context (B, N, E).
 
-    Arguments are those of `reference.multi_head_attention.forward`; `how` are the rest of those of
-    `adapters.attention.attention`. Weights, biases, x, the context and sinks have gradients. Under
-    autocast all but the sinks are cast. Backward computes the projections again: saved is what was
-    given.
+    Arguments are those of `reference.multi_head_attention.forward`; `how` are the other ones of
+    `adapters.attention.attention`, but `return_lse`. Weights, biases, x, the context, bias and
+    sinks have gradients. Under autocast x, the context, weights, biases and `bias` are cast.
+    Backward computes the projections again: saved is what was given.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

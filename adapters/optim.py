@@ -11,6 +11,8 @@ from twofold.adapters import sides
 from twofold.adapters.custom import capturing
 from twofold.reference import checks
 
+MOMENTS = "exp_avg", "exp_avg_sq"
+
 
 class AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019), a parameter's step one launch.
@@ -22,14 +24,15 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._step_supports_amp_scaling = False  # or a GradScaler left it to us, where `fused`
+        self._step_supports_amp_scaling = False  # or, if `fused`, GradScaler leaves it to us
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` computes the loss again and returns it.
 
         Raises:
-            ValueError: `amsgrad` or `maximize` is asked for, or an `eps` of 0.
+            ValueError, TypeError: `amsgrad` or `maximize` is asked for, a number is none that Adam
+                takes, or a dtype none that there is a kernel for.
             RuntimeError: a gradient is sparse or complex, or a CUDA graph is being captured.
             In any case nothing is changed.
         """
@@ -37,10 +40,7 @@ class AdamW(torch.optim.AdamW):
             must = "it must be outside: a replay would take the same step again, at the same rate"
             raise RuntimeError(f"AdamW steps while a CUDA graph is captured; {must}")
         for group in self.param_groups:
-            for name in ("amsgrad", "maximize"):
-                if group[name]:
-                    raise ValueError(f"{name} is {group[name]}; it must be False")
-            checks.positive("eps", group["eps"])
+            _check_group(group)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -52,24 +52,36 @@ class AdamW(torch.optim.AdamW):
             if parameter.grad is not None
         ]
         for parameter, grad, _ in moved:
-            if grad.is_sparse or parameter.is_complex():
-                raise RuntimeError("a gradient is sparse or complex; it must be dense and real")
+            self._check(parameter, grad)
         for parameter, grad, group in moved:
             self._one(parameter, grad, group)
         return loss
+
+    def _check(self, parameter: torch.Tensor, grad: torch.Tensor) -> None:
+        """Refuse a parameter that cannot take its step, before any has taken its own."""
+        if grad.is_sparse or parameter.is_complex():
+            raise RuntimeError("a gradient is sparse or complex; it must be dense and real")
+        state = self.state[parameter]
+        moments = {name: state[name] for name in MOMENTS} if state else {}
+        checks.floating(params=parameter, grads=grad, **moments)
+        if sides.of(parameter).side.name == "triton":
+            from twofold.kernels.precision import DTYPES
+
+            checks.choice("params.dtype", checks.dtype_name(parameter), DTYPES)
 
     def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         if state["step"].is_cuda:  # of torch's fused one: it would be waited for at every step
             state["step"] = state["step"].cpu()
         state["step"] += 1
         if parameter.numel() == 0:
             return
-        place, tensors = sides.of(parameter), (parameter, grad, *_moments(state))
+        place = sides.of(parameter)
+        tensors = (parameter, grad, *(state[name] for name in MOMENTS))
         given = [place.give(x.contiguous()).reshape(-1) for x in tensors]
         beta1, beta2 = group["betas"]
         with sides.current(parameter):
@@ -89,5 +101,13 @@ class AdamW(torch.optim.AdamW):
                 x.copy_(computed.reshape(x.shape))
 
 
-def _moments(state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    return state["exp_avg"], state["exp_avg_sq"]
+def _check_group(group: dict[str, Any]) -> None:
+    """Refuse numbers that Adam does not take."""
+    for name in ("amsgrad", "maximize"):
+        if group[name]:
+            raise ValueError(f"{name} is {group[name]}; it must be False")
+    for name in ("lr", "weight_decay"):
+        checks.require(float(group[name]) >= 0.0, name, float(group[name]), "at least 0")
+    for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
+        checks.probability(name, float(beta))
+    checks.positive("eps", group["eps"])

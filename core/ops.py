@@ -64,6 +64,7 @@ class Side:
 
     Attributes:
         name: "reference" or "triton".
+        package: that the operators are imported from.
         device: "cpu" or "cuda".
         asarray: takes a NumPy array, or one of the side's own, to this side, cast to a dtype if one
             is named.
@@ -108,6 +109,7 @@ def load(side: str) -> Side:
     Raises:
         ValueError: `side` is neither.
         ModuleNotFoundError: "triton" without torch and triton installed, naming the command.
+        RuntimeError: the kernels were imported for a GPU, and there is none.
     """
     if side == "reference":
         return _reference()

@@ -120,7 +120,7 @@ def backward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(1) dx = dy·f′(x), for BLOCK elements; there is no bias."""
+    """(2) dx = dy·f′(x), for BLOCK elements; there is no bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + index, mask=index < n, other=0.0).to(tl.float32)
@@ -248,9 +248,9 @@ def forward(
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> Gradients:
-    """Return dx = dout·f′(x + bias), and db = Σ dx over the rows.
+    """Return dx = dout·f′(x + bias) and, with a bias, dbias = Σ dx over the rows.
 
-    `split` overrides the choice of how many shares of the rows are summed apart.
+    Arguments and results are those of `reference.activation.backward`.
     """
     checks.gradient("dout", dout, tuple(cache.x.shape))
     precision.supported("dout", dout)

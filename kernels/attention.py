@@ -48,9 +48,10 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import fresh, near
+from twofold.kernels.layout import asked, fresh, near
 from twofold.kernels.precision import float32_products, supported
 from twofold.kernels.rotary import turn_back_in_place
+from twofold.reference import checks
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.rotary import Rotary
@@ -230,21 +231,24 @@ def backward(
     cache: Cache,
     dlse: torch.Tensor | None = None,
     *,
-    into: Gradients | None = None,
+    into: checks.Into = None,
     dk_dv_tile: Tile | None = None,
     dq_tile: Tile | None = None,
 ) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of `cache.lse`.
+    """Return the gradients of q, k, v, bias and sinks.
 
-    `into` receives dq, dk and dv, in any strides, instead of new tensors: multi-head attention
-    hands in views of the packed projection's gradient. The tiles override the table's choice.
+    Arguments and results are those of `reference.attention.backward`. `into`, (dq, dk, dv),
+    receives those three instead of new tensors, in any strides: multi-head attention hands in views
+    of the packed projection's gradient. The tiles override the table's choice.
     """
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
     check_backward(dout, dlse, q)
     dout = near(dout)
     (B, H, M, D), K = q.shape, k.shape[1]
     sequences, longest_q, longest_k = _sizes(cache)
-    grads = into or Gradients(fresh(q), fresh(k), fresh(v))
+    shapes = {f"d{name}": tuple(x.shape) for name, x in (("q", q), ("k", k), ("v", v))}
+    given = zip(asked(into, **shapes), (q, k, v), strict=True)
+    grads = Gradients(*(fresh(like) if x is None else x for x, like in given))
     delta = torch.empty_like(cache.lse)
     over_keys = dk_dv_tile or _tile("dk_dv", cache)
     over_queries = dq_tile or _tile("dq", cache)

@@ -114,8 +114,8 @@ def dk_dv_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask:
-    # they only spoil their own rows of dk and dv, which are stored as 0; nor does the last tile of
-    # queries.
+    # they only spoil their own rows of dk and dv, which are stored as 0. Nor do queries past the
+    # end in the last tile, whose q and dout are loaded as 0.
     length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)
     last = tl.minimum(first + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(

@@ -5,7 +5,8 @@ heads that share it, and where one row or one column of it serves all, those. No
 stored but the gradient itself, and the sums have one order: the same bits in every run. Operations:
 4·M·N·D per head.
 
-`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (5)–(8) are those of the reference.
+`B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (5), (6) and (8) are those of the
+reference; (7) is `delta_kernel`'s.
 """
 
 from __future__ import annotations

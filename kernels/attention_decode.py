@@ -23,7 +23,7 @@ read again in float32: beside keys in 16 bits 2·G·M/split as much, 6 % for 16 
 4·G·M·D per key. Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
 
 `B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys that a sequence
-has room for, `P` pages, `S` parts, `D` head_dim. Steps (1)–(4) are those of attention. Where
+has room for, `P` pages, `S` parts, `D` head_dim. Steps (0)–(4) are those of attention. Where
 queries are packed, q, out and lse and the parts of both are of one batch of all of them.
 """
 

@@ -7,9 +7,9 @@ operations: 4·M·N·D per head, half of it where causal.
 Products of e4m3 are exact in float32. The scales of q and k multiply a tile of products, that of v
 the output. The weights, between 0 and 1, are cast to e4m3 for their product with v, 256 times as
 large: a power of two, so that nothing but the cast rounds, and the largest below 448 that is one.
-Of a weight's own size that leaves numbers down to 2⁻¹⁷. The sum of weights is taken before the
-cast. Those that dropout keeps are not scaled up before it, but the output is, so that they are cast
-to the numbers that they are without.
+The smallest weight that is left is then 2⁻¹⁷. The sum of weights is taken before the cast.
+Dropout's scale multiplies the output and not the weights, so that kept weights round as they do
+without dropout.
 
 (0) A number that has been turned by a rotary position is none of e4m3. Where there are any, q is
 multiplied by kᵀ in float16, which has those of e4m3 exactly, and to which each turned one, at most

@@ -207,9 +207,9 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn
 def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angle):
     """(0) Turn a tile x that has been loaded, where `inside`; row 0 by the angles of this number.
 
-    `turn` is (cos, sin, how far their batches are apart, F), and F again if the features of a pair
-    are so far apart and no neighbours (Triton 3.6 knows no None within a tuple that it compares).
-    The other feature of each pair is loaded, too, from where it has just been or will be.
+    `turn` is (cos, sin, stride of their batches, F) for pairs of neighbours, and has F once more
+    for pairs (i, i + F): its length tells them apart, as Triton 3.6 cannot compare tuples that hold
+    None. The other feature of each pair is loaded, too, from where it has just been or will be.
     """
     F = turn[3]
     if len(turn) == 4:

@@ -156,12 +156,12 @@ UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
-# Hopper's matrix unit multiplies 64 rows by each four warps: fewer it leaves to the older one, and
-# eight warps on 64 rows make them twice. Here are the quickest on an H200, of all that
-# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in its loop,
-# whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of
-# any tile that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they
-# know nothing of copies under way, of which three stages have more than two.
+# On Hopper each group of four warps multiplies 64 rows. With fewer rows the older instruction is
+# used, and eight warps on 64 rows compute everything twice. Here are the quickest on an H200, of
+# all that `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in
+# its loop, whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the
+# time of any tile that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen
+# others: they know nothing of copies under way, of which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),
@@ -187,7 +187,8 @@ HOPPER_MIDDLE: dict[Key, Tile] = {
     ("dq", 2, 64): Tile(64, 32, 4, 3),
     ("dq", 2, 128): Tile(64, 32, 4, 3),
 }
-# Where none has more than SHORT, 128 would be padding, and so may be more than 16 at a time.
+# Where none has more than SHORT rows, most of a tile of 128 would be padding, and so may be more
+# than 16 of the other axis.
 HOPPER_SHORT: dict[Key, Tile] = {
     **HOPPER_MIDDLE,
     ("forward", 2, 16): Tile(64, 16, 4, 4),

@@ -20,8 +20,8 @@ TILES: dict[Key, Tile] = {
     (4, 128): Tile(32, 32, 8, 1, 64),
     (4, 256): Tile(32, 32, 8, 1, 32),
 }
-# With an address for each element, or 512 of them, attention's, but for one in which not all scores
-# go.
+# Rows that are not aligned, and head_dim 512, take attention's tiles, but for one that would spill
+# with some changes of the scores.
 UNALIGNED: dict[Key, Tile] = attention_tiles.UNALIGNED | {(4, 64): Tile(16, 16, 8, 1, 32)}
 # Every entry once, for the tests.
 ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *UNALIGNED.items())

@@ -34,7 +34,7 @@ def within_reach(x: torch.Tensor) -> bool:
 
 
 H100_CACHE, H100_MULTIPROCESSORS = 50 * 2**20, 132
-# In the interpreter there is none: of a few heads, so that small calls are in several groups.
+# The interpreter's: so small that small calls fall into several groups.
 INTERPRETED_CACHE = 24 * 2**10
 
 
@@ -54,7 +54,7 @@ def _cache_bytes(device: int) -> int:
 
 
 def multiprocessors(device: int | None) -> int:
-    """Return how many multiprocessors a device has, an H100 where it is absent."""
+    """Return how many multiprocessors a device has, an H100's where it is absent."""
     return H100_MULTIPROCESSORS if device is None else _multiprocessors(device)
 
 

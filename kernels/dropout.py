@@ -74,9 +74,10 @@ def attention_keep(x, seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr)
     It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
     multiple of 8: eight neighbours are the draws of one Philox call. `x` is the `Call`.
 
-    How many neighbours a thread multiplies, Triton 3.6 takes from the narrowest load behind an
-    operand, and halves the bits for a join: of a mask of bytes and of this one 8, for which sums
-    over 16 are too short, and wrong. A maximum over one element keeps the joins from its sight.
+    Triton 3.6 decides how many neighbours of a product's operand a thread holds by the narrowest
+    load that the operand comes from, and counts a join as half its bits. A mask of bytes beside the
+    joins below would make that 8 neighbours, with which sums over 16 come out wrong. A maximum over
+    one element hides the joins from it.
     """
     groups = first // 8 + tl.arange(0, BLOCK_N // 8)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)
@@ -123,14 +124,21 @@ def dropout_kernel(
 
 
 def forward(x: torch.Tensor, p: float, seed: int | torch.Tensor) -> tuple[torch.Tensor, Cache]:
-    """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p)."""
+    """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p).
+
+    Arguments and results are those of `reference.dropout.forward`, in float16, bfloat16 or float32
+    and any strides.
+    """
     check(x, p, seed)
     precision.supported("x", x)
     return _dropout(x, p, seed), Cache(p, seed, tuple(x.shape))
 
 
 def backward(dout: torch.Tensor, cache: Cache) -> Gradients:
-    """Return dx: the same kernel on `dout`."""
+    """Return dx = dout·keep/(1 − p), with the mask drawn again from the seed.
+
+    Arguments and results are those of `reference.dropout.backward`.
+    """
     checks.gradient("dout", dout, cache.shape)
     precision.supported("dout", dout)
     return Gradients(_dropout(dout, cache.p, cache.seed))

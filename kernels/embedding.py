@@ -37,8 +37,8 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest. So
-# many warps that the draws of dropout spill nothing.
+# (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest.
+# With these warps the draws of dropout do not spill.
 TILES = (
     (32, Tile(32, 32, 2)),
     (128, Tile(16, 128, 8)),
@@ -231,8 +231,8 @@ def backward(
 ) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up.
 
-    `into`, (dtable,), receives it instead of a new tensor, in any strides and of any dtype there
-    is a kernel for.
+    Arguments and results are those of `reference.embedding.backward`; `into` may have any strides
+    and any dtype there is a kernel for. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)

@@ -11,7 +11,7 @@ few programs keep memory busy only if each asks for much at a time: several rows
 them before it works on these (`stages`). Not timed yet; a row at a time, 768 wide, came to
 0.3 of an H200's bandwidth.
 
-`R` rows, `C` columns; steps (1)–(4) are those of the reference.
+`R` rows, `C` columns; steps (1)–(7) are those of the reference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from twofold.reference.layer_norm import check
 
 
 class Tile(NamedTuple):
-    """Rows that a program works on at a time, warps, and of how many blocks backward holds rows."""
+    """Rows that a program works on at a time, its warps, and stages of backward's pipeline."""
 
     block_r: int
     num_warps: int
@@ -164,23 +164,23 @@ def backward_kernel(
         rows = start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + columns[None, :]
         inside = (rows[:, None] < last) & (columns[None, :] < C)
-        # (1) x̂ again, from the stream
+        # (4) x̂ again, from the stream
         h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < last, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < last, other=0.0)
         xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
-        # (2) gain and shift: sums over the rows
+        # (5) gain and shift: sums over the rows
         dw += tl.sum(dy * xhat, axis=0)
         db += tl.sum(dy, axis=0)
-        # (3) the stream: project out what the mean and the variance took away
+        # (6) the stream: project out what the mean and the variance took away
         g = dy * w[None, :]
         along_mean = tl.sum(g, axis=1) / C
         along_xhat = tl.sum(g * xhat, axis=1) / C
         total = (g - along_mean[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
         if HAS_DH:
             total += tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        # (4) both branches of the sum
+        # (7) both branches of the sum
         dx = total
         if DROPOUT:
             if HAS_RESIDUAL:
@@ -277,10 +277,10 @@ def backward(
     into: checks.Into = None,
     tile: Tile | None = None,
 ) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`.
+    """Return the gradients of x, residual, weight and bias.
 
-    `into`, (dweight, dbias), receives those two instead of new tensors, in any strides and of any
-    dtype there is a kernel for.
+    Arguments and results are those of `reference.layer_norm.backward`; `into` may have any strides
+    and any dtype there is a kernel for. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, tuple(cache.h.shape))
     precision.supported("dout", dout)

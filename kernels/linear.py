@@ -14,7 +14,8 @@ of the pass is to read it; without a bias too, nothing remains.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
 
-`R` rows, `K` features in, `N` features out; in the product, `M` × `K` times `K` × `N`.
+`R` rows, `K` features in, `N` features out; in the product, `M` × `K` times `K` × `N`. Steps (1)
+and (2) are those of the reference.
 """
 
 from __future__ import annotations
@@ -209,10 +210,12 @@ def backward(
 ) -> Gradients:
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
 
-    `into`, (dweight, dbias), receives those two instead of new tensors, in any strides and of any
-    dtype there is a kernel for: sums in float32 need no rounding to be kept in it.
+    Arguments and results are those of `reference.linear.backward`; `into` may have any strides and
+    any dtype there is a kernel for: sums in float32 need no rounding to be kept in it. `tile`
+    overrides the table's choice.
     """
-    checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
+    checks.floating(x=cache.x, dout=dout)
+    checks.shape("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     supported("dout", dout)
     x, weight = _rows(cache.x), cache.weight
     N, K = weight.shape
@@ -221,7 +224,7 @@ def backward(
     dbias = fresh(weight[:, 0]) if dbias is None and cache.has_bias else dbias
     # (2) activation, (1) bias
     dz = _dz(_rows(dout), cache, dbias)  # (R, N)
-    # (1) product
+    # (1) product, of which the bias is done
     dx = fresh(x)  # (R, K)
     _gemm(dz, weight, dx, cache.allow_tf32, tile)
     _gemm(dz.mT, x, dweight, cache.allow_tf32, tile)

@@ -7,8 +7,9 @@ atomics. The largest lse is known before the first output is read, so nothing is
 Bytes, for n = B·H·M·D elements of b bytes: forward reads S·n·b of outs and 4·S·n/D of lses (again
 from the cache for each part) and writes n·b. Backward reads outs and dout and writes S·n·b. It goes
 through the parts twice: once to merge them again, once for the gradients, and the second time a
-program finds its rows of outs in the cache, S·1024 elements at most. The stored output would save
-the first round; but its cast would be in the float32 dlses, whose sum would no longer be dlse.
+program finds its rows of outs in the cache, S·1024 elements at most. Reading the stored output
+would save the first round, but its rounding would enter the float32 dlses, whose sum over the parts
+would no longer be dlse.
 Operations: 2 per element of outs forward, 6 backward.
 
 Any strides: parts may be views of one array, heads inside or outside; the two gradients are new.
@@ -143,6 +144,7 @@ def forward_rows(
         outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
     )
     empty = total == 0.0
+    # (1) log-sum-exp, whole
     lse = tl.where(empty, -float("inf"), top + tl.log(tl.where(empty, 1.0, total)))
     tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
     out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]
@@ -257,7 +259,11 @@ def backward(
     *,
     tile: Tile | None = None,
 ) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of `cache.lse`."""
+    """Return the gradients of outs and lses.
+
+    Arguments and results are those of `reference.merge_attention.backward`. `tile` overrides the
+    table's choice.
+    """
     outs, lses = cache.outs, cache.lses
     check_backward(dout, dlse, cache.out)
     S, B, H, M, D = outs.shape

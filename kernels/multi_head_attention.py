@@ -133,8 +133,8 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> Gradients:
     """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
-    `into`, (dw_qkv, db_qkv, dw_out, db_out), receives those four instead of new tensors, in any
-    strides and of any dtype there is a kernel for.
+    Arguments and results are those of `reference.multi_head_attention.backward`; `into` may have
+    any strides and any dtype there is a kernel for.
     """
     x, w = cache.projection.x, cache.projection.weight
     (B, M, E), H, K = x.shape, cache.attention.q.shape[1], cache.attention.k.shape[1]
@@ -144,7 +144,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> G
     (dheads,) = split(dheads, H)
     if cache.context is None:
         packed = torch.empty((B, M, w.shape[0]), dtype=x.dtype, device=x.device)
-        heads = attention.Gradients(*split(packed, H, K, K))
+        heads = split(packed, H, K, K)
         # (3) attention of every head
         dq, dk, _, *others = attention.backward(dheads, cache.attention, into=heads)
         # (2) positions
@@ -156,7 +156,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> G
     context, width = cache.context.x, cache.context.weight.shape[0]
     packed = torch.empty((B, M, E), dtype=x.dtype, device=x.device)
     packed_kv = torch.empty((B, context.shape[1], width), dtype=x.dtype, device=x.device)
-    heads = attention.Gradients(*split(packed, H), *split(packed_kv, K, K))
+    heads = (*split(packed, H), *split(packed_kv, K, K))
     # (3) attention of every head
     *_, dbias, dsinks = attention.backward(dheads, cache.attention, into=heads)
     # (1) projections, each into its part of the weight's gradient

@@ -1,8 +1,7 @@
 """Optimizers over one flat buffer: one launch a step, all of it in registers.
 
 Bytes, for n elements of b bytes: Adam reads params, grads, m, v and writes three of them, 7nb; SGD
-3nb, with momentum 5nb; Adagrad 5nb; the norm nb. A step has no more operations than a GPU does
-while it waits for these.
+3nb, with momentum 5nb; Adagrad 5nb; the norm nb. The arithmetic is hidden behind these bytes.
 
 The norm stays on the device: a step reads it there and works out the clipping factor for itself, so
 the host never waits for the gradient. `global_norm` gives each of a fixed number of programs a
@@ -12,7 +11,7 @@ bits in every run.
 Arithmetic is float32 whatever the buffers hold. The host works out what depends on the step and the
 betas alone, in float64: 1 − β₂ from a rounded β₂ would be off in the fifth digit. What changes
 from step to step is not specialised on, so a schedule compiles nothing. A captured CUDA graph would
-repeat it: there it is read from memory, and whether there is to be a step at all.
+replay these numbers, so there they are read from memory, as is whether to take the step at all.
 
 Steps (1)–(4) are those of the reference.
 """
@@ -210,7 +209,10 @@ def norm_kernel(
 
 
 def global_norm(grads: torch.Tensor) -> torch.Tensor:
-    """Return ‖g‖₂ over the whole buffer, 0-d, on its device; squares are summed in float32."""
+    """Return ‖g‖₂ over the whole buffer, 0-d, on its device; squares are summed in float32.
+
+    Arguments are those of `reference.optimizers.global_norm`.
+    """
     checks.floating(grads=grads)
     checks.shape("grads", grads, ("n",))
     precision.supported("grads", grads)

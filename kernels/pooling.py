@@ -45,6 +45,7 @@ class Cache(NamedTuple):
     lengths: torch.Tensor
     argmax: torch.Tensor | None  # (B, D) int32
     length: int
+    features: int
     kind: str
 
 
@@ -179,18 +180,18 @@ def forward(
     forward_kernel[(B, triton.cdiv(D, tile.block_d))](
         x, lengths, out, out if argmax is None else argmax, x.stride(), L, D, **_options(kind, tile)
     )
-    return out, Cache(lengths, argmax, L, kind)
+    return out, Cache(lengths, argmax, L, D, kind)
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
-    """Spread the mean's gradient over its positions, and give the maximum's to its own."""
-    B, L = len(cache.lengths), cache.length
-    features: int | str = "D"  # where a maximum was taken, it is known of how many
-    if cache.argmax is not None:
-        features = cache.argmax.shape[1] * (2 if cache.kind == "mean_max" else 1)
-    checks.gradient("dout", dout, (B, features))
+    """Spread the mean's gradient over its positions, and give the maximum's to its own.
+
+    Arguments and results are those of `reference.pooling.backward`. `tile` overrides the table's
+    choice.
+    """
+    B, L, D = len(cache.lengths), cache.length, cache.features
+    checks.gradient("dout", dout, (B, 2 * D if cache.kind == "mean_max" else D))
     precision.supported("dout", dout)
-    D = dout.shape[1] // (2 if cache.kind == "mean_max" else 1)
     tile = tile or choose_tile(D)
     dx = torch.empty((B, L, D), dtype=dout.dtype, device=dout.device)
     argmax = cache.lengths if cache.argmax is None else cache.argmax

@@ -172,8 +172,8 @@ def backward(
 ) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up.
 
-    `into`, (dtable, dposition_table), receives them instead of new tensors, in any strides and of
-    any dtype there is a kernel for.
+    Arguments and results are those of `reference.positional_encoding.backward`; `into` may have any
+    strides and any dtype there is a kernel for. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)

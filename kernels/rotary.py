@@ -16,7 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.kernels import precision
+from twofold.kernels import layout, precision
+from twofold.reference import checks
 from twofold.reference.rotary import check, check_backward, check_tables
 
 
@@ -194,17 +195,20 @@ def backward(
     dk_out: torch.Tensor,
     cache: Cache,
     *,
-    into: tuple[torch.Tensor, torch.Tensor] | None = None,
+    into: checks.Into = None,
     tile: Tile | None = None,
 ) -> Gradients:
-    """Return dq and dk: the gradients turned back.
+    """Return dq and dk: the gradients of the results, turned by −θ.
 
-    `into` receives them, in any strides, instead of new tensors; it may be (dq_out, dk_out).
+    Arguments and results are those of `reference.rotary.backward`. `into`, (dq, dk), receives them,
+    in any strides, instead of new tensors; it may be (dq_out, dk_out). `tile` overrides the table's
+    choice.
     """
     check_backward(dq_out, dk_out, cache.cos)
     precision.supported("dq_out", dq_out)
-    precision.supported("dk_out", dk_out)
-    grads = Gradients(*(into or (_empty(dq_out), _empty(dk_out))))
+    given = layout.asked(into, dq=tuple(dq_out.shape), dk=tuple(dk_out.shape))
+    pairs = zip(given, (dq_out, dk_out), strict=True)
+    grads = Gradients(*(_empty(like) if x is None else x for x, like in pairs))
     _launch(dq_out, dk_out, cache, grads, True, tile)
     return grads
 

@@ -6,7 +6,7 @@ sum (online softmax: Milakov & Gimelshein 2018), backward once for Σ dy·y, and
 3·n·b and 5·n·b, of which L2 holds what is read again. Saved: y. Of short rows a program takes
 several. No atomics: the same bits in every run, and of a row, whatever rows are beside it.
 
-`R` rows (all leading axes), `C` columns; steps are numbered as in the reference.
+`R` rows (all leading axes), `C` columns; steps (1)–(5) are those of the reference.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ def backward_kernel(
     columns = tl.arange(0, BLOCK_C).to(tl.int64)
     y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
     dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)
-    # (1) what they have in common
+    # (4) what they have in common
     delta = tl.sum(dy * y, axis=1)
-    # (2) gradient
+    # (5) gradient
     store(dx_ptr, (dy - delta[:, None]) * y, rows, columns, R, C)
 
 
@@ -180,7 +180,7 @@ def long_backward_kernel(
 ):
     """Differentiate BLOCK_R rows in blocks of columns, read twice."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    # (1) what they have in common: each lane adds up its own, and all of them once
+    # (4) what they have in common: each lane adds up its own, and all of them once
     common = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
@@ -191,7 +191,7 @@ def long_backward_kernel(
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
         dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)
-        # (2) gradient
+        # (5) gradient
         store(dx_ptr, (dy - delta[:, None]) * y, rows, columns, R, C)
 
 
@@ -210,7 +210,11 @@ def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor,
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
-    """Return dx = y·(dout − Σ_c dout·y)."""
+    """Return dx = y·(dout − Σ_c dout·y): what a whole row has in common moves no share.
+
+    Arguments and results are those of `reference.softmax.backward`, in any strides. `tile`
+    overrides the table's choice.
+    """
     checks.gradient("dout", dout, tuple(cache.y.shape))
     precision.supported("dout", dout)
     dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)

@@ -37,7 +37,7 @@ from twofold.reference.softmax_cross_entropy import check, check_backward
 
 
 class Tile(NamedTuple):
-    """Rows of a program, classes it takes at a time, its warps, and blocks of classes it holds."""
+    """Rows of a program, classes it takes at a time, its warps, and stages of its pipeline."""
 
     block_r: int
     block_c: int
@@ -57,9 +57,10 @@ BLOCK = 1024  # elements at a time in everything that is not a row
 
 
 class Cache(NamedTuple):
-    """The gradient of the reduced loss by the logits, (R, C)."""
+    """The gradient of the loss by the logits, (R, C), and whether each row has a loss."""
 
     dlogits: torch.Tensor
+    per_row: bool
 
 
 class Gradients(NamedTuple):
@@ -140,7 +141,7 @@ def divisor_kernel(
     HAS_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum w_y over one share of the rows."""
+    """(5) Sum w_y over one share of the rows, by which the mean divides."""
     share = tl.program_id(0).to(tl.int64)
     total = tl.zeros([BLOCK], tl.float32)
     first = share * rows_per_share
@@ -338,23 +339,26 @@ def forward(
         num_warps=tile.num_warps,
     )  # fmt: skip
     if reduction == "none":
-        return rows, Cache(dlogits)
+        return rows, Cache(dlogits, True)
     loss = torch.empty((), dtype=logits.dtype, device=logits.device)
     reduce_kernel[(1,)](
         rows, divisor, loss, R, shares, scale,
         HAS_DIVISOR=has_divisor, SHARES=SHARES, BLOCK=BLOCK,
     )  # fmt: skip
-    return loss, Cache(dlogits)
+    return loss, Cache(dlogits, False)
 
 
 def backward(dloss: torch.Tensor | float, cache: Cache) -> Gradients:
-    """Return dlogits, given the gradient of the loss: 0-d, or (R,) for reduction "none"."""
+    """Return dlogits, given the gradient of the loss.
+
+    Arguments and results are those of `reference.softmax_cross_entropy.backward`.
+    """
     saved = cache.dlogits
-    check_backward(dloss, saved)
+    check_backward(dloss, *cache)
     dloss = torch.as_tensor(dloss, device=saved.device)
     dlogits, n = torch.empty_like(saved), saved.numel()
     backward_kernel[(triton.cdiv(n, BLOCK),)](
         dloss, saved, dlogits, dloss.stride() or (0,), n, saved.shape[1],
-        PER_ROW=dloss.dim() == 1, BLOCK=BLOCK,
+        PER_ROW=cache.per_row, BLOCK=BLOCK,
     )  # fmt: skip
     return Gradients(dlogits)

@@ -29,7 +29,7 @@ SATURATED = 10.0  # beyond ±10, z/(1 + e⁻²ᵃ) is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
-    """What the activation was of, what `activate` kept of it, its kind, if there was a bias."""
+    """The input z, what `activate` kept for `slope`, the kind, and whether there was a bias."""
 
     z: Array
     kept: Array | None
@@ -45,7 +45,8 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, kind: str, bias: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("x", x)
     checks.floating(x=x, bias=bias)
     checks.choice("kind", kind, KINDS)
     if bias is not None:
@@ -61,6 +62,9 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
         kind: "gelu" (with erf), "gelu_tanh", "relu" or "tanh".
         bias: (C,) or None.
 
+    Returns:
+        out, shaped as x, and the cache.
+
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
@@ -73,7 +77,18 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dx = dout·f′(z), and db = Σ dx over the rows."""
+    """Return dx = dout·f′(x + bias) and, with a bias, dbias = Σ dx over the rows.
+
+    Args:
+        dout: shaped as x, floating.
+        cache: from `forward`.
+
+    Returns:
+        dx, shaped as x, and dbias (C,), None where there was no bias.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     checks.gradient("dout", dout, cache.z.shape)
     # (2) activation
     dx = slope(cache.z, cache.kept, cache.kind)

@@ -1,6 +1,6 @@
 r"""Scaled dot-product attention.
 
-    out = softmax(q·kᵀ·scale)·v,   lse_i = log(Σ_j exp(s_ij) + exp(sink)), the latter with sinks
+    out = softmax(q·kᵀ·scale)·v,   lse_i = log(Σ_j exp(s_ij) + exp(sink)), if there is a sink
 
 Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as in Dao et al. 2022,
 "FlashAttention", appendix B.2, with the gradient of lse beside it.
@@ -62,7 +62,7 @@ class Gradients(NamedTuple):
 
 
 def check(q: Any, k: Any, v: Any, options: Options) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(q=q, k=k, v=v, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
@@ -82,11 +82,11 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
 
 
 def check_backward(dout: Any, dlse: Any, q: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(q=q, dout=dout)
     checks.shape("dout", dout, tuple(int(n) for n in q.shape))
     if dlse is not None:
-        checks.array("dlse", dlse)
+        checks.floating(dlse=dlse)
         checks.shape("dlse", dlse, tuple(int(n) for n in q.shape[:3]))
     checks.same_device(q=q, dlse=dlse)
 
@@ -135,9 +135,10 @@ def forward(
         bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N).
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
-        key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding.
+        key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding, which must
+            be finite (the kernel does not read it).
         dropout_p: probability of dropping a weight, after the softmax.
-        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
+        seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
             sequences of queries one after the other, k and v those of their keys; sequence s is
             rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. From 0 to M and N, never
@@ -184,7 +185,7 @@ def forward(
     top[top == -np.inf] = 0
     s -= top
     p = np.exp(s, out=s)
-    # (3) log-sum-exp
+    # (3) log-sum-exp, and the weights' shares of the sum
     total = np.einsum("bhmn->bhm", p)[..., None]
     if sinks is not None:
         total += np.exp(sink - top)
@@ -202,11 +203,23 @@ def forward(
 
 
 def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of `cache.lse`.
+    """Return the gradients of q, k, v, bias and sinks.
 
     The softmax's Jacobian is diag(p) − p·pᵀ, so dS = p∘(dP − Δ) with Δ_i = Σ_j p_ij·dP_ij, which is
     Σ_d dout_id·out_id; lse has ∂lse_i/∂s_ij = p_ij, so its gradient joins Δ. A sink is one more
     score, with dP = 0.
+
+    Args:
+        dout: gradient of out, (B, H, M, D), of q's dtype.
+        cache: from `forward`.
+        dlse: gradient of `cache.lse`, (B, H, M), floating, or None.
+
+    Returns:
+        dq, dk and dv, shaped as q, k and v; dbias and dsinks, shaped as bias and sinks, None for
+        those that there were none of. dbias is summed over the axes along which bias was broadcast.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     q, k, v, out, lse, p, keep, slope, scale, options = cache
     check_backward(dout, dlse, out)

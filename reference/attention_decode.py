@@ -67,7 +67,7 @@ class Queries(NamedTuple):
 def check(
     q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options, queries: Queries
 ) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(q=q, k_cache=k_cache, v_cache=v_cache, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
     check_packing(q, queries)

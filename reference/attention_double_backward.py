@@ -85,7 +85,7 @@ class Gradients(NamedTuple):
 
 
 def check(ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, q: Any, k: Any, options: Any) -> None:
-    """Refuse what either side cannot take; q and k are shaped as they were given, packed or not."""
+    """Raise TypeError or ValueError for what either side cannot take; q and k are as given."""
     if options.score_mod is not None:
         given = options.score_mod.second_derivative
         name = "cache.options.score_mod.second_derivative"

@@ -27,13 +27,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LARGEST = 448.0
 DIGITS = 3  # of the significand, behind the point
 LEAST_EXPONENT = -6  # below 2⁻⁶ numbers are 2⁻⁹ apart
+NUMPY_FLOATING = ("float16", "float32", "float64")
 LEAST_SCALE = 2.0**-126  # a smaller one would be no normal float32
 
 
 def check(
     q: Any, k: Any, v: Any, q_scale: Any, k_scale: Any, v_scale: Any, options: Options
 ) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.array(name, x)
         checks.dtype(name, x, checks.dtype_name(q))
@@ -45,6 +46,7 @@ def check(
     checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
     checks.shape("v", v, (B, K, N, D))
     check_rotary(options.rotary, q, k)
+    checks.floating(bias=options.bias)
     attention_scores.check(options, B, H, M, N)
     checks.seed(options.seed, q)
     checks.floating(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
@@ -52,7 +54,6 @@ def check(
     checks.broadcastable("q_scale", q_scale, (sequences, H))
     checks.broadcastable("k_scale", k_scale, (sequences, K))
     checks.broadcastable("v_scale", v_scale, (sequences, K))
-    checks.floating(bias=options.bias)
     checks.same_device(
         q=q, k=k, v=v, q_scale=q_scale, bias=options.bias, mask=options.mask,
         key_lengths=options.key_lengths, sinks=options.sinks, alibi_slopes=options.alibi_slopes,
@@ -62,7 +63,7 @@ def check(
 
 
 def check_quantize(x: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(x=x)
     checks.shape("x", x, ("B", "H", "L", "D"))
 
@@ -109,7 +110,7 @@ def forward(
             key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
             rotary, block_mask, block_size: as in `attention.forward`.
         bias: as there, of any floating dtype.
-        out_dtype: name of the output's dtype, by default that of the scales.
+        out_dtype: name of the output's dtype, by default the one that q times its scale has here.
 
     Returns:
         out (B, H, M, D), and lse (B, H, M), the natural-log log-sum-exp.
@@ -124,6 +125,8 @@ def forward(
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.floating(q=q)
+    if out_dtype is not None:
+        checks.choice("out_dtype", out_dtype, NUMPY_FLOATING)
     for name, x in (("q", q), ("k", k), ("v", v)):
         held = np.array_equal(nearest(x), x, equal_nan=True)
         checks.require(held, name, "of other numbers", "of numbers that e4m3 has")
@@ -145,6 +148,9 @@ def quantize(x: Array) -> tuple[Array, Array]:
 
     Returns:
         x8, shaped as x and here of x's dtype, and scale (B, H), here of x's dtype.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_quantize(x)
     largest = np.abs(x).max(axis=(2, 3))  # (B, H)
@@ -153,7 +159,7 @@ def quantize(x: Array) -> tuple[Array, Array]:
 
 
 def nearest(x: Array) -> Array:
-    """Return the nearest numbers of e4m3, of two as near the even one, at most ±448."""
+    """Return the nearest numbers of e4m3, ties to even, at most ±448."""
     exponent = np.maximum(np.frexp(x)[1] - 1, LEAST_EXPONENT)
     step = np.ldexp(np.ones_like(x), exponent - DIGITS)
     return np.asarray(np.clip(np.rint(x / step) * step, -LARGEST, LARGEST))

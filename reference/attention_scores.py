@@ -98,7 +98,7 @@ class Band(NamedTuple):
 
 
 def check(options: Options, B: int, H: int, M: int, N: int) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     check_packing(options, B, M, N)
     B, M, N = sizes(options, B, M, N)
     scale, softcap = options.softmax_scale, options.softcap
@@ -133,7 +133,7 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
 
 
 def check_packing(options: Options, B: int, M: int, N: int) -> None:
-    """Refuse what either side cannot take of `cu_seqlens_q` and what goes with it."""
+    """Raise TypeError or ValueError for packed sequences that are none."""
     both = (options.cu_seqlens_k is None) == (options.cu_seqlens_q is None)
     was = "None" if options.cu_seqlens_k is None else "given"
     checks.require(both, "cu_seqlens_k", was, "given if cu_seqlens_q is, and only then")
@@ -169,7 +169,7 @@ def check_block_size(size: Any) -> None:
 
 
 def check_blocks(options: Options, B: int, H: int, M: int, N: int) -> None:
-    """Refuse what either side cannot take of `block_mask` and what goes with it."""
+    """Raise TypeError or ValueError for what is wrong with `block_mask` and `block_size`."""
     size = options.block_size
     if options.block_mask is None:
         checks.require(size is None, "block_size", size, "None without block_mask")

@@ -40,7 +40,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def check(q: Any, k: Any, lse: Any, options: Options) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     attention.check(q, k, k, options)  # values, which are not asked for, have the shape of keys
     checks.floating(lse=lse)
     checks.shape("lse", lse, tuple(int(n) for n in q.shape[:3]))
@@ -53,10 +53,10 @@ def check_rows(rows: Any, M: int) -> range:
         return range(M)
     if not isinstance(rows, slice):
         raise TypeError(f"rows is a {type(rows).__name__}; it must be a slice or None")
-    found = range(M)[rows]
-    checks.require(
-        found.step == 1 and len(found) > 0, "rows", rows, f"of step 1, and take any of {M} queries"
-    )
+    whole = all(n is None or checks.whole(n) for n in (rows.start, rows.stop, rows.step))
+    found = range(M)[rows] if whole and rows.step != 0 else range(0)
+    must = f"of step 1, and take any of {M} queries by ints"
+    checks.require(found.step == 1 and len(found) > 0, "rows", rows, must)
     return found
 
 

@@ -227,7 +227,7 @@ def probability(name: str, p: float) -> None:
 def seed(value: Any, x: Any = None) -> None:
     """Raise unless the seed is an integer that fits Philox's key as both sides pass it: 63 bits.
 
-    Beside an array `x` it may be one of no axes, int64, on the device of `x`, whose value on a GPU
+    Beside an array `x` it may be a 0-d int64 array on the device of `x`, whose value on a GPU
     is not looked at.
     """
     if x is not None and hasattr(value, "shape") and not whole(value):

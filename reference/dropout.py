@@ -49,7 +49,8 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, p: float, seed: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("x", x)
     checks.floating(x=x)
     checks.probability("p", p)
     checks.seed(seed, x)
@@ -61,7 +62,10 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     Args:
         x: any shape, floating.
         p: probability of dropping an element, 0 ≤ p < 1.
-        seed: names the mask, 0 ≤ seed < 2⁶³: a number, or an int64 array of no axes that holds it.
+        seed: names the mask, 0 ≤ seed < 2⁶³: a number, or a 0-d int64 array that holds it.
+
+    Returns:
+        out, shaped as x, and the cache.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -72,7 +76,15 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dx = dout · keep/(1 − p), with the mask drawn again from the seed."""
+    """Return dx = dout·keep/(1 − p), with the mask drawn again from the seed.
+
+    Args:
+        dout: shaped as x, floating.
+        cache: from `forward`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     checks.gradient("dout", dout, cache.shape)
     return Gradients(dout * scaled_mask(dout.shape, cache.p, cache.seed, dout.dtype))
 
@@ -86,7 +98,10 @@ def scaled_mask(shape: tuple[int, ...], p: float, seed: int, dtype: Any) -> Arra
 def attention_scaled_mask(
     shape: tuple[int, int, int, int], p: float, seed: int, dtype: Any, first: int = 0
 ) -> Array:
-    """Return keep/(1 − p) of attention weights as floats of `dtype`."""
+    """Return keep/(1 − p) of attention weights (B, H, M, N) as floats of `dtype`.
+
+    Batches count from `first`.
+    """
     # (3) scale
     return np.multiply(attention_keep_mask(shape, p, seed, first), scale(p), dtype=dtype)
 

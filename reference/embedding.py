@@ -30,7 +30,8 @@ class Gradients(NamedTuple):
 
 
 def check(ids: Any, table: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("ids", ids)
     checks.integer(ids=ids)
     checks.floating(table=table)
     checks.shape("table", table, ("V", "D"))
@@ -62,7 +63,13 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
     """Return dtable: each row the sum of the gradients of the places that looked it up.
 
-    `into`, (dtable,), receives it instead of a new array.
+    Args:
+        dout: (..., D), floating.
+        cache: from `forward`.
+        into: (dtable,), an array (V, D) that is written and returned instead of a new one.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     (dtable,) = checks.into(into, dtable=(cache.rows, cache.columns))

@@ -46,7 +46,8 @@ class Gradients(NamedTuple):
 def check(
     x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: Any, eps: float
 ) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("x", x)
     checks.floating(x=x, weight=weight, bias=bias, residual=residual)
     checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
     checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
@@ -76,7 +77,7 @@ def forward(
         weight, bias: (C,), the gain and shift after normalising.
         residual: (..., C) or None, the stream that x is added to.
         dropout_p: probability of dropping an element of x.
-        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
+        seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
         eps: added to the variance, inside the root.
 
     Returns:
@@ -114,12 +115,23 @@ def backward(
     *,
     into: checks.Into = None,
 ) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of the stream `cache.h`.
-
-    `into`, (dweight, dbias), receives those two instead of new arrays.
+    """Return the gradients of x, residual, weight and bias.
 
     With x̂ = (h − μ)·rstd and g = dout·w:  dh = rstd·(g − mean(g) − x̂·mean(g·x̂)), because μ and σ
     depend on every element of the row.
+
+    Args:
+        dout: gradient of out, (..., C), floating.
+        cache: from `forward`.
+        dh: gradient of the stream `cache.h`, (..., C), or None.
+        into: (dweight, dbias), arrays (C,) that are written instead of new ones; None for a new
+            one.
+
+    Returns:
+        dx and dresidual (..., C), the latter None without a residual; dweight and dbias (C,).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     checks.gradient("dout", dout, cache.h.shape)
     if dh is not None:
@@ -127,13 +139,13 @@ def backward(
     C = dout.shape[-1]
     dweight, dbias = checks.into(into, dweight=(C,), dbias=(C,))
     d = dout.reshape(-1, C)  # (R, C)
-    # (1) x̂ again, from the stream
+    # (4) x̂ again, from the stream
     xhat = cache.h.reshape(-1, C) - cache.mean
     xhat *= cache.rstd
-    # (2) gain and shift: sums over the rows
+    # (5) gain and shift: sums over the rows
     dweight = np.einsum("rc,rc->c", d, xhat, out=dweight)
     dbias = d.sum(axis=0, out=dbias)
-    # (3) the stream: project out what the mean and the variance took away
+    # (6) the stream: project out what the mean and the variance took away
     g = d * cache.weight
     along_mean = g.mean(axis=1, keepdims=True)
     along_xhat = np.einsum("rc,rc->r", g, xhat)[:, None] / C
@@ -144,7 +156,7 @@ def backward(
     total = g.reshape(dout.shape)
     if dh is not None:
         total += dh
-    # (4) both branches of the sum
+    # (7) both branches of the sum
     dx = total
     if cache.keep is not None:
         dx = total * cache.keep

@@ -36,7 +36,8 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, weight: Any, bias: Any, activation: str | None) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("x", x)
     checks.floating(x=x, weight=weight, bias=bias)
     checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
     checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
@@ -80,9 +81,20 @@ def forward(
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
 
-    `into`, (dweight, dbias), receives those two instead of new arrays.
+    Args:
+        dout: (..., N), of x's dtype.
+        cache: from `forward`.
+        into: (dweight, dbias), arrays (N, K) and (N,) that are written instead of new ones; None
+            for a new one, and for the gradient of a bias that there is none of.
+
+    Returns:
+        dx (..., K), dweight (N, K), and dbias (N,) or None.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    checks.gradient("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
+    checks.floating(x=cache.x, dout=dout)
+    checks.shape("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     N, K = cache.weight.shape
     dweight, dbias = checks.into(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
     dz = dout

@@ -51,7 +51,7 @@ class Gradients(NamedTuple):
 
 
 def check(outs: Any, lses: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(outs=outs)
     checks.shape("outs", outs, ("S", "B", "H", "M", "D"))
     S, B, H, M, D = (int(n) for n in outs.shape)
@@ -62,7 +62,7 @@ def check(outs: Any, lses: Any) -> None:
 
 
 def check_backward(dout: Any, dlse: Any, out: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(out=out, dout=dout)
     shape = tuple(int(n) for n in out.shape)
     checks.shape("dout", dout, shape)
@@ -109,7 +109,19 @@ def forward(outs: Array, lses: Array) -> tuple[Array, Cache]:
 
 
 def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
-    """Return the gradients, given those of `out` and, optionally, of `cache.lse`."""
+    """Return the gradients of outs and lses; equations and source at the top.
+
+    Args:
+        dout: gradient of out, (B, H, M, D), of its dtype.
+        cache: from `forward`.
+        dlse: gradient of `cache.lse`, (B, H, M) and of its dtype, or None.
+
+    Returns:
+        douts (S, B, H, M, D) and dlses (S, B, H, M).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     # (4) weights and output again: kept here, computed again by the kernel
     outs, out, _, w = cache
     check_backward(dout, dlse, out)

@@ -64,7 +64,7 @@ def check(
     context: Any,
     rotary: Any,
 ) -> int:
-    """Refuse what either side cannot take; the parts check what is theirs. Return K."""
+    """Raise TypeError or ValueError for what no part itself refuses; return K."""
     checks.floating(x=x, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, context=context)
     checks.shape("x", x, ("B", "M", "E"))
     B, _, E = (int(n) for n in x.shape)
@@ -187,7 +187,17 @@ def forward(
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
     """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
-    `into`, (dw_qkv, db_qkv, dw_out, db_out), receives those four instead of new arrays.
+    Args:
+        dout: (B, M, E), of x's dtype.
+        cache: from `forward`.
+        into: (dw_qkv, db_qkv, dw_out, db_out), arrays that are written instead of new ones; None
+            for a new one, and for the gradient of a bias that there is none of.
+
+    Returns:
+        each shaped as its argument, None for those that there were none of.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     num_heads = cache.attention.q.shape[1]
     of_qkv, of_out = receiving(into, cache)

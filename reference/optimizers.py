@@ -35,7 +35,7 @@ def check(
     max_norm: float | None,
     **buffers: Any,
 ) -> None:
-    """Refuse what either side cannot take; the first buffer is the parameters."""
+    """Raise TypeError or ValueError for what either side cannot take; `params` is of `buffers`."""
     params = buffers["params"]
     checks.floating(**buffers)
     checks.shape("params", params, ("n",))
@@ -59,7 +59,7 @@ def check(
 
 
 def check_adam(step: int, beta1: float, beta2: float, eps: float) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.count("step", step, 1)
     checks.probability("beta1", beta1)
     checks.probability("beta2", beta2)
@@ -67,7 +67,7 @@ def check_adam(step: int, beta1: float, beta2: float, eps: float) -> None:
 
 
 def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.probability("momentum", momentum)
     checks.require(
         momentum == 0.0 or momentum_buffer is not None,
@@ -79,12 +79,19 @@ def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
 
 
 def check_adagrad(eps: float) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.positive("eps", eps)
 
 
 def global_norm(grads: Array) -> Array:
-    """Return ‖g‖₂ over the whole buffer, 0-d; block sums are added in float64, so repeatable."""
+    """Return ‖g‖₂ over the whole buffer, 0-d; block sums are added in float64, so repeatable.
+
+    Args:
+        grads: (n,), floating.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     checks.floating(grads=grads)
     checks.shape("grads", grads, ("n",))
     total = 0.0

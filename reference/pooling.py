@@ -36,7 +36,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, lengths: Any, kind: str) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(x=x)
     checks.integer(lengths=lengths)
     checks.shape("x", x, ("B", "L", "D"))
@@ -75,7 +75,7 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     parts, top = [], None
     # (2) mean
     if kind in ("mean", "mean_max"):
-        total = np.einsum("bld,bl->bd", x, live.astype(x.dtype))
+        total = np.where(live[..., None], x, 0).sum(axis=1)  # (B, D)
         parts.append(total / lengths[:, None].astype(x.dtype))
     # (3) maximum
     if kind in ("max", "mean_max"):
@@ -85,7 +85,18 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Spread the mean's gradient over its positions, and give the maximum's to its own."""
+    """Spread the mean's gradient over its positions, and give the maximum's to its own.
+
+    Args:
+        dout: (B, D), for "mean_max" (B, 2D), floating.
+        cache: from `forward`.
+
+    Returns:
+        dx (B, L, D), 0 in the padding.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     x = cache.x
     B, L, D = x.shape
     checks.gradient("dout", dout, (B, 2 * D if cache.kind == "mean_max" else D))

@@ -51,7 +51,7 @@ def check(
     dropout_p: float,
     seed: Any,
 ) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.integer(ids=ids, positions=positions)
     checks.floating(table=table, position_table=position_table)
     checks.shape("ids", ids, ("B", "L"))
@@ -72,7 +72,7 @@ def check(
 
 
 def check_sinusoidal(positions: Any, d_model: int) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.integer(positions=positions)
     checks.shape("positions", positions, ("L",))
     checks.count("d_model", d_model, 1)
@@ -117,7 +117,7 @@ def forward(
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).
         dropout_p: probability of dropping an element of the sum.
-        seed: names the dropout mask: a number, or an int64 array of no axes that holds it.
+        seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
 
     Returns:
         out (B, L, D) and the cache.
@@ -152,7 +152,17 @@ def forward(
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
     """Return the gradients of both tables: sums over the places that looked a row up.
 
-    `into`, (dtable, dposition_table), receives them instead of new arrays.
+    Args:
+        dout: (B, L, D), floating.
+        cache: from `forward`.
+        into: (dtable, dposition_table), arrays (V, D) and (P, D) that are written instead of new
+            ones; None for a new one, and for positions that are not learned.
+
+    Returns:
+        dtable (V, D), and dposition_table (P, D) or None where positions are not learned.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     learned = None if cache.positions is None else (cache.position_rows, cache.columns)

@@ -65,7 +65,8 @@ class Rotary(NamedTuple):
 
 
 def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("positions", positions)
     checks.integer(positions=positions)
     checks.require(
         len(positions.shape) in (1, 2), "positions.shape", tuple(positions.shape), "(L,) or (B, L)"
@@ -76,7 +77,7 @@ def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
 
 
 def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(q=q, k=k)
     checks.same_device(q=q, k=k, cos=cos, sin=sin)
     checks.shape("q", q, ("B", "H", "L", "D"))
@@ -97,6 +98,7 @@ def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
 
 def check_angles(prefix: str, x: Any, cos: Any, sin: Any) -> None:
     """Refuse angles, named with this prefix, that are not float32 or of the dtype of x."""
+    checks.array(f"{prefix}cos", cos)
     checks.floating(**{f"{prefix}cos": cos, f"{prefix}sin": sin})
     found, own = checks.dtype_name(cos), checks.dtype_name(x)
     if found not in ("float32", own):
@@ -105,12 +107,14 @@ def check_angles(prefix: str, x: Any, cos: Any, sin: Any) -> None:
 
 
 def check_backward(dq_out: Any, dk_out: Any, cos: Any) -> None:
-    """Refuse what either side cannot take: gradients that are not of the rows of the angles."""
-    B: int | str = int(cos.shape[0]) if len(cos.shape) == 3 else "B"
-    for name, x in (("dq_out", dq_out), ("dk_out", dk_out)):
-        checks.gradient(name, x, (B, "H", int(cos.shape[-2]), "D"))
-        D, turned = int(x.shape[-1]), 2 * int(cos.shape[-1])
-        checks.require(D >= turned, f"{name}.shape[-1]", D, f"at least rotary_dim, {turned}")
+    """Raise TypeError or ValueError for gradients that are not of the rows of the angles."""
+    checks.floating(dq_out=dq_out, dk_out=dk_out)
+    of_batch: int | str = int(cos.shape[0]) if len(cos.shape) == 3 else "B"
+    checks.shape("dq_out", dq_out, (of_batch, "H", int(cos.shape[-2]), "D"))
+    B, _, L, D = (int(n) for n in dq_out.shape)
+    checks.shape("dk_out", dk_out, (B, "K", L, D))
+    turned = 2 * int(cos.shape[-1])
+    checks.require(D >= turned, "dq_out.shape[-1]", D, f"at least rotary_dim, {turned}")
 
 
 def check_is_rotary(rotary: Any) -> None:
@@ -177,7 +181,16 @@ def forward(
 
 
 def backward(dq_out: Array, dk_out: Array, cache: Cache) -> Gradients:
-    """Return dq and dk: the gradients turned back."""
+    """Return dq and dk: the gradients of the results, turned by −θ.
+
+    Args:
+        dq_out: (B, H, L, D), floating.
+        dk_out: (B, K, L, D), of its dtype.
+        cache: from `forward`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     check_backward(dq_out, dk_out, cache.cos)
     return Gradients(turn_back(dq_out, *cache), turn_back(dk_out, *cache))
 

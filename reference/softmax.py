@@ -33,17 +33,22 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("x", x)
     checks.floating(x=x)
     checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
     checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
 
 
 def forward(x: Array) -> tuple[Array, Cache]:
-    """Return the softmax of each row: positive numbers that add up to 1.
+    """Return the softmax of each row: shares that add up to 1.
 
     Args:
-        x: (..., C), floating; −∞ has a share of 0. A NaN or +∞ makes its row NaN.
+        x: (..., C), floating; −∞ has a share of 0, in a row of nothing else, too. A NaN or +∞ makes
+            its row NaN.
+
+    Returns:
+        y (..., C) and the cache.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -63,12 +68,20 @@ def forward(x: Array) -> tuple[Array, Cache]:
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dx = y·(dout − Σ_c dout·y): what all of a row have in common moves no share."""
+    """Return dx = y·(dout − Σ_c dout·y): what a whole row has in common moves no share.
+
+    Args:
+        dout: (..., C), floating.
+        cache: from `forward`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
     y = cache.y
     checks.gradient("dout", dout, y.shape)
-    # (1) what they have in common
+    # (4) what they have in common
     delta = np.einsum("...c,...c->...", dout, y)[..., None]
-    # (2) gradient
+    # (5) gradient
     dx = dout - delta
     dx *= y
     return Gradients(dx)

@@ -24,9 +24,10 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Cache(NamedTuple):
-    """The gradient of the reduced loss by the logits, (R, C)."""
+    """The gradient of the loss by the logits, (R, C), and whether each row has a loss."""
 
     dlogits: Array
+    per_row: bool
 
 
 class Gradients(NamedTuple):
@@ -43,7 +44,7 @@ def check(
     ignore_index: int,
     reduction: str,
 ) -> None:
-    """Refuse what either side cannot take."""
+    """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(logits=logits, weight=weight)
     checks.shape("logits", logits, ("R", "C"))
     R, C = (int(n) for n in logits.shape)
@@ -66,12 +67,13 @@ def check(
     checks.choice("reduction", reduction, REDUCTIONS)
 
 
-def check_backward(dloss: Any, dlogits: Any) -> None:
-    """Refuse what either side cannot take; a plain number is the gradient of a loss of no axes."""
+def check_backward(dloss: Any, dlogits: Any, per_row: bool) -> None:
+    """Raise TypeError or ValueError for what is not shaped as the loss; a number is 0-d."""
     if not hasattr(dloss, "shape"):
         checks.number("dloss", dloss)
-    found, R = tuple(int(n) for n in getattr(dloss, "shape", ())), int(dlogits.shape[0])
-    checks.require(found in ((), (R,)), "dloss.shape", found, f"() or ({R},)")
+    found = tuple(int(n) for n in getattr(dloss, "shape", ()))
+    expected = (int(dlogits.shape[0]),) if per_row else ()
+    checks.require(found == expected, "dloss.shape", found, f"that of the loss, {expected}")
 
 
 def forward(
@@ -130,20 +132,28 @@ def forward(
     dlogits -= t
     # (5) reduction
     if reduction == "none":
-        return loss, Cache(dlogits)
+        return loss, Cache(dlogits, True)
     scale = logits.dtype.type(1)
     if reduction == "mean":
         denominator = counted.sum(dtype=logits.dtype)
         scale = 1 / denominator if denominator != 0 else denominator
     dlogits *= scale
-    return np.asarray(loss.sum() * scale, logits.dtype), Cache(dlogits)
+    return np.asarray(loss.sum() * scale, logits.dtype), Cache(dlogits, False)
 
 
 def backward(dloss: Array, cache: Cache) -> Gradients:
-    """Return dlogits, given the gradient of the loss: 0-d, or (R,) for reduction "none"."""
-    check_backward(dloss, cache.dlogits)
+    """Return dlogits (R, C), given the gradient of the loss.
+
+    Args:
+        dloss: shaped as the loss: a number or 0-d, (R,) for reduction "none".
+        cache: from `forward`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check_backward(dloss, *cache)
     dloss = np.asarray(dloss, cache.dlogits.dtype)
-    return Gradients(cache.dlogits * (dloss[:, None] if dloss.ndim else dloss))
+    return Gradients(cache.dlogits * (dloss[:, None] if cache.per_row else dloss))
 
 
 def _check_range(targets: Array, live: Array, classes: int) -> None:

@@ -233,6 +233,8 @@ def test_autocast_is_honoured(dtype):
         assert layer_norm(*(x.to(dtype) for x in NORM[:3])).dtype == torch.float32
         assert softmax(BIAS[0].to(dtype)).dtype == torch.float32
         assert cross_entropy(BIAS[0].to(dtype), torch.arange(5)).dtype == torch.float32
+        shares = BIAS[0].softmax(-1).to(dtype)
+        assert cross_entropy(BIAS[0].to(dtype), shares).dtype == torch.float32
         for function, given in ((attention, QKV), (linear, LINEAR), (layer_norm, NORM[:3])):
             assert function(*given).dtype == torch.float64  # as torch's own
     assert attention(*QKV).dtype == torch.float64
@@ -253,6 +255,11 @@ def test_vmap_is_a_loop():
     mapped = torch.func.vmap(attention)(*many)
     for i, one in enumerate(mapped):
         assert torch.equal(one, attention(*(x[i] for x in many)))
+
+
+def test_a_diagonal_that_there_is_none_of_is_refused():
+    with pytest.raises(ValueError, match="^causal is ''; it must be one of 'bottom-right', 'top-"):
+        attention(*QKV, causal="")
 
 
 def test_a_function_of_the_scores_is_told_by_name():

@@ -253,6 +253,8 @@ def test_bad_input_is_refused(both_refuse, function, changed, error, words):
         ),
         (slice(0, 4, 2), ValueError, "rows is slice(0, 4, 2); it must be of step 1, and take any"),
         (slice(None, None, -1), ValueError, "rows is slice(None, None, -1); it must be of step 1"),
+        (slice(None, None, 0), ValueError, "rows is slice(None, None, 0); it must be of step 1"),
+        (slice(0.5, None), ValueError, "rows is slice(0.5, None, None); it must be of step 1, and"),
     ],
 )
 def test_other_rows_than_some_in_a_row_are_refused(both_refuse, rows, error, words):

@@ -12,6 +12,7 @@ from third import barred, both_within_the_bound, no_further, normal, results
 
 from twofold.adapters.functional import scaled_dot_product_attention
 from twofold.adapters.optim import AdamW
+from twofold.adapters.sides import use
 
 sizes = st.integers(1, 9)
 bools = st.booleans()
@@ -105,6 +106,11 @@ def test_scaled_dot_product_attention_drops_what_torchs_generator_says():
             ValueError,
             "^key.shape.-3. is 3; it must divide query's heads, 4",
         ),
+        (
+            {"query": torch.ones(3, 4), "enable_gqa": True},
+            ValueError,
+            "^key.shape.-3. is 4; it must divide query's heads, 1",
+        ),
         ({"value": torch.ones(4, 2, 4)}, ValueError, "^key.shape is .4, 3, 4.; it must be .…, 2, "),
         (
             {"attn_mask": torch.ones(2, 3).bool()},
@@ -176,6 +182,16 @@ def test_adamw_refuses():
             AdamW([{"params": [p]}, {"params": [q], name: True}]).step()
     with pytest.raises(ValueError, match="^eps is 0.0; it must be positive"):
         AdamW([{"params": [p]}, {"params": [q], "eps": 0.0}]).step()
+    with pytest.raises(ValueError, match="^lr is nan; it must be at least 0"):
+        AdamW([{"params": [p]}, {"params": [q], "lr": float("nan")}]).step()
+    mixed = AdamW([p, q])
+    mixed.state[q] = {"step": torch.zeros(()), "exp_avg": q.double(), "exp_avg_sq": q.double()}
+    with pytest.raises(TypeError, match="^exp_avg has dtype float64; it must have the dtype of"):
+        mixed.step()
+    wide = torch.nn.Parameter(p.detach().double())
+    wide.grad = torch.ones_like(wide)
+    with use("triton"), pytest.raises(ValueError, match="^params.dtype is 'float64'"):
+        AdamW([p, wide]).step()
     q.grad = torch.ones_like(q).to_sparse()
     with pytest.raises(RuntimeError, match="it must be dense"):
         AdamW([p, q]).step()

@@ -113,6 +113,79 @@ def test_no_gradient_at_all_is_refused_by_name(
         getattr(side, operator).backward(*gradients, cache)
 
 
+@pytest.mark.parametrize("operator", CALLS)
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_no_argument_at_all_is_refused_by_name(
+    reference: Side, triton: Side, name: str, operator: str
+) -> None:
+    side = reference if name == "reference" else triton
+    floating, rest, _ = CALLS[operator]
+    given = [side.asarray(x, "float32") for x in floating]
+    others = [side.asarray(x, "int64") if isinstance(x, np.ndarray) else x for x in rest]
+    ids_first = operator in ("embedding", "positional_encoding")
+    arrays = [*others, *given] if ids_first else [*given, *others]
+    for i in range(len(given) + ids_first):
+        without = [None if i == j else x for j, x in enumerate(arrays)]
+        if operator == "positional_encoding" and i == 2:
+            continue  # sinusoids stand in for it
+        with pytest.raises(TypeError, match=r"^\w+ is a NoneType; it must be "):
+            getattr(side, operator).forward(*without)
+
+
+@pytest.mark.parametrize("kind", ["first", "mean", "max", "mean_max"])
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_pooled_gradients_of_another_width_are_refused(
+    reference: Side, triton: Side, name: str, kind: str
+) -> None:
+    side = reference if name == "reference" else triton
+    x, lengths = side.asarray(np.ones((2, 3, 4)), "float32"), side.asarray(np.array([1, 2]))
+    out, cache = side.pooling.forward(x, lengths, kind)
+    wide = side.asarray(np.ones((2, out.shape[1] + 2)), "float32")
+    with pytest.raises(ValueError, match=r"^dout\.shape is \(2, \d+\); it must be \(2, "):
+        side.pooling.backward(wide, cache)
+
+
+@pytest.mark.parametrize(
+    ("operator", "names"), [("attention", ("dq", "dk", "dv")), ("rotary", ("dq", "dk"))]
+)
+def test_what_is_too_small_for_gradients_is_refused(
+    triton: Side, operator: str, names: tuple[str, ...]
+) -> None:
+    out, cache = forward(triton, operator, "float32")
+    dout = out if isinstance(out, tuple) else (out,)
+    for i, name in enumerate(names):
+        into = [triton.zeros(tuple(dout[0].shape)) for _ in names]
+        into[i] = into[i][:, :, :-1]
+        with pytest.raises(
+            ValueError, match=rf"^into's {name}\.shape is \(1, .*; it must be \(1, "
+        ):
+            getattr(triton, operator).backward(*dout, cache, into=into)
+
+
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_gradients_that_do_not_belong_together_are_refused(
+    reference: Side, triton: Side, name: str
+) -> None:
+    side = reference if name == "reference" else triton
+
+    def ones(*shape: int, dtype: str = "float32") -> Any:
+        return side.asarray(np.ones(shape), dtype)
+
+    _, cache = forward(side, "rotary", "float32")
+    for shape in ((2, 2, 3, 4), (1, 2, 3, 6)):
+        with pytest.raises(ValueError, match=r"^dk_out\.shape is .*; it must be \(1, K, 3, 4\)"):
+            side.rotary.backward(ones(1, 2, 3, 4), ones(*shape), cache)
+    with pytest.raises(TypeError, match=r"^dk_out has dtype float16; it must have the dtype of"):
+        side.rotary.backward(ones(1, 2, 3, 4), ones(1, 2, 3, 4, dtype="float16"), cache)
+    _, cache = forward(side, "linear", "float16")
+    with pytest.raises(TypeError, match=r"^dout has dtype float32; it must have the dtype of x"):
+        side.linear.backward(ones(4, 2), cache)
+    _, cache = forward(side, "attention", "float32")
+    with pytest.raises(TypeError, match=r"^dlse has dtype int64; it must be one of"):
+        dlse = side.asarray(np.ones((1, 1, 2)), "int64")
+        side.attention.backward(ones(1, 1, 2, 4), cache, dlse)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_activations_of_float16_are_those_of_float32_rounded(reference: Side, kind: str) -> None:
     x = np.arange(-12, 13, dtype=np.float16)

@@ -350,6 +350,28 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_loads(tmp_path, n
     assert told == refused
 
 
+def test_a_checkpoint_is_whole_wherever_writing_it_again_ends(tmp_path, monkeypatch):
+    """After each of the steps in which one folder takes the other's place."""
+    folder = tmp_path / "1-00000001"
+    for steps in range(3):
+        checkpoints.save(folder, {"x": np.zeros(1)}, {"step": 1})
+        left, rename = iter(range(steps)), os.rename
+
+        def killed(source, target, left=left, rename=rename):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", killed)
+            with contextlib.suppress(KeyboardInterrupt):
+                checkpoints.save(folder, {"x": np.ones(1)}, {"step": 1})
+        found, refused = checkpoints.newest(tmp_path)
+        assert found.tensors["x"] == (steps == 2) and not refused
+        checkpoints.prune(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
     run = begin(tmp_path / "run", toy(), lr=1e30, max_norm=0.0, checkpoint_steps=1)
     with pytest.raises(Diverged, match=r"step \d+: the loss is .*; both must be finite"):

@@ -136,7 +136,7 @@ class Classifier:
         Args:
             inputs: token ids (B, L), or with their types (B, L, 2), or patches (B, L, input_size).
             lengths: (B,), each at least 1; positions at or after them are padding.
-            seeds: of the dropout masks by site, from `dropout_seeds`, or arrays of no axes that
+            seeds: of the dropout masks by site, from `dropout_seeds`, or 0-d arrays that
                 hold them; None drops nothing.
 
         Raises:

@@ -64,7 +64,10 @@ def _signed(tensors: Mapping[str, Array], state: Mapping[str, Any]) -> tuple[byt
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files that is there with all of them or is as it was before."""
+    """Write a folder of files that is there with all of them or is as it was before.
+
+    Between two renames there is none: who is killed there finds the old one by `put_back`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     parts = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(parts, ignore_errors=True)
@@ -122,7 +125,11 @@ def load(folder: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the latest sound checkpoint of a folder of them, and why later ones were refused."""
+    """Return the latest sound checkpoint of a folder of them, and why later ones were refused.
+
+    Nobody may be writing there.
+    """
+    put_back(folder)
     refused: list[str] = []
     for path in reversed(names(folder)):
         try:
@@ -137,6 +144,14 @@ def names(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def put_back(folder: Path) -> None:
+    """Give their names back to folders that were moved aside for new ones that never came."""
+    for aside in folder.glob(".*.*.old"):
+        name = folder / aside.name[1:].rsplit(".", 2)[0]
+        if not name.exists():
+            os.rename(aside, name)
 
 
 def prune(folder: Path) -> None:

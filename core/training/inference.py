@@ -23,7 +23,7 @@ def predict(
 ) -> Array:
     """Return probabilities (n, C) float32; examples of similar length share a batch.
 
-    Of some `batches`, the numbers of their examples, only those rows are meant.
+    With `batches`, arrays of the numbers of their examples, only their rows are filled.
     """
 
     def probabilities(logits: Array) -> Array:

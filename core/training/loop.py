@@ -84,8 +84,8 @@ class State:
     best_epoch: int = 0
     stopped: bool = False  # early
     seconds: float = 0.0
-    stepping: float = 0.0  # seconds of all steps, with
-    waiting: float = 0.0  # those that they waited for their batches
+    stepping: float = 0.0  # seconds spent in steps
+    waiting: float = 0.0  # of these, seconds spent waiting for batches
     losses: list[float] = field(default_factory=list)  # of the row that is not written yet
     rows: list[dict[str, Any]] = field(default_factory=list)
 

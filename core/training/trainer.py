@@ -217,8 +217,8 @@ class Trainer:
 
         Args:
             inputs, lengths, targets: the part, padded, on this side.
-            seeds: of the dropout masks by site: numbers, or arrays of no axes.
-            share: () of the whole batch that an example is.
+            seeds: of the dropout masks by site: numbers or 0-d arrays.
+            share: 0-d, 1 over the number of examples in the whole batch.
             slot: which of this process's parts it is, counted from 0.
         """
         ops, model = self.ops, self.working

@@ -138,7 +138,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     total = (g - along_mean - xhat * along_xhat) * rstd
     if given.dh is not None:
         total = total + exact(given.dh, on)
-    # backward (4) both branches
+    # backward (7) both branches
     dx = total
     if case.dropout_p > 0.0:
         dx = (total * dropout.scale(case.dropout_p)).where(keep)
