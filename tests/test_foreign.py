@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
-from twofold.core.verify import foreign, foreign_apart
+from twofold.core.verify import foreign, foreign_apart, foreign_cases, foreign_trial
 from twofold.core.verify.contract import Violation
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.report import contract_module
@@ -236,6 +237,35 @@ def test_whatever_happens_in_another_process_is_a_line(name, words):
     assert ("foreign.again(" in failure) == (name in ("hangs", "ends_the_process"))
 
 
+def test_who_is_slow_is_judged_as_far_as_there_is_time(monkeypatch):
+    """By a clock on which every case takes a second, and nothing else any time."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    for module in (foreign, foreign_trial, foreign_cases):
+        monkeypatch.setattr(module, "time", clock)
+
+    def timed(method):
+        def in_a_second(*how):
+            clock.now += 1.0
+            return method(*how)
+
+        return in_a_second
+
+    for name in ("bound", "claim"):
+        method = getattr(foreign_trial.Trial, name)
+        monkeypatch.setattr(foreign_trial.Trial, name, timed(method))
+    dtypes = ["float32", "tf32"]
+    found = foreign.judge("foreign_kernels:torch_attention", "attention", 60, dtypes, seconds=60)
+    assert found.failures == [] and found.rows
+    said = r"[1-9]\d* of 30 drawn cases, [1-9]\d* of \d+ properties"
+    assert re.fullmatch(f"float32: {said}; tf32: {said}", found.unasked), found.unasked
+    asked = [[c.name for c in found.claims if c.precision == p and c.cases] for p in dtypes]
+    assert asked[0] and asked[1] and not set(asked[0]) & set(asked[1])  # others in each
+    assert {c.outcome for c in found.claims} >= {foreign.HOLDS, foreign.UNASKED}
+    found = foreign.judge("foreign_kernels:gelu_by_tanh", "activation", 60, seconds=30)
+    assert re.match(r"out(, dx)? leaves? (its|their) bounds?", foreign.digest(found)[0])
+
+
 def test_nothing_but_refusals_is_a_failure():
     found = judge("refuses")
     assert found.failures == ["every case was refused"] and found.rows == []
@@ -254,6 +284,9 @@ def test_the_command(tmp_path):
     status, said = call("foreign_kernels:gelu_by_tanh", "--op", "activation", *few)
     assert status == 1 and "FAIL" in said and "foreign.again(" in said
     assert json.loads(result.read_text())["foreign_kernels:gelu_by_tanh"]["failures"]
+    status, said = call("foreign_kernels:torch_attention", "--seconds", "1", "--json", str(result))
+    assert status == 0 and "holds" in said and "--seconds were over, not asked: float32: " in said
+    assert json.loads(result.read_text())["foreign_kernels:torch_attention"]["complete"] is False
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ In here a function that hangs or crashes takes the judge with it; `foreign_apart
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ from twofold.core.verify.foreign_verdict import (
     BITS,
     FAILS,
     HOLDS,
+    UNASKED,
     UNSAID,
     Claim,
     Failure,
@@ -37,8 +40,8 @@ from twofold.core.verify.foreign_verdict import (
 )
 
 __all__ = [
-    "BITS", "CLAIMED", "FAILS", "HOLDS", "UNSAID", "Claim", "Failure", "Verdict", "again", "digest",
-    "judge", "strictly",
+    "BITS", "CLAIMED", "FAILS", "HOLDS", "UNASKED", "UNSAID", "Claim", "Failure", "Verdict",
+    "again", "digest", "judge", "strictly",
 ]  # fmt: skip
 
 PRECISIONS = (*domains.DTYPES, "tf32")
@@ -53,6 +56,7 @@ def judge(
     precisions: Sequence[str] | None = None,
     observe: Callable[[str | list[Failure]], None] = lambda said: None,
     claimed: int = CLAIMED,
+    seconds: float = math.inf,
 ) -> Verdict:
     """Judge a function, an object, or what "module:function" names, as an operator.
 
@@ -63,6 +67,7 @@ def judge(
         precisions: of `PRECISIONS`; by default all but tf32.
         observe: is told the line that repeats a case before the case is run, and what fails.
         claimed: cases for each property and precision; with 0, no property is asked.
+        seconds: after which no case is begun, a share of them for each precision.
 
     Raises:
         ValueError, TypeError: naming what cannot be judged, and why.
@@ -77,7 +82,9 @@ def judge(
         raise ValueError(f"--dtype is 'tf32'; {operator} has no matrix product")
     trial = Trial(judged, lambda case: _line(function, operator, case), observe)
     verdict, findings = Verdict(), []
-    for precision in wanted:
+    began = time.monotonic()
+    for number, precision in enumerate(wanted, 1):
+        trial.until = began + seconds * number / len(wanted)
         with strictly(), compiled_anew():
             held, faults, failures = trial.bounds(precision, -(-examples // len(wanted)))
             claims, broken = trial.properties(precision, claimed)
@@ -91,6 +98,7 @@ def judge(
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
     verdict.notes = trial.notes()
+    verdict.unasked = "; ".join(f"{p}: {', '.join(what)}" for p, what in trial.unasked.items())
     if trial.refused and not findings:
         verdict.failures.append("every case was refused")
     return verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -22,13 +23,14 @@ def judge(
     precisions: Sequence[str] | None = None,
     limit: float = LIMIT,
     claimed: int = foreign.CLAIMED,
+    seconds: float = math.inf,
 ) -> Verdict:
     """Judge "module:function" as `foreign.judge` does; whatever happens is in the verdict.
 
     An import or a case that takes longer than `limit` seconds, or ends the process, is the last
     failure; what was found before it stays, but for tables and notes.
     """
-    child = Alone(_child, function, operator, examples, precisions, claimed)
+    child = Alone(_child, function, operator, examples, precisions, claimed, seconds)
     try:
         return _listen(child, limit)
     finally:
@@ -68,13 +70,16 @@ def _child(
     examples: int,
     precisions: Sequence[str] | None,
     claimed: int,
+    seconds: float,
 ) -> None:
     interpreted.prepare()  # imports what is ours
     try:
         pipe.send(_importing(function))
         load(function)
         pipe.send(OURS)
-        verdict = foreign.judge(function, operator, examples, precisions, pipe.send, claimed)
+        verdict = foreign.judge(
+            function, operator, examples, precisions, pipe.send, claimed, seconds
+        )
     except (ValueError, TypeError) as refused:
         verdict = Verdict(failures=[str(refused)])
     except Exception:  # the judge's own, which nobody would see here

@@ -34,9 +34,20 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.foreign_operators import Operator, in_precision
 from twofold.core.verify.foreign_refusals import Refused, raised_by, where
 from twofold.core.verify.foreign_subjects import Function
-from twofold.core.verify.foreign_verdict import BITS, FAILS, HOLDS, UNSAID, Claim, Failure, alike
+from twofold.core.verify.foreign_verdict import (
+    BITS,
+    FAILS,
+    HOLDS,
+    UNASKED,
+    UNSAID,
+    Claim,
+    Failure,
+    alike,
+)
 
-SHRINKING = 15.0  # seconds, for each failure
+SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds, for each failure; where time is up
+# What of a precision's time drawn cases may take, and bounds in all; properties have the rest.
+DRAWN, BOUNDS = 0.4, 0.7
 SIZES = (16, 32, 64)  # head_dims
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 REFUSED = 6  # so many times the cases wanted may be refused
@@ -61,6 +72,9 @@ class Trial:
         self.turned_away: set[Any] = set()  # in every form that they were tried in
         self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
         self.implied_asked = False  # whether it was found out in any precision
+        self.asked: set[str] = set()  # properties
+        self.until = np.inf  # when to stop: no case is begun then
+        self.unasked: dict[str, list[str]] = {}  # by the precision: what there was no time for
 
     def bound(self, case: Any) -> list[Finding]:
         """Judge a case; whatever is raised, but a refusal, is a violation too."""
@@ -102,16 +116,24 @@ class Trial:
         self, precision: str, examples: int
     ) -> tuple[list[Finding], list[Finding], list[Failure]]:
         """Judge drawn and pinned cases; return what held, and the faults of the smallest case."""
+        began, end = time.monotonic(), self.until
+        self.until = began + DRAWN * (end - began)
         held: list[Finding] = []
         tried = self.tried[precision] = {}
 
         def check(case: Any) -> None:
             held.extend(self.bound(case))
 
-        _, violation = self._search(precision, examples, check, tried)
+        asked, violation = self._search(precision, examples, check, tried)
+        if self._over() and violation is None:
+            self._pass_over(precision, f"{examples - asked} of {examples} drawn cases")
+        self.until, left = began + BOUNDS * (end - began), 0
         for case in self.contract.pinned:
             case = self.judged.fitting(case, precision)
             if self.judged.skips(case):
+                continue
+            if self._over():
+                left += 1
                 continue
             try:
                 check(case)
@@ -123,12 +145,25 @@ class Trial:
             except Violation as found:
                 tried[case] = _keys(found)
                 violation = violation or self._smallest(case, precision, found)
-        if violation is None:
+        if left:
+            self._pass_over(precision, f"{left} of {len(self.contract.pinned)} pinned cases")
+        if violation is None and not self._over():
             violation = self._imply(precision, held)
             self.implied_asked = True
+        self.until = end
         if violation is None:
             return held, [], []
         return held, violation.findings, self._failures(violation)
+
+    def _over(self) -> bool:
+        return time.monotonic() > self.until
+
+    def _pass_over(self, precision: str, what: str) -> None:
+        self.unasked.setdefault(precision, []).append(what)
+
+    def _shrinking(self) -> float:
+        """Return for how many seconds a failure may be made smaller."""
+        return max(LEAST_SHRINKING, min(SHRINKING, self.until - time.monotonic()))
 
     def _smallest(self, case: Any, precision: str, violation: Violation) -> Violation:
         """Return the same violation on a smaller case, where there is one."""
@@ -148,7 +183,7 @@ class Trial:
                     pass
             return smaller if known[smaller] else None
 
-        smallest = foreign_cases.smaller(case, fails, SHRINKING)
+        smallest = foreign_cases.smaller(case, fails, self._shrinking())
         return known[smallest] or violation
 
     def _failures(self, violation: Violation, again: str = "", meaning: str = "") -> list[Failure]:
@@ -182,14 +217,21 @@ class Trial:
         return None
 
     def properties(self, precision: str, claimed: int) -> tuple[list[Claim], list[Failure]]:
-        """Ask every property of a few cases."""
+        """Ask every property of a few cases, those first that no precision was asked yet."""
         claims: list[Claim] = []
         failures: list[Failure] = []
-        for name, claim in self.contract.claims().items() if claimed else ():
+        known = self.contract.claims() if claimed else {}
+        for name in sorted(known, key=self.asked.__contains__):
+            claim = known[name]
+            if self._over():
+                claims.append(Claim(name, precision, UNASKED, 0))
+                continue
+            self.asked.add(name)
             check = functools.partial(self.claim, name)
             asked, violation = self._search(precision, claimed, check)
             if violation is None:
-                claims.append(Claim(name, precision, HOLDS if asked else UNSAID, asked))
+                outcome = HOLDS if asked else UNASKED if self._over() else UNSAID
+                claims.append(Claim(name, precision, outcome, asked))
                 continue
             finding = violation.findings[0]
             line = self.line(finding.case)[:-1] + f", claim={name!r})"
@@ -200,6 +242,8 @@ class Trial:
                 meaning = (claim.__doc__ or "").partition("\n")[0]
                 violation.findings = [one]
                 failures += self._failures(violation, line, meaning)
+        if left := sum(claim.outcome == UNASKED for claim in claims):
+            self._pass_over(precision, f"{left} of {len(claims)} properties")
         return claims, failures
 
     def _search(
@@ -218,7 +262,7 @@ class Trial:
         applied: set[Any] = set()
         seen: set[Any] = set()
         refused: set[Any] = set()
-        wanted, until, shrinking = examples, np.inf, False
+        wanted, until, shrinking = examples, self.until, False
 
         def attempt(case: Any) -> bool:
             """Check a case that was not; return whether it is taken."""
@@ -270,7 +314,7 @@ class Trial:
         if not failed:
             return len(applied), None
         asked = len(applied)
-        shrinking, until = True, time.monotonic() + SHRINKING
+        shrinking, until = True, time.monotonic() + self._shrinking()
         wanted += MORE * examples  # to shrink needs more
         try:
             search(Phase.generate, Phase.shrink)

@@ -12,6 +12,7 @@ from twofold.core.verify.contract import PROPERTY
 from twofold.core.verify.report import Row
 
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
+UNASKED = "not asked"
 IMPORT = "from twofold.core.verify import foreign"
 
 
@@ -22,7 +23,8 @@ class Claim:
     Attributes:
         name, precision: which.
         outcome: "holds"; "fails"; "bits differ", where the numbers keep their bound but are not
-            the same bits, which is no fault; "does not apply", where no case could be asked.
+            the same bits, which is no fault; "does not apply", where no case could be asked; "not
+            asked", where there was no time to.
         cases: how many were.
         fault: what is wrong.
         again: the line of Python that shows it again.
@@ -79,6 +81,7 @@ class Verdict:
         common: by the line of the smallest case, in how many of its precision the same fails, and
             what these have in common.
         ended: how the process ended before there was a verdict, and in which case.
+        unasked: what there was no time for, if anything.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -88,6 +91,7 @@ class Verdict:
     found: list[Failure] = field(default_factory=list)
     common: dict[str, str] = field(default_factory=dict)
     ended: str = ""
+    unasked: str = ""
 
 
 def digest(verdict: Verdict) -> list[str]:

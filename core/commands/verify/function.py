@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # So many times the examples of `operators`: no case is chosen by the function's tiles.
 MORE = 12
 LIMIT = 60.0
+SECONDS = 60.0
 
 
 def command(
@@ -31,6 +32,9 @@ def command(
     limit: Annotated[
         float, typer.Option(min=1.0, help="seconds that the import, or one case, may take")
     ] = LIMIT,
+    seconds: Annotated[
+        float, typer.Option(min=1.0, help="after which no case is begun; what is left is said")
+    ] = SECONDS,
     everything: Annotated[
         bool, typer.Option("--all", help="of what fails every failure and table, not each fault")
     ] = False,
@@ -53,10 +57,11 @@ def command(
         result: dict[str, dict[str, object]] = {}
         for name in functions:
             with console.status(f"{name} …"):
-                found = foreign_apart.judge(name, op, examples, dtype, limit)
+                found = foreign_apart.judge(name, op, examples, dtype, limit, seconds=seconds)
             show(name, op, found, everything)
             result[name] = {
                 "holds": not found.failures,
+                "complete": not (found.unasked or found.ended),
                 "operator": op,
                 "rows": report.as_json(found.rows),
                 "properties": [asdict(claim) for claim in found.claims],
@@ -77,7 +82,7 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     verdict = "[red]FAIL[/red]" if found.failures else "holds"
-    said(f"{verdict} {name} as {operator}")
+    said(f"{verdict} {name} as {operator}{', in what was asked' if found.unasked else ''}")
     if found.failures:
         for line in foreign_verdict.digest(found):
             said(escaped(line))
@@ -88,6 +93,8 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
             console.print(properties(found))
     for note in found.notes:
         said(escaped(note))
+    if found.unasked:
+        said(f"--seconds were over, not asked: {found.unasked}")
     if everything and found.failures:
         for fault in found.failures:
             said(f"[red]FAIL[/red] {escaped(fault)}")
