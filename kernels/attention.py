@@ -39,6 +39,7 @@ from twofold.kernels.attention_parts import (
     load,
     log_sum,
     products,
+    rows_at,
     scores,
     seen,
     sequence,
@@ -48,7 +49,7 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import asked, fresh, near
+from twofold.kernels.layout import asked, fresh, near, side_by_side
 from twofold.kernels.precision import float32_products, supported
 from twofold.kernels.rotary import turn_back_in_place
 from twofold.reference import checks
@@ -157,7 +158,7 @@ def forward_kernel(
     divisor, lse = log_sum(top, total)
     out = acc * (dropout_scale / divisor)[:, None]
     i = first + tl.arange(0, BLOCK_M)
-    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
+    row_at = rows_at(x, seq, h, i)
     tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
     out_at = at(out_ptr, out_strides, seq.batch, h, query, m, d)
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < seq.M) & (d < D))
@@ -208,9 +209,7 @@ def forward(
     supported("q", q)
     B, H, M, D = q.shape
     scale = options.scale(D)
-    out = torch.empty_strided(
-        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=q.dtype, device=q.device
-    )  # heads side by side, as the output projection reads them
+    out = side_by_side((B, H, M, D), q.dtype, q.device)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
     if tile is None and attention_hopper.takes(q, k, v, options):

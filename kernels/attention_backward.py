@@ -23,6 +23,7 @@ from twofold.kernels.attention_parts import (
     load,
     place,
     products,
+    rows_at,
     scores,
     seen,
     sequence,
@@ -133,7 +134,7 @@ def dk_dv_kernel(
                     x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn
                 )  # (BLOCK_M, BLOCK_D)
                 dout = load(dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
-                row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+                row_at = rows_at(x, seq, h, rows)
                 lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (1, BLOCK_M)
                 delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
                 # (5) weights again
@@ -215,7 +216,7 @@ def dq_kernel(
     if CHUNK_D == BLOCK_D:
         q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
         dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
-    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+    row_at = rows_at(x, seq, h, rows)
     lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
     delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)

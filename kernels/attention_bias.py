@@ -17,7 +17,7 @@ import triton.language as tl
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import weights_again
 from twofold.kernels.attention_blocks import places, tile_at
-from twofold.kernels.attention_parts import products, scores, seen, sequence
+from twofold.kernels.attention_parts import products, rows_at, scores, seen, sequence
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -71,7 +71,7 @@ def dbias_kernel(
         for h in range(h_first, h_end):
             for first in range(m_first, tl.minimum(m_end, seq.M), BLOCK_M):
                 query, rows = seq.q_first + first, first + m
-                row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+                row_at = rows_at(x, seq, h, rows)
                 lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
                 delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
                 last = tl.minimum(first + BLOCK_M, seq.M) - 1

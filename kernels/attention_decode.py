@@ -52,6 +52,7 @@ from twofold.kernels.attention_parts import (
     weigh,
 )
 from twofold.kernels.attention_tiles import padded
+from twofold.kernels.layout import side_by_side
 from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.attention_decode import Queries, capacity, check
@@ -328,17 +329,15 @@ def forward(
         split = triton.cdiv(split, 8) * 8
     split = min(split, N)
     S = triton.cdiv(N, split)
-    out = torch.empty_strided(
-        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=q.dtype, device=q.device
-    )  # heads side by side, as the output projection reads them
+    out = side_by_side((B, H, M, D), q.dtype, q.device)
     lse, lses = (
         torch.empty(shape, dtype=torch.float32, device=q.device)
         for shape in ((B, H, M), (S, B, H, M))
     )
     outs = torch.empty((S, B, H, M, D), dtype=torch.float32, device=q.device)
     masks = (bias, mask, block_mask, rotary)
-    masked = any(x is not None for x in masks) or dropout_p > 0.0
-    tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=masked)
+    crowded = any(x is not None for x in masks) or dropout_p > 0.0
+    tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=crowded)
     pages = Pages()
     if block_table is not None:
         pages = Pages(block_table, block_table.stride(0), block_table.stride(1), k_cache.shape[2])

@@ -31,9 +31,9 @@ import triton.language as tl
 from twofold.kernels import attention_blocks
 from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, constants, draws
 from twofold.kernels.attention_blocks import places, tile_at
-from twofold.kernels.attention_double_backward_parts import Second, pairs, rows_at, second, weights
+from twofold.kernels.attention_double_backward_parts import Second, pairs, second, weights
 from twofold.kernels.attention_double_backward_tiles import choose_tile
-from twofold.kernels.attention_parts import at, call, load, place, seen, sequence
+from twofold.kernels.attention_parts import at, call, load, place, rows_at, seen, sequence
 from twofold.kernels.attention_tiles import Tile, padded
 from twofold.kernels.layout import alike, fresh
 from twofold.kernels.rotary import turn, turn_back_in_place

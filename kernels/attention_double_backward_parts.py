@@ -15,7 +15,7 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_backward import weights_again
-from twofold.kernels.attention_parts import products, scores, tanh
+from twofold.kernels.attention_parts import products, rows_at, scores, tanh
 
 
 class Second(NamedTuple):
@@ -29,12 +29,6 @@ class Second(NamedTuple):
     delta: Any
     g: Any
     c: Any
-
-
-@triton.jit
-def rows_at(x, seq, h, rows):
-    """Return where in (B, H, M) these queries of a sequence are."""
-    return (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
 
 
 @triton.jit

@@ -44,6 +44,7 @@ from twofold.kernels.attention_parts import (
     load,
     log_sum,
     place,
+    rows_at,
     scores,
     seen,
     sequence,
@@ -54,7 +55,7 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import alike
+from twofold.kernels.layout import alike, side_by_side
 from twofold.kernels.precision import DTYPES
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import check
@@ -174,7 +175,7 @@ def forward_kernel(
     v_scale = load_scale(v_scale_ptr, v_scale_strides, b, shared)
     out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale
     i = first + tl.arange(0, BLOCK_M)
-    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + i
+    row_at = rows_at(x, seq, h, i)
     tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
     out_at = at(out_ptr, out_strides, seq.batch, h, query, m, d)
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < seq.M) & (d < D))
@@ -230,9 +231,7 @@ def forward(
     sequences, longest_q, _ = sizes(options, B, M, N)
     q_scale = q_scale.expand(sequences, H)
     k_scale, v_scale = (scale.expand(sequences, K) for scale in (k_scale, v_scale))
-    out = torch.empty_strided(
-        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=getattr(torch, out_dtype), device=q.device
-    )  # heads side by side, as the output projection reads them
+    out = side_by_side((B, H, M, D), getattr(torch, out_dtype), q.device)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     straight = aligned(*q.stride(), *k.stride(), *v.stride())
     if not straight and copied(D):

@@ -191,6 +191,12 @@ def at(ptr, strides, b, h, start, rows, columns):
 
 
 @triton.jit
+def rows_at(x, seq, h, rows):
+    """Return where in (B, H, M) these queries of a sequence are."""
+    return (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+
+
+@triton.jit
 def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn=None):
     """Load a tile of rows, zero at and after `length` and past head_dim.
 
@@ -316,8 +322,8 @@ def scores(
     if SCORE is not None:
         s = SCORE(s, b, h, rows if positions is None else positions, columns, x.score_args)
     if x.slopes is not None:
-        slope = tl.load(x.slopes + b * x.slopes_strides[0] + h * x.slopes_strides[1])
-        s -= slope.to(tl.float32) * tl.abs(rows + seq.shift - columns).to(tl.float32)
+        alibi_slope = tl.load(x.slopes + b * x.slopes_strides[0] + h * x.slopes_strides[1])
+        s -= alibi_slope.to(tl.float32) * tl.abs(rows + seq.shift - columns).to(tl.float32)
     if x.bias is not None:
         inside = (rows < seq.M) & (columns < seq.present)
         where = at(x.bias, x.bias_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))

@@ -273,9 +273,11 @@ def choose_tile(
     """Return the tables' tile of a kernel for a head_dim and bytes per element.
 
     That of dbias is dq's, but not Hopper's, which spills. `architecture` is what
-    `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has;
-    `grouped` says that heads share keys: that and dropout together leave no room for Hopper's
-    tiles; `aligned` is what the function of this name says of the strides.
+    `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has.
+    What takes registers beside the scores has tables of its own: `masked`, that there is a mask of
+    pairs or that the scores are changed; `blocked`, a mask of blocks; `rotary`, `packed` sequences,
+    `dropout`; `grouped`, that heads share keys, which with dropout leaves no room for Hopper's
+    tiles. `aligned` is what the function of this name says of the strides.
     """
     features = padded(head_dim)
     hopper = architecture == "sm_90" and kernel != "dbias" and not (grouped and dropout)

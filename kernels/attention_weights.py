@@ -31,6 +31,7 @@ from twofold.kernels.attention_parts import (
     load,
     place,
     products,
+    rows_at,
     scores,
     seen,
     sequence,
@@ -48,7 +49,7 @@ from twofold.reference.rotary import Rotary
 @triton.jit
 def load_lse(lse_ptr, x, seq, h, rows, length):
     """Load lse of queries; +∞, with which nothing weighs anything, for −∞ and where no query is."""
-    row_at = (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+    row_at = rows_at(x, seq, h, rows)
     lse = tl.load(lse_ptr + row_at, mask=rows < length, other=float("inf"))
     return tl.where(lse == -float("inf"), float("inf"), lse)
 

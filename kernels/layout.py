@@ -16,6 +16,12 @@ def fresh(like: torch.Tensor) -> torch.Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
+def side_by_side(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a new (B, H, M, D) whose heads lie side by side: an output projection reads rows."""
+    B, H, M, D = shape
+    return torch.empty_strided(shape, (M * H * D, D, H * D, 1), dtype=dtype, device=device)
+
+
 def asked(into: checks.Into, **shapes: tuple[int, ...] | None) -> tuple[torch.Tensor | None, ...]:
     """Return what gradients of these names and shapes are to be written into, None for each new."""
     found = checks.into(into, **shapes)

@@ -26,6 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.kernels.layout import side_by_side
 from twofold.kernels.precision import DTYPES, supported
 from twofold.reference import checks
 from twofold.reference.merge_attention import check, check_backward
@@ -239,9 +240,7 @@ def forward(
     checks.choice("dtype", name, DTYPES)
     checks.require(H * M <= MOST_ROWS, "outs.shape[2:4]", (H, M), f"of at most {MOST_ROWS} rows")
     tile = tile or choose_tile(D)
-    out = torch.empty_strided(
-        (B, H, M, D), (M * H * D, D, H * D, 1), dtype=getattr(torch, name), device=outs.device
-    )  # heads side by side, as the output projection reads them
+    out = side_by_side((B, H, M, D), getattr(torch, name), outs.device)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=outs.device)
     forward_kernel[(triton.cdiv(H * M, tile.block_r) * B,)](
         outs, lses, out, lse,

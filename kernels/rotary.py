@@ -128,11 +128,11 @@ def turn_head(
 
 @triton.jit
 def rotary_kernel(
-    q_ptr, k_ptr,  # (B, H, L, D), (B, G, L, D)
+    q_ptr, k_ptr,  # (B, H, L, D), (B, K, L, D)
     cos_ptr, sin_ptr,  # (B, L, F), the first stride 0 where all batches share them
     q_out_ptr, k_out_ptr,  # as q and k
     q_strides, k_strides, cos_strides, sin_strides, q_out_strides, k_out_strides,
-    H, G, L, D, F,
+    H, K, L, D, F,
     INTERLEAVED: tl.constexpr,
     CONJUGATE: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -141,7 +141,7 @@ def rotary_kernel(
     BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
     """Turn BLOCK_H heads, of queries first and then of keys, at BLOCK_L positions."""
-    blocks, groups = tl.cdiv(L, BLOCK_L), tl.cdiv(H + G, BLOCK_H)
+    blocks, groups = tl.cdiv(L, BLOCK_L), tl.cdiv(H + K, BLOCK_H)
     program = tl.program_id(0)
     b = (program // (blocks * groups)).to(tl.int64)
     group = program // blocks % groups
@@ -161,7 +161,7 @@ def rotary_kernel(
                 q_ptr, q_out_ptr, q_strides, q_out_strides, b, h, rows, cos, sin, L, D, F,
                 INTERLEAVED, BLOCK_F, BLOCK_REST,
             )  # fmt: skip
-        elif h < H + G:
+        elif h < H + K:
             turn_head(
                 k_ptr, k_out_ptr, k_strides, k_out_strides, b, h - H, rows, cos, sin, L, D, F,
                 INTERLEAVED, BLOCK_F, BLOCK_REST,
@@ -185,7 +185,7 @@ def forward(
     check(q, k, cos, sin)
     precision.supported("q", q)
     cache = Cache(cos, sin, interleaved)
-    turned = _empty(q), _empty(k)
+    turned = _beside(q), _beside(k)
     _launch(q, k, cache, turned, False, tile)
     return turned, cache
 
@@ -208,14 +208,14 @@ def backward(
     precision.supported("dq_out", dq_out)
     given = layout.asked(into, dq=tuple(dq_out.shape), dk=tuple(dk_out.shape))
     pairs = zip(given, (dq_out, dk_out), strict=True)
-    grads = Gradients(*(_empty(like) if x is None else x for x, like in pairs))
+    grads = Gradients(*(_beside(like) if x is None else x for x, like in pairs))
     _launch(dq_out, dk_out, cache, grads, True, tile)
     return grads
 
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
-    out = _empty(x)
+    out = _beside(x)
     _launch(x, None, Cache(cos, sin, interleaved), (out, out), False, None)
     return out
 
@@ -236,14 +236,14 @@ def _launch(
     tile: Tile | None,
 ) -> None:
     (B, H, L, D), F = q.shape, cache.cos.shape[-1]
-    k, G = (q, 0) if k is None else (k, k.shape[1])
+    k, K = (q, 0) if k is None else (k, k.shape[1])
     cos, sin = (x.expand(B, L, F) for x in (cache.cos, cache.sin))
     tile = tile or choose_tile(F)
-    programs = triton.cdiv(L, tile.block_l) * triton.cdiv(H + G, tile.block_h) * B
+    programs = triton.cdiv(L, tile.block_l) * triton.cdiv(H + K, tile.block_h) * B
     rotary_kernel[(programs,)](
         q, k, cos, sin, *out,
         q.stride(), k.stride(), cos.stride(), sin.stride(), out[0].stride(), out[1].stride(),
-        H, G, L, D, F,
+        H, K, L, D, F,
         INTERLEAVED=cache.interleaved,
         CONJUGATE=conjugate,
         BLOCK_L=tile.block_l,
@@ -254,7 +254,5 @@ def _launch(
     )  # fmt: skip
 
 
-def _empty(like: torch.Tensor) -> torch.Tensor:
-    """Allocate (B, H, L, D) with the heads of a position side by side."""
-    B, H, L, D = like.shape
-    return torch.empty((B, L, H, D), dtype=like.dtype, device=like.device).transpose(1, 2)
+def _beside(x: torch.Tensor) -> torch.Tensor:
+    return layout.side_by_side(x.shape, x.dtype, x.device)

@@ -181,7 +181,7 @@ _PARTS = of(
             ("turned", "drop .to(tl.float32) of x"),
             ("turned", "drop .to(tl.float32) of y"),
             ("scores", "drop .to(tl.float32) of tl.load(where*"),
-            ("scores", "drop .to(tl.float32) of slope"),
+            ("scores", "drop .to(tl.float32) of alibi_slope"),
         ),
     },
 )

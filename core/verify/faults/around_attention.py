@@ -182,7 +182,7 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
     (
         WEIGHTS, "packed sequences have the lse of the first", "",
-        ("x.M + seq.q_first + rows", "x.M + rows"),
+        ("rows_at(x, seq, h, rows)", "rows_at(x, seq, h, rows) - seq.q_first"),
     ),
     (
         WEIGHTS, "all heads read the first head of keys", "attorch#14",

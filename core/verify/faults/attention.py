@@ -157,10 +157,10 @@ _ATTENTION: tuple[Row, ...] = (
         ("None if dlse is None else dlse.float().contiguous()", "None"),
     ),
     (
-        FORWARD, "heads after the first are wrong where a block is not full", "FlagGems#898",
+        PARTS, "heads after the first are wrong where a block is not full", "FlagGems#898",
         (
-            "row_at = (seq.batch * x.H + h).to(tl.int64) * x.M",
-            "row_at = (seq.batch * x.H + h).to(tl.int64) * (tl.cdiv(x.M, BLOCK_M) * BLOCK_M)",
+            "return (seq.batch * x.H + h).to(tl.int64) * x.M",
+            "return (seq.batch * x.H + h).to(tl.int64) * (tl.cdiv(x.M, 16) * 16)",
         ),
     ),
     (
@@ -247,7 +247,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "lse of packed sequences lies as that of batches", "",
-        ("* x.M + seq.q_first + i", "* x.longest_q + seq.q_first + i"),
+        ("rows_at(x, seq, h, i)", "rows_at(x, seq, h, i) - h * (x.M - x.longest_q)"),
     ),
     (
         BACKWARD, "keys of a packed sequence without queries have no gradient, not 0", "",

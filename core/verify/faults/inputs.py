@@ -39,7 +39,7 @@ _ROTARY: tuple[Row, ...] = (
     ),
     (
         KERNEL, "keys are turned as many as there are queries", "",
-        ("elif h < H + G:", "elif h < 2 * H:"),
+        ("elif h < H + K:", "elif h < 2 * H:"),
     ),
     (
         REFERENCE, "positions are in float16", "transformers#25681",

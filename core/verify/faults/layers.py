@@ -203,7 +203,7 @@ _SOFTMAX: tuple[Row, ...] = (
 _SOFTMAX_CROSS_ENTROPY: tuple[Row, ...] = (
     (
         KERNEL, "with reduction none the gradient is of the first row's loss", "Liger-Kernel#968",
-        ("PER_ROW=dloss.dim() == 1", "PER_ROW=False"),
+        ("PER_ROW=cache.per_row", "PER_ROW=False"),
     ),
     (
         KERNEL, "ignored rows are smoothed", "pytorch#73205",
