@@ -16,8 +16,12 @@ from twofold.adapters.custom import (
     autocast,
     keep,
     kept,
+    one_by_one,
     read_seed,
+    refuse_further,
     seed_tensor,
+    side_by_side,
+    statistics_dtype,
 )
 from twofold.adapters.sides import Place
 from twofold.reference import checks
@@ -155,10 +159,6 @@ def listed(
     )  # fmt: skip
 
 
-def _lse_dtype(q: torch.Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 def options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
     """Return the options of a call as a side's `attention.forward` takes them."""
     more = {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
@@ -192,13 +192,11 @@ def options(place: Place, a: SimpleNamespace) -> dict[str, Any]:
 
 def _forward(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> Tensors:
     out, cache = place.side.attention.forward(given.q, given.k, given.v, **options(place, given))
-    return place.take(out, a.q), place.take(cache.lse, a.q, _lse_dtype(a.q))
+    return place.take(out, a.q), place.take(cache.lse, a.q, statistics_dtype(a.q))
 
 
 def _shapes(a: SimpleNamespace) -> Tensors:
-    B, H, M, D = a.q.shape
-    out = a.q.new_empty(B, M, H, D).transpose(1, 2)  # heads side by side, as the kernels have it
-    return out, a.q.new_empty((B, H, M), dtype=_lse_dtype(a.q))
+    return side_by_side(a.q), a.q.new_empty(a.q.shape[:3], dtype=statistics_dtype(a.q))
 
 
 def _cache(place: Place, given: SimpleNamespace, outputs: Sequence[Any]) -> Any:
@@ -223,7 +221,9 @@ def _backward(
 ) -> Mapping[str, Any]:
     cache = _cache(place, given, outputs)
     dout, dlse = grads
-    found = place.side.attention.backward(place.give(dout), cache, place.give(dlse))
+    found = place.side.attention.backward(
+        place.give(dout), cache, place.give(dlse), of_bias="bias" in a.wanted
+    )
     return {name: getattr(found, f"d{name}") for name in ("q", "k", "v", "bias", "sinks")}
 
 
@@ -237,11 +237,12 @@ OPERATOR = Operator(
     differentiable=("q", "k", "v", "bias", "sinks"),
     read=lambda a: (0, 1),
     optional=(1,),  # which is cheaper without
+    twice=True,
 )
 
 
 def _save_for_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grads, _, outputs, *args = inputs
+    grads, _, outputs, ctx.wanted, *args = inputs
     keep(ctx, args, [*outputs, *grads])
 
 
@@ -249,15 +250,16 @@ def _second(ctx: Any, seconds: Sequence[Any]) -> Any:
     args, (out, lse, dout, *rest) = kept(ctx)
     dlse = rest[0] if rest else None
     a = OPERATOR.named(args)
-    asked = dict(zip(OPERATOR.names, ctx.needs_input_grad[3:], strict=True))
+    asked = dict(zip(OPERATOR.names, ctx.needs_input_grad[4:], strict=True))
     for name in ("bias", "sinks"):
         if asked[name]:
             raise RuntimeError(
                 f"{name} has a gradient; it must have none where gradients of gradients are taken"
             )
-    ddq, ddk, ddv, *_ = (
-        torch.zeros_like(x) if dd is None else dd
-        for x, dd in zip((a.q, a.k, a.v), seconds, strict=False)
+    given = dict(zip(OPERATOR.present(a, ctx.wanted), seconds, strict=True))
+    ddq, ddk, ddv = (
+        torch.zeros_like(getattr(a, name)) if given.get(name) is None else given[name]
+        for name in ("q", "k", "v")
     )
     dq, dk, dv, ddout, *ddlse = SECOND(ddq, ddk, ddv, dout, dlse, out, lse, *args)
     by_name = {"q": dq, "k": dk, "v": dv}
@@ -265,6 +267,7 @@ def _second(ctx: Any, seconds: Sequence[Any]) -> Any:
         [ddout, *ddlse],
         None,
         [None, None],
+        None,
         *(by_name.get(name) for name in OPERATOR.names),
     )
 
@@ -296,4 +299,6 @@ SECOND = torch.library.custom_op(
     f" {ARGUMENTS}) -> Tensor[]",
 )(_run_second)
 SECOND.register_fake(_fake_second)
+one_by_one(SECOND)
+refuse_further(SECOND, "attention once or twice")
 OPERATOR.backward_op.register_autograd(_second, setup_context=_save_for_second)

@@ -2,8 +2,8 @@
 
 Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
 whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
-arguments, and the outputs that it reads; kernels need no more, and NumPy, which keeps more,
-computes again.
+arguments and outputs that it reads; kernels need no more, and NumPy, which keeps more, computes
+again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ class Operator:
         forward: computes them, of (place, arguments, arguments as the side takes them).
         shapes: allocates them, of the arguments.
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
-            side takes them, outputs, gradients of the outputs), by name.
+            side takes them, outputs, gradients of the outputs), by name. `wanted` is one of the
+            arguments: the names of those whose gradient is asked for.
         differentiable: arguments that have a gradient.
+        unread: given the arguments, returns those that `backward` asks for their shape, dtype and
+            device alone: they are not kept, may be changed in place, and are 0 there.
         read: given the arguments, returns the indices of the outputs that `backward` reads; others
             are not kept, may be changed in place, and stand empty in its `outputs`.
         steady: indices of outputs that have no gradient.
+        twice: whether there is a formula for gradients of gradients, registered elsewhere.
         optional: outputs whose gradient `backward` takes as None where there is none; of others
             it gets zeros.
     """
@@ -52,13 +56,16 @@ class Operator:
         shapes: Callable[[SimpleNamespace], Tensors],
         backward: Callable[..., Mapping[str, Any]],
         differentiable: Sequence[str],
+        unread: Callable[[SimpleNamespace], Sequence[str]] = lambda a: (),
         read: Callable[[SimpleNamespace], Sequence[int]] = lambda a: (),
         steady: Sequence[int] = (),
         optional: Sequence[int] = (),
+        twice: bool = False,
     ) -> None:
         self.names = [part.split()[-1] for part in arguments.split(", ")]
         self._forward, self._shapes, self._backward = forward, shapes, backward
-        self._differentiable, self._read = differentiable, read
+        self._differentiable, self._read, self._unread = differentiable, read, unread
+        self._constant = [i for i, n in enumerate(self.names) if n not in differentiable]
         self._steady, self._optional = steady, optional
         returned = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         # As `torch.library.custom_op` would, whose formula for autograd takes time that grows with
@@ -72,9 +79,13 @@ class Operator:
         self.backward_op = torch.library.custom_op(
             f"twofold::{name}_backward",
             mutates_args=(),
-            schema=f"(Tensor[] grads, int[] which, Tensor[] outputs, {arguments}) -> Tensor[]",
+            schema=f"(Tensor[] grads, int[] which, Tensor[] outputs, bool[] wanted, {arguments})"
+            " -> Tensor[]",
         )(self._run_backward)
         self.backward_op.register_fake(self._fake_backward)
+        one_by_one(self.backward_op)
+        if not twice:
+            refuse_further(self.backward_op, f"{name} once: only attention's gradients have one")
 
     def __call__(self, *args: Any) -> Any:
         """Return what the operator computes: one tensor, or a tuple of several."""
@@ -95,6 +106,7 @@ class Operator:
         return found if len(found) > 1 else found[0]
 
     def _fake(self, *args: Any) -> Any:
+        self._refuse_some_of_meta(args)
         found = self._shapes(self.named(args))
         return found if len(found) > 1 else found[0]
 
@@ -102,29 +114,43 @@ class Operator:
         """Return the arguments as a side takes them."""
         return SimpleNamespace(**{name: place.give(x) for name, x in vars(a).items()})
 
-    def present(self, a: SimpleNamespace) -> list[str]:
-        """Return the arguments that are there and have a gradient."""
-        return [name for name in self._differentiable if getattr(a, name) is not None]
+    def present(self, a: SimpleNamespace, wanted: Sequence[bool]) -> list[str]:
+        """Return the arguments that are there and whose gradient is asked for."""
+        asked = zip(self._differentiable, wanted, strict=True)
+        return [name for name, this in asked if this and getattr(a, name) is not None]
 
     def _run_backward(
-        self, grads: Sequence[Any], which: Sequence[int], outputs: Sequence[Any], *args: Any
+        self,
+        grads: Sequence[Any],
+        which: Sequence[int],
+        outputs: Sequence[Any],
+        wanted: Sequence[bool],
+        *args: Any,
     ) -> list[torch.Tensor]:
         a = self.named(args)
+        names = self.present(a, wanted)
         first = getattr(a, self.names[0])
         place = sides.of(first)
         there = dict(zip(which, grads, strict=True))
         each = [there.get(i) for i in range(len(outputs))]
         with sides.current(first):
-            found = self._backward(place, a, self.given(place, a), outputs, each)
-        return apart(place.take(found[n], getattr(a, n)).contiguous() for n in self.present(a))
+            given = self.given(place, a)
+            a.wanted = names
+            found = self._backward(place, a, given, outputs, each)
+        return apart(place.take(found[n], getattr(a, n)).contiguous() for n in names)
 
     def _fake_backward(
-        self, grads: Sequence[Any], which: Sequence[int], outputs: Sequence[Any], *args: Any
+        self,
+        grads: Sequence[Any],
+        which: Sequence[int],
+        outputs: Sequence[Any],
+        wanted: Sequence[bool],
+        *args: Any,
     ) -> list[torch.Tensor]:
         a = self.named(args)
         return [
             torch.empty_like(getattr(a, n), memory_format=torch.contiguous_format)
-            for n in self.present(a)
+            for n in self.present(a, wanted)
         ]
 
     def _recorded(self, *args: Any) -> Any:
@@ -135,6 +161,7 @@ class Operator:
             if torch._C._are_functorch_transforms_active():
                 must = "it must be differentiated by torch.autograd: torch.func does not reach it"
                 raise RuntimeError(f"{self.op} is within a transform of torch.func; {must}")
+            self._refuse_learning(args)
             return self._function.apply(*args)
         return self._unrecorded(args)
 
@@ -144,6 +171,25 @@ class Operator:
             if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
                 must = "it must have none: only torch.autograd's derivatives, backwards, are there"
                 raise RuntimeError(f"{name} of {self.op} has a tangent; {must}")
+
+    def _refuse_learning(self, args: Sequence[Any]) -> None:
+        """Raise where a gradient is asked for that is never made."""
+        for i in self._constant:
+            if isinstance(args[i], torch.Tensor) and args[i].requires_grad:
+                must = "it must not, as it gets none: x.detach() does not"
+                raise RuntimeError(f"{self.names[i]} of {self.op} requires a gradient; {must}")
+
+    def _refuse_some_of_meta(self, args: Sequence[Any]) -> None:
+        """Raise where some tensors have numbers and others none, for which nothing is computed."""
+        tensors = [
+            (name, x)
+            for name, x in zip(self.names, args, strict=True)
+            if isinstance(x, torch.Tensor) and x.ndim  # a seed is the host's
+        ]
+        for name, x in tensors:
+            if x.is_meta != tensors[0][1].is_meta:
+                must = f"it must be on that of {tensors[0][0]}, {tensors[0][1].device}"
+                raise ValueError(f"{name} of {self.op} is on device {x.device}; {must}")
 
     def _unrecorded(self, args: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -155,9 +201,12 @@ class Operator:
         def forward(ctx: Any, *args: Any) -> Any:
             found = self._unrecorded(args)
             outputs = found if isinstance(found, tuple) else (found,)
-            read = self._read(self.named(args))
-            empty = nothing(outputs[0])
-            keep(ctx, args, [x if i in read else empty for i, x in enumerate(outputs)])
+            a, empty = self.named(args), nothing(outputs[0])
+            read, unread = self._read(a), self._unread(a)
+            kept_args = [
+                shaped(x) if name in unread and x is not None else x for name, x in vars(a).items()
+            ]
+            keep(ctx, kept_args, [x if i in read else empty for i, x in enumerate(outputs)])
             ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
             return found
 
@@ -176,11 +225,12 @@ class Operator:
             shapes = self._shapes(self.named(args))
             there |= {i: torch.zeros_like(shapes[i]) for i in missing}
         which = sorted(there)
+        asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
+        wanted = [asked[name] for name in self._differentiable]
         # No list with a None in it: autograd would take it for one that has no gradient.
-        found = self.backward_op([there[i] for i in which], which, outputs, *args)
-        by_name = dict(zip(self.present(self.named(args)), found, strict=True))
-        wanted = zip(self.names, ctx.needs_input_grad, strict=True)
-        return tuple(by_name.get(name) if needed else None for name, needed in wanted)
+        found = self.backward_op([there[i] for i in which], which, outputs, wanted, *args)
+        by_name = dict(zip(self.present(self.named(args), wanted), found, strict=True))
+        return tuple(by_name.get(name) for name in self.names)
 
 
 def keep(ctx: Any, args: Sequence[Any], more: Sequence[torch.Tensor]) -> None:
@@ -209,6 +259,51 @@ def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         places = {y.untyped_storage().data_ptr() for y in found}
         found.append(x.clone() if x.untyped_storage().data_ptr() in places else x)
     return found
+
+
+def one_by_one(op: Any) -> None:
+    """Let an operator that returns a list be called under vmap, once for each of the batch."""
+
+    def picked(x: Any, axis: Any, i: int) -> Any:
+        if isinstance(x, (list, tuple)):
+            axes = [None] * len(x) if axis is None else axis
+            return [picked(y, d, i) for y, d in zip(x, axes, strict=True)]
+        return x if axis is None else x.select(axis, i)
+
+    def mapped(info: Any, axes: Any, *args: Any) -> Any:
+        each = [
+            op(*(picked(x, d, i) for x, d in zip(args, axes, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        found = [torch.stack(of_all) for of_all in zip(*each, strict=True)]
+        return found, [0] * len(found)
+
+    op.register_vmap(mapped)
+
+
+def refuse_further(op: Any, must: str) -> None:
+    """Let an operator raise where its own gradient is asked for, in words."""
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
+
+    op.register_autograd(refuse)
+
+
+def shaped(x: torch.Tensor) -> torch.Tensor:
+    """Return what has the shape, dtype and device of a tensor, and is one 0."""
+    return x.new_zeros(()).expand(x.shape)
+
+
+def side_by_side(x: torch.Tensor) -> torch.Tensor:
+    """Allocate (B, H, L, D) with the heads of a position side by side, as kernels do."""
+    B, H, L, D = x.shape
+    return x.new_empty_strided((B, H, L, D), (L * H * D, D, H * D, 1))
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of what is counted up beside a tensor: float32, of float64 its own."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def nothing(like: torch.Tensor) -> torch.Tensor:
@@ -252,7 +347,9 @@ def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tens
         return None
     if seed is None:
         return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
-    return seed if isinstance(seed, torch.Tensor) else torch.tensor(seed, dtype=torch.int64)
+    if isinstance(seed, torch.Tensor):
+        return seed
+    return torch.tensor(seed, dtype=torch.int64, device="cpu")
 
 
 def read_seed(seed: Any) -> Any:

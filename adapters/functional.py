@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from twofold.adapters.attention import attention
 from twofold.reference import checks
@@ -51,7 +52,7 @@ def scaled_dot_product_attention(
         key, value: (..., K, N, E) and (..., K, N, V); what stands before N is broadcastable with
             query's, but that K divides H with `enable_gqa`.
         attn_mask: broadcastable to (..., H, M, N): True where a query may attend, or floating and
-            added to the scores.
+            added to the scores; or torch's `causal_upper_left` or `causal_lower_right`.
         dropout_p: probability of dropping a weight, whether a model is in training or not.
         is_causal: query i attends to keys j ≤ i; not along with a mask.
         scale: 1/√E by default.
@@ -66,6 +67,13 @@ def scaled_dot_product_attention(
     """
     if is_causal and attn_mask is not None:
         raise RuntimeError("attn_mask was given with is_causal; it must be None then")
+    causal: bool | str = "top-left" if is_causal else False
+    if isinstance(attn_mask, CausalBias):
+        lengths = (attn_mask.seq_len_q, attn_mask.seq_len_kv)
+        expected = (query.shape[-2], key.shape[-2])
+        checks.require(lengths == expected, "attn_mask's lengths", lengths, str(expected))
+        upper = attn_mask.variant == CausalVariant.UPPER_LEFT
+        causal, attn_mask = "top-left" if upper else "bottom-right", None
     given = {"query": query, "key": key, "value": value}
     for name, x in given.items():
         if getattr(x, "is_nested", False):
@@ -106,7 +114,7 @@ def scaled_dot_product_attention(
     out = attention(
         q, k, v,
         softmax_scale=1 / math.sqrt(E) if scale is None else scale,
-        causal="top-left" if is_causal else False,
+        causal=causal,
         mask=mask,
         bias=bias,
         dropout_p=dropout_p,

@@ -10,6 +10,7 @@ Masks are made as for torch's attention: none where a model is causal and nothin
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -30,8 +31,23 @@ def register(name: str = NAME) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    def mask(*args: Any, config: Any = None, **how: Any) -> torch.Tensor | None:
+        _refuse_models_of_their_own_attention(config, name)
+        made: torch.Tensor | None = sdpa_mask(*args, config=config, **how)
+        return made
+
     AttentionInterface.register(name, attention_forward)
-    AttentionMaskInterface.register(name, sdpa_mask)
+    AttentionMaskInterface.register(name, mask)
+
+
+def _refuse_models_of_their_own_attention(config: Any, name: str) -> None:
+    """Raise for models that ask for a mask and then attend by themselves, which would add it."""
+    place = type(config).__module__.replace(".configuration_", ".modeling_")
+    model = sys.modules.get(place)
+    if model is not None and not hasattr(model, "ALL_ATTENTION_FUNCTIONS"):
+        kind = getattr(config, "model_type", type(config).__name__)
+        must = "it must be 'eager': the model has no other attention than its own"
+        raise ValueError(f"attn_implementation is {name!r} for {kind}; {must}")
 
 
 def attention_forward(

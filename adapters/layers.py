@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import Operator, Tensors, autocast, nothing, read_seed, seed_tensor
+from twofold.adapters.custom import (
+    Operator,
+    Tensors,
+    autocast,
+    nothing,
+    read_seed,
+    seed_tensor,
+    side_by_side,
+    statistics_dtype,
+)
 from twofold.adapters.sides import Place
 
 # Arguments of an operator: as tensors, and as the side takes them.
@@ -61,13 +70,14 @@ def _linear_backward(
     place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
 ) -> Mapping[str, Any]:
     side, (out, z) = place.side, outputs
-    if side.name == "reference":
-        _, cache = side.linear.forward(given.x, given.weight, given.bias, a.activation)
+    made, has_bias = None if a.activation is None else z if _has_z(a) else out, a.bias is not None
+    if side.name != "reference":
+        made = None if made is None else made.reshape(-1, made.shape[-1])
+        cache = side.linear.Cache(given.x, given.weight, made, a.activation, has_bias, a.allow_tf32)
     else:
-        kept = None if a.activation is None else z if _has_z(a) else out.reshape(-1, out.shape[-1])
-        cache = side.linear.Cache(
-            given.x, given.weight, kept, a.activation, a.bias is not None, a.allow_tf32
-        )
+        made = None if made is None else place.give(made).reshape(*a.x.shape[:-1], -1)
+        kept = None if made is None else side.activation.activate(made, a.activation)[1]
+        cache = side.linear.Cache(given.x, given.weight, made, kept, a.activation, has_bias)
     found = side.linear.backward(place.give(grads[0]), cache)
     return {"x": found.dx, "weight": found.dweight, "bias": found.dbias}
 
@@ -80,6 +90,7 @@ LINEAR = Operator(
     shapes=_linear_shapes,
     backward=_linear_backward,
     differentiable=("x", "weight", "bias"),
+    unread=lambda a: ("bias",),
     read=lambda a: () if a.activation is None else (1,) if _has_z(a) else (0,),
     steady=(1,),
 )
@@ -128,17 +139,13 @@ def _layer_norm(place: Place, a: Arguments, given: Arguments) -> Tensors:
     has_stream = _has_stream(a.residual, a.dropout_p)
     stream = place.take(cache.h, a.x) if has_stream else nothing(a.x)
     mean, rstd = (
-        place.take(t.reshape(-1), a.x, _statistics(a.x)) for t in (cache.mean, cache.rstd)
+        place.take(t.reshape(-1), a.x, statistics_dtype(a.x)) for t in (cache.mean, cache.rstd)
     )
     return place.take(out, a.x), stream, mean, rstd
 
 
-def _statistics(x: torch.Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _layer_norm_shapes(a: Arguments) -> Tensors:
-    rows = a.x.new_empty(a.x.numel() // a.x.shape[-1], dtype=_statistics(a.x))
+    rows = a.x.new_empty(a.x.numel() // a.x.shape[-1], dtype=statistics_dtype(a.x))
     out = a.x.new_empty(a.x.shape)
     has_stream = _has_stream(a.residual, a.dropout_p)
     return out, torch.empty_like(out) if has_stream else nothing(a.x), rows, torch.empty_like(rows)
@@ -148,15 +155,16 @@ def _layer_norm_backward(
     place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
 ) -> Mapping[str, Any]:
     side, (_, stream, mean, rstd) = place.side, outputs
+    seed, has_residual = read_seed(a.seed), a.residual is not None
+    h = place.give(stream if _has_stream(a.residual, a.dropout_p) else a.x.contiguous())
     if side.name == "reference":
-        options = _norm_options(a, given)
-        _, cache = side.layer_norm.forward(given.x, given.weight, given.bias, **options)
+        mean, rstd = (place.give(x)[:, None].astype(h.dtype) for x in (mean, rstd))
+        keep = None
+        if a.dropout_p > 0.0:
+            keep = side.dropout.scaled_mask(h.shape, a.dropout_p, seed, h.dtype)
+        cache = side.layer_norm.Cache(h, mean, rstd, given.weight, has_residual, keep)
     else:
-        h = stream if _has_stream(a.residual, a.dropout_p) else given.x.contiguous()
-        seed = read_seed(a.seed)
-        cache = side.layer_norm.Cache(
-            h, mean, rstd, given.weight, a.residual is not None, a.dropout_p, seed
-        )
+        cache = side.layer_norm.Cache(h, mean, rstd, given.weight, has_residual, a.dropout_p, seed)
     dout, dstream = (place.give(g) for g in grads[:2])
     if not _has_stream(a.residual, a.dropout_p):
         dstream = None  # of an empty tensor
@@ -175,6 +183,9 @@ LAYER_NORM = Operator(
     shapes=_layer_norm_shapes,
     backward=_layer_norm_backward,
     differentiable=("x", "weight", "bias", "residual"),
+    unread=lambda a: (
+        ("x", "bias", "residual") if _has_stream(a.residual, a.dropout_p) else ("bias",)
+    ),
     read=lambda a: (1, 2, 3) if _has_stream(a.residual, a.dropout_p) else (2, 3),
     steady=(2, 3),
     optional=(1,),
@@ -205,13 +216,7 @@ def _rotary(place: Place, a: Arguments, given: Arguments) -> Tensors:
 
 
 def _rotary_shapes(a: Arguments) -> Tensors:
-    return _heads_together(a.q), _heads_together(a.k)
-
-
-def _heads_together(x: torch.Tensor) -> torch.Tensor:
-    """Allocate (B, H, L, D) with the heads of a position side by side, as the kernels do."""
-    B, H, L, D = x.shape
-    return x.new_empty(B, L, H, D).transpose(1, 2)
+    return side_by_side(a.q), side_by_side(a.k)
 
 
 def _rotary_backward(
@@ -231,6 +236,7 @@ ROTARY = Operator(
     shapes=_rotary_shapes,
     backward=_rotary_backward,
     differentiable=("q", "k"),
+    unread=lambda a: ("q", "k"),
 )
 
 
@@ -263,6 +269,7 @@ EMBEDDING = Operator(
     shapes=_embedding_shapes,
     backward=_embedding_backward,
     differentiable=("table",),
+    unread=lambda a: ("table",),
 )
 
 
@@ -298,6 +305,7 @@ SOFTMAX = Operator(
     shapes=_softmax_shapes,
     backward=_softmax_backward,
     differentiable=("x",),
+    unread=lambda a: ("x",),
     read=lambda a: (0,),
 )
 
@@ -356,6 +364,7 @@ CROSS_ENTROPY = Operator(
     shapes=_cross_entropy_shapes,
     backward=_cross_entropy_backward,
     differentiable=("logits",),
+    unread=lambda a: ("logits", "targets", "weight"),
     read=lambda a: (1,),
     steady=(1,),
 )

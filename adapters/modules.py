@@ -211,7 +211,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         """Return whether a subclass has written one of the methods that torch's forward calls."""
         torchs = torch.nn.TransformerEncoderLayer
         return any(
-            getattr(type(self), name) is not getattr(torchs, name)
+            getattr(type(self), name) is not getattr(torchs, name) or name in vars(self)
             for name in ("_sa_block", "_ff_block")
         )
 
@@ -224,6 +224,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     ) -> Any:
         """Return the norm of residual + dropout(x), and that sum."""
         fused, p = _as_made(norm, torch.nn.LayerNorm) and norm.weight is not None, 0.0
+        fused = fused and len(norm.normalized_shape) == 1
         if dropout is not None:
             if fused and _as_made(dropout, torch.nn.Dropout):
                 p = dropout.p if dropout.training else 0.0
@@ -255,8 +256,13 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
 def _as_made(module: Any, kind: type[torch.nn.Module]) -> bool:
     """Return whether a part is torch's own and does nothing but what its class does."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(module) is kind and not any(getattr(module, name) for name in hooks)
+    if type(module) is not kind or "forward" in vars(module):
+        return False
+    hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    of_all = torch.nn.modules.module
+    return not any(
+        getattr(module, f"_{name}") or getattr(of_all, f"_global_{name}") for name in hooks
+    )
 
 
 def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:

@@ -18,12 +18,14 @@ class AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019), a parameter's step one launch.
 
     It is built, saved and loaded as `torch.optim.AdamW` is, whose state it has: either takes the
-    state of the other. `foreach`, `fused`, `capturable` and `differentiable` choose among torch's
-    own ways and are not looked at.
+    state of the other. `foreach`, `fused` and `capturable` choose among torch's own ways and are
+    not looked at.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for group in self.param_groups:
+            _check_group(group)
         self._step_supports_amp_scaling = False  # or, if `fused`, GradScaler leaves it to us
 
     @torch.no_grad()
@@ -31,8 +33,8 @@ class AdamW(torch.optim.AdamW):
         """Take one step; `closure` computes the loss again and returns it.
 
         Raises:
-            ValueError, TypeError: `amsgrad` or `maximize` is asked for, a number is none that Adam
-                takes, or a dtype none that there is a kernel for.
+            ValueError, TypeError: `amsgrad`, `maximize` or `differentiable` is asked for, a number
+                is none that Adam takes, or a dtype none that there is a kernel for.
             RuntimeError: a gradient is sparse or complex, or a CUDA graph is being captured.
             In any case nothing is changed.
         """
@@ -72,7 +74,7 @@ class AdamW(torch.optim.AdamW):
     def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
             for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         if state["step"].is_cuda:  # of torch's fused one: it would be waited for at every step
@@ -81,7 +83,8 @@ class AdamW(torch.optim.AdamW):
         if parameter.numel() == 0:
             return
         place = sides.of(parameter)
-        tensors = (parameter, grad, *(state[name] for name in MOMENTS))
+        own = (parameter, *(state[name] for name in MOMENTS))
+        tensors = [_local(x) for x in (parameter, grad, *own[1:])]
         given = [place.give(x.contiguous()).reshape(-1) for x in tensors]
         beta1, beta2 = group["betas"]
         with sides.current(parameter):
@@ -97,13 +100,20 @@ class AdamW(torch.optim.AdamW):
             )
         for x, y in zip(tensors, given, strict=True):
             computed = torch.as_tensor(y)
-            if x is not grad and computed.data_ptr() != x.data_ptr():  # of a copy
+            if x is not tensors[1] and computed.data_ptr() != x.data_ptr():  # of a copy
                 x.copy_(computed.reshape(x.shape))
+        # What has been saved for backward must not be taken for what it was.
+        torch.autograd.graph.increment_version(own)
+
+
+def _local(x: torch.Tensor) -> torch.Tensor:
+    """Return a process's own share of a tensor of several, any other as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    """Refuse numbers that Adam does not take."""
-    for name in ("amsgrad", "maximize"):
+    """Refuse what Adam does not take here."""
+    for name in ("amsgrad", "maximize", "differentiable"):
         if group[name]:
             raise ValueError(f"{name} is {group[name]}; it must be False")
     for name in ("lr", "weight_decay"):

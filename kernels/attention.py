@@ -230,6 +230,7 @@ def backward(
     cache: Cache,
     dlse: torch.Tensor | None = None,
     *,
+    of_bias: bool = True,
     into: checks.Into = None,
     dk_dv_tile: Tile | None = None,
     dq_tile: Tile | None = None,
@@ -281,7 +282,7 @@ def backward(
     if options.rotary is not None:
         turn_back_in_place(grads.dq, *options.rotary.of_q)
         turn_back_in_place(grads.dk, *options.rotary.of_k)
-    if options.bias is not None:
+    if options.bias is not None and of_bias:
         tile = dq_tile or _tile("dbias", cache)
         inputs = (attention_blocks.over_keys(x, tile), *rest)
         grads = grads._replace(dbias=_dbias(inputs, cache, tile))

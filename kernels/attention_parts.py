@@ -185,7 +185,7 @@ def keys_present(lengths, b, N):
 @triton.jit
 def at(ptr, strides, b, h, start, rows, columns):
     """Point at [b, h, start + rows, columns]; what may pass 2³¹ is 64 bits wide."""
-    base = tl.cast(b, tl.int64) * strides[0] + h.to(tl.int64) * strides[1]
+    base = tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[1]
     start = tl.cast(start, tl.int64)
     return ptr + base + start * strides[2] + rows * strides[2] + columns * strides[3]
 
@@ -193,7 +193,7 @@ def at(ptr, strides, b, h, start, rows, columns):
 @triton.jit
 def rows_at(x, seq, h, rows):
     """Return where in (B, H, M) these queries of a sequence are."""
-    return (seq.batch * x.H + h).to(tl.int64) * x.M + seq.q_first + rows
+    return tl.cast(seq.batch * x.H + h, tl.int64) * x.M + seq.q_first + rows
 
 
 @triton.jit

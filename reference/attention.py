@@ -202,7 +202,9 @@ def forward(
     return out, Cache(q, k, v, out, lse, p, keep, slope, scale, options)
 
 
-def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
+def backward(
+    dout: Array, cache: Cache, dlse: Array | None = None, *, of_bias: bool = True
+) -> Gradients:
     """Return the gradients of q, k, v, bias and sinks.
 
     The softmax's Jacobian is diag(p) − p·pᵀ, so dS = p∘(dP − Δ) with Δ_i = Σ_j p_ij·dP_ij, which is
@@ -213,6 +215,7 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
         dout: gradient of out, (B, H, M, D), of q's dtype.
         cache: from `forward`.
         dlse: gradient of `cache.lse`, (B, H, M), floating, or None.
+        of_bias: whether dbias is made, if there is a bias.
 
     Returns:
         dq, dk and dv, shaped as q, k and v; dbias and dsinks, shaped as bias and sinks, None for
@@ -239,7 +242,7 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     dp -= delta[..., None]
     ds = np.multiply(p, dp, out=dp)
     dbias = dsinks = None
-    if options.bias is not None:
+    if options.bias is not None and of_bias:
         dbias = summed(ds, options.bias.shape)
     if options.sinks is not None:
         shares = np.exp(options.sinks.astype(lse.dtype)[:, None] - lse)  # (B, H, M)

@@ -190,3 +190,11 @@ def test_weights_that_are_not_there_are_warned_of(monkeypatch, caplog):
         built("Llama", "twofold")(ids, output_attentions=True)
     (record,) = caplog.records
     assert record.message.startswith("output_attentions is True; it must be False with twofold")
+
+
+def test_a_model_of_its_own_attention_is_refused():
+    """It would add a boolean mask to its scores, and see what comes later."""
+    config = transformers.BloomConfig(hidden_size=16, n_layer=1, n_head=4, vocab_size=30)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="twofold")
+    with pytest.raises(ValueError, match="attn_implementation is 'twofold' for bloom; it must be"):
+        model(torch.ones(1, 4, dtype=torch.long))

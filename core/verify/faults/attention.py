@@ -159,8 +159,8 @@ _ATTENTION: tuple[Row, ...] = (
     (
         PARTS, "heads after the first are wrong where a block is not full", "FlagGems#898",
         (
-            "return (seq.batch * x.H + h).to(tl.int64) * x.M",
-            "return (seq.batch * x.H + h).to(tl.int64) * (tl.cdiv(x.M, 16) * 16)",
+            "return tl.cast(seq.batch * x.H + h, tl.int64) * x.M",
+            "return tl.cast(seq.batch * x.H + h, tl.int64) * (tl.cdiv(x.M, 16) * 16)",
         ),
     ),
     (
