@@ -99,7 +99,8 @@ class Buffers:
             start = -(-end // ALIGNED) * ALIGNED
             end = start + x.nbytes
             self._at.append((slice(start, end), x.dtype, x.shape))
-        self._memory = torch.empty(end, dtype=torch.uint8, device=device)
+        with torch.inference_mode(False):  # else they could be written in that mode alone
+            self._memory = torch.empty(end, dtype=torch.uint8, device=device)
         self.arrays = [
             self._memory[at].view(getattr(torch, dtype.name)).view(shape)
             for at, dtype, shape in self._at
@@ -119,7 +120,12 @@ class Buffers:
 
 
 def read(x: torch.Tensor) -> Callable[[], Array]:
-    """Begin to bring back an array as it is now; what is returned waits for it."""
+    """Begin to bring back an array as it is now; what is returned waits for it.
+
+    Of bfloat16, which NumPy has not, the numbers come as float32.
+    """
+    if x.dtype == torch.bfloat16:
+        x = x.float()
     if not x.is_cuda:
         now = x.clone().numpy()
         return lambda: now

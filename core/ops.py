@@ -195,7 +195,8 @@ def _triton(device: str) -> Side:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
 
     def empty(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        with torch.inference_mode(False):  # else it could be written in that mode alone
+            return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
     def arange(n: int) -> torch.Tensor:
         return torch.arange(n, device=device)

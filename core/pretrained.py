@@ -21,6 +21,7 @@ from twofold.core.model import weights
 from twofold.core.model.classifier import Classifier
 from twofold.core.training import checkpoints, inference, trainer
 from twofold.core.training.recipe import Recipe
+from twofold.reference import checks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,10 +53,12 @@ class Pretrained(NamedTuple):
 
     def predict(self, texts: Sequence[str]) -> Array:
         """Return the probabilities of the classes, (n, C) float32."""
+        _several("texts", texts)
         return inference.predict(self.model, [self.encode(text) for text in texts])
 
     def embed(self, texts: Sequence[str]) -> Array:
         """Return mean-pooled embeddings of length 1, (n, d_model) float32."""
+        _several("texts", texts)
         return inference.embed(self.model, [self.encode(text) for text in texts])
 
     def trainer(self, **recipe: Any) -> trainer.Trainer:
@@ -85,6 +88,7 @@ def load(
     Raises:
         DataError, WeightsError: naming the file, the tensor or field, and the fault.
     """
+    _several("labels", labels)
     folder = pretrained_folder(name_or_path)
     config, own = weights.read_config(folder, **changed)
     if labels is not None:
@@ -97,13 +101,44 @@ def load(
 
 
 def save(
-    folder: str | Path, model: Classifier, tokenizer: WordPieceTokenizer, labels: Sequence[str]
+    folder: str | Path,
+    model: Classifier,
+    tokenizer: WordPieceTokenizer,
+    labels: Sequence[str],
+    *,
+    longest: int | None = None,
 ) -> None:
     """Write a folder that `transformers.BertForSequenceClassification` loads, or leave it be.
 
+    A model that was saved there is replaced; what else there is, is not.
+
+    Args:
+        folder: its name.
+        model: of BERT's architecture.
+        tokenizer: the model's.
+        labels: names of the classes.
+        longest: how many ids `transformers` is to cut texts to; as many as the model takes, if
+            None.
+
     Raises:
-        ValueError: naming what of the model is no BERT's.
+        ValueError: naming what of the model is no BERT's, or what else there is.
     """
+    checks.require(
+        len(set(labels)) == model.config.num_classes, "labels", tuple(labels),
+        f"{model.config.num_classes} names, no two alike",
+    )  # fmt: skip
     files = weights.files(model, tuple(labels))
-    files |= {name: text.encode() for name, text in tokenizer.files().items()}
-    checkpoints.write_folder(Path(folder), files)
+    settings = tokenizer.files(longest or model.config.max_length)
+    files |= {name: text.encode() for name, text in settings.items()}
+    folder = Path(folder).resolve()
+    if folder.exists():
+        checks.require(folder.is_dir(), "folder", f"{str(folder)!r}, a file", "a folder's name")
+        others = sorted(path.name for path in folder.iterdir() if path.name not in files)
+        was = f"{str(folder)!r}, which holds {', '.join(others[:3])}"
+        checks.require(not others, "folder", was, "empty, or hold a model that was saved")
+    checkpoints.write_folder(folder, files)
+
+
+def _several(name: str, texts: object) -> None:
+    """Refuse one text where several are asked for: it would be taken letter by letter."""
+    checks.require(not isinstance(texts, str), name, f"the text {texts!r:.40}", "a list of them")

@@ -12,16 +12,18 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from twofold.core import ops
 
-console = Console()
+console = Console(emoji=False)
 if not console.is_terminal:
-    console = Console(width=160)  # a file has no width of its own
-errors = Console(stderr=True)
+    console = Console(emoji=False, width=160)  # a file has no width of its own
+errors = Console(emoji=False, stderr=True)
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
-WRONG = (ValueError, TypeError, OSError, ImportError)  # what a command says of its input
+# What a command says of its input, too large among it.
+WRONG = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def refused(error: Exception) -> typer.Exit:
 
 def escaped(text: str) -> str:
     """Return text in which rich sees no markup."""
-    return text.replace("[", "\\[")
+    return escape(text)
 
 
 def choose_side(name: str) -> ops.Side:

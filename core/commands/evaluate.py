@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from twofold.core.commands.common import (
     Json,
@@ -32,7 +33,7 @@ def command(
         chosen_side = choose_side(side)
         opened, dataset = reopened(run)
         settings = opened.settings
-        with interpreted_strictly(chosen_side):
+        with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
             model = opened.load_model(chosen_side)
             probabilities = predict(model, opened.codec.encode_set(dataset.test_x))
         found, y = probabilities.argmax(axis=1), dataset.test_y

@@ -20,7 +20,7 @@ from twofold.core.training.codec import TextCodec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
-from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint
+from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint, located
 from twofold.reference import checks
 
 # The embeddings, half of the parameters, are frozen: without them an epoch takes less time.
@@ -124,7 +124,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     if dataset.kind != "text":
         raise ValueError(f"--data is {data!r}, images; it must be texts")
     settings = Settings(
-        data=data,
+        data=located(data),
         text_column=given.get("text_column"),
         label_column=given.get("label_column"),
         data_sha256=fingerprint(dataset),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,15 +24,20 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
     if arguments:
         yield list(arguments)
         return
-    count, began, rest = 0, time.perf_counter(), b""
+    count, began = 0, time.perf_counter()
+    begun: list[bytes] = []  # parts of a line that has not ended
     source: Any = None if sys.stdin is None else sys.stdin.buffer
     ended = source is None  # who starts us may have closed it
     while not ended:
         chunk = source.read1(CHUNK)  # whatever is there, waiting only for the first byte
         ended = not chunk
-        *lines, rest = (rest + chunk).split(b"\n")
-        if ended:
-            lines.append(rest)
+        first, *lines = chunk.split(b"\n")
+        begun.append(first)
+        if lines or ended:
+            lines.insert(0, b"".join(begun))
+            begun = [] if ended else [lines.pop()]
+        if count == 0 and lines:
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
         texts = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines]
         if lot := [text for text in texts if text.strip()]:
             count += len(lot)

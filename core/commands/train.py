@@ -18,7 +18,7 @@ from twofold.core.training import codec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
-from twofold.core.training.settings import Settings, dataset_of, fingerprint, preferred
+from twofold.core.training.settings import Settings, dataset_of, fingerprint, located, preferred
 from twofold.reference import checks
 
 QUICK = {"epochs": 4, "refit": False}
@@ -102,7 +102,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     _check_kind(dataset, given, patch)
     made = codec.new(dataset, tokenizer, patch)
     settings = Settings(
-        data=data,
+        data=located(data),
         text_column=given.get("text_column"),
         label_column=given.get("label_column"),
         data_sha256=fingerprint(dataset),

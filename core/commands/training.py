@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from twofold.core.commands.common import (
     FAILED,
@@ -144,7 +147,7 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
     first = processes.first
     if first:
         _say_what(run, dataset, side, processes)
-    again = f"go on with: twofold train --resume {run.folder}"
+    again = f"go on with: twofold train --resume {shlex.quote(str(run.folder))}"
     try:
         with _Shown(first and console.is_terminal) as shown:
             observe = shown if first else _unseen
@@ -167,7 +170,8 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         raise OSError(f"{fault}. Checkpoints are in {run.checkpoints}; {again}") from fault
     except Lost as lost:
         raise Lost(f"{lost}. The last good checkpoint is in {run.checkpoints}; {again}") from lost
-    test = accuracy(model, run.codec.encode_set(dataset.test_x), dataset.test_y, processes)
+    with threadpool_limits(1, "blas"):
+        test = accuracy(model, run.codec.encode_set(dataset.test_x), dataset.test_y, processes)
     if not first:
         return {}
     result = {
@@ -186,8 +190,11 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         "refit": run.settings.recipe.refit,
         "init": run.settings.init,
     }
-    plot(run.folder / PLOT_FILE, state.rows, result)
     run.write_result(result)
+    try:
+        plot(run.folder / PLOT_FILE, state.rows, result)
+    except Exception as fault:  # whatever a library has against it: the run is finished
+        errors.print(f"[yellow]no picture:[/yellow] {escaped(str(fault))}", soft_wrap=True)
     return result
 
 
@@ -270,11 +277,13 @@ class _Shown:
 
     def __call__(self, event: Event) -> None:
         """Show a step."""
-        self.loss = event.loss if self.loss is None else 0.95 * self.loss + 0.05 * event.loss
+        if math.isfinite(event.loss):  # on a GPU that of the first step is not known yet
+            self.loss = event.loss if self.loss is None else 0.95 * self.loss + 0.05 * event.loss
         if event.validation_accuracy is not None:
             self.accuracy = f"{event.validation_accuracy:.4f}"
         minutes, seconds = divmod(round(event.seconds_left), 60)
-        said = f"loss {self.loss:.4f}  validation {self.accuracy}  {minutes}:{seconds:02d} left"
+        loss = "—" if self.loss is None else f"{self.loss:.4f}"
+        said = f"loss {loss}  validation {self.accuracy}  {minutes}:{seconds:02d} left"
         if self.live:
             if event.phase not in self.tasks:
                 self.tasks[event.phase] = self.bar.add_task(event.phase, total=event.steps, said="")

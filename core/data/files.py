@@ -139,7 +139,7 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
             refuse(path, line, f"the row is not {path.suffix[1:].upper()} ({fault})", "mend it")
         finally:
             csv.field_size_limit(limit)
-        if record:
+        if record and not (len(record) == 1 and not record[0].strip()):
             yield line, record
 
 
@@ -198,11 +198,15 @@ def _text(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
     text = _field(path, line, row, column)
     if not isinstance(text, str):
         refuse(path, line, f"{column!r} is {text!r:.40}", "a text must be a string")
+    _check_unicode(path, line, text, column)
+    return text
+
+
+def _check_unicode(path: Path, line: int, text: str, column: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         refuse(path, line, f"{column!r} has half of a surrogate pair", "it must be Unicode text")
-    return text
 
 
 def _label(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
@@ -213,6 +217,7 @@ def _label(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
         refuse(path, line, f"{column!r} is {label!r:.40}", "a label must be a string or a number")
     if not label or not label.strip():
         refuse(path, line, f"the label ({column!r}) is empty", "every row needs one")
+    _check_unicode(path, line, label, column)
     return label.strip()
 
 

@@ -64,7 +64,8 @@ class WordPieceTokenizer:
             if path.name == TOKENIZER_FILE:
                 made = cls(hf.Tokenizer.from_str(path.read_text(encoding="utf-8")))
             else:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                # Tokens may hold what else `splitlines` takes for the end of a line.
+                lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
                 made = cls.of_vocabulary(lines, lower_case=_lower_case(folder))
         except OSError as fault:
             raise DataError(f"{path}: cannot be read ({fault.strerror})") from fault
@@ -144,14 +145,15 @@ class WordPieceTokenizer:
         tokenizer = json.loads(self._tokenizer.to_str())
         return json.dumps({"kind": "wordpiece", "tokenizer": tokenizer}, ensure_ascii=False)
 
-    def files(self) -> dict[str, str]:
-        """Return the files that `transformers` reads, by name."""
+    def files(self, max_length: int) -> dict[str, str]:
+        """Return the files that `transformers` reads, by name; it cuts texts to that many ids."""
         numbered = self._tokenizer.get_vocab()
         tokens = sorted(numbered, key=lambda token: numbered[token])
         normalizer = json.loads(self._tokenizer.to_str())["normalizer"] or {}
         settings = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": bool(normalizer.get("lowercase", True)),
+            "model_max_length": max_length,
             **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
         }
         return {

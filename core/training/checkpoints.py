@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT = 2  # checkpoints of a run that stay
+
+
+NAME = re.compile(r"\d+-\d{8}")  # of a checkpoint: its phase and step; what else lies there stays
 
 
 class CheckpointError(ValueError):
@@ -143,7 +147,7 @@ def names(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first: names sort by age."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
 
 
 def put_back(folder: Path) -> None:

@@ -16,6 +16,7 @@ from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.training.batches import Array
 from twofold.core.training.checkpoints import write_text
 from twofold.core.training.settings import LONGEST, Settings
+from twofold.reference import checks
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZERS = ("words", "bpe")
@@ -107,9 +108,16 @@ def store(codec: Codec, folder: Path) -> None:
 
 
 def restore(settings: Settings, folder: Path) -> Codec:
-    """Return the codec of a run."""
+    """Return the codec of a run.
+
+    Raises:
+        ValueError: the run's tokenizer has more words than the model.
+    """
     model = settings.model
     if model.input == "patches":
         return PatchCodec(settings.patch, model.input_size, model.max_length)
     longest = settings.longest or model.max_length
-    return TextCodec(load_tokenizer(folder / TOKENIZER_FILE), longest)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    size, most = tokenizer.vocabulary_size, f"at most the model's input_size, {model.input_size}"
+    checks.require(size <= model.input_size, "the tokenizer's vocabulary", size, most)
+    return TextCodec(tokenizer, longest)

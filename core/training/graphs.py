@@ -7,6 +7,7 @@ sees another or the padding behind it; their results differ by how sums are spli
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ from twofold.reference.checks import dtype_name
 
 MULTIPLE, DIGITS = 16, 4
 MOST = 64  # shapes that are captured for a model; batches of others run as they are
+
+# Whose turn it is: batches are written and results begun to be read where all threads' graphs do.
+TURN = threading.Lock()
 
 # What of (model, inputs, lengths) is asked for: logits (B, C), or mean states (B, d_model).
 Function = Callable[[Classifier, Any, Any], Any]
@@ -75,6 +79,7 @@ class _Replayed:
         self.run = self.ops.captured(run)
 
     def __call__(self, batch: Batch) -> Callable[[], Array]:
-        self.given.write(batch)
-        self.run()
-        return self.ops.read(self.made)
+        with TURN:
+            self.given.write(batch)
+            self.run()
+            return self.ops.read(self.made)

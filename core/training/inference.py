@@ -11,6 +11,7 @@ from twofold.core.training import graphs
 from twofold.core.training.batches import Array, collate, even_batches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.threads import parallel
+from twofold.reference import checks
 
 # Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
 # stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
@@ -23,10 +24,14 @@ def predict(
 ) -> Array:
     """Return probabilities (n, C) float32; examples of similar length share a batch.
 
+    Raises:
+        ValueError: a logit is not finite.
+
     With `batches`, arrays of the numbers of their examples, only their rows are filled.
     """
 
     def probabilities(logits: Array) -> Array:
+        checks.require(bool(np.isfinite(logits).all()), "a logit", "not finite", "a number")
         shifted = logits.astype(np.float64)
         shifted -= shifted.max(axis=1, keepdims=True)
         weights = np.exp(shifted)
@@ -45,6 +50,7 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
     """
 
     def directions(means: Array) -> Array:
+        checks.require(bool(np.isfinite(means).all()), "a vector", "not finite", "of numbers")
         mean = means.astype(np.float64)
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 

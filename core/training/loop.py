@@ -83,6 +83,7 @@ class State:
     best_accuracy: float = -1.0
     best_epoch: int = 0
     stopped: bool = False  # early
+    unjudged: bool = False  # an epoch whose last step is taken, and its validation is not
     seconds: float = 0.0
     stepping: float = 0.0  # seconds spent in steps
     waiting: float = 0.0  # of these, seconds spent waiting for batches
@@ -183,6 +184,8 @@ class _Loop:
         if self.state.phase == 1:
             epochs = self.state.epochs or self.recipe.epochs
             self._phase(Phase("refit", self.fit + self.held, None, epochs))
+        if self.processes.first:
+            self.run.write_metrics(self.state.rows)
         model = self.trainer.average
         if self.best is not None:
             model = Classifier(model.config, self.ops, self.ops.asarray(self.best))
@@ -226,6 +229,8 @@ class _Loop:
 
         if state.step == 0:
             self._checkpoint()
+        if state.unjudged:
+            self._end_of_epoch(phase, state.step // feed.per_epoch, steps)
         with contextlib.closing(ahead(make, range(state.step + 1, steps + 1))) as batches:
             while state.step < steps and not state.stopped:
                 began = time.perf_counter()
@@ -256,8 +261,7 @@ class _Loop:
         except Lost:
             state.step -= 1
             state.done -= 1
-            if not (self.run.checkpoints / _name(state)).exists():
-                self._checkpoint()
+            self._keep()
             raise
         self._take_losses()
         self.done_here += 1
@@ -279,8 +283,13 @@ class _Loop:
         self._settle()
         state, found = self.state, None
         if phase.held is not None:
-            held = phase.held
-            found = accuracy(self.trainer.average, held.inputs, held.labels, self.processes)
+            held, state.unjudged = phase.held, True
+            try:
+                found = accuracy(self.trainer.average, held.inputs, held.labels, self.processes)
+            except Lost:
+                self._keep()
+                raise
+            state.unjudged = False
             state.validation_accuracy = found
             if self.recipe.patience > 0:
                 if found > state.best_accuracy:
@@ -291,7 +300,11 @@ class _Loop:
                 state.validation_accuracy = state.best_accuracy
         self._row(phase, steps, found)
         self._tell(phase, steps, found)
-        self._agree("parameters after an epoch")
+        try:
+            self._agree("parameters after an epoch")
+        except Lost:
+            self._keep()
+            raise
 
     def _row(self, phase: Phase, steps: int, accuracy: float | None) -> None:
         """Sum up the steps since the last row."""
@@ -328,6 +341,11 @@ class _Loop:
                 phase.name, epoch, self.state.step, steps, self.trainer.loss, accuracy, left * pace
             )
         )
+
+    def _keep(self) -> None:
+        """Write a checkpoint of where it is, if there is none."""
+        if not (self.run.checkpoints / _name(self.state)).exists():
+            self._checkpoint()
 
     def _checkpoint(self) -> None:
         self._settle()

@@ -50,5 +50,6 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any
     left.set_xlabel("step")
     left.set_ylabel("training loss (nats)", color=LOSS)
     right.set_ylabel("accuracy (validation; ★ test)", color=ACCURACY)
-    left.set_title(f"{result['data']}: {result['parameters']:,} parameters, seed {result['seed']}")
+    title = f"{result['data']}: {result['parameters']:,} parameters, seed {result['seed']}"
+    left.set_title(title, parse_math=False)  # a file's name may hold a dollar
     figure.savefig(path, dpi=120)

@@ -81,6 +81,8 @@ class Recipe:
         checks.seed(self.seed)
         for name in ("epochs", "batch_size", "parts", "checkpoint_steps"):
             checks.require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        must = f"at most batch_size, {self.batch_size}"
+        checks.require(self.parts <= self.batch_size, "parts", self.parts, must)
         checks.require(0.0 < self.layer_decay <= 1.0, "layer_decay", self.layer_decay, "in (0, 1]")
         for name in ("lr", "weight_decay", "max_norm", "patience", "frozen"):
             checks.require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")

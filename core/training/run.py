@@ -43,6 +43,12 @@ SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
 )
 COLUMNS = ("phase", "epoch", "step", "lr", "loss", "grad_norm", "validation_accuracy", "seconds")
 
+# What a result is asked for, at the least.
+RESULT = {
+    "baselines", "parameters", "seconds", "steps_per_second", "test_accuracy",
+    "validation_accuracy",
+}  # fmt: skip
+
 
 class RunError(ValueError):
     """A folder that is no run, or one that cannot be used as asked."""
@@ -137,7 +143,10 @@ class Run:
         if isinstance(self.codec, TextCodec) and bert.is_bert(model.config):
             tokenizer = self.codec.tokenizer
             if isinstance(tokenizer, WordPieceTokenizer):
-                pretrained.save(self.huggingface, model, tokenizer, self.settings.labels)
+                pretrained.save(
+                    self.huggingface, model, tokenizer, self.settings.labels,
+                    longest=self.settings.longest,
+                )  # fmt: skip
 
     def load_model(self, ops: Side) -> Classifier:
         """Return the finished model.
@@ -179,7 +188,9 @@ class Run:
         path = self.folder / RESULT_FILE
         try:
             found: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as broken:
+            if missing := RESULT - found.keys():
+                raise ValueError(f"{min(missing)} is missing")
+        except (ValueError, AttributeError, TypeError) as broken:
             raise RunError(
                 f"{path} is no result: {broken}; without it, it is made anew"
             ) from broken

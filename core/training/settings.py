@@ -10,13 +10,15 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from twofold.core.data.datasets import Dataset, load_dataset
+from twofold.core.data.datasets import NAMES, Dataset, load_dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training.recipe import Recipe
+from twofold.reference import checks
 
 # Where a data set wants something else than the defaults of ClassifierConfig and Recipe.
 PREFERENCES: dict[str, dict[str, dict[str, Any]]] = {
@@ -76,8 +78,10 @@ class Settings:
     recipe: Recipe
 
     def dataset(self) -> Dataset:
-        """Return the data that the run was begun with, if it is still there."""
-        return dataset_of(self.data, self.text_column, self.label_column, self.quick)
+        """Return the data that the run was begun with, if it is still there, or here."""
+        path = Path(self.data)
+        here = path.name if not path.exists() and Path(path.name).exists() else self.data
+        return dataset_of(here, self.text_column, self.label_column, self.quick)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, fit for `json.dump`."""
@@ -85,6 +89,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.recipe.check_side(self.side)
+        several = all(isinstance(label, str) for label in self.labels)
+        several = several and len(set(self.labels)) == self.model.num_classes
+        must = f"{self.model.num_classes} names, no two alike"
+        checks.require(several, "labels", self.labels, must)
+        for name in ("text_column", "label_column"):
+            column = getattr(self, name)
+            checks.require(column is None or isinstance(column, str), name, column, "a name")
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -101,6 +112,8 @@ class Settings:
                 raise ValueError(f"{name} is unknown in the run's settings")
             if known[name].default is dataclasses.MISSING:
                 raise ValueError(f"{name} is missing in the run's settings")
+        if not isinstance(fields["labels"], list | tuple):
+            raise TypeError(f"labels is a {type(fields['labels']).__name__}, not a list")
         for name in ("model", "recipe"):
             if not isinstance(fields[name], Mapping):
                 raise TypeError(f"{name} is a {type(fields[name]).__name__}, not an object")
@@ -112,6 +125,11 @@ class Settings:
                 "recipe": Recipe.from_json(fields["recipe"]),
             }
         )
+
+
+def located(data: str) -> str:
+    """Return a data set's name as it is, a file's path from wherever one may be."""
+    return data if data in NAMES else str(Path(data).resolve())
 
 
 def dataset_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -10,13 +11,19 @@ import numpy as np
 
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
-_pool = ThreadPoolExecutor(2, "twofold")
+_threads = 2
+_pool = ThreadPoolExecutor(_threads, "twofold")
 
 
 def use_threads(n: int) -> None:
     """Let the NumPy side work on so many parts of a batch at a time; results do not change."""
-    global _pool
+    global _pool, _threads
+    _threads = n
     _pool = ThreadPoolExecutor(n, "twofold")
+
+
+# A fork has none of its parent's threads, which it would wait for.
+os.register_at_fork(after_in_child=lambda: use_threads(_threads))
 
 
 def parallel(work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_Y]:
