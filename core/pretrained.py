@@ -131,6 +131,8 @@ def save(
     settings = tokenizer.files(longest or model.config.max_length)
     files |= {name: text.encode() for name, text in settings.items()}
     folder = Path(folder).resolve()
+    here = folder == Path.cwd()
+    checks.require(not here, "folder", f"{str(folder)!r}, where we are", "another: it is replaced")
     if folder.exists():
         checks.require(folder.is_dir(), "folder", f"{str(folder)!r}, a file", "a folder's name")
         others = sorted(path.name for path in folder.iterdir() if path.name not in files)

@@ -331,3 +331,16 @@ def test_the_gradient_of_sinks_has_their_dtype(triton, dtype):
         _, cache = side.attention.forward(*given, sinks=side.asarray(sinks))
         dsinks = side.attention.backward(side.asarray(dout), cache).dsinks
         assert dtype_name(dsinks) == dtype
+
+
+def test_a_bias_whose_gradient_nobody_asks_for_has_none(reference, triton):
+    rng = np.random.default_rng(0)
+    q, bias = rng.standard_normal((1, 2, 5, 4)), rng.standard_normal((2, 5, 5))
+    for side in (reference, triton):
+        given, added = side.asarray(q, "float32"), side.asarray(bias, "float32")
+        _, cache = side.attention.forward(given, given, given, bias=added)
+        whole = side.attention.backward(given, cache)
+        part = side.attention.backward(given, cache, of_bias=False)
+        assert whole.dbias.shape == bias.shape and part.dbias is None
+        for x, y in zip(whole[:3], part[:3], strict=True):
+            assert side.to_numpy(x).tobytes() == side.to_numpy(y).tobytes()

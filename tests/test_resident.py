@@ -330,6 +330,33 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
     assert inference.embed(replayed, inputs).tobytes() == inference.embed(padded, inputs).tobytes()
 
 
+def test_a_batch_does_not_overwrite_the_answers_of_the_one_before(triton, monkeypatch):
+    """Batches of one shape, one after the other, of which each is begun before the last is read."""
+    replaying_side, _, called = replaying(triton)
+    config = CONFIGS["patches"]
+    flat = Classifier(config, triton, seed=1).flat
+    replayed, alone = (
+        Classifier(config, dataclasses.replace(side, device="cuda"), flat)
+        for side in (replaying_side, called)
+    )
+    inputs, _ = batch(config, examples=6)
+    inputs = [np.resize(x, inputs[0].shape) * (1 + i) for i, x in enumerate(inputs)]
+    each = [np.array([i, i + 1]) for i in (0, 2, 4)]
+    found = inference.predict(replayed, inputs, each)
+    for rows in each:
+        expected = inference.predict(alone, [inputs[i] for i in rows])
+        assert found[rows].tobytes() == expected.tobytes()
+
+
+def test_a_wish_to_stop_is_heard(triton):
+    config = CONFIGS["patches"]
+    trainer = Trainer(Classifier(config, triton, seed=1), Recipe(parts=1, lr=1e-2))
+    inputs, targets = batch(config)
+    for step, stop in enumerate((False, True, False), 1):
+        trainer.step(inputs, targets, step, 1e-2, stop)
+        assert trainer.stop is stop
+
+
 @given(st.integers(1, 3000), st.integers(1, 64))
 def test_shapes_are_few_and_hardly_larger(examples, length):
     batches = Batch(np.zeros((examples, length)), np.ones(examples, np.int64))

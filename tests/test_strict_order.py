@@ -179,3 +179,44 @@ def test_a_number_that_is_exchanged_and_not_put_back_is_no_lock(seed):
     with strict_interpreter(seed=seed):
         raise_to[5,](most, x)
     assert most.item() == 9
+
+
+@InterpretedFunction
+def readers_in_a_row(x_ptr, flags_ptr, out_ptr, LAST: tl.constexpr):
+    """Two read, the second after the first; who stores has waited for `LAST` of them."""
+    program = tl.program_id(0)
+    if program == 1:
+        tl.atomic_add(flags_ptr, 0)
+    if program < 2:
+        tl.store(out_ptr + program, tl.load(x_ptr))
+        tl.debug_barrier()
+        tl.atomic_xchg(flags_ptr + program, 1, sem="release")
+    if program == 2:
+        tl.atomic_add(flags_ptr + LAST, 0)
+        tl.store(x_ptr, 7)
+
+
+def test_who_read_last_has_to_be_waited_for():
+    with strict_interpreter(shuffle=False):
+        readers_in_a_row[3,](ints(5), ints(0, 0), ints(0, 0), LAST=1)
+        words = found(readers_in_a_row, (3,), ints(5), ints(0, 0), ints(0, 0), LAST=0)
+    assert "the load of program (1, 0, 0)" in words
+
+
+@InterpretedFunction
+def readers_beside_each_other(x_ptr, flags_ptr, out_ptr):
+    """Two read; one program has waited for the first, and another, which stores, for the second."""
+    program = tl.program_id(0)
+    if program < 2:
+        tl.store(out_ptr + program, tl.load(x_ptr))
+        tl.debug_barrier()
+        tl.atomic_xchg(flags_ptr + program, 1)
+    else:
+        tl.atomic_add(flags_ptr + program - 2, 0)
+        tl.store(x_ptr + 3 - program, 7)
+
+
+def test_what_one_program_relies_on_is_not_every_programs():
+    with strict_interpreter(shuffle=False):
+        words = found(readers_beside_each_other, (4,), ints(5, 5), ints(0, 0), ints(0, 0))
+    assert "program (3, 0, 0): store to x_ptr" in words and "load of program (0, 0, 0)" in words

@@ -1,0 +1,147 @@
+"""A pretrained model as a program uses it: asked by threads and forks, saved beside other files."""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from bert_models import folder_of, theirs
+
+from twofold.core import ops, pretrained
+from twofold.core.data.wordpiece import WordPieceTokenizer
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return folder_of(theirs(num_labels=2), tmp_path_factory.mktemp("small"))
+
+
+TEXTS = ["a film of rare good", "bad", "awful awful film , of a bad bad film"]
+
+
+def saved(bert, folder, **how):
+    pretrained.save(folder, bert.model, bert.tokenizer, bert.labels, **how)
+
+
+def test_nothing_else_in_a_folder_is_touched(small, tmp_path, monkeypatch):
+    bert = pretrained.load(small)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("of years")
+    with pytest.raises(ValueError, match=r"which holds thesis.txt; it must be empty, or hold a"):
+        saved(bert, mine)
+    assert (mine / "thesis.txt").read_text() == "of years"
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="folder is '.*', a file; it must be a folder's name"):
+        saved(bert, file)
+    assert file.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["file", "mine"]
+    (mine / "thesis.txt").unlink()
+    (tmp_path / "link").symlink_to(mine)
+    for _ in range(2):  # the second takes the place of the first
+        saved(bert, tmp_path / "link")
+        assert pretrained.load(mine).labels == bert.labels
+    assert (tmp_path / "link").is_symlink()
+    monkeypatch.chdir(mine)
+    with pytest.raises(ValueError, match="where we are; it must be another"):
+        saved(bert, ".")
+
+
+def test_texts_are_cut_where_the_model_ends(small, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    bert = pretrained.load(small)
+    for folder, longest in ((tmp_path / "all", None), (tmp_path / "few", 7)):
+        saved(bert, folder, longest=longest)
+        theirs_ = transformers.AutoTokenizer.from_pretrained(folder)
+        ids = theirs_("film " * 100, truncation=True)["input_ids"]
+        assert len(ids) == (longest or bert.model.config.max_length)
+
+
+def test_what_is_no_list_is_refused(small):
+    bert = pretrained.load(small)
+    for function in (bert.predict, bert.embed):
+        with pytest.raises(ValueError, match="^texts is the text 'a film'; it must be a list"):
+            function("a film")
+    with pytest.raises(ValueError, match="^labels is the text 'ab'; it must be a list"):
+        pretrained.load(small, labels="ab")
+    with pytest.raises(ValueError, match="^labels is .'a', 'a'.; it must be 2 names, no two alike"):
+        pretrained.save("nowhere", bert.model, bert.tokenizer, ("a", "a"))
+
+
+def test_a_model_that_has_no_numbers_does_not_answer(small):
+    bert = pretrained.load(small)
+    bert.model.flat[:] = np.nan
+    with pytest.raises(ValueError, match="a logit is not finite"):
+        bert.predict(TEXTS)
+    with pytest.raises(ValueError, match="a vector is not finite"):
+        bert.embed(TEXTS)
+
+
+def test_a_model_in_bfloat16_answers_in_numbers_of_numpy(triton, small):
+    bert = pretrained.load(small, ops=triton, dtype="bfloat16")
+    exact = pretrained.load(small)
+    found = bert.predict(TEXTS)
+    assert found.dtype == np.float32 and np.allclose(found.sum(1), 1)
+    assert np.abs(found - exact.predict(TEXTS)).max() < 0.2  # of numbers of 8 bits
+    assert bert.embed(TEXTS).shape == exact.embed(TEXTS).shape
+
+
+def test_threads_wait_their_turn(small):
+    """As where a GPU replays graphs: every thread's batches lie in the same buffers."""
+
+    def slowly(function):
+        def run():
+            time.sleep(0.002)  # in which another thread would write its own batch
+            function()
+
+        return run
+
+    side = dataclasses.replace(ops.load("reference"), device="cuda", captured=slowly)
+    bert, own = pretrained.load(small, ops=side), pretrained.load(small)
+    expected = {text: own.predict([text]) for text in TEXTS}
+    wrong = []
+
+    def ask(text):
+        for _ in range(20):
+            if np.abs(bert.predict([text]) - expected[text]).max() > 1e-5:
+                wrong.append(text)
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in TEXTS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_fork_has_threads_of_its_own():
+    from twofold.core.training import threads
+
+    assert threads.parallel(lambda x: x + 1, [1, 2, 3]) == [2, 3, 4]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if threads.parallel(lambda x: x + 1, [1, 2, 3]) == [2, 3, 4] else 1)
+    for _ in range(600):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the fork waits for threads that it has not")
+    assert status == 0
+
+
+def test_a_token_may_hold_what_ends_lines_elsewhere(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a\u2028b", "film"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    made = WordPieceTokenizer.read(tmp_path)
+    assert made.vocabulary_size == len(tokens)
+    assert made.encode("film", 8).tolist() == [2, 6, 3]

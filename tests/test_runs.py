@@ -1,0 +1,176 @@
+"""What may happen to a run: pictures that fail, files of others, processes that are lost."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from test_training import begin, parameters, same_bits, toy, train
+
+from twofold.core.commands import common, training
+from twofold.core.data.datasets import DataError
+from twofold.core.data.files import read_labelled
+from twofold.core.training import checkpoints, loop, plot
+from twofold.core.training.processes import ALONE, Lost
+from twofold.core.training.recipe import Recipe
+from twofold.core.training.run import METRICS_FILE, RESULT_FILE, SETTINGS_FILE, Run, RunError
+from twofold.core.training.settings import located
+
+
+def test_a_run_is_finished_whatever_becomes_of_its_picture(tmp_path, monkeypatch, capsys):
+    run = begin(tmp_path / "run", toy(), epochs=1)
+    monkeypatch.setattr(training, "plot", lambda *_: 1 / 0)
+    result = training.finish(run, toy(), ALONE)
+    assert run.finished and run.result() == json.loads(json.dumps(result))
+    assert "no picture: division by zero" in capsys.readouterr().err
+
+
+def test_a_name_with_a_dollar_has_a_picture(tmp_path):
+    rows = [
+        {"phase": p, "step": n, "loss": 1.0, "validation_accuracy": 0.5}
+        for p in ("fit", "refit") for n in (1, 2)
+    ]  # fmt: skip
+    result = {
+        "data": "a$_$b.csv", "parameters": 3, "seed": 0, "test_accuracy": 0.5, "refit": True,
+        "baselines": {"majority": 0.5},
+    }  # fmt: skip
+    plot.plot(tmp_path / "plot.png", rows, result)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_loss_that_is_not_known_yet_is_not_shown():
+    shown = training._Shown(live=False)
+    event = loop.Event("fit", 1, 1, 9, float("nan"), None, 1.0)
+    shown(event)
+    assert shown.loss is None
+    shown(event._replace(loss=2.0))
+    assert shown.loss == 2.0
+
+
+def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):
+    for step in range(1, 6):
+        checkpoints.save(tmp_path / f"0-{step:08d}", {"x": np.full(1, step)}, {"step": step})
+    copy = tmp_path / "keep"
+    copy.mkdir()
+    for name in os.listdir(tmp_path / "0-00000001"):
+        (copy / name).write_bytes((tmp_path / "0-00000001" / name).read_bytes())
+    (tmp_path / "notes.txt").write_text("mine")
+    checkpoints.prune(tmp_path)
+    found, _ = checkpoints.newest(tmp_path)
+    assert found.tensors["x"] == 5 and copy.is_dir() and (tmp_path / "notes.txt").exists()
+    assert len(checkpoints.names(tmp_path)) == checkpoints.KEPT
+
+
+@pytest.mark.parametrize("where", ["accuracy", "agreed"])
+def test_an_evaluation_in_which_a_process_was_lost_is_caught_up(tmp_path, monkeypatch, where):
+    how = {"epochs": 4, "patience": 3, "checkpoint_steps": 1000, "refit": False, "lr": 3e-2}
+    whole = begin(tmp_path / "whole", toy(), **how)
+    _, expected = train(whole)
+    run = begin(tmp_path / "lost", toy(), **how)
+    judged = []
+
+    def lost(*arguments):
+        judged.append(None)
+        if len(judged) == 3:
+            raise Lost("process 1 is lost")
+        return method(*arguments)
+
+    owner = loop if where == "accuracy" else loop._Loop
+    name = "accuracy" if where == "accuracy" else "_agree"
+    method = getattr(owner, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, lost)
+        with pytest.raises(Lost):
+            train(run)
+    found, _ = checkpoints.newest(run.checkpoints)
+    epochs = {row["step"] for row in expected.rows if row["validation_accuracy"] is not None}
+    assert found.state["step"] in epochs  # that of the last step, not of one before
+    assert found.state["unjudged"] == (where == "accuracy")
+    _, state = train(Run.open(run.folder))
+    assert same_bits(parameters(whole), parameters(run))
+    assert [row["validation_accuracy"] for row in state.rows] == [
+        row["validation_accuracy"] for row in expected.rows
+    ]
+
+
+def test_metrics_are_whole_at_the_end(tmp_path, monkeypatch):
+    run = begin(tmp_path / "run", toy(), epochs=1)
+
+    def killed(self, model):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "write_model", killed)
+        train(run)
+    (run.folder / METRICS_FILE).write_text("what was written before the last checkpoint\n")
+    _, state = train(Run.open(run.folder))
+    assert len((run.folder / METRICS_FILE).read_text().splitlines()) == 1 + len(state.rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("labels", ["bad"], "labels is .'bad',.; it must be 2 names, no two alike"),
+        ("labels", ["bad", "bad"], "it must be 2 names, no two alike"),
+        ("labels", [1, 2], "it must be 2 names, no two alike"),
+        ("labels", "ab", "labels is a str, not a list"),
+        ("text_column", 5, "text_column is 5; it must be a name"),
+    ],
+)
+def test_settings_that_were_changed_are_refused(tmp_path, field, value, words):
+    run = begin(tmp_path / "run", toy())
+    path = run.folder / SETTINGS_FILE
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {field: value}))
+    with pytest.raises(RunError, match=words):
+        Run.open(run.folder)
+
+
+def test_a_tokenizer_of_more_words_than_the_model_is_refused(tmp_path):
+    run = begin(tmp_path / "run", toy())
+    path = run.folder / SETTINGS_FILE
+    settings = json.loads(path.read_text())
+    settings["model"]["input_size"] -= 1
+    path.write_text(json.dumps(settings))
+    with pytest.raises(RunError, match="the tokenizer's vocabulary is .*; it must be at most"):
+        Run.open(run.folder)
+
+
+def test_a_result_that_lacks_something_is_refused(tmp_path):
+    run = begin(tmp_path / "run", toy())
+    for content in ("{}", "[]", "{"):
+        (run.folder / RESULT_FILE).write_text(content)
+        with pytest.raises(RunError, match="is no result: .*; without it, it is made anew"):
+            run.result()
+
+
+def test_more_parts_than_examples_are_refused():
+    with pytest.raises(ValueError, match="^parts is 9; it must be at most batch_size, 8"):
+        Recipe(parts=9, batch_size=8)
+
+
+def test_a_file_is_found_from_wherever_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert located("movie") == "movie"
+    assert located("reviews.csv") == str(tmp_path / "reviews.csv")
+
+
+@pytest.mark.parametrize(
+    "text", [r"a \[/foo]", r"\[red]film", ":heart: [b]x[/b] :100:", "[/]", r"a \\ b"]
+)
+def test_texts_are_shown_as_they_are(capsys, text):
+    common.console.print(common.escaped(text), highlight=False, soft_wrap=True)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_half_of_a_surrogate_pair_is_no_label(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "label": "b"}\n{"text": "a", "label": "\\ud800"}\n')
+    with pytest.raises(DataError, match="line 2.*has half of a surrogate pair"):
+        read_labelled(path)
+
+
+def test_a_line_of_white_space_says_nothing(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\na,b\n   \nc,d\n")
+    assert read_labelled(path) == (["a", "c"], ["b", "d"])
