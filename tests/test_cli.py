@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
+from twofold.core.commands.lines import texts_given
 from twofold.core.verify import lockstep as locksteps
 
 TINY = ["--d-model", "16", "--heads", "2", "--d-ff", "24", "--epochs", "4", "--side", "reference"]
@@ -270,3 +272,21 @@ def test_properties_are_checked_and_named_where_a_side_is_wrong(tmp_path, monkey
     assert "fails" in said and "FAIL rotary property 'norms'" in said
     found = json.loads((tmp_path / "p.json").read_text())["properties"]
     assert not found["holds"] and {row["property"] for row in found["rows"]} >= {"norms"}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_are_the_same_however_they_come(monkeypatch, size):
+    """In pieces of any size, with marks of order before them and two kinds of ends."""
+    given = "\ufefffirst film\r\n\n   \nzweiter, größer\nthe last one has no end".encode()
+
+    class Pipe:
+        def __init__(self):
+            self.rest = given
+
+        def read1(self, most):
+            piece, self.rest = self.rest[:size], self.rest[size:]
+            return piece
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Pipe()))
+    found = [text for lot in texts_given(None) for text in lot]
+    assert found == ["first film", "zweiter, größer", "the last one has no end"]

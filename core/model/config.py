@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from twofold.core.fields import check_kinds
 from twofold.reference import checks
 from twofold.reference.activation import KINDS as ACTIVATIONS
 from twofold.reference.pooling import KINDS as POOLINGS
@@ -68,13 +69,10 @@ class ClassifierConfig:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+        check_kinds(self)
         for field in dataclasses.fields(self):
-            kind, value = str(field.type), getattr(self, field.name)
-            if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool"):
-                was = type(value).__name__
-                raise TypeError(f"{field.name} is a {was}; it must be of type {kind}")
-            if isinstance(value, int) and kind == "int":
+            value = getattr(self, field.name)
+            if str(field.type) == "int":
                 least = 0 if field.name == "token_types" else 1
                 checks.require(value >= least, field.name, value, f"at least {least}")
         checks.choice("input", self.input, INPUTS)

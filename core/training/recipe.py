@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from twofold.core.fields import check_kinds
 from twofold.reference import checks
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
@@ -70,14 +71,7 @@ class Recipe:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-        for field in dataclasses.fields(self):
-            kind, value = str(field.type), getattr(self, field.name)
-            if not isinstance(value, kinds[kind]) or isinstance(value, bool) != (kind == "bool"):
-                was = type(value).__name__
-                raise TypeError(f"{field.name} is a {was}; it must be of type {kind}")
-            if isinstance(value, float):
-                checks.require(math.isfinite(value), field.name, value, "finite")
+        check_kinds(self)
         checks.seed(self.seed)
         for name in ("epochs", "batch_size", "parts", "checkpoint_steps"):
             checks.require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

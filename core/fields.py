@@ -1,0 +1,26 @@
+"""Settings that come from a file or a program: each field is of the type that it is declared as."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from twofold.reference import checks
+
+KINDS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def check_kinds(settings: Any) -> None:
+    """Raise unless every field of a dataclass is of its type, and finite if that is float.
+
+    Raises:
+        TypeError, ValueError: naming the field, what it was and what it must be.
+    """
+    for field in dataclasses.fields(settings):
+        kind, value = str(field.type), getattr(settings, field.name)
+        if not isinstance(value, KINDS[kind]) or isinstance(value, bool) != (kind == "bool"):
+            was = type(value).__name__
+            raise TypeError(f"{field.name} is a {was}; it must be of type {kind}")
+        if isinstance(value, float):
+            checks.require(math.isfinite(value), field.name, value, "finite")
