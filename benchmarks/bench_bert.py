@@ -29,7 +29,7 @@ from twofold.core.training.batches import collate, epoch_batches
 LABELS, SENTENCES, BATCH, STEP = ("negative", "positive"), 512, 64, 32
 STEPS = 16  # batches that steps are taken on, again and again
 DROPOUT = 0.1
-RECIPE = {"lr": 5e-5, "weight_decay": 0.01, "max_norm": 1.0, "frozen": 1}
+LR, RECIPE = 5e-5, {"weight_decay": 0.01, "max_norm": 1.0, "frozen": 1}
 
 
 def peer() -> tuple[Any, Any]:
@@ -85,13 +85,13 @@ def steps(texts: Sequence[str], labels: Any) -> dict[str, Any]:
         parameter.requires_grad_(False)
     adam = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
-        RECIPE["lr"],
+        LR,
         weight_decay=RECIPE["weight_decay"],
     )
     numbers = itertools.count(1)
 
     def ours(batch: Any) -> None:
-        trainer.step([ids[i] for i in batch], labels[batch], next(numbers), RECIPE["lr"])
+        trainer.step([ids[i] for i in batch], labels[batch], next(numbers), LR)
 
     def theirs(batch: Any) -> None:
         padded = collate([ids[i] for i in batch])

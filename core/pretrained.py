@@ -25,6 +25,11 @@ from twofold.reference import checks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# Fields of a recipe that a trainer looks at; the others say how a whole run goes.
+TAUGHT_BY = (
+    "seed", "parts", "optimizer", "weight_decay", "momentum", "frozen", "layer_decay", "max_norm",
+    "label_smoothing", "average", "precision",
+)  # fmt: skip
 # What an optimizer does where nobody asks for more: its own steps, and nothing beside them.
 PLAIN = {"parts": 1, "weight_decay": 0.0, "max_norm": 0.0, "average": 0.0}
 
@@ -62,7 +67,13 @@ class Pretrained(NamedTuple):
         return inference.embed(self.model, [self.encode(text) for text in texts])
 
     def trainer(self, **recipe: Any) -> trainer.Trainer:
-        """Return what teaches the model; fields of `Recipe` that are not given do nothing."""
+        """Return what teaches the model; fields of `Recipe` that are not given do nothing.
+
+        Raises:
+            TypeError, ValueError: a field is unknown, impossible, or none that a trainer looks at.
+        """
+        for name in recipe:
+            checks.choice("a field of the recipe", name, TAUGHT_BY)
         return trainer.Trainer(self.model, Recipe(**(PLAIN | recipe)))
 
 

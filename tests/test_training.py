@@ -337,8 +337,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_loads(tmp_path, n
     if damage == "gone":
         path.unlink()
     else:
-        middle = len(content) // 2
-        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        # In the state not in a number's last digit, which may say nothing.
+        at = content.index(b"phase") if name == checkpoints.STATE else len(content) // 2
+        flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
         path.write_bytes({"cut": content[:-7], "changed": flipped, "empty": b""}[damage])
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         checkpoints.load(latest)

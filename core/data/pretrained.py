@@ -43,7 +43,7 @@ def pretrained_folder(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     if not folder.is_dir():
         names = ", ".join(repr(name) for name in NAMES)
-        raise DataError(f"{folder}: there is no such folder; it must be one or {names}")
+        raise DataError(f"{folder}: there is no such folder; it must be a folder, or {names}")
     return folder
 
 

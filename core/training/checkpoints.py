@@ -162,8 +162,16 @@ def prune(folder: Path) -> None:
     """Delete all but the latest checkpoints, and what interrupted writes left behind."""
     for path in names(folder)[:-KEPT]:
         shutil.rmtree(path)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what interrupted writes left behind; nobody may be writing there."""
     for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
-        shutil.rmtree(left)
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -197,6 +197,7 @@ class _Loop:
         """Return the checkpoint to go on from, which the first process finds and names."""
         found, name, folder = None, "", self.run.checkpoints
         if self.processes.first:
+            checkpoints.sweep(self.run.folder)
             found, refused = checkpoints.newest(folder)
             for why in refused:
                 passed_over(why)
@@ -299,7 +300,8 @@ class _Loop:
                     state.stopped = True
                 state.validation_accuracy = state.best_accuracy
         self._row(phase, steps, found)
-        self._tell(phase, steps, found)
+        if found is not None:
+            self._tell(phase, steps, found)
         try:
             self._agree("parameters after an epoch")
         except Lost:

@@ -102,6 +102,7 @@ class Trainer:
             inputs: token ids (L,) or patches (L, P) of every example.
             targets: (B,) int64 labels or (B, C) float32 probabilities.
         """
+        checks.require(len(inputs) > 0, "inputs", "empty", "at least one example")
         parts, targets = min(self.recipe.parts, len(inputs)), np.asarray(targets)
         mine = range(self.parts.start, min(self.parts.stop, parts))
         cut = {part: (collate(inputs[part::parts]), targets[part::parts]) for part in mine}
@@ -121,6 +122,8 @@ class Trainer:
                 is not finite; that step changed nothing, nor did one after it.
             Lost: another process died; nothing was changed.
         """
+        checks.count("step", step, 1)
+        checks.require(step < 2**32, "step", step, "below 2**32")
         if self.resident is not None:
             self.resident.learn(batch, step, lr, stop)
             return
