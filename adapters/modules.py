@@ -254,6 +254,18 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         return _linear(self.linear2, self.dropout(hidden))
 
 
+class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
+    """`torch.nn.TransformerDecoderLayer` with our attention, to itself and to the encoder's output.
+
+    Norms, dropout and feed-forward are torch's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for part in (self.self_attn, self.multihead_attn):
+            part.__class__ = MultiheadAttention  # as in `TransformerEncoderLayer`
+
+
 def _as_made(module: Any, kind: type[torch.nn.Module]) -> bool:
     """Return whether a part is torch's own and does nothing but what its class does."""
     if type(module) is not kind or "forward" in vars(module):

@@ -66,7 +66,10 @@ class Place(NamedTuple):
         if self.side.name != "reference":
             return x.detach()
         host = x.detach().cpu()
-        return (host.float() if host.dtype in (torch.float16, torch.bfloat16) else host).numpy()
+        host = host.float() if host.dtype in (torch.float16, torch.bfloat16) else host
+        # `host.numpy()` would keep torch from resizing the caller's memory, as FSDP does.
+        given = np.from_dlpack(host)
+        return given if given.flags.writeable else host.numpy()
 
     def take(self, x: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return a result as a tensor where `like` is and of its dtype, or another."""

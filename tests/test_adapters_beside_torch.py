@@ -344,3 +344,10 @@ def test_a_layer_without_numbers_takes_none():
         layer = modules.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     with pytest.raises((ValueError, RuntimeError, NotImplementedError), match="meta"):
         layer(torch.ones(2, 3, 8))
+
+
+def test_what_was_given_may_be_resized():
+    x = normal(2, 3)
+    softmax(x)
+    x.resize_(100)
+    assert x.shape == (100,)

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from third import as_far_as_torch, barred, normal, results
 from torch.nn.utils import prune
 
-from twofold.adapters.modules import MultiheadAttention, TransformerEncoderLayer
+from twofold.adapters.modules import (
+    MultiheadAttention,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)
 
 bools = st.booleans()
 ENCODER = {
@@ -269,3 +273,19 @@ def test_an_encoder_of_our_layers_trains_with_dropout():
     assert all(p.grad is not None for p in encoder.parameters())
     encoder.eval()
     assert torch.equal(encoder(torch.ones(1, 3, 8)), encoder(torch.ones(1, 3, 8)))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_decoders_layer_is_that_of_torch(norm_first, causal):
+    how = {**ENCODER[TransformerEncoderLayer], "norm_first": norm_first}
+    ours, theirs = twins(TransformerDecoderLayer, torch.nn.TransformerDecoderLayer, **how)
+    assert type(ours.self_attn) is type(ours.multihead_attn) is MultiheadAttention
+    mask = torch.ones(4, 4, dtype=torch.bool).triu(1) if causal else None
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+
+    def call(given):
+        return (*given, mask, None, None, padding)
+
+    as_far_as_the_module(ours, theirs, [normal(2, 4, 6), normal(2, 5, 6)], call)
