@@ -340,8 +340,7 @@ def test_hooks_of_all_modules_see_all_parts():
 
 
 def test_a_layer_without_numbers_takes_none():
-    with torch.device("meta"):
-        layer = modules.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    layer = modules.TransformerEncoderLayer(8, 2, 12, batch_first=True).to("meta")
     with pytest.raises((ValueError, RuntimeError, NotImplementedError), match="meta"):
         layer(torch.ones(2, 3, 8))
 
