@@ -37,7 +37,7 @@ class Operator:
             arguments: the names of those whose gradient is asked for.
         differentiable: arguments that have a gradient.
         unread: given the arguments, returns those that `backward` asks for their shape, dtype and
-            device alone: they are not kept, may be changed in place, and are 0 there.
+            device alone: they are not kept, may be changed in place, and hold nothing there.
         read: given the arguments, returns the indices of the outputs that `backward` reads; others
             are not kept, may be changed in place, and stand empty in its `outputs`.
         steady: indices of outputs that have no gradient.
@@ -291,8 +291,8 @@ def refuse_further(op: Any, must: str) -> None:
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:
-    """Return what has the shape, dtype and device of a tensor, and is one 0."""
-    return x.new_zeros(()).expand(x.shape)
+    """Return what has the shape, dtype and device of a tensor, and room for one number."""
+    return x.new_empty(()).expand(x.shape)
 
 
 def side_by_side(x: torch.Tensor) -> torch.Tensor:
