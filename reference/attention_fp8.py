@@ -62,6 +62,12 @@ def check(
     )  # fmt: skip
 
 
+def check_out_dtype(name: str | None) -> None:
+    """Raise ValueError for a dtype that the output cannot have here."""
+    if name is not None:
+        checks.choice("out_dtype", name, NUMPY_FLOATING)
+
+
 def check_quantize(x: Any) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(x=x)
@@ -125,8 +131,7 @@ def forward(
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.floating(q=q)
-    if out_dtype is not None:
-        checks.choice("out_dtype", out_dtype, NUMPY_FLOATING)
+    check_out_dtype(out_dtype)
     for name, x in (("q", q), ("k", k), ("v", v)):
         held = np.array_equal(nearest(x), x, equal_nan=True)
         checks.require(held, name, "of other numbers", "of numbers that e4m3 has")
