@@ -16,16 +16,17 @@ SEEDS = range(8)
 def sum_behind_lock(
     x_ptr, lock_ptr, total_ptr, calls_ptr, N: tl.constexpr,
     WAIT: tl.constexpr, BARRIER: tl.constexpr, PEEK: tl.constexpr, SEM: tl.constexpr,
+    SCOPE: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, N)
     x = tl.load(x_ptr + tl.program_id(0) * N + i)
     if PEEK:
         x += 0 * tl.load(total_ptr + i)
     if WAIT:
-        while tl.atomic_cas(lock_ptr, 0, 1, sem=SEM) == 1:
+        while tl.atomic_cas(lock_ptr, 0, 1, sem=SEM, scope=SCOPE) == 1:
             pass
     else:
-        tl.atomic_cas(lock_ptr, 0, 1, sem=SEM)
+        tl.atomic_cas(lock_ptr, 0, 1, sem=SEM, scope=SCOPE)
     calls = tl.load(calls_ptr)
     if calls > 0:
         x += tl.load(total_ptr + i)
@@ -33,10 +34,10 @@ def sum_behind_lock(
     tl.atomic_xchg(calls_ptr, calls + 1)
     if BARRIER:
         tl.debug_barrier()
-    tl.atomic_xchg(lock_ptr, 0, sem=SEM)
+    tl.atomic_xchg(lock_ptr, 0, sem=SEM, scope=SCOPE)
 
 
-RIGHT = {"WAIT": True, "BARRIER": True, "PEEK": False, "SEM": "acq_rel"}
+RIGHT = {"WAIT": True, "BARRIER": True, "PEEK": False, "SEM": "acq_rel", "SCOPE": "gpu"}
 
 
 def behind_lock(seed, **changed):
@@ -61,6 +62,7 @@ def test_what_a_lock_keeps_apart_is_no_race(seed):
         ({"BARRIER": False}, "no barrier is between that and the atomic that releases it"),
         ({"PEEK": True}, "total_ptr"),
         ({"SEM": "relaxed"}, "load from calls_ptr"),
+        ({"SCOPE": "cta"}, "load from calls_ptr"),
         ({"SEM": "acquire"}, "load from calls_ptr"),
         ({"SEM": "release"}, "load from calls_ptr"),
     ],
@@ -111,7 +113,8 @@ def pass_on(x_ptr, flags_ptr, HOLD: tl.constexpr):
     program = tl.program_id(0)
     x = tl.load(x_ptr + (1 if HOLD else 0)) if program == 0 else 0
     if program > 0:
-        tl.atomic_add(flags_ptr + program - 1, 0, sem="acquire")
+        while tl.atomic_add(flags_ptr + program - 1, 0, sem="acquire") == 0:
+            pass
         x = tl.load(x_ptr)
     tl.store(x_ptr, 2 * x)
     tl.debug_barrier()
@@ -136,7 +139,8 @@ def readers(x_ptr, read_ptr, out_ptr):
     if program == 1:
         tl.atomic_xchg(read_ptr, 1)
     if program == 2:
-        tl.atomic_add(read_ptr, 0)
+        while tl.atomic_add(read_ptr, 0) == 0:
+            pass
         tl.store(x_ptr, 7)
 
 
@@ -186,13 +190,15 @@ def readers_in_a_row(x_ptr, flags_ptr, out_ptr, LAST: tl.constexpr):
     """Two read, the second after the first; who stores has waited for `LAST` of them."""
     program = tl.program_id(0)
     if program == 1:
-        tl.atomic_add(flags_ptr, 0)
+        while tl.atomic_add(flags_ptr, 0) == 0:
+            pass
     if program < 2:
         tl.store(out_ptr + program, tl.load(x_ptr))
         tl.debug_barrier()
         tl.atomic_xchg(flags_ptr + program, 1, sem="release")
     if program == 2:
-        tl.atomic_add(flags_ptr + LAST, 0)
+        while tl.atomic_add(flags_ptr + LAST, 0) == 0:
+            pass
         tl.store(x_ptr, 7)
 
 
@@ -212,7 +218,8 @@ def readers_beside_each_other(x_ptr, flags_ptr, out_ptr):
         tl.debug_barrier()
         tl.atomic_xchg(flags_ptr + program, 1)
     else:
-        tl.atomic_add(flags_ptr + program - 2, 0)
+        while tl.atomic_add(flags_ptr + program - 2, 0) == 0:
+            pass
         tl.store(x_ptr + 3 - program, 7)
 
 
@@ -220,3 +227,120 @@ def test_what_one_program_relies_on_is_not_every_programs():
     with strict_interpreter(shuffle=False):
         words = found(readers_beside_each_other, (4,), ints(5, 5), ints(0, 0), ints(0, 0))
     assert "program (3, 0, 0): store to x_ptr" in words and "load of program (0, 0, 0)" in words
+
+
+@InterpretedFunction
+def by_ticket(x_ptr, next_ptr, serving_ptr, total_ptr, N: tl.constexpr, WAIT: tl.constexpr):
+    i = tl.arange(0, N)
+    ticket = tl.atomic_add(next_ptr, 1)
+    if WAIT:
+        while tl.atomic_add(serving_ptr, 0) != ticket:
+            pass
+    else:
+        tl.atomic_add(serving_ptr, 0)
+    tl.store(total_ptr + i, tl.load(total_ptr + i) + tl.load(x_ptr + tl.program_id(0) * N + i))
+    tl.debug_barrier()
+    tl.atomic_add(serving_ptr, 1)
+
+
+@InterpretedFunction
+def by_exchange(x_ptr, lock_ptr, total_ptr, N: tl.constexpr, WAIT: tl.constexpr):
+    i = tl.arange(0, N)
+    if WAIT == 0:
+        tl.atomic_xchg(lock_ptr, 1)
+    elif WAIT == 1:
+        while tl.atomic_xchg(lock_ptr, 1) == 1:
+            pass
+    else:
+        if tl.atomic_cas(lock_ptr, 0, 1) == 1:  # and once more
+            tl.atomic_cas(lock_ptr, 0, 1)
+    tl.store(total_ptr + i, tl.load(total_ptr + i) + tl.load(x_ptr + tl.program_id(0) * N + i))
+    tl.debug_barrier()
+    if WAIT == 2:
+        tl.atomic_cas(lock_ptr, 1, 0)
+    else:
+        tl.atomic_xchg(lock_ptr, 0)
+
+
+@InterpretedFunction
+def counted(x_ptr, count_ptr, total_ptr, N: tl.constexpr, WAIT: tl.constexpr):
+    """Counters before and after, at which nobody looks, order nothing."""
+    i = tl.arange(0, N)
+    tl.atomic_add(count_ptr, 1)
+    if WAIT:
+        tl.atomic_add(total_ptr + i, tl.load(x_ptr + tl.program_id(0) * N + i))
+    else:
+        tl.store(total_ptr + i, tl.load(total_ptr + i) + tl.load(x_ptr + tl.program_id(0) * N + i))
+    tl.debug_barrier()
+    tl.atomic_add(count_ptr, 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("kernel", "numbers"), [(by_ticket, 2), (by_exchange, 1), (counted, 1)])
+def test_who_does_not_look_waits_for_nobody(seed, kernel, numbers):
+    assert adds_up(kernel, seed, 1, numbers)
+    with pytest.raises(Fault, match=" races at element "):
+        adds_up(kernel, seed, 0, numbers)
+
+
+def test_who_tries_twice_and_goes_on_is_seen_by_most_seeds():
+    seen = 0
+    for seed in SEEDS:
+        try:
+            adds_up(by_exchange, seed, 2, 1)
+        except Fault:
+            seen += 1
+    assert seen > len(SEEDS) / 2
+
+
+def adds_up(kernel, seed, how, numbers):
+    x = torch.arange(PROGRAMS * N, dtype=torch.int32).reshape(PROGRAMS, N)
+    found = torch.zeros(N, dtype=torch.int32)
+    with strict_interpreter(seed=seed):
+        kernel[PROGRAMS,](x, *(ints(0) for _ in range(numbers)), found, N, how)
+    return torch.equal(found, x.sum(0, dtype=torch.int32))
+
+
+@InterpretedFunction
+def last_resets(x_ptr, done_ptr, out_ptr, PROGRAMS: tl.constexpr):
+    program = tl.program_id(0)
+    tl.store(x_ptr + program, program)
+    tl.debug_barrier()
+    if tl.atomic_add(done_ptr, 1) == PROGRAMS - 1:
+        tl.store(done_ptr, 0)
+        for i in range(PROGRAMS):
+            tl.store(out_ptr + i, tl.load(x_ptr + i))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_last_may_put_the_counter_back(seed):
+    done, out = ints(0), ints(*[9] * PROGRAMS)
+    with strict_interpreter(seed=seed):
+        last_resets[PROGRAMS,](ints(*[9] * PROGRAMS), done, out, PROGRAMS)
+    assert done.item() == 0 and out.tolist() == list(range(PROGRAMS))
+
+
+@pytest.mark.skipif(not hasattr(tl, "atomic_poll"), reason="this Triton has no atomic loads")
+@pytest.mark.parametrize("poll", [False, True])
+def test_a_flag_orders_who_looks_at_it(poll):
+    @InterpretedFunction
+    def hand_over(x_ptr, flag_ptr, out_ptr, POLL: tl.constexpr, LOOK: tl.constexpr):
+        if tl.program_id(0) == 0:
+            tl.store(x_ptr, 7)
+            tl.debug_barrier()
+            tl.atomic_store(flag_ptr, 1, sem="release")
+        else:
+            if LOOK:
+                if POLL:
+                    tl.atomic_poll(flag_ptr, 1, sem="acquire")
+                else:
+                    while tl.atomic_load(flag_ptr, sem="acquire") == 0:
+                        pass
+            tl.store(out_ptr, tl.load(x_ptr))
+
+    with strict_interpreter(shuffle=False):
+        out = ints(0)
+        hand_over[2,](ints(0), ints(0), out, poll, True)
+        assert out.item() == 7
+        with pytest.raises(Fault, match=" races at element "):
+            hand_over[2,](ints(0), ints(0), out, poll, False)

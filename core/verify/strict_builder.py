@@ -21,6 +21,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from twofold.core.verify import strict_numerics as numerics
 from twofold.core.verify.strict_memory import Array, Memory, untagged
+from twofold.core.verify.strict_order import Clock
 
 _FLOATS = (tl.float16, tl.bfloat16, tl.float32, tl.float64)
 _PASSING_OVER = (np.fmax, np.fmin)  # NaN
@@ -40,6 +41,27 @@ class Strictness:
     overflow: bool
     shuffle: bool
     seed: int
+
+
+class Found(TensorHandle):  # type: ignore[misc]  # Triton has no types
+    """What an atomic found, which orders nothing before it is looked at."""
+
+    def __init__(self, data: Array, dtype: Any, look: Callable[[], None]) -> None:
+        self._look: Callable[[], None] | None = None
+        super().__init__(data, dtype)
+        self._look = look
+
+    @property
+    def data(self) -> Array:
+        """The numbers, by looking at them."""
+        look, self._look = self._look, None
+        if look is not None:
+            look()
+        return self._numbers
+
+    @data.setter
+    def data(self, numbers: Array) -> None:
+        self._numbers = numbers
 
 
 class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no types
@@ -94,7 +116,10 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         plain, atomic = TensorHandle(addresses, ptr.dtype), super().create_atomic_rmw
         if addresses.size > 1 or not live.all():
             return atomic(op, plain, val, mask, *how)
-        return self._ordering(plain, how[0], lambda: atomic(op, plain, val, mask, *how))
+        exchanges = "xchg" in str(op).lower()
+        if exchanges and self._bits(plain) != val.data.tobytes() and self._held(plain):
+            return TensorHandle(val.data.copy(), val.dtype.scalar)
+        return self._ordering(plain, how, lambda: atomic(op, plain, val, mask, *how), exchanges)
 
     def create_atomic_cas(self, ptr: Any, compared: Any, val: Any, *how: Any) -> Any:
         everywhere = np.ones(ptr.data.shape, bool)
@@ -102,21 +127,53 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         plain, atomic = TensorHandle(addresses, ptr.dtype), super().create_atomic_cas
         if addresses.size > 1:
             return atomic(plain, compared, val, *how)
-        if self._bits(plain) == compared.data.tobytes() != val.data.tobytes():
-            if self.strict.races and self.memory.order.held(int(addresses.item())):
-                return TensorHandle(val.data.copy(), compared.dtype.scalar)
-        return self._ordering(plain, how[0], lambda: atomic(plain, compared, val, *how), True)
+        fits = self._bits(plain) == compared.data.tobytes()
+        if fits and compared.data.tobytes() != val.data.tobytes() and self._held(plain):
+            return TensorHandle(val.data.copy(), compared.dtype.scalar)
+        exchange = lambda: atomic(plain, compared, val, *how)  # noqa: E731
+        return self._ordering(plain, how, exchange, True, in_vain=not fits)
+
+    def _held(self, ptr: Any) -> bool:
+        """Return whether a lock is to be found held."""
+        return self.strict.races and self.memory.order.held(int(ptr.data.item()))
 
     def _ordering(
-        self, ptr: Any, semantic: Any, atomic: Callable[[], Any], by_cas: bool = False
+        self,
+        ptr: Any,
+        how: tuple[Any, ...],
+        atomic: Callable[[], Any],
+        exchanges: bool,
+        in_vain: bool = False,
     ) -> Any:
         """Run an atomic of one lane, by which accesses of several programs may be ordered."""
-        before, found = self._bits(ptr), atomic()
-        address, how = int(ptr.data.item()), semantic.name
-        self.memory.ordered(address, "ACQUIRE" in how, "RELEASE" in how)
-        if self.memory.order.changed(address, before, self._bits(ptr), by_cas):
-            raise NotImplementedError(WAITS)
-        return found
+        order, address, before = self.memory.order, int(ptr.data.item()), self._bits(ptr)
+        published, found = order.published(address), atomic()
+        after = self._bits(ptr)
+        if exchanges:
+            order.exchanged(address, before, after)
+        if not in_vain:
+            self._released(address, how)
+        return self._asked(found, address, how, published, before != after)
+
+    def _released(self, address: int, how: tuple[Any, ...]) -> None:
+        """Let what the program has done be relied on, where an atomic says so."""
+        semantic, scope = (x.name for x in how)
+        if "RELEASE" in semantic and scope != "CTA":
+            self.memory.release(address)
+
+    def _asked(
+        self, found: Any, address: int, how: tuple[Any, ...], published: Clock, changed: bool
+    ) -> Any:
+        """Return what an atomic found, which orders what comes after its being looked at."""
+        semantic, scope = (x.name for x in how)
+
+        def look() -> None:
+            if "ACQUIRE" in semantic and scope != "CTA":
+                self.memory.acquire(published)
+            if self.memory.order.spins(address, changed):
+                raise NotImplementedError(WAITS)
+
+        return Found(found.data, found.dtype, look)
 
     def _bits(self, ptr: Any) -> bytes:
         """Return what lies at one address."""
@@ -125,21 +182,35 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         live = np.ones(ptr.data.shape, bool)
         return bytes(interpreter._interpreter.load(ptr.data, live, one, one.dtype).tobytes())
 
-    def create_atomic_load(self, *how: Any) -> Any:
+    def create_atomic_load(self, ptr: Any, mask: Any, *how: Any) -> Any:
+        alone, order = ptr.data.size == 1, self.memory.order
+        address = int(untagged(ptr.data).item()) if alone else 0
+        published = order.published(address)
         with self._accessing("atomic"):
-            return super().create_atomic_load(*how)
+            found = super().create_atomic_load(ptr, mask, *how)
+        return self._asked(found, address, how, published, False) if alone else found
 
-    def create_atomic_store(self, *how: Any) -> Any:
+    def create_atomic_store(self, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
         with self._accessing("atomic"):
-            return super().create_atomic_store(*how)
+            found = super().create_atomic_store(ptr, val, mask, *how)
+        if ptr.data.size == 1:
+            self._released(int(untagged(ptr.data).item()), how)
+        return found
 
     def create_atomic_poll(self, ptr: Any, expected: Any, timeout_ns: Any, *how: Any) -> Any:
+        alone, order = ptr.data.size == 1, self.memory.order
+        address = int(untagged(ptr.data).item()) if alone else 0
+        published = order.published(address)
         with self._accessing("atomic"):
             found = self.create_load(ptr, None, True)
-        met = np.asarray(found.data == expected.data)
-        if not isinstance(timeout_ns, TensorHandle) and not met.all():  # it has no end
+        met, ends = np.asarray(found.data == expected.data), isinstance(timeout_ns, TensorHandle)
+        if not ends and not met.all():
             raise NotImplementedError(WAITS)
-        return TensorHandle(met, tl.int1)
+        asked = TensorHandle(met, tl.int1)
+        if alone:
+            asked = self._asked(asked, address, how, published, False)
+            asked = asked if ends else TensorHandle(asked.data, tl.int1)  # it has waited
+        return asked
 
     def create_barrier(self, *how: Any) -> None:
         self.memory.barrier()

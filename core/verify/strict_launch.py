@@ -64,7 +64,7 @@ def launch(
     grid += (1,) * (3 - len(grid))
     language.patch(fn)
     checks = Checks(strict.bounds, strict.races, strict.uninitialised)
-    memory = builder.memory = Memory(fn.__name__, fn.__code__, checks, MACHINERY)
+    memory = builder.memory = Memory(fn.__name__, fn.__code__, checks, MACHINERY, strict.seed)
     records = _records(args, kwargs) if strict.uninitialised else {}
     types = {name: _SCALARS.get(_normalize_ty(t)) for name, t in fn.__annotations__.items()}
     arguments = {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from twofold.core.verify.strict_marks import Marks, Touch
-from twofold.core.verify.strict_order import Order
+from twofold.core.verify.strict_order import Clock, Order
 
 if TYPE_CHECKING:  # it imports torch, which a reader of `Fault` need not have
     from twofold.core.verify.strict_unwritten import Record
@@ -129,11 +129,14 @@ class Memory:
         code: of the function that runs.
         checks: what is looked for.
         skip: frames of files that begin like this are not the kernel's.
+        seed: of what is drawn.
 
     `unspecified` holds the loads that left lanes unspecified: masked, without `other`.
     """
 
-    def __init__(self, kernel: str, code: CodeType, checks: Checks, skip: tuple[str, ...]):
+    def __init__(
+        self, kernel: str, code: CodeType, checks: Checks, skip: tuple[str, ...], seed: int
+    ) -> None:
         self._kernel, self._code = kernel, code
         self._checks = checks
         self._skip = skip
@@ -141,7 +144,7 @@ class Memory:
         self._marks: dict[int, Marks] = {}
         self._accesses: list[Access] = []
         self._began = self._settled = 1
-        self.order = Order()
+        self.order = Order(seed)
         self._program: Program = (0, 0, 0)
         self.unspecified: dict[tuple[str, Site], None] = {}
 
@@ -167,13 +170,14 @@ class Memory:
         """Let every lane see what the program has stored."""
         self._settled = len(self._accesses) + 1
 
-    def ordered(self, address: int, acquires: bool, releases: bool) -> None:
-        """Let an atomic of one lane order what programs do before and after it."""
-        if acquires:
-            self._settle_marks()
-            self.order.acquire(address)
-        if releases:
-            self.order.release(address, self._settled, len(self._accesses))
+    def acquire(self, published: Clock) -> None:
+        """Let the program rely on what others have published."""
+        self._settle_marks()
+        self.order.acquire(published)
+
+    def release(self, address: int) -> None:
+        """Let others rely on what the program has done, who find this by an atomic."""
+        self.order.release(address, self._settled, len(self._accesses))
 
     def _settle_marks(self) -> None:
         for marks in self._marks.values():

@@ -3,92 +3,110 @@
 An atomic of one lane that releases publishes, at its address, what its program has done until its
 last barrier, and what that could rely on; one that acquires takes up what is published there
 (vector clocks: Flanagan & Freund 2009, "FastTrack", figure 2, whose epochs are numbers of accesses
-here). Programs run one after the other in some order, so only that order is judged: another seed
-draws another. Atomics of a block order nothing: each of their lanes is another thread.
+here), but no earlier than its program looks at what it found: who does not ask cannot know that
+others are done. Atomics of a block order nothing, each of their lanes being another thread; nor do
+those of the scope of a CTA, and what was exchanged in vain publishes nothing.
 
-A lock is where `atomic_cas` changes a number that the same program then puts back. There one runs
-after the other even without waiting, so once in every program that takes it, it is said to be held
-by another: who does not try again is not behind it.
+Programs run one after the other in some order, so only that order is judged: another seed draws
+another. In one of them everything is done that is waited for, so whoever looks and goes on whatever
+it finds is not told from who waits, but at locks: where an exchange changes a number that the same
+program then puts back, every later exchange finds it held, now and then, by a program that there is
+not. Who does not try again is not behind it.
 """
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Clock = dict[int, int]  # by program: up to which access
 
-MOST_SPINS = 1 << 16  # atomics of a program, one after the other, that change nothing
-NOBODY = np.zeros(0, np.int64)
+MOST_SPINS = 1 << 16  # times that a program may look at what nobody changes
 
 
 class Order:
-    """Which accesses of one launch are before what the running program does next."""
+    """Which accesses of one launch are before what the running program does next.
 
-    def __init__(self) -> None:
-        self.active = False  # whether any atomic has published anything
+    Attributes:
+        active: whether any atomic has published anything.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.active = False
         self._began: list[int] = []  # number of every program's first access
-        self._visible = NOBODY  # by program: up to which access
-        self._published: dict[int, Array] = {}
+        self._visible: Clock = {}
+        self._limits: Array | None = None  # the same, of all programs
+        self._published: dict[int, Clock] = {}
         self._unsettled: list[tuple[int, int]] = []
         self._taken: dict[int, bytes] = {}  # by the running program: what the number was
         self._locks: set[int] = set()
-        self._waited: set[int] = set()
-        self._spins = 0
+        self._drawn = random.Random(seed)
+        self._spins, self._spun = 0, 0
 
     def begin(self, number: int) -> None:
         """Let a program run, whose first access has this number."""
         self._began.append(number)
-        self._visible, self._taken, self._waited, self._spins = NOBODY, {}, set(), 0
+        self._visible, self._limits, self._taken, self._spins = {}, None, {}, 0
 
     def held(self, address: int) -> bool:
         """Return whether the running program is to find this lock held by another."""
-        first = address in self._locks and address not in self._waited
-        self._waited.add(address)
-        return first
+        free = address in self._locks and address not in self._taken
+        return free and self._drawn.random() < 0.5
 
-    def acquire(self, address: int) -> None:
-        """Take up what is published at an address."""
-        if (published := self._published.get(address)) is not None:
-            self._visible = _joined(self._visible, published)
+    def published(self, address: int) -> Clock:
+        """Return what may be relied on by who looks at what an atomic finds here now."""
+        return self._published.get(address, {})
+
+    def acquire(self, published: Clock) -> None:
+        """Rely on what was published."""
+        self._visible, self._limits = _joined(self._visible, published), None
 
     def release(self, address: int, settled: int, number: int) -> None:
         """Publish what is done: all before access `settled`; from there to `number` is loose."""
         self.active = True
-        own = np.zeros(len(self._began), np.int64)
-        own[-1] = settled - 1
-        known = _joined(self._published.get(address, NOBODY), self._visible)
+        own = {len(self._began) - 1: number if settled == number else settled - 1}
+        known = _joined(self.published(address), self._visible)
         self._published[address] = _joined(known, own)
         if settled < number:
             self._unsettled.append((settled, number))
 
-    def changed(self, address: int, before: bytes, after: bytes, by_cas: bool) -> bool:
-        """Take note of what an atomic made of a number; return whether waiting has no end."""
-        self._spins = self._spins + 1 if before == after else 0
-        if by_cas and before != after:
-            self._taken.setdefault(address, before)
-        elif self._taken.get(address) == after:
+    def exchanged(self, address: int, before: bytes, after: bytes) -> None:
+        """Take note of what an exchange, compared or not, made of a number."""
+        if before == after:
+            return
+        if self._taken.get(address) == after:
             self._locks.add(address)
+            del self._taken[address]
+        else:
+            self._taken.setdefault(address, before)
+
+    def spins(self, address: int, changed: bool) -> bool:
+        """Count how often a number was looked at in vain; return whether that has no end."""
+        self._spins = 0 if changed or address != self._spun else self._spins + 1
+        self._spun = address
         return self._spins > MOST_SPINS
 
     def before(self, numbers: Array) -> Array:
         """Return which of these accesses of other programs are before what comes next."""
-        if not self._visible.size:
+        if not self._visible:
             return np.zeros(numbers.shape, bool)
+        if self._limits is None:
+            self._limits = np.zeros(len(self._began) + 1, np.int64)
+            self._limits[list(self._visible)] = list(self._visible.values())
         of = np.searchsorted(self._began, numbers, side="right") - 1
-        visible = np.append(self._visible, 0)  # what began later is not
-        return np.asarray(numbers <= visible[np.clip(of, 0, self._visible.size)])
+        return np.asarray(numbers <= self._limits[of])
 
     def loose(self, number: int) -> bool:
         """Return whether an atomic followed this access with no barrier between them."""
         return any(start <= number < end for start, end in self._unsettled)
 
 
-def _joined(one: Array, other: Array) -> Array:
+def _joined(one: Clock, other: Clock) -> Clock:
     """Return the later of two, program by program."""
-    if one.size < other.size:
-        one, other = other, one
-    joined = one.copy()
-    np.maximum(joined[: other.size], other, out=joined[: other.size])
+    joined = dict(one)
+    for program, number in other.items():
+        joined[program] = max(number, joined.get(program, 0))
     return joined
