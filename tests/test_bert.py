@@ -44,10 +44,13 @@ def one_layer(model, n, x, lengths):
 
 
 def held(name, found, truth, live):
-    """Where no padding is, both are within the bound."""
+    """Where no padding is, both are within the bound; in float64 it says something everywhere.
+
+    In float32 that of a layer of MiniLM says nothing: each part multiplies the bound before it.
+    """
     bound = dataclasses.replace(truth, value=truth.value[live], error=truth.error[live])
-    worst, _, fault, _ = compare(name, found[live], bound)
-    assert fault == ""
+    worst, undecided, fault, _ = compare(name, found[live], bound)
+    assert fault == "" and (undecided == 0.0 or found.dtype == np.float32)
     return worst
 
 

@@ -22,8 +22,9 @@ in order. In this context a kernel must be right for the right reason:
   in an output, `check_written` finds.
 - *races*: no two programs touch one element unless both only read it, both use atomics, or
   atomics of one lane order them, as a lock or a counter does whose number the program looks at
-  (`strict_order`), with a `tl.debug_barrier` before what releases; no lane touches what another lane of its program stored
-  before, with no barrier between; no two lanes of one store write different values to one element.
+  (`strict_order`), with a `tl.debug_barrier` before what releases; no lane touches what another
+  lane of its program stored before, with no barrier between; no two lanes of one store write
+  different values to one element.
 - *overflow*: integers of 32 bits and less do not wrap in +, − and ·, nor do their sums.
 - *shuffle*: programs run in an order drawn from `seed`.
 
