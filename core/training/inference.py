@@ -24,10 +24,10 @@ def predict(
 ) -> Array:
     """Return probabilities (n, C) float32; examples of similar length share a batch.
 
+    With `batches`, arrays of the numbers of their examples, only their rows are filled.
+
     Raises:
         ValueError: a logit is not finite.
-
-    With `batches`, arrays of the numbers of their examples, only their rows are filled.
     """
 
     def probabilities(logits: Array) -> Array:
@@ -47,6 +47,9 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
 
     The dot product of two is the cosine of the angle between them (Reimers & Gurevych 2019,
     "Sentence-BERT", section 3).
+
+    Raises:
+        ValueError: a number of them is not finite.
     """
 
     def directions(means: Array) -> Array:
