@@ -119,13 +119,14 @@ class Buffers:
         self._memory.copy_(host, non_blocking=True)
 
 
-def read(x: torch.Tensor) -> Callable[[], Array]:
-    """Begin to bring back an array as it is now; what is returned waits for it.
+def known(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in a dtype that NumPy has: others as float32, which holds them exactly."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float8_e4m3fn) else x
 
-    Of bfloat16, which NumPy has not, the numbers come as float32.
-    """
-    if x.dtype == torch.bfloat16:
-        x = x.float()
+
+def read(x: torch.Tensor) -> Callable[[], Array]:
+    """Begin to bring back an array as it is now, in a dtype that is `known`; the result waits."""
+    x = known(x)
     if not x.is_cuda:
         now = x.clone().numpy()
         return lambda: now

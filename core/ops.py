@@ -187,9 +187,7 @@ def _triton(device: str) -> Side:
         return tensor if dtype is None else tensor.to(getattr(torch, dtype))
 
     def to_numpy(x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-        host = x.detach().cpu()
-        unknown = (torch.bfloat16, torch.float8_e4m3fn)  # to NumPy
-        return (host.float() if host.dtype in unknown else host).numpy()
+        return captured.known(x.detach().cpu()).numpy()
 
     def zeros(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)

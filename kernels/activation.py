@@ -250,7 +250,8 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> Gradients:
     """Return dx = dout·f′(x + bias) and, with a bias, dbias = Σ dx over the rows.
 
-    Arguments and results are those of `reference.activation.backward`.
+    Arguments and results are those of `reference.activation.backward`. `split` overrides the choice
+    of how many shares of the rows are summed apart.
     """
     checks.gradient("dout", dout, tuple(cache.x.shape))
     precision.supported("dout", dout)

@@ -33,14 +33,18 @@ CALLS = {
 }  # fmt: skip
 
 
-def forward(side: Side, operator: str, dtype: str) -> tuple[Any, Any]:
-    """Call the operator with its arguments in this dtype."""
+def arguments(side: Side, operator: str, dtype: str) -> list[Any]:
+    """Return the operator's arguments in order, those that are floating in this dtype."""
     floating, rest, _ = CALLS[operator]
     given = [side.asarray(x, dtype) for x in floating]
     others = [side.asarray(x, "int64") if isinstance(x, np.ndarray) else x for x in rest]
     ids_first = operator in ("embedding", "positional_encoding")
-    how = (*others, *given) if ids_first else (*given, *others)
-    made: tuple[Any, Any] = getattr(side, operator).forward(*how)
+    return [*others, *given] if ids_first else [*given, *others]
+
+
+def forward(side: Side, operator: str, dtype: str) -> tuple[Any, Any]:
+    """Call the operator with its arguments in this dtype."""
+    made: tuple[Any, Any] = getattr(side, operator).forward(*arguments(side, operator, dtype))
     return made
 
 
@@ -119,13 +123,10 @@ def test_no_argument_at_all_is_refused_by_name(
     reference: Side, triton: Side, name: str, operator: str
 ) -> None:
     side = reference if name == "reference" else triton
-    floating, rest, _ = CALLS[operator]
-    given = [side.asarray(x, "float32") for x in floating]
-    others = [side.asarray(x, "int64") if isinstance(x, np.ndarray) else x for x in rest]
-    ids_first = operator in ("embedding", "positional_encoding")
-    arrays = [*others, *given] if ids_first else [*given, *others]
-    for i in range(len(given) + ids_first):
-        without = [None if i == j else x for j, x in enumerate(arrays)]
+    given = arguments(side, operator, "float32")
+    arrays = len(CALLS[operator][0]) + (operator in ("embedding", "positional_encoding"))
+    for i in range(arrays):
+        without = [None if i == j else x for j, x in enumerate(given)]
         if operator == "positional_encoding" and i == 2:
             continue  # sinusoids stand in for it
         with pytest.raises(TypeError, match=r"^\w+ is a NoneType; it must be "):
