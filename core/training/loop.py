@@ -230,9 +230,10 @@ class _Loop:
 
         if state.step == 0:
             self._checkpoint()
-        if state.unjudged:
-            self._end_of_epoch(phase, state.step // feed.per_epoch, steps)
-        with contextlib.closing(ahead(make, range(state.step + 1, steps + 1))) as batches:
+        numbers = range(state.step + 1, steps + 1)
+        with self._kept(), contextlib.closing(ahead(make, numbers)) as batches:
+            if state.unjudged:
+                self._end_of_epoch(phase, state.step // feed.per_epoch, steps)
             while state.step < steps and not state.stopped:
                 began = time.perf_counter()
                 batch = next(batches)
@@ -262,7 +263,6 @@ class _Loop:
         except Lost:
             state.step -= 1
             state.done -= 1
-            self._keep()
             raise
         self._take_losses()
         self.done_here += 1
@@ -285,11 +285,7 @@ class _Loop:
         state, found = self.state, None
         if phase.held is not None:
             held, state.unjudged = phase.held, True
-            try:
-                found = accuracy(self.trainer.average, held.inputs, held.labels, self.processes)
-            except Lost:
-                self._keep()
-                raise
+            found = accuracy(self.trainer.average, held.inputs, held.labels, self.processes)
             state.unjudged = False
             state.validation_accuracy = found
             if self.recipe.patience > 0:
@@ -302,11 +298,7 @@ class _Loop:
         self._row(phase, steps, found)
         if found is not None:
             self._tell(phase, steps, found)
-        try:
-            self._agree("parameters after an epoch")
-        except Lost:
-            self._keep()
-            raise
+        self._agree("parameters after an epoch")
 
     def _row(self, phase: Phase, steps: int, accuracy: float | None) -> None:
         """Sum up the steps since the last row."""
@@ -344,10 +336,15 @@ class _Loop:
             )
         )
 
-    def _keep(self) -> None:
-        """Write a checkpoint of where it is, if there is none."""
-        if not (self.run.checkpoints / _name(self.state)).exists():
-            self._checkpoint()
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Where a process is lost, write a checkpoint of how far it came, if there is none."""
+        try:
+            yield
+        except Lost:
+            if not (self.run.checkpoints / _name(self.state)).exists():
+                self._checkpoint()
+            raise
 
     def _checkpoint(self) -> None:
         self._settle()
