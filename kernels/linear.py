@@ -59,10 +59,14 @@ TILES = (
 # Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
 # larger tiles of two-byte elements would spill.
 UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
-# More shared memory than others have. How much a tile has to multiply for what it loads decides
-# where the second-level cache feeds the matrix units: 128×128 came to 380 TFLOP/s on an H200, half
-# of what these do. This one has not been timed yet.
+# More shared memory than others have, and more to multiply for what is read from it: by what its
+# loop keeps busy 0.95 of the matrix units' peak is in reach, 0.74 with 128×128, which made 0.58 of
+# it on an H200 in the products of backward. This one has not been timed yet.
 HOPPER = Tile(128, 256, 64, 8, 8, 3)
+# An activation of tiles of so many columns is taken in so many parts. Of all of 128×128 at once it
+# takes 175 registers of a thread, and leaves no room on a multiprocessor for a second program that
+# multiplies meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 116 (not timed yet).
+WIDE, PARTS = 128, 4
 ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
 ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
 MULTIPROCESSORS = 132  # of a Hopper
@@ -101,8 +105,9 @@ def choose_tile(
 
     On Hopper ("sm_90", as `device.architecture` says) it is the one that has most to multiply for
     what it loads, on as many multiprocessors as it keeps busy. `aligned` says whether 16 divides
-    the distance of its rows, in elements; `activated`, whether there is an activation, beside which
-    Hopper's own tile would spill.
+    the distance of its rows, in elements; `activated`, whether there is an activation: it takes
+    about as long as a product over 768 features, and Hopper's own tile leaves no room for a second
+    program that multiplies meanwhile.
     """
     fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
     if element_size <= 2 and not aligned:
@@ -140,6 +145,7 @@ def gemm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """c = f(a·b + bias), one tile of it."""
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -154,23 +160,53 @@ def gemm_kernel(
     a_step = tl.cast(a_strides[1], tl.int64) * BLOCK_K
     b_step = tl.cast(b_strides[0], tl.int64) * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    # (1) product and bias
+    # (1) product
     for start in range(0, K, BLOCK_K):
         a = tl.load(a_at, mask=(m < M) & (along_a < K - start), other=0.0)
         b = tl.load(b_at, mask=(along_b < K - start) & (n < N), other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
         a_at += a_step
         b_at += b_step
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0).to(tl.float32)
-    # (2) activation
-    at = m * c_strides[0] + n * c_strides[1]
-    inside = (m < M) & (n < N)
-    if SAVE_Z:
-        tl.store(z_ptr + at, acc.to(z_ptr.dtype.element_ty), mask=inside)
-    if KIND != "none":
-        acc = activate(acc, KIND)
-    tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
+    finish(
+        acc, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, j.to(tl.int64) * BLOCK_N, M, N,
+        KIND, HAS_BIAS, SAVE_Z, PARTS,
+    )  # fmt: skip
+
+
+@triton.jit
+def finish(
+    acc, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first, M, N,
+    KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE_Z: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """Add the bias to columns from `first` on, activate and store, in PARTS one after the other."""
+    if PARTS > 1:
+        HALF: tl.constexpr = acc.shape[1] // 2
+        halves = tl.permute(tl.reshape(acc, (acc.shape[0], 2, HALF)), (0, 2, 1))
+        left, right = tl.split(halves)  # (BLOCK_M, HALF) each
+        finish(
+            left, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first, M, N,
+            KIND, HAS_BIAS, SAVE_Z, PARTS // 2,
+        )  # fmt: skip
+        finish(
+            right, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first + HALF, M, N,
+            KIND, HAS_BIAS, SAVE_Z, PARTS // 2,
+        )  # fmt: skip
+    else:
+        n = (first + tl.arange(0, acc.shape[1]))[None, :]
+        # (1) bias
+        if HAS_BIAS:
+            acc += tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0).to(tl.float32)
+        # (2) activation
+        at = m * c_strides[0] + n * c_strides[1]
+        inside = (m < M) & (n < N)
+        if SAVE_Z:
+            tl.store(z_ptr + at, acc.to(z_ptr.dtype.element_ty), mask=inside)
+        if KIND != "none":
+            acc = activate(acc, KIND)
+        tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
 
 
 def forward(
@@ -264,6 +300,7 @@ def _gemm(
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         GROUP_M=tile.group_m,
+        PARTS=PARTS if activation and tile.block_n >= WIDE else 1,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip

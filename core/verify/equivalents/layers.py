@@ -62,22 +62,27 @@ _LINEAR = of(
     "kernels/linear.py",
     {
         UNSTORED: (
-            ("gemm_kernel",
+            ("finish",
              "tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0): drop other"),
         ),
         "it is added to float32": (
-            ("gemm_kernel", "drop .to(tl.float32) of tl.load(bias_ptr*"),
+            ("finish", "drop .to(tl.float32) of tl.load(bias_ptr*"),
         ),
         STORE_CASTS: (
-            ("gemm_kernel", "drop .to(z_ptr.dtype.element_ty) of acc"),
-            ("gemm_kernel", "drop .to(c_ptr.dtype.element_ty) of acc"),
+            ("finish", "drop .to(z_ptr.dtype.element_ty) of acc"),
+            ("finish", "drop .to(c_ptr.dtype.element_ty) of acc"),
+        ),
+        "in how many parts decides what each needs, not what it is": (
+            ("finish", "if PARTS > 1:", "*"),
+            ("finish", "KIND, HAS_BIAS, SAVE_Z, PARTS // 2,", "2 → 3*"),
+            ("finish", "PARTS // 2 → PARTS % 2*"),
         ),
     },
 ) + of(
     "reference/linear.py",
     {
         "z is there if and only if there is an activation": (
-            ("backward", "cache.z is not None and cache.activation is not None → *"),
+            ("backward", "cache.z is not None and cache.activation is not None → cache*"),
         ),
         ANY_NEGATIVE: (
             ("backward", "dz = dz.reshape(-1, dz.shape[-1])  # (R, N)", "1 → 2"),
