@@ -4,6 +4,7 @@ Prints the machine code of the table's variant, in bfloat16.
 """
 
 import sys
+from typing import Any
 
 import triton
 from triton.experimental.gluon import language as gl
@@ -30,7 +31,12 @@ def machine_code(head_dim: int, variant: Variant, causal: bool) -> str:
     }
     types |= {"lse_ptr": "*fp32", **dict.fromkeys("HGMN", "i32"), "tiles": "i32"}
     types |= {"together": "i32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
-    source = GluonASTSource(forward_kernel, types, constants)
+    return listing(forward_kernel, types, constants)
+
+
+def listing(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> str:
+    """Return the machine code of a kernel of Gluon, of these types and constants."""
+    source = GluonASTSource(kernel, types, constants)
     target = gpu_target(CHIPS["sm_90a"])
     return disassemble(triton.compile(source, target=target, options={"num_warps": 4}).asm["cubin"])
 

@@ -1,4 +1,4 @@
-"""A machine that runs the warp-specialised kernel of attention with NumPy, in any order it likes.
+"""A machine that runs a warp-specialised kernel with NumPy, in any order it likes.
 
 Triton's interpreter knows no Gluon. Here the source of the kernel itself runs: its functions get
 other globals, in which shared memory is an array, a barrier counts arrivals and bytes, and every
@@ -19,16 +19,13 @@ import math
 import random
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-
-FUNCTIONS = (
-    "blocks_seen", "wait_full", "bring", "produce", "weigh", "masked", "consume", "place",
-    "place_together", "place_in_pairs", "forward_kernel",
-)  # fmt: skip
+import triton
+import triton.language as tl
 
 
 class Tensor(np.ndarray):
@@ -38,6 +35,9 @@ class Tensor(np.ndarray):
 
     def to(self, dtype):
         return self
+
+    def __iadd__(self, other):
+        return self + other  # a kernel's tensors are values: who else has this one keeps it
 
 
 def tensor(x) -> Tensor:
@@ -102,22 +102,31 @@ class Pointer:
 
 
 class Descriptor:
-    """A tensor map: blocks of rows of (B, H, L, D), zero behind the end and not written there."""
+    """A tensor map: blocks of an array, zero behind its ends and not written there."""
 
     dtype = "float64"
     layout = None
 
-    def __init__(self, array: np.ndarray, rows: int) -> None:
+    def __init__(self, array: np.ndarray, block: Sequence[int]) -> None:
         self.array = array
-        shape = [1, 1, rows, array.shape[-1]]
-        self.block_type = SimpleNamespace(shape=shape, nbytes=8 * rows * array.shape[-1])
+        self.block_type = SimpleNamespace(shape=list(block), nbytes=8 * math.prod(block))
 
-    def place(self, at: list[int]) -> tuple[Any, int]:
-        b, h, row, feature = at
-        assert 0 <= b < self.array.shape[0] and 0 <= h < self.array.shape[1] and feature == 0
-        assert row >= 0
-        rows = min(max(self.array.shape[2] - row, 0), self.block_type.shape[2])
-        return (b, h, slice(row, row + rows)), rows
+    def place(self, at: Sequence[int]) -> tuple[Any, Any]:
+        """Return where a block lies in the array, and how much of the block that is."""
+        block = self.block_type.shape
+        assert len(at) == len(block) and all(i >= 0 for i in at)
+        sizes = zip(at, block, self.array.shape, strict=True)
+        there = [max(min(n, size - i), 0) for i, n, size in sizes]
+        lies = tuple(slice(i, i + n) for i, n in zip(at, there, strict=True))
+        return lies, tuple(slice(0, n) for n in there)
+
+
+class Product:
+    """What a product that is under way will be; nothing can be computed with it before."""
+
+    def __init__(self, product: Callable[[], Tensor]) -> None:
+        self.product = product
+        self.value: Tensor | None = None
 
 
 class Stuck(AssertionError):
@@ -127,22 +136,23 @@ class Stuck(AssertionError):
 class Machine:
     """A multiprocessor, of one program at a time."""
 
-    def __init__(self, kernel: Any, rows: int, seed: int) -> None:
+    def __init__(self, kernel: Any, entry: str, seed: int, **constants: Any) -> None:
+        """Take a module's kernel of this name, with other constants than the module has."""
         self.random = random.Random(seed)
         self.events: list[Callable[[], None]] = []  # what the hardware still has to do
         self.own = threading.local()
         self.main = threading.Semaphore(0)
-        env = dict(vars(kernel))
+        env = {n: x.value if isinstance(x, tl.constexpr) else x for n, x in vars(kernel).items()}
+        env |= constants
         env |= dict(
-            gl=self._language(), mbarrier=self._barriers(), ROWS=rows, LN_2=math.log(2.0),
-            tma=self._copies(),
+            gl=self._language(), mbarrier=self._barriers(), tma=self._copies(),
             load_tile=self.load, store_tile=self.save, fence_async_shared=lambda: None,
             warpgroup_mma=self.multiply, warpgroup_mma_wait=self.multiplied, range=range,
         )  # fmt: skip
-        for name in FUNCTIONS:
-            fn = getattr(kernel, name).fn
-            env[name] = types.FunctionType(fn.__code__, env, name, fn.__defaults__)
-        self.kernel = env["forward_kernel"]
+        for name, x in vars(kernel).items():
+            if isinstance(x, triton.runtime.JITFunction):
+                env[name] = types.FunctionType(x.fn.__code__, env, name, x.fn.__defaults__)
+        self.kernel = env[entry]
 
     def run(self, programs: int, *args: Any, **constants: Any) -> None:
         """Run so many programs, one after the other."""
@@ -206,9 +216,9 @@ class Machine:
         to.array[...] = np.nan
 
         def arrives() -> None:
-            place, rows = desc.place(at)
+            lies, there = desc.place(at)
             to.array[...] = 0.0
-            to.array[0, 0, :rows] = desc.array[place]
+            to.array[there] = desc.array[lies]
             barrier.bytes -= desc.block_type.nbytes
             barrier.turn()
 
@@ -219,8 +229,8 @@ class Machine:
         stores = self.own.stores
 
         def leaves() -> None:
-            place, rows = desc.place(at)
-            desc.array[place] = of.array[0, 0, :rows]
+            lies, there = desc.place(at)
+            desc.array[lies] = of.array[there]
             stores.remove(leaves)
 
         stores.append(leaves)
@@ -230,10 +240,11 @@ class Machine:
     def multiply(self, a: Any, b: Shared, acc: Any, *, use_acc: bool = True, is_async: bool) -> Any:
         def product() -> Tensor:
             left = a.array if isinstance(a, Shared) else a
-            return tensor(left @ b.array + (acc if use_acc else 0.0))
+            before = acc.value if isinstance(acc, Product) else acc
+            return tensor(left @ b.array + (before if use_acc else 0.0))
 
         assert is_async
-        self.own.products.append(SimpleNamespace(product=product, value=None))
+        self.own.products.append(Product(product))
         return self.own.products[-1]
 
     def multiplied(self, outstanding: int, deps: list[Any]) -> Any:
@@ -241,8 +252,7 @@ class Machine:
         while len(self.own.products) > outstanding:
             done = self.own.products.pop(0)
             done.value = done.product()
-        found = [x.value if isinstance(x, SimpleNamespace) else x for x in deps]
-        assert all(x is not None for x in found), "is not waited for"
+        found = [x.value if isinstance(x, Product) and x.value is not None else x for x in deps]
         return found[0] if len(found) == 1 else tuple(found)
 
     def _copies(self) -> Any:
@@ -261,9 +271,10 @@ class Machine:
             barrier.bytes += count
             barrier.arrive()
 
-        def arrive(barrier: Barrier) -> None:
-            barrier.arrive()
-            self.pause()
+        def arrive(barrier: Barrier, pred: bool = True) -> None:
+            if pred:
+                barrier.arrive()
+                self.pause()
 
         return SimpleNamespace(
             wait=wait, expect=expect, arrive=arrive, MBarrierLayout=lambda: "barriers",
@@ -277,19 +288,25 @@ class Machine:
         def store(pointer: Pointer, value: Tensor, mask: Tensor) -> None:
             pointer.array[np.asarray(pointer.at)[mask]] = value[mask]
 
+        def load(pointer: Pointer, mask: Tensor, other: float) -> Tensor:
+            return tensor(np.where(mask, pointer.array[np.where(mask, pointer.at, 0)], other))
+
         def layout(*args: Any) -> None:
             return None
 
         return SimpleNamespace(
-            allocate_shared_memory=allocate, store=store, warp_specialize=self.specialize,
-            SliceLayout=layout, NVMMADistributedLayout=layout, DotOperandLayout=layout,
+            allocate_shared_memory=allocate, store=store, load=load,
+            warp_specialize=self.specialize, SliceLayout=layout, NVMMADistributedLayout=layout,
+            DotOperandLayout=layout,
             int64=None, float32=None, constexpr=lambda x: x, static_range=range,
             cast=lambda x, dtype: x, convert_layout=lambda x, layout: x,
             program_id=lambda axis: self.program, num_programs=lambda axis: self.programs,
             cdiv=lambda a, b: -(-a // b), minimum=np.minimum, maximum=np.maximum,
             where=lambda *args: tensor(np.where(*args)), exp2=np.exp2, log2=np.log2,
             max=lambda x, axis: x.max(axis), sum=lambda x, axis: x.sum(axis),
-            expand_dims=np.expand_dims, zeros_like=np.zeros_like,
+            erf=np.vectorize(math.erf), reshape=np.reshape, permute=np.transpose,
+            split=lambda x: (x[..., 0], x[..., 1]), expand_dims=np.expand_dims,
+            zeros_like=np.zeros_like,
             zeros=lambda shape, *_: tensor(np.zeros(shape)),
             full=lambda shape, value, *_: tensor(np.full(shape, value)),
             arange=lambda a, b, layout: np.arange(a, b).view(Tensor),

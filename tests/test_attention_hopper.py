@@ -44,10 +44,11 @@ def simulate(M, N, programs, variant, *, causal, seed, B=1, H=2, K=1, together=1
     q, k, v = (rng.normal(size=(B, h, n, D)) for h, n in ((H, M), (K, N), (K, N)))
     out, lse = np.full((B, H, M, D), np.nan), np.full(B * H * M, np.nan)
     tiles = -(-M // (variant.consumers * ROWS)) * B * H
-    Machine(kernel, ROWS, seed).run(
+    few, many = (1, 1, ROWS, D), (1, 1, variant.block_n, D)
+    Machine(kernel, "forward_kernel", seed, ROWS=ROWS).run(
         min(programs, tiles),
-        Descriptor(q, ROWS), Descriptor(k, variant.block_n), Descriptor(v, variant.block_n),
-        Descriptor(out, ROWS), Pointer(lse), H, H // K, M, N, tiles, together,
+        Descriptor(q, few), Descriptor(k, many), Descriptor(v, many), Descriptor(out, few),
+        Pointer(lse), H, H // K, M, N, tiles, together,
         0.5 * math.log2(math.e),
         CAUSAL=causal, BLOCK_N=variant.block_n, STAGES=variant.stages,
         CONSUMERS=variant.consumers, PAIRS=variant.pairs, TURNS=variant.turns,
