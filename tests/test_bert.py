@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from twofold.core import pretrained
 from twofold.core.data.pretrained import pretrained_folder
 from twofold.core.model import bert
+from twofold.core.model.classifier import Classifier
 from twofold.core.ops import load
 from twofold.core.training.batches import collate
 from twofold.core.verify import bert_bound, lockstep
 from twofold.core.verify.contract import compare
 from twofold.core.verify.rounding import machine
+from twofold.reference import attention
 
 SENTENCES = (
     "A film of rare warmth, and one of the year's best.",
@@ -118,6 +120,72 @@ def sentences(minilm):
 def test_layers_of_minilm_are_transformers_own(minilm, sentences):
     theirs = transformers.BertModel.from_pretrained(minilm, attn_implementation="eager").eval()
     judge(theirs, minilm, load("reference"), *sentences)
+
+
+def weighed(name, factor, rows=slice(None)):
+    """Plant a factor in rows of a parameter of the first layer."""
+
+    def plant(model, monkeypatch):
+        model.params[f"layers.0.{name}"][rows] *= np.float32(factor)
+        return model
+
+    return plant
+
+
+def configured(**changed):
+    """Plant other fields of the config."""
+
+    def plant(model, monkeypatch):
+        return Classifier(dataclasses.replace(model.config, **changed), model.ops, model.flat)
+
+    return plant
+
+
+def attending(change):
+    """Plant other arguments of attention: a function of q and of those with names."""
+
+    def plant(model, monkeypatch):
+        right = attention.forward
+
+        def forward(q, k, v, **named):
+            return right(q, k, v, **named | change(q, named))
+
+        monkeypatch.setattr(attention, "forward", forward)
+        return model
+
+    return plant
+
+
+E = 384  # MiniLM's features
+
+
+@pytest.mark.parametrize(
+    ("steps", "plant"),
+    [
+        ("qkv", weighed("attention.b_qkv", 0.0, slice(E))),
+        ("qkv", weighed("attention.b_qkv", 0.0, slice(E, 2 * E))),  # which no softmax sees
+        ("qkv", weighed("attention.w_qkv", 1.0001, slice(E))),
+        ("heads", attending(lambda q, _: {"softmax_scale": 1.0001 * q.shape[-1] ** -0.5})),
+        ("heads", attending(lambda _, named: {"key_lengths": named["key_lengths"] + 1})),
+        ("heads", attending(lambda _, named: {"key_lengths": named["key_lengths"] - 1})),
+        ("attended", weighed("attention.b_out", 0.0)),
+        ("attended", weighed("attention.w_out", 1.0001)),
+        ("y", weighed("attention.norm.bias", 0.0)),
+        ("embeddings y", configured(eps=1e-5)),  # for 1e-12
+        ("hidden", weighed("feed_forward.b_in", 0.0)),
+        ("hidden", weighed("feed_forward.w_in", 1.0001)),
+        ("hidden", configured(activation="gelu_tanh")),  # for erf's
+        ("fed", weighed("feed_forward.b_out", 0.0)),
+        ("fed", weighed("feed_forward.w_out", 1.0005)),
+        ("out", weighed("feed_forward.norm.weight", 1.0001)),
+    ],
+)
+def test_float32_sees_faults_of_minilm(minilm, sentences, steps, plant, monkeypatch):
+    """Each where it was planted, nowhere else; no step's bound could be eight times as wide."""
+    right, faulty = (pretrained.load(minilm).model for _ in range(2))
+    state, layers = bert_models.stored(plant(faulty, monkeypatch), *sentences)
+    found = outside(right, state, layers[:1], *sentences)
+    assert [fault.removeprefix("layer 0: ").partition("[")[0] for fault in found] == steps.split()
 
 
 def test_layers_go_through_the_kernels(triton, scratch):
