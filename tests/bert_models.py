@@ -1,4 +1,4 @@
-"""BERTs to test with: transformers' own, drawn at random, and ours of the same numbers."""
+"""BERTs to test with: transformers' own, drawn at random, and what they and ours store."""
 
 import json
 
@@ -7,6 +7,9 @@ import torch
 import transformers
 
 from twofold.core.data.wordpiece import SPECIAL
+from twofold.core.model.layers import Pass
+from twofold.core.verify.bert_bound import Layer
+from twofold.reference.multi_head_attention import join
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -20,6 +23,15 @@ SMALL = {
     "type_vocab_size": 2,
     "hidden_act": "gelu",
 }
+# Who of theirs reads x, heads, attended, y, hidden and fed (`bert_bound.Layer`).
+READERS = (
+    "attention.self.query",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+)
 WORDS = ("a", "film", "of", "rare", "warm", "##th", "awful", "good", "bad", "##ly", "!", ",")
 
 
@@ -61,3 +73,55 @@ def batch(rng, rows, sizes):
     ids = rng.integers(0, sizes["vocab_size"], (rows, longest))
     types = rng.integers(0, sizes["type_vocab_size"], (rows, longest))
     return np.stack([ids, types], axis=2), lengths
+
+
+def stored(model, inputs, lengths):
+    """Return our embeddings, and what each layer reads and stores."""
+    given, lengths = model.ops.asarray(inputs), model.ops.asarray(lengths)
+    states = model.hidden_states(given, lengths)
+    _, cache = model.encoder.forward(states[0], model.params, Pass(lengths))
+    layers = []
+    for n, out in enumerate(states[1:]):
+        attention, (into, _, outof) = cache.sublayers[2 * n : 2 * n + 2]
+        attended, fed = (norm.h for norm in cache.norms[2 * n : 2 * n + 2])
+        read = attention.attention
+        q, k, v = (join(model.ops.to_numpy(x)) for x in (read.q, read.k, read.v))
+        others = (attention.output.x, attended, into.x, outof.x, fed, out)
+        x, *others = (model.ops.to_numpy(x) for x in (attention.projection.x, *others))
+        layers.append(Layer(x, np.concatenate([q, k, v], -1), *others))
+    return model.ops.to_numpy(states[0]), layers
+
+
+def stored_by_theirs(model, inputs, lengths):
+    """Return their embeddings, what each layer reads and stores, and their logits or None."""
+    read, made = {}, {}
+
+    def keep(name):
+        def hook(module, given, out):
+            read[name], made[name] = given[0].numpy(), out.numpy()
+
+        return hook
+
+    encoder = getattr(model, "bert", model)
+    hooks = [
+        module.register_forward_hook(keep(name))
+        for name, module in encoder.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm)
+    ]
+    with torch.no_grad():
+        found = model(
+            torch.tensor(inputs[..., 0]),
+            token_type_ids=torch.tensor(inputs[..., 1]),
+            attention_mask=masked(lengths, inputs.shape[1]),
+        )
+    for hook in hooks:
+        hook.remove()
+    layers = []
+    for n in range(model.config.num_hidden_layers):
+        at = f"encoder.layer.{n}."
+        q, k, v = (made[f"{at}attention.self.{name}"] for name in ("query", "key", "value"))
+        x, *others = (read[at + name] for name in READERS)
+        out = made[f"{at}output.LayerNorm"]
+        layers.append(Layer(x, np.concatenate([q, k, v], -1), *others, out))
+    logits = found.get("logits")
+    return made["embeddings.LayerNorm"], layers, None if logits is None else logits.numpy()
