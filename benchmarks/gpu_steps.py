@@ -12,7 +12,8 @@ A contender that fails is in the result with the reason, and so is one for which
 compiling may take minutes, and everything is over in nine.
 
 Beside the times: the share of the machine's rate of matrix products, measured in bfloat16, that a
-step makes use of (model FLOPs utilisation, Chowdhery et al. 2022, "PaLM", appendix B).
+step makes use of (model FLOPs utilisation, Chowdhery et al. 2022, "PaLM", appendix B); and which
+kernels its time goes to, as torch's profiler says, in a few steps more.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from twofold.core.training.recipe import Recipe
 LIMIT = 420.0  # seconds after which nothing new is begun
 COMPILED = "max-autotune"
 PRECISIONS = ("bfloat16", "float32")
+PROFILED = 5  # steps
+LISTED = 30  # kernels, those that take longest
 BERT_BASE = {
     "input_size": 30522,
     "max_length": 512,
@@ -122,6 +125,7 @@ def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
         "operations_per_second": ceilings.rate,
         "races": {},
         "utilisation": {},
+        "kernels": {},
         "reasons": {},
     }
     for problem in problems(rehearsed):
@@ -157,9 +161,33 @@ def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
                 name: work / (found["median_ms"] * 1e-3) / ceilings.rate
                 for name, found in summary.items()
             }
+            if not rehearsed:
+                result["kernels"][title] = {name: kernels(step) for name, step in ready.items()}
         if asked.json:
             asked.json.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     return result
+
+
+def kernels(step: Callable[[], None]) -> dict[str, list[float]]:
+    """Return how many milliseconds of a step each kernel takes, and how often it is launched.
+
+    A profile that fails says so, and costs no race its times.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            for _ in range(PROFILED):
+                step()
+            torch.cuda.synchronize()
+        events = sorted(found.key_averages(), key=lambda event: -event.self_device_time_total)
+    except Exception as error:  # whatever the profiler says: what was timed is kept
+        return {f"{type(error).__name__}: {error}"[:200]: []}
+    return {
+        event.key: [event.self_device_time_total / PROFILED / 1000, event.count / PROFILED]
+        for event in events[:LISTED]
+    }
 
 
 def say(result: dict[str, Any]) -> None:

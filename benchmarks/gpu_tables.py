@@ -10,6 +10,8 @@ from committed import ends, newest, rows, source
 from harness import OF_GPUS as GPU
 
 NAMES = ("torch", "torch.compile")
+OURS, MOST = "twofold, bfloat16", 12  # whose kernels are shown, and how many
+UNCOMPILED = " torch.compile was not raced yet."
 
 
 def attention() -> list[str]:
@@ -87,11 +89,13 @@ def steps() -> list[str]:
                 f"| {race} | {who} | {times['median_ms']:.2f} | {times['ratio']:.2f} "
                 f"| {share:.1%} |"
             )
+    compiled = any("compiled" in who for race in found["races"].values() for who in race)
     lines += [
         "",
         f"`python benchmarks/bench_train_step.py`, {source(path)}; the limit is the "
-        "measured rate of products in bfloat16. torch.compile was not raced yet.",
+        f"measured rate of products in bfloat16.{'' if compiled else UNCOMPILED}",
         "",
+        *of_kernels(found),
     ]
     path, found = newest("inference", GPU)
     lines += ["| prediction | contender | median ms | ratio |", "|---|---|--:|--:|"]
@@ -102,6 +106,20 @@ def steps() -> list[str]:
         f"`python benchmarks/bench_inference.py`, {source(path)}.",
         "",
     ]
+
+
+def of_kernels(found: dict[str, Any]) -> list[str]:
+    """Where the time of our captured step in bfloat16 goes, kernel by kernel, if that is known."""
+    lines = []
+    for race, contenders in found.get("kernels", {}).items():
+        taken = contenders.get(OURS, {})
+        whole = sum(ms for ms, *_ in filter(None, taken.values()))
+        if whole:
+            lines += [f"| {race}: kernel | launches | ms | share |", "|---|--:|--:|--:|"]
+            for kernel, (ms, times) in list(taken.items())[:MOST]:
+                lines.append(f"| `{kernel}` | {times:.0f} | {ms:.3f} | {ms / whole:.1%} |")
+            lines.append("")
+    return lines
 
 
 def accuracy() -> list[str]:

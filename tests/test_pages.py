@@ -30,3 +30,30 @@ def test_every_link_of_a_page_leads_somewhere():
         if "://" not in link
     ]
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_kernels_of_a_step_are_told_where_they_were_profiled(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_tables
+
+    taken = {"gemm_kernel": [3.0, 72.0], "adam_kernel": [1.0, 1.0]}
+    lines = gpu_tables.of_kernels({"kernels": {"a race": {gpu_tables.OURS: taken}}})
+    assert lines[0].startswith("| a race") and lines[-1] == ""
+    assert lines[2:4] == [
+        "| `gemm_kernel` | 72 | 3.000 | 75.0% |",
+        "| `adam_kernel` | 1 | 1.000 | 25.0% |",
+    ]
+    assert gpu_tables.of_kernels({}) == []
+    failed = {"kernels": {"a race": {gpu_tables.OURS: {"RuntimeError: no": []}}}}
+    assert gpu_tables.of_kernels(failed) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # there may be no GPU to profile
+def test_a_profile_that_fails_costs_no_times(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_steps
+
+    def step():
+        raise RuntimeError("no such luck")
+
+    assert list(gpu_steps.kernels(step).values()) == [[]]
