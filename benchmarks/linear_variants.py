@@ -2,19 +2,20 @@
 
 The products of a layer of BERT-base at 16,384 tokens, and of a wider one, each by itself: forward
 (x·Wᵀ + b, with GELU behind the first of the feed-forward), dx = dz·W and dW = dzᵀ·x. Raced are the
-plain kernel in its tiles, the same with tiles copied by descriptors, in a persistent grid or not,
-Hopper's own (`linear_hopper_kernel.py`), and torch's, which is cuBLAS. Who does not run, or whose
-rows are not torch's to half of their digits, is left out and named; who is accurate,
-`tests/test_linear_variants.py` asks of the contract.
+plain kernel in its tiles, with features split or not, the same with tiles copied by descriptors, in
+a persistent grid or not, Hopper's own (`linear_hopper_kernel.py`), and torch's, which is cuBLAS.
+Who does not run, or whose rows are not torch's to half of their digits, is left out and named; who
+is accurate, `tests/test_linear_variants.py` asks of the contract.
 
     python benchmarks/linear_variants.py --save
 
-Predicted in November 2026, before any of it ran, in TFLOP/s of an H200 (cuBLAS was measured there
-at 425 with GELU and 450 without at 768 features, 600 at 2048; the plain kernel at 277 with GELU,
-417 without, 577 at 2048):
+Predicted in November 2026, before any of it ran, in TFLOP/s of an H200. There cuBLAS had made 425
+with GELU behind it at 768 features and 613 at 2048, the plain kernel 277 and 381; both products of
+backward, with the pass over dz taken off by its bytes, some 415 at 768 and 577 at 2048.
 
 - GELU in parts, two programs on a multiprocessor: 277 → 390 at 768, 381 → 520 at 2048. What is
   left out of the product (bias, GELU, two stores) takes as many instructions as it has clocks.
+- Features of dW split: 768×768 from 150 to 390, 3072×768 from 340 to 440, as `linear_tiles` says.
 - 128×256 in one program: 600 at 2048, and no gain at 768, where nothing hides what is behind the
   12 steps of the product.
 - Descriptors: fewer instructions in the loop (134 → 70), 1.05; persistent 1.05 more at 768.
@@ -38,7 +39,7 @@ from twofold.core.bench import agreement, machine, problems, timing
 from twofold.kernels import linear
 from twofold.kernels.activation import activate
 from twofold.kernels.device import multiprocessors
-from twofold.kernels.linear import Tile
+from twofold.kernels.linear_tiles import Tile
 
 TOKENS = 16384
 SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (2048, 8192))  # features in, out
@@ -47,6 +48,7 @@ TILES = (
     Tile(128, 128, 64, 8, 8, 3), Tile(128, 256, 64, 8, 8, 3), Tile(128, 256, 64, 8, 8, 4),
     Tile(64, 128, 64, 8, 4, 4), Tile(128, 128, 64, 8, 4, 3),
 )  # fmt: skip
+SPLITS = (1, 2, 3, 5, 7, 11)
 TORCH = "torch"
 Call = Callable[[], object]
 
@@ -210,9 +212,10 @@ def layout_of(columns: int) -> Any:
     return NVMMASharedLayout(swizzle_byte_width=width, element_bitwidth=16, rank=2)
 
 
-def plain(x: Product, tile: Tile | None) -> None:
+def plain(x: Product, tile: Tile | None, splits: int | None = None) -> None:
     """Write c, and z, by the plain kernel."""
-    linear._gemm(x.a, x.b, x.c, False, tile, x.bias, x.z, None if x.z is None else "gelu")
+    kind = None if x.z is None else "gelu"
+    linear._gemm(x.a, x.b, x.c, False, tile, x.bias, x.z, kind, splits)
 
 
 def of_torch(x: Product) -> None:
@@ -255,12 +258,14 @@ class Layer:
         return linear.Gradients(dx.view(shape), dweight, dbias)
 
 
-def makers() -> dict[str, Callable[[Product], None]]:
-    """Return everybody but torch, by name."""
+def makers(whole: bool) -> dict[str, Callable[[Product], None]]:
+    """Return everybody but torch, by name; `whole` says that no features may be split."""
     found: dict[str, Callable[[Product], None]] = {"plain, table": lambda x: plain(x, None)}
     for tile in TILES:
         size = f"{tile.block_m}×{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
-        found[f"plain {size}"] = lambda x, tile=tile: plain(x, tile)
+        for n in (1,) if whole else SPLITS:
+            name = f"plain {size}{f', {n} splits' if n > 1 else ''}"
+            found[name] = lambda x, tile=tile, n=n: plain(x, tile, n)
         for persistent in (False, True):
             grid = ", persistent" if persistent else ""
             found[f"descriptors{grid} {size}"] = lambda x, tile=tile, persistent=persistent: (
@@ -297,7 +302,7 @@ def raced(x: Product, seconds: float) -> dict[str, Any]:
     wanted = [x.c.clone(), *(() if x.z is None else (x.z.clone(),))]
     ready: dict[str, list[Call]] = {TORCH: [lambda: of_torch(x)]}
     left_out = {}
-    for who, make in makers().items():
+    for who, make in makers(x.bias is not None).items():
         try:
             for kept in (x.c, *(() if x.z is None else (x.z,))):
                 kept.fill_(torch.nan)

@@ -21,7 +21,7 @@ import tuning
 from twofold.core import ops
 from twofold.core.bench import problems
 from twofold.core.bench.problems import Problem
-from twofold.kernels import layer_norm, linear, softmax_cross_entropy
+from twofold.kernels import layer_norm, linear_tiles, softmax_cross_entropy
 
 MOST_ELEMENTS = 64  # of a thread: more would spill
 TOKENS = 16384
@@ -55,14 +55,14 @@ def of_classes() -> Iterator[softmax_cross_entropy.Tile]:
             yield softmax_cross_entropy.Tile(1, classes, warps, stages)
 
 
-def of_products() -> Iterator[linear.Tile]:
+def of_products() -> Iterator[linear_tiles.Tile]:
     """Yield tiles of products whose sums fit a thread's registers."""
     for m, n, k, group, warps, stages in itertools.product(
         (64, 128, 256), (64, 128, 256), (32, 64, 128), (8,), (4, 8), (3, 4, 5)
     ):
         fits = 2 * (m + n) * k * stages <= 227 * 1024  # bytes of a multiprocessor of Hopper
         if fits and 32 <= m * n / (32 * warps) <= 128:
-            yield linear.Tile(m, n, k, group, warps, stages)
+            yield linear_tiles.Tile(m, n, k, group, warps, stages)
 
 
 def races() -> list[Race]:

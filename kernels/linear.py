@@ -13,6 +13,9 @@ the rows: no atomics, the same bits in every run. Without an activation dz is do
 of the pass is to read it; without a bias too, nothing remains.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
+Where a product has fewer tiles than the machine has room for, its features are split among several
+programs of a tile, and a second kernel adds what they wrote, 8·M·N bytes for each
+(`linear_tiles`): no atomics there either.
 
 `R` rows, `K` features in, `N` features out; in the product, `M` × `K` times `K` × `N`. Steps (1)
 and (2) are those of the reference.
@@ -30,47 +33,13 @@ from twofold.kernels.activation import activate, differentiate
 from twofold.kernels.attention_tiles import aligned
 from twofold.kernels.device import architecture
 from twofold.kernels.layout import asked, fresh
+from twofold.kernels.linear_tiles import PARTS, WIDE, Tile, choose_splits, choose_tile
 from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.linear import check
 
-
-class Tile(NamedTuple):
-    """Rows, columns and depth of a program's tile; tile rows in a group; warps, stages."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int
-    num_warps: int
-    num_stages: int
-
-
-# (bytes of an element, tile), the largest first: large tiles load less, small ones fill the GPU.
-# None spills with GELU behind it (`twofold verify compile linear`); all fit gfx942's 64 KiB.
-TILES = (
-    (2, Tile(128, 128, 64, 8, 8, 3)),
-    (2, Tile(64, 64, 64, 8, 4, 4)),
-    (2, Tile(32, 32, 64, 8, 4, 4)),
-    (4, Tile(128, 64, 32, 8, 8, 2)),
-    (4, Tile(64, 64, 32, 8, 8, 3)),
-    (4, Tile(32, 32, 32, 8, 4, 2)),
-)
-# Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
-# larger tiles of two-byte elements would spill.
-UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
-# More shared memory than others have, and more to multiply for what is read from it: by what its
-# loop keeps busy 0.95 of the matrix units' peak is in reach, 0.74 with 128×128, which made 0.58 of
-# it on an H200 in the products of backward. This one has not been timed yet.
-HOPPER = Tile(128, 256, 64, 8, 8, 3)
-# An activation of tiles of so many columns is taken in so many parts. Of all of 128×128 at once it
-# takes 175 registers of a thread, and leaves no room on a multiprocessor for a second program that
-# multiplies meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 116 (not timed yet).
-WIDE, PARTS = 128, 4
-ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
-ENOUGH_PROGRAMS = 128  # about as many as a large GPU has multiprocessors
-MULTIPROCESSORS = 132  # of a Hopper
 SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
+BLOCK = 1024  # elements of c that a program adds up where features are split
 
 
 class Cache(NamedTuple):
@@ -92,42 +61,6 @@ class Gradients(NamedTuple):
     dbias: torch.Tensor | None
 
 
-def choose_tile(
-    m: int,
-    n: int,
-    element_size: int,
-    *,
-    aligned: bool = True,
-    activated: bool = False,
-    architecture: str = "",
-) -> Tile:
-    """Return the largest tile that makes enough programs of an m × n product.
-
-    On Hopper ("sm_90", as `device.architecture` says) it is the one that has most to multiply for
-    what it loads, on as many multiprocessors as it keeps busy. `aligned` says whether 16 divides
-    the distance of its rows, in elements; `activated`, whether there is an activation: it takes
-    about as long as a product over 768 features, and Hopper's own tile leaves no room for a second
-    program that multiplies meanwhile.
-    """
-    fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
-    if element_size <= 2 and not aligned:
-        fitting = [UNALIGNED, fitting[-1]]
-    elif element_size <= 2 and architecture == "sm_90":
-        fitting = fitting if activated else [HOPPER, *fitting]
-        return max(fitting, key=lambda tile: _fed(m, n, tile))
-    for tile in fitting:
-        if triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) >= ENOUGH_PROGRAMS:
-            return tile
-    return fitting[-1]
-
-
-def _fed(m: int, n: int, tile: Tile) -> float:
-    """Return operations for each element that is loaded, times the share of busy processors."""
-    programs: int = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
-    operations = min(m, tile.block_m) * min(n, tile.block_n) / (tile.block_m + tile.block_n)
-    return operations * min(1.0, programs / MULTIPROCESSORS)
-
-
 @triton.jit
 def gemm_kernel(
     a_ptr,  # (M, K)
@@ -146,14 +79,17 @@ def gemm_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     PARTS: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """c = f(a·b + bias), one tile of it."""
+    """c = f(a·b + bias), one tile of it; if SPLIT, of some of the features, c (splits, M, N)."""
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
     i, j = tl.swizzle2d(program // blocks_n, program % blocks_n, blocks_m, blocks_n, GROUP_M)
     m = (i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     n = (j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
-    k = tl.arange(0, BLOCK_K)
+    features = tl.cdiv(tl.cdiv(K, BLOCK_K), tl.num_programs(1)) * BLOCK_K  # of a split
+    begin = tl.program_id(1) * features
+    k = begin + tl.arange(0, BLOCK_K)
     along_a, along_b = k[None, :].to(tl.int64), k[:, None].to(tl.int64)
     a_at = a_ptr + m * a_strides[0] + along_a * a_strides[1]  # (BLOCK_M, BLOCK_K)
     b_at = b_ptr + along_b * b_strides[0] + n * b_strides[1]  # (BLOCK_K, BLOCK_N)
@@ -161,12 +97,14 @@ def gemm_kernel(
     b_step = tl.cast(b_strides[0], tl.int64) * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     # (1) product
-    for start in range(0, K, BLOCK_K):
+    for start in range(0, tl.minimum(features, K - begin), BLOCK_K):
         a = tl.load(a_at, mask=(m < M) & (along_a < K - start), other=0.0)
         b = tl.load(b_at, mask=(along_b < K - start) & (n < N), other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
         a_at += a_step
         b_at += b_step
+    if SPLIT:
+        c_ptr += tl.program_id(1).to(tl.int64) * M * N
     finish(
         acc, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, j.to(tl.int64) * BLOCK_N, M, N,
         KIND, HAS_BIAS, SAVE_Z, PARTS,
@@ -207,6 +145,26 @@ def finish(
         if KIND != "none":
             acc = activate(acc, KIND)
         tl.store(c_ptr + at, acc.to(c_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def add_splits_kernel(
+    sums_ptr,  # (splits, M, N) float32
+    c_ptr,  # (M, N)
+    c_strides,
+    size: tl.int64,  # M·N
+    N,
+    splits,
+    BLOCK: tl.constexpr,
+):
+    """(1) product: c = Σ of the splits' sums, of BLOCK elements."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in range(splits):
+        total += tl.load(sums_ptr + split * size + at, mask=inside, other=0.0)
+    to = c_ptr + at // N * c_strides[0] + at % N * c_strides[1]
+    tl.store(to, total.to(c_ptr.dtype.element_ty), mask=inside)
 
 
 def forward(
@@ -276,21 +234,30 @@ def _gemm(
     bias: torch.Tensor | None = None,
     z: torch.Tensor | None = None,
     activation: str | None = None,
+    splits: int | None = None,
 ) -> None:
-    """Write f(a·b + bias) to c, and its argument to z unless that is c itself."""
-    (M, K), N = a.shape, b.shape[1]
+    """Write f(a·b + bias) to c, and its argument to z unless that is c itself.
+
+    `tile`, and `splits` of what has neither bias nor activation, override what is chosen.
+    """
+    (M, K), N, size = a.shape, b.shape[1], a.element_size()
+    whole = bias is not None or activation is not None
     tile = tile or choose_tile(
         M,
         N,
-        a.element_size(),
+        K,
+        size,
         aligned=aligned(*c.stride()),
+        whole=whole,
         activated=activation is not None,
         architecture=architecture(),
     )
+    splits = splits or (1 if whole else choose_splits(M, N, K, tile, size))
+    sums = c if splits == 1 else c.new_empty((splits, M, N), dtype=torch.float32)
     save_z = z is not None and z is not c
-    gemm_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n),)](
-        a, b, c if bias is None else bias, c, z if save_z else c,
-        a.stride(), b.stride(), (0,) if bias is None else bias.stride(), c.stride(),
+    gemm_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n), splits)](
+        a, b, c if bias is None else bias, sums, z if save_z else c,
+        a.stride(), b.stride(), (0,) if bias is None else bias.stride(), sums.stride()[-2:],
         M, N, K,
         KIND=activation or "none",
         HAS_BIAS=bias is not None,
@@ -301,9 +268,14 @@ def _gemm(
         BLOCK_K=tile.block_k,
         GROUP_M=tile.group_m,
         PARTS=PARTS if activation and tile.block_n >= WIDE else 1,
+        SPLIT=splits > 1,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
+    if splits > 1:
+        add_splits_kernel[(triton.cdiv(M * N, BLOCK),)](
+            sums, c, c.stride(), M * N, N, splits, BLOCK=BLOCK
+        )
 
 
 def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.Tensor:

@@ -11,38 +11,52 @@ from hypothesis import given
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import linear as contract
 from twofold.core.verify.derivatives import check_gradients
+from twofold.kernels import linear_tiles as tiles_of
 from twofold.reference import linear
 
 
-def test_the_contract_knows_the_tile_table(triton):
-    assert contract.TILE_SIZES == tuple(size for size, _ in triton.linear.ENTRIES)
+def test_the_contract_has_every_tile():
     tiles = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
-    assert tiles == set(range(len(triton.linear.ENTRIES)))
+    assert tiles == set(range(len(tiles_of.ENTRIES)))
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_larger_product_takes_no_smaller_a_tile(triton, size):
-    tiles = [triton.linear.choose_tile(n, n, size) for n in range(1, 5000, 37)]
-    areas = [tile.block_m * tile.block_n for tile in tiles]
-    assert areas == sorted(areas)
-    assert set(tiles) == {tile for bytes_, tile in triton.linear.TILES if bytes_ == size}
+def test_every_tile_of_the_table_is_chosen_for_some_product(size):
+    sizes = (1, 30, 100, 768, 3072, 16384)
+    chosen = {tiles_of.choose_tile(m, n, 768, size, whole=True) for m in sizes for n in sizes}
+    assert chosen == {tile for bytes_, tile in tiles_of.TILES if bytes_ == size}
 
 
 @pytest.mark.parametrize(
-    "shape, tile",
+    "m, n, k, whole, tile, splits",
     [
-        ((16384, 3072), (128, 256)), ((16384, 768), (128, 256)), ((768, 3072), (128, 128)),
-        ((768, 2304), (128, 128)), ((768, 768), (64, 64)), ((1536, 128), (32, 32)),
-        ((1, 1), (32, 32)),
+        (16384, 3072, 768, True, (128, 256), 1), (16384, 768, 3072, False, (128, 256), 1),
+        (768, 3072, 16384, False, (128, 256), 3), (768, 2304, 16384, False, (128, 128), 1),
+        (768, 768, 16384, False, (128, 256), 7), (1536, 128, 128, False, (32, 32), 1),
+        (128, 128, 1536, False, (32, 32), 12), (1, 1, 1, True, (32, 32), 1),
     ],
 )  # fmt: skip
-def test_on_hopper_a_tile_has_much_to_multiply_and_keeps_it_busy(triton, shape, tile):
-    chosen = triton.linear.choose_tile(*shape, 2, architecture="sm_90")
+def test_on_hopper_a_product_keeps_it_busy(m, n, k, whole, tile, splits):
+    """Large tiles where there are many of them; features are split where there are few."""
+    chosen = tiles_of.choose_tile(m, n, k, 2, whole=whole, architecture="sm_90")
     assert (chosen.block_m, chosen.block_n) == tile
-    beside_gelu = triton.linear.choose_tile(*shape, 2, architecture="sm_90", activated=True)
-    assert beside_gelu == (chosen if tile[1] < 256 else triton.linear.TILES[0][1])
-    of_others = triton.linear.choose_tile(*shape, 4, architecture="sm_90")
-    assert of_others == triton.linear.choose_tile(*shape, 4)
+    assert tiles_of.choose_splits(m, n, k, chosen, 2) == splits
+    beside_gelu = tiles_of.choose_tile(m, n, k, 2, whole=True, activated=True, architecture="sm_90")
+    assert beside_gelu != tiles_of.HOPPER
+
+
+def test_split_features_are_all_multiplied_once(triton):
+    """More splits than there are steps, and a last one that is not whole: the same sums."""
+    rng = np.random.default_rng(0)
+    x, dout = (
+        triton.asarray(rng.integers(-3, 4, (n, 9)).astype("f4"), "float32") for n in (230, 230)
+    )
+    tile = tiles_of.TILES[-1][1]
+    for splits in (2, 3, 7, 8, 13):
+        got = triton.empty((9, 9))
+        triton.linear._gemm(dout.mT, x, got, False, tile, splits=splits)
+        want = triton.to_numpy(dout).T @ triton.to_numpy(x)
+        np.testing.assert_array_equal(triton.to_numpy(got), want)
 
 
 @given(contract.CONTRACT.cases)
@@ -140,9 +154,9 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
 
 
 @pytest.mark.parametrize("columns", [64, 65])
-def test_rows_that_16_does_not_divide_have_tiles_of_their_own(triton, columns):
+def test_rows_that_16_does_not_divide_have_tiles_of_their_own(columns):
     chosen = {
-        triton.linear.choose_tile(m, columns, 2, aligned=columns % 16 == 0)
+        tiles_of.choose_tile(m, columns, 64, 2, aligned=columns % 16 == 0)
         for m in (1, 10**3, 10**6)
     }
-    assert (triton.linear.UNALIGNED in chosen) == (columns % 16 != 0)
+    assert (tiles_of.UNALIGNED in chosen) == (columns % 16 != 0)

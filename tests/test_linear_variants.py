@@ -18,7 +18,7 @@ from twofold.core.verify.contracts.linear import Case
 from twofold.core.verify.machine_code import LINE, disassembler, loops
 from twofold.core.verify.strict_interpreter import strict_interpreter
 from twofold.kernels.device import architecture
-from twofold.kernels.linear import Tile
+from twofold.kernels.linear_tiles import Tile
 from twofold.reference import activation
 
 pytest.importorskip("twofold.kernels.attention_hopper_kernel")

@@ -31,12 +31,12 @@ from twofold.core.verify import claims, domains
 from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.contracts.activation import activate, activate_grad
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
+from twofold.kernels.linear_tiles import ENTRIES
 from twofold.reference.activation import KINDS
 
 Array = domains.Array
 
 PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
-TILE_SIZES = (2, 2, 2, 4, 4, 4, 2, 2)  # bytes of an element in each entry of the kernel's table
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
     how: dict[str, Any] = {}
     if side.name != "reference" and case.tile is not None:
-        how["tile"] = side.linear.ENTRIES[case.tile][1]
+        how["tile"] = ENTRIES[case.tile][1]
     products = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
     x, weight, bias = (placed(a) for a in given[:3])
     out, cache = side.linear.forward(x, weight, bias, case.activation, **products, **how)
@@ -191,7 +191,7 @@ def with_every_tile(sizes: Sequence[tuple[int, int]], features_in: int) -> tuple
         )
         for tile, (rows, columns) in enumerate(sizes)
         for dtype, allow_tf32 in PRECISIONS
-        if (dtype == "float32") == (TILE_SIZES[tile] == 4)
+        if (dtype == "float32") == (ENTRIES[tile][0] == 4)
     )
 
 
@@ -213,6 +213,9 @@ CONTRACT = Contract(
         Case("bfloat16", rows=67, activation="gelu", layout="strided", into="float32"),
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
+        # features that several programs share: of the weight's gradient, and of the other products
+        Case("bfloat16", rows=1500, features_in=40, features_out=24, layout="strided", into="own"),
+        Case("float16", rows=5, features_in=1500, features_out=1333, bias=False),
     ),
     properties={"homogeneity": homogeneity, "adjoint": adjoint},
     # The tiles of aligned rows with such rows, the others with odd ones; Hopper's if it is chosen.
@@ -231,5 +234,11 @@ CONTRACT = Contract(
             if case.dtype == "bfloat16"
         ),
         Case("bfloat16", rows=64, features_in=2048, features_out=4096, into="float32"),
+        # The weight's gradient by features that several programs share.
+        *(
+            Case(dtype=dtype, rows=rows, features_in=columns, features_out=columns, bias=False)
+            for dtype in ("float32", "float16", "bfloat16")
+            for rows, columns in ((4096, 64), (4096, 256), (8192, 512), (4096, 65))
+        ),
     ),
 )

@@ -1,0 +1,119 @@
+"""Tiles of matrix products, and among how many programs each tile's features are split.
+
+`M` × `K` times `K` × `N`, as in `linear`. Which tile a product takes, and whether its K features
+are split, is decided by how long it should take: programs run in waves of as many as the machine
+holds, and a wave takes what its multiprocessors have to multiply, or to wait for. The gradient of a
+weight is what this is for. It has few tiles of many features: 36 of 128 × 128 at width 768, on 132
+multiprocessors. Split three times, 108 programs add up a third each; a second kernel adds what they
+wrote, in the order of their numbers, so that the bits are the same in every run.
+
+The constants are of one H200 with 128 × 128 and nothing behind the product, where that was measured
+(577 TFLOP/s; `benchmarks/results/gpu`), otherwise estimates; no choice has been timed yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Rows, columns and depth of a program's tile; tile rows in a group; warps, stages."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int
+    num_warps: int
+    num_stages: int
+
+
+# (bytes of an element, tile), the largest first: large tiles load less, small ones fill the GPU.
+# None spills with GELU behind it (`twofold verify compile linear`); all fit gfx942's 64 KiB.
+TILES = (
+    (2, Tile(128, 128, 64, 8, 8, 3)),
+    (2, Tile(64, 64, 64, 8, 4, 4)),
+    (2, Tile(32, 32, 64, 8, 4, 4)),
+    (4, Tile(128, 64, 32, 8, 8, 2)),
+    (4, Tile(64, 64, 32, 8, 8, 3)),
+    (4, Tile(32, 32, 32, 8, 4, 2)),
+)
+# Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
+# larger tiles of two-byte elements would spill.
+UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
+# More shared memory than others have, and more to multiply for what is read from it: by what its
+# loop keeps busy 0.95 of the matrix units' peak is in reach, 0.74 with 128×128, which made 0.58 of
+# it on an H200 in the products of backward. This one has not been timed yet.
+HOPPER = Tile(128, 256, 64, 8, 8, 3)
+ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
+# An activation of tiles of so many columns is taken in so many parts. Of all of 128×128 at once it
+# takes 175 registers of a thread, and leaves no room on a multiprocessor for a second program that
+# multiplies meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 116 (not timed yet).
+WIDE, PARTS = 128, 4
+
+MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # of a Hopper; of one of them
+MOST_SPLITS = 16
+# What a multiprocessor multiplies and adds in a microsecond, with as much to multiply for what it
+# loads as 128×128 has; a tenth more with more; of three tf32 products for one of float32 a sixth.
+OPERATIONS, INTENSITY, MORE, FLOAT32_SHARE = 4.4e6, 64.0, 1.1, 1 / 6
+# Microseconds: a step of a program that waits for its copies; a program's beginning and end, which
+# others on its multiprocessor may hide; another launch.
+STEP, ENDS, LAUNCH = 0.4, 3.0, 3.0
+BYTES = 3e6  # of memory in a microsecond
+
+
+def choose_tile(
+    m: int,
+    n: int,
+    k: int,
+    element_size: int,
+    *,
+    aligned: bool = True,
+    whole: bool = False,
+    activated: bool = False,
+    architecture: str = "",
+) -> Tile:
+    """Return the tile with which an m × n product of k features should be done first.
+
+    `aligned` says whether 16 divides the distance of its rows, in elements; `whole`, whether its
+    features may not be split; `activated`, whether an activation follows, which takes about as long
+    as a product of 768 features. `architecture` is what `device.architecture` says: "sm_90" has a
+    tile of its own, which leaves no room for a second program, that multiplies while one activates.
+    """
+    fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
+    if element_size <= 2 and not aligned:
+        fitting = [UNALIGNED, fitting[-1]]
+    elif element_size <= 2 and architecture == "sm_90" and not activated:
+        fitting = [HOPPER, *fitting]
+    splits = range(1, 2 if whole else MOST_SPLITS + 1)
+    # Of those that take as long, the smallest: what waits for copies should wait for few.
+    return min(reversed(fitting), key=lambda tile: _least(m, n, k, tile, element_size, splits)[0])
+
+
+def choose_splits(m: int, n: int, k: int, tile: Tile, element_size: int) -> int:
+    """Return among how many programs the features of each tile should be split."""
+    return _least(m, n, k, tile, element_size, range(1, MOST_SPLITS + 1))[1]
+
+
+def _least(
+    m: int, n: int, k: int, tile: Tile, element_size: int, splits: Iterable[int]
+) -> tuple[float, int]:
+    """Return the least time, and the number of splits that has it."""
+    return min((microseconds(m, n, k, tile, s, element_size), s) for s in splits)
+
+
+def microseconds(m: int, n: int, k: int, tile: Tile, splits: int, element_size: int = 2) -> float:
+    """Return how long a product should take, its features split so many times."""
+    tiles = math.ceil(m / tile.block_m) * math.ceil(n / tile.block_n)
+    steps = math.ceil(math.ceil(k / tile.block_k) / splits)
+    area, around = tile.block_m * tile.block_n, tile.block_m + tile.block_n
+    shared = around * tile.block_k * tile.num_stages * element_size
+    # Programs of a wave on one multiprocessor: no more than it holds, or there are.
+    beside = min(max(SHARED_BYTES // shared, 1), math.ceil(tiles * splits / MULTIPROCESSORS))
+    waves = math.ceil(tiles * splits / (beside * MULTIPROCESSORS))
+    rate = OPERATIONS * min(MORE, area / around / INTENSITY)
+    rate *= FLOAT32_SHARE if element_size == 4 else 1.0
+    step = max(beside * 2 * area * tile.block_k / rate, STEP)
+    time = waves * (steps * step + ENDS)
+    return time if splits == 1 else time + LAUNCH + 8 * splits * m * n / BYTES
