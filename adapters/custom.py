@@ -34,10 +34,11 @@ class Operator:
         shapes: allocates them, of the arguments.
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
             side takes them, outputs, gradients of the outputs), by name. `wanted` is one of the
-            arguments: the names of those whose gradient is asked for.
+            arguments: the names of those whose gradient is asked for. Others may be missing.
         differentiable: arguments that have a gradient.
-        unread: given the arguments, returns those that `backward` asks for their shape, dtype and
-            device alone: they are not kept, may be changed in place, and hold nothing there.
+        unread: given the arguments and `wanted`, returns those that `backward` asks for their
+            shape, dtype and device alone: they are not kept, may be changed in place, and hold
+            nothing there.
         read: given the arguments, returns the indices of the outputs that `backward` reads; others
             are not kept, may be changed in place, and stand empty in its `outputs`.
         steady: indices of outputs that have no gradient.
@@ -202,9 +203,11 @@ class Operator:
             found = self._unrecorded(args)
             outputs = found if isinstance(found, tuple) else (found,)
             a, empty = self.named(args), nothing(outputs[0])
+            a.wanted = self.present(a, self._asked(ctx))
             read, unread = self._read(a), self._unread(a)
             kept_args = [
-                shaped(x) if name in unread and x is not None else x for name, x in vars(a).items()
+                shaped(x) if name in unread and x is not None else x
+                for name, x in zip(self.names, args, strict=True)
             ]
             keep(ctx, kept_args, [x if i in read else empty for i, x in enumerate(outputs)])
             ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
@@ -215,6 +218,11 @@ class Operator:
 
         return {"forward": staticmethod(forward), "backward": staticmethod(backward)}
 
+    def _asked(self, ctx: Any) -> list[bool]:
+        """Return for each argument that has a gradient whether it is asked for."""
+        asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
+        return [asked[name] for name in self._differentiable]
+
     def _differentiate(self, ctx: Any, *grads: Any) -> Any:
         args, outputs = kept(ctx)
         if all(g is None for g in grads):
@@ -224,9 +232,7 @@ class Operator:
         if missing := needed - there.keys():
             shapes = self._shapes(self.named(args))
             there |= {i: torch.zeros_like(shapes[i]) for i in missing}
-        which = sorted(there)
-        asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
-        wanted = [asked[name] for name in self._differentiable]
+        which, wanted = sorted(there), self._asked(ctx)
         # No list with a None in it: autograd would take it for one that has no gradient.
         found = self.backward_op([there[i] for i in which], which, outputs, wanted, *args)
         by_name = dict(zip(self.present(self.named(args), wanted), found, strict=True))

@@ -78,7 +78,8 @@ def _linear_backward(
         made = None if made is None else place.give(made).reshape(*a.x.shape[:-1], -1)
         kept = None if made is None else side.activation.activate(made, a.activation)[1]
         cache = side.linear.Cache(given.x, given.weight, made, kept, a.activation, has_bias)
-    found = side.linear.backward(place.give(grads[0]), cache)
+    asked = {f"of_{name}": name in a.wanted for name in ("x", "weight", "bias")}
+    found = side.linear.backward(place.give(grads[0]), cache, **asked)
     return {"x": found.dx, "weight": found.dweight, "bias": found.dbias}
 
 
@@ -90,7 +91,12 @@ LINEAR = Operator(
     shapes=_linear_shapes,
     backward=_linear_backward,
     differentiable=("x", "weight", "bias"),
-    unread=lambda a: ("bias",),
+    # A factor is read by the gradient of the other one.
+    unread=lambda a: (
+        "bias",
+        *(() if "weight" in a.wanted else ("x",)),
+        *(() if "x" in a.wanted else ("weight",)),
+    ),
     read=lambda a: () if a.activation is None else (1,) if _has_z(a) else (0,),
     steady=(1,),
 )
