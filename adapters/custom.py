@@ -1,5 +1,8 @@
 """Custom operators of torch out of operators of a side: what `torch.library` wants, in one place.
 
+Batches may be empty, as they are for torch's own modules, though the sides take none such: then
+the outputs are, and gradients of what else was given are 0.
+
 Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
 whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
 arguments and outputs that it reads; kernels need no more, and NumPy, which keeps more, computes
@@ -99,6 +102,10 @@ class Operator:
     def _run(self, *args: Any) -> Any:
         a = self.named(args)
         checks.array(self.names[0], args[0])  # torch lets None pass for a tensor
+        if args[0].numel() == 0 and not any(x.numel() for x in self._shapes(a)):
+            # No side takes none. What else is wrong with the call, zeros in their place show.
+            self._run(*map(some_for_none, args))
+            return self._fake(*args)
         place = sides.of(args[0])
         with sides.current(args[0]):
             found = self._forward(place, a, self.given(place, a))
@@ -130,6 +137,9 @@ class Operator:
     ) -> list[torch.Tensor]:
         a = self.named(args)
         names = self.present(a, wanted)
+        if not any(g.numel() for g in grads):
+            alike = torch.contiguous_format
+            return [torch.zeros_like(getattr(a, n), memory_format=alike) for n in names]
         first = getattr(a, self.names[0])
         place = sides.of(first)
         there = dict(zip(which, grads, strict=True))
@@ -294,6 +304,13 @@ def refuse_further(op: Any, must: str) -> None:
         raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
 
     op.register_autograd(refuse)
+
+
+def some_for_none(x: Any) -> Any:
+    """Return zeros, one of them along every empty axis, for a tensor that has no elements."""
+    if not isinstance(x, torch.Tensor) or x.numel() > 0:
+        return x
+    return x.new_zeros([n or 1 for n in x.shape])
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:

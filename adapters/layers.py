@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -61,9 +62,9 @@ def _linear(place: Place, a: Arguments, given: Arguments) -> Tensors:
 
 
 def _linear_shapes(a: Arguments) -> Tensors:
-    N, K = a.weight.shape
+    N, rows = a.weight.shape[0], math.prod(a.x.shape[:-1])
     out = a.x.new_empty((*a.x.shape[:-1], N))
-    return out, a.x.new_empty((a.x.numel() // K, N)) if _has_z(a) else nothing(a.x)
+    return out, a.x.new_empty((rows, N)) if _has_z(a) else nothing(a.x)
 
 
 def _linear_backward(
@@ -151,7 +152,7 @@ def _layer_norm(place: Place, a: Arguments, given: Arguments) -> Tensors:
 
 
 def _layer_norm_shapes(a: Arguments) -> Tensors:
-    rows = a.x.new_empty(a.x.numel() // a.x.shape[-1], dtype=statistics_dtype(a.x))
+    rows = a.x.new_empty(math.prod(a.x.shape[:-1]), dtype=statistics_dtype(a.x))
     out = a.x.new_empty(a.x.shape)
     has_stream = _has_stream(a.residual, a.dropout_p)
     return out, torch.empty_like(out) if has_stream else nothing(a.x), rows, torch.empty_like(rows)
