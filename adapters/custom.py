@@ -1,5 +1,8 @@
 """Custom operators of torch out of operators of a side: what `torch.library` wants, in one place.
 
+Batches may be empty, as they are for torch's own modules, though the sides take none such: then
+the outputs are, and gradients of what else was given are 0.
+
 Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
 whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
 arguments and outputs that it reads; kernels need no more, and NumPy, which keeps more, computes
@@ -34,10 +37,11 @@ class Operator:
         shapes: allocates them, of the arguments.
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
             side takes them, outputs, gradients of the outputs), by name. `wanted` is one of the
-            arguments: the names of those whose gradient is asked for.
+            arguments: the names of those whose gradient is asked for. Others may be missing.
         differentiable: arguments that have a gradient.
-        unread: given the arguments, returns those that `backward` asks for their shape, dtype and
-            device alone: they are not kept, may be changed in place, and hold nothing there.
+        unread: given the arguments and `wanted`, returns those that `backward` asks for their
+            shape, dtype and device alone: they are not kept, may be changed in place, and hold
+            nothing there.
         read: given the arguments, returns the indices of the outputs that `backward` reads; others
             are not kept, may be changed in place, and stand empty in its `outputs`.
         steady: indices of outputs that have no gradient.
@@ -98,6 +102,10 @@ class Operator:
     def _run(self, *args: Any) -> Any:
         a = self.named(args)
         checks.array(self.names[0], args[0])  # torch lets None pass for a tensor
+        if args[0].numel() == 0 and not any(x.numel() for x in self._shapes(a)):
+            # No side takes none. What else is wrong with the call, zeros in their place show.
+            self._run(*map(some_for_none, args))
+            return self._fake(*args)
         place = sides.of(args[0])
         with sides.current(args[0]):
             found = self._forward(place, a, self.given(place, a))
@@ -129,6 +137,9 @@ class Operator:
     ) -> list[torch.Tensor]:
         a = self.named(args)
         names = self.present(a, wanted)
+        if not any(g.numel() for g in grads):
+            alike = torch.contiguous_format
+            return [torch.zeros_like(getattr(a, n), memory_format=alike) for n in names]
         first = getattr(a, self.names[0])
         place = sides.of(first)
         there = dict(zip(which, grads, strict=True))
@@ -202,9 +213,11 @@ class Operator:
             found = self._unrecorded(args)
             outputs = found if isinstance(found, tuple) else (found,)
             a, empty = self.named(args), nothing(outputs[0])
+            a.wanted = self.present(a, self._asked(ctx))
             read, unread = self._read(a), self._unread(a)
             kept_args = [
-                shaped(x) if name in unread and x is not None else x for name, x in vars(a).items()
+                shaped(x) if name in unread and x is not None else x
+                for name, x in zip(self.names, args, strict=True)
             ]
             keep(ctx, kept_args, [x if i in read else empty for i, x in enumerate(outputs)])
             ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
@@ -215,6 +228,11 @@ class Operator:
 
         return {"forward": staticmethod(forward), "backward": staticmethod(backward)}
 
+    def _asked(self, ctx: Any) -> list[bool]:
+        """Return for each argument that has a gradient whether it is asked for."""
+        asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
+        return [asked[name] for name in self._differentiable]
+
     def _differentiate(self, ctx: Any, *grads: Any) -> Any:
         args, outputs = kept(ctx)
         if all(g is None for g in grads):
@@ -224,9 +242,7 @@ class Operator:
         if missing := needed - there.keys():
             shapes = self._shapes(self.named(args))
             there |= {i: torch.zeros_like(shapes[i]) for i in missing}
-        which = sorted(there)
-        asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
-        wanted = [asked[name] for name in self._differentiable]
+        which, wanted = sorted(there), self._asked(ctx)
         # No list with a None in it: autograd would take it for one that has no gradient.
         found = self.backward_op([there[i] for i in which], which, outputs, wanted, *args)
         by_name = dict(zip(self.present(self.named(args), wanted), found, strict=True))
@@ -288,6 +304,13 @@ def refuse_further(op: Any, must: str) -> None:
         raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
 
     op.register_autograd(refuse)
+
+
+def some_for_none(x: Any) -> Any:
+    """Return zeros, one of them along every empty axis, for a tensor that has no elements."""
+    if not isinstance(x, torch.Tensor) or x.numel() > 0:
+        return x
+    return x.new_zeros([n or 1 for n in x.shape])
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -61,9 +62,9 @@ def _linear(place: Place, a: Arguments, given: Arguments) -> Tensors:
 
 
 def _linear_shapes(a: Arguments) -> Tensors:
-    N, K = a.weight.shape
+    N, rows = a.weight.shape[0], math.prod(a.x.shape[:-1])
     out = a.x.new_empty((*a.x.shape[:-1], N))
-    return out, a.x.new_empty((a.x.numel() // K, N)) if _has_z(a) else nothing(a.x)
+    return out, a.x.new_empty((rows, N)) if _has_z(a) else nothing(a.x)
 
 
 def _linear_backward(
@@ -78,7 +79,8 @@ def _linear_backward(
         made = None if made is None else place.give(made).reshape(*a.x.shape[:-1], -1)
         kept = None if made is None else side.activation.activate(made, a.activation)[1]
         cache = side.linear.Cache(given.x, given.weight, made, kept, a.activation, has_bias)
-    found = side.linear.backward(place.give(grads[0]), cache)
+    asked = {f"of_{name}": name in a.wanted for name in ("x", "weight", "bias")}
+    found = side.linear.backward(place.give(grads[0]), cache, **asked)
     return {"x": found.dx, "weight": found.dweight, "bias": found.dbias}
 
 
@@ -90,7 +92,12 @@ LINEAR = Operator(
     shapes=_linear_shapes,
     backward=_linear_backward,
     differentiable=("x", "weight", "bias"),
-    unread=lambda a: ("bias",),
+    # A factor is read by the gradient of the other one.
+    unread=lambda a: (
+        "bias",
+        *(() if "weight" in a.wanted else ("x",)),
+        *(() if "x" in a.wanted else ("weight",)),
+    ),
     read=lambda a: () if a.activation is None else (1,) if _has_z(a) else (0,),
     steady=(1,),
 )
@@ -145,7 +152,7 @@ def _layer_norm(place: Place, a: Arguments, given: Arguments) -> Tensors:
 
 
 def _layer_norm_shapes(a: Arguments) -> Tensors:
-    rows = a.x.new_empty(a.x.numel() // a.x.shape[-1], dtype=statistics_dtype(a.x))
+    rows = a.x.new_empty(math.prod(a.x.shape[:-1]), dtype=statistics_dtype(a.x))
     out = a.x.new_empty(a.x.shape)
     has_stream = _has_stream(a.residual, a.dropout_p)
     return out, torch.empty_like(out) if has_stream else nothing(a.x), rows, torch.empty_like(rows)

@@ -14,7 +14,8 @@ from twofold.adapters.sides import Place
 from twofold.reference.multi_head_attention import check_turns
 from twofold.reference.rotary import Rotary
 
-LEARNED = ("x", "w_qkv", "b_qkv", "w_out", "b_out", "context", "bias", "sinks")
+WEIGHTS = ("w_qkv", "b_qkv", "w_out", "b_out")
+LEARNED = ("x", *WEIGHTS, "context", "bias", "sinks")
 
 
 def multi_head_attention(
@@ -88,7 +89,11 @@ def _backward(
     grads: Sequence[Any],
 ) -> Mapping[str, Any]:
     cache = _computed(place, given)[1]
-    found = place.side.multi_head_attention.backward(place.give(grads[0]), cache)
+    asked = {f"of_{name}": name in a.wanted for name in ("x", "context", "bias")}
+    of_weights = any(name in a.wanted for name in WEIGHTS)
+    found = place.side.multi_head_attention.backward(
+        place.give(grads[0]), cache, of_weights=of_weights, **asked
+    )
     return {name: getattr(found, f"d{name}") for name in LEARNED}
 
 

@@ -10,7 +10,7 @@ it was applied to, which costs R·N·b and saves backward a product of 2·R·N·
 loads it once for every column of its tiles: it is computed in a pass of its own, 3·R·N·b, not again
 and again in the prologue of both. The same pass, which is `activation`'s, sums db over shares of
 the rows: no atomics, the same bits in every run. Without an activation dz is dout, and what remains
-of the pass is to read it; without a bias too, nothing remains.
+of the pass is to read it; without a bias, or with a frozen one, nothing remains.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
 Where a product has fewer tiles than the machine has room for, its features are split among several
@@ -54,10 +54,10 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; `dbias` is None where there was no bias."""
+    """Gradients of the arguments; None for those not made, and `dbias` where there was no bias."""
 
-    dx: torch.Tensor
-    dweight: torch.Tensor
+    dx: torch.Tensor | None
+    dweight: torch.Tensor | None
     dbias: torch.Tensor | None
 
 
@@ -199,6 +199,9 @@ def backward(
     dout: torch.Tensor,
     cache: Cache,
     *,
+    of_x: bool = True,
+    of_weight: bool = True,
+    of_bias: bool = True,
     into: checks.Into = None,
     tile: Tile | None = None,
 ) -> Gradients:
@@ -213,16 +216,22 @@ def backward(
     supported("dout", dout)
     x, weight = _rows(cache.x), cache.weight
     N, K = weight.shape
-    dweight, dbias = asked(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
-    dweight = fresh(weight) if dweight is None else dweight
-    dbias = fresh(weight[:, 0]) if dbias is None and cache.has_bias else dbias
+    of_bias = of_bias and cache.has_bias
+    dweight, dbias = asked(
+        into, dweight=(N, K) if of_weight else None, dbias=(N,) if of_bias else None
+    )
+    dbias = fresh(weight[:, 0]) if dbias is None and of_bias else dbias
     # (2) activation, (1) bias
     dz = _dz(_rows(dout), cache, dbias)  # (R, N)
     # (1) product, of which the bias is done
-    dx = fresh(x)  # (R, K)
-    _gemm(dz, weight, dx, cache.allow_tf32, tile)
-    _gemm(dz.mT, x, dweight, cache.allow_tf32, tile)
-    return Gradients(dx.view(cache.x.shape), dweight, dbias)
+    dx = None
+    if of_x:
+        dx = fresh(cache.x)
+        _gemm(dz, weight, _rows(dx), cache.allow_tf32, tile)
+    if of_weight:
+        dweight = fresh(weight) if dweight is None else dweight
+        _gemm(dz.mT, x, dweight, cache.allow_tf32, tile)
+    return Gradients(dx, dweight, dbias)
 
 
 def _gemm(
@@ -279,13 +288,11 @@ def _gemm(
 
 
 def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.Tensor:
-    """Return dz (R, N), which is dout where there is no activation; write db on the way."""
-    if cache.activation is None and not cache.has_bias:
+    """Return dz (R, N), which is dout where there is no activation; write db, if asked for."""
+    if cache.activation is None and dbias is None:
         return dout
     dz = dout if cache.z is None else torch.empty_like(cache.z)
-    differentiate(
-        dout, cache.z, dz, cache.activation, None, dbias if cache.has_bias else None, SHARES
-    )
+    differentiate(dout, cache.z, dz, cache.activation, None, dbias, SHARES)
     return dz
 
 

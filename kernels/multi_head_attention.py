@@ -20,7 +20,7 @@ head_dim; steps (1)–(4) are those of the reference.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,13 +45,13 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those that were None."""
+    """Gradients of the arguments; None for those that were None, and for what is not made."""
 
-    dx: torch.Tensor
+    dx: torch.Tensor | None
     dcontext: torch.Tensor | None
-    dw_qkv: torch.Tensor
+    dw_qkv: torch.Tensor | None
     db_qkv: torch.Tensor | None
-    dw_out: torch.Tensor
+    dw_out: torch.Tensor | None
     db_out: torch.Tensor | None
     dbias: torch.Tensor | None = None
     dsinks: torch.Tensor | None = None
@@ -130,7 +130,16 @@ def forward(
     return out, cache
 
 
-def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> Gradients:
+def backward(
+    dout: torch.Tensor,
+    cache: Cache,
+    *,
+    of_x: bool = True,
+    of_context: bool = True,
+    of_weights: bool = True,
+    of_bias: bool = True,
+    into: checks.Into = None,
+) -> Gradients:
     """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
     Arguments and results are those of `reference.multi_head_attention.backward`; `into` may have
@@ -138,36 +147,44 @@ def backward(dout: torch.Tensor, cache: Cache, *, into: checks.Into = None) -> G
     """
     x, w = cache.projection.x, cache.projection.weight
     (B, M, E), H, K = x.shape, cache.attention.q.shape[1], cache.attention.k.shape[1]
-    of_qkv, of_out = receiving(into, cache)
+    of_qkv, of_out = receiving(into, cache, of_weights)
+    learned: dict[str, Any] = {"of_weight": of_weights, "of_bias": of_weights}
     # (4) output projection
-    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out)
+    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out, **learned)
+    assert dheads is not None
     (dheads,) = split(dheads, H)
     if cache.context is None:
         packed = torch.empty((B, M, w.shape[0]), dtype=x.dtype, device=x.device)
         heads = split(packed, H, K, K)
         # (3) attention of every head
-        dq, dk, _, *others = attention.backward(dheads, cache.attention, into=heads)
+        dq, dk, _, *others = attention.backward(
+            dheads, cache.attention, of_bias=of_bias, into=heads
+        )
         # (2) positions
         if cache.rotary is not None:
             positions.backward(dq, dk, cache.rotary, into=(dq, dk))
         # (1) projections
-        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection, into=of_qkv)
+        dx, dw_qkv, db_qkv = linear.backward(
+            packed, cache.projection, of_x=of_x, into=of_qkv, **learned
+        )
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     context, width = cache.context.x, cache.context.weight.shape[0]
     packed = torch.empty((B, M, E), dtype=x.dtype, device=x.device)
     packed_kv = torch.empty((B, context.shape[1], width), dtype=x.dtype, device=x.device)
     heads = (*split(packed, H), *split(packed_kv, K, K))
     # (3) attention of every head
-    *_, dbias, dsinks = attention.backward(dheads, cache.attention, into=heads)
+    *_, dbias, dsinks = attention.backward(dheads, cache.attention, of_bias=of_bias, into=heads)
     # (1) projections, each into its part of the weight's gradient
     dw_qkv, db_qkv = of_qkv
-    if dw_qkv is None:
-        dw_qkv = torch.empty((E + width, E), dtype=w.dtype, device=w.device)
-    if db_qkv is None and cache.projection.has_bias:
-        db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
-    of_q, of_kv = cut(dw_qkv, db_qkv, E)
-    dx = linear.backward(packed, cache.projection, into=of_q).dx
-    dcontext = linear.backward(packed_kv, cache.context, into=of_kv).dx
+    of_q = of_kv = None
+    if of_weights:
+        if dw_qkv is None:
+            dw_qkv = torch.empty((E + width, E), dtype=w.dtype, device=w.device)
+        if db_qkv is None and cache.projection.has_bias:
+            db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
+        of_q, of_kv = cut(dw_qkv, db_qkv, E)
+    dx = linear.backward(packed, cache.projection, of_x=of_x, into=of_q, **learned).dx
+    dcontext = linear.backward(packed_kv, cache.context, of_x=of_context, into=of_kv, **learned).dx
     return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, dbias, dsinks)
 
 

@@ -28,10 +28,10 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; `dbias` is None where there was no bias."""
+    """Gradients of the arguments; None for those not made, and `dbias` where there was no bias."""
 
-    dx: Array
-    dweight: Array
+    dx: Array | None
+    dweight: Array | None
     dbias: Array | None
 
 
@@ -78,17 +78,27 @@ def forward(
     return out, Cache(x, weight, z, kept, activation, bias is not None)
 
 
-def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+def backward(
+    dout: Array,
+    cache: Cache,
+    *,
+    of_x: bool = True,
+    of_weight: bool = True,
+    of_bias: bool = True,
+    into: checks.Into = None,
+) -> Gradients:
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
 
     Args:
         dout: (..., N), of x's dtype.
         cache: from `forward`.
+        of_x, of_weight: whether dx and dweight are made, a product each.
+        of_bias: whether dbias is made, if there is a bias.
         into: (dweight, dbias), arrays (N, K) and (N,) that are written instead of new ones; None
-            for a new one, and for the gradient of a bias that there is none of.
+            for a new one, and for a gradient that is not made.
 
     Returns:
-        dx (..., K), dweight (N, K), and dbias (N,) or None.
+        dx (..., K), dweight (N, K) and dbias (N,), None for those that are not made.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -96,7 +106,10 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     checks.floating(x=cache.x, dout=dout)
     checks.shape("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     N, K = cache.weight.shape
-    dweight, dbias = checks.into(into, dweight=(N, K), dbias=(N,) if cache.has_bias else None)
+    of_bias = of_bias and cache.has_bias
+    dweight, dbias = checks.into(
+        into, dweight=(N, K) if of_weight else None, dbias=(N,) if of_bias else None
+    )
     dz = dout
     # (2) activation
     if cache.z is not None and cache.activation is not None:
@@ -105,6 +118,8 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     # (1) product and bias
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)
     x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)
-    dx = (dz @ cache.weight).reshape(cache.x.shape)
-    dweight = np.matmul(dz.T, x, out=dweight)
-    return Gradients(dx, dweight, dz.sum(axis=0, out=dbias) if cache.has_bias else None)
+    return Gradients(
+        (dz @ cache.weight).reshape(cache.x.shape) if of_x else None,
+        np.matmul(dz.T, x, out=dweight) if of_weight else None,
+        dz.sum(axis=0, out=dbias) if of_bias else None,
+    )

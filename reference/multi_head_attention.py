@@ -41,13 +41,13 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those that were None."""
+    """Gradients of the arguments; None for those that were None, and for what is not made."""
 
-    dx: Array
+    dx: Array | None
     dcontext: Array | None
-    dw_qkv: Array
+    dw_qkv: Array | None
     db_qkv: Array | None
-    dw_out: Array
+    dw_out: Array | None
     db_out: Array | None
     dbias: Array | None = None
     dsinks: Array | None = None
@@ -184,62 +184,80 @@ def forward(
     return out, cache
 
 
-def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+def backward(
+    dout: Array,
+    cache: Cache,
+    *,
+    of_x: bool = True,
+    of_context: bool = True,
+    of_weights: bool = True,
+    of_bias: bool = True,
+    into: checks.Into = None,
+) -> Gradients:
     """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
     Args:
         dout: (B, M, E), of x's dtype.
         cache: from `forward`.
+        of_x, of_context: whether dx and dcontext are made.
+        of_weights: whether the gradients of the projections are made, of weights and biases.
+        of_bias: whether dbias is made, if attention has a bias.
         into: (dw_qkv, db_qkv, dw_out, db_out), arrays that are written instead of new ones; None
-            for a new one, and for the gradient of a bias that there is none of.
+            for a new one, and for a gradient that is not made.
 
     Returns:
-        each shaped as its argument, None for those that there were none of.
+        each shaped as its argument, None for those that there were none of or that are not made.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     num_heads = cache.attention.q.shape[1]
-    of_qkv, of_out = receiving(into, cache)
+    of_qkv, of_out = receiving(into, cache, of_weights)
+    learned: dict[str, Any] = {"of_weight": of_weights, "of_bias": of_weights}
     # (4) output projection
-    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out)
+    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out, **learned)
+    assert dheads is not None
     # (3) attention of every head
     (dheads,) = split(dheads, num_heads)
-    dq, dk, dv, *others = attention.backward(dheads, cache.attention)
+    dq, dk, dv, *others = attention.backward(dheads, cache.attention, of_bias=of_bias)
     # (2) positions
     if cache.rotary is not None:
         dq, dk = positions.backward(dq, dk, cache.rotary)
     # (1) projections
     if cache.context is None:
         packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, (H + 2K)·D)
-        dx, dw_qkv, db_qkv = linear.backward(packed, cache.projection, into=of_qkv)
+        dx, dw_qkv, db_qkv = linear.backward(
+            packed, cache.projection, of_x=of_x, into=of_qkv, **learned
+        )
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2K·D)
     # each into its part of the weight's gradient
     E, width = len(cache.projection.weight), len(cache.context.weight)
     dw_qkv, db_qkv = of_qkv
-    if dw_qkv is None:
-        dw_qkv = np.empty((E + width, E), dout.dtype)
-    if db_qkv is None and cache.projection.has_bias:
-        db_qkv = np.empty(E + width, dout.dtype)
-    of_q, of_kv = cut(dw_qkv, db_qkv, E)
-    dx = linear.backward(join(dq), cache.projection, into=of_q).dx
-    dcontext = linear.backward(packed_kv, cache.context, into=of_kv).dx
+    of_q = of_kv = None
+    if of_weights:
+        if dw_qkv is None:
+            dw_qkv = np.empty((E + width, E), dout.dtype)
+        if db_qkv is None and cache.projection.has_bias:
+            db_qkv = np.empty(E + width, dout.dtype)
+        of_q, of_kv = cut(dw_qkv, db_qkv, E)
+    dx = linear.backward(join(dq), cache.projection, of_x=of_x, into=of_q, **learned).dx
+    dcontext = linear.backward(packed_kv, cache.context, of_x=of_context, into=of_kv, **learned).dx
     return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, *others)
 
 
-def receiving(into: Any, cache: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+def receiving(into: Any, cache: Any, of_weights: bool) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Return what receives the gradients of the projections, and of the output's."""
     E, width = len(cache.output.weight), len(cache.projection.weight)
     if cache.context is not None:
         width += len(cache.context.weight)
-    found = checks.into(
-        into,
-        dw_qkv=(width, E),
-        db_qkv=(width,) if cache.projection.has_bias else None,
-        dw_out=(E, E),
-        db_out=(E,) if cache.output.has_bias else None,
-    )
+    shapes: dict[str, Any] = {
+        "dw_qkv": (width, E),
+        "db_qkv": (width,) if cache.projection.has_bias else None,
+        "dw_out": (E, E),
+        "db_out": (E,) if cache.output.has_bias else None,
+    }
+    found = checks.into(into, **(shapes if of_weights else dict.fromkeys(shapes)))
     return found[:2], found[2:]
 
 

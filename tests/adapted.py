@@ -32,7 +32,7 @@ def adapted(triton):
 
 def plain(case):
     """Return the case as the adapters can be asked for it."""
-    fields = {"tile": None, "into": ""}
+    fields = {"tile": None, "into": "", "unread": ()}
     return dataclasses.replace(case, **{n: x for n, x in fields.items() if hasattr(case, n)})
 
 

@@ -116,31 +116,6 @@ def test_torchs_causal_biases_are_diagonals(variant, M):
         scaled_dot_product_attention(q, k, v, variant(M, 6))
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_a_bias_that_is_no_parameter_has_no_gradient_made(side, monkeypatch):
-    q, k, v = (normal(1, 2, 5, 4, seed=i, grad=True) for i in range(3))
-    bias, wanted = normal(1, 2, 5, 5, seed=3), []
-    with use(side):
-        from twofold.kernels import attention as kernel
-        from twofold.reference import attention as reference
-
-        for module in (reference, kernel):
-            backward = module.backward
-
-            def told(*args, backward=backward, of_bias, **how):
-                wanted.append(of_bias)
-                return backward(*args, of_bias=of_bias, **how)
-
-            monkeypatch.setattr(module, "backward", told)
-        without = torch.autograd.grad(attention(q, k, v, bias=bias).sum(), (q, k, v))
-        learned = bias.clone().requires_grad_()
-        *beside, dbias = torch.autograd.grad(
-            attention(q, k, v, bias=learned).sum(), (q, k, v, learned)
-        )
-    assert wanted == [False, True] and dbias.shape == bias.shape
-    assert all(torch.equal(x, y) for x, y in zip(without, beside, strict=True))
-
-
 PLAIN = """
 import torch
 from twofold.adapters.attention import attention
@@ -263,7 +238,16 @@ CALLS = {  # elements that are kept, at most
         lambda x: layer_norm(2 * x, *(torch.ones(WIDE),) * 2, residual=x),
         ROWS * WIDE + WIDE + 2 * ROWS,
     ),
-    "linear": (lambda x: linear(x, torch.ones(3, WIDE), torch.ones(3)), ROWS * WIDE + 3 * WIDE),
+    "linear": (
+        lambda x: linear(x, torch.ones(3, WIDE, requires_grad=True), torch.ones(3)),
+        ROWS * WIDE + 3 * WIDE,
+    ),
+    "linear of frozen weights": (
+        lambda x: linear(x, torch.ones(3, WIDE), torch.ones(3)), 3 * WIDE,
+    ),
+    "linear of what has no gradient": (
+        lambda x: linear(x.detach(), torch.ones(3, WIDE, requires_grad=True)), ROWS * WIDE,
+    ),
 }  # fmt: skip
 
 

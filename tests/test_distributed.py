@@ -191,15 +191,27 @@ def test_more_processes_than_parts_are_refused(monkeypatch, tmp_path):
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is missing: start several processes with"),
         (worker.environment(0, 3, 1), "the number of processes is 3; it must be a power of two"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'; it must be a whole number from 1 to"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'; it must be a whole number from 1 to"),
+        *(
+            (worker.environment(0, 2, 1) | {name: was}, f"{name} is '{was}'; it must be {must}")
+            for name, was, must in (
+                ("RANK", "x", "a whole number from 0 to 1"),
+                ("RANK", "2", "a whole number from 0 to 1"),
+                ("LOCAL_RANK", "", "a whole number from 0 to 1"),
+                ("LOCAL_RANK", "-1", "a whole number from 0 to 1"),
+                ("MASTER_PORT", "x", "a whole number from 0 to 65535"),
+                ("MASTER_PORT", "65536", "a whole number from 0 to 65535"),
+            )
+        ),
     ],
-    ids=["not by torchrun", "three"],
 )
 def test_what_cannot_be_joined_is_refused(named, words, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in named.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=words), joined():
+    with pytest.raises(ValueError, match=f"^{words}"), joined(timeout=1.0):
         pass
 
 

@@ -1,6 +1,7 @@
 """Linear: the reference against torch, differences and mpmath; the kernel by contract."""
 
 import dataclasses
+import itertools
 
 import mpmath
 import numpy as np
@@ -128,6 +129,35 @@ def test_views_of_packed_tensors_are_read_and_written_in_place(triton):
     for mine, theirs in zip((*given_back, dw[E:], db[E:]), (*expected, *expected[1:]), strict=True):
         assert np.array_equal(triton.to_numpy(mine), triton.to_numpy(theirs))
     assert not any(triton.to_numpy(a).any() for a in (dw[:E], db[:E]))
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_gradients_that_nobody_reads_change_no_other(reference, triton, activation):
+    rng = np.random.default_rng(0)
+    x, w, b, dout = (rng.standard_normal(shape) for shape in ((2, 3, 7), (5, 7), 5, (2, 3, 5)))
+    for side, has_bias in itertools.product((reference, triton), (True, False)):
+        *given, bias, d = (side.asarray(a, "float32") for a in (x, w, b, dout))
+        _, cache = side.linear.forward(*given, bias if has_bias else None, activation)
+        whole = side.linear.backward(d, cache)
+        for wanted in itertools.product((False, True), repeat=3):
+            asked = dict(zip(("of_x", "of_weight", "of_bias"), wanted, strict=True))
+            part = side.linear.backward(d, cache, **asked)
+            for one, other, read in zip(whole, part, wanted, strict=True):
+                assert (other is None) == (one is None or not read)
+                if other is not None:
+                    assert side.to_numpy(one).tobytes() == side.to_numpy(other).tobytes()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_nothing_receives_a_gradient_that_nobody_reads(reference, triton, name):
+    for side in (reference, triton):
+        given = [side.asarray(a, "float32") for a in (X, W, np.ones(5))]
+        out, cache = side.linear.forward(*given)
+        into = tuple(
+            x if n == name else None for n, x in zip(("weight", "bias"), given[1:], strict=True)
+        )
+        with pytest.raises(ValueError, match=rf"^into's d{name} is a \w+; it must be None: there"):
+            side.linear.backward(out, cache, into=into, **{f"of_{name}": False})
 
 
 X = np.ones((2, 3))

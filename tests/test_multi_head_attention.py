@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 
 import numpy as np
 import pytest
@@ -189,6 +190,45 @@ def test_as_many_heads_of_keys_as_of_queries_are_the_same_bits(triton, seqlen_k)
         gradients = triton.multi_head_attention.backward(out, cache)
         found.append([out, *(g for g in gradients if g is not None)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+PARTS = {
+    "x": ("dx",), "context": ("dcontext",), "bias": ("dbias",),
+    "weights": ("dw_qkv", "db_qkv", "dw_out", "db_out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seqlen_k", [None, 7])
+def test_gradients_that_nobody_reads_change_no_other(reference, triton, seqlen_k):
+    x = contract.inputs(contract.Case(seqlen_q=5, seqlen_k=seqlen_k, bias="BHMN"))
+    for side in (reference, triton):
+        *placed, context, bias = (
+            None if a is None else side.asarray(a, "float32")
+            for a in (*x[:5], x.context, x.call.bias)
+        )
+        out, cache = side.multi_head_attention.forward(
+            *placed, num_heads=2, context=context, bias=bias
+        )
+        whole = side.multi_head_attention.backward(out, cache)._asdict()
+        for wanted in itertools.product((False, True), repeat=len(PARTS)):
+            asked = {f"of_{name}": read for name, read in zip(PARTS, wanted, strict=True)}
+            part = side.multi_head_attention.backward(out, cache, **asked)._asdict()
+            read = {n for name, names in PARTS.items() if asked[f"of_{name}"] for n in names}
+            for name, one in whole.items():
+                assert (part[name] is None) == (one is None or name not in read), name
+                if part[name] is not None:
+                    assert np.array_equal(side.to_numpy(part[name]), side.to_numpy(one)), name
+
+
+def test_nothing_receives_gradients_of_weights_that_nobody_reads(reference, triton):
+    x = contract.inputs(contract.Case())
+    for side in (reference, triton):
+        placed = [side.asarray(a, "float32") for a in x[:5]]
+        out, cache = side.multi_head_attention.forward(*placed, num_heads=2)
+        for i, name in enumerate(PARTS["weights"]):
+            into = [None if i != j else y for j, y in enumerate(placed[1:])]
+            with pytest.raises(ValueError, match=rf"^into's {name} is a \w+; it must be None: the"):
+                side.multi_head_attention.backward(out, cache, of_weights=False, into=into)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -175,8 +175,9 @@ class Classifier:
         that `grads` names is frozen, and not passed through.
         """
         dx = self._judge_backward(dlogits, cache.head, grads)
-        dx = self.encoder.backward(dx, cache.encoder, grads)
-        if dx is not None and ("embedding.table" in grads or "patches.weight" in grads):
+        learned = "embedding.table" in grads or "patches.weight" in grads
+        dx = self.encoder.backward(dx, cache.encoder, grads, learned)
+        if learned:
             self._embed_backward(dx, cache.embedding, grads)
 
     def _embed(self, inputs: Any, seeds: Sequence[Any] | None) -> tuple[Any, EmbeddingCache]:
@@ -219,7 +220,7 @@ class Classifier:
         g = ops.positional_encoding.backward(dx, cache.sum, into=into)
         if cache.patches is not None:  # what was looked up is what they were projected to
             into = [grads[f"patches.{name}"] for name in ("weight", "bias")]
-            ops.linear.backward(g.dtable, cache.patches, into=into)
+            ops.linear.backward(g.dtable, cache.patches, of_x=False, into=into)
 
     def _encode(
         self,

@@ -81,11 +81,11 @@ class Encoder:
                 self._hand_on(k + 1, x, batch)
         return x, cache
 
-    def backward(self, dout: Any, cache: Cache, grads: Views) -> Any:
+    def backward(self, dout: Any, cache: Cache, grads: Views, of_x: bool = True) -> Any:
         """Write the parameters' gradients into `grads` and return the input's.
 
         Layers are frozen from below: at the first whose parameters `grads` does not name, that
-        is the end, and None is returned.
+        is the end, and None is returned. Nobody reads the input's gradient if not `of_x`.
         """
         if self.config.norm == "pre":
             dstream = None
@@ -101,8 +101,10 @@ class Encoder:
                 if not self._learns(k, grads):
                     return None
                 dadded, dresidual = self._norm_backward(k, dout, None, cache, grads)
-                dout = self.sublayers[k].backward(dadded, cache.sublayers[k], grads)
-                dout[:, : dresidual.shape[1]] += dresidual
+                below = self._learns(k - 1, grads) if k > 0 else of_x
+                dout = self.sublayers[k].backward(dadded, cache.sublayers[k], grads, below)
+                if below:
+                    dout[:, : dresidual.shape[1]] += dresidual
         return dout
 
     @staticmethod

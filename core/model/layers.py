@@ -53,8 +53,8 @@ class Sublayer(Protocol):
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
         """Return the output and the cache."""
 
-    def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
-        """Write the parameters' gradients into `grads` and return the input's."""
+    def backward(self, dout: Any, cache: Any, grads: Views, of_x: bool = True) -> Any:
+        """Write the parameters' gradients into `grads`; return the input's, None if not `of_x`."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,11 @@ class SelfAttention:
         )
         return out, cache
 
-    def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
-        """Write the parameters' gradients into `grads` and return the input's."""
+    def backward(self, dout: Any, cache: Any, grads: Views, of_x: bool = True) -> Any:
+        """Write the parameters' gradients into `grads`; return the input's, None if not `of_x`."""
         into = [grads[name] for name in self.shapes()]
-        g = self.ops.multi_head_attention.backward(dout, cache, into=into)
+        read = {"of_x": of_x, "of_context": of_x}
+        g = self.ops.multi_head_attention.backward(dout, cache, into=into, **read)
         if g.dcontext is None:
             return g.dx
         g.dcontext[:, :1] += g.dx
@@ -132,11 +133,11 @@ class FeedForward:
         out, cache_out = self.ops.linear.forward(hidden, w_out, b_out)
         return out, (cache_in, cache_drop, cache_out)
 
-    def backward(self, dout: Any, cache: Any, grads: Views) -> Any:
-        """Write the parameters' gradients into `grads` and return the input's."""
+    def backward(self, dout: Any, cache: Any, grads: Views, of_x: bool = True) -> Any:
+        """Write the parameters' gradients into `grads`; return the input's, None if not `of_x`."""
         cache_in, cache_drop, cache_out = cache
         w_in, b_in, w_out, b_out = (grads[name] for name in self.shapes())
         dhidden = self.ops.linear.backward(dout, cache_out, into=(w_out, b_out)).dx
         if cache_drop is not None:
             dhidden = self.ops.dropout.backward(dhidden, cache_drop).dx
-        return self.ops.linear.backward(dhidden, cache_in, into=(w_in, b_in)).dx
+        return self.ops.linear.backward(dhidden, cache_in, of_x=of_x, into=(w_in, b_in)).dx

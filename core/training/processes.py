@@ -42,6 +42,7 @@ from twofold.reference import checks
 # compiled. It ends a run whose process hangs; one that dies is noticed at once.
 TIMEOUT = 600.0
 LINGERING = 5.0  # seconds, well inside the 30 after which torchrun kills
+SIZES, PORTS = range(1, 2**31), range(2**16)
 AWARE = "twofold/aware"  # how many know of a loss, in the store
 
 
@@ -126,7 +127,10 @@ class Several(Processes):
                     f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {name} is missing: start "
                     "several processes with torchrun"
                 )
-        size = int(os.environ["WORLD_SIZE"])
+        size = _number("WORLD_SIZE", SIZES)
+        local = _number("LOCAL_RANK", range(size), "0")
+        for name, among in (("RANK", range(size)), ("MASTER_PORT", PORTS)):
+            _number(name, among)  # torch names none
         checks.require(size & (size - 1) == 0, "the number of processes", size, "a power of two")
         try:
             import torch
@@ -137,7 +141,7 @@ class Several(Processes):
                 missing
             )
         self._torch, self._dist = torch, dist
-        local, backend = int(os.environ.get("LOCAL_RANK", "0")), "gloo"
+        backend = "gloo"
         if dist.is_nccl_available() and local < torch.cuda.device_count():
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
@@ -232,7 +236,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Processes]:
         ImportError: torch is not installed.
         Lost: they do not all come.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _number("WORLD_SIZE", SIZES, "1") == 1:
         yield ALONE
         return
     several = Several(timeout)
@@ -240,6 +244,18 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Processes]:
         yield several
     finally:
         several.leave()
+
+
+def _number(name: str, among: range, default: str = "") -> int:
+    """Return the number that the environment has by this name.
+
+    Raises:
+        ValueError: it has none, or one that is not among those.
+    """
+    text = os.environ.get(name, default)
+    fits = text.isdecimal() and int(text) in among
+    checks.require(fits, name, repr(text), f"a whole number from {among[0]} to {among[-1]}")
+    return int(text)
 
 
 def _short(fault: Exception) -> str:

@@ -53,7 +53,7 @@ class Operator:
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without what only ours are asked for."""
-        return in_precision(case, precision, {"tile": None, "into": ""})
+        return in_precision(case, precision, {"tile": None, "into": "", "unread": ()})
 
     def judged(self, case: Any) -> None:
         """Remember nothing: it has every option."""

@@ -157,7 +157,7 @@ PLAIN = {
         call=calls.linear_call,
         outputs=("out",),
         options={"activation": {"activation": None}},
-        always={"tile": None, "into": ""},
+        always={"tile": None, "into": "", "unread": ()},
         pinned=(
             {"rows": 37, "features_in": 257, "features_out": 67},
             {"rows": 259, "features_in": 17, "features_out": 261},

@@ -53,6 +53,7 @@ class Case:
     magnitude: str = "unit"
     layout: str = "contiguous"
     into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
+    unread: tuple[str, ...] = ()  # arguments whose gradients backward is told that nobody reads
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -97,8 +98,12 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     x, weight, bias = (placed(a) for a in given[:3])
     out, cache = side.linear.forward(x, weight, bias, case.activation, **products, **how)
     N, K = given.weight.shape
-    written = domains.receivers(side, case, dweight=(N, K), dbias=(N,) if case.bias else None)
-    gradients = side.linear.backward(placed(given.dout), cache, **domains.into(written), **how)
+    shapes: dict[str, tuple[int, ...] | None]
+    shapes = {"dweight": (N, K), "dbias": (N,) if case.bias else None}
+    shapes |= {f"d{name}": None for name in case.unread if name != "x"}
+    written = domains.receivers(side, case, **shapes)
+    how |= domains.into(written) | {f"of_{name}": False for name in case.unread}
+    gradients = side.linear.backward(placed(given.dout), cache, **how)
     outputs = {"out": out, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
 
@@ -130,6 +135,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     }
     if case.bias:
         outputs["dbias"] = dbias
+    outputs = {n: x for n, x in outputs.items() if n.removeprefix("d") not in case.unread}
     return domains.returned(case, outputs, "dweight", "dbias")
 
 
@@ -211,6 +217,11 @@ CONTRACT = Contract(
         Case(batch=2, rows=3, layout="transposed", into="own"),
         # gradients of parameters that are kept in more bits than they have
         Case("bfloat16", rows=67, activation="gelu", layout="strided", into="float32"),
+        # what nobody reads, beside what is read
+        Case(unread=("x",), activation="gelu", into="own"),
+        Case(unread=("weight",), activation="relu", into="own"),
+        Case(unread=("bias",), into="own"),
+        Case(unread=("weight", "bias")),
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
         # features that several programs share: of the weight's gradient, and of the other products

@@ -76,6 +76,15 @@ WRITTEN = tuple(
     for seqlen_k, layout in ((None, "contiguous"), (7, "transposed"))
 )
 
+# What nobody reads, beside what is read.
+UNREAD = tuple(
+    Case(seqlen_q=5, seqlen_k=seqlen_k, bias="BHMN", sinks=True, unread=unread)
+    for seqlen_k, unread in (
+        (None, ("x",)), (None, ("weights",)), (None, ("bias",)),
+        (7, ("x",)), (7, ("context",)), (7, ("weights",)), (7, ("x", "context", "weights", "bias")),
+    )
+)  # fmt: skip
+
 GRADIENTS = ("dx", "dcontext", "dw_qkv", "db_qkv", "dw_out", "db_out", "dbias", "dsinks")
 
 CONTRACT = Contract(
@@ -85,7 +94,14 @@ CONTRACT = Contract(
     run=run,
     truth=truth,
     passes={"out": "forward"} | dict.fromkeys(GRADIENTS, "backward"),
-    pinned=(*PINNED, *GROUPED, *EVERYTHING, *WRITTEN, Case(score_mod=SQUASHED, causal="top-left")),
+    pinned=(
+        *PINNED,
+        *GROUPED,
+        *EVERYTHING,
+        *WRITTEN,
+        *UNREAD,
+        Case(score_mod=SQUASHED, causal="top-left"),
+    ),
     properties=PROPERTIES,
     small=small,
     # Its kernels are compiled with their own operators; here with an odd head_dim, out of a packed

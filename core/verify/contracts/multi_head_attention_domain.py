@@ -46,6 +46,7 @@ from twofold.reference.attention_scores import BlockSize, Window, attended, pack
 Array = domains.Array
 
 PRECISIONS = attention.PRECISIONS
+PARAMETERS = ("dw_qkv", "db_qkv", "dw_out", "db_out")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class Case:
     allow_tf32: bool = False
     seed: int = 0
     into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
+    unread: tuple[
+        str, ...
+    ] = ()  # what backward is told that nobody reads: x, context, weights, bias
 
     @property
     def features(self) -> int:
@@ -180,10 +184,9 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     names = ("w_qkv", "b_qkv", "w_out", "b_out")
     parameters = dict(zip(names, given[1:5], strict=True))
     shapes = {f"d{name}": None if x is None else x.shape for name, x in parameters.items()}
-    written = domains.receivers(side, case, **shapes)
-    gradients = side.multi_head_attention.backward(
-        placed(given.dout), cache, **domains.into(written)
-    )
+    written = {} if "weights" in case.unread else domains.receivers(side, case, **shapes)
+    read = domains.into(written) | {f"of_{name}": False for name in case.unread}
+    gradients = side.multi_head_attention.backward(placed(given.dout), cache, **read)
     outputs = {"out": out, **gradients._asdict(), **written}
     return {name: x for name, x in outputs.items() if x is not None}
 
@@ -233,7 +236,10 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if case.biases:
         outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
     stored = {name: a for name, a in (("dbias", dbias), ("dsinks", dsinks)) if a is not None}
-    return domains.returned(case, outputs, "dw_qkv", "db_qkv", "dw_out", "db_out") | stored
+    found = domains.returned(case, outputs, *PARAMETERS) | stored
+    unread = {*PARAMETERS} if "weights" in case.unread else set()
+    unread |= {f"d{name}" for name in case.unread}
+    return {name: a for name, a in found.items() if name not in unread}
 
 
 def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:

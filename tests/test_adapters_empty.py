@@ -1,0 +1,122 @@
+"""Batches of no rows, as a filter or a last shard leaves them, beside torch's own functions."""
+
+import functools
+
+import pytest
+import torch
+from test_adapters_beside_torch import SIDES, normal, use
+
+from twofold.adapters import modules
+from twofold.adapters.attention import attention
+from twofold.adapters.layers import (
+    cross_entropy,
+    embedding,
+    layer_norm,
+    linear,
+    rotary,
+    softmax,
+)
+from twofold.adapters.multi_head_attention import multi_head_attention
+
+F = torch.nn.functional
+IDS, TARGETS = torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+PARAMETERS = ((5, 4), (5,))
+# Ours, torch's, and the shapes of what has gradients.
+CALLS = {
+    "linear": (linear, F.linear, ((0, 4), *PARAMETERS)),
+    "linear with GELU": (
+        functools.partial(linear, activation="gelu"), lambda *x: F.gelu(F.linear(*x)),
+        ((2, 0, 4), *PARAMETERS),
+    ),
+    "layer norm": (layer_norm, lambda x, *w: F.layer_norm(x, (4,), *w), ((0, 3, 4), (4,), (4,))),
+    "layer norm of a sum": (
+        lambda x, w, b, y: layer_norm(x, w, b, residual=y, dropout_p=0.1),
+        lambda x, w, b, y: F.layer_norm(x + y, (4,), w, b),
+        ((0, 4), (4,), (4,), (0, 4)),
+    ),
+    "embedding": (lambda t: embedding(IDS, t), lambda t: F.embedding(IDS, t), ((7, 4),)),
+    "softmax": (softmax, lambda x: F.softmax(x, -1), ((0, 4),)),
+    "softmax of no columns": (softmax, lambda x: F.softmax(x, -1), ((3, 0),)),
+    "cross-entropy of each": (
+        lambda x: cross_entropy(x, TARGETS, reduction="none"),
+        lambda x: F.cross_entropy(x, TARGETS, reduction="none"),
+        ((0, 4),),
+    ),
+    "rotary": (
+        lambda q, k: torch.cat(rotary(q, k, torch.ones(3, 2), torch.ones(3, 2)), 1),
+        lambda q, k: torch.cat((q, k), 1),
+        ((0, 2, 3, 4), (0, 1, 3, 4)),
+    ),
+    "attention": (
+        attention, F.scaled_dot_product_attention, ((0, 2, 3, 4), (0, 2, 5, 4), (0, 2, 5, 4)),
+    ),
+    "attention of no queries": (
+        attention, F.scaled_dot_product_attention, ((1, 2, 0, 4), (1, 2, 5, 4), (1, 2, 5, 4)),
+    ),
+    "multi-head attention": (
+        lambda *x: multi_head_attention(*x, num_heads=2),
+        lambda x, w_qkv, b_qkv, w_out, b_out: F.multi_head_attention_forward(
+            *(x.transpose(0, 1),) * 3, 4, 2, w_qkv, b_qkv, None, None, False, 0.0, w_out, b_out
+        )[0].transpose(0, 1),
+        ((0, 3, 4), (12, 4), (12,), (4, 4), (4,)),
+    ),
+}  # fmt: skip
+
+
+def differentiated(function, shapes):
+    """Return the output and all gradients."""
+    given = [normal(*shape, seed=i, grad=True) for i, shape in enumerate(shapes)]
+    out = function(*given)
+    return [out.detach(), *torch.autograd.grad(out.sum(), given)]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("ours", "theirs", "shapes"), CALLS.values(), ids=CALLS)
+def test_a_batch_of_no_rows_is_torchs(side, ours, theirs, shapes):
+    with use(side):
+        found = differentiated(ours, shapes)
+    for one, other in zip(found, differentiated(theirs, shapes), strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert torch.equal(one, other) and not other.any()
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shapes"), CALLS.values(), ids=CALLS)
+def test_a_compiled_graph_takes_no_rows_too(ours, theirs, shapes):
+    torch.compiler.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for one, other in zip(*(differentiated(f, shapes) for f in (compiled, ours)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_layer_takes_a_batch_of_no_rows():
+    layer = modules.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    x = normal(0, 3, 4, grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: linear(normal(0, 4), normal(5, 3)),
+            r"weight.shape is \(5, 3\); it must be \(N, 4",
+        ),
+        (lambda: layer_norm(normal(0, 4), normal(4), normal(3)), r"bias.shape is \(3,\); it must "),
+        (lambda: linear(normal(2, 0), normal(5, 0)), r"x.shape is \(2, 0\); it must be without"),
+        (
+            lambda: layer_norm(normal(2, 0), normal(0), normal(0)),
+            r"x.shape is \(2, 0\); it must be",
+        ),
+        (lambda: cross_entropy(normal(0, 4), TARGETS), r"logits.shape is \(0, 4\); it must be "),
+        (
+            lambda: attention(normal(1, 1, 2, 4), *(normal(1, 1, 0, 4),) * 2),
+            r"k.shape is \(1, 1, 0, 4\); it must be ",
+        ),
+    ],
+)
+def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words):
+    with use(side), pytest.raises(ValueError, match=f"^{words}"):
+        call()
