@@ -245,11 +245,13 @@ CONTRACT = Contract(
             if case.dtype == "bfloat16"
         ),
         Case("bfloat16", rows=64, features_in=2048, features_out=4096, into="float32"),
-        # The weight's gradient by features that several programs share.
+        # The weight's gradient by features that several programs share, in every tile; in Hopper's.
         *(
-            Case(dtype=dtype, rows=rows, features_in=columns, features_out=columns, bias=False)
-            for dtype in ("float32", "float16", "bfloat16")
-            for rows, columns in ((4096, 64), (4096, 256), (8192, 512), (4096, 65))
+            replace(case, activation=None, bias=False)
+            for case in with_every_tile(
+                [(4096, columns) for columns in (128, 64, 31, 65, 65, 33, 129)], 64
+            )
         ),
+        Case("bfloat16", rows=8192, features_in=1536, features_out=1536, bias=False),
     ),
 )
