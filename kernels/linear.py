@@ -97,7 +97,7 @@ def gemm_kernel(
     b_step = tl.cast(b_strides[0], tl.int64) * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     # (1) product
-    for start in range(0, tl.minimum(features, K - begin), BLOCK_K):
+    for start in range(0, features, BLOCK_K):
         a = tl.load(a_at, mask=(m < M) & (along_a < K - start), other=0.0)
         b = tl.load(b_at, mask=(along_b < K - start) & (n < N), other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)

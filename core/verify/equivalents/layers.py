@@ -64,6 +64,13 @@ _LINEAR = of(
         UNSTORED: (
             ("finish",
              "tl.load(bias_ptr + n * bias_strides[0], mask=n < N, other=0.0): drop other"),
+            ("add_splits_kernel",
+             "tl.load(sums_ptr + split * size + at, mask=inside, other=0.0): drop other"),
+        ),
+        "the first split takes all features: slower, and the same": (
+            ("gemm_kernel",
+             "features = tl.cdiv(tl.cdiv(K, BLOCK_K), tl.num_programs(1)) * BLOCK_K  # of a split",
+             "1 → 2"),
         ),
         "it is added to float32": (
             ("finish", "drop .to(tl.float32) of tl.load(bias_ptr*"),
@@ -71,6 +78,7 @@ _LINEAR = of(
         STORE_CASTS: (
             ("finish", "drop .to(z_ptr.dtype.element_ty) of acc"),
             ("finish", "drop .to(c_ptr.dtype.element_ty) of acc"),
+            ("add_splits_kernel", "drop .to(c_ptr.dtype.element_ty) of total"),
         ),
         "in how many parts decides what each needs, not what it is": (
             ("finish", "if PARTS > 1:", "*"),
