@@ -167,9 +167,6 @@ _FP8 = (
         "kernels/attention_fp8_quantize.py",
         {
             STORE_CASTS: (("cast_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),),
-            "magnitudes and the largest are exact in any dtype": (
-                ("largest_kernel", "drop .to(tl.float32) of *"),
-            ),
             "divided by a float32 it becomes one": (("cast_kernel", "drop .to(tl.float32) of *"),),
         },
     )

@@ -350,6 +350,11 @@ _FP8: tuple[Row, ...] = (
         ("largest.amax(-1)", "largest[..., -1]"),
     ),
     (
+        FP8_QUANTIZE, "a NaN is dropped by the maximum", "",
+        ("tl.max(x.to(tl.int32, bitcast=True) & MAGNITUDE).to(tl.float32, bitcast=True)",
+         "tl.max(tl.abs(x))"),
+    ),
+    (
         FP8_REFERENCE, "numbers below 2⁻⁶ are rounded as if they were no subnormals", "",
         ("LEAST_EXPONENT = -6", "LEAST_EXPONENT = -60"),
     ),
