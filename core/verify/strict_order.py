@@ -16,6 +16,7 @@ not. Who does not try again is not behind it.
 
 from __future__ import annotations
 
+import bisect
 import random
 from typing import Any
 
@@ -50,6 +51,10 @@ class Order:
         """Let a program run, whose first access has this number."""
         self._began.append(number)
         self._visible, self._limits, self._taken, self._spins = {}, None, {}, 0
+
+    def began(self, number: int) -> int:
+        """Return the first access of the program that made this one."""
+        return self._began[bisect.bisect_right(self._began, number) - 1]
 
     def held(self, address: int) -> bool:
         """Return whether the running program is to find this lock held by another."""
