@@ -19,6 +19,7 @@ from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check_quantize
 
 E4M3 = torch.float8_e4m3fn
 ROWS = 32  # that a program takes
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # a float32's bits but the sign
 
 
 @triton.jit
@@ -28,12 +29,14 @@ def largest_kernel(
     strides, H, L,
     D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Find the largest magnitude of BLOCK_L rows."""
+    """Find the largest magnitude of BLOCK_L rows, or NaN if there is one."""
     blocks = tl.cdiv(L, BLOCK_L)
     block, b, h = place(tl.program_id(0), blocks, H)
     rows, d = tl.arange(0, BLOCK_L)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    x = tl.abs(load(x_ptr, strides, b, h, block * BLOCK_L, rows, d, L, D).to(tl.float32))
-    tl.store(largest_ptr + (b * H + h) * blocks + block, tl.max(x))
+    x = load(x_ptr, strides, b, h, block * BLOCK_L, rows, d, L, D).to(tl.float32)
+    # Magnitudes are ordered as their bits are, with NaN above ∞; a maximum of numbers drops NaN.
+    largest = tl.max(x.to(tl.int32, bitcast=True) & MAGNITUDE).to(tl.float32, bitcast=True)
+    tl.store(largest_ptr + (b * H + h) * blocks + block, largest)
 
 
 @triton.jit

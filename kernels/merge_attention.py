@@ -2,14 +2,15 @@
 
 A program owns a block of rows, (h, m) in turn, of one batch, and goes through the parts one after
 the other: a sum has one order, in which a part that was left out adds a zero, and there are no
-atomics. The largest lse is known before the first output is read, so nothing is ever rescaled.
+atomics. The weights are known before the first output is read: nothing is ever rescaled, and no sum
+passes the largest of the outputs by more than roundings.
 
-Bytes, for n = B·H·M·D elements of b bytes: forward reads S·n·b of outs and 4·S·n/D of lses (again
-from the cache for each part) and writes n·b. Backward reads outs and dout and writes S·n·b. It goes
-through the parts twice: once to merge them again, once for the gradients, and the second time a
-program finds its rows of outs in the cache, S·1024 elements at most. Reading the stored output
-would save the first round, but its rounding would enter the float32 dlses, whose sum over the parts
-would no longer be dlse.
+Bytes, for n = B·H·M·D elements of b bytes: forward reads S·n·b of outs and 4·S·n/D of lses (twice
+again from the cache for each part) and writes n·b. Backward reads outs and dout and writes S·n·b.
+It goes through the outs twice: once to merge them again, once for the gradients, and the second
+time a program finds its rows of them in the cache, S·1024 elements at most. Reading the stored
+output would save the first round, but its rounding would enter the float32 dlses, whose sum over
+the parts would no longer be dlse.
 Operations: 2 per element of outs forward, 6 backward.
 
 Any strides: parts may be views of one array, heads inside or outside; the two gradients are new.
@@ -89,24 +90,24 @@ def at(strides, b, h, m):
 
 
 @triton.jit
-def load_part(s, outs_at, lses_at, outs_part, lses_part, top, inside, columns):
-    """Return exp(lse_s − top) of rows, and their outputs in part s: zero where it is left out."""
-    s = tl.cast(s, tl.int64)
-    lse = tl.load(lses_at + s * lses_part, mask=inside, other=-float("inf"))
-    read = (lse > -float("inf"))[:, None] & columns
-    out = tl.load(outs_at + s * outs_part, mask=read, other=0.0).to(tl.float32)
-    return tl.exp(lse - top), out
+def load_lse(s, lses_at, lses_part, inside):
+    """Return the lses of rows in part s."""
+    return tl.load(lses_at + tl.cast(s, tl.int64) * lses_part, mask=inside, other=-float("inf"))
 
 
 @triton.jit
-def merge(
-    outs_at, lses_at, outs_part, lses_part, inside, columns, S,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Return rows' largest lse, Σ_s exp(lse_s − it), and their output: steps (1) to (3).
+def load_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns):
+    """Return the weights of rows in part s, and their outputs: zero where it is left out."""
+    lse = load_lse(s, lses_at, lses_part, inside)
+    read = (lse > -float("inf"))[:, None] & columns
+    out = tl.load(outs_at + tl.cast(s, tl.int64) * outs_part, mask=read, other=0.0).to(tl.float32)
+    # (2) weights
+    return tl.exp(lse - top) * inverse, out
 
-    Where all parts are left out these are LEAST, 0 and 0.
-    """
+
+@triton.jit
+def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Return rows' largest lse, and Σ_s exp(lse_s − it): LEAST and 0 if all are left out."""
     # (1) log-sum-exp: the largest lse, or LEAST, from which −∞ is far enough
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     for start in range(0, S, BLOCK_S):
@@ -118,14 +119,24 @@ def merge(
         )
         top = tl.maximum(top, tl.max(lses, axis=1))
     top = tl.maximum(top, LEAST)  # used once, as Triton 3.6 wants it of a loop's maximum
-    # (2) weights, not normalised, and their sum; (3) the output of those
     total = tl.zeros([BLOCK_R], tl.float32)
+    for s in range(S):  # one by one: in a tree, a part left out would move the others
+        total += tl.exp(load_lse(s, lses_at, lses_part, inside) - top)
+    return top, total
+
+
+@triton.jit
+def merge(
+    outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Return the output of rows, 0 where all parts are left out."""
+    # (3) output
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for s in range(S):
-        w, out = load_part(s, outs_at, lses_at, outs_part, lses_part, top, inside, columns)
-        total += w
+        w, out = load_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns)
         acc += w[:, None] * out
-    return top, total, acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    return acc
 
 
 @triton.jit
@@ -141,12 +152,15 @@ def forward_rows(
     columns = inside[:, None] & (d < D)
     outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
     lses_at = lses_ptr + at(lses_strides, b, h, m)
-    top, total, out = merge(
-        outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
-    )
+    top, total = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
     empty = total == 0.0
-    # (1) log-sum-exp, whole
-    lse = tl.where(empty, -float("inf"), top + tl.log(tl.where(empty, 1.0, total)))
+    divisor = tl.where(empty, 1.0, total)
+    out = merge(
+        outs_at, lses_at, outs_part, lses_part, top, 1.0 / divisor, inside, columns, S,
+        BLOCK_R, BLOCK_D,
+    )  # fmt: skip
+    # (1) log-sum-exp, whole; here, as it needs no registers while outputs are read
+    lse = tl.where(empty, -float("inf"), top + tl.log(divisor))
     tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
     out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=columns)
@@ -198,17 +212,19 @@ def backward_kernel(
     outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
     lses_at = lses_ptr + at(lses_strides, b, h, m)
     # (4) weights and output again
-    top, total, out = merge(
-        outs_at, lses_at, outs_part, lses_part, inside, columns, S, BLOCK_R, BLOCK_S, BLOCK_D
+    top, total = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
+    inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
+    out = merge(
+        outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S, BLOCK_R, BLOCK_D
     )
-    divisor = tl.where(total == 0.0, 1.0, total)
     dout_at = dout_ptr + at(dout_strides, b, h, m)[:, None] + d * dout_strides[3]
     dout = tl.load(dout_at, mask=columns, other=0.0).to(tl.float32)
     if HAS_DLSE:
         dlse = tl.load(dlse_ptr + at(dlse_strides, b, h, m), mask=inside, other=0.0)
     for s in range(S):
-        w, part = load_part(s, outs_at, lses_at, outs_part, lses_part, top, inside, columns)
-        w = w / divisor
+        w, part = load_part(
+            s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns
+        )
         row_at = (tl.cast(s, tl.int64) * B + b) * H * M + rows
         # (5) gradients of the outputs
         douts = (w[:, None] * dout).to(douts_ptr.dtype.element_ty)

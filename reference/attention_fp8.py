@@ -149,7 +149,8 @@ def quantize(x: Array) -> tuple[Array, Array]:
     2⁻⁴·|x| + 2⁻¹⁰·scale.
 
     Args:
-        x: (B, H, L, D), floating and finite.
+        x: (B, H, L, D), floating. A NaN, or ±∞, makes the scale of its head NaN, or ∞, and all of
+            its x8·scale NaN.
 
     Returns:
         x8, shaped as x and here of x's dtype, and scale (B, H), here of x's dtype.

@@ -14,8 +14,11 @@ from twofold.core.verify.contract import (
     PROPERTY,
     Contract,
     Inapplicable,
+    Subject,
     Violation,
     check_properties,
+    compare,
+    computed,
     fitting,
     hold,
     judge,
@@ -23,7 +26,9 @@ from twofold.core.verify.contract import (
     same_bits,
     some_properties,
     subject,
+    truths,
 )
+from twofold.core.verify.contracts import linear
 from twofold.core.verify.processes import processes
 from twofold.core.verify.rounding import exact, machine
 
@@ -61,6 +66,24 @@ def test_the_reference_in_float64_keeps_its_bound(reference, operator, data):
     case = fitting(reference, data.draw(CONTRACTS[operator].cases))
     findings = judge(CONTRACTS[operator], reference, dataclasses.replace(case, dtype="float64"))
     assert not [f for f in findings if f.fault]
+
+
+@pytest.mark.parametrize("operand", ["x", "weight"])
+def test_the_reference_multiplies_in_full_which_a_kernel_need_not(reference, operand):
+    """An operand without its last two bits is off by more than float32, and less than tf32x3."""
+
+    def run(side, case, given):
+        bits = getattr(given, operand).astype(np.float32).view(np.uint32) & np.uint32(0xFFFFFFFC)
+        cut = bits.view(np.float32).astype(np.float64)
+        return CONTRACTS["linear"].run(side, case, given._replace(**{operand: cut}))
+
+    cut = dataclasses.replace(CONTRACTS["linear"], run=run)
+    case = linear.Case("float32", rows=9, features_in=1, bias=False)
+    given = cut.inputs(case)
+    assert any(f.output == "out" and f.fault for f in judge(cut, reference, case))
+    outputs, _ = computed(cut, reference, case, given)
+    for name, bound in truths(cut, case, given).items():
+        assert compare(name, outputs[name], bound)[2] == ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +155,19 @@ def test_a_property_that_does_not_apply_is_left_out_and_one_that_breaks_is_named
     assert fault.startswith("property 'three': two is not three")
     with pytest.raises(Inapplicable, match="there is no lse"):
         asks_for_more(subject(contract, reference), Case())
+
+
+def test_properties_have_the_bounds_of_who_is_judged(reference):
+    def full(subject, case):
+        on = machine("float32")
+        assert on.u_product == on.u_sum == on.u
+
+    contract = doubling(lambda x: 2 * x, properties={"full": full})
+    ours = subject(contract, reference)
+    others = Subject(ours.name, ours.compute)
+    for judged, fault in ((ours, False), (others, True)):
+        (found,) = check_properties(contract, judged, Case(), ("full",))
+        assert bool(found.fault) == fault
 
 
 def test_what_differs_from_run_to_run_is_seen(reference):

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
+from twofold.core.verify.machines import full_products
 from twofold.core.verify.rounding import Approx, chance, probabilistic
 from twofold.core.verify.watching import Watched, unwritten, unwritten_memory_is_nan
 
@@ -94,10 +95,12 @@ class Subject:
     Attributes:
         name: "reference", "triton", or what a function that is not ours is called.
         compute: the outputs of (case, inputs), forward and backward.
+        full_products: whether bounds are those of `machines.full_products`.
     """
 
     name: str
     compute: Callable[[Any, Any], Outputs]
+    full_products: bool = False
 
 
 class Bits(AssertionError):
@@ -199,7 +202,7 @@ def subject(contract: Contract, side: Side) -> Subject:
         found = contract.run(Watched(side).side, case, given)
         return Outputs({n: side.to_numpy(x) for n, x in found.items() if x is not None})
 
-    return Subject(side.name, compute)
+    return Subject(side.name, compute, side.name == "reference")
 
 
 def computed(
@@ -226,6 +229,16 @@ def truths(contract: Contract, case: Any, given: Any) -> Mapping[str, Approx]:
         return contract.truth(case, given)
 
 
+def certain_and_likely(
+    contract: Contract, side: Side, case: Any, given: Any
+) -> tuple[Mapping[str, Approx], Mapping[str, Approx]]:
+    """Return every output of a case on a side with both its bounds."""
+    with full_products(side.name == "reference"):
+        certain = truths(contract, case, given)
+        with probabilistic():
+            return certain, truths(contract, case, given)
+
+
 def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     """Run one case on a side and compare every output with the truth, by both its bounds.
 
@@ -234,9 +247,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     """
     given = contract.inputs(case)
     outputs, wrong = computed(contract, side, case, given)
-    bounds = truths(contract, case, given)
-    with probabilistic():
-        likely_bounds = truths(contract, case, given)
+    bounds, likely_bounds = certain_and_likely(contract, side, case, given)
     findings = []
     for name, truth in bounds.items():
         share, vacuous, fault, median = compare(name, outputs[name], truth)
@@ -271,7 +282,7 @@ def check_properties(
     for name in claims if names is None else dict.fromkeys(names):
         fault = ""
         try:
-            with np.errstate(all="ignore"):  # as for the truth
+            with full_products(judged.full_products), np.errstate(all="ignore"):  # as for the truth
                 claims[name](judged, case)
         except Inapplicable:
             continue

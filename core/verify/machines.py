@@ -13,6 +13,7 @@ CONFIDENCE = 9.0
 E4M3 = 32  # products of 8 bits that an instruction of Hopper's matrix unit sums
 
 _confidence: ContextVar[float | None] = ContextVar("confidence", default=None)
+_full: ContextVar[bool] = ContextVar("full", default=False)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None
     2⁻²³|a|. With r·r dropped a product errs by 2·2⁻²³ + 2⁻²² = 2⁻²¹; the small products are summed
     first, from zero, and add 2n roundings of 2⁻¹⁰ and one addition to the n of the large ones.
     2⁻²⁰ holds all of it up to n = 1024, and beyond that the quarter to spare in the next paragraph.
-    A true float32 product (AMD's matrix unit, the interpreter, NumPy) errs by 2⁻²⁴ and is within
-    that too. An operand so large that h is infinite, or subnormal, is `rounding.matmul`'s business.
+    A true float32 product (AMD's matrix unit, NumPy) errs by 2⁻²⁴ and is within that too; it is
+    all that the reference has (`full_products`). An operand so large that h is infinite, or
+    subnormal, is `rounding.matmul`'s business.
 
     Sums on the matrix unit are truncated, not rounded: a unit that adds k products to its
     accumulator aligns k + 1 numbers to the largest (Fasi, Higham, Mikaitis & Pranesh 2021,
@@ -98,6 +100,8 @@ def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None
     product, u_sum, function, most = 0.0, 2.0**-23, 2.0**-22, FLOAT32_MAX
     if dtype == "float32":
         product = (1 + 2.0**-10) ** 2 - 1 if allow_tf32 else 2.0**-20
+        if _full.get() and not allow_tf32:
+            product = u_sum = u
         return Machine(dtype, u, 0.0, tiny, 0.0, most, most, product, u_sum, function, confidence)
     summed, u_summed = 0, 0.0
     if dtype == "float8_e4m3fn" and accumulator is not None:
@@ -116,6 +120,19 @@ def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None
 def chance(on: Machine) -> float:
     """Return the probability with which a probabilistic bound fails, for each sum it is made of."""
     return 0.0 if on.confidence is None else 2 * math.exp(-(on.confidence**2) / 2)
+
+
+@contextmanager
+def full_products(full: bool) -> Iterator[None]:
+    """Let `machine` return arithmetics without a matrix unit, as NumPy has, or with one.
+
+    Products of float32 in a matrix product, and their sums, then round to nearest as all else does.
+    """
+    token = _full.set(full)
+    try:
+        yield
+    finally:
+        _full.reset(token)
 
 
 @contextmanager

@@ -304,7 +304,7 @@ def matmul(a: Approx, b: Approx) -> Approx:
     """a @ b on the matrix unit: each product and each of K sums rounds (Higham 2002, (3.12)).
 
     A subnormal operand may be flushed, or lose its bits to tf32: 2⁻¹²⁶ of each. One within 2⁻¹² of
-    the largest float32 has no finite nearest tf32.
+    the largest float32 has no finite nearest tf32, which NumPy does not need.
     """
     on, k = a.on, a.value.shape[-1]
     size_a, size_b = np.abs(a.value), np.abs(b.value)
@@ -318,7 +318,7 @@ def matmul(a: Approx, b: Approx) -> Approx:
         square += size_a**2 @ (alike(b.value, on.u_storage, -2) * fresh_b**2)
         scattered = on.confidence * np.sqrt(square / 3) + fresh_a @ fresh_b
         error = error - conspiring + np.fmin(conspiring, scattered)
-    if on.u_product > 0:
+    if on.u_product > on.u:
         reach_a, reach_b = (
             np.where(x < on.largest * (1 - 2.0**-12), x, np.inf) for x in (reach_a, reach_b)
         )

@@ -119,6 +119,8 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         exchanges = "xchg" in str(op).lower()
         if exchanges and self._bits(plain) != val.data.tobytes() and self._held(plain):
             return TensorHandle(val.data.copy(), val.dtype.scalar)
+        if exchanges and self.memory.order.denied(int(addresses.item()), val.data.tobytes()):
+            raise self.memory.put_back(ptr.data)
         return self._ordering(plain, how, lambda: atomic(op, plain, val, mask, *how), exchanges)
 
     def create_atomic_cas(self, ptr: Any, compared: Any, val: Any, *how: Any) -> Any:

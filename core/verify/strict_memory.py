@@ -215,6 +215,11 @@ class Memory:
             where = f"element {view.element(address)} of {view}"
         return self.fault(f"two lanes of one store write different values to {where}")
 
+    def put_back(self, pointers: Array) -> Fault:
+        """Return the fault of an exchange that puts back a lock of another program's."""
+        lock = self._argument(int(pointers.ravel()[0]))
+        return self.fault(f"{_WORDS['atomic']} {lock} puts it back, though it was found held")
+
     def use(self, kind: str, pointers: Array, count: int) -> Fault:
         """Return the fault of a store, or atomic, of values that masked lanes were given."""
         loads = "; ".join(f"{name} at {_place(site)}" for name, site in self.unspecified)

@@ -11,11 +11,12 @@ Programs run one after the other in some order, so only that order is judged: an
 another. In one of them everything is done that is waited for, so whoever looks and goes on whatever
 it finds is not told from who waits, but at locks: where an exchange changes a number that the same
 program then puts back, every later exchange finds it held, now and then, by a program that there is
-not. Who does not try again is not behind it.
+not. Who does not try again is not behind it, and must not put back what it does not have.
 """
 
 from __future__ import annotations
 
+import bisect
 import random
 from typing import Any
 
@@ -42,7 +43,8 @@ class Order:
         self._published: dict[int, Clock] = {}
         self._unsettled: list[tuple[int, int]] = []
         self._taken: dict[int, bytes] = {}  # by the running program: what the number was
-        self._locks: set[int] = set()
+        self._locks: dict[int, bytes] = {}  # what the number is when nobody has it
+        self._denied: set[int] = set()  # to the running program, which has waited for nobody since
         self._drawn = random.Random(seed)
         self._spins, self._spun = 0, 0
 
@@ -50,11 +52,23 @@ class Order:
         """Let a program run, whose first access has this number."""
         self._began.append(number)
         self._visible, self._limits, self._taken, self._spins = {}, None, {}, 0
+        self._denied = set()
+
+    def began(self, number: int) -> int:
+        """Return the first access of the program that made this one."""
+        return self._began[bisect.bisect_right(self._began, number) - 1]
 
     def held(self, address: int) -> bool:
         """Return whether the running program is to find this lock held by another."""
         free = address in self._locks and address not in self._taken
-        return free and self._drawn.random() < 0.5
+        found = free and self._drawn.random() < 0.5
+        if found:
+            self._denied.add(address)
+        return found
+
+    def denied(self, address: int, after: bytes) -> bool:
+        """Return whether to exchange a number for this is to put back a lock of another's."""
+        return address in self._denied and self._locks[address] == after
 
     def published(self, address: int) -> Clock:
         """Return what may be relied on by who looks at what an atomic finds here now."""
@@ -63,6 +77,7 @@ class Order:
     def acquire(self, published: Clock) -> None:
         """Rely on what was published."""
         self._visible, self._limits = _joined(self._visible, published), None
+        self._denied = set()  # whoever had them may be known to be done
 
     def release(self, address: int, settled: int, number: int) -> None:
         """Publish what is done: all before access `settled`; from there to `number` is loose."""
@@ -78,7 +93,7 @@ class Order:
         if before == after:
             return
         if self._taken.get(address) == after:
-            self._locks.add(address)
+            self._locks[address] = after
             del self._taken[address]
         else:
             self._taken.setdefault(address, before)

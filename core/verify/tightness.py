@@ -16,8 +16,14 @@ import numpy as np
 
 from twofold.core.ops import Side
 from twofold.core.verify import domains, report
-from twofold.core.verify.contract import computed, fitting, precision_name, shares, truths
-from twofold.core.verify.rounding import Approx, probabilistic
+from twofold.core.verify.contract import (
+    certain_and_likely,
+    computed,
+    fitting,
+    precision_name,
+    shares,
+)
+from twofold.core.verify.rounding import Approx
 
 Array = domains.Array
 
@@ -278,9 +284,7 @@ def measure(operator: str, side: Side) -> list[Tightness]:
     for case in dict.fromkeys(fitting(side, case) for case in cases(operator)):
         given = contract.inputs(case)
         outputs, _ = computed(contract, side, case, given)
-        certain = truths(contract, case, given)
-        with probabilistic():
-            likely = truths(contract, case, given)
+        certain, likely = certain_and_likely(contract, side, case, given)
         for output, truth in certain.items():
             key = (output, precision_name(case))
             collected = found.setdefault(key, _Collected(contract.passes[output]))

@@ -58,6 +58,25 @@ def quantized_again(subject: Subject, case: Case) -> None:
     claims.same_bits({"x8": found["x8"]}, {"x8": after["x8"]}, "quantised again")
 
 
+def nan_is_seen(subject: Subject, case: Case) -> None:
+    """A NaN, or ∞, is the scale of its head and makes all its x8·scale NaN; no other sees it."""
+    given, rng = inputs(case), np.random.default_rng(case.seed)
+    found = subject.compute(case, given)
+    at = tuple(int(rng.integers(0, n)) for n in given.x.shape)
+    head = np.zeros(given.x.shape[:2], bool)
+    head[at[:2]] = True
+    for what in (np.nan, np.inf, -np.inf):
+        x = given.x.copy()
+        x[at] = what
+        after = subject.compute(case, given._replace(x=x))
+        x8, by = (after[name].astype(np.float64) for name in ("x8", "scale"))
+        assert np.array_equal(by[head], [abs(what)], equal_nan=True), f"a scale with {what} in x"
+        assert np.isnan(x8 * by[..., None, None])[head].all(), f"x8·scale with {what} in x"
+        for name in ("x8", "scale"):
+            beside = f"beside a head with {what}"
+            claims.same_bits({name: found[name][~head]}, {name: after[name][~head]}, beside)
+
+
 def scales_are_factors(subject: Subject, case: Case) -> None:
     """Powers of two go from any scale to another, and from that of v to the output, bit for bit."""
     case = replace(bare(case), softmax_scale=scale(case), magnitude="unit", dtype="float32")
@@ -254,6 +273,7 @@ def other_tiles(subject: Subject, case: Case) -> None:
 PROPERTIES: Mapping[str, Property] = {
     "half a unit": half_a_unit,
     "quantised again": quantized_again,
+    "NaN is seen": nan_is_seen,
     "scales are factors": scales_are_factors,
     "equal values": equal_values,
     "one key": one_key,

@@ -27,8 +27,14 @@ __all__ = [
     "truth",
 ]  # fmt: skip
 
-# (tile, parts, queries, head_dim): beyond one block of rows, where it ends within a head.
-SHAPES = ((0, 17, 11, 17), (1, 16, 5, 65), (2, 33, 5, 130), (3, 17, 1, 257))
+# (tile, parts, queries, head_dim, magnitude): beyond a block of rows, where it ends within a head.
+SHAPES = (
+    (0, 17, 11, 17, "unit"),
+    (1, 16, 5, 65, "unit"),
+    (2, 33, 5, 130, "unit"),
+    (3, 17, 1, 257, "unit"),
+    (0, 5, 11, 7, "largest"),
+)
 
 CONTRACT = Contract(
     operator="merge_attention",
@@ -46,11 +52,12 @@ CONTRACT = Contract(
             seqlen_q=seqlen_q,
             head_dim=head_dim,
             dead=0.3,
+            magnitude=magnitude,
             float32_parts=dtype == "bfloat16",
             dlse=True,
             tile=tile,
         )
-        for tile, parts, seqlen_q, head_dim in SHAPES
+        for tile, parts, seqlen_q, head_dim, magnitude in SHAPES
         for dtype in domains.DTYPES
     ),
     properties=PROPERTIES,

@@ -14,10 +14,13 @@ The bound, line by line the kernel's: running error analysis (`rounding.Approx`)
     log-sum-exp: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax
     functions"): to first order a mean of the Φ_s. |l̂ − l|/l ≤ Σ |p̂_s − p_s|/l says the same.
     lse = m + log l rounds once more.
-(2, 3) out = Σ p_s·out_s / l: S products and S − 1 additions (fused or not), a division, the cast.
-(4) Backward has the same p, l and out, in float32, before any cast.
-(5) dout_s = (p_s/l)·dout: two roundings and the cast.
-(6) dlse_s = (p_s/l)·(Σ_d dout·(out_s − out) + dlse): the difference comes before the product, then
+(2) w_s = p_s·(1/l): a division and a product.
+(3) out = Σ w_s·out_s: S products and S − 1 additions (fused or not), the cast. Weights that sum to
+    1 keep the sum within the largest out_s; Σ p_s·out_s, divided at the end, passes the largest
+    float32 where out_s are within it. The domain has outs near the largest, to tell the two apart.
+(4) Backward has the same w and out, in float32, before any cast.
+(5) dout_s = w_s·dout: a product and the cast.
+(6) dlse_s = w_s·(Σ_d dout·(out_s − out) + dlse): the difference comes before the product, then
     D − 1 additions.
 
 A part left out has weight 0, gradient 0 and bound 0; where all are, out 0 and lse −∞ are exact.
@@ -41,6 +44,7 @@ from twofold.core.verify.rounding import Approx, exact, exp, log, machine
 Array = domains.Array
 
 LAYOUTS = (*domains.LAYOUTS, "heads inside", "parts inside")
+MAGNITUDES = (*domains.MAGNITUDES, "largest")
 LSE_SCALES = (0.0, 1e-2, 1.0, 10.0, 100.0, 1e4)
 
 
@@ -49,7 +53,9 @@ class Case:
     """Lengths, and everything that varies about a call.
 
     `dtype` is that of out; `float32_parts` says that outs are float32 all the same. `lse_scale` is
-    the standard deviation of the lses, `dead` the probability that a part attended nothing.
+    the standard deviation of the lses, `dead` the probability that a part attended nothing. Of
+    magnitude "largest" are outs within half of the largest of their dtype, with a sign that parts
+    share, and douts so small that gradients stay within it, too.
     """
 
     dtype: str = "float32"
@@ -114,9 +120,14 @@ def inputs(case: Case) -> Inputs:
     lses = domains.representable(lses, case.lse_dtype)
     lses[rng.random(lses.shape) < case.dead] = -np.inf
     shape = (case.parts, *rows, case.head_dim)
-    outs = domains.draw(rng, shape, case.magnitude, case.parts_dtype)
+    if largest := case.magnitude == "largest":
+        sign = np.sign(rng.standard_normal(shape[1:]))
+        outs = sign * rng.uniform(0.5, 0.99, shape) * machine(case.parts_dtype).huge
+        outs = domains.representable(outs, case.parts_dtype)
+    else:
+        outs = domains.draw(rng, shape, case.magnitude, case.parts_dtype)
     outs[lses == -np.inf] = np.nan
-    dout = domains.draw(rng, shape[1:], "unit", case.dtype)
+    dout = domains.draw(rng, shape[1:], "tiny" if largest else "unit", case.dtype)
     dlse = domains.draw(rng, rows, "unit", case.lse_dtype) if case.dlse else None
     return Inputs(outs, lses, dout, dlse)
 
@@ -170,10 +181,11 @@ def merge(outs: Approx, lses: Approx) -> Merged:
     p = exp((lses - top).where(live)).where(live)
     total = p.sum(0).where(attends, 1.0)
     lse = (top + log(total)).where(attends, -np.inf)
-    # (2) weights, (3) output
+    # (2) weights
+    w = p * (1.0 / total)
+    # (3) output
     outs = outs.where(live[..., None])
-    out = (column(p) * outs).sum(0) / column(total)
-    return Merged(outs, p / total, out, lse)
+    return Merged(outs, w, (column(w) * outs).sum(0), lse)
 
 
 def gradients(merged: Merged, dout: Approx, dlse: Approx | None) -> tuple[Approx, Approx]:
@@ -229,7 +241,7 @@ def cases() -> st.SearchStrategy[Case]:
         head_dim=st.one_of(domains.lengths(40), domains.lengths(256)),
         lse_scale=st.sampled_from(LSE_SCALES),
         dead=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
-        magnitude=st.sampled_from(domains.MAGNITUDES),
+        magnitude=st.sampled_from(MAGNITUDES),
         layout=st.sampled_from(LAYOUTS),
         float32_parts=st.booleans(),
         dlse=st.booleans(),

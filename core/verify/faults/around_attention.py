@@ -74,7 +74,8 @@ _MERGE: tuple[Row, ...] = (
     ),
     (
         MERGE, "lses are taken for base 2", "vllm#28840",
-        ("return tl.exp(lse - top), out", "return tl.exp2(lse - top), out"),
+        ("return tl.exp(lse - top) *", "return tl.exp2(lse - top) *"),
+        ("total += tl.exp(", "total += tl.exp2("),
     ),
     (
         MERGE, "lse is +∞ where nothing is attended", "flash-attention#978",
@@ -90,7 +91,12 @@ _MERGE: tuple[Row, ...] = (
     ),
     (
         MERGE, "the output is a sum of parts, not a mean", "",
-        ("acc / tl.where(total == 0.0, 1.0, total)[:, None]", "acc"),
+        ("acc += w[:, None] * out", "acc += tl.where(w == 0.0, 0.0, 1.0)[:, None] * out"),
+    ),
+    (
+        MERGE, "outputs are divided when they are summed up, which large ones do not outlive", "",
+        ("acc += w[:, None] * out", "acc += (w / inverse)[:, None] * out"),
+        ("return acc", "return acc * inverse[:, None]"),
     ),
     (
         MERGE, "outputs are summed in the storage dtype", "",
@@ -342,6 +348,11 @@ _FP8: tuple[Row, ...] = (
     (
         FP8_QUANTIZE, "the largest of a head is that of its last rows", "",
         ("largest.amax(-1)", "largest[..., -1]"),
+    ),
+    (
+        FP8_QUANTIZE, "a NaN is dropped by the maximum", "",
+        ("tl.max(x.to(tl.int32, bitcast=True) & MAGNITUDE).to(tl.float32, bitcast=True)",
+         "tl.max(tl.abs(x))"),
     ),
     (
         FP8_REFERENCE, "numbers below 2⁻⁶ are rounded as if they were no subnormals", "",
