@@ -105,3 +105,10 @@ def _placed(side: ops.Side, x: Any) -> Any:
     if isinstance(x, np.ndarray):
         return side.asarray(x)
     return x._make(_placed(side, y) for y in x) if hasattr(x, "_make") else x
+
+
+@pytest.fixture
+def strict():
+    """Programs in order, so that it is known which one meets the fault."""
+    with strict_interpreter(shuffle=False):
+        yield

@@ -13,12 +13,6 @@ from twofold.core.verify import strict_numerics
 from twofold.core.verify.strict_interpreter import strict_interpreter
 
 
-@pytest.fixture
-def strict():
-    with strict_interpreter():
-        yield
-
-
 @InterpretedFunction
 def first_or_zero(x_ptr, y_ptr):
     i = tl.program_id(0)

@@ -11,12 +11,6 @@ from twofold.core.verify.strict_interpreter import Fault, strict_interpreter
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@pytest.fixture
-def strict():
-    with strict_interpreter():
-        yield
-
-
 @InterpretedFunction
 def half_of_it(x_ptr, y_ptr, n):
     i = tl.arange(0, 8)

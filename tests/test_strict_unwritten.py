@@ -13,12 +13,6 @@ from twofold.core.verify.contracts import dropout
 from twofold.core.verify.strict_interpreter import Fault, check_written, strict_interpreter
 
 
-@pytest.fixture
-def strict():
-    with strict_interpreter(shuffle=False):
-        yield
-
-
 @InterpretedFunction
 def accumulate(x_ptr, total_ptr, ATOMIC: tl.constexpr):
     i = tl.program_id(0) * 4 + tl.arange(0, 4)
