@@ -1,4 +1,4 @@
-"""Training: batches, schedule, checkpoints; however a run went, it ends with the same bits."""
+"""Training: runs, checkpoints; however a run went, it ends with the same bits."""
 
 import contextlib
 import dataclasses
@@ -7,29 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from twofold.core import ops
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import checkpoints, codec, loop
-from twofold.core.training.batches import (
-    Examples,
-    drop_words,
-    epoch_batches,
-    even_batches,
-    steps_per_epoch,
-)
 from twofold.core.training.checkpoints import CheckpointError
-from twofold.core.training.feed import Feed, ahead
-from twofold.core.training.recipe import Recipe, learning_rate
+from twofold.core.training.feed import Feed
+from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run, RunError
 from twofold.core.training.settings import Settings, fingerprint
 from twofold.core.training.trainer import Diverged
@@ -79,110 +69,6 @@ def same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bo
     return first.keys() == second.keys() and all(
         x.tobytes() == second[name].tobytes() for name, x in first.items()
     )
-
-
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31), st.integers(0, 5))
-def test_an_epoch_has_every_example_once(examples, batch_size, seed, epoch):
-    lengths = np.random.default_rng(seed).integers(1, 30, examples)
-    batches = epoch_batches(lengths, batch_size, seed, epoch)
-    assert sorted(np.concatenate(batches)) == list(range(examples))
-    assert len(batches) == steps_per_epoch(examples, batch_size)
-    again = epoch_batches(lengths, batch_size, seed, epoch)
-    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
-
-
-def test_batches_hold_similar_lengths():
-    lengths = np.random.default_rng(0).integers(1, 60, 1000)
-    batches = epoch_batches(lengths, 50, 0, 0)
-    padded = sum(lengths[b].max() * len(b) for b in batches)
-    unsorted = sum(lengths[i : i + 50].max() * 50 for i in range(0, 1000, 50))
-    assert padded - lengths.sum() < 0.2 * (unsorted - lengths.sum())
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(60, 600))
-def test_even_batches_have_every_example_once_and_hold_no_more(lengths, positions):
-    lengths = np.array(lengths)
-    batches = even_batches(lengths, positions, 4)
-    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-    assert all(lengths[b].max() * len(b) <= positions for b in batches)
-
-
-@given(st.integers(1, 500), st.integers(1, 60))
-def test_even_batches_leave_nobody_with_less_to_do(examples, length):
-    batches = even_batches(np.full(examples, length), 600, 4)
-    rounds = -(-examples // (4 * (600 // length)))  # that all four workers are busy in
-    assert max(len(b) for b in batches) == -(-examples // (4 * rounds))
-
-
-@given(st.floats(0.0, 0.9), st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 300))
-def test_learning_rate_climbs_to_its_peak_and_decays(warmup, schedule, steps):
-    recipe = Recipe(lr=0.5, warmup=warmup, schedule=schedule)
-    rates = [learning_rate(recipe, step, steps) for step in range(1, steps + 1)]
-    top = int(np.argmax(rates))
-    assert all(0 < r <= 0.5 for r in rates)
-    assert all(a <= b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
-    assert schedule == "constant" or rates[-1] == min(rates[top:])
-
-
-def test_words_are_dropped_as_often_as_asked_and_the_same_each_time():
-    ids = np.arange(2, 10002)
-    dropped = drop_words(ids, 0.2, 1, seed=3, step=4)
-    assert np.array_equal(dropped, drop_words(ids, 0.2, 1, seed=3, step=4))
-    assert not np.array_equal(dropped, drop_words(ids, 0.2, 1, seed=3, step=5))
-    assert (dropped[dropped != 1] == ids[dropped != 1]).all()
-    share, deviation = (dropped == 1).mean(), np.sqrt(0.2 * 0.8 / len(ids))
-    assert abs(share - 0.2) < 6 * deviation
-
-
-@pytest.mark.parametrize("word_dropout", [0.0, 0.3])
-@pytest.mark.parametrize("graded", [False, True])
-def test_a_batch_is_that_of_its_number_whenever_it_is_made(word_dropout, graded):
-    rng = np.random.default_rng(0)
-    inputs = [rng.integers(2, 99, rng.integers(1, 12)) for _ in range(23)]
-    soft = rng.random((23, 2)).astype(np.float32)
-    examples = Examples(inputs, rng.integers(0, 2, 23), soft)
-    recipe = Recipe(seed=4, batch_size=5, word_dropout=word_dropout, soft_targets=graded)
-    expected = []
-    for epoch in range(3):
-        for chosen in epoch_batches(examples.lengths, 5, 4, epoch):
-            joined = np.concatenate([inputs[i] for i in chosen])
-            if word_dropout > 0.0:
-                joined = drop_words(joined, word_dropout, 1, 4, len(expected) + 1)
-            expected.append((joined, (soft if graded else examples.labels)[chosen]))
-    feed = Feed(examples, recipe, 1)
-    for step in rng.permutation(15):
-        found, targets = feed.batch(int(step) + 1)
-        assert np.array_equal(np.concatenate(found), expected[step][0])
-        assert np.array_equal(targets, expected[step][1])
-    undropped = [Feed(examples, recipe, None).batch(s + 1)[0] for s in range(15)]  # are no words
-    words = [[tuple(x) for batch in undropped[e : e + 5] for x in batch] for e in (0, 5, 10)]
-    assert all(sorted(w) == sorted(tuple(x) for x in inputs) for w in words)
-
-
-def test_the_next_batch_is_made_while_the_last_is_in_use():
-    made, second = [], threading.Event()
-
-    def make(n):
-        made.append(n)
-        if n == 2:
-            second.set()
-        return -n
-
-    with contextlib.closing(ahead(make, range(1, 9))) as batches:
-        assert next(batches) == -1
-        assert second.wait(60)  # though nobody has asked for it
-        assert made == [1, 2]
-        assert [next(batches) for _ in range(4)] == [-2, -3, -4, -5]
-    assert made[-1] <= 6  # and not the rest
-    assert list(ahead(make, range(3))) == [0, -1, -2] and list(ahead(make, [])) == []
-
-
-def test_what_making_a_batch_raises_is_raised_in_its_place():
-    batches = ahead(lambda n: 1 // (3 - n), range(9))
-    assert [next(batches) for _ in range(3)] == [0, 0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(batches)
 
 
 def test_preparing_ahead_changes_no_bit(tmp_path, monkeypatch):
