@@ -79,6 +79,7 @@ VARIANTS = (
     Variant(256, 3, True, (8, 4)),
 )  # fmt: skip
 BLOCK_K, GROUP_M = 64, 8
+WRITTEN_IN = 4  # parts by descriptors: whole tiles would wait in memory of a second program
 
 
 class Product(NamedTuple):
@@ -171,7 +172,7 @@ def with_descriptors(x: Product, tile: Tile, persistent: bool) -> None:
         x.a, x.b, x.c if x.bias is None else x.bias, x.c, x.c if x.z is None else x.z, M, N, K,
         A_TURNED=x.a.stride(1) != 1, B_TURNED=x.b.stride(1) != 1, HAS_BIAS=x.bias is not None,
         GELU=x.z is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        GROUP_M=tile.group_m, PARTS=4 if x.z is not None else 1, num_warps=tile.num_warps,
+        GROUP_M=tile.group_m, PARTS=WRITTEN_IN, num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
 
