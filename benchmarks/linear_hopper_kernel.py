@@ -5,9 +5,9 @@ Either the groups share a tile (each has half of its rows, and b is read by both
 tiles in turn: while one adds the bias, activates and stores, the other has the matrix unit. The
 first has more to multiply for what it loads, the second hides what is not a product.
 
-In turn, a group may not so much as wait for its slots before the other has been through with
-waiting for those before them: a parity does not tell a phase from the one before the last. So each
-has a barrier `turn`, at which the other arrives when it has begun its tile's last product.
+In turn, a group may not start waiting for its slots until the other has finished waiting for the
+earlier ones: a parity does not tell a phase from the one before the last. So each has a barrier
+among `turns`, at which the other arrives when it has begun its tile's last product.
 
 `M` × `K` times `K` × `N`. A *step* is a slice of BLOCK_K features of one tile; slots, barriers and
 phases are those of `twofold.kernels.attention_hopper_kernel`. Steps (1) and (2) are those of

@@ -15,7 +15,7 @@ backward, with the pass over dz taken off by its bytes, some 415 at 768 and 577 
 
 - GELU in parts, two programs on a multiprocessor: 277 → 390 at 768, 381 → 520 at 2048. What is
   left out of the product (bias, GELU, two stores) takes as many instructions as it has clocks.
-- Features of dW split: 768×768 from 150 to 390, 3072×768 from 340 to 440, as `linear_tiles` says.
+- Features of dW split: 768×768 from 155 to 395, 3072×768 from 315 to 435, as `linear_tiles` says.
 - 128×256 in one program: 600 at 2048, and no gain at 768, where nothing hides what is behind the
   12 steps of the product.
 - Descriptors: fewer instructions in the loop (134 → 70), 1.05; persistent 1.05 more at 768.
@@ -39,6 +39,7 @@ from twofold.core.bench import agreement, machine, problems, timing
 from twofold.kernels import linear
 from twofold.kernels.activation import activate
 from twofold.kernels.device import multiprocessors
+from twofold.kernels.linear import halves
 from twofold.kernels.linear_tiles import Tile
 
 TOKENS = 16384
@@ -146,10 +147,9 @@ def write(
 ):  # fmt: skip
     """Store f(acc + bias) in parts of its columns."""
     if PARTS > 1:
-        HALF: tl.constexpr = acc.shape[1] // 2
-        left, right = tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, HALF)), (0, 2, 1)))
+        left, right = halves(acc)
         write(left, bias_ptr, c_desc, z_desc, m, n, N, HAS_BIAS, GELU, PARTS // 2)
-        write(right, bias_ptr, c_desc, z_desc, m, n + HALF, N, HAS_BIAS, GELU, PARTS // 2)
+        write(right, bias_ptr, c_desc, z_desc, m, n + left.shape[1], N, HAS_BIAS, GELU, PARTS // 2)
     else:
         # (1) bias
         if HAS_BIAS:
@@ -216,7 +216,8 @@ def layout_of(columns: int) -> Any:
 def plain(x: Product, tile: Tile | None, splits: int | None = None) -> None:
     """Write c, and z, by the plain kernel."""
     kind = None if x.z is None else "gelu"
-    linear._gemm(x.a, x.b, x.c, False, tile, x.bias, x.z, kind, splits)
+    whole = x.bias is not None or x.a.stride(1) == 1
+    linear.product(x.a, x.b, x.c, False, tile, x.bias, x.z, kind, whole=whole, splits=splits)
 
 
 def of_torch(x: Product) -> None:
@@ -226,7 +227,7 @@ def of_torch(x: Product) -> None:
     else:
         torch.addmm(x.bias, x.a, x.b, out=x.c if x.z is None else x.z)
     if x.z is not None:
-        x.c.copy_(torch.nn.functional.gelu(x.z))
+        torch.ops.aten.gelu.out(x.z, approximate="none", out=x.c)
 
 
 class Layer:

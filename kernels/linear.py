@@ -13,9 +13,9 @@ the rows: no atomics, the same bits in every run. Without an activation dz is do
 of the pass is to read it; without a bias, or with a frozen one, nothing remains.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
-Where a product has fewer tiles than the machine has room for, its features are split among several
-programs of a tile, and a second kernel adds what they wrote, 8·M·N bytes for each
-(`linear_tiles`): no atomics there either.
+Where dW has fewer tiles than the machine has room for, the rows that each adds up are split among
+several programs, and a second kernel adds what they wrote, 8·N·K bytes for each (`linear_tiles`):
+no atomics there either.
 
 `R` rows, `K` features in, `N` features out; in the product, `M` × `K` times `K` × `N`. Steps (1)
 and (2) are those of the reference.
@@ -33,7 +33,7 @@ from twofold.kernels.activation import activate, differentiate
 from twofold.kernels.attention_tiles import aligned
 from twofold.kernels.device import architecture
 from twofold.kernels.layout import asked, fresh
-from twofold.kernels.linear_tiles import PARTS, WIDE, Tile, choose_splits, choose_tile
+from twofold.kernels.linear_tiles import PARTS, WIDE, Tile, choose, choose_splits
 from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.linear import check
@@ -81,7 +81,7 @@ def gemm_kernel(
     PARTS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """c = f(a·b + bias), one tile of it; if SPLIT, of some of the features, c (splits, M, N)."""
+    """c = f(a·b + bias), one tile of it; if SPLIT, sums of some features, c (splits, M, N)."""
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
     i, j = tl.swizzle2d(program // blocks_n, program % blocks_n, blocks_m, blocks_n, GROUP_M)
@@ -112,6 +112,14 @@ def gemm_kernel(
 
 
 @triton.jit
+def halves(x):
+    """Return the left and the right half of a tile's columns."""
+    ROWS: tl.constexpr = x.shape[0]
+    HALF: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, HALF)), (0, 2, 1)))
+
+
+@triton.jit
 def finish(
     acc, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first, M, N,
     KIND: tl.constexpr,
@@ -121,15 +129,13 @@ def finish(
 ):  # fmt: skip
     """Add the bias to columns from `first` on, activate and store, in PARTS one after the other."""
     if PARTS > 1:
-        HALF: tl.constexpr = acc.shape[1] // 2
-        halves = tl.permute(tl.reshape(acc, (acc.shape[0], 2, HALF)), (0, 2, 1))
-        left, right = tl.split(halves)  # (BLOCK_M, HALF) each
+        left, right = halves(acc)
         finish(
             left, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first, M, N,
             KIND, HAS_BIAS, SAVE_Z, PARTS // 2,
         )  # fmt: skip
         finish(
-            right, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first + HALF, M, N,
+            right, bias_ptr, c_ptr, z_ptr, bias_strides, c_strides, m, first + left.shape[1], M, N,
             KIND, HAS_BIAS, SAVE_Z, PARTS // 2,
         )  # fmt: skip
     else:
@@ -157,7 +163,7 @@ def add_splits_kernel(
     splits,
     BLOCK: tl.constexpr,
 ):
-    """(1) product: c = Σ of the splits' sums, of BLOCK elements."""
+    """(1) product: BLOCK elements of c, each the sum over the splits."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     total = tl.zeros([BLOCK], tl.float32)
@@ -191,7 +197,7 @@ def forward(
     z = None
     if activation is not None:
         z = y if activation == "relu" else torch.empty_like(y)
-    _gemm(rows, weight.mT, y, allow_tf32, tile, bias, z, activation)
+    product(rows, weight.mT, y, allow_tf32, tile, bias, z, activation)
     return out, Cache(x, weight, z, activation, bias is not None, allow_tf32)
 
 
@@ -227,41 +233,46 @@ def backward(
     dx = None
     if of_x:
         dx = fresh(cache.x)
-        _gemm(dz, weight, _rows(dx), cache.allow_tf32, tile)
+        product(dz, weight, _rows(dx), cache.allow_tf32, tile)
     if of_weight:
         dweight = fresh(weight) if dweight is None else dweight
-        _gemm(dz.mT, x, dweight, cache.allow_tf32, tile)
+        product(dz.mT, x, dweight, cache.allow_tf32, tile, whole=False)
     return Gradients(dx, dweight, dbias)
 
 
-def _gemm(
+def product(
     a: torch.Tensor,
     b: torch.Tensor,
     c: torch.Tensor,
-    allow_tf32: bool,
-    tile: Tile | None,
+    allow_tf32: bool = False,
+    tile: Tile | None = None,
     bias: torch.Tensor | None = None,
     z: torch.Tensor | None = None,
     activation: str | None = None,
+    *,
+    whole: bool = True,
     splits: int | None = None,
 ) -> None:
-    """Write f(a·b + bias) to c, and its argument to z unless that is c itself.
+    """Write f(a·b + bias) to c (M, N), and its argument to z unless that is c itself.
 
-    `tile`, and `splits` of what has neither bias nor activation, override what is chosen.
+    Arguments are not checked. What has neither bias nor activation may be split if not `whole`;
+    `tile` and `splits` override what is chosen.
     """
     (M, K), N, size = a.shape, b.shape[1], a.element_size()
-    whole = bias is not None or activation is not None
-    tile = tile or choose_tile(
-        M,
-        N,
-        K,
-        size,
-        aligned=aligned(*c.stride()),
-        whole=whole,
-        activated=activation is not None,
-        architecture=architecture(),
-    )
-    splits = splits or (1 if whole else choose_splits(M, N, K, tile, size))
+    if tile is None:
+        tile, chosen = choose(
+            M,
+            N,
+            K,
+            size,
+            aligned=aligned(*c.stride()),
+            whole=whole,
+            activated=activation is not None,
+            architecture=architecture(),
+        )
+    else:
+        tile, chosen = choose_splits(M, N, K, tile, size, whole=whole)
+    splits = splits or chosen
     sums = c if splits == 1 else c.new_empty((splits, M, N), dtype=torch.float32)
     save_z = z is not None and z is not c
     gemm_kernel[(triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n), splits)](

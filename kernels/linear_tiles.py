@@ -3,9 +3,10 @@
 `M` × `K` times `K` × `N`, as in `linear`. Which tile a product takes, and whether its K features
 are split, is decided by how long it should take: programs run in waves of as many as the machine
 holds, and a wave takes what its multiprocessors have to multiply, or to wait for. The gradient of a
-weight is what this is for. It has few tiles of many features: 36 of 128 × 128 at width 768, on 132
-multiprocessors. Split three times, 108 programs add up a third each; a second kernel adds what they
-wrote, in the order of their numbers, so that the bits are the same in every run.
+weight is what may be split. It has few tiles of many features, which are rows of the batch: 36 of
+128 × 128 at width 768, on 132 multiprocessors. Split three times, 108 programs add up a third each;
+a second kernel adds what they wrote, in the order of their numbers, so that the bits are the same
+in every run. Other products are not split: a row has the same bits whatever stands beside it.
 
 The constants are of one H200 with 128 × 128 and nothing behind the product, where that was measured
 (577 TFLOP/s; `benchmarks/results/gpu`), otherwise estimates; no choice has been timed yet.
@@ -14,7 +15,7 @@ The constants are of one H200 with 128 × 128 and nothing behind the product, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -63,48 +64,54 @@ STEP, ENDS, LAUNCH = 0.4, 3.0, 3.0
 BYTES = 3e6  # of memory in a microsecond
 
 
-def choose_tile(
+class Choice(NamedTuple):
+    """A tile, and among how many programs the features of each are split."""
+
+    tile: Tile
+    splits: int
+
+
+@lru_cache(maxsize=1024)
+def choose(
     m: int,
     n: int,
     k: int,
     element_size: int,
     *,
     aligned: bool = True,
-    whole: bool = False,
+    whole: bool = True,
     activated: bool = False,
     architecture: str = "",
-) -> Tile:
-    """Return the tile with which an m × n product of k features should be done first.
+) -> Choice:
+    """Return that with which an m × n product of k features should take the least time.
 
     `aligned` says whether 16 divides the distance of its rows, in elements; `whole`, whether its
-    features may not be split; `activated`, whether an activation follows, which takes about as long
-    as a product of 768 features. `architecture` is what `device.architecture` says: "sm_90" has a
-    tile of its own, which leaves no room for a second program, that multiplies while one activates.
+    features may not be split; `activated`, whether an activation follows. `architecture` is what
+    `device.architecture` says: "sm_90" has a tile of its own, beside which there is no room for a
+    second program, to multiply while one activates.
     """
     fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
     if element_size <= 2 and not aligned:
         fitting = [UNALIGNED, fitting[-1]]
     elif element_size <= 2 and architecture == "sm_90" and not activated:
         fitting = [HOPPER, *fitting]
-    splits = range(1, 2 if whole else MOST_SPLITS + 1)
-    # Of those that take as long, the smallest: what waits for copies should wait for few.
-    return min(reversed(fitting), key=lambda tile: _least(m, n, k, tile, element_size, splits)[0])
+    # Of tiles that take as long, the smallest: what waits for copies should wait for few.
+    choices = (choose_splits(m, n, k, t, element_size, whole=whole) for t in reversed(fitting))
+    return min(choices, key=lambda choice: microseconds(m, n, k, choice, element_size))
 
 
-def choose_splits(m: int, n: int, k: int, tile: Tile, element_size: int) -> int:
-    """Return among how many programs the features of each tile should be split."""
-    return _least(m, n, k, tile, element_size, range(1, MOST_SPLITS + 1))[1]
+@lru_cache(maxsize=1024)
+def choose_splits(
+    m: int, n: int, k: int, tile: Tile, element_size: int, *, whole: bool = True
+) -> Choice:
+    """Return a tile with the splits that should take the least time: one if `whole`."""
+    choices = (Choice(tile, splits) for splits in range(1, 2 if whole else MOST_SPLITS + 1))
+    return min(choices, key=lambda choice: microseconds(m, n, k, choice, element_size))
 
 
-def _least(
-    m: int, n: int, k: int, tile: Tile, element_size: int, splits: Iterable[int]
-) -> tuple[float, int]:
-    """Return the least time, and the number of splits that has it."""
-    return min((microseconds(m, n, k, tile, s, element_size), s) for s in splits)
-
-
-def microseconds(m: int, n: int, k: int, tile: Tile, splits: int, element_size: int = 2) -> float:
-    """Return how long a product should take, its features split so many times."""
+def microseconds(m: int, n: int, k: int, choice: Choice, element_size: int = 2) -> float:
+    """Return how long a product should take."""
+    tile, splits = choice
     tiles = math.ceil(m / tile.block_m) * math.ceil(n / tile.block_n)
     steps = math.ceil(math.ceil(k / tile.block_k) / splits)
     area, around = tile.block_m * tile.block_n, tile.block_m + tile.block_n

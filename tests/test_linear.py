@@ -24,7 +24,7 @@ def test_the_contract_has_every_tile():
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_tile_of_the_table_is_chosen_for_some_product(size):
     sizes = (1, 30, 100, 768, 3072, 16384)
-    chosen = {tiles_of.choose_tile(m, n, 768, size, whole=True) for m in sizes for n in sizes}
+    chosen = {tiles_of.choose(m, n, 768, size).tile for m in sizes for n in sizes}
     assert chosen == {tile for bytes_, tile in tiles_of.TILES if bytes_ == size}
 
 
@@ -39,11 +39,11 @@ def test_every_tile_of_the_table_is_chosen_for_some_product(size):
 )  # fmt: skip
 def test_on_hopper_a_product_keeps_it_busy(m, n, k, whole, tile, splits):
     """Large tiles where there are many of them; features are split where there are few."""
-    chosen = tiles_of.choose_tile(m, n, k, 2, whole=whole, architecture="sm_90")
-    assert (chosen.block_m, chosen.block_n) == tile
-    assert tiles_of.choose_splits(m, n, k, chosen, 2) == splits
-    beside_gelu = tiles_of.choose_tile(m, n, k, 2, whole=True, activated=True, architecture="sm_90")
-    assert beside_gelu != tiles_of.HOPPER
+    chosen = tiles_of.choose(m, n, k, 2, whole=whole, architecture="sm_90")
+    assert (chosen.tile.block_m, chosen.tile.block_n) == tile and chosen.splits == splits
+    assert tiles_of.choose_splits(m, n, k, chosen.tile, 2, whole=whole) == chosen
+    beside_gelu = tiles_of.choose(m, n, k, 2, activated=True, architecture="sm_90")
+    assert beside_gelu.tile != tiles_of.HOPPER and beside_gelu.splits == 1
 
 
 def test_split_features_are_all_multiplied_once(triton):
@@ -55,7 +55,7 @@ def test_split_features_are_all_multiplied_once(triton):
     tile = tiles_of.TILES[-1][1]
     for splits in (2, 3, 7, 8, 13):
         got = triton.empty((9, 9))
-        triton.linear._gemm(dout.mT, x, got, False, tile, splits=splits)
+        triton.linear.product(dout.mT, x, got, False, tile, splits=splits)
         want = triton.to_numpy(dout).T @ triton.to_numpy(x)
         np.testing.assert_array_equal(triton.to_numpy(got), want)
 
@@ -186,7 +186,7 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
 @pytest.mark.parametrize("columns", [64, 65])
 def test_rows_that_16_does_not_divide_have_tiles_of_their_own(columns):
     chosen = {
-        tiles_of.choose_tile(m, columns, 64, 2, aligned=columns % 16 == 0)
+        tiles_of.choose(m, columns, 64, 2, aligned=columns % 16 == 0).tile
         for m in (1, 10**3, 10**6)
     }
     assert (tiles_of.UNALIGNED in chosen) == (columns % 16 != 0)

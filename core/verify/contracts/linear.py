@@ -224,9 +224,8 @@ CONTRACT = Contract(
         Case(unread=("weight", "bias")),
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
-        # features that several programs share: of the weight's gradient, and of the other products
+        # rows that several programs share in the weight's gradient
         Case("bfloat16", rows=1500, features_in=40, features_out=24, layout="strided", into="own"),
-        Case("float16", rows=5, features_in=1500, features_out=1333, bias=False),
     ),
     properties={"homogeneity": homogeneity, "adjoint": adjoint},
     # The tiles of aligned rows with such rows, the others with odd ones; Hopper's if it is chosen.
@@ -245,7 +244,7 @@ CONTRACT = Contract(
             if case.dtype == "bfloat16"
         ),
         Case("bfloat16", rows=64, features_in=2048, features_out=4096, into="float32"),
-        # The weight's gradient by features that several programs share, in every tile; in Hopper's.
+        # The weight's gradient by rows that several programs share, in every tile; in Hopper's.
         *(
             replace(case, activation=None, bias=False)
             for case in with_every_tile(
