@@ -114,9 +114,7 @@ def gemm_kernel(
 @triton.jit
 def halves(x):
     """Return the left and the right half of a tile's columns."""
-    ROWS: tl.constexpr = x.shape[0]
-    HALF: tl.constexpr = x.shape[1] // 2
-    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, HALF)), (0, 2, 1)))
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
 
 
 @triton.jit

@@ -225,7 +225,7 @@ CONTRACT = Contract(
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
         # rows that several programs share in the weight's gradient
-        Case("bfloat16", rows=1500, features_in=40, features_out=24, layout="strided", into="own"),
+        Case("bfloat16", rows=1450, features_in=40, features_out=24, layout="strided", into="own"),
     ),
     properties={"homogeneity": homogeneity, "adjoint": adjoint},
     # The tiles of aligned rows with such rows, the others with odd ones; Hopper's if it is chosen.
