@@ -120,3 +120,17 @@ def test_a_layer_takes_a_batch_of_no_rows():
 def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words):
     with use(side), pytest.raises(ValueError, match=f"^{words}"):
         call()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 2, 0, 4)])
+def test_second_derivatives_of_no_rows_are_zero(side, shape):
+    given = [
+        normal(*s, seed=i, grad=True) for i, s in enumerate([shape, *[(shape[0], 2, 5, 4)] * 2])
+    ]
+    with use(side):
+        out, lse = attention(*given, return_lse=True)
+        first = torch.autograd.grad(out.sum() + lse.sum(), given, create_graph=True)
+        found = torch.autograd.grad(sum(g.sum() for g in first), given)
+    for one, x in zip(found, given, strict=True):
+        assert one.shape == x.shape and one.dtype == x.dtype and not one.any()
