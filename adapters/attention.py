@@ -276,12 +276,14 @@ def _run_second(
     ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, out: Any, lse: Any, *args: Any
 ) -> list[torch.Tensor]:
     a = OPERATOR.named(args)
+    likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
+    if not dout.numel():  # which neither side takes
+        return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in likes]
     place = sides.of(a.q)
     with sides.current(a.q):
         cache = _cache(place, OPERATOR.given(place, a), (out, lse))
         given = (place.give(x) for x in (ddq, ddk, ddv, dout))
         found = place.side.attention_double_backward.backward(*given, cache, place.give(dlse))
-    likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
     return apart(place.take(x, y).contiguous() for x, y in zip(found, likes, strict=False))
 
 

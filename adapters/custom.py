@@ -1,7 +1,7 @@
 """Custom operators of torch out of operators of a side: what `torch.library` wants, in one place.
 
-Batches may be empty, as they are for torch's own modules, though the sides take none such: then
-the outputs are, and gradients of what else was given are 0.
+Batches may be empty, as they are for torch's own modules: then the outputs are, and gradients of
+what else was given are 0. Neither side takes empty batches: `empty` tells what is wrong with them.
 
 Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
 whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from twofold.adapters import sides
+from twofold.adapters import empty, sides
 from twofold.adapters.sides import Place
 from twofold.reference import checks
 
@@ -37,7 +37,8 @@ class Operator:
         shapes: allocates them, of the arguments.
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
             side takes them, outputs, gradients of the outputs), by name. `wanted` is one of the
-            arguments: the names of those whose gradient is asked for. Others may be missing.
+            arguments: the names of those whose gradient is asked for. Others may be missing, or
+            made for nothing, as dweight and dbias of a frozen layer norm are.
         differentiable: arguments that have a gradient.
         unread: given the arguments and `wanted`, returns those that `backward` asks for their
             shape, dtype and device alone: they are not kept, may be changed in place, and hold
@@ -102,10 +103,9 @@ class Operator:
     def _run(self, *args: Any) -> Any:
         a = self.named(args)
         checks.array(self.names[0], args[0])  # torch lets None pass for a tensor
-        if args[0].numel() == 0 and not any(x.numel() for x in self._shapes(a)):
-            # No side takes none. What else is wrong with the call, zeros in their place show.
-            self._run(*map(some_for_none, args))
-            return self._fake(*args)
+        if args[0].numel() == 0 and empty.sound(self._run, vars(a)):
+            if not any(x.numel() for x in self._shapes(a)):
+                return self._fake(*args)
         place = sides.of(args[0])
         with sides.current(args[0]):
             found = self._forward(place, a, self.given(place, a))
@@ -212,14 +212,14 @@ class Operator:
         def forward(ctx: Any, *args: Any) -> Any:
             found = self._unrecorded(args)
             outputs = found if isinstance(found, tuple) else (found,)
-            a, empty = self.named(args), nothing(outputs[0])
+            a, none = self.named(args), nothing(outputs[0])
             a.wanted = self.present(a, self._asked(ctx))
             read, unread = self._read(a), self._unread(a)
             kept_args = [
                 shaped(x) if name in unread and x is not None else x
                 for name, x in zip(self.names, args, strict=True)
             ]
-            keep(ctx, kept_args, [x if i in read else empty for i, x in enumerate(outputs)])
+            keep(ctx, kept_args, [x if i in read else none for i, x in enumerate(outputs)])
             ctx.mark_non_differentiable(*(outputs[i] for i in self._steady))
             return found
 
@@ -304,13 +304,6 @@ def refuse_further(op: Any, must: str) -> None:
         raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
 
     op.register_autograd(refuse)
-
-
-def some_for_none(x: Any) -> Any:
-    """Return zeros, one of them along every empty axis, for a tensor that has no elements."""
-    if not isinstance(x, torch.Tensor) or x.numel() > 0:
-        return x
-    return x.new_zeros([n or 1 for n in x.shape])
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,8 @@ def multi_head_attention(
     Arguments are those of `reference.multi_head_attention.forward`; `how` are the other ones of
     `adapters.attention.attention`, but `return_lse`. Weights, biases, x, the context, bias and
     sinks have gradients. Under autocast x, the context, weights, biases and `bias` are cast.
-    Backward computes the projections again: saved is what was given.
+    Backward computes the projections again: saved is what was given. Gradients of all the weights
+    and biases are made where one is learned, of w_qkv too where that is w_out.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

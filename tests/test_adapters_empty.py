@@ -1,6 +1,7 @@
 """Batches of no rows, as a filter or a last shard leaves them, beside torch's own functions."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -120,3 +121,91 @@ def test_a_layer_takes_a_batch_of_no_rows():
 def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words):
     with use(side), pytest.raises(ValueError, match=f"^{words}"):
         call()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: attention(normal(0, 2, 3, 4), *(normal(1, 2, 5, 4),) * 2),
+            "k.shape is (1, 2, 5, 4); it must be (0, K, N, 4)",
+        ),
+        (
+            lambda: attention(
+                normal(0, 2, 3, 4), *(normal(0, 2, 5, 4),) * 2, key_lengths=torch.ones(1).int()
+            ),
+            "key_lengths.shape is (1,); it must be (0,)",
+        ),
+        (
+            lambda: multi_head_attention(
+                normal(0, 3, 4), normal(12, 4), None, normal(4, 4), None, num_heads=2,
+                context=normal(1, 5, 4),
+            ),
+            "context.shape is (1, 5, 4); it must be (0, N, 4)",
+        ),
+        (
+            lambda: layer_norm(normal(0, 4), normal(4), normal(4), residual=normal(1, 4)),
+            "residual.shape is (1, 4); it must be (0, 4)",
+        ),
+        (
+            lambda: cross_entropy(
+                normal(0, 4), torch.zeros(1, dtype=torch.int64), reduction="none"
+            ),
+            "targets.shape is (1,); it must be (0,)",
+        ),
+        (  # a mask of no batches does not spread over two
+            lambda: attention(
+                normal(2, 1, 0, 4), *(normal(2, 1, 5, 4),) * 2,
+                mask=torch.ones(0, 1, 1, 5, dtype=torch.bool),
+            ),
+            "q.shape is (2, 1, 0, 4); it must be (B, H, M, D) with no dimension empty",
+        ),
+        (
+            lambda: attention(normal(0, 3, 4), *(normal(0, 3, 4),) * 2),
+            "q.shape is (0, 3, 4); it must be of rank 4, (B, H, M, D)",
+        ),
+        (
+            lambda: attention(
+                normal(1, 2, 0, 4), *(normal(1, 2, 5, 4),) * 2,
+                cu_seqlens_q=torch.zeros(2).int(), cu_seqlens_k=torch.tensor([0, 5]).int(),
+                max_seqlen_q=1, max_seqlen_k=5,
+            ),
+            "q.shape is (1, 2, 0, 4); it must be (B, H, M, D) with no dimension empty",
+        ),
+        (
+            lambda: multi_head_attention(
+                normal(2, 3, 0), normal(0, 0), None, normal(0, 0), None, num_heads=1
+            ),
+            "x.shape is (2, 3, 0); it must be (B, M, E) with no dimension empty",
+        ),
+        (
+            lambda: attention(*(normal(0, 1, 3, 4),) * 3, softcap=-2.5),
+            "softcap is -2.5; it must be finite",
+        ),
+        (
+            lambda: multi_head_attention(
+                normal(0, 2, 4), normal(12, 4), None, normal(4, 4), None, num_heads=3
+            ),
+            "num_heads is 3; it must be a divisor of x.shape[-1], 4",
+        ),
+        (lambda: linear(normal(0, 4), None), "weight is a NoneType; it must be an array"),
+    ],
+)  # fmt: skip
+def test_what_does_not_agree_with_no_rows_is_refused_in_words_of_the_call(side, call, words):
+    with use(side), pytest.raises((TypeError, ValueError), match=f"^{re.escape(words)}"):
+        call()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 2, 0, 4)])
+def test_second_derivatives_of_no_rows_are_zero(side, shape):
+    given = [
+        normal(*s, seed=i, grad=True) for i, s in enumerate([shape, *[(shape[0], 2, 5, 4)] * 2])
+    ]
+    with use(side):
+        out, lse = attention(*given, return_lse=True)
+        first = torch.autograd.grad(out.sum() + lse.sum(), given, create_graph=True)
+        found = torch.autograd.grad(sum(g.sum() for g in first), given)
+    for one, x in zip(found, given, strict=True):
+        assert one.shape == x.shape and one.dtype == x.dtype and not one.any()
