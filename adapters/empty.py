@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 
-def sound(run: Callable[..., Any], given: Mapping[str, Any]) -> bool:
-    """Return whether all is well with a call but that axes are empty.
+def check(run: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise what is wrong with a call beside that axes are empty.
 
     It is run with a length in place of their 0. That is one that nothing in the call has, or
     lengths that differ would agree by it.
@@ -20,27 +19,16 @@ def sound(run: Callable[..., Any], given: Mapping[str, Any]) -> bool:
         run: computes, of the arguments in order.
         given: the arguments by name.
 
-    Returns:
-        True, or False where what is wrong has no words without that length: a side has them.
-
     Raises:
-        TypeError, ValueError: what is wrong with the call.
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     tensors = [x for x in given.values() if isinstance(x, torch.Tensor)]
     had = {n for x in tensors for n in x.shape} | {x for x in given.values() if isinstance(x, int)}
     length = next(n for n in itertools.count(2) if n not in had)
     try:
         run(*(_stand_in(x, length) for x in given.values()))
-    except ValueError as e:
-        words = str(e)
-        said = re.sub(rf"\b(?<!\.){length}\b(?![.*])", "0", words)  # 2.5 and 2**63 are no lengths
-        if said == words:
-            raise
-        refused = given.get(words.partition(".shape is ")[0])
-        if isinstance(refused, torch.Tensor) and refused.numel():
-            raise ValueError(said) from None
-        return False
-    return True
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} (with {length} for what is empty)") from None
 
 
 def _stand_in(x: Any, length: int) -> Any:

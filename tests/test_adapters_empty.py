@@ -129,41 +129,41 @@ def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words)
     [
         (
             lambda: attention(normal(0, 2, 3, 4), *(normal(1, 2, 5, 4),) * 2),
-            "k.shape is (1, 2, 5, 4); it must be (0, K, N, 4)",
+            "k.shape is (1, 2, 5, 4); it must be (6, K, N, 4) (with 6 for what is empty)",
         ),
         (
             lambda: attention(
                 normal(0, 2, 3, 4), *(normal(0, 2, 5, 4),) * 2, key_lengths=torch.ones(1).int()
             ),
-            "key_lengths.shape is (1,); it must be (0,)",
+            "key_lengths.shape is (1,); it must be (6,) (with 6 for what is empty)",
         ),
         (
             lambda: multi_head_attention(
                 normal(0, 3, 4), normal(12, 4), None, normal(4, 4), None, num_heads=2,
                 context=normal(1, 5, 4),
             ),
-            "context.shape is (1, 5, 4); it must be (0, N, 4)",
+            "context.shape is (1, 5, 4); it must be (6, N, 4) (with 6 for what is empty)",
         ),
         (
             lambda: layer_norm(normal(0, 4), normal(4), normal(4), residual=normal(1, 4)),
-            "residual.shape is (1, 4); it must be (0, 4)",
+            "residual.shape is (1, 4); it must be (2, 4) (with 2 for what is empty)",
         ),
         (
             lambda: cross_entropy(
                 normal(0, 4), torch.zeros(1, dtype=torch.int64), reduction="none"
             ),
-            "targets.shape is (1,); it must be (0,)",
+            "targets.shape is (1,); it must be (2,) (with 2 for what is empty)",
         ),
         (  # a mask of no batches does not spread over two
             lambda: attention(
                 normal(2, 1, 0, 4), *(normal(2, 1, 5, 4),) * 2,
                 mask=torch.ones(0, 1, 1, 5, dtype=torch.bool),
             ),
-            "q.shape is (2, 1, 0, 4); it must be (B, H, M, D) with no dimension empty",
+            "mask.shape is (3, 1, 1, 5); it must be broadcastable to (2, 1, 3, 5) (with 3",
         ),
         (
             lambda: attention(normal(0, 3, 4), *(normal(0, 3, 4),) * 2),
-            "q.shape is (0, 3, 4); it must be of rank 4, (B, H, M, D)",
+            "q.shape is (2, 3, 4); it must be of rank 4, (B, H, M, D) (with 2",
         ),
         (
             lambda: attention(
@@ -171,13 +171,13 @@ def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words)
                 cu_seqlens_q=torch.zeros(2).int(), cu_seqlens_k=torch.tensor([0, 5]).int(),
                 max_seqlen_q=1, max_seqlen_k=5,
             ),
-            "q.shape is (1, 2, 0, 4); it must be (B, H, M, D) with no dimension empty",
+            "cu_seqlens_q is [0, 0]; it must be numbers from 0 to 3 that do not fall (with 3",
         ),
         (
             lambda: multi_head_attention(
                 normal(2, 3, 0), normal(0, 0), None, normal(0, 0), None, num_heads=1
             ),
-            "x.shape is (2, 3, 0); it must be (B, M, E) with no dimension empty",
+            "w_qkv.shape is (4, 4); it must be (12, 4) (with 4 for what is empty)",
         ),
         (
             lambda: attention(*(normal(0, 1, 3, 4),) * 3, softcap=-2.5),
