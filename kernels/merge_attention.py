@@ -96,7 +96,7 @@ def load_lse(s, lses_at, lses_part, inside):
 
 
 @triton.jit
-def load_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns):
+def weigh_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns):
     """Return the weights of rows in part s, and their outputs: zero where it is left out."""
     lse = load_lse(s, lses_at, lses_part, inside)
     read = (lse > -float("inf"))[:, None] & columns
@@ -107,7 +107,7 @@ def load_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, c
 
 @triton.jit
 def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Return rows' largest lse, and Σ_s exp(lse_s − it): LEAST and 0 if all are left out."""
+    """Return rows' largest lse, Σ_s exp(lse_s − it) and 1/Σ: LEAST, 0, 1 if all are left out."""
     # (1) log-sum-exp: the largest lse, or LEAST, from which −∞ is far enough
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     for start in range(0, S, BLOCK_S):
@@ -119,10 +119,12 @@ def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: t
         )
         top = tl.maximum(top, tl.max(lses, axis=1))
     top = tl.maximum(top, LEAST)  # used once, as Triton 3.6 wants it of a loop's maximum
+    # (1) log-sum-exp: the sum, one by one, as in a tree a part left out would move the others
     total = tl.zeros([BLOCK_R], tl.float32)
-    for s in range(S):  # one by one: in a tree, a part left out would move the others
+    for s in range(S):
         total += tl.exp(load_lse(s, lses_at, lses_part, inside) - top)
-    return top, total
+    # (2) weights: what all of a row's are multiplied by
+    return top, total, 1.0 / tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit
@@ -134,7 +136,9 @@ def merge(
     # (3) output
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for s in range(S):
-        w, out = load_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns)
+        w, out = weigh_part(
+            s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns
+        )
         acc += w[:, None] * out
     return acc
 
@@ -152,15 +156,12 @@ def forward_rows(
     columns = inside[:, None] & (d < D)
     outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
     lses_at = lses_ptr + at(lses_strides, b, h, m)
-    top, total = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
-    empty = total == 0.0
-    divisor = tl.where(empty, 1.0, total)
+    top, total, inverse = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
     out = merge(
-        outs_at, lses_at, outs_part, lses_part, top, 1.0 / divisor, inside, columns, S,
-        BLOCK_R, BLOCK_D,
-    )  # fmt: skip
+        outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S, BLOCK_R, BLOCK_D
+    )
     # (1) log-sum-exp, whole; here, as it needs no registers while outputs are read
-    lse = tl.where(empty, -float("inf"), top + tl.log(divisor))
+    lse = tl.where(total == 0.0, -float("inf"), top + tl.log(total))
     tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
     out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=columns)
@@ -212,8 +213,7 @@ def backward_kernel(
     outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
     lses_at = lses_ptr + at(lses_strides, b, h, m)
     # (4) weights and output again
-    top, total = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
-    inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
+    top, _, inverse = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
     out = merge(
         outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S, BLOCK_R, BLOCK_D
     )
@@ -222,7 +222,7 @@ def backward_kernel(
     if HAS_DLSE:
         dlse = tl.load(dlse_ptr + at(dlse_strides, b, h, m), mask=inside, other=0.0)
     for s in range(S):
-        w, part = load_part(
+        w, part = weigh_part(
             s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns
         )
         row_at = (tl.cast(s, tl.int64) * B + b) * H * M + rows

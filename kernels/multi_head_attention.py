@@ -148,9 +148,9 @@ def backward(
     x, w = cache.projection.x, cache.projection.weight
     (B, M, E), H, K = x.shape, cache.attention.q.shape[1], cache.attention.k.shape[1]
     of_qkv, of_out = receiving(into, cache, of_weights)
-    learned: dict[str, Any] = {"of_weight": of_weights, "of_bias": of_weights}
+    of_parameters: dict[str, Any] = {"of_weight": of_weights, "of_bias": of_weights}
     # (4) output projection
-    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out, **learned)
+    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out, **of_parameters)
     assert dheads is not None
     (dheads,) = split(dheads, H)
     if cache.context is None:
@@ -165,7 +165,7 @@ def backward(
             positions.backward(dq, dk, cache.rotary, into=(dq, dk))
         # (1) projections
         dx, dw_qkv, db_qkv = linear.backward(
-            packed, cache.projection, of_x=of_x, into=of_qkv, **learned
+            packed, cache.projection, of_x=of_x, into=of_qkv, **of_parameters
         )
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     context, width = cache.context.x, cache.context.weight.shape[0]
@@ -183,8 +183,10 @@ def backward(
         if db_qkv is None and cache.projection.has_bias:
             db_qkv = torch.empty(E + width, dtype=w.dtype, device=w.device)
         of_q, of_kv = cut(dw_qkv, db_qkv, E)
-    dx = linear.backward(packed, cache.projection, of_x=of_x, into=of_q, **learned).dx
-    dcontext = linear.backward(packed_kv, cache.context, of_x=of_context, into=of_kv, **learned).dx
+    dx = linear.backward(packed, cache.projection, of_x=of_x, into=of_q, **of_parameters).dx
+    dcontext = linear.backward(
+        packed_kv, cache.context, of_x=of_context, into=of_kv, **of_parameters
+    ).dx
     return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, dbias, dsinks)
 
 

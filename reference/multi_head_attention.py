@@ -213,9 +213,9 @@ def backward(
     """
     num_heads = cache.attention.q.shape[1]
     of_qkv, of_out = receiving(into, cache, of_weights)
-    learned: dict[str, Any] = {"of_weight": of_weights, "of_bias": of_weights}
+    of_parameters: dict[str, bool] = {"of_weight": of_weights, "of_bias": of_weights}
     # (4) output projection
-    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out, **learned)
+    dheads, dw_out, db_out = linear.backward(dout, cache.output, into=of_out, **of_parameters)
     assert dheads is not None
     # (3) attention of every head
     (dheads,) = split(dheads, num_heads)
@@ -227,7 +227,7 @@ def backward(
     if cache.context is None:
         packed = np.concatenate([join(d) for d in (dq, dk, dv)], axis=-1)  # (B, M, (H + 2K)·D)
         dx, dw_qkv, db_qkv = linear.backward(
-            packed, cache.projection, of_x=of_x, into=of_qkv, **learned
+            packed, cache.projection, of_x=of_x, into=of_qkv, **of_parameters
         )
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2K·D)
@@ -241,8 +241,10 @@ def backward(
         if db_qkv is None and cache.projection.has_bias:
             db_qkv = np.empty(E + width, dout.dtype)
         of_q, of_kv = cut(dw_qkv, db_qkv, E)
-    dx = linear.backward(join(dq), cache.projection, of_x=of_x, into=of_q, **learned).dx
-    dcontext = linear.backward(packed_kv, cache.context, of_x=of_context, into=of_kv, **learned).dx
+    dx = linear.backward(join(dq), cache.projection, of_x=of_x, into=of_q, **of_parameters).dx
+    dcontext = linear.backward(
+        packed_kv, cache.context, of_x=of_context, into=of_kv, **of_parameters
+    ).dx
     return Gradients(dx, dcontext, dw_qkv, db_qkv, dw_out, db_out, *others)
 
 

@@ -1,30 +1,14 @@
 """What the custom operators of torch make where some of their inputs ask for no gradient."""
 
-import importlib
-
 import pytest
 import torch
+from made import made_by
 from test_adapters_beside_torch import SIDES, normal, use
 
 from twofold.adapters import modules
 from twofold.adapters.attention import attention
 from twofold.adapters.layers import linear
 from twofold.adapters.multi_head_attention import multi_head_attention
-
-
-def remembered(monkeypatch, operator):
-    """Return a list that is told which gradients an operator makes, on either side."""
-    made = []
-    for folder in ("reference", "kernels"):
-        module = importlib.import_module(f"twofold.{folder}.{operator}")
-
-        def backward(*args, backward=module.backward, **how):
-            found = backward(*args, **how)
-            made.append({name for name, x in found._asdict().items() if x is not None})
-            return found
-
-        monkeypatch.setattr(module, "backward", backward)
-    return made
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -42,7 +26,7 @@ def test_what_is_frozen_has_no_product(side, compiled, monkeypatch):
     f = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
     learned = (*inputs, last)
     with use(side):
-        made = remembered(monkeypatch, "linear")
+        made = made_by(monkeypatch, "linear")
         found = torch.autograd.grad(f(x, *inputs, *frozen, last), learned)
         assert made == [{"dx", "dweight"}, {"dx"}, {"dweight", "dbias"}]
         everything = [y.detach().clone().requires_grad_() for y in (x, *inputs, *frozen, last)]
@@ -67,7 +51,7 @@ def test_multi_head_attention_makes_what_is_learned(side, learned, made, monkeyp
     }  # fmt: skip
     given = {n: normal(*s, seed=i, grad=n in learned) for i, (n, s) in enumerate(shapes.items())}
     with use(side):
-        found = remembered(monkeypatch, "multi_head_attention")
+        found = made_by(monkeypatch, "multi_head_attention")
         multi_head_attention(**given, num_heads=2).sum().backward()
     assert found == [made]
     assert {name for name, x in given.items() if x.grad is not None} == {*learned}
@@ -78,7 +62,7 @@ def test_a_frozen_module_makes_gradients_of_its_input_alone(side, monkeypatch):
     layer = modules.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0.0)
     layer.requires_grad_(False)
     with use(side):
-        made = remembered(monkeypatch, "linear")
+        made = made_by(monkeypatch, "linear")
         layer(normal(2, 3, 8, grad=True)).sum().backward()
     assert made == [{"dx"}] * 4
 
@@ -88,7 +72,7 @@ def test_a_bias_that_is_no_parameter_has_no_gradient_made(side, monkeypatch):
     q, k, v = (normal(1, 2, 5, 4, seed=i, grad=True) for i in range(3))
     bias = normal(1, 2, 5, 5, seed=3)
     with use(side):
-        made = remembered(monkeypatch, "attention")
+        made = made_by(monkeypatch, "attention")
         without = torch.autograd.grad(attention(q, k, v, bias=bias).sum(), (q, k, v))
         learned = bias.clone().requires_grad_()
         *beside, dbias = torch.autograd.grad(

@@ -53,21 +53,29 @@ def outside(model, state, layers, inputs, lengths):
     return faults
 
 
-def judge(theirs, folder, ops, inputs, lengths, dtypes=("float64", "float32")):
-    """Hold every step of every layer, theirs in float64, to its bound.
+BOTH = ("float32", "float64")
 
-    In float32 theirs is outside: torch's GELU on a CPU errs by more than one made of a GPU's erf.
+
+def judge(theirs, folder, ops, inputs, lengths, of_ours=BOTH, of_theirs=("float64",)):
+    """Hold every step of every layer, of ours and of theirs in these dtypes, to its bound.
+
+    Of a BERT drawn at random theirs is not judged in float32: torch's GELU (2.13, on a CPU, with
+    AVX-512, with AVX2 or without) errs by up to 4/3 of the bound at some z that are known, near −3
+    and ±3.5, which is of a GPU's erf. MiniLM's z are sums whose own error is allowed for, too.
     """
-    for dtype in dtypes:
+    for dtype in of_ours:
         bert = pretrained.load(folder, ops=ops, dtype=dtype)
         model = bert.model
         state, layers = bert_models.stored(model, inputs, lengths)
         assert state.dtype == dtype and len(layers) == model.config.num_layers
         assert outside(model, state, layers, inputs, lengths) == []
-    bert = pretrained.load(folder, dtype="float64")
-    model = bert.model
-    state, layers, logits = bert_models.stored_by_theirs(theirs.double(), inputs, lengths)
-    assert outside(model, state, layers, inputs, lengths) == []
+    for dtype in of_theirs:
+        bert = pretrained.load(folder, dtype=dtype)
+        model = bert.model
+        to = theirs.to(getattr(torch, dtype))
+        state, layers, logits = bert_models.stored_by_theirs(to, inputs, lengths)
+        assert state.dtype == dtype
+        assert outside(model, state, layers, inputs, lengths) == []
     if not bert.missing:
         truth = bert_bound.logits(model.config, model.params, layers[-1].out, machine("float64"))
         assert compare("logits", logits, truth)[2] == ""
@@ -119,7 +127,7 @@ def sentences(minilm):
 
 def test_layers_of_minilm_are_transformers_own(minilm, sentences):
     theirs = transformers.BertModel.from_pretrained(minilm, attn_implementation="eager").eval()
-    judge(theirs, minilm, load("reference"), *sentences)
+    judge(theirs, minilm, load("reference"), *sentences, of_theirs=BOTH)
 
 
 def weighed(name, factor, rows=slice(None)):

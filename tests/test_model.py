@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from made import made_by
 
 from twofold.core.model.bert import ARCHITECTURE
 from twofold.core.model.classifier import Classifier
@@ -13,7 +14,7 @@ from twofold.core.model.config import ClassifierConfig
 from twofold.core.model.parameters import ALIGNMENT, Layout
 from twofold.core.model.seeds import dropout_seeds
 from twofold.core.verify.derivatives import check_gradients
-from twofold.reference import dropout, linear, multi_head_attention
+from twofold.reference import dropout
 
 TINY = ClassifierConfig(
     input_size=11,
@@ -257,19 +258,6 @@ def test_frozen_layers_change_no_other_gradient(reference, norm):
     assert {model.part(n) for n in whole} == {0, 1, 2, 3, 4}
 
 
-def made_by(monkeypatch, module):
-    """Return a list that is told which gradients an operator of the reference makes."""
-    made, backward = [], module.backward
-
-    def told(*args, **how):
-        found = backward(*args, **how)
-        made.append({name for name, x in found._asdict().items() if x is not None})
-        return found
-
-    monkeypatch.setattr(module, "backward", told)
-    return made
-
-
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 def test_the_lowest_layer_that_learns_makes_no_gradient_for_those_below(
     reference, monkeypatch, pooling
@@ -281,7 +269,7 @@ def test_the_lowest_layer_that_learns_makes_no_gradient_for_those_below(
     model = model_of(config, reference, rng)
     inputs, lengths = batch(config, rng)
     _, cache = model.forward(inputs, lengths)
-    made = made_by(monkeypatch, multi_head_attention)
+    made = made_by(monkeypatch, "multi_head_attention")
     for frozen, learned in ((0, 3), (1, 3), (2, 2), (3, 1), (4, 0)):
         grads = model.layout.views(np.zeros_like(model.flat))
         grads = {n: x for n, x in grads.items() if model.part(n) >= frozen}
@@ -295,7 +283,7 @@ def test_no_gradient_is_made_for_pixels(reference, monkeypatch):
     rng = np.random.default_rng(6)
     model = model_of(PATCHES, reference, rng)
     _, cache = model.forward(*batch(PATCHES, rng))
-    made = made_by(monkeypatch, linear)
+    made = made_by(monkeypatch, "linear")
     model.backward(np.ones((4, 3)), cache, model.layout.views(np.zeros_like(model.flat)))
     assert made[-1] == {"dweight", "dbias"}
     assert all("dx" in names for names in made[:-1])

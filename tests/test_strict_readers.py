@@ -1,11 +1,15 @@
 """What several programs read, or add up, and who comes after all of them."""
 
+import numpy as np
 import pytest
 import triton.language as tl
 from planted import found, ints, where
 from triton.runtime.interpreter import InterpretedFunction
 
+from twofold.core.verify import strict_marks
 from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict_marks import Touch
+from twofold.core.verify.strict_order import Order
 
 
 @InterpretedFunction
@@ -81,8 +85,18 @@ def test_who_reads_what_several_add_waits_for_each_of_them(absent):
 
 
 def test_sets_of_accesses_that_no_element_has_are_forgotten(monkeypatch):
-    monkeypatch.setattr("twofold.core.verify.strict_marks._FEW_SETS", 0)
-    test_who_reads_what_several_add_waits_for_each_of_them(2)
+    """Who adds to an element makes a new set of it; the one before is no element's any more."""
+    monkeypatch.setattr(strict_marks, "_FEW_SETS", 0)
+    marks, order, size = strict_marks.Marks(), Order(seed=0), 4
+    marks.cover(0, size, size)
+    at, lanes = np.zeros(1, np.uint64), np.zeros(1, np.int64)
+    for number in range(1, 21):  # each of a program that waits for nobody
+        order.begin(number)
+        assert marks.touch(Touch("atomic", *[number] * 3, at, lanes, size), order) is None
+        order.release(number * size, settled=number, number=number)
+        assert len(marks._sets) <= 2  # twice as many as there are elements that have one
+    order.begin(21)
+    assert marks.touch(Touch("load", *[21] * 3, at, lanes, size), order) == (0, 1)
 
 
 @InterpretedFunction

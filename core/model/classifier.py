@@ -175,9 +175,9 @@ class Classifier:
         that `grads` names is frozen, and not passed through.
         """
         dx = self._judge_backward(dlogits, cache.head, grads)
-        learned = "embedding.table" in grads or "patches.weight" in grads
-        dx = self.encoder.backward(dx, cache.encoder, grads, learned)
-        if learned:
+        of_embeddings = "embedding.table" in grads or "patches.weight" in grads
+        dx = self.encoder.backward(dx, cache.encoder, grads, of_embeddings)
+        if of_embeddings:
             self._embed_backward(dx, cache.embedding, grads)
 
     def _embed(self, inputs: Any, seeds: Sequence[Any] | None) -> tuple[Any, EmbeddingCache]:

@@ -4,11 +4,10 @@ Per element of a storage stands the number of the access that read, wrote or ato
 Programs run one after the other, so a number below that at which the running program began was left
 by another program, and clashes unless atomics order the two (`strict_order`). Where atomics order
 some programs, whoever comes after one of several readers need not come after the others: they all
-stand there, as the negative number of a set of accesses. Until then the first is enough, as a
-program that ends before any atomic is before nobody. Within a program, one
-lane's store is seen by another lane only after a barrier: which lane stored stands beside the
-number. Everything is done on whole blocks of addresses, and a
-storage that is never written costs no more than a list of its loads.
+stand there, as the negative number of a set of accesses. Before the first atomic nothing is
+ordered, so one reader is enough. Within a program, one lane's store is seen by another lane only
+after a barrier: which lane stored stands beside the number. Everything is done on whole blocks of
+addresses, and a storage that is never written costs no more than a list of its loads.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ those of the scope of a CTA, and what was exchanged in vain publishes nothing.
 Programs run one after the other in some order, so only that order is judged: another seed draws
 another. In one of them everything is done that is waited for, so whoever looks and goes on whatever
 it finds is not told from who waits, but at locks: where an exchange changes a number that the same
-program then puts back, every later exchange finds it held, now and then, by a program that there is
-not. Who does not try again is not behind it, and must not put back what it does not have.
+program then puts back, every later exchange is sometimes told that an imaginary program holds it.
+Who does not try again is not behind it, and must not put back what it does not have.
 """
 
 from __future__ import annotations

@@ -88,9 +88,8 @@ class Case:
     allow_tf32: bool = False
     seed: int = 0
     into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
-    unread: tuple[
-        str, ...
-    ] = ()  # what backward is told that nobody reads: x, context, weights, bias
+    # What backward is told that nobody reads: x, context, weights, bias.
+    unread: tuple[str, ...] = ()
 
     @property
     def features(self) -> int:

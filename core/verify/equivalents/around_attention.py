@@ -9,11 +9,10 @@ from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, U
 _MERGE = of(
     "kernels/merge_attention.py",
     {
-        "all weights are 0 there, and lse is −∞": (
-            ("forward_rows", "divisor = tl.where(empty, 1.0, total)", "1.0 → 1.001"),
+        "all weights are 0 there": (
             (
-                "backward_kernel",
-                "inverse = 1.0 / tl.where(total == 0.0, 1.0, total)",
+                "sum_weights",
+                "return top, total, 1.0 / tl.where(total == 0.0, 1.0, total)",
                 "1.0 → 1.001 (2)",
             ),
         ),
@@ -29,7 +28,7 @@ _MERGE = of(
             ),
         ),
         BOTH_FLOAT32: (
-            ("load_part", "drop .to(tl.float32) of tl.load(outs_at*"),
+            ("weigh_part", "drop .to(tl.float32) of tl.load(outs_at*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
         ),
         STORE_CASTS: (

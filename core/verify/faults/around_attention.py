@@ -79,7 +79,7 @@ _MERGE: tuple[Row, ...] = (
     ),
     (
         MERGE, "lse is +∞ where nothing is attended", "flash-attention#978",
-        ('lse = tl.where(empty, -float("inf"),', 'lse = tl.where(empty, float("inf"),'),
+        ('total == 0.0, -float("inf"),', 'total == 0.0, float("inf"),'),
     ),
     (
         MERGE, "the maximum is of the first parts alone", "",
