@@ -87,8 +87,8 @@ _LINEAR: tuple[Row, ...] = (
     ),
     (
         KERNEL, "the remainder of the summed axis is left out", "sycl-tla#489",
-        ("for start in range(0, K, BLOCK_K):",
-         "for start in range(0, K // BLOCK_K * BLOCK_K, BLOCK_K):"),
+        ("for start in range(0, features, BLOCK_K):",
+         "for start in range(0, tl.minimum(features, K // BLOCK_K * BLOCK_K - begin), BLOCK_K):"),
     ),
     (
         REFERENCE, "the bias's gradient is a mean", "",
