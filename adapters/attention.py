@@ -22,6 +22,7 @@ from twofold.adapters.custom import (
     seed_tensor,
     side_by_side,
     statistics_dtype,
+    zeros,
 )
 from twofold.adapters.sides import Place
 from twofold.reference import checks
@@ -278,7 +279,7 @@ def _run_second(
     a = OPERATOR.named(args)
     likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
     if not dout.numel():  # which neither side takes
-        return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in likes]
+        return zeros(likes)
     place = sides.of(a.q)
     with sides.current(a.q):
         cache = _cache(place, OPERATOR.given(place, a), (out, lse))

@@ -139,8 +139,7 @@ class Operator:
         a = self.named(args)
         names = self.present(a, wanted)
         if not any(g.numel() for g in grads):
-            alike = torch.contiguous_format
-            return [torch.zeros_like(getattr(a, n), memory_format=alike) for n in names]
+            return zeros(getattr(a, n) for n in names)
         first = getattr(a, self.names[0])
         place = sides.of(first)
         there = dict(zip(which, grads, strict=True))
@@ -305,6 +304,11 @@ def refuse_further(op: Any, must: str) -> None:
         raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
 
     op.register_autograd(refuse)
+
+
+def zeros(likes: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return contiguous gradients of what nothing came of, shaped as these."""
+    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in likes]
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:

@@ -161,13 +161,9 @@ def main() -> None:
             rates = raced(make(head_dim, length, causal), work, asked.seconds)
             race = {"head_dim": head_dim, "length": length, "causal": causal}
             result.setdefault(question, []).append(race | {"tera_operations_per_second": rates})
-            best = sorted(rates.items(), key=lambda item: -item[1])[:6]
-            print(race, ", ".join(f"{who} {rate:.0f}" for who, rate in best), flush=True)
+            print(race, harness.leading(rates), flush=True)
             text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-            if asked.json:
-                asked.json.write_text(text)
-            if asked.save:
-                harness.save("attention_variants", result["ran_on"], text)
+            harness.keep("attention_variants", result["ran_on"], text, asked)
 
 
 if __name__ == "__main__":

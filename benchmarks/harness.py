@@ -22,6 +22,8 @@ from twofold.core.bench.timing import summary
 
 __all__ = [
     "RESULTS",
+    "keep",
+    "leading",
     "multiply",
     "options",
     "quickest",
@@ -102,11 +104,21 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
     console.print(", ".join(f"{k} {v}" for k, v in result["ran_on"].items()), style="dim")
     if result.get("product_rates"):
         console.print(multiply(result["product_rates"]), style="dim")
-    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
+    keep(name, result["ran_on"], json.dumps(result, indent=1, sort_keys=True) + "\n", asked)
+
+
+def keep(name: str, on: Mapping[str, Any], text: str, asked: argparse.Namespace) -> None:
+    """Write a result where it was asked for."""
     if asked.json:
         asked.json.write_text(text)
     if asked.save:
-        save(name, result["ran_on"], text)
+        save(name, on, text)
+
+
+def leading(rates: Mapping[str, float]) -> str:
+    """Say who has the highest rates, and which."""
+    best = sorted(rates.items(), key=lambda item: -item[1])[:6]
+    return ", ".join(f"{who} {rate:.0f}" for who, rate in best)
 
 
 def multiply(rates: Mapping[str, float]) -> str:

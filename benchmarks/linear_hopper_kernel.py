@@ -26,10 +26,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from twofold.kernels.attention_hopper_kernel import load_tile, store_tile
+from twofold.kernels.activation import SQRT_HALF
+from twofold.kernels.attention_hopper_kernel import PRODUCER_REGISTERS, load_tile, store_tile
 
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = gl.constexpr(24), gl.constexpr(240)
-SQRT_HALF = gl.constexpr(0.5**0.5)
+CONSUMER_REGISTERS = gl.constexpr(240)
 
 
 @gluon.jit

@@ -325,9 +325,8 @@ def raced(x: Product, seconds: float) -> dict[str, Any]:
 def told(race: Mapping[str, Any]) -> str:
     """Return the quickest, and who was left out, in words."""
     rates = race["tera_operations_per_second"]
-    best = sorted(rates.items(), key=lambda item: -item[1])[:6]
     names = "; ".join(f"{who}: {why}" for who, why in race["left_out"].items())
-    said = ", ".join(f"{who} {rate:.0f}" for who, rate in best) + f"; torch {rates[TORCH]:.0f}"
+    said = f"{harness.leading(rates)}; torch {rates[TORCH]:.0f}"
     return said + (f"; left out {names}" if names else "")
 
 
@@ -347,10 +346,7 @@ def main() -> None:
             result["products"].append(found)
             print(f"{K} → {N} {name}: {told(found)}", flush=True)
             text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-            if asked.json:
-                asked.json.write_text(text)
-            if asked.save:
-                harness.save("linear_variants", result["ran_on"], text)
+            harness.keep("linear_variants", result["ran_on"], text, asked)
 
 
 if __name__ == "__main__":
