@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from twofold.core.verify import compiled_table
+from twofold.core.commands.verify import compile as command
+from twofold.core.verify import compile_jobs, compiled_table
 from twofold.core.verify.chips import CHIPS, resident
 from twofold.core.verify.compiled import SPILLS_AND_IS_FAST, Compiled
 
@@ -176,3 +177,49 @@ def test_bad_options_name_themselves(arguments, words):
 def test_the_interpreter_is_refused():
     done = verify_compile("dropout", TRITON_INTERPRET="1")
     assert done.returncode == 2 and "TRITON_INTERPRET is 1" in done.stderr
+
+
+def test_what_differs_is_compiled_again_before_it_is_believed(monkeypatch):
+    wanted, first = SOUND, replace(SOUND, registers=129)
+    (line,) = compiled_table.lines([wanted])
+
+    for answers, kernel in ((1, wanted), (3, wanted), (command.AGAIN, first)):
+        made = [[first]] * (answers - 1) + [[kernel]]
+
+        def compile_all(operators, targets, jobs, only, made=made):
+            assert only == {SOUND.name}
+            yield made.pop(0), 1.0
+
+        monkeypatch.setattr(compile_jobs, "compile_all", compile_all)
+        found, seconds = command.settled([first], [line], ["linear"], ["sm_90a"], 1)
+        assert found == [kernel] and seconds == answers and not made
+    assert command.settled([wanted], [line], ["linear"], ["sm_90a"], 1) == ([wanted], 0.0)
+
+    dead = replace(SOUND, kernel="", failure="its process ended")  # nothing of it can be made again
+    monkeypatch.setattr(compile_jobs, "compile_all", lambda *_: iter([([], 1.0)]))
+    found, _ = command.settled([wanted, dead], [line], ["linear"], ["sm_90a"], 1)
+    assert found == [wanted, dead]
+
+
+CHOSEN = """
+from pathlib import Path
+import sys
+from twofold.core.verify import compile_jobs
+def compiled(targets, only=None):
+    ((made, _),) = compile_jobs.compile_all(["dropout"], targets, 1, only)
+    return made, {str(p): p.stat().st_mtime_ns for p in Path(sys.argv[1]).glob("*/*.amdgcn")}
+if __name__ == "__main__":
+    whole, before = compiled(["gfx942"])
+    _, same = compiled(["gfx942"])
+    name = whole[0].name
+    made, after = compiled(["gfx942", "sm_80"], {name})
+    assert before == same != after, "what is compiled again comes from the cache"
+    assert made == [c for c in whole if c.name == name] and len(made) < len(whole)
+"""
+
+
+def test_chosen_kernels_are_compiled_whatever_a_cache_has(tmp_path):
+    script, cache = tmp_path / "chosen.py", tmp_path / "cache"
+    script.write_text(CHOSEN)
+    done = run(script, cache, TRITON_CACHE_DIR=str(cache))
+    assert done.returncode == 0, done.stderr

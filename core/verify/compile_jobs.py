@@ -11,14 +11,14 @@ import os
 import resource
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from twofold.core.verify.compiled import Compiled
+from twofold.core.verify.compiled import Compiled, Name
 from twofold.core.verify.compiles import Key, check_interpreter, compile_operator
 
 CONTEXT = get_context("forkserver")  # torch and triton are imported once, before any thread runs
@@ -32,6 +32,7 @@ class _Job:
     operator: str
     target: str
     log: Path
+    only: Collection[Name] | None = None
     made: list[Compiled] = field(default_factory=list)
     begun: dict[Key, Compiled] = field(default_factory=dict)
     done: bool = False
@@ -40,9 +41,8 @@ class _Job:
 
     def start(self) -> Connection:
         receive, send = CONTEXT.Pipe(duplex=False)
-        self.process = CONTEXT.Process(
-            target=_work, args=(send, self.operator, self.target, list(self.begun), self.log)
-        )
+        what = (self.operator, self.target, list(self.begun), self.only)
+        self.process = CONTEXT.Process(target=_work, args=(send, *what, self.log))
         self.process.start()
         send.close()
         return receive
@@ -71,9 +71,14 @@ class _Job:
 
 
 def compile_all(
-    operators: Iterable[str], targets: Iterable[str], jobs: int
+    operators: Iterable[str],
+    targets: Iterable[str],
+    jobs: int,
+    only: Collection[Name] | None = None,
 ) -> Iterator[tuple[list[Compiled], float]]:
     """Yield (kernels, seconds of processor time) of each operator and target, `jobs` at a time.
+
+    `only` these kernels are compiled if it is given, and whatever a cache has of them.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -82,9 +87,10 @@ def compile_all(
     targets = list(targets)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         waiting = [
-            _Job(operator, target, Path(folder) / f"{operator}-{target}")
+            _Job(operator, target, Path(folder) / f"{operator}-{target}", only)
             for operator in operators
             for target in targets
+            if only is None or any(x[0] == operator and x[2] == target for x in only)
         ]
         running: dict[Connection, _Job] = {}
         stack.callback(lambda: [job.process.kill() for job in running.values()])
@@ -106,7 +112,14 @@ def compile_all(
                         running[job.start()] = job
 
 
-def _work(send: Connection, operator: str, target: str, skip: list[Key], log: Path) -> None:
+def _work(
+    send: Connection,
+    operator: str,
+    target: str,
+    skip: list[Key],
+    only: Collection[Name] | None,
+    log: Path,
+) -> None:
     """Compile, telling of every kernel before and after; nothing is printed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     with log.open("w") as file:
@@ -118,6 +131,7 @@ def _work(send: Connection, operator: str, target: str, skip: list[Key], log: Pa
             operator,
             target,
             skip=skip,
+            only=only,
             begin=lambda key, kernel: send.send(("begin", (key, kernel))),
             end=lambda kernel: send.send(("made", kernel)),
         )

@@ -44,6 +44,10 @@ SPILLS_AND_IS_FAST = {
 }
 
 
+# Operator, kernel, target, precision and constants.
+Name = tuple[str, str, str, str, str]
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What the compiler made of one kernel.
@@ -86,6 +90,11 @@ class Compiled:
     stores: int = 0
     failure: str = ""
     unsupported: str = ""
+
+    @property
+    def name(self) -> Name:
+        """What was compiled."""
+        return (self.operator, self.kernel, self.target, self.precision, self.constants)
 
     @property
     def programs(self) -> int:

@@ -1,7 +1,9 @@
 """The committed table of compiled kernels: one line each, sorted, the same whenever it is made.
 
 It names the compilers and neither day nor machine, so that it changes only when a kernel, a tile or
-a compiler does.
+a compiler does. Compilers themselves waver, rarely: of the same source and for the same options,
+AMD's makes one of two binaries, by where its objects lie in memory. So what differs from the table
+is compiled again before it is believed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from twofold.core.verify.compiled import Compiled
+from twofold.core.verify.compiled import Compiled, Name
 
 TITLE = "What the compilers make of every kernel: twofold verify compile --table FILE"
 LEGEND = (
@@ -53,11 +55,21 @@ def lines(kernels: Iterable[Compiled]) -> list[str]:
 
     Where several differ only in what a line does not show, it has the most of each.
     """
-    merged: dict[tuple[str, ...], Compiled] = {}
+    return list(_lines(kernels).values())
+
+
+def unlike(committed: Iterable[str], kernels: Iterable[Compiled]) -> set[Name]:
+    """Return the names of kernels whose line is not in a table."""
+    old = set(committed)
+    return {name for name, line in _lines(kernels).items() if line not in old}
+
+
+def _lines(kernels: Iterable[Compiled]) -> dict[Name, str]:
+    merged: dict[Name, Compiled] = {}
     for kernel in kernels:
-        key = (kernel.operator, kernel.kernel, kernel.target, kernel.precision, kernel.constants)
-        merged[key] = most(merged[key], kernel) if key in merged else kernel
-    return [_line(merged[key]) for key in sorted(merged)]
+        same = merged.get(kernel.name)
+        merged[kernel.name] = kernel if same is None else most(same, kernel)
+    return {name: _line(merged[name]) for name in sorted(merged)}
 
 
 def most(first: Compiled, second: Compiled) -> Compiled:

@@ -17,7 +17,7 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import report
 from twofold.core.verify.chips import CHIPS, Chip
-from twofold.core.verify.compiled import Compiled, describe, gpu_target
+from twofold.core.verify.compiled import Compiled, Name, describe, gpu_target
 from twofold.core.verify.contract import precision_name
 
 # Twice the same call: what tells one compilation from another, by name.
@@ -36,6 +36,7 @@ def compile_operator(
     target: str,
     *,
     skip: Collection[Key] = (),
+    only: Collection[Name] | None = None,
     begin: Callable[[Key, Compiled], None] = lambda key, kernel: None,
     end: Callable[[Compiled], None] = lambda kernel: None,
 ) -> list[Compiled]:
@@ -46,6 +47,7 @@ def compile_operator(
     Args:
         operator, target: names from `ops.OPERATORS` and `CHIPS`.
         skip: kernels that are left out.
+        only: kernels that are not; these are compiled even where a cache has them.
         begin, end: told of every kernel before and after it is compiled.
 
     Raises:
@@ -67,7 +69,7 @@ def compile_operator(
         name = Compiled(operator, function.__name__, target, precision, constants)
         dtypes = tuple(_dtypes(args))
         key = (f"{function.__module__}.{name.kernel}", dtypes, name.constants)
-        if key in seen:
+        if key in seen or (only is not None and name.name not in only):
             return
         seen.add(key)
         begin(key, name)
@@ -78,7 +80,7 @@ def compile_operator(
         made.append(kernel)
         end(kernel)
 
-    with compiling(CHIPS[target], compile_once):
+    with compiling(CHIPS[target], compile_once, anew=only is not None):
         odd = [(case, ()) for case in contract.compiled or contract.pinned]
         for case, sizes in (*odd, *((case, ("usual sizes",)) for case in contract.usual)):
             precision, marks = precision_name(case), sizes
@@ -90,8 +92,8 @@ Launch = Callable[[Any, Any, Any, Callable[[], Any]], None]
 
 
 @contextmanager
-def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
-    """Let launches compile for a chip instead of running.
+def compiling(chip: Chip, compile_once: Launch, *, anew: bool = False) -> Iterator[None]:
+    """Let launches compile for a chip instead of running, `anew` whatever a cache has.
 
     `compile_once` is given the function, its arguments, its options, and what compiles it.
 
@@ -130,6 +132,7 @@ def compiling(chip: Chip, compile_once: Launch) -> Iterator[None]:
     try:
         with knobs.compilation.scope():
             knobs.compilation.disable_line_info = True
+            knobs.compilation.always_compile = anew or knobs.compilation.always_compile
             yield
     finally:
         JITFunction.run = launch
