@@ -28,6 +28,18 @@ def _architecture(active: Any, device: int) -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
+def bare_interpreter() -> bool:
+    """Return whether kernels run in Triton's interpreter as it is, in which bfloat16 is wrong.
+
+    It multiplies the bits of bfloat16 as if they were integers, and its casts to it truncate.
+    """
+    if not knobs.runtime.interpret:
+        return False
+    from triton.runtime import interpreter
+
+    return type(interpreter.interpreter_builder) is interpreter.InterpreterBuilder
+
+
 def within_reach(x: torch.Tensor) -> bool:
     """Return whether a tensor is where kernels read: on the CPU if the device itself is absent."""
     return bool(x.device.type == driver.active.get_active_torch_device().type)

@@ -6,18 +6,25 @@ from typing import Any
 
 import torch
 
-from twofold.kernels.device import architecture
+from twofold.kernels.device import architecture, bare_interpreter
 from twofold.reference import checks
 
 DTYPES = ("float16", "bfloat16", "float32")
+INTERPRETED = (
+    "float16 or float32 in Triton's own interpreter, whose bfloat16 is wrong; that of "
+    "twofold.core.verify.strict_interpreter has it"
+)
 
 
 def supported(name: str, x: Any) -> None:
     """Raise `ValueError` unless kernels take x: its dtype, and that it is where they are launched.
 
-    float64 is for NumPy's side. Triton launches on the current device, wherever tensors are.
+    float64 is for NumPy's side, and bfloat16 not for Triton's bare interpreter. Triton launches on
+    the current device, wherever tensors are.
     """
     checks.choice(f"{name}.dtype", checks.dtype_name(x), DTYPES)
+    if x.dtype == torch.bfloat16 and not x.is_cuda and bare_interpreter():
+        checks.require(False, f"{name}.dtype", "bfloat16", INTERPRETED)
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         here = f"the current device, cuda:{torch.cuda.current_device()} (see torch.cuda.device)"
         checks.require(False, f"{name}.device", x.device, here)

@@ -54,6 +54,20 @@ def test_kernels_refuse_float64(triton: Side, operator: str) -> None:
         forward(triton, operator, "float64")
 
 
+@pytest.mark.parametrize("operator", CALLS)
+def test_kernels_refuse_bfloat16_in_an_interpreter_that_has_it_wrong(
+    interpreted: Side, operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime import interpreter
+
+    forward(interpreted, operator, "bfloat16")
+    bare = interpreter.InterpreterBuilder()
+    monkeypatch.setattr(interpreter, "interpreter_builder", bare)
+    words = r"^\w+\.dtype is bfloat16; it must be float16 or float32 in Triton's own interpreter"
+    with pytest.raises(ValueError, match=words):
+        forward(interpreted, operator, "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("function", "buffers", "more"),
     [
