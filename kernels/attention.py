@@ -14,8 +14,8 @@ Steps (0)–(9) are those of the reference. Scores are kept in base 2: exp2 is w
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
 may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
 see are not masked. Packed sequences, and keys that heads share, are read where they are; a program
-behind the end of its sequence does nothing. Any head_dim is padded to a power of two in registers,
-by masks: 80 and 96 compute like 128.
+behind the end of its sequence does nothing. Any head_dim is padded to a power of two in registers
+by masks, or to two of them (`attention_features`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ from twofold.kernels import attention_blocks, attention_hopper, dropout
 from twofold.kernels.attention_backward import delta_kernel, dk_dv_kernel, dq_kernel
 from twofold.kernels.attention_bias import dbias_kernel
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_features import (
+    add_weighted,
+    dot_rows,
+    features,
+    load_features,
+    scaled,
+    store_features,
+    zeros,
+)
 from twofold.kernels.attention_order import by_keys, by_queries, place_together
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
-    at,
     call,
-    load,
     log_sum,
     products,
     rows_at,
@@ -98,6 +105,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    TAIL_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
@@ -111,18 +119,18 @@ def forward_kernel(
             return
     query, q_end, k_end = seq.q_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = features(0, BLOCK_D, TAIL_D)
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
-    if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
+    if CHUNK_D >= D:
+        q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if x.sinks is not None:
         top = tl.zeros([BLOCK_M], tl.float32) + tl.load(x.sinks + h).to(tl.float32) * LOG2_E
         total += 1.0
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = zeros(BLOCK_M, BLOCK_D, TAIL_D)
     last = tl.minimum(first + BLOCK_M, seq.M) - 1
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
@@ -134,11 +142,11 @@ def forward_kernel(
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             # (1) scores
-            if CHUNK_D == BLOCK_D:
-                k = load(
+            if CHUNK_D >= D:
+                k = load_features(
                     x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
                 )
-                product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+                product = dot_rows(q, k, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
@@ -152,16 +160,15 @@ def forward_kernel(
             if DROPOUT:
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
-            acc = acc * rescale[:, None]
-            v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
-            acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+            acc = scaled(acc, rescale[:, None])
+            v = load_features(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+            acc = add_weighted(acc, p, v, PRECISION)
     divisor, lse = log_sum(top, total)
-    out = acc * (dropout_scale / divisor)[:, None]
+    out = scaled(acc, (dropout_scale / divisor)[:, None])
     i = first + tl.arange(0, BLOCK_M)
     row_at = rows_at(x, seq, h, i)
     tl.store(lse_ptr + row_at, lse, mask=i < seq.M)
-    out_at = at(out_ptr, out_strides, seq.batch, h, query, m, d)
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < seq.M) & (d < D))
+    store_features(out_ptr, out_strides, seq.batch, h, query, m, d, rows < seq.M, out, D)
 
 
 def forward(
@@ -220,7 +227,7 @@ def forward(
     x = by_queries(attention_blocks.over_keys(call(q, k, v, scale, options), tile))
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         x, out, lse, out.stride(),
-        BLOCK_D=padded(D), **_constants(cache, tile),
+        **_features(tile, padded(D)), **_constants(cache, tile),
     )  # fmt: skip
     return out, cache
 
@@ -271,12 +278,14 @@ def backward(
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
         by_keys(attention_blocks.over_queries(x, over_keys)), *rest,
         grads.dk, grads.dv, dout.stride(), grads.dk.stride(), grads.dv.stride(),
-        SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_keys),
+        SCORE_SLOPE=derivative,
+        **_features(over_keys, summed), **_constants(cache, over_keys),
     )  # fmt: skip
     dq_kernel[(triton.cdiv(longest_q, over_queries.block_m) * sequences * H, slices)](
         by_queries(attention_blocks.over_keys(x, over_queries)), *rest,
         grads.dq, dout.stride(), grads.dq.stride(),
-        SCORE_SLOPE=derivative, BLOCK_D=summed, **_constants(cache, over_queries),
+        SCORE_SLOPE=derivative,
+        **_features(over_queries, summed), **_constants(cache, over_queries),
     )  # fmt: skip
     # (0) turned back, where they are
     if options.rotary is not None:
@@ -313,6 +322,11 @@ def _summed(cache: Cache) -> int:
     """Return how many features a program of backward sums: beside angles in float32 fewer."""
     D, narrow = cache.q.shape[-1], cache.q.element_size() < 4 or cache.options.rotary is None
     return padded(D) if D <= (MOST_SUMMED if narrow else SLICE) else SLICE
+
+
+def _features(tile: Tile, summed: int) -> dict[str, int | None]:
+    """Return the tiles that the `summed` features of a program are in."""
+    return {"BLOCK_D": summed // 2 if tile.tail_d else summed, "TAIL_D": tile.tail_d or None}
 
 
 def _tile(kernel: str, cache: Cache) -> Tile:

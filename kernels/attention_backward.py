@@ -16,10 +16,18 @@ import triton.language as tl
 
 from twofold.kernels import dropout
 from twofold.kernels.attention_blocks import places, tile_at
+from twofold.kernels.attention_features import (
+    add_weighted,
+    dot_rows,
+    features,
+    load_features,
+    scaled,
+    store_features,
+    zeros,
+)
 from twofold.kernels.attention_order import place_together
 from twofold.kernels.attention_parts import (
     LOG2_E,
-    at,
     load,
     place,
     products,
@@ -88,9 +96,10 @@ def dk_dv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    TAIL_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum BLOCK_D features of dk and dv of BLOCK_N keys over all queries.
+    """Sum BLOCK_D + TAIL_D features of dk and dv of BLOCK_N keys over all queries.
 
     Tiles are (keys, queries).
     """
@@ -105,15 +114,15 @@ def dk_dv_kernel(
             return
     key, q_end, k_end = seq.k_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    d = features(tl.program_id(1) * BLOCK_D, BLOCK_D, TAIL_D)
     columns = first + n
     if DROPOUT:
         seed = tl.load(x.seed)
-    if CHUNK_D == BLOCK_D:
-        k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
-        v = load(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if CHUNK_D >= D:
+        k = load_features(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
+        v = load_features(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
+    dk = zeros(BLOCK_N, BLOCK_D, TAIL_D)
+    dv = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask:
     # they only spoil their own rows of dk and dv, which are stored as 0. Nor do queries past the
     # end in the last tile, whose q and dout are loaded as 0.
@@ -130,16 +139,18 @@ def dk_dv_kernel(
                 start = tile_start(i, from_, in_, out_, x.ahead, EDGE, BLOCK_M)
                 start = tile_at(x, b, h, block, start, BLOCK_M)
                 query, rows = seq.q_first + start, start + m
-                q = load(
+                q = load_features(
                     x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn
                 )  # (BLOCK_M, BLOCK_D)
-                dout = load(dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
+                dout = load_features(
+                    dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D
+                )
                 row_at = rows_at(x, seq, h, rows)
                 lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (1, BLOCK_M)
                 delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
                 # (5) weights again
-                if CHUNK_D == BLOCK_D:
-                    product = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+                if CHUNK_D >= D:
+                    product = dot_rows(k, q, PRECISION)
                 else:
                     product = products(
                         x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
@@ -149,8 +160,8 @@ def dk_dv_kernel(
                 s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
                 p = weights_again(s, lse)
                 # (6) gradient of the weights
-                if CHUNK_D == BLOCK_D:
-                    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+                if CHUNK_D >= D:
+                    dp = dot_rows(v, dout, PRECISION)
                 else:
                     dp = products(
                         x.v, x.v_strides, shared, dout_ptr, dout_strides, h, seq.batch,
@@ -170,15 +181,12 @@ def dk_dv_kernel(
                     p * (dp - delta), p, product, x, b, h, rows, columns, SCORE, SCORE_SLOPE
                 )
                 # (9) gradients of the inputs
-                dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)
-                dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    dk = tl.where(columns < seq.present, dk * x.softmax_scale, 0.0)
-    dv = tl.where(columns < seq.present, dv, 0.0)
-    inside = (columns < seq.N) & (d < D)
-    dk_at = at(dk_ptr, dk_strides, seq.batch, shared, key, n, d)
-    dv_at = at(dv_ptr, dv_strides, seq.batch, shared, key, n, d)
-    tl.store(dk_at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
-    tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+                dv = add_weighted(dv, dropped, dout, PRECISION)
+                dk = add_weighted(dk, ds, q, PRECISION)
+    dk = scaled(dk, x.softmax_scale)
+    live, inside = columns < seq.present, columns < seq.N
+    store_features(dk_ptr, dk_strides, seq.batch, shared, key, n, d, inside, dk, D, live)
+    store_features(dv_ptr, dv_strides, seq.batch, shared, key, n, d, inside, dv, D, live)
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -198,9 +206,10 @@ def dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    TAIL_D: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum BLOCK_D features of dq of BLOCK_M queries over the keys they see."""
+    """Sum BLOCK_D + TAIL_D features of dq of BLOCK_M queries over the keys they see."""
     blocks = tl.cdiv(x.longest_q, BLOCK_M)
     block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
@@ -211,15 +220,15 @@ def dq_kernel(
             return
     query, q_end, k_end = seq.q_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    d = features(tl.program_id(1) * BLOCK_D, BLOCK_D, TAIL_D)
     rows = first + m
-    if CHUNK_D == BLOCK_D:
-        q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
-        dout = load(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
+    if CHUNK_D >= D:
+        q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
+        dout = load_features(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
     row_at = rows_at(x, seq, h, rows)
     lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
     delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
-    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    dq = zeros(BLOCK_M, BLOCK_D, TAIL_D)
     last = tl.minimum(first + BLOCK_M, seq.M) - 1
     begin, full, stop, end = seen(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
@@ -230,12 +239,12 @@ def dq_kernel(
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
-            k = load(
+            k = load_features(
                 x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
             )  # (BLOCK_N, BLOCK_D)
             # (5) weights again
-            if CHUNK_D == BLOCK_D:
-                product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D >= D:
+                product = dot_rows(q, k, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
@@ -245,9 +254,11 @@ def dq_kernel(
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             p = weights_again(s, lse)
             # (6) gradient of the weights
-            if CHUNK_D == BLOCK_D:
-                v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
-                dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
+            if CHUNK_D >= D:
+                v = load_features(
+                    x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D
+                )
+                dp = dot_rows(dout, v, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 dp = products(
                     dout_ptr, dout_strides, h, x.v, x.v_strides, shared, seq.batch,
@@ -263,7 +274,6 @@ def dq_kernel(
                 p * (dp - delta), p, product, x, b, h, rows, columns, SCORE, SCORE_SLOPE
             )
             # (9) gradients of the inputs
-            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    dq_at = at(dq_ptr, dq_strides, seq.batch, h, query, m, d)
-    inside = (rows < seq.M) & (d < D)
-    tl.store(dq_at, (dq * x.softmax_scale).to(dq_ptr.dtype.element_ty), mask=inside)
+            dq = add_weighted(dq, ds, k, PRECISION)
+    dq = scaled(dq, x.softmax_scale)
+    store_features(dq_ptr, dq_strides, seq.batch, h, query, m, d, rows < seq.M, dq, D)

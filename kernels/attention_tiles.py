@@ -9,7 +9,8 @@ class Tile(NamedTuple):
     """Queries and keys a program works on at a time; warps and pipeline stages it does so with.
 
     `chunk_d` is how many features the products of scores take at a time, all of them where it is 0:
-    in chunks, q, k and v are loaded again for every tile instead of kept in registers.
+    in chunks, q, k and v are loaded again for every tile instead of kept in registers. `tail_d` is
+    how many are a second tile's: of 96, 64 are in one and 32 in the other; 0 where one is padded.
     """
 
     block_m: int
@@ -17,6 +18,7 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
     chunk_d: int = 0
+    tail_d: int = 0
 
 
 Key = tuple[str, int, int]  # kernel, bytes of an element, padded head_dim
@@ -278,6 +280,9 @@ def choose_tile(
     pairs or that the scores are changed; `blocked`, a mask of blocks; `rotary`, `packed` sequences,
     `dropout`; `grouped`, that heads share keys, which with dropout leaves no room for Hopper's
     tiles. `aligned` is what the function of this name says of the strides.
+
+    From 65 to 96 features are in two tiles where that is less than one of 128 and does not spill:
+    not in float32, nor where anything else takes registers.
     """
     features = padded(head_dim)
     hopper = architecture == "sm_90" and kernel != "dbias" and not (grouped and dropout)
@@ -306,4 +311,8 @@ def choose_tile(
         own = GROUPED if grouped else TILES
     if dropout and (masked or packed or blocked or rotary) and kernel != "dbias":
         own = MASKED_DROPOUT | own
-    return own.get(key) or TILES[key]
+    tile = own.get(key) or TILES[key]
+    crowded = masked or blocked or rotary or packed or dropout or (grouped and not hopper)
+    if 64 < head_dim <= 96 and element_size == 2 and kernel != "dbias" and not crowded:
+        return tile._replace(tail_d=padded(head_dim - 64))
+    return tile

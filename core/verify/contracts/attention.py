@@ -151,6 +151,25 @@ CONTRACT = Contract(
         # More features than a program sums, and where the tables of tiles change.
         Case(seqlen_q=3, seqlen_k=5, head_dim=257, causal=True),
         *(Case(seqlen_q=2, seqlen_k=3, head_dim=head_dim) for head_dim in (256, 512)),
+        # Features in two tiles.
+        *(
+            Case(
+                dtype=dtype,
+                seqlen_q=35,
+                seqlen_k=67,
+                head_dim=head_dim,
+                layout="heads inside",
+                causal=causal,
+                dlse=True,
+                sinks=True,
+            )
+            for dtype, head_dim, causal in (
+                ("bfloat16", 80, True),
+                ("float16", 80, False),
+                ("bfloat16", 96, False),
+                ("float16", 96, True),
+            )
+        ),
         # Of some batches all keys are padding.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dlse=True),
         # In half precision a sink is known to its last bit.
@@ -251,6 +270,8 @@ CONTRACT = Contract(
                 ),
             ),
             ((256,), (("bfloat16", False, (APART | DROPOUT | SHARED,)),)),
+            ((80, 96), (("float16", False, (LEAST,)),)),
+            ((80, 96), (("bfloat16", False, (SHARED, SHORT, LONG, LONG | SHARED, APART)),)),
             ((32,), (("bfloat16", False, (ROTARY,)),)),
         )
         for head_dim in head_dims

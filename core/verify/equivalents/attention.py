@@ -7,6 +7,9 @@ from twofold.core.verify.equivalents.reasons import BOTH_FLOAT32, STORE_CASTS, U
 
 MASKED_IN_VAIN = "a tile is masked that need not be: slower, and the same"
 VISITED_IN_VAIN = "a tile is visited that nobody sees: slower, and the same"
+IN_ONE_CHUNK = (
+    "a power of two of features is one chunk, loaded for every tile: slower, and the same"
+)
 ROUNDED = "rounded to a whole tile all the same"
 
 
@@ -38,6 +41,7 @@ def start(kernel: str) -> tuple[Row, ...]:
 _FORWARD = of(
     "kernels/attention.py",
     {
+        IN_ONE_CHUNK: (("forward_kernel", "CHUNK_D >= D → CHUNK_D > D"),),
         VISITED_IN_VAIN: (
             *last("forward_kernel", "BLOCK_M", "seq.M"),
             *early("forward_kernel", "q", "M"),
@@ -51,13 +55,16 @@ _FORWARD = of(
                 " → tl.load(x.sinks + h).to(tl.float32) * LOG2_E",
             ),
         ),
-        STORE_CASTS: (("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),),
     },
 )
 
 _BACKWARD = of(
     "kernels/attention_backward.py",
     {
+        IN_ONE_CHUNK: (
+            ("dk_dv_kernel", "CHUNK_D >= D → CHUNK_D > D"),
+            ("dq_kernel", "CHUNK_D >= D → CHUNK_D > D"),
+        ),
         BOTH_FLOAT32: (
             ("delta_kernel", "drop .to(tl.float32) of load(out_ptr*"),
             ("delta_kernel", "drop .to(tl.float32) of load(dout_ptr*"),
@@ -102,11 +109,6 @@ _BACKWARD = of(
             ("dq_kernel", "tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0): drop other"),
             ("dq_kernel", "tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0): drop other"),
         ),
-        STORE_CASTS: (
-            ("dk_dv_kernel", "drop .to(dk_ptr.dtype.element_ty) of dk"),
-            ("dk_dv_kernel", "drop .to(dv_ptr.dtype.element_ty) of dv"),
-            ("dq_kernel", "drop .to(dq_ptr.dtype.element_ty) of *"),
-        ),
     },
 )
 
@@ -122,6 +124,11 @@ _BIAS = of(
         ),
         STORE_CASTS: (("dbias_kernel", "drop .to(dbias_ptr.dtype.element_ty) of dbias"),),
     },
+)
+
+_FEATURES = of(
+    "kernels/attention_features.py",
+    {STORE_CASTS: (("store", "drop .to(ptr.dtype.element_ty) of x"),)},
 )
 
 _RIGHT = "count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)"
@@ -272,6 +279,7 @@ _REFERENCE = of(
 EQUIVALENT: tuple[Equivalent, ...] = (
     *_FORWARD,
     *_BACKWARD,
+    *_FEATURES,
     *_BIAS,
     *_PARTS,
     *_KEEP,

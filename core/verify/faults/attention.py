@@ -5,6 +5,7 @@ from __future__ import annotations
 from twofold.core.verify.faults.entry import Row, of
 
 FORWARD, BACKWARD = "kernels/attention.py", "kernels/attention_backward.py"
+FEATURES = "kernels/attention_features.py"
 PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
 REFERENCE, BLOCKS = "reference/attention.py", "kernels/attention_blocks.py"
 
@@ -111,13 +112,13 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         BACKWARD, "dk has lost its scale", "flash-attention#2651",
-        ("dk * x.softmax_scale, 0.0)", "dk, 0.0)"),
+        ("dk = scaled(dk, x.softmax_scale)", "dk = scaled(dk, 1.0)"),
     ),
     (
         BACKWARD, "backward scales K in its own dtype", "FastVideo#1730",
         (
-            "product = tl.dot(k, tl.trans(q), input_precision=PRECISION)",
-            "product = tl.dot((k * x.scale).to(k.dtype), tl.trans(q), input_precision=PRECISION)",
+            "product = dot_rows(k, q, PRECISION)",
+            "product = dot_rows(((k[0] * x.scale).to(k[0].dtype),), q, PRECISION)",
         ),
         ("s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)\n                p = w",
          "s = scores(product / x.scale, x, b, seq, h, rows, columns, EDGE, SCORE)\n"
@@ -129,7 +130,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "the accumulator is not rescaled when the maximum rises", "",
-        ("acc = acc * rescale[:, None]", "acc = acc"),
+        ("acc = scaled(acc, rescale[:, None])", "acc = acc"),
     ),
     (
         PARTS, "the running sum is not rescaled when the maximum rises", "",
@@ -177,12 +178,20 @@ _ATTENTION: tuple[Row, ...] = (
         ("[(triton.cdiv(longest_q, tile.block_m) *", "[(max(1, longest_q // tile.block_m) *"),
     ),
     (
-        FORWARD, "the accumulator is in the storage dtype", "",
+        FEATURES, "the accumulator is in the storage dtype", "",
         (
-            "acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)",
-            "acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)"
-            ".to(v.dtype).to(tl.float32)",
+            "total = tl.dot(weights, x[0], acc[0], input_precision=PRECISION)",
+            "total = tl.dot(weights, x[0], acc[0], input_precision=PRECISION)"
+            ".to(weights.dtype).to(tl.float32)",
         ),
+    ),
+    (
+        FEATURES, "a second tile of features is left out of the scores", "",
+        ("if len(x) == 2:\n        product =", "if len(x) == 3:\n        product ="),
+    ),
+    (
+        FEATURES, "a second tile of features begins where the first does", "",
+        ("first + BLOCK_D + tl", "first + tl"),
     ),
     (
         PARTS, "the scale is 0.1 % too large", "",
