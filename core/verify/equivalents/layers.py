@@ -102,7 +102,7 @@ _LINEAR = of(
 _ACTIVATION = of(
     "kernels/activation.py",
     {
-        SAME_AT_EQUALITY: (("activate", "z < 0 → z <= 0"),),
+        SAME_AT_EQUALITY: (("activate", "z < 0 → z <= 0"), ("sigmoid", "z < 0 → z <= 0")),
         UNSTORED: (
             ("forward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
             ("backward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
@@ -134,6 +134,7 @@ _ACTIVATION = of(
 ) + of(
     "reference/activation.py",
     {
+        SAME_AT_EQUALITY: (("_sigmoid", "z < 0 → z <= 0"),),
         "of float16, for which its contract does not ask": (
             ("slope", "drop .astype(np.float32) of z"),
             ("slope", "drop .astype(z.dtype) of slope*"),

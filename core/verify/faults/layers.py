@@ -127,6 +127,19 @@ _ACTIVATION: tuple[Row, ...] = (
         ("return 4.0 * decay * gate * gate", "return 1.0 - tanh(z) * tanh(z)"),
     ),
     (
+        KERNEL, "silu's gradient is its gate", "",
+        ("return share + z * density", "return share"),
+    ),
+    (
+        KERNEL, "1 − σ cancels in silu's gradient", "",
+        ("return share + z * density", "return share + z * share * (1.0 - share)"),
+    ),
+    (
+        KERNEL, "σ′ is e⁻ᶻ·σ², which is ∞·0", "",
+        ("decay = tl.exp(-tl.abs(z))", "decay = tl.exp(-z)"),
+        ("return tl.where(z < 0, far, near), near * far", "return near, near * far"),
+    ),
+    (
         KERNEL, "relu turns NaN into 0", "",
         ("tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
     ),
@@ -153,6 +166,10 @@ _ACTIVATION: tuple[Row, ...] = (
     (
         REFERENCE, "the bias's gradient is a mean", "",
         ("dbias = dx.sum(axis=rows)", "dbias = dx.mean(axis=rows)"),
+    ),
+    (
+        REFERENCE, "silu's gradient is its gate", "",
+        ("return np.asarray(share + z * density)", "return share"),
     ),
     (
         REFERENCE, "gelu's gradient has no density", "",

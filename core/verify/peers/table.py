@@ -93,6 +93,7 @@ PEERS = (
     ),
     Peer("torch relu", "activation", "torch_functions:relu", "torch", "torch.nn.functional.relu"),
     Peer("torch gelu", "activation", "torch_functions:gelu", "torch", "torch.nn.functional.gelu"),
+    Peer("torch silu", "activation", "torch_functions:silu", "torch", "torch.nn.functional.silu"),
     Peer(
         "torch gelu tanh", "activation", "torch_functions:gelu_tanh", "torch",
         "torch.nn.functional.gelu, approximate='tanh'",

@@ -40,6 +40,7 @@ def _activation(name: str, function: Callable[[Any], Any]) -> Callable[..., Any]
 
 relu = _activation("relu", functional.relu)
 gelu = _activation("gelu", functional.gelu)
+silu = _activation("silu", functional.silu)
 gelu_tanh = _activation("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh"))
 
 
