@@ -142,6 +142,25 @@ _ACTIVATION = of(
     },
 )
 
+_GATED_ACTIVATION = of(
+    "kernels/gated_activation.py",
+    {
+        UNSTORED: (
+            ("load", "tl.load(at, mask=(rows < R) & (columns < C), other=0.0): drop other"),
+        ),
+        STORE_CASTS: (("store", "drop .to(y_ptr.dtype.element_ty) of y"),),
+    },
+) + of(
+    "reference/gated_activation.py",
+    {
+        "of float16, for which its contract does not ask": (
+            ("_unrounded", "gate.dtype == np.float16 → gate.dtype != np.float16"),
+            ("_unrounded", "drop .astype(np.float32) of gate"),
+            ("_written", "drop .astype(like.dtype) of x"),
+        ),
+    },
+)
+
 _SOFTMAX = of(
     "kernels/softmax.py",
     {
@@ -267,6 +286,7 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_LAYER_NORM,
     *_LINEAR,
     *_ACTIVATION,
+    *_GATED_ACTIVATION,
     *_SOFTMAX,
     *_SOFTMAX_CROSS_ENTROPY,
     *_OPTIMIZERS,

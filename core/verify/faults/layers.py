@@ -178,6 +178,59 @@ _ACTIVATION: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+_GATED_ACTIVATION: tuple[Row, ...] = (
+    (
+        KERNEL, "gate and up are exchanged", "",
+        ("    _launch(forward_kernel, (gate, up), (out,), kind, tile)",
+         "    _launch(forward_kernel, (up, gate), (out,), kind, tile)"),
+    ),
+    (
+        KERNEL, "dgate and dup are exchanged", "",
+        ("    _launch(backward_kernel, (dout, gate, up), grads, kind, tile)",
+         "    _launch(backward_kernel, (dout, gate, up), grads[::-1], kind, tile)"),
+    ),
+    (
+        KERNEL, "the activated gate is rounded to the storage dtype before the product", "",
+        ("    out = f * load(up_ptr,",
+         "    f = f.to(out_ptr.dtype.element_ty).to(tl.float32)\n    out = f * load(up_ptr,"),
+    ),
+    (
+        KERNEL, "the activated gate is rounded to the storage dtype in backward", "",
+        ("dup, df = dout * activate(gate, KIND), dout * up",
+         "f = activate(gate, KIND).to(dup_ptr.dtype.element_ty).to(tl.float32)\n"
+         "    dup, df = dout * f, dout * up"),
+    ),
+    (
+        KERNEL, "dout·up is rounded to the storage dtype", "",
+        ("dgate = df * activate_grad(gate, KIND)",
+         "dgate = df.to(dgate_ptr.dtype.element_ty).to(tl.float32) * activate_grad(gate, KIND)"),
+    ),
+    (
+        KERNEL, "the gate's slope is the gate: the term with z is missing", "",
+        ("dgate = df * activate_grad(gate, KIND)", "dgate = df * activate(gate, KIND) / gate"),
+    ),
+    (
+        KERNEL, "the activation is always SiLU", "",
+        ("        KIND=kind,\n", '        KIND="silu",\n'),
+    ),
+    (
+        KERNEL, "rows of one half are taken to be as far apart as those of a whole", "",
+        ("*(x.stride() for x in rows),", "*((C, 1) for _ in rows),"),
+    ),
+    (
+        KERNEL, "the packed gradient is a copy that nobody gets", "",
+        ("            x.copy_(made.view(x.shape))", "            pass"),
+    ),
+    (
+        REFERENCE, "dgate is of the product, without up", "",
+        ("dup, df = dout * f, dout * up", "dup, df = dout * f, dout"),
+    ),
+    (
+        REFERENCE, "gradients are not written where they were asked for", "",
+        ("    to[...] = x\n    return to", "    return x"),
+    ),
+)  # fmt: skip
+
 _SOFTMAX: tuple[Row, ...] = (
     (
         KERNEL, "the maximum is not subtracted", "",
@@ -327,6 +380,7 @@ FAULTS = (
     *of("layer_norm", _LAYER_NORM),
     *of("linear", _LINEAR),
     *of("activation", _ACTIVATION),
+    *of("gated_activation", _GATED_ACTIVATION),
     *of("softmax", _SOFTMAX),
     *of("softmax_cross_entropy", _SOFTMAX_CROSS_ENTROPY),
     *of("optimizers", _OPTIMIZERS),
