@@ -84,18 +84,18 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     gate, up, kind = cache
     checks.gradient("dout", dout, gate.shape)
     to = checks.into(into, dgate=gate.shape, dup=gate.shape)
-    z = _unrounded(gate)
+    z, d = _unrounded(gate), _unrounded(dout)
     f, kept = activation.activate(z, kind)
     # (2) product
-    dup, df = dout * f, dout * up
+    dup, df = d * f, d * up
     # (1) activation
     dgate = df * activation.slope(z, kept, kind)
     return Gradients(*(_written(x, a, gate) for x, a in zip((dgate, dup), to, strict=True)))
 
 
-def _unrounded(gate: Array) -> Array:
-    """Return float16 as float32: kernels round once, behind the product."""
-    return gate.astype(np.float32) if gate.dtype == np.float16 else gate
+def _unrounded(x: Array) -> Array:
+    """Return float16 as float32: kernels round once, behind all products."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def _written(x: Array, to: Array | None, like: Array) -> Array:

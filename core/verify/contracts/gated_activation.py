@@ -67,7 +67,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    gate, up = _placed(side, case, given.gate, given.up)
+    gate, up = placed(side, case, given.gate, given.up)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     how = {} if case.tile is None else {"tile": side.gated_activation.TILES[case.tile][1]}
     out, cache = side.gated_activation.forward(gate, up, case.kind, **how)
@@ -76,7 +76,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     return {"out": out, **side.gated_activation.backward(dout, cache, **how)._asdict(), **written}
 
 
-def _placed(side: Side, case: Case, gate: Array, up: Array) -> tuple[Any, Any]:
+def placed(side: Side, case: Case, gate: Array, up: Array) -> tuple[Any, Any]:
     """Return gate and up on a side, side by side in one array if they are packed."""
     if not case.packed:
         gate, up = (domains.place(side, a, case.dtype, case.layout) for a in (gate, up))

@@ -154,8 +154,8 @@ _GATED_ACTIVATION = of(
     "reference/gated_activation.py",
     {
         "of float16, for which its contract does not ask": (
-            ("_unrounded", "gate.dtype == np.float16 → gate.dtype != np.float16"),
-            ("_unrounded", "drop .astype(np.float32) of gate"),
+            ("_unrounded", "x.dtype == np.float16 → x.dtype != np.float16"),
+            ("_unrounded", "drop .astype(np.float32) of x"),
             ("_written", "drop .astype(like.dtype) of x"),
         ),
     },

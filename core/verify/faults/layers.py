@@ -223,7 +223,7 @@ _GATED_ACTIVATION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "dgate is of the product, without up", "",
-        ("dup, df = dout * f, dout * up", "dup, df = dout * f, dout"),
+        ("dup, df = d * f, d * up", "dup, df = d * f, d"),
     ),
     (
         REFERENCE, "gradients are not written where they were asked for", "",
