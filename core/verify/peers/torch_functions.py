@@ -44,6 +44,11 @@ silu = _activation("silu", functional.silu)
 gelu_tanh = _activation("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh"))
 
 
+def swiglu(gate: Any, up: Any) -> Any:
+    """SiLU of the gate, and a product."""
+    return functional.silu(gate) * up
+
+
 def _adam(**how: bool) -> Callable[..., Any]:
     def adam(
         params: Any,
