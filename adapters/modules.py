@@ -289,4 +289,6 @@ def _activation(function: Any) -> str | None:
         return "relu"
     if _as_made(function, torch.nn.GELU):
         return "gelu_tanh" if function.approximate == "tanh" else "gelu"
+    if function is torch.nn.functional.silu or _as_made(function, torch.nn.SiLU):
+        return "silu"
     return "gelu" if function is torch.nn.functional.gelu else None

@@ -36,6 +36,7 @@ OPERATORS = (
     "layer_norm",
     "linear",
     "activation",
+    "gated_activation",
     "dropout",
     "embedding",
     "pooling",

@@ -9,8 +9,8 @@ and columns. Backward sums db on its way, over shares of the rows, as partial su
 second kernel adds up: no atomics, the same bits in every run. The shares are as many as fill a GPU;
 their sums, read and written, are about 2 MB. `linear` has the same pass for its own bias.
 
-tanh is built from one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ). Steps
-(1) and (2) are those of the reference.
+tanh is built from one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ); so are
+σ(z) and its derivative, from e⁻|ᶻ|. Steps (1) and (2) are those of the reference.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def activate(z, KIND: tl.constexpr):
         return z / (1.0 + tanh_decay(z))
     elif KIND == "tanh":
         return tanh(z)
+    elif KIND == "silu":
+        share, _ = sigmoid(z)
+        return z * share
     else:
         return tl.where(z < 0, 0.0, z)
 
@@ -80,6 +83,9 @@ def activate_grad(z, KIND: tl.constexpr):
         decay = tl.exp(-2.0 * tl.abs(z))
         gate = 1.0 / (1.0 + decay)
         return 4.0 * decay * gate * gate  # not 1 − tanh², which would cancel
+    elif KIND == "silu":
+        share, density = sigmoid(z)
+        return share + z * density
     else:
         return tl.where(z > 0, 1.0, 0.0)
 
@@ -88,6 +94,15 @@ def activate_grad(z, KIND: tl.constexpr):
 def normal_cdf(z):
     """Return Φ(z)."""
     return 0.5 * (1.0 + tl.erf(z * SQRT_HALF))
+
+
+@triton.jit
+def sigmoid(z):
+    """Return σ(z) and σ′(z) by e⁻|ᶻ|, which cannot overflow."""
+    decay = tl.exp(-tl.abs(z))
+    near = 1.0 / (1.0 + decay)
+    far = decay * near  # not 1 − near, which would cancel
+    return tl.where(z < 0, far, near), near * far
 
 
 @triton.jit

@@ -1,15 +1,17 @@
-r"""Activations: GELU, its tanh form and ReLU of the feed-forward layer, tanh of BERT's pooler.
+r"""Activations: GELU, its tanh form, ReLU and SiLU of the feed-forward, tanh of BERT's pooler.
 
     gelu(z)      = z·Φ(z),  Φ the normal distribution function, ½(1 + erf(z/√2))
     gelu_tanh(z) = ½z·(1 + tanh a) = z/(1 + e⁻²ᵃ),  a = √(2/π)·(z + 0.044715·z³)
     relu(z)      = max(z, 0)
     tanh(z)      = 1 − 2/(1 + e²ᶻ),  tanh′(z) = 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)²
+    silu(z)      = z·σ(z) = z/(1 + e⁻ᶻ),  silu′(z) = σ(z) + z·σ′(z),  σ′(z) = σ(z)·σ(−z)
 
 of z = x, or of z = x + bias where a bias of the last axis is given.
 
 Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010; its
-derivative at 0 is taken as 0. Forward keeps the transcendental part, Φ(z), e⁻²ᵃ or e⁻²|ᶻ|, for
-backward.
+derivative at 0 is taken as 0; for SiLU Elfwing, Uchibe & Doya 2017, "Sigmoid-Weighted Linear
+Units", equations 2 and 5, which Ramachandran, Zoph & Le 2017 call swish. Forward keeps the
+transcendental part, Φ(z), e⁻²ᵃ, e⁻²|ᶻ| or e⁻|ᶻ|, for backward.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from twofold.reference import checks, normal
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-KINDS = ("gelu", "gelu_tanh", "relu", "tanh")
+KINDS = ("gelu", "gelu_tanh", "relu", "tanh", "silu")
 LINEAR, CUBIC = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)  # a = LINEAR·z + CUBIC·z³
 SATURATED = 10.0  # beyond ±10, z/(1 + e⁻²ᵃ) is 0 or z to 1e-37
 
@@ -59,7 +61,7 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
 
     Args:
         x: any shape, (..., C) with a bias; floating.
-        kind: "gelu" (with erf), "gelu_tanh", "relu" or "tanh".
+        kind: "gelu" (with erf), "gelu_tanh", "relu", "tanh" or "silu".
         bias: (C,) or None.
 
     Returns:
@@ -102,7 +104,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 
 def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | None]:
-    """Return f(z), and what `slope` needs of the way there: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|; None for ReLU.
+    """Return f(z), and what `slope` needs of it: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|, e⁻|ᶻ|; None for ReLU.
 
     ReLU, whose slope is that of its output, too, writes over a `spare` z.
     """
@@ -116,6 +118,9 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
         return z * cdf, cdf
     if kind == "tanh":
         return np.tanh(z), np.exp(-2 * np.abs(z))
+    if kind == "silu":
+        decay = np.exp(-np.abs(z))
+        return z * _sigmoid(z, decay)[0], decay
     decay = _tanh_decay(z)
     return z / (1 + decay), decay
 
@@ -135,6 +140,9 @@ def slope(z: Array, kept: Array | None, kind: str) -> Array:
     if kind == "tanh":
         # not 1 − tanh², which would cancel
         return np.asarray(4 * kept / np.square(1 + kept))
+    if kind == "silu":
+        share, density = _sigmoid(z, kept)
+        return np.asarray(share + z * density)
     # g + z·g′ with g = 1/(1 + e⁻²ᵃ), g′ = 2a′·e⁻²ᵃ·g²: not g(1 − g), where 1 − g would cancel
     gate = np.reciprocal(1 + kept)
     z = np.clip(z, -SATURATED, SATURATED)
@@ -147,6 +155,13 @@ def slope(z: Array, kept: Array | None, kind: str) -> Array:
     result += 1
     result *= gate
     return result
+
+
+def _sigmoid(z: Array, decay: Array) -> tuple[Array, Array]:
+    """Return σ(z) and σ′(z) by e⁻|ᶻ|, which cannot overflow."""
+    near = 1 / (1 + decay)
+    far = decay * near  # not 1 − near, which would cancel
+    return np.where(z < 0, far, near), near * far
 
 
 def _tanh_decay(z: Array) -> Array:

@@ -57,7 +57,7 @@ def forward(
         x: (..., K), floating.
         weight: (N, K).
         bias: (N,) or None.
-        activation: None, "gelu", "gelu_tanh", "relu" or "tanh".
+        activation: None, "gelu", "gelu_tanh", "relu", "tanh" or "silu".
 
     Returns:
         out (..., N) and the cache.

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from twofold.adapters import attention, layers, multi_head_attention
+from twofold.adapters.gated_activation import gated_activation
 from twofold.core.ops import Side, load
 
 
@@ -105,6 +106,12 @@ def _linear(x, weight, bias, activation, *, allow_tf32=False):
     return out.detach(), Cache(outputs=(out,), inputs=inputs)
 
 
+def _gated_activation(gate, up, kind):
+    inputs = tracked(gate=gate, up=up)
+    out = gated_activation(**inputs, kind=kind)
+    return out.detach(), Cache(outputs=(out,), inputs=inputs)
+
+
 def _embedding(ids, table):
     x = tracked(table=table)
     out = layers.embedding(ids, **x)
@@ -129,6 +136,7 @@ FORWARD = {
     "rotary": _rotary,
     "layer_norm": _layer_norm,
     "linear": _linear,
+    "gated_activation": _gated_activation,
     "embedding": _embedding,
     "softmax": _softmax,
     "softmax_cross_entropy": _softmax_cross_entropy,

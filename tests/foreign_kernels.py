@@ -248,6 +248,15 @@ def gelu_by_tanh(x):
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 
+def swiglu(gate, up):
+    # not torch's own, in whose gradient 1 − σ cancels
+    return gate * torch.exp(torch.nn.functional.logsigmoid(gate)) * up
+
+
+def swiglu_exchanged(gate, up):
+    return swiglu(up, gate)
+
+
 def ignores_window(q, k, v, window_size=None):
     return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1) @ v
 

@@ -14,7 +14,7 @@ from twofold.core.verify.contracts import activation as contract
 from twofold.core.verify.derivatives import check_gradients, ridders
 from twofold.reference import activation, normal
 
-SMOOTH = ("gelu", "gelu_tanh", "tanh")
+SMOOTH = ("gelu", "gelu_tanh", "tanh", "silu")
 
 
 @given(contract.CONTRACT.cases)
@@ -29,6 +29,8 @@ def test_reference_is_torch(case):
         out = torch.relu(z)
     elif case.kind == "tanh":
         out = torch.tanh(z)
+    elif case.kind == "silu":
+        out = torch.nn.functional.silu(z)
     else:
         how = "tanh" if case.kind == "gelu_tanh" else "none"
         out = torch.nn.functional.gelu(z, approximate=how)
@@ -162,6 +164,37 @@ def test_tanh_and_its_slope_are_the_formulas_at_high_precision():
     for name, found, right, bound in zip(("out", "dx"), (out, dx), truth, bounds, strict=True):
         held = dataclasses.replace(bound(rounding.exact(z, on), "tanh"), value=right)
         assert compare(name, found, held)[2] == ""
+
+
+def test_silu_and_its_slope_are_the_formulas_at_high_precision():
+    z = np.array(
+        [-700.0, -90.0, -9.0, -1.2784645, -1e-9, 0.0, 0.3, 2.0, 14.3, 23.1, 31.7, 40.0, 1e15]
+    )
+    with mpmath.workdps(60):
+        exact = [mpmath.mpf(a) for a in z]
+        share = [1 / (1 + mpmath.exp(-a)) for a in exact]
+        out = np.array([float(a * s) for a, s in zip(exact, share, strict=True)])
+        dx = np.array([float(s + a * s * (1 - s)) for a, s in zip(exact, share, strict=True)])
+    on = rounding.machine("float64")
+    found, cache = activation.forward(z, "silu")
+    gradient = activation.backward(np.ones_like(z), cache).dx
+    for name, a, truth, bound in (
+        ("out", found, out, contract.activate), ("dx", gradient, dx, contract.activate_grad)
+    ):  # fmt: skip
+        held = dataclasses.replace(bound(rounding.exact(z, on), "silu"), value=truth)
+        assert compare(name, a, held)[2] == ""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_silu_saturates_without_a_warning(reference, dtype):
+    """e⁻ᶻ would overflow: warnings are errors here."""
+    z = np.array([-6e4, -1e3, -60.0, 60.0, 6e4, np.inf], dtype)
+    out, _ = reference.activation.forward(z, "silu")
+    assert np.array_equal(out[3:], z[3:]) and np.array_equal(out[:2], [0.0, 0.0])
+    finite = z[:-1]
+    _, cache = reference.activation.forward(finite, "silu")
+    dx = reference.activation.backward(np.ones_like(finite), cache).dx
+    assert np.array_equal(dx[[0, 1, 4]], [0.0, 0.0, 1.0])
 
 
 def test_normal_distribution_in_float32_is_as_close_as_it_says():

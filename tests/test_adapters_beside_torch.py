@@ -13,6 +13,7 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from twofold.adapters import modules, sides
 from twofold.adapters.attention import attention
 from twofold.adapters.functional import scaled_dot_product_attention
+from twofold.adapters.gated_activation import gated_activation
 from twofold.adapters.layers import (
     cross_entropy,
     embedding,
@@ -229,6 +230,10 @@ ROWS, WIDE = 8, 64
 CALLS = {  # elements that are kept, at most
     "cross_entropy": (lambda x: cross_entropy(x, torch.arange(ROWS)), ROWS * WIDE),
     "softmax": (softmax, ROWS * WIDE),
+    "SwiGLU": (lambda x: gated_activation(x, 2 * x), 2 * ROWS * WIDE),
+    "SwiGLU of a gate without a gradient": (
+        lambda x: gated_activation(x.detach(), 2 * x), ROWS * WIDE,
+    ),
     "rotary": (lambda x: rotary(x[None, None], x[None, None], *angles(ROWS, 2))[0], 4 * ROWS),
     "embedding": (lambda x: embedding(torch.arange(3), x), 3),
     "layer_norm": (

@@ -9,6 +9,7 @@ from test_adapters_beside_torch import SIDES, normal, use
 
 from twofold.adapters import modules
 from twofold.adapters.attention import attention
+from twofold.adapters.gated_activation import gated_activation
 from twofold.adapters.layers import (
     cross_entropy,
     embedding,
@@ -29,6 +30,7 @@ CALLS = {
         functools.partial(linear, activation="gelu"), lambda *x: F.gelu(F.linear(*x)),
         ((2, 0, 4), *PARAMETERS),
     ),
+    "SwiGLU": (gated_activation, lambda x, y: F.silu(x) * y, ((2, 0, 4), (2, 0, 4))),
     "layer norm": (layer_norm, lambda x, *w: F.layer_norm(x, (4,), *w), ((0, 3, 4), (4,), (4,))),
     "layer norm of a sum": (
         lambda x, w, b, y: layer_norm(x, w, b, residual=y, dropout_p=0.1),

@@ -125,6 +125,8 @@ def test_costs_are_those_of_the_tensors():
         for which in passes:
             factor = 3 if name in ("activation", "softmax") and which == "backward" else 2
             assert problem.costs[which].bytes == factor * size
+    cost, n = SMALL["gated_activation"].costs, 3 * 8
+    assert (cost["forward"].bytes, cost["backward"].bytes) == (4 * 3 * n, 4 * 5 * n)
     B, H, M, N, D = 2, 3, 5, 7, 8
     cost = costs.attention(B, H, H, M, N, D, 4)
     assert cost["forward"].operations == 2 * 2 * B * H * M * N * D

@@ -31,6 +31,7 @@ SOUND = {
     "layer_norm": ("layer_norm", {"forward", "backward"}),
     "cross_entropy": ("softmax_cross_entropy", {"forward", "backward"}),
     "gelu": ("activation", {"forward", "backward"}),
+    "swiglu": ("gated_activation", {"forward", "backward"}),
 }
 FAULTS = {
     "no_rescale": ("attention", "forward float32 out: out["),
@@ -45,6 +46,7 @@ FAULTS = {
     "layer_norm_without_eps": ("layer_norm", "forward float32 out: out["),
     "cross_entropy_always_mean": ("softmax_cross_entropy", "forward float32 loss: loss"),
     "gelu_by_tanh": ("activation", "forward float32 out: out["),
+    "swiglu_exchanged": ("gated_activation", "forward float32 out: out["),
 }
 
 

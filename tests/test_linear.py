@@ -70,7 +70,8 @@ def test_reference_is_torch(case):
     case = dataclasses.replace(case, dtype="float64", allow_tf32=False, activation=activation)
     x = contract.inputs(case)
     leaves = [None if a is None else torch.tensor(a, requires_grad=True) for a in x[:3]]
-    f = {None: torch.nn.Identity(), "relu": torch.relu, "gelu": torch.nn.functional.gelu}
+    f = {None: torch.nn.Identity(), "relu": torch.relu}
+    f |= {"gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
     z = leaves[0] @ leaves[1].mT  # torch's own `linear` starts its sum at the bias
     out = f[case.activation](z if leaves[2] is None else z + leaves[2])
     out.backward(torch.tensor(x.dout))
@@ -81,7 +82,7 @@ def test_reference_is_torch(case):
         assert compare(name, theirs[name].numpy(), bound)[2] == ""
 
 
-@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "tanh"])
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "tanh", "silu"])
 def test_gradients_are_slopes(activation):
     rng = np.random.default_rng(0)
     arguments = {

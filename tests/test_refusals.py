@@ -15,6 +15,7 @@ ANGLES = np.zeros((3, 2))
 # Operator, floating arguments, the rest, and gradients that are not of the output's shape.
 CALLS = {
     "activation": ((np.ones((2, 4)),), (), (np.ones((1, 4)),)),
+    "gated_activation": ((np.ones((2, 4)), np.ones((2, 4))), (), (np.ones((1, 4)),)),
     "linear": ((np.ones((4, 3)), np.ones((2, 3))), (), (np.ones((2, 2)),)),
     "layer_norm": ((np.ones((2, 4)), np.ones(4), np.ones(4)), (), (np.ones((4, 4)),)),
     "softmax": ((np.ones((2, 4)),), (), (np.ones((4, 2)),)),

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from twofold.core import ops
+from twofold.core.bench.gated_activation import torch_gated_activation
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import foreign_refusals, foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
@@ -168,6 +169,7 @@ def _named_as_in(
 # Tensors that have a gradient: cos and sin have none on either side.
 LEARNED = (
     "q", "k", "v", "x", "weight", "bias", "residual", "logits", "table", "position_table",
+    "gate", "up",
 )  # fmt: skip
 
 
@@ -267,8 +269,8 @@ def torch_activation(x: Any, kind: str = "gelu", bias: Any = None) -> Any:
     """torch's activations, behind a sum."""
     if bias is not None:
         x = x + bias
-    if kind == "relu":
-        return F.relu(x)
+    if kind in ("relu", "silu"):
+        return getattr(F, kind)(x)
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
@@ -303,6 +305,7 @@ OF_TORCH: dict[str, Callable[..., Any]] = {
     "layer_norm": torch_layer_norm,
     "linear": torch_linear,
     "activation": torch_activation,
+    "gated_activation": torch_gated_activation,
     "softmax": torch_softmax,
     "softmax_cross_entropy": torch_cross_entropy,
     "embedding": torch_embedding,
@@ -370,7 +373,7 @@ def forget() -> None:
 
 def _adapter(operator: str) -> Callable[..., Any] | None:
     """Return the operator as torch's users call it, None where they cannot."""
-    file = "attention" if operator == "attention" else "layers"
+    file = operator if operator in ("attention", "gated_activation") else "layers"
     name = {"softmax_cross_entropy": "cross_entropy"}.get(operator, operator)
     return getattr(importlib.import_module(f"twofold.adapters.{file}"), name, None)
 

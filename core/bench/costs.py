@@ -83,6 +83,11 @@ def elementwise(n: int, b: int) -> dict[str, Cost]:
     return {"forward": Cost(2 * n * b), "backward": Cost(3 * n * b)}
 
 
+def gated_activation(n: int, b: int) -> dict[str, Cost]:
+    """Of gate, up and out; backward dout, gate and up, and two gradients."""
+    return {"forward": Cost(3 * n * b), "backward": Cost(5 * n * b)}
+
+
 def dropout(n: int, b: int) -> dict[str, Cost]:
     """Of x and out; backward the same, the mask drawn again."""
     return {"forward": Cost(2 * n * b), "backward": Cost(2 * n * b)}

@@ -117,6 +117,24 @@ def activation(n: int, dtype: str, kind: str = "gelu", bias: bool = False) -> Pr
     return Problem("activation", f"n={n} {of}", dtype, cost, make, {"kind": kind}, n, of)
 
 
+def gated_activation(
+    R: int, C: int, dtype: str, kind: str = "silu", packed: bool = False
+) -> Problem:
+    """A gate and what it is of, R rows of C columns: tensors apart, or halves of one."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        if packed:
+            gate, up = normal(draw, device, dtype, R, 2 * C).chunk(2, dim=-1)
+        else:
+            gate, up = (normal(draw, device, dtype, R, C) for _ in range(2))
+        return {"gate": gate, "up": up}
+
+    cost = costs.gated_activation(R * C, _bytes(dtype))
+    of = f"C={C} {kind}{' packed' if packed else ''}"
+    title = f"R={R} {of}"
+    return Problem("gated_activation", title, dtype, cost, make, {"kind": kind}, R * C, of)
+
+
 def softmax(R: int, C: int, dtype: str) -> Problem:
     """R rows of C columns."""
 
@@ -228,7 +246,10 @@ def on_cpu() -> list[Problem]:
           ((3072, 128, 512, "gelu"), (2048, 384, 1536, "gelu"), (2048, 384, 1152, None))),
         activation(2**20, f),
         activation(2**20, f, "relu"),
+        activation(2**20, f, "silu"),
         activation(2**20, f, bias=True),
+        gated_activation(1024, 1024, f),
+        gated_activation(1024, 1024, f, packed=True),
         *(softmax(R, C, f) for R, C in ((12288, 48), (4096, 1024))),
         *(cross_entropy(R, C, f) for R, C in ((64, 8), (2048, 8192))),
         rotary(64, 4, 48, 32, f),
@@ -263,6 +284,7 @@ def on_gpu() -> list[Problem]:
         found += [dropout(n, b), positional_encoding(n // 2**18 or 1, 256, 32768, 1024, b)]
         length = min(n // 2048, 1024)  # of 16 heads of 64 features, of q and of k
         found += [activation(n, b, bias=bias) for bias in (False, True)]
+        found += [gated_activation(n // 8192, 8192, b, packed=packed) for packed in (False, True)]
         found.append(rotary(n // 2048 // length, 16, length, 64, b))
         found.append(embedding(n // 1024, 32768, 1024, b))
     found += [softmax(R, C, b) for R, C in ((2**22, 64), (8192, 32768), (2048, 131072))]

@@ -70,7 +70,9 @@ def command(
     d_model: Annotated[int | None, typer.Option()] = None,
     num_heads: Annotated[int | None, typer.Option("--heads")] = None,
     d_ff: Annotated[int | None, typer.Option()] = None,
-    activation: Annotated[str | None, typer.Option(help="gelu, gelu_tanh, relu, tanh")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="gelu, gelu_tanh, relu, tanh, silu")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="pre, post")] = None,
     positions: Annotated[str | None, typer.Option(help="sinusoidal, learned, rotary")] = None,
     pooling: Annotated[str | None, typer.Option(help="first, mean, max, mean_max")] = None,

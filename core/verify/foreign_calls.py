@@ -169,6 +169,13 @@ def activation_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call({"x": x}, {"kind": case.kind}, {"out": dout})
 
 
+def gated_activation_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return f(gate)·up as a plain call."""
+    gate, up = contract_module("gated_activation").placed(side, case, given.gate, given.up)
+    dout = domains.place(side, given.dout, case.dtype, case.layout)
+    return Call({"gate": gate, "up": up}, {"kind": case.kind}, {"out": dout})
+
+
 def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return the steps of Adam, from moments of zero, as a plain call; grads are (steps, n)."""
     tensors = {n: side.asarray(getattr(given, n), case.dtype) for n in ("params", "grads")}

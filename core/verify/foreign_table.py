@@ -263,6 +263,19 @@ PLAIN = {
         exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
         conventions=("bias in every row", "bias elsewhere"),
     ),
+    "gated_activation": Plain(
+        call=calls.gated_activation_call,
+        outputs=("out",),
+        options={"kind": {"kind": "silu"}},
+        always={"into": "", "tile": None},
+        pinned=(
+            {"rows": 41, "columns": 25},
+            {"rows": 3, "columns": 2049, "packed": True},
+            {"rows": 515, "columns": 17},
+        ),
+        far=({"rows": 3, "columns": 17, "layout": "far rows"},),
+        exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
+    ),
     "optimizers": Plain(
         call=calls.optimizer_call,
         outputs=("params",),

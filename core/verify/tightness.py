@@ -129,6 +129,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"rows": 64, "columns": 65, "bias": True},
         {"rows": 100, "columns": 100, "kind": "gelu_tanh"},
     ),
+    "gated_activation": (
+        {"rows": 1, "columns": 1},
+        {"columns": 7, "kind": "gelu"},
+        {"rows": 5, "columns": 13, "kind": "relu"},
+        {"rows": 31, "columns": 33, "packed": True},
+        {"rows": 64, "columns": 65, "kind": "gelu_tanh"},
+        {"rows": 7, "columns": 1031},
+    ),
     "dropout": (
         {"rows": 1, "columns": 1, "dropout_p": 0.0},
         {"columns": 7},

@@ -4,7 +4,8 @@ The kernel's formulas in running error analysis give what f and f′ round at a 
 kernel holds exactly: for GELU z·½(1 + erf(z/√2)), where 1 + erf cancels for z < 0 and the error is
 absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), relative throughout, e⁻²ᵃ
 having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow. tanh is
-`rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout.
+`rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout. SiLU's σ is 1 or
+e⁻|ᶻ| over 1 + e⁻|ᶻ|, relative too, as is σ′; where σ + z·σ′ passes 0 it errs absolutely.
 
 Where z itself carries an error e (of the bias's sum, or in `linear`), f moves by at most
 
@@ -45,9 +46,10 @@ STEEPEST = {
     "gelu": (1.12891, 0.79789, 0.77878),
     "gelu_tanh": (1.12900, 0.79789, 0.77670),
     "tanh": (1.0, 0.76981, 2.0),
+    "silu": (1.09984, 0.5, 0.30819),
 }
 GROWTH = 16  # the tests measure it
-FLAT = 3.0  # beyond ±FLAT, f′ and f″ fall steadily in size, or f′ to 1; the tests look
+FLAT = 3.5  # beyond ±FLAT, f′ and f″ fall steadily in size, or f′ to 1; the tests look
 ERF_CURVATURE = math.sqrt(8 / (math.pi * math.e))  # max|erf″|, where x² = ½
 
 
@@ -140,10 +142,15 @@ def derivatives(z: Array, kind: str) -> tuple[Array, Array]:
         decay = np.exp(-2 * np.abs(z))
         slope = 4 * decay / (1 + decay) ** 2
         return slope, -2 * np.tanh(z) * slope
-    # f = z·g, g = 1/(1 + e⁻²ᵃ), with s = 2a: g′ = s′·g(1 − g), g″ = (s″ + s′²(1 − 2g))·g(1 − g)
-    z = np.clip(z, -SATURATED, SATURATED)
-    s, s1, s2 = 2 * LINEAR * z + 2 * CUBIC * z**3, 2 * LINEAR + 6 * CUBIC * z**2, 12 * CUBIC * z
-    g, rest = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(s))
+    # f = z·g, g = 1/(1 + e⁻ˢ), s = z or 2a: g′ = s′·g(1 − g), g″ = (s″ + s′²(1 − 2g))·g(1 − g)
+    s: Array = z
+    s1: Array | float = 1.0
+    s2: Array | float = 0.0
+    if kind == "gelu_tanh":
+        z = np.clip(z, -SATURATED, SATURATED)
+        s, s1, s2 = 2 * LINEAR * z + 2 * CUBIC * z**3, 2 * LINEAR + 6 * CUBIC * z**2, 12 * CUBIC * z
+    decay = np.exp(-np.abs(s))
+    g, rest = (np.where(side, 1.0, decay) / (1 + decay) for side in (s >= 0, s < 0))
     g1 = s1 * g * rest
     return g + z * g1, 2 * g1 + z * (s2 + s1 * s1 * (rest - g)) * g * rest
 
@@ -163,6 +170,8 @@ def _formula(z: Approx, kind: str) -> Approx:
     """The kernel's `activate`, at an exact z."""
     if kind == "tanh":
         return tanh(z)
+    if kind == "silu":
+        return z * _sigmoid(z)[0]
     return z * _normal_cdf(z) if kind == "gelu" else z / (1.0 + _tanh_decay(_clamped(z)))
 
 
@@ -174,6 +183,9 @@ def _formula_grad(z: Approx, kind: str) -> Approx:
         decay = exp(-2.0 * exact(np.abs(z.value), z.on))
         gate = 1.0 / (1.0 + decay)
         return 4.0 * decay * gate * gate
+    if kind == "silu":
+        share, density = _sigmoid(z)
+        return share + z * density
     z = _clamped(z)
     decay = _tanh_decay(z)
     gate = 1.0 / (1.0 + decay)
@@ -186,6 +198,14 @@ def _normal_cdf(z: Approx) -> Approx:
     # `function` adds 2 ulp for its own rounding; erf's 4 ask for as much again
     erf = Approx(erf.value, erf.error + z.on.u_function * (np.abs(erf.value) + erf.error), z.on)
     return 0.5 * (1.0 + erf)
+
+
+def _sigmoid(z: Approx) -> tuple[Approx, Approx]:
+    decay = exp(-exact(np.abs(z.value), z.on))
+    near = 1.0 / (1.0 + decay)
+    # 1 is given the error of e⁻|ᶻ|: a bound that jumped at 0 would grow without limit there
+    top = Approx(np.where(z.value < 0, decay.value, 1.0), decay.error, z.on)
+    return top * near, near * (decay * near)
 
 
 def _tanh_decay(z: Approx) -> Approx:
@@ -279,7 +299,7 @@ CONTRACT = Contract(
         *(
             Case(dtype=dtype, rows=rows, columns=columns, kind=kind, bias=True)
             for (rows, columns), kind in zip(
-                ((15, 127), (17, 129), (33, 1), (1, 257)), KINDS, strict=True
+                ((15, 127), (17, 129), (33, 1), (1, 257), (31, 65)), KINDS, strict=True
             )  # a tile is 16 × 128
             for dtype in domains.DTYPES
         ),

@@ -102,7 +102,7 @@ _LINEAR = of(
 _ACTIVATION = of(
     "kernels/activation.py",
     {
-        SAME_AT_EQUALITY: (("activate", "z < 0 → z <= 0"),),
+        SAME_AT_EQUALITY: (("activate", "z < 0 → z <= 0"), ("sigmoid", "z < 0 → z <= 0")),
         UNSTORED: (
             ("forward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
             ("backward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
@@ -134,9 +134,29 @@ _ACTIVATION = of(
 ) + of(
     "reference/activation.py",
     {
+        SAME_AT_EQUALITY: (("_sigmoid", "z < 0 → z <= 0"),),
         "of float16, for which its contract does not ask": (
             ("slope", "drop .astype(np.float32) of z"),
             ("slope", "drop .astype(z.dtype) of slope*"),
+        ),
+    },
+)
+
+_GATED_ACTIVATION = of(
+    "kernels/gated_activation.py",
+    {
+        UNSTORED: (
+            ("load", "tl.load(at, mask=(rows < R) & (columns < C), other=0.0): drop other"),
+        ),
+        STORE_CASTS: (("store", "drop .to(y_ptr.dtype.element_ty) of y"),),
+    },
+) + of(
+    "reference/gated_activation.py",
+    {
+        "of float16, for which its contract does not ask": (
+            ("_unrounded", "x.dtype == np.float16 → x.dtype != np.float16"),
+            ("_unrounded", "drop .astype(np.float32) of x"),
+            ("_written", "drop .astype(like.dtype) of x"),
         ),
     },
 )
@@ -266,6 +286,7 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_LAYER_NORM,
     *_LINEAR,
     *_ACTIVATION,
+    *_GATED_ACTIVATION,
     *_SOFTMAX,
     *_SOFTMAX_CROSS_ENTROPY,
     *_OPTIMIZERS,

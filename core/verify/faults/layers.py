@@ -127,6 +127,19 @@ _ACTIVATION: tuple[Row, ...] = (
         ("return 4.0 * decay * gate * gate", "return 1.0 - tanh(z) * tanh(z)"),
     ),
     (
+        KERNEL, "silu's gradient is its gate", "",
+        ("return share + z * density", "return share"),
+    ),
+    (
+        KERNEL, "1 − σ cancels in silu's gradient", "",
+        ("return share + z * density", "return share + z * share * (1.0 - share)"),
+    ),
+    (
+        KERNEL, "σ′ is e⁻ᶻ·σ², which is ∞·0", "",
+        ("decay = tl.exp(-tl.abs(z))", "decay = tl.exp(-z)"),
+        ("return tl.where(z < 0, far, near), near * far", "return near, near * far"),
+    ),
+    (
         KERNEL, "relu turns NaN into 0", "",
         ("tl.where(z < 0, 0.0, z)", "tl.where(z > 0, z, 0.0)"),
     ),
@@ -155,9 +168,66 @@ _ACTIVATION: tuple[Row, ...] = (
         ("dbias = dx.sum(axis=rows)", "dbias = dx.mean(axis=rows)"),
     ),
     (
+        REFERENCE, "silu's gradient is its gate", "",
+        ("return np.asarray(share + z * density)", "return share"),
+    ),
+    (
         REFERENCE, "gelu's gradient has no density", "",
         ("        result += kept\n        return result\n",
          "        result = kept + 0 * z\n        return result\n"),
+    ),
+)  # fmt: skip
+
+_GATED_ACTIVATION: tuple[Row, ...] = (
+    (
+        KERNEL, "gate and up are exchanged", "",
+        ("    _launch(forward_kernel, (gate, up), (out,), kind, tile)",
+         "    _launch(forward_kernel, (up, gate), (out,), kind, tile)"),
+    ),
+    (
+        KERNEL, "dgate and dup are exchanged", "",
+        ("    _launch(backward_kernel, (dout, gate, up), grads, kind, tile)",
+         "    _launch(backward_kernel, (dout, gate, up), grads[::-1], kind, tile)"),
+    ),
+    (
+        KERNEL, "the activated gate is rounded to the storage dtype before the product", "",
+        ("    out = f * load(up_ptr,",
+         "    f = f.to(out_ptr.dtype.element_ty).to(tl.float32)\n    out = f * load(up_ptr,"),
+    ),
+    (
+        KERNEL, "the activated gate is rounded to the storage dtype in backward", "",
+        ("dup, df = dout * activate(gate, KIND), dout * up",
+         "f = activate(gate, KIND).to(dup_ptr.dtype.element_ty).to(tl.float32)\n"
+         "    dup, df = dout * f, dout * up"),
+    ),
+    (
+        KERNEL, "dout·up is rounded to the storage dtype", "",
+        ("dgate = df * activate_grad(gate, KIND)",
+         "dgate = df.to(dgate_ptr.dtype.element_ty).to(tl.float32) * activate_grad(gate, KIND)"),
+    ),
+    (
+        KERNEL, "the gate's slope is the gate: the term with z is missing", "",
+        ("dgate = df * activate_grad(gate, KIND)", "dgate = df * activate(gate, KIND) / gate"),
+    ),
+    (
+        KERNEL, "the activation is always SiLU", "",
+        ("        KIND=kind,\n", '        KIND="silu",\n'),
+    ),
+    (
+        KERNEL, "rows of one half are taken to be as far apart as those of a whole", "",
+        ("*(x.stride() for x in rows),", "*((C, 1) for _ in rows),"),
+    ),
+    (
+        KERNEL, "the packed gradient is a copy that nobody gets", "",
+        ("            x.copy_(made.view(x.shape))", "            pass"),
+    ),
+    (
+        REFERENCE, "dgate is of the product, without up", "",
+        ("dup, df = d * f, d * up", "dup, df = d * f, d"),
+    ),
+    (
+        REFERENCE, "gradients are not written where they were asked for", "",
+        ("    to[...] = x\n    return to", "    return x"),
     ),
 )  # fmt: skip
 
@@ -310,6 +380,7 @@ FAULTS = (
     *of("layer_norm", _LAYER_NORM),
     *of("linear", _LINEAR),
     *of("activation", _ACTIVATION),
+    *of("gated_activation", _GATED_ACTIVATION),
     *of("softmax", _SOFTMAX),
     *of("softmax_cross_entropy", _SOFTMAX_CROSS_ENTROPY),
     *of("optimizers", _OPTIMIZERS),

@@ -53,6 +53,12 @@ _TANH = (
     "0.5·x·(1 + tanh u) cancels in the left tail, where tanh u is near −1: nothing is left of "
     "numbers that x/(1 + exp(−2u)) has to full precision"
 )
+_ONE_LESS = (
+    "1 − σ(x) cancels in SiLU's gradient where σ(x) is near 1, and what is lost is multiplied by x"
+)
+_GATE = (
+    "the activated gate is rounded to 16 bits before the product with up, so out has two roundings"
+)
 _LOG_SOFTMAX = (
     "on a CPU it is log_softmax and then nll_loss, and log_softmax is rounded to the logits' dtype "
     "between them, in backward as well"
@@ -106,6 +112,12 @@ KNOWN = tuple(
             "float32 by a third of that; and the gradient by up to 2.4e-7, twice as much",
             "torch_gelu",
         ),
+        ("torch silu", "float32", "dx", PRECISION, _ONE_LESS, "torch_silu_gradient"),
+        ("torch swiglu", "float32", "dgate, odd part", PRECISION, _ONE_LESS, ""),
+        (
+            "torch swiglu", _HALVES, "out, dgate, dup, odd part, one gate", PRECISION,
+            f"{_GATE}; and so have both gradients", "torch_swiglu_half",
+        ),
         ("torch gelu tanh", ANY, "out, dx", PRECISION, _TANH, "torch_gelu_tanh_tail"),
         ("torch adam for-loop", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
         ("torch adam for-loop", "bfloat16", "params", PRECISION, _ADAM, ""),
@@ -136,6 +148,16 @@ KNOWN = tuple(
             "liger_cross_entropy_strided",
         ),
         ("liger gelu tanh", ANY, "out, dx", PRECISION, _TANH, "liger_gelu_tanh_tail"),
+        ("liger swiglu", "float32", "dgate, odd part", PRECISION, _ONE_LESS, ""),
+        (
+            "liger swiglu", _HALVES, "out, odd part, one gate", PRECISION, _GATE, "",
+        ),
+        ("liger geglu tanh", "float32", "out, dgate, dup, odd part", PRECISION, _TANH, ""),
+        (
+            "liger geglu tanh", _HALVES, "out, dgate, dup, odd part, one gate", PRECISION,
+            f"{_GATE}, as dup and dgate have; and {_TANH}", "",
+        ),
+        ("fla swiglu", "float32", "dgate, odd part", PRECISION, _ONE_LESS, ""),
         (
             "liger rope", ANY, "inputs", FAULT,
             "backward turns the gradient that it is given in place, in the layouts that it need "

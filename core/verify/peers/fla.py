@@ -14,6 +14,7 @@ interpreted.prepare()
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that there is no GPU
+    from fla.modules.activations import swiglu as fused_swiglu
     from fla.modules.fused_cross_entropy import cross_entropy_loss
     from fla.modules.norm.layernorm import layer_norm as fused_layer_norm
     from fla.modules.rotary import rotary_embedding
@@ -53,6 +54,11 @@ def cross_entropy(
     ignore_index = -100
     counted = (targets != ignore_index).sum() if reduction == "mean" else 1
     return loss.sum() / counted
+
+
+def swiglu(gate: Any, up: Any) -> Any:
+    """SwiGLU."""
+    return fused_swiglu(gate, up)
 
 
 def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:

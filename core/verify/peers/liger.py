@@ -1,8 +1,8 @@
 """Liger-Kernel's Triton kernels.
 
-Its cross-entropy writes the gradient over the logits to save their memory, and says so; its GEGLU
-and its rotary embedding write over their inputs too, the latter in some memory layouts. So that the
-judge's inputs stay what they are, each gets a copy.
+Its cross-entropy writes the gradient over the logits to save their memory, and says so; its GEGLU,
+its SwiGLU and its rotary embedding write over their inputs too, the latter in some memory layouts.
+So that the judge's inputs stay what they are, each gets a copy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from liger_kernel.ops import (  # noqa: E402  (the interpreter is made fit for i
     LigerGELUMulFunction,
     LigerLayerNormFunction,
     LigerRopeFunction,
+    LigerSiLUMulFunction,
     LigerSoftmaxFunction,
 )
 
@@ -61,6 +62,18 @@ def gelu_tanh(x: Any, kind: str) -> Any:
     if kind != "gelu_tanh":
         raise NotImplementedError("it is gelu_tanh")
     return LigerGELUMulFunction.apply(x.clone(), torch.ones_like(x))
+
+
+def swiglu(gate: Any, up: Any) -> Any:
+    """SwiGLU, on copies."""
+    return LigerSiLUMulFunction.apply(gate.clone(), up.clone())
+
+
+def geglu_tanh(gate: Any, up: Any, kind: str) -> Any:
+    """GEGLU of the tanh form, on copies."""
+    if kind != "gelu_tanh":
+        raise NotImplementedError("it is gelu_tanh")
+    return LigerGELUMulFunction.apply(gate.clone(), up.clone())
 
 
 def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:

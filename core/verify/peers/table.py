@@ -93,9 +93,14 @@ PEERS = (
     ),
     Peer("torch relu", "activation", "torch_functions:relu", "torch", "torch.nn.functional.relu"),
     Peer("torch gelu", "activation", "torch_functions:gelu", "torch", "torch.nn.functional.gelu"),
+    Peer("torch silu", "activation", "torch_functions:silu", "torch", "torch.nn.functional.silu"),
     Peer(
         "torch gelu tanh", "activation", "torch_functions:gelu_tanh", "torch",
         "torch.nn.functional.gelu, approximate='tanh'",
+    ),
+    Peer(
+        "torch swiglu", "gated_activation", "torch_functions:swiglu", "torch",
+        "torch.nn.functional.silu of the gate, times up",
     ),
     *(
         Peer(
@@ -133,6 +138,14 @@ PEERS = (
         f"{_LIGER}GELUMulFunction, times 1", cost=2,
     ),
     Peer(
+        "liger swiglu", "gated_activation", "liger:swiglu", "liger-kernel",
+        f"{_LIGER}SiLUMulFunction, on copies", cost=2,
+    ),
+    Peer(
+        "liger geglu tanh", "gated_activation", "liger:geglu_tanh", "liger-kernel",
+        f"{_LIGER}GELUMulFunction, on copies", cost=2,
+    ),
+    Peer(
         "liger rope", "rotary", "liger:rotary", "liger-kernel",
         f"{_LIGER}RopeFunction, on copies", cost=2,
     ),
@@ -155,6 +168,10 @@ PEERS = (
     Peer(
         "fla cross_entropy", "softmax_cross_entropy", "fla:cross_entropy", "fla-core",
         "fla.modules.fused_cross_entropy.cross_entropy_loss", cost=2,
+    ),
+    Peer(
+        "fla swiglu", "gated_activation", "fla:swiglu", "fla-core",
+        "fla.modules.activations.swiglu", cost=2,
     ),
     Peer(
         "fla rotary", "rotary", "fla:rotary", "fla-core",

@@ -40,7 +40,13 @@ def _activation(name: str, function: Callable[[Any], Any]) -> Callable[..., Any]
 
 relu = _activation("relu", functional.relu)
 gelu = _activation("gelu", functional.gelu)
+silu = _activation("silu", functional.silu)
 gelu_tanh = _activation("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh"))
+
+
+def swiglu(gate: Any, up: Any) -> Any:
+    """SiLU of the gate, and a product."""
+    return functional.silu(gate) * up
 
 
 def _adam(**how: bool) -> Callable[..., Any]:

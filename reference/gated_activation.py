@@ -1,0 +1,106 @@
+r"""Gated activation: one half of a projection, activated, is the gate of the other half.
+
+    out = f(gate)·up
+
+Shazeer 2020, "GLU Variants Improve Transformer", equations 5 and 6, without the projections, which
+are `linear`'s: SwiGLU with f = silu, GEGLU with gelu, ReGLU with relu. Differentiated,
+
+    dup = dout·f(gate),   dgate = dout·up·f′(gate)
+
+Only gate and up are kept: f is computed again, as reading it would take longer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import activation, checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """Both inputs, and the activation."""
+
+    gate: Array
+    up: Array
+    kind: str
+
+
+class Gradients(NamedTuple):
+    """Gradients of gate and up, shaped as they are."""
+
+    dgate: Array
+    dup: Array
+
+
+def check(gate: Any, up: Any, kind: str) -> None:
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("gate", gate)
+    checks.floating(gate=gate, up=up)
+    checks.require(len(gate.shape) >= 1, "gate.shape", tuple(gate.shape), "of rank 1 or more")
+    checks.shape("up", up, tuple(int(n) for n in gate.shape))
+    checks.choice("kind", kind, activation.KINDS)
+
+
+def forward(gate: Array, up: Array, kind: str = "silu") -> tuple[Array, Cache]:
+    """Activate the gate and multiply by it, element by element.
+
+    Args:
+        gate: (..., C), floating; may be empty.
+        up: shaped as gate, of its dtype.
+        kind: "silu", "gelu" (with erf), "gelu_tanh", "relu" or "tanh".
+
+    Returns:
+        out, shaped as gate, and the cache.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(gate, up, kind)
+    # (1) activation
+    f, _ = activation.activate(_unrounded(gate), kind)
+    # (2) product
+    return (f * up).astype(gate.dtype, copy=False), Cache(gate, up, kind)
+
+
+def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
+    """Return dgate = dout·up·f′(gate) and dup = dout·f(gate).
+
+    Args:
+        dout: shaped as gate, floating.
+        cache: from `forward`.
+        into: (dgate, dup), arrays shaped as gate that are written instead of new ones, such as
+            the halves of a packed gradient, or gate and up themselves; None for a new one.
+
+    Returns:
+        dgate and dup, shaped as gate.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    gate, up, kind = cache
+    checks.gradient("dout", dout, gate.shape)
+    to = checks.into(into, dgate=gate.shape, dup=gate.shape)
+    z, d = _unrounded(gate), _unrounded(dout)
+    f, kept = activation.activate(z, kind)
+    # (2) product
+    dup, df = d * f, d * up
+    # (1) activation
+    dgate = df * activation.slope(z, kept, kind)
+    return Gradients(*(_written(x, a, gate) for x, a in zip((dgate, dup), to, strict=True)))
+
+
+def _unrounded(x: Array) -> Array:
+    """Return float16 as float32: kernels round once, behind all products."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def _written(x: Array, to: Array | None, like: Array) -> Array:
+    """Return a gradient in the dtype of what it is of, or where it was to be written."""
+    if to is None:
+        return x.astype(like.dtype, copy=False)
+    to[...] = x
+    return to
