@@ -1,4 +1,4 @@
-"""Modules of torch with our attention inside: the same constructors, state and results.
+"""Modules of torch with our operators inside: the same constructors, state and results.
 
 `B` batch, `H` heads, `M` queries, `N` keys, `E` features, `D` head_dim.
 """
@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
+from twofold.adapters.custom import statistics_dtype
 from twofold.adapters.functional import mask_and_bias
 from twofold.adapters.layers import layer_norm, linear
+from twofold.adapters.rms_norm import rms_norm
 from twofold.reference import checks
 
 
@@ -264,6 +266,29 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
         super().__init__(*args, **kwargs)
         for part in (self.self_attn, self.multihead_attn):
             part.__class__ = MultiheadAttention  # as in `TransformerEncoderLayer`
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """`torch.nn.RMSNorm`; several axes are one, and without a weight the gain is 1.
+
+    An eps of None is, as torch's, the machine epsilon of what is computed in: that of float32, of
+    float64 its own. The weight must have the dtype of the input.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Divide by the root mean square over the last axes, those of `normalized_shape`.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what it was and what it must be.
+        """
+        axes = len(self.normalized_shape)
+        expected = f"(…, {', '.join(map(str, self.normalized_shape))})"
+        fits = tuple(x.shape[-axes:]) == self.normalized_shape
+        checks.require(fits, "x.shape", tuple(x.shape), expected)
+        rows = x.flatten(-axes)
+        weight = x.new_ones(rows.shape[-1]) if self.weight is None else self.weight.flatten()
+        eps = torch.finfo(statistics_dtype(x)).eps if self.eps is None else self.eps
+        return rms_norm(rows, weight, eps=eps).reshape(x.shape)
 
 
 def _as_made(module: Any, kind: type[torch.nn.Module]) -> bool:

@@ -26,7 +26,7 @@ part lockstep "${twofold[@]}" verify lockstep --json "$out/lockstep.json"
 for tool in memcheck racecheck; do
   part "$tool" env TWOFOLD_EXAMPLES=2 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     python3 -m pytest -x -W default tests/test_attention_hopper.py tests/test_linear_variants.py \
-    tests/test_contracts.py -k "keeps_the_contract_of_attention or hoppers_own_holds or (every_tile and (layer_norm or attention) and float32)"
+    tests/test_contracts.py -k "keeps_the_contract_of_attention or hoppers_own_holds or (every_tile and (layer_norm or rms_norm or attention) and float32)"
 done
 for dtype in bfloat16 float16 float32; do
   part "properties_$dtype" "${twofold[@]}" verify properties attention --at batch=2 --at heads=16 \
@@ -51,7 +51,7 @@ for n in 1 2 3; do
 done
 part tile_tuning timeout 530 python3 benchmarks/tile_tuning.py --json "$out/tile-tuning.json"
 part linear_variants timeout 530 python3 benchmarks/linear_variants.py --json "$out/linear-variants.json"
-part race_others timeout 530 "${twofold[@]}" bench layer_norm activation softmax softmax_cross_entropy \
+part race_others timeout 530 "${twofold[@]}" bench layer_norm rms_norm activation gated_activation softmax softmax_cross_entropy \
   rotary embedding positional_encoding dropout optimizers linear --seconds 0.3 --limit 450 \
   --json "$out/bench-others.json" --plots "$out/others"
 part growth timeout 530 "${twofold[@]}" bench --growth --seconds 0.3 --json "$out/growth.json" \

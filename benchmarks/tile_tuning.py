@@ -1,4 +1,4 @@
-"""Every tile that layer norm, cross-entropy and products might have, timed on the GPU at hand.
+"""Every tile that norms, cross-entropy and products might have, timed on the GPU at hand.
 
 What `attention_tuning.py` is to attention. Tiles are compiled first, in processes beside each
 other; one that cannot be is left out with the reason. The table's own choice races among them.
@@ -41,7 +41,7 @@ class Race(NamedTuple):
 
 
 def of_rows(columns: int) -> Iterator[layer_norm.Tile]:
-    """Yield layer norm's tiles for rows of so many columns."""
+    """Yield the tiles of both norms for rows of so many columns."""
     for rows, warps, stages in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 3)):
         if 4 <= rows * columns / (32 * warps) <= MOST_ELEMENTS:
             yield layer_norm.Tile(rows, warps, stages)
@@ -70,8 +70,9 @@ def races() -> list[Race]:
     b, found = "bfloat16", []
     for columns in (768, 4096, 2048, 384, 128):
         tiles = tuple(of_rows(1 << (columns - 1).bit_length()))
-        for fused, backward in itertools.product((False, True), (True, False)):
-            made = problems.layer_norm(2**25 // columns, columns, b, fused)
+        norms = (problems.layer_norm, problems.rms_norm)
+        for norm, fused, backward in itertools.product(norms, (False, True), (True, False)):
+            made = norm(2**25 // columns, columns, b, fused)
             found.append(Race(made, backward, tiles))
     for rows, classes in ((8192, 8192), (4096, 32768)):
         found.append(Race(problems.cross_entropy(rows, classes, b), False, tuple(of_classes())))

@@ -34,6 +34,7 @@ OPERATORS = (
     "positional_encoding",
     "rotary",
     "layer_norm",
+    "rms_norm",
     "linear",
     "activation",
     "gated_activation",

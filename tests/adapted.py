@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from twofold.adapters import attention, layers, multi_head_attention
+from twofold.adapters import attention, layers, multi_head_attention, rms_norm
 from twofold.adapters.gated_activation import gated_activation
 from twofold.core.ops import Side, load
 
@@ -32,8 +32,13 @@ def adapted(triton):
 
 
 def plain(case):
-    """Return the case as the adapters can be asked for it."""
+    """Return the case as the adapters can be asked for it.
+
+    Where a norm adds up nothing, its stream is x itself, whose gradients autograd adds up, rounded.
+    """
     fields = {"tile": None, "into": "", "unread": ()}
+    if not (getattr(case, "residual", False) or getattr(case, "dropout_p", 0.0)):
+        fields["stream_gradient"] = False
     return dataclasses.replace(case, **{n: x for n, x in fields.items() if hasattr(case, n)})
 
 
@@ -100,6 +105,12 @@ def _layer_norm(x, weight, bias, *, residual=None, seed=0, **options):
     return out.detach(), Cache(outputs=(out, h), inputs=inputs, h=h.detach())
 
 
+def _rms_norm(x, weight, *, residual=None, **options):
+    inputs = tracked(x=x, residual=residual, weight=weight)
+    out, h = rms_norm.rms_norm(**inputs, return_stream=True, **options)
+    return out.detach(), Cache(outputs=(out, h), inputs=inputs, h=h.detach())
+
+
 def _linear(x, weight, bias, activation, *, allow_tf32=False):
     inputs = tracked(x=x, weight=weight, bias=bias)
     out = layers.linear(**inputs, activation=activation, allow_tf32=allow_tf32)
@@ -135,6 +146,7 @@ FORWARD = {
     "multi_head_attention": _multi_head_attention,
     "rotary": _rotary,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "linear": _linear,
     "gated_activation": _gated_activation,
     "embedding": _embedding,

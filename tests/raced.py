@@ -10,6 +10,8 @@ SMALL = {
     "attention": problems.attention(1, 2, 1, 5, 7, 8, "float32"),
     "layer_norm": problems.layer_norm(3, 8, "float32"),
     "layer_norm fused": problems.layer_norm(3, 8, "float32", fused=True),
+    "rms_norm": problems.rms_norm(3, 8, "float32"),
+    "rms_norm fused": problems.rms_norm(3, 8, "float32", fused=True),
     "linear": problems.linear(3, 8, 5, "float32", "gelu"),
     "activation": problems.activation(1024, "float32"),
     "bias and activation": problems.activation(2048, "float32", bias=True),

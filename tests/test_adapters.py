@@ -1,8 +1,6 @@
 """The custom operators of torch: each keeps the contract of what it wraps, on either side."""
 
-import contextlib
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.adapters import attention as adapters_attention
-from twofold.adapters import custom, sides
+from twofold.adapters import sides
 from twofold.adapters.attention import attention, register_score_mod
 from twofold.adapters.custom import Operator
 from twofold.adapters.layers import cross_entropy, embedding, layer_norm, linear, rotary, softmax
 from twofold.adapters.multi_head_attention import multi_head_attention
-from twofold.adapters.optim import AdamW
+from twofold.adapters.rms_norm import rms_norm
 from twofold.core import ops
 from twofold.core.verify import report
 from twofold.core.verify.contract import fitting, hold
@@ -85,6 +83,13 @@ CALLS = {
             x, w, b, residual=residual, dropout_p=0.2, seed=3, return_stream=True
         ),
         NORM,
+    ),
+    "rms norm": (lambda *x: rms_norm(*x, return_stream=True), NORM[:2]),
+    "rms norm of a sum": (
+        lambda x, w, residual: rms_norm(
+            x, w, residual=residual, offset=1.0, eps=1e-3, return_stream=True
+        ),
+        (*NORM[:2], NORM[3]),
     ),
     "rotary": (
         lambda q, k: rotary(q, k, COS.to(q), SIN.to(q)),
@@ -157,7 +162,9 @@ def dual(q, k, v):
         return attention(torch.autograd.forward_ad.make_dual(q, q), k, v)
 
 
-@pytest.mark.parametrize("name", ["linear", "layer norm", "embedding", "multi-head attention"])
+@pytest.mark.parametrize(
+    "name", ["linear", "layer norm", "rms norm", "embedding", "multi-head attention"]
+)
 def test_an_output_that_backward_does_not_read_may_be_changed_in_place(name):
     function, inputs = CALLS[name]
 
@@ -231,11 +238,13 @@ def test_autocast_is_honoured(dtype):
         assert (out.dtype, lse.dtype) == (dtype, torch.float32)
         assert linear(*(x.float() for x in LINEAR)).dtype == dtype
         assert layer_norm(*(x.to(dtype) for x in NORM[:3])).dtype == torch.float32
+        assert rms_norm(*(x.to(dtype) for x in NORM[:2])).dtype == torch.float32
         assert softmax(BIAS[0].to(dtype)).dtype == torch.float32
         assert cross_entropy(BIAS[0].to(dtype), torch.arange(5)).dtype == torch.float32
         shares = BIAS[0].detach().softmax(-1).to(dtype)
         assert cross_entropy(BIAS[0].to(dtype), shares).dtype == torch.float32
-        for function, given in ((attention, QKV), (linear, LINEAR), (layer_norm, NORM[:3])):
+        whole = (attention, QKV), (linear, LINEAR), (layer_norm, NORM[:3]), (rms_norm, NORM[:2])
+        for function, given in whole:
             assert function(*given).dtype == torch.float64  # as torch's own
     assert attention(*QKV).dtype == torch.float64
 
@@ -339,63 +348,3 @@ def test_it_says_that_it_computes_with_numpy(monkeypatch, caplog):
     assert [r.message for r in caplog.records] == [
         "no GPU: twofold computes with NumPy, which is right and not fast"
     ]
-
-
-class OnGPU(SimpleNamespace):
-    """As much of a tensor on the second GPU as is asked of one."""
-
-    dtype, device, is_cuda = torch.float32, torch.device("cuda", 1), True
-
-    def get_device(self):
-        return 1
-
-
-def test_kernels_are_launched_where_tensors_are(triton, monkeypatch):
-    from twofold.kernels.precision import supported
-
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: f"with {device}")
-    assert sides.current(OnGPU()) == "with cuda:1"
-    with pytest.raises(ValueError, match=r"x.device is cuda:1; it must be the current device, cud"):
-        supported("x", OnGPU())
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    for x in (OnGPU(), torch.ones(1)):
-        supported("x", x)
-        with sides.current(x):
-            pass
-
-
-@pytest.mark.parametrize("name", ["attention", "layer norm", "softmax"])
-def test_the_device_is_made_current_for_both_passes(monkeypatch, name):
-    entered = []
-    monkeypatch.setattr(sides, "current", lambda x: entered.append(x) or contextlib.nullcontext())
-    x = numbers(1, 1, 2, 4).requires_grad_()
-    functions = {
-        "attention": lambda: attention(x, x, x),
-        "layer norm": lambda: layer_norm(x, numbers(4), numbers(4)),
-        "softmax": lambda: softmax(x),
-    }
-    out = functions[name]()
-    assert len(entered) == 1 and entered[0].data_ptr() == x.data_ptr()
-    out.sum().backward()
-    assert len(entered) == 2
-
-
-def test_what_a_captured_graph_would_repeat_is_refused(monkeypatch):
-    q, parameter = numbers(1, 1, 2, 4), torch.nn.Parameter(torch.ones(2))
-    parameter.grad = torch.ones(2)
-    optimizer = AdamW([parameter])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="seed is the host's while a CUDA graph is captured; it"):
-        attention(q, q, q, dropout_p=0.5)
-    attention(q, q, q)
-    with pytest.raises(RuntimeError, match="AdamW steps while a CUDA graph is captured; it must"):
-        optimizer.step()
-    assert parameter.tolist() == [1, 1]
-
-
-def test_a_seed_on_a_gpu_is_left_there():
-    seed = SimpleNamespace(is_cuda=True)
-    assert custom.read_seed(seed) is seed
-    assert custom.read_seed(torch.tensor(5, dtype=torch.int32)) == 5 and custom.read_seed(None) == 0

@@ -23,6 +23,7 @@ from twofold.adapters.layers import (
     softmax,
 )
 from twofold.adapters.optim import AdamW
+from twofold.adapters.rms_norm import rms_norm
 from twofold.core import ops
 
 SIDES = ("reference", "triton")
@@ -179,6 +180,7 @@ def test_a_gradient_that_is_never_made_is_refused(name):
     [
         ("k", lambda x, there: attention(x, there, x)),
         ("weight", lambda x, there: layer_norm(x, there[0, 0, 0], there[0, 0, 0])),
+        ("weight", lambda x, there: rms_norm(x, there[0, 0, 0])),
         ("weight", lambda x, there: linear(x, there[0, 0])),
     ],
 )
@@ -242,6 +244,10 @@ CALLS = {  # elements that are kept, at most
     "layer_norm with a residual": (
         lambda x: layer_norm(2 * x, *(torch.ones(WIDE),) * 2, residual=x),
         ROWS * WIDE + WIDE + 2 * ROWS,
+    ),
+    "rms_norm": (lambda x: rms_norm(x, torch.ones(WIDE)), ROWS * WIDE + WIDE + ROWS),
+    "rms_norm with a residual": (
+        lambda x: rms_norm(2 * x, torch.ones(WIDE), residual=x), ROWS * WIDE + WIDE + ROWS,
     ),
     "linear": (
         lambda x: linear(x, torch.ones(3, WIDE, requires_grad=True), torch.ones(3)),

@@ -19,6 +19,7 @@ from twofold.adapters.layers import (
     softmax,
 )
 from twofold.adapters.multi_head_attention import multi_head_attention
+from twofold.adapters.rms_norm import rms_norm
 
 F = torch.nn.functional
 IDS, TARGETS = torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
@@ -36,6 +37,12 @@ CALLS = {
         lambda x, w, b, y: layer_norm(x, w, b, residual=y, dropout_p=0.1),
         lambda x, w, b, y: F.layer_norm(x + y, (4,), w, b),
         ((0, 4), (4,), (4,), (0, 4)),
+    ),
+    "rms norm": (rms_norm, lambda x, w: F.rms_norm(x, (4,), w, 1e-6), ((0, 3, 4), (4,))),
+    "rms norm of a sum": (
+        lambda x, w, y: rms_norm(x, w, residual=y, offset=1.0),
+        lambda x, w, y: F.rms_norm(x + y, (4,), w + 1.0, 1e-6),
+        ((0, 4), (4,), (0, 4)),
     ),
     "embedding": (lambda t: embedding(IDS, t), lambda t: F.embedding(IDS, t), ((7, 4),)),
     "softmax": (softmax, lambda x: F.softmax(x, -1), ((0, 4),)),
@@ -113,6 +120,7 @@ def test_a_layer_takes_a_batch_of_no_rows():
             lambda: layer_norm(normal(2, 0), normal(0), normal(0)),
             r"x.shape is \(2, 0\); it must be",
         ),
+        (lambda: rms_norm(normal(0, 4), normal(3)), r"weight.shape is \(3,\); it must be \(4,\)"),
         (lambda: cross_entropy(normal(0, 4), TARGETS), r"logits.shape is \(0, 4\); it must be "),
         (
             lambda: attention(normal(1, 1, 2, 4), *(normal(1, 1, 0, 4),) * 2),
@@ -148,6 +156,10 @@ def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words)
         ),
         (
             lambda: layer_norm(normal(0, 4), normal(4), normal(4), residual=normal(1, 4)),
+            "residual.shape is (1, 4); it must be (2, 4) (with 2 for what is empty)",
+        ),
+        (
+            lambda: rms_norm(normal(0, 4), normal(4), residual=normal(1, 4)),
             "residual.shape is (1, 4); it must be (2, 4) (with 2 for what is empty)",
         ),
         (

@@ -8,7 +8,17 @@ import torch
 from raced import CEILINGS, COST, SMALL, of_the_command, raced
 from typer.testing import CliRunner
 
-from twofold.core.bench import contenders, costs, growth, machine, plots, problems, races, timing
+from twofold.core.bench import (
+    contenders,
+    costs,
+    growth,
+    machine,
+    plots,
+    problems,
+    races,
+    timing,
+    torch_calls,
+)
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Cost
 from twofold.core.cli import app
@@ -33,6 +43,7 @@ def test_every_contender_runs_every_pass(name):
         (problems.attention(1, 2, 2, 7, 7, 16, "float32", causal=True),
          {"twofold", "twofold through torch's autograd", "a first Triton kernel"}),
         (SMALL["layer_norm fused"], {"twofold", "twofold through torch's autograd"}),
+        (SMALL["rms_norm fused"], {"twofold", "twofold through torch's autograd"}),
         (SMALL["optimizers"], {"twofold", "torch, fused"}),
     ],
     ids=lambda x: x.operator if isinstance(x, problems.Problem) else "",
@@ -82,7 +93,7 @@ def test_one_who_fails_is_named_and_the_others_run():
         return x * 0.0
 
     rivals = [
-        Contender("torch", contenders.torch_layer_norm, named=True),
+        Contender("torch", torch_calls.torch_layer_norm, named=True),
         Contender("broken", broken),
         Contender("constant", constant),
         Contender("away", missing="it is not installed"),
@@ -115,7 +126,8 @@ def test_the_least_time_is_that_of_what_limits():
 def test_costs_are_those_of_the_tensors():
     """Every argument and result once, in float32; attention's lse is one more float32 a row."""
     for name, passes in {
-        "layer_norm": ("forward",), "activation": ("forward", "backward"), "dropout": ("forward",),
+        "layer_norm": ("forward",), "rms_norm": ("forward",), "dropout": ("forward",),
+        "activation": ("forward", "backward"),
         "softmax": ("forward", "backward"),
         "rotary": ("forward", "backward"),
     }.items():  # fmt: skip
@@ -162,7 +174,7 @@ def test_memory_of_numpy_is_counted():
 
 
 def test_the_command_writes_and_draws(tmp_path):
-    path, another = tmp_path / "result.json", "twofold.core.bench.contenders:torch_layer_norm"
+    path, another = tmp_path / "result.json", "twofold.core.bench.torch_calls:torch_layer_norm"
     said = CliRunner().invoke(
         app,
         ["bench", "layer_norm", "--quick", "--json", str(path), "--plots", str(tmp_path / "p"),
@@ -225,7 +237,7 @@ def test_a_compiled_contender_is_compiled_for_every_shape():
         compiled.append(tuple(inputs[0].shape))
         return module.forward
 
-    function = torch.compile(contenders.torch_softmax, dynamic=False, backend=backend)
+    function = torch.compile(torch_calls.torch_softmax, dynamic=False, backend=backend)
     rival = Contender("compiled", function, named=True, compiles=True)
     problem_sizes = range(3, 14)
     for C in problem_sizes:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from twofold.core.verify import bias, strict_numerics
-from twofold.core.verify.contracts import attention, layer_norm, linear, softmax_cross_entropy
+from twofold.core.verify.contracts import (
+    attention,
+    layer_norm,
+    linear,
+    rms_norm,
+    softmax_cross_entropy,
+)
 
 CASES = {
     "attention": (
@@ -12,6 +18,7 @@ CASES = {
         attention.Case(heads=2, seqlen_q=70, seqlen_k=90, head_dim=24, logits=4.0, seed=1),
     ),
     "layer_norm": (layer_norm, layer_norm.Case(rows=150, columns=70, seed=1)),
+    "rms_norm": (rms_norm, rms_norm.Case(rows=150, columns=70, seed=1)),
     "linear": (
         linear,
         linear.Case(rows=130, features_in=65, features_out=70, activation="gelu", seed=1),

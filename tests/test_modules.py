@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from twofold.adapters.modules import (
     MultiheadAttention,
+    RMSNorm,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
 )
@@ -294,3 +295,43 @@ def test_a_decoders_layer_is_that_of_torch(norm_first, causal):
         return (*given, mask, None, None, padding)
 
     as_far_as_the_module(ours, theirs, [normal(2, 4, 6), normal(2, 5, 6)], call)
+
+
+OWN = torch.finfo(torch.float32).eps  # what torch takes in float32 where eps is None
+
+
+@pytest.mark.parametrize("shape", [6, (5, 6)])
+@pytest.mark.parametrize("eps", [None, 1e-2])
+@pytest.mark.parametrize("affine", [True, False])
+def test_an_rms_norm_is_that_of_torch(shape, eps, affine):
+    how = {"normalized_shape": shape, "elementwise_affine": affine}
+    ours, theirs = RMSNorm(eps=eps, **how), torch.nn.RMSNorm(eps=eps or OWN, **how)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert repr(ours) == repr(torch.nn.RMSNorm(eps=eps, **how))
+    small = 1e-4 * normal(2, 5, 6)  # where the squares are as large as its own eps
+
+    def of(module):
+        def function(x, *weights):
+            named = dict(zip(("weight",), weights, strict=False))
+            return torch.func.functional_call(module, named, (x,))
+
+        return function
+
+    weights = [normal(*ours.normalized_shape)] if affine else []
+    as_far_as_torch(of(ours), of(theirs), [small, *weights])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_eps_that_is_none_is_that_of_what_torch_computes_in(dtype):
+    x = torch.full((1, 4), 2.0**-12, dtype=dtype)
+    ours, theirs = (kind(4, dtype=dtype)(x) for kind in (RMSNorm, torch.nn.RMSNorm))
+    torch.testing.assert_close(ours, theirs)
+    of_float32 = RMSNorm(4, eps=OWN, dtype=dtype)(x)
+    assert torch.equal(ours, of_float32) == (dtype != torch.float64)
+
+
+def test_an_rms_norm_refuses_by_name():
+    with pytest.raises(ValueError, match=r"^x.shape is \(2, 6\); it must be \(…, 5, 6\)"):
+        RMSNorm((5, 6))(normal(2, 6))
+    with pytest.raises(TypeError, match="^weight has dtype float64; it must have the dtype of x"):
+        RMSNorm(6).double()(normal(2, 6).float())

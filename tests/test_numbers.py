@@ -55,6 +55,7 @@ CALLS = [
         "layer_norm", "forward", {"x": X, "weight": ROW, "bias": ROW},
         {"dropout_p": 0.5, "seed": 3, "eps": 0.25},
     ),
+    Call("rms_norm", "forward", {"x": X, "weight": ROW}, {"eps": 0.25, "offset": 0.5}),
     Call("dropout", "forward", {"x": X}, {"p": 0.5, "seed": 3}),
     Call(
         "positional_encoding", "forward",

@@ -18,6 +18,7 @@ CALLS = {
     "gated_activation": ((np.ones((2, 4)), np.ones((2, 4))), (), (np.ones((1, 4)),)),
     "linear": ((np.ones((4, 3)), np.ones((2, 3))), (), (np.ones((2, 2)),)),
     "layer_norm": ((np.ones((2, 4)), np.ones(4), np.ones(4)), (), (np.ones((4, 4)),)),
+    "rms_norm": ((np.ones((2, 4)), np.ones(4)), (), (np.ones((4, 4)),)),
     "softmax": ((np.ones((2, 4)),), (), (np.ones((4, 2)),)),
     "pooling": ((np.ones((2, 3, 4)),), (np.array([1, 2]), "mean_max"), (np.ones((5, 8)),)),
     "embedding": ((np.ones((5, 4)),), (np.array([[1, 2, 0]]),), (np.ones((2, 4)),)),

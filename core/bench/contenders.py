@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from twofold.core import ops
-from twofold.core.bench.gated_activation import torch_gated_activation
 from twofold.core.bench.problems import Problem
+from twofold.core.bench.torch_calls import OF_TORCH
 from twofold.core.verify import foreign_refusals, foreign_subjects, report
 from twofold.core.verify.contract import Finding, fitting
 from twofold.core.verify.contract import judge as judged
@@ -215,105 +214,6 @@ def _step(
     return lambda: side.optimizers.adam(*given, step=1, **problem.options)
 
 
-def torch_attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    causal: bool = False,
-    softmax_scale: Any = None,
-) -> Any:
-    """torch's attention, the backend its own choice."""
-    shared = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, is_causal=causal, enable_gqa=shared, scale=softmax_scale
-    )
-
-
-def torch_layer_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    residual: Any = None,
-    dropout_p: float = 0.0,
-    seed: int = 0,
-    eps: float = 1e-5,
-) -> Any:
-    """torch's layer norm, behind its dropout and a sum."""
-    if residual is not None:
-        x = residual + F.dropout(x, dropout_p)
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
-def torch_dropout(x: Any, p: float, seed: int = 0) -> Any:
-    """torch's dropout, whose seed is the generator's."""
-    return F.dropout(x, p)
-
-
-def torch_positions(ids: Any, table: Any, position_table: Any) -> Any:
-    """torch's look-up, and the positions added."""
-    return F.embedding(ids, table) + position_table
-
-
-def torch_decode(q: Any, k_cache: Any, v_cache: Any, key_lengths: Any) -> Any:
-    """torch's attention to a cache that is full."""
-    return F.scaled_dot_product_attention(q, k_cache, v_cache, enable_gqa=True)
-
-
-def torch_linear(x: Any, weight: Any, bias: Any, activation: str | None = None) -> Any:
-    """torch's linear layer, and the activation behind it."""
-    out = F.linear(x, weight, bias)
-    return out if activation is None else torch_activation(out, activation)
-
-
-def torch_activation(x: Any, kind: str = "gelu", bias: Any = None) -> Any:
-    """torch's activations, behind a sum."""
-    if bias is not None:
-        x = x + bias
-    if kind in ("relu", "silu"):
-        return getattr(F, kind)(x)
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
-
-
-def torch_softmax(x: Any) -> Any:
-    """torch's softmax of the last axis."""
-    return torch.softmax(x, dim=-1)
-
-
-def torch_cross_entropy(logits: Any, targets: Any) -> Any:
-    """torch's softmax with cross-entropy."""
-    return F.cross_entropy(logits, targets)
-
-
-def torch_embedding(ids: Any, table: Any) -> Any:
-    """torch's look-up."""
-    return F.embedding(ids, table)
-
-
-def torch_rotary(q: Any, k: Any, cos: Any, sin: Any) -> Any:
-    """Rotary positions as models of torch write them, the halves of a head against each other."""
-    angles = [torch.cat((t, t), dim=-1).to(q.dtype) for t in (cos, sin)]
-    return tuple(_turned(x, *angles) for x in (q, k))
-
-
-def _turned(x: Any, cos: Any, sin: Any) -> Any:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-OF_TORCH: dict[str, Callable[..., Any]] = {
-    "attention": torch_attention,
-    "layer_norm": torch_layer_norm,
-    "linear": torch_linear,
-    "activation": torch_activation,
-    "gated_activation": torch_gated_activation,
-    "softmax": torch_softmax,
-    "softmax_cross_entropy": torch_cross_entropy,
-    "embedding": torch_embedding,
-    "rotary": torch_rotary,
-    "dropout": torch_dropout,
-    "positional_encoding": torch_positions,
-    "attention_decode": torch_decode,
-}
 FUSED, COMPILED = "torch, fused", "torch.compile"
 
 
@@ -373,7 +273,8 @@ def forget() -> None:
 
 def _adapter(operator: str) -> Callable[..., Any] | None:
     """Return the operator as torch's users call it, None where they cannot."""
-    file = operator if operator in ("attention", "gated_activation") else "layers"
+    own = operator in ("attention", "rms_norm", "gated_activation")
+    file = operator if own else "layers"
     name = {"softmax_cross_entropy": "cross_entropy"}.get(operator, operator)
     return getattr(importlib.import_module(f"twofold.adapters.{file}"), name, None)
 

@@ -58,6 +58,11 @@ def layer_norm(R: int, C: int, b: int, residual: bool = False) -> dict[str, Cost
     return {"forward": Cost(forward * R * C * b), "backward": Cost(backward * R * C * b)}
 
 
+def rms_norm(R: int, C: int, b: int, residual: bool = False) -> dict[str, Cost]:
+    """The bytes of layer norm: what it has less of is no row."""
+    return layer_norm(R, C, b, residual)
+
+
 def linear(R: int, C: int, F: int, b: int, activation: bool = False) -> dict[str, Cost]:
     """One product forward, two backward; an activation's input is written, and read again."""
     x, weight, out, product = R * C * b, C * F * b, R * F * b, 2.0 * R * C * F

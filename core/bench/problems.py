@@ -8,6 +8,7 @@ it, so that whatever can be judged can be raced.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,21 @@ def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
     of = f"C={C}{' residual+dropout' if fused else ''}"
     options = {"dropout_p": 0.1, "seed": 1} if fused else {"eps": 1e-5}
     return Problem("layer_norm", f"R={R} {of}", dtype, cost, make, options, R * C, of)
+
+
+def rms_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
+    """Rows divided by their root mean square, if fused behind the residual."""
+
+    def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
+        made = {
+            "x": normal(draw, device, dtype, R, C),
+            "weight": normal(draw, device, dtype, C),
+        }
+        return made | {"residual": normal(draw, device, dtype, R, C)} if fused else made
+
+    cost = costs.rms_norm(R, C, _bytes(dtype), fused)
+    of = f"C={C}{' residual' if fused else ''}"
+    return Problem("rms_norm", f"R={R} {of}", dtype, cost, make, {"eps": 1e-6}, R * C, of)
 
 
 def linear(R: int, C: int, F: int, dtype: str, activation: str | None = None) -> Problem:
@@ -256,6 +272,8 @@ def on_cpu() -> list[Problem]:
         rotary(8, 8, 256, 64, f),
         embedding(3072, 7000, 128, f),
         layer_norm(3072, 128, f, fused=True),
+        *(rms_norm(R, C, f) for R, C in ((2048, 384), (4096, 1024))),
+        rms_norm(2048, 384, f, fused=True),
         positional_encoding(64, 48, 7000, 128, f),
         dropout(2**20, f),
         adam(2**20),
@@ -279,7 +297,8 @@ def on_gpu() -> list[Problem]:
     found += [linear(16384, C, F, b, "gelu") for C, F in ((768, 3072), (2048, 8192))]
     for megabytes in (64, 512, 1, 16, 256, 4):
         n = megabytes * 2**20 // 2
-        found += [layer_norm(n // C, C, b, fused) for C in (768, 4096) for fused in (False, True)]
+        for C, fused in itertools.product((768, 4096), (False, True)):
+            found += [norm(n // C, C, b, fused) for norm in (layer_norm, rms_norm)]
         found += [softmax(n // C, C, b) for C in (1024, 4096)]
         found += [dropout(n, b), positional_encoding(n // 2**18 or 1, 256, 32768, 1024, b)]
         length = min(n // 2048, 1024)  # of 16 heads of 64 features, of q and of k

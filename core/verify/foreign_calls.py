@@ -107,6 +107,15 @@ def layer_norm_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call(placed, {"eps": case.eps}, {"out": dout})
 
 
+def rms_norm_call(side: ops.Side, case: Any, given: Any) -> Call:
+    """Return root mean square layer normalisation as a plain call."""
+    x, weight, dout = (
+        domains.place(side, a, case.dtype, case.layout) for a in (given.x, given.weight, given.dout)
+    )
+    options = {"eps": case.eps, "offset": case.offset}
+    return Call({"x": x, "weight": weight}, options, {"out": dout})
+
+
 def linear_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return x·Wᵀ + b, activated, as a plain call."""
     placed = {

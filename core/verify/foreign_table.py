@@ -153,6 +153,22 @@ PLAIN = {
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={"eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},)},
     ),
+    "rms_norm": Plain(
+        call=calls.rms_norm_call,
+        outputs=("out",),
+        options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}},
+        always={"residual": False, "stream_gradient": False, "tile": None, "into": ""},
+        pinned=(
+            {"rows": 37, "columns": 257},
+            {"rows": 2, "columns": 1031},
+            {"rows": 515, "columns": 17},
+        ),
+        far=({"rows": 3, "columns": 17, "layout": "far rows"},),
+        exercised={
+            "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
+            "offset": ({"rows": 5, "columns": 33, "offset": 1.0},),
+        },
+    ),
     "linear": Plain(
         call=calls.linear_call,
         outputs=("out",),

@@ -113,6 +113,14 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"rows": 300, "columns": 33},
         {"rows": 16, "columns": 1031, "residual": True},
     ),
+    "rms_norm": (
+        {"rows": 1, "columns": 1},
+        {"rows": 3, "columns": 7},
+        {"rows": 17, "columns": 64, "residual": True},
+        {"rows": 37, "columns": 127, "residual": True, "offset": 1.0, "stream_gradient": True},
+        {"rows": 300, "columns": 33},
+        {"rows": 16, "columns": 1031, "residual": True},
+    ),
     "linear": (
         {"rows": 1, "features_in": 1, "features_out": 1},
         {"rows": 7, "features_in": 13, "features_out": 5, "bias": False},

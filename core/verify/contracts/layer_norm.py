@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
 from twofold.core.verify.contract import Contract, Inapplicable, Subject
+from twofold.core.verify.contracts import norms
 from twofold.core.verify.rounding import Approx, exact, machine, sqrt
 from twofold.reference import dropout
 
@@ -124,7 +125,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
             h = exact(given.residual, on) + h
         h = h.stored()
     elif given.residual is not None:
-        h = exact(stored_sum(given.residual, given.x, case.dtype), on)
+        h = exact(norms.stored_sum(given.residual, given.x, case.dtype), on)
     # (2) mean and variance
     xhat, rstd = normalised(h, case.eps)
     # (3) normalise, scale, shift
@@ -164,14 +165,6 @@ def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
     return centred * rstd, rstd
 
 
-def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:
-    """Return x + y as every machine has it, bit for bit: a float32 sum and a cast (IEEE 754)."""
-    if dtype == "float64":
-        return x + y
-    with np.errstate(over="ignore"):
-        return domains.representable(x.astype(np.float32) + y.astype(np.float32), dtype)
-
-
 def scale_invariance(subject: Subject, case: Case) -> None:
     """A power of two times the input gives the same bits, where eps is negligible."""
     base = replace(plain(case), dtype="float32", magnitude="large", eps=1e-30)
@@ -207,42 +200,6 @@ def gradient_sums(subject: Subject, case: Case) -> None:
             # Σ x̂² is not C but C·var/(var + eps)
             slack = base.eps * variance**-1.5 * np.abs(g * centred)
             claims.products("Σ dx·x is not 0", (d, x, e), nothing, slack=slack)
-
-
-def rows_apart(subject: Subject, case: Case) -> None:
-    """A row alone has the same bits as among others, but for the sums over rows."""
-    base = replace(plain(case), layout="contiguous")  # NumPy adds up other layouts otherwise
-    given, one = inputs(base), replace(base, rows=1)
-    last = given._replace(x=given.x[-1:], dout=given.dout[-1:])
-    among = subject.compute(base, given)
-    rows = {name: among[name][-1:] for name in among.keys() & {"out", "dx"}}
-    claims.same_bits(rows, subject.compute(one, last), "alone")
-
-
-def leading_axes(subject: Subject, case: Case) -> None:
-    """However many axes the rows are spread over, the bits are the same."""
-    columns = min(case.columns, 8)
-    small = replace(plain(case), rows=3, columns=columns, layout="contiguous")
-    given = inputs(small)
-
-    def results(shape: tuple[int, ...]) -> dict[str, domains.Array]:
-        x, dout = given.x.reshape(shape), given.dout.reshape(shape)
-        found = subject.compute(small, given._replace(x=x, dout=dout))
-        for name in found.keys() & {"out", "dx"}:
-            assert found[name].shape == shape, f"{name} of {shape} has another shape"
-        return {name: a.reshape(-1) for name, a in found.items()}
-
-    claims.same_bits(results((3, columns)), results((1, 3, 1, columns)), "with other leading axes")
-
-
-def stream_as_stored(subject: Subject, case: Case) -> None:
-    """What is normalised is the stream as it is stored: given that alone, the bits are the same."""
-    small = replace(case, rows=3, columns=min(case.columns, 70), residual=True, dropout_p=0.0)
-    given = inputs(small)
-    found = subject.compute(small, given)
-    alone = given._replace(x=found["h"].astype(np.float64), residual=None)
-    again = subject.compute(replace(small, residual=False), alone)
-    claims.same_bits({"out": found["out"]}, again, "of the stored stream")
 
 
 def plain(case: Case) -> Case:
@@ -304,8 +261,6 @@ CONTRACT = Contract(
         "scale invariance": scale_invariance,
         "shift invariance": shift_invariance,
         "gradient sums": gradient_sums,
-        "rows apart": rows_apart,
-        "leading axes": leading_axes,
-        "stream as stored": stream_as_stored,
+        **norms.properties(inputs, plain),
     },
 )

@@ -1,4 +1,4 @@
-"""Equivalent mutants of layer normalisation, the linear layer, activations, loss and optimizers."""
+"""Equivalent mutants of the norms, the linear layer, activations, loss and optimizers."""
 
 from __future__ import annotations
 
@@ -54,6 +54,37 @@ _LAYER_NORM = of(
         ANY_NEGATIVE: (
             ("backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2"),
             ("backward", "xhat = cache.h.reshape(-1, C) - cache.mean", "1 → 2"),
+        ),
+    },
+)  # fmt: skip
+
+_RMS_NORM = of(
+    "kernels/rms_norm.py",
+    {
+        BOTH_FLOAT32: (
+            ("forward_kernel", "drop .to(tl.float32) of tl.load(residual_ptr*"),
+            ("forward_kernel", "drop .to(tl.float32) of w"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(h_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dh_ptr*"),
+        ),
+        UNSTORED: (
+            ("forward_kernel",
+             "tl.load(weight_ptr + columns, mask=columns < C, other=0.0): drop other"),
+            ("backward_kernel", "tl.load(dh_ptr + at, mask=inside, other=0.0): drop other"),
+        ),
+        STORE_CASTS: (
+            ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of y"),
+            ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
+        ),
+    },
+) + of(
+    "reference/rms_norm.py",
+    {
+        ANY_NEGATIVE: (
+            ("backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2"),
+            ("backward", "normed = cache.h.reshape(-1, C) * cache.rstd", "1 → 2"),
         ),
     },
 )  # fmt: skip
@@ -284,6 +315,7 @@ _OPTIMIZERS = of(
 
 EQUIVALENT: tuple[Equivalent, ...] = (
     *_LAYER_NORM,
+    *_RMS_NORM,
     *_LINEAR,
     *_ACTIVATION,
     *_GATED_ACTIVATION,

@@ -103,6 +103,12 @@ KNOWN = tuple(
             "torch_layer_norm_half",
         ),
         (
+            "torch rms_norm", "float32 bfloat16", "dx", FAULT,
+            "on a CPU the gradient is that of rsqrt, with the third power of 1/RMS in it: of rows "
+            "above 1e12 or so a subnormal, and then 0, where the gradient itself is neither",
+            "torch_rms_norm_cubed",
+        ),
+        (
             "torch cross_entropy", _HALVES, f"loss, dlogits, {_PROPERTIES}", PRECISION,
             _LOG_SOFTMAX, "torch_cross_entropy_half",
         ),
@@ -123,6 +129,17 @@ KNOWN = tuple(
         ("torch adam for-loop", "bfloat16", "params", PRECISION, _ADAM, ""),
         ("torch adam foreach", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
         ("torch adam foreach", "bfloat16", "params", PRECISION, _ADAM, ""),
+        (
+            "liger rms_norm, llama", _HALVES, "out, dweight", PRECISION,
+            "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
+            "before the gain: the output is rounded twice, and the gain's gradient is summed from "
+            "rounded numbers",
+        ),
+        (
+            "liger rms_norm, in place", ANY, "inputs", FAULT,
+            "backward writes dx over the gradient that it is given, as it says; another summand "
+            "has the same gradient, and gets dx",
+        ),
         (
             "liger cross_entropy", ANY, f"dlogits, {_PROPERTIES}", FAULT, _STRIDED,
             "liger_cross_entropy_strided",
@@ -184,11 +201,14 @@ KNOWN = tuple(
             "weights times gradients, and their sum, are in the dtype of the logits",
             "liger_softmax_half",
         ),
-        (
-            "fla layer_norm", ANY, ANY, UNDEFINED,
-            "backward adds up 0 times lanes of the weight that a masked load without `other` "
-            "leaves undefined; Triton fills them with 0 for NVIDIA today",
-            "fla_layer_norm_undefined", "layer_norm_bwd_kernel",
+        *(
+            (
+                peer, ANY, ANY, UNDEFINED,
+                "backward adds up 0 times lanes of the weight that a masked load without `other` "
+                "leaves undefined; Triton fills them with 0 for NVIDIA today",
+                "fla_layer_norm_undefined", "layer_norm_bwd_kernel",
+            )
+            for peer in ("fla layer_norm", "fla rms_norm")
         ),
         ("fla cross_entropy", "float32", "loss", PRECISION, _LSE, "fla_cross_entropy_loss"),
         (

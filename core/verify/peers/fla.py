@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from fla.modules.activations import swiglu as fused_swiglu
     from fla.modules.fused_cross_entropy import cross_entropy_loss
     from fla.modules.norm.layernorm import layer_norm as fused_layer_norm
+    from fla.modules.norm.layernorm import rms_norm as fused_rms_norm
     from fla.modules.rotary import rotary_embedding
     from fla.ops.attn.parallel import parallel_attn
 
@@ -38,10 +39,25 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
 
 def layer_norm_of_full_blocks(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     """Normalise rows whose length is a power of two, which leave no lane of a block masked."""
+    _fills_a_block(x)
+    return layer_norm(x, weight, bias, eps)
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
+    """Divide the rows by their root mean square."""
+    return fused_rms_norm(x, weight, None, eps=eps)
+
+
+def rms_norm_of_full_blocks(x: Any, weight: Any, eps: float = 1e-6) -> Any:
+    """Divide by their root mean square rows whose length is a power of two."""
+    _fills_a_block(x)
+    return rms_norm(x, weight, eps)
+
+
+def _fills_a_block(x: Any) -> None:
     columns = x.shape[-1]
     if columns & (columns - 1):
         raise NotImplementedError("of rows that fill a block")
-    return layer_norm(x, weight, bias, eps)
 
 
 def cross_entropy(

@@ -19,6 +19,7 @@ from liger_kernel.ops import (  # noqa: E402  (the interpreter is made fit for i
     LigerCrossEntropyFunction,
     LigerGELUMulFunction,
     LigerLayerNormFunction,
+    LigerRMSNormFunction,
     LigerRopeFunction,
     LigerSiLUMulFunction,
     LigerSoftmaxFunction,
@@ -28,6 +29,21 @@ from liger_kernel.ops import (  # noqa: E402  (the interpreter is made fit for i
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     """Normalise the rows."""
     return LigerLayerNormFunction.apply(x, weight, bias, eps)
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6, offset: float = 0.0) -> Any:
+    """Divide the rows by their root mean square, all of it in float32."""
+    return LigerRMSNormFunction.apply(x, weight, eps, offset, "gemma", False)
+
+
+def rms_norm_of_llama(x: Any, weight: Any, eps: float = 1e-6, offset: float = 0.0) -> Any:
+    """Divide the rows by their root mean square, and cast them before the gain."""
+    return LigerRMSNormFunction.apply(x, weight, eps, offset, "llama", False)
+
+
+def rms_norm_in_place(x: Any, weight: Any, eps: float = 1e-6, offset: float = 0.0) -> Any:
+    """Divide the rows by their root mean square, with the defaults: dx is written over dout."""
+    return LigerRMSNormFunction.apply(x, weight, eps, offset)
 
 
 def softmax(x: Any) -> Any:

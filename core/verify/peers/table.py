@@ -86,6 +86,10 @@ PEERS = (
         "torch layer_norm", "layer_norm", "torch_functions:layer_norm", "torch",
         "torch.nn.functional.layer_norm",
     ),
+    Peer(
+        "torch rms_norm", "rms_norm", "torch_functions:rms_norm", "torch",
+        "torch.nn.functional.rms_norm",
+    ),
     Peer("torch softmax", "softmax", "torch_functions:softmax", "torch", "torch.softmax"),
     Peer(
         "torch cross_entropy", "softmax_cross_entropy", "torch_functions:cross_entropy", "torch",
@@ -114,6 +118,18 @@ PEERS = (
     Peer(
         "liger layer_norm", "layer_norm", "liger:layer_norm", "liger-kernel",
         f"{_LIGER}LayerNormFunction", cost=2,
+    ),
+    Peer(
+        "liger rms_norm", "rms_norm", "liger:rms_norm", "liger-kernel",
+        f"{_LIGER}RMSNormFunction, casting_mode='gemma', in_place=False", cost=2,
+    ),
+    Peer(
+        "liger rms_norm, llama", "rms_norm", "liger:rms_norm_of_llama", "liger-kernel",
+        f"{_LIGER}RMSNormFunction, casting_mode='llama', in_place=False", cost=2,
+    ),
+    Peer(
+        "liger rms_norm, in place", "rms_norm", "liger:rms_norm_in_place", "liger-kernel",
+        f"{_LIGER}RMSNormFunction", cost=2,
     ),
     Peer(
         "liger softmax", "softmax", "liger:softmax", "liger-kernel", f"{_LIGER}SoftmaxFunction",
@@ -164,6 +180,14 @@ PEERS = (
     Peer(
         "fla layer_norm, full blocks", "layer_norm", "fla:layer_norm_of_full_blocks", "fla-core",
         "fla.modules.norm.layernorm.layer_norm, rows of a power of two", cost=2,
+    ),
+    Peer(
+        "fla rms_norm", "rms_norm", "fla:rms_norm", "fla-core",
+        "fla.modules.norm.layernorm.rms_norm", cost=2,
+    ),
+    Peer(
+        "fla rms_norm, full blocks", "rms_norm", "fla:rms_norm_of_full_blocks", "fla-core",
+        "fla.modules.norm.layernorm.rms_norm, rows of a power of two", cost=2,
     ),
     Peer(
         "fla cross_entropy", "softmax_cross_entropy", "fla:cross_entropy", "fla-core",

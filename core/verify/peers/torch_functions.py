@@ -1,4 +1,4 @@
-"""PyTorch's layer normalisation, softmax, cross-entropy, activations and Adam."""
+"""PyTorch's layer normalisation, RMSNorm, softmax, cross-entropy, activations and Adam."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch.nn import functional
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     """Normalise the rows."""
     return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
+    """Divide the rows by their root mean square."""
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def softmax(x: Any) -> Any:

@@ -1,0 +1,73 @@
+"""What the contracts of layer norm and of its twin without a mean have in common.
+
+Each normalises rows, and the sum with a residual as it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Property, Subject
+
+
+def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:
+    """Return x + y as every machine has it, bit for bit: a float32 sum and a cast (IEEE 754)."""
+    if dtype == "float64":
+        return x + y
+    with np.errstate(over="ignore"):
+        return domains.representable(x.astype(np.float32) + y.astype(np.float32), dtype)
+
+
+def properties(inputs: Callable[[Any], Any], plain: Callable[[Any], Any]) -> dict[str, Property]:
+    """Return the properties of every norm of rows.
+
+    Args:
+        inputs: the contract's; among them x, dout and residual, (R, C).
+        plain: a case without what stands before the norm.
+    """
+
+    def rows_apart(subject: Subject, case: Any) -> None:
+        """A row alone has the same bits as among others, but for the sums over rows."""
+        base = replace(plain(case), layout="contiguous")  # NumPy adds up other layouts otherwise
+        given, one = inputs(base), replace(base, rows=1)
+        last = given._replace(x=given.x[-1:], dout=given.dout[-1:])
+        among = subject.compute(base, given)
+        rows = {name: among[name][-1:] for name in among.keys() & {"out", "dx"}}
+        claims.same_bits(rows, subject.compute(one, last), "alone")
+
+    def leading_axes(subject: Subject, case: Any) -> None:
+        """However many axes the rows are spread over, the bits are the same."""
+        columns = min(case.columns, 8)
+        small = replace(plain(case), rows=3, columns=columns, layout="contiguous")
+        given = inputs(small)
+
+        def results(shape: tuple[int, ...]) -> dict[str, domains.Array]:
+            x, dout = given.x.reshape(shape), given.dout.reshape(shape)
+            found = subject.compute(small, given._replace(x=x, dout=dout))
+            for name in found.keys() & {"out", "dx"}:
+                assert found[name].shape == shape, f"{name} of {shape} has another shape"
+            return {name: a.reshape(-1) for name, a in found.items()}
+
+        spread = results((1, 3, 1, columns))
+        claims.same_bits(results((3, columns)), spread, "with other leading axes")
+
+    def stream_as_stored(subject: Subject, case: Any) -> None:
+        """What is normalised is the stream as it is stored: given that alone, the same bits."""
+        base = replace(plain(case), layout="contiguous")  # as above
+        small = replace(base, rows=3, columns=min(case.columns, 70), residual=True)
+        given = inputs(small)
+        found = subject.compute(small, given)
+        alone = given._replace(x=found["h"].astype(np.float64), residual=None)
+        again = subject.compute(replace(small, residual=False), alone)
+        claims.same_bits({"out": found["out"]}, again, "of the stored stream")
+
+    return {
+        "rows apart": rows_apart,
+        "leading axes": leading_axes,
+        "stream as stored": stream_as_stored,
+    }

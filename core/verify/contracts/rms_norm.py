@@ -1,0 +1,232 @@
+"""The contract of root mean square layer normalisation, with the residual add before it.
+
+The bound, line by line the kernel's; what is not said to be otherwise is running error analysis.
+
+(1) h = residual + x is stored, and what was stored is normalised: one IEEE sum and one cast, known
+    to the last bit.
+(2) A sum of squares cancels nothing: C products and C − 1 additions in any order err by γ_C of the
+    sum itself, whatever the row, and the root halves that: rstd is known to ½(γ_{C+2} + u_f) + 2u_f
+    of itself, where layer norm's bound grows with mean/σ. Of a row of zeros it is 1/√eps.
+(3) y = h·rstd·(w + offset): two roundings, a third for the sum with an offset that is not 0, and
+    the cast, the only one. Who casts ĥ = h·rstd to the storage dtype before the gain, as models of
+    Llama do, rounds twice there, and leaves this bound in half precision: another choice, a less
+    exact one, which this contract calls a fault (`faults` has it). In float32 both are one.
+
+Backward: ĥ from the same rstd; dw = Σ dy·ĥ over R rows; g = dy·(w + offset), its mean over C along
+ĥ, and dx = (g − ĥ·mean(g·ĥ))·rstd, + dh, all float32. A row of one column has g − ĥ·mean(g·ĥ) =
+g·(1 − ĥ²), which cancels but for eps: the bound is then that of the difference.
+The probabilistic bound has √C for C in the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from twofold.core.ops import Side
+from twofold.core.verify import claims, domains
+from twofold.core.verify.contract import Contract, Subject
+from twofold.core.verify.contracts import norms
+from twofold.core.verify.rounding import Approx, exact, machine, sqrt
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows × columns, and everything that varies about them."""
+
+    dtype: str = "float32"
+    rows: int = 3
+    columns: int = 8
+    magnitude: str = "unit"
+    layout: str = "contiguous"
+    residual: bool = False
+    stream_gradient: bool = False
+    eps: float = 1e-6
+    offset: float = 0.0
+    seed: int = 0
+    into: str = ""  # dtype of what backward is to write the gain's gradient into, if anything
+    tile: int | None = None  # entry of the kernel's tile table
+
+
+class Inputs(NamedTuple):
+    """Float64 arrays that the case's dtype holds exactly."""
+
+    x: domains.Array
+    weight: domains.Array
+    residual: domains.Array | None
+    dout: domains.Array
+    dh: domains.Array | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's arrays."""
+    rng = np.random.default_rng(case.seed)
+    shape = (case.rows, case.columns)
+
+    def draw(shape: tuple[int, ...], magnitude: str) -> domains.Array:
+        return domains.draw(rng, shape, magnitude, case.dtype)
+
+    return Inputs(
+        x=draw(shape, case.magnitude),
+        weight=draw((case.columns,), "unit"),
+        residual=draw(shape, case.magnitude) if case.residual else None,
+        dout=draw(shape, "unit"),
+        dh=draw(shape, "unit") if case.stream_gradient else None,
+    )
+
+
+def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
+    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    given = given or inputs(case)
+
+    def placed(x: domains.Array | None) -> Any:
+        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+
+    how: dict[str, Any] = {}
+    if case.tile is not None:
+        how["tile"] = side.rms_norm.TILES[case.tile][1]
+    out, cache = side.rms_norm.forward(
+        placed(given.x),
+        placed(given.weight),
+        residual=placed(given.residual),
+        eps=case.eps,
+        offset=case.offset,
+        **how,
+    )
+    written = domains.receivers(side, case, dweight=given.weight.shape)
+    gradients = side.rms_norm.backward(
+        placed(given.dout), cache, placed(given.dh), **domains.into(written), **how
+    )
+    outputs = {"out": out, "h": cache.h, **gradients._asdict(), **written}
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
+    """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+    given, on = given or inputs(case), machine(case.dtype)
+    x, weight, dout = (exact(a, on) for a in (given.x, given.weight, given.dout))
+    # (1) the stream
+    h = x
+    if given.residual is not None:
+        h = exact(norms.stored_sum(given.residual, given.x, case.dtype), on)
+    # (2) mean of the squares; (4) ĥ
+    normed, rstd = normalised(h, case.eps)
+    # (3) normalise, scale
+    gain = weight if case.offset == 0.0 else weight + case.offset  # a sum with 0 rounds nothing
+    out = normed * gain
+    # (5) gain
+    dweight = (dout * normed).sum(0)
+    # (6) the stream
+    g = dout * gain
+    along = (g * normed).sum(-1, keepdims=True) / float(case.columns)
+    dx = (g - normed * along) * rstd
+    if given.dh is not None:
+        dx = dx + exact(given.dh, on)
+    outputs = {"out": out, "dx": dx, "dweight": dweight}
+    if given.residual is not None:
+        outputs["dresidual"] = dx
+    return {**domains.returned(case, outputs, "dweight"), "h": h}
+
+
+def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
+    """Return ĥ and 1/√(mean(h²) + ε) of rows."""
+    rstd = 1.0 / sqrt((h * h).mean(-1, keepdims=True) + eps)
+    return h * rstd, rstd
+
+
+def scale_invariance(subject: Subject, case: Case) -> None:
+    """A power of two times the input gives the same bits, where eps is negligible."""
+    base = replace(plain(case), dtype="float32", magnitude="large", eps=1e-30)
+    given = inputs(base)
+    one, four = (subject.compute(base, given._replace(x=c * given.x)) for c in (1.0, 4.0))
+    assert np.array_equal(one["out"], four["out"]), "RMSNorm(4x) is not RMSNorm(x)"
+    assert np.array_equal(one["dx"], 4 * four["dx"]), "dx of 4x is not a quarter of that of x"
+
+
+def sign_flip(subject: Subject, case: Case) -> None:
+    """Rows of the other sign have results of the other sign, and the same dx, bit for bit."""
+    base = plain(case)
+    given = inputs(base)
+    here, there = (subject.compute(base, given._replace(x=sign * given.x)) for sign in (1, -1))
+    turned = {name: -x if name in ("out", "h", "dweight") else x for name, x in there.items()}
+    claims.same_bits(here, turned, "of −x")
+
+
+def gradient_sums(subject: Subject, case: Case) -> None:
+    """What RMSNorm does not see has no gradient: Σ dx·x = 0 where eps is negligible."""
+    base = replace(plain(case), magnitude="unit", eps=1e-12)
+    given = inputs(base)
+    dx, bound = subject.compute(base, given)["dx"], truth(base, given)
+    nothing = (np.zeros(1), np.zeros(1), 0.0)
+    gain = given.weight + base.offset
+    for x, g, d, e in zip(given.x, given.dout * gain, dx, bound["dx"].error, strict=True):
+        if (mean_square := (x**2).mean()) > 0:
+            # Σ ĥ² is not C but C·mean_square/(mean_square + eps)
+            slack = base.eps * mean_square**-1.5 * np.abs(g * x)
+            claims.products("Σ dx·x is not 0", (d, x, e), nothing, slack=slack)
+
+
+def plain(case: Case) -> Case:
+    """Return the case without what stands before the norm."""
+    return replace(case, residual=False, stream_gradient=False)
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """The operator's domain."""
+    return st.builds(
+        Case,
+        dtype=st.sampled_from(domains.DTYPES),
+        rows=domains.lengths(40),
+        columns=domains.lengths(150),
+        magnitude=st.sampled_from(domains.MAGNITUDES),
+        layout=st.sampled_from(domains.LAYOUTS),
+        residual=st.booleans(),
+        stream_gradient=st.booleans(),
+        eps=st.sampled_from([1e-6, 1e-5, 1e-12]),
+        offset=st.sampled_from([0.0, 1.0]),
+        seed=domains.seeds(),
+        into=st.sampled_from(domains.INTO),
+    )
+
+
+CONTRACT = Contract(
+    operator="rms_norm",
+    cases=cases(),
+    inputs=inputs,
+    run=run,
+    truth=truth,
+    passes={
+        "out": "forward",
+        "h": "forward",
+        "dx": "backward",
+        "dresidual": "backward",
+        "dweight": "backward",
+    },
+    pinned=(
+        *(
+            Case(dtype=dtype, rows=37, columns=columns, residual=True, offset=1.0, tile=tile)
+            for tile, columns in enumerate((127, 257, 300, 513, 700, 1031))
+            for dtype in domains.DTYPES
+        ),
+        # More rows than programs in backward, so that each of them adds up several.
+        Case(rows=261, columns=3, residual=True, stream_gradient=True, tile=2),
+        Case(rows=515, columns=3, residual=True, stream_gradient=True, offset=1.0, tile=1),
+        Case("bfloat16", rows=67, residual=True, layout="strided", into="float32"),
+        Case(rows=5, columns=33, magnitude="tiny", eps=1e-3),  # eps is most of the root
+    ),
+    usual=tuple(
+        Case(dtype=dtype, rows=64, columns=columns, residual=fused)
+        for columns in (768, 4096)
+        for fused in (False, True)
+        for dtype in domains.DTYPES
+    ),
+    properties={
+        "scale invariance": scale_invariance,
+        "sign flip": sign_flip,
+        "gradient sums": gradient_sums,
+        **norms.properties(inputs, plain),
+    },
+)

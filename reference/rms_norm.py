@@ -1,0 +1,138 @@
+r"""Root mean square layer normalisation, fused with the residual add that stands before it.
+
+    h = residual + x
+    y = h / √(mean(h²) + ε) · (w + offset),    the mean over the last axis
+
+Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4; ε is not in it. There is
+neither a mean to subtract nor a shift. Models like Llama have this norm before each sublayer: h is
+their residual stream, y what the sublayer reads. Gemma keeps the distance of the gain from 1: its
+offset is 1, that of the others 0.
+
+`R` rows (all leading axes), `C` columns (the normalised axis).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from twofold.reference import checks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Cache(NamedTuple):
+    """The stream `h` (shaped as x), which models read on, and what `backward` needs."""
+
+    h: Array
+    rstd: Array  # (R, 1)
+    weight: Array
+    offset: float
+    has_residual: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments; `dresidual` is None where there was no residual, else `dx`."""
+
+    dx: Array
+    dresidual: Array | None
+    dweight: Array
+
+
+def check(x: Any, weight: Any, residual: Any, eps: float, offset: float) -> None:
+    """Raise TypeError or ValueError for what either side cannot take."""
+    checks.array("x", x)
+    checks.floating(x=x, weight=weight, residual=residual)
+    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
+    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.shape("weight", weight, (int(x.shape[-1]),))
+    if residual is not None:
+        checks.shape("residual", residual, tuple(x.shape))
+    checks.positive("eps", eps)
+    checks.number("offset", offset)
+    checks.require(math.isfinite(offset), "offset", offset, "finite")
+
+
+def forward(
+    x: Array,
+    weight: Array,
+    *,
+    residual: Array | None = None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+) -> tuple[Array, Cache]:
+    """Add x to the residual and divide the sum by its root mean square over the last axis.
+
+    Args:
+        x: (..., C), floating.
+        weight: (C,), the gain after normalising, without the offset.
+        residual: (..., C) or None, the stream that x is added to.
+        eps: added to the mean square, inside the root.
+        offset: added to the weight; 1.0 for weights of Gemma.
+
+    Returns:
+        out (..., C) and a cache whose `h` (..., C) is residual + x.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    check(x, weight, residual, eps, offset)
+    # (1) the stream
+    h = x if residual is None else residual + x
+    rows = h.reshape(-1, h.shape[-1])  # (R, C)
+    # (2) mean of the squares
+    mean_square = np.einsum("rc,rc->r", rows, rows)[:, None] / rows.shape[1]
+    rstd = 1.0 / np.sqrt(mean_square + float(eps))
+    # (3) normalise, scale
+    out = rows * rstd
+    out *= weight + float(offset)
+    cache = Cache(h, rstd, weight, float(offset), residual is not None)
+    return out.reshape(h.shape), cache
+
+
+def backward(
+    dout: Array,
+    cache: Cache,
+    dh: Array | None = None,
+    *,
+    into: checks.Into = None,
+) -> Gradients:
+    """Return the gradients of x, residual and weight.
+
+    With ĥ = h·rstd and g = dout·(w + offset):  dh = rstd·(g − ĥ·mean(g·ĥ)), because rstd depends on
+    every element of the row.
+
+    Args:
+        dout: gradient of out, (..., C), floating.
+        cache: from `forward`.
+        dh: gradient of the stream `cache.h`, (..., C), or None.
+        into: (dweight,), an array (C,) that is written instead of a new one; None for a new one.
+
+    Returns:
+        dx and dresidual (..., C), one array, the latter None without a residual; dweight (C,).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    checks.gradient("dout", dout, cache.h.shape)
+    if dh is not None:
+        checks.gradient("dh", dh, cache.h.shape)
+    C = dout.shape[-1]
+    (dweight,) = checks.into(into, dweight=(C,))
+    d = dout.reshape(-1, C)  # (R, C)
+    # (4) ĥ again, from the stream
+    normed = cache.h.reshape(-1, C) * cache.rstd
+    # (5) gain: a sum over the rows
+    dweight = np.einsum("rc,rc->c", d, normed, out=dweight)
+    # (6) the stream: project out what the root mean square took away
+    g = d * (cache.weight + cache.offset)
+    along = np.einsum("rc,rc->r", g, normed)[:, None] / C
+    normed *= along
+    g -= normed
+    g *= cache.rstd
+    dx = g.reshape(dout.shape)
+    if dh is not None:
+        dx += dh
+    return Gradients(dx, dx if cache.has_residual else None, dweight)

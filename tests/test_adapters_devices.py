@@ -1,0 +1,78 @@
+"""Where the custom operators of torch run: the device of their tensors, and captured graphs."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from twofold.adapters import custom, sides
+from twofold.adapters.attention import attention
+from twofold.adapters.layers import layer_norm, softmax
+from twofold.adapters.optim import AdamW
+from twofold.adapters.rms_norm import rms_norm
+
+
+def numbers(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+class OnGPU(SimpleNamespace):
+    """As much of a tensor on the second GPU as is asked of one."""
+
+    dtype, device, is_cuda = torch.float32, torch.device("cuda", 1), True
+
+    def get_device(self):
+        return 1
+
+
+def test_kernels_are_launched_where_tensors_are(triton, monkeypatch):
+    from twofold.kernels.precision import supported
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: f"with {device}")
+    assert sides.current(OnGPU()) == "with cuda:1"
+    with pytest.raises(ValueError, match=r"x.device is cuda:1; it must be the current device, cud"):
+        supported("x", OnGPU())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for x in (OnGPU(), torch.ones(1)):
+        supported("x", x)
+        with sides.current(x):
+            pass
+
+
+@pytest.mark.parametrize("name", ["attention", "layer norm", "rms norm", "softmax"])
+def test_the_device_is_made_current_for_both_passes(monkeypatch, name):
+    entered = []
+    monkeypatch.setattr(sides, "current", lambda x: entered.append(x) or contextlib.nullcontext())
+    x = numbers(1, 1, 2, 4).requires_grad_()
+    functions = {
+        "attention": lambda: attention(x, x, x),
+        "layer norm": lambda: layer_norm(x, numbers(4), numbers(4)),
+        "rms norm": lambda: rms_norm(x, numbers(4)),
+        "softmax": lambda: softmax(x),
+    }
+    out = functions[name]()
+    assert len(entered) == 1 and entered[0].data_ptr() == x.data_ptr()
+    out.sum().backward()
+    assert len(entered) == 2
+
+
+def test_what_a_captured_graph_would_repeat_is_refused(monkeypatch):
+    q, parameter = numbers(1, 1, 2, 4), torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = AdamW([parameter])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="seed is the host's while a CUDA graph is captured; it"):
+        attention(q, q, q, dropout_p=0.5)
+    attention(q, q, q)
+    with pytest.raises(RuntimeError, match="AdamW steps while a CUDA graph is captured; it must"):
+        optimizer.step()
+    assert parameter.tolist() == [1, 1]
+
+
+def test_a_seed_on_a_gpu_is_left_there():
+    seed = SimpleNamespace(is_cuda=True)
+    assert custom.read_seed(seed) is seed
+    assert custom.read_seed(torch.tensor(5, dtype=torch.int32)) == 5 and custom.read_seed(None) == 0

@@ -1,0 +1,53 @@
+"""RMSNorms that are not ours before the contract of ours."""
+
+from pathlib import Path
+
+import pytest
+
+from twofold.core.verify import foreign
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def judge(name, *dtypes):
+    return foreign.judge(f"foreign_norms:{name}", "rms_norm", 9, list(dtypes), claimed=1)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "gemma", "module", "Function", "Operator"])
+def test_a_sound_one_passes(name):
+    found = judge(name, "float32")
+    assert found.failures == [] and {row.pass_ for row in found.rows} == {"forward", "backward"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("eps_outside", "forward float32 out: out["),
+        ("without_offset", "forward float32 out: out["),
+        ("centred", "forward float32 out: out["),
+        ("by_rsqrt", "backward float32 dx: dx["),
+        ("ForgetsTheRoot", "backward float32 dx: dx["),
+    ],
+)
+def test_a_fault_is_found(name, words):
+    found = judge(name, "float32")
+    assert found.failures and found.failures[0].startswith(words), found.failures
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_in_half_precision_one_that_rounds_twice_is_told_from_one_that_rounds_once(dtype):
+    once, twice = (judge(f"rounded_{when}_the_gain", dtype) for when in ("behind", "before"))
+    assert once.failures == []
+    assert twice.failures
+
+
+def test_in_float32_there_is_one_rounding_either_way():
+    assert judge("rounded_before_the_gain", "float32").failures == []
+
+
+def test_a_module_that_keeps_its_weight_is_refused_in_words():
+    with pytest.raises(TypeError, match=r"takes \(x.*\).*; it must take \(x, weight\)"):
+        judge("of_torch", "float32")
