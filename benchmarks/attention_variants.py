@@ -1,16 +1,20 @@
-"""Attention forward on a GPU as the same call may be computed: kernels, tiles, ways to copy.
+"""Attention on a GPU as the same call may be computed: kernels, tiles, ways to copy.
 
-Two questions, 16,384 tokens of 2,048 features in bfloat16 each:
+Three questions, 16,384 tokens of 2,048 features in bfloat16 each:
 
     --kernels   the plain kernel, Hopper's in its variants, and torch's (flash, cuDNN), by length
     --tiles     tiles of the plain kernel, and of the last of the steps with and without descriptors
                 and persistence (`attention_step_kernels.py`), at one length
+    --features  80 and 96 features in two tiles and in one of 128, forward and backward. Products
+                are 0.63 and 0.75 of the padded ones and about four fifths of the time: expected is
+                0.7 and 0.8 of it, both ways
 
-    python benchmarks/attention_variants.py --kernels --tiles --save
+    python benchmarks/attention_variants.py --kernels --tiles --features --save
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -57,6 +61,8 @@ STEPS = {
     "descriptors": steps.ASIDE["descriptors"],
     "descriptors, persistent": steps.ASIDE["descriptors, persistent"],
 }
+FEATURES = (80, 96)
+BACKWARD = "backward"
 Call = Callable[[], object]
 
 
@@ -124,6 +130,28 @@ def tiled(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
     return found | of_torch(tensors, causal)
 
 
+def in_tiles(head_dim: int, length: int, causal: bool, which: str) -> dict[str, Call]:
+    """Return a pass of the plain kernel with its features in two tiles, and in one; and torch's."""
+    tensors = inputs(problem_of(head_dim, length, causal))
+    found: dict[str, Call] = {}
+    for who, padded in (("in two tiles", False), ("in one, padded", True)):
+
+        def tile(kernel: str, padded: bool = padded) -> Tile:
+            chosen = choose_tile(kernel, head_dim, 2, architecture="sm_90", rows=length)
+            return chosen._replace(tail_d=0) if padded else chosen
+
+        def forward(tile: Callable[[str], Tile] = tile) -> Any:
+            return attention.forward(*tensors, causal=causal, tile=tile("forward"))
+
+        if which == BACKWARD:
+            out, cache = forward()
+            how = {"dk_dv_tile": tile("dk_dv"), "dq_tile": tile("dq")}
+            found[who] = functools.partial(attention.backward, torch.randn_like(out), cache, **how)
+        else:
+            found[who] = forward
+    return found if which == BACKWARD else found | of_torch(tensors, causal)
+
+
 def raced(calls: dict[str, Call], work: float, seconds: float) -> dict[str, float]:
     """Return TFLOP/s of everybody who runs, of so many operations."""
     ready = {}
@@ -143,6 +171,7 @@ def main() -> None:
         __doc__,
         kernels={"action": "store_true", "help": "kernels, by length"},
         tiles={"action": "store_true", "help": "tiles and ways to copy"},
+        features={"action": "store_true", "help": "features in two tiles and in one"},
         seconds={"type": float, "default": 0.5, "help": "for each race"},
     )
     if not ops.cuda_available():
@@ -150,16 +179,22 @@ def main() -> None:
     result: dict[str, Any] = {"ran_on": machine.ran_on(asked.threads, "cuda")}
     result["ceilings"] = machine.ceilings("cuda", 1.0)._asdict()
     questions = {
-        "kernels": itertools.product((128, 64), LENGTHS),
-        "tiles": itertools.product((128, 64, 256), (TILES_AT,)),
+        "kernels": [*itertools.product((128, 64), LENGTHS)],
+        "tiles": [*itertools.product((128, 64, 256), (TILES_AT,))],
+        "features": [*itertools.product(FEATURES, (TILES_AT,))],
     }
-    for question, make in (("kernels", kernels), ("tiles", tiled)):
-        for (head_dim, length), causal in itertools.product(questions[question], (False, True)):
-            if not getattr(asked, question):
-                continue
-            work = problem_of(head_dim, length, causal).costs["forward"].operations
+    races: list[tuple[str, str, Callable[[int, int, bool], dict[str, Call]]]] = [
+        ("kernels", "forward", kernels),
+        ("tiles", "forward", tiled),
+        ("features", "forward", functools.partial(in_tiles, which="forward")),
+        ("features", BACKWARD, functools.partial(in_tiles, which=BACKWARD)),
+    ]
+    for question, which, make in races:
+        shapes = itertools.product(questions[question], (False, True))
+        for (head_dim, length), causal in shapes if getattr(asked, question) else ():
+            work = problem_of(head_dim, length, causal).costs[which].operations
             rates = raced(make(head_dim, length, causal), work, asked.seconds)
-            race = {"head_dim": head_dim, "length": length, "causal": causal}
+            race = {"head_dim": head_dim, "length": length, "causal": causal, "pass": which}
             result.setdefault(question, []).append(race | {"tera_operations_per_second": rates})
             print(race, harness.leading(rates), flush=True)
             text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

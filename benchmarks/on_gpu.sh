@@ -37,7 +37,7 @@ for dtype in bfloat16 float16 float32; do
     --at dtype="$dtype" --json "$out/properties-decode-$dtype.json"
 done
 part peers "${twofold[@]}" verify peers --json "$out/peers.json"
-part attention_variants timeout 530 python3 benchmarks/attention_variants.py --kernels --tiles \
+part attention_variants timeout 530 python3 benchmarks/attention_variants.py --kernels --tiles --features \
   --json "$out/attention-variants.json"
 for shapes in "" --small; do
   part "attention_tuning$shapes" timeout 530 python3 benchmarks/attention_tuning.py $shapes \
