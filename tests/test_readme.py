@@ -57,13 +57,16 @@ def test_the_adapters_run(monkeypatch):
 
     q, k, v = torch.rand(3, 1, 2, 5, 8).unbind()
     monkeypatch.setattr(transformers, "AutoModelForCausalLM", AutoModelForCausalLM)
-    names = {"q": q, "k": k, "v": v, "sinks": torch.zeros(2)}
+    gate, up = torch.rand(3, 2, 4).unbind(1)
+    names = {"q": q, "k": k, "v": v, "sinks": torch.zeros(2), "gate": gate, "up": up}
     exec(program("modules.TransformerEncoderLayer"), names)
     assert names["model"].config._attn_implementation == "twofold"
     torch.testing.assert_close(
         names["out"], torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     )
+    torch.testing.assert_close(names["hidden"], torch.nn.functional.silu(gate) * up)
     x = torch.rand(1, 3, 512)
+    torch.testing.assert_close(names["norm"](x), torch.nn.RMSNorm(512)(x))
     names["layer"](x).sum().backward()
     names["optimizer"].step()
     assert names["model"](torch.tensor([[1, 2, 3]])).logits.isfinite().all()
