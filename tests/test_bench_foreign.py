@@ -7,7 +7,7 @@ import torch
 from raced import CEILINGS, COST, SMALL, of_the_command, raced
 from typer.testing import CliRunner
 
-from twofold.core.bench import agreement, apart, contenders, plots, problems, races
+from twofold.core.bench import agreement, apart, contenders, plots, problems, races, torch_calls
 from twofold.core.bench.contenders import Contender
 from twofold.core.cli import app
 
@@ -94,7 +94,7 @@ def test_who_is_wrong_has_no_ratio_and_is_nowhere_quickest():
 
 def test_who_is_right_at_other_sizes_alone_is_wrong():
     def sometimes(q, k, v, causal=False):
-        out = contenders.torch_attention(q, k, v, causal)
+        out = torch_calls.torch_attention(q, k, v, causal)
         return torch.cat((out[..., :-1, :], out[..., -1:, :] * (q.shape[0] < 5)), -2)
 
     assert races.Judge()(Contender("sometimes", sometimes), SMALL["attention"]) == ""
