@@ -1,4 +1,4 @@
-r"""Gated activation: one half of a projection, activated, is the gate of the other half.
+r"""SwiGLU, GEGLU and ReGLU: one half of a projection, activated, is the gate of the other half.
 
     out = f(gate)·up
 
