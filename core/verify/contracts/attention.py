@@ -164,6 +164,7 @@ CONTRACT = Contract(
                 sinks=True,
             )
             for dtype, head_dim, causal in (
+                ("bfloat16", 64, True),
                 ("bfloat16", 80, True),
                 ("float16", 80, False),
                 ("bfloat16", 96, False),

@@ -128,7 +128,12 @@ _BIAS = of(
 
 _FEATURES = of(
     "kernels/attention_features.py",
-    {STORE_CASTS: (("store", "drop .to(ptr.dtype.element_ty) of x"),)},
+    {
+        STORE_CASTS: (("store", "drop .to(ptr.dtype.element_ty) of x"),),
+        "two tiles are of all features: the first is 0": (
+            ("features", "first + BLOCK_D → BLOCK_D"),
+        ),
+    },
 )
 
 _RIGHT = "count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)"
@@ -216,9 +221,21 @@ _KEEP = of(
     },
 )
 
+_CROWDED = "crowded = masked or blocked or rotary or packed or dropout or (grouped and not hopper)"
+_SECOND = "return tile._replace(tail_d=padded(head_dim - 64))"
 _TILES = of(
     "kernels/attention_tiles.py",
     {
+        "one tile of features or two, or a wider second: it computes the same, at another cost": (
+            ("choose_tile", _CROWDED, "*"),
+            ("choose_tile", _SECOND, "*"),
+            ("choose_tile", "64 → 65"),
+            ("choose_tile", "96 → 97"),
+            ("choose_tile", "96 → 95"),
+            ("choose_tile", "2 → *"),
+            ("choose_tile", "element_size == 2 → element_size != 2"),
+            ("choose_tile", "not crowded → crowded"),
+        ),
         "another tile of the tables: it computes the same, at another cost": (
             ("choose_tile", "kernel == 'dbias' → kernel != 'dbias'"),
             ("choose_tile", "not aligned → aligned"),
