@@ -11,9 +11,6 @@ import torch
 from twofold.adapters.custom import Operator, Tensors, autocast
 from twofold.adapters.sides import Place
 
-# Arguments of an operator: as tensors, and as the side takes them.
-Arguments = SimpleNamespace
-
 
 def gated_activation(gate: torch.Tensor, up: torch.Tensor, kind: str = "silu") -> torch.Tensor:
     """Return f(gate)·up of two tensors (..., C), such as the halves of one projection.
@@ -27,17 +24,21 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, kind: str = "silu") -
     return out
 
 
-def _forward(place: Place, a: Arguments, given: Arguments) -> Tensors:
+def _forward(place: Place, a: SimpleNamespace, given: SimpleNamespace) -> Tensors:
     out, _ = place.side.gated_activation.forward(given.gate, given.up, a.kind)
     return (place.take(out, a.gate),)
 
 
-def _shapes(a: Arguments) -> Tensors:
+def _shapes(a: SimpleNamespace) -> Tensors:
     return (a.gate.new_empty(a.gate.shape),)
 
 
 def _backward(
-    place: Place, a: Arguments, given: Arguments, outputs: Sequence[Any], grads: Sequence[Any]
+    place: Place,
+    a: SimpleNamespace,
+    given: SimpleNamespace,
+    outputs: Sequence[Any],
+    grads: Sequence[Any],
 ) -> Mapping[str, Any]:
     up = given.up if "gate" in a.wanted else given.gate  # which is there: dup does not see it
     cache = place.side.gated_activation.Cache(given.gate, up, a.kind)

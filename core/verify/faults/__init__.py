@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
-from twofold.core.verify.faults import around_attention, attention, decoding, inputs, layers
+from twofold.core.verify.faults import around_attention, attention, decoding, inputs, layers, norms
 from twofold.core.verify.faults.entry import Fault
 from twofold.core.verify.mutation import Mutant
 
@@ -23,6 +23,7 @@ CATALOGUE: tuple[Fault, ...] = (
     *decoding.FAULTS,
     *inputs.FAULTS,
     *layers.FAULTS,
+    *norms.FAULTS,
 )
 KIND = "catalogue"
 

@@ -1,134 +1,10 @@
-"""Faults of the norms, the linear layer, activations, the loss and the optimizers."""
+"""Faults of the linear layer, activations, the loss and the optimizers."""
 
 from __future__ import annotations
 
 from twofold.core.verify.faults.entry import Row, of
 
 KERNEL, REFERENCE = "kernels/{}.py", "reference/{}.py"
-
-_LAYER_NORM: tuple[Row, ...] = (
-    (
-        KERNEL, "the variance is E[x²] − E[x]²", "tt-metal#45968",
-        ("variance = tl.sum(centred * centred, axis=1) / C",
-         "variance = tl.sum(h * h, axis=1) / C - mean * mean"),
-    ),
-    (
-        KERNEL, "eps stands outside the root", "",
-        ("rstd = 1.0 / tl.sqrt(variance + eps)", "rstd = 1.0 / (tl.sqrt(variance) + eps)"),
-    ),
-    (
-        KERNEL, "a constant row gives NaN", "onnxruntime#21935",
-        ("rstd = 1.0 / tl.sqrt(variance + eps)", "rstd = 1.0 / tl.sqrt(variance)"),
-    ),
-    (
-        KERNEL, "eps is lost in float16", "",
-        ("tl.sqrt(variance + eps)",
-         "tl.sqrt(variance + (eps + 0 * mean).to(tl.float16).to(tl.float32))"),
-    ),
-    (
-        KERNEL, "backward broadcasts the mean weight", "attorch#17",
-        ("g = dy * w[None, :]", "g = dy * (tl.sum(w, axis=0) / C)"),
-    ),
-    (
-        KERNEL, "padding counts in the variance", "",
-        ("centred = tl.where(inside, h - mean[:, None], 0.0)", "centred = h - mean[:, None]"),
-    ),
-    (
-        KERNEL, "statistics are kept in the storage dtype", "",
-        ("mean = torch.empty(R, dtype=torch.float32,", "mean = torch.empty(R, dtype=x.dtype,"),
-    ),
-    (
-        KERNEL, "what is normalised is not what was stored", "",
-        ("        h = stored.to(tl.float32)\n", ""),
-    ),
-    (
-        KERNEL, "the variance divides by C − 1", "",
-        ("variance = tl.sum(centred * centred, axis=1) / C",
-         "variance = tl.sum(centred * centred, axis=1) / tl.maximum(C - 1, 1)"),
-    ),
-    (
-        KERNEL, "backward draws the mask of another row", "",
-        ("kept = dropout.keep(tl.load(seed_ptr), at, threshold)",
-         "kept = dropout.keep(tl.load(seed_ptr), at - first * C, threshold)"),
-    ),
-    (
-        KERNEL, "the residual's gradient is dropped out, too", "",
-        ("if cache.has_residual and has_dropout else dx", "if False else dx"),
-        ("HAS_RESIDUAL=cache.has_residual", "HAS_RESIDUAL=False"),
-    ),
-    (
-        REFERENCE, "the mean is differentiated as a constant", "",
-        ("    g -= along_mean\n", ""),
-    ),
-    (
-        REFERENCE, "the standard deviation is differentiated as a constant", "",
-        ("    g -= xhat\n", ""),
-    ),
-)  # fmt: skip
-
-_RMS_NORM: tuple[Row, ...] = (
-    (
-        KERNEL, "eps stands outside the root", "",
-        ("rstd = 1.0 / tl.sqrt(mean_square + eps)", "rstd = 1.0 / (tl.sqrt(mean_square) + eps)"),
-    ),
-    (
-        KERNEL, "the mean is over the padded width", "",
-        ("mean_square = tl.sum(h * h, axis=1) / C",
-         "mean_square = tl.sum(h * h, axis=1) / BLOCK_C"),
-    ),
-    (
-        KERNEL, "the squares are not divided by their count", "",
-        ("mean_square = tl.sum(h * h, axis=1) / C", "mean_square = tl.sum(h * h, axis=1)"),
-    ),
-    (
-        KERNEL, "the squares are those of x in the storage dtype", "",
-        ("mean_square = tl.sum(h * h, axis=1) / C",
-         "mean_square = tl.sum((h * h).to(y_ptr.dtype.element_ty).to(tl.float32), axis=1) / C"),
-    ),
-    (
-        KERNEL, "what is normalised is rounded before the gain", "",
-        ("y = h * rstd[:, None] * (w",
-         "y = (h * rstd[:, None]).to(y_ptr.dtype.element_ty).to(tl.float32) * (w"),
-    ),
-    (
-        KERNEL, "eps is lost in float16", "",
-        ("tl.sqrt(mean_square + eps)",
-         "tl.sqrt(mean_square + (eps + 0 * mean_square).to(tl.float16).to(tl.float32))"),
-    ),
-    (
-        KERNEL, "what is normalised is not what was stored", "",
-        ("        h = stored.to(tl.float32)\n", ""),
-    ),
-    (
-        KERNEL, "the root is kept in the storage dtype", "",
-        ("rstd = torch.empty(R, dtype=torch.float32,", "rstd = torch.empty(R, dtype=x.dtype,"),
-    ),
-    (
-        KERNEL, "backward forgets the offset", "",
-        ("mask=columns < C, other=0.0).to(tl.float32) + offset",
-         "mask=columns < C, other=0.0).to(tl.float32)"),
-    ),
-    (
-        KERNEL, "backward broadcasts the mean weight", "attorch#17",
-        ("g = dy * w[None, :]", "g = dy * (tl.sum(w, axis=0) / C)"),
-    ),
-    (
-        KERNEL, "the gain's gradient is of x that is not normalised", "",
-        ("dw += tl.sum(dy * normed, axis=0)", "dw += tl.sum(dy * h, axis=0)"),
-    ),
-    (
-        KERNEL, "the stream's own gradient is left out", "",
-        ("HAS_DH=dh is not None", "HAS_DH=False"),
-    ),
-    (
-        REFERENCE, "the root is differentiated as a constant", "",
-        ("    g -= normed\n", ""),
-    ),
-    (
-        REFERENCE, "backward forgets the offset", "",
-        ("g = d * (cache.weight + cache.offset)", "g = d * cache.weight"),
-    ),
-)  # fmt: skip
 
 _LINEAR: tuple[Row, ...] = (
     (
@@ -441,8 +317,6 @@ _OPTIMIZERS: tuple[Row, ...] = (
 )  # fmt: skip
 
 FAULTS = (
-    *of("layer_norm", _LAYER_NORM),
-    *of("rms_norm", _RMS_NORM),
     *of("linear", _LINEAR),
     *of("activation", _ACTIVATION),
     *of("gated_activation", _GATED_ACTIVATION),
