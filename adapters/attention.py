@@ -234,6 +234,7 @@ OPERATOR = Operator(
     2,
     forward=_forward,
     shapes=_shapes,
+    alike=("q", "k", "v", "bias"),
     backward=_backward,
     differentiable=("q", "k", "v", "bias", "sinks"),
     read=lambda a: (0, 1),

@@ -35,6 +35,8 @@ class Operator:
         outputs: how many tensors it returns; one that is not there is empty.
         forward: computes them, of (place, arguments, arguments as the side takes them).
         shapes: allocates them, of the arguments.
+        alike: arguments that share one dtype where they are floating. Kernels refuse others; NumPy
+            would not see that they differ, as it is given those of 16 bits in 32.
         backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
             side takes them, outputs, gradients of the outputs), by name. `wanted` is one of the
             arguments: the names of those whose gradient is asked for. Others may be missing, or
@@ -59,6 +61,7 @@ class Operator:
         *,
         forward: Callable[[Place, SimpleNamespace, SimpleNamespace], Tensors],
         shapes: Callable[[SimpleNamespace], Tensors],
+        alike: Sequence[str],
         backward: Callable[..., Mapping[str, Any]],
         differentiable: Sequence[str],
         unread: Callable[[SimpleNamespace], Sequence[str]] = lambda a: (),
@@ -69,6 +72,7 @@ class Operator:
     ) -> None:
         self.names = [part.split()[-1] for part in arguments.split(", ")]
         self._forward, self._shapes, self._backward = forward, shapes, backward
+        self._alike = alike
         self._differentiable, self._read, self._unread = differentiable, read, unread
         self._constant = [i for i, n in enumerate(self.names) if n not in differentiable]
         self._steady, self._optional = steady, optional
@@ -108,6 +112,9 @@ class Operator:
             if not any(x.numel() for x in self._shapes(a)):
                 return self._fake(*args)
         place = sides.of(args[0])
+        if place.side.name == "reference":
+            given = ((name, getattr(a, name)) for name in self._alike)
+            checks.floating(**{n: x for n, x in given if x is not None and x.is_floating_point()})
         with sides.current(args[0]):
             found = self._forward(place, a, self.given(place, a))
         if place.side.name == "reference":  # which has strides and dtypes of its own

@@ -52,6 +52,7 @@ GATED_ACTIVATION = Operator(
     1,
     forward=_forward,
     shapes=_shapes,
+    alike=("gate", "up"),
     backward=_backward,
     differentiable=("gate", "up"),
     unread=lambda a: () if "gate" in a.wanted else ("up",),

@@ -105,6 +105,7 @@ OPERATOR = Operator(
     1,
     forward=_forward,
     shapes=_shapes,
+    alike=("x", *WEIGHTS, "context", "bias"),
     backward=_backward,
     differentiable=LEARNED,
 )

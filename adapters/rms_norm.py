@@ -81,6 +81,7 @@ RMS_NORM = Operator(
     3,
     forward=_forward,
     shapes=_shapes,
+    alike=("x", "weight", "residual"),
     backward=_backward,
     differentiable=("x", "weight", "residual"),
     unread=lambda a: () if a.residual is None else ("x", "residual"),

@@ -178,7 +178,8 @@ def forward(
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
     # (2) weights, against each row's maximum so that exp cannot overflow
-    top = s.max(axis=-1, keepdims=True, initial=-np.inf)  # (B, H, M, 1); initial: quicker
+    # (B, H, M, 1); fmax is quicker than max, which keeps NaN: s does, too
+    top = np.fmax.reduce(s, axis=-1, keepdims=True, initial=-np.inf)
     if sinks is not None:
         sink = sinks.astype(s.dtype)[:, None, None]  # (H, 1, 1)
         top = np.maximum(top, sink)

@@ -96,7 +96,7 @@ def forward(
         h = residual + h
     rows = h.reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean, and the variance about it (in two passes: E[h²] − E[h]² would cancel)
-    mean = rows.mean(axis=1, keepdims=True)
+    mean = np.einsum("rc->r", rows)[:, None] / rows.shape[1]
     centred = rows - mean
     variance = np.einsum("rc,rc->r", centred, centred)[:, None] / rows.shape[1]
     rstd = 1.0 / np.sqrt(variance + np.asarray(eps, variance.dtype))
@@ -147,7 +147,7 @@ def backward(
     dbias = d.sum(axis=0, out=dbias)
     # (6) the stream: project out what the mean and the variance took away
     g = d * cache.weight
-    along_mean = g.mean(axis=1, keepdims=True)
+    along_mean = np.einsum("rc->r", g)[:, None] / C
     along_xhat = np.einsum("rc,rc->r", g, xhat)[:, None] / C
     xhat *= along_xhat
     g -= along_mean

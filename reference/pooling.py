@@ -75,13 +75,22 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     parts, top = [], None
     # (2) mean
     if kind in ("mean", "mean_max"):
-        total = np.where(live[..., None], x, 0).sum(axis=1)  # (B, D)
+        total = np.einsum("bld->bd", only(live, x, 0))
         parts.append(total / lengths[:, None].astype(x.dtype))
     # (3) maximum
     if kind in ("max", "mean_max"):
-        top = x.max(axis=1, where=live[..., None], initial=-np.inf)  # (B, D)
+        top = only(live, x, -np.inf).max(axis=1)  # (B, D)
         parts.append(top)
     return np.concatenate(parts, axis=1), Cache(x, lengths, top, kind)
+
+
+def only(live: Array, x: Array, rest: float) -> Array:
+    """Return x with another number in the padding, even where that is not finite."""
+    if live.all():
+        return x
+    x = x.copy()
+    x[~live] = rest
+    return x
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:

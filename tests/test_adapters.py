@@ -13,6 +13,7 @@ from twofold.adapters import attention as adapters_attention
 from twofold.adapters import sides
 from twofold.adapters.attention import attention, register_score_mod
 from twofold.adapters.custom import Operator
+from twofold.adapters.gated_activation import gated_activation
 from twofold.adapters.layers import cross_entropy, embedding, layer_norm, linear, rotary, softmax
 from twofold.adapters.multi_head_attention import multi_head_attention
 from twofold.adapters.rms_norm import rms_norm
@@ -91,6 +92,7 @@ CALLS = {
         ),
         (*NORM[:2], NORM[3]),
     ),
+    "gated activation": (gated_activation, (numbers(2, 3, 4), numbers(2, 3, 4))),
     "rotary": (
         lambda q, k: rotary(q, k, COS.to(q), SIN.to(q)),
         (numbers(2, 3, 4, 6), numbers(2, 1, 4, 6)),
@@ -249,13 +251,30 @@ def test_autocast_is_honoured(dtype):
     assert attention(*QKV).dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @every_call
-def test_an_operator_has_shapes_without_numbers(function, inputs):
-    expected = function(*inputs)
-    found = function(*(x.detach().to("meta") for x in inputs))
+def test_an_operator_has_shapes_without_numbers(triton, function, inputs, dtype):
+    """Those that kernels give; what NumPy makes is copied into tensors of the same shapes."""
+    with sides.use("triton"):
+        expected = function(*(x.detach().to(triton.device, dtype) for x in inputs))
+    found = function(*(x.detach().to("meta", dtype) for x in inputs))
     for x, y in zip(*(y if isinstance(y, tuple) else (y,) for y in (found, expected)), strict=True):
         assert x.is_meta
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+def test_dtypes_that_differ_are_refused_though_numpy_would_have_both_in_32_bits():
+    for function, inputs in CALLS.values():
+        for i, x in enumerate(inputs[1:], 1):
+            mixed = [x.detach().float() for x in inputs]
+            mixed[i] = x.detach().bfloat16()
+            if function is CALLS["attention with everything"][0] and x is SINKS:
+                function(*mixed)  # which may have a dtype of their own
+            else:
+                with pytest.raises(
+                    TypeError, match="has dtype bfloat16; it must have the dtype of"
+                ):
+                    function(*mixed)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

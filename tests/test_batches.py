@@ -37,17 +37,19 @@ def test_batches_hold_similar_lengths():
     assert padded - lengths.sum() < 0.2 * (unsorted - lengths.sum())
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(60, 600))
+@given(st.lists(st.integers(1, 60), max_size=300), st.integers(60, 600))
 def test_even_batches_have_every_example_once_and_hold_no_more(lengths, positions):
-    lengths = np.array(lengths)
-    batches = even_batches(lengths, positions, 4)
-    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-    assert all(lengths[b].max() * len(b) <= positions for b in batches)
+    lengths = np.array(lengths, np.int64)
+    batches = even_batches(lengths, positions, 64, 4)
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    padded = [lengths[b].max() * len(b) for b in batches]
+    assert all(n <= positions for n in padded)
+    assert all(n - lengths[b].sum() <= 64 for n, b in zip(padded, batches, strict=True))
 
 
 @given(st.integers(1, 500), st.integers(1, 60))
 def test_even_batches_leave_nobody_with_less_to_do(examples, length):
-    batches = even_batches(np.full(examples, length), 600, 4)
+    batches = even_batches(np.full(examples, length), 600, 64, 4)
     rounds = -(-examples // (4 * (600 // length)))  # that all four workers are busy in
     assert max(len(b) for b in batches) == -(-examples // (4 * rounds))
 

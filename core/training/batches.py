@@ -105,30 +105,36 @@ def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def even_batches(lengths: Array, positions: int, workers: int) -> list[Array]:
+def even_batches(lengths: Array, positions: int, padding: int, workers: int) -> list[Array]:
     """Return `batches_by_length`, the smallest with which no worker has one more than needed."""
-    number = -(-len(batches_by_length(lengths, positions)) // workers) * workers
 
-    def enough(fewer: int) -> bool:
-        return len(batches_by_length(lengths, fewer)) <= number
+    def batches(most: int) -> list[Array]:
+        return batches_by_length(lengths, most, padding)
 
-    fewest = 1 + bisect_left(range(1, positions), True, key=enough)
-    return batches_by_length(lengths, fewest)
+    number = -(-len(batches(positions)) // workers) * workers
+    fewer = range(max(1, int(lengths.sum()) // max(1, number)), positions)
+    return batches(fewer.start + bisect_left(fewer, True, key=lambda n: len(batches(n)) <= number))
 
 
-def batches_by_length(lengths: Array, positions: int) -> list[Array]:
+def batches_by_length(lengths: Array, positions: int, padding: int) -> list[Array]:
     """Return the examples' indices batch by batch, from the shortest on; every example comes once.
 
     Args:
         lengths: (n,) of the examples.
         positions: what a batch holds of them, padded, unless one example alone has more.
+        padding: how many of the positions may be padding.
     """
-    batches: list[list[int]] = []
-    for i in np.argsort(lengths, kind="stable"):
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > positions:
-            batches.append([])
-        batches[-1].append(int(i))
-    return [np.array(batch) for batch in batches]
+    order = np.argsort(lengths, kind="stable")
+    batches: list[Array] = []
+    start = 0
+    while start < len(order):
+        own = lengths[order[start : start + positions]]
+        padded = own * np.arange(1, len(own) + 1)  # of a batch that ends here
+        fits = (padded <= positions) & (padded - own.cumsum() <= padding)
+        end = start + max(1, int(np.count_nonzero(fits)))
+        batches.append(order[start:end])
+        start = end
+    return batches
 
 
 def drop_words(ids: Array, p: float, unknown: int, seed: int, step: int) -> Array:

@@ -16,6 +16,8 @@ from twofold.reference import checks
 # Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
 # stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
 ELEMENTS = {"reference": 6 << 18, "triton": 1 << 26}
+# Positions of padding beside which one more batch is no dearer.
+PADDING = {"reference": 128, "triton": 1 << 16}
 WORKERS = {"reference": 4, "triton": 1}  # that batches are dealt to, whatever threads there are
 
 
@@ -66,7 +68,8 @@ def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
     """Return numbers of the examples batch by batch, those of similar length together."""
     lengths = np.array([len(x) for x in inputs], np.int64)
     side = model.ops.name
-    return even_batches(lengths, ELEMENTS[side] // model.config.d_ff, WORKERS[side])
+    most = ELEMENTS[side] // model.config.d_ff
+    return even_batches(lengths, most, PADDING[side], WORKERS[side])[::-1]  # small ones last
 
 
 def _by_batches(
