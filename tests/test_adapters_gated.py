@@ -1,4 +1,4 @@
-"""Gated activation as an operator of torch: its kinds, and beside torch's own product under autocast."""
+"""Gated activation as an operator of torch: every kind, and torch's own product's autocast."""
 
 import pytest
 import torch
