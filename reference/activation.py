@@ -120,7 +120,7 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
         return np.tanh(z), np.exp(-2 * np.abs(z))
     if kind == "silu":
         decay = np.exp(-np.abs(z))
-        return z * _sigmoid(z, decay)[0], decay
+        return z * _sigmoid(z, decay), decay
     decay = _tanh_decay(z)
     return z / (1 + decay), decay
 
@@ -141,8 +141,7 @@ def slope(z: Array, kept: Array | None, kind: str) -> Array:
         # not 1 − tanh², which would cancel
         return np.asarray(4 * kept / np.square(1 + kept))
     if kind == "silu":
-        share, density = _sigmoid(z, kept)
-        return np.asarray(share + z * density)
+        return np.asarray(_sigmoid(z, kept) + z * (kept / np.square(1 + kept)))
     # g + z·g′ with g = 1/(1 + e⁻²ᵃ), g′ = 2a′·e⁻²ᵃ·g²: not g(1 − g), where 1 − g would cancel
     gate = np.reciprocal(1 + kept)
     z = np.clip(z, -SATURATED, SATURATED)
@@ -157,11 +156,11 @@ def slope(z: Array, kept: Array | None, kind: str) -> Array:
     return result
 
 
-def _sigmoid(z: Array, decay: Array) -> tuple[Array, Array]:
-    """Return σ(z) and σ′(z) by e⁻|ᶻ|, which cannot overflow."""
-    near = 1 / (1 + decay)
-    far = decay * near  # not 1 − near, which would cancel
-    return np.where(z < 0, far, near), near * far
+def _sigmoid(z: Array, decay: Array) -> Array:
+    """Return σ(z) = exp(min(z, 0))/(1 + e⁻|ᶻ|), which neither overflows nor cancels."""
+    share: Array = np.exp(np.minimum(z, 0))
+    share /= 1 + decay
+    return share
 
 
 def _tanh_decay(z: Array) -> Array:
