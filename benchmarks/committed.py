@@ -10,15 +10,22 @@ from typing import Any
 import harness
 from harness import RESULTS
 
-# Kernels of OpenBLAS about as quick as torch's library on a processor where that takes no AVX-512.
-LIKE_THEIRS = "Haswell"
+Result = tuple[Path, dict[str, Any]]
 
 
-def newest(kind: str, folder: Path = RESULTS) -> tuple[Path, dict[str, Any]]:
+def newest(kind: str, folder: Path = RESULTS) -> Result:
     """Return path and content of the latest result of a kind: names end with a date."""
-    found = (path for path in folder.glob(f"{kind}-*.json") if LIKE_THEIRS not in path.stem)
-    path = max(found, key=lambda p: p.stem[-10:])
-    return path, json.loads(path.read_text())
+    return every(kind, folder)[0]
+
+
+def every(kind: str, folder: Path = RESULTS) -> list[Result]:
+    """Return path and content of the results of a kind, one for each machine, the latest first.
+
+    Those for which OpenBLAS was told what kernels to take come last: their names are the longer.
+    """
+    paths = sorted(folder.glob(f"{kind}-*.json"), key=lambda p: len(p.stem))
+    paths.sort(key=lambda p: p.stem[-10:], reverse=True)
+    return [(path, json.loads(path.read_text())) for path in paths]
 
 
 def source(path: Path) -> str:
@@ -39,6 +46,28 @@ def products(found: dict[str, Any]) -> str:
     """Say what each side's library multiplied in the same run."""
     rates = found.get("product_rates")
     return f"; {harness.multiply(rates)}" if rates else ""
+
+
+def elsewhere(kind: str, ours: str) -> list[str]:
+    """Return a table of our ratios on the other machines, and with other kernels of OpenBLAS."""
+    others = every(kind)[1:]
+    if not others:
+        return []
+    races = list(dict.fromkeys(race for _, found in others for race in found["races"]))
+    lines = [
+        f"| ratio of “{ours}” on | Gflop/s: {', '.join(others[0][1]['product_rates'])} "
+        f"| {' | '.join(races)} |",
+        "|---|--:|" + "--:|" * len(races),
+    ]
+    for path, found in others:
+        on, rates = found["ran_on"], found["product_rates"].values()
+        ratios = (found["races"].get(race, {}).get(ours, {}).get("ratio") for race in races)
+        cells = ("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        each = ", ".join(f"{rate * 1e-9:.0f}" for rate in rates)
+        lines.append(
+            f"| [{on['cpu']}, {on['blas']}](results/{path.name}) | {each} | {' | '.join(cells)} |"
+        )
+    return ["", *lines]
 
 
 def rows(races: Mapping[str, Any], digits: int = 2) -> Iterator[str]:

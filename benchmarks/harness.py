@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def place(name: str, on: Mapping[str, Any]) -> Path:
     And on a CPU by the processor whose kernels OpenBLAS was told to take, where it was. Results of
     GPUs have a folder of their own.
     """
-    device = "".join(c if c.isalnum() else "-" for c in on.get("gpu", on["cpu"])).strip("-")
+    device = re.sub("[^A-Za-z0-9]+", "-", on.get("gpu", on["cpu"])).strip("-")
     told = f"-{os.environ[TOLD]}" if TOLD in os.environ and "gpu" not in on else ""
     folder = OF_GPUS if "gpu" in on else RESULTS
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 import pages
 from attention_measured import by_kernel, kind_of
 from attention_variants import CUDNN, FLASH
-from committed import ends, machine, newest, source
+from committed import ends, every, machine, newest, source
 from harness import OF_GPUS, RESULTS
 
 from twofold.core.bench.problems import TOKENS
@@ -77,12 +77,15 @@ def race() -> str:
     ours = ("twofold, NumPy", "twofold, bfloat16", "twofold, Triton")
     kinds = (("train_step", "training step"), ("inference", "prediction"))
     for kind, words in kinds:
-        both = [newest(kind)[1]["races"], newest(kind, OF_GPUS)[1]["races"]]
-        for model in dict.fromkeys(title.split(",")[0] for races in both for title in races):
+        both = [
+            [race for _, found in every(kind, folder) for race in found["races"].items()]
+            for folder in (RESULTS, OF_GPUS)
+        ]
+        for model in dict.fromkeys(title.split(",")[0] for races in both for title, _ in races):
             cells = (
                 ends(
                     contenders[name]["ratio"]
-                    for title, contenders in races.items()
+                    for title, contenders in races
                     if title.split(",")[0] == model
                     for name in ours
                     if name in contenders
@@ -90,7 +93,10 @@ def race() -> str:
                 for races in both
             )
             lines.append(f"| {words}, {model} | {' | '.join(cells)} |")
-    both = [newest("bench", folder)[1]["bench"]["races"] for folder in (RESULTS, OF_GPUS)]
+    both = [
+        [race for _, found in every("bench", folder) for race in found["bench"]["races"]]
+        for folder in (RESULTS, OF_GPUS)
+    ]
     for operator, passes in RACED:
         cells = (
             ends(
@@ -105,14 +111,15 @@ def race() -> str:
     for name, peer in (("cuDNN's", CUDNN), ("FlashAttention-2's", FLASH)):
         ratio = ends(of[peer] / of[own] for of, own in rates)
         lines.append(f"| attention, forward, of {TOKENS:,} tokens, ÷ {name} |  | {ratio} |")
+    cpus = dict.fromkeys(found["ran_on"]["cpu"] for _, found in every("train_step"))
     cpu, gpu = newest("train_step")[1], newest("train_step", OF_GPUS)[1]
     lines += [
         "",
         pages.wrapped(
-            "From the least to the most of the sizes that were raced, against PyTorch eager where "
-            "nothing else is said; steps on the GPU in bfloat16, captured. A selection: SPEED.md "
-            "has all, what is slowest here among them. "
-            f"CPU: {on(cpu)} GPU: {on(gpu)}"
+            "From the least to the most of the sizes and machines that were raced, against PyTorch "
+            "eager where nothing else is said; steps on the GPU in bfloat16, captured. A "
+            "selection: SPEED.md has all, what is slowest here among them. "
+            f"CPUs: {' and '.join(cpus)}, last {on(cpu)} GPU: {on(gpu)}"
         ),
     ]
     return "\n".join(lines)

@@ -6,12 +6,11 @@ python benchmarks/speed_page.py --check    exits with status 1 where that would 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import gpu_tables
 import pages
-from committed import LIKE_THEIRS, ends, machine, newest, products, rows, source
+from committed import elsewhere, ends, every, machine, newest, products, rows, source
 from harness import RESULTS
 
 PAGE = RESULTS.parent / "SPEED.md"
@@ -25,25 +24,15 @@ def races(kind: str, heading: str) -> list[str]:
     lines = [f"| {heading} | contender | median ms | ratio |", "|---|---|--:|--:|"]
     lines += rows(found["races"])
     made = f"`python benchmarks/bench_{kind}.py --save`, {source(path)}"
-    lines += ["", f"{made}: {machine(found['ran_on'])}{products(found)}.", ""]
-    for other in RESULTS.glob(f"{kind}-*{LIKE_THEIRS}-{found['ran_on']['date']}.json"):
-        like = json.loads(other.read_text())
-        ratios = "; ".join(
-            f"{race}: {contenders[OURS]['ratio']:.2f}" for race, contenders in like["races"].items()
-        )
-        lines += [
-            f"Under `OPENBLAS_CORETYPE={LIKE_THEIRS}`{products(like)}. The ratios of “{OURS}” "
-            f"then: {ratios}.",
-            "",
-        ]
-    return lines
+    lines += ["", f"{made}: {machine(found['ran_on'])}{products(found)}."]
+    return lines + elsewhere(kind, OURS)
 
 
 def operator_by_operator() -> list[str]:
     """The NumPy side's time as a multiple of torch's, from the least to the most of the sizes."""
-    path, found = newest("bench")
+    results = every("bench")
     lines = ["| NumPy ÷ torch eager | forward | backward |", "|---|--:|--:|"]
-    races = found["bench"]["races"]
+    races = [race for _, found in results for race in found["bench"]["races"]]
     for operator in dict.fromkeys(race["operator"] for race in races):
         cells = []
         for passes in (("forward", "forward and backward", "step"), ("backward",)):
@@ -57,8 +46,12 @@ def operator_by_operator() -> list[str]:
     return [
         *lines,
         "",
-        f"`{found['bench']['command']} --json …`, {source(path)}: "
-        f"{machine(found['bench']['ran_on'])}. Cross-entropy is both passes, an optimizer a step.",
+        "Cross-entropy is both passes, an optimizer a step.",
+        *(
+            f"`{found['bench']['command']} --json …`, {source(path)}: "
+            f"{machine(found['bench']['ran_on'])}."
+            for path, found in results
+        ),
     ]
 
 
@@ -73,6 +66,7 @@ def bert() -> list[str]:
         "",
         f"Sentences a second: {rates}. `python benchmarks/bench_bert.py --save`, "
         f"{source(path)}: {machine(found['ran_on'])}{products(found)}.",
+        *elsewhere("bert", OURS),
     ]
 
 
