@@ -41,7 +41,7 @@ def start(kernel: str) -> tuple[Row, ...]:
 _FORWARD = of(
     "kernels/attention.py",
     {
-        IN_ONE_CHUNK: (("forward_kernel", "CHUNK_D >= D → CHUNK_D > D"),),
+        IN_ONE_CHUNK: (("forward_kernel", "CHUNK_D >= D → CHUNK_D > D*"),),
         VISITED_IN_VAIN: (
             *last("forward_kernel", "BLOCK_M", "seq.M"),
             *early("forward_kernel", "q", "M"),
@@ -62,8 +62,8 @@ _BACKWARD = of(
     "kernels/attention_backward.py",
     {
         IN_ONE_CHUNK: (
-            ("dk_dv_kernel", "CHUNK_D >= D → CHUNK_D > D"),
-            ("dq_kernel", "CHUNK_D >= D → CHUNK_D > D"),
+            ("dk_dv_kernel", "CHUNK_D >= D → CHUNK_D > D*"),
+            ("dq_kernel", "CHUNK_D >= D → CHUNK_D > D*"),
         ),
         BOTH_FLOAT32: (
             ("delta_kernel", "drop .to(tl.float32) of load(out_ptr*"),
