@@ -96,9 +96,9 @@ def forward(
         h = residual + h
     rows = h.reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean, and the variance about it (in two passes: E[h²] − E[h]² would cancel)
-    mean = np.einsum("rc->r", rows)[:, None] / rows.shape[1]
+    mean = rows.mean(axis=1, keepdims=True)
     centred = rows - mean
-    variance = np.einsum("rc,rc->r", centred, centred)[:, None] / rows.shape[1]
+    variance = dots(centred, centred) / rows.shape[1]
     rstd = 1.0 / np.sqrt(variance + np.asarray(eps, variance.dtype))
     # (3) normalise, scale, shift
     centred *= rstd
@@ -147,8 +147,8 @@ def backward(
     dbias = d.sum(axis=0, out=dbias)
     # (6) the stream: project out what the mean and the variance took away
     g = d * cache.weight
-    along_mean = np.einsum("rc->r", g)[:, None] / C
-    along_xhat = np.einsum("rc,rc->r", g, xhat)[:, None] / C
+    along_mean = g.mean(axis=1, keepdims=True)
+    along_xhat = dots(g, xhat) / C
     xhat *= along_xhat
     g -= along_mean
     g -= xhat
@@ -161,3 +161,9 @@ def backward(
     if cache.keep is not None:
         dx = total * cache.keep
     return Gradients(dx, total if cache.has_residual else None, dweight, dbias)
+
+
+def dots(x: Array, y: Array) -> Array:
+    """Return the dot product of each row of x and of y, (R, 1), of float16 in float32."""
+    wide = np.promote_types(x.dtype, np.float32)
+    return np.asarray(np.einsum("rc,rc->r", x, y, dtype=wide)[:, None])

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.layer_norm import dots
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -83,10 +84,10 @@ def forward(
     h = x if residual is None else residual + x
     rows = h.reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean of the squares
-    mean_square = np.einsum("rc,rc->r", rows, rows)[:, None] / rows.shape[1]
+    mean_square = dots(rows, rows) / rows.shape[1]
     rstd = 1.0 / np.sqrt(mean_square + float(eps))
     # (3) normalise, scale
-    out = rows * rstd
+    out = np.multiply(rows, rstd, out=np.empty_like(rows))
     out *= weight + float(offset)
     cache = Cache(h, rstd, weight, float(offset), residual is not None)
     return out.reshape(h.shape), cache
@@ -123,12 +124,13 @@ def backward(
     (dweight,) = checks.into(into, dweight=(C,))
     d = dout.reshape(-1, C)  # (R, C)
     # (4) ĥ again, from the stream
-    normed = cache.h.reshape(-1, C) * cache.rstd
+    rows = cache.h.reshape(-1, C)
+    normed = np.multiply(rows, cache.rstd, out=np.empty_like(rows))
     # (5) gain: a sum over the rows
     dweight = np.einsum("rc,rc->c", d, normed, out=dweight)
     # (6) the stream: project out what the root mean square took away
     g = d * (cache.weight + cache.offset)
-    along = np.einsum("rc,rc->r", g, normed)[:, None] / C
+    along = dots(g, normed) / C
     normed *= along
     g -= normed
     g *= cache.rstd

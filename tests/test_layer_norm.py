@@ -12,7 +12,7 @@ from twofold.core.verify import rounding
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import layer_norm as contract
 from twofold.core.verify.derivatives import check_gradients
-from twofold.reference import dropout, layer_norm
+from twofold.reference import dropout, layer_norm, rms_norm
 
 
 @given(contract.CONTRACT.cases)
@@ -69,6 +69,19 @@ def test_forward_is_the_formula_at_high_precision():
     rstd = 1.0 / rounding.sqrt((centred * centred).mean(-1, keepdims=True) + case.eps)
     bound = centred * rstd
     assert compare("out", out, dataclasses.replace(bound, value=np.array([truth])))[2] == ""
+
+
+def test_sums_of_float16_are_in_float32():
+    """Squares of ±20 add up to more than float16 holds; so do as many ones."""
+    x = np.tile(np.array([20, -20], np.float16), 1 << 16)[None]
+    one, signs = np.ones(x.shape[1], np.float16), np.sign(x)
+    for norm, more in ((layer_norm, [0 * one]), (rms_norm, [])):
+        out, cache = norm.forward(x, one, *more)
+        grads = norm.backward(signs, cache)
+        assert out.dtype == grads.dx.dtype == grads.dweight.dtype == np.float16
+        assert np.array_equal(out, signs)
+        assert not grads.dx.any()
+        assert np.array_equal(grads.dweight, one)
 
 
 def test_gradients_are_orthogonal_to_ones_and_to_xhat():
