@@ -84,7 +84,7 @@ _RMS_NORM = of(
     {
         ANY_NEGATIVE: (
             ("backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2"),
-            ("backward", "normed = cache.h.reshape(-1, C) * cache.rstd", "1 → 2"),
+            ("backward", "rows = cache.h.reshape(-1, C)", "1 → 2"),
         ),
     },
 )  # fmt: skip
