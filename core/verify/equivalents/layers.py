@@ -165,7 +165,6 @@ _ACTIVATION = of(
 ) + of(
     "reference/activation.py",
     {
-        SAME_AT_EQUALITY: (("_sigmoid", "z < 0 → z <= 0"),),
         "of float16, for which its contract does not ask": (
             ("slope", "drop .astype(np.float32) of z"),
             ("slope", "drop .astype(z.dtype) of slope*"),

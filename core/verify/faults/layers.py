@@ -109,7 +109,7 @@ _ACTIVATION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "silu's gradient is its gate", "",
-        ("return np.asarray(share + z * density)", "return share"),
+        ("_sigmoid(z, kept) + z * (kept / np.square(1 + kept))", "_sigmoid(z, kept)"),
     ),
     (
         REFERENCE, "gelu's gradient has no density", "",
