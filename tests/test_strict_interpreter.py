@@ -46,6 +46,14 @@ def offset_in_64_bits(x_ptr, y_ptr, stride: tl.int64):
 
 
 @InterpretedFunction
+def masked_by_row(x_ptr, y_ptr, rows, columns):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, 8)
+    mask = (column < columns) & (row < rows)
+    at = row * columns + column
+    tl.store(y_ptr + at, tl.load(x_ptr + at, mask=mask, other=0), mask=mask)
+
+
+@InterpretedFunction
 def through_a_pointer(pointers_ptr, x_ptr, y_ptr):
     i = tl.program_id(0)
     there = tl.load(pointers_ptr + i).to(tl.pointer_type(tl.int32))
@@ -187,6 +195,12 @@ def test_a_pointer_from_memory_must_lead_to_an_argument(strict):
 
 
 # overflow, order
+
+
+def test_a_number_and_a_tile_that_were_compared_are_one_mask(strict):
+    x, y = torch.arange(15), torch.zeros(15, dtype=torch.int64)
+    masked_by_row[(4,)](x, y, 3, 5)
+    assert torch.equal(x, y)
 
 
 def test_integers_do_not_wrap(strict):

@@ -264,6 +264,12 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
             result = np.where(inside, result, numerics.poison(dtype, False))
         return TensorHandle(result, target)
 
+    def create_splat(self, ret_ty: Any, arg: Any) -> Any:
+        """Spread a number; a comparison is a flag, not what it compared, as Triton has it."""
+        if arg.data.dtype == np.bool_:
+            arg = TensorHandle(arg.data, tl.int1)
+        return super().create_splat(ret_ty, arg)
+
     def create_idiv(self, lhs: Any, rhs: Any) -> Any:
         return self._undefined(super().create_idiv, lhs, rhs, rhs.data == 0)
 
