@@ -19,6 +19,27 @@ def gemma(x, weight, eps=1e-6, offset=1.0):
     return rms_norm(x, weight + offset, eps)
 
 
+def of_epsilon(x, weight, epsilon=1e-3):
+    return rms_norm(x, weight, epsilon)
+
+
+def of_a_fixed_eps(x, weight):
+    return rms_norm(x, weight, 1e-8)
+
+
+def of_a_fixed_eps_without_gradients(x, weight):
+    return rms_norm(x, weight, 1e-8).detach() + 0 * (x + weight)
+
+
+def in_one_block(x, weight, eps=1e-6):
+    """Right to 2,048 columns."""
+    return rms_norm(x, weight, eps) * (1 + (x.shape[-1] > 2048))
+
+
+def with_statistics(x, weight, eps=1e-6):
+    return rms_norm(x, weight, eps), x.square().mean(-1), "no tensor"
+
+
 def eps_outside(x, weight, eps=1e-6):
     return x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight
 
@@ -68,6 +89,42 @@ class Function(torch.autograd.Function):
         return dx, rows.sum(0), None
 
 
+def behind_a_sum(x, weight, eps=1e-6, residual=None):
+    """Its two gradients of the stream are added by autograd."""
+    h = x if residual is None else x + residual
+    return rms_norm(h.float(), weight.float(), eps).to(x.dtype), h
+
+
+def behind_a_sum_that_learns_half(x, weight, eps=1e-6, residual=None):
+    return behind_a_sum(x, weight, eps, None if residual is None else residual.detach())
+
+
+class Fused(torch.autograd.Function):
+    """The stream and its norm in one function, and their gradients added before they are cast."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps=1e-6, residual=None):
+        h = x.clone() if residual is None else x + residual
+        rstd = torch.rsqrt(h.double().square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(h, rstd, weight)
+        ctx.has_residual = residual is not None
+        return (h * rstd * weight.double()).to(x.dtype), h
+
+    @staticmethod
+    def backward(ctx, dout, dh):
+        h, rstd, weight = ctx.saved_tensors
+        normed, g = h * rstd, dout * weight.double()
+        dx = ((g - normed * (g * normed).mean(-1, keepdim=True)) * rstd + dh).to(h.dtype)
+        dweight = (dout * normed).reshape(-1, h.shape[-1]).sum(0).to(weight.dtype)
+        return dx, dweight, None, dx if ctx.has_residual else None
+
+
+class FusedWithoutTheStream(Fused):
+    @staticmethod
+    def backward(ctx, dout, dh):
+        return Fused.backward(ctx, dout, 0 * dh)
+
+
 class ForgetsTheRoot(Function):
     """Its root is a constant to backward."""
 
@@ -99,3 +156,16 @@ class Operator:
         dx, dweight = torch.autograd.grad(cache.out, cache.leaves, dout)
         dx = dx if dh is None else dx + dh
         return Gradients(dx, dx.clone() if cache.fused else None, dweight)
+
+
+class OperatorOfTuples(Operator):
+    @staticmethod
+    def backward(dout, cache, dh=None):
+        return tuple(Operator.backward(dout, cache, dh))
+
+
+class OperatorOfTwo(Operator):
+    @staticmethod
+    def backward(dout, cache, dh=None):
+        dx, _, dweight = Operator.backward(dout, cache, dh)
+        return dx, dweight

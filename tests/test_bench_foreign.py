@@ -191,3 +191,19 @@ def test_why_a_function_is_no_optimizer_that_races_is_said(tmp_path):
     assert f"twofold verify {name} --op optimizers judges it" in said.output
     (race,) = json.loads(path.read_text())["bench"]["races"]
     assert set(race["contenders"]) >= {"twofold", "torch"} and name in race["reasons"]
+
+
+def test_a_residual_is_given_by_its_name_to_who_takes_one():
+    def norm(x, weight, epsilon=1e-6, residual=None):
+        h = x + residual
+        return torch.nn.functional.rms_norm(h, h.shape[-1:], weight, epsilon), h
+
+    def alone(x, weight):
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, 1e-6)
+
+    problem = SMALL["rms_norm fused"]
+    tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
+    out, h = Contender("norm", norm).passes(problem, tensors)["forward"]()
+    assert torch.equal(h, tensors["x"] + tensors["residual"]) and out.shape == h.shape
+    with pytest.raises(NotImplementedError, match="^it does not take residual$"):
+        Contender("alone", alone).passes(problem, tensors)

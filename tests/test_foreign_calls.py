@@ -110,3 +110,26 @@ def test_of_what_the_interpreter_cannot_run_nothing_is_said(triton):
 def test_dtypes_make_no_two_faults_of_one():
     words = "out is float32; it must be {}, as x is"
     assert len({foreign_verdict.alike(words.format(d)) for d in ("float16", "bfloat16")}) == 1
+
+
+KINDS_OF_TORCH = {"silu": F.silu, "relu": F.relu}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TORCH)
+def test_an_activation_without_a_kind_is_the_one_that_fits(kind):
+    verdict = judged(lambda x: KINDS_OF_TORCH[kind](x), "activation", claimed=0)
+    assert f"without kind, its kind is taken to be {kind}" in verdict.notes
+    assert not any(f.pass_ == "forward" for f in verdict.found)
+
+
+def test_a_kind_that_a_table_lacks_is_refused():
+    verdict = judged(lambda x, activation: KINDS_OF_TORCH[activation](x), "activation", claimed=0)
+    assert any("KeyError: 'gelu'" in note for note in verdict.notes)
+    assert not any(f.raised for f in verdict.found)
+
+
+def test_what_is_off_by_little_is_said_to_be_and_fails():
+    slope = foreign.digest(judged(lambda x: F.silu(x), "activation", claimed=0))
+    wrong = foreign.digest(judged(lambda x: 1.001 * F.relu(x), "activation", claimed=0))
+    assert foreign_verdict.ROUNDED in "".join(slope)
+    assert "times its bound" in "".join(wrong) and foreign_verdict.ROUNDED not in "".join(wrong)

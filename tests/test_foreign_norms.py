@@ -16,7 +16,13 @@ def judge(name, *dtypes):
     return foreign.judge(f"foreign_norms:{name}", "rms_norm", 9, list(dtypes), claimed=1)
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "gemma", "module", "Function", "Operator"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rms_norm", "gemma", "module", "Function", "Operator", "OperatorOfTuples", "of_epsilon",
+        "with_statistics",
+    ],
+)  # fmt: skip
 def test_a_sound_one_passes(name):
     found = judge(name, "float32")
     assert found.failures == [] and {row.pass_ for row in found.rows} == {"forward", "backward"}
@@ -30,6 +36,9 @@ def test_a_sound_one_passes(name):
         ("centred", "forward float32 out: out["),
         ("by_rsqrt", "backward float32 dx: dx["),
         ("ForgetsTheRoot", "backward float32 dx: dx["),
+        ("in_one_block", "forward float32 out: out["),
+        ("behind_a_sum_that_learns_half", "backward float32 dresidual: dresidual["),
+        ("FusedWithoutTheStream", "backward float32 dx: dx["),
     ],
 )
 def test_a_fault_is_found(name, words):
@@ -46,6 +55,31 @@ def test_in_half_precision_one_that_rounds_twice_is_told_from_one_that_rounds_on
 
 def test_in_float32_there_is_one_rounding_either_way():
     assert judge("rounded_before_the_gain", "float32").failures == []
+
+
+@pytest.mark.parametrize("name", ["of_a_fixed_eps", "of_a_fixed_eps_without_gradients"])
+def test_an_eps_that_cannot_be_given_is_found_out(name):
+    """By the output, where a gradient is wrong whatever eps is."""
+    found = judge(name, "float32")
+    assert "without eps, its eps is taken to be 1e-08" in found.notes
+    passes = {f.pass_ for f in found.found}
+    assert passes == (set() if name == "of_a_fixed_eps" else {"backward"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_stream_is_judged_and_its_own_gradient_where_the_function_adds_it(dtype):
+    for name in ("behind_a_sum", "Fused"):
+        found = judge(name, dtype)
+        assert found.failures == []
+        assert not any("not computed: " in note for note in found.notes), found.notes
+        added = "the stream's own gradient not judged: autograd adds it"
+        assert (added in found.notes) == (name == "behind_a_sum")
+
+
+def test_an_operator_that_returns_too_few_gradients_is_told_which():
+    (failure, *_) = judge("OperatorOfTwo", "float32").found
+    words = "backward returns a tuple of 2; it must return dx, dresidual, dweight, in this order"
+    assert words in failure.fault
 
 
 def test_a_module_that_keeps_its_weight_is_refused_in_words():

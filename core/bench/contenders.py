@@ -84,6 +84,7 @@ class Contender:
         if problem.operator not in PLAIN or self.function is None:
             return ""  # nobody can judge it as a plain call
         subject = foreign_subjects.subject(self.function, problem.operator)
+        subject.find_out(lambda said: observe())
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
             if subject.skips(case):
@@ -110,11 +111,16 @@ def _of_function(
         n: x.detach().requires_grad_() if learns and n in LEARNED else x for n, x in tensors.items()
     }
     having = [x for x in leaves.values() if x.requires_grad]
-
-    options = problem.options if named else _named_as_in(function, problem, tensors)
+    positional: list[torch.Tensor] = []
+    if named:
+        options = {**leaves, **problem.options}
+    else:
+        optional = PLAIN[problem.operator].options if problem.operator in PLAIN else {}
+        positional = [x for n, x in leaves.items() if n not in optional]
+        options = _named_as_in(function, problem, leaves)
 
     def forward() -> Any:
-        return function(**leaves, **options) if named else function(*leaves.values(), **options)
+        return function(*positional, **options)
 
     # Which gradients are given is no part of what is timed.
     whole = forward()
@@ -139,17 +145,21 @@ def _named_as_in(
 ) -> dict[str, Any]:
     """Return a problem's options by the function's names for them, without those that are off.
 
-    An option is off where its value is the one that `foreign_table` has for functions without it.
-    Who insists on a scale is given it; that heads are shared is said where it can be.
+    Tensors are among them that functions may do without, such as a residual. An option is off where
+    its value is the one that `foreign_table` has for functions without it. Who insists on a scale
+    is given it; that heads are shared is said where it can be.
 
     Raises:
         NotImplementedError: the function does not take an option that is on.
     """
     nothing = inspect.Parameter.empty
     taken = foreign_subjects.parameters(function)
-    names = foreign_subjects.names(function, (*problem.options, "softmax_scale"))
     without = PLAIN[problem.operator].options if problem.operator in PLAIN else {}
-    found: dict[str, Any] = {}
+    optional = {n: x for n, x in tensors.items() if n in without}
+    names = foreign_subjects.names(function, (*problem.options, *optional, "softmax_scale"))
+    if missing := [n for n in optional if n not in names]:
+        raise NotImplementedError(f"it does not take {missing[0]}")
+    found: dict[str, Any] = {names[n]: x for n, x in optional.items()}
     for option, value in problem.options.items():
         if option in names:
             found[names[option]] = value

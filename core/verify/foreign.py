@@ -83,6 +83,8 @@ def judge(
     trial = Trial(judged, lambda case: _line(function, operator, case), observe)
     verdict, findings = Verdict(), []
     began = time.monotonic()
+    with strictly():
+        judged.find_out(observe)
     for number, precision in enumerate(wanted, 1):
         trial.until = began + seconds * number / len(wanted)
         with strictly(), compiled_anew():
@@ -120,6 +122,7 @@ def again(function: str | Any, operator: str, *, claim: str = "", **fields: Any)
     judged = subject(load(function) if isinstance(function, str) else function, operator)
     trial = Trial(judged, str, lambda said: None)
     with strictly():
+        judged.find_out()
         case = _case_type(judged)(**fields)
         return trial.claim(claim, case) if claim else trial.bound(case)
 

@@ -56,7 +56,7 @@ def attention_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Seq
     With one key, weights (B, H, M, 1) may be an lse of one axis too many: they are not judged.
     """
     q, k = tensors["q"], tensors["k"]
-    if len(outputs) > 1 and tuple(outputs[1].shape) == (*q.shape[:3], k.shape[2]):
+    if len(outputs) > 1 and _shape(outputs[1]) == (*q.shape[:3], k.shape[2]):
         return ("out", "weights" if k.shape[2] > 1 else "")
     return ("out", "lse")
 
@@ -99,21 +99,41 @@ def attention_small(case: attention.Case) -> attention.Case:
 
 def layer_norm_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return layer normalisation as a plain call."""
-    placed = {
-        n: domains.place(side, getattr(given, n), case.dtype, case.layout)
-        for n in ("x", "weight", "bias", "dout")
-    }
-    dout = placed.pop("dout")
-    return Call(placed, {"eps": case.eps}, {"out": dout})
+    return _norm_call(side, case, given, ("x", "weight", "bias"), ("eps",))
 
 
 def rms_norm_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return root mean square layer normalisation as a plain call."""
-    x, weight, dout = (
-        domains.place(side, a, case.dtype, case.layout) for a in (given.x, given.weight, given.dout)
-    )
-    options = {"eps": case.eps, "offset": case.offset}
-    return Call({"x": x, "weight": weight}, options, {"out": dout})
+    return _norm_call(side, case, given, ("x", "weight"), ("eps", "offset"))
+
+
+def _norm_call(
+    side: ops.Side, case: Any, given: Any, tensors: Sequence[str], options: Sequence[str]
+) -> Call:
+    def placed(name: str) -> Any:
+        x = getattr(given, name)
+        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+
+    gradients = {"out": placed("dout")}
+    if case.stream_gradient:
+        gradients["h"] = placed("dh")
+    how = {name: getattr(case, name) for name in options} | {"residual": placed("residual")}
+    return Call({name: placed(name) for name in tensors}, how, gradients)
+
+
+def norm_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:
+    """Name the outputs: what is shaped as x beside out is the stream h; statistics are not."""
+    stream = len(outputs) > 1 and _shape(outputs[1]) == tuple(tensors["x"].shape)
+    return ("out", "h" if stream else "")
+
+
+def norm_narrowed(case: Any, size: int | None) -> Any:
+    """Let the stream have a gradient of its own only where there is a residual."""
+    return replace(case, stream_gradient=case.residual and case.stream_gradient)
+
+
+def _shape(x: Any) -> tuple[int, ...] | None:
+    return tuple(x.shape) if hasattr(x, "shape") else None
 
 
 def linear_call(side: ops.Side, case: Any, given: Any) -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,8 @@ class Operator:
         self._wanted = functions(operator)
         parameters = inspect.signature(getattr(implementation, self._wanted[0])).parameters
         self._takes_tf32 = "allow_tf32" in parameters
+        reference = getattr(ops.load("reference"), operator)
+        self._gradients = getattr(reference, "Gradients", None)
         without_tiles = [self.fitting(c, precision_name(c)) for c in module.CONTRACT.pinned]
         self.contract: Contract = replace(
             module.CONTRACT, run=self._run, pinned=list(dict.fromkeys(without_tiles))
@@ -54,6 +56,9 @@ class Operator:
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without what only ours are asked for."""
         return in_precision(case, precision, {"tile": None, "into": "", "unread": ()})
+
+    def find_out(self, observe: Callable[[str], object] = lambda said: None) -> None:
+        """Find out nothing: it has every option."""
 
     def judged(self, case: Any) -> None:
         """Remember nothing: it has every option."""
@@ -81,13 +86,16 @@ class Operator:
     def __getattr__(self, name: str) -> Any:
         """Return the implementation's, whose functions need not know of tf32."""
         theirs = getattr(self._implementation, name)
-        if self._takes_tf32 or name not in self._wanted:
+        if name not in self._wanted:
             return theirs
 
-        def without_tf32(*args: Any, allow_tf32: bool = False, **how: Any) -> Any:
-            return theirs(*args, **how)
+        def function(*args: Any, **how: Any) -> Any:
+            if not self._takes_tf32:
+                how.pop("allow_tf32", None)
+            returned = theirs(*args, **how)
+            return _named(returned, self._gradients) if name == "backward" else returned
 
-        return without_tf32
+        return function
 
 
 class _With:
@@ -98,6 +106,24 @@ class _With:
 
     def __getattr__(self, name: str) -> Any:
         return self._theirs if name == self._theirs.name else getattr(self._side, name)
+
+
+def _named(returned: Any, gradients: Any) -> Any:
+    """Return what a backward returned with the names of gradients, where it has them in order."""
+    if gradients is None or hasattr(returned, "_asdict"):
+        return returned
+    wanted = gradients._fields
+    if isinstance(returned, Mapping) and set(returned) == set(wanted):
+        return gradients(**returned)
+    several = isinstance(returned, tuple | list)
+    values = list(returned) if several else [returned]
+    if len(values) == len(wanted) and not isinstance(returned, Mapping):
+        return gradients(*values)
+    what = f"{type(returned).__name__} of {len(values)}" if several else type(returned).__name__
+    raise TypeError(
+        f"backward returns a {what}; it must return {', '.join(wanted)}, "
+        "in this order or by these names, None for what has no gradient"
+    )
 
 
 def in_precision(case: Any, precision: str, fields: Mapping[str, Any]) -> Any:

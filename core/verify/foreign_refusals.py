@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dis
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from twofold.core.verify.strict_memory import Fault, StaticAssertion, Unsupported
 
@@ -22,8 +23,12 @@ class Refused(Exception):
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Tell what an implementation refuses from what it does wrong."""
+def refusals(options: Iterable[Any] = ()) -> Iterator[None]:
+    """Tell what an implementation refuses from what it does wrong.
+
+    `options` are the values it is given by name: of one that it has in no table of its own, what it
+    raises is a KeyError.
+    """
     try:
         yield
     except Exception as error:
@@ -32,7 +37,7 @@ def refusals() -> Iterator[None]:
         if faults:
             raise faults[0] from error
         unsaid = [e for e in causes if isinstance(e, StaticAssertion | Unsupported)]
-        if unsaid or (isinstance(causes[-1], REFUSALS) and _meant(causes[-1])):
+        if unsaid or _unknown(causes[-1], options) or _meant(causes[-1]):
             cause = (unsaid or causes)[-1]
             raise Refused(f"{type(cause).__name__}: {cause}") from error
         raise
@@ -54,14 +59,19 @@ def raised_by(error: BaseException) -> str:
     return _package(innermost)
 
 
+def _unknown(error: BaseException, options: Iterable[Any]) -> bool:
+    words = [x for x in options if isinstance(x, str)]
+    return isinstance(error, KeyError) and any(x in words for x in error.args)
+
+
 def _meant(error: BaseException) -> bool:
-    """Return whether a statement raised it, and none in a library that the implementation calls.
+    """Return whether it is of `REFUSALS` and a statement raised it, in no library that was called.
 
     NumPy and torch raise ValueError where shapes do not go together, which is a fault of whoever
     calls them. What Triton's language refuses, the compiler would.
     """
     *_, innermost = _frames(error)
-    if _package(innermost) in _LIBRARIES:
+    if not isinstance(error, REFUSALS) or _package(innermost) in _LIBRARIES:
         return False
     if _module(innermost).startswith("triton.runtime"):  # a device_assert
         return False

@@ -13,9 +13,11 @@ from twofold.core.verify.rounding import Approx
 from twofold.reference.activation import KINDS
 
 ALIASES = {
-    "softmax_scale": ("softmax_scale", "sm_scale", "scale"),
+    "softmax_scale": ("softmax_scale", "sm_scale", "scale", "scaling"),
     "causal": ("causal", "is_causal"),
     "mask": ("mask", "attn_mask"),
+    "eps": ("eps", "epsilon", "variance_epsilon"),
+    "kind": ("kind", "activation"),
 }
 
 
@@ -34,6 +36,7 @@ class Plain:
         always: the values that fields of the case have in every plain call.
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         exercised: cases that are always run of a function that has the option.
+        learned: options that are tensors whose gradients are judged.
         far: cases whose offsets pass 2³¹, run last, where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
         outside: what no case has, by the option or output without which it means nothing.
@@ -55,6 +58,7 @@ class Plain:
     named: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[str]] | None = None
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    learned: Sequence[str] = ()
     far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -68,6 +72,19 @@ class Plain:
 
 SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
 SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
+# Of a norm, with the sum that is normalised: the residual stream.
+RESIDUAL = {"residual": False, "stream_gradient": False}
+STREAMS = (
+    {"rows": 37, "columns": 257, "residual": True},
+    {"rows": 5, "columns": 33, "residual": True, "stream_gradient": True},
+)
+# Of a norm without the option: the values in use, where rows are so small that eps is seen.
+EPS = {
+    "eps": tuple(
+        {"rows": 5, "columns": 33, "magnitude": "tiny", "eps": eps}
+        for eps in (1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
+    )
+}
 
 PLAIN = {
     "attention": Plain(
@@ -136,38 +153,44 @@ PLAIN = {
     ),
     "layer_norm": Plain(
         call=calls.layer_norm_call,
-        outputs=("out",),
-        options={"eps": {"eps": 1e-5}},
-        always={
-            "dropout_p": 0.0,
-            "residual": False,
-            "stream_gradient": False,
-            "tile": None,
-            "into": "",
-        },
+        outputs=("out", "h"),
+        named=calls.norm_outputs,
+        options={"eps": {"eps": 1e-5}, "residual": RESIDUAL},
+        learned=("residual",),
+        always={"dropout_p": 0.0, "tile": None, "into": ""},
         pinned=(
             {"rows": 37, "columns": 257},
-            {"rows": 2, "columns": 1031},
+            {"rows": 2, "columns": 4099},
             {"rows": 515, "columns": 17},
         ),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
-        exercised={"eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},)},
+        exercised={
+            "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
+            "residual": STREAMS,
+        },
+        either=EPS,
+        narrowed=calls.norm_narrowed,
     ),
     "rms_norm": Plain(
         call=calls.rms_norm_call,
-        outputs=("out",),
-        options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}},
-        always={"residual": False, "stream_gradient": False, "tile": None, "into": ""},
+        outputs=("out", "h"),
+        named=calls.norm_outputs,
+        options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}, "residual": RESIDUAL},
+        learned=("residual",),
+        always={"tile": None, "into": ""},
         pinned=(
             {"rows": 37, "columns": 257},
-            {"rows": 2, "columns": 1031},
+            {"rows": 2, "columns": 4099},
             {"rows": 515, "columns": 17},
         ),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
             "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
             "offset": ({"rows": 5, "columns": 33, "offset": 1.0},),
+            "residual": STREAMS,
         },
+        either=EPS,
+        narrowed=calls.norm_narrowed,
     ),
     "linear": Plain(
         call=calls.linear_call,
@@ -194,6 +217,7 @@ PLAIN = {
         pinned=(
             {"length": 199, "columns": 129, "spread": "frequent"},
             {"length": 515, "rows": 300, "columns": 17},
+            {"length": 5, "columns": 4099},
         ),
         far=({"length": 3, "rows": 3, "columns": 17, "layout": "far rows"},),
         outside={"out": "ids outside the table"},
@@ -277,6 +301,7 @@ PLAIN = {
         pinned=({"rows": 41, "columns": 25}, {"rows": 515, "columns": 17}),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
+        either={"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)},
         conventions=("bias in every row", "bias elsewhere"),
     ),
     "gated_activation": Plain(
@@ -286,11 +311,12 @@ PLAIN = {
         always={"into": "", "tile": None},
         pinned=(
             {"rows": 41, "columns": 25},
-            {"rows": 3, "columns": 2049, "packed": True},
+            {"rows": 3, "columns": 4099, "packed": True},
             {"rows": 515, "columns": 17},
         ),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
+        either={"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)},
     ),
     "optimizers": Plain(
         call=calls.optimizer_call,

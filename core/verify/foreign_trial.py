@@ -142,6 +142,8 @@ class Trial:
             except Refused as refusal:
                 self.turned_away.add(case)
                 self._refuse(refusal, case)
+            except Inapplicable:
+                continue
             except Violation as found:
                 tried[case] = _keys(found)
                 violation = violation or self._smallest(case, precision, found)

@@ -14,6 +14,8 @@ from twofold.core.verify.report import Row
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
 UNASKED = "not asked"
 IMPORT = "from twofold.core.verify import foreign"
+LITTLE = 4.0  # bounds; what is off by less is said to be of this kind, and fails all the same
+ROUNDED = "so little may be less exact arithmetic: one more rounding, or a difference that cancels"
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
     said = [f"{what} ({_precisions(failures)})", f"  {first.fault}"]
     if far := _far(first):
         said[-1] += f", {far}"
+        if all(f.share < LITTLE for f in failures):
+            said.append(f"  {ROUNDED}")
     if words := ", ".join(f"{f.name} by {far}" for f in shown[1:] if (far := _far(f))):
         said.append(f"  with it {words}")
     said += [f"  with it {f.fault}" for f in shown[1:] if f.name == "inputs"]

@@ -5,7 +5,9 @@ kernel holds exactly: for GELU z·½(1 + erf(z/√2)), where 1 + erf cancels for
 absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), relative throughout, e⁻²ᵃ
 having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow. tanh is
 `rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout. SiLU's σ is 1 or
-e⁻|ᶻ| over 1 + e⁻|ᶻ|, relative too, as is σ′; where σ + z·σ′ passes 0 it errs absolutely.
+e⁻|ᶻ| over 1 + e⁻|ᶻ|, relative too, as is σ′; where σ + z·σ′ passes 0 it errs absolutely. Who writes
+σ·(1 + z·(1 − σ)), as is common, rounds a σ near 1 and multiplies what is left by z: in float32 that
+leaves this bound by a few hundredths where z is large, a less exact form, and a fault by it.
 
 Where z itself carries an error e (of the bias's sum, or in `linear`), f moves by at most
 
