@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,35 +107,38 @@ def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> lis
 
 
 def even_batches(lengths: Array, positions: int, padding: int, workers: int) -> list[Array]:
-    """Return `batches_by_length`, the smallest with which no worker has one more than needed."""
-
-    def batches(most: int) -> list[Array]:
-        return batches_by_length(lengths, most, padding)
-
-    number = -(-len(batches(positions)) // workers) * workers
-    fewer = range(max(1, int(lengths.sum()) // max(1, number)), positions)
-    return batches(fewer.start + bisect_left(fewer, True, key=lambda n: len(batches(n)) <= number))
-
-
-def batches_by_length(lengths: Array, positions: int, padding: int) -> list[Array]:
     """Return the examples' indices batch by batch, from the shortest on; every example comes once.
+
+    Batches are the smallest with which no worker has one more than needed.
 
     Args:
         lengths: (n,) of the examples.
         positions: what a batch holds of them, padded, unless one example alone has more.
         padding: how many of the positions may be padding.
+        workers: that batches are dealt to.
     """
     order = np.argsort(lengths, kind="stable")
-    batches: list[Array] = []
-    start = 0
-    while start < len(order):
-        own = lengths[order[start : start + positions]]
-        padded = own * np.arange(1, len(own) + 1)  # of a batch that ends here
-        fits = (padded <= positions) & (padded - own.cumsum() <= padding)
-        end = start + max(1, int(np.count_nonzero(fits)))
-        batches.append(order[start:end])
-        start = end
-    return batches
+    ordered: list[int] = lengths[order].tolist()
+    sums = [0, *accumulate(ordered)]
+
+    def ends(most: int) -> list[int]:
+        """Return where batches end that hold so many positions."""
+
+        def too_much(last: int) -> bool:
+            padded = ordered[last] * (last + 1 - start)
+            return padded > most or padded - (sums[last + 1] - sums[start]) > padding
+
+        found, start = [], 0
+        while start < len(ordered):
+            others = range(start + 1, len(ordered))
+            start = others.start + bisect_left(others, True, key=too_much)
+            found.append(start)
+        return found
+
+    number = -(-len(ends(positions)) // workers) * workers
+    fewer = range(max(1, sums[-1] // max(1, number)), positions)
+    most = fewer.start + bisect_left(fewer, True, key=lambda n: len(ends(n)) <= number)
+    return np.split(order, ends(most))[:-1]
 
 
 def drop_words(ids: Array, p: float, unknown: int, seed: int, step: int) -> Array:
