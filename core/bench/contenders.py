@@ -19,7 +19,7 @@ from twofold.core import ops
 from twofold.core.bench.problems import Problem
 from twofold.core.bench.torch_calls import OF_TORCH
 from twofold.core.verify import foreign_refusals, foreign_subjects, report
-from twofold.core.verify.contract import Finding, fitting
+from twofold.core.verify.contract import Finding, Inapplicable, fitting
 from twofold.core.verify.contract import judge as judged
 from twofold.core.verify.foreign_kinds import plain
 from twofold.core.verify.foreign_table import PLAIN
@@ -90,7 +90,7 @@ class Contender:
             if subject.skips(case):
                 continue
             observe()
-            with contextlib.suppress(foreign_refusals.Refused):
+            with contextlib.suppress(foreign_refusals.Refused, Inapplicable):
                 if fault := _first(judged(subject.contract, subject.side, case)):
                     return fault
         return ""
