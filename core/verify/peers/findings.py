@@ -92,8 +92,8 @@ KNOWN = tuple(
         ),
         (
             "flex compiled", "float32", ANY, FAULT,
-            "with a mask that reads a tensor and sizes that are not fixed, the C++ that it "
-            "generates for a CPU does not compile",
+            "with a mask that reads a tensor and sizes that are not fixed it cannot be compiled "
+            "for a CPU: an assertion of its own fails, or the C++ that it generates is refused",
             "torch_flex_compiled",
         ),
         (
