@@ -95,6 +95,11 @@ def behind_a_sum(x, weight, eps=1e-6, residual=None):
     return rms_norm(h.float(), weight.float(), eps).to(x.dtype), h
 
 
+def behind_a_sum_always(x, weight, residual):
+    h = x + residual
+    return rms_norm(h, weight), h
+
+
 def behind_a_sum_that_learns_half(x, weight, eps=1e-6, residual=None):
     return behind_a_sum(x, weight, eps, None if residual is None else residual.detach())
 

@@ -20,7 +20,7 @@ def judge(name, *dtypes):
     "name",
     [
         "rms_norm", "gemma", "module", "Function", "Operator", "OperatorOfTuples", "of_epsilon",
-        "with_statistics",
+        "with_statistics", "behind_a_sum_always",
     ],
 )  # fmt: skip
 def test_a_sound_one_passes(name):

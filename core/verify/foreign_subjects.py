@@ -103,6 +103,11 @@ class Function:
         self.missing = [o for o in self._plain.options if o not in self._names]
         self.ever: set[str] = set()
         self.unexercised = list(self._names)
+        self._always = dict(self._plain.always)
+        taken = parameters(function)
+        for option in [o for o in self._plain.learned if o in self._names]:
+            if taken[self._names[option]].default is inspect.Parameter.empty:
+                self._always[option] = True  # such as a residual that it cannot do without
         self.remarks: set[str] = set()
         self.implied = {
             option: module.Case(**fields)
@@ -141,9 +146,9 @@ class Function:
             usual, least = self._plain.options[option], 1.0
             best: Mapping[str, Any] | None = None
             for dtype, fields in itertools.product(domains.DTYPES, ways):
-                case = self._case_type(**fields, dtype=dtype)
-                observe(f"to see what it is without {option}: {report.short(case)}")
                 self._without[option] = {n: fields[n] for n in usual}
+                case = self.fitting(self._case_type(**fields), dtype)
+                observe(f"to see what it is without {option}: {report.short(case)}")
                 with contextlib.suppress(Exception):
                     findings = judge_case(self.contract, self.side, case)
                     wrong = sum(bool(f.fault) for f in findings) / len(findings)
@@ -176,7 +181,7 @@ class Function:
 
         `size` is a head_dim that more functions take than any.
         """
-        fields = dict(self._plain.always)
+        fields = dict(self._always)
         for option in self.missing:
             fields |= self._without.get(option, self._plain.options[option])
         return self._plain.narrowed(in_precision(case, precision, fields), size)
