@@ -72,6 +72,15 @@ class Plain:
 
 SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
 SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
+# Of rows that are worked on alone, the widest past what a single block mostly holds.
+ROWS = (
+    {"rows": 37, "columns": 257},
+    {"rows": 2, "columns": 4099},
+    {"rows": 515, "columns": 17},
+)
+# Of an activation: every kind is exercised, and a smaller case tells which one it is.
+EVERY_KIND = {"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)}
+KIND = {"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)}
 # Of a norm, with the sum that is normalised: the residual stream.
 RESIDUAL = {"residual": False, "stream_gradient": False}
 STREAMS = (
@@ -158,11 +167,7 @@ PLAIN = {
         options={"eps": {"eps": 1e-5}, "residual": RESIDUAL},
         learned=("residual",),
         always={"dropout_p": 0.0, "tile": None, "into": ""},
-        pinned=(
-            {"rows": 37, "columns": 257},
-            {"rows": 2, "columns": 4099},
-            {"rows": 515, "columns": 17},
-        ),
+        pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
             "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
@@ -178,11 +183,7 @@ PLAIN = {
         options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}, "residual": RESIDUAL},
         learned=("residual",),
         always={"tile": None, "into": ""},
-        pinned=(
-            {"rows": 37, "columns": 257},
-            {"rows": 2, "columns": 4099},
-            {"rows": 515, "columns": 17},
-        ),
+        pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
             "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
@@ -249,11 +250,7 @@ PLAIN = {
         options={},
         outside={"out": "elements that are −∞"},
         always={"masked": False, "tile": None},
-        pinned=(
-            {"rows": 37, "columns": 257},
-            {"rows": 2, "columns": 4099},
-            {"rows": 515, "columns": 17},
-        ),
+        pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
     ),
     "softmax_cross_entropy": Plain(
@@ -300,8 +297,8 @@ PLAIN = {
         always={"bias": False, "split": None},
         pinned=({"rows": 41, "columns": 25}, {"rows": 515, "columns": 17}),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
-        exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
-        either={"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)},
+        exercised=EVERY_KIND,
+        either=KIND,
         conventions=("bias in every row", "bias elsewhere"),
     ),
     "gated_activation": Plain(
@@ -315,8 +312,8 @@ PLAIN = {
             {"rows": 515, "columns": 17},
         ),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
-        exercised={"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)},
-        either={"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)},
+        exercised=EVERY_KIND,
+        either=KIND,
     ),
     "optimizers": Plain(
         call=calls.optimizer_call,
