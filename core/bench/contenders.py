@@ -115,8 +115,7 @@ def _of_function(
     if named:
         options = {**leaves, **problem.options}
     else:
-        optional = PLAIN[problem.operator].options if problem.operator in PLAIN else {}
-        positional = [x for n, x in leaves.items() if n not in optional]
+        positional = [x for n, x in leaves.items() if n not in _optional(problem)]
         options = _named_as_in(function, problem, leaves)
 
     def forward() -> Any:
@@ -140,6 +139,11 @@ def _of_function(
     return {"forward": forward, "backward": backward, BOTH: both}
 
 
+def _optional(problem: Problem) -> Mapping[str, Mapping[str, Any]]:
+    """Return what a plain call may do without, with what it is then judged as."""
+    return PLAIN[problem.operator].options if problem.operator in PLAIN else {}
+
+
 def _named_as_in(
     function: Callable[..., Any], problem: Problem, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def _named_as_in(
     """
     nothing = inspect.Parameter.empty
     taken = foreign_subjects.parameters(function)
-    without = PLAIN[problem.operator].options if problem.operator in PLAIN else {}
+    without = _optional(problem)
     optional = {n: x for n, x in tensors.items() if n in without}
     names = foreign_subjects.names(function, (*problem.options, *optional, "softmax_scale"))
     if missing := [n for n in optional if n not in names]:
