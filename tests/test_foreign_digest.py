@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from twofold.core.cli import app
 from twofold.core.verify import foreign, foreign_apart, foreign_cases
 from twofold.core.verify.contract import Violation
+from twofold.core.verify.foreign_verdict import FAR_OFF
 
 SCREEN = 25  # lines
 
@@ -173,3 +174,15 @@ def test_the_first_screen_and_everything(tmp_path):
     everything = "\n".join(call("--all"))
     assert all(failure.splitlines()[0] in everything for failure in kept["failures"])
     assert "single key" in everything and "worst/bound" in everything
+
+
+def test_what_fails_elsewhere_is_shown_too_and_first_what_is_far_off():
+    found = foreign.judge(
+        "foreign_forms:norm_in_half", "rms_norm", 9, ["float32", "float16"], claimed=1
+    )
+    words = "\n".join(foreign.digest(found))
+    assert "out[0, 300] is -0; it must be" in words.replace(" 0;", " -0;")
+    assert re.search(r"smallest case found: float32, rows=1, columns=301\n", words)
+    halves = [f for f in found.found if f.precision == "float16"]
+    assert {f.name for f in halves} >= {"out", "dx", "dweight"}
+    assert max(f.share for f in halves) >= FAR_OFF

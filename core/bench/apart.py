@@ -19,7 +19,7 @@ from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import alone, foreign_subjects
 from twofold.core.verify.foreign import strictly
-from twofold.core.verify.foreign_kinds import plain
+from twofold.core.verify.foreign_forms import plain
 from twofold.core.verify.strict_interpreter import launches
 
 INTERPRETED = "its kernels are interpreted without a GPU, and there is nothing to time"
@@ -126,13 +126,17 @@ class _Trial:
 def _child(pipe: Connection, name: str, device: str) -> None:
     listed = {p.name: p for p in (problems.on_gpu() if device == "cuda" else problems.on_cpu())}
     pipe.send(Said("its import"))
-    contender = Contender(name, plain(foreign_subjects.load(name)))
+    loaded = foreign_subjects.load(name)
+    contenders: dict[str, Contender] = {}  # by the operator
     judged: dict[tuple[str, str], str] = {}
     interpreted = False
     while True:
         problem = listed[pipe.recv()]
         key = (problem.operator, problem.dtype)
         try:
+            if problem.operator not in contenders:
+                contenders[problem.operator] = Contender(name, plain(loaded, problem.operator))
+            contender = contenders[problem.operator]
             if key not in judged:
                 judging = functools.partial(pipe.send, Said("a case of the contract"))
                 before = launches()

@@ -18,10 +18,10 @@ import torch
 from twofold.core import ops
 from twofold.core.bench.problems import Problem
 from twofold.core.bench.torch_calls import OF_TORCH
-from twofold.core.verify import foreign_refusals, foreign_subjects, report
+from twofold.core.verify import foreign_kinds, foreign_refusals, foreign_subjects, report
 from twofold.core.verify.contract import Finding, Inapplicable, fitting
 from twofold.core.verify.contract import judge as judged
-from twofold.core.verify.foreign_kinds import plain
+from twofold.core.verify.foreign_forms import plain
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.peers.table import PEERS
 
@@ -157,7 +157,7 @@ def _named_as_in(
         NotImplementedError: the function does not take an option that is on.
     """
     nothing = inspect.Parameter.empty
-    taken = foreign_subjects.parameters(function)
+    taken = foreign_kinds.parameters(function)
     without = _optional(problem)
     optional = {n: x for n, x in tensors.items() if n in without}
     names = foreign_subjects.names(function, (*problem.options, *optional, "softmax_scale"))
@@ -264,7 +264,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        yield Contender(name, plain(foreign_subjects.load(name)), foreign=True)
+        yield Contender(name, plain(foreign_subjects.load(name), operator), foreign=True)
 
 
 def _no_step(name: str) -> str:

@@ -27,7 +27,7 @@ from twofold.core.verify import domains, foreign_cases, report
 from twofold.core.verify.contract import PROPERTY, Finding
 from twofold.core.verify.foreign_operators import Operator
 from twofold.core.verify.foreign_subjects import Function, load, subject
-from twofold.core.verify.foreign_trial import Trial
+from twofold.core.verify.foreign_trial import Trial, keys
 from twofold.core.verify.foreign_verdict import (
     BITS,
     FAILS,
@@ -92,10 +92,11 @@ def judge(
             held, faults, failures = trial.bounds(precision, -(-examples // len(wanted)))
             claims, broken = trial.properties(precision, claimed)
         findings += held + faults
-        if failures:
-            first, tried = failures[0], trial.tried[precision]
-            common = foreign_cases.common(tried, first.key, faults[0].case)
-            verdict.common[first.again] = common
+        tried = {case: keys(violation) for case, violation in trial.tried[precision].items()}
+        for failure, fault in zip(failures, faults, strict=True):
+            if failure.again not in verdict.common:
+                common = foreign_cases.common(tried, failure.key, fault.case)
+                verdict.common[failure.again] = common
         verdict.found += failures + broken
         verdict.claims += claims
     verdict.failures = listed(verdict.found)

@@ -10,6 +10,7 @@ import numpy as np
 
 from twofold.core import ops
 from twofold.core.verify import attention_bound, domains
+from twofold.core.verify.contract import Inapplicable
 from twofold.core.verify.contracts import attention
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
@@ -181,13 +182,16 @@ def cross_entropy_inputs(case: Any) -> Any:
 
 
 def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
-    """Return softmax with cross-entropy as a plain call."""
+    """Return softmax with cross-entropy as a plain call; raise `Inapplicable` for no rows' mean."""
+    module = contract_module("softmax_cross_entropy")
+    if case.reduction == "mean" and np.all(given.targets == module.IGNORE_INDEX):
+        raise Inapplicable("a mean of no rows is what its conventions make it")
     logits = domains.place(side, given.logits, case.dtype, case.layout)
     tensors = {"logits": logits, "targets": side.asarray(given.targets, "int64")}
     options = {
         "label_smoothing": case.label_smoothing,
         "reduction": case.reduction,
-        "ignore_index": contract_module("softmax_cross_entropy").IGNORE_INDEX,
+        "ignore_index": module.IGNORE_INDEX,
     }
     return Call(tensors, options, {"loss": side.asarray(given.dloss, case.dtype)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 GIVEN = (
@@ -30,12 +30,12 @@ def plain(implementation: Any) -> Callable[..., Any]:
         hint = made if issubclass(implementation, torch.nn.Module) else GIVEN
         raise TypeError(f"{_called(implementation)} is a class; it must be {hint}")
     if isinstance(implementation, torch.nn.Module):
-        return _showing(lambda *a, **how: implementation(*a, **how), implementation.forward)
+        return showing(lambda *a, **how: implementation(*a, **how), implementation.forward)
     if callable(implementation):
         taken: Callable[..., Any] = implementation
         return taken
     if callable(forward := getattr(implementation, "forward", None)):
-        return _showing(functools.partial(_output, forward), forward)
+        return showing(functools.partial(_output, forward), forward)
     raise TypeError(f"{_called(implementation)} cannot be called; it must be {GIVEN}")
 
 
@@ -69,7 +69,7 @@ def _applied(function: Any) -> Callable[..., Any]:
         bound.apply_defaults()  # apply takes no names
         return function.apply(*bound.args)
 
-    return _showing(applied, signature)
+    return showing(applied, signature)
 
 
 def _output(forward: Callable[..., Any], *args: Any, **how: Any) -> Any:
@@ -81,9 +81,10 @@ def _output(forward: Callable[..., Any], *args: Any, **how: Any) -> Any:
     return found[0] if with_cache and not isinstance(found[1], torch.Tensor) else found
 
 
-def _showing(
+def showing(
     call: Callable[..., Any], shown: Callable[..., Any] | inspect.Signature
 ) -> Callable[..., Any]:
+    """Return a call that shows this signature, or that of a function."""
     signature = shown if isinstance(shown, inspect.Signature) else inspect.signature(shown)
 
     def function(*args: Any, **how: Any) -> Any:
@@ -91,6 +92,14 @@ def _showing(
 
     function.__signature__ = signature  # type: ignore[attr-defined]
     return function
+
+
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return a function's parameters; a builtin shows none."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return {}
 
 
 def _called(implementation: Any) -> str:

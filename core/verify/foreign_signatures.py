@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from twofold.core import ops
 from twofold.core.verify.foreign_operators import functions
-from twofold.core.verify.foreign_table import ALIASES, PLAIN
-from twofold.core.verify.report import contract_module
+from twofold.core.verify.foreign_table import PLAIN, names_of, tensor_names
 
 
 def calls() -> Iterator[tuple[str, str]]:
@@ -18,12 +17,9 @@ def calls() -> Iterator[tuple[str, str]]:
         if operator not in PLAIN:
             objects.setdefault(wanted, []).append(operator)
             continue
-        plain, module = PLAIN[operator], contract_module(operator)
-        case = module.Case(**plain.pinned[0])
-        given = (plain.inputs or module.inputs)(case)
-        tensors = plain.call(ops.load("reference"), case, given).tensors
-        options = ["|".join(ALIASES.get(option, (option,))) for option in plain.options]
-        takes = ", ".join((*tensors, *(f"{option}=…" for option in options)))
+        plain = PLAIN[operator]
+        options = ["|".join(names_of(option)) for option in plain.options]
+        takes = ", ".join((*tensor_names(operator), *(f"{option}=…" for option in options)))
         gives = ", ".join(
             f"{o}|{plain.instead[o]}" if o in plain.instead else o for o in plain.outputs
         )

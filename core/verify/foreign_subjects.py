@@ -21,10 +21,11 @@ from twofold.core.verify import domains, report
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.contract import judge as judge_case
 from twofold.core.verify.foreign_calls import Call
-from twofold.core.verify.foreign_kinds import is_operator, plain
+from twofold.core.verify.foreign_forms import plain
+from twofold.core.verify.foreign_kinds import is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
 from twofold.core.verify.foreign_refusals import refusals
-from twofold.core.verify.foreign_table import ALIASES, PLAIN
+from twofold.core.verify.foreign_table import PLAIN, names_of
 from twofold.core.verify.peers import interpreted
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
@@ -78,7 +79,7 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
         raise ValueError(
             f"--op is {operator!r}; it must be one of {known} for a plain function ({takes})"
         )
-    return Function(plain(implementation), operator)
+    return Function(plain(implementation, operator), operator)
 
 
 class Function:
@@ -342,23 +343,10 @@ class Function:
             self.remarks.add(f"{name} is {theirs} where {first} is {own}; both are usual")
 
 
-def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return a function's parameters; a builtin shows none."""
-    try:
-        return inspect.signature(function).parameters
-    except ValueError:
-        return {}
-
-
 def names(function: Callable[..., Any], options: Iterable[str]) -> dict[str, str]:
     """Return what the function calls those options that it has."""
     taken = parameters(function)
-    return {
-        option: name
-        for option in options
-        for name in ALIASES.get(option, (option,))
-        if name in taken
-    }
+    return {option: name for option in options for name in names_of(option) if name in taken}
 
 
 def _dtype(x: Any) -> str:

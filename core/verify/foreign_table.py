@@ -9,6 +9,7 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify.foreign_calls import Call
+from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
 from twofold.reference.activation import KINDS
 
@@ -94,6 +95,8 @@ EPS = {
         for eps in (1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
     )
 }
+# Of a root mean square, whether it multiplies with its weight or, as Gemma's, with 1 + weight.
+OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offset in (0.0, 1.0))}
 
 PLAIN = {
     "attention": Plain(
@@ -190,7 +193,7 @@ PLAIN = {
             "offset": ({"rows": 5, "columns": 33, "offset": 1.0},),
             "residual": STREAMS,
         },
-        either=EPS,
+        either={**OFFSET, **EPS},
         narrowed=calls.norm_narrowed,
     ),
     "linear": Plain(
@@ -349,3 +352,16 @@ PLAIN = {
         narrowed=calls.optimizer_narrowed,
     ),
 }
+
+
+def names_of(option: str) -> tuple[str, ...]:
+    """Return what functions may call an option."""
+    return ALIASES.get(option, (option,))
+
+
+def tensor_names(operator: str) -> tuple[str, ...]:
+    """Return the names of the tensors that a plain call of an operator takes, in order."""
+    entry, module = PLAIN[operator], contract_module(operator)
+    case = module.Case(**entry.pinned[0])
+    given = (entry.inputs or module.inputs)(case)
+    return tuple(entry.call(ops.load("reference"), case, given).tensors)

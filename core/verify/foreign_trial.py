@@ -37,12 +37,14 @@ from twofold.core.verify.foreign_subjects import Function
 from twofold.core.verify.foreign_verdict import (
     BITS,
     FAILS,
+    FAR_OFF,
     HOLDS,
     UNASKED,
     UNSAID,
     Claim,
     Failure,
     alike,
+    key_of,
 )
 
 SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds, for each failure; where time is up
@@ -67,7 +69,8 @@ class Trial:
         self.line, self.observe = line, observe
         self.subject = subject_of(replace(self.contract, run=judged.shown), judged.side)
         self.refused: dict[str, dict[Any, str]] = {}
-        self.tried: dict[str, dict[Any, set[str]]] = {}  # by the precision: what fails in a case
+        # By the precision: the cases for bounds, and what is violated in each.
+        self.tried: dict[str, dict[Any, Violation | None]] = {}
         self.taken: set[Any] = set()
         self.turned_away: set[Any] = set()  # in every form that they were tried in
         self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
@@ -115,7 +118,10 @@ class Trial:
     def bounds(
         self, precision: str, examples: int
     ) -> tuple[list[Finding], list[Finding], list[Failure]]:
-        """Judge drawn and pinned cases; return what held, and the faults of the smallest case."""
+        """Judge drawn and pinned cases; return what held, and the faults of the smallest case.
+
+        What does not fail in that one, but in another, comes with its own smallest case.
+        """
         began, end = time.monotonic(), self.until
         self.until = began + DRAWN * (end - began)
         held: list[Finding] = []
@@ -138,24 +144,35 @@ class Trial:
             try:
                 check(case)
                 self.taken.add(case)
-                tried[case] = set()
+                tried[case] = None
             except Refused as refusal:
                 self.turned_away.add(case)
                 self._refuse(refusal, case)
             except Inapplicable:
                 continue
             except Violation as found:
-                tried[case] = _keys(found)
-                violation = violation or self._smallest(case, precision, found)
+                tried[case] = found
+                if violation is None or _is_far_off(found) > _is_far_off(violation):
+                    violation = self._smallest(case, precision, found, keys(found)[0])
         if left:
             self._pass_over(precision, f"{left} of {len(self.contract.pinned)} pinned cases")
         if violation is None and not self._over():
             violation = self._imply(precision, held)
             self.implied_asked = True
         self.until = end
-        if violation is None:
-            return held, [], []
-        return held, violation.findings, self._failures(violation)
+        violations = [] if violation is None else [violation, *self._others(precision, violation)]
+        findings = [f for v in violations for f in v.findings]
+        return held, findings, [f for v in violations for f in self._failures(v)]
+
+    def _others(self, precision: str, first: Violation) -> Iterator[Violation]:
+        """Yield what is raised elsewhere, or leaves its bound, and nothing yielded before has."""
+        said = set(_what(first))
+        for case, found in list(self.tried[precision].items()):
+            new = [i for i, x in enumerate(_what(found)) if x not in said] if found else []
+            if found and new:
+                found = self._smallest(case, precision, found, keys(found)[new[0]])
+                said.update(_what(found))
+                yield found
 
     def _over(self) -> bool:
         return time.monotonic() > self.until
@@ -167,9 +184,8 @@ class Trial:
         """Return for how many seconds a failure may be made smaller."""
         return max(LEAST_SHRINKING, min(SHRINKING, self.until - time.monotonic()))
 
-    def _smallest(self, case: Any, precision: str, violation: Violation) -> Violation:
-        """Return the same violation on a smaller case, where there is one."""
-        fault = alike(violation.findings[0].fault)
+    def _smallest(self, case: Any, precision: str, violation: Violation, key: str) -> Violation:
+        """Return a violation that has this key, too, on a smaller case, where there is one."""
         known: dict[Any, Violation | None] = {case: violation}
 
         def fails(smaller: Any) -> Any:
@@ -179,7 +195,7 @@ class Trial:
                 try:
                     self.bound(smaller)
                 except Violation as found:
-                    if alike(found.findings[0].fault) == fault:
+                    if key in keys(found):
                         known[smaller] = found
                 except (Refused, Inapplicable):
                     pass
@@ -253,22 +269,22 @@ class Trial:
         precision: str,
         examples: int,
         check: Callable[[Any], object],
-        tried: dict[Any, set[str]] | None = None,
+        tried: dict[Any, Violation | None] | None = None,
     ) -> tuple[int, Violation | None]:
         """Check drawn cases; return how many applied, and the violation of the smallest.
 
-        All are checked, to see which fail; then the first of these is shrunk. `tried` is told of
-        all but those that shrinking tries.
+        All are checked, to see which fail; then the first of these is shrunk, of those that are far
+        off if there are any. `tried` is told of all but those that shrinking tries.
         """
         failed: dict[Any, Violation] = {}
         applied: set[Any] = set()
         seen: set[Any] = set()
         refused: set[Any] = set()
-        wanted, until, shrinking = examples, self.until, False
+        wanted, until, shrinking, far = examples, self.until, False, False
 
         def attempt(case: Any) -> bool:
             """Check a case that was not; return whether it is taken."""
-            if case in failed and shrinking:
+            if case in failed and shrinking and _is_far_off(failed[case]) >= far:
                 raise failed[case]
             if case in refused:
                 return False
@@ -287,13 +303,13 @@ class Trial:
                 return True
             except Violation as violation:
                 failed[case] = violation
-                if shrinking:
+                if shrinking and _is_far_off(violation) >= far:
                     raise
             else:
                 applied.add(case)
                 self.taken.add(case)
             if tried is not None and not shrinking:
-                tried[case] = _keys(failed[case]) if case in failed else set()
+                tried[case] = failed.get(case)
             return True
 
         def search(*phases: Phase) -> None:
@@ -317,12 +333,13 @@ class Trial:
             return len(applied), None
         asked = len(applied)
         shrinking, until = True, time.monotonic() + self._shrinking()
+        far = any(map(_is_far_off, failed.values()))
         wanted += MORE * examples  # to shrink needs more
         try:
             search(Phase.generate, Phase.shrink)
         except Violation as violation:
             return asked, violation
-        return asked, next(iter(failed.values()))
+        return asked, max(failed.values(), key=_is_far_off)
 
     def notes(self) -> list[str]:
         """Say what was not judged."""
@@ -378,7 +395,20 @@ def _ours(error: BaseException) -> bool:
     return type(error) in (AssertionError, Bits) and raised_by(error) == "twofold"
 
 
-def _keys(violation: Violation) -> set[str]:
+def keys(violation: Violation | None) -> list[str]:
     """Return what fails, each as `Failure.key`."""
+    if violation is None:
+        return []
     raised = _raised(violation)
-    return {alike(f.fault) if raised else f.output for f in violation.findings}
+    return [key_of(f.fault, f.output, f.share, raised) for f in violation.findings]
+
+
+def _what(violation: Violation) -> list[str]:
+    """Return what is raised, but for numbers, or the outputs that are off."""
+    raised = _raised(violation)
+    return [alike(f.fault) if raised else f.output for f in violation.findings]
+
+
+def _is_far_off(violation: Violation) -> bool:
+    """Return whether any of it is, or is no number."""
+    return any(f.share >= FAR_OFF for f in violation.findings)

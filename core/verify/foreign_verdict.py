@@ -15,6 +15,7 @@ HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
 UNASKED = "not asked"
 IMPORT = "from twofold.core.verify import foreign"
 LITTLE = 4.0  # bounds; what is off by less is said to be of this kind, and fails all the same
+FAR_OFF = 64.0  # bounds, from where a case is shown before others that fail
 ROUNDED = "so little may be less exact arithmetic: one more rounding, or a difference that cancels"
 
 
@@ -66,8 +67,8 @@ class Failure:
 
     @property
     def key(self) -> str:
-        """Return what fails: what is raised, but for numbers, or the output that is off."""
-        return alike(self.fault) if self.raised else self.name
+        """Return what fails and how, the same in every case of one fault."""
+        return key_of(self.fault, self.name, self.share, self.raised)
 
 
 @dataclass
@@ -100,13 +101,13 @@ def digest(verdict: Verdict) -> list[str]:
     """Return what is wrong in few lines: each fault once, on the smallest input that has it.
 
     Faults are one where the same is raised, where the same outputs leave their bounds, or where
-    the same property fails.
+    the same property fails. Of several precisions it is shown in the one that is furthest off.
     """
     causes: dict[tuple[str, ...], list[Failure]] = {}
     for case in _by_case(verdict.found):
         first = case[0]
-        key = (first.key,) if first.raised else (first.pass_, *(f.name for f in case))
-        causes.setdefault(key, []).extend(case)
+        names = (first.pass_, *(f.name for f in case))
+        causes.setdefault((first.key,) if first.raised else names, []).extend(case)
     said: list[str] = []
     if verdict.ended:
         words, _, line = verdict.ended.partition("\n  ")
@@ -126,6 +127,13 @@ def digest(verdict: Verdict) -> list[str]:
         said.append(f"of the properties {fail} fail, {hold} hold")
     said += properties
     return said or verdict.failures
+
+
+def key_of(fault: str, name: str, share: float, raised: bool) -> str:
+    """Return what is raised, but for numbers, or the output that is off, and whether by far."""
+    if raised:
+        return alike(fault)
+    return f"{name} by far" if share >= FAR_OFF else name
 
 
 def alike(words: str) -> str:
@@ -149,8 +157,10 @@ def _by_case(found: Iterable[Failure]) -> list[list[Failure]]:
 
 
 def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[str]:
-    """Say what leaves its bound or is raised, on the smallest of these cases."""
-    first = min((f for f in failures if f.pass_ != PROPERTY), key=lambda f: len(f.again))
+    """Say what leaves its bound or is raised, on the worst of these cases."""
+    bounds = [f for f in failures if f.pass_ != PROPERTY]
+    worst = min(bounds, key=lambda f: (-f.share, len(f.again)))
+    first = next(f for f in bounds if f.again == worst.again)
     shown = [f for f in failures if f.again == first.again]
     names = list(dict.fromkeys(f.name for f in failures if f.pass_ != PROPERTY))
     properties = list(dict.fromkeys(f.name for f in failures if f.pass_ == PROPERTY))

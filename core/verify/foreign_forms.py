@@ -1,0 +1,162 @@
+"""Forms in which operators of others stand, each brought to the plain call that a contract makes.
+
+That is f(tensors…, options…) -> outputs, the tensors in order. Taken besides: a module that holds
+its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
+up side by side in one tensor; tensors that are given by name alone; a class of torch.optim.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from inspect import Parameter
+from typing import Any
+
+from twofold.core.verify import foreign_kinds
+from twofold.core.verify.foreign_kinds import parameters, showing
+from twofold.core.verify.foreign_table import PLAIN, names_of, tensor_names
+
+IN_ORDER = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+SHAPE = "normalized_shape"
+KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction", "ignore_index")
+HELD_AS = {"table": "weight"}  # what modules call a tensor, where not as the operator does
+
+
+def plain(implementation: Any, operator: str) -> Callable[..., Any]:
+    """Return it as a plain call of this operator; what is in no form known here stays as it is.
+
+    Raises:
+        TypeError: it is nothing that can be called so.
+    """
+    import torch
+
+    if operator == "optimizers" and _is_optimizer(implementation):
+        return stepping(implementation)
+    function = foreign_kinds.plain(implementation)
+    if operator not in PLAIN or not parameters(function):
+        return function  # a builtin shows none
+    tensors = tensor_names(operator)
+    if isinstance(implementation, torch.nn.Module):
+        function = _of_what_it_holds(implementation, function, operator, tensors)
+    function = _in_order(function, tensors)
+    return _side_by_side(function) if operator == "gated_activation" else function
+
+
+def stepping(optimizer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a class of torch.optim as f(params, grads, options…) -> params, a step for each row.
+
+    Grads are (steps, n).
+    """
+    import torch
+
+    taken = parameters(optimizer)
+    betas = [n for n in ("beta1", "beta2") if "betas" in taken]
+
+    def steps(params: torch.Tensor, grads: torch.Tensor, **options: Any) -> torch.Tensor:
+        if betas:
+            options["betas"] = tuple(options.pop(n) for n in betas)
+        held = params.detach().clone().requires_grad_()
+        stepped = optimizer([held], **options)
+        for grad in grads.detach():
+            held.grad = grad.clone()
+            stepped.step()
+        return held.detach()
+
+    options = [o for o in PLAIN["optimizers"].options if o in taken or o in betas]
+    places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("params", "grads")]
+    named = [Parameter(o, Parameter.KEYWORD_ONLY) for o in options]
+    return showing(steps, inspect.Signature([*places, *named]))
+
+
+def _is_optimizer(implementation: Any) -> bool:
+    """Return whether it is a class of torch.optim, or makes one with some arguments given."""
+    import torch
+
+    made = implementation.func if isinstance(implementation, functools.partial) else implementation
+    return isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+
+
+def _of_what_it_holds(
+    module: Any, function: Callable[..., Any], operator: str, tensors: Sequence[str]
+) -> Callable[..., Any]:
+    """Return a module as a function that is given by name what it holds; its own is kept.
+
+    A norm made for one size is told the size at hand.
+    """
+    import torch
+
+    taken = parameters(function)
+    named = {n: HELD_AS.get(n, n) for n in tensors if n not in taken}
+    held = {n: own for n, own in named.items() if hasattr(module, own)}
+    if not any(isinstance(getattr(module, own), torch.Tensor) for own in held.values()):
+        held = {}
+    kept = {
+        name: getattr(module, name)
+        for option in KEPT
+        if option in PLAIN[operator].options
+        for name in names_of(option)
+        if name not in taken and isinstance(getattr(module, name, ...), float | int | str | None)
+    }
+    if not held and not kept:
+        return function
+    replica = copy.deepcopy(module)
+    for own in held.values():
+        delattr(replica, own)  # so that what is no nn.Parameter may take its place
+
+    def holding(*args: Any, **how: Any) -> Any:
+        for name, own in held.items():
+            setattr(replica, own, how.pop(name))
+        for name, value in kept.items():
+            setattr(replica, name, how.pop(name, value))
+        if hasattr(replica, SHAPE):
+            setattr(replica, SHAPE, replica.weight.shape)
+        return replica(*args, **how)
+
+    first = [p for p in taken.values() if p.kind is not Parameter.VAR_KEYWORD]
+    added = [Parameter(n, Parameter.KEYWORD_ONLY) for n in held]
+    added += [Parameter(n, Parameter.KEYWORD_ONLY, default=x) for n, x in kept.items()]
+    return showing(holding, inspect.Signature([*first, *added]))
+
+
+def _in_order(function: Callable[..., Any], tensors: Sequence[str]) -> Callable[..., Any]:
+    """Return a function with its tensors in order, also those that it has by name alone.
+
+    One that is told the normalised shape is told what the last axis is.
+    """
+    taken = parameters(function)
+    alone = [n for n in tensors if n in taken and taken[n].kind is Parameter.KEYWORD_ONLY]
+    if not alone and SHAPE not in taken:
+        return function
+    places = (n for n, p in taken.items() if p.kind in IN_ORDER and n != SHAPE)
+    names = [n if n in alone else next(places, n) for n in tensors]  # theirs, of each tensor
+    if not set(names) <= taken.keys():
+        return function  # it lacks one
+
+    def ordered(*args: Any, **how: Any) -> Any:
+        shape = {SHAPE: args[0].shape[-1:]} if SHAPE in taken else {}
+        return function(**dict(zip(names, args, strict=False)), **shape, **how)
+
+    first = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+    rest = [p for n, p in taken.items() if n not in (*names, SHAPE)]
+    return showing(ordered, inspect.Signature([*first, *rest]))
+
+
+def _side_by_side(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of gate and up where it takes one tensor of both, gate first."""
+    import torch
+
+    taken = parameters(function)
+    options = {name for o in PLAIN["gated_activation"].options for name in names_of(o)}
+    known = (p for n, p in taken.items() if n not in options)
+    x, *more = (p for p in known if p.kind is not Parameter.VAR_KEYWORD)
+    if x.kind not in IN_ORDER or any(p.default is Parameter.empty for p in more):
+        return function
+
+    def of_both(gate: torch.Tensor, up: torch.Tensor, **how: Any) -> Any:
+        return function(torch.cat((gate, up), -1), **how)
+
+    places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("gate", "up")]
+    rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for n, p in taken.items() if n != x.name]
+    return showing(of_both, inspect.Signature([*places, *rest]))

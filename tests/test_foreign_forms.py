@@ -1,0 +1,90 @@
+"""What stands in another form than the plain call: weights held, told by name, side by side."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from twofold.core.bench import contenders, problems
+from twofold.core.verify import foreign
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def judge(name, operator, *dtypes):
+    dtypes = list(dtypes or ["float32"])
+    return foreign.judge(f"foreign_forms:{name}", operator, 9, dtypes, claimed=1)
+
+
+BOTH = {"forward", "backward"}
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "passes"),
+    [
+        ("torch_norm", "layer_norm", BOTH),
+        ("torch_norm_without_bias", "layer_norm", BOTH),
+        ("norm_of_torch", "layer_norm", BOTH),
+        ("torch_linear", "linear", BOTH),
+        ("torch_embedding", "embedding", BOTH),
+        ("embedding_of_torch", "embedding", BOTH),
+        ("torch_loss", "softmax_cross_entropy", BOTH),
+        ("loss_of_torch", "softmax_cross_entropy", BOTH),
+        ("norm", "rms_norm", BOTH),
+        ("gemma", "rms_norm", BOTH),
+        ("norm_by_name", "rms_norm", BOTH),
+        ("told_the_shape", "rms_norm", BOTH),
+        ("side_by_side", "gated_activation", BOTH),
+        ("AdamW", "optimizers", {"forward"}),
+        ("fused_adam", "optimizers", {"forward"}),
+    ],
+)
+def test_a_sound_one_passes(name, operator, passes):
+    found = judge(name, operator)
+    assert found.failures == [] and {row.pass_ for row in found.rows} == passes
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "words"),
+    [
+        ("norm_in_half", "rms_norm", "forward float32 out: out[0, 300] is 0; it must be"),
+        ("up_first", "gated_activation", "forward float32 out: out["),
+        ("DecayingLate", "optimizers", "forward float32 params: params["),
+        ("mean_of_all_rows", "softmax_cross_entropy", "forward float32 loss: loss[]"),
+    ],
+)
+def test_a_fault_is_found(name, operator, words):
+    found = judge(name, operator)
+    assert found.failures and found.failures[0].replace("-0;", "0;").startswith(words)
+
+
+def test_a_module_is_left_as_it_is():
+    judge("norm", "rms_norm")
+    module = sys.modules["foreign_forms"].norm
+    assert module.weight.shape == (8,) and module.variance_epsilon == 1e-6
+    assert [name for name, _ in module.named_parameters()] == ["weight"]
+
+
+def test_what_a_module_keeps_is_an_option():
+    notes = " ".join(judge("norm", "rms_norm").notes)
+    assert "none of them: offset" in notes and "eps" not in notes
+
+
+def test_a_gain_of_one_more_is_found_out():
+    said = "without offset, its offset is taken to be 1.0"
+    assert said in judge("gemma", "rms_norm").notes
+    assert said.replace("1.0", "0.0") in judge("norm_by_name", "rms_norm").notes
+
+
+def test_it_races_too():
+    for operator, name in (("rms_norm", "norm"), ("gated_activation", "side_by_side")):
+        names = [f"foreign_forms:{name}"]
+        (rival,) = (c for c in contenders.of(operator, "cpu", names) if c.foreign)
+        problem = next(p for p in problems.on_cpu() if p.operator == operator)
+        tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
+        passes = rival.passes(problem, tensors)
+        assert rival.outputs(problem, passes)
