@@ -58,7 +58,7 @@ def activate(z, KIND: tl.constexpr):
     if KIND == "gelu":
         return z * normal_cdf(z)
     elif KIND == "gelu_tanh":
-        return z / (1.0 + tanh_decay(z))
+        return tl.maximum(z, -LIMIT) / (1.0 + tanh_decay(z))
     elif KIND == "tanh":
         return tanh(z)
     elif KIND == "silu":
@@ -107,7 +107,7 @@ def sigmoid(z):
 
 @triton.jit
 def tanh_decay(z):
-    """Return e⁻²ᵃ; beyond ±LIMIT the activation no longer depends on it."""
+    """Return e⁻²ᵃ, beyond ±LIMIT as there: it only shows at 0 or z to 1e-37 then."""
     z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     return tl.exp(-z * (2 * A1 + 2 * A3 * z * z))
 

@@ -112,7 +112,7 @@ def forward_kernel(
     blocks = tl.cdiv(x.longest_q, BLOCK_M)
     block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
-    shared = h // x.G  # the head of its keys
+    kv_head = h // x.G
     first = block * BLOCK_M
     if x.q_starts is not None:
         if first >= seq.M:
@@ -144,12 +144,12 @@ def forward_kernel(
             # (1) scores
             if CHUNK_D >= D:
                 k = load_features(
-                    x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+                    x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
                 )
                 product = dot_rows(q, k, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
-                    x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
+                    x.q, x.q_strides, h, x.k, x.k_strides, kv_head, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     x.q_turn, x.k_turn,
                 )  # fmt: skip
@@ -161,7 +161,7 @@ def forward_kernel(
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = scaled(acc, rescale[:, None])
-            v = load_features(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+            v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = add_weighted(acc, p, v, PRECISION)
     divisor, lse = log_sum(top, total)
     out = scaled(acc, (dropout_scale / divisor)[:, None])

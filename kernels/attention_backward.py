@@ -105,7 +105,7 @@ def dk_dv_kernel(
     """
     heads = x.H // x.G
     blocks = tl.cdiv(x.longest_k, BLOCK_N)
-    block, b, shared = place_together(tl.program_id(0), blocks, heads, x.together)
+    block, b, kv_head = place_together(tl.program_id(0), blocks, heads, x.together)
     block = blocks - 1 - block  # here it is the first that are longest
     seq = sequence(x, b)
     first = block * BLOCK_N
@@ -119,8 +119,8 @@ def dk_dv_kernel(
     if DROPOUT:
         seed = tl.load(x.seed)
     if CHUNK_D >= D:
-        k = load_features(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
-        v = load_features(x.v, x.v_strides, seq.batch, shared, key, n, d, k_end, D)
+        k = load_features(x.k, x.k_strides, seq.batch, kv_head, key, n, d, k_end, D, x.k_turn)
+        v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, n, d, k_end, D)
     dk = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     dv = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask:
@@ -132,7 +132,7 @@ def dk_dv_kernel(
         first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
     )
     for g in range(x.G):
-        h = shared * x.G + g
+        h = kv_head * x.G + g
         from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
         for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
             for i in range(tiles_seen(from_, in_, out_, to, x.ahead, EDGE, BLOCK_M)):
@@ -153,7 +153,7 @@ def dk_dv_kernel(
                     product = dot_rows(k, q, PRECISION)
                 else:
                     product = products(
-                        x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
+                        x.k, x.k_strides, kv_head, x.q, x.q_strides, h, seq.batch,
                         key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
                         x.k_turn, x.q_turn,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
@@ -164,7 +164,7 @@ def dk_dv_kernel(
                     dp = dot_rows(v, dout, PRECISION)
                 else:
                     dp = products(
-                        x.v, x.v_strides, shared, dout_ptr, dout_strides, h, seq.batch,
+                        x.v, x.v_strides, kv_head, dout_ptr, dout_strides, h, seq.batch,
                         key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 dropped = p
@@ -185,8 +185,8 @@ def dk_dv_kernel(
                 dk = add_weighted(dk, ds, q, PRECISION)
     dk = scaled(dk, x.softmax_scale)
     live, inside = columns < seq.present, columns < seq.N
-    store_features(dk_ptr, dk_strides, seq.batch, shared, key, n, d, inside, dk, D, live)
-    store_features(dv_ptr, dv_strides, seq.batch, shared, key, n, d, inside, dv, D, live)
+    store_features(dk_ptr, dk_strides, seq.batch, kv_head, key, n, d, inside, dk, D, live)
+    store_features(dv_ptr, dv_strides, seq.batch, kv_head, key, n, d, inside, dv, D, live)
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -213,7 +213,7 @@ def dq_kernel(
     blocks = tl.cdiv(x.longest_q, BLOCK_M)
     block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
-    shared = h // x.G  # the head of its keys
+    kv_head = h // x.G
     first = block * BLOCK_M
     if x.q_starts is not None:
         if first >= seq.M:
@@ -240,14 +240,14 @@ def dq_kernel(
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             k = load_features(
-                x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+                x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
             )  # (BLOCK_N, BLOCK_D)
             # (5) weights again
             if CHUNK_D >= D:
                 product = dot_rows(q, k, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
-                    x.q, x.q_strides, h, x.k, x.k_strides, shared, seq.batch,
+                    x.q, x.q_strides, h, x.k, x.k_strides, kv_head, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                     x.q_turn, x.k_turn,
                 )  # fmt: skip
@@ -256,12 +256,12 @@ def dq_kernel(
             # (6) gradient of the weights
             if CHUNK_D >= D:
                 v = load_features(
-                    x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D
+                    x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D
                 )
                 dp = dot_rows(dout, v, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 dp = products(
-                    dout_ptr, dout_strides, h, x.v, x.v_strides, shared, seq.batch,
+                    dout_ptr, dout_strides, h, x.v, x.v_strides, kv_head, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:

@@ -139,7 +139,7 @@ def queries_kernel(
     """Sum BLOCK_D features of dq and ddout of BLOCK_M queries over the keys they see."""
     block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
     seq = sequence(x, b)
-    shared = h // x.G  # the head of its keys
+    kv_head = h // x.G
     first = block * BLOCK_M
     if x.q_starts is not None:
         if first >= seq.M:
@@ -162,13 +162,13 @@ def queries_kernel(
         )  # fmt: skip
         key = seq.k_first + start
         # (16) gradients of the inputs
-        k = load(x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+        k = load(x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
         dq = tl.dot(u, k, dq, input_precision=PRECISION)
-        ddk = load(y.ddk, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+        ddk = load(y.ddk, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
         dq = tl.dot(dz, ddk, dq, input_precision=PRECISION)
-        v = load(x.v, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+        v = load(x.v, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
         ddout = tl.dot(r, v, ddout, input_precision=PRECISION)
-        ddv = load(y.ddv, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+        ddv = load(y.ddv, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
         ddout = tl.dot(dropped, ddv, ddout, input_precision=PRECISION)
     inside = (first + m < seq.M) & (d < D)
     dq_at = at(dq_ptr, dq_strides, seq.batch, h, query, m, d)
@@ -199,7 +199,7 @@ def keys_kernel(
     """Sum BLOCK_D features of dk and dv of BLOCK_N keys over all queries that see them."""
     heads, blocks = x.H // x.G, tl.cdiv(x.longest_k, BLOCK_N)
     block, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks // heads
-    shared = tl.program_id(0) // blocks % heads
+    kv_head = tl.program_id(0) // blocks % heads
     seq = sequence(x, b)
     start = block * BLOCK_N
     if x.k_starts is not None:
@@ -218,7 +218,7 @@ def keys_kernel(
         start - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
     )
     for group in range(x.G):
-        h = shared * x.G + group
+        h = kv_head * x.G + group
         from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
         for i in range(from_, to, BLOCK_M):
             first = tile_at(x, b, h, block, i, BLOCK_M)
@@ -236,8 +236,8 @@ def keys_kernel(
             dv = tl.dot(tl.trans(r), dout, dv, input_precision=PRECISION)
     columns = start + tl.trans(n)
     inside = (columns < seq.N) & (d < D)
-    dk_at = at(dk_ptr, dk_strides, seq.batch, shared, key, tl.trans(n), d)
-    dv_at = at(dv_ptr, dv_strides, seq.batch, shared, key, tl.trans(n), d)
+    dk_at = at(dk_ptr, dk_strides, seq.batch, kv_head, key, tl.trans(n), d)
+    dv_at = at(dv_ptr, dv_strides, seq.batch, kv_head, key, tl.trans(n), d)
     tl.store(dk_at, (dk * x.softmax_scale).to(dk_ptr.dtype.element_ty), mask=inside)
     tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 

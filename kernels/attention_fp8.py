@@ -86,14 +86,14 @@ def read(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr, turn):
 
 @triton.jit
 def products(
-    x, b, h, shared, query, m, q_end, key, n, k_end, D: tl.constexpr, CHUNK_D: tl.constexpr
+    x, b, h, kv_head, query, m, q_end, key, n, k_end, D: tl.constexpr, CHUNK_D: tl.constexpr
 ):  # fmt: skip
     """Multiply queries m (BLOCK_M, 1) by keys n (1, BLOCK_N), CHUNK_D features at a time."""
     acc = tl.zeros([m.shape[0], n.shape[1]], tl.float32)
     for chunk in range(0, D, CHUNK_D):
         d = chunk + tl.arange(0, CHUNK_D)[None, :]
         q = read(x.q, x.q_strides, b, h, query, m, d, q_end, D, x.q_turn)  # (BLOCK_M, CHUNK_D)
-        k = read(x.k, x.k_strides, b, shared, key, tl.trans(n), d, k_end, D, x.k_turn)
+        k = read(x.k, x.k_strides, b, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn)
         acc = tl.dot(q, tl.trans(k), acc, max_num_imprecise_acc=SUMMED)
     return acc
 
@@ -120,7 +120,7 @@ def forward_kernel(
     """Attend from BLOCK_M queries of one head."""
     block, b, h = place(tl.program_id(0), tl.cdiv(x.longest_q, BLOCK_M), x.H)
     seq = sequence(x, b)
-    shared = h // x.G  # the head of its keys
+    kv_head = h // x.G
     first = block * BLOCK_M
     if x.q_starts is not None:
         if first >= seq.M:
@@ -134,7 +134,7 @@ def forward_kernel(
     if CHUNK_D == BLOCK_D:
         q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
-    qk_scale *= load_scale(k_scale_ptr, k_scale_strides, b, shared)
+    qk_scale *= load_scale(k_scale_ptr, k_scale_strides, b, kv_head)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if x.sinks is not None:
@@ -154,12 +154,12 @@ def forward_kernel(
             # (1) scores
             if CHUNK_D == BLOCK_D:
                 k = read(
-                    x.k, x.k_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D, x.k_turn
+                    x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
                 )
                 product = tl.dot(q, tl.trans(k), max_num_imprecise_acc=SUMMED)
             else:
                 product = products(
-                    x, seq.batch, h, shared, query, m, q_end, key, n, k_end, D, CHUNK_D
+                    x, seq.batch, h, kv_head, query, m, q_end, key, n, k_end, D, CHUNK_D
                 )  # (BLOCK_M, BLOCK_N)
             s = scores(product * qk_scale, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
@@ -169,10 +169,10 @@ def forward_kernel(
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
-            v = load(x.v, x.v_strides, seq.batch, shared, key, tl.trans(n), d, k_end, D)
+            v = load(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
     divisor, lse = log_sum(top, total)
-    v_scale = load_scale(v_scale_ptr, v_scale_strides, b, shared)
+    v_scale = load_scale(v_scale_ptr, v_scale_strides, b, kv_head)
     out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale
     i = first + tl.arange(0, BLOCK_M)
     row_at = rows_at(x, seq, h, i)

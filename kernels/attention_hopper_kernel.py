@@ -120,19 +120,19 @@ def produce(
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         b, h, first, last = place(tile, sizes, TILE_M, PAIRS)
         total = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[1]
-        shared = h // G  # the head of its keys
+        kv_head = h // G
         last_row = (total - 1) * BLOCK_N
-        bring(k_desc, b, shared, last_row, k_ring, k_full, k_empty, step, STAGES)
+        bring(k_desc, b, kv_head, last_row, k_ring, k_full, k_empty, step, STAGES)
         for c in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(c), (trip & 1) ^ 1)
             mbarrier.expect(q_full.index(c), q_desc.block_type.nbytes)
             load_tile(q_desc, [b, h, first + c * ROWS, 0], q_full.index(c), q_tiles.index(c))
         for i in range(1, total):
             row = (total - 1 - i) * BLOCK_N
-            bring(k_desc, b, shared, row, k_ring, k_full, k_empty, step + 1, STAGES)
-            bring(v_desc, b, shared, row + BLOCK_N, v_ring, v_full, v_empty, step, STAGES)
+            bring(k_desc, b, kv_head, row, k_ring, k_full, k_empty, step + 1, STAGES)
+            bring(v_desc, b, kv_head, row + BLOCK_N, v_ring, v_full, v_empty, step, STAGES)
             step += 1
-        bring(v_desc, b, shared, 0, v_ring, v_full, v_empty, step, STAGES)
+        bring(v_desc, b, kv_head, 0, v_ring, v_full, v_empty, step, STAGES)
         step += 1
         trip += 1
 
@@ -256,7 +256,7 @@ def consume(
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(v_empty.index(slot))
         step += 1
-        # The queries have been read: their place in shared memory takes the output.
+        # The queries have been read: their place in kv_head memory takes the output.
         share = gl.convert_layout(1.0 / divisor, out_layout)
         out = (acc * gl.expand_dims(share, 1)).to(dtype)
         q.store(out)

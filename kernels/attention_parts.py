@@ -177,7 +177,7 @@ def sequence(x, b):
 def keys_present(lengths, b, N):
     """Return how many of N keys of sequence b are no padding."""
     if lengths is not None:
-        return tl.minimum(tl.maximum(tl.load(lengths + b).to(tl.int32), 0), N)
+        return tl.minimum(tl.maximum(tl.load(lengths + b), 0), N).to(tl.int32)
     else:
         return N
 

@@ -120,7 +120,7 @@ def received_kernel(
     blocks = tl.cdiv(x.longest_k, BLOCK_N)
     block, bh = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     b, h = bh // x.H, bh % x.H
-    shared = h // x.G  # the head of its keys
+    kv_head = h // x.G
     first = block * BLOCK_N
     n, m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)[None, :]
     columns = first + n
@@ -131,7 +131,7 @@ def received_kernel(
     key, q_end, k_end = seq.k_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     if CHUNK_D == BLOCK_D:
         d = tl.arange(0, BLOCK_D)[None, :]
-        k = load(x.k, x.k_strides, seq.batch, shared, key, n, d, k_end, D, x.k_turn)
+        k = load(x.k, x.k_strides, seq.batch, kv_head, key, n, d, k_end, D, x.k_turn)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask (0
     # is stored for them), nor does the last tile of queries, where lse is +∞ and weights are 0.
@@ -152,7 +152,7 @@ def received_kernel(
                 product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
             else:
                 product = products(
-                    x.k, x.k_strides, shared, x.q, x.q_strides, h, seq.batch,
+                    x.k, x.k_strides, kv_head, x.q, x.q_strides, h, seq.batch,
                     key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
                     x.k_turn, x.q_turn,
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip

@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 KINDS = ("gelu", "gelu_tanh", "relu", "tanh", "silu")
 LINEAR, CUBIC = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)  # a = LINEAR·z + CUBIC·z³
-SATURATED = 10.0  # beyond ±10, z/(1 + e⁻²ᵃ) is 0 or z to 1e-37
+SATURATED = 10.0  # beyond ±10, gelu_tanh is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
@@ -122,7 +122,7 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
         decay = np.exp(-np.abs(z))
         return z * _sigmoid(z, decay), decay
     decay = _tanh_decay(z)
-    return z / (1 + decay), decay
+    return np.maximum(z, -SATURATED) / (1 + decay), decay
 
 
 def slope(z: Array, kept: Array | None, kind: str) -> Array:

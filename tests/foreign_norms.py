@@ -68,7 +68,6 @@ class Norm(torch.nn.Module):
 
 
 module = Norm()
-of_torch = torch.nn.RMSNorm(8)  # its weight is its own
 
 
 class Function(torch.autograd.Function):

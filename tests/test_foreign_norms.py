@@ -80,8 +80,3 @@ def test_an_operator_that_returns_too_few_gradients_is_told_which():
     (failure, *_) = judge("OperatorOfTwo", "float32").found
     words = "backward returns a tuple of 2; it must return dx, dresidual, dweight, in this order"
     assert words in failure.fault
-
-
-def test_a_module_that_keeps_its_weight_is_refused_in_words():
-    with pytest.raises(TypeError, match=r"takes \(x.*\).*; it must take \(x, weight\)"):
-        judge("of_torch", "float32")

@@ -161,7 +161,7 @@ PLAIN = {
         inputs=calls.attention_inputs,
         small=calls.attention_small,
         any_dtype=("weights",),
-        conventions=("masked rows",),
+        conventions=("masked rows", "clipped lengths"),
     ),
     "layer_norm": Plain(
         call=calls.layer_norm_call,

@@ -174,7 +174,10 @@ def _formula(z: Approx, kind: str) -> Approx:
         return tanh(z)
     if kind == "silu":
         return z * _sigmoid(z)[0]
-    return z * _normal_cdf(z) if kind == "gelu" else z / (1.0 + _tanh_decay(_clamped(z)))
+    if kind == "gelu":
+        return z * _normal_cdf(z)
+    above = exact(np.maximum(z.value, -SATURATED), z.on)
+    return _gone(above / (1.0 + _tanh_decay(_clamped(z))), z)
 
 
 def _formula_grad(z: Approx, kind: str) -> Approx:
@@ -188,10 +191,11 @@ def _formula_grad(z: Approx, kind: str) -> Approx:
     if kind == "silu":
         share, density = _sigmoid(z)
         return share + z * density
-    z = _clamped(z)
-    decay = _tanh_decay(z)
+    near = _clamped(z)
+    decay = _tanh_decay(near)
     gate = 1.0 / (1.0 + decay)
-    return gate * (1.0 + z * (2 * LINEAR + 6 * CUBIC * z * z) * gate * decay)
+    slope = gate * (1.0 + near * (2 * LINEAR + 6 * CUBIC * near * near) * gate * decay)
+    return _gone(slope, z)
 
 
 def _normal_cdf(z: Approx) -> Approx:
@@ -216,6 +220,13 @@ def _tanh_decay(z: Approx) -> Approx:
 
 def _clamped(z: Approx) -> Approx:
     return exact(np.clip(z.value, -SATURATED, SATURATED), z.on)
+
+
+def _gone(clamped: Approx, z: Approx) -> Approx:
+    """Take what is beyond the limit, and nearer to 0 than there, for 0 give or take as much."""
+    value, beyond = clamped.value, z.value < -SATURATED
+    error = clamped.error + np.where(beyond, np.abs(value), 0.0)
+    return Approx(np.where(beyond, 0.0, value), error, z.on)
 
 
 def _erf(x: Array) -> Array:

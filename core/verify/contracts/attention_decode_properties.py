@@ -26,7 +26,7 @@ from twofold.core.verify.contracts.attention_decode_domain import (
     table,
     whole,
 )
-from twofold.core.verify.contracts.attention_properties import SATURATING
+from twofold.core.verify.contracts.attention_properties import PAST_32_BITS, SATURATING
 from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array
@@ -282,11 +282,12 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
     for page_size in {0, case.page_size}:
         one = replace(case, page_size=page_size)
         given = inputs(one)
-        first, second = (
+        first, *others = (
             subject.compute(one, given.having(key_lengths=np.array(lengths)))
-            for lengths in ((0, room), (-1, room + 1))
+            for lengths in ((0, room), (-1, room + 1), (-PAST_32_BITS, PAST_32_BITS + 1))
         )
-        claims.same_bits(first, second, "with lengths out of the room")
+        for other in others:
+            claims.same_bits(first, other, "with lengths out of the room")
 
 
 def heads_apart(subject: Subject, case: Case) -> None:

@@ -36,6 +36,7 @@ from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference.attention_scores import pack
 
 SATURATING = 200.0  # the others' weights, e^−400, are 0 in float32
+PAST_32_BITS = 2**40  # a length
 
 
 def single_key(subject: Subject, case: Case) -> None:
@@ -121,6 +122,18 @@ def masked_rows(subject: Subject, case: Case) -> None:
             assert (found[name][no_keys] == value).all(), f"{name} of a query without keys"
     for name in found.keys() & {"dk", "dv"}:
         assert (found[name][no_queries] == 0.0).all(), f"{name} of a key without queries"
+
+
+def clipped_lengths(subject: Subject, case: Case) -> None:
+    """A length below 0 is 0, one above the number of keys as that, to the bit."""
+    case = replace(case, batch=2, key_lengths=True, packed=False)
+    given, N = inputs(case), case.seqlen_k
+    first, *others = (
+        subject.compute(case, given._replace(key_lengths=np.array(lengths)))
+        for lengths in ((0, N), (-1, N + 1), (-PAST_32_BITS, PAST_32_BITS + 1))
+    )
+    for other in others:
+        claims.same_bits(first, other, "with lengths that no sequence has")
 
 
 def permuted_heads(subject: Subject, case: Case) -> None:
@@ -347,6 +360,7 @@ PROPERTIES: Mapping[str, Property] = {
     "equal keys": equal_keys,
     "hull": hull,
     "masked rows": masked_rows,
+    "clipped lengths": clipped_lengths,
     "permuted heads": permuted_heads,
     "batch alone": batch_alone,
     "causality": causality,

@@ -181,7 +181,7 @@ _PARTS = of(
             ("seen", _END, "tl.minimum → tl.maximum"),
         ),
         "a length of 64 bits compares and loops alike": (
-            ("keys_present", "drop .to(tl.int32) of tl.load(lengths + b)"),
+            ("keys_present", "drop .to(tl.int32) of tl.minimum(*"),
         ),
         "what is outside is masked, or never stored": (
             ("masked", "tl.load(where, mask=inside, other=0): drop other"),

@@ -192,7 +192,7 @@ _WEIGHTS: tuple[Row, ...] = (
     ),
     (
         WEIGHTS, "all heads read the first head of keys", "attorch#14",
-        ("shared = h // x.G", "shared = h // x.G * 0"),
+        ("kv_head = h // x.G", "kv_head = h // x.G * 0"),
     ),
     (
         WEIGHTS, "padding keys receive attention", "",
@@ -326,15 +326,15 @@ _FP8: tuple[Row, ...] = (
     (
         FP8, "keys have the scale of the queries' head", "",
         (
-            "load_scale(k_scale_ptr, k_scale_strides, b, shared)",
+            "load_scale(k_scale_ptr, k_scale_strides, b, kv_head)",
             "load_scale(k_scale_ptr, k_scale_strides, b, h)",
         ),
     ),
     (
         FP8, "values have the scale of keys", "",
         (
-            "load_scale(v_scale_ptr, v_scale_strides, b, shared)",
-            "load_scale(k_scale_ptr, k_scale_strides, b, shared)",
+            "load_scale(v_scale_ptr, v_scale_strides, b, kv_head)",
+            "load_scale(k_scale_ptr, k_scale_strides, b, kv_head)",
         ),
     ),
     (

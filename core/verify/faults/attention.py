@@ -66,7 +66,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         FORWARD, "heads share keys with those that are far from them", "",
-        ("shared = h // x.G", "shared = h % (x.H // x.G)"),
+        ("kv_head = h // x.G", "kv_head = h % (x.H // x.G)"),
     ),
     (
         BACKWARD, "of the heads that share keys only the first has gradients", "",
@@ -230,7 +230,7 @@ _ATTENTION: tuple[Row, ...] = (
     (
         BACKWARD, "of heads that share keys all have the blocks of the first", "",
         ("places(x, b, h, block, begin, full, stop, end, BLOCK_M)",
-         "places(x, b, shared * x.G, block, begin, full, stop, end, BLOCK_M)"),
+         "places(x, b, kv_head * x.G, block, begin, full, stop, end, BLOCK_M)"),
     ),
     (
         FORWARD, "a packed sequence drops the weights that the first does", "",
