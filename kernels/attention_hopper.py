@@ -36,7 +36,8 @@ class Variant(NamedTuple):
         stages: blocks of keys, and of values, in shared memory.
         consumers: groups of four warps that multiply.
         turns: whether they issue their products one after the other, so that one multiplies while
-            the other is at its softmax.
+            the other is at its softmax, as FlashAttention-3 does in ping-pong. On an H200 that
+            gained little or nothing (benchmarks/ATTENTION.md): they drift apart alone.
         early: whether weights are rounded before the product of the ones before them is awaited:
             that is less to do in between, and takes registers.
         persistent: whether as many programs as there are multiprocessors share the tiles, or each

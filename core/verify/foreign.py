@@ -2,13 +2,13 @@
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
 options of `foreign_table.PLAIN` that its signature has; what may be given instead of a function
-stands in `foreign_kinds`. It returns the output; for attention also (output, lse), or (output,
-weights), for norms also (output, stream), the stream being x or its sum with a residual. Options it
-does not have are left out of the domain, and so is what conventions differ about: a query without
-keys, and causal with more keys than queries or fewer. If the output requires grad, the gradients
-are judged too. A case that the function refuses (`foreign_refusals.REFUSALS`) is counted, not held
-against it. An object with `forward` and `backward` that take what ours do is judged as any
-operator. What fails is shrunk.
+stands in `foreign_kinds`, other forms of a call in `foreign_forms`. It returns the output; for
+attention also (output, lse), or (output, weights), for norms also (output, stream), the stream
+being x or its sum with a residual. Options it does not have are left out of the domain, and so is
+what conventions differ about: a query without keys, and causal with more keys than queries or
+fewer. If the output requires grad, the gradients are judged too. A case that the function refuses
+(`foreign_refusals.REFUSALS`) is counted, not held against it. An object with `forward` and
+`backward` that take what ours do is judged as any operator. What fails is shrunk.
 
 In here a function that hangs or crashes takes the judge with it; `foreign_apart` keeps them apart.
 """

@@ -20,6 +20,7 @@ from twofold.core.verify.foreign_table import PLAIN, names_of, tensor_names
 
 IN_ORDER = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPE = "normalized_shape"
+# Options that are set on a module which keeps a number or a word of their name.
 KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction", "ignore_index")
 HELD_AS = {"table": "weight"}  # what modules call a tensor, where not as the operator does
 

@@ -42,11 +42,13 @@ def command(
 ) -> None:
     """Judge functions on torch tensors by an operator's contract: f(q, k, v, …) -> out.
 
-    What is named may also be an nn.Module (an instance), a class derived from
-    torch.autograd.Function (its apply is called), or an object or module with forward(…) ->
-    (out, cache) and backward(dout, cache); with forward alone, that is the function. What fails
-    comes as the smallest case that does, with a line that runs it again. Each function has a
-    process of its own: one that hangs or crashes is a failure, and the rest goes on.
+    What is named may also be an nn.Module (an instance, whose weight, bias, eps and the like are
+    set for every case), a class derived from torch.autograd.Function (its apply is called) or from
+    torch.optim.Optimizer, or an object or module with forward(…) -> (out, cache) and
+    backward(dout, cache); with forward alone, that is the function. Norms may take normalized_shape
+    as torch's do, gated activations one tensor of gate and up side by side. What fails comes as the
+    smallest case that does, with a line that runs it again. Each function has a process of its own:
+    one that hangs or crashes is a failure, and the rest goes on.
     """
     with plain_errors():
         if op not in ops.OPERATORS:
