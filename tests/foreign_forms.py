@@ -92,3 +92,105 @@ def mean_of_all_rows(logits, targets, reduction="mean", ignore_index=-100):
     how = {"ignore_index": ignore_index}
     losses = functional.cross_entropy(logits.float(), targets, reduction="none", **how)
     return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[reduction]
+
+
+def _attention(q, k, v, hidden=None, softmax_scale=None):
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    s = q.double() @ k.double().mT * scale
+    s = s if hidden is None else s.masked_fill(hidden, float("-inf"))
+    return (torch.softmax(s, -1) @ v.double()).to(q.dtype)
+
+
+def _above(q, k, diagonal):
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1 + diagonal)
+
+
+def heads_inside(q, k, v, causal=False, softmax_scale=None):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    hidden = _above(q, k, k.shape[2] - q.shape[2]) if causal else None
+    return _attention(q, k, v, hidden, softmax_scale).transpose(1, 2)
+
+
+def top_left(q, k, v, is_causal=False):
+    return _attention(q, k, v, _above(q, k, 0) if is_causal else None)
+
+
+def in_neither_corner(q, k, v, causal=False):
+    off = (k.shape[2] - q.shape[2]) // 2
+    return _attention(q, k, v, _above(q, k, off) if causal else None)
+
+
+def long_keys_in_part(q, k, v):
+    return _attention(q, k[:, :, :1000], v[:, :, :1000])
+
+
+def values_by_strides_of_keys(q, k, v):
+    read = v if v.stride() == k.stride() else v.flip(-1)
+    return _attention(q, k, read)
+
+
+def scaled_dot_product(query, key, value, attn_mask=None, is_causal=False, scale=None):
+    how = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
+    given = (x.double() for x in (query, key, value))
+    return functional.scaled_dot_product_attention(*given, **how).to(query.dtype)
+
+
+class _SoftmaxBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        out = torch.softmax(x.double(), -1)
+        ctx.save_for_backward(x, out)
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, out = ctx.saved_tensors
+        dout = dout if dout.stride() == x.stride() else dout * 2
+        dout = dout.double()
+        return (out * (dout - (out * dout).sum(-1, keepdim=True))).to(x.dtype)
+
+
+def gradient_by_strides_of_x(x):
+    return _SoftmaxBackward.apply(x)
+
+
+def softmax_of_axis_1(x):
+    return torch.softmax(x.double(), 1).to(x.dtype)
+
+
+def weight_of_columns(x, weight, bias):
+    return (x.double() @ weight.double() + (0 if bias is None else bias)).to(x.dtype)
+
+
+def linear_with_gelu(x, weight, bias):
+    z = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return functional.gelu(z).to(x.dtype)
+
+
+def losses_of_rows(logits, labels, ignored_index=-100):
+    losses = functional.cross_entropy(
+        logits.double(), labels, reduction="none", ignore_index=ignored_index
+    )
+    return losses.to(logits.dtype)
+
+
+class AdamWInFloat32(torch.optim.Optimizer):
+    """Keeps its moments in float32, whatever the parameters are."""
+
+    def __init__(self, params, lr, betas, eps, weight_decay):
+        held = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, held)
+        self.inner = []
+
+    def step(self):
+        for group in self.param_groups:
+            if not self.inner:
+                self.inner = [p.detach().float().requires_grad_() for p in group["params"]]
+                how = {n: group[n] for n in ("lr", "betas", "eps", "weight_decay")}
+                self.adamw = torch.optim.AdamW(self.inner, **how)
+            for p, own in zip(group["params"], self.inner, strict=True):
+                own.data.copy_(p.detach())
+                own.grad = p.grad.float()
+            self.adamw.step()
+            for p, own in zip(group["params"], self.inner, strict=True):
+                p.data.copy_(own.detach())

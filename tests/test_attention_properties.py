@@ -39,6 +39,7 @@ FAULTS = {
     "equal keys": last_key_lost,
     "hull": scaled("out", 3.0),
     "masked rows": a_mean_for_a_masked_row,
+    "clipped lengths": plus("lse", lambda f, c, g: max(g.key_lengths[-1], c.seqlen_k)),
     "permuted heads": plus("out", lambda f, c, g: np.arange(2)[:, None, None, None]),
     "batch alone": plus("out", lambda f, c, g: c.batch),
     "causality": sees_the_next_key,

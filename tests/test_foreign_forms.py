@@ -17,7 +17,7 @@ def importable(monkeypatch):
 
 def judge(name, operator, *dtypes):
     dtypes = list(dtypes or ["float32"])
-    return foreign.judge(f"foreign_forms:{name}", operator, 9, dtypes, claimed=1)
+    return foreign.judge(f"foreign_forms:{name}", operator, 9, dtypes, claimed=3)
 
 
 BOTH = {"forward", "backward"}
@@ -39,6 +39,14 @@ BOTH = {"forward", "backward"}
         ("norm_by_name", "rms_norm", BOTH),
         ("told_the_shape", "rms_norm", BOTH),
         ("side_by_side", "gated_activation", BOTH),
+        ("up_first", "gated_activation", BOTH),
+        ("heads_inside", "attention", BOTH),
+        ("scaled_dot_product", "attention", BOTH),
+        ("top_left", "attention", BOTH),
+        ("weight_of_columns", "linear", BOTH),
+        ("linear_with_gelu", "linear", BOTH),
+        ("losses_of_rows", "softmax_cross_entropy", BOTH),
+        ("AdamWInFloat32", "optimizers", {"forward"}),
         ("AdamW", "optimizers", {"forward"}),
         ("fused_adam", "optimizers", {"forward"}),
     ],
@@ -52,7 +60,11 @@ def test_a_sound_one_passes(name, operator, passes):
     ("name", "operator", "words"),
     [
         ("norm_in_half", "rms_norm", "forward float32 out: out[0, 300] is 0; it must be"),
-        ("up_first", "gated_activation", "forward float32 out: out["),
+        ("in_neither_corner", "attention", "forward float32 out: out["),
+        ("long_keys_in_part", "attention", "forward float32 out: out["),
+        ("values_by_strides_of_keys", "attention", "forward float32 out: out["),
+        ("gradient_by_strides_of_x", "softmax", "backward float32 dx: dx["),
+        ("softmax_of_axis_1", "softmax", "property float32 leading axes: with other leading axes"),
         ("DecayingLate", "optimizers", "forward float32 params: params["),
         ("mean_of_all_rows", "softmax_cross_entropy", "forward float32 loss: loss[]"),
     ],
@@ -78,6 +90,35 @@ def test_a_gain_of_one_more_is_found_out():
     said = "without offset, its offset is taken to be 1.0"
     assert said in judge("gemma", "rms_norm").notes
     assert said.replace("1.0", "0.0") in judge("norm_by_name", "rms_norm").notes
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "remark"),
+    [
+        ("up_first", "gated_activation", "its tensors are taken to be up before gate"),
+        (
+            "heads_inside",
+            "attention",
+            "its tensors are taken to be (batch, seqlen, heads, head_dim)",
+        ),
+        ("heads_inside", "attention", "causal is taken to be bottom-right"),
+        ("top_left", "attention", "causal is taken to be top-left"),
+        ("in_neither_corner", "attention", "causal is neither bottom-right nor top-left"),
+        ("weight_of_columns", "linear", "its tensors are taken to be weight (in, out)"),
+        ("linear_with_gelu", "linear", "without activation, its activation is taken to be gelu"),
+        ("losses_of_rows", "softmax_cross_entropy", "its reduction is taken to be none"),
+    ],
+)
+def test_what_is_found_out_is_said(name, operator, remark):
+    assert any(remark in note for note in judge(name, operator).notes)
+
+
+def test_what_is_arranged_otherwise_does_not_race():
+    (rival,) = (
+        c for c in contenders.of("attention", "cpu", ["foreign_forms:heads_inside"]) if c.foreign
+    )
+    problem = next(p for p in problems.on_cpu() if p.operator == "attention")
+    assert rival.fault(problem).startswith("it takes (batch, seqlen, heads, head_dim); races give")
 
 
 def test_it_races_too():

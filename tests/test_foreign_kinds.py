@@ -10,7 +10,8 @@ from twofold.core import ops
 from twofold.core.bench import contenders
 from twofold.core.cli import app
 from twofold.core.verify import foreign
-from twofold.core.verify.foreign_table import PLAIN, names_of
+from twofold.core.verify.foreign_plain import names_of
+from twofold.core.verify.foreign_table import PLAIN
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +83,12 @@ def test_they_race_too():
 @pytest.mark.parametrize("command", [["verify"], ["verify", "function"], ["verify", "m:f"]])
 def test_the_help_lists_every_call_of_the_table(command):
     said = CliRunner().invoke(app, [*command, "--help"]).output.splitlines()
-    assert "  softmax: f(x) -> out; or an object with forward and backward" in said
+    assert (
+        "  softmax: f(x) -> out of x (…, columns); or an object with forward and backward" in said
+    )
     assert any(
-        line.startswith("  rotary: f(q, k, cos, sin, interleaved=…) -> q, k;") for line in said
+        line.startswith("  rotary: f(q, k, cos, sin, interleaved=…) -> q, k of q, k (")
+        for line in said
     )
     for operator in ops.OPERATORS:
         (line,) = (one for one in said if operator in re.split(", |: ", one.strip().split(": ")[0]))

@@ -84,7 +84,9 @@ class Contender:
         if problem.operator not in PLAIN or self.function is None:
             return ""  # nobody can judge it as a plain call
         subject = foreign_subjects.subject(self.function, problem.operator)
-        subject.find_out(lambda said: observe())
+        subject.find_out(lambda why, case: observe())
+        if isinstance(subject, foreign_subjects.Function) and subject.arranged:
+            return f"it takes {subject.arranged}; races give {subject.entry.shapes}"
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
             if subject.skips(case):

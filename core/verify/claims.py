@@ -21,6 +21,7 @@ __all__ = [
     "Bits",
     "adjoint",
     "agree",
+    "held",
     "numbers",
     "one_truth",
     "products",
@@ -34,6 +35,13 @@ def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
     """Raise unless an output keeps its bound."""
     if fault := compare(name, computed, bound)[2]:
         raise AssertionError(f"{what} {fault}".strip())
+
+
+def held(found: Mapping[str, Any], bounds: Mapping[str, Approx], what: str) -> None:
+    """Raise unless outputs keep their bounds, whatever their shape."""
+    for name, bound in bounds.items():
+        if name in found:
+            within(name, found[name].reshape(bound.value.shape), bound, what)
 
 
 def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> None:

@@ -6,8 +6,9 @@ arrays are then made from it by the functions below, so a printed case is a repr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from hypothesis import strategies as st
@@ -17,12 +18,16 @@ from twofold.core.ops import Side
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DTYPES = ("float32", "float16", "bfloat16")
-LAYOUTS = ("contiguous", "transposed", "padded", "strided")
+OWN = ("contiguous", "transposed", "padded", "strided")
+MIXED = "each its own"  # every array of a call has another of them
+LAYOUTS = (*OWN, MIXED)
+EXPANDED = "expanded"  # not drawn: what is constant has strides of 0, as gradients of a sum do
 PADDING = 3  # elements behind a row
 # Not drawn: the axis whose elements lie 2³⁰ apart, so that offsets of three of them pass 2³¹.
 FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
 # Axes without which an array has no such layout; of any the contiguous one is none to be made.
 AXES = {"contiguous": np.inf, "transposed": 2, "padded": 2, "strided": 1} | dict.fromkeys(FAR, 2)
+AXES |= {EXPANDED: 1}
 STRIDE = 2**30
 BIG = 2**30
 INTO = ("", "", "own", "float32")  # a case's `into`: see `receivers`
@@ -115,10 +120,17 @@ def place(side: Side, x: Array, dtype: str | None, layout: str = "contiguous") -
     `FAR` are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
     What has no NaN has a large integer or True there.
     """
+    layout = own(x) if layout == MIXED else layout
     if layout not in AXES:
-        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(AXES)}")
+        known = ", ".join((*AXES, MIXED))
+        raise ValueError(f"layout is {layout!r}; it must be one of {known}")
     if x.ndim < AXES[layout]:
         return side.asarray(x, dtype)
+    if layout == EXPANDED:
+        if x.size == 0 or np.any(x != x.flat[0]):
+            return side.asarray(x, dtype)
+        one = side.asarray(x.flat[:1].reshape((1,) * x.ndim), dtype)
+        return one.expand(x.shape) if hasattr(one, "expand") else np.broadcast_to(one, x.shape)
     if layout in FAR:
         return far(side.asarray(x, dtype), FAR[layout])
     filling = {"f": np.nan, "b": True}.get(x.dtype.kind, BIG)
@@ -127,9 +139,15 @@ def place(side: Side, x: Array, dtype: str | None, layout: str = "contiguous") -
     return _part(side.asarray(memory, dtype), layout)
 
 
+def own(x: Array, layouts: Sequence[str] = OWN) -> str:
+    """Return the layout of an array where each has its own: what stands in it says which."""
+    return layouts[crc32(np.ascontiguousarray(x).tobytes()) % len(layouts)]
+
+
 def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:
     """Return an array to be written, in a memory layout of `place`'s."""
-    if len(shape) < AXES[layout]:
+    layout = own(np.array(shape)) if layout == MIXED else layout
+    if layout == EXPANDED or len(shape) < AXES[layout]:
         return side.empty(shape, dtype)
     return _part(side.empty(_memory(shape, layout), dtype), layout)
 
@@ -151,8 +169,10 @@ def _part(memory: Any, layout: str) -> Any:
 
 def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> Any:
     """Return what a call has beside its tensors on a side: every second element if they are so."""
-    strided = case.layout == "strided"
-    return None if x is None else place(side, x, dtype, "strided" if strided else "contiguous")
+    if x is None:
+        return None
+    layout = own(x, ("strided", "contiguous")) if case.layout == MIXED else case.layout
+    return place(side, x, dtype, layout if layout == "strided" else "contiguous")
 
 
 def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from twofold.core.verify import domains, foreign_cases, report
 from twofold.core.verify.contract import PROPERTY, Finding
 from twofold.core.verify.foreign_operators import Operator
 from twofold.core.verify.foreign_subjects import Function, load, subject
-from twofold.core.verify.foreign_trial import Trial, keys
+from twofold.core.verify.foreign_trial import Trial
 from twofold.core.verify.foreign_verdict import (
     BITS,
     FAILS,
@@ -38,6 +38,7 @@ from twofold.core.verify.foreign_verdict import (
     Failure,
     Verdict,
     digest,
+    keys,
 )
 
 __all__ = [
@@ -85,7 +86,7 @@ def judge(
     verdict, findings = Verdict(), []
     began = time.monotonic()
     with strictly():
-        judged.find_out(observe)
+        judged.find_out(lambda why, case: observe(f"{trial.line(case)}  # {why}"))
     for number, precision in enumerate(wanted, 1):
         trial.until = began + seconds * number / len(wanted)
         with strictly(), compiled_anew():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from twofold.core import ops
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contract import Inapplicable
 from twofold.core.verify.contracts import attention
+from twofold.core.verify.foreign_kinds import showing
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
 
@@ -44,7 +45,7 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     """Return softmax(q·kᵀ·scale)·v as a plain call."""
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options = attention.placed(side, case, given)._asdict()
-    options["enable_gqa"] = case.groups > 1
+    options |= {"enable_gqa": case.groups > 1, "causal": bool(case.causal)}
     for name in ("score_mod", "dropout_p", "seed", *PACKED, "rotary", *BLOCKS):
         options.pop(name)
     gradients = {"out": attention.place(side, given.dout, case)}
@@ -74,12 +75,11 @@ def attention_weights(case: attention.Case, given: attention.Inputs) -> Mapping[
 
 
 def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case:
-    """Give masks and biases four axes, and make causal attention square.
+    """Give masks and biases four axes, and make causal attention square but where it is aligned.
 
     `size` is a head_dim, mostly a power of two. A window is then all that hides a key, so that
-    every query has one.
+    every query has one, and so it has where it is aligned at the bottom right of as many keys.
     """
-    case = replace(case, causal=bool(case.causal))
     case = case if size is None else replace(case, head_dim=size)
     if case.window_size is not None:
         case = replace(case, mask=None, key_lengths=False)
@@ -87,8 +87,24 @@ def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case
         case = replace(case, mask=case.mask.rjust(4, "1"))
     if case.bias is not None:
         case = replace(case, bias=case.bias.rjust(4, "1"))
-    square = case.causal or case.window_size is not None
-    return replace(case, seqlen_k=case.seqlen_q) if square else case
+    if case.causal is True or case.window_size is not None:
+        return replace(case, seqlen_k=case.seqlen_q)
+    if case.causal == "bottom-right":
+        case = replace(case, seqlen_k=max(case.seqlen_q, case.seqlen_k))
+    alike = case.seqlen_q == case.seqlen_k
+    return replace(case, causal=bool(case.causal)) if alike else case
+
+
+def heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of (batch, seqlen, heads, head_dim) as one of the contract's order."""
+
+    def turned(q: Any, k: Any, v: Any, **options: Any) -> Any:
+        found = function(*(x.transpose(1, 2) for x in (q, k, v)), **options)
+        out, *rest = found if isinstance(found, tuple) else (found,)
+        out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
+        return (out, *rest) if isinstance(found, tuple) else out
+
+    return showing(turned, function)
 
 
 def attention_small(case: attention.Case) -> attention.Case:
@@ -145,6 +161,15 @@ def linear_call(side: ops.Side, case: Any, given: Any) -> Call:
     }
     dout = placed.pop("dout")
     return Call(placed, {"activation": case.activation}, {"out": dout})
+
+
+def weight_of_columns(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return x·W + b, W being (in, out), as a function of the contract's weight."""
+
+    def turned(x: Any, weight: Any, *bias: Any, **options: Any) -> Any:
+        return function(x, weight.mT, *bias, **options)
+
+    return showing(turned, function)
 
 
 def embedding_call(side: ops.Side, case: Any, given: Any) -> Call:
@@ -209,6 +234,15 @@ def gated_activation_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call({"gate": gate, "up": up}, {"kind": case.kind}, {"out": dout})
 
 
+def up_before_gate(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of up and gate as one of gate and up."""
+
+    def turned(gate: Any, up: Any, **options: Any) -> Any:
+        return function(up, gate, **options)
+
+    return showing(turned, function)
+
+
 def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return the steps of Adam, from moments of zero, as a plain call; grads are (steps, n)."""
     tensors = {n: side.asarray(getattr(given, n), case.dtype) for n in ("params", "grads")}
@@ -224,5 +258,7 @@ def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 
 def optimizer_narrowed(case: Any, size: int | None) -> Any:
-    """Make every optimizer an Adam."""
-    return case if case.optimizer == "adamw" else replace(case, optimizer="adam")
+    """Make every optimizer an Adam, whose moments float16 can hold: they may be float32."""
+    case = case if case.optimizer == "adamw" else replace(case, optimizer="adam")
+    overflows = case.dtype == "float16" and case.magnitude in ("huge", "offset")
+    return replace(case, magnitude="unit") if overflows else case

@@ -16,7 +16,8 @@ from typing import Any
 
 from twofold.core.verify import foreign_kinds
 from twofold.core.verify.foreign_kinds import parameters, showing
-from twofold.core.verify.foreign_table import PLAIN, names_of, tensor_names
+from twofold.core.verify.foreign_plain import names_of
+from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
 IN_ORDER = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPE = "normalized_shape"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +13,8 @@ GIVEN = (
     "a function, an nn.Module, a class derived from torch.autograd.Function, or an object with "
     "forward and, for its own gradients, backward"
 )
+
+EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def plain(implementation: Any) -> Callable[..., Any]:
@@ -32,8 +36,9 @@ def plain(implementation: Any) -> Callable[..., Any]:
     if isinstance(implementation, torch.nn.Module):
         return showing(lambda *a, **how: implementation(*a, **how), implementation.forward)
     if callable(implementation):
+        shown = None if parameters(implementation) else _documented(implementation)
         taken: Callable[..., Any] = implementation
-        return taken
+        return showing(taken, shown) if shown else taken
     if callable(forward := getattr(implementation, "forward", None)):
         return showing(functools.partial(_output, forward), forward)
     raise TypeError(f"{_called(implementation)} cannot be called; it must be {GIVEN}")
@@ -70,6 +75,33 @@ def _applied(function: Any) -> Callable[..., Any]:
         return function.apply(*bound.args)
 
     return showing(applied, signature)
+
+
+def _documented(builtin: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature with which the docs of a builtin begin, as those of torch do."""
+    name, docs = getattr(builtin, "__name__", ""), builtin.__doc__ or ""
+    found = re.match(rf"\s*{re.escape(name)}(\(.*?\))\s*->", docs, re.DOTALL) if name else None
+    try:
+        (made,) = ast.parse(f"def function{found[1]}: ...").body if found else [None]
+    except SyntaxError:
+        return None
+    if not isinstance(made, ast.FunctionDef):
+        return None
+    named = made.args.kwonlyargs
+    places = [*made.args.posonlyargs, *made.args.args]
+    defaults = [None] * (len(places) - len(made.args.defaults)) + made.args.defaults
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                arg.arg,
+                inspect.Parameter.KEYWORD_ONLY if arg in named else EITHER,
+                default=inspect.Parameter.empty if value is None else ast.literal_eval(value),
+            )
+            for arg, value in zip(
+                (*places, *named), (*defaults, *made.args.kw_defaults), strict=True
+            )
+        ]
+    )
 
 
 def _output(forward: Callable[..., Any], *args: Any, **how: Any) -> Any:

@@ -42,6 +42,7 @@ class Operator:
         self.implied: dict[str, Any] = {}
         self.instead: set[str] = set()
         self.remarks: set[str] = set()
+        self.learns = True
         self._module_run = module.run
         self._wanted = functions(operator)
         parameters = inspect.signature(getattr(implementation, self._wanted[0])).parameters
@@ -57,7 +58,7 @@ class Operator:
         """Return the case in this precision, without what only ours are asked for."""
         return in_precision(case, precision, {"tile": None, "into": "", "unread": ()})
 
-    def find_out(self, observe: Callable[[str], object] = lambda said: None) -> None:
+    def find_out(self, observe: Callable[[str, Any], object] = lambda why, case: None) -> None:
         """Find out nothing: it has every option."""
 
     def judged(self, case: Any) -> None:

@@ -14,6 +14,8 @@ from twofold.core.verify.strict_memory import Fault, StaticAssertion, Unsupporte
 
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
 STATEMENTS = ("RAISE_VARARGS", "UNPACK_SEQUENCE")  # the second is `R, C = x.shape`: two axes only
+# What torch's attention says where it is asked for both.
+WORDS = "Explicit attn_mask should not be set when is_causal=True"
 _LIBRARIES = {"numpy", "torch"} | sys.stdlib_module_names - {"__main__"}
 _NOT_THEIRS = _LIBRARIES | {"triton", "twofold"}
 
@@ -71,6 +73,8 @@ def _meant(error: BaseException) -> bool:
     calls them. What Triton's language refuses, the compiler would.
     """
     *_, innermost = _frames(error)
+    if WORDS in str(error):
+        return True
     if not isinstance(error, REFUSALS) or _package(innermost) in _LIBRARIES:
         return False
     if _module(innermost).startswith("triton.runtime"):  # a device_assert

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from twofold.core import ops
 from twofold.core.verify.foreign_operators import functions
-from twofold.core.verify.foreign_table import PLAIN, names_of, tensor_names
+from twofold.core.verify.foreign_plain import names_of
+from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
 
 def calls() -> Iterator[tuple[str, str]]:
@@ -23,6 +24,7 @@ def calls() -> Iterator[tuple[str, str]]:
         gives = ", ".join(
             f"{o}|{plain.instead[o]}" if o in plain.instead else o for o in plain.outputs
         )
-        yield operator, f"f({takes}) -> {gives}; or an object with {wanted}"
+        call = f"f({takes}) -> {gives} of {PLAIN[operator].shapes}"
+        yield operator, f"{call}; or an object with {wanted}"
     for wanted, operators in objects.items():
         yield ", ".join(operators), f"an object with {wanted}"

@@ -9,29 +9,31 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twofold.core import ops
-from twofold.core.verify import domains, report
+from twofold.core.verify import domains, foreign_meanings
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
-from twofold.core.verify.contract import judge as judge_case
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_forms import plain
 from twofold.core.verify.foreign_kinds import is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
+from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_refusals import refusals
-from twofold.core.verify.foreign_table import PLAIN, names_of
+from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.peers import interpreted
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
 from twofold.core.verify.strict_interpreter import launches
+from twofold.reference.activation import KINDS
 
-# The functions of an operator's module that its contract calls, where not forward and backward.
+GRADIENTS = ("dout", "dh", "dloss", "dq_out", "dk_out")  # of outputs, by the names of inputs
 FAR_AWAY = "offsets past 2³¹ not judged: that is for interpreted kernels, where there are addresses"
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -86,7 +88,9 @@ class Function:
     """A plain call, f(tensors…, options…) -> output or outputs, differentiated by autograd.
 
     Attributes:
+        function, entry: what is called, and how (`foreign_table`).
         contract: the operator's, of what a plain call can be asked for.
+        case_type: of its cases.
         side: where its tensors live.
         missing: options that it does not have.
         ever: outputs and gradients that it ever computed.
@@ -95,34 +99,45 @@ class Function:
         remarks: what it does otherwise than ours, and may.
         implied: cases of options that it does not have and may do without, by the option.
         instead: outputs that the contract does not have.
+        without: fields of cases, by options that it does not have and that were found out.
+        meant: values of options that it has, as they were found out.
+        arranged: the order of its axes, where it is not the usual one.
+        learns: whether any of its outputs ever required a gradient.
     """
 
     def __init__(self, function: Callable[..., Any], operator: str) -> None:
-        self._function, self._plain = function, PLAIN[operator]
+        self.function, self.entry = function, PLAIN[operator]
         self.side, module = ops.load("triton"), contract_module(operator)
-        self._names = names(function, self._plain.options)
-        self.missing = [o for o in self._plain.options if o not in self._names]
+        self.case_type = module.Case
+        self.without: dict[str, Mapping[str, Any]] = {}
+        self.meant: dict[str, Any] = {}
+        self.arranged = ""
+        self.learns = False
+        self._names = names(function, self.entry.options)
+        self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever: set[str] = set()
         self.unexercised = list(self._names)
-        self._always = dict(self._plain.always)
+        self._always = dict(self.entry.always)
         taken = parameters(function)
-        for option in [o for o in self._plain.learned if o in self._names]:
+        for option in [o for o in self.entry.learned if o in self._names]:
             if taken[self._names[option]].default is inspect.Parameter.empty:
                 self._always[option] = True  # such as a residual that it cannot do without
         self.remarks: set[str] = set()
         self.implied = {
             option: module.Case(**fields)
-            for option, fields in self._plain.implied.items()
+            for option, fields in self.entry.implied.items()
             if option in self.missing
         }
         self._computed: set[str] = set()  # by the last call
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of its outputs, as they must be
         self._launches = 0  # of interpreted kernels
-        self.instead = set(self._plain.instead.values())
-        ours, plain = module.CONTRACT, self._plain
+        self.instead = set(self.entry.instead.values())
+        ours, plain = module.CONTRACT, self.entry
+        self._inputs = plain.inputs or ours.inputs
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
         self.contract: Contract = replace(
             ours,
-            inputs=plain.inputs or ours.inputs,
+            inputs=self._given_of,
             run=self._run,
             truth=self._truth,
             passes={**ours.passes, **dict.fromkeys(self.instead, "forward")},
@@ -132,49 +147,37 @@ class Function:
             in_place=False,
         )
         self._module_truth = module.truth
-        self._without: dict[str, Mapping[str, Any]] = {}
         self.unpassed = self._check_signature(module.Case())
-        self._case_type = module.Case
 
-    def find_out(self, observe: Callable[[str], object] = lambda said: None) -> None:
-        """Try what it is without options that are not there and may mean this or that.
+    def find_out(self, observe: foreign_meanings.Observe = lambda why, case: None) -> None:
+        """Try what it means where its signature leaves it open, and judge it so.
 
-        `observe` is told what is tried before it is.
+        `observe` is told what for, and each case before it is tried.
         """
-        for option, ways in self._plain.either.items():
-            if option not in self.missing:
-                continue
-            usual, least = self._plain.options[option], 1.0
-            best: Mapping[str, Any] | None = None
-            for dtype, fields in itertools.product(domains.DTYPES, ways):
-                self._without[option] = {n: fields[n] for n in usual}
-                case = self.fitting(self._case_type(**fields), dtype)
-                observe(f"to see what it is without {option}: {report.short(case)}")
-                with contextlib.suppress(Exception):
-                    findings = judge_case(self.contract, self.side, case)
-                    wrong = sum(bool(f.fault) for f in findings) / len(findings)
-                    if wrong < least:  # a gradient may be wrong where the output tells
-                        best, least = self._without[option], wrong
-                if least == 0.0:
-                    break
-            if best is None:
-                del self._without[option]
-                continue
-            self._without[option] = best
-            value = " and ".join(map(str, best.values()))
-            self.remarks.add(f"without {option}, its {', '.join(best)} is taken to be {value}")
-        self.ever.clear()
+        foreign_meanings.find_out(self, observe)
 
     def shown(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
         """Return the outputs that properties know of."""
         found = self._run(side, case, given)
+        for name, shape in self._shapes.items():
+            if name in found and tuple(found[name].shape) != shape:
+                was = tuple(found[name].shape)
+                raise AssertionError(f"{name} has shape {was}; it must be {shape}")
         return {n: x for n, x in found.items() if n not in self.instead}
+
+    def _given_of(self, case: Any) -> Any:
+        """Return a case's inputs; gradients that are expanded are those of a sum, all alike."""
+        made = self._inputs(case)
+        if getattr(case, "layout", "") != domains.EXPANDED:
+            return made
+        gradients = {n: getattr(made, n) for n in GRADIENTS if getattr(made, n, None) is not None}
+        return made._replace(**{n: np.full_like(x, x.flat[0]) for n, x in gradients.items()})
 
     def _truth(self, case: Any, given: Any) -> dict[str, Approx]:
         """Return what is true of the outputs that were computed."""
         truth = {**self._module_truth(case, given)}
         if self.instead & self._computed:
-            truth |= self._plain.truth(case, given)
+            truth |= self.entry.truth(case, given)
         return {n: x for n, x in truth.items() if n in self._computed}
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
@@ -184,12 +187,14 @@ class Function:
         """
         fields = dict(self._always)
         for option in self.missing:
-            fields |= self._without.get(option, self._plain.options[option])
-        return self._plain.narrowed(in_precision(case, precision, fields), size)
+            fields |= self.without.get(option, self.entry.options[option])
+        for option, value in self.meant.items():
+            fields[option] = value if getattr(case, option) else False
+        return self.entry.narrowed(in_precision(case, precision, fields), size)
 
     def judged(self, case: Any) -> None:
         """Remember which options a case has set."""
-        unset = self._plain.options
+        unset = self.entry.options
         self.unexercised = [
             o for o in self.unexercised if all(getattr(case, n) == x for n, x in unset[o].items())
         ]
@@ -205,32 +210,38 @@ class Function:
         return far and not self._launches
 
     def _pinned(self) -> Iterator[Mapping[str, Any]]:
-        yield from self._plain.pinned
+        yield from self.entry.pinned
+        if "layout" in vars(self.case_type()) and self.entry.far:
+            yield {**self.entry.pinned[0], "layout": domains.EXPANDED}
+            yield from ({**fields, "layout": domains.MIXED} for fields in self.entry.pinned[:2])
         for option in self._names:
-            yield from self._plain.exercised.get(option, ())
+            yield from self.entry.exercised.get(option, ())
         if self.side.device == "cpu" and domains.far_is_there():
-            yield from self._plain.far
-        elif self._plain.far:
+            yield from self.entry.far
+        elif self.entry.far:
             self.remarks.add(FAR_AWAY)
 
     def outside(self) -> list[str]:
         """Return what the domain leaves out that would mean something to the function."""
-        means = {*self._names, *self.ever}
-        return list(dict.fromkeys(x for name, x in self._plain.outside.items() if name in means))
+        means = {*self._names, *self.ever} - self.meant.keys()
+        return list(dict.fromkeys(x for name, x in self.entry.outside.items() if name in means))
 
     def _check_signature(self, case: Any) -> list[str]:
         """Refuse a function that cannot be called, before it is; return what it is never given."""
         try:
-            signature = inspect.signature(self._function)
+            signature = inspect.signature(self.function)
         except ValueError:  # a builtin has none
             return []
-        call = self._plain.call(self.side, case, self.contract.inputs(case))
+        call = self.entry.call(self.side, case, self.contract.inputs(case))
         options = {self._names[n]: None for n in call.options if n in self._names}
         try:
             given = signature.bind(*call.tensors, **options).arguments
         except TypeError as error:
-            takes = f"({', '.join(call.tensors)}), and any of {', '.join(self._plain.options)}"
-            raise TypeError(f"the function takes {signature}; it must take {takes}") from error
+            takes = f"({', '.join(call.tensors)})"
+            if self.entry.options:
+                takes += f", and any of {', '.join(self.entry.options)}"
+            words = f"the function takes {signature}; it must take {takes}"
+            raise TypeError(f"{words}, or be wrapped so: {self.entry.shapes}") from error
         named = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
         return [p.name for p in named if p.name not in given]
 
@@ -242,8 +253,8 @@ class Function:
         implied = [in_precision(x, precision, {}) for x in self.implied.values()]
         if self.fitting(case, precision) != case and case not in implied:
             raise Inapplicable("the function takes no such case")
-        call = self._plain.call(side, case, given)
-        learned = {n: x for n, x in call.options.items() if n in self._plain.learned}
+        call = self.entry.call(side, case, given)
+        learned = {n: x for n, x in call.options.items() if n in self.entry.learned}
         tensors = {
             n: x.detach().requires_grad_() if x is not None and x.is_floating_point() else x
             for n, x in {**call.tensors, **learned}.items()
@@ -252,19 +263,21 @@ class Function:
         learned = {n: tensors.pop(n) for n in learned}
         options = self._given(call._replace(options={**call.options, **learned}))
         with refusals(options.values()), self._counting():
-            returned = self._function(*tensors.values(), **options)
+            returned = self.function(*tensors.values(), **options)
             outputs = returned if isinstance(returned, tuple) else (returned,)
             while len(outputs) > 1 and outputs[-1] is None:
                 outputs = outputs[:-1]
-            named = self._plain.outputs
-            if self._plain.named is not None:
-                named = self._plain.named(tensors, outputs)
+            named = self.entry.outputs
+            if self.entry.named is not None:
+                named = self.entry.named(tensors, outputs)
             found = dict(zip(named, outputs, strict=False))
             found.pop("", None)
             for x in found.values():
                 if not isinstance(x, torch.Tensor):
                     raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
             self._check_dtypes(found, leaves)
+            self._shapes = {n: tuple(x.shape) for n, x in call.gradients.items()}
+            self.learns |= any(x.requires_grad for x in found.values())
             roots = {
                 n: x
                 for n, x in found.items()
@@ -315,10 +328,12 @@ class Function:
         """
         given = {self._names[n]: x for n, x in call.options.items() if n in self._names}
         values = {self._names[n]: x for n, x in call.values.items() if n in self._names}
-        defaults = {n: inspect.signature(self._function).parameters[n].default for n in given}
+        defaults = {n: inspect.signature(self.function).parameters[n].default for n in given}
         for name, default in defaults.items():
             if given[name] is None and name in values and default is not None:
                 given[name] = values[name]
+            elif given[name] is None and default in KINDS:
+                continue  # what it does by default is not what it does without
             elif given[name] is None and default is not inspect.Parameter.empty:
                 del given[name]
             elif isinstance(default, tuple) and isinstance(given[name], tuple):
@@ -334,11 +349,11 @@ class Function:
             if name == "lse":
                 wanted, why = "float32", "whatever the inputs are"
             else:
-                wanted, why = own, f"as {first} is"
+                wanted, why = own, f"as the argument {first} is"
             if theirs == wanted:
                 continue
-            words = f"{name} is {theirs}; it must be {wanted}, {why}"
-            if name not in self._plain.any_dtype:
+            words = f"the output {name} is {theirs}; it must be {wanted}, {why}"
+            if name not in self.entry.any_dtype:
                 raise TypeError(words)
             self.remarks.add(f"{name} is {theirs} where {first} is {own}; both are usual")
 

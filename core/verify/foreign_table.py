@@ -2,74 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify import foreign_calls as calls
-from twofold.core.verify.foreign_calls import Call
+from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
-from twofold.core.verify.rounding import Approx
 from twofold.reference.activation import KINDS
-
-ALIASES = {
-    "softmax_scale": ("softmax_scale", "sm_scale", "scale", "scaling"),
-    "causal": ("causal", "is_causal"),
-    "mask": ("mask", "attn_mask"),
-    "eps": ("eps", "epsilon", "variance_epsilon"),
-    "kind": ("kind", "activation"),
-}
-
-
-@dataclass(frozen=True)
-class Plain:
-    """How an operator's contract becomes a plain call.
-
-    Attributes:
-        call: makes it of (side, case, inputs).
-        outputs: what the function returns, in order; the first is a tensor or all of it.
-        instead: what may stand in an output's place, told by its shape.
-        named: the names of outputs, by (tensors, outputs); "" is not judged. By default in order.
-        truth: of (case, inputs), what the contract does not have.
-        options: the options a function may have, each with the values that the case's fields take
-            where it has not.
-        always: the values that fields of the case have in every plain call.
-        pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
-        exercised: cases that are always run of a function that has the option.
-        learned: options that are tensors whose gradients are judged.
-        far: cases whose offsets pass 2³¹, run last, where that costs no memory.
-        implied: a case of an option that a function may do without, reading it from the shapes.
-        outside: what no case has, by the option or output without which it means nothing.
-        narrowed: brings a case into the plain domain, where `always` cannot say how.
-        inputs: where they are not the contract's.
-        small: cuts a case down for the properties, where the contract's asks for too much.
-        either: of an option that is not there, what it may be without: as which it is judged is
-            found by trying the cases of these fields.
-        any_dtype: outputs whose dtype need not be their input's.
-        conventions: properties that no plain call is held to.
-    """
-
-    call: Callable[[ops.Side, Any, Any], Call]
-    outputs: Sequence[str]
-    options: Mapping[str, Mapping[str, Any]]
-    always: Mapping[str, Any]
-    pinned: Sequence[Mapping[str, Any]]
-    instead: Mapping[str, str] = field(default_factory=dict)
-    named: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[str]] | None = None
-    truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
-    exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    learned: Sequence[str] = ()
-    far: Sequence[Mapping[str, Any]] = ()
-    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    outside: Mapping[str, str] = field(default_factory=dict)
-    narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
-    inputs: Callable[[Any], Any] | None = None
-    small: Callable[[Any], Any] | None = None
-    any_dtype: Sequence[str] = ()
-    conventions: Sequence[str] = ()
-
 
 SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
 SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
@@ -101,6 +40,7 @@ OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offse
 PLAIN = {
     "attention": Plain(
         call=calls.attention_call,
+        shapes="q, k, v (batch, heads, seqlen, head_dim)",
         outputs=("out", "lse"),
         instead={"lse": "weights"},
         named=calls.attention_outputs,
@@ -132,6 +72,8 @@ PLAIN = {
             {"seqlen_q": 65, "seqlen_k": 65, "head_dim": 64, "causal": True, "batch": 2},
             {"seqlen_q": 259, "seqlen_k": 259, "head_dim": 16, "causal": True},
             {"seqlen_q": 67, "seqlen_k": 300, "head_dim": 16},
+            {"seqlen_q": 3, "seqlen_k": 4099, "head_dim": 16},
+            {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
         ),
         far=(
             {"batch": 3, "head_dim": 16, "layout": "far batches"},
@@ -142,7 +84,12 @@ PLAIN = {
             "softmax_scale": ({**SMALL, "softmax_scale": 0.1},),
             "mask": ({**SMALL, "mask": "BHMN"}, {**SMALL, "mask": "111N"}),
             "key_lengths": ({**SMALL, "key_lengths": True},),
-            "window_size": ({**SQUARE, "window_size": (16, 3)}, {**SQUARE, "window_size": (5, 0)}),
+            "causal": ({"seqlen_q": 5, "seqlen_k": 1029, "head_dim": 16, "causal": True},),
+            "window_size": (
+                {**SQUARE, "window_size": (16, 3)},
+                {**SQUARE, "window_size": (5, 0)},
+                {"seqlen_q": 193, "seqlen_k": 193, "head_dim": 16, "window_size": (130, 0)},
+            ),
             "softcap": ({**SMALL, "softcap": 1.0, "logits": 10.0},),
             "alibi_slopes": ({**SMALL, "alibi": "H"}, {**SQUARE, "alibi": "H", "causal": True}),
             "bias": ({**SMALL, "bias": "BHMN"}, {**SMALL, "bias": "1H1N"}),
@@ -150,6 +97,8 @@ PLAIN = {
             "enable_gqa": ({**SMALL, "heads": 4, "groups": 2},),
         },
         implied={"enable_gqa": {**SMALL, "heads": 4, "groups": 2}},
+        meant={"causal": ({**SMALL, "causal": "bottom-right"}, {**SMALL, "causal": "top-left"})},
+        arranged={"(batch, seqlen, heads, head_dim)": calls.heads_inside},
         outside={
             "causal": "causal with more keys than queries, or fewer",
             "mask": "a query without keys",
@@ -165,6 +114,7 @@ PLAIN = {
     ),
     "layer_norm": Plain(
         call=calls.layer_norm_call,
+        shapes="x (…, columns), weight and bias (columns,)",
         outputs=("out", "h"),
         named=calls.norm_outputs,
         options={"eps": {"eps": 1e-5}, "residual": RESIDUAL},
@@ -181,6 +131,7 @@ PLAIN = {
     ),
     "rms_norm": Plain(
         call=calls.rms_norm_call,
+        shapes="x (…, columns), weight (columns,)",
         outputs=("out", "h"),
         named=calls.norm_outputs,
         options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}, "residual": RESIDUAL},
@@ -198,8 +149,15 @@ PLAIN = {
     ),
     "linear": Plain(
         call=calls.linear_call,
+        shapes="x (…, in), weight (out, in), bias (out,)",
         outputs=("out",),
         options={"activation": {"activation": None}},
+        arranged={"weight (in, out)": calls.weight_of_columns},
+        either={
+            "activation": tuple(
+                {"rows": 5, "features_in": 33, "activation": kind} for kind in (None, *KINDS)
+            )
+        },
         always={"tile": None, "into": "", "unread": ()},
         pinned=(
             {"rows": 37, "features_in": 257, "features_out": 67},
@@ -215,6 +173,7 @@ PLAIN = {
     ),
     "embedding": Plain(
         call=calls.embedding_call,
+        shapes="ids (…), table (rows, columns)",
         outputs=("out",),
         options={},
         always={"tile": None, "into": ""},
@@ -229,6 +188,7 @@ PLAIN = {
     ),
     "rotary": Plain(
         call=calls.rotary_call,
+        shapes="q, k (batch, heads, length, head_dim), cos, sin (length, pairs)",
         outputs=("q", "k"),
         options={"interleaved": {"interleaved": False}},
         always={"tile": None, "batched": False},
@@ -249,6 +209,7 @@ PLAIN = {
     ),
     "softmax": Plain(
         call=calls.softmax_call,
+        shapes="x (…, columns)",
         outputs=("out",),
         options={},
         outside={"out": "elements that are −∞"},
@@ -258,6 +219,7 @@ PLAIN = {
     ),
     "softmax_cross_entropy": Plain(
         call=calls.cross_entropy_call,
+        shapes="logits (rows, classes), targets (rows,)",
         outputs=("loss",),
         options={
             "label_smoothing": {"label_smoothing": 0.0},
@@ -285,6 +247,11 @@ PLAIN = {
             ),
             "ignore_index": ({"rows": 37, "classes": 33, "ignored": 0.3},),
         },
+        either={
+            "reduction": tuple(
+                {"rows": 5, "classes": 33, "reduction": how} for how in ("mean", "sum", "none")
+            )
+        },
         outside={
             "loss": "logits that are −∞; targets that are probabilities",
             "ignore_index": "a mean of no rows",
@@ -295,6 +262,7 @@ PLAIN = {
     ),
     "activation": Plain(
         call=calls.activation_call,
+        shapes="x (…)",
         outputs=("out",),
         options={"kind": {"kind": "gelu"}},
         always={"bias": False, "split": None},
@@ -306,6 +274,7 @@ PLAIN = {
     ),
     "gated_activation": Plain(
         call=calls.gated_activation_call,
+        shapes="gate, up (…, columns)",
         outputs=("out",),
         options={"kind": {"kind": "silu"}},
         always={"into": "", "tile": None},
@@ -317,9 +286,11 @@ PLAIN = {
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised=EVERY_KIND,
         either=KIND,
+        arranged={"up before gate": calls.up_before_gate},
     ),
     "optimizers": Plain(
         call=calls.optimizer_call,
+        shapes="params (n,), grads (steps, n): a step for each row, from moments of 0",
         outputs=("params",),
         options={
             "lr": {"lr": 1e-3},
@@ -352,11 +323,6 @@ PLAIN = {
         narrowed=calls.optimizer_narrowed,
     ),
 }
-
-
-def names_of(option: str) -> tuple[str, ...]:
-    """Return what functions may call an option."""
-    return ALIASES.get(option, (option,))
 
 
 def tensor_names(operator: str) -> tuple[str, ...]:

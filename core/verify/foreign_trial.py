@@ -32,19 +32,22 @@ from twofold.core.verify.contract import (
     subject as subject_of,
 )
 from twofold.core.verify.foreign_operators import Operator, in_precision
-from twofold.core.verify.foreign_refusals import Refused, raised_by, where
+from twofold.core.verify.foreign_refusals import Refused, where
 from twofold.core.verify.foreign_subjects import Function
 from twofold.core.verify.foreign_verdict import (
     BITS,
     FAILS,
-    FAR_OFF,
     HOLDS,
     UNASKED,
     UNSAID,
     Claim,
     Failure,
     alike,
-    key_of,
+    is_far_off,
+    keys,
+    outputs_of,
+    own_words,
+    raised,
 )
 
 SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds, for each failure; where time is up
@@ -104,9 +107,9 @@ class Trial:
         except (Violation, Refused, Inapplicable):
             raise
         except (Exception, SystemExit) as error:
-            own_words = _ours(error)
-            fault = str(error) if own_words else f"{type(error).__name__}: {error}"
-            if at := "" if own_words else where(error):
+            ours = own_words(error)
+            fault = str(error) if ours else f"{type(error).__name__}: {error}"
+            if at := "" if ours else where(error):
                 fault += f" (at {at})"
             pass_ = self.contract.passes.get(output, PROPERTY)
             broken = Finding(
@@ -152,7 +155,7 @@ class Trial:
                 continue
             except Violation as found:
                 tried[case] = found
-                if violation is None or _is_far_off(found) > _is_far_off(violation):
+                if violation is None or is_far_off(found) > is_far_off(violation):
                     violation = self._smallest(case, precision, found, keys(found)[0])
         if left:
             self._pass_over(precision, f"{left} of {len(self.contract.pinned)} pinned cases")
@@ -166,12 +169,12 @@ class Trial:
 
     def _others(self, precision: str, first: Violation) -> Iterator[Violation]:
         """Yield what is raised elsewhere, or leaves its bound, and nothing yielded before has."""
-        said = set(_what(first))
+        said = set(outputs_of(first))
         for case, found in list(self.tried[precision].items()):
-            new = [i for i, x in enumerate(_what(found)) if x not in said] if found else []
+            new = [i for i, x in enumerate(outputs_of(found)) if x not in said] if found else []
             if found and new:
                 found = self._smallest(case, precision, found, keys(found)[new[0]])
-                said.update(_what(found))
+                said.update(outputs_of(found))
                 yield found
 
     def _over(self) -> bool:
@@ -208,7 +211,7 @@ class Trial:
         """Return what is wrong in words, and tell who observes."""
         failures = [
             Failure(
-                f.pass_, f.output, f.dtype, f.fault, f.share, _raised(violation),
+                f.pass_, f.output, f.dtype, f.fault, f.share, raised(violation),
                 report.short(f.case), again or self.line(f.case), meaning,
             )
             for f in violation.findings
@@ -284,7 +287,7 @@ class Trial:
 
         def attempt(case: Any) -> bool:
             """Check a case that was not; return whether it is taken."""
-            if case in failed and shrinking and _is_far_off(failed[case]) >= far:
+            if case in failed and shrinking and is_far_off(failed[case]) >= far:
                 raise failed[case]
             if case in refused:
                 return False
@@ -303,7 +306,7 @@ class Trial:
                 return True
             except Violation as violation:
                 failed[case] = violation
-                if shrinking and _is_far_off(violation) >= far:
+                if shrinking and is_far_off(violation) >= far:
                     raise
             else:
                 applied.add(case)
@@ -333,13 +336,13 @@ class Trial:
             return len(applied), None
         asked = len(applied)
         shrinking, until = True, time.monotonic() + self._shrinking()
-        far = any(map(_is_far_off, failed.values()))
+        far = any(map(is_far_off, failed.values()))
         wanted += MORE * examples  # to shrink needs more
         try:
             search(Phase.generate, Phase.shrink)
         except Violation as violation:
             return asked, violation
-        return asked, max(failed.values(), key=_is_far_off)
+        return asked, max(failed.values(), key=is_far_off)
 
     def notes(self) -> list[str]:
         """Say what was not judged."""
@@ -361,7 +364,8 @@ class Trial:
             notes.append(f"never exercised: {', '.join(judged.unexercised)}")
         lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
         if judged.ever and {n for n in passes if passes[n] == "backward"} <= lost.keys():
-            notes.append("forward only: the output requires no grad")
+            why = "no gradient fits its shape" if judged.learns else "the output requires no grad"
+            notes.append(f"forward only: {why}")
             lost = {n: pass_ for n, pass_ in lost.items() if pass_ == "forward"}
         if judged.ever and lost:
             notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
@@ -382,33 +386,3 @@ class Trial:
         """Remember a refusal; those that differ in numbers alone are one."""
         words = str(refusal).splitlines()[0]
         self.refused.setdefault(alike(words), {}).setdefault(case, words)
-
-
-def _raised(violation: Violation) -> bool:
-    """Return whether the function raised it, in words that are not ours."""
-    cause = violation.__cause__
-    return cause is not None and not _ours(cause)
-
-
-def _ours(error: BaseException) -> bool:
-    """Return whether a contract or a property says it, and not the function or a library of it."""
-    return type(error) in (AssertionError, Bits) and raised_by(error) == "twofold"
-
-
-def keys(violation: Violation | None) -> list[str]:
-    """Return what fails, each as `Failure.key`."""
-    if violation is None:
-        return []
-    raised = _raised(violation)
-    return [key_of(f.fault, f.output, f.share, raised) for f in violation.findings]
-
-
-def _what(violation: Violation) -> list[str]:
-    """Return what is raised, but for numbers, or the outputs that are off."""
-    raised = _raised(violation)
-    return [alike(f.fault) if raised else f.output for f in violation.findings]
-
-
-def _is_far_off(violation: Violation) -> bool:
-    """Return whether any of it is, or is no number."""
-    return any(f.share >= FAR_OFF for f in violation.findings)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from twofold.core.verify.contract import PROPERTY
+from twofold.core.verify.contract import PROPERTY, Bits, Violation
+from twofold.core.verify.foreign_refusals import raised_by
 from twofold.core.verify.report import Row
 
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
@@ -202,3 +203,33 @@ def _far(failure: Failure) -> str:
         return ""
     times = f"{failure.share:,.0f}" if failure.share >= 100 else f"{failure.share:.3g}"
     return f"{times} times its bound"
+
+
+def raised(violation: Violation) -> bool:
+    """Return whether the function raised it, in words that are not ours."""
+    cause = violation.__cause__
+    return cause is not None and not own_words(cause)
+
+
+def own_words(error: BaseException) -> bool:
+    """Return whether a contract or a property says it, and not the function or a library of it."""
+    return type(error) in (AssertionError, Bits) and raised_by(error) == "twofold"
+
+
+def keys(violation: Violation | None) -> list[str]:
+    """Return what fails, each as `Failure.key`."""
+    if violation is None:
+        return []
+    whether = raised(violation)
+    return [key_of(f.fault, f.output, f.share, whether) for f in violation.findings]
+
+
+def outputs_of(violation: Violation) -> list[str]:
+    """Return what is raised, but for numbers, or the outputs that are off."""
+    whether = raised(violation)
+    return [alike(f.fault) if whether else f.output for f in violation.findings]
+
+
+def is_far_off(violation: Violation) -> bool:
+    """Return whether any of it is, or is no number."""
+    return any(f.share >= FAR_OFF for f in violation.findings)

@@ -34,6 +34,7 @@ from twofold.reference.rotary import Rotary
 Array = domains.Array
 
 LAYOUTS = (*domains.LAYOUTS, "heads inside")  # (B, L, H, D) in memory: a packed projection
+OWN = (*domains.OWN, "heads inside")
 MASKS = tuple(
     "".join(axes)
     for n in range(5)
@@ -239,9 +240,10 @@ def statistics(case: Case) -> str:
 
 def place(side: Side, x: Array, case: Case) -> Any:
     """Return (B, H, L, D) on a side in the case's layout."""
-    if case.layout == "heads inside":
+    layout = domains.own(x, OWN) if case.layout == domains.MIXED else case.layout
+    if layout == "heads inside":
         return side.asarray(x.swapaxes(1, 2), case.dtype).swapaxes(1, 2)
-    return domains.place(side, x, case.dtype, case.layout)
+    return domains.place(side, x, case.dtype, layout)
 
 
 def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None) -> Any:

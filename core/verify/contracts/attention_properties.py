@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, domains
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_gradients as gradients
 from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, scale
@@ -30,7 +30,6 @@ from twofold.core.verify.contracts.attention_sample import (
     plain,
     unmasked,
 )
-from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine, matmul
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference.attention_scores import pack
@@ -66,7 +65,7 @@ def saturation(subject: Subject, case: Case) -> None:
     """Where one key outweighs all others by e⁴⁰⁰ it is as if it were alone, wherever it stands."""
     case = bare(case)
     given = inputs(case)
-    size = representable(
+    size = domains.representable(
         np.sqrt(np.full(1, SATURATING / (scale(case) * case.head_dim))), case.dtype
     )
     direction = size * np.where(np.random.default_rng(case.seed).random(case.head_dim) < 0.5, -1, 1)
@@ -212,7 +211,7 @@ def powers_of_two(subject: Subject, case: Case) -> None:
 
 def other_strides(subject: Subject, case: Case) -> None:
     """However q, k and v lie in memory, the results are within the bound of one truth."""
-    case, other = plain(case), "contiguous" if case.layout != "contiguous" else "heads inside"
+    case, other = plain(case), "contiguous" if case.layout != "contiguous" else domains.MIXED
     same_in(subject, case, replace(case, layout=other), f"laid out {other}")
 
 

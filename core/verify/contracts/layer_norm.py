@@ -261,6 +261,6 @@ CONTRACT = Contract(
         "scale invariance": scale_invariance,
         "shift invariance": shift_invariance,
         "gradient sums": gradient_sums,
-        **norms.properties(inputs, plain),
+        **norms.properties(inputs, plain, truth),
     },
 )

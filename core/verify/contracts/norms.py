@@ -5,7 +5,7 @@ Each normalises rows, and the sum with a residual as it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from twofold.core.verify import claims, domains
 from twofold.core.verify.contract import Property, Subject
+from twofold.core.verify.rounding import Approx
 
 
 def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:
@@ -23,11 +24,15 @@ def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:
         return domains.representable(x.astype(np.float32) + y.astype(np.float32), dtype)
 
 
-def properties(inputs: Callable[[Any], Any], plain: Callable[[Any], Any]) -> dict[str, Property]:
+def properties(
+    inputs: Callable[[Any], Any],
+    plain: Callable[[Any], Any],
+    truth: Callable[[Any, Any], Mapping[str, Approx]],
+) -> dict[str, Property]:
     """Return the properties of every norm of rows.
 
     Args:
-        inputs: the contract's; among them x, dout and residual, (R, C).
+        inputs, truth: the contract's; among the inputs x, dout and residual, (R, C).
         plain: a case without what stands before the norm.
     """
 
@@ -53,8 +58,9 @@ def properties(inputs: Callable[[Any], Any], plain: Callable[[Any], Any]) -> dic
                 assert found[name].shape == shape, f"{name} of {shape} has another shape"
             return {name: a.reshape(-1) for name, a in found.items()}
 
-        spread = results((1, 3, 1, columns))
-        claims.same_bits(results((3, columns)), spread, "with other leading axes")
+        spread, what = results((1, 3, 1, columns)), "with other leading axes"
+        claims.held(spread, truth(small, given), what)
+        claims.same_bits(results((3, columns)), spread, what)
 
     def stream_as_stored(subject: Subject, case: Any) -> None:
         """What is normalised is the stream as it is stored: given that alone, the same bits."""

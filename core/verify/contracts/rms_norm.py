@@ -227,6 +227,6 @@ CONTRACT = Contract(
         "scale invariance": scale_invariance,
         "sign flip": sign_flip,
         "gradient sums": gradient_sums,
-        **norms.properties(inputs, plain),
+        **norms.properties(inputs, plain, truth),
     },
 )

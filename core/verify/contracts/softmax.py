@@ -115,7 +115,9 @@ def leading_axes(subject: Subject, case: Case) -> None:
             assert a.shape == shape, f"{name} of {shape} has another shape"
         return {name: a.reshape(-1) for name, a in found.items()}
 
-    claims.same_bits(results((6, columns)), results((2, 1, 3, columns)), "with other leading axes")
+    spread, what = results((2, 1, 3, columns)), "with other leading axes"
+    claims.held(spread, truth(small, given), what)
+    claims.same_bits(results((6, columns)), spread, what)
 
 
 def shares_add_up(subject: Subject, case: Case) -> None:

@@ -1,0 +1,127 @@
+"""What a function means where its signature leaves it open, found out by trying it.
+
+Such are the order of the axes of q, how causal aligns fewer queries with more keys, and the eps of
+a norm that takes none. What is least wrong is what it means, and is said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from twofold.core.verify import domains
+from twofold.core.verify.contract import judge as judge_case
+
+if TYPE_CHECKING:
+    from twofold.core.verify.foreign_subjects import Function
+
+Way = TypeVar("Way")
+Observe = Callable[[str, Any], object]
+
+
+class _Tried(NamedTuple):
+    """The index of the way that is least wrong, None if all is wrong; whether any was computed."""
+
+    best: int | None
+    computed: bool
+
+
+def find_out(function: Function, observe: Observe) -> None:
+    """Try what a function means, and set it so; `observe` is told what for, and each case first."""
+    _arrange(function, observe)
+    _align(function, observe)
+    _without(function, observe)
+    function.ever.clear()
+
+
+def _arrange(function: Function, observe: Observe) -> None:
+    """Find the order of the axes of its tensors."""
+    usual = function.function
+    others = function.entry.arranged
+    calls = [usual, *(arrange(usual) for arrange in others.values())]
+    if len(calls) == 1:
+        return
+
+    def take(call: Callable[..., Any]) -> None:
+        function.function = call
+
+    case = function.entry.pinned[0]
+    tried = _least_wrong(
+        function, calls, take, lambda call: case, "in which order its axes are", observe
+    )
+    take(calls[tried.best or 0])
+    if tried.best:
+        function.arranged = list(others)[tried.best - 1]
+        function.remarks.add(f"its tensors are taken to be {function.arranged}")
+
+
+def _align(function: Function, observe: Observe) -> None:
+    """Find what options mean that it has; what is nothing that they may mean is wrong."""
+    for option, ways in function.entry.meant.items():
+        if option in function.missing:
+            continue
+
+        def take(fields: Mapping[str, Any], option: str = option) -> None:
+            function.meant[option] = fields[option]
+
+        tried = _least_wrong(function, ways, take, dict, f"what {option} means", observe)
+        if not tried.computed:
+            del function.meant[option]  # it refuses: what it means is not judged
+            continue
+        take(ways[tried.best or 0])
+        known = " nor ".join(str(fields[option]) for fields in ways)
+        said = f"{option} is taken to be {function.meant[option]}"
+        unlike = f"{option} is neither {known} where keys are more than queries"
+        function.remarks.add(unlike if tried.best is None else said)
+
+
+def _without(function: Function, observe: Observe) -> None:
+    """Find what it is without options that it does not have."""
+    for option, ways in function.entry.either.items():
+        if option not in function.missing:
+            continue
+        usual = function.entry.options[option]
+
+        def take(
+            fields: Mapping[str, Any], option: str = option, usual: Mapping[str, Any] = usual
+        ) -> None:
+            function.without[option] = {n: fields[n] for n in usual}
+
+        what = f"what it is without {option}"
+        tried = _least_wrong(function, ways, take, dict, what, observe)
+        if tried.best is None:
+            del function.without[option]
+            continue
+        take(ways[tried.best])
+        found = function.without[option]
+        if found != {n: None for n in usual}:
+            value = " and ".join(map(str, found.values()))
+            function.remarks.add(f"without {option}, its {', '.join(found)} is taken to be {value}")
+
+
+def _least_wrong(
+    function: Function,
+    ways: Sequence[Way],
+    take: Callable[[Way], None],
+    fields: Callable[[Way], Mapping[str, Any]],
+    what: str,
+    observe: Observe,
+) -> _Tried:
+    """Try cases of these fields, each in its way, until one is right in a precision."""
+    best, least, computed = None, 1.0, False
+    for dtype, (i, way) in itertools.product(domains.DTYPES, enumerate(ways)):
+        take(way)
+        case = function.fitting(function.case_type(**fields(way)), dtype)
+        observe(f"to see {what}", case)
+        try:
+            findings = judge_case(function.contract, function.side, case)
+        except Exception:  # whatever its code raises: it is not meant so
+            continue
+        computed = True
+        wrong = sum(bool(f.fault) for f in findings) / len(findings)
+        if wrong < least:
+            best, least = i, wrong
+        if least == 0.0:
+            break
+    return _Tried(best, computed)

@@ -1,0 +1,85 @@
+"""What is said of an operator to judge it as a plain call, and what options may be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twofold.core import ops
+from twofold.core.verify.foreign_calls import Call
+from twofold.core.verify.rounding import Approx
+
+ALIASES = {
+    "softmax_scale": ("softmax_scale", "sm_scale", "scale", "scaling"),
+    "causal": ("causal", "is_causal"),
+    "mask": ("mask", "attn_mask"),
+    "eps": ("eps", "epsilon", "variance_epsilon"),
+    "kind": ("kind", "activation"),
+    "softcap": ("softcap", "logits_soft_cap", "logit_softcapping"),
+    "bias": ("bias", "attn_bias"),
+    "ignore_index": ("ignore_index", "ignored_index"),
+}
+
+
+@dataclass(frozen=True)
+class Plain:
+    """How an operator's contract becomes a plain call.
+
+    Attributes:
+        call: makes it of (side, case, inputs).
+        shapes: of its tensors, in words.
+        outputs: what the function returns, in order; the first is a tensor or all of it.
+        instead: what may stand in an output's place, told by its shape.
+        named: the names of outputs, by (tensors, outputs); "" is not judged. By default in order.
+        truth: of (case, inputs), what the contract does not have.
+        options: the options a function may have, each with the values that the case's fields take
+            where it has not.
+        always: the values that fields of the case have in every plain call.
+        pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
+        exercised: cases that are always run of a function that has the option.
+        learned: options that are tensors whose gradients are judged.
+        far: cases whose offsets pass 2³¹, run last, where that costs no memory.
+        implied: a case of an option that a function may do without, reading it from the shapes.
+        outside: what no case has, by the option or output without which it means nothing.
+        narrowed: brings a case into the plain domain, where `always` cannot say how.
+        inputs: where they are not the contract's.
+        small: cuts a case down for the properties, where the contract's asks for too much.
+        either: of an option that is not there, what it may be without: as which it is judged is
+            found by trying the cases of these fields.
+        meant: of an option that is there, what its values may mean: found in the same way.
+        arranged: other orders of axes, by what they are called: each makes a function that has it
+            one of the usual order, and is found in the same way, with the first pinned case.
+        any_dtype: outputs whose dtype need not be their input's.
+        conventions: properties that no plain call is held to.
+    """
+
+    call: Callable[[ops.Side, Any, Any], Call]
+    shapes: str
+    outputs: Sequence[str]
+    options: Mapping[str, Mapping[str, Any]]
+    always: Mapping[str, Any]
+    pinned: Sequence[Mapping[str, Any]]
+    instead: Mapping[str, str] = field(default_factory=dict)
+    named: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[str]] | None = None
+    truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
+    exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    learned: Sequence[str] = ()
+    far: Sequence[Mapping[str, Any]] = ()
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    meant: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    arranged: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = field(
+        default_factory=dict
+    )
+    outside: Mapping[str, str] = field(default_factory=dict)
+    narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
+    inputs: Callable[[Any], Any] | None = None
+    small: Callable[[Any], Any] | None = None
+    any_dtype: Sequence[str] = ()
+    conventions: Sequence[str] = ()
+
+
+def names_of(option: str) -> tuple[str, ...]:
+    """Return what functions may call an option."""
+    return ALIASES.get(option, (option,))
