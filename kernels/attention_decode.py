@@ -69,7 +69,7 @@ class Pages(NamedTuple):
     sequence_stride: int = 0  # a tuple of both would be lost on the way to Triton 3.6's loops
     page_stride: int = 0
     size: int = 0
-    count: int = 0
+    number: int = 0
 
 
 @triton.jit
@@ -91,7 +91,7 @@ def find(pages, b, start, n, end):
         page_at = b.to(tl.int64) * pages.sequence_stride
         page_at += (key // pages.size).to(tl.int64) * pages.page_stride
         page = tl.load(pages.table + page_at, mask=key < end, other=0)
-        inside = (key < end) & (page >= 0) & (page < pages.count)
+        inside = (key < end) & (page >= 0) & (page < pages.number)
         row = tl.where(inside, key % pages.size, pages.size)
         return page, 0, row.to(tl.int64), pages.size
     else:
@@ -158,7 +158,7 @@ def attend(
     positions = keys.shift + rows
     s = scores(product, x, b, keys, heads, rows, columns, True, SCORE, positions)
     if pages.table is not None:
-        known = tl.trans((page >= 0) & (page < pages.count))
+        known = tl.trans((page >= 0) & (page < pages.number))
         s = tl.where(known | (s == -float("inf")), s, float("nan"))
     # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
     p, rescale, top, total = weigh(s, top, total)
@@ -347,7 +347,8 @@ def forward(
     tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=crowded)
     pages = Pages()
     if block_table is not None:
-        pages = Pages(block_table, *block_table.stride(), k_cache.shape[2], k_cache.shape[0])
+        strides = block_table.stride(0), block_table.stride(1)
+        pages = Pages(block_table, *strides, k_cache.shape[2], len(k_cache))
     x = call(q, k_cache, v_cache, options.scale(D), options, N)
     if queries.starts is not None:
         x = x._replace(q_strides=(0, *x.q_strides[1:]))  # all sequences are in one batch
