@@ -84,8 +84,7 @@ def check(
     checks.require(H % K == 0, "k_cache.shape[1]", K, f"a divisor of q.shape[1], {H}")
     checks.shape("v_cache", v_cache, tuple(int(n) for n in k_cache.shape))
     checks.array("key_lengths", options.key_lengths)
-    if isinstance(options.causal, str):
-        checks.choice("causal", options.causal, ALIGNMENTS)
+    attention_scores.check_causal(options.causal, ALIGNMENTS)
     attention_scores.check(options, B, H, M, capacity(k_cache, block_table))
     checks.seed(options.seed, q)
     check_positions(options.rotary, q, B, capacity(k_cache, block_table))
