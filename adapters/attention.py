@@ -25,14 +25,13 @@ from twofold.adapters.custom import (
     zeros,
 )
 from twofold.adapters.sides import Place
-from twofold.reference import checks
 from twofold.reference.attention_scores import (
-    ALIGNMENTS,
     BlockSize,
     Options,
     ScoreMod,
     Window,
     check_block_size,
+    check_causal,
     check_window,
     pair,
 )
@@ -144,8 +143,7 @@ def listed(
     if score_mod and score_mod not in SCORE_MODS:
         known = f", as are {', '.join(SCORE_MODS)}" if SCORE_MODS else " first; none is yet"
         raise ValueError(f"score_mod is {score_mod!r}; it must be registered{known}")
-    if isinstance(causal, str):
-        checks.choice("causal", causal, ALIGNMENTS)
+    check_causal(causal)
     check_window(window_size)
     check_is_rotary(rotary)
     if block_size is not None:

@@ -1,4 +1,4 @@
-"""Write the table of reference/README.md anew: what attention can be asked for.
+"""Write the tables of reference/README.md anew: what attention can be asked for.
 
 python benchmarks/features_page.py            rewrites what stands between the page's markers
 python benchmarks/features_page.py --check    exits with status 1 where that would change anything
@@ -13,7 +13,7 @@ import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "reference" / "README.md"
-# What attention can be asked for, how, and the tests that show it.
+# What attention can be asked for on both sides, how, and the tests that show it.
 FEATURES = (
     ("grouped-query and multi-query heads", "k, v of K heads, K a divisor of H",
      "test_grouped_heads_are_repeated_keys"),
@@ -31,22 +31,21 @@ FEATURES = (
      "test_a_users_function_of_the_scores_has_a_contract"),
     ("boolean mask, key lengths, dropout", "mask, key_lengths, dropout_p, seed",
      "test_each_feature_goes_with_each_other"),
-    ("mask of blocks of any size, tiles without a live one not visited", "block_mask, block_size",
-     "test_tiles_of_no_live_block_are_not_visited"),
-    ("sequences of any lengths packed, none padded",
-     "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
-     "test_programs_of_packed_sequences_visit_their_own_tiles"),
+    ("mask of blocks of any size", "block_mask, block_size",
+     "test_each_feature_goes_with_each_other"),
+    ("sequences of any lengths packed", "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
+     "test_each_feature_goes_with_each_other"),
     ("lse, and its gradient", "cache.lse, backward(dout, cache, dlse)",
      "test_each_feature_goes_with_each_other"),
     ("partial results merged by lse", "merge_attention.forward(outs, lses)",
      "test_attention_over_halves_of_the_keys_merged_is_attention_over_all"),
     ("weights to look at, of some queries or all", "attention_weights.weights(q, k, lse, rows)",
-     "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
+     "test_each_query_by_itself_is_seen_as_among_all"),
     ("attention received by each key", "attention_weights.received(q, k, lse)",
-     "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
+     "test_what_attention_saves_is_what_it_takes"),
     ("both of packed sequences", "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k",
      "test_weights_of_packed_sequences_are_those_of_padded_batches"),
-    ("one or a few queries to a cache, in pages or not, split over keys and merged",
+    ("one or a few queries to a cache, in pages or not",
      "attention_decode.forward(q, k_cache, v_cache, key_lengths=, block_table=)",
      "test_the_kernel_is_that_of_attention_on_each_sequence"),
     ("the same with a bias, masks, blocks, and queries turned to their positions",
@@ -61,29 +60,40 @@ FEATURES = (
     ("gradients of gradients, an own function's by its second derivative",
      "attention_double_backward.backward(ddq, ddk, ddv, dout, cache, dlse)",
      "test_the_reference_passes_gradgradcheck"),
-    ("rotary positions, turned as queries and keys are read", "rotary=Rotary(cos, sin, …)",
+    ("rotary positions", "rotary=Rotary(cos, sin, …)",
      "test_angles_of_each_row_of_a_batch_or_of_all"),
     ("all of these between projections", "multi_head_attention.forward(x, w_qkv, b_qkv, …)",
      "test_all_that_attention_takes_goes_between_projections"),
     ("head_dim up to 512", "", "test_heads_of_many_features"),
-    ("nothing of size M×N in memory", "", "test_nothing_of_queries_times_keys_is_allocated"),
-    ("masked tiles not visited", "", "test_tiles_that_nobody_sees_are_not_visited"),
-    ("offsets past 2³¹", "", "test_offsets_pass_two_to_the_31"),
+)  # fmt: skip
+# What is true of the kernels alone, and the tests that show it.
+KERNELS = (
+    ("nothing of size M×N in memory", "test_nothing_of_queries_times_keys_is_allocated"),
+    ("nor for some queries' weights, and what keys receive",
+     "test_one_query_and_what_keys_receive_take_no_memory_for_all_weights"),
+    ("masked tiles not visited", "test_tiles_that_nobody_sees_are_not_visited"),
+    ("tiles of no live block not visited", "test_tiles_of_no_live_block_are_not_visited"),
+    ("packed sequences not padded", "test_programs_of_packed_sequences_visit_their_own_tiles"),
+    ("a cache's keys split over programs, and merged",
+     "test_the_kernel_is_that_of_attention_on_each_sequence"),
+    ("offsets past 2³¹", "test_offsets_pass_two_to_the_31"),
 )  # fmt: skip
 
 
-def features() -> str:
-    """What attention can be asked for, each with the test that shows it.
-
-    Of several tests of a name it is that of `test_attention_features`.
-    """
+def places() -> dict[str, Path]:
+    """Where each test is; of several of a name it is that of `test_attention_features`."""
     paths = sorted((ROOT / "tests").glob("test_*attention*.py"))
     paths.sort(key=lambda path: path.stem == "test_attention_features")
-    tests = {
+    return {
         name: path.relative_to(ROOT)
         for path in paths
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
+
+
+def features() -> str:
+    """What attention can be asked for, each with the test that shows it."""
+    tests = places()
     rows = (
         f"| {feature} | {f'`{how}`' if how else ''} | [{test}](../{tests[test]}) |"
         for feature, how, test in FEATURES
@@ -91,9 +101,17 @@ def features() -> str:
     return "\n".join(("| attention | asked for by | shown by |", "|---|---|---|", *rows))
 
 
+def kernels() -> str:
+    """What is true of the kernels alone, each with the test that shows it."""
+    tests = places()
+    rows = (f"| {what} | [{test}](../{tests[test]}) |" for what, test in KERNELS)
+    return "\n".join(("| kernels | shown by |", "|---|---|", *rows))
+
+
 def main() -> None:
     """Write the page, or check it."""
-    pages.put(PAGE, pages.filled(PAGE, {"features": features}), __file__)
+    filled = pages.filled(PAGE, {"features": features, "kernels": kernels})
+    pages.put(PAGE, filled, __file__)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,7 @@ def backward(
     of the packed projection's gradient. The tiles override the table's choice.
     """
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
+    checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, q)
     dout = near(dout)
     (B, H, M, D), K = q.shape, k.shape[1]

@@ -69,6 +69,7 @@ class Pages(NamedTuple):
     sequence_stride: int = 0  # a tuple of both would be lost on the way to Triton 3.6's loops
     page_stride: int = 0
     size: int = 0
+    number: int = 0
 
 
 @triton.jit
@@ -82,14 +83,16 @@ def place(program, blocks, S, K):
 def find(pages, b, start, n, end):
     """Return where keys start + n of sequence b are, before `end`: what `load` takes for them.
 
-    That is their page, from where rows count in it, rows, and how many there are.
+    That is their page, from where rows count in it, rows, and how many there are. Of a page outside
+    the cache all rows are past them.
     """
     if pages.table is not None:
         key = start + n
         page_at = b.to(tl.int64) * pages.sequence_stride
         page_at += (key // pages.size).to(tl.int64) * pages.page_stride
         page = tl.load(pages.table + page_at, mask=key < end, other=0)
-        row = tl.where(key < end, key % pages.size, pages.size)
+        inside = (key < end) & (page >= 0) & (page < pages.number)
+        row = tl.where(inside, key % pages.size, pages.size)
         return page, 0, row.to(tl.int64), pages.size
     else:
         return b, start, n, end
@@ -154,6 +157,9 @@ def attend(
     columns = start + tl.trans(n)
     positions = keys.shift + rows
     s = scores(product, x, b, keys, heads, rows, columns, True, SCORE, positions)
+    if pages.table is not None:
+        known = tl.trans((page >= 0) & (page < pages.number))
+        s = tl.where(known | (s == -float("inf")), s, float("nan"))
     # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
     p, rescale, top, total = weigh(s, top, total)
     # (4) output
@@ -307,7 +313,8 @@ def forward(
     float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,
     called for whole tiles, also past the lengths. float32 products are accurate to float32 (three
     tf32 products) unless `allow_tf32`; `split` is how many keys make a part, on which the bits
-    depend, with dropout the next multiple of 8; `tile` overrides the table's choice.
+    depend, with dropout the next multiple of 8; `tile` overrides the table's choice. A page outside
+    the cache gives NaN to the queries that attend to one of its keys.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
@@ -340,7 +347,8 @@ def forward(
     tile = tile or choose_tile(H // K * longest, D, q.element_size(), masked=crowded)
     pages = Pages()
     if block_table is not None:
-        pages = Pages(block_table, block_table.stride(0), block_table.stride(1), k_cache.shape[2])
+        strides = block_table.stride(0), block_table.stride(1)
+        pages = Pages(block_table, *strides, k_cache.shape[2], len(k_cache))
     x = call(q, k_cache, v_cache, options.scale(D), options, N)
     if queries.starts is not None:
         x = x._replace(q_strides=(0, *x.q_strides[1:]))  # all sequences are in one batch

@@ -215,6 +215,7 @@ def backward(
     any dtype there is a kernel for: sums in float32 need no rounding to be kept in it. `tile`
     overrides the table's choice.
     """
+    checks.flags(of_x=of_x, of_weight=of_weight, of_bias=of_bias)
     checks.floating(x=cache.x, dout=dout)
     checks.shape("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     supported("dout", dout)

@@ -145,6 +145,7 @@ def backward(
     Arguments and results are those of `reference.multi_head_attention.backward`; `into` may have
     any strides and any dtype there is a kernel for.
     """
+    checks.flags(of_x=of_x, of_context=of_context, of_weights=of_weights, of_bias=of_bias)
     x, w = cache.projection.x, cache.projection.weight
     (B, M, E), H, K = x.shape, cache.attention.q.shape[1], cache.attention.k.shape[1]
     of_qkv, of_out = receiving(into, cache, of_weights)

@@ -265,7 +265,7 @@ def adam(
     graph can be replayed for another step.
     """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
-    check_adam(step, beta1, beta2, eps)
+    check_adam(step, beta1, beta2, eps, decoupled)
     lr, beta1, beta2, eps, weight_decay = map(float, (lr, beta1, beta2, eps, weight_decay))
     read = _read(params, 3, numbers, go)
     step_lr, shrink, unbias2 = adam_numbers(
@@ -329,7 +329,7 @@ def sgd(
         lr,
         momentum,
         MOMENTUM=momentum > 0.0,
-        NESTEROV=nesterov,
+        NESTEROV=bool(nesterov),
         CLIP=max_norm is not None,
         BLOCK=BLOCK,
     )  # fmt: skip

@@ -63,6 +63,7 @@ def sinusoidal(
     position 10⁶ would be off by 1/32.
     """
     check_sinusoidal(positions, d_model)
+    checks.floating_dtype("dtype", dtype)
     columns = torch.arange(d_model, device=positions.device)
     pair = columns // 2
     divisor = 10000.0 ** (2 * pair.double() / d_model)
@@ -137,7 +138,7 @@ def forward(
     Arguments and results are those of `reference.positional_encoding.forward`, tables in any
     strides, sums in float32. `tile` overrides the table's choice.
     """
-    check(ids, table, position_table, positions, scale, dropout_p, seed)
+    check(ids, table, position_table, positions, learned, scale, dropout_p, seed)
     precision.supported("table", table)
     (V, D), (B, L), scale = table.shape, ids.shape, float(scale)
     P = 0 if position_table is None else len(position_table)

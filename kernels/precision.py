@@ -36,6 +36,7 @@ def float32_products(allow_tf32: bool) -> str:
     Three tf32 products are accurate to float32; one, where the caller allows it, to 10 bits. AMD's
     matrix unit has true float32, and Triton no tf32x3 for it.
     """
+    checks.flag("allow_tf32", allow_tf32)
     if architecture().startswith("gfx"):
         return "ieee"
     return "tf32" if allow_tf32 else "tf32x3"

@@ -73,6 +73,7 @@ def tables(
     Constants of the model, made once: torch in float64 and no kernel.
     """
     check_tables(positions, rotary_dim, base)
+    checks.floating_dtype("dtype", dtype)
     even = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
     angle = positions[..., None].double() / float(base) ** (even / rotary_dim)
     to = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -182,7 +183,7 @@ def forward(
     Arguments and results are those of `reference.rotary.forward`; products in float32. The results
     lie (B, L, H, D) in memory. `tile` overrides the table's choice.
     """
-    check(q, k, cos, sin)
+    check(q, k, cos, sin, interleaved)
     precision.supported("q", q)
     cache = Cache(cos, sin, interleaved)
     turned = _beside(q), _beside(k)
@@ -244,7 +245,7 @@ def _launch(
         q, k, cos, sin, *out,
         q.stride(), k.stride(), cos.stride(), sin.stride(), out[0].stride(), out[1].stride(),
         H, K, L, D, F,
-        INTERLEAVED=cache.interleaved,
+        INTERLEAVED=bool(cache.interleaved),
         CONJUGATE=conjugate,
         BLOCK_L=tile.block_l,
         BLOCK_H=tile.block_h,

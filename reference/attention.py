@@ -226,6 +226,7 @@ def backward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     q, k, v, out, lse, p, keep, slope, scale, options = cache
+    checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, out)
     starts, longest = options.cu_seqlens_q, options.max_seqlen_q
     dout, out, lse = (unpack(x, starts, longest) for x in (dout, out, lse))

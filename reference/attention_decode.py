@@ -35,6 +35,7 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
+from twofold.reference.embedding import check_range
 from twofold.reference.rotary import Rotary, check_angles, check_is_rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -83,8 +84,7 @@ def check(
     checks.require(H % K == 0, "k_cache.shape[1]", K, f"a divisor of q.shape[1], {H}")
     checks.shape("v_cache", v_cache, tuple(int(n) for n in k_cache.shape))
     checks.array("key_lengths", options.key_lengths)
-    if isinstance(options.causal, str):
-        checks.choice("causal", options.causal, ALIGNMENTS)
+    attention_scores.check_causal(options.causal, ALIGNMENTS)
     attention_scores.check(options, B, H, M, capacity(k_cache, block_table))
     checks.seed(options.seed, q)
     check_positions(options.rotary, q, B, capacity(k_cache, block_table))
@@ -163,7 +163,8 @@ def forward(
         key_lengths: (B,), int32 or int64: how many keys each sequence has; one below 0 counts as 0,
             one above the room there is as that. What lies after them is never looked at.
         block_table: (B, pages), int32 or int64: keys p·page_size … of sequence b lie in page
-            block_table[b, p]. Entries after a sequence's last key may be anything.
+            block_table[b, p], at least 0 and below P. Entries after a sequence's last key, and of
+            one without queries, may be anything.
         softmax_scale: multiplies the products; 1/√D by default.
         causal: query i attends to keys j ≤ length − M + i (True or "bottom-right").
         window_size: (left, right): at most so many keys before and after that one, None for any
@@ -194,6 +195,8 @@ def forward(
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
+        IndexError: a page outside the cache, naming its place. (The kernel, which cannot look at
+            values without waiting for the GPU, gives NaN where it would be read.)
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
@@ -202,14 +205,20 @@ def forward(
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
     (B, longest), H, N = queries.sizes(q), q.shape[1], capacity(k_cache, block_table)
+    lengths = np.clip(key_lengths, 0, N)
+    if cu_seqlens_q is not None:
+        lengths = np.where(np.diff(cu_seqlens_q) > 0, lengths, 0)
+    if block_table is not None:
+        used = np.arange(block_table.shape[1]) * k_cache.shape[2] < lengths[:, None]  # (B, pages)
+        check_range("block_table", np.where(used, block_table, 0), len(k_cache))
     out, lse = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
     if sinks is not None:
         lse[...] = sinks[:, None]
-    for b, length in enumerate(np.clip(key_lengths, 0, N)):
+    for b, length in enumerate(lengths):
+        if length == 0:
+            continue
         batch, rows = queries.rows(b, longest)
         M = rows.stop - rows.start
-        if length == 0 or M == 0:
-            continue
         slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (B, H))[b]
         live = block_mask
         if block_mask is not None:

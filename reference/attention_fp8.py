@@ -27,7 +27,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LARGEST = 448.0
 DIGITS = 3  # of the significand, behind the point
 LEAST_EXPONENT = -6  # below 2⁻⁶ numbers are 2⁻⁹ apart
-NUMPY_FLOATING = ("float16", "float32", "float64")
 LEAST_SCALE = 2.0**-126  # a smaller one would be no normal float32
 
 
@@ -65,7 +64,7 @@ def check(
 def check_out_dtype(name: str | None) -> None:
     """Raise ValueError for a dtype that the output cannot have here."""
     if name is not None:
-        checks.choice("out_dtype", name, NUMPY_FLOATING)
+        checks.choice("out_dtype", name, checks.NUMPY_FLOATING)
 
 
 def check_quantize(x: Any) -> None:

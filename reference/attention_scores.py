@@ -105,15 +105,13 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     if scale is not None:
         checks.number("softmax_scale", scale)
         checks.require(math.isfinite(scale), "softmax_scale", scale, "finite")
-    if isinstance(options.causal, str):
-        checks.choice("causal", options.causal, ALIGNMENTS)
+    check_causal(options.causal)
     check_window(options.window_size)
     if softcap is not None:
         checks.number("softcap", softcap)
         fits = math.isfinite(softcap) and softcap > 0
         checks.require(fits, "softcap", softcap, "finite and above 0")
-    if options.score_mod is not None and not isinstance(options.score_mod, ScoreMod):
-        raise TypeError(f"score_mod is a {type(options.score_mod).__name__}; it must be a ScoreMod")
+    check_score_mod(options.score_mod)
     if options.alibi_slopes is not None:
         checks.floating(alibi_slopes=options.alibi_slopes)
         checks.broadcastable("alibi_slopes", options.alibi_slopes, (B, H))
@@ -148,6 +146,30 @@ def check_packing(options: Options, B: int, M: int, N: int) -> None:
             checks.require(B == 1, "q.shape[0]", B, f"1 with {name}")
             checks.offsets(name, starts, rows, name_longest, longest)
             checks.shape(name, starts, tuple(options.cu_seqlens_q.shape))
+
+
+def check_causal(causal: Any, alignments: tuple[str, ...] = ALIGNMENTS) -> None:
+    """Refuse what is neither a bool nor says where the diagonal is."""
+    if isinstance(causal, str):
+        checks.choice("causal", causal, alignments)
+    else:
+        checks.flag("causal", causal, *alignments)
+
+
+def check_score_mod(mod: Any) -> None:
+    """Refuse what is neither a `ScoreMod` of functions nor None."""
+    if mod is None:
+        return
+    if not isinstance(mod, ScoreMod):
+        raise TypeError(f"score_mod is a {type(mod).__name__}; it must be a ScoreMod")
+    functions = {"function": mod.function, "derivative": mod.derivative}
+    if mod.second_derivative is not None:
+        functions["second_derivative"] = mod.second_derivative
+    for name, f in functions.items():
+        if not callable(f):
+            raise TypeError(f"score_mod.{name} is a {type(f).__name__}; it must be a function")
+    if not isinstance(mod.args, tuple):
+        raise TypeError(f"score_mod.args is a {type(mod.args).__name__}; it must be a tuple")
 
 
 def check_window(size: Any) -> None:

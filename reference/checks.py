@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 FLOATING = ("float16", "bfloat16", "float32", "float64")
+NUMPY_FLOATING = tuple(name for name in FLOATING if name != "bfloat16")
 INTEGER = ("int32", "int64")
 Into = Sequence[Any] | None  # arrays that gradients are written into, or None for new ones
 
@@ -38,6 +41,19 @@ def require(condition: bool, name: str, was: object, must: str) -> None:
 def whole(x: Any) -> bool:
     """Return whether `x` is an integer, of Python or NumPy, and no bool."""
     return isinstance(x, int | Integral) and not isinstance(x, bool)
+
+
+def flag(name: str, x: Any, *others: str) -> None:
+    """Raise `TypeError` unless `x` is a bool, of Python or NumPy; `others` could stand for it."""
+    if not isinstance(x, bool | np.bool_):
+        must = " or ".join(("a bool", *map(repr, others)))
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be {must}")
+
+
+def flags(**given: Any) -> None:
+    """Raise `TypeError` unless each is a bool."""
+    for name, x in given.items():
+        flag(name, x)
 
 
 def count(name: str, x: Any, least: int) -> None:
@@ -109,6 +125,12 @@ def dtype(name: str, x: Any, expected: str) -> None:
     array(name, x)
     if dtype_name(x) != expected:
         raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be {expected}")
+
+
+def floating_dtype(name: str, given: Any, known: tuple[str, ...] = FLOATING) -> None:
+    """Raise `ValueError` unless a dtype that is asked for, or its name, is one of these."""
+    bare = getattr(given, "__name__", str(given).removeprefix("torch."))
+    choice(name, given if isinstance(given, str) else bare, known)
 
 
 def same_device(**arrays: Any) -> None:

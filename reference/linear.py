@@ -103,6 +103,7 @@ def backward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    checks.flags(of_x=of_x, of_weight=of_weight, of_bias=of_bias)
     checks.floating(x=cache.x, dout=dout)
     checks.shape("dout", dout, (*cache.x.shape[:-1], len(cache.weight)))
     N, K = cache.weight.shape

@@ -94,7 +94,7 @@ def check_turns(rotary: Any) -> None:
     if rotary is None or isinstance(rotary, Rotary):
         return
     several = isinstance(rotary, tuple | list)
-    if not several or len(rotary) != 3 or not isinstance(rotary[2], bool):
+    if not several or len(rotary) != 3 or not isinstance(rotary[2], bool | np.bool_):
         was = f"a {type(rotary).__name__}" + (f" of {len(rotary)}" if several else "")
         raise TypeError(f"rotary is {was}; it must be (cos, sin, interleaved), a Rotary or None")
 
@@ -211,6 +211,7 @@ def backward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    checks.flags(of_x=of_x, of_context=of_context, of_weights=of_weights, of_bias=of_bias)
     num_heads = cache.attention.q.shape[1]
     of_qkv, of_out = receiving(into, cache, of_weights)
     of_parameters: dict[str, bool] = {"of_weight": of_weights, "of_bias": of_weights}

@@ -58,17 +58,19 @@ def check(
         checks.same_device(params=params, grad_norm=grad_norm)
 
 
-def check_adam(step: int, beta1: float, beta2: float, eps: float) -> None:
+def check_adam(step: int, beta1: float, beta2: float, eps: float, decoupled: Any) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.count("step", step, 1)
     checks.probability("beta1", beta1)
     checks.probability("beta2", beta2)
     checks.positive("eps", eps)
+    checks.flag("decoupled", decoupled)
 
 
 def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.probability("momentum", momentum)
+    checks.flag("nesterov", nesterov)
     checks.require(
         momentum == 0.0 or momentum_buffer is not None,
         "momentum_buffer",
@@ -136,7 +138,7 @@ def adam(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
-    check_adam(step, beta1, beta2, eps)
+    check_adam(step, beta1, beta2, eps, decoupled)
     lr, beta1, beta2, eps, weight_decay = map(float, (lr, beta1, beta2, eps, weight_decay))
     step = int(step)
     clip = clip_factor(grad_norm, max_norm)

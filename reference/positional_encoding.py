@@ -47,6 +47,7 @@ def check(
     table: Any,
     position_table: Any,
     positions: Any,
+    learned: Any,
     scale: float,
     dropout_p: float,
     seed: Any,
@@ -66,6 +67,9 @@ def check(
             checks.require(
                 rows >= length, "position_table.shape[0]", rows, f"at least ids.shape[1], {length}"
             )
+    elif positions is not None:
+        checks.require(False, "positions", "given", "None without position_table")
+    checks.flag("learned", learned)
     checks.number("scale", scale)
     checks.probability("dropout_p", dropout_p)
     checks.seed(seed, ids)
@@ -91,6 +95,7 @@ def sinusoidal(positions: Array, d_model: int, dtype: Any = "float64") -> Array:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_sinusoidal(positions, d_model)
+    checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
     columns = np.arange(d_model)
     angle = positions[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)  # (L, d_model)
     return np.where(columns % 2 == 0, np.sin(angle), np.cos(angle)).astype(dtype)
@@ -113,7 +118,7 @@ def forward(
         ids: (B, L), int32 or int64, each at least 0 and below V.
         table: (V, D), floating.
         position_table: (P, D) or None for no positions.
-        positions: (B, L) rows of the position table; 0 … L − 1 by default.
+        positions: (B, L) rows of the position table, if there is one; 0 … L − 1 by default.
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).
         dropout_p: probability of dropping an element of the sum.
@@ -126,7 +131,7 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
         IndexError: an id or position outside its table, naming its place (the kernel gives NaN).
     """
-    check(ids, table, position_table, positions, scale, dropout_p, seed)
+    check(ids, table, position_table, positions, learned, scale, dropout_p, seed)
     check_range("ids", ids, len(table))
     # (1) look up and scale
     out = table[ids]  # (B, L, D)

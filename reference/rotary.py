@@ -76,7 +76,7 @@ def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
     checks.positive("base", base)
 
 
-def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
+def check(q: Any, k: Any, cos: Any, sin: Any, interleaved: Any) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(q=q, k=k)
     checks.same_device(q=q, k=k, cos=cos, sin=sin)
@@ -84,6 +84,7 @@ def check(q: Any, k: Any, cos: Any, sin: Any) -> None:
     B, L, D = int(q.shape[0]), int(q.shape[2]), int(q.shape[3])
     checks.shape("k", k, (B, "K", L, D))
     check_shapes("", q, cos, sin)
+    checks.flag("interleaved", interleaved)
 
 
 def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
@@ -119,8 +120,11 @@ def check_backward(dq_out: Any, dk_out: Any, cos: Any) -> None:
 
 def check_is_rotary(rotary: Any) -> None:
     """Refuse what is neither a `Rotary` nor None."""
-    if rotary is not None and not isinstance(rotary, Rotary):
+    if rotary is None:
+        return
+    if not isinstance(rotary, Rotary):
         raise TypeError(f"rotary is a {type(rotary).__name__}; it must be a Rotary")
+    checks.flag("rotary.interleaved", rotary.interleaved)
 
 
 def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
@@ -154,6 +158,7 @@ def tables(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_tables(positions, rotary_dim, base)
+    checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
     angle = positions[..., None] / base ** (np.arange(0, rotary_dim, 2) / rotary_dim)
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
@@ -175,7 +180,7 @@ def forward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    check(q, k, cos, sin)
+    check(q, k, cos, sin, interleaved)
     turned = (turn(q, cos, sin, interleaved), turn(k, cos, sin, interleaved))
     return turned, Cache(cos, sin, interleaved)
 

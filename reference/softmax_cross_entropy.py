@@ -69,7 +69,9 @@ def check(
 
 def check_backward(dloss: Any, dlogits: Any, per_row: bool) -> None:
     """Raise TypeError or ValueError for what is not shaped as the loss; a number is 0-d."""
-    if not hasattr(dloss, "shape"):
+    if hasattr(dloss, "dtype"):
+        checks.floating(dloss=dloss)
+    else:
         checks.number("dloss", dloss)
     found = tuple(int(n) for n in getattr(dloss, "shape", ()))
     expected = (int(dlogits.shape[0]),) if per_row else ()

@@ -16,7 +16,7 @@ from twofold.core.verify.contracts import attention as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.core.verify.strict_interpreter import strict_interpreter
 from twofold.reference import attention
-from twofold.reference.attention_scores import Options, pack
+from twofold.reference.attention_scores import Options, ScoreMod, pack
 from twofold.reference.checks import dtype_name
 
 
@@ -157,6 +157,22 @@ def test_forward_is_the_formula_at_high_precision():
         ({"window_size": (1,)}, ValueError, "window_size is (1,); it must be a pair"),
         ({"softcap": 0.0}, ValueError, "softcap is 0.0; it must be finite and above 0"),
         ({"score_mod": abs}, TypeError, "score_mod is a builtin_function_or_method; it must be a"),
+        (
+            {"score_mod": ScoreMod(None, None)},
+            TypeError,
+            "score_mod.function is a NoneType; it must be a function",
+        ),
+        (
+            {"score_mod": ScoreMod(abs, 1)},
+            TypeError,
+            "score_mod.derivative is a int; it must be a f",
+        ),
+        (
+            {"score_mod": ScoreMod(abs, abs, (), "bend")},
+            TypeError,
+            "score_mod.second_derivative is a str; it must be a function",
+        ),
+        ({"score_mod": ScoreMod(abs, abs, 1)}, TypeError, "score_mod.args is a int; it must be a"),
         ({"alibi_slopes": np.ones(2)}, ValueError, "alibi_slopes.shape is (2,); it must be broad"),
         ({"bias": np.ones((7, 4))}, ValueError, "bias.shape is (7, 4); it must be broadcastable"),
         ({"bias": np.ones(7, "float32")}, TypeError, "bias has dtype float32; it must have the dt"),

@@ -225,3 +225,47 @@ def test_tiles_of_no_live_block_are_not_decoded(triton, block_size, axes, packed
         visited += count
         assert count < plain
     assert visited > 0
+
+
+PAGED_Q, POOL = np.ones((2, 2, 1, 4), "float32"), np.ones((3, 1, 4, 4), "float32")
+
+
+@pytest.mark.parametrize("page", [-1, 3])
+def test_a_page_that_is_not_there_is_refused_or_gives_nan(reference, triton, page):
+    """Where a sequence's own keys would lie on it, and a query attends to them."""
+    q, lengths = np.concatenate([PAGED_Q, PAGED_Q], 2), np.array([8, 3])
+    bad = np.array([[0, page], [1, page]])  # the second sequence has no key on its second page
+    words = rf"^block_table\[0, 1\] is {page}; it must be at least 0 and below 3$"
+    with pytest.raises(IndexError, match=words):
+        reference.attention_decode.forward(
+            q, POOL, POOL, key_lengths=lengths, block_table=bad, causal=True
+        )
+    for window, split in ((None, 512), (None, 4), ((3, 0), 512)):
+        out, lse = triton.attention_decode.forward(
+            *(triton.asarray(x) for x in (q, POOL, POOL)), key_lengths=triton.asarray(lengths),
+            block_table=triton.asarray(bad), causal=True, window_size=window, split=split,
+        )  # fmt: skip
+        for found in (out, lse):
+            nan = np.isnan(triton.to_numpy(found))
+            assert nan[0].all() and not nan[1].any()
+
+
+def test_only_queries_that_attend_to_a_page_see_that_it_is_not_there(triton):
+    """Of two tokens on the page before and on the bad one the first has a result."""
+    q, table = np.concatenate([PAGED_Q, PAGED_Q], 2), np.array([[0, 3], [1, 2]])
+    out, lse = triton.attention_decode.forward(
+        *(triton.asarray(x) for x in (q, POOL, POOL)), key_lengths=triton.asarray(np.array([5, 5])),
+        block_table=triton.asarray(table), causal=True,
+    )  # fmt: skip
+    for found in (triton.to_numpy(out), triton.to_numpy(lse)):
+        assert np.isnan(found[0, :, 1]).all() and np.isfinite(found[0, :, 0]).all()
+        assert np.isfinite(found[1]).all()
+
+
+def test_a_sequence_without_queries_needs_no_page(reference):
+    """Packed, it asks for nothing, and its pages may have gone to others."""
+    out, _ = reference.attention_decode.forward(
+        PAGED_Q[:1], POOL, POOL, key_lengths=np.array([4, 4]), block_table=np.array([[0], [7]]),
+        cu_seqlens_q=np.array([0, 1, 1], "int32"), max_seqlen_q=1,
+    )  # fmt: skip
+    assert np.isfinite(out).all()

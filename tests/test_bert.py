@@ -298,3 +298,52 @@ def test_both_sides_learn_alike(triton):
     worst = max(found, key=lambda d: d.share)
     assert worst.share <= 1.0, worst
     assert {"types.table", "pooler.weight", "embedding.norm.bias"} <= {d.name for d in found}
+
+
+SHORT = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, num_layers=1)
+
+
+def of_types(token, kind):
+    """Return inputs of two sequences, the last of whose tokens is this one."""
+    inputs = np.zeros((2, 3, 2), int)
+    inputs[1, 2] = token, kind
+    return inputs
+
+
+@pytest.mark.parametrize("call", ["forward", "hidden_states", "mean_state"])
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        ([0, -5], "lengths is [0, -5]; it must be at least 1 and at most inputs.shape[1], 3"),
+        ([3, 99], "lengths is [3, 99]; it must be at least 1 and at most inputs.shape[1], 3"),
+    ],
+)
+def test_lengths_that_no_sequence_has_are_refused(reference, call, lengths, words):
+    """Also where only the first position is pooled, whatever the length."""
+    model = Classifier(SHORT, reference)
+    with pytest.raises(ValueError) as refusal:
+        getattr(model, call)(np.zeros((2, 3), int), np.array(lengths))
+    assert str(refusal.value).startswith(words)
+
+
+def test_lengths_that_no_sequence_has_give_nan_where_they_cannot_be_looked_at(triton, monkeypatch):
+    monkeypatch.setattr("twofold.core.model.classifier.checks.at_hand", lambda _: False)
+    model = Classifier(SHORT, triton)
+    inputs = triton.asarray(np.zeros((4, 3), int))
+    logits, _ = model.forward(inputs, triton.asarray(np.array([4, 3, 0, 1])))
+    found = triton.to_numpy(logits)
+    assert np.isnan(found[[0, 2]]).all() and np.isfinite(found[[1, 3]]).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (of_types(0, 2), "inputs[1, 2, 1] is 2; it must be at least 0 and below 2"),
+        (of_types(-1, 0), "inputs[1, 2, 0] is -1; it must be at least 0 and below "),
+        (of_types(999, 0)[..., 0], "inputs[1, 2] is 999; it must be at least 0 and below "),
+    ],
+)
+def test_tokens_and_types_without_a_row_are_refused_by_name(reference, inputs, words):
+    with pytest.raises(IndexError) as refusal:
+        Classifier(SHORT, reference).forward(inputs, np.array([3, 3]))
+    assert str(refusal.value).startswith(words)

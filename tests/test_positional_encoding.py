@@ -117,6 +117,11 @@ IDS, TABLE = np.zeros((2, 3), int), np.ones((4, 5))
             "position_table.shape[0] is 2; it must be at least ids.shape[1], 3",
         ),
         (dict(positions=IDS[:1]), ValueError, "positions.shape is (1, 3); it must be (2, 3)"),
+        (
+            dict(positions=IDS, position_table=None),
+            ValueError,
+            "positions is given; it must be None without position_table",
+        ),
         (dict(positions=TABLE), TypeError, "positions has dtype float64; it must be int32 or"),
         (dict(dropout_p=1.0), ValueError, "dropout_p is 1.0; it must be at least 0 and below 1"),
         (dict(seed=-1), ValueError, "seed is -1; it must be at least 0 and below 2**63"),
@@ -138,3 +143,27 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
 def test_bad_sinusoids_are_refused(both_refuse, changed, error, words):
     arguments = {"positions": np.arange(3), "d_model": 4} | changed
     both_refuse("positional_encoding", arguments, error, words, "sinusoidal")
+
+
+@pytest.mark.parametrize("wrong", ["flot", "int64", None, np.int32])
+def test_tables_are_of_floating_dtypes(reference, triton, wrong):
+    for side in (reference, triton):
+        places = side.asarray(np.arange(3))
+        for tables in (side.positional_encoding.sinusoidal, side.rotary.tables):
+            with pytest.raises(ValueError, match=r"^dtype is '.*'; it must be one of 'float16',"):
+                tables(places, 4, dtype=wrong)
+    with pytest.raises(ValueError, match=r"^dtype is 'bfloat16'; it must be one of"):
+        reference.rotary.tables(np.arange(3), 4, dtype="bfloat16")
+
+
+def test_a_dtype_is_given_by_name_or_as_itself(reference, triton):
+    for side, own in (
+        (reference, np.float32),
+        (reference, np.dtype("f4")),
+        (triton, torch.float32),
+    ):
+        places = side.asarray(np.arange(3))
+        for dtype in ("float32", own):
+            found = side.positional_encoding.sinusoidal(places, 4, dtype)
+            made = (found, *side.rotary.tables(places, 4, dtype=dtype))
+            assert {str(x.dtype).removeprefix("torch.") for x in made} == {"float32"}

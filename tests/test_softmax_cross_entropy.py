@@ -178,6 +178,9 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
         (None, TypeError, "dloss is a NoneType; it must be a number"),
         ([1.0], TypeError, "dloss is a list; it must be a number"),
         (np.ones(1), ValueError, "dloss.shape is (1,); it must be that of the loss, ()"),
+        (np.array(1j), TypeError, "dloss has dtype complex128; it must be one of float16, b"),
+        (np.array(True), TypeError, "dloss has dtype bool; it must be one of float16, bfloat16"),
+        (1j, TypeError, "dloss is a complex; it must be a number"),
         (X, ValueError, "dloss.shape is (2, 3); it must be that of the loss, ()"),
     ],
 )

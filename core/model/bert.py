@@ -131,6 +131,10 @@ def config_of(theirs: Mapping[str, Any], **changed: Any) -> ClassifierConfig:
         fields[ours] = theirs[name]
     for name, several in DROPOUTS.items():
         fields |= dict.fromkeys(several, theirs.get(name, 0.1))
+    if "dropout" not in changed:  # which would stand in for both
+        ours, theirs_alone = fields["dropout"], theirs.get("classifier_dropout")
+        must = f"null or hidden_dropout_prob, {ours}"
+        checks.require(theirs_alone in (None, ours), "classifier_dropout", theirs_alone, must)
     fields |= {"eps": theirs.get("layer_norm_eps", EPS), "num_classes": len(labels_of(theirs))}
     try:
         return ClassifierConfig(**(fields | changed))
@@ -146,11 +150,12 @@ def labels_of(theirs: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of a BERT's classes, in order; two of them where it says nothing.
 
     Raises:
-        ValueError: they are not numbered from 0.
+        TypeError, ValueError: they are not numbered from 0, or their number is none.
     """
     named = theirs.get("id2label")
     if not named:
         classes = theirs.get("num_labels", 2)
+        checks.count("num_labels", classes, 1)
         return tuple(f"LABEL_{n}" for n in range(classes))
     numbered = isinstance(named, Mapping) and {str(n) for n in range(len(named))} == set(named)
     checks.require(numbered, "id2label", named, "names of classes, numbered from 0")

@@ -25,6 +25,8 @@ from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import drop
 from twofold.core.ops import Side
 from twofold.reference import checks
+from twofold.reference.embedding import check_range
+from twofold.reference.pooling import check_lengths
 
 EMBEDDING_SITE, POOLED_SITE, FIRST_LAYER_SITE = 0, 1, 2
 
@@ -135,17 +137,20 @@ class Classifier:
 
         Args:
             inputs: token ids (B, L), or with their types (B, L, 2), or patches (B, L, input_size).
-            lengths: (B,), each at least 1; positions at or after them are padding.
+            lengths: (B,), each at least 1 and at most L; positions at or after them are padding.
             seeds: of the dropout masks by site, from `dropout_seeds`, or 0-d arrays that
                 hold them; None drops nothing.
 
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
+            IndexError: a token or a type without a row. Values on a GPU are not looked at: a
+                sequence with a wrong one has NaN.
         """
+        self._check(inputs, lengths)
         x, embedding_cache = self._embed(inputs, seeds)
         x, encoder_cache = self._encode(x, lengths, seeds, first_only=self._first_only)
         if self._first_only:
-            lengths = 0 * lengths + 1
+            lengths = 1 + (lengths - 1) // inputs.shape[1]  # 1 of those from 1 to L alone
         logits, head_cache = self._judge(x, lengths, seeds)
         return logits, Cache(embedding_cache, encoder_cache, head_cache)
 
@@ -154,6 +159,7 @@ class Classifier:
 
         Arguments and errors are those of `forward`; what stands in the padding means nothing.
         """
+        self._check(inputs, lengths)
         x, _ = self._embed(inputs, None)
         states = [x]
         self._encode(x, lengths, None, states)
@@ -164,6 +170,7 @@ class Classifier:
 
         Arguments and errors are those of `forward`.
         """
+        self._check(inputs, lengths)
         x, _ = self._embed(inputs, None)
         x, _ = self._encode(x, lengths, None)
         return self.ops.pooling.forward(x, lengths, "mean")[0]
@@ -182,7 +189,6 @@ class Classifier:
 
     def _embed(self, inputs: Any, seeds: Sequence[Any] | None) -> tuple[Any, EmbeddingCache]:
         """Return the embeddings (B, L, d_model)."""
-        self._check(inputs)
         ops, params, config = self.ops, self.params, self.config
         table, ids, types, patches_cache = self._table(inputs)
         dropped = drop(config.embedding_dropout, seeds, EMBEDDING_SITE)
@@ -281,7 +287,8 @@ class Classifier:
         table, cache = ops.linear.forward(inputs.reshape(B * L, P), weight, bias)
         return table, ops.arange(B * L).reshape(B, L), None, cache
 
-    def _check(self, inputs: Any) -> None:
+    def _check(self, inputs: Any, lengths: Any) -> None:
+        checks.integer(lengths=lengths)
         if self.config.input == "tokens":
             checks.integer(inputs=inputs)
             pairs = self.config.token_types > 0 and len(inputs.shape) == 3
@@ -295,3 +302,12 @@ class Classifier:
             int(inputs.shape[1]),
             f"at most max_length, {self.config.max_length}",
         )
+        checks.shape("lengths", lengths, (int(inputs.shape[0]),))
+        if checks.at_hand(lengths):
+            check_lengths(lengths, int(inputs.shape[1]), "inputs.shape[1]")
+        if self.config.input == "tokens" and checks.at_hand(inputs):
+            ids = np.asarray(inputs)
+            if len(ids.shape) == 3:  # the others of each pair are left out
+                check_range("inputs", ids * (0, 1), self.config.token_types)
+                ids = ids * (1, 0)
+            check_range("inputs", ids, self.config.input_size)

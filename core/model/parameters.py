@@ -62,7 +62,9 @@ class Layout:
         """Return a buffer of first values, drawn by NumPy so that both sides start from the same.
 
         Tables are normal with deviation 1/√d_model, other matrices uniform with the variance of
-        Glorot & Bengio 2010 (equation 16), norms' weights 1, biases 0.
+        Glorot & Bengio 2010 (equation 16), norms' weights 1, biases 0. A packed matrix counts as
+        one, as in torch: in w_qkv, (3E, E), the projections of q, k and v begin with half of the
+        variance that matrices (E, E) of their own would have.
         """
         rng = np.random.default_rng([seed, 0x1217])
         flat = np.zeros(self.numel, np.float32)
