@@ -35,6 +35,7 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
+from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import Rotary, check_angles, check_is_rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -202,6 +203,8 @@ def forward(
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
     (B, longest), H, N = queries.sizes(q), q.shape[1], capacity(k_cache, block_table)
+    dtype, (q, k_cache, v_cache) = q.dtype, (widened(x) for x in (q, k_cache, v_cache))
+    bias = None if bias is None else widened(bias)
     out, lse = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
     if sinks is not None:
         lse[...] = sinks[:, None]
@@ -239,7 +242,7 @@ def forward(
             keep = dropout.attention_scaled_mask(cache.p.shape, dropout_p, seed, cache.p.dtype, b)
             kept = attention.together(cache.p * keep, cache.k)
             out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
-    return out, lse
+    return rounded(out, dtype), lse
 
 
 def pairs(
