@@ -38,7 +38,7 @@ class Gradients(NamedTuple):
 
 def threshold(p: float) -> int:
     """Return p in units of 1/65536: an element is kept iff its 16-bit draw is at least this."""
-    return min(round(p * 65536), 65535)
+    return min(round(float(p) * 65536), 65535)
 
 
 def scale(p: float) -> float:

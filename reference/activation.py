@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks, normal
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,10 +73,12 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
     """
     check(x, kind, bias)
     # (1) bias
-    z = x if bias is None else x + bias
+    z = widened(x)
+    if bias is not None:
+        z = z + bias
     # (2) activation
     out, kept = activate(z, kind)
-    return out, Cache(z, kept, kind, bias is not None)
+    return rounded(out, x.dtype), Cache(z, kept, kind, bias is not None)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
@@ -93,14 +96,14 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     """
     checks.gradient("dout", dout, cache.z.shape)
     # (2) activation
-    dx = slope(cache.z, cache.kept, cache.kind)
+    dx = slope(widened(cache.z), cache.kept, cache.kind)
     dx *= dout
     # (1) bias
     dbias = None
     if cache.has_bias:
         rows = tuple(range(dx.ndim - 1))
-        dbias = dx.sum(axis=rows)
-    return Gradients(dx, dbias)
+        dbias = rounded(dx.sum(axis=rows), dout.dtype)
+    return Gradients(rounded(dx, dout.dtype), dbias)
 
 
 def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | None]:
@@ -110,9 +113,6 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
     """
     if kind == "relu":
         return np.maximum(z, 0, out=z if spare else None), None
-    if z.dtype == np.float16:  # which holds neither Φ's coefficients nor e⁻²ᵃ: rounded at the end
-        out, kept = activate(z.astype(np.float32), kind)
-        return out.astype(z.dtype), kept
     if kind == "gelu":
         cdf = normal.cdf(z)
         return z * cdf, cdf
@@ -127,8 +127,6 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
 
 def slope(z: Array, kept: Array | None, kind: str) -> Array:
     """Return f′(z), as a new array."""
-    if z.dtype == np.float16:
-        return slope(z.astype(np.float32), kept, kind).astype(z.dtype)
     if kept is None:
         return (z > 0).astype(z.dtype)
     if kind == "gelu":

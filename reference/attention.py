@@ -27,6 +27,7 @@ import numpy as np
 
 from twofold.reference import attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
+from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import Rotary, check_rotary, turn, turn_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,7 +37,7 @@ class Cache(NamedTuple):
     """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
 
     q and k are turned to their positions where those are rotary. Of packed sequences `out` and
-    `lse` are packed, all else has a batch for each.
+    `lse` are packed, all else has a batch for each. Of float16 all but `out` is float32.
     """
 
     q: Array
@@ -165,6 +166,7 @@ def forward(
         rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
+    dtype, (q, k, v) = q.dtype, (widened(x) for x in (q, k, v))
     # (0) queries and keys at their positions
     if rotary is not None:
         q, k = turn(q, *rotary.of_q), turn(k, *rotary.of_k)
@@ -199,7 +201,7 @@ def forward(
     if dropout_p > 0.0:
         keep = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
     out = apart(together(p if keep is None else p * keep, k) @ v, q)  # (B, H, M, D)
-    out, lse = (pack(x, cu_seqlens_q) for x in (out, lse))
+    out, lse = (pack(x, cu_seqlens_q) for x in (rounded(out, dtype), lse))
     return out, Cache(q, k, v, out, lse, p, keep, slope, scale, options)
 
 
@@ -229,7 +231,8 @@ def backward(
     checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, out)
     starts, longest = options.cu_seqlens_q, options.max_seqlen_q
-    dout, out, lse = (unpack(x, starts, longest) for x in (dout, out, lse))
+    dtype = out.dtype
+    dout, out = (unpack(widened(x), starts, longest) for x in (dout, out))
     # (5) weights again: kept here, computed again by the kernel
     dropped = p if keep is None else p * keep
     # (6) gradient of the weights
@@ -247,6 +250,8 @@ def backward(
     if options.bias is not None and of_bias:
         dbias = summed(ds, options.bias.shape)
     if options.sinks is not None:
+        # +∞ stands in for −∞, and for what is no query, so that a sink has no share there
+        lse = unpack(np.where(lse == -np.inf, np.inf, lse), starts, longest, np.inf)
         shares = np.exp(options.sinks.astype(lse.dtype)[:, None] - lse)  # (B, H, M)
         dsinks = -(shares * delta).sum(axis=(0, 2)).astype(options.sinks.dtype)
     if slope is not None:
@@ -260,7 +265,8 @@ def backward(
     # (0) turned back: a rotation's transpose is its inverse
     if options.rotary is not None:
         dq, dk = turn_back(dq, *options.rotary.of_q), turn_back(dk, *options.rotary.of_k)
-    return Gradients(dq, dk, dv, dbias, dsinks)
+    dq, dk, dv = (rounded(x, dtype) for x in (dq, dk, dv))
+    return Gradients(dq, dk, dv, None if dbias is None else rounded(dbias, dtype), dsinks)
 
 
 def together(x: Array, k: Array) -> Array:

@@ -36,6 +36,7 @@ import numpy as np
 from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
 from twofold.reference.embedding import check_range
+from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import Rotary, check_angles, check_is_rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -211,6 +212,8 @@ def forward(
     if block_table is not None:
         used = np.arange(block_table.shape[1]) * k_cache.shape[2] < lengths[:, None]  # (B, pages)
         check_range("block_table", np.where(used, block_table, 0), len(k_cache))
+    dtype, (q, k_cache, v_cache) = q.dtype, (widened(x) for x in (q, k_cache, v_cache))
+    bias = None if bias is None else widened(bias)
     out, lse = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)
     if sinks is not None:
         lse[...] = sinks[:, None]
@@ -248,7 +251,7 @@ def forward(
             keep = dropout.attention_scaled_mask(cache.p.shape, dropout_p, seed, cache.p.dtype, b)
             kept = attention.together(cache.p * keep, cache.k)
             out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
-    return out, lse
+    return rounded(out, dtype), lse
 
 
 def pairs(

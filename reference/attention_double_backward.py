@@ -69,6 +69,7 @@ import numpy as np
 from twofold.reference import checks
 from twofold.reference.attention import Cache, apart, check_backward, together
 from twofold.reference.attention_scores import Options, pack, unpack
+from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import turn, turn_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -117,6 +118,7 @@ def backward(
     starts_q, starts_k = options.cu_seqlens_q, options.cu_seqlens_k
     check(ddq, ddk, ddv, dout, dlse, cache.out, pack(cache.k, starts_k), options)
     q, k, v, p, keep, scale = cache.q, cache.k, cache.v, cache.p, cache.keep, cache.softmax_scale
+    dtype, (ddq, ddk, ddv, dout) = dout.dtype, (widened(x) for x in (ddq, ddk, ddv, dout))
     # (0) what stands for ddq and ddk
     if rotary is not None:
         ddq, ddk = turn(ddq, *rotary.of_q), turn(ddk, *rotary.of_k)
@@ -180,6 +182,7 @@ def backward(
     # (17) those of q and k as they were given
     if rotary is not None:
         dq, dk = turn_back(dq, *rotary.of_q), turn_back(dk, *rotary.of_k)
+    dq, dk, dv, ddout = (rounded(x, dtype) for x in (dq, dk, dv, ddout))
     return Gradients(dq, dk, dv, ddout, None if dlse is None else pack(g[..., 0], starts_q))
 
 
@@ -188,10 +191,11 @@ def bend(s: Array, options: Options) -> Any:
     dtype = s.dtype
     slope: Any = 1.0
     bent: Any = 0.0
-    if options.softcap is not None:
-        ratio = np.tanh(s / options.softcap)
+    cap = options.cap
+    if cap is not None:
+        ratio = np.tanh(s / cap)
         slope = 1 - ratio * ratio
-        bent, s = -2 * ratio * slope / options.softcap, options.softcap * ratio
+        bent, s = -2 * ratio * slope / cap, cap * ratio
     if options.score_mod is not None and options.score_mod.second_derivative is not None:
         mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
         further = options.score_mod.second_derivative(s, *where, mod.args)

@@ -20,6 +20,7 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
+from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import Rotary, check_rotary
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -134,11 +135,12 @@ def forward(
     for name, x in (("q", q), ("k", k), ("v", v)):
         held = np.array_equal(nearest(x), x, equal_nan=True)
         checks.require(held, name, "of other numbers", "of numbers that e4m3 has")
+    out_dtype = out_dtype or np.result_type(q, q_scale).name
     q = scaled(q, q_scale, cu_seqlens_q, max_seqlen_q)
     k, v = (scaled(x, by, cu_seqlens_k, max_seqlen_k) for x, by in ((k, k_scale), (v, v_scale)))
     options = options._replace(bias=None if bias is None else bias.astype(q.dtype))
     out, cache = attention.forward(q, k, v, **options._asdict())
-    return out.astype(out_dtype or q.dtype, copy=False), cache.lse
+    return rounded(out, out_dtype), cache.lse
 
 
 def quantize(x: Array) -> tuple[Array, Array]:
@@ -152,15 +154,16 @@ def quantize(x: Array) -> tuple[Array, Array]:
             its x8·scale NaN.
 
     Returns:
-        x8, shaped as x and here of x's dtype, and scale (B, H), here of x's dtype.
+        x8, shaped as x and here of x's dtype, and scale (B, H), float32 (here float64 of float64).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_quantize(x)
+    dtype, x = x.dtype, widened(x)  # float16 has no 2⁻¹²⁶
     largest = np.abs(x).max(axis=(2, 3))  # (B, H)
     scale = np.maximum(largest / x.dtype.type(LARGEST), x.dtype.type(LEAST_SCALE))
-    return nearest(x / scale[..., None, None]), scale
+    return rounded(nearest(x / scale[..., None, None]), dtype), scale
 
 
 def nearest(x: Array) -> Array:
@@ -172,5 +175,5 @@ def nearest(x: Array) -> Array:
 
 def scaled(x: Array, scale: Array, starts: Array | None, longest: int | None) -> Array:
     """Return x times the scale of its head, that of each sequence where they are packed."""
-    by = np.asarray(scale)[..., None, None]  # (B, H, 1, 1), or what broadcasts to it
-    return pack(unpack(x, starts, longest) * by, starts)
+    by = widened(np.asarray(scale))[..., None, None]  # (B, H, 1, 1), or what broadcasts to it
+    return pack(unpack(widened(x), starts, longest) * by, starts)

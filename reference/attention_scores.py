@@ -83,6 +83,11 @@ class Options(NamedTuple):
         return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
     @property
+    def cap(self) -> float | None:
+        """Return where the scores are capped; NumPy's own numbers would change their dtype."""
+        return None if self.softcap is None else float(self.softcap)
+
+    @property
     def changes_scores(self) -> bool:
         """Whether anything is done to the scores beside scaling and masking."""
         changes = (self.softcap, self.score_mod, self.alibi_slopes, self.bias)
@@ -228,15 +233,18 @@ def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
     return queries[:, None, None, None], keys[:, None, None, None]
 
 
-def unpack(x: Array, starts: Array | None, longest: int | None) -> Array:
-    """Give each sequence in x (1, H, T, …) a batch of its own, (S, H, longest, …), zeros behind it.
+def unpack(x: Array, starts: Array | None, longest: int | None, behind: float = 0.0) -> Array:
+    """Give each sequence in x (1, H, T, …) a batch of its own, (S, H, longest, …), padded behind.
 
     Without `starts` x is returned as it is, by `pack` too.
     """
     if starts is None or longest is None:
         return x
     there = np.arange(longest) < np.diff(starts)[:, None]  # (S, longest)
-    batches = np.zeros((len(there), x.shape[1], there.shape[1], *x.shape[3:]), x.dtype)
+    shape = (len(there), x.shape[1], there.shape[1], *x.shape[3:])
+    batches = np.zeros(shape, x.dtype)
+    if behind != 0.0:
+        batches[...] = behind
     batches.swapaxes(1, 2)[there] = x[0].swapaxes(0, 1)  # (T, H, …)
     return batches
 
@@ -264,9 +272,10 @@ def scores(
     i = i + first
     M, N = queries or s.shape[-2], s.shape[-1]
     slope, dtype = None, s.dtype
-    if options.softcap is not None:
-        capped = np.tanh(s / options.softcap)
-        s, slope = options.softcap * capped, 1 - capped * capped
+    cap = options.cap
+    if cap is not None:
+        capped = np.tanh(s / cap)
+        s, slope = cap * capped, 1 - capped * capped
     if options.score_mod is not None:
         function, derivative, args, _ = options.score_mod
         change = derivative(s, b, h, i, j, args)
@@ -277,7 +286,7 @@ def scores(
         s = s - options.alibi_slopes[..., None, None].astype(s.dtype) * distance
     if options.bias is not None:
         s = s + options.bias
-    return s.astype(dtype, copy=False), slope
+    return s.astype(dtype, copy=False), None if slope is None else np.asarray(slope, dtype)
 
 
 def attended(

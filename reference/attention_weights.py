@@ -34,6 +34,7 @@ from twofold.reference.attention_scores import (
     pack,
     unpack,
 )
+from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import Rotary, turn
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -110,6 +111,8 @@ def weights(
         block_mask=block_mask, block_size=block_size,
     )  # fmt: skip
     check(q, k, lse, options)
+    dtype = np.result_type(q, lse)
+    q, k, lse = (widened(x) for x in (q, k, lse))
     # (0) queries and keys at their positions
     if rotary is not None:
         q, k = turn(q, *rotary.of_q), turn(k, *rotary.of_k)
@@ -127,7 +130,7 @@ def weights(
         s = np.where(live, s, -np.inf)
     # (2) weights; +∞ stands in for −∞, so that a query without keys weighs nothing
     p: Array = np.exp(s - np.where(lse == -np.inf, np.inf, lse)[..., None])
-    return p
+    return rounded(p, dtype)
 
 
 def received(
@@ -164,7 +167,7 @@ def received(
         block_size=block_size,
     )  # (B, H, M, N)  # fmt: skip
     # (3) attention received
-    return pack(np.asarray(p.sum(axis=-2)), cu_seqlens_k)
+    return pack(rounded(widened(p).sum(axis=-2), p.dtype), cu_seqlens_k)
 
 
 def taken(x: Array | None, rows: range) -> Array | None:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,7 +73,7 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     """
     check(x, p, seed)
     # (1) draws, (2) mask, (3) scale
-    return x * scaled_mask(x.shape, p, seed, x.dtype), Cache(p, seed, tuple(x.shape))
+    return _dropped(x, p, seed), Cache(p, seed, tuple(x.shape))
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
@@ -86,7 +87,12 @@ def backward(dout: Array, cache: Cache) -> Gradients:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     checks.gradient("dout", dout, cache.shape)
-    return Gradients(dout * scaled_mask(dout.shape, cache.p, cache.seed, dout.dtype))
+    return Gradients(_dropped(dout, cache.p, cache.seed))
+
+
+def _dropped(x: Array, p: float, seed: int) -> Array:
+    wide = widened(x)  # float16 has no scale of 65,536
+    return rounded(wide * scaled_mask(x.shape, p, seed, wide.dtype), x.dtype)
 
 
 def scaled_mask(shape: tuple[int, ...], p: float, seed: int, dtype: Any) -> Array:
@@ -108,7 +114,7 @@ def attention_scaled_mask(
 
 def threshold(p: float) -> int:
     """Return p in units of 1/65536: an element is kept iff its 16-bit draw is at least this."""
-    return min(round(p * 65536), 65535)
+    return min(round(float(p) * 65536), 65535)
 
 
 def scale(p: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -76,8 +77,10 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     return Gradients(scatter_add(dout, cache.ids, cache.rows, dtable))
 
 
-def scatter_add(dout: Array, ids: Array, rows: int, dtable: Array | None = None) -> Array:
-    """Return the sums of dout's rows by id, (rows, D), in the order of the places."""
+def scatter_add(
+    dout: Array, ids: Array, rows: int, dtable: Array | None = None, scale: float = 1.0
+) -> Array:
+    """Return the sums of dout's rows by id, (rows, D), in the order of the places, times scale."""
     D = dout.shape[-1]
     flat, dout = ids.reshape(-1), dout.reshape(-1, D)
     if dtable is None:
@@ -88,7 +91,10 @@ def scatter_add(dout: Array, ids: Array, rows: int, dtable: Array | None = None)
     ordered = flat[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))  # where each distinct id begins
     # (3) the sum of each id's
-    dtable[ordered[starts]] = np.add.reduceat(dout[order], starts, axis=0)
+    sums = np.add.reduceat(widened(dout[order]), starts, axis=0)
+    if scale != 1.0:
+        sums *= sums.dtype.type(scale)
+    dtable[ordered[starts]] = sums
     return dtable
 
 

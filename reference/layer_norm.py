@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks, dropout
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -88,13 +89,14 @@ def forward(
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
     # (1) the stream
-    h, keep = x, None
+    h, keep = widened(x), None
     if dropout_p > 0.0:
-        keep = dropout.scaled_mask(x.shape, dropout_p, seed, x.dtype)
-        h = x * keep
+        keep = dropout.scaled_mask(h.shape, dropout_p, seed, h.dtype)
+        h = h * keep
     if residual is not None:
         h = residual + h
-    rows = h.reshape(-1, h.shape[-1])  # (R, C)
+    h = rounded(h, x.dtype)
+    rows = widened(h).reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean, and the variance about it (in two passes: E[h²] − E[h]² would cancel)
     mean = means(rows)
     centred = rows - mean
@@ -105,7 +107,7 @@ def forward(
     centred *= weight
     centred += bias
     cache = Cache(h, mean, rstd, weight, residual is not None, keep)
-    return centred.reshape(h.shape), cache
+    return rounded(centred.reshape(h.shape), x.dtype), cache
 
 
 def backward(
@@ -138,13 +140,13 @@ def backward(
         checks.gradient("dh", dh, cache.h.shape)
     C = dout.shape[-1]
     dweight, dbias = checks.into(into, dweight=(C,), dbias=(C,))
-    d = dout.reshape(-1, C)  # (R, C)
+    d = widened(dout).reshape(-1, C)  # (R, C)
     # (4) x̂ again, from the stream
-    xhat = cache.h.reshape(-1, C) - cache.mean
+    xhat = widened(cache.h).reshape(-1, C) - cache.mean
     xhat *= cache.rstd
     # (5) gain and shift: sums over the rows
-    dweight = np.einsum("rc,rc->c", d, xhat, out=dweight)
-    dbias = d.sum(axis=0, out=dbias)
+    dweight = rounded(np.einsum("rc,rc->c", d, xhat), dout.dtype, dweight)
+    dbias = rounded(d.sum(axis=0), dout.dtype, dbias)
     # (6) the stream: project out what the mean and the variance took away
     g = d * cache.weight
     along_mean = means(g)
@@ -157,20 +159,17 @@ def backward(
     if dh is not None:
         total += dh
     # (7) both branches of the sum
-    dx = total
+    dx = dresidual = rounded(total, dout.dtype)
     if cache.keep is not None:
-        dx = total * cache.keep
-    return Gradients(dx, total if cache.has_residual else None, dweight, dbias)
+        dx = rounded(total * cache.keep, dout.dtype)
+    return Gradients(dx, dresidual if cache.has_residual else None, dweight, dbias)
 
 
 def means(x: Array) -> Array:
     """Return the mean of each row, (R, 1); einsum adds up rows in a quarter of `mean`'s time."""
-    wide = np.promote_types(x.dtype, np.float32)
-    sums = np.einsum("rc->r", x, dtype=wide)[:, None]
-    return np.asarray(sums / x.shape[1], x.dtype)
+    return np.asarray(np.einsum("rc->r", x)[:, None] / x.shape[1])
 
 
 def dots(x: Array, y: Array) -> Array:
-    """Return the dot product of each row of x and of y, (R, 1), of float16 in float32."""
-    wide = np.promote_types(x.dtype, np.float32)
-    return np.asarray(np.einsum("rc,rc->r", x, y, dtype=wide)[:, None])
+    """Return the dot product of each row of x and of y, (R, 1)."""
+    return np.asarray(np.einsum("rc,rc->r", x, y)[:, None])

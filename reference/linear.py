@@ -12,6 +12,7 @@ import numpy as np
 
 from twofold.reference import activation as activations
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -67,15 +68,15 @@ def forward(
     """
     check(x, weight, bias, activation)
     # (1) product and bias
-    z = x.reshape(-1, x.shape[-1]) @ weight.T  # (R, N)
+    z = widened(x).reshape(-1, x.shape[-1]) @ widened(weight).T  # (R, N)
     if bias is not None:
         z += bias
     z = z.reshape(*x.shape[:-1], -1)
     # (2) activation
     if activation is None:
-        return z, Cache(x, weight, None, None, None, bias is not None)
+        return rounded(z, x.dtype), Cache(x, weight, None, None, None, bias is not None)
     out, kept = activations.activate(z, activation, spare=True)
-    return out, Cache(x, weight, z, kept, activation, bias is not None)
+    return rounded(out, x.dtype), Cache(x, weight, z, kept, activation, bias is not None)
 
 
 def backward(
@@ -111,16 +112,16 @@ def backward(
     dweight, dbias = checks.into(
         into, dweight=(N, K) if of_weight else None, dbias=(N,) if of_bias else None
     )
-    dz = dout
+    dz = widened(dout)
     # (2) activation
     if cache.z is not None and cache.activation is not None:
-        dz = activations.slope(cache.z, cache.kept, cache.activation)
+        dz = activations.slope(widened(cache.z), cache.kept, cache.activation)
         dz *= dout
     # (1) product and bias
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)
-    x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)
+    x, dtype = widened(cache.x).reshape(-1, cache.x.shape[-1]), dout.dtype  # (R, K)
     return Gradients(
-        (dz @ cache.weight).reshape(cache.x.shape) if of_x else None,
-        np.matmul(dz.T, x, out=dweight) if of_weight else None,
-        dz.sum(axis=0, out=dbias) if of_bias else None,
+        rounded((dz @ widened(cache.weight)).reshape(cache.x.shape), dtype) if of_x else None,
+        rounded(np.matmul(dz.T, x, out=dweight), dtype, dweight) if of_weight else None,
+        rounded(dz.sum(axis=0), dtype, dbias) if of_bias else None,
     )

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,7 +39,7 @@ class Cache(NamedTuple):
     """What `backward` needs. `lse` and the weights `w` are there to be looked at, too."""
 
     outs: Array  # (S, B, H, M, D), 0 where a part is left out
-    out: Array
+    out: Array  # of float16 in float32
     lse: Array  # (B, H, M)
     w: Array  # (S, B, H, M)
 
@@ -104,8 +105,8 @@ def forward(outs: Array, lses: Array) -> tuple[Array, Cache]:
     w /= total
     # (3) output; a part left out may hold anything, and 0·NaN is NaN
     outs = np.where((lses == -np.inf)[..., None], 0, outs)
-    out = sum(w[..., None] * outs).astype(outs.dtype)
-    return out, Cache(outs, out, lse, w)
+    out = sum(w[..., None] * outs)
+    return rounded(out, outs.dtype), Cache(outs, out, lse, w)
 
 
 def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
@@ -124,11 +125,11 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
     """
     # (4) weights and output again: kept here, computed again by the kernel
     outs, out, _, w = cache
-    check_backward(dout, dlse, out)
+    check_backward(dout, dlse, rounded(out, outs.dtype))
     # (5) gradients of the outputs
     douts = (w[..., None] * dout).astype(outs.dtype)  # (S, B, H, M, D)
     # (6) gradients of the log-sum-exps
-    dlses = np.einsum("bhmd,sbhmd->sbhm", dout, outs - out)  # (S, B, H, M)
+    dlses = np.einsum("bhmd,sbhmd->sbhm", widened(dout), outs - out)  # (S, B, H, M)
     if dlse is not None:
         dlses = dlses + dlse
     return Gradients(douts, w * dlses)

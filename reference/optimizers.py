@@ -9,18 +9,20 @@ layout, so an optimizer is one sweep over memory. Every step here has the form
     (4) θ ← θ − lr·step
 
 and only the first `decay_numel` elements decay: a model puts its matrices first, biases after them.
-Buffers are changed in place. The sweep goes block by block, so that each stays in cache.
+Buffers are changed in place. The sweep goes block by block, so that each stays in cache; a block of
+float16 is worked on in float32, as the kernel does, and rounded at the end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -86,7 +88,10 @@ def check_adagrad(eps: float) -> None:
 
 
 def global_norm(grads: Array) -> Array:
-    """Return ‖g‖₂ over the whole buffer, 0-d; block sums are added in float64, so repeatable.
+    """Return ‖g‖₂ over the whole buffer, 0-d, the same bits every time.
+
+    Squares are added up in blocks, in the dtype of grads (of float16 in float32), and the blocks in
+    float64: a square beyond that dtype makes the norm ∞, as in the kernel.
 
     Args:
         grads: (n,), floating.
@@ -98,7 +103,8 @@ def global_norm(grads: Array) -> Array:
     checks.shape("grads", grads, ("n",))
     total = 0.0
     for block in _blocks(len(grads)):
-        total += float(np.vdot(grads[block], grads[block]))
+        g = widened(grads[block])
+        total += float(np.vdot(g, g))
     return np.asarray(math.sqrt(total), grads.dtype)
 
 
@@ -145,24 +151,26 @@ def adam(
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
         # (1) and (2)
-        theta = params[block]
+        state = params[block], m[block], v[block]
+        theta, mean, square = (widened(x) for x in state)
         g = _gradient(theta, grads[block], clip, 0.0 if decoupled else decay)
         if decoupled and decay:
             theta *= 1 - lr * decay
         # (3) m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²
-        m[block] *= beta1
-        m[block] += (1 - beta1) * g
+        mean *= beta1
+        mean += (1 - beta1) * g
         np.square(g, out=g)
         g *= 1 - beta2
-        v[block] *= beta2
-        v[block] += g
+        square *= beta2
+        square += g
         # (4) θ ← θ − lr·m̂/(√v̂ + ε)
-        np.divide(v[block], correction2, out=g)
+        np.divide(square, correction2, out=g)
         np.sqrt(g, out=g)
         g += eps
-        np.divide(m[block], g, out=g)
+        np.divide(mean, g, out=g)
         g *= lr / correction1
         theta -= g
+        _store((theta, mean, square), state)
 
 
 def sgd(
@@ -201,15 +209,18 @@ def sgd(
     clip = clip_factor(grad_norm, max_norm)
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
         # (1) and (2)
-        g = _gradient(params[block], grads[block], clip, decay)
+        state = [x[block] for x in (params, momentum_buffer) if x is not None]
+        theta, *moments = (widened(x) for x in state)
+        g = _gradient(theta, grads[block], clip, decay)
         # (3) b ← μb + g
-        if momentum_buffer is not None and momentum > 0.0:
-            b = momentum_buffer[block]
+        if momentum > 0.0:
+            (b,) = moments
             b *= momentum
             b += g
             g = g + momentum * b if nesterov else b
         # (4)
-        params[block] -= lr * g
+        theta -= lr * g
+        _store((theta, *moments), state)
 
 
 def adagrad(
@@ -244,12 +255,14 @@ def adagrad(
     clip = clip_factor(grad_norm, max_norm)
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
         # (1) and (2)
-        g = _gradient(params[block], grads[block], clip, decay)
+        state = params[block], sum_of_squares[block]
+        theta, s = (widened(x) for x in state)
+        g = _gradient(theta, grads[block], clip, decay)
         # (3)
-        s = sum_of_squares[block]
         s += np.square(g)
         # (4)
-        params[block] -= lr * g / (np.sqrt(s) + eps)
+        theta -= lr * g / (np.sqrt(s) + eps)
+        _store((theta, s), state)
 
 
 def clip_factor(grad_norm: Array | None, max_norm: float | None) -> float:
@@ -261,10 +274,16 @@ def clip_factor(grad_norm: Array | None, max_norm: float | None) -> float:
 
 
 def _gradient(theta: Array, g: Array, clip: float, decay: float) -> Array:
-    g = g * clip
+    g = widened(g) * clip
     if decay:
         g += decay * theta
     return g
+
+
+def _store(found: Iterable[Array], state: Iterable[Array]) -> None:
+    """Write new numbers where the old ones were, if they are not there already."""
+    for x, to in zip(found, state, strict=True):
+        rounded(x, to.dtype, to)
 
 
 def _blocks(n: int) -> Iterator[slice]:

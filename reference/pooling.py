@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -77,8 +78,8 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     parts, top = [], None
     # (2) mean
     if kind in ("mean", "mean_max"):
-        total = np.einsum("bld->bd", only(live, x, 0))
-        parts.append(total / lengths[:, None].astype(x.dtype))
+        total = np.einsum("bld->bd", widened(only(live, x, 0)))
+        parts.append(rounded(total / lengths[:, None].astype(total.dtype), x.dtype))
     # (3) maximum
     if kind in ("max", "mean_max"):
         top = only(live, x, -np.inf).max(axis=1)  # (B, D)
@@ -111,10 +112,11 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     x = cache.x
     B, L, D = x.shape
     checks.gradient("dout", dout, (B, 2 * D if cache.kind == "mean_max" else D))
+    dtype, dout = dout.dtype, widened(dout)
     dx = np.zeros(x.shape, dout.dtype)
     if cache.kind == "first":
         dx[:, 0] = dout
-        return Gradients(dx)
+        return Gradients(rounded(dx, dtype))
     # (2) mean, of (1) the positions that count
     if cache.kind in ("mean", "mean_max"):
         live = np.arange(L) < cache.lengths[:, None]
@@ -125,4 +127,4 @@ def backward(dout: Array, cache: Cache) -> Gradients:
         # A NaN is the largest. Padding comes behind what attains the maximum.
         first = ((x == cache.top[:, None]) | (x != x)).argmax(axis=1)  # (B, D)
         dx[np.arange(B)[:, None], first, np.arange(D)] += dout[:, -D:]
-    return Gradients(dx)
+    return Gradients(rounded(dx, dtype))

@@ -19,6 +19,7 @@ import numpy as np
 
 from twofold.reference import checks, dropout
 from twofold.reference.embedding import check_range, scatter_add
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -134,9 +135,9 @@ def forward(
     check(ids, table, position_table, positions, learned, scale, dropout_p, seed)
     check_range("ids", ids, len(table))
     # (1) look up and scale
-    out = table[ids]  # (B, L, D)
+    out = widened(table[ids])  # (B, L, D)
     if scale != 1.0:
-        out *= table.dtype.type(scale)
+        out *= out.dtype.type(scale)
     # (2) add the position
     position_rows = 0
     if position_table is not None:
@@ -151,7 +152,8 @@ def forward(
         keep = dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
         out *= keep
     kept = positions if learned and position_table is not None else None
-    return out, Cache(ids, kept, len(table), table.shape[1], position_rows, scale, keep)
+    cache = Cache(ids, kept, len(table), table.shape[1], position_rows, scale, keep)
+    return rounded(out, table.dtype), cache
 
 
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
@@ -174,15 +176,17 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     dtable, dposition_table = checks.into(
         into, dtable=(cache.rows, cache.columns), dposition_table=learned
     )
+    if dtable is None:
+        dtable = np.empty((cache.rows, cache.columns), dout.dtype)
+    if dposition_table is None and learned is not None:
+        dposition_table = np.empty(learned, dout.dtype)
     # (3) drop out
     if cache.keep is not None:
-        dout = dout * cache.keep
+        dout = widened(dout) * cache.keep
     # (2) add the position
     if cache.positions is not None:
         positions = np.broadcast_to(cache.positions, dout.shape[:-1])
         dposition_table = scatter_add(dout, positions, cache.position_rows, dposition_table)
     # (1) look up and scale
-    dtable = scatter_add(dout, cache.ids, cache.rows, dtable)
-    if cache.scale != 1.0:
-        dtable *= dtable.dtype.type(cache.scale)
+    dtable = scatter_add(dout, cache.ids, cache.rows, dtable, cache.scale)
     return Gradients(dtable, dposition_table)

@@ -20,6 +20,7 @@ import numpy as np
 
 from twofold.reference import checks
 from twofold.reference.layer_norm import dots
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -82,15 +83,15 @@ def forward(
     check(x, weight, residual, eps, offset)
     # (1) the stream
     h = x if residual is None else residual + x
-    rows = h.reshape(-1, h.shape[-1])  # (R, C)
+    rows = widened(h).reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean of the squares
     mean_square = dots(rows, rows) / rows.shape[1]
     rstd = 1.0 / np.sqrt(mean_square + float(eps))
     # (3) normalise, scale
-    out = np.multiply(rows, rstd, out=np.empty_like(rows))
-    out *= weight + float(offset)
+    out = rows * rstd
+    out *= widened(weight) + float(offset)
     cache = Cache(h, rstd, weight, float(offset), residual is not None)
-    return out.reshape(h.shape), cache
+    return rounded(out.reshape(h.shape), x.dtype), cache
 
 
 def backward(
@@ -122,19 +123,19 @@ def backward(
         checks.gradient("dh", dh, cache.h.shape)
     C = dout.shape[-1]
     (dweight,) = checks.into(into, dweight=(C,))
-    d = dout.reshape(-1, C)  # (R, C)
+    d = widened(dout).reshape(-1, C)  # (R, C)
     # (4) ĥ again, from the stream
-    rows = cache.h.reshape(-1, C)
-    normed = np.multiply(rows, cache.rstd, out=np.empty_like(rows))
+    normed = widened(cache.h).reshape(-1, C) * cache.rstd
     # (5) gain: a sum over the rows
-    dweight = np.einsum("rc,rc->c", d, normed, out=dweight)
+    dweight = rounded(np.einsum("rc,rc->c", d, normed), dout.dtype, dweight)
     # (6) the stream: project out what the root mean square took away
-    g = d * (cache.weight + cache.offset)
+    g = d * (widened(cache.weight) + cache.offset)
     along = dots(g, normed) / C
     normed *= along
     g -= normed
     g *= cache.rstd
-    dx = g.reshape(dout.shape)
+    total = g.reshape(dout.shape)
     if dh is not None:
-        dx += dh
+        total += dh
+    dx = rounded(total, dout.dtype)
     return Gradients(dx, dx if cache.has_residual else None, dweight)

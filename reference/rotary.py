@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -207,7 +208,7 @@ def turn_back(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
 
 def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
-    F = cos.shape[-1]
+    F, dtype, x = cos.shape[-1], x.dtype, widened(x)
     cos, sin = (a.reshape(-1, 1, *a.shape[-2:]).astype(x.dtype, copy=False) for a in (cos, sin))
     # (1) pairs
     first, second = (
@@ -224,4 +225,4 @@ def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     turned += x[..., : 2 * F] * along
     # (3) features that have no pair
     out[..., 2 * F :] = x[..., 2 * F :]
-    return out
+    return rounded(out, dtype)

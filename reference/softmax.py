@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,6 +55,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x)
+    dtype, x = x.dtype, widened(x)
     # (1) maximum; 0 stands in for that of a row that is −∞ throughout
     top = x.max(axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(top == -np.inf, 0, top)
@@ -64,6 +66,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
     total = np.einsum("...c->...", y)[..., None]
     # (3) shares
     y *= 1 / np.where(total == 0, 1, total)
+    y = rounded(y, dtype)
     return y, Cache(y)
 
 
@@ -77,11 +80,11 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    y = cache.y
-    checks.gradient("dout", dout, y.shape)
+    checks.gradient("dout", dout, cache.y.shape)
+    dtype, dout, y = dout.dtype, widened(dout), widened(cache.y)
     # (4) what they have in common
     delta = np.einsum("...c,...c->...", dout, y)[..., None]
     # (5) gradient
     dx = dout - delta
     dx *= y
-    return Gradients(dx)
+    return Gradients(rounded(dx, dtype))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
+from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -106,7 +107,8 @@ def forward(
             kernel, which cannot look at values without waiting for the GPU, gives NaN there).
     """
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
-    R, C = logits.shape
+    (R, C), dtype, label_smoothing = logits.shape, logits.dtype, float(label_smoothing)
+    logits = widened(logits)
     # (1) targets, times the class weights
     if targets.ndim == 1:
         live = targets != ignore_index  # (R,)
@@ -117,7 +119,7 @@ def forward(
         t[~live] = 0
         counted = live if weight is None else weight[index] * live
     else:
-        t = targets * (1 - label_smoothing) + label_smoothing / C
+        t = widened(targets) * (1 - label_smoothing) + label_smoothing / C
         counted = np.ones(R, logits.dtype)
     if weight is not None:
         t *= weight  # (R, C)
@@ -134,13 +136,13 @@ def forward(
     dlogits -= t
     # (5) reduction
     if reduction == "none":
-        return loss, Cache(dlogits, True)
+        return rounded(loss, dtype), Cache(rounded(dlogits, dtype), True)
     scale = logits.dtype.type(1)
     if reduction == "mean":
         denominator = counted.sum(dtype=logits.dtype)
         scale = 1 / denominator if denominator != 0 else denominator
     dlogits *= scale
-    return np.asarray(loss.sum() * scale, logits.dtype), Cache(dlogits, False)
+    return np.asarray(loss.sum() * scale, dtype), Cache(rounded(dlogits, dtype), False)
 
 
 def backward(dloss: Array, cache: Cache) -> Gradients:
@@ -154,8 +156,10 @@ def backward(dloss: Array, cache: Cache) -> Gradients:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_backward(dloss, *cache)
-    dloss = np.asarray(dloss, cache.dlogits.dtype)
-    return Gradients(cache.dlogits * (dloss[:, None] if cache.per_row else dloss))
+    dlogits = widened(cache.dlogits)
+    dloss = np.asarray(dloss, dlogits.dtype)
+    dlogits = dlogits * (dloss[:, None] if cache.per_row else dloss)
+    return Gradients(rounded(dlogits, cache.dlogits.dtype))
 
 
 def _check_range(targets: Array, live: Array, classes: int) -> None:

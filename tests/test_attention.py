@@ -349,6 +349,25 @@ def test_the_gradient_of_sinks_has_their_dtype(triton, dtype):
         assert dtype_name(dsinks) == dtype
 
 
+@pytest.mark.parametrize("sink", [100.0, -np.inf])
+def test_a_sink_has_no_gradient_of_what_is_no_query(reference, triton, sink):
+    """Where sequences are packed it has that of each, whose sums of subnormal numbers are exact."""
+    rows, starts = np.ones((1, 1, 3, 1), "float32"), np.array([0, 1, 3], "int32")
+
+    def dsinks(side, x, **how):
+        x, sinks = side.asarray(x), side.asarray(np.full(1, sink, "float32"))
+        how = {n: side.asarray(a) if isinstance(a, np.ndarray) else a for n, a in how.items()}
+        _, cache = side.attention.forward(x, x, x, sinks=sinks, **how)
+        return side.to_numpy(side.attention.backward(x, cache).dsinks)
+
+    packing = {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
+    packing |= {"max_seqlen_q": 2, "max_seqlen_k": 2}
+    for side in (reference, triton):
+        each = [dsinks(side, rows[:, :, :1]), dsinks(side, rows[:, :, 1:])]
+        assert dsinks(side, rows, **packing) == sum(each)
+        assert dsinks(side, rows, mask=np.zeros((3, 3), bool)) == 0
+
+
 def test_a_bias_whose_gradient_nobody_asks_for_has_none(reference, triton):
     rng = np.random.default_rng(0)
     q, bias = rng.standard_normal((1, 2, 5, 4)), rng.standard_normal((2, 5, 5))

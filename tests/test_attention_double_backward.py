@@ -119,6 +119,26 @@ def test_the_reference_passes_gradgradcheck(name):
     assert torch.autograd.gradgradcheck(attended(HOW[name]), inputs)
 
 
+def doubled(s, b, h, i, j, args):
+    return s * args[0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"softcap": np.float64(5)},
+        {"score_mod": ScoreMod(doubled, doubled, (np.float64(2),), doubled)},
+    ],
+    ids=["softcap", "score_mod"],
+)
+def test_numbers_of_float64_leave_float32_what_it_is(how):
+    x = np.ones((1, 1, 3, 2), np.float32)
+    _, cache = attention.forward(x, x, x, **how)
+    assert cache.slope.dtype == np.float32
+    found = attention_double_backward.backward(x, x, x, x, cache, x[..., 0])
+    assert {grad.dtype for grad in found} == {x.dtype}
+
+
 @pytest.mark.parametrize("softcap", [None, 0.5])
 def test_the_truth_is_what_autograd_finds_for_a_gradient_penalty(softcap):
     """‖dq‖² + ‖dk‖² + ‖dv‖² of attention written in torch, derived by torch twice."""

@@ -12,7 +12,7 @@ from twofold.core.verify import rounding
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import layer_norm as contract
 from twofold.core.verify.derivatives import check_gradients
-from twofold.reference import dropout, layer_norm, rms_norm
+from twofold.reference import dropout, layer_norm, linear, rms_norm
 
 
 @given(contract.CONTRACT.cases)
@@ -82,6 +82,26 @@ def test_sums_of_float16_are_in_float32():
         assert np.array_equal(out, signs)
         assert not grads.dx.any()
         assert np.array_equal(grads.dweight, one)
+
+
+@pytest.mark.parametrize("to", ["float16", "float32", "float64"])
+def test_gradients_are_written_into_arrays_of_any_dtype(to):
+    """By both norms as by a linear layer: summed in their own dtype, and cast."""
+    x, one = np.random.default_rng(0).standard_normal((3, 3)), np.ones(3)
+    for operator, arguments in (
+        (layer_norm, (x, one, one)),
+        (rms_norm, (x, one)),
+        (linear, (x, x, one)),
+    ):
+        _, cache = operator.forward(*arguments)
+        made = operator.backward(x, cache)
+        into = tuple(np.empty(a.shape, to) for a in arguments[1:])
+        found = operator.backward(x, cache, into=into)
+        assert found.dweight is into[0]
+        assert np.array_equal(found.dweight, made.dweight.astype(to))
+        if operator is not rms_norm:
+            assert found.dbias is into[1]
+            assert np.array_equal(found.dbias, made.dbias.astype(to))
 
 
 def test_gradients_are_orthogonal_to_ones_and_to_xhat():

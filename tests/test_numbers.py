@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +69,13 @@ CALLS = [
         {"label_smoothing": 0.5, "ignore_index": 2},
     ),
     Call(
+        "softmax_cross_entropy", "forward",
+        {"logits": WIDE[0], "targets": np.abs(WIDE[0]), "reduction": "none"},
+        {"label_smoothing": 0.5},
+    ),
+    Call("attention_weights", "weights", {"q": X, "k": X, "lse": X[..., 0]},
+         {"softmax_scale": 0.5, "softcap": 2.0}),
+    Call(
         "optimizers", "adam", GIVEN | {"m": ROW, "v": ROW * ROW},
         STEP | {"step": 2, "beta1": 0.5, "beta2": 0.75, "eps": 0.25},
     ),
@@ -90,24 +97,37 @@ def results(side: Side, call: Call, numbers: dict[str, Any]) -> list[Any]:
     """Call, and return what it returns first and what it may have changed."""
     arrays = given(side, call)
     found = getattr(getattr(side, call.operator), call.function)(**arrays, **numbers)
-    found = found[0] if isinstance(found, tuple) else found
-    return [side.to_numpy(x) for x in (found, *arrays.values()) if x is not None]
+    return [side.to_numpy(x) for x in (*within(found), *within(tuple(arrays.values())))]
 
 
-def of_numpy(x: Any) -> Any:
+def within(x: Any) -> Iterator[Any]:
+    """Yield the arrays of what was returned, those of a cache too."""
+    if isinstance(x, tuple):
+        for y in x:
+            yield from within(y)
+    elif hasattr(x, "dtype") and not isinstance(x, np.generic):
+        yield x
+
+
+def of_numpy(x: Any, floating: Any) -> Any:
     """Return a number, or each of a pair, as one of NumPy's."""
     if isinstance(x, tuple):
-        return tuple(of_numpy(y) for y in x)
-    return x if x is None else np.float32(x) if isinstance(x, float) else np.int64(x)
+        return tuple(of_numpy(y, floating) for y in x)
+    return x if x is None else floating(x) if isinstance(x, float) else np.int64(x)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda c: f"{c.operator}.{c.function} {[*c.numbers]}")
 @pytest.mark.parametrize("name", ["reference", "triton"])
-def test_numbers_of_numpy_are_numbers(reference: Side, triton: Side, name: str, call: Call) -> None:
+@pytest.mark.parametrize("floating", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy_are_numbers(
+    reference: Side, triton: Side, name: str, floating: Any, call: Call
+) -> None:
+    """Which decide on no dtype, neither of what is returned nor of what is kept."""
     side = reference if name == "reference" else triton
     ours = results(side, call, call.numbers)
-    theirs = results(side, call, {n: of_numpy(x) for n, x in call.numbers.items()})
-    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    theirs = results(side, call, {n: of_numpy(x, floating) for n, x in call.numbers.items()})
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
 @pytest.mark.parametrize(("call", "name"), EACH, ids=lambda x: getattr(x, "operator", x))

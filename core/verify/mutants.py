@@ -29,6 +29,7 @@ ELSEWHERE = {
     ("kernels/dropout.py", "attention_keep"): "attention",
     ("reference/normal.py", "density"): "activation",
     # With a scale and dropout, which embedding has not.
+    ("reference/embedding.py", "scatter_add"): "positional_encoding",
     ("kernels/embedding.py", "add_places"): "positional_encoding",
     ("kernels/embedding.py", "chunk_kernel"): "positional_encoding",
     ("kernels/embedding.py", "row_kernel"): "positional_encoding",

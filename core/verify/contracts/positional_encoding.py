@@ -265,6 +265,7 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         Case(batch=1, length=64, rows=1),  # a chunk of places that ends the row
+        Case(batch=1, rows=2, spread="one", positions="given", seed=2),  # the first row is empty
     ),
     usual=tuple(
         Case(dtype=dtype, length=64, rows=64, columns=1024, positions=positions, dropout_p=0.1)

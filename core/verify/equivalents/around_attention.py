@@ -185,8 +185,11 @@ _FP8 = (
         "reference/attention_fp8.py",
         {
             "the numbers are the same in another dtype": (
-                ("forward", "drop .astype(out_dtype or q.dtype) of out"),
-                ("forward", "out_dtype or q.dtype → out_dtype and q.dtype"),
+                (
+                    "forward",
+                    "out_dtype or np.result_type(q, q_scale).name → "
+                    "out_dtype and np.result_type(q, q_scale).name",
+                ),
             ),
         },
     )

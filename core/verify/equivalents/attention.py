@@ -287,6 +287,13 @@ _REFERENCE = of(
                 "drop .astype(options.sinks.dtype) of (shares * delta).sum(axis=(0, 2))",
             ),
         ),
+        "shows with a sink of −∞ alone, beyond these cases": (
+            (
+                "backward",
+                "lse = unpack(np.where(lse == -np.inf, np.inf, lse), starts, longest, np.inf)",
+                "-np.inf → np.inf",
+            ),
+        ),
         "NumPy takes any negative length for the rest": (
             ("together", "return x.reshape(*k.shape[:2], -1, x.shape[-1])", "1 → 2"),
         ),

@@ -58,13 +58,6 @@ _POSITIONAL_ENCODING = of(
             ("forward_kernel", "tl.load(positions_ptr + n, mask=n < N, other=0): drop other"),
         ),
     },
-) + of(
-    "reference/positional_encoding.py",
-    {
-        "a product with 1 changes nothing, and no case has a scale of 1.001": (
-            ("backward", "1.0 → 1.001"),
-        ),
-    },
 )  # fmt: skip
 
 _EMBEDDING = of(
@@ -96,6 +89,9 @@ _EMBEDDING = of(
         ANY_NEGATIVE: (
             ("scatter_add", "flat, dout = ids.reshape(-1), dout.reshape(-1, D)", "1 → 2"),
             ("scatter_add", "flat, dout = ids.reshape(-1), dout.reshape(-1, D)", "1 → 2 (2)"),
+        ),
+        "a product with 1 changes nothing, and no case has a scale of 1.001": (
+            ("scatter_add", "1.0 → 1.001*"),
         ),
         "no id is negative, so the first differs from either": (
             (

@@ -52,8 +52,8 @@ _LAYER_NORM = of(
     "reference/layer_norm.py",
     {
         ANY_NEGATIVE: (
-            ("backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2"),
-            ("backward", "xhat = cache.h.reshape(-1, C) - cache.mean", "1 → 2"),
+            ("backward", "d = widened(dout).reshape(-1, C)  # (R, C)", "1 → 2"),
+            ("backward", "xhat = widened(cache.h).reshape(-1, C) - cache.mean", "1 → 2"),
         ),
     },
 )  # fmt: skip
@@ -83,8 +83,8 @@ _RMS_NORM = of(
     "reference/rms_norm.py",
     {
         ANY_NEGATIVE: (
-            ("backward", "d = dout.reshape(-1, C)  # (R, C)", "1 → 2"),
-            ("backward", "rows = cache.h.reshape(-1, C)", "1 → 2"),
+            ("backward", "d = widened(dout).reshape(-1, C)  # (R, C)", "1 → 2"),
+            ("backward", "normed = widened(cache.h).reshape(-1, C) * cache.rstd", "1 → 2"),
         ),
     },
 )  # fmt: skip
@@ -125,7 +125,11 @@ _LINEAR = of(
         ),
         ANY_NEGATIVE: (
             ("backward", "dz = dz.reshape(-1, dz.shape[-1])  # (R, N)", "1 → 2"),
-            ("backward", "x = cache.x.reshape(-1, cache.x.shape[-1])  # (R, K)", "1 → 2"),
+            (
+                "backward",
+                "x, dtype = widened(cache.x).reshape(-1, cache.x.shape[-1]), dout.dtype  # (R, K)",
+                "1 → 2",
+            ),
         ),
     },
 )  # fmt: skip
@@ -162,14 +166,6 @@ _ACTIVATION = of(
             ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dy_at*"),
         ),
     },
-) + of(
-    "reference/activation.py",
-    {
-        "of float16, for which its contract does not ask": (
-            ("slope", "drop .astype(np.float32) of z"),
-            ("slope", "drop .astype(z.dtype) of slope*"),
-        ),
-    },
 )
 
 _GATED_ACTIVATION = of(
@@ -179,15 +175,6 @@ _GATED_ACTIVATION = of(
             ("load", "tl.load(at, mask=(rows < R) & (columns < C), other=0.0): drop other"),
         ),
         STORE_CASTS: (("store", "drop .to(y_ptr.dtype.element_ty) of y"),),
-    },
-) + of(
-    "reference/gated_activation.py",
-    {
-        "of float16, for which its contract does not ask": (
-            ("_unrounded", "x.dtype == np.float16 → x.dtype != np.float16"),
-            ("_unrounded", "drop .astype(np.float32) of x"),
-            ("_written", "drop .astype(like.dtype) of x"),
-        ),
     },
 )
 

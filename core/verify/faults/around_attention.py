@@ -150,7 +150,7 @@ _MERGE: tuple[Row, ...] = (
     ),
     (
         MERGE_REFERENCE, "the gradient of a log-sum-exp forgets the other parts", "",
-        ("dout, outs - out)", "dout, outs)"),
+        ("widened(dout), outs - out)", "widened(dout), outs)"),
     ),
     (
         MERGE_REFERENCE, "the gradient of lse is not shared by weight", "",

@@ -99,7 +99,7 @@ _POSITIONAL_ENCODING: tuple[Row, ...] = (
 _EMBEDDING: tuple[Row, ...] = (
     (
         REFERENCE, "of several places with one id only the last counts", "",
-        ("np.add.reduceat(dout[order], starts, axis=0)", "dout[order][starts]"),
+        ("np.add.reduceat(widened(dout[order]), starts, axis=0)", "dout[order][starts]"),
     ),
     (
         KERNEL, "a negative id counts from the end of the table", "",

@@ -32,11 +32,11 @@ _LINEAR: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the bias's gradient is a mean", "",
-        ("dz.sum(axis=0, out=dbias) if", "dz.mean(axis=0, out=dbias) if"),
+        ("dz.sum(axis=0), dtype, dbias) if", "dz.mean(axis=0), dtype, dbias) if"),
     ),
     (
         REFERENCE, "the activation is not differentiated", "",
-        ("dz = activations.slope(cache.z, cache.kept, cache.activation)",
+        ("dz = activations.slope(widened(cache.z), cache.kept, cache.activation)",
          "dz = np.ones_like(cache.z)"),
     ),
 )  # fmt: skip
@@ -105,7 +105,7 @@ _ACTIVATION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the bias's gradient is a mean", "",
-        ("dbias = dx.sum(axis=rows)", "dbias = dx.mean(axis=rows)"),
+        ("dx.sum(axis=rows), dout.dtype", "dx.mean(axis=rows), dout.dtype"),
     ),
     (
         REFERENCE, "silu's gradient is its gate", "",
@@ -167,7 +167,7 @@ _GATED_ACTIVATION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "gradients are not written where they were asked for", "",
-        ("    to[...] = x\n    return to", "    return x"),
+        ("zip((dgate, dup), to, strict=True)", "zip((dgate, dup), (None, None), strict=True)"),
     ),
 )  # fmt: skip
 
@@ -303,7 +303,7 @@ _OPTIMIZERS: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the decay comes before clipping", "",
-        ("    g = g * clip\n    if decay:\n        g += decay * theta\n    return g",
+        ("    g = widened(g) * clip\n    if decay:\n        g += decay * theta\n    return g",
          "    g = g + decay * theta\n    return np.asarray(g * clip)"),
     ),
     (

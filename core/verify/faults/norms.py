@@ -126,7 +126,7 @@ _RMS_NORM: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "backward forgets the offset", "",
-        ("g = d * (cache.weight + cache.offset)", "g = d * cache.weight"),
+        ("g = d * (widened(cache.weight) + cache.offset)", "g = d * widened(cache.weight)"),
     ),
 )  # fmt: skip
 

@@ -1,0 +1,27 @@
+"""float16 is worked with in float32 and rounded once, at the end, as in the kernels.
+
+In float16 itself a sum of ones stops at 2,048, the square of 300 is infinite and 10⁻⁸ is 0. float32
+and float64 stay what they are, and are not copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def widened(x: Array) -> Array:
+    """Return float16 as float32; everything else as it is."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def rounded(x: Array, dtype: Any, to: Array | None = None) -> Array:
+    """Return a result in a dtype, or in the array that it was to be written to, of any dtype."""
+    if to is None:
+        return np.asarray(x, dtype)
+    if to is not x:
+        to[...] = x
+    return to

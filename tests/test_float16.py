@@ -1,0 +1,163 @@
+"""float16 on NumPy's side: sums that it cannot add up itself, and constants that it has not."""
+
+import numpy as np
+import pytest
+
+from twofold.reference import (
+    activation,
+    attention,
+    attention_fp8,
+    attention_weights,
+    dropout,
+    embedding,
+    layer_norm,
+    linear,
+    optimizers,
+    pooling,
+    positional_encoding,
+    rms_norm,
+    softmax,
+    softmax_cross_entropy,
+)
+
+HALF = np.float16
+N, MANY = 4096, 70_000  # more ones than float16 counts, and more than it holds
+
+
+def ones(*shape):
+    return np.ones(shape, HALF)
+
+
+def zeros(*shape):
+    return np.zeros(shape, HALF)
+
+
+def of_pooling():
+    for length in (N, MANY):
+        out, cache = pooling.forward(ones(1, length, 1), np.array([length]))
+        yield out, 1
+        yield pooling.backward(out, cache).dx, np.full((1, length, 1), 1 / length)
+
+
+def of_norms():
+    """x̂ is ±1, and so is dout."""
+    x = np.tile(np.array([[1, -1]], HALF), (N, 1))
+    _, cache = layer_norm.forward(x, ones(2), zeros(2))
+    yield layer_norm.backward(x, cache).dweight, N
+    yield layer_norm.backward(ones(N, 2), cache).dbias, N
+    _, cache = rms_norm.forward(x, ones(2))
+    yield rms_norm.backward(x, cache).dweight, N
+
+
+def of_a_mean_between_two_numbers():
+    """1000.25 is none of float16's."""
+    x = np.array([[1000, 1000.5]], HALF)
+    yield layer_norm.forward(x, ones(2), zeros(2), eps=1e-9)[0], [[-1, 1]]
+
+
+def of_linear():
+    _, cache = linear.forward(ones(N, 2), ones(2, 2), ones(2))
+    grads = linear.backward(ones(N, 2), cache)
+    yield grads.dweight, N
+    yield grads.dbias, N
+    yield linear.forward(ones(1, N), ones(1, N))[0], N
+
+
+def of_activation():
+    _, cache = activation.forward(ones(N, 2), "relu", ones(2))
+    yield activation.backward(ones(N, 2), cache).dbias, N
+
+
+def of_attention():
+    v = np.array([1, -1], HALF).reshape(1, 1, 2, 1)
+    q = zeros(1, 1, 2 * N, 1)
+    _, cache = attention.forward(q, zeros(1, 1, 2, 1), v, bias=zeros(2))
+    yield attention.backward(ones(*q.shape), cache).dbias, [N, -N]
+    k = zeros(1, 1, MANY, 1)
+    yield attention.forward(zeros(1, 1, 1, 1), k, ones(*k.shape))[0], 1
+
+
+def of_attention_weights():
+    yield attention_weights.received(zeros(1, 1, N, 1), zeros(1, 1, 2, 1), zeros(1, 1, N)), N
+
+
+def of_softmax():
+    y, cache = softmax.forward(zeros(1, MANY))
+    yield y, 1 / MANY
+    yield softmax.forward(zeros(1, N))[0], 1 / N
+    yield softmax.backward(ones(1, N), softmax.forward(zeros(1, N))[1]).dx, 0
+
+
+def of_softmax_cross_entropy():
+    logits, targets = zeros(MANY, 2), np.zeros(MANY, int)
+    loss, cache = softmax_cross_entropy.forward(logits, targets)
+    yield loss, np.log(2)
+    yield cache.dlogits[:, 1], 0.5 / MANY
+    assert softmax_cross_entropy.backward(1.0, cache).dlogits.dtype == HALF
+
+
+def of_embeddings():
+    ids = np.zeros((1, N), int)
+    yield embedding.backward(ones(1, N, 2), embedding.forward(ids, ones(1, 2))[1]).dtable, N
+    ids = np.zeros((1, MANY), int)
+    _, cache = positional_encoding.forward(ids, ones(1, 2), None, scale=0.5)
+    yield positional_encoding.backward(ones(1, MANY, 2), cache).dtable, MANY / 2
+
+
+def of_a_norm():
+    yield optimizers.global_norm(np.full(4, 300, HALF)), 600
+
+
+SUMS = [of for name, of in list(globals().items()) if name.startswith("of_")]
+
+
+@pytest.mark.parametrize("sums", SUMS, ids=lambda of: of.__name__)
+def test_what_is_summed_is_rounded_once(sums):
+    for found, expected in sums():
+        assert found.dtype == HALF
+        assert np.array_equal(found, np.broadcast_to(HALF(expected), found.shape))
+
+
+def test_gradients_of_nothing_leave_parameters_as_they_are():
+    """1e-8 and 1e-10 are 0 in float16, and 0/0 no number."""
+    params, grads, m, v, s = ones(3), zeros(3), zeros(3), zeros(3), zeros(3)
+    optimizers.adam(params, grads, m, v, step=1, lr=0.1)
+    optimizers.adagrad(params, grads, s, lr=0.1)
+    assert np.array_equal(params, ones(3))
+    assert not m.any() and not v.any() and not s.any()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adagrad"])
+def test_a_step_is_that_of_float32_rounded_once(optimizer):
+    """Also in a part of a buffer that is not its first block."""
+    rng = np.random.default_rng(0)
+    n = optimizers.BLOCK + 5
+    halves = [np.abs(rng.standard_normal(n)).astype(HALF) for _ in range(4)]
+    state = 4 if optimizer == "adam" else 3
+    how = {"adam": {"step": 2}, "sgd": {"momentum": 0.9}, "adagrad": {}}[optimizer]
+    singles = [x.astype(np.float32) for x in halves]
+    for buffers in (halves, singles):
+        step = getattr(optimizers, optimizer)
+        step(*buffers[:state], lr=0.1, weight_decay=0.1, decay_numel=7, **how)
+    for half, single in zip(halves, singles, strict=True):
+        assert half.dtype == HALF and np.array_equal(half, single.astype(HALF))
+
+
+def test_scales_of_8_bits_are_those_of_float32():
+    for x, scale, x8 in (
+        (0.0, 2.0**-126, 0),
+        (1e-5, np.float32(HALF(1e-5)) / np.float32(448), 448),
+    ):
+        found, by = attention_fp8.quantize(np.full((1, 1, 2, 2), x, HALF))
+        assert found.dtype == HALF and by.dtype == np.float32
+        assert np.array_equal(by, [[np.float32(scale)]])
+        assert (found == x8).all()
+
+
+def test_what_is_hardly_ever_kept_is_scaled_by_65536():
+    """Which float16 does not hold; and 0 times ∞ would be no number."""
+    x = np.full(1 << 20, 2.0**-10, HALF)
+    out, cache = dropout.forward(x, 0.99999, seed=0)
+    for found in (out, dropout.backward(x, cache).dx):
+        assert found.dtype == HALF
+        assert np.array_equal(np.unique(found), [0, 64])
