@@ -8,7 +8,13 @@ from typing import Any
 
 from twofold.reference import checks
 
-KINDS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+    "bool": (bool,),
+}
 
 
 def check_kinds(settings: Any) -> None:

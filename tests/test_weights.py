@@ -165,11 +165,7 @@ def test_tensors_that_do_not_belong_are_refused_by_name(folder, change, words):
         (dict(num_hidden_layers="2"), "num_hidden_layers is a str; it must be of type int"),
         (dict(num_labels="3", id2label=None), "num_labels is a str; it must be an int"),
         (dict(num_labels=0, id2label=None), "num_labels is 0; it must be at least 1"),
-        (
-            dict(classifier_dropout=0.0, hidden_dropout_prob=0.1),
-            "classifier_dropout is 0.0; it must be null or hidden_dropout_prob, 0.1",
-        ),
-        (dict(classifier_dropout=0.2), "classifier_dropout is 0.2; it must be null or hidden_d"),
+        (dict(classifier_dropout=1.5), "classifier_dropout is 1.5; it must be"),
         (dict(id2label={"1": "a", "2": "b"}), "id2label is {'1': 'a', '2': 'b'}; it must be names"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
@@ -289,12 +285,17 @@ def test_a_named_model_is_unpacked_once_and_again_where_it_was_damaged(tmp_path,
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["minilm"]
 
 
-@pytest.mark.parametrize("theirs", [None, 0.1])
-def test_dropout_of_the_pooled_vector_may_be_that_of_all(folder, theirs):
+@pytest.mark.parametrize(("theirs", "ours"), [(None, 0.1), (0.1, 0.1), (0.0, 0.0), (0.3, 0.3)])
+def test_the_pooled_vector_may_have_dropout_of_its_own(folder, theirs, ours):
     change_config(folder, classifier_dropout=theirs)
-    assert pretrained.load(folder).model.config.dropout == 0.1
+    model = pretrained.load(folder).model
+    assert model.config.dropout == 0.1 and model.config.dropout_of_pooled == ours
+    seeds = list(range(99))
+    inputs, lengths = np.zeros((2, 3), np.int64), np.array([3, 2])
+    _, cache = model.forward(inputs, lengths, seeds)
+    assert (cache.head.dropout is None) == (ours == 0.0)
 
 
 def test_dropout_that_is_given_stands_in_for_theirs(folder):
     change_config(folder, classifier_dropout=0.3)
-    assert pretrained.load(folder, dropout=0.2).model.config.dropout == 0.2
+    assert pretrained.load(folder, dropout=0.2).model.config.dropout_of_pooled == 0.2

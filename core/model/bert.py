@@ -61,6 +61,7 @@ DROPOUTS = {
     "hidden_dropout_prob": ("dropout", "embedding_dropout"),
     "attention_probs_dropout_prob": ("attention_dropout",),
 }
+OF_POOLED = ("classifier_dropout", "pooled_dropout")
 # What makes ours a BERT.
 ARCHITECTURE: dict[str, Any] = {
     "input": "tokens",
@@ -132,15 +133,13 @@ def config_of(theirs: Mapping[str, Any], **changed: Any) -> ClassifierConfig:
     for name, several in DROPOUTS.items():
         fields |= dict.fromkeys(several, theirs.get(name, 0.1))
     if "dropout" not in changed:  # which would stand in for both
-        ours, theirs_alone = fields["dropout"], theirs.get("classifier_dropout")
-        must = f"null or hidden_dropout_prob, {ours}"
-        checks.require(theirs_alone in (None, ours), "classifier_dropout", theirs_alone, must)
+        fields[OF_POOLED[1]] = theirs.get(OF_POOLED[0])
     fields |= {"eps": theirs.get("layer_norm_eps", EPS), "num_classes": len(labels_of(theirs))}
     try:
         return ClassifierConfig(**(fields | changed))
     except (TypeError, ValueError) as error:
         text = str(error)
-        for name, ours in SIZES.items():  # in the words of the file
+        for name, ours in (*SIZES.items(), OF_POOLED):  # in the words of the file
             if text.startswith(f"{ours} is"):
                 raise type(error)(text.replace(ours, name, 1)) from None
         raise
@@ -189,4 +188,5 @@ def config_for(config: ClassifierConfig, labels: Sequence[str]) -> dict[str, Any
         "label2id": {label: n for n, label in enumerate(labels)},
         **{name: getattr(config, ours) for name, ours in SIZES.items()},
         **{name: getattr(config, several[0]) for name, several in DROPOUTS.items()},
+        OF_POOLED[0]: config.pooled_dropout,
     }

@@ -254,7 +254,7 @@ class Classifier:
             pooled, pooler_cache = ops.linear.forward(
                 pooled, params["pooler.weight"], params["pooler.bias"], "tanh"
             )
-        if dropped := drop(self.config.dropout, seeds, POOLED_SITE):
+        if dropped := drop(self.config.dropout_of_pooled, seeds, POOLED_SITE):
             pooled, dropout_cache = ops.dropout.forward(pooled, *dropped.values())
         logits, head_cache = ops.linear.forward(pooled, params["head.weight"], params["head.bias"])
         return logits, HeadCache(pooling_cache, pooler_cache, dropout_cache, head_cache)

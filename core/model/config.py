@@ -39,7 +39,8 @@ class ClassifierConfig:
         embedding_norm: normalise the sum of the embeddings, as BERT does.
         pooling: one of `reference.pooling.KINDS`.
         pooler: put a linear layer with tanh between the pooled vector and the head, as BERT does.
-        dropout: of each sublayer's output and of the pooled vector.
+        dropout: of each sublayer's output.
+        pooled_dropout: of the pooled vector; None is `dropout`.
         attention_dropout: of attention weights.
         hidden_dropout: between the two linear layers of the feed-forward.
         embedding_dropout: of embeddings with their positions, after their norm.
@@ -63,6 +64,7 @@ class ClassifierConfig:
     pooling: str = "mean_max"
     pooler: bool = False
     dropout: float = 0.2
+    pooled_dropout: float | None = None
     attention_dropout: float = 0.2
     hidden_dropout: float = 0.0
     embedding_dropout: float = 0.5
@@ -90,6 +92,7 @@ class ClassifierConfig:
         checks.require(pairs, "d_model / num_heads", self.head_dim, "even for rotary positions")
         for name in ("dropout", "attention_dropout", "hidden_dropout", "embedding_dropout"):
             checks.probability(name, getattr(self, name))
+        checks.probability("pooled_dropout", self.dropout_of_pooled)
         checks.require(self.eps > 0.0, "eps", self.eps, "positive")
 
     @property
@@ -101,6 +104,11 @@ class ClassifierConfig:
     def embedding_scale(self) -> float:
         """What multiplies embeddings before positions are added."""
         return math.sqrt(self.d_model) if self.scaled_embeddings else 1.0
+
+    @property
+    def dropout_of_pooled(self) -> float:
+        """Dropout of the pooled vector."""
+        return self.dropout if self.pooled_dropout is None else self.pooled_dropout
 
     @property
     def pooled_size(self) -> int:
