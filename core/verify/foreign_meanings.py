@@ -46,7 +46,7 @@ def _arrange(function: Function, observe: Observe) -> None:
     def take(call: Callable[..., Any]) -> None:
         function.function = call
 
-    case = function.entry.pinned[0]
+    case = function.entry.arranged_case
     tried = _least_wrong(
         function, calls, take, lambda call: case, "in which order its axes are", observe
     )

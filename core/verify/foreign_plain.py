@@ -49,7 +49,8 @@ class Plain:
             found by trying the cases of these fields.
         meant: of an option that is there, what its values may mean: found in the same way.
         arranged: other orders of axes, by what they are called: each makes a function that has it
-            one of the usual order, and is found in the same way, with the first pinned case.
+            one of the usual order, and is found in the same way.
+        arranged_case: with which, where no order reads past a tensor's end.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
@@ -72,6 +73,7 @@ class Plain:
     arranged: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = field(
         default_factory=dict
     )
+    arranged_case: Mapping[str, Any] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None

@@ -99,6 +99,7 @@ PLAIN = {
         implied={"enable_gqa": {**SMALL, "heads": 4, "groups": 2}},
         meant={"causal": ({**SMALL, "causal": "bottom-right"}, {**SMALL, "causal": "top-left"})},
         arranged={"(batch, seqlen, heads, head_dim)": calls.heads_inside},
+        arranged_case={"batch": 2, "heads": 5, "seqlen_q": 5, "seqlen_k": 5, "head_dim": 16},
         outside={
             "causal": "causal with more keys than queries, or fewer",
             "mask": "a query without keys",
@@ -153,6 +154,7 @@ PLAIN = {
         outputs=("out",),
         options={"activation": {"activation": None}},
         arranged={"weight (in, out)": calls.weight_of_columns},
+        arranged_case={"rows": 5, "features_in": 33, "features_out": 33},
         either={
             "activation": tuple(
                 {"rows": 5, "features_in": 33, "activation": kind} for kind in (None, *KINDS)
@@ -287,6 +289,7 @@ PLAIN = {
         exercised=EVERY_KIND,
         either=KIND,
         arranged={"up before gate": calls.up_before_gate},
+        arranged_case={"rows": 5, "columns": 33},
     ),
     "optimizers": Plain(
         call=calls.optimizer_call,
