@@ -108,7 +108,8 @@ def test_pinned_cases_set_every_option(operator):
 
 def test_what_the_domain_leaves_out_is_said():
     def notes(name, operator="attention"):
-        return foreign.judge(f"foreign_kernels:{name}", operator, 0, ["float32"], claimed=0).notes
+        found = foreign.judge(f"foreign_kernels:{name}", operator, 0, ["float32"], claimed=0)
+        return [*found.taken, *found.notes]
 
     said = notes("groups_from_shapes")
     assert "grouped heads judged, though it takes no enable_gqa" in said

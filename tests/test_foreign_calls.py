@@ -43,7 +43,7 @@ def test_weight_decay_of_an_unnamed_kind_is_that_of_either_adam(decoupled):
     verdict = judged(step, "optimizers")
     kind = "adamw" if decoupled else "adam"
     assert verdict.failures == []
-    assert f"without decoupled, its optimizer is taken to be {kind}" in verdict.notes
+    assert f"without decoupled, its optimizer is taken to be {kind}" in verdict.taken
 
 
 def test_a_compiled_function_is_judged_as_it_is_compiled():
@@ -118,7 +118,7 @@ KINDS_OF_TORCH = {"silu": F.silu, "relu": F.relu}
 @pytest.mark.parametrize("kind", KINDS_OF_TORCH)
 def test_an_activation_without_a_kind_is_the_one_that_fits(kind):
     verdict = judged(lambda x: KINDS_OF_TORCH[kind](x), "activation", claimed=0)
-    assert f"without kind, its kind is taken to be {kind}" in verdict.notes
+    assert f"without kind, its kind is taken to be {kind}" in verdict.taken
     assert not any(f.pass_ == "forward" for f in verdict.found)
 
 

@@ -88,8 +88,8 @@ def test_what_a_module_keeps_is_an_option():
 
 def test_a_gain_of_one_more_is_found_out():
     said = "without offset, its offset is taken to be 1.0"
-    assert said in judge("gemma", "rms_norm").notes
-    assert said.replace("1.0", "0.0") in judge("norm_by_name", "rms_norm").notes
+    assert said in judge("gemma", "rms_norm").taken
+    assert said.replace("1.0", "0.0") in judge("norm_by_name", "rms_norm").taken
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_gain_of_one_more_is_found_out():
     ],
 )
 def test_what_is_found_out_is_said(name, operator, remark):
-    assert any(remark in note for note in judge(name, operator).notes)
+    assert any(remark in note for note in judge(name, operator).taken)
 
 
 def test_what_is_arranged_otherwise_does_not_race():

@@ -61,7 +61,7 @@ def test_in_float32_there_is_one_rounding_either_way():
 def test_an_eps_that_cannot_be_given_is_found_out(name):
     """By the output, where a gradient is wrong whatever eps is."""
     found = judge(name, "float32")
-    assert "without eps, its eps is taken to be 1e-08" in found.notes
+    assert "without eps, its eps is taken to be 1e-08" in found.taken
     passes = {f.pass_ for f in found.found} - {"property"}
     assert passes == (set() if name == "of_a_fixed_eps" else {"backward"})
 

@@ -102,7 +102,7 @@ def judge(
         verdict.claims += claims
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
-    verdict.notes = trial.notes()
+    verdict.taken, verdict.notes = judged.found_out, trial.notes()
     verdict.unasked = "; ".join(f"{p}: {', '.join(what)}" for p, what in trial.unasked.items())
     if trial.refused and not findings:
         verdict.failures.append("every case was refused")

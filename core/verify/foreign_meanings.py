@@ -53,7 +53,7 @@ def _arrange(function: Function, observe: Observe) -> None:
     take(calls[tried.best or 0])
     if tried.best:
         function.arranged = list(others)[tried.best - 1]
-        function.remarks.add(f"its tensors are taken to be {function.arranged}")
+        function.found_out.append(f"its tensors are taken to be {function.arranged}")
 
 
 def _align(function: Function, observe: Observe) -> None:
@@ -73,7 +73,7 @@ def _align(function: Function, observe: Observe) -> None:
         known = " nor ".join(str(fields[option]) for fields in ways)
         said = f"{option} is taken to be {function.meant[option]}"
         unlike = f"{option} is neither {known} where keys are more than queries"
-        function.remarks.add(unlike if tried.best is None else said)
+        function.found_out.append(unlike if tried.best is None else said)
 
 
 def _without(function: Function, observe: Observe) -> None:
@@ -97,7 +97,8 @@ def _without(function: Function, observe: Observe) -> None:
         found = function.without[option]
         if found != {n: None for n in usual}:
             value = " and ".join(map(str, found.values()))
-            function.remarks.add(f"without {option}, its {', '.join(found)} is taken to be {value}")
+            said = f"without {option}, its {', '.join(found)} is taken to be {value}"
+            function.found_out.append(said)
 
 
 def _least_wrong(

@@ -42,6 +42,7 @@ class Operator:
         self.implied: dict[str, Any] = {}
         self.instead: set[str] = set()
         self.remarks: set[str] = set()
+        self.found_out: list[str] = []
         self.learns = True
         self._module_run = module.run
         self._wanted = functions(operator)

@@ -97,6 +97,7 @@ class Function:
         unexercised: options that it has and no judged case has set.
         unpassed: parameters that it has and that are never given.
         remarks: what it does otherwise than ours, and may.
+        found_out: what it was found to mean, in words.
         implied: cases of options that it does not have and may do without, by the option.
         instead: outputs that the contract does not have.
         without: fields of cases, by options that it does not have and that were found out.
@@ -123,6 +124,7 @@ class Function:
             if taken[self._names[option]].default is inspect.Parameter.empty:
                 self._always[option] = True  # such as a residual that it cannot do without
         self.remarks: set[str] = set()
+        self.found_out: list[str] = []
         self.implied = {
             option: module.Case(**fields)
             for option, fields in self.entry.implied.items()

@@ -80,6 +80,7 @@ class Verdict:
         rows: of the table of bounds.
         claims: what became of properties.
         failures: everything that is wrong in words; the last output of a case has its line.
+        taken: what it was found to mean where its signature leaves it open.
         notes: what was not judged.
         found: the failures that have a case.
         common: by the line of the smallest case, in how many of its precision the same fails, and
@@ -91,6 +92,7 @@ class Verdict:
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     found: list[Failure] = field(default_factory=list)
     common: dict[str, str] = field(default_factory=dict)

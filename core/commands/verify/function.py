@@ -69,6 +69,7 @@ def command(
                 "properties": [asdict(claim) for claim in found.claims],
                 "summary": foreign_verdict.digest(found) if found.failures else [],
                 "failures": found.failures,
+                "taken": found.taken,
                 "notes": found.notes,
             }
         write_json(json, result)
@@ -85,6 +86,8 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
 
     verdict = "[red]FAIL[/red]" if found.failures else "holds"
     said(f"{verdict} {name} as {operator}{', in what was asked' if found.unasked else ''}")
+    for line in found.taken:
+        said(escaped(line))
     if found.failures:
         for line in foreign_verdict.digest(found):
             said(escaped(line))
