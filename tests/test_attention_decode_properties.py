@@ -29,6 +29,10 @@ def mean_where_nothing_is_attended(found, case, given):
     found["lse"][found["lse"] == -np.inf] = 0.0
 
 
+def without_nan(found, case, given):
+    found["lse"][...] = np.nan_to_num(found["lse"])
+
+
 FAULTS = {
     "pages or none": plus("out", lambda f, c, g: c.page_size > 0),
     "permuted pages": plus("out", lambda f, c, g: g.table.max()),
@@ -55,8 +59,19 @@ def test_a_property_sees_its_fault(reference, name):
         claim(faulty(contract.CONTRACT, reference, FAULTS[name]), CASE)
 
 
-def test_every_property_has_a_fault_here_but_that_of_parts():
-    assert PROPERTIES.keys() - FAULTS.keys() == {"other parts"}
+def test_every_property_has_a_fault_here_but_those_of_kernels():
+    assert PROPERTIES.keys() - FAULTS.keys() == {"other parts", "pages outside"}
+
+
+def test_a_number_for_a_page_that_is_not_there_is_seen(reference, triton):
+    claim = PROPERTIES["pages outside"]
+    with pytest.raises(Inapplicable):
+        claim(subject(contract.CONTRACT, reference), CASE)
+    claim(subject(contract.CONTRACT, triton), CASE)
+    with pytest.raises(AssertionError, match="of others"):
+        claim(faulty(contract.CONTRACT, triton, plus("out", lambda f, c, g: g.table.sum())), CASE)
+    with pytest.raises(AssertionError, match="is a number"):
+        claim(faulty(contract.CONTRACT, triton, without_nan), CASE)
 
 
 def test_other_parts_are_seen_where_there_are_parts(reference, triton):

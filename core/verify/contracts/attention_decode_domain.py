@@ -218,7 +218,7 @@ def paged(x: Array, case: Case, given: Inputs) -> Array:
     room = np.full((B, K, pages * size, D), np.nan)
     room[:, :, :N] = x
     pool = np.full((B * pages + SPARE, K, size, D), np.nan)
-    used = given.table >= 0
+    used = (given.table >= 0) & (given.table < len(pool))
     pool[given.table[used]] = room.reshape(B, K, pages, size, D).swapaxes(1, 2)[used]
     return pool
 

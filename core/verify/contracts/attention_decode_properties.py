@@ -20,6 +20,7 @@ from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_bound import own, truth
 from twofold.core.verify.contracts.attention_decode_domain import (
+    SPARE,
     Case,
     Inputs,
     inputs,
@@ -55,6 +56,25 @@ def permuted_pages(subject: Subject, case: Case) -> None:
     other = given._replace(table=table(case, given.lengths, case.seed + 1))
     what = "with its pages in other places"
     claims.same_bits(subject.compute(case, given), subject.compute(case, other), what)
+
+
+def pages_outside(subject: Subject, case: Case) -> None:
+    """A page that the cache does not have gives NaN to who attends to it, and disturbs no other."""
+    if subject.name == "reference":
+        raise Inapplicable("the reference refuses it")
+    case = replace(bare(case), batch=2, page_size=case.page_size or 4)
+    given = inputs(case)
+    b = int(given.lengths[1] > 0)  # a sequence that has a page, unless neither does
+    assert given.table is not None
+    bad = given.table.copy()
+    bad[b, 0] = -1 if case.seed % 2 else 2 * bad.shape[1] + SPARE
+    found, expected = (subject.compute(case, given._replace(table=x)) for x in (bad, given.table))
+    (batch, rows), (other, others) = given.rows(b), given.rows(1 - b)
+    for name in ("out", "lse"):
+        gone = np.isnan(found[name][batch, :, rows]) | (given.lengths[b] == 0)
+        assert gone.all(), f"{name} of a page that is not there is a number"
+        same, before = (x[name][other, :, others] for x in (found, expected))
+        assert np.array_equal(same, before), f"a page that is not there disturbs {name} of others"
 
 
 def alone(subject: Subject, case: Case) -> None:
@@ -364,6 +384,7 @@ def bare(case: Case) -> Case:
 PROPERTIES: Mapping[str, Property] = {
     "pages or none": pages_or_none,
     "permuted pages": permuted_pages,
+    "pages outside": pages_outside,
     "alone": alone,
     "packed or not": packed_or_not,
     "unread": unread,
