@@ -77,10 +77,8 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     return Gradients(scatter_add(dout, cache.ids, cache.rows, dtable))
 
 
-def scatter_add(
-    dout: Array, ids: Array, rows: int, dtable: Array | None = None, scale: float = 1.0
-) -> Array:
-    """Return the sums of dout's rows by id, (rows, D), in the order of the places, times scale."""
+def scatter_add(dout: Array, ids: Array, rows: int, dtable: Array | None = None) -> Array:
+    """Return the sums of dout's rows by id, (rows, D), in the order of the places."""
     D = dout.shape[-1]
     flat, dout = ids.reshape(-1), dout.reshape(-1, D)
     if dtable is None:
@@ -91,10 +89,7 @@ def scatter_add(
     ordered = flat[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))  # where each distinct id begins
     # (3) the sum of each id's
-    sums = np.add.reduceat(widened(dout[order]), starts, axis=0)
-    if scale != 1.0:
-        sums *= sums.dtype.type(scale)
-    dtable[ordered[starts]] = sums
+    dtable[ordered[starts]] = np.add.reduceat(widened(dout[order]), starts, axis=0)
     return dtable
 
 

@@ -188,5 +188,9 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
         positions = np.broadcast_to(cache.positions, dout.shape[:-1])
         dposition_table = scatter_add(dout, positions, cache.position_rows, dposition_table)
     # (1) look up and scale
-    dtable = scatter_add(dout, cache.ids, cache.rows, dtable, cache.scale)
-    return Gradients(dtable, dposition_table)
+    dout = widened(dout)
+    own = dtable if dtable.dtype == dout.dtype else None
+    sums = scatter_add(dout, cache.ids, cache.rows, own)
+    if cache.scale != 1.0:
+        sums *= sums.dtype.type(cache.scale)
+    return Gradients(rounded(sums, dtable.dtype, dtable), dposition_table)

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
+from twofold.core.verify.domains import in_one_layout
 from twofold.core.verify.machines import full_products
 from twofold.core.verify.rounding import Approx, chance, probabilistic
 from twofold.core.verify.watching import Watched, unwritten, unwritten_memory_is_nan
@@ -65,6 +66,10 @@ class Contract:
     compiled: Sequence[Any] = ()
     usual: Sequence[Any] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    def of_properties(self, case: Any) -> Any:
+        """Return the case as properties are asked it: small, and all arrays in one layout."""
+        return in_one_layout(self.small(case))
 
     def claims(self) -> dict[str, Property]:
         """Return the properties, and the one that every operator has."""
@@ -306,7 +311,7 @@ def hold(
     `properties` names those that are checked, by default all.
     """
     findings = judge(contract, side, case)
-    judged, small = subject(contract, side), contract.small(case)
+    judged, small = subject(contract, side), contract.of_properties(case)
     findings += check_properties(contract, judged, small, properties)
     if any(f.fault for f in findings):
         raise Violation(findings)

@@ -7,6 +7,7 @@ arrays are then made from it by the functions below, so a printed case is a repr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -142,6 +143,15 @@ def place(side: Side, x: Array, dtype: str | None, layout: str = "contiguous") -
 def own(x: Array, layouts: Sequence[str] = OWN) -> str:
     """Return the layout of an array where each has its own: what stands in it says which."""
     return layouts[crc32(np.ascontiguousarray(x).tobytes()) % len(layouts)]
+
+
+def in_one_layout(case: Any) -> Any:
+    """Return the case, contiguous where every array has its own layout.
+
+    What stands in an array says how it lies then, and bits may depend on how it does.
+    """
+    mixed = getattr(case, "layout", "") == MIXED
+    return replace(case, layout="contiguous") if mixed else case
 
 
 def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:

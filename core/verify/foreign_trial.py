@@ -94,7 +94,7 @@ class Trial:
 
     def claim(self, name: str, case: Any) -> list[Finding]:
         """Check one property of a case; a `Violation` says `Bits` where only they differ."""
-        small = self.contract.small(case)
+        small = self.contract.of_properties(case)
         self.observe(self.line(small))
         with self._violations(name, small), np.errstate(all="ignore"):
             self.contract.claims()[name](self.subject, small)

@@ -179,7 +179,7 @@ class Trial:
         tiled = [case for case in by_size if getattr(case, "tile", None) is not None]
         left_out = set(tiled[TILES:])
         bounds = [(case, "") for case in by_size if case not in left_out]
-        small = list(dict.fromkeys(contract.small(case) for case in cases))
+        small = list(dict.fromkeys(contract.of_properties(case) for case in cases))
         # Every property of another case, and again.
         claims = [
             (small[(turn + i) % len(small)], claim)

@@ -46,7 +46,7 @@ def command(
                 contract = report.contract(operator)
                 cases = [_case(contract, at)] if at else drawn(contract, examples)
                 cases = [fitting(judged, case) for case in cases]
-                cases = cases if at else [contract.small(case) for case in cases]
+                cases = cases if at else [contract.of_properties(case) for case in cases]
                 for name in contract.claims():
                     start = time.perf_counter()
                     with console.status(f"{operator}: {name} …"):
