@@ -151,14 +151,14 @@ def _side_by_side(function: Callable[..., Any]) -> Callable[..., Any]:
 
     taken = parameters(function)
     options = {name for o in PLAIN["gated_activation"].options for name in names_of(o)}
-    known = (p for n, p in taken.items() if n not in options)
-    x, *more = (p for p in known if p.kind is not Parameter.VAR_KEYWORD)
-    if x.kind not in IN_ORDER or any(p.default is Parameter.empty for p in more):
+    known = [p for n, p in taken.items() if n not in options]
+    wanted = [p for p in known if p.default is p.empty and p.kind is not Parameter.VAR_KEYWORD]
+    if len(wanted) != 1 or wanted[0] is not known[0] or wanted[0].kind not in IN_ORDER:
         return function
 
     def of_both(gate: torch.Tensor, up: torch.Tensor, **how: Any) -> Any:
         return function(torch.cat((gate, up), -1), **how)
 
     places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("gate", "up")]
-    rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for n, p in taken.items() if n != x.name]
+    rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for n, p in taken.items() if n != wanted[0].name]
     return showing(of_both, inspect.Signature([*places, *rest]))

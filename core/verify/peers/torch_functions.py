@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from twofold.core.verify.foreign_forms import stepping
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
@@ -66,15 +69,11 @@ def _adam(**how: bool) -> Callable[..., Any]:
         decoupled: bool = False,
     ) -> Any:
         """Take a step of Adam, or AdamW where the decay is decoupled, for each row of grads."""
-        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-        held = params.detach().clone().requires_grad_()
-        optimizer = kind(
-            [held], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, **how
+        kind: Any = torch.optim.AdamW if decoupled else torch.optim.Adam
+        steps = stepping(functools.partial(kind, **how))
+        return steps(
+            params, grads, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay
         )
-        for grad in grads.detach():
-            held.grad = grad.clone()
-            optimizer.step()
-        return held.detach()
 
     return adam
 
