@@ -43,6 +43,7 @@ BOTH = {"forward", "backward"}
         ("heads_inside", "attention", BOTH),
         ("scaled_dot_product", "attention", BOTH),
         ("top_left", "attention", BOTH),
+        ("square_alone", "attention", BOTH),
         ("weight_of_columns", "linear", BOTH),
         ("linear_with_gelu", "linear", BOTH),
         ("losses_of_rows", "softmax_cross_entropy", BOTH),

@@ -190,8 +190,8 @@ class Function:
         fields = dict(self._always)
         for option in self.missing:
             fields |= self.without.get(option, self.entry.options[option])
-        for option, value in self.meant.items():
-            fields[option] = value if getattr(case, option) else False
+        for option in self.entry.meant.keys() - set(self.missing):
+            fields[option] = self.meant.get(option, True) if getattr(case, option) else False
         return self.entry.narrowed(in_precision(case, precision, fields), size)
 
     def judged(self, case: Any) -> None:

@@ -75,7 +75,11 @@ _IN_PLACE = (
     "it writes the gradient over the logits, as it says, and does not tell autograd, so that "
     "whatever kept the logits for its own backward goes wrong silently (Liger-Kernel issue 272)"
 )
+_OF_GATES = "odd part, one gate, leading axes"
 _PROPERTIES = "gradient sums, shift invariance, impossible classes"
+_LIGER_CROSS_ENTROPIES = (
+    "liger cross_entropy", "liger cross_entropy, contiguous", "liger cross_entropy, in place",
+)  # fmt: skip
 _LSE = (
     "the loss is the log-sum-exp, rounded, minus the target's logit: where logits are large, that "
     "rounding is all that is left"
@@ -97,13 +101,19 @@ KNOWN = tuple(
             "torch_flex_compiled",
         ),
         (
-            "torch layer_norm", _HALVES, "dx, dweight, gradient sums", FAULT,
+            "torch layer_norm", _HALVES, "dx, dweight, gradient sums, leading axes", FAULT,
             "on a CPU the mean and 1/σ are saved in the dtype of the input: the gradient is that "
             "of other numbers, and NaN where 1/σ passes the largest float16",
             "torch_layer_norm_half",
         ),
         (
-            "torch rms_norm", "float32 bfloat16", "dx", FAULT,
+            "torch layer_norm", _HALVES, "dbias", FAULT,
+            "on a CPU the gradients of weight and bias are added up row by row in their own dtype: "
+            "a sum of ones stops at 256 in bfloat16, at 2048 in float16, in each thread",
+            "torch_layer_norm_sums",
+        ),
+        (
+            "torch rms_norm", "float32 bfloat16", "dx, leading axes", FAULT,
             "on a CPU the gradient is that of rsqrt, with the third power of 1/RMS in it: of rows "
             "above 1e12 or so a subnormal, and then 0, where the gradient itself is neither",
             "torch_rms_norm_cubed",
@@ -119,9 +129,9 @@ KNOWN = tuple(
             "torch_gelu",
         ),
         ("torch silu", "float32", "dx", PRECISION, _ONE_LESS, "torch_silu_gradient"),
-        ("torch swiglu", "float32", "dgate, odd part", PRECISION, _ONE_LESS, ""),
+        ("torch swiglu", "float32", "dgate, odd part, leading axes", PRECISION, _ONE_LESS, ""),
         (
-            "torch swiglu", _HALVES, "out, dgate, dup, odd part, one gate", PRECISION,
+            "torch swiglu", _HALVES, f"out, dgate, dup, {_OF_GATES}", PRECISION,
             f"{_GATE}; and so have both gradients", "torch_swiglu_half",
         ),
         ("torch gelu tanh", ANY, "out, dx", PRECISION, _TANH, "torch_gelu_tanh_tail"),
@@ -129,11 +139,14 @@ KNOWN = tuple(
         ("torch adam for-loop", "bfloat16", "params", PRECISION, _ADAM, ""),
         ("torch adam foreach", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
         ("torch adam foreach", "bfloat16", "params", PRECISION, _ADAM, ""),
-        (
-            "liger rms_norm, llama", _HALVES, "out, dweight", PRECISION,
-            "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
-            "before the gain: the output is rounded twice, and the gain's gradient is summed from "
-            "rounded numbers",
+        *(
+            (
+                peer, _HALVES, "out, dweight, leading axes", PRECISION,
+                "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
+                "before the gain: the output is rounded twice, and the gain's gradient is summed "
+                "from rounded numbers",
+            )
+            for peer in ("liger rms_norm, llama", "liger rms_norm, in place")
         ),
         (
             "liger rms_norm, in place", ANY, "inputs", FAULT,
@@ -148,44 +161,50 @@ KNOWN = tuple(
             "liger cross_entropy, contiguous", "float32", "loss", PRECISION, _LSE,
             "liger_cross_entropy_lse",
         ),
+        ("liger cross_entropy", "float32", "loss", PRECISION, _LSE, ""),
+        ("liger cross_entropy, in place", "float32", "loss", PRECISION, _LSE, ""),
         *(
             (
                 peer, _HALVES, "loss", PRECISION,
                 "each row's loss is stored in the logits' dtype before they are added",
                 "liger_cross_entropy_half",
             )
-            for peer in ("liger cross_entropy", "liger cross_entropy, contiguous")
+            for peer in _LIGER_CROSS_ENTROPIES
         ),
         (
             "liger cross_entropy, in place", ANY, "inputs", FAULT, _IN_PLACE,
             "liger_cross_entropy_in_place",
         ),
         (
-            "liger cross_entropy, in place", ANY, _PROPERTIES, FAULT, _STRIDED,
+            "liger cross_entropy, in place", ANY, f"dlogits, {_PROPERTIES}", FAULT, _STRIDED,
             "liger_cross_entropy_strided",
         ),
         ("liger gelu tanh", ANY, "out, dx", PRECISION, _TANH, "liger_gelu_tanh_tail"),
-        ("liger swiglu", "float32", "dgate, odd part", PRECISION, _ONE_LESS, ""),
+        ("liger swiglu", "float32", "dgate, odd part, leading axes", PRECISION, _ONE_LESS, ""),
+        ("liger swiglu", _HALVES, f"out, {_OF_GATES}", PRECISION, _GATE, ""),
         (
-            "liger swiglu", _HALVES, "out, odd part, one gate", PRECISION, _GATE, "",
+            "liger geglu tanh", "float32", "out, dgate, dup, odd part, leading axes", PRECISION,
+            _TANH, "",
         ),
-        ("liger geglu tanh", "float32", "out, dgate, dup, odd part", PRECISION, _TANH, ""),
         (
-            "liger geglu tanh", _HALVES, "out, dgate, dup, odd part, one gate", PRECISION,
+            "liger geglu tanh", _HALVES, f"out, dgate, dup, {_OF_GATES}", PRECISION,
             f"{_GATE}, as dup and dgate have; and {_TANH}", "",
         ),
-        ("fla swiglu", "float32", "dgate, odd part", PRECISION, _ONE_LESS, ""),
+        ("fla swiglu", "float32", "dgate, odd part, leading axes", PRECISION, _ONE_LESS, ""),
         (
             "liger rope", ANY, "inputs", FAULT,
             "backward turns the gradient that it is given in place, in the layouts that it need "
             "not copy; another summand has the same gradient, and gets it turned",
             "liger_rope_gradient",
         ),
-        (
-            "liger rope, own gradients", ANY, ANY, FAULT,
-            "rows are as far apart as the stride of the axis of positions, which of one position "
-            "may be any: in a batch of several, other rows are turned",
-            "liger_rope_one_position", "_triton_rope",
+        *(
+            (
+                peer, ANY, ANY, FAULT,
+                "rows are as far apart as the stride of the axis of positions, which of one "
+                "position may be any: in a batch of several, other rows are turned",
+                "liger_rope_one_position", "_triton_rope",
+            )
+            for peer in ("liger rope, own gradients", "liger rope")
         ),
         *(
             (
@@ -197,7 +216,8 @@ KNOWN = tuple(
             for peer in ("liger rope", "liger rope, own gradients")
         ),
         (
-            "liger softmax", _HALVES, "dx, shares add up, nothing in front", PRECISION,
+            "liger softmax", _HALVES, "dx, shares add up, nothing in front, leading axes",
+            PRECISION,
             "weights times gradients, and their sum, are in the dtype of the logits",
             "liger_softmax_half",
         ),
