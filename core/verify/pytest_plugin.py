@@ -87,8 +87,8 @@ def hold_to_contract() -> Callable[..., Verdict]:
 
     It judges a function on torch tensors by an operator's contract, as `twofold verify
     module:function` does, and fails the test with what it found: each fault, the smallest case
-    that has it, and a line that runs that case again. What was
-    not judged, and why, is in the `notes` of the verdict that it returns.
+    that has it, and a line that runs that case again. What it was found to mean is in `taken` of
+    the verdict that it returns, what was not judged, and why, in `notes`.
 
     Args of the function given:
         function: such as `f(q, k, v, causal=False)`; see `twofold.core.verify.foreign`.
@@ -114,7 +114,7 @@ def hold_to_contract() -> Callable[..., Verdict]:
             if any(NO_DRIVER in failure for failure in verdict.failures) and not _interpreted():
                 pytest.fail(TOO_LATE, pytrace=False)
             name = function if isinstance(function, str) else getattr(function, "__name__", "it")
-            found = "\n".join(foreign.digest(verdict))
+            found = "\n".join((*verdict.taken, *foreign.digest(verdict)))
             pytest.fail(f"{name} leaves the contract of {op}:\n{found}", pytrace=False)
         return verdict
 

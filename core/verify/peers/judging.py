@@ -79,7 +79,7 @@ class Judged:
                 for f in self.failures()
             ],
             "conventions": self.answers,
-            "notes": self.verdict.notes,
+            "notes": [*self.verdict.taken, *self.verdict.notes],
         }
 
     def rows(self) -> list[Row]:
