@@ -58,6 +58,16 @@ _POSITIONAL_ENCODING = of(
             ("forward_kernel", "tl.load(positions_ptr + n, mask=n < N, other=0): drop other"),
         ),
     },
+) + of(
+    "reference/positional_encoding.py",
+    {
+        "a product with 1 changes nothing, and no case has a scale of 1.001": (
+            ("backward", "1.0 → 1.001"),
+        ),
+        "of float32 the sums are moved to where they belong, in vain": (
+            ("backward", "dtable.dtype == dout.dtype → dtable.dtype != dout.dtype"),
+        ),
+    },
 )  # fmt: skip
 
 _EMBEDDING = of(
@@ -89,9 +99,6 @@ _EMBEDDING = of(
         ANY_NEGATIVE: (
             ("scatter_add", "flat, dout = ids.reshape(-1), dout.reshape(-1, D)", "1 → 2"),
             ("scatter_add", "flat, dout = ids.reshape(-1), dout.reshape(-1, D)", "1 → 2 (2)"),
-        ),
-        "a product with 1 changes nothing, and no case has a scale of 1.001": (
-            ("scatter_add", "1.0 → 1.001*"),
         ),
         "no id is negative, so the first differs from either": (
             (
