@@ -75,6 +75,14 @@ def pages_outside(subject: Subject, case: Case) -> None:
         assert gone.all(), f"{name} of a page that is not there is a number"
         same, before = (x[name][other, :, others] for x in (found, expected))
         assert np.array_equal(same, before), f"a page that is not there disturbs {name} of others"
+    # The last key alone: only the last query attends to it.
+    case = replace(case, causal=True, page_size=1, queries=max(case.queries, 2))
+    given = inputs(case)
+    assert given.table is not None
+    bad = np.where(np.arange(given.table.shape[1]) == given.lengths[:, None] - 1, -1, given.table)
+    found, expected = (subject.compute(case, given._replace(table=x)) for x in (bad, given.table))
+    kept = np.array_equal(found["lse"][:, :, :-1], expected["lse"][:, :, :-1])
+    assert kept, "a page that is not there disturbs queries that do not attend to it"
 
 
 def alone(subject: Subject, case: Case) -> None:
