@@ -8,7 +8,7 @@ of the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -126,10 +126,17 @@ def masked_rows(subject: Subject, case: Case) -> None:
 def clipped_lengths(subject: Subject, case: Case) -> None:
     """A length below 0 is 0, one above the number of keys as that, to the bit."""
     case = replace(case, batch=2, key_lengths=True, packed=False)
-    given, N = inputs(case), case.seqlen_k
+    clipped(subject, case, inputs(case)._replace, case.seqlen_k)
+
+
+def clipped(subject: Subject, case: Any, having: Callable[..., Any], room: int) -> None:
+    """Raise unless lengths that no sequence of two has give the bits of those they count as.
+
+    `having` makes the case's inputs with `key_lengths` of its own.
+    """
     first, *others = (
-        subject.compute(case, given._replace(key_lengths=np.array(lengths)))
-        for lengths in ((0, N), (-1, N + 1), (-PAST_32_BITS, PAST_32_BITS + 1))
+        subject.compute(case, having(key_lengths=np.array(lengths)))
+        for lengths in ((0, room), (-1, room + 1), (-PAST_32_BITS, PAST_32_BITS + 1))
     )
     for other in others:
         claims.same_bits(first, other, "with lengths that no sequence has")
