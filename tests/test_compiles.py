@@ -201,6 +201,32 @@ def test_what_differs_is_compiled_again_before_it_is_believed(monkeypatch):
     assert found == [wanted, dead]
 
 
+TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
+PLANNED = """
+import sys
+from pathlib import Path
+from twofold.core import ops
+from twofold.core.verify import compiled_table, compiles
+from twofold.core.verify.chips import CHIPS
+version, lines = compiled_table.read(Path(sys.argv[1]))
+if version == compiled_table.compilers():
+    there = {
+        kernel.name
+        for operator in ops.OPERATORS
+        for chip in CHIPS
+        for kernel in compiles.compile_operator(operator, chip, make=lambda name, launch: name)
+    }
+    for name in sorted(there ^ compiled_table.names(lines)):
+        print("+" if name in there else "-", *name)
+"""
+
+
+def test_the_committed_table_has_every_kernel_there_is():
+    done = run("-c", PLANNED, TABLE)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout, f"twofold verify compile --table {TABLE} writes it"
+
+
 CHOSEN = """
 from pathlib import Path
 import sys

@@ -46,6 +46,7 @@ SPILLS_AND_IS_FAST = {
 
 # Operator, kernel, target, precision and constants.
 Name = tuple[str, str, str, str, str]
+NONE = "-"  # kernel and precision of what a target does not support
 
 
 @dataclass(frozen=True)

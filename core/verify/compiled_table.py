@@ -8,12 +8,13 @@ is compiled again before it is believed.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from twofold.core.verify.compiled import Compiled, Name
+from twofold.core.verify.compiled import NONE, Compiled, Name
 
 TITLE = "What the compilers make of every kernel: twofold verify compile --table FILE"
 LEGEND = (
@@ -22,7 +23,7 @@ LEGEND = (
     "programs: held by a multiprocessor at a time; warps: share of its warps that these are;",
     "ld/st: most bytes of memory that a thread loads, and stores, at a time.",
 )
-COLUMNS = "{:43} {:7} {:8} {:>4} {:>7} {:>6} {:>8} {:>5} {:>6}  {:24} {}"
+COLUMNS = "{:43} {:7} {:8} {:>4} {:>7} {:>6} {:>8} {:>5} {:>6}  {:26} {}"
 HEADER = COLUMNS.format(
     "operator kernel",
     "target",
@@ -62,6 +63,18 @@ def unlike(committed: Iterable[str], kernels: Iterable[Compiled]) -> set[Name]:
     """Return the names of kernels whose line is not in a table."""
     old = set(committed)
     return {name for name, line in _lines(kernels).items() if line not in old}
+
+
+def names(lines: Iterable[str]) -> set[Name]:
+    """Return the kernels that lines of a table are of."""
+    starts = [HEADER.index(column) for column in ("target", "dtype", "regs", "constants")]
+    found = set()
+    for line in lines:
+        operator, kernel = line[: starts[0]].split()
+        target, precision = (line[a:b].strip() for a, b in itertools.pairwise(starts[:3]))
+        constants = "" if kernel == NONE else line[starts[3] :]
+        found.add((operator, kernel, target, precision, constants))
+    return found
 
 
 def _lines(kernels: Iterable[Compiled]) -> dict[Name, str]:

@@ -17,12 +17,13 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import report
 from twofold.core.verify.chips import CHIPS, Chip
-from twofold.core.verify.compiled import Compiled, Name, describe, gpu_target
+from twofold.core.verify.compiled import NONE, Compiled, Name, describe, gpu_target
 from twofold.core.verify.contract import precision_name
 
+# Given a kernel without figures and what compiles it, returns it with them.
+Make = Callable[[Compiled, Callable[[], Any]], Compiled]
 # Twice the same call: what tells one compilation from another, by name.
 Key = tuple[str, tuple[str, ...], str]
-NONE = "-"  # kernel and precision of what a target does not support
 
 
 def check_interpreter() -> None:
@@ -39,6 +40,7 @@ def compile_operator(
     only: Collection[Name] | None = None,
     begin: Callable[[Key, Compiled], None] = lambda key, kernel: None,
     end: Callable[[Compiled], None] = lambda kernel: None,
+    make: Make | None = None,
 ) -> list[Compiled]:
     """Compile all kernels of an operator for a target, as its contract's cases call them.
 
@@ -49,6 +51,7 @@ def compile_operator(
         skip: kernels that are left out.
         only: kernels that are not; these are compiled even where a cache has them.
         begin, end: told of every kernel before and after it is compiled.
+        make: what is called for each kernel; compiles it if not given.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -73,10 +76,7 @@ def compile_operator(
             return
         seen.add(key)
         begin(key, name)
-        try:
-            kernel = describe(name, launch())
-        except Exception as error:  # whatever the compiler raises is this kernel's fault alone
-            kernel = replace(name, failure=_reason(error))
+        kernel = (make or _make)(name, launch)
         made.append(kernel)
         end(kernel)
 
@@ -137,6 +137,13 @@ def compiling(chip: Chip, compile_once: Launch, *, anew: bool = False) -> Iterat
     finally:
         JITFunction.run = launch
         driver._active = before
+
+
+def _make(name: Compiled, launch: Callable[[], Any]) -> Compiled:
+    try:
+        return describe(name, launch())
+    except Exception as error:  # whatever the compiler raises is this kernel's fault alone
+        return replace(name, failure=_reason(error))
 
 
 def _reason(error: BaseException) -> str:
