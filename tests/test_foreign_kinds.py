@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from twofold.core import ops
 from twofold.core.bench import contenders
 from twofold.core.cli import app
-from twofold.core.verify import foreign
+from twofold.core.verify import foreign, foreign_packed
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN
 
@@ -95,4 +95,8 @@ def test_the_help_lists_every_call_of_the_table(command):
         plain = PLAIN.get(operator)
         assert ("f(" in line) == (plain is not None), line
         for option in plain.options if plain else ():
-            assert "|".join(names_of(option)) + "=…" in line
+            packed = option == foreign_packed.OPTION  # told by other names
+            said_as = foreign_packed.NAMES if packed else ["|".join(names_of(option)) + "=…"]
+            assert all(name in line for name in said_as)
+        for order in (*plain.arranged, *plain.fewer) if plain else ():
+            assert order in line

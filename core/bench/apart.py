@@ -135,7 +135,9 @@ def _child(pipe: Connection, name: str, device: str) -> None:
         key = (problem.operator, problem.dtype)
         try:
             if problem.operator not in contenders:
-                contenders[problem.operator] = Contender(name, plain(loaded, problem.operator))
+                written: list[str] = []
+                function = plain(loaded, problem.operator, written)
+                contenders[problem.operator] = Contender(name, function, written=written)
             contender = contenders[problem.operator]
             if key not in judged:
                 judging = functools.partial(pipe.send, Said("a case of the contract"))

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Contender:
         compiles: whether torch.compile makes it anew for every shape.
         missing: why it cannot race here, "" if it can.
         foreign: whether it is nobody's that is known here, and is tried in a process apart.
+        written: arguments that it was seen to write its output to.
     """
 
     name: str
@@ -53,9 +54,17 @@ class Contender:
     compiles: bool = False
     missing: str = ""
     foreign: bool = False
+    written: list[str] = field(default_factory=list)
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
-        """Return a call without arguments for each pass, those of the problem are timed."""
+        """Return a call without arguments for each pass, those of the problem are timed.
+
+        Raises:
+            NotImplementedError: there is none that could be compared.
+        """
+        if self.written:
+            to = ", ".join(self.written)
+            raise NotImplementedError(f"it writes to {to}; races want it returned, in new memory")
         if problem.operator == "optimizers":
             return {"step": _step(self.name, self.side, problem, tensors)}
         if self.side is not None:
@@ -266,7 +275,9 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        yield Contender(name, plain(foreign_subjects.load(name), operator), foreign=True)
+        written: list[str] = []
+        function = plain(foreign_subjects.load(name), operator, written)
+        yield Contender(name, function, foreign=True, written=written)
 
 
 def _no_step(name: str) -> str:

@@ -2,7 +2,8 @@
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
 options of `foreign_table.PLAIN` that its signature has; what may be given instead of a function
-stands in `foreign_kinds`, other forms of a call in `foreign_forms`. It returns the output; for
+stands in `foreign_kinds`, other forms of a call in `foreign_forms`, other orders of axes in
+`foreign_orders` and packed sequences in `foreign_packed`. It returns the output; for
 attention also (output, lse), or (output, weights), for norms also (output, stream), the stream
 being x or its sum with a residual. Options it does not have are left out of the domain, and so is
 what conventions differ about: a query without keys, and causal with more keys than queries or

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,12 +11,11 @@ import numpy as np
 from twofold.core import ops
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contract import Inapplicable
-from twofold.core.verify.contracts import attention
-from twofold.core.verify.foreign_kinds import showing
+from twofold.core.verify.contracts import attention, attention_packed
+from twofold.core.verify.foreign_packed import OPTION, Sequences
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
 
-PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 BLOCKS = ("block_mask", "block_size")
 
 
@@ -33,20 +32,48 @@ class Call(NamedTuple):
 
 
 def attention_inputs(case: attention.Case) -> attention.Inputs:
-    """Return the contract's inputs, but every query has its first key."""
-    made = attention.inputs(case)
+    """Return the contract's inputs, but every query has its first key.
+
+    A packed sequence has as many keys as queries, or more, where causal or a window says so.
+    """
+    made = attention.inputs(replace(case, packed=False))
     if made.mask is not None:
         made.mask[..., :1] = True
     lengths = made.key_lengths
-    return made._replace(key_lengths=None if lengths is None else np.maximum(lengths, 1))
+    made = made._replace(key_lengths=None if lengths is None else np.maximum(lengths, 1))
+    if not case.packed:
+        return made
+    rng = np.random.default_rng(case.seed)
+    queries, keys = (
+        np.diff(attention_packed.starts(rng, case.batch, n)) for n in (case.seqlen_q, case.seqlen_k)
+    )
+    return attention_packed.packed(made, queries, _enough(case, queries, keys))
+
+
+def _enough(case: attention.Case, queries: domains.Array, keys: domains.Array) -> domains.Array:
+    """Return how many keys packed sequences must have for every query to have one."""
+    if case.causal is True or case.window_size is not None:
+        return queries
+    least = queries if case.causal == "bottom-right" else np.minimum(queries, 1)
+    return np.maximum(keys, least)
 
 
 def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs) -> Call:
-    """Return softmax(q·kᵀ·scale)·v as a plain call."""
+    """Return softmax(q·kᵀ·scale)·v as a plain call.
+
+    Raises:
+        Inapplicable: a query of a packed sequence has no key.
+    """
+    if given.cu_seqlens_q is not None and given.cu_seqlens_k is not None:
+        queries, keys = np.diff(given.cu_seqlens_q), np.diff(given.cu_seqlens_k)
+        if np.any(keys != _enough(case, queries, keys)):
+            raise Inapplicable("a query without keys is what its conventions make it")
     tensors = {n: attention.place(side, getattr(given, n), case) for n in ("q", "k", "v")}
     options = attention.placed(side, case, given)._asdict()
     options |= {"enable_gqa": case.groups > 1, "causal": bool(case.causal)}
-    for name in ("score_mod", "dropout_p", "seed", *PACKED, "rotary", *BLOCKS):
+    sequences = Sequences(*(options.pop(name) for name in Sequences._fields))
+    options[OPTION] = sequences if case.packed else None
+    for name in ("score_mod", "dropout_p", "seed", "rotary", *BLOCKS):
         options.pop(name)
     gradients = {"out": attention.place(side, given.dout, case)}
     return Call(tensors, options, gradients, {"softmax_scale": attention.scale(case)})
@@ -77,12 +104,16 @@ def attention_weights(case: attention.Case, given: attention.Inputs) -> Mapping[
 def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case:
     """Give masks and biases four axes, and make causal attention square but where it is aligned.
 
+    Packed sequences have neither.
+
     `size` is a head_dim, mostly a power of two. A window is then all that hides a key, so that
     every query has one, and so it has where it is aligned at the bottom right of as many keys.
     """
     case = case if size is None else replace(case, head_dim=size)
     if case.window_size is not None:
         case = replace(case, mask=None, key_lengths=False)
+    if case.packed:
+        case = replace(case, mask=None, bias=None)
     if case.mask is not None:
         case = replace(case, mask=case.mask.rjust(4, "1"))
     if case.bias is not None:
@@ -91,20 +122,8 @@ def attention_narrowed(case: attention.Case, size: int | None) -> attention.Case
         return replace(case, seqlen_k=case.seqlen_q)
     if case.causal == "bottom-right":
         case = replace(case, seqlen_k=max(case.seqlen_q, case.seqlen_k))
-    alike = case.seqlen_q == case.seqlen_k
+    alike = case.seqlen_q == case.seqlen_k and not case.packed
     return replace(case, causal=bool(case.causal)) if alike else case
-
-
-def heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of (batch, seqlen, heads, head_dim) as one of the contract's order."""
-
-    def turned(q: Any, k: Any, v: Any, **options: Any) -> Any:
-        found = function(*(x.transpose(1, 2) for x in (q, k, v)), **options)
-        out, *rest = found if isinstance(found, tuple) else (found,)
-        out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
-        return (out, *rest) if isinstance(found, tuple) else out
-
-    return showing(turned, function)
 
 
 def attention_small(case: attention.Case) -> attention.Case:
@@ -161,15 +180,6 @@ def linear_call(side: ops.Side, case: Any, given: Any) -> Call:
     }
     dout = placed.pop("dout")
     return Call(placed, {"activation": case.activation}, {"out": dout})
-
-
-def weight_of_columns(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return x·W + b, W being (in, out), as a function of the contract's weight."""
-
-    def turned(x: Any, weight: Any, *bias: Any, **options: Any) -> Any:
-        return function(x, weight.mT, *bias, **options)
-
-    return showing(turned, function)
 
 
 def embedding_call(side: ops.Side, case: Any, given: Any) -> Call:
@@ -232,15 +242,6 @@ def gated_activation_call(side: ops.Side, case: Any, given: Any) -> Call:
     gate, up = contract_module("gated_activation").placed(side, case, given.gate, given.up)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     return Call({"gate": gate, "up": up}, {"kind": case.kind}, {"out": dout})
-
-
-def up_before_gate(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of up and gate as one of gate and up."""
-
-    def turned(gate: Any, up: Any, **options: Any) -> Any:
-        return function(up, gate, **options)
-
-    return showing(turned, function)
 
 
 def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:

@@ -2,7 +2,9 @@
 
 That is f(tensors…, options…) -> outputs, the tensors in order. Taken besides: a module that holds
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
-up side by side in one tensor; tensors that are given by name alone; a class of torch.optim.
+up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
+with options between them; a class of torch.optim. Packed sequences are in `foreign_packed`, what
+is written to where it is told in `foreign_written`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any
 
-from twofold.core.verify import foreign_kinds
+from twofold.core.verify import foreign_kinds, foreign_packed, foreign_written
 from twofold.core.verify.foreign_kinds import parameters, showing
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
@@ -26,8 +28,12 @@ KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction"
 HELD_AS = {"table": "weight"}  # what modules call a tensor, where not as the operator does
 
 
-def plain(implementation: Any, operator: str) -> Callable[..., Any]:
+def plain(
+    implementation: Any, operator: str, written: list[str] | None = None
+) -> Callable[..., Any]:
     """Return it as a plain call of this operator; what is in no form known here stays as it is.
+
+    `written` is told the names of arguments that it writes its output to, when it is seen to.
 
     Raises:
         TypeError: it is nothing that can be called so.
@@ -42,7 +48,14 @@ def plain(implementation: Any, operator: str) -> Callable[..., Any]:
     tensors = tensor_names(operator)
     if isinstance(implementation, torch.nn.Module):
         function = _of_what_it_holds(implementation, function, operator, tensors)
-    function = _in_order(function, tensors)
+    written = [] if written is None else written
+    function = foreign_written.filling(function, operator, written)
+    if operator == "attention":
+        function = foreign_packed.of_packed(function)
+    if operator == "rotary":
+        function = _one_at_a_time(function)
+    function = _in_order(function, tensors, operator)
+    function = foreign_written.writing_over(function, operator, tensors, written)
     return _side_by_side(function) if operator == "gated_activation" else function
 
 
@@ -122,16 +135,38 @@ def _of_what_it_holds(
     return showing(holding, inspect.Signature([*first, *added]))
 
 
-def _in_order(function: Callable[..., Any], tensors: Sequence[str]) -> Callable[..., Any]:
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a rotation of one tensor, f(x, cos, sin), as one of q and k."""
+    taken = parameters(function)
+    wanted = [n for n, p in taken.items() if p.kind in IN_ORDER and p.default is p.empty]
+    if len(wanted) != 3 or wanted != list(taken)[:3]:
+        return function
+
+    def both(q: Any, k: Any, cos: Any, sin: Any, **how: Any) -> Any:
+        return function(q, cos, sin, **how), function(k, cos, sin, **how)
+
+    places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("q", "k", "cos", "sin")]
+    rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for n, p in taken.items() if n not in wanted]
+    return showing(both, inspect.Signature([*places, *rest]))
+
+
+def _in_order(
+    function: Callable[..., Any], tensors: Sequence[str], operator: str
+) -> Callable[..., Any]:
     """Return a function with its tensors in order, also those that it has by name alone.
+
+    Options may stand between them.
 
     One that is told the normalised shape is told what the last axis is.
     """
     taken = parameters(function)
     alone = [n for n in tensors if n in taken and taken[n].kind is Parameter.KEYWORD_ONLY]
-    if not alone and SHAPE not in taken:
+    options = {name for option in PLAIN[operator].options for name in names_of(option)}
+    between = options.intersection(list(taken)[: len(tensors)])
+    if not alone and SHAPE not in taken and not between:
         return function
-    places = (n for n, p in taken.items() if p.kind in IN_ORDER and n != SHAPE)
+    others = (SHAPE, *options)
+    places = (n for n, p in taken.items() if p.kind in IN_ORDER and n not in others)
     names = [n if n in alone else next(places, n) for n in tensors]  # theirs, of each tensor
     if not set(names) <= taken.keys():
         return function  # it lacks one

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from twofold.core.verify import domains
 from twofold.core.verify.contract import judge as judge_case
+from twofold.core.verify.foreign_refusals import Refused
 
 if TYPE_CHECKING:
     from twofold.core.verify.foreign_subjects import Function
@@ -21,10 +22,11 @@ Observe = Callable[[str, Any], object]
 
 
 class _Tried(NamedTuple):
-    """The index of the way that is least wrong, None if all is wrong; whether any was computed."""
+    """Indices of the way that is least wrong, and of the first in which anything is computed."""
 
-    best: int | None
-    computed: bool
+    best: int | None  # None if all is wrong
+    computed: int | None  # None if nothing is
+    refused: bool  # whether it took no case, in its own words
 
 
 def find_out(function: Function, observe: Observe) -> None:
@@ -37,22 +39,28 @@ def find_out(function: Function, observe: Observe) -> None:
 
 def _arrange(function: Function, observe: Observe) -> None:
     """Find the order of the axes of its tensors."""
-    usual = function.function
-    others = function.entry.arranged
-    calls = [usual, *(arrange(usual) for arrange in others.values())]
-    if len(calls) == 1:
-        return
+    usual, case = function.function, function.entry.arranged_case
+    what = "in which order its axes are"
 
     def take(call: Callable[..., Any]) -> None:
         function.function = call
 
-    case = function.entry.arranged_case
-    tried = _least_wrong(
-        function, calls, take, lambda call: case, "in which order its axes are", observe
-    )
-    take(calls[tried.best or 0])
-    if tried.best:
-        function.arranged = list(others)[tried.best - 1]
+    def tried(orders: Mapping[str, Callable[..., Any]]) -> _Tried:
+        found = _least_wrong(
+            function, list(orders.values()), take, lambda call: case, what, observe
+        )
+        at = found.computed if found.best is None else found.best
+        name = "" if at is None else list(orders)[at]
+        take(orders[name] if name else usual)
+        function.arranged = name
+        return found
+
+    if function.packed or not function.entry.arranged:
+        return
+    orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
+    if tried(orders).refused and function.entry.fewer:
+        tried({n: order(usual) for n, order in function.entry.fewer.items()})
+    if function.arranged:
         function.found_out.append(f"its tensors are taken to be {function.arranged}")
 
 
@@ -66,7 +74,7 @@ def _align(function: Function, observe: Observe) -> None:
             function.meant[option] = fields[option]
 
         tried = _least_wrong(function, ways, take, dict, f"what {option} means", observe)
-        if not tried.computed:
+        if tried.computed is None:
             del function.meant[option]  # it refuses: what it means is not judged
             continue
         take(ways[tried.best or 0])
@@ -110,19 +118,23 @@ def _least_wrong(
     observe: Observe,
 ) -> _Tried:
     """Try cases of these fields, each in its way, until one is right in a precision."""
-    best, least, computed = None, 1.0, False
+    best, least, computed, refused = None, 1.0, None, True
     for dtype, (i, way) in itertools.product(domains.DTYPES, enumerate(ways)):
         take(way)
         case = function.fitting(function.case_type(**fields(way)), dtype)
         observe(f"to see {what}", case)
         try:
             findings = judge_case(function.contract, function.side, case)
-        except Exception:  # whatever its code raises: it is not meant so
+        except Refused:
             continue
-        computed = True
+        except Exception:  # whatever its code raises: it is not meant so
+            refused = False
+            continue
+        refused = False
+        computed = i if computed is None else computed
         wrong = sum(bool(f.fault) for f in findings) / len(findings)
         if wrong < least:
             best, least = i, wrong
         if least == 0.0:
             break
-    return _Tried(best, computed)
+    return _Tried(best, computed, refused)

@@ -51,6 +51,7 @@ class Plain:
         arranged: other orders of axes, by what they are called: each makes a function that has it
             one of the usual order, and is found in the same way.
         arranged_case: with which, where no order reads past a tensor's end.
+        fewer: orders with fewer axes, tried where it refuses all others.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
@@ -74,6 +75,9 @@ class Plain:
         default_factory=dict
     )
     arranged_case: Mapping[str, Any] = field(default_factory=dict)
+    fewer: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = field(
+        default_factory=dict
+    )
     outside: Mapping[str, str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from twofold.core import ops
 from twofold.core.verify.foreign_operators import functions
+from twofold.core.verify.foreign_packed import NAMES, OPTION, SHAPE
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
@@ -19,12 +20,16 @@ def calls() -> Iterator[tuple[str, str]]:
             objects.setdefault(wanted, []).append(operator)
             continue
         plain = PLAIN[operator]
-        options = ["|".join(names_of(option)) for option in plain.options]
+        options = ["|".join(names_of(option)) for option in plain.options if option != OPTION]
         takes = ", ".join((*tensor_names(operator), *(f"{option}=…" for option in options)))
         gives = ", ".join(
             f"{o}|{plain.instead[o]}" if o in plain.instead else o for o in plain.outputs
         )
-        call = f"f({takes}) -> {gives} of {PLAIN[operator].shapes}"
-        yield operator, f"{call}; or an object with {wanted}"
+        call = f"f({takes}) -> {gives} of {plain.shapes}"
+        orders = [*plain.arranged, *plain.fewer]
+        if OPTION in plain.options:
+            orders.append(f"{SHAPE} and {', '.join(NAMES)}")
+        others = f"; or {'; '.join(orders)}" if orders else ""
+        yield operator, f"{call}{others}; or an object with {wanted}"
     for wanted, operators in objects.items():
         yield ", ".join(operators), f"an object with {wanted}"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from twofold.core import ops
-from twofold.core.verify import domains, foreign_meanings
+from twofold.core.verify import domains, foreign_meanings, foreign_packed
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_forms import plain
@@ -103,6 +103,7 @@ class Function:
         without: fields of cases, by options that it does not have and that were found out.
         meant: values of options that it has, as they were found out.
         arranged: the order of its axes, where it is not the usual one.
+        packed: whether it takes packed sequences.
         learns: whether any of its outputs ever required a gradient.
     """
 
@@ -112,7 +113,7 @@ class Function:
         self.case_type = module.Case
         self.without: dict[str, Mapping[str, Any]] = {}
         self.meant: dict[str, Any] = {}
-        self.arranged = ""
+        self.arranged, self.found_out = "", list[str]()
         self.learns = False
         self._names = names(function, self.entry.options)
         self.missing = [o for o in self.entry.options if o not in self._names]
@@ -123,8 +124,11 @@ class Function:
         for option in [o for o in self.entry.learned if o in self._names]:
             if taken[self._names[option]].default is inspect.Parameter.empty:
                 self._always[option] = True  # such as a residual that it cannot do without
+        self.packed = foreign_packed.OPTION in self._names
+        if self.packed:
+            self.arranged = foreign_packed.SHAPE
+            self.found_out.append(f"its tensors are taken to be {self.arranged}")
         self.remarks: set[str] = set()
-        self.found_out: list[str] = []
         self.implied = {
             option: module.Case(**fields)
             for option, fields in self.entry.implied.items()
@@ -137,12 +141,13 @@ class Function:
         ours, plain = module.CONTRACT, self.entry
         self._inputs = plain.inputs or ours.inputs
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
+        passes = {n: p for n, p in ours.passes.items() if p == "backward" or n in plain.outputs}
         self.contract: Contract = replace(
             ours,
             inputs=self._given_of,
             run=self._run,
             truth=self._truth,
-            passes={**ours.passes, **dict.fromkeys(self.instead, "forward")},
+            passes={**passes, **dict.fromkeys(self.instead, "forward")},
             pinned=[module.Case(**fields) for fields in self._pinned()],
             properties=claims,
             small=plain.small or ours.small,
@@ -241,11 +246,12 @@ class Function:
         except TypeError as error:
             takes = f"({', '.join(call.tensors)})"
             if self.entry.options:
-                takes += f", and any of {', '.join(self.entry.options)}"
+                named = [o for o in self.entry.options if o != foreign_packed.OPTION]
+                takes += f", and any of {', '.join(named)}"
             words = f"the function takes {signature}; it must take {takes}"
             raise TypeError(f"{words}, or be wrapped so: {self.entry.shapes}") from error
-        named = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
-        return [p.name for p in named if p.name not in given]
+        places = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
+        return [p.name for p in places if p.name not in given]
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
         """Call the function, and its gradient where there is one."""

@@ -6,6 +6,8 @@ from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify import foreign_calls as calls
+from twofold.core.verify import foreign_orders as orders
+from twofold.core.verify import foreign_packed as packed
 from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
@@ -56,13 +58,13 @@ PLAIN = {
             "bias": {"bias": None},
             "sinks": {"sinks": False},
             "enable_gqa": {"groups": 1},
+            packed.OPTION: {"packed": False},
         },
         always={
             "dropout_p": 0.0,
             "dlse": False,
             "tile": None,
             "score_mod": None,
-            "packed": False,
             "block_mask": None,
             "rotary": None,
             "block_size": None,
@@ -95,10 +97,19 @@ PLAIN = {
             "bias": ({**SMALL, "bias": "BHMN"}, {**SMALL, "bias": "1H1N"}),
             "sinks": ({**SMALL, "sinks": True},),
             "enable_gqa": ({**SMALL, "heads": 4, "groups": 2},),
+            packed.OPTION: (
+                {**SMALL, "batch": 5, "packed": True},
+                {**SQUARE, "batch": 5, "packed": True, "causal": True},
+                {**SMALL, "batch": 3, "seqlen_q": 131, "seqlen_k": 131, "packed": True},
+            ),
         },
         implied={"enable_gqa": {**SMALL, "heads": 4, "groups": 2}},
         meant={"causal": ({**SMALL, "causal": "bottom-right"}, {**SMALL, "causal": "top-left"})},
-        arranged={"(batch, seqlen, heads, head_dim)": calls.heads_inside},
+        arranged={"(batch, seqlen, heads, head_dim)": orders.heads_inside},
+        fewer={
+            "(batch · heads, seqlen, head_dim)": orders.heads_as_batch,
+            "(seqlen, head_dim)": orders.one_head,
+        },
         arranged_case={"batch": 2, "heads": 5, "seqlen_q": 5, "seqlen_k": 5, "head_dim": 16},
         outside={
             "causal": "causal with more keys than queries, or fewer",
@@ -153,7 +164,7 @@ PLAIN = {
         shapes="x (…, in), weight (out, in), bias (out,)",
         outputs=("out",),
         options={"activation": {"activation": None}},
-        arranged={"weight (in, out)": calls.weight_of_columns},
+        arranged={"weight (in, out)": orders.weight_of_columns},
         arranged_case={"rows": 5, "features_in": 33, "features_out": 33},
         either={
             "activation": tuple(
@@ -193,6 +204,24 @@ PLAIN = {
         shapes="q, k (batch, heads, length, head_dim), cos, sin (length, pairs)",
         outputs=("q", "k"),
         options={"interleaved": {"interleaved": False}},
+        either={
+            "interleaved": tuple(
+                {"length": 5, "head_dim": 16, "pairs": 8, "interleaved": x} for x in (False, True)
+            )
+        },
+        arranged={
+            "q, k (batch, length, heads, head_dim)": orders.rotary_heads_inside,
+            "cos, sin (length, head_dim)": orders.tables_of_features,
+            "cos, sin (batch, length, head_dim)": orders.tables_of_batches,
+        },
+        arranged_case={
+            "batch": 2,
+            "heads": 3,
+            "key_heads": 3,
+            "length": 5,
+            "head_dim": 16,
+            "pairs": 8,
+        },
         always={"tile": None, "batched": False},
         pinned=(
             {"length": 65, "head_dim": 64, "pairs": 32},
@@ -288,7 +317,7 @@ PLAIN = {
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised=EVERY_KIND,
         either=KIND,
-        arranged={"up before gate": calls.up_before_gate},
+        arranged={"up before gate": orders.up_before_gate},
         arranged_case={"rows": 5, "columns": 33},
     ),
     "optimizers": Plain(
@@ -307,6 +336,7 @@ PLAIN = {
         pinned=(
             {"numel": 1025, "steps": 4, "optimizer": "adamw", "weight_decay": 0.1},
             {"numel": 4099},
+            {"numel": 5, "steps": 40},
         ),
         exercised={
             "lr": ({"lr": 0.1, "steps": 2},),

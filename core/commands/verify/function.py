@@ -46,9 +46,11 @@ def command(
     set for every case), a class derived from torch.autograd.Function (its apply is called) or from
     torch.optim.Optimizer, or an object or module with forward(…) -> (out, cache) and
     backward(dout, cache); with forward alone, that is the function. Norms may take normalized_shape
-    as torch's do, gated activations one tensor of gate and up side by side. What fails comes as the
-    smallest case that does, with a line that runs it again. Each function has a process of its own:
-    one that hangs or crashes is a failure, and the rest goes on.
+    as torch's do, gated activations one tensor of gate and up side by side, rotations q alone. What
+    is written into an argument `out`, or over the input, is taken as if it were returned. In which
+    order axes are is found out. What fails comes as the smallest case that does, with a line that
+    runs it again. Each function has a process of its own: one that hangs or crashes is a failure,
+    and the rest goes on.
     """
     with plain_errors():
         if op not in ops.OPERATORS:

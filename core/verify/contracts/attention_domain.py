@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_rotary
-from twofold.core.verify.contracts.attention_packed import along, padded, repacked, starts
+from twofold.core.verify.contracts.attention_packed import packed, padded, repacked, starts
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
@@ -159,8 +159,7 @@ def inputs(case: Case) -> Inputs:
         made = made._replace(block_mask=live)
     if case.packed:
         queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
-        made = along(made, lambda a: pack(a, queries), lambda a: pack(a, keys))
-        made = made._replace(cu_seqlens_q=queries, cu_seqlens_k=keys)
+        made = packed(made, np.diff(queries), np.diff(keys))
     return made._replace(rotary=attention_rotary.drawn(rng, case, made))
 
 

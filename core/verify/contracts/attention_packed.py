@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from twofold.core.verify.domains import Array
-from twofold.reference.attention_scores import BlockSize, Options, blocks, unpack
+from twofold.reference.attention_scores import BlockSize, Options, blocks, pack, unpack
 
 if TYPE_CHECKING:  # it imports this
     from twofold.core.verify.contracts.attention_domain import Case, Inputs
@@ -24,7 +24,18 @@ def starts(rng: np.random.Generator, sequences: int, longest: int) -> Array:
     """Draw where sequences begin, and where the last ends: of any lengths, but not all empty."""
     lengths = rng.integers(1, longest + 1, sequences) * (rng.random(sequences) < 0.8)
     lengths[rng.integers(sequences)] = rng.integers(1, longest + 1)
+    return _starts(lengths)
+
+
+def _starts(lengths: Array) -> Array:
     return np.concatenate(([0], lengths.cumsum())).astype(np.int32)
+
+
+def packed(given: Inputs, queries: Array, keys: Array) -> Inputs:
+    """Return inputs of batches with those packed, of so many queries and keys each."""
+    q, k = _starts(queries), _starts(keys)
+    made = along(given, lambda a: pack(a, q), lambda a: pack(a, k))
+    return made._replace(cu_seqlens_q=q, cu_seqlens_k=k)
 
 
 def along(

@@ -1,0 +1,125 @@
+"""Orders of axes that others have, each made that of the operator's plain call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twofold.core.verify.foreign_kinds import showing
+
+Call = Callable[..., Any]
+
+
+def heads_inside(function: Call) -> Call:
+    """Return a function of (batch, seqlen, heads, head_dim) as one of the contract's order."""
+
+    def turned(q: Any, k: Any, v: Any, **options: Any) -> Any:
+        found = function(*(x.transpose(1, 2) for x in (q, k, v)), **options)
+        out, *rest = found if isinstance(found, tuple) else (found,)
+        out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
+        return (out, *rest) if isinstance(found, tuple) else out
+
+    return showing(turned, function)
+
+
+def heads_as_batch(function: Call) -> Call:
+    """Return a function of (batch · heads, seqlen, head_dim) as one of the contract's order."""
+
+    def flat(q: Any, k: Any, v: Any, **options: Any) -> Any:
+        _of_one_head(q, k, options)
+        found = function(*(x.flatten(0, 1) for x in (q, k, v)), **options)
+        return _each_output(found, lambda x: x.unflatten(0, q.shape[:2]))
+
+    return showing(flat, function)
+
+
+def one_head(function: Call) -> Call:
+    """Return a function of (seqlen, head_dim) as one of the contract's order."""
+    import torch
+
+    def each(q: Any, k: Any, v: Any, **options: Any) -> Any:
+        _of_one_head(q, k, options)
+        heads = (x.flatten(0, 1) for x in (q, k, v))
+        found = [function(*x, **options) for x in zip(*heads, strict=True)]
+        whole = tuple(zip(*found, strict=True)) if isinstance(found[0], tuple) else found
+        if isinstance(found[0], tuple):
+            stacked: Any = tuple(None if x[0] is None else torch.stack(x) for x in whole)
+        else:
+            stacked = torch.stack(found)
+        return _each_output(stacked, lambda x: x.unflatten(0, q.shape[:2]))
+
+    return showing(each, function)
+
+
+def _of_one_head(q: Any, k: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what heads share, and tensors of options: whose head theirs are is not known."""
+    if q.shape[1] != k.shape[1]:
+        raise NotImplementedError("heads share keys, where each is a call of its own")
+    for name, value in options.items():
+        if hasattr(value, "shape"):
+            raise NotImplementedError(f"{name} is a tensor, where each head is a call of its own")
+
+
+def _each_output(found: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(found, tuple):
+        return tuple(None if x is None else change(x) for x in found)
+    return change(found)
+
+
+def weight_of_columns(function: Call) -> Call:
+    """Return x·W + b, W being (in, out), as a function of the contract's weight."""
+
+    def turned(x: Any, weight: Any, *bias: Any, **options: Any) -> Any:
+        return function(x, weight.mT, *bias, **options)
+
+    return showing(turned, function)
+
+
+def up_before_gate(function: Call) -> Call:
+    """Return a function of up and gate as one of gate and up."""
+
+    def turned(gate: Any, up: Any, **options: Any) -> Any:
+        return function(up, gate, **options)
+
+    return showing(turned, function)
+
+
+def rotary_heads_inside(function: Call) -> Call:
+    """Return a rotation of (batch, length, heads, head_dim) as one of the contract's order."""
+
+    def turned(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
+        found = function(q.transpose(1, 2), k.transpose(1, 2), cos, sin, **options)
+        return _each_output(found, lambda x: x.transpose(1, 2))
+
+    return showing(turned, function)
+
+
+def tables_of_features(function: Call) -> Call:
+    """Return a rotation with cos and sin (length, head_dim), each pair's twice, as the usual one.
+
+    Features are all turned: where there are more than pairs have, it is refused.
+    """
+
+    def doubled(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
+        return function(q, k, *_features(q, cos, sin), **options)
+
+    return showing(doubled, function)
+
+
+def tables_of_batches(function: Call) -> Call:
+    """Return a rotation with cos and sin (batch, length, head_dim), each pair's twice."""
+
+    def doubled(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
+        wide = _features(q, cos, sin)
+        return function(q, k, *(x.expand(q.shape[0], -1, -1) for x in wide), **options)
+
+    return showing(doubled, function)
+
+
+def _features(q: Any, *tables: Any) -> Sequence[Any]:
+    """Return tables (length, head_dim) of those of pairs."""
+    import torch
+
+    if 2 * tables[0].shape[-1] != q.shape[-1]:
+        raise NotImplementedError("some features are not turned, where cos and sin are of each")
+    return [torch.cat((x, x), -1) for x in tables]

@@ -1,0 +1,111 @@
+"""Functions that write what they compute into tensors they are given, as plain calls.
+
+Either an argument is there for it, such as `out`, or it is written over the input.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from inspect import Parameter
+from typing import Any
+
+from twofold.core.verify.foreign_kinds import parameters, showing
+from twofold.core.verify.foreign_plain import names_of
+
+OUT = ("out", "output", "result", "o")
+LARGEST = 2**28  # bytes that are copied
+# Operators whose one output is like their first tensor, and what is written over of others.
+LIKE_FIRST = (
+    "attention", "layer_norm", "rms_norm", "softmax", "activation", "gated_activation",
+)  # fmt: skip
+OVER = {
+    "layer_norm": ("x", "residual"),
+    "rms_norm": ("x", "residual"),
+    "softmax": ("x",),
+    "activation": ("x",),
+    "rotary": ("q", "k"),
+}
+
+
+def filling(function: Callable[..., Any], operator: str, written: list[str]) -> Callable[..., Any]:
+    """Return a function that is given where to write as one that returns it.
+
+    Of gate and up in one tensor the output has half of the columns. `written` is told where to.
+    """
+    import torch
+
+    taken = parameters(function)
+    outs = [n for n in OUT if n in taken and taken[n].default is Parameter.empty]
+    if operator not in LIKE_FIRST or not outs:
+        return function
+    out = outs[0]
+    written.append(out)
+    rest = [p for n, p in taken.items() if n != out]
+    wanted = [p for p in rest if p.default is p.empty and p.kind is not Parameter.VAR_KEYWORD]
+    halves = operator == "gated_activation" and len(wanted) == 1
+    signature = inspect.Signature(rest)
+
+    def filled(*args: Any, **how: Any) -> Any:
+        bound = signature.bind(*args, **how)
+        x = args[0]
+        columns = x.shape[-1] // 2 if halves else x.shape[-1]
+        made = torch.full((*x.shape[:-1], columns), torch.nan, dtype=x.dtype, device=x.device)
+        given = {**bound.arguments, out: made}
+        function(**{n: given[n] for n in taken if n in given})
+        return made
+
+    return showing(filled, signature)
+
+
+def writing_over(
+    function: Callable[..., Any], operator: str, tensors: Sequence[str], written: list[str]
+) -> Callable[..., Any]:
+    """Return a function as one that returns what it wrote over its input, where it returns nothing.
+
+    A case in which it does neither is refused in its name, until it ever wrote something; `written`
+    is told over what.
+    """
+    import torch
+
+    taken = parameters(function)
+    if operator not in OVER or not taken:
+        return function
+    places = dict(zip(tensors, taken, strict=False))
+    known = (n for name in OVER[operator] for n in (places.get(name, ""), *names_of(name)))
+    theirs = list(dict.fromkeys(n for n in known if n in taken))
+    returned: list[bool] = []  # whether it ever did
+
+    def returning(*args: Any, **how: Any) -> Any:
+        if returned:
+            return function(*args, **how)
+        given = dict(zip(taken, args, strict=False)) | how
+        over = {n: _copy(given[n]) for n in theirs if given.get(n) is not None}
+        bare = {n: over.get(n, _detached(x)) for n, x in given.items()}
+        found = function(*[*bare.values()][: len(args)], **{n: bare[n] for n in how})
+        if found is not None:
+            returned.append(True)
+            return function(*args, **how)
+        written.extend(
+            n for n, x in over.items() if n not in written and not torch.equal(x, given[n])
+        )
+        if not written:
+            raise NotImplementedError(f"it returns nothing, and {', '.join(over)} stays as it was")
+        return tuple(over.values()) if len(over) > 1 else next(iter(over.values()))
+
+    return showing(returning, function)
+
+
+def _copy(x: Any) -> Any:
+    """Return a copy with the strides of x, for which there is memory."""
+    import torch
+
+    if x.untyped_storage().nbytes() > LARGEST:
+        raise NotImplementedError("offsets past 2³¹ would be written over")
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(
+        x.detach()
+    )
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if hasattr(x, "detach") else x

@@ -1,0 +1,160 @@
+"""Operators with other axes than a plain call, packed sequences, and what is written in place."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+def _attention(q, k, v, softmax_scale=None, diagonal=None):
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    s = q.double() @ k.double().mT * scale
+    if diagonal is not None:
+        hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1 + diagonal)
+        s = s.masked_fill(hidden, float("-inf"))
+    return (torch.softmax(s, -1) @ v.double()).to(q.dtype), torch.logsumexp(s, -1).float()
+
+
+def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
+           softmax_scale=None, causal=False):  # fmt: skip
+    """As FlashAttention's."""
+    outs, lses = [], []
+    for i in range(len(cu_seqlens_q) - 1):
+        rows, keys = slice(*cu_seqlens_q[i : i + 2]), slice(*cu_seqlens_k[i : i + 2])
+        assert rows.stop - rows.start <= max_seqlen_q and keys.stop - keys.start <= max_seqlen_k
+        of = [x[at].transpose(0, 1) for x, at in ((q, rows), (k, keys), (v, keys))]
+        diagonal = of[1].shape[1] - of[0].shape[1] if causal else None
+        out, lse = _attention(*of, softmax_scale, diagonal)
+        outs.append(out.transpose(0, 1))
+        lses.append(lse)
+    return torch.cat(outs), torch.cat(lses, -1)
+
+
+def varlen_of_torch(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    return varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, causal=is_causal)[0]
+
+
+def varlen_seeing_the_last(q, k, v, *, cu_seqlens_q, cu_seqlens_k):
+    """The last key of the sequence before is one of the next."""
+    before = cu_seqlens_k.clone()
+    before[1:-1] -= 1
+    return varlen(q, k, v, cu_seqlens_q, before, len(q), len(k))[0]
+
+
+def varlen_of_shared_lengths(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False):
+    """Sound without causal; with it the diagonal of the first sequence is that of all."""
+    diagonal = int(cu_seqlens_k[1] - cu_seqlens_q[1])
+    outs = []
+    for i in range(len(cu_seqlens_q) - 1):
+        rows, keys = slice(*cu_seqlens_q[i : i + 2]), slice(*cu_seqlens_k[i : i + 2])
+        of = [x[at].transpose(0, 1) for x, at in ((q, rows), (k, keys), (v, keys))]
+        outs.append(_attention(*of, None, diagonal if causal else None)[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def heads_as_batch(q, k, v, causal=False):
+    n, length, d = q.shape
+    assert k.shape[::2] == (n, d)
+    return _attention(q, k, v, None, k.shape[1] - length if causal else None)[0]
+
+
+def one_head(q, k, v):
+    length, d = q.shape
+    return _attention(q, k, v)
+
+
+def one_head_without_scale(q, k, v):
+    length, d = q.shape
+    return _attention(q, k, v, 1.0)[0]
+
+
+def four_axes_with_heads_mixed(q, k, v):
+    """Sound for one head; it must not be taken for a function of one."""
+    return _attention(q, k.flip(-3) if q.ndim > 2 else k, v)[0]
+
+
+def attention_into(q, k, v, out):
+    out.copy_(_attention(q, k, v)[0])
+
+
+def rotate(x, cos, sin, interleaved=False):
+    """As FlashAttention's: (batch, seqlen, heads, head_dim)."""
+    pairs = cos.shape[-1]
+    at = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+    if not interleaved:
+        at = (slice(0, pairs), slice(pairs, 2 * pairs))
+    a, b = (x[..., part].double() for part in at)
+    cos, sin = cos.double()[:, None], sin.double()[:, None]
+    out = x.double().clone()
+    out[..., at[0]], out[..., at[1]] = a * cos - b * sin, a * sin + b * cos
+    return out.to(x.dtype)
+
+
+def rotate_neighbours(q, k, cos, sin):
+    """Without an option, as GPT-J's: features next to each other are turned."""
+    return tuple(rotate(x.transpose(1, 2), cos, sin, True).transpose(1, 2) for x in (q, k))
+
+
+def rotate_as_llama(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+    cos, sin = (x.double().unsqueeze(unsqueeze_dim) for x in (cos, sin))
+
+    def turned(x):
+        a, b = x.double().chunk(2, -1)
+        return (x.double() * cos + torch.cat((-b, a), -1) * sin).to(x.dtype)
+
+    return turned(q), turned(k)
+
+
+def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+    return rotate_as_llama(q, k, cos, -sin, position_ids, unsqueeze_dim)
+
+
+@triton.jit
+def _add_norm(x_ptr, residual_ptr, weight_ptr, C, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * C + tl.arange(0, BLOCK)
+    there = tl.arange(0, BLOCK) < C
+    x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    x += tl.load(residual_ptr + at, mask=there, other=0.0).to(tl.float32)
+    tl.store(residual_ptr + at, x, mask=there)
+    x = x if ADD else x.to(x_ptr.dtype.element_ty).to(tl.float32)
+    w = tl.load(weight_ptr + tl.arange(0, BLOCK), mask=there, other=0.0).to(tl.float32)
+    tl.store(x_ptr + at, x * tl.rsqrt(tl.sum(x * x, 0) / C + eps) * w, mask=there)
+
+
+def fused_add_rms_norm(input, residual, weight, epsilon):
+    """As vLLM's: the norm over the input, the sum over the residual."""
+    assert input.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
+    rows, C = input.numel() // input.shape[-1], input.shape[-1]
+    _add_norm[(rows,)](input, residual, weight, C, epsilon, True, triton.next_power_of_2(C))
+
+
+def fused_add_rms_norm_without_stream(input, residual, weight, epsilon):
+    """The residual is left as it was."""
+    fused_add_rms_norm(input, residual.clone(), weight, epsilon)
+
+
+def rms_norm_into(out, input, weight, epsilon):
+    x = input.double()
+    made = x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight.double()
+    out.copy_(made.to(out.dtype))
+
+
+def silu_and_mul(out, x):
+    gate, up = x.double().chunk(2, -1)
+    out.copy_((gate * torch.sigmoid(gate) * up).to(out.dtype))
+
+
+def silu_and_mul_in_part(out, x):
+    """The last column of what is wide is not written."""
+    gate, up = x.double().chunk(2, -1)
+    made = (gate * torch.sigmoid(gate) * up).to(out.dtype)
+    out[..., :300] = made[..., :300]
+
+
+def relu_(x, kind="relu"):
+    if kind != "relu":
+        raise NotImplementedError(kind)
+    x.relu_()
+
+
+def forgotten(x):
+    torch.softmax(x, -1)

@@ -1,0 +1,97 @@
+"""What has other axes than the plain call, packed sequences, or writes where it is told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from twofold.core.bench import contenders, problems
+from twofold.core.verify import foreign
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def judge(name, operator):
+    return foreign.judge(f"foreign_orders:{name}", operator, 9, ["float32"], claimed=3)
+
+
+BOTH = {"forward", "backward"}
+FORWARD = {"forward"}
+PACKED = "its tensors are taken to be (total, heads, head_dim)"
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "passes", "taken"),
+    [
+        ("varlen", "attention", BOTH, PACKED),
+        ("varlen_of_torch", "attention", BOTH, PACKED),
+        ("heads_as_batch", "attention", BOTH, "(batch · heads, seqlen, head_dim)"),
+        ("one_head", "attention", BOTH, "(seqlen, head_dim)"),
+        ("attention_into", "attention", BOTH, ""),
+        ("rotate", "rotary", BOTH, "(batch, length, heads, head_dim)"),
+        ("rotate_neighbours", "rotary", BOTH, "its interleaved is taken to be True"),
+        ("rotate_as_llama", "rotary", BOTH, "cos, sin (batch, length, head_dim)"),
+        ("fused_add_rms_norm", "rms_norm", FORWARD, "its offset is taken to be 0.0"),
+        ("rms_norm_into", "rms_norm", BOTH, "its offset is taken to be 0.0"),
+        ("silu_and_mul", "gated_activation", BOTH, "its kind is taken to be silu"),
+        ("relu_", "activation", FORWARD, ""),
+    ],
+)
+def test_a_sound_one_passes(name, operator, passes, taken):
+    found = judge(name, operator)
+    assert found.failures == [] and {row.pass_ for row in found.rows} == passes
+    assert any(taken in words for words in found.taken) if taken else not found.taken
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "words"),
+    [
+        ("varlen_seeing_the_last", "attention", "forward float32 out: out["),
+        ("varlen_of_shared_lengths", "attention", "forward float32 out: out["),
+        ("one_head_without_scale", "attention", "backward float32 dq: dq[0, 0"),
+        ("four_axes_with_heads_mixed", "attention", "backward float32 dq: dq[0, 1"),
+        ("rotate_the_wrong_way", "rotary", "forward float32 q: q["),
+        ("fused_add_rms_norm_without_stream", "rms_norm", "forward float32 h: h["),
+        ("silu_and_mul_in_part", "gated_activation", "forward float32 out: out["),
+        ("forgotten", "softmax", "every case was refused"),
+    ],
+)
+def test_a_fault_is_found(name, operator, words):
+    found = judge(name, operator)
+    assert found.failures and found.failures[0].startswith(words)
+
+
+def test_packed_sequences_are_asked_for_what_attention_is():
+    found = judge("varlen", "attention")
+    held = {claim.name for claim in found.claims if claim.outcome == foreign.HOLDS}
+    assert {"causality", "packed is alone", "reordered keys", "gradient sums"} <= held
+
+
+def test_nothing_is_asked_of_what_the_plain_call_does_not_return():
+    assert not any("not computed" in note for note in judge("rotate", "rotary").notes)
+
+
+def entered(name, operator):
+    (rival,) = (c for c in contenders.of(operator, "cpu", [f"foreign_orders:{name}"]) if c.foreign)
+    return rival, next(p for p in problems.on_cpu() if p.operator == operator)
+
+
+def test_a_race_says_that_axes_are_others():
+    rival, problem = entered("varlen", "attention")
+    assert rival.fault(problem).startswith("it takes (total, heads, head_dim); races give q, k, v")
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "where"),
+    [("silu_and_mul", "gated_activation", "out"), ("fused_add_rms_norm", "rms_norm", "input")],
+)
+def test_what_writes_over_its_input_does_not_race(name, operator, where):
+    rival, problem = entered(name, operator)
+    with foreign.strictly():
+        assert not rival.fault(problem)
+    tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
+    with pytest.raises(NotImplementedError, match=f"it writes to {where}"):
+        rival.passes(problem, tensors)
