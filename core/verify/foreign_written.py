@@ -14,6 +14,7 @@ from twofold.core.verify.foreign_kinds import parameters, showing
 from twofold.core.verify.foreign_plain import names_of
 
 OUT = ("out", "output", "result", "o")
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 LARGEST = 2**28  # bytes that are copied
 # Operators whose one output is like their first tensor, and what is written over of others.
 LIKE_FIRST = (
@@ -41,8 +42,8 @@ def filling(function: Callable[..., Any], operator: str, written: list[str]) -> 
         return function
     out = outs[0]
     written.append(out)
-    rest = [p for n, p in taken.items() if n != out]
-    wanted = [p for p in rest if p.default is p.empty and p.kind is not Parameter.VAR_KEYWORD]
+    rest = [p for n, p in taken.items() if n != out and p.kind not in VARIADIC]
+    wanted = [p for p in rest if p.default is p.empty]
     halves = operator == "gated_activation" and len(wanted) == 1
     signature = inspect.Signature(rest)
 
