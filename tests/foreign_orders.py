@@ -33,6 +33,14 @@ def varlen_of_torch(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_caus
     return varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, causal=is_causal)[0]
 
 
+def varlen_with_empty_ones(q, k, v, cu_seqlens_q, cu_seqlens_k):
+    """What a sequence without keys has is its own."""
+    out = varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, len(q), len(k))[0]
+    lengths = cu_seqlens_q.diff().long()
+    keys = cu_seqlens_k.diff().repeat_interleave(lengths)
+    return out.masked_fill((keys == 0)[:, None, None], torch.nan)
+
+
 def varlen_seeing_the_last(q, k, v, *, cu_seqlens_q, cu_seqlens_k):
     """The last key of the sequence before is one of the next."""
     before = cu_seqlens_k.clone()

@@ -67,6 +67,7 @@ def test_a_sound_one_passes(name, operator, passes):
         ("gradient_by_strides_of_x", "softmax", "backward float32 dx: dx["),
         ("softmax_of_axis_1", "softmax", "property float32 leading axes: with other leading axes"),
         ("DecayingLate", "optimizers", "forward float32 params: params["),
+        ("ForgettingLate", "optimizers", "forward float32 params: params["),
         ("mean_of_all_rows", "softmax_cross_entropy", "forward float32 loss: loss[]"),
     ],
 )

@@ -28,6 +28,7 @@ PACKED = "its tensors are taken to be (total, heads, head_dim)"
     [
         ("varlen", "attention", BOTH, PACKED),
         ("varlen_of_torch", "attention", BOTH, PACKED),
+        ("varlen_with_empty_ones", "attention", BOTH, PACKED),
         ("heads_as_batch", "attention", BOTH, "(batch · heads, seqlen, head_dim)"),
         ("one_head", "attention", BOTH, "(seqlen, head_dim)"),
         ("attention_into", "attention", BOTH, ""),
