@@ -7,6 +7,7 @@ import torch
 
 from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
+from twofold.core.verify.contract import Inapplicable
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,14 @@ def test_packed_sequences_are_asked_for_what_attention_is():
     found = judge("varlen", "attention")
     held = {claim.name for claim in found.claims if claim.outcome == foreign.HOLDS}
     assert {"causality", "packed is alone", "reordered keys", "gradient sums"} <= held
+
+
+def test_what_a_sequence_without_keys_has_is_not_asked():
+    of = {"dtype": "float32", "batch": 2, "seqlen_q": 5, "seqlen_k": 5, "packed": True}
+    name, claim = "foreign_orders:varlen_with_empty_ones", "packed is alone"
+    with pytest.raises(Inapplicable, match="a query without keys"):
+        foreign.again(name, "attention", **of, seed=1, claim=claim)
+    assert foreign.again(name, "attention", **of, seed=0, claim=claim) == []
 
 
 def test_nothing_is_asked_of_what_the_plain_call_does_not_return():
