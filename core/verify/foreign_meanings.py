@@ -59,7 +59,9 @@ def _arrange(function: Function, observe: Observe) -> None:
         return
     orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
     if tried(orders).refused and function.entry.fewer:
-        tried({n: order(usual) for n, order in function.entry.fewer.items()})
+        tried({n: order(usual) for n, (order, _) in function.entry.fewer.items()})
+        if function.arranged:
+            function.always |= function.entry.fewer[function.arranged][1]
     if function.arranged:
         function.found_out.append(f"its tensors are taken to be {function.arranged}")
 

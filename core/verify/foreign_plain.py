@@ -14,6 +14,8 @@ ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale", "scaling"),
     "causal": ("causal", "is_causal"),
     "mask": ("mask", "attn_mask"),
+    "key_lengths": ("key_lengths", "cache_seqlens", "seq_lens", "context_lens"),
+    "block_table": ("block_table", "block_tables", "page_table"),
     "eps": ("eps", "epsilon", "variance_epsilon"),
     "kind": ("kind", "activation"),
     "softcap": ("softcap", "logits_soft_cap", "logit_softcapping"),
@@ -39,6 +41,7 @@ class Plain:
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         exercised: cases that are always run of a function that has the option.
         learned: options that are tensors whose gradients are judged.
+        insisted: the case's fields where it has none of an option that a function must be given.
         far: cases whose offsets pass 2³¹, run last, where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
         outside: what no case has, by the option or output without which it means nothing.
@@ -51,7 +54,8 @@ class Plain:
         arranged: other orders of axes, by what they are called: each makes a function that has it
             one of the usual order, and is found in the same way.
         arranged_case: with which, where no order reads past a tensor's end.
-        fewer: orders with fewer axes, tried where it refuses all others.
+        fewer: orders with fewer axes, tried where it refuses all others, and what the case's
+            fields then are.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
@@ -67,6 +71,7 @@ class Plain:
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     learned: Sequence[str] = ()
+    insisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -75,9 +80,9 @@ class Plain:
         default_factory=dict
     )
     arranged_case: Mapping[str, Any] = field(default_factory=dict)
-    fewer: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = field(
-        default_factory=dict
-    )
+    fewer: Mapping[
+        str, tuple[Callable[[Callable[..., Any]], Callable[..., Any]], Mapping[str, Any]]
+    ] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None

@@ -104,6 +104,7 @@ class Function:
         meant: values of options that it has, as they were found out.
         arranged: the order of its axes, where it is not the usual one.
         packed: whether it takes packed sequences.
+        always: the values that fields of cases have.
         learns: whether any of its outputs ever required a gradient.
     """
 
@@ -119,18 +120,22 @@ class Function:
         self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever: set[str] = set()
         self.unexercised = list(self._names)
-        self._always = dict(self.entry.always)
+        self.always = dict(self.entry.always)
         taken = parameters(function)
-        for option in [o for o in self.entry.learned if o in self._names]:
-            if taken[self._names[option]].default is inspect.Parameter.empty:
-                self._always[option] = True  # such as a residual that it cannot do without
+        self._insisted = {
+            option: fields
+            for option, fields in self.entry.insisted.items()
+            if option in self._names
+            and taken[self._names[option]].default is inspect.Parameter.empty
+        }
         self.packed = foreign_packed.OPTION in self._names
         if self.packed:
             self.arranged = foreign_packed.SHAPE
             self.found_out.append(f"its tensors are taken to be {self.arranged}")
         self.remarks: set[str] = set()
+        insisted = {n: x for fields in self._insisted.values() for n, x in fields.items()}
         self.implied = {
-            option: module.Case(**fields)
+            option: module.Case(**{**fields, **insisted})
             for option, fields in self.entry.implied.items()
             if option in self.missing
         }
@@ -192,9 +197,12 @@ class Function:
 
         `size` is a head_dim that more functions take than any.
         """
-        fields = dict(self._always)
+        fields = dict(self.always)
         for option in self.missing:
             fields |= self.without.get(option, self.entry.options[option])
+        for option, given in self._insisted.items():
+            if all(getattr(case, n) == x for n, x in self.entry.options[option].items()):
+                fields |= given
         for option in self.entry.meant.keys() - set(self.missing):
             fields[option] = self.meant.get(option, True) if getattr(case, option) else False
         return self.entry.narrowed(in_precision(case, precision, fields), size)

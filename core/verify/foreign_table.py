@@ -6,6 +6,7 @@ from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify import foreign_calls as calls
+from twofold.core.verify import foreign_decoding as decoding
 from twofold.core.verify import foreign_orders as orders
 from twofold.core.verify import foreign_packed as packed
 from twofold.core.verify.foreign_plain import Plain
@@ -13,6 +14,10 @@ from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
 
 SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
+# What is left out where the order of axes knows nothing of heads.
+OF_ONE_HEAD: dict[str, Any] = {
+    "groups": 1, "mask": None, "key_lengths": False, "alibi": None, "bias": None, "sinks": False,
+}  # fmt: skip
 SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
 # Of rows that are worked on alone, the widest past what a single block mostly holds.
 ROWS = (
@@ -107,8 +112,8 @@ PLAIN = {
         meant={"causal": ({**SMALL, "causal": "bottom-right"}, {**SMALL, "causal": "top-left"})},
         arranged={"(batch, seqlen, heads, head_dim)": orders.heads_inside},
         fewer={
-            "(batch · heads, seqlen, head_dim)": orders.heads_as_batch,
-            "(seqlen, head_dim)": orders.one_head,
+            "(batch · heads, seqlen, head_dim)": (orders.heads_as_batch, OF_ONE_HEAD),
+            "(seqlen, head_dim)": (orders.one_head, OF_ONE_HEAD),
         },
         arranged_case={"batch": 2, "heads": 5, "seqlen_q": 5, "seqlen_k": 5, "head_dim": 16},
         outside={
@@ -124,6 +129,7 @@ PLAIN = {
         any_dtype=("weights",),
         conventions=("masked rows", "clipped lengths"),
     ),
+    "attention_decode": decoding.PLAIN,
     "layer_norm": Plain(
         call=calls.layer_norm_call,
         shapes="x (…, columns), weight and bias (columns,)",
@@ -131,6 +137,7 @@ PLAIN = {
         named=calls.norm_outputs,
         options={"eps": {"eps": 1e-5}, "residual": RESIDUAL},
         learned=("residual",),
+        insisted={"residual": {"residual": True}},
         always={"dropout_p": 0.0, "tile": None, "into": ""},
         pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
@@ -148,6 +155,7 @@ PLAIN = {
         named=calls.norm_outputs,
         options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}, "residual": RESIDUAL},
         learned=("residual",),
+        insisted={"residual": {"residual": True}},
         always={"tile": None, "into": ""},
         pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),

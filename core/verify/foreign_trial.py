@@ -363,7 +363,8 @@ class Trial:
         if judged.unexercised:
             notes.append(f"never exercised: {', '.join(judged.unexercised)}")
         lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
-        if judged.ever and {n for n in passes if passes[n] == "backward"} <= lost.keys():
+        backward = {n for n, pass_ in passes.items() if pass_ == "backward"}
+        if judged.ever and backward and backward <= lost.keys():
             why = "no gradient fits its shape" if judged.learns else "the output requires no grad"
             notes.append(f"forward only: {why}")
             lost = {n: pass_ for n, pass_ in lost.items() if pass_ == "forward"}

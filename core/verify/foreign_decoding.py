@@ -1,0 +1,180 @@
+"""Decoding with a cache as a plain call: f(q, k_cache, v_cache, options…) -> out, or out and lse.
+
+What lies behind a sequence's last key is finite, as what a cache held before is, and entries of the
+table behind its last page name a page that is there. Every query has a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core import ops
+from twofold.core.verify.contract import Inapplicable
+from twofold.core.verify.contracts import attention_decode_domain as domain
+from twofold.core.verify.contracts import attention_domain as attention
+from twofold.core.verify.contracts.attention_decode_properties import live
+from twofold.core.verify.foreign_calls import Call
+from twofold.core.verify.foreign_kinds import showing
+from twofold.core.verify.foreign_plain import Plain
+
+STALE = -7.0  # what a cache held before
+OPTIONS = ("softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "sinks")
+
+
+def inputs(case: domain.Case) -> domain.Inputs:
+    """Return the contract's inputs, but every query has a key."""
+    drawn = domain.inputs(case).lengths
+    lengths = np.maximum(drawn, case.queries if _aligned(case) else 1)
+    made = domain.inputs(replace(case, full=True)).having(key_lengths=lengths)
+    return made._replace(table=domain.table(case, lengths, case.seed))
+
+
+def call(side: ops.Side, case: domain.Case, given: domain.Inputs) -> Call:
+    """Return decoding as a plain call.
+
+    Raises:
+        Inapplicable: a query has no key.
+    """
+    if not live(case, given).all():
+        raise Inapplicable("a query without keys is what its conventions make it")
+    whole = domain.whole(case)
+    of_values = replace(whole, layout=domain.OF_VALUES.get(case.layout, case.layout))
+    k, v = (
+        np.nan_to_num(domain.paged(x, case, given), nan=STALE) for x in (given.call.k, given.call.v)
+    )
+    tensors = {
+        "q": attention.place(side, given.call.q, whole),
+        "k_cache": attention.place(side, k, whole),
+        "v_cache": attention.place(side, v, of_values),
+    }
+    placed = attention.placed(side, whole, domain.roomy(case, given.call))._asdict()
+    options = {name: placed[name] for name in OPTIONS}
+    table = None if given.table is None else np.maximum(given.table, 0)
+    options |= {
+        "key_lengths": side.asarray(given.lengths, "int32"),
+        "block_table": None if table is None else side.asarray(table, "int32"),
+        "enable_gqa": case.groups > 1,
+        "causal": bool(case.causal),
+    }
+    return Call(tensors, options, {}, {"softmax_scale": attention.scale(whole)})
+
+
+def narrowed(case: domain.Case, size: int | None) -> domain.Case:
+    """Give causal queries, and those of a window, as many keys; `size` is a head_dim."""
+    case = case if size is None else replace(case, head_dim=size)
+    case = replace(case, causal=bool(case.causal))
+    return replace(case, capacity=max(case.capacity, case.queries)) if _aligned(case) else case
+
+
+def _aligned(case: domain.Case) -> bool:
+    return bool(case.causal) or case.window_size is not None
+
+
+def heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of q (batch, queries, heads, head_dim), caches alike, as the usual one."""
+
+    def turned(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
+        found = function(*(x.transpose(1, 2) for x in (q, k_cache, v_cache)), **options)
+        out, *rest = found if isinstance(found, tuple) else (found,)
+        out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
+        return (out, *rest) if isinstance(found, tuple) else out
+
+    return showing(turned, function)
+
+
+def one_query(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of q (batch, heads, head_dim) as the usual one, of one query."""
+
+    def single(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
+        if q.shape[2] != 1:
+            raise NotImplementedError("several queries of a sequence, where q has one")
+        found = function(q[:, :, 0], k_cache, v_cache, **options)
+        outputs = found if isinstance(found, tuple) else (found,)
+        outputs = tuple(None if x is None else x.unsqueeze(2) for x in outputs)
+        return outputs if isinstance(found, tuple) else outputs[0]
+
+    return showing(single, function)
+
+
+def one_query_heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of q (batch, heads, head_dim) and caches with heads inside as the usual."""
+
+    def turned(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
+        return function(q, k_cache.transpose(1, 2), v_cache.transpose(1, 2), **options)
+
+    return one_query(showing(turned, function))
+
+
+CACHE: dict[str, Any] = {"heads": 2, "capacity": 70, "head_dim": 16}
+OF_ONE_QUERY = {"queries": 1}
+PLAIN = Plain(
+    call=call,
+    shapes="q (batch, heads, queries, head_dim), caches (batch, heads, seqlen, head_dim) or, "
+    "with a block_table, (pages, heads, page_size, head_dim)",
+    outputs=("out", "lse"),
+    options={
+        "key_lengths": {"full": True},
+        "block_table": {"page_size": 0},
+        "softmax_scale": {"softmax_scale": None},
+        "causal": {"causal": False},
+        "window_size": {"window_size": None},
+        "softcap": {"softcap": None},
+        "alibi_slopes": {"alibi": None},
+        "sinks": {"sinks": False},
+        "enable_gqa": {"groups": 1},
+    },
+    always={
+        "packed": False,
+        "dropout_p": 0.0,
+        "score_mod": None,
+        "bias": None,
+        "mask": None,
+        "block_mask": None,
+        "block_size": None,
+        "rotary": None,
+        "split": None,
+        "tile": None,
+    },
+    pinned=(
+        {"heads": 3, "capacity": 67, "head_dim": 16, "full": True},
+        {"queries": 5, "capacity": 131, "head_dim": 64, "full": True},
+        {"batch": 1, "heads": 1, "capacity": 4099, "head_dim": 16, "full": True},
+    ),
+    exercised={
+        "key_lengths": ({**CACHE, "batch": 5},),
+        "block_table": ({**CACHE, "page_size": 16}, {**CACHE, "page_size": 64, "full": True}),
+        "softmax_scale": ({**CACHE, "softmax_scale": 0.1},),
+        "causal": ({**CACHE, "queries": 5, "causal": True},),
+        "window_size": ({**CACHE, "window_size": (16, 0), "full": True},),
+        "softcap": ({**CACHE, "softcap": 1.0, "logits": 10.0},),
+        "alibi_slopes": ({**CACHE, "alibi": "H"},),
+        "sinks": ({**CACHE, "sinks": True},),
+        "enable_gqa": ({**CACHE, "heads": 4, "groups": 2},),
+    },
+    implied={"enable_gqa": {**CACHE, "heads": 4, "groups": 2, "full": True}},
+    arranged={
+        "q (batch, queries, heads, head_dim), caches (batch, seqlen, heads, head_dim) or "
+        "(pages, page_size, heads, head_dim)": heads_inside,
+    },
+    fewer={
+        "q (batch, heads, head_dim)": (one_query, OF_ONE_QUERY),
+        "q (batch, heads, head_dim), caches (batch, seqlen, heads, head_dim) or "
+        "(pages, page_size, heads, head_dim)": (one_query_heads_inside, OF_ONE_QUERY),
+    },
+    arranged_case={
+        "heads": 5,
+        "capacity": 5,
+        "page_size": 3,
+        "head_dim": 16,
+        "full": True,
+    },
+    insisted={"block_table": {"page_size": 16}},
+    outside={"out": "queries without keys; a cache with numbers that are not finite"},
+    narrowed=narrowed,
+    inputs=inputs,
+    conventions=("nothing attended", "clipped lengths", "pages outside"),
+)

@@ -1,0 +1,95 @@
+"""Decoding with a cache that is not ours: one piece or pages, one query or several."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+def _rows(x, table, n):
+    """Keys or values of one sequence, (n, heads, head_dim), of pages with heads inside."""
+    size = x.shape[1]
+    pages = table[: -(-n // size)].long()
+    return x[pages].flatten(0, 1)[:n]
+
+
+def _decoded(q, k, v, scale, causal=False):
+    """Of one sequence: q (M, H, D), k and v (N, K, D)."""
+    (M, H, D), N = q.shape, len(k)
+    k, v = (x.repeat_interleave(H // x.shape[1], 1).double() for x in (k, v))
+    s = torch.einsum("mhd,nhd->hmn", q.double(), k) * (D**-0.5 if scale is None else scale)
+    if causal:
+        hidden = torch.ones(M, N, dtype=torch.bool).triu(1 + N - M)
+        s = s.masked_fill(hidden, float("-inf"))
+    return torch.einsum("hmn,nhd->mhd", torch.softmax(s, -1), v).to(q.dtype)
+
+
+def with_cache(q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None,
+               causal=False):  # fmt: skip
+    """As FlashAttention's: heads inside, pages where there is a table."""
+    outs = []
+    for b in range(len(q)):
+        room = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+        n = room if cache_seqlens is None else int(cache_seqlens[b])
+        if block_table is None:
+            k, v = k_cache[b, :n], v_cache[b, :n]
+        else:
+            k, v = (_rows(x, block_table[b], n) for x in (k_cache, v_cache))
+        outs.append(_decoded(q[b], k, v, softmax_scale, causal))
+    return torch.stack(outs)
+
+
+def with_cache_of_heads(q, k_cache, v_cache, key_lengths):
+    """In the operator's own order."""
+    return with_cache(*(x.transpose(1, 2) for x in (q, k_cache, v_cache)), key_lengths).transpose(
+        1, 2
+    )
+
+
+def a_page_too_few(q, k_cache, v_cache, cache_seqlens, block_table):
+    """Forgets the last page where it is full."""
+    size = k_cache.shape[1]
+    lengths = cache_seqlens - (cache_seqlens % size == 0).int() * size
+    return with_cache(q, k_cache, v_cache, lengths.clamp(min=1), block_table)
+
+
+@triton.jit
+def _decode(q_ptr, k_ptr, v_ptr, out_ptr, lengths_ptr, table_ptr, scale, H, G, N, D, PAGES,
+            stride_kb, stride_kn, stride_kh, PAGE: tl.constexpr, BLOCK_D: tl.constexpr,
+            SLACK: tl.constexpr):  # fmt: skip
+    b, h = tl.program_id(0), tl.program_id(1)
+    length = tl.load(lengths_ptr + b)
+    d = tl.arange(0, BLOCK_D)
+    q = tl.load(q_ptr + (b * H + h) * D + d, mask=d < D, other=0.0).to(tl.float32) * scale
+    top, total = float("-inf"), 0.0
+    acc = tl.zeros((BLOCK_D,), tl.float32)
+    for i in range(0, length + SLACK):
+        page = tl.load(table_ptr + b * PAGES + i // PAGE)
+        at = page * stride_kb + (i % PAGE) * stride_kn + (h // G) * stride_kh + d
+        k = tl.load(k_ptr + at, mask=d < D, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + at, mask=d < D, other=0.0).to(tl.float32)
+        s = tl.sum(q * k, 0)
+        larger = tl.maximum(top, s)
+        old, new = tl.exp(top - larger), tl.exp(s - larger)
+        acc, total, top = acc * old + new * v, total * old + new, larger
+    tl.store(out_ptr + (b * H + h) * D + d, acc / total, mask=d < D)
+
+
+def _paged(query, key_cache, value_cache, block_tables, seq_lens, slack):
+    B, H, D = query.shape
+    query, key_cache, value_cache = (x.contiguous() for x in (query, key_cache, value_cache))
+    out = torch.empty_like(query)
+    _, page, heads, _ = key_cache.shape
+    _decode[(B, H)](
+        query, key_cache, value_cache, out, seq_lens, block_tables, D**-0.5, H, H // heads, 0, D,
+        block_tables.shape[1], *key_cache.stride()[:3], page, triton.next_power_of_2(D), slack,
+    )  # fmt: skip
+    return out
+
+
+def paged_attention(query, key_cache, value_cache, block_tables, seq_lens):
+    """One query of each sequence: (batch, heads, head_dim)."""
+    return _paged(query, key_cache, value_cache, block_tables, seq_lens, 0)
+
+
+def paged_attention_a_key_too_many(query, key_cache, value_cache, block_tables, seq_lens):
+    return _paged(query, key_cache, value_cache, block_tables, seq_lens, 1)

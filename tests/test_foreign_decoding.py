@@ -1,0 +1,55 @@
+"""Decoding with a cache that is not ours before the contract of ours."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from twofold.core.bench import contenders, problems
+from twofold.core.verify import foreign
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def judge(name):
+    name = f"foreign_decoding:{name}"
+    return foreign.judge(name, "attention_decode", 9, ["float32"], claimed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        (
+            "with_cache",
+            "q (batch, queries, heads, head_dim), caches (batch, seqlen, heads, head_dim)",
+        ),
+        ("paged_attention", "q (batch, heads, head_dim), caches (batch, seqlen, heads, head_dim)"),
+    ],
+)
+def test_a_sound_one_passes(name, order):
+    found = judge(name)
+    assert found.failures == [] and {row.pass_ for row in found.rows} == {"forward"}
+    assert any(words.startswith(f"its tensors are taken to be {order}") for words in found.taken)
+    held = {claim.name for claim in found.claims if claim.outcome == foreign.HOLDS}
+    assert {"permuted pages", "alone", "unread", "saturation", "equal keys"} <= held
+    assert not any("forward only" in note for note in found.notes)
+    assert any("grouped heads judged" in note for note in found.notes)
+
+
+def test_it_races():
+    names = ["foreign_decoding:with_cache_of_heads", "foreign_decoding:with_cache"]
+    sound, inside = (c for c in contenders.of("attention_decode", "cpu", names) if c.foreign)
+    problem = next(p for p in problems.on_cpu() if p.operator == "attention_decode")
+    assert not sound.fault(problem)
+    tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
+    assert sound.outputs(problem, sound.passes(problem, tensors))
+    assert inside.fault(problem).startswith("it takes q (batch, queries, heads, head_dim)")
+
+
+@pytest.mark.parametrize("name", ["a_page_too_few", "paged_attention_a_key_too_many"])
+def test_a_fault_is_found(name):
+    found = judge(name)
+    assert found.failures and found.failures[0].startswith("forward float32 out: out[")
