@@ -53,7 +53,7 @@ def a_page_too_few(q, k_cache, v_cache, cache_seqlens, block_table):
 
 
 @triton.jit
-def _decode(q_ptr, k_ptr, v_ptr, out_ptr, lengths_ptr, table_ptr, scale, H, G, N, D, PAGES,
+def _decode(q_ptr, k_ptr, v_ptr, out_ptr, lengths_ptr, table_ptr, scale, H, G, D, PAGES,
             stride_kb, stride_kn, stride_kh, PAGE: tl.constexpr, BLOCK_D: tl.constexpr,
             SLACK: tl.constexpr):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
@@ -80,7 +80,7 @@ def _paged(query, key_cache, value_cache, block_tables, seq_lens, slack):
     out = torch.empty_like(query)
     _, page, heads, _ = key_cache.shape
     _decode[(B, H)](
-        query, key_cache, value_cache, out, seq_lens, block_tables, D**-0.5, H, H // heads, 0, D,
+        query, key_cache, value_cache, out, seq_lens, block_tables, D**-0.5, H, H // heads, D,
         block_tables.shape[1], *key_cache.stride()[:3], page, triton.next_power_of_2(D), slack,
     )  # fmt: skip
     return out

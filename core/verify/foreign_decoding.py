@@ -19,6 +19,7 @@ from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_properties import live
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_kinds import showing
+from twofold.core.verify.foreign_orders import heads_inside
 from twofold.core.verify.foreign_plain import Plain
 
 STALE = -7.0  # what a cache held before
@@ -74,18 +75,6 @@ def _aligned(case: domain.Case) -> bool:
     return bool(case.causal) or case.window_size is not None
 
 
-def heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of q (batch, queries, heads, head_dim), caches alike, as the usual one."""
-
-    def turned(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
-        found = function(*(x.transpose(1, 2) for x in (q, k_cache, v_cache)), **options)
-        out, *rest = found if isinstance(found, tuple) else (found,)
-        out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
-        return (out, *rest) if isinstance(found, tuple) else out
-
-    return showing(turned, function)
-
-
 def one_query(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of q (batch, heads, head_dim) as the usual one, of one query."""
 
@@ -110,6 +99,7 @@ def one_query_heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 CACHE: dict[str, Any] = {"heads": 2, "capacity": 70, "head_dim": 16}
+INSIDE = "caches (batch, seqlen, heads, head_dim) or (pages, page_size, heads, head_dim)"
 OF_ONE_QUERY = {"queries": 1}
 PLAIN = Plain(
     call=call,
@@ -142,7 +132,7 @@ PLAIN = Plain(
     pinned=(
         {"heads": 3, "capacity": 67, "head_dim": 16, "full": True},
         {"queries": 5, "capacity": 131, "head_dim": 64, "full": True},
-        {"batch": 1, "heads": 1, "capacity": 4099, "head_dim": 16, "full": True},
+        {"batch": 1, "heads": 1, "capacity": 1027, "head_dim": 16, "full": True},
     ),
     exercised={
         "key_lengths": ({**CACHE, "batch": 5},),
@@ -157,13 +147,11 @@ PLAIN = Plain(
     },
     implied={"enable_gqa": {**CACHE, "heads": 4, "groups": 2, "full": True}},
     arranged={
-        "q (batch, queries, heads, head_dim), caches (batch, seqlen, heads, head_dim) or "
-        "(pages, page_size, heads, head_dim)": heads_inside,
+        f"q (batch, queries, heads, head_dim), {INSIDE}": heads_inside,
     },
     fewer={
         "q (batch, heads, head_dim)": (one_query, OF_ONE_QUERY),
-        "q (batch, heads, head_dim), caches (batch, seqlen, heads, head_dim) or "
-        "(pages, page_size, heads, head_dim)": (one_query_heads_inside, OF_ONE_QUERY),
+        f"q (batch, heads, head_dim), {INSIDE}": (one_query_heads_inside, OF_ONE_QUERY),
     },
     arranged_case={
         "heads": 5,
