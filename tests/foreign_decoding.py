@@ -53,24 +53,27 @@ def a_page_too_few(q, k_cache, v_cache, cache_seqlens, block_table):
 
 
 @triton.jit
-def _decode(q_ptr, k_ptr, v_ptr, out_ptr, lengths_ptr, table_ptr, scale, H, G, D, PAGES,
-            stride_kb, stride_kn, stride_kh, PAGE: tl.constexpr, BLOCK_D: tl.constexpr,
+def _decode(q_ptr, k_ptr, v_ptr, out_ptr, lengths_ptr, table_ptr, scale, H, G, D, PAGES, PAGE,
+            stride_kb, stride_kn, stride_kh, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
             SLACK: tl.constexpr):  # fmt: skip
     b, h = tl.program_id(0), tl.program_id(1)
-    length = tl.load(lengths_ptr + b)
-    d = tl.arange(0, BLOCK_D)
+    length = tl.load(lengths_ptr + b) + SLACK
+    d, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     q = tl.load(q_ptr + (b * H + h) * D + d, mask=d < D, other=0.0).to(tl.float32) * scale
     top, total = float("-inf"), 0.0
     acc = tl.zeros((BLOCK_D,), tl.float32)
-    for i in range(0, length + SLACK):
-        page = tl.load(table_ptr + b * PAGES + i // PAGE)
-        at = page * stride_kb + (i % PAGE) * stride_kn + (h // G) * stride_kh + d
-        k = tl.load(k_ptr + at, mask=d < D, other=0.0).to(tl.float32)
-        v = tl.load(v_ptr + at, mask=d < D, other=0.0).to(tl.float32)
-        s = tl.sum(q * k, 0)
-        larger = tl.maximum(top, s)
-        old, new = tl.exp(top - larger), tl.exp(s - larger)
-        acc, total, top = acc * old + new * v, total * old + new, larger
+    for i in range(0, tl.cdiv(length, PAGE)):
+        there = (n < PAGE) & (i * PAGE + n < length)
+        at = tl.load(table_ptr + b * PAGES + i) * stride_kb + n[:, None] * stride_kn
+        at += (h // G) * stride_kh + d
+        mask = there[:, None] & (d < D)
+        k = tl.load(k_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        s = tl.where(there, tl.sum(q * k, 1), float("-inf"))
+        larger = tl.maximum(top, tl.max(s, 0))
+        old, p = tl.exp(top - larger), tl.exp(s - larger)
+        acc, total = acc * old + tl.sum(p[:, None] * v, 0), total * old + tl.sum(p, 0)
+        top = larger
     tl.store(out_ptr + (b * H + h) * D + d, acc / total, mask=d < D)
 
 
@@ -79,9 +82,10 @@ def _paged(query, key_cache, value_cache, block_tables, seq_lens, slack):
     query, key_cache, value_cache = (x.contiguous() for x in (query, key_cache, value_cache))
     out = torch.empty_like(query)
     _, page, heads, _ = key_cache.shape
+    blocks = (triton.next_power_of_2(page), triton.next_power_of_2(D))
     _decode[(B, H)](
         query, key_cache, value_cache, out, seq_lens, block_tables, D**-0.5, H, H // heads, D,
-        block_tables.shape[1], *key_cache.stride()[:3], page, triton.next_power_of_2(D), slack,
+        block_tables.shape[1], page, *key_cache.stride()[:3], *blocks, slack,
     )  # fmt: skip
     return out
 
