@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 
 from twofold.core.bench import problems
-from twofold.core.bench.contenders import Contender
+from twofold.core.bench.contenders import Contender, rival
 from twofold.core.bench.problems import Problem
 from twofold.core.verify import alone, foreign_subjects
 from twofold.core.verify.foreign import strictly
-from twofold.core.verify.foreign_forms import plain
 from twofold.core.verify.strict_interpreter import launches
 
 INTERPRETED = "its kernels are interpreted without a GPU, and there is nothing to time"
@@ -135,9 +134,7 @@ def _child(pipe: Connection, name: str, device: str) -> None:
         key = (problem.operator, problem.dtype)
         try:
             if problem.operator not in contenders:
-                written: list[str] = []
-                function = plain(loaded, problem.operator, written)
-                contenders[problem.operator] = Contender(name, function, written=written)
+                contenders[problem.operator] = rival(name, loaded, problem.operator)
             contender = contenders[problem.operator]
             if key not in judged:
                 judging = functools.partial(pipe.send, Said("a case of the contract"))

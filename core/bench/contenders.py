@@ -275,9 +275,18 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        written: list[str] = []
-        function = plain(foreign_subjects.load(name), operator, written)
-        yield Contender(name, function, foreign=True, written=written)
+        yield rival(name, foreign_subjects.load(name), operator)
+
+
+def rival(name: str, implementation: Any, operator: str) -> Contender:
+    """Return the contender that an implementation of anyone's is, as a plain call.
+
+    Raises:
+        TypeError: it is no plain call.
+    """
+    written: list[str] = []
+    function = plain(implementation, operator, written)
+    return Contender(name, function, foreign=True, written=written)
 
 
 def _no_step(name: str) -> str:

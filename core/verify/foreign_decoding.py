@@ -19,7 +19,7 @@ from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_properties import live
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_kinds import showing
-from twofold.core.verify.foreign_orders import heads_inside
+from twofold.core.verify.foreign_orders import each_output, heads_inside
 from twofold.core.verify.foreign_plain import Plain
 
 STALE = -7.0  # what a cache held before
@@ -82,9 +82,7 @@ def one_query(function: Callable[..., Any]) -> Callable[..., Any]:
         if q.shape[2] != 1:
             raise NotImplementedError("several queries of a sequence, where q has one")
         found = function(q[:, :, 0], k_cache, v_cache, **options)
-        outputs = found if isinstance(found, tuple) else (found,)
-        outputs = tuple(None if x is None else x.unsqueeze(2) for x in outputs)
-        return outputs if isinstance(found, tuple) else outputs[0]
+        return each_output(found, lambda x: x.unsqueeze(2))
 
     return showing(single, function)
 

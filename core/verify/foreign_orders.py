@@ -28,7 +28,7 @@ def heads_as_batch(function: Call) -> Call:
     def flat(q: Any, k: Any, v: Any, **options: Any) -> Any:
         _of_one_head(q, k, options)
         found = function(*(x.flatten(0, 1) for x in (q, k, v)), **options)
-        return _each_output(found, lambda x: x.unflatten(0, q.shape[:2]))
+        return each_output(found, lambda x: x.unflatten(0, q.shape[:2]))
 
     return showing(flat, function)
 
@@ -41,12 +41,11 @@ def one_head(function: Call) -> Call:
         _of_one_head(q, k, options)
         heads = (x.flatten(0, 1) for x in (q, k, v))
         found = [function(*x, **options) for x in zip(*heads, strict=True)]
-        whole = tuple(zip(*found, strict=True)) if isinstance(found[0], tuple) else found
-        if isinstance(found[0], tuple):
-            stacked: Any = tuple(None if x[0] is None else torch.stack(x) for x in whole)
-        else:
-            stacked = torch.stack(found)
-        return _each_output(stacked, lambda x: x.unflatten(0, q.shape[:2]))
+        several = isinstance(found[0], tuple)
+        outputs = zip(*found, strict=True) if several else (found,)
+        stacked = [None if x[0] is None else torch.stack(x) for x in outputs]
+        whole = tuple(stacked) if several else stacked[0]
+        return each_output(whole, lambda x: x.unflatten(0, q.shape[:2]))
 
     return showing(each, function)
 
@@ -60,7 +59,8 @@ def _of_one_head(q: Any, k: Any, options: Mapping[str, Any]) -> None:
             raise NotImplementedError(f"{name} is a tensor, where each head is a call of its own")
 
 
-def _each_output(found: Any, change: Callable[[Any], Any]) -> Any:
+def each_output(found: Any, change: Callable[[Any], Any]) -> Any:
+    """Return an output, or all of a tuple but those that are None, changed."""
     if isinstance(found, tuple):
         return tuple(None if x is None else change(x) for x in found)
     return change(found)
@@ -89,7 +89,7 @@ def rotary_heads_inside(function: Call) -> Call:
 
     def turned(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
         found = function(q.transpose(1, 2), k.transpose(1, 2), cos, sin, **options)
-        return _each_output(found, lambda x: x.transpose(1, 2))
+        return each_output(found, lambda x: x.transpose(1, 2))
 
     return showing(turned, function)
 

@@ -102,8 +102,8 @@ class Function:
         instead: outputs that the contract does not have.
         without: fields of cases, by options that it does not have and that were found out.
         meant: values of options that it has, as they were found out.
-        arranged: the order of its axes, where it is not the usual one.
-        packed: whether it takes packed sequences.
+        arranged: the order of its axes, where it is not the usual one; known from the start of
+            one of packed sequences.
         always: the values that fields of cases have.
         learns: whether any of its outputs ever required a gradient.
     """
@@ -128,8 +128,7 @@ class Function:
             if option in self._names
             and taken[self._names[option]].default is inspect.Parameter.empty
         }
-        self.packed = foreign_packed.OPTION in self._names
-        if self.packed:
+        if foreign_packed.OPTION in self._names:
             self.arranged = foreign_packed.SHAPE
             self.found_out.append(f"its tensors are taken to be {self.arranged}")
         self.remarks: set[str] = set()
