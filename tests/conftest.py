@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,9 @@ def strict():
     """Programs in order, so that it is known which one meets the fault."""
     with strict_interpreter(shuffle=False):
         yield
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files beside the tests, which hold what is judged there, can be imported."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +13,9 @@ from twofold.core.verify.contract import Violation
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.report import contract_module
 
+pytestmark = pytest.mark.usefixtures("importable")
+
 EXAMPLES = 12
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def judge(name, operator="attention", dtypes=("float32",)):

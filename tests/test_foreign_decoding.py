@@ -1,17 +1,12 @@
 """Decoding with a cache that is not ours before the contract of ours."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def judge(name):

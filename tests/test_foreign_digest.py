@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,12 +12,9 @@ from twofold.core.verify import foreign, foreign_apart, foreign_cases
 from twofold.core.verify.contract import Violation
 from twofold.core.verify.foreign_verdict import FAR_OFF
 
+pytestmark = pytest.mark.usefixtures("importable")
+
 SCREEN = 25  # lines
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Offsets that pass 2³¹: kernels that count them in 32 bits are found, for hardly any memory."""
 
 import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +10,14 @@ from twofold.core.verify import domains, foreign
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.report import contract_module
 
-pytestmark = pytest.mark.skipif(
-    ops.triton_device() != "cpu" or not domains.far_is_there(), reason="it would take much memory"
-)
+pytestmark = [
+    pytest.mark.usefixtures("importable"),
+    pytest.mark.skipif(
+        ops.triton_device() != "cpu" or not domains.far_is_there(),
+        reason="it would take much memory",
+    ),
+]
 MEGABYTES = 256  # more than tables and tracebacks take; an input would be 8,192
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 def judge(name, operator, dtypes=("float32", "bfloat16")):

@@ -1,7 +1,6 @@
 """What stands in another form than the plain call: weights held, told by name, side by side."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +8,7 @@ import torch
 from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def judge(name, operator, *dtypes):

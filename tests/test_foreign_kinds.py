@@ -1,7 +1,6 @@
 """What may be given besides functions: modules and functions of torch, objects with forward."""
 
 import re
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,10 +12,7 @@ from twofold.core.verify import foreign, foreign_packed
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def judge(name, operator="attention"):

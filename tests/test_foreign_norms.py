@@ -1,15 +1,10 @@
 """RMSNorms that are not ours before the contract of ours."""
 
-from pathlib import Path
-
 import pytest
 
 from twofold.core.verify import foreign
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def judge(name, *dtypes):

@@ -1,7 +1,5 @@
 """What has other axes than the plain call, packed sequences, or writes where it is told."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,10 +7,7 @@ from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
 from twofold.core.verify.contract import Inapplicable
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def judge(name, operator):

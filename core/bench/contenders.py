@@ -44,7 +44,7 @@ class Contender:
         compiles: whether torch.compile makes it anew for every shape.
         missing: why it cannot race here, "" if it can.
         foreign: whether it is nobody's that is known here, and is tried in a process apart.
-        written: arguments that it was seen to write its output to.
+        seen: what it was found to be as it was made a plain call.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Contender:
     compiles: bool = False
     missing: str = ""
     foreign: bool = False
-    written: list[str] = field(default_factory=list)
+    seen: foreign_kinds.Seen = field(default_factory=foreign_kinds.Seen)
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
         """Return a call without arguments for each pass, those of the problem are timed.
@@ -62,8 +62,8 @@ class Contender:
         Raises:
             NotImplementedError: there is none that could be compared.
         """
-        if self.written:
-            to = ", ".join(self.written)
+        if self.seen.written:
+            to = ", ".join(self.seen.written)
             raise NotImplementedError(f"it writes to {to}; races want it returned, in new memory")
         if problem.operator == "optimizers":
             return {"step": _step(self.name, self.side, problem, tensors)}
@@ -94,8 +94,9 @@ class Contender:
             return ""  # nobody can judge it as a plain call
         subject = foreign_subjects.subject(self.function, problem.operator)
         subject.find_out(lambda why, case: observe())
-        if isinstance(subject, foreign_subjects.Function) and subject.arranged:
-            return f"it takes {subject.arranged}; races give {subject.entry.shapes}"
+        arranged = isinstance(subject, foreign_subjects.Function) and subject.arranged
+        if order := self.seen.order or arranged:
+            return f"it takes {order}; races give {PLAIN[problem.operator].shapes}"
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
         for case in (subject.fitting(case, problem.dtype) for case in pinned):
             if subject.skips(case):
@@ -284,9 +285,8 @@ def rival(name: str, implementation: Any, operator: str) -> Contender:
     Raises:
         TypeError: it is no plain call.
     """
-    written: list[str] = []
-    function = plain(implementation, operator, written)
-    return Contender(name, function, foreign=True, written=written)
+    seen = foreign_kinds.Seen()
+    return Contender(name, plain(implementation, operator, seen), foreign=True, seen=seen)
 
 
 def _no_step(name: str) -> str:

@@ -3,8 +3,9 @@
 That is f(tensors…, options…) -> outputs, the tensors in order. Taken besides: a module that holds
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
 up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
-with options between them; a class of torch.optim. Packed sequences are in `foreign_packed`, what
-is written to where it is told in `foreign_written`.
+with options between them; a class of torch.optim. Those of attention alone are in
+`foreign_attention`, its packed sequences in `foreign_packed`, sizes that are numbers in
+`foreign_sizes`, what is written to where it is told in `foreign_written`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any
 
-from twofold.core.verify import foreign_kinds, foreign_packed, foreign_written
-from twofold.core.verify.foreign_kinds import parameters, showing
+from twofold.core.verify import (
+    foreign_attention,
+    foreign_kinds,
+    foreign_packed,
+    foreign_sizes,
+    foreign_written,
+)
+from twofold.core.verify.foreign_kinds import Seen, parameters, showing
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
@@ -28,12 +35,10 @@ KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction"
 HELD_AS = {"table": "weight"}  # what modules call a tensor, where not as the operator does
 
 
-def plain(
-    implementation: Any, operator: str, written: list[str] | None = None
-) -> Callable[..., Any]:
+def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Callable[..., Any]:
     """Return it as a plain call of this operator; what is in no form known here stays as it is.
 
-    `written` is told the names of arguments that it writes its output to, when it is seen to.
+    `seen` is told what it is taken to be.
 
     Raises:
         TypeError: it is nothing that can be called so.
@@ -48,14 +53,17 @@ def plain(
     tensors = tensor_names(operator)
     if isinstance(implementation, torch.nn.Module):
         function = _of_what_it_holds(implementation, function, operator, tensors)
-    written = [] if written is None else written
-    function = foreign_written.filling(function, operator, written)
+    seen = Seen() if seen is None else seen
+    function = foreign_sizes.told(function, operator, seen)
+    function = foreign_written.filling(function, operator, seen.written)
     if operator == "attention":
-        function = foreign_packed.of_packed(function)
+        function = foreign_attention.of_module(function, seen)
+        function = foreign_attention.of_joined(function, seen)
+        function = foreign_packed.of_packed(function, seen)
     if operator == "rotary":
         function = _one_at_a_time(function)
     function = _in_order(function, tensors, operator)
-    function = foreign_written.writing_over(function, operator, tensors, written)
+    function = foreign_written.writing_over(function, operator, tensors, seen.written)
     return _side_by_side(function) if operator == "gated_activation" else function
 
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 GIVEN = (
@@ -15,6 +16,21 @@ GIVEN = (
 )
 
 EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+@dataclass
+class Seen:
+    """What was seen of a function as it was made a plain call.
+
+    Attributes:
+        order: of the axes of its tensors, where that is known without trying.
+        written: arguments that it writes its output to, once it was seen to.
+        said: what else it is taken to be, in words.
+    """
+
+    order: str = ""
+    written: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
 
 def plain(implementation: Any) -> Callable[..., Any]:

@@ -55,7 +55,7 @@ def _arrange(function: Function, observe: Observe) -> None:
         function.arranged = name
         return found
 
-    if function.arranged or not function.entry.arranged:
+    if function.arranged or not (function.entry.arranged or function.entry.fewer):
         return
     orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
     if tried(orders).refused and function.entry.fewer:

@@ -39,13 +39,26 @@ def one_head(function: Call) -> Call:
 
     def each(q: Any, k: Any, v: Any, **options: Any) -> Any:
         _of_one_head(q, k, options)
-        heads = (x.flatten(0, 1) for x in (q, k, v))
-        found = [function(*x, **options) for x in zip(*heads, strict=True)]
+        q_, k_, v_ = (x.flatten(0, 1) for x in (q, k, v))
+        # by number: what is unbound may not be written to, as the interpreter does
+        found = [function(q_[i], k_[i], v_[i], **options) for i in range(len(q_))]
         several = isinstance(found[0], tuple)
         outputs = zip(*found, strict=True) if several else (found,)
         stacked = [None if x[0] is None else torch.stack(x) for x in outputs]
         whole = tuple(stacked) if several else stacked[0]
         return each_output(whole, lambda x: x.unflatten(0, q.shape[:2]))
+
+    return showing(each, function)
+
+
+def each_row(function: Call) -> Call:
+    """Return a function of (columns,) as one of rows."""
+    import torch
+
+    def each(x: Any, **options: Any) -> Any:
+        rows = x.flatten(0, -2)
+        made = [function(rows[i], **options) for i in range(len(rows))]
+        return torch.stack(made).reshape(x.shape)
 
     return showing(each, function)
 

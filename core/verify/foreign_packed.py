@@ -1,25 +1,30 @@
 """Attention of packed sequences: q (total, heads, head_dim), and where each sequence begins.
 
-Such a function is told `cu_seqlens_q` and `cu_seqlens_k`, mostly also the longest of both. The
-plain call it is made has q (1, heads, total, head_dim) and an option of all four. Without it
-batches are sequences of the same length, so that it is asked for all that attention is asked for.
+Such a function is told `cu_seqlens_q` and `cu_seqlens_k`, mostly also the longest of both; or
+`cu_seqlens`, where queries and keys are of the same sequences. The plain call it is made has q
+(1, heads, total, head_dim) and an option of all four. Without it batches are sequences of the same
+length, so that it is asked for all that attention is asked for.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
 
-from twofold.core.verify.foreign_kinds import EITHER, parameters, showing
+from twofold.core.verify.foreign_kinds import EITHER, Seen, parameters, showing
 
 SHAPE = "(total, heads, head_dim)"
+OF_Q, OF_K = ("cu_seqlens_q", "max_seqlen_q"), ("cu_seqlens_k", "max_seqlen_k")
+# What a function may call each, or both at once.
 NAMES = {
-    "cu_seqlens_q": ("cu_seqlens_q", "cu_seq_q", "cu_seqlen_q"),
-    "cu_seqlens_k": ("cu_seqlens_k", "cu_seqlens_kv", "cu_seq_k", "cu_seqlen_k"),
-    "max_seqlen_q": ("max_seqlen_q", "max_q"),
-    "max_seqlen_k": ("max_seqlen_k", "max_seqlen_kv", "max_k"),
+    OF_Q[:1]: ("cu_seqlens_q", "cu_seq_q", "cu_seqlen_q"),
+    OF_K[:1]: ("cu_seqlens_k", "cu_seqlens_kv", "cu_seq_k", "cu_seqlen_k"),
+    OF_Q[1:]: ("max_seqlen_q", "max_q"),
+    OF_K[1:]: ("max_seqlen_k", "max_seqlen_kv", "max_k"),
+    (OF_Q[0], OF_K[0]): ("cu_seqlens", "cu_seq_lens", "cu_seqlen"),
+    (OF_Q[1], OF_K[1]): ("max_seqlen", "max_s"),
 }
 OPTION = "packed_sequences"  # of the plain call: all four
 
@@ -33,20 +38,24 @@ class Sequences(NamedTuple):
     max_seqlen_k: int
 
 
-def of_packed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that insists on packed sequences as a plain call; any other as it is."""
+def of_packed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
+    """Return a function that insists on packed sequences as a plain call; others as they are.
+
+    `seen` is told.
+    """
     taken = parameters(function)
-    names = {ours: name for ours, known in NAMES.items() for name in known if name in taken}
-    starts = [names.get(name) for name in ("cu_seqlens_q", "cu_seqlens_k")]
-    if any(name is None or taken[name].default is not Parameter.empty for name in starts):
+    names = {name: ours for ours, known in NAMES.items() for name in known if name in taken}
+    insisted = {x for n, ours in names.items() if taken[n].default is Parameter.empty for x in ours}
+    if not {OF_Q[0], OF_K[0]} <= insisted:
         return function
+    seen.order = SHAPE
 
     def packed(
         q: Any, k: Any, v: Any, *, packed_sequences: Sequences | None = None, **options: Any
     ) -> Any:
         batches, heads, length = q.shape[:3]
         told = packed_sequences or _batches(q, k)
-        where = {name: getattr(told, ours) for ours, name in names.items()}
+        where = {name: _of(told, ours) for name, ours in names.items()}
         given = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         found = function(*given, **where, **options)
         out, *rest = found if isinstance(found, tuple) else (found,)
@@ -61,14 +70,30 @@ def of_packed(function: Callable[..., Any]) -> Callable[..., Any]:
         return (out, *rest) if isinstance(found, tuple) else out
 
     first = [Parameter(n, EITHER) for n in ("q", "k", "v")]
-    tensors = [n for n in taken if n not in names.values()][:3]
+    tensors = [n for n in taken if n not in names][:3]
     rest = [
         p if p.kind is Parameter.VAR_KEYWORD else p.replace(kind=Parameter.KEYWORD_ONLY)
         for n, p in taken.items()
-        if n not in (*names.values(), *tensors) and p.kind is not Parameter.VAR_POSITIONAL
+        if n not in (*names, *tensors) and p.kind is not Parameter.VAR_POSITIONAL
     ]
     option = Parameter(OPTION, Parameter.KEYWORD_ONLY, default=None)
     return showing(packed, inspect.Signature([*first, option, *rest]))
+
+
+def _of(told: Sequences, names: Sequence[str]) -> Any:
+    """Return one of these, or what stands for both: beginnings must be alike, the longest counts.
+
+    Raises:
+        NotImplementedError: they are not, which the function cannot be told.
+    """
+    import torch
+
+    first, *others = found = [getattr(told, name) for name in names]
+    if not isinstance(first, torch.Tensor):
+        return max(found)
+    if not all(torch.equal(first, x) for x in others):
+        raise NotImplementedError("queries and keys are of the same sequences, told once")
+    return first
 
 
 def _batches(q: Any, k: Any) -> Sequences:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from twofold.core import ops
+from twofold.core.verify.foreign_attention import JOINED, OF_MODULE
 from twofold.core.verify.foreign_operators import functions
-from twofold.core.verify.foreign_packed import NAMES, OPTION, SHAPE
+from twofold.core.verify.foreign_packed import OPTION, SHAPE, Sequences
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
@@ -28,7 +29,9 @@ def calls() -> Iterator[tuple[str, str]]:
         call = f"f({takes}) -> {gives} of {plain.shapes}"
         orders = [*plain.arranged, *plain.fewer]
         if OPTION in plain.options:
-            orders.append(f"{SHAPE} and {', '.join(NAMES)}")
+            orders.append(f"{SHAPE} and {', '.join(Sequences._fields)}, or cu_seqlens, max_seqlen")
+        if operator == "attention":
+            orders += [*JOINED.values(), OF_MODULE]
         others = f"; or {'; '.join(orders)}" if orders else ""
         yield operator, f"{call}{others}; or an object with {wanted}"
     for wanted, operators in objects.items():

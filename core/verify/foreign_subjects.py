@@ -22,7 +22,7 @@ from twofold.core.verify import domains, foreign_meanings, foreign_packed
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_forms import plain
-from twofold.core.verify.foreign_kinds import is_operator, parameters
+from twofold.core.verify.foreign_kinds import Seen, is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_refusals import refusals
@@ -81,7 +81,8 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
         raise ValueError(
             f"--op is {operator!r}; it must be one of {known} for a plain function ({takes})"
         )
-    return Function(plain(implementation, operator), operator)
+    seen = Seen()
+    return Function(plain(implementation, operator, seen), operator, seen)
 
 
 class Function:
@@ -102,19 +103,20 @@ class Function:
         instead: outputs that the contract does not have.
         without: fields of cases, by options that it does not have and that were found out.
         meant: values of options that it has, as they were found out.
-        arranged: the order of its axes, where it is not the usual one; known from the start of
-            one of packed sequences.
+        arranged: the order of its axes, where it is not the usual one.
         always: the values that fields of cases have.
         learns: whether any of its outputs ever required a gradient.
     """
 
-    def __init__(self, function: Callable[..., Any], operator: str) -> None:
+    def __init__(self, function: Callable[..., Any], operator: str, seen: Seen) -> None:
         self.function, self.entry = function, PLAIN[operator]
         self.side, module = ops.load("triton"), contract_module(operator)
         self.case_type = module.Case
         self.without: dict[str, Mapping[str, Any]] = {}
         self.meant: dict[str, Any] = {}
-        self.arranged, self.found_out = "", list[str]()
+        self.arranged, self.found_out = seen.order, list(seen.said)
+        if seen.order:
+            self.found_out.append(f"its tensors are taken to be {seen.order}")
         self.learns = False
         self._names = names(function, self.entry.options)
         self.missing = [o for o in self.entry.options if o not in self._names]
@@ -128,9 +130,6 @@ class Function:
             if option in self._names
             and taken[self._names[option]].default is inspect.Parameter.empty
         }
-        if foreign_packed.OPTION in self._names:
-            self.arranged = foreign_packed.SHAPE
-            self.found_out.append(f"its tensors are taken to be {self.arranged}")
         self.remarks: set[str] = set()
         insisted = {n: x for fields in self._insisted.values() for n, x in fields.items()}
         self.implied = {
