@@ -154,7 +154,10 @@ CONTRACT = Contract(
             )
             for axes in ("1HM1", "B11N")
         ),
+        # A block of more rows than there are queries.
+        Case(heads=4, groups=2, queries=2, capacity=20, block_mask="BHMN", block_size=2),
         Case(heads=4, capacity=9, page_size=2),  # more heads than keys in a page
+        Case(batch=1, capacity=3, page_size=4, seed=1),  # one page, which nobody has
         # Tiles of keys behind the first, in live blocks or not.
         Case(batch=2, heads=4, capacity=300, split=300, block_mask="BHMN", block_size=(1, 64)),
         # Sequences with a prompt, a token or nothing to ask: blocks of rows that end within one.

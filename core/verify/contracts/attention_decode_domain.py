@@ -32,7 +32,7 @@ Array = domains.Array
 LAYOUTS = attention.LAYOUTS
 # Values need not lie as keys do.
 OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed"}
-SPARE = 2  # pages that no sequence has
+SPARE = 2  # pages that no sequence has, where there are several
 OPTIONS = (
     "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "bias",
     "sinks", "mask", "key_lengths", "block_mask", "block_size", "rotary", "dropout_p", "seed",
@@ -163,9 +163,14 @@ def table(case: Case, lengths: Array, seed: int) -> Array | None:
     if not case.page_size:
         return None
     pages = -(-case.capacity // case.page_size)
-    places = np.random.default_rng(seed).permutation(case.batch * pages + SPARE)
+    places = np.random.default_rng(seed).permutation(case.batch * pages + spare(case))
     drawn = places[: case.batch * pages].reshape(case.batch, pages)
     return np.where(np.arange(pages) * case.page_size < lengths[:, None], drawn, -1)
+
+
+def spare(case: Case) -> int:
+    """Return how many pages no sequence has: none beside one sequence alone."""
+    return SPARE if case.batch > 1 else 0
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
@@ -217,7 +222,7 @@ def paged(x: Array, case: Case, given: Inputs) -> Array:
     size, pages = case.page_size, given.table.shape[1]
     room = np.full((B, K, pages * size, D), np.nan)
     room[:, :, :N] = x
-    pool = np.full((B * pages + SPARE, K, size, D), np.nan)
+    pool = np.full((B * pages + spare(case), K, size, D), np.nan)
     used = (given.table >= 0) & (given.table < len(pool))
     pool[given.table[used]] = room.reshape(B, K, pages, size, D).swapaxes(1, 2)[used]
     return pool

@@ -20,10 +20,10 @@ from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_bound import own, truth
 from twofold.core.verify.contracts.attention_decode_domain import (
-    SPARE,
     Case,
     Inputs,
     inputs,
+    spare,
     table,
     whole,
 )
@@ -72,7 +72,7 @@ def pages_outside(subject: Subject, case: Case) -> None:
     attends[b] = (length > 0) & (length - M + np.arange(M) >= last * size)
     assert given.table is not None
     bad = given.table.copy()
-    bad[b, last] = -1 if case.seed % 2 else bad.size + SPARE
+    bad[b, last] = -1 if case.seed % 2 else bad.size + spare(case)
     found, expected = (subject.compute(case, given._replace(table=x)) for x in (bad, given.table))
     for name in ("out", "lse"):
         there, before = (x[name].swapaxes(1, 2) for x in (found, expected))  # (B, M, H, …)
