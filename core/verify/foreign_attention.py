@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from twofold.core.verify.foreign_kinds import EITHER, Seen, parameters, showing
-from twofold.core.verify.foreign_orders import heads_inside
+from twofold.core.verify.foreign_orders import heads_inside, heads_outside
 from twofold.core.verify.foreign_packed import of_packed
 from twofold.core.verify.foreign_plain import names_of
 
@@ -72,10 +72,7 @@ def of_module(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
             head_dim=q.shape[-1],
             num_key_value_groups=q.shape[1] // k.shape[1],
         )
-        found = function(caller, q, k, v, attention_mask=bias, **options)
-        out, *others = found if isinstance(found, tuple) else (found,)
-        out = out.transpose(1, 2)
-        return (out, *others) if isinstance(found, tuple) else out
+        return heads_outside(function(caller, q, k, v, attention_mask=bias, **options))
 
     seen.order = OF_MODULE
     places = [Parameter(n, EITHER) for n in TENSORS]

@@ -14,12 +14,16 @@ def heads_inside(function: Call) -> Call:
     """Return a function of (batch, seqlen, heads, head_dim) as one of the contract's order."""
 
     def turned(q: Any, k: Any, v: Any, **options: Any) -> Any:
-        found = function(*(x.transpose(1, 2) for x in (q, k, v)), **options)
-        out, *rest = found if isinstance(found, tuple) else (found,)
-        out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
-        return (out, *rest) if isinstance(found, tuple) else out
+        return heads_outside(function(*(x.transpose(1, 2) for x in (q, k, v)), **options))
 
     return showing(turned, function)
+
+
+def heads_outside(found: Any) -> Any:
+    """Return outputs, the first of which was (batch, seqlen, heads, head_dim), in usual order."""
+    out, *rest = found if isinstance(found, tuple) else (found,)
+    out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
+    return (out, *rest) if isinstance(found, tuple) else out
 
 
 def heads_as_batch(function: Call) -> Call:

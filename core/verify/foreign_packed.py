@@ -14,6 +14,7 @@ from inspect import Parameter
 from typing import Any, NamedTuple
 
 from twofold.core.verify.foreign_kinds import EITHER, Seen, parameters, showing
+from twofold.core.verify.foreign_orders import each_output
 
 SHAPE = "(total, heads, head_dim)"
 OF_Q, OF_K = ("cu_seqlens_q", "max_seqlen_q"), ("cu_seqlens_k", "max_seqlen_k")
@@ -57,17 +58,15 @@ def of_packed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
         told = packed_sequences or _batches(q, k)
         where = {name: _of(told, ours) for name, ours in names.items()}
         given = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-        found = function(*given, **where, **options)
-        out, *rest = found if isinstance(found, tuple) else (found,)
-        if getattr(out, "ndim", 0) == 3:
-            out = out.unflatten(0, (batches, length)).transpose(1, 2)
-        rest = [
-            x.unflatten(1, (batches, length)).transpose(0, 1)  # lse (heads, total)
-            if tuple(getattr(x, "shape", ())) == (heads, batches * length)
-            else x
-            for x in rest
-        ]
-        return (out, *rest) if isinstance(found, tuple) else out
+
+        def apart(x: Any) -> Any:
+            if getattr(x, "ndim", 0) == 3:
+                return x.unflatten(0, (batches, length)).transpose(1, 2)
+            if tuple(getattr(x, "shape", ())) == (heads, batches * length):  # lse
+                return x.unflatten(1, (batches, length)).transpose(0, 1)
+            return x
+
+        return each_output(function(*given, **where, **options), apart)
 
     first = [Parameter(n, EITHER) for n in ("q", "k", "v")]
     tensors = [n for n in taken if n not in names][:3]

@@ -11,9 +11,14 @@ from twofold.core.verify.foreign_packed import OPTION, SHAPE, Sequences
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
+ALSO = (
+    "An argument that the output is written to (out, output, …), sizes that are told (M, N, d, "
+    "n_rows, …) and weights that a module holds are seen to; what is written over its input, too."
+)
 
-def calls() -> Iterator[tuple[str, str]]:
-    """Yield operators and what they are taken as: a plain call, or an object alone."""
+
+def calls() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield operators, what they are taken as, and what else: a plain call, or an object alone."""
     objects: dict[str, list[str]] = {}
     for operator in ops.OPERATORS:
         wanted = " and ".join(functions(operator))
@@ -26,13 +31,14 @@ def calls() -> Iterator[tuple[str, str]]:
         gives = ", ".join(
             f"{o}|{plain.instead[o]}" if o in plain.instead else o for o in plain.outputs
         )
-        call = f"f({takes}) -> {gives} of {plain.shapes}"
         orders = [*plain.arranged, *plain.fewer]
-        if OPTION in plain.options:
-            orders.append(f"{SHAPE} and {', '.join(Sequences._fields)}, or cu_seqlens, max_seqlen")
         if operator == "attention":
-            orders += [*JOINED.values(), OF_MODULE]
-        others = f"; or {'; '.join(orders)}" if orders else ""
-        yield operator, f"{call}{others}; or an object with {wanted}"
+            starts = f"{', '.join(Sequences._fields)}, or cu_seqlens, max_seqlen"
+            orders += [f"{SHAPE} and {starts}", *JOINED.values(), OF_MODULE]
+        yield (
+            operator,
+            f"f({takes}) -> {gives} of {plain.shapes}",
+            [*orders, f"an object with {wanted}"],
+        )
     for wanted, operators in objects.items():
-        yield ", ".join(operators), f"an object with {wanted}"
+        yield ", ".join(operators), f"an object with {wanted}", []

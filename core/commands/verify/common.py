@@ -32,16 +32,19 @@ class Listing(TyperCommand):
 
 def list_calls() -> None:
     """Print what a function may be judged as, and how it is called."""
-    from twofold.core.verify.foreign_signatures import calls
+    from twofold.core.verify.foreign_signatures import ALSO, calls
 
     console.print(
         "--op, and the calls that are looked for (options may be missing, and all outputs"
     )
     console.print("but the first):")
-    for operator, call in calls():
+    for operator, call, others in calls():
         console.print(
             f"  [bold]{operator}[/bold]: {escaped(call)}", highlight=False, soft_wrap=True
         )
+        for other in others:
+            console.print(f"    or {escaped(other)}", highlight=False, soft_wrap=True)
+    console.print(ALSO, highlight=False)
 
 
 def cores() -> int:
