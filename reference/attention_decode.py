@@ -35,7 +35,6 @@ import numpy as np
 
 from twofold.reference import attention, attention_scores, checks, dropout
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, blocks
-from twofold.reference.embedding import check_range
 from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import Rotary, check_angles, check_is_rotary, turn
 
@@ -211,7 +210,7 @@ def forward(
         lengths = np.where(np.diff(cu_seqlens_q) > 0, lengths, 0)
     if block_table is not None:
         used = np.arange(block_table.shape[1]) * k_cache.shape[2] < lengths[:, None]  # (B, pages)
-        check_range("block_table", np.where(used, block_table, 0), len(k_cache))
+        checks.in_range("block_table", np.where(used, block_table, 0), len(k_cache))
     dtype, (q, k_cache, v_cache) = q.dtype, (widened(x) for x in (q, k_cache, v_cache))
     bias = None if bias is None else widened(bias)
     out, lse = np.zeros_like(q), np.full(q.shape[:3], -np.inf, q.dtype)

@@ -1,7 +1,8 @@
 """Argument checks: one place for the words in which every operator refuses bad input.
 
 A check reads shapes and dtypes, never a value that a GPU would have to be waited for, so it serves
-NumPy arrays and torch tensors alike. Each operator's reference module composes these into a
+NumPy arrays and torch tensors alike; the two that read values, `in_range` and `sequence_lengths`,
+are for arrays at hand. Each operator's reference module composes these into a
 `check…` function of its own; the kernel of the same name calls that function, so both sides refuse
 the same input with the same words: the argument's name, what it was, and what it must be.
 """
@@ -268,3 +269,19 @@ def choice(name: str, value: object, options: tuple[str, ...]) -> None:
     if value not in options:
         must = "one of " + ", ".join(repr(o) for o in options)
         require(False, name, repr(value), must)
+
+
+def in_range(name: str, ids: Any, rows: int) -> None:
+    """Raise `IndexError` unless every id is at least 0 and below `rows`, naming its place."""
+    if ids.min() < 0 or ids.max() >= rows:
+        place = np.argwhere((ids < 0) | (ids >= rows))[0]
+        raise IndexError(
+            f"{name}{place.tolist()} is {ids[tuple(place)]}; it must be at least 0 and below {rows}"
+        )
+
+
+def sequence_lengths(lengths: Any, longest: int, named: str) -> None:
+    """Raise `ValueError` unless all lengths are from 1 to the longest, which is named so."""
+    fits = bool((lengths >= 1).all() and (lengths <= longest).all())
+    must = f"at least 1 and at most {named}, {longest}, everywhere"
+    require(fits, "lengths", lengths.tolist(), must)

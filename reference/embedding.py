@@ -56,7 +56,7 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
             values without waiting for the GPU, gives NaN there.)
     """
     check(ids, table)
-    check_range("ids", ids, len(table))
+    checks.in_range("ids", ids, len(table))
     # (1) look up
     return table[ids], Cache(ids, *table.shape)
 
@@ -91,12 +91,3 @@ def scatter_add(dout: Array, ids: Array, rows: int, dtable: Array | None = None)
     # (3) the sum of each id's
     dtable[ordered[starts]] = np.add.reduceat(widened(dout[order]), starts, axis=0)
     return dtable
-
-
-def check_range(name: str, ids: Array, rows: int) -> None:
-    """Raise IndexError unless every id is at least 0 and below `rows`."""
-    if ids.min() < 0 or ids.max() >= rows:
-        place = np.argwhere((ids < 0) | (ids >= rows))[0]
-        raise IndexError(
-            f"{name}{place.tolist()} is {ids[tuple(place)]}; it must be at least 0 and below {rows}"
-        )

@@ -46,13 +46,6 @@ def check(x: Any, lengths: Any, kind: str) -> None:
     checks.choice("kind", kind, KINDS)
 
 
-def check_lengths(lengths: Any, longest: int, named: str) -> None:
-    """Raise ValueError unless all lengths are from 1 to the longest, which is named so."""
-    fits = bool((lengths >= 1).all() and (lengths <= longest).all())
-    must = f"at least 1 and at most {named}, {longest}, everywhere"
-    checks.require(fits, "lengths", lengths.tolist(), must)
-
-
 def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]:
     """Pool every sequence over its own positions.
 
@@ -70,7 +63,7 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     """
     check(x, lengths, kind)
     B, L, D = x.shape
-    check_lengths(lengths, L, "x.shape[1]")
+    checks.sequence_lengths(lengths, L, "x.shape[1]")
     if kind == "first":
         return x[:, 0].copy(), Cache(x, lengths, None, kind)
     # (1) the positions that count

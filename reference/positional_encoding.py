@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks, dropout
-from twofold.reference.embedding import check_range, scatter_add
+from twofold.reference.embedding import scatter_add
 from twofold.reference.precision import rounded, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -133,7 +133,7 @@ def forward(
         IndexError: an id or position outside its table, naming its place (the kernel gives NaN).
     """
     check(ids, table, position_table, positions, learned, scale, dropout_p, seed)
-    check_range("ids", ids, len(table))
+    checks.in_range("ids", ids, len(table))
     # (1) look up and scale
     out = widened(table[ids])  # (B, L, D)
     if scale != 1.0:
@@ -144,7 +144,7 @@ def forward(
         position_rows = len(position_table)
         if positions is None:
             positions = np.arange(ids.shape[1])
-        check_range("positions", positions, position_rows)
+        checks.in_range("positions", positions, position_rows)
         out += position_table[positions]
     # (3) drop out
     keep = None

@@ -25,8 +25,6 @@ from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import drop
 from twofold.core.ops import Side
 from twofold.reference import checks
-from twofold.reference.embedding import check_range
-from twofold.reference.pooling import check_lengths
 
 EMBEDDING_SITE, POOLED_SITE, FIRST_LAYER_SITE = 0, 1, 2
 
@@ -304,10 +302,10 @@ class Classifier:
         )
         checks.shape("lengths", lengths, (int(inputs.shape[0]),))
         if checks.at_hand(lengths):
-            check_lengths(lengths, int(inputs.shape[1]), "inputs.shape[1]")
+            checks.sequence_lengths(lengths, int(inputs.shape[1]), "inputs.shape[1]")
         if self.config.input == "tokens" and checks.at_hand(inputs):
             ids = np.asarray(inputs)
             if len(ids.shape) == 3:  # the others of each pair are left out
-                check_range("inputs", ids * (0, 1), self.config.token_types)
+                checks.in_range("inputs", ids * (0, 1), self.config.token_types)
                 ids = ids * (1, 0)
-            check_range("inputs", ids, self.config.input_size)
+            checks.in_range("inputs", ids, self.config.input_size)
