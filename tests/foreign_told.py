@@ -106,6 +106,14 @@ def softmax_of_too_few_rows(x, n_rows, n_cols):
     return out
 
 
+softmax_of_torch = torch.nn.functional.softmax
+
+
+def softmax_of_an_axis(x, axis):
+    assert axis in (-1, x.ndim - 1)
+    return torch.softmax(x, axis)
+
+
 def qkvpacked(qkv, dropout_p=0.0, softmax_scale=None, causal=False):
     """As FlashAttention's: (batch, seqlen, 3, heads, head_dim)."""
     assert qkv.ndim == 5 and qkv.shape[2] == 3

@@ -27,6 +27,8 @@ BOTH, FORWARD = {"forward", "backward"}, {"forward"}
         ("relu_over", "activation", FORWARD, "told n_elements = elements"),
         ("softmax_of_one_row", "softmax", FORWARD, "taken to be (columns,)"),
         ("softmax_of_rows", "softmax", FORWARD, "told n_rows = rows, n_cols = columns"),
+        ("softmax_of_torch", "softmax", BOTH, "told dim = the last axis"),
+        ("softmax_of_an_axis", "softmax", BOTH, "told axis = the last axis"),
         ("qkvpacked", "attention", BOTH, "qkv (…, 3, heads, head_dim)"),
         ("kvpacked", "attention", BOTH, "kv (…, 2, heads, head_dim)"),
         ("varlen_qkvpacked", "attention", BOTH, "head_dim) of (total, heads, head_dim)"),

@@ -2,7 +2,7 @@
 
 Who is told sizes reads tensors as they stand in memory, one row after the other: they are given
 contiguous. With fewer sizes than tensors have axes it is a function of fewer axes, and refuses more
-(`foreign_plain.Plain.fewer`).
+(`foreign_plain.Plain.fewer`). A softmax may be told its axis, too, which is the last.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ OF_ATTENTION = {
 }
 OF_ROWS = {
     "rows": ("m", "r", "rows", "n_rows", "num_rows", "num_tokens", "batch_size"),
-    "columns": ("n", "c", "d", "cols", "n_cols", "num_cols", "columns", "hidden_size", "dim"),
+    "columns": ("n", "c", "d", "cols", "n_cols", "num_cols", "columns", "hidden_size"),
     "elements": ("numel", "n_elements", "num_elements", "size"),
 }
+LAST = "the last axis"
+OF_SOFTMAX = {**OF_ROWS, LAST: ("dim", "axis")}
 BY_ROW = ("softmax", "layer_norm", "rms_norm")
 BY_ELEMENT = ("activation", "gated_activation")
 
@@ -54,7 +56,8 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
         given = dict(zip((p.name for p in rest), args, strict=False)) | how
         tensors = {n: x for n, x in given.items() if isinstance(x, torch.Tensor)}
         sizes = measured([x for n, x in tensors.items() if n not in OUT], list(names.values()))
-        read = {n: x if n in OUT else x.contiguous() for n, x in tensors.items()}
+        kept = OUT if by_size else tensors
+        read = {n: x if n in kept else x.contiguous() for n, x in tensors.items()}
         found = function(**{**given, **read}, **{n: sizes[of] for n, of in names.items()})
         for n, x in read.items() if found is None else ():
             if x is not tensors[n]:  # it may have been written over
@@ -62,7 +65,8 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
         return found
 
     are = ", ".join(f"{n} = {of}" for n, of in names.items())
-    seen.said.append(f"it is told {are}, and given contiguous tensors")
+    by_size = ", and given contiguous tensors" if {*names.values()} != {LAST} else ""
+    seen.said.append(f"it is told {are}{by_size}")
     return showing(telling, inspect.Signature(rest))
 
 
@@ -71,14 +75,15 @@ def _names(taken: Mapping[str, Parameter], operator: str) -> dict[str, str]:
     if operator == "attention":
         known = OF_ATTENTION
     elif operator in (*BY_ROW, *BY_ELEMENT):
-        known = OF_ROWS
+        known = OF_SOFTMAX if operator == "softmax" else OF_ROWS
     else:
         return {}
     names = {
         n: size
         for n, p in taken.items()
         for size, called in known.items()
-        if n.lower() in called and p.default is Parameter.empty and p.kind not in VARIADIC
+        if n.lower() in called and p.kind not in VARIADIC
+        if p.default is Parameter.empty or (size == LAST and p.default is None)
     }
     if operator in BY_ELEMENT and list(names.values()) == ["columns"]:
         return dict.fromkeys(names, "elements")
@@ -105,4 +110,4 @@ def _of_rows(tensors: Sequence[Any], wanted: Sequence[str]) -> dict[str, int]:
     columns, elements = x.shape[-1], x.numel()
     if "columns" in wanted and "rows" not in wanted and columns != elements:
         raise NotImplementedError(f"x has {x.ndim} axes, and it is told of columns alone")
-    return {"rows": elements // columns, "columns": columns, "elements": elements}
+    return {"rows": elements // columns, "columns": columns, "elements": elements, LAST: -1}
