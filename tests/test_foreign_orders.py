@@ -61,6 +61,14 @@ def test_a_fault_is_found(name, operator, words):
     assert found.failures and found.failures[0].startswith(words)
 
 
+def test_what_would_be_right_with_fewer_axes_is_said_and_fails():
+    would = "with (seqlen, head_dim) it would be right; to be judged so it must refuse more axes"
+    for name, said in (("one_head_that_refuses_no_more", True), ("one_head_without_scale", False)):
+        found = judge(name, "attention")
+        assert found.failures
+        assert any(words.startswith(would) for words in found.taken) == said
+
+
 def test_packed_sequences_are_asked_for_what_attention_is():
     found = judge("varlen", "attention")
     held = {claim.name for claim in found.claims if claim.outcome == foreign.HOLDS}

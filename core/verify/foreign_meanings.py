@@ -21,6 +21,9 @@ Way = TypeVar("Way")
 Observe = Callable[[str, Any], object]
 
 
+UNPACKED = "to be judged so it must refuse more axes, as `M, D = q.shape` does"
+
+
 class _Tried(NamedTuple):
     """Indices of the way that is least wrong, and of the first in which anything is computed."""
 
@@ -46,22 +49,28 @@ def _arrange(function: Function, observe: Observe) -> None:
         function.function = call
 
     def tried(orders: Mapping[str, Callable[..., Any]]) -> _Tried:
-        found = _least_wrong(
-            function, list(orders.values()), take, lambda call: case, what, observe
-        )
+        return _least_wrong(function, list(orders.values()), take, lambda call: case, what, observe)
+
+    def settle(found: _Tried, orders: Mapping[str, Callable[..., Any]]) -> None:
         at = found.computed if found.best is None else found.best
-        name = "" if at is None else list(orders)[at]
-        take(orders[name] if name else usual)
-        function.arranged = name
-        return found
+        function.arranged = "" if at is None else list(orders)[at]
+        take(orders[function.arranged] if function.arranged else usual)
 
     if function.arranged or not (function.entry.arranged or function.entry.fewer):
         return
     orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
-    if tried(orders).refused and function.entry.fewer:
-        tried({n: order(usual) for n, (order, _) in function.entry.fewer.items()})
-        if function.arranged:
-            function.always |= function.entry.fewer[function.arranged][1]
+    fewer = {n: order(usual) for n, (order, _) in function.entry.fewer.items()}
+    settle(found := tried(orders), orders)
+    if found.best is None and fewer:
+        of_fewer = tried(fewer)
+        if found.refused:
+            settle(of_fewer, fewer)
+            function.always |= function.entry.fewer.get(function.arranged, (None, {}))[1]
+        else:  # what is wrong with the axes it may have is not excused by trying fewer
+            settle(found, orders)
+            if of_fewer.best is not None:
+                words = f"with {list(fewer)[of_fewer.best]} it would be right; {UNPACKED}"
+                function.found_out.append(words)
     if function.arranged:
         function.found_out.append(f"its tensors are taken to be {function.arranged}")
 
