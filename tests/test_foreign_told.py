@@ -74,6 +74,11 @@ def test_options_are_asked_in_these_forms(name, options):
     assert not any(option in missing for option in options)
 
 
+def test_one_small_letter_alone_is_no_size():
+    with pytest.raises(TypeError, match=r"the function takes \(q, k, v, m\); it must take"):
+        judge("with_a_mask", "attention")
+
+
 def test_heads_that_share_keys_are_asked_of_the_interface():
     assert any("grouped heads judged" in note for note in judge("interface", "attention").notes)
 

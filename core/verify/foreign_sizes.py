@@ -71,7 +71,10 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
 
 
 def _names(taken: Mapping[str, Parameter], operator: str) -> dict[str, str]:
-    """Return what sizes are called that a function must be told, and which they are."""
+    """Return what sizes are called that a function must be told, and which they are.
+
+    One small letter alone, which is not said to be an int, may be a mask, a bias or a scale.
+    """
     if operator == "attention":
         known = OF_ATTENTION
     elif operator in (*BY_ROW, *BY_ELEMENT):
@@ -85,9 +88,17 @@ def _names(taken: Mapping[str, Parameter], operator: str) -> dict[str, str]:
         if n.lower() in called and p.kind not in VARIADIC
         if p.default is Parameter.empty or (size == LAST and p.default is None)
     }
+    if len(names) == 1 and not any(map(_says_so, map(taken.get, names))):
+        return {}
     if operator in BY_ELEMENT and list(names.values()) == ["columns"]:
         return dict.fromkeys(names, "elements")
     return names
+
+
+def _says_so(parameter: Any) -> bool:
+    """Return whether a parameter's name or annotation says that it is a number."""
+    name, said = parameter.name, parameter.annotation
+    return len(name) > 1 or name.isupper() or said in (int, "int")
 
 
 def _of_attention(tensors: Sequence[Any], wanted: Sequence[str]) -> dict[str, int]:
