@@ -21,6 +21,7 @@ def judge(name, operator="attention"):
 
 TAKEN = {
     "module": {"forward", "backward"},
+    "Attention": {"forward", "backward"},  # its class, which takes no arguments
     "Applied": {"forward", "backward"},
     "only_forward": {"forward", "backward"},  # its output is differentiated, as a function's is
     "with_cache": {"forward", "backward"},
@@ -50,7 +51,7 @@ def test_its_faults_are_found(name, words):
 @pytest.mark.parametrize(
     ("name", "operator", "words"),
     [
-        ("Attention", "attention", r"Attention is a class; it must be an instance of it, such as"),
+        ("OfOneSize", "attention", r"OfOneSize is a class; it must be an instance of it, such as"),
         ("SimpleNamespace", "attention", "SimpleNamespace is a class; it must be a function, an"),
         ("NoForward", "attention", "NoForward has no forward; it must have one"),
         ("nothing_to_call", "attention", r"cannot be called; it must be a function, an nn.Module"),

@@ -47,6 +47,7 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
 
     if operator == "optimizers" and _is_optimizer(implementation):
         return stepping(implementation)
+    implementation = foreign_kinds.made(implementation)
     function = foreign_kinds.plain(implementation)
     if operator not in PLAIN or not parameters(function):
         return function  # a builtin shows none

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GIVEN = (
-    "a function, an nn.Module, a class derived from torch.autograd.Function, or an object with "
-    "forward and, for its own gradients, backward"
+    "a function, an nn.Module (or its class, made without arguments), a class derived from "
+    "torch.autograd.Function, or an object with forward and, for its own gradients, backward"
 )
 
 EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -58,6 +58,20 @@ def plain(implementation: Any) -> Callable[..., Any]:
     if callable(forward := getattr(implementation, "forward", None)):
         return showing(functools.partial(_output, forward), forward)
     raise TypeError(f"{_called(implementation)} cannot be called; it must be {GIVEN}")
+
+
+def made(implementation: Any) -> Any:
+    """Return an instance of a module's class that takes no arguments; all else as it is."""
+    import torch
+
+    if not isinstance(implementation, type) or not issubclass(implementation, torch.nn.Module):
+        return implementation
+    wanted = [
+        p
+        for p in parameters(implementation).values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return implementation if wanted else implementation()
 
 
 def is_operator(implementation: Any, functions: tuple[str, ...]) -> bool:
