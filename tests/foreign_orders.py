@@ -85,6 +85,10 @@ def one_head_that_refuses_no_more(q, k, v):
     return _attention(q, k, v, q.shape[1] ** -0.5)[0]
 
 
+def one_head_that_refuses_no_more_and_forgets_dv(q, k, v):
+    return _attention(q, k, v.detach(), q.shape[1] ** -0.5)[0]
+
+
 def attention_into(q, k, v, out):
     out.copy_(_attention(q, k, v)[0])
 

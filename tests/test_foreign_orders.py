@@ -63,8 +63,9 @@ def test_a_fault_is_found(name, operator, words):
 
 def test_what_would_be_right_with_fewer_axes_is_said_and_fails():
     would = "with (seqlen, head_dim) it would be right; to be judged so it must refuse more axes"
-    for name, said in (("one_head_that_refuses_no_more", True), ("one_head_without_scale", False)):
-        found = judge(name, "attention")
+    name = "one_head_that_refuses_no_more"
+    for of, said in ((name, True), (f"{name}_and_forgets_dv", False)):
+        found = judge(of, "attention")
         assert found.failures
         assert any(words.startswith(would) for words in found.taken) == said
 

@@ -30,6 +30,7 @@ class _Tried(NamedTuple):
     best: int | None  # None if all is wrong
     computed: int | None  # None if nothing is
     refused: bool  # whether it took no case, in its own words
+    right: bool  # whether nothing is wrong with the best
 
 
 def find_out(function: Function, observe: Observe) -> None:
@@ -60,17 +61,16 @@ def _arrange(function: Function, observe: Observe) -> None:
         return
     orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
     fewer = {n: order(usual) for n, (order, _) in function.entry.fewer.items()}
-    settle(found := tried(orders), orders)
-    if found.best is None and fewer:
-        of_fewer = tried(fewer)
-        if found.refused:
-            settle(of_fewer, fewer)
-            function.always |= function.entry.fewer.get(function.arranged, (None, {}))[1]
-        else:  # what is wrong with the axes it may have is not excused by trying fewer
-            settle(found, orders)
-            if of_fewer.best is not None:
-                words = f"with {list(fewer)[of_fewer.best]} it would be right; {UNPACKED}"
-                function.found_out.append(words)
+    found = tried(orders)
+    of_fewer = tried(fewer) if found.best is None and fewer else None
+    if of_fewer is not None and found.refused:
+        settle(of_fewer, fewer)
+        function.always |= function.entry.fewer.get(function.arranged, (None, {}))[1]
+    else:  # what is wrong with the axes that it does not refuse is wrong
+        settle(found, orders)
+        if of_fewer is not None and of_fewer.best is not None and of_fewer.right:
+            words = f"with {list(fewer)[of_fewer.best]} it would be right; {UNPACKED}"
+            function.found_out.append(words)
     if function.arranged:
         function.found_out.append(f"its tensors are taken to be {function.arranged}")
 
@@ -148,4 +148,4 @@ def _least_wrong(
             best, least = i, wrong
         if least == 0.0:
             break
-    return _Tried(best, computed, refused)
+    return _Tried(best, computed, refused, least == 0.0)
