@@ -138,7 +138,7 @@ def _least_wrong(
             findings = judge_case(function.contract, function.side, case)
         except Refused:
             continue
-        except Exception:  # whatever its code raises: it is not meant so
+        except (Exception, SystemExit):  # whatever its code raises: it is not meant so
             refused = False
             continue
         refused = False
