@@ -9,18 +9,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any
 
-from twofold.core.verify.foreign_kinds import EITHER, Seen, parameters, showing
+from twofold.core.verify.foreign_kinds import Seen, parameters, taking
 from twofold.core.verify.foreign_orders import heads_inside, heads_outside
-from twofold.core.verify.foreign_packed import of_packed
+from twofold.core.verify.foreign_packed import TENSORS, of_packed
 from twofold.core.verify.foreign_plain import names_of
 
-TENSORS = ("q", "k", "v")
 JOINED = {"qkv": "qkv (…, 3, heads, head_dim)", "kv": "kv (…, 2, heads, head_dim)"}
 OF_MODULE = "(module, q, k, v, attention_mask), the output (batch, seqlen, heads, head_dim)"
 
@@ -44,8 +42,7 @@ def of_joined(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
         alone, joined = [q, k, v][:at], [q, k, v][at:]
         return function(*alone, torch.stack(joined, dim=-3), **options)
 
-    places = [Parameter(n, EITHER) for n in TENSORS]
-    call = showing(apart, inspect.Signature([*places, *list(taken.values())[at + 1 :]]))
+    call = taking(apart, TENSORS, list(taken.values())[at + 1 :])
     packed = of_packed(call, seen)
     seen.order = JOINED[names[at]] if packed is call else f"{JOINED[names[at]]} of {seen.order}"
     return heads_inside(call) if packed is call else packed
@@ -75,11 +72,6 @@ def of_module(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
         return heads_outside(function(caller, q, k, v, attention_mask=bias, **options))
 
     seen.order = OF_MODULE
-    places = [Parameter(n, EITHER) for n in TENSORS]
     bias = Parameter("bias", Parameter.KEYWORD_ONLY, default=None)
-    named = [
-        p if p.kind is Parameter.VAR_KEYWORD else p.replace(kind=Parameter.KEYWORD_ONLY)
-        for n, p in taken.items()
-        if n not in (module, "attention_mask", *tensors)
-    ]
-    return showing(plain, inspect.Signature([*places, bias, *named]))
+    named = [p for n, p in taken.items() if n not in (module, "attention_mask", *tensors)]
+    return taking(plain, TENSORS, [bias, *named])

@@ -24,7 +24,7 @@ from twofold.core.verify import (
     foreign_sizes,
     foreign_written,
 )
-from twofold.core.verify.foreign_kinds import Seen, parameters, showing
+from twofold.core.verify.foreign_kinds import Seen, parameters, showing, taking
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
@@ -89,9 +89,8 @@ def stepping(optimizer: Callable[..., Any]) -> Callable[..., Any]:
         return held.detach()
 
     options = [o for o in PLAIN["optimizers"].options if o in taken or o in betas]
-    places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("params", "grads")]
     named = [Parameter(o, Parameter.KEYWORD_ONLY) for o in options]
-    return showing(steps, inspect.Signature([*places, *named]))
+    return taking(steps, ("params", "grads"), named)
 
 
 def _is_optimizer(implementation: Any) -> bool:
@@ -155,9 +154,8 @@ def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
     def both(q: Any, k: Any, cos: Any, sin: Any, **how: Any) -> Any:
         return function(q, cos, sin, **how), function(k, cos, sin, **how)
 
-    places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("q", "k", "cos", "sin")]
-    rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for n, p in taken.items() if n not in wanted]
-    return showing(both, inspect.Signature([*places, *rest]))
+    rest = [p for n, p in taken.items() if n not in wanted]
+    return taking(both, ("q", "k", "cos", "sin"), rest)
 
 
 def _in_order(
@@ -204,6 +202,5 @@ def _side_by_side(function: Callable[..., Any]) -> Callable[..., Any]:
     def of_both(gate: torch.Tensor, up: torch.Tensor, **how: Any) -> Any:
         return function(torch.cat((gate, up), -1), **how)
 
-    places = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in ("gate", "up")]
-    rest = [p.replace(kind=Parameter.KEYWORD_ONLY) for n, p in taken.items() if n != wanted[0].name]
-    return showing(of_both, inspect.Signature([*places, *rest]))
+    rest = [p for n, p in taken.items() if n != wanted[0].name]
+    return taking(of_both, ("gate", "up"), rest)

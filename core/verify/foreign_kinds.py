@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,6 +154,19 @@ def showing(
 
     function.__signature__ = signature  # type: ignore[attr-defined]
     return function
+
+
+def taking(
+    call: Callable[..., Any], tensors: Iterable[str], rest: Iterable[inspect.Parameter]
+) -> Callable[..., Any]:
+    """Return a call that shows tensors of these names in order, and the rest by name alone."""
+    places = [inspect.Parameter(name, EITHER) for name in tensors]
+    named = [
+        p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)
+        for p in rest
+        if p.kind is not p.VAR_POSITIONAL
+    ]
+    return showing(call, inspect.Signature([*places, *named]))
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

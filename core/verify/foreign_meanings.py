@@ -42,7 +42,15 @@ def find_out(function: Function, observe: Observe) -> None:
 
 
 def _arrange(function: Function, observe: Observe) -> None:
-    """Find the order of the axes of its tensors."""
+    """Find the order of the axes of its tensors, where it is not known, and say it."""
+    if not function.arranged and (function.entry.arranged or function.entry.fewer):
+        _try_orders(function, observe)
+    if function.arranged:
+        function.found_out.append(f"its tensors are taken to be {function.arranged}")
+
+
+def _try_orders(function: Function, observe: Observe) -> None:
+    """Try orders of axes, and take the one that is least wrong."""
     usual, case = function.function, function.entry.arranged_case
     what = "in which order its axes are"
 
@@ -57,8 +65,6 @@ def _arrange(function: Function, observe: Observe) -> None:
         function.arranged = "" if at is None else list(orders)[at]
         take(orders[function.arranged] if function.arranged else usual)
 
-    if function.arranged or not (function.entry.arranged or function.entry.fewer):
-        return
     orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
     fewer = {n: order(usual) for n, (order, _) in function.entry.fewer.items()}
     found = tried(orders)
@@ -71,8 +77,6 @@ def _arrange(function: Function, observe: Observe) -> None:
         if of_fewer is not None and of_fewer.best is not None and of_fewer.right:
             words = f"with {list(fewer)[of_fewer.best]} it would be right; {UNPACKED}"
             function.found_out.append(words)
-    if function.arranged:
-        function.found_out.append(f"its tensors are taken to be {function.arranged}")
 
 
 def _align(function: Function, observe: Observe) -> None:

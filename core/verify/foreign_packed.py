@@ -8,14 +8,14 @@ length, so that it is asked for all that attention is asked for.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
 
-from twofold.core.verify.foreign_kinds import EITHER, Seen, parameters, showing
+from twofold.core.verify.foreign_kinds import Seen, parameters, taking
 from twofold.core.verify.foreign_orders import each_output
 
+TENSORS = ("q", "k", "v")
 SHAPE = "(total, heads, head_dim)"
 OF_Q, OF_K = ("cu_seqlens_q", "max_seqlen_q"), ("cu_seqlens_k", "max_seqlen_k")
 # What a function may call each, or both at once.
@@ -68,15 +68,9 @@ def of_packed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
 
         return each_output(function(*given, **where, **options), apart)
 
-    first = [Parameter(n, EITHER) for n in ("q", "k", "v")]
-    tensors = [n for n in taken if n not in names][:3]
-    rest = [
-        p if p.kind is Parameter.VAR_KEYWORD else p.replace(kind=Parameter.KEYWORD_ONLY)
-        for n, p in taken.items()
-        if n not in (*names, *tensors) and p.kind is not Parameter.VAR_POSITIONAL
-    ]
     option = Parameter(OPTION, Parameter.KEYWORD_ONLY, default=None)
-    return showing(packed, inspect.Signature([*first, option, *rest]))
+    _q, _k, _v, *rest = [p for n, p in taken.items() if n not in names]
+    return taking(packed, TENSORS, [option, *rest])
 
 
 def _of(told: Sequences, names: Sequence[str]) -> Any:

@@ -33,9 +33,12 @@ OF_ROWS = {
     "elements": ("numel", "n_elements", "num_elements", "size"),
 }
 LAST = "the last axis"
-OF_SOFTMAX = {**OF_ROWS, LAST: ("dim", "axis")}
-BY_ROW = ("softmax", "layer_norm", "rms_norm")
 BY_ELEMENT = ("activation", "gated_activation")
+SIZES = {  # by the operator
+    "attention": OF_ATTENTION,
+    "softmax": {**OF_ROWS, LAST: ("dim", "axis")},
+    **dict.fromkeys(("layer_norm", "rms_norm", *BY_ELEMENT), OF_ROWS),
+}
 
 
 def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..., Any]:
@@ -50,13 +53,14 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
     if not names or any(p.kind is Parameter.VAR_POSITIONAL for p in taken.values()):
         return function
     rest = [p for n, p in taken.items() if n not in names]
+    any_strides = set(names.values()) == {LAST}
     measured = _of_attention if operator == "attention" else _of_rows
 
     def telling(*args: Any, **how: Any) -> Any:
         given = dict(zip((p.name for p in rest), args, strict=False)) | how
         tensors = {n: x for n, x in given.items() if isinstance(x, torch.Tensor)}
         sizes = measured([x for n, x in tensors.items() if n not in OUT], list(names.values()))
-        kept = OUT if by_size else tensors
+        kept = tensors if any_strides else OUT
         read = {n: x if n in kept else x.contiguous() for n, x in tensors.items()}
         found = function(**{**given, **read}, **{n: sizes[of] for n, of in names.items()})
         for n, x in read.items() if found is None else ():
@@ -65,8 +69,7 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
         return found
 
     are = ", ".join(f"{n} = {of}" for n, of in names.items())
-    by_size = ", and given contiguous tensors" if {*names.values()} != {LAST} else ""
-    seen.said.append(f"it is told {are}{by_size}")
+    seen.said.append(f"it is told {are}{'' if any_strides else ', and given contiguous tensors'}")
     return showing(telling, inspect.Signature(rest))
 
 
@@ -75,16 +78,10 @@ def _names(taken: Mapping[str, Parameter], operator: str) -> dict[str, str]:
 
     One small letter alone, which is not said to be an int, may be a mask, a bias or a scale.
     """
-    if operator == "attention":
-        known = OF_ATTENTION
-    elif operator in (*BY_ROW, *BY_ELEMENT):
-        known = OF_SOFTMAX if operator == "softmax" else OF_ROWS
-    else:
-        return {}
     names = {
         n: size
         for n, p in taken.items()
-        for size, called in known.items()
+        for size, called in SIZES.get(operator, {}).items()
         if n.lower() in called and p.kind not in VARIADIC
         if p.default is Parameter.empty or (size == LAST and p.default is None)
     }

@@ -115,8 +115,6 @@ class Function:
         self.without: dict[str, Mapping[str, Any]] = {}
         self.meant: dict[str, Any] = {}
         self.arranged, self.found_out = seen.order, list(seen.said)
-        if seen.order:
-            self.found_out.append(f"its tensors are taken to be {seen.order}")
         self.learns = False
         self._names = names(function, self.entry.options)
         self.missing = [o for o in self.entry.options if o not in self._names]
