@@ -1,7 +1,7 @@
-"""Small problems, and races of them."""
+"""Small problems, races of them, and functions that enter one."""
 
 from twofold.core import ops
-from twofold.core.bench import problems, races
+from twofold.core.bench import contenders, problems, races
 from twofold.core.bench.costs import Ceilings, Cost
 
 CEILINGS = Ceilings(bandwidth=1e10, rate=1e11)
@@ -36,3 +36,9 @@ def raced(problem, rivals, judge=lambda contender, problem: "", device="cpu"):
 def of_the_command():
     """Where the command races, and what."""
     return ("cuda", problems.on_gpu()) if ops.cuda_available() else ("cpu", problems.on_cpu())
+
+
+def entered(name, operator):
+    """Return the contender that `--against` makes of "module:function", and a problem on a CPU."""
+    (rival,) = (c for c in contenders.of(operator, "cpu", [name]) if c.foreign)
+    return rival, next(p for p in problems.on_cpu() if p.operator == operator)

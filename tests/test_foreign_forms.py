@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
+from raced import entered
 
-from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
 
 pytestmark = pytest.mark.usefixtures("importable")
@@ -112,18 +112,13 @@ def test_what_is_found_out_is_said(name, operator, remark):
 
 
 def test_what_is_arranged_otherwise_does_not_race():
-    (rival,) = (
-        c for c in contenders.of("attention", "cpu", ["foreign_forms:heads_inside"]) if c.foreign
-    )
-    problem = next(p for p in problems.on_cpu() if p.operator == "attention")
+    rival, problem = entered("foreign_forms:heads_inside", "attention")
     assert rival.fault(problem).startswith("it takes (batch, seqlen, heads, head_dim); races give")
 
 
 def test_it_races_too():
     for operator, name in (("rms_norm", "norm"), ("gated_activation", "side_by_side")):
-        names = [f"foreign_forms:{name}"]
-        (rival,) = (c for c in contenders.of(operator, "cpu", names) if c.foreign)
-        problem = next(p for p in problems.on_cpu() if p.operator == operator)
+        rival, problem = entered(f"foreign_forms:{name}", operator)
         tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
         passes = rival.passes(problem, tensors)
         assert rival.outputs(problem, passes)

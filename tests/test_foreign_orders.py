@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from raced import entered
 
-from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
 from twofold.core.verify.contract import Inapplicable
 
@@ -88,13 +88,8 @@ def test_nothing_is_asked_of_what_the_plain_call_does_not_return():
     assert not any("not computed" in note for note in judge("rotate", "rotary").notes)
 
 
-def entered(name, operator):
-    (rival,) = (c for c in contenders.of(operator, "cpu", [f"foreign_orders:{name}"]) if c.foreign)
-    return rival, next(p for p in problems.on_cpu() if p.operator == operator)
-
-
 def test_a_race_says_that_axes_are_others():
-    rival, problem = entered("varlen", "attention")
+    rival, problem = entered("foreign_orders:varlen", "attention")
     assert rival.fault(problem).startswith("it takes (total, heads, head_dim); races give q, k, v")
 
 
@@ -103,7 +98,7 @@ def test_a_race_says_that_axes_are_others():
     [("silu_and_mul", "gated_activation", "out"), ("fused_add_rms_norm", "rms_norm", "input")],
 )
 def test_what_writes_over_its_input_does_not_race(name, operator, where):
-    rival, problem = entered(name, operator)
+    rival, problem = entered(f"foreign_orders:{name}", operator)
     with foreign.strictly():
         assert not rival.fault(problem)
     tensors = problem.make(torch.Generator().manual_seed(0), "cpu")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from raced import entered
 
-from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
 
 pytestmark = pytest.mark.usefixtures("importable")
@@ -85,16 +85,12 @@ def test_heads_that_share_keys_are_asked_of_the_interface():
 
 @pytest.mark.parametrize("name", ["qkvpacked", "interface", "varlen_told_once"])
 def test_a_race_says_that_axes_are_others(name):
-    rivals = contenders.of("attention", "cpu", [f"foreign_told:{name}"])
-    problem = next(p for p in problems.on_cpu() if p.operator == "attention")
-    (rival,) = (c for c in rivals if c.foreign)
+    rival, problem = entered(f"foreign_told:{name}", "attention")
     assert rival.fault(problem).startswith("it takes ")
 
 
 def test_who_is_told_sizes_may_race():
-    rivals = contenders.of("softmax", "cpu", ["foreign_told:softmax_of_rows"])
-    problem = next(p for p in problems.on_cpu() if p.operator == "softmax")
-    (rival,) = (c for c in rivals if c.foreign)
+    rival, problem = entered("foreign_told:softmax_of_rows", "softmax")
     tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
     with foreign.strictly():
         assert not rival.fault(problem)
