@@ -121,6 +121,21 @@ def rotate_as_llama(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     return turned(q), turned(k)
 
 
+def rotate_as_gptj(q, k, cos, sin):
+    """Angles of each feature, those of a pair beside each other."""
+
+    def turned(x):
+        across = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+        return (x.double() * cos.double() + across.double() * sin.double()).to(x.dtype)
+
+    return turned(q), turned(k)
+
+
+def rotate_as_gptj_but_halves(q, k, cos, sin):
+    """Angles and features do not belong together."""
+    return rotate_as_llama(q, k, cos, sin, unsqueeze_dim=0)
+
+
 def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     return rotate_as_llama(q, k, cos, -sin, position_ids, unsqueeze_dim)
 

@@ -30,6 +30,7 @@ PACKED = "its tensors are taken to be (total, heads, head_dim)"
         ("attention_into", "attention", BOTH, ""),
         ("rotate", "rotary", BOTH, "(batch, length, heads, head_dim)"),
         ("rotate_neighbours", "rotary", BOTH, "its interleaved is taken to be True"),
+        ("rotate_as_gptj", "rotary", BOTH, "head_dim), those of a pair beside each other"),
         ("rotate_as_llama", "rotary", BOTH, "cos, sin (batch, length, head_dim)"),
         ("fused_add_rms_norm", "rms_norm", FORWARD, "its offset is taken to be 0.0"),
         ("rms_norm_into", "rms_norm", BOTH, "its offset is taken to be 0.0"),

@@ -76,7 +76,31 @@ def attention_call(side: ops.Side, case: attention.Case, given: attention.Inputs
     for name in ("score_mod", "dropout_p", "seed", "rotary", *BLOCKS):
         options.pop(name)
     gradients = {"out": attention.place(side, given.dout, case)}
-    return Call(tensors, options, gradients, {"softmax_scale": attention.scale(case)})
+    return Call(tensors, options, gradients, _whole(side, case))
+
+
+def _whole(side: ops.Side, case: attention.Case) -> dict[str, Any]:
+    """Return what options say that change nothing, for those who insist on them."""
+    batch, queries, keys = case.batch, case.seqlen_q, case.seqlen_k
+    return {
+        "softmax_scale": attention.scale(case),
+        "mask": side.asarray(np.ones((batch, 1, 1, keys), bool)),
+        "key_lengths": side.asarray(np.full(batch, keys, np.int32)),
+        "bias": side.asarray(np.zeros((batch, 1, queries, keys)), case.dtype),
+    }
+
+
+def key_mask(mask: Any, q: Any) -> Any:
+    """Return a mask (batch, 1, 1, keys) as (batch, keys)."""
+    return mask[:, 0, 0].expand(q.shape[0], -1)
+
+
+def added(mask: Any, q: Any) -> Any:
+    """Return what is added to scores where a mask is False, −∞, and where it is True, 0."""
+    import torch
+
+    nothing = torch.zeros(mask.shape, dtype=q.dtype, device=mask.device)
+    return nothing.masked_fill(~mask, float("-inf"))
 
 
 def attention_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:

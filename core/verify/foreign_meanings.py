@@ -1,17 +1,19 @@
 """What a function means where its signature leaves it open, found out by trying it.
 
-Such are the order of the axes of q, how causal aligns fewer queries with more keys, and the eps of
-a norm that takes none. What is least wrong is what it means, and is said.
+Such are the order of the axes of q, how causal aligns fewer queries with more keys, whether True in
+a mask shows or hides, and the eps of a norm that takes none. What is least wrong is what it means,
+and is said.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from twofold.core.verify import domains
 from twofold.core.verify.contract import judge as judge_case
+from twofold.core.verify.foreign_plain import Handed
 from twofold.core.verify.foreign_refusals import Refused
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ Way = TypeVar("Way")
 Observe = Callable[[str, Any], object]
 
 
+# Values of fields that go without saying where an option is not there.
+SAID_BY_NOTHING = {"causal": False, "activation": None}
 UNPACKED = "to be judged so it must refuse more axes, as `M, D = q.shape` does"
 
 
@@ -36,6 +40,7 @@ class _Tried(NamedTuple):
 def find_out(function: Function, observe: Observe) -> None:
     """Try what a function means, and set it so; `observe` is told what for, and each case first."""
     _arrange(function, observe)
+    _hand(function, observe)
     _align(function, observe)
     _without(function, observe)
     function.ever.clear()
@@ -58,7 +63,21 @@ def _try_orders(function: Function, observe: Observe) -> None:
         function.function = call
 
     def tried(orders: Mapping[str, Callable[..., Any]]) -> _Tried:
-        return _least_wrong(function, list(orders.values()), take, lambda call: case, what, observe)
+        """Try orders; where all is wrong, each also with what it may be without an option."""
+
+        def once() -> _Tried:
+            calls = list(orders.values())
+            return _least_wrong(function, calls, take, lambda call: case, what, observe)
+
+        found = once()
+        if found.best is None and not found.refused:
+            for option, fields in _ways_without(function):
+                function.without[option] = fields
+                again = once()
+                if again.right:
+                    return again
+                del function.without[option]
+        return found
 
     def settle(found: _Tried, orders: Mapping[str, Callable[..., Any]]) -> None:
         at = found.computed if found.best is None else found.best
@@ -99,17 +118,37 @@ def _align(function: Function, observe: Observe) -> None:
         function.found_out.append(unlike if tried.best is None else said)
 
 
+def _hand(function: Function, observe: Observe) -> None:
+    """Find what the tensors of options say that it has, such as a mask what True is."""
+    for option, ways in function.entry.handed.items():
+        if option in function.missing:
+            continue
+        fields = function.entry.exercised[option][0]
+
+        def take(way: str, option: str = option, ways: Mapping[str, Handed] = ways) -> None:
+            function.handed[option] = ways[way]
+
+        def asked(way: str, fields: Mapping[str, Any] = fields) -> Mapping[str, Any]:
+            return fields
+
+        words = list(ways)
+        tried = _least_wrong(function, words, take, asked, f"what {option} says", observe)
+        at = tried.computed if tried.best is None else tried.best
+        if not at:
+            del function.handed[option]  # the contract's own, or it refuses
+            continue
+        take(words[at])
+        function.found_out.append(f"{option} is taken to be {words[at]}")
+
+
 def _without(function: Function, observe: Observe) -> None:
     """Find what it is without options that it does not have."""
     for option, ways in function.entry.either.items():
         if option not in function.missing:
             continue
-        usual = function.entry.options[option]
 
-        def take(
-            fields: Mapping[str, Any], option: str = option, usual: Mapping[str, Any] = usual
-        ) -> None:
-            function.without[option] = {n: fields[n] for n in usual}
+        def take(fields: Mapping[str, Any], option: str = option) -> None:
+            function.without[option] = _of_option(function, option, fields)
 
         what = f"what it is without {option}"
         tried = _least_wrong(function, ways, take, dict, what, observe)
@@ -118,10 +157,22 @@ def _without(function: Function, observe: Observe) -> None:
             continue
         take(ways[tried.best])
         found = function.without[option]
-        if found != {n: None for n in usual}:
+        if not any(x is SAID_BY_NOTHING.get(n, ...) for n, x in found.items()):
             value = " and ".join(map(str, found.values()))
             said = f"without {option}, its {', '.join(found)} is taken to be {value}"
             function.found_out.append(said)
+
+
+def _ways_without(function: Function) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield options that it does not have with what it may be without."""
+    for option, ways in function.entry.either.items():
+        for fields in ways if option in function.missing else ():
+            yield option, _of_option(function, option, fields)
+
+
+def _of_option(function: Function, option: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return those of a case's fields that an option sets."""
+    return {n: fields[n] for n in function.entry.options[option]}
 
 
 def _least_wrong(

@@ -39,7 +39,7 @@ class Operator:
         self.ever: set[str] = set()
         self.unexercised: list[str] = []
         self.unpassed: list[str] = []
-        self.implied: dict[str, Any] = {}
+        self.implied: list[str] = []
         self.instead: set[str] = set()
         self.remarks: set[str] = set()
         self.found_out: list[str] = []
@@ -61,6 +61,9 @@ class Operator:
 
     def find_out(self, observe: Callable[[str, Any], object] = lambda why, case: None) -> None:
         """Find out nothing: it has every option."""
+
+    def implying(self, option: str, precision: str) -> Any:
+        """Return nothing: there is no such option."""
 
     def judged(self, case: Any) -> None:
         """Remember nothing: it has every option."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twofold.core.verify.foreign_kinds import showing
@@ -111,32 +111,23 @@ def rotary_heads_inside(function: Call) -> Call:
     return showing(turned, function)
 
 
-def tables_of_features(function: Call) -> Call:
-    """Return a rotation with cos and sin (length, head_dim), each pair's twice, as the usual one.
+def tables_of_features(function: Call, *, batches: bool = False, beside: bool = False) -> Call:
+    """Return a rotation with cos and sin of each feature, (length, head_dim), as the usual one.
 
-    Features are all turned: where there are more than pairs have, it is refused.
+    Those of a pair stand half a head apart, or `beside` each other; there is one table, or one for
+    each of `batches`. Features are all turned: where there are more than pairs have, it is refused.
     """
 
     def doubled(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
-        return function(q, k, *_features(q, cos, sin), **options)
+        wide = (_of_features(x, q, beside) for x in (cos, sin))
+        given = (x.expand(q.shape[0], -1, -1) if batches else x for x in wide)
+        return function(q, k, *given, **options)
 
     return showing(doubled, function)
 
 
-def tables_of_batches(function: Call) -> Call:
-    """Return a rotation with cos and sin (batch, length, head_dim), each pair's twice."""
-
-    def doubled(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
-        wide = _features(q, cos, sin)
-        return function(q, k, *(x.expand(q.shape[0], -1, -1) for x in wide), **options)
-
-    return showing(doubled, function)
-
-
-def _features(q: Any, *tables: Any) -> Sequence[Any]:
-    """Return tables (length, head_dim) of those of pairs."""
-    import torch
-
-    if 2 * tables[0].shape[-1] != q.shape[-1]:
+def _of_features(table: Any, q: Any, beside: bool) -> Any:
+    """Return a table (length, head_dim) of that of pairs."""
+    if 2 * table.shape[-1] != q.shape[-1]:
         raise NotImplementedError("some features are not turned, where cos and sin are of each")
-    return [torch.cat((x, x), -1) for x in tables]
+    return table.repeat_interleave(2, -1) if beside else table.repeat(1, 2)

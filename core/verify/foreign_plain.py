@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from twofold.core import ops
 from twofold.core.verify.foreign_calls import Call
@@ -13,7 +13,15 @@ from twofold.core.verify.rounding import Approx
 ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale", "scaling"),
     "causal": ("causal", "is_causal"),
-    "mask": ("mask", "attn_mask"),
+    "mask": (
+        "mask",
+        "attn_mask",
+        "attention_mask",
+        "key_padding_mask",
+        "padding_mask",
+        "pad_mask",
+        "src_key_padding_mask",
+    ),
     "key_lengths": ("key_lengths", "cache_seqlens", "seq_lens", "context_lens"),
     "block_table": ("block_table", "block_tables", "page_table"),
     "eps": ("eps", "epsilon", "variance_epsilon"),
@@ -22,6 +30,18 @@ ALIASES = {
     "bias": ("bias", "attn_bias"),
     "ignore_index": ("ignore_index", "ignored_index"),
 }
+
+
+class Handed(NamedTuple):
+    """What the tensor of an option may say.
+
+    Attributes:
+        change: makes it of (the contract's, the first tensor).
+        fields: of every case that has the option.
+    """
+
+    change: Callable[[Any, Any], Any]
+    fields: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,8 @@ class Plain:
         either: of an option that is not there, what it may be without: as which it is judged is
             found by trying the cases of these fields.
         meant: of an option that is there, what its values may mean: found in the same way.
+        handed: of an option that is there, what its tensor may say, by words; the first is the
+            contract's. Found in the same way.
         arranged: other orders of axes, by what they are called: each makes a function that has it
             one of the usual order, and is found in the same way.
         arranged_case: with which, where no order reads past a tensor's end.
@@ -76,6 +98,7 @@ class Plain:
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     meant: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    handed: Mapping[str, Mapping[str, Handed]] = field(default_factory=dict)
     arranged: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = field(
         default_factory=dict
     )

@@ -34,8 +34,13 @@ OF_ROWS = {
 }
 LAST = "the last axis"
 BY_ELEMENT = ("activation", "gated_activation")
+OF_CLASSES = {
+    "rows": ("n", "m", "b", "r", "rows", "n_rows", "num_rows", "num_tokens", "batch_size"),
+    "columns": ("c", "v", "cols", "n_cols", "num_classes", "n_classes", "classes", "vocab_size"),
+}
 SIZES = {  # by the operator
     "attention": OF_ATTENTION,
+    "softmax_cross_entropy": OF_CLASSES,
     "softmax": {**OF_ROWS, LAST: ("dim", "axis")},
     **dict.fromkeys(("layer_norm", "rms_norm", *BY_ELEMENT), OF_ROWS),
 }

@@ -24,7 +24,7 @@ from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_forms import plain
 from twofold.core.verify.foreign_kinds import Seen, is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
-from twofold.core.verify.foreign_plain import names_of
+from twofold.core.verify.foreign_plain import Handed, names_of
 from twofold.core.verify.foreign_refusals import refusals
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.peers import interpreted
@@ -99,10 +99,11 @@ class Function:
         unpassed: parameters that it has and that are never given.
         remarks: what it does otherwise than ours, and may.
         found_out: what it was found to mean, in words.
-        implied: cases of options that it does not have and may do without, by the option.
+        implied: options that it does not have and may do without.
         instead: outputs that the contract does not have.
         without: fields of cases, by options that it does not have and that were found out.
         meant: values of options that it has, as they were found out.
+        handed: what tensors of options say, as it was found out.
         arranged: the order of its axes, where it is not the usual one.
         always: the values that fields of cases have.
         learns: whether any of its outputs ever required a gradient.
@@ -114,6 +115,7 @@ class Function:
         self.case_type = module.Case
         self.without: dict[str, Mapping[str, Any]] = {}
         self.meant: dict[str, Any] = {}
+        self.handed: dict[str, Handed] = {}
         self.arranged, self.found_out = seen.order, list(seen.said)
         self.learns = False
         self._names = names(function, self.entry.options)
@@ -129,12 +131,7 @@ class Function:
             and taken[self._names[option]].default is inspect.Parameter.empty
         }
         self.remarks: set[str] = set()
-        insisted = {n: x for fields in self._insisted.values() for n, x in fields.items()}
-        self.implied = {
-            option: module.Case(**{**fields, **insisted})
-            for option, fields in self.entry.implied.items()
-            if option in self.missing
-        }
+        self.implied = [option for option in self.entry.implied if option in self.missing]
         self._computed: set[str] = set()  # by the last call
         self._shapes: dict[str, tuple[int, ...]] = {}  # of its outputs, as they must be
         self._launches = 0  # of interpreted kernels
@@ -201,7 +198,16 @@ class Function:
                 fields |= given
         for option in self.entry.meant.keys() - set(self.missing):
             fields[option] = self.meant.get(option, True) if getattr(case, option) else False
+        for option, handed in self.handed.items():
+            if any(getattr(case, n) != x for n, x in self.entry.options[option].items()):
+                fields |= handed.fields
         return self.entry.narrowed(in_precision(case, precision, fields), size)
+
+    def implying(self, option: str, precision: str) -> Any:
+        """Return a case of an option of `implied`, which it is not told."""
+        case = self.case_type(**self.entry.implied[option])
+        own = {n: getattr(case, n) for n in self.entry.options[option]}
+        return replace(self.fitting(case, precision), **own)
 
     def judged(self, case: Any) -> None:
         """Remember which options a case has set."""
@@ -262,7 +268,7 @@ class Function:
         import torch
 
         precision = precision_name(case)
-        implied = [in_precision(x, precision, {}) for x in self.implied.values()]
+        implied = [self.implying(option, precision) for option in self.implied]
         if self.fitting(case, precision) != case and case not in implied:
             raise Inapplicable("the function takes no such case")
         call = self.entry.call(side, case, given)
@@ -340,6 +346,11 @@ class Function:
         """
         given = {self._names[n]: x for n, x in call.options.items() if n in self._names}
         values = {self._names[n]: x for n, x in call.values.items() if n in self._names}
+        first = next(iter(call.tensors.values()))
+        for option, handed in self.handed.items():
+            for told in (given, values):
+                if (x := told.get(name := self._names[option])) is not None:
+                    told[name] = handed.change(x, first)
         defaults = {n: inspect.signature(self.function).parameters[n].default for n in given}
         for name, default in defaults.items():
             if given[name] is None and name in values and default is not None:
@@ -373,7 +384,8 @@ class Function:
 def names(function: Callable[..., Any], options: Iterable[str]) -> dict[str, str]:
     """Return what the function calls those options that it has."""
     taken = parameters(function)
-    return {option: name for option in options for name in names_of(option) if name in taken}
+    theirs = {option: [n for n in names_of(option) if n in taken] for option in options}
+    return {option: known[0] for option, known in theirs.items() if known}
 
 
 def _dtype(x: Any) -> str:

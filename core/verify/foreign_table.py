@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twofold.core import ops
@@ -9,7 +10,7 @@ from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify import foreign_decoding as decoding
 from twofold.core.verify import foreign_orders as orders
 from twofold.core.verify import foreign_packed as packed
-from twofold.core.verify.foreign_plain import Plain
+from twofold.core.verify.foreign_plain import Handed, Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
 
@@ -43,6 +44,21 @@ EPS = {
 }
 # Of a root mean square, whether it multiplies with its weight or, as Gemma's, with 1 + weight.
 OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offset in (0.0, 1.0))}
+
+SHOWS, HIDES = "True where a key is attended", "True where a key is not attended"
+OF_KEYS = {"mask": "B11N"}
+# What a mask says: of four axes, or (batch, keys), as torch's and Hugging Face's padding masks.
+MASKS = {
+    SHOWS: Handed(lambda mask, q: mask),
+    HIDES: Handed(lambda mask, q: ~mask),
+    "1 where a key is attended": Handed(lambda mask, q: mask.long()),
+    "added, −∞ where a key is not attended": Handed(calls.added),
+    f"(batch, keys), {SHOWS}": Handed(calls.key_mask, OF_KEYS),
+    f"(batch, keys), {HIDES}": Handed(lambda mask, q: ~calls.key_mask(mask, q), OF_KEYS),
+    "(batch, keys), 1 where a key is attended": Handed(
+        lambda mask, q: calls.key_mask(mask, q).long(), OF_KEYS
+    ),
+}
 
 PLAIN = {
     "attention": Plain(
@@ -89,7 +105,11 @@ PLAIN = {
         ),
         exercised={
             "softmax_scale": ({**SMALL, "softmax_scale": 0.1},),
-            "mask": ({**SMALL, "mask": "BHMN"}, {**SMALL, "mask": "111N"}),
+            "mask": (
+                {**SMALL, "mask": "B11N"},
+                {**SMALL, "mask": "BHMN"},
+                {**SMALL, "mask": "111N"},
+            ),
             "key_lengths": ({**SMALL, "key_lengths": True},),
             "causal": ({"seqlen_q": 5, "seqlen_k": 1029, "head_dim": 16, "causal": True},),
             "window_size": (
@@ -110,6 +130,12 @@ PLAIN = {
         },
         implied={"enable_gqa": {**SMALL, "heads": 4, "groups": 2}},
         meant={"causal": ({**SMALL, "causal": "bottom-right"}, {**SMALL, "causal": "top-left"})},
+        either={
+            "causal": tuple(
+                {**SMALL, "causal": how} for how in (False, "bottom-right", "top-left", True)
+            )
+        },
+        handed={"mask": MASKS},
         arranged={"(batch, seqlen, heads, head_dim)": orders.heads_inside},
         fewer={
             "(batch · heads, seqlen, head_dim)": (orders.heads_as_batch, OF_ONE_HEAD),
@@ -220,7 +246,13 @@ PLAIN = {
         arranged={
             "q, k (batch, length, heads, head_dim)": orders.rotary_heads_inside,
             "cos, sin (length, head_dim)": orders.tables_of_features,
-            "cos, sin (batch, length, head_dim)": orders.tables_of_batches,
+            "cos, sin (length, head_dim), those of a pair beside each other": partial(
+                orders.tables_of_features, beside=True
+            ),
+            "cos, sin (batch, length, head_dim)": partial(orders.tables_of_features, batches=True),
+            "cos, sin (batch, length, head_dim), those of a pair beside each other": partial(
+                orders.tables_of_features, batches=True, beside=True
+            ),
         },
         arranged_case={
             "batch": 2,

@@ -31,7 +31,7 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contract import (
     subject as subject_of,
 )
-from twofold.core.verify.foreign_operators import Operator, in_precision
+from twofold.core.verify.foreign_operators import Operator
 from twofold.core.verify.foreign_refusals import Refused, where
 from twofold.core.verify.foreign_subjects import Function
 from twofold.core.verify.foreign_verdict import (
@@ -224,9 +224,9 @@ class Trial:
 
         Not on a GPU: a kernel that knows nothing of it leaves its tensors there, and goes on.
         """
-        for option, case in self.judged.implied.items() if self.judged.side.device == "cpu" else ():
+        for option in self.judged.implied if self.judged.side.device == "cpu" else ():
             try:
-                held += self.bound(in_precision(case, precision, {}))
+                held += self.bound(self.judged.implying(option, precision))
             except Refused:
                 continue
             except Violation as violation:

@@ -14,6 +14,7 @@ from twofold.core.verify.foreign_kinds import parameters, showing
 from twofold.core.verify.foreign_plain import names_of
 
 OUT = ("out", "output", "result", "o")
+LOSS = ("loss", *OUT)  # of one element
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 LARGEST = 2**28  # bytes that are copied
 # Operators whose one output is like their first tensor, and what is written over of others.
@@ -32,13 +33,15 @@ OVER = {
 def filling(function: Callable[..., Any], operator: str, written: list[str]) -> Callable[..., Any]:
     """Return a function that is given where to write as one that returns it.
 
-    Of gate and up in one tensor the output has half of the columns. `written` is told where to.
+    Of gate and up in one tensor the output has half of the columns, and a loss is one element.
+    `written` is told where to.
     """
     import torch
 
-    taken = parameters(function)
-    outs = [n for n in OUT if n in taken and taken[n].default is Parameter.empty]
-    if operator not in LIKE_FIRST or not outs:
+    taken, is_loss = parameters(function), operator == "softmax_cross_entropy"
+    known = LOSS if is_loss else OUT if operator in LIKE_FIRST else ()
+    outs = [n for n in known if n in taken and taken[n].default is Parameter.empty]
+    if not outs:
         return function
     out = outs[0]
     written.append(out)
@@ -51,10 +54,11 @@ def filling(function: Callable[..., Any], operator: str, written: list[str]) -> 
         bound = signature.bind(*args, **how)
         x = args[0]
         columns = x.shape[-1] // 2 if halves else x.shape[-1]
-        made = torch.full((*x.shape[:-1], columns), torch.nan, dtype=x.dtype, device=x.device)
+        shape = (1,) if is_loss else (*x.shape[:-1], columns)
+        made = torch.full(shape, torch.nan, dtype=x.dtype, device=x.device)
         given = {**bound.arguments, out: made}
         function(**{n: given[n] for n in taken if n in given})
-        return made
+        return made[0] if is_loss else made
 
     return showing(filled, signature)
 
