@@ -151,9 +151,9 @@ def operators() -> str:
 def attention() -> str:
     """Steps (1) to (4) of attention on both sides."""
     reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
-    kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "divisor, lse = log_sum")
+    kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "# (3) log-sum-exp, whole")
     after = between(
-        ROOT / "kernels/attention.py", "divisor, lse = log_sum", "i = first + tl.arange"
+        ROOT / "kernels/attention.py", "# (3) log-sum-exp, whole", "i = first + tl.arange"
     )
     weigh = between(ROOT / "kernels/attention_parts.py", "def weigh", "@triton.jit").rstrip()
     return "\n".join(
@@ -163,8 +163,8 @@ def attention() -> str:
             f"<pre>{html.escape(reference)}</pre>",
             "</td><td>",
             f"<pre>{html.escape(kernel)}</pre>",
-            f"<pre># behind the loop: (3) log-sum-exp, whole; (4) output, divided by the sum\n"
-            f"{html.escape(after)}</pre>",
+            "and behind the loop",
+            f"<pre>{html.escape(after)}</pre>",
             f"<pre>{html.escape(weigh)}</pre>",
             "</td></tr></table>",
         ]

@@ -1,11 +1,11 @@
 """Activations and their derivatives: two small device functions, and one pass over memory for each.
 
-Bytes: forward 2·n·b (read x, write y), backward 3·n·b (read dy and x, write dx); nothing else is
-saved, since to compute f′(x) from x costs less than to load it. `linear` applies the same two
+Bytes: forward 2·n·b (read x, write out), backward 3·n·b (read dout and x, write dx); nothing else
+is saved, since to compute f′(x) from x costs less than to load it. `linear` applies the same two
 functions while its product is still in registers, and then they cost no bytes at all.
 
 A bias is added in registers, both ways: z is neither written nor rounded. Its kernels go by rows
-and columns. Backward sums db on its way, over shares of the rows, as partial sums that a small
+and columns. Backward sums dbias on its way, over shares of the rows, as partial sums that a small
 second kernel adds up: no atomics, the same bits in every run. The shares are as many as fill a GPU;
 their sums, read and written, are about 2 MB. `linear` has the same pass for its own bias.
 
@@ -115,31 +115,31 @@ def tanh_decay(z):
 @triton.jit
 def forward_kernel(
     x_ptr,  # (n,)
-    y_ptr,  # (n,)
+    out_ptr,  # (n,)
     n: tl.int64,
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(2) y = f(x), for BLOCK elements; there is no bias."""
+    """(2) out = f(x), for BLOCK elements; there is no bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
-    tl.store(y_ptr + index, activate(x, KIND).to(y_ptr.dtype.element_ty), mask=index < n)
+    tl.store(out_ptr + index, activate(x, KIND).to(out_ptr.dtype.element_ty), mask=index < n)
 
 
 @triton.jit
 def backward_kernel(
-    dy_ptr,  # (n,)
+    dout_ptr,  # (n,)
     x_ptr,  # (n,)
     dx_ptr,  # (n,)
     n: tl.int64,
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(2) dx = dy·f′(x), for BLOCK elements; there is no bias."""
+    """(2) dx = dout·f′(x), for BLOCK elements; there is no bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + index, mask=index < n, other=0.0).to(tl.float32)
-    dx = dy * activate_grad(x, KIND)
+    dout = tl.load(dout_ptr + index, mask=index < n, other=0.0).to(tl.float32)
+    dx = dout * activate_grad(x, KIND)
     tl.store(dx_ptr + index, dx.to(dx_ptr.dtype.element_ty), mask=index < n)
 
 
@@ -154,7 +154,7 @@ def load_bias(bias_ptr, bias_strides, columns, C):
 def bias_forward_kernel(
     x_ptr,  # (R, C)
     bias_ptr,  # (C,)
-    y_ptr,  # (R, C)
+    out_ptr,  # (R, C)
     bias_strides,
     R: tl.int64,
     C,
@@ -162,7 +162,7 @@ def bias_forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y = f(x + bias), for a tile of BLOCK_R rows and BLOCK_C columns."""
+    """out = f(x + bias), for a tile of BLOCK_R rows and BLOCK_C columns."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = rows[:, None] * C + columns[None, :]
@@ -171,17 +171,17 @@ def bias_forward_kernel(
     z = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     z += load_bias(bias_ptr, bias_strides, columns, C)
     # (2) activation
-    tl.store(y_ptr + at, activate(z, KIND).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + at, activate(z, KIND).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def bias_backward_kernel(
-    dy_ptr,  # (R, C)
+    dout_ptr,  # (R, C)
     x_ptr,  # (R, C) if KIND is an activation
     bias_ptr,  # (C,) if HAS_BIAS
     dx_ptr,  # (R, C) if KIND is an activation
-    partial_db_ptr,  # (shares, C) float32 if SUMS
-    dy_strides,
+    partial_dbias_ptr,  # (shares, C) float32 if SUMS
+    dout_strides,
     bias_strides,
     R: tl.int64,
     C,
@@ -193,17 +193,17 @@ def bias_backward_kernel(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dx = dy·f′(x + bias) in a share of the rows of BLOCK_C columns; its sum over those rows."""
+    """dx = dout·f′(x + bias) in a share of the rows of BLOCK_C columns; its sum over those rows."""
     share = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    db = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    dbias = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     first = share * rows_per_share
     last = tl.minimum(first + rows_per_share, R)
     for start in tl.range(first, last, BLOCK_R, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_R)
         inside = (rows[:, None] < last) & (columns[None, :] < C)
-        dy_at = dy_ptr + rows[:, None] * dy_strides[0] + columns[None, :] * dy_strides[1]
-        dx = tl.load(dy_at, mask=inside, other=0.0).to(tl.float32)
+        dout_at = dout_ptr + rows[:, None] * dout_strides[0] + columns[None, :] * dout_strides[1]
+        dx = tl.load(dout_at, mask=inside, other=0.0).to(tl.float32)
         # (2) activation
         if KIND != "none":
             at = rows[:, None] * C + columns[None, :]
@@ -213,17 +213,17 @@ def bias_backward_kernel(
             dx *= activate_grad(z, KIND)
             tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
         # (1) bias
-        db += dx
+        dbias += dx
     if SUMS:
         at = share * C + columns
-        tl.store(partial_db_ptr + at, tl.sum(db, axis=0), mask=columns < C)
+        tl.store(partial_dbias_ptr + at, tl.sum(dbias, axis=0), mask=columns < C)
 
 
 @triton.jit
 def add_partials_kernel(
-    partial_db_ptr,  # (shares, C) float32
-    db_ptr,  # (C,)
-    db_strides,
+    partial_dbias_ptr,  # (shares, C) float32
+    dbias_ptr,  # (C,)
+    dbias_strides,
     shares,
     C,
     BLOCK_S: tl.constexpr,
@@ -231,14 +231,14 @@ def add_partials_kernel(
 ):
     """Add up the partial sums of BLOCK_C columns."""
     columns = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    db = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    dbias = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(0, shares, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         at = s[:, None].to(tl.int64) * C + columns[None, :]
         inside = (s[:, None] < shares) & (columns[None, :] < C)
-        db += tl.load(partial_db_ptr + at, mask=inside, other=0.0)
-    total = tl.sum(db, axis=0).to(db_ptr.dtype.element_ty)
-    tl.store(db_ptr + columns * db_strides[0], total, mask=columns < C)
+        dbias += tl.load(partial_dbias_ptr + at, mask=inside, other=0.0)
+    total = tl.sum(dbias, axis=0).to(dbias_ptr.dtype.element_ty)
+    tl.store(dbias_ptr + columns * dbias_strides[0], total, mask=columns < C)
 
 
 def forward(
@@ -251,15 +251,15 @@ def forward(
     check(x, kind, bias)
     precision.supported("x", x)
     x = x.contiguous()
-    y, n = torch.empty_like(x), x.numel()
+    out, n = torch.empty_like(x), x.numel()
     if n and bias is None:
-        forward_kernel[(triton.cdiv(n, BLOCK),)](x, y, n, KIND=kind, BLOCK=BLOCK)
+        forward_kernel[(triton.cdiv(n, BLOCK),)](x, out, n, KIND=kind, BLOCK=BLOCK)
     elif n and bias is not None:
         C = x.shape[-1]
         bias_forward_kernel[(triton.cdiv(n // C, BLOCK_R), triton.cdiv(C, BLOCK_C))](
-            x, bias, y, bias.stride(), n // C, C, KIND=kind, BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C
+            x, bias, out, bias.stride(), n // C, C, KIND=kind, BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C
         )
-    return y, Cache(x, kind, bias)
+    return out, Cache(x, kind, bias)
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> Gradients:
@@ -270,6 +270,8 @@ def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> G
     """
     checks.gradient("dout", dout, tuple(cache.x.shape))
     precision.supported("dout", dout)
+    if split is not None:
+        checks.count("split", split, 1)
     x, dx, n = cache.x, torch.empty_like(cache.x), dout.numel()
     if cache.bias is None:
         if n:

@@ -64,7 +64,8 @@ from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.rotary import Rotary
 
-MOST_SUMMED, SLICE = 256, 128  # features that a program of backward sums, and of more than those
+# A program of backward sums up to MOST_SUMMED features; more are summed SLICE by SLICE.
+MOST_SUMMED, SLICE = 256, 128
 
 
 class Cache(NamedTuple):
@@ -163,6 +164,7 @@ def forward_kernel(
             acc = scaled(acc, rescale[:, None])
             v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = add_weighted(acc, p, v, PRECISION)
+    # (3) log-sum-exp, whole; (4) output, divided by the sum
     divisor, lse = log_sum(top, total)
     out = scaled(acc, (dropout_scale / divisor)[:, None])
     i = first + tl.arange(0, BLOCK_M)

@@ -74,7 +74,7 @@ class Pages(NamedTuple):
 
 @triton.jit
 def place(program, blocks, S, K):
-    """Return (block of rows, part, head of keys, b): programs that share keys stand together."""
+    """Return (block of rows, part, kv_head, b): programs that share keys stand together."""
     rest = program // blocks
     return program % blocks, rest % S, rest // S % K, rest // S // K
 
@@ -133,7 +133,7 @@ def has_live_block(x, b, heads, rows, columns, keys):
 
 @triton.jit
 def attend(
-    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc, threshold,
+    x, pages, keys, b, kv_head, heads, rows, start, q, top, total, acc, threshold,
     D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
@@ -145,14 +145,14 @@ def attend(
     page, page_start, i, length = find(pages, b, start, n, keys.present)
     # (1) scores
     if q is not None:
-        k = load(x.k, x.k_strides, page, shared, page_start, i, d, length, D)
+        k = load(x.k, x.k_strides, page, kv_head, page_start, i, d, length, D)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
     else:
         product = tl.zeros([rows.shape[0], BLOCK_N], tl.float32)
         for chunk in range(0, BLOCK_D, CHUNK_D):
             c = chunk + tl.arange(0, CHUNK_D)[None, :]
             part = load_queries(x, keys, heads, rows, c, D)
-            k = load(x.k, x.k_strides, page, shared, page_start, i, c, length, D)
+            k = load(x.k, x.k_strides, page, kv_head, page_start, i, c, length, D)
             product = tl.dot(part, tl.trans(k), product, input_precision=PRECISION)
     columns = start + tl.trans(n)
     positions = keys.shift + rows
@@ -166,7 +166,7 @@ def attend(
     if DROPOUT:
         keep = dropout.attention_keep(x, tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N)
         p = tl.where(keep, p, 0.0)
-    v = load(x.v, x.v_strides, page, shared, page_start, i, d, length, D)
+    v = load(x.v, x.v_strides, page, kv_head, page_start, i, d, length, D)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
     return top, total, acc
 
@@ -192,7 +192,7 @@ def split_kernel(
 ):  # fmt: skip
     """Attend from BLOCK_R rows of one head of keys to one part of one sequence's."""
     blocks = tl.cdiv(x.G * x.longest_q, BLOCK_R)
-    block, part, shared, b = place(tl.program_id(0), blocks, S, x.H // x.G)
+    block, part, kv_head, b = place(tl.program_id(0), blocks, S, x.H // x.G)
     q_first, M = queries_of(x.q_starts, b, x.M)
     rows_in_all = x.G * M
     first = block * BLOCK_R
@@ -205,7 +205,7 @@ def split_kernel(
         return
     d = tl.arange(0, BLOCK_D)[None, :]
     r = first + tl.arange(0, BLOCK_R)
-    m, h = r // x.G, shared * x.G + r % x.G
+    m, h = r // x.G, kv_head * x.G + r % x.G
     rows, heads = m[:, None], h[:, None]
     shift = present - M
     stop = tl.minimum(begin + split, present)
@@ -227,16 +227,17 @@ def split_kernel(
     for start in range(tl.maximum(begin, seen_from), end, BLOCK_N):
         if x.block_mask is None:
             top, total, acc = attend(
-                x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+                x, pages, keys, b, kv_head, heads, rows, start, q, top, total, acc,
                 threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
             )  # fmt: skip
         else:
             columns = start + tl.arange(0, BLOCK_N)[None, :]
             if has_live_block(x, b, heads, rows, columns, keys):
                 top, total, acc = attend(
-                    x, pages, keys, b, shared, heads, rows, start, q, top, total, acc,
+                    x, pages, keys, b, kv_head, heads, rows, start, q, top, total, acc,
                     threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
                 )  # fmt: skip
+    # (3) log-sum-exp, whole; (4) output, divided by the sum
     divisor, lse = log_sum(top, total)
     batch = b
     if x.q_starts is not None:

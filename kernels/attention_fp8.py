@@ -56,7 +56,7 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.kernels.device import architecture
 from twofold.kernels.layout import alike, side_by_side
-from twofold.kernels.precision import DTYPES
+from twofold.kernels.precision import DTYPES, on_current_device
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
@@ -171,6 +171,7 @@ def forward_kernel(
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
+    # (3) log-sum-exp, whole; (4) output, divided by the sum
     divisor, lse = log_sum(top, total)
     v_scale = load_scale(v_scale_ptr, v_scale_strides, b, kv_head)
     out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale
@@ -208,7 +209,7 @@ def forward(
     rotary: Rotary | None = None,
     block_mask: torch.Tensor | None = None,
     block_size: BlockSize | None = None,
-    out_dtype: str | None = None,
+    out_dtype: str | torch.dtype | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Let every query gather the values of the keys it attends to.
@@ -224,14 +225,14 @@ def forward(
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.dtype("q", q, "float8_e4m3fn")
+    on_current_device("q", q)
     checks.dtype("q_scale", q_scale, "float32")
-    out_dtype = out_dtype or "bfloat16"
-    checks.choice("out_dtype", out_dtype, DTYPES)
+    name = checks.floating_dtype("out_dtype", out_dtype or "bfloat16", DTYPES)
     (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
     sequences, longest_q, _ = sizes(options, B, M, N)
     q_scale = q_scale.expand(sequences, H)
     k_scale, v_scale = (scale.expand(sequences, K) for scale in (k_scale, v_scale))
-    out = side_by_side((B, H, M, D), getattr(torch, out_dtype), q.device)
+    out = side_by_side((B, H, M, D), getattr(torch, name), q.device)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     straight = aligned(*q.stride(), *k.stride(), *v.stride())
     if not straight and copied(D):

@@ -64,8 +64,9 @@ class Variant(NamedTuple):
 
 
 # By head_dim and whether causal: the quickest as measured on an H200 at lengths from 512 to 16384,
-# and from how many queries on it is quicker than the plain kernel (benchmarks/ATTENTION.md). That
-# of 64 in causal order was measured without pairs, with which that of 128 was quicker by a quarter.
+# and from how many queries on it is quicker than the plain kernel (benchmarks/ATTENTION.md). Of 64
+# in causal order the race was without `pairs`, which made that of 128 quicker by a quarter; with
+# them it has not been raced.
 VARIANTS: dict[tuple[int, bool], Variant] = {
     (64, False): Variant(128, 3, early=True),
     (64, True): Variant(128, 3, early=True, pairs=True),
@@ -166,7 +167,7 @@ def forward(
 
 
 def _tiles(x: torch.Tensor, rows: int) -> Any:
-    """Describe (B, H, L, D) to the copy engine, which brings so many rows of a head at a time."""
+    """Describe (B, H, L, D) to the TMA, which brings so many rows of a head at a time."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 

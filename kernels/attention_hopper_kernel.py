@@ -256,7 +256,7 @@ def consume(
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(v_empty.index(slot))
         step += 1
-        # The queries have been read: their place in kv_head memory takes the output.
+        # The queries have been read: the output takes their place in shared memory.
         share = gl.convert_layout(1.0 / divisor, out_layout)
         out = (acc * gl.expand_dims(share, 1)).to(dtype)
         q.store(out)

@@ -2,7 +2,7 @@
 
 Where causal, the programs of a head visit from one tile to all of them: the longest should begin
 first, as those that begin last are what all wait for. But were it so over all heads, all their keys
-and values would be read at the same time, and the second-level cache does not hold them. So it is
+and values would be read at the same time, and the L2 cache does not hold them. So it is
 done for as many heads as fit, one such group after the other: see benchmarks/ATTENTION.md.
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl  # noqa: F401 (Triton's interpreter asks every jit 
 from twofold.kernels.attention_parts import Call
 from twofold.kernels.device import cache_bytes
 
-# Of the second-level cache, for what the programs of a group read. An H100 has two halves, and
+# Of the L2 cache, for what the programs of a group read. An H100 has two halves, and
 # both come to hold what multiprocessors on either side read.
 SHARE = 0.5
 
@@ -25,7 +25,7 @@ def heads_together(heads: int, bytes_read: int, cache: int) -> int:
     Args:
         heads: that there are, in all batches.
         bytes_read: that all programs of one of them read.
-        cache: bytes of the second-level cache.
+        cache: bytes of the L2 cache.
     """
     fitting = max(1, int(SHARE * cache) // max(1, bytes_read))
     return next(n for n in range(min(fitting, heads), 0, -1) if heads % n == 0)

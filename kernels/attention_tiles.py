@@ -66,13 +66,13 @@ DROPOUT: dict[Key, Tile] = {
     ("dk_dv", 4, 64): Tile(32, 16, 8, 1),
     ("dq", 2, 128): Tile(64, 32, 8, 2),
 }
-# So does it to sum over the heads that share keys, with dropout or without.
+# Summing over the heads that share keys takes registers, with dropout or without.
 GROUPED: dict[Key, Tile] = {
     ("dk_dv", 2, 16): Tile(32, 64, 4, 2),
     ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
     ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
 }
-# So do the addresses of a mask or bias, with dropout or without, whatever else is done to the
+# The addresses of a mask or bias do, too, with dropout or without, whatever else is done to the
 # scores, and where packed sequences begin: what replaces those that would spill.
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
@@ -94,13 +94,13 @@ MASKED_DROPOUT: dict[Key, Tile] = {
     ("forward", 4, 128): Tile(32, 16, 8, 1, 32),
     ("dq", 4, 16): Tile(16, 16, 8, 1),
 }
-# And those of a mask of blocks and of the lists of its tiles.
+# The same, and the addresses of a mask of blocks and of the lists of its tiles.
 BLOCKED: dict[Key, Tile] = {
     **MASKED,
     ("forward", 2, 128): Tile(64, 32, 8, 3),
     ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 32),
 }
-# And those of the angles and of the other features of a rotary position's pairs.
+# The same, and the addresses of the angles and of the other features of a rotary position's pairs.
 ROTARY: dict[Key, Tile] = {
     **BLOCKED,
     ("forward", 2, 32): Tile(128, 32, 8, 3),
@@ -151,19 +151,19 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
     (2, 512): Tile(16, 16, 8, 1, 32),
     (4, 512): Tile(16, 16, 8, 1, 16),
 }
-# What a kernel has in the place of that, where it alone would spill.
+# What replaces the tile of UNALIGNED where one kernel alone would spill.
 UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
     ("dq", 2, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
-# On Hopper each group of four warps multiplies 64 rows. With fewer rows the older instruction is
-# used, and eight warps on 64 rows compute everything twice. Here are the quickest on an H200, of
-# all that `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in
-# its loop, whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the
-# time of any tile that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen
-# others: they know nothing of copies under way, of which three stages have more than two.
+# On Hopper each warpgroup multiplies 64 rows (wgmma). With fewer rows mma.sync is used, and eight
+# warps on 64 rows compute everything twice. Here are the quickest on an H200, of all that
+# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in its loop,
+# whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of
+# any tile that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they
+# know nothing of copies under way, of which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),
@@ -207,7 +207,7 @@ HOPPER_SHORT: dict[Key, Tile] = {
 }
 # Where packed sequences begin takes a few registers.
 HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
-# So does it to sum over heads.
+# Summing over heads takes some, too.
 HOPPER_GROUPED: dict[Key, Tile] = {
     ("dk_dv", 2, 64): Tile(32, 128, 8, 3),
     ("dk_dv", 2, 128): Tile(16, 128, 8, 3),

@@ -2,9 +2,9 @@
 
 `weights` is bound by what it writes: a program makes one tile of p, so that one query of a long
 text keeps as many programs busy as it has tiles of keys. Bytes: 4·R·N per head written, k read
-once for every tile of queries; operations: 2·R·N·D per head. A tile that no query may see is
-written as zeros without a product. Packed sequences are read where they are; their weights have a
-batch for each.
+once for every tile of queries and q once for every tile of keys; operations: 2·R·N·D per head. A
+tile that no query may see is written as zeros without a product. Packed sequences are read where
+they are; their weights have a batch for each.
 
 `received` stores nothing but its result: a program holds a tile of keys and goes through the
 queries that see it, as dk and dv do, one order of summation and no atomics, the same bits in every

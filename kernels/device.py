@@ -51,7 +51,7 @@ INTERPRETED_CACHE = 24 * 2**10
 
 
 def cache_bytes() -> int:
-    """Return the size of the current device's second-level cache, an H100's where it is absent."""
+    """Return the size of the current device's L2 cache, an H100's where it is absent."""
     if knobs.runtime.interpret:
         return INTERPRETED_CACHE
     if not torch.cuda.is_available():

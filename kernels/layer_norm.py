@@ -1,10 +1,11 @@
 """Layer normalisation with the residual add and dropout before it, one pass each way.
 
-Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes y (and h where it
-is not x itself): 2nb, with a residual 4nb. Backward reads dy and h, and dh if given, writes
-dx, and dresidual beside dropout: 3nb, 4nb or 5nb. Saved: h, and two float32 numbers a row.
+Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes out (and h where it
+is not x itself): 2nb, with dropout alone 3nb, with a residual 4nb. Backward reads dout and h, and
+dh if given, writes dx, and dresidual beside dropout: 3nb, 4nb or 5nb. Saved: h, and two float32
+numbers a row.
 
-A program holds whole rows in registers. The backward's sums over rows (dw, db) are kept in
+A program holds whole rows in registers. The backward's sums over rows (dweight, dbias) are kept in
 registers by a fixed number of programs that each take a contiguous share of the rows, written once
 as partial sums and added up by a second small kernel: no atomics, the same bits in every run. So
 few programs keep memory busy only if each asks for much at a time: several rows, and the next of
@@ -45,7 +46,7 @@ TILES = (
     (8192, Tile(1, 8, 1)),
     (65536, Tile(1, 16, 1)),
 )
-PARTIALS = 256  # programs that share the rows in backward, hence partial sums of dw and db
+PARTIALS = 256  # programs that share the rows in backward, hence partial sums of dweight and dbias
 
 
 class Cache(NamedTuple):
@@ -83,7 +84,7 @@ def forward_kernel(
     residual_ptr,  # (R, C) if HAS_RESIDUAL
     weight_ptr,  # (C,)
     bias_ptr,  # (C,)
-    y_ptr,  # (R, C)
+    out_ptr,  # (R, C)
     h_ptr,  # (R, C) if HAS_RESIDUAL or DROPOUT
     mean_ptr,  # (R,)
     rstd_ptr,  # (R,)
@@ -123,13 +124,13 @@ def forward_kernel(
     tl.store(mean_ptr + rows, mean, mask=rows < R)
     tl.store(rstd_ptr + rows, rstd, mask=rows < R)
     # (3) normalise, scale, shift
-    y = centred * rstd[:, None] * w[None, :] + b[None, :]
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+    out = centred * rstd[:, None] * w[None, :] + b[None, :]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["threshold"])
 def backward_kernel(
-    dy_ptr,  # (R, C)
+    dout_ptr,  # (R, C)
     dh_ptr,  # (R, C) if HAS_DH
     h_ptr,  # (R, C)
     mean_ptr,  # (R,)
@@ -137,8 +138,8 @@ def backward_kernel(
     weight_ptr,  # (C,)
     dx_ptr,  # (R, C)
     dresidual_ptr,  # (R, C) if HAS_RESIDUAL and DROPOUT; otherwise it is dx
-    partial_dw_ptr,  # (programs, C) float32
-    partial_db_ptr,  # (programs, C) float32
+    partial_dweight_ptr,  # (programs, C) float32
+    partial_dbias_ptr,  # (programs, C) float32
     seed_ptr,  # () int64 if DROPOUT
     R: tl.int64,
     C,
@@ -152,12 +153,12 @@ def backward_kernel(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Differentiate one program's share of the rows, summing dw and db on the way."""
+    """Differentiate one program's share of the rows, summing dweight and dbias on the way."""
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_C)
     w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0).to(tl.float32)
-    dw = tl.zeros([BLOCK_C], tl.float32)
-    db = tl.zeros([BLOCK_C], tl.float32)
+    dweight = tl.zeros([BLOCK_C], tl.float32)
+    dbias = tl.zeros([BLOCK_C], tl.float32)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, R)
     for start in tl.range(first, last, BLOCK_R, num_stages=STAGES):
@@ -166,15 +167,15 @@ def backward_kernel(
         inside = (rows[:, None] < last) & (columns[None, :] < C)
         # (4) x̂ again, from the stream
         h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < last, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < last, other=0.0)
         xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
         # (5) gain and shift: sums over the rows
-        dw += tl.sum(dy * xhat, axis=0)
-        db += tl.sum(dy, axis=0)
+        dweight += tl.sum(dout * xhat, axis=0)
+        dbias += tl.sum(dout, axis=0)
         # (6) the stream: project out what the mean and the variance took away
-        g = dy * w[None, :]
+        g = dout * w[None, :]
         along_mean = tl.sum(g, axis=1) / C
         along_xhat = tl.sum(g * xhat, axis=1) / C
         total = (g - along_mean[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
@@ -190,16 +191,16 @@ def backward_kernel(
             dx = tl.where(kept, total * scale, 0.0)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     partial = program * C + columns
-    tl.store(partial_dw_ptr + partial, dw, mask=columns < C)
-    tl.store(partial_db_ptr + partial, db, mask=columns < C)
+    tl.store(partial_dweight_ptr + partial, dweight, mask=columns < C)
+    tl.store(partial_dbias_ptr + partial, dbias, mask=columns < C)
 
 
 @triton.jit
 def add_partials_kernel(
-    partial_dw_ptr,  # (programs, C) float32
-    partial_db_ptr,  # (programs, C) float32
-    dw_ptr,  # (C,)
-    db_ptr,  # (C,)
+    partial_dweight_ptr,  # (programs, C) float32
+    partial_dbias_ptr,  # (programs, C) float32
+    dweight_ptr,  # (C,)
+    dbias_ptr,  # (C,)
     programs,
     C,
     BLOCK_P: tl.constexpr,
@@ -207,16 +208,22 @@ def add_partials_kernel(
 ):
     """Add up the partial sums of BLOCK_C columns."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    dw = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    db = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    dweight = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    dbias = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, programs, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         at = p[:, None] * C + columns[None, :]
         inside = (p[:, None] < programs) & (columns[None, :] < C)
-        dw += tl.load(partial_dw_ptr + at, mask=inside, other=0.0)
-        db += tl.load(partial_db_ptr + at, mask=inside, other=0.0)
-    tl.store(dw_ptr + columns, tl.sum(dw, axis=0).to(dw_ptr.dtype.element_ty), mask=columns < C)
-    tl.store(db_ptr + columns, tl.sum(db, axis=0).to(db_ptr.dtype.element_ty), mask=columns < C)
+        dweight += tl.load(partial_dweight_ptr + at, mask=inside, other=0.0)
+        dbias += tl.load(partial_dbias_ptr + at, mask=inside, other=0.0)
+    tl.store(
+        dweight_ptr + columns,
+        tl.sum(dweight, axis=0).to(dweight_ptr.dtype.element_ty),
+        mask=columns < C,
+    )
+    tl.store(
+        dbias_ptr + columns, tl.sum(dbias, axis=0).to(dbias_ptr.dtype.element_ty), mask=columns < C
+    )
 
 
 def forward(
@@ -241,7 +248,7 @@ def forward(
     tile = tile or choose_tile(C)
     x = x.contiguous()
     R = x.numel() // C
-    y = torch.empty_like(x)
+    out = torch.empty_like(x)
     h = x if residual is None and dropout_p == 0.0 else torch.empty_like(x)
     mean = torch.empty(R, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
@@ -250,7 +257,7 @@ def forward(
         x if residual is None else residual.contiguous(),
         weight.contiguous(),
         bias.contiguous(),
-        y,
+        out,
         h,
         mean,
         rstd,
@@ -266,7 +273,7 @@ def forward(
         BLOCK_C=triton.next_power_of_2(C),
         num_warps=tile.num_warps,
     )
-    return y, Cache(h, mean, rstd, weight, residual is not None, dropout_p, seed)
+    return out, Cache(h, mean, rstd, weight, residual is not None, dropout_p, seed)
 
 
 def backward(

@@ -43,9 +43,9 @@ TILES = (
 # Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
 # larger tiles of two-byte elements would spill.
 UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
-# More shared memory than others have, and more to multiply for what is read from it: by what its
-# loop keeps busy 0.95 of the matrix units' peak is in reach, 0.74 with 128×128, which made 0.58 of
-# it on an H200 in the products of backward. This one has not been timed yet.
+# It takes more shared memory than other GPUs have. Each byte that is read from it feeds more
+# multiplications: by counts of instructions the loop could reach 0.95 of the tensor cores' peak,
+# that of 128×128 no more than 0.74 (it reached 0.58 on an H200, in backward). Not timed yet.
 HOPPER = Tile(128, 256, 64, 8, 8, 3)
 ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
 # An activation of tiles of so many columns is taken in so many parts. Of all of 128×128 at once it
@@ -55,8 +55,9 @@ WIDE, PARTS = 128, 4
 
 MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # of a Hopper; of one of them
 MOST_SPLITS = 16
-# What a multiprocessor multiplies and adds in a microsecond, with as much to multiply for what it
-# loads as 128×128 has; a tenth more with more; of three tf32 products for one of float32 a sixth.
+# OPERATIONS: multiplications and additions of one multiprocessor in a microsecond, at the
+# arithmetic intensity of a tile of 128×128 (INTENSITY); MORE: the gain above that; FLOAT32_SHARE:
+# of a product of float32, which is three of tf32, each at half the rate of 16 bits.
 OPERATIONS, INTENSITY, MORE, FLOAT32_SHARE = 4.4e6, 64.0, 1.1, 1 / 6
 # Microseconds: a step of a program that waits for its copies; a program's beginning and end, which
 # others on its multiprocessor may hide; another launch.

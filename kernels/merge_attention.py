@@ -240,20 +240,20 @@ def forward(
     outs: torch.Tensor,
     lses: torch.Tensor,
     *,
-    dtype: str | torch.dtype | None = None,
+    out_dtype: str | torch.dtype | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
     """Merge the outputs of attention over disjoint sets of keys by their log-sum-exp.
 
     Arguments and results are those of `reference.merge_attention.forward`, in float16, bfloat16 or
-    float32, any strides; sums in float32. `dtype` is that of out, by default that of outs, so that
-    float32 parts make a bfloat16 result; `tile` overrides the table's choice.
+    float32, any strides; sums in float32. float32 parts make a bfloat16 result where `out_dtype`
+    says so; `tile` overrides the table's choice.
     """
     check(outs, lses)
     supported("outs", outs)
     S, B, H, M, D = outs.shape
-    name = str(outs.dtype if dtype is None else dtype).removeprefix("torch.")
-    checks.choice("dtype", name, DTYPES)
+    asked = outs.dtype if out_dtype is None else out_dtype
+    name = checks.floating_dtype("out_dtype", asked, DTYPES)
     checks.require(H * M <= MOST_ROWS, "outs.shape[2:4]", (H, M), f"of at most {MOST_ROWS} rows")
     tile = tile or choose_tile(D)
     out = side_by_side((B, H, M, D), getattr(torch, name), outs.device)

@@ -55,21 +55,22 @@ class Gradients(NamedTuple):
 
 
 def sinusoidal(
-    positions: torch.Tensor, d_model: int, dtype: str | torch.dtype = "float64"
+    positions: torch.Tensor, d_model: int, dtype: str | torch.dtype = "float32"
 ) -> torch.Tensor:
     """Return the sinusoids of each position, (L, d_model), as `reference` does.
 
-    A constant of the model, made once: torch in float64 and no kernel. In float32 the angle of
-    position 10⁶ would be off by 1/32.
+    A constant of the model, made once: torch and no kernel. Angles are float64 throughout: in
+    float32 that of position 10⁶ would be off by 1/32. The result is float32 by default, as the
+    kernels take it.
     """
     check_sinusoidal(positions, d_model)
-    checks.floating_dtype("dtype", dtype)
+    to = getattr(torch, checks.floating_dtype("dtype", dtype))
     columns = torch.arange(d_model, device=positions.device)
     pair = columns // 2
     divisor = 10000.0 ** (2 * pair.double() / d_model)
     angle = positions[:, None].double() / divisor  # (L, d_model)
     x = torch.where(columns % 2 == 0, angle.sin(), angle.cos())
-    return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return x.to(to)
 
 
 @triton.jit(do_not_specialize=["threshold"])

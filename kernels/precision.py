@@ -25,6 +25,11 @@ def supported(name: str, x: Any) -> None:
     checks.choice(f"{name}.dtype", checks.dtype_name(x), DTYPES)
     if x.dtype == torch.bfloat16 and not x.is_cuda and bare_interpreter():
         checks.require(False, f"{name}.dtype", "bfloat16", INTERPRETED)
+    on_current_device(name, x)
+
+
+def on_current_device(name: str, x: Any) -> None:
+    """Raise `ValueError` unless x is where kernels are launched, if it is on a GPU."""
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         here = f"the current device, cuda:{torch.cuda.current_device()} (see torch.cuda.device)"
         checks.require(False, f"{name}.device", x.device, here)

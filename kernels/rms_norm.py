@@ -1,14 +1,14 @@
 """Root mean square layer normalisation with the residual add before it, one pass each way.
 
-Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes y (and h where it
-is not x itself): 2nb, with a residual 4nb. Backward reads dy and h, and dh if given, and writes dx,
-which is the residual's gradient too: 3nb or 4nb. Saved: h, and one float32 number a row; to find it
-again would take a second sum over each row, to load it takes 4 bytes.
+Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes out (and h where it
+is not x itself): 2nb, with a residual 4nb. Backward reads dout and h, and dh if given, and writes
+dx, which is the residual's gradient too: 3nb or 4nb. Saved: h, and one float32 number a row; to
+find it again would take a second sum over each row, to load it takes 4 bytes.
 
 A program holds whole rows in registers, as `layer_norm` does, with less beside them: neither a
-mean nor a shift. So it has the tiles of `layer_norm`, and its way to dw without atomics, the same
-bits in every run: a fixed number of programs sum a contiguous share of the rows each, and a second
-small kernel adds up their partial sums. That is the one which adds up a bias's gradient for
+mean nor a shift. So it has the tiles of `layer_norm`, and its way to dweight without atomics, the
+same bits in every run: a fixed number of programs sum a contiguous share of the rows each, and a
+second small kernel adds up their partial sums. That is the one which adds up a bias's gradient for
 `activation`. Not timed yet.
 
 `R` rows, `C` columns; steps (1)–(6) are those of the reference.
@@ -54,7 +54,7 @@ def forward_kernel(
     x_ptr,  # (R, C)
     residual_ptr,  # (R, C) if HAS_RESIDUAL
     weight_ptr,  # (C,)
-    y_ptr,  # (R, C)
+    out_ptr,  # (R, C)
     h_ptr,  # (R, C) if HAS_RESIDUAL
     rstd_ptr,  # (R,)
     R: tl.int64,
@@ -83,19 +83,19 @@ def forward_kernel(
     rstd = 1.0 / tl.sqrt(mean_square + eps)
     tl.store(rstd_ptr + rows, rstd, mask=rows < R)
     # (3) normalise, scale
-    y = h * rstd[:, None] * (w.to(tl.float32) + offset)[None, :]
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+    out = h * rstd[:, None] * (w.to(tl.float32) + offset)[None, :]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def backward_kernel(
-    dy_ptr,  # (R, C)
+    dout_ptr,  # (R, C)
     dh_ptr,  # (R, C) if HAS_DH
     h_ptr,  # (R, C)
     rstd_ptr,  # (R,)
     weight_ptr,  # (C,)
     dx_ptr,  # (R, C)
-    partial_dw_ptr,  # (programs, C) float32
+    partial_dweight_ptr,  # (programs, C) float32
     R: tl.int64,
     C,
     rows_per_program: tl.int64,
@@ -105,11 +105,11 @@ def backward_kernel(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Differentiate one program's share of the rows, summing dw on the way."""
+    """Differentiate one program's share of the rows, summing dweight on the way."""
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_C)
     w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0).to(tl.float32) + offset
-    dw = tl.zeros([BLOCK_C], tl.float32)
+    dweight = tl.zeros([BLOCK_C], tl.float32)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, R)
     for start in tl.range(first, last, BLOCK_R, num_stages=STAGES):
@@ -118,19 +118,19 @@ def backward_kernel(
         inside = (rows[:, None] < last) & (columns[None, :] < C)
         # (4) ĥ again, from the stream
         h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + rows, mask=rows < last, other=0.0)
         normed = h * rstd[:, None]
         # (5) gain: a sum over the rows
-        dw += tl.sum(dy * normed, axis=0)
+        dweight += tl.sum(dout * normed, axis=0)
         # (6) the stream: project out what the root mean square took away
-        g = dy * w[None, :]
+        g = dout * w[None, :]
         along = tl.sum(g * normed, axis=1) / C
         dx = (g - normed * along[:, None]) * rstd[:, None]
         if HAS_DH:
             dx += tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-    tl.store(partial_dw_ptr + program * C + columns, dw, mask=columns < C)
+    tl.store(partial_dweight_ptr + program * C + columns, dweight, mask=columns < C)
 
 
 def forward(
@@ -153,14 +153,14 @@ def forward(
     tile = tile or choose_tile(C)
     x = x.contiguous()
     R = x.numel() // C
-    y = torch.empty_like(x)
+    out = torch.empty_like(x)
     h = x if residual is None else torch.empty_like(x)
     rstd = torch.empty(R, dtype=torch.float32, device=x.device)
     forward_kernel[(triton.cdiv(R, tile.block_r),)](
         x,
         x if residual is None else residual.contiguous(),
         weight.contiguous(),
-        y,
+        out,
         h,
         rstd,
         R,
@@ -172,7 +172,7 @@ def forward(
         BLOCK_C=triton.next_power_of_2(C),
         num_warps=tile.num_warps,
     )
-    return y, Cache(h, rstd, weight, offset, residual is not None)
+    return out, Cache(h, rstd, weight, offset, residual is not None)
 
 
 def backward(

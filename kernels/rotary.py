@@ -66,17 +66,17 @@ def tables(
     rotary_dim: int,
     *,
     base: float = 10000.0,
-    dtype: str | torch.dtype = "float64",
+    dtype: str | torch.dtype = "float32",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cos θ and sin θ, each (L, rotary_dim/2) or (B, L, rotary_dim/2), as `reference` does.
 
+    In float32 by default, as the kernels take them.
     Constants of the model, made once: torch in float64 and no kernel.
     """
     check_tables(positions, rotary_dim, base)
-    checks.floating_dtype("dtype", dtype)
+    to = getattr(torch, checks.floating_dtype("dtype", dtype))
     even = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
     angle = positions[..., None].double() / float(base) ** (even / rotary_dim)
-    to = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     return angle.cos().to(to), angle.sin().to(to)
 
 

@@ -1,10 +1,10 @@
 """Softmax over the last axis: a row is read once and held in registers, if it fits.
 
 Bytes, for n = R·C elements of b bytes: forward 2·n·b (read x, write y), backward 3·n·b (read y and
-dy, write dx). A row that does not fit is taken in blocks, twice: once for the running maximum and
-sum (online softmax: Milakov & Gimelshein 2018), backward once for Σ dy·y, and once for the result:
-3·n·b and 5·n·b, of which L2 holds what is read again. Saved: y. Of short rows a program takes
-several. No atomics: the same bits in every run, and of a row, whatever rows are beside it.
+dout, write dx). A row that does not fit is taken in blocks, twice: once for the running maximum and
+sum (online softmax: Milakov & Gimelshein 2018), backward once for Σ dout·y, and once for the
+result: 3·n·b and 5·n·b, of which L2 holds what is read again. Saved: y. Of short rows a program
+takes several. No atomics: the same bits in every run, and of a row, whatever rows are beside it.
 
 `R` rows (all leading axes), `C` columns; steps (1)–(5) are those of the reference.
 """
@@ -145,10 +145,10 @@ def long_forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy_ptr,  # (R, C)
+    dout_ptr,  # (R, C)
     y_ptr,  # (R, C)
     dx_ptr,  # (R, C)
-    dy_strides,
+    dout_strides,
     y_strides,
     R: tl.int64,
     C,
@@ -159,19 +159,19 @@ def backward_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.arange(0, BLOCK_C).to(tl.int64)
     y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
-    dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)
+    dout = load(dout_ptr, dout_strides, rows, columns, R, C, 0.0)
     # (4) what they have in common
-    delta = tl.sum(dy * y, axis=1)
+    delta = tl.sum(dout * y, axis=1)
     # (5) gradient
-    store(dx_ptr, (dy - delta[:, None]) * y, rows, columns, R, C)
+    store(dx_ptr, (dout - delta[:, None]) * y, rows, columns, R, C)
 
 
 @triton.jit
 def long_backward_kernel(
-    dy_ptr,  # (R, C)
+    dout_ptr,  # (R, C)
     y_ptr,  # (R, C)
     dx_ptr,  # (R, C)
-    dy_strides,
+    dout_strides,
     y_strides,
     R: tl.int64,
     C,
@@ -185,14 +185,14 @@ def long_backward_kernel(
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
-        common += load(dy_ptr, dy_strides, rows, columns, R, C, 0.0) * y
+        common += load(dout_ptr, dout_strides, rows, columns, R, C, 0.0) * y
     delta = tl.sum(common, axis=1)
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
-        dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)
+        dout = load(dout_ptr, dout_strides, rows, columns, R, C, 0.0)
         # (5) gradient
-        store(dx_ptr, (dy - delta[:, None]) * y, rows, columns, R, C)
+        store(dx_ptr, (dout - delta[:, None]) * y, rows, columns, R, C)
 
 
 def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor, Cache]:

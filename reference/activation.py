@@ -63,7 +63,7 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
     Args:
         x: any shape, (..., C) with a bias; floating.
         kind: "gelu" (with erf), "gelu_tanh", "relu", "tanh" or "silu".
-        bias: (C,) or None.
+        bias: (C,), of x's dtype, or None.
 
     Returns:
         out, shaped as x, and the cache.

@@ -65,6 +65,11 @@ class Gradients(NamedTuple):
 def check(q: Any, k: Any, v: Any, options: Options) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.floating(q=q, k=k, v=v, bias=options.bias)
+    check_shapes(q, k, v, options)
+
+
+def check_shapes(q: Any, k: Any, v: Any, options: Options) -> tuple[int, int, int, int, int]:
+    """Refuse all but dtypes that either side cannot take; return B, H, M, K and N."""
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
     checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
@@ -80,6 +85,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
         alibi_slopes=options.alibi_slopes, cu_seqlens_q=options.cu_seqlens_q,
         cu_seqlens_k=options.cu_seqlens_k, block_mask=options.block_mask,
     )  # fmt: skip
+    return B, H, M, K, N
 
 
 def check_backward(dout: Any, dlse: Any, q: Any) -> None:
@@ -121,8 +127,8 @@ def forward(
 
     Args:
         q: (B, H, M, D), floating, D ≤ 512.
-        k, v: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k and v
-            (grouped-query attention; multi-query where K = 1).
+        k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K heads of q in a row share a head
+            of k and v (grouped-query attention; multi-query where K = 1).
         softmax_scale: multiplies the products; 1/√D by default.
         causal: query i attends to keys j ≤ i + N − M (True or "bottom-right": the last query sees
             every key) or j ≤ i ("top-left").
@@ -155,7 +161,8 @@ def forward(
         block_size: (rows, columns) of a block, ≥ 1, or one number for both.
 
     Returns:
-        out (B, H, M, D) and a cache whose `lse` (B, H, M) is the natural-log log-sum-exp.
+        out (B, H, M, D), of q's dtype, and a cache whose `lse` (B, H, M), float32 or beside float64
+        float64, is the natural-log log-sum-exp.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -180,7 +187,7 @@ def forward(
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
     # (2) weights, against each row's maximum so that exp cannot overflow
-    # (B, H, M, 1); fmax is quicker than max, which keeps NaN: s does, too
+    # (B, H, M, 1); fmax is quicker than max and ignores NaN, which s itself keeps
     top = np.fmax.reduce(s, axis=-1, keepdims=True, initial=-np.inf)
     if sinks is not None:
         sink = sinks.astype(s.dtype)[:, None, None]  # (H, 1, 1)
@@ -206,7 +213,12 @@ def forward(
 
 
 def backward(
-    dout: Array, cache: Cache, dlse: Array | None = None, *, of_bias: bool = True
+    dout: Array,
+    cache: Cache,
+    dlse: Array | None = None,
+    *,
+    of_bias: bool = True,
+    into: checks.Into = None,
 ) -> Gradients:
     """Return the gradients of q, k, v, bias and sinks.
 
@@ -219,6 +231,8 @@ def backward(
         cache: from `forward`.
         dlse: gradient of `cache.lse`, (B, H, M), floating, or None.
         of_bias: whether dbias is made, if there is a bias.
+        into: (dq, dk, dv), arrays that are written and returned instead of new ones, or None for
+            one.
 
     Returns:
         dq, dk and dv, shaped as q, k and v; dbias and dsinks, shaped as bias and sinks, None for
@@ -265,7 +279,8 @@ def backward(
     # (0) turned back: a rotation's transpose is its inverse
     if options.rotary is not None:
         dq, dk = turn_back(dq, *options.rotary.of_q), turn_back(dk, *options.rotary.of_k)
-    dq, dk, dv = (rounded(x, dtype) for x in (dq, dk, dv))
+    given = checks.into(into, dq=dq.shape, dk=dk.shape, dv=dv.shape)
+    dq, dk, dv = (rounded(x, dtype, to) for x, to in zip((dq, dk, dv), given, strict=True))
     return Gradients(dq, dk, dv, None if dbias is None else rounded(dbias, dtype), dsinks)
 
 

@@ -158,8 +158,8 @@ def forward(
 
     Args:
         q: (B, H, M, D), floating, D ≤ 512: the new queries, whose keys are in the cache already.
-        k_cache, v_cache: (B, K, N, D), or pages (P, K, page_size, D) with a `block_table`; K
-            divides H, and G = H/K heads of q in a row share a head of k and v.
+        k_cache, v_cache: (B, K, N, D), or pages (P, K, page_size, D) with a `block_table`, of q's
+            dtype; K divides H, and G = H/K heads of q in a row share a head of k and v.
         key_lengths: (B,), int32 or int64: how many keys each sequence has; one below 0 counts as 0,
             one above the room there is as that. What lies after them is never looked at.
         block_table: (B, pages), int32 or int64: keys p·page_size … of sequence b lie in page
@@ -191,7 +191,8 @@ def forward(
             of its query, i, and of its key, as in `attention.forward`.
 
     Returns:
-        out (B, H, M, D) and lse (B, H, M), the natural-log log-sum-exp; packed as q is.
+        out (B, H, M, D), of q's dtype, and lse (B, H, M), float32 or beside float64 float64, the
+        natural-log log-sum-exp; packed as q is.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

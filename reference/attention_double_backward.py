@@ -41,19 +41,19 @@ Z is in the scores, and in dZ, whose φ′ moves by φ″, element by element: t
          ddout = R·v + (P∘X)·ddv
 
 where the second terms of dq and dk are A's. Without softcap U = T and dZ = dS. With it φ(Z) =
-c·tanh(Z/c), so with r = tanh(Z/c)
+κ·tanh(Z/κ), so with r = tanh(Z/κ)
 
-    φ′ = 1 − r²,   φ″ = −2·r·φ′/c,
+    φ′ = 1 − r²,   φ″ = −2·r·φ′/κ,
 
 and a function ψ of the capped scores makes ψ′·φ′ of φ′, and ψ″·φ′² + ψ′·φ″ of φ″.
 
 ddout and ddlse are the derivatives of out and lse along (ddq, ddk, ddv); (dq, dk, dv) is the
 Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
 
-Where q and k are turned to rotary positions, q → Qq and k → Kk, they are so above, and backward
-turned dq and dk back. A rotation's transpose is its inverse:
+Where q and k are turned to rotary positions, q → R_q·q and k → R_k·k, they are so above, and
+backward turned dq and dk back. A rotation's transpose is its inverse:
 
-    (0) Q·ddq and K·ddk stand for ddq and ddk    (17) and dq and dk are turned back again.
+    (0) R_q·ddq and R_k·ddk stand for ddq and ddk    (17) and dq and dk are turned back again.
 
 ALiBi, a bias and sinks are constants here. Packed sequences have a batch each, as in `attention`.
 
@@ -124,6 +124,7 @@ def backward(
         ddq, ddk = turn(ddq, *rotary.of_q), turn(ddk, *rotary.of_k)
     ddq, dout = (unpack(x, starts_q, options.max_seqlen_q) for x in (ddq, dout))
     ddk, ddv = (unpack(x, starts_k, options.max_seqlen_k) for x in (ddk, ddv))
+    of_dlse = None if dlse is None else dlse.dtype
     dlse = None if dlse is None else unpack(dlse, starts_q, options.max_seqlen_q)
 
     def pairs(x: Array, y: Array) -> Array:
@@ -183,7 +184,8 @@ def backward(
     if rotary is not None:
         dq, dk = turn_back(dq, *rotary.of_q), turn_back(dk, *rotary.of_k)
     dq, dk, dv, ddout = (rounded(x, dtype) for x in (dq, dk, dv, ddout))
-    return Gradients(dq, dk, dv, ddout, None if dlse is None else pack(g[..., 0], starts_q))
+    ddlse = None if dlse is None else rounded(pack(g[..., 0], starts_q), of_dlse)
+    return Gradients(dq, dk, dv, ddout, ddlse)
 
 
 def bend(s: Array, options: Options) -> Any:

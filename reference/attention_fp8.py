@@ -21,7 +21,7 @@ import numpy as np
 from twofold.reference import attention, attention_scores, checks
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, pack, unpack
 from twofold.reference.precision import rounded, widened
-from twofold.reference.rotary import Rotary, check_rotary
+from twofold.reference.rotary import Rotary
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,34 +38,14 @@ def check(
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.array(name, x)
         checks.dtype(name, x, checks.dtype_name(q))
-    checks.shape("q", q, ("B", "H", "M", "D"))
-    B, H, M, D = (int(n) for n in q.shape)
-    checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
-    checks.shape("k", k, (B, "K", "N", D))
-    K, N = int(k.shape[1]), int(k.shape[2])
-    checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
-    checks.shape("v", v, (B, K, N, D))
-    check_rotary(options.rotary, q, k)
     checks.floating(bias=options.bias)
-    attention_scores.check(options, B, H, M, N)
-    checks.seed(options.seed, q)
+    B, H, M, K, N = attention.check_shapes(q, k, v, options)
     checks.floating(q_scale=q_scale, k_scale=k_scale, v_scale=v_scale)
     sequences = attention_scores.sizes(options, B, M, N)[0]
     checks.broadcastable("q_scale", q_scale, (sequences, H))
     checks.broadcastable("k_scale", k_scale, (sequences, K))
     checks.broadcastable("v_scale", v_scale, (sequences, K))
-    checks.same_device(
-        q=q, k=k, v=v, q_scale=q_scale, bias=options.bias, mask=options.mask,
-        key_lengths=options.key_lengths, sinks=options.sinks, alibi_slopes=options.alibi_slopes,
-        cu_seqlens_q=options.cu_seqlens_q, cu_seqlens_k=options.cu_seqlens_k,
-        block_mask=options.block_mask,
-    )  # fmt: skip
-
-
-def check_out_dtype(name: str | None) -> None:
-    """Raise ValueError for a dtype that the output cannot have here."""
-    if name is not None:
-        checks.choice("out_dtype", name, checks.NUMPY_FLOATING)
+    checks.same_device(q=q, k=k, v=v, q_scale=q_scale, bias=options.bias)
 
 
 def check_quantize(x: Any) -> None:
@@ -101,7 +81,7 @@ def forward(
     rotary: Rotary | None = None,
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
-    out_dtype: str | None = None,
+    out_dtype: Any = None,
 ) -> tuple[Array, Array]:
     """Let every query gather the values of the keys it attends to.
 
@@ -116,10 +96,11 @@ def forward(
             key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
             rotary, block_mask, block_size: as in `attention.forward`.
         bias: as there, of any floating dtype.
-        out_dtype: name of the output's dtype, by default the one that q times its scale has here.
+        out_dtype: of the output, a dtype or its name, by default that of q times its scale.
 
     Returns:
-        out (B, H, M, D), and lse (B, H, M), the natural-log log-sum-exp.
+        out (B, H, M, D), and lse (B, H, M), float32 or beside float64 float64, the natural-log
+        log-sum-exp.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -131,16 +112,16 @@ def forward(
     )  # fmt: skip
     check(q, k, v, q_scale, k_scale, v_scale, options)
     checks.floating(q=q)
-    check_out_dtype(out_dtype)
     for name, x in (("q", q), ("k", k), ("v", v)):
         held = np.array_equal(nearest(x), x, equal_nan=True)
-        checks.require(held, name, "of other numbers", "of numbers that e4m3 has")
-    out_dtype = out_dtype or np.result_type(q, q_scale).name
+        checks.require(held, name, "of numbers that float8_e4m3fn lacks", "of those that it has")
+    asked = np.result_type(q, q_scale) if out_dtype is None else out_dtype
+    dtype = checks.floating_dtype("out_dtype", asked, checks.NUMPY_FLOATING)
     q = scaled(q, q_scale, cu_seqlens_q, max_seqlen_q)
     k, v = (scaled(x, by, cu_seqlens_k, max_seqlen_k) for x, by in ((k, k_scale), (v, v_scale)))
     options = options._replace(bias=None if bias is None else bias.astype(q.dtype))
     out, cache = attention.forward(q, k, v, **options._asdict())
-    return rounded(out, out_dtype), cache.lse
+    return rounded(out, dtype), cache.lse
 
 
 def quantize(x: Array) -> tuple[Array, Array]:

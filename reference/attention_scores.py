@@ -279,7 +279,8 @@ def scores(
     if options.score_mod is not None:
         function, derivative, args, _ = options.score_mod
         change = derivative(s, b, h, i, j, args)
-        s, slope = function(s, b, h, i, j, args), change if slope is None else slope * change
+        slope = change if slope is None else slope * change
+        s = changed(function, s, b, h, i, j, args)
     if options.alibi_slopes is not None:
         shift = band(options, *lengths(options, M, N)).shift
         distance = abs(i + shift - j)  # (1 or B, 1, M, N)
@@ -287,6 +288,14 @@ def scores(
     if options.bias is not None:
         s = s + options.bias
     return s.astype(dtype, copy=False), None if slope is None else np.asarray(slope, dtype)
+
+
+def changed(function: Callable[..., Array], s: Array, *rest: Any) -> Array:
+    """Return scores as a function of yours changes them, of the same shape."""
+    found = function(s, *rest)
+    checks.array("what score_mod.function returns", found)
+    checks.shape("what score_mod.function returns", found, s.shape)
+    return found
 
 
 def attended(

@@ -2,10 +2,10 @@ r"""The weights of attention, to be looked at, and how much attention each key r
 
     p_ij = exp(s_ij − lse_i),   received_j = Σ_i p_ij
 
-Given lse, which `attention.forward` saves, a weight is a matter of its own query and key alone:
-those of one query are had without those of the others, and a sum of some without the rest. That a
-softmax is made anew of its logarithm is the backward of Dao et al. 2022, "FlashAttention", appendix
-B.2; the sums of its columns are what "heavy hitters" are chosen by (Zhang et al. 2023, "H2O:
+Given lse, which `attention.forward` saves, a weight depends on its own query and key alone: the
+weights of one query can be computed without those of the others. To compute a softmax again from
+its log-sum-exp is what the backward of FlashAttention does (Dao et al. 2022, appendix B.2); the
+sums of its columns are what "heavy hitters" are chosen by (Zhang et al. 2023, "H2O:
 Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models").
 
 The weights are those before dropout. A sink has its share through lse: what is left of a row's 1 is

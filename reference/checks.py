@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -71,9 +72,9 @@ def number(name: str, x: Any) -> None:
 
 
 def positive(name: str, x: Any) -> None:
-    """Raise unless `x` is a number above 0."""
+    """Raise unless `x` is a finite number above 0."""
     number(name, x)
-    require(x > 0.0, name, x, "positive")
+    require(0.0 < x < math.inf, name, x, "positive" if x != math.inf else "finite")
 
 
 def array(name: str, x: Any) -> None:
@@ -128,10 +129,12 @@ def dtype(name: str, x: Any, expected: str) -> None:
         raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be {expected}")
 
 
-def floating_dtype(name: str, given: Any, known: tuple[str, ...] = FLOATING) -> None:
-    """Raise `ValueError` unless a dtype that is asked for, or its name, is one of these."""
+def floating_dtype(name: str, given: Any, known: tuple[str, ...] = FLOATING) -> str:
+    """Return the name of a dtype that is asked for, or raise `ValueError` unless it is of these."""
     bare = getattr(given, "__name__", str(given).removeprefix("torch."))
-    choice(name, given if isinstance(given, str) else bare, known)
+    found = given if isinstance(given, str) else str(bare)
+    choice(name, found, known)
+    return found
 
 
 def same_device(**arrays: Any) -> None:
@@ -184,6 +187,12 @@ def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int | str, 
             require(n == want, f"{name}.shape", found, words)
 
 
+def rows(name: str, x: Any) -> None:
+    """Raise unless `x` has rows of at least one element, and at least one."""
+    require(len(x.shape) >= 1, f"{name}.shape", tuple(x.shape), "of rank 1 or more")
+    require(0 not in x.shape, f"{name}.shape", tuple(x.shape), "without an empty dimension")
+
+
 def gradient(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     """Raise unless `x` is floating and of the shape of the output whose gradient it is."""
     floating(**{name: x})
@@ -228,7 +237,7 @@ def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> Non
         starts = x.tolist()
         lengths = [after - before for before, after in itertools.pairwise(starts)]
         fits = starts[0] == 0 and starts[-1] == end and min(lengths) >= 0
-        require(fits, name, starts, f"numbers from 0 to {end} that do not fall")
+        require(fits, name, starts, f"non-decreasing from 0 to {end}")
         require(max(lengths) <= longest, name_longest, longest, f"at least {max(lengths)}")
 
 

@@ -13,6 +13,8 @@ and the kernel, whatever its tiles, draws the same bits.
 One call of Philox gives eight 16-bit draws; element `n` takes draw ``n % 8`` of counter ``n // 8``,
 so `p` is rounded to the nearest 1/65536 and the scale is that of the rounded `p`: E[y] = x exactly.
 
+A dropped ±∞ or NaN is NaN, as 0·∞ is; the kernel, which chooses and does not multiply, has 0.
+
 The steps are numbered; the kernel carries the same numbers where it does the same thing.
 """
 

@@ -1,10 +1,10 @@
 r"""Layer normalisation, fused with the residual add and dropout that stand before it.
 
     h = residual + dropout(x)
-    y = (h − μ) / √(σ² + ε) · w + b,    μ, σ² the mean and variance of h over the last axis
+    out = (h − μ) / √(σ² + ε) · w + b,    μ, σ² the mean and variance of h over the last axis
 
 Ba, Kiros & Hinton 2016, "Layer Normalization", section 3. A pre-norm Transformer needs both: h is
-its residual stream, y what the next sublayer reads. A post-norm one uses y alone.
+its residual stream, out what the next sublayer reads. A post-norm one uses out alone.
 
 `R` rows (all leading axes), `C` columns (the normalised axis).
 """
@@ -50,8 +50,7 @@ def check(
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, weight=weight, bias=bias, residual=residual)
-    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
-    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.rows("x", x)
     checks.shape("weight", weight, (int(x.shape[-1]),))
     checks.shape("bias", bias, (int(x.shape[-1]),))
     if residual is not None:
@@ -75,8 +74,8 @@ def forward(
 
     Args:
         x: (..., C), floating.
-        weight, bias: (C,), the gain and shift after normalising.
-        residual: (..., C) or None, the stream that x is added to.
+        weight, bias: (C,), of x's dtype, the gain and shift after normalising.
+        residual: (..., C), of x's dtype, or None, the stream that x is added to.
         dropout_p: probability of dropping an element of x.
         seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
         eps: added to the variance, inside the root.

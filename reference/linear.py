@@ -40,8 +40,7 @@ def check(x: Any, weight: Any, bias: Any, activation: str | None) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, weight=weight, bias=bias)
-    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
-    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.rows("x", x)
     checks.shape("weight", weight, ("N", int(x.shape[-1])))
     if bias is not None:
         checks.shape("bias", bias, (int(weight.shape[0]),))
@@ -56,8 +55,8 @@ def forward(
 
     Args:
         x: (..., K), floating.
-        weight: (N, K).
-        bias: (N,) or None.
+        weight: (N, K), of x's dtype.
+        bias: (N,), of x's dtype, or None.
         activation: None, "gelu", "gelu_tanh", "relu", "tanh" or "silu".
 
     Returns:

@@ -40,6 +40,7 @@ class Cache(NamedTuple):
 
     outs: Array  # (S, B, H, M, D), 0 where a part is left out
     out: Array  # of float16 in float32
+    out_dtype: Any  # as it is returned
     lse: Array  # (B, H, M)
     w: Array  # (S, B, H, M)
 
@@ -78,13 +79,14 @@ def statistics_dtype(x: Any) -> str:
     return "float64" if checks.dtype_name(x) == "float64" else "float32"
 
 
-def forward(outs: Array, lses: Array) -> tuple[Array, Cache]:
+def forward(outs: Array, lses: Array, *, out_dtype: Any = None) -> tuple[Array, Cache]:
     """Merge the outputs of attention over disjoint sets of keys by their log-sum-exp.
 
     Args:
         outs: (S, B, H, M, D), floating, S ≥ 1, D ≤ 512: the parts' outputs.
         lses: (S, B, H, M), natural logarithms, float32 (float64 where outs are): the parts'
             log-sum-exp, −inf where a part attended nothing.
+        out_dtype: of the result, a dtype or its name; by default that of outs.
 
     Returns:
         out (B, H, M, D) and a cache whose `lse` (B, H, M) is that of all keys.
@@ -93,6 +95,8 @@ def forward(outs: Array, lses: Array) -> tuple[Array, Cache]:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(outs, lses)
+    asked = outs.dtype if out_dtype is None else out_dtype
+    dtype = np.dtype(checks.floating_dtype("out_dtype", asked))
     # (1) log-sum-exp, against the largest lse so that exp cannot overflow
     top = lses.max(axis=0)  # (B, H, M)
     top[top == -np.inf] = 0
@@ -106,7 +110,7 @@ def forward(outs: Array, lses: Array) -> tuple[Array, Cache]:
     # (3) output; a part left out may hold anything, and 0·NaN is NaN
     outs = np.where((lses == -np.inf)[..., None], 0, outs)
     out = sum(w[..., None] * outs)
-    return rounded(out, outs.dtype), Cache(outs, out, lse, w)
+    return rounded(out, dtype), Cache(outs, out, dtype, lse, w)
 
 
 def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
@@ -124,8 +128,8 @@ def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     # (4) weights and output again: kept here, computed again by the kernel
-    outs, out, _, w = cache
-    check_backward(dout, dlse, rounded(out, outs.dtype))
+    outs, out, out_dtype, _, w = cache
+    check_backward(dout, dlse, rounded(out, out_dtype))
     # (5) gradients of the outputs
     douts = (w[..., None] * dout).astype(outs.dtype)  # (S, B, H, M, D)
     # (6) gradients of the log-sum-exps

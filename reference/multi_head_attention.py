@@ -132,7 +132,7 @@ def forward(
     """Attend from x to itself or to a context.
 
     Args:
-        x: (B, M, E), floating.
+        x: (B, M, E), floating; all weights, biases and the context are of its dtype.
         w_qkv: ((H + 2K)·D, E), the projections of q, k and v one below the other, (3E, E) where
             K = H; b_qkv: ((H + 2K)·D,) or None.
         w_out: (E, E); b_out: (E,) or None.

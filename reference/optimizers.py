@@ -46,16 +46,17 @@ def check(
             checks.shape(name, buffer, (int(params.shape[0]),))
     for name, x in (("lr", lr), ("weight_decay", weight_decay)):
         checks.number(name, x)
-        checks.require(x >= 0.0, name, x, "at least 0")
+        checks.require(0.0 <= x < math.inf, name, x, "at least 0 and finite")
     if decay_numel is not None:
         n = int(params.shape[0])
         checks.count("decay_numel", decay_numel, 0)
         checks.require(decay_numel <= n, "decay_numel", decay_numel, f"from 0 to {n}")
     if max_norm is not None:
-        checks.positive("max_norm", max_norm)
+        checks.number("max_norm", max_norm)
+        checks.require(max_norm > 0.0, "max_norm", max_norm, "positive")
         checks.require(grad_norm is not None, "grad_norm", None, "given along with max_norm")
     if grad_norm is not None:
-        checks.array("grad_norm", grad_norm)
+        checks.floating(grad_norm=grad_norm)
         checks.shape("grad_norm", grad_norm, ())
         checks.same_device(params=params, grad_norm=grad_norm)
 
@@ -131,14 +132,16 @@ def adam(
     AdamW's (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2).
 
     Args:
-        params, grads, m, v: (n,) each; m and v are zero before the first step.
+        params, grads, m, v: (n,) each, of one floating dtype; m and v are zero before the first
+            step.
         step: t of the paper, 1 at the first call.
         lr, beta1, beta2, eps: α, β₁, β₂, ε of the paper.
         weight_decay: λ. Decoupled, it is multiplied by lr, as in PyTorch; in the paper by the
             schedule's factor alone, without α.
         decoupled: decay the parameters (AdamW) instead of adding λ·θ to the gradient.
         decay_numel: how many leading elements decay; all by default.
-        grad_norm, max_norm: clip the gradient of norm `grad_norm` to `max_norm`.
+        grad_norm, max_norm: clip the gradient of norm `grad_norm`, 0-d, floating, as `global_norm`
+            has it, to `max_norm`.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -193,8 +196,8 @@ def sgd(
     multiplies what goes into b; here, as in PyTorch, what comes out of it).
 
     Args:
-        params, grads, momentum_buffer: (n,) each; the last is zero before the first step, and may
-            be None without momentum.
+        params, grads, momentum_buffer: (n,) each, of one floating dtype; the last is zero before
+            the first step, and may be None without momentum.
         lr, momentum: step size, and μ.
         nesterov: look ahead along the momentum.
         weight_decay, decay_numel, grad_norm, max_norm: as for `adam`, coupled.
@@ -241,7 +244,8 @@ def adagrad(
     Optimization", section 1.1, with diagonal matrices.
 
     Args:
-        params, grads, sum_of_squares: (n,) each; the last is zero before the first step.
+        params, grads, sum_of_squares: (n,) each, of one floating dtype; the last is zero before
+            the first step.
         lr, eps: step size, and what keeps the division finite.
         weight_decay, decay_numel, grad_norm, max_norm: as for `adam`, coupled.
 

@@ -118,7 +118,7 @@ def forward(
     Args:
         ids: (B, L), int32 or int64, each at least 0 and below V.
         table: (V, D), floating.
-        position_table: (P, D) or None for no positions.
+        position_table: (P, D), of table's dtype, or None for no positions.
         positions: (B, L) rows of the position table, if there is one; 0 … L − 1 by default.
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).

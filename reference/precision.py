@@ -1,5 +1,7 @@
 """float16 is worked with in float32 and rounded once, at the end, as in the kernels.
 
+So is bfloat16, which NumPy has from `ml_dtypes` alone.
+
 In float16 itself a sum of ones stops at 2,048, the square of 300 is infinite and 10⁻⁸ is 0. float32
 and float64 stay what they are, and are not copied.
 """
@@ -14,8 +16,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def widened(x: Array) -> Array:
-    """Return float16 as float32; everything else as it is."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+    """Return float16 and bfloat16 as float32; everything else as it is."""
+    return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
 def rounded(x: Array, dtype: Any, to: Array | None = None) -> Array:

@@ -1,12 +1,12 @@
 r"""Root mean square layer normalisation, fused with the residual add that stands before it.
 
     h = residual + x
-    y = h / √(mean(h²) + ε) · (w + offset),    the mean over the last axis
+    out = h / √(mean(h²) + ε) · (w + offset),    the mean over the last axis
 
 Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4; ε is not in it. There is
 neither a mean to subtract nor a shift. Models like Llama have this norm before each sublayer: h is
-their residual stream, y what the sublayer reads. Gemma keeps the distance of the gain from 1: its
-offset is 1, that of the others 0.
+their residual stream, out what the sublayer reads. Gemma stores the gain minus 1: its offset is 1,
+that of the others 0.
 
 `R` rows (all leading axes), `C` columns (the normalised axis).
 """
@@ -47,8 +47,7 @@ def check(x: Any, weight: Any, residual: Any, eps: float, offset: float) -> None
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, weight=weight, residual=residual)
-    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
-    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.rows("x", x)
     checks.shape("weight", weight, (int(x.shape[-1]),))
     if residual is not None:
         checks.shape("residual", residual, tuple(x.shape))
@@ -69,8 +68,8 @@ def forward(
 
     Args:
         x: (..., C), floating.
-        weight: (C,), the gain after normalising, without the offset.
-        residual: (..., C) or None, the stream that x is added to.
+        weight: (C,), of x's dtype, the gain after normalising, without the offset.
+        residual: (..., C), of x's dtype, or None, the stream that x is added to.
         eps: added to the mean square, inside the root.
         offset: added to the weight; 1.0 for weights of Gemma.
 

@@ -92,7 +92,7 @@ def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
     """Refuse angles, named with this prefix, that are not of the rows of x (B, H, L, D)."""
     B, _, L, D = (int(n) for n in x.shape)
     check_angles(prefix, x, cos, sin)
-    checks.shape(f"{prefix}cos", cos, (L, "F") if len(cos.shape) == 2 else (B, L, "F"))
+    checks.shape(f"{prefix}cos", cos, (L, "F") if len(cos.shape) <= 2 else (B, L, "F"))
     checks.shape(f"{prefix}sin", sin, tuple(int(n) for n in cos.shape))
     F = int(cos.shape[-1])
     checks.require(2 * F <= D, f"{prefix}cos.shape[-1]", F, f"at most half of head_dim {D}")
@@ -186,19 +186,23 @@ def forward(
     return turned, Cache(cos, sin, interleaved)
 
 
-def backward(dq_out: Array, dk_out: Array, cache: Cache) -> Gradients:
+def backward(dq_out: Array, dk_out: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
     """Return dq and dk: the gradients of the results, turned by −θ.
 
     Args:
         dq_out: (B, H, L, D), floating.
         dk_out: (B, K, L, D), of its dtype.
         cache: from `forward`.
+        into: (dq, dk), arrays that are written and returned instead of new ones, or None for one;
+            they may be (dq_out, dk_out).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_backward(dq_out, dk_out, cache.cos)
-    return Gradients(turn_back(dq_out, *cache), turn_back(dk_out, *cache))
+    given = checks.into(into, dq=dq_out.shape, dk=dk_out.shape)
+    found = (turn_back(x, *cache) for x in (dq_out, dk_out))
+    return Gradients(*(rounded(x, x.dtype, to) for x, to in zip(found, given, strict=True)))
 
 
 def turn_back(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:

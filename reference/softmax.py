@@ -37,8 +37,7 @@ def check(x: Any) -> None:
     """Raise TypeError or ValueError for what either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x)
-    checks.require(len(x.shape) >= 1, "x.shape", tuple(x.shape), "of rank 1 or more")
-    checks.require(0 not in x.shape, "x.shape", tuple(x.shape), "without an empty dimension")
+    checks.rows("x", x)
 
 
 def forward(x: Array) -> tuple[Array, Cache]:

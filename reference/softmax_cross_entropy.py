@@ -93,13 +93,14 @@ def forward(
     Args:
         logits: (R, C), floating.
         targets: class indices (R,), int32 or int64, or probabilities (R, C) in the logits' dtype.
-        weight: (C,) or None, multiplies each class's term.
+        weight: (C,), of the logits' dtype, or None, multiplies each class's term.
         label_smoothing: ε, the share of the target that is spread evenly over all classes.
         ignore_index: rows with this class index count for nothing.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        the loss, 0-d or (R,) for "none", in nats, and the cache.
+        the loss, 0-d or (R,) for "none", in nats, and the cache. A row with NaN or +∞, or of −∞
+        alone, makes both NaN.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -124,7 +125,8 @@ def forward(
     if weight is not None:
         t *= weight  # (R, C)
     # (2) log-softmax, shifted by the row's maximum
-    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞ is the NaN that is meant
+        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     p = np.exp(shifted)
     total = p.sum(axis=1, keepdims=True)
     p /= total

@@ -271,3 +271,10 @@ def test_not_a_number_stays_one_both_ways(reference, triton, kind):
 )
 def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("activation", {"x": np.ones(3), "kind": "gelu"} | changed, error, words)
+
+
+@pytest.mark.parametrize(("split", "error"), [(0, ValueError), (-1, ValueError), ("a", TypeError)])
+def test_a_split_is_a_number_of_shares(triton, split, error):
+    _, cache = triton.activation.forward(triton.zeros((2, 3)), "relu", triton.zeros(3))
+    with pytest.raises(error, match="^split is "):
+        triton.activation.backward(triton.zeros((2, 3)), cache, split=split)

@@ -185,7 +185,7 @@ def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words)
                 cu_seqlens_q=torch.zeros(2).int(), cu_seqlens_k=torch.tensor([0, 5]).int(),
                 max_seqlen_q=1, max_seqlen_k=5,
             ),
-            "cu_seqlens_q is [0, 0]; it must be numbers from 0 to 3 that do not fall (with 3",
+            "cu_seqlens_q is [0, 0]; it must be non-decreasing from 0 to 3 (with 3",
         ),
         (
             lambda: multi_head_attention(

@@ -228,6 +228,20 @@ def test_both_sides_refuse_bad_input(both_refuse, arguments, error, words):
     both_refuse("attention", {"q": q, "k": kv, "v": kv} | arguments, error, words)
 
 
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        (lambda s, *_: 1.0, TypeError, " is a float; it must be an array"),
+        (lambda s, *_: s[..., :1], ValueError, ".shape is (1, 1, 3, 1); it must be (1, 1, 3, 2)"),
+    ],
+)
+def test_what_a_function_of_the_scores_returns_is_looked_at(reference, changed, error, words):
+    q, k = np.ones((1, 1, 3, 4)), np.ones((1, 1, 2, 4))
+    with pytest.raises(error) as refusal:
+        reference.attention.forward(q, k, k, score_mod=ScoreMod(changed, lambda s, *_: 1.0))
+    assert str(refusal.value) == f"what score_mod.function returns{words}"
+
+
 def test_head_dim_above_512_is_refused(both_refuse):
     wide = dict.fromkeys("qkv", np.ones((1, 1, 1, 513)))
     both_refuse("attention", wide, ValueError, "q.shape[-1] is 513; it must be at most 512")
@@ -299,9 +313,18 @@ def test_both_sides_refuse_bad_packing(both_refuse, arguments, error, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"cu_seqlens_q": [1, 2, 6]}, "cu_seqlens_q is [1, 2, 6]; it must be numbers from 0 to 6"),
-        ({"cu_seqlens_q": [0, 2, 5]}, "cu_seqlens_q is [0, 2, 5]; it must be numbers from 0 to 6"),
-        ({"cu_seqlens_k": [0, 8, 7]}, "cu_seqlens_k is [0, 8, 7]; it must be numbers from 0 to 7"),
+        (
+            {"cu_seqlens_q": [1, 2, 6]},
+            "cu_seqlens_q is [1, 2, 6]; it must be non-decreasing from 0 to 6",
+        ),
+        (
+            {"cu_seqlens_q": [0, 2, 5]},
+            "cu_seqlens_q is [0, 2, 5]; it must be non-decreasing from 0 to 6",
+        ),
+        (
+            {"cu_seqlens_k": [0, 8, 7]},
+            "cu_seqlens_k is [0, 8, 7]; it must be non-decreasing from 0 to 7",
+        ),
         ({"max_seqlen_q": 3}, "max_seqlen_q is 3; it must be at least 4"),
         ({"max_seqlen_k": 6}, "max_seqlen_k is 6; it must be at least 7"),
     ],

@@ -316,7 +316,7 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
         ({"max_seqlen_q": 1}, "max_seqlen_q is 1; it must be at least 2"),
         (
             {"cu_seqlens_q": STARTS + 1},
-            "cu_seqlens_q is [1, 2, 4]; it must be numbers from 0 to 3",
+            "cu_seqlens_q is [1, 2, 4]; it must be non-decreasing from 0 to 3",
         ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, dict) else "",

@@ -297,3 +297,13 @@ def test_every_property_has_a_fault_here():
 def test_symmetry_sees_every_part_of_the_hessian(reference, name):
     with pytest.raises(AssertionError, match="⟨H·u, w⟩ is not ⟨u, H·w⟩"):
         PROPERTIES["symmetry"](faulty(contract.CONTRACT, reference, scaled(name, 1.1)), CASE)
+
+
+def test_the_gradient_of_a_gradient_has_its_dtype(reference, triton):
+    """That of lse may have any."""
+    x = RNG.standard_normal((1, 2, 3, 8))
+    for side in (reference, triton):
+        q, dlse = side.asarray(x, "float32"), side.asarray(x[..., 0], "float16")
+        _, cache = side.attention.forward(q, q, q)
+        found = side.attention_double_backward.backward(q, q, q, q, cache, dlse)
+        assert found.ddlse.dtype == dlse.dtype

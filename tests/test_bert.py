@@ -91,7 +91,9 @@ CONFIGS = st.fixed_dictionaries(
         "type_vocab_size": st.integers(1, 3),
         "vocab_size": st.integers(5, 50),
         "num_labels": st.integers(1, 4),
-        "hidden_act": st.sampled_from(["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]),
+        "hidden_act": st.sampled_from(
+            ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
+        ),
         "layer_norm_eps": st.sampled_from([1e-12, 1e-5]),
     }
 )

@@ -1,8 +1,14 @@
-"""float16 on NumPy's side: sums that it cannot add up itself, and constants that it has not."""
+"""16 bits on NumPy's side: sums that they cannot add up themselves, and constants they have not."""
 
+import dataclasses
+
+import ml_dtypes
 import numpy as np
 import pytest
 
+from twofold.core import ops
+from twofold.core.verify.contract import judge
+from twofold.core.verify.report import contract_module
 from twofold.reference import (
     activation,
     attention,
@@ -161,3 +167,20 @@ def test_what_is_hardly_ever_kept_is_scaled_by_65536():
     for found in (out, dropout.backward(x, cache).dx):
         assert found.dtype == HALF
         assert np.array_equal(np.unique(found), [0, 64])
+
+
+@pytest.mark.parametrize("operator", [name for name in ops.OPERATORS if name != "attention_fp8"])
+def test_bfloat16_of_ml_dtypes_is_held_to_the_contract(reference, operator):
+    """NumPy does not take it for a floating dtype, and neither adds up nor multiplies it well."""
+    assert np.dtype("bfloat16") == ml_dtypes.bfloat16
+    module = contract_module(operator)
+    plain = {"dtype": "bfloat16", "allow_tf32": False, "layout": "contiguous", "tile": None}
+    plain |= {"into": "", "float32_parts": False}
+    cases = dict.fromkeys(
+        dataclasses.replace(case, **{n: x for n, x in plain.items() if hasattr(case, n)})
+        for case in module.CONTRACT.pinned
+        if getattr(case, "kept", "") != "float64"
+    )
+    for case in list(cases)[:9]:
+        findings = [f for f in judge(module.CONTRACT, reference, case) if f.output != "inputs"]
+        assert findings and not [f.fault for f in findings if f.fault], case

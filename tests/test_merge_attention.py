@@ -116,11 +116,23 @@ def test_the_output_has_the_dtype_that_is_asked_for(triton, dtype):
     lses, merge = triton.asarray(given.lses, "float32"), triton.merge_attention
     outs = triton.asarray(given.outs, dtype)
     assert merge.forward(outs, lses)[0].dtype == outs.dtype
-    half, single = (merge.forward(x, lses, dtype="float32")[0] for x in (outs, outs.float()))
+    half, single = (merge.forward(x, lses, out_dtype="float32")[0] for x in (outs, outs.float()))
     assert half.dtype == torch.float32 and torch.equal(half, single)
-    out, cache = merge.forward(outs.float(), lses, dtype=outs.dtype)
+    out, cache = merge.forward(outs.float(), lses, out_dtype=outs.dtype)
     assert out.dtype == outs.dtype and torch.equal(out, single.to(outs.dtype))
     assert merge.backward(out, cache).douts.dtype == torch.float32
+
+
+def test_numpy_has_the_dtype_that_is_asked_for(reference):
+    given, merge = contract.inputs(contract.Case(dead=0.3)), reference.merge_attention
+    outs, lses = (x.astype(np.float32) for x in (given.outs, given.lses))
+    whole, _ = merge.forward(outs, lses)
+    for asked in ("float16", np.float16, np.dtype(np.float16)):
+        half, cache = merge.forward(outs, lses, out_dtype=asked)
+        assert half.dtype == np.float16 and np.array_equal(half, whole.astype(np.float16))
+        assert merge.backward(half, cache).douts.dtype == np.float32
+    with pytest.raises(ValueError, match="out_dtype is 'int32'; it must be one of 'float16'"):
+        merge.forward(outs, lses, out_dtype=np.int32)
 
 
 def test_gradients_have_the_dtypes_of_what_they_are_of(reference, triton):
@@ -188,8 +200,8 @@ def test_a_bad_gradient_is_refused(reference, triton, changed, error, words):
 def test_the_kernel_refuses_what_it_cannot_keep(triton):
     merge = triton.merge_attention.forward
     outs, lses = (triton.asarray(x) for x in (OUTS, LSES))
-    with pytest.raises(ValueError, match="dtype is 'int32'; it must be one of 'float16'"):
-        merge(outs, lses, dtype="int32")
+    with pytest.raises(ValueError, match="out_dtype is 'int32'; it must be one of 'float16'"):
+        merge(outs, lses, out_dtype="int32")
     with pytest.raises(ValueError, match=r"outs.dtype is 'float64'; it must be one of 'float16'"):
         merge(outs.double(), lses.double())
     outs = outs[:1, :, :1, :1].expand(1, 1, 2**15 + 1, 2**15, 5)

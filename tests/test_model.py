@@ -334,7 +334,7 @@ def test_config_survives_json():
         (dict(input="words"), ValueError, "input is 'words'; it must be one of 'tokens'"),
         (dict(dropout=1.0), ValueError, "dropout is 1.0; it must be at least 0 and below 1"),
         (dict(embedding_dropout=-0.1), ValueError, "embedding_dropout is -0.1; it must be"),
-        (dict(token_types=2), ValueError, "token_types is 2; it must be 0 but for tokens with"),
+        (dict(token_types=2), ValueError, "token_types is 2; it must be 0 unless input is"),
         (dict(pooler=1), TypeError, "pooler is a int; it must be of type bool"),
         (dict(eps=0.0), ValueError, "eps is 0.0; it must be positive"),
         (dict(d_ff="64"), TypeError, "d_ff is a str; it must be of type int"),

@@ -84,12 +84,15 @@ def test_sinusoids_are_the_formula_at_high_precision(request, name, d_model):
     assert compare("sinusoids", side.to_numpy(found), bound)[2] == ""
 
 
-def test_a_side_takes_its_own_sinusoids(reference, triton):
-    for side in (reference, triton):
-        made = side.positional_encoding.sinusoidal(side.asarray(np.arange(5)), 6)
-        assert np.array_equal(
-            side.to_numpy(side.asarray(made, "float32")), side.to_numpy(made).astype("float32")
-        )
+def test_a_side_takes_its_own_sinusoids_and_angles(reference, triton):
+    """By default in a dtype that its operators take."""
+    for side, dtype in ((reference, "float64"), (triton, "float32")):
+        places, x = side.asarray(np.arange(5)), side.asarray(np.ones((1, 1, 5, 6)), dtype)
+        made = side.positional_encoding.sinusoidal(places, 6)
+        ids, table = side.asarray(np.zeros((1, 5), int)), side.asarray(np.ones((2, 6)), dtype)
+        out, _ = side.positional_encoding.forward(ids, table, made)
+        assert np.array_equal(side.to_numpy(out)[0], side.to_numpy(made) + 1)
+        side.rotary.forward(x, x, *side.rotary.tables(places, 4))
 
 
 IDS, TABLE = np.zeros((2, 3), int), np.ones((4, 5))

@@ -162,21 +162,23 @@ def test_pooled_gradients_of_another_width_are_refused(
         side.pooling.backward(wide, cache)
 
 
+@pytest.mark.parametrize("name", ["reference", "triton"])
 @pytest.mark.parametrize(
     ("operator", "names"), [("attention", ("dq", "dk", "dv")), ("rotary", ("dq", "dk"))]
 )
 def test_what_is_too_small_for_gradients_is_refused(
-    triton: Side, operator: str, names: tuple[str, ...]
+    reference: Side, triton: Side, operator: str, names: tuple[str, ...], name: str
 ) -> None:
-    out, cache = forward(triton, operator, "float32")
+    side = reference if name == "reference" else triton
+    out, cache = forward(side, operator, "float32")
     dout = out if isinstance(out, tuple) else (out,)
     for i, name in enumerate(names):
-        into = [triton.zeros(tuple(dout[0].shape)) for _ in names]
+        into = [side.zeros(tuple(dout[0].shape)) for _ in names]
         into[i] = into[i][:, :, :-1]
         with pytest.raises(
             ValueError, match=rf"^into's {name}\.shape is \(1, .*; it must be \(1, "
         ):
-            getattr(triton, operator).backward(*dout, cache, into=into)
+            getattr(side, operator).backward(*dout, cache, into=into)
 
 
 @pytest.mark.parametrize("name", ["reference", "triton"])

@@ -110,6 +110,20 @@ def test_backward_writes_into_views_of_a_packed_gradient(triton):
         assert (triton.to_numpy(packed)[:, :, 5:] == 5.0).all()
 
 
+def test_numpy_writes_into_what_it_is_given(reference):
+    case = contract.Case(batch=2, heads=3, key_heads=2, length=5, head_dim=6, pairs=2)
+    given = contract.inputs(case)
+    _, cache = turned(reference, case, given)
+    dout = (given.dq_out, given.dk_out)
+    expected = reference.rotary.backward(*dout, cache)
+    in_place, views = [x.copy() for x in dout], [np.empty((*x.shape, 2))[..., 1] for x in dout]
+    for of, into in ((in_place, in_place), (dout, views)):
+        for found, to, want in zip(
+            reference.rotary.backward(*of, cache, into=into), into, expected, strict=True
+        ):
+            assert found is to and np.array_equal(to, want)
+
+
 def test_results_lie_with_the_heads_of_a_position_side_by_side(triton):
     case = contract.Case(batch=2, heads=3, key_heads=1, length=5)
     (q, k), _ = turned(triton, case, contract.inputs(case))
@@ -154,6 +168,7 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
         (dict(rotary_dim=4.0), ValueError, "rotary_dim is 4.0; it must be even and at least 2"),
         (dict(rotary_dim=5), ValueError, "rotary_dim is 5; it must be even and at least 2"),
         (dict(base=0.0), ValueError, "base is 0.0; it must be positive"),
+        (dict(base=np.inf), ValueError, "base is inf; it must be finite"),
     ],
 )
 def test_bad_tables_are_refused(both_refuse, changed, error, words):

@@ -124,6 +124,19 @@ def test_an_index_out_of_range_is_an_error_or_nan(reference, triton, index, weig
         assert np.isnan(triton.to_numpy(loss))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("x", [np.inf, -np.inf, np.nan])
+def test_a_row_without_weights_is_nan_and_nobody_else(reference, triton, x):
+    logits = np.array([[x, -np.inf], [1.0, 2.0]])
+    for side in (reference, triton):
+        loss, cache = side.softmax_cross_entropy.forward(
+            side.asarray(logits, "float32"), side.asarray(np.array([1, 1])), reduction="none"
+        )
+        dlogits = side.softmax_cross_entropy.backward(side.asarray(np.ones(2), "float32"), cache)
+        assert np.isnan(side.to_numpy(loss)).tolist() == [True, False]
+        assert np.isnan(side.to_numpy(dlogits.dlogits)).all(1).tolist() == [True, False]
+
+
 def test_where_no_row_counts_the_mean_is_0(reference, triton):
     for side in (reference, triton):
         loss, cache = side.softmax_cross_entropy.forward(

@@ -155,7 +155,7 @@ def test_tensors_that_do_not_belong_are_refused_by_name(folder, change, words):
         (dict(model_type="roberta"), "model_type is 'roberta'; it must be 'bert'"),
         (dict(model_type=None), "model_type is 'missing'; it must be 'bert'"),
         (dict(is_decoder=True), "is_decoder is True; it must be false"),
-        (dict(hidden_act="silu"), "hidden_act is 'silu'; it must be one of 'gelu'"),
+        (dict(hidden_act="mish"), "hidden_act is 'mish'; it must be one of 'gelu'"),
         (
             dict(position_embedding_type="relative_key"),
             "position_embedding_type is 'relative_key'; it must be one of 'absolute'",

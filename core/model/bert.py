@@ -39,13 +39,16 @@ PREFIX = "bert."  # of everything but the classifier, where there is one
 OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 UNUSED = ("embeddings.position_ids", "cls.predictions.", "cls.seq_relationship.")
 
-# Our names of BERT's activations.
+# Our names of BERT's activations, all of ours; the first of each is written.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
 }
 # Our names of BERT's sizes, each of which must be in its config.
 SIZES = {

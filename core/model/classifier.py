@@ -148,7 +148,8 @@ class Classifier:
         x, embedding_cache = self._embed(inputs, seeds)
         x, encoder_cache = self._encode(x, lengths, seeds, first_only=self._first_only)
         if self._first_only:
-            lengths = 1 + (lengths - 1) // inputs.shape[1]  # 1 of those from 1 to L alone
+            # Lengths from 1 to L become 1; others stay invalid, and pooling makes NaN of them.
+            lengths = 1 + (lengths - 1) // inputs.shape[1]
         logits, head_cache = self._judge(x, lengths, seeds)
         return logits, Cache(embedding_cache, encoder_cache, head_cache)
 

@@ -87,7 +87,12 @@ class ClassifierConfig:
             divides, "num_heads", self.num_heads, f"a divisor of d_model, {self.d_model}"
         )
         typed = self.token_types == 0 or (self.input == "tokens" and self.embedding_norm)
-        checks.require(typed, "token_types", self.token_types, "0 but for tokens with their norm")
+        checks.require(
+            typed,
+            "token_types",
+            self.token_types,
+            "0 unless input is 'tokens' and embedding_norm is True",
+        )
         pairs = self.positions != "rotary" or self.head_dim % 2 == 0
         checks.require(pairs, "d_model / num_heads", self.head_dim, "even for rotary positions")
         for name in ("dropout", "attention_dropout", "hidden_dropout", "embedding_dropout"):

@@ -20,7 +20,8 @@ from twofold.reference.checks import dtype_name
 MULTIPLE, DIGITS = 16, 4
 MOST = 64  # shapes that are captured for a model; batches of others run as they are
 
-# Whose turn it is: batches are written and results begun to be read where all threads' graphs do.
+# Held from writing a batch until the copy of its result is queued: a graph has one place for each,
+# and threads share the graphs.
 TURN = threading.Lock()
 
 # What of (model, inputs, lengths) is asked for: logits (B, C), or mean states (B, d_model).

@@ -11,7 +11,7 @@ from twofold.core.training import graphs
 from twofold.core.training.batches import Array, collate, even_batches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.threads import parallel
-from twofold.reference import checks
+from twofold.reference import checks, softmax
 
 # Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
 # stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
@@ -34,10 +34,7 @@ def predict(
 
     def probabilities(logits: Array) -> Array:
         checks.require(bool(np.isfinite(logits).all()), "a logit", "not finite", "a number")
-        shifted = logits.astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        weights = np.exp(shifted)
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        return softmax.forward(logits.astype(np.float64))[0]
 
     batches = similar(model, inputs) if batches is None else batches
     rows = np.zeros((len(inputs), model.config.num_classes), np.float32)

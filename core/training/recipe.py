@@ -23,11 +23,13 @@ class Recipe:
     Attributes:
         seed: of everything that is drawn: first parameters, order, dropout.
         epochs, batch_size: passes over the examples, and how many of them make a step.
-        parts: pieces a batch is worked on in, each with dropout masks of its own; the gradients are
-            added. On the NumPy side every part has a thread. Several processes share them evenly.
+        parts: micro-batches that a batch is worked on in, each with dropout masks of its own; the
+            gradients are added. On the NumPy side every part has a thread. Several processes share
+            them evenly.
         optimizer: one of `OPTIMIZERS`; "adam" couples weight decay to the gradient, "adamw" not.
-        lr, schedule, warmup: peak learning rate, its decay to 0 and the share of steps before it
-            in which the rate climbs to its peak.
+        lr: peak learning rate.
+        schedule: "linear" or "cosine" decay towards 0 after the peak, or "constant".
+        warmup: share of all steps in which the rate climbs linearly to its peak.
         weight_decay: of matrices; biases and norms do not decay.
         momentum: of SGD.
         frozen: how many parts of the model, from below, do not learn: 1 for the embeddings, 1 + n
@@ -105,7 +107,7 @@ class Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate of a step, 1 ≤ step ≤ steps: it climbs, then decays towards 0."""
+    """Return the learning rate of a step, 1 ≤ step ≤ steps: it climbs, then keeps to a schedule."""
     climbing = round(recipe.warmup * steps)
     if step <= climbing:
         return recipe.lr * step / climbing

@@ -18,7 +18,7 @@ _LAYER_NORM = of(
             ("forward_kernel", "drop .to(tl.float32) of tl.load(residual_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(h_ptr*"),
-            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(dh_ptr*"),
         ),
         UNSTORED: (
@@ -29,10 +29,10 @@ _LAYER_NORM = of(
             ("backward_kernel", "tl.load(dh_ptr + at, mask=inside, other=0.0): drop other"),
         ),
         STORE_CASTS: (
-            ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of y"),
+            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
             ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of *"),
-            ("add_partials_kernel", "drop .to(dw_ptr.dtype.element_ty) of *"),
-            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
+            ("add_partials_kernel", "drop .to(dweight_ptr.dtype.element_ty) of *"),
+            ("add_partials_kernel", "drop .to(dbias_ptr.dtype.element_ty) of *"),
         ),
         "tl.where replaces what is outside": (
             ("backward_kernel", "tl.load(h_ptr + at, mask=inside, other=0.0): drop other"),
@@ -66,7 +66,7 @@ _RMS_NORM = of(
             ("forward_kernel", "drop .to(tl.float32) of w"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(weight_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(h_ptr*"),
-            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_ptr*"),
             ("backward_kernel", "drop .to(tl.float32) of tl.load(dh_ptr*"),
         ),
         UNSTORED: (
@@ -75,7 +75,7 @@ _RMS_NORM = of(
             ("backward_kernel", "tl.load(dh_ptr + at, mask=inside, other=0.0): drop other"),
         ),
         STORE_CASTS: (
-            ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of y"),
+            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of out"),
             ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
         ),
     },
@@ -141,7 +141,7 @@ _ACTIVATION = of(
         UNSTORED: (
             ("forward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
             ("backward_kernel", "tl.load(x_ptr + index, mask=index < n, other=0.0): drop other"),
-            ("backward_kernel", "tl.load(dy_ptr + index, mask=index < n, other=0.0): drop other"),
+            ("backward_kernel", "tl.load(dout_ptr + index, mask=index < n, other=0.0): drop other"),
             (
                 "load_bias",
                 "tl.load(bias_ptr + columns * bias_strides[0], mask=columns < C, other=0.0): "
@@ -155,14 +155,14 @@ _ACTIVATION = of(
             ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(x_ptr*"),
         ),
         STORE_CASTS: (
-            ("forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
+            ("forward_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),
             ("backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
-            ("bias_forward_kernel", "drop .to(y_ptr.dtype.element_ty) of *"),
+            ("bias_forward_kernel", "drop .to(out_ptr.dtype.element_ty) of *"),
             ("bias_backward_kernel", "drop .to(dx_ptr.dtype.element_ty) of dx"),
-            ("add_partials_kernel", "drop .to(db_ptr.dtype.element_ty) of *"),
+            ("add_partials_kernel", "drop .to(dbias_ptr.dtype.element_ty) of *"),
         ),
         BOTH_FLOAT32: (
-            ("backward_kernel", "drop .to(tl.float32) of tl.load(dy_ptr*"),
+            ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_ptr*"),
             ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dy_at*"),
         ),
     },
@@ -190,14 +190,14 @@ _SOFTMAX = of(
             ("long_forward_kernel", "-float('inf') → float('inf') (2)"),
             ("long_backward_kernel", "0.0 → 1.0 (2)"),
             ("long_backward_kernel",
-             "dy = load(dy_ptr, dy_strides, rows, columns, R, C, 0.0)", "0.0 → 1.0"),
+             "dout = load(dout_ptr, dout_strides, rows, columns, R, C, 0.0)", "0.0 → 1.0"),
         ),
         "its factor is 0 there": (
             ("backward_kernel", "0.0 → 1.0"),
             ("long_backward_kernel",
              "y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)", "0.0 → 1.0"),
             ("long_backward_kernel",
-             "common += load(dy_ptr, dy_strides, rows, columns, R, C, 0.0) * y", "0.0 → 1.0"),
+             "common += load(dout_ptr, dout_strides, rows, columns, R, C, 0.0) * y", "0.0 → 1.0"),
         ),
         "a program has one row that is long": (
             ("long_backward_kernel", "tl.program_id(0).to(tl.int64) * BLOCK_R + "

@@ -54,7 +54,7 @@ _DECODE: tuple[Row, ...] = (
     ),
     (
         DECODE, "rows of a block are numbered head by head, and stored query by query", "",
-        ("m, h = r // x.G, shared * x.G + r % x.G", "m, h = r % M, shared * x.G + r // M % x.G"),
+        ("m, h = r // x.G, kv_head * x.G + r % x.G", "m, h = r % M, kv_head * x.G + r // M % x.G"),
     ),
     (
         DECODE, "the output of a part is not normalised", "",

@@ -96,12 +96,13 @@ _ACTIVATION: tuple[Row, ...] = (
     (
         KERNEL, "the bias's gradient is of dout, not of dx", "",
         ("            dx *= activate_grad(z, KIND)\n",
-         "            dy = dx\n            dx *= activate_grad(z, KIND)\n"),
-        ("        db += dx\n", '        db += dy if KIND != "none" else dx\n'),
+         "            dout = dx\n            dx *= activate_grad(z, KIND)\n"),
+        ("        dbias += dx\n", '        dbias += dout if KIND != "none" else dx\n'),
     ),
     (
         KERNEL, "the bias's gradient adds up numbers in the storage dtype", "",
-        ("        db += dx\n", "        db += dx.to(dx_ptr.dtype.element_ty).to(tl.float32)\n"),
+        ("        dbias += dx\n",
+         "        dbias += dx.to(dx_ptr.dtype.element_ty).to(tl.float32)\n"),
     ),
     (
         REFERENCE, "the bias's gradient is a mean", "",
@@ -202,7 +203,7 @@ _SOFTMAX: tuple[Row, ...] = (
     ),
     (
         KERNEL, "backward is that of the elements, each alone", "",
-        ("    delta = tl.sum(dy * y, axis=1)\n", "    delta = tl.sum(dy * y, axis=1) * 0.0\n"),
+        ("    delta = tl.sum(dout * y, axis=1)\n", "    delta = tl.sum(dout * y, axis=1) * 0.0\n"),
     ),
     (
         REFERENCE, "the gradient's common part is a mean", "",

@@ -27,7 +27,7 @@ _LAYER_NORM: tuple[Row, ...] = (
     ),
     (
         KERNEL, "backward broadcasts the mean weight", "attorch#17",
-        ("g = dy * w[None, :]", "g = dy * (tl.sum(w, axis=0) / C)"),
+        ("g = dout * w[None, :]", "g = dout * (tl.sum(w, axis=0) / C)"),
     ),
     (
         KERNEL, "padding counts in the variance", "",
@@ -83,12 +83,12 @@ _RMS_NORM: tuple[Row, ...] = (
     (
         KERNEL, "the squares are those of x in the storage dtype", "",
         ("mean_square = tl.sum(h * h, axis=1) / C",
-         "mean_square = tl.sum((h * h).to(y_ptr.dtype.element_ty).to(tl.float32), axis=1) / C"),
+         "mean_square = tl.sum((h * h).to(out_ptr.dtype.element_ty).to(tl.float32), axis=1) / C"),
     ),
     (
         KERNEL, "what is normalised is rounded before the gain", "",
-        ("y = h * rstd[:, None] * (w",
-         "y = (h * rstd[:, None]).to(y_ptr.dtype.element_ty).to(tl.float32) * (w"),
+        ("out = h * rstd[:, None] * (w",
+         "out = (h * rstd[:, None]).to(out_ptr.dtype.element_ty).to(tl.float32) * (w"),
     ),
     (
         KERNEL, "eps is lost in float16", "",
@@ -110,11 +110,11 @@ _RMS_NORM: tuple[Row, ...] = (
     ),
     (
         KERNEL, "backward broadcasts the mean weight", "attorch#17",
-        ("g = dy * w[None, :]", "g = dy * (tl.sum(w, axis=0) / C)"),
+        ("g = dout * w[None, :]", "g = dout * (tl.sum(w, axis=0) / C)"),
     ),
     (
         KERNEL, "the gain's gradient is of x that is not normalised", "",
-        ("dw += tl.sum(dy * normed, axis=0)", "dw += tl.sum(dy * h, axis=0)"),
+        ("dweight += tl.sum(dout * normed, axis=0)", "dweight += tl.sum(dout * h, axis=0)"),
     ),
     (
         KERNEL, "the stream's own gradient is left out", "",
