@@ -73,7 +73,7 @@ class Operator:
         self.names = [part.split()[-1] for part in arguments.split(", ")]
         self._forward, self._shapes, self._backward = forward, shapes, backward
         self._alike = alike
-        self._differentiable, self._read, self._unread = differentiable, read, unread
+        self.differentiable, self._read, self._unread = differentiable, read, unread
         self._constant = [i for i, n in enumerate(self.names) if n not in differentiable]
         self._steady, self._optional = steady, optional
         returned = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
@@ -132,7 +132,7 @@ class Operator:
 
     def present(self, a: SimpleNamespace, wanted: Sequence[bool]) -> list[str]:
         """Return the arguments that are there and whose gradient is asked for."""
-        asked = zip(self._differentiable, wanted, strict=True)
+        asked = zip(self.differentiable, wanted, strict=True)
         return [name for name, this in asked if this and getattr(a, name) is not None]
 
     def _run_backward(
@@ -238,7 +238,7 @@ class Operator:
     def _asked(self, ctx: Any) -> list[bool]:
         """Return for each argument that has a gradient whether it is asked for."""
         asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
-        return [asked[name] for name in self._differentiable]
+        return [asked[name] for name in self.differentiable]
 
     def _differentiate(self, ctx: Any, *grads: Any) -> Any:
         args, outputs = kept(ctx)

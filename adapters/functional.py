@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from twofold.adapters.attention import attention
 from twofold.reference import checks
@@ -68,11 +68,13 @@ def scaled_dot_product_attention(
     if is_causal and attn_mask is not None:
         raise RuntimeError("attn_mask was given with is_causal; it must be None then")
     causal: bool | str = "top-left" if is_causal else False
-    if isinstance(attn_mask, CausalBias):
-        lengths = (attn_mask.seq_len_q, attn_mask.seq_len_kv)
+    # By its name: to import its module would import Triton before it is known who interprets.
+    if attn_mask is not None and type(attn_mask).__name__ == "CausalBias":
+        diagonal: Any = attn_mask
+        lengths = (diagonal.seq_len_q, diagonal.seq_len_kv)
         expected = (query.shape[-2], key.shape[-2])
         checks.require(lengths == expected, "attn_mask's lengths", lengths, str(expected))
-        upper = attn_mask.variant == CausalVariant.UPPER_LEFT
+        upper = diagonal.variant.name == "UPPER_LEFT"
         causal, attn_mask = "top-left" if upper else "bottom-right", None
     given = {"query": query, "key": key, "value": value}
     for name, x in given.items():

@@ -5,12 +5,16 @@
     hugging_face.register()
     model = AutoModel.from_pretrained("…", attn_implementation="twofold")
 
-Masks are made as for torch's attention: none where a model is causal and nothing is padded.
+Masks are made as for torch's attention: none where a model is causal and nothing is padded, but
+where `transformers` knows of no such attention in a model, whose layers need not say then whether
+they are causal. A model with attention of its own that asks for no mask (DeBERTa, XLNet, FNet) is
+not told what it was asked for, and goes on by itself.
 """
 
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +24,13 @@ from twofold.adapters.attention import attention
 from twofold.adapters.functional import mask_and_bias, wide
 
 NAME = "twofold"
+SKIPS = ("allow_is_causal_skip", "allow_is_bidirectional_skip")  # of masks that say nothing
+# Tensors that layers hand on, and whose meaning is in the mask or in q and k already.
+HARMLESS = (
+    "position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+    "max_length_k", "cu_seqlens", "max_seqlen", "position_embeddings", "token_type_ids",
+    "padding_mask", "input_ids", "labels",
+)  # fmt: skip
 
 
 def register(name: str = NAME) -> None:
@@ -32,7 +43,10 @@ def register(name: str = NAME) -> None:
     from transformers.masking_utils import sdpa_mask
 
     def mask(*args: Any, config: Any = None, **how: Any) -> torch.Tensor | None:
-        _refuse_models_of_their_own_attention(config, name)
+        model = _modeling(config)
+        _refuse_a_model_of_its_own_attention(model, config, name)
+        if not _knows_sdpa(model):
+            how |= dict.fromkeys(SKIPS, False)
         made: torch.Tensor | None = sdpa_mask(*args, config=config, **how)
         return made
 
@@ -40,10 +54,22 @@ def register(name: str = NAME) -> None:
     AttentionMaskInterface.register(name, mask)
 
 
-def _refuse_models_of_their_own_attention(config: Any, name: str) -> None:
+def _modeling(config: Any) -> ModuleType | None:
+    """Return the module of a config's models."""
+    return sys.modules.get(type(config).__module__.replace(".configuration_", ".modeling_"))
+
+
+def _knows_sdpa(model: ModuleType | None) -> bool:
+    """Return whether all models of a module take torch's attention."""
+    from transformers import PreTrainedModel
+
+    kinds = (x for x in vars(model or object).values() if isinstance(x, type))
+    own = (x for x in kinds if issubclass(x, PreTrainedModel) and x is not PreTrainedModel)
+    return all(getattr(x, "_supports_sdpa", False) for x in own)
+
+
+def _refuse_a_model_of_its_own_attention(model: ModuleType | None, config: Any, name: str) -> None:
     """Raise for models that ask for a mask and then attend by themselves, which would add it."""
-    place = type(config).__module__.replace(".configuration_", ".modeling_")
-    model = sys.modules.get(place)
     if model is not None and not hasattr(model, "ALL_ATTENTION_FUNCTIONS"):
         kind = getattr(config, "model_type", type(config).__name__)
         must = "it must be 'eager': the model has no other attention than its own"
@@ -80,12 +106,20 @@ def attention_forward(
         softcap: caps the scores (Gemma 2).
         s_aux: sinks (H,) (gpt-oss).
         position_bias: added to the scores (T5).
-        kwargs: what other implementations take, `sliding_window` among it.
+        kwargs: what other implementations take, `sliding_window` among it. Tensors that are none of
+            `HARMLESS` would change the result (`sinks`, `indices`, …), and are refused.
 
     Returns:
         (B, M, H, V), and None for the weights, which are never made; a warning says so where a
         model asks for them.
+
+    Raises:
+        ValueError: a tensor that is unknown here was given by name.
     """
+    for name, x in kwargs.items():
+        if name not in HARMLESS and isinstance(x, torch.Tensor):
+            must = "it must be None: attn_implementation='eager' or 'sdpa' may know of it"
+            raise ValueError(f"{name} is a tensor {tuple(x.shape)}; {must}")
     if kwargs.get("output_attentions"):
         sides.say_once(
             "output_attentions is True; it must be False with twofold, which returns no weights: "

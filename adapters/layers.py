@@ -118,7 +118,7 @@ def layer_norm(
     """Add dropout(x) to the residual and normalise over the last axis.
 
     Arguments are those of `reference.layer_norm.forward`; a seed of None is drawn by torch. Under
-    autocast all are cast to float32, as torch's are.
+    autocast all are cast to float32, as torch's are on a GPU.
 
     Returns:
         out, shaped as x, and with `return_stream` what was normalised, residual + dropout(x).
@@ -287,7 +287,7 @@ EMBEDDING = Operator(
 def softmax(x: torch.Tensor) -> torch.Tensor:
     """Return the softmax of x (..., C) over its last axis; a row of −∞ is 0.
 
-    Under autocast x is cast to float32, as torch's is.
+    Under autocast x is cast to float32, as torch's is on a GPU.
     """
     return SOFTMAX(*autocast(x, dtype=torch.float32))
 
@@ -334,7 +334,8 @@ def cross_entropy(
     """Return the cross-entropy of softmax(logits) with the targets.
 
     Arguments are those of `reference.softmax_cross_entropy.forward`; the targets have no gradient.
-    Under autocast all are cast to float32, as torch's are. The gradient is made with the loss.
+    Under autocast all are cast to float32, as torch's are on a GPU. The gradient is made with the
+    loss.
     """
     logits, targets, weight = autocast(logits, targets, weight, dtype=torch.float32)
     loss, _ = CROSS_ENTROPY(logits, targets, weight, label_smoothing, ignore_index, reduction)

@@ -71,6 +71,7 @@ class AdamW(torch.optim.AdamW):
 
             checks.choice("params.dtype", checks.dtype_name(parameter), DTYPES)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:

@@ -198,3 +198,38 @@ def test_a_model_of_its_own_attention_is_refused():
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="twofold")
     with pytest.raises(ValueError, match="attn_implementation is 'twofold' for bloom; it must be"):
         model(torch.ones(1, 4, dtype=torch.long))
+
+
+DECODERS = {
+    "NllbMoe": {"num_experts": 2, "router_jitter_noise": 0.0},
+    "BigBirdPegasus": {"attention_type": "original_full"},
+    "PegasusX": {"block_size": 4, "num_global_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_layers_that_do_not_say_that_they_are_causal_see_nothing_later(name):
+    """`transformers` knows of no sdpa in these, and they are asked for no mask that says so."""
+    sizes = {"vocab_size": 30, "d_model": 16, "max_position_embeddings": 32, "pad_token_id": 0}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 24}
+    config = getattr(transformers, f"{name}Config")(**sizes, **DECODERS[name])
+    kind = getattr(transformers, f"{name}ForConditionalGeneration")
+    torch.manual_seed(0)
+    model = kind._from_config(config, attn_implementation="twofold").eval()
+    ids = torch.randint(2, 30, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] - 1) % 28 + 2
+    with torch.no_grad():
+        first, second = (model(input_ids=ids, decoder_input_ids=x).logits for x in (ids, other))
+    assert torch.equal(first[:, :-1], second[:, :-1])
+    assert not torch.equal(first[:, -1], second[:, -1])
+
+
+@pytest.mark.parametrize("name", ["sinks", "indices", "block_indices"])
+def test_what_would_change_the_result_is_refused(name):
+    x, places = torch.ones(1, 2, 3, 4), torch.arange(3)
+    module = torch.nn.Module()
+    hugging_face.attention_forward(module, x, x, x, None, position_ids=places, **{name: None})
+    with pytest.raises(ValueError, match=rf"^{name} is a tensor \(3,\); it must be None"):
+        hugging_face.attention_forward(module, x, x, x, None, **{name: places})
