@@ -16,7 +16,7 @@ import numpy as np
 
 from twofold.core import ops as sides
 from twofold.core.data.pretrained import pretrained_folder
-from twofold.core.data.wordpiece import WordPieceTokenizer
+from twofold.core.data.wordpiece import WordPieceTokenizer, longest_of
 from twofold.core.model import weights
 from twofold.core.model.classifier import Classifier
 from twofold.core.training import checkpoints, inference, trainer
@@ -42,19 +42,20 @@ class Pretrained(NamedTuple):
         tokenizer: its own.
         labels: names of the classes.
         missing: tensors that were not in the file, and are drawn.
+        longest: how many ids a text is cut to.
     """
 
     model: Classifier
     tokenizer: WordPieceTokenizer
     labels: tuple[str, ...]
     missing: tuple[str, ...]
+    longest: int
 
     def encode(self, text: str, second: str | None = None) -> Array:
         """Return a text's ids (L,), or a pair's with their types (L, 2); cut where too long."""
-        longest = self.model.config.max_length
         if second is None:
-            return self.tokenizer.encode(text, longest)
-        return self.tokenizer.encode_pair(text, second, longest)
+            return self.tokenizer.encode(text, self.longest)
+        return self.tokenizer.encode_pair(text, second, self.longest)
 
     def predict(self, texts: Sequence[str]) -> Array:
         """Return the probabilities of the classes, (n, C) float32."""
@@ -108,7 +109,8 @@ def load(
     tokenizer = WordPieceTokenizer.read(folder, config.input_size)
     model = Classifier(config, ops or sides.load("reference"), seed=seed, dtype=dtype)
     missing = weights.read_into(model, folder / weights.WEIGHTS_FILE, head=labels == own)
-    return Pretrained(model, tokenizer, tuple(labels), tuple(missing))
+    longest = longest_of(folder, config.max_length)
+    return Pretrained(model, tokenizer, tuple(labels), tuple(missing), longest)
 
 
 def save(

@@ -119,7 +119,7 @@ def test_other_data_than_the_run_was_begun_with_is_refused(run, tmp_path):
         (["train", "--data", "nowhere.csv"], "nowhere.csv: there is no such file"),
         (["train", "--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["train", "--optimizer", "x"], "--optimizer is 'x'; it must be one of"),
-        (["train", "--heads", "3"], "--heads is 3; it must be a divisor of d_model, 128"),
+        (["train", "--heads", "3"], "--heads is 3; it must be a divisor of --d-model, 128"),
         (["train", "--tokenizer", "x"], "--tokenizer is 'x'; it must be words or bpe"),
         (["train", "--resume", "nowhere"], "nowhere is no run"),
         (["evaluate", "nowhere"], "nowhere is no run"),

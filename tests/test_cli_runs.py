@@ -1,17 +1,21 @@
 """What can befall a run's folder from outside: other options, other data, others, a full disk."""
 
+import datetime
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from test_cli import TINY, call, table
+from typer.testing import CliRunner
 
-from twofold.core.commands import lines, training
+from twofold.core.cli import app
+from twofold.core.commands import embed, lines, predict, training
 from twofold.core.commands.train import _check_kind
 from twofold.core.data.datasets import Dataset
 from twofold.core.training import checkpoints
@@ -105,7 +109,7 @@ def test_columns_are_refused_where_data_is_no_file(tmp_path):
     for role in ("text", "label"):
         how = ["--data", "movie", f"--{role}-column", "x", "--out", tmp_path / "run"]
         said = call("train", *how, status=2)
-        assert f"{role}_column is 'x'; it must be left out: movie is no file" in said
+        assert f"--{role}-column is 'x'; it must be left out: movie is no file" in said
 
 
 def test_a_folder_that_cannot_be_made_is_refused_by_name(run):
@@ -169,7 +173,8 @@ def test_no_standard_input_is_no_text(run, monkeypatch):
         list(lines.texts_given(None))
 
 
-def test_a_changed_result_is_refused_by_name(unfinished):
+def test_a_changed_result_is_refused_by_name(run, unfinished):
+    shutil.copytree(run / "model", unfinished / "model")
     (unfinished / "result.json").write_text('{"test_acc')
     said = call("train", "--resume", unfinished, status=2)
     assert "result.json is no result: Unterminated string" in said
@@ -215,6 +220,143 @@ def test_a_full_disk_leaves_what_was_there_and_says_where(run, tmp_path):
     assert not list((folder / "checkpoints").iterdir())  # nothing half written takes up room
     call("train", "--resume", folder)
     assert parameters(folder) == parameters(run)
+
+
+@pytest.mark.parametrize("lost", ["model", "model/state.json", "half of the tensors"])
+def test_a_model_that_was_lost_is_made_anew(run, tmp_path, lost):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    if lost == "model":
+        shutil.rmtree(folder / lost)
+    elif lost == "model/state.json":
+        (folder / lost).unlink()
+    else:
+        (folder / "model" / "tensors.safetensors").write_bytes(parameters(run)[:500])
+    said = call("predict", folder, "a", status=2)
+    assert f"it is made anew of the last checkpoint by: twofold train --resume {folder}" in said
+    call("train", "--resume", folder)
+    assert parameters(folder) == parameters(run)
+    call("predict", folder, "a")
+
+
+def test_a_lost_vocabulary_is_named(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text("{")
+    said = call("predict", tmp_path / "run", "a", status=2)
+    assert f"{tmp_path / 'run'} has no vocabulary that fits it: " in said
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    assert "tokenizer.json: cannot be read (No such file" in call(
+        "predict", tmp_path / "run", "a", status=2
+    )
+
+
+def test_folders_that_nobody_named_are_apart(tmp_path, monkeypatch):
+    """Of runs that begin in the same second."""
+    now = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    at_once = types.SimpleNamespace(datetime=types.SimpleNamespace(now=lambda: now))
+    monkeypatch.setattr(training, "datetime", at_once)
+    monkeypatch.chdir(tmp_path)
+    made = [str(training.new_folder("data/x.csv")) for _ in range(3)]
+    first = "runs/x-2026-01-02-030405"
+    assert made == [first, f"{first}-2", f"{first}-3"]
+
+
+def test_training_goes_on_where_nothing_can_be_printed_any_more(run, tmp_path, monkeypatch):
+    for fault in (OSError(28, "No space left on device"), SystemExit(1)):  # as rich: a broken pipe
+
+        def broken(*_, fault=fault, **__):
+            raise fault
+
+        folder = tmp_path / type(fault).__name__
+        monkeypatch.setattr(training.console, "print", broken)
+        shown = CliRunner().invoke(
+            app, ["train", "--data", f"{run.parent / 'reviews.csv'}", "--out", f"{folder}", *TINY]
+        )
+        monkeypatch.undo()
+        assert shown.exit_code != 0  # the table at the end
+        assert parameters(folder) == parameters(run) and (folder / "result.json").exists()
+
+
+def test_a_model_without_room_leaves_no_run(run, tmp_path):
+    how = ["--data", run.parent / "reviews.csv", "--out", tmp_path / "run", *TINY]
+    said = call("train", *how, "--d-model", 1000000, status=2)
+    assert "Unable to allocate" in said and "smaller --d-model, --d-ff" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_by_other_names_are_other_data(tmp_path):
+    file, folder = table(tmp_path / "reviews.csv"), tmp_path / "run"
+    call("train", "--data", file, "--out", folder, *TINY)
+    file.write_text(file.read_text().replace(",yes\n", ",zes\n"))
+    for command in (["evaluate", folder], ["train", "--resume", folder]):
+        said = call(*command, status=2)
+        assert f"is not the data that {folder} was begun with: its labels are now no, zes" in said
+
+
+def test_one_example_at_a_time_has_one_part(run, tmp_path):
+    how = ["--data", run.parent / "reviews.csv", "--out", tmp_path / "run", *TINY]
+    call("train", *how, "--batch-size", 1, "--epochs", 1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["parts"] == 1
+
+
+def test_texts_are_printed_as_they_are_but_for_what_steers_a_terminal(run):
+    given = "C:\\films\\\n[b]a\tb[/b]\nnice\rfoo\n\x1b[31mred\n"
+    lines = CliRunner().invoke(app, ["predict", str(run)], input=given).stdout.splitlines()
+    texts = ["C:\\films\\", "[b]a\tb[/b]", "nice\\rfoo", "\\x1b[31mred"]
+    assert [line.split("  ", 2)[2] for line in lines] == texts
+
+
+def test_a_line_that_is_not_utf_8_is_refused_after_those_before_it(run, tmp_path):
+    out = tmp_path / "p.json"
+    found = CliRunner().invoke(
+        app, ["predict", str(run), "--json", str(out)], input=b"good\n\ncaf\xe9 great\nbad\n"
+    )
+    assert found.exit_code == 2
+    assert "standard input, line 3: byte 4, 0xe9, is not UTF-8; it must be" in found.output
+    assert [p["text"] for p in json.loads(out.read_text())["predictions"]] == ["good"]
+    said = call("predict", run, "caf\udce9 great", status=2)
+    assert "the text 'caf\\udce9 great' is not UTF-8" in said
+
+
+def test_what_was_answered_before_an_interruption_is_written(run, tmp_path, monkeypatch):
+    def interrupted(_):
+        yield ["one"]
+        raise KeyboardInterrupt
+
+    for command, module in (("predict", predict), ("embed", embed)):
+        out = tmp_path / f"{command}.json"
+        monkeypatch.setattr(module, "texts_given", interrupted)
+        where = [str(run)] if command == "predict" else []
+        found = CliRunner().invoke(app, [command, *where, "--json", str(out)])
+        assert found.exit_code == 130
+        (written,) = (json.loads(out.read_text())[n] for n in ("predictions", "embeddings")
+                      if n in json.loads(out.read_text()))  # fmt: skip
+        assert [one["text"] for one in written] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train", "--data", ""], "'': there is no such file; it must be one of"),
+        (["train", "--data", "FOLDER"], "is a folder; it must be one of"),
+        (["train", "--data", "FILE", "--out", "."], "is '.', where we are; it must be a folder of"),
+        (["train", "--data", "FILE", "--label-column", "x"], "is the label (--label-column)"),
+        (["train", "--data", "FILE", "--d-model", "6", "--heads", "2"], "--d-model / --heads is 3"),
+        (["finetune", "--init", ""], "'': there is no such folder"),
+        (["finetune", "--init", "FILE"], "is a file; it must be a folder, or 'minilm'"),
+        (["finetune", "--dropout", "2"], "error: --dropout is 2.0; it must be at least 0 and belo"),
+        (["finetune", "--pooling", "first"], "--pooling is 'first'; it must be one of 'mean', 'ma"),
+        (["bench", "rotary", "--plots", "FILE"], "--plots is 'FILE'; it must be a folder that can"),
+        (["verify", "nowhere:f"], "not judged: nowhere:f as attention"),
+        (["verify", "json:dumps"], "the function takes (obj, *, skipkeys"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_by_the_options_name(run, tmp_path, monkeypatch, command, words):
+    monkeypatch.chdir(tmp_path)
+    places = {"FOLDER": str(tmp_path), "FILE": str(run.parent / "reviews.csv")}
+    said = call(*(places.get(x, x) for x in command), status=2)
+    assert words.replace("FILE", places["FILE"]) in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_a_file_is_not_left_where_the_disk_is_full(tmp_path, monkeypatch):

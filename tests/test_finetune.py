@@ -197,7 +197,7 @@ def test_a_run_does_not_go_on_from_other_weights(small, tmp_path):
         (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["--init", "SMALL", "--longest", "13"], "--longest is 13; it must be from 3 to 12"),
         (["--init", "SMALL", "--longest", "9", "--data", "no.csv"], "no.csv: there is no such"),
-        (["--init", "SMALL", "--pooling", "x"], "pooling is 'x'; it must be one of 'first'"),
+        (["--init", "SMALL", "--pooling", "x"], "--pooling is 'x'; it must be one of 'mean'"),
     ],
 )
 def test_bad_input_is_refused_before_a_folder_is_made(

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    Json,
+    check_folder,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 
 Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
 
@@ -55,6 +63,7 @@ def command(
     with plain_errors():
         from twofold.core.bench import machine, problems
 
+        check_folder("--plots", plots)
         if predict is not None:
             listed = _chosen(problems.on_gpu(), operators)
             _show_least(listed, machine.published(predict), predict)

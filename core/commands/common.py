@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,13 +38,30 @@ def plain_errors() -> Iterator[None]:
 
 def refused(error: Exception) -> typer.Exit:
     """Print what was wrong and return the exit to raise."""
-    errors.print(f"[red]error:[/red] {escaped(str(error))}", highlight=False, soft_wrap=True)
+    words = str(error) or type(error).__name__
+    errors.print(f"[red]error:[/red] {escaped(words)}", highlight=False, soft_wrap=True)
     return typer.Exit(REFUSED)
 
 
 def escaped(text: str) -> str:
     """Return text in which rich sees no markup."""
     return escape(text)
+
+
+def visible(text: str) -> str:
+    """Return text as it is, but what would steer a terminal (not a tab) as Python writes it."""
+    return "".join(
+        repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\t" else c for c in text
+    )
+
+
+def say(line: str) -> None:
+    """Print a line that holds texts of users, without markup, unwrapped, at once."""
+    try:
+        console.file.write(f"{visible(line)}\n")
+        console.file.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()
 
 
 def choose_side(name: str) -> ops.Side:
@@ -86,6 +104,23 @@ def check_file(option: str, path: Path | None) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def check_folder(option: str, path: Path | None) -> None:
+    """Refuse a folder that cannot be written to, before the work for it; make it.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as fault:
+        must = f"it must be a folder that can be written to ({fault.strerror})"
+        raise ValueError(f"{option} is {str(path)!r}; {must}") from fault
+
+
 def _writable(path: Path | None) -> Path | None:
     with plain_errors():
         check_file("--json", path)
@@ -102,6 +137,18 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     """Write a machine-readable result where one was asked for."""
     if path is not None:
         write_file("--json", path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+@contextmanager
+def answered(path: Path | None, result: Mapping[str, Any]) -> Iterator[None]:
+    """Write a result that grows meanwhile at the end, also where that comes too early."""
+    try:
+        yield
+    except BaseException:
+        if any(result.values()):
+            write_json(path, result)
+        raise
+    write_json(path, result)
 
 
 def write_file(option: str, path: Path, content: bytes) -> None:

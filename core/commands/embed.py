@@ -9,17 +9,19 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.table import Table
+from rich.text import Text
 from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.commands.common import (
+    INTERRUPTED,
     Json,
     check_file,
     choose_side,
     console,
-    escaped,
     interpreted_strictly,
     plain_errors,
+    visible,
     write_file,
     write_json,
 )
@@ -48,12 +50,17 @@ def command(
             raise ValueError(f"--out is {str(out)!r}; it must end with .npy")
         chosen_side = choose_side(side)
         given: list[str] = []
-        lots = []
+        lots, stopped = [], False
         with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
             bert = pretrained.load(model, ops=chosen_side)
-            for lot in texts_given(texts):
-                given += lot
-                lots.append(bert.embed(lot))
+            try:
+                for lot in texts_given(texts):
+                    lots.append(bert.embed(lot))
+                    given += lot
+            except KeyboardInterrupt:  # what is done is written
+                if not lots:
+                    raise
+                stopped = True
         vectors = np.concatenate(lots)
         if out is not None:
             saved = io.BytesIO()
@@ -65,6 +72,8 @@ def command(
         pairs = zip(given, vectors.tolist(), strict=True)
         rows = [{"text": text, "vector": vector} for text, vector in pairs]
         write_json(json, {"model": model, "embeddings": rows})
+        if stopped:
+            raise typer.Exit(INTERRUPTED)
 
 
 def _similarities(texts: list[str], cosines: Any) -> Table:
@@ -72,5 +81,5 @@ def _similarities(texts: list[str], cosines: Any) -> Table:
     for header in ("", "cosine to", *(str(n + 1) for n in range(len(texts)))):
         table.add_column(header, justify="left" if header == "cosine to" else "right")
     for n, (text, row) in enumerate(zip(texts, cosines, strict=True), start=1):
-        table.add_row(str(n), escaped(text), *(f"{c:.2f}" for c in row))
+        table.add_row(str(n), Text(visible(text)), *(f"{c:.2f}" for c in row))
     return table

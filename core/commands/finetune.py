@@ -11,7 +11,7 @@ import typer
 
 from twofold.core import pretrained
 from twofold.core.commands.common import Json, choose_side
-from twofold.core.commands.training import PARTS, carry_out, new_folder
+from twofold.core.commands.training import PARTS, carry_out, new_folder, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
 from twofold.core.data.pretrained import NAMES, pretrained_folder
@@ -106,18 +106,21 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     recipe_names = {f.name for f in dataclasses.fields(Recipe)}
     recipe = RECIPE | (QUICK if given["quick"] else {})
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
-    checked = Recipe(**({"parts": max(Recipe.parts, processes.size)} | recipe))
-    processes.share(checked.parts)  # is refused, if it must be, before anything is fetched
+    checked = recipe_of(recipe, processes)  # refused, if it must be, before anything is fetched
     changed = {n: given[n] for n in ("attention_dropout",) if n in given}
     if "dropout" in given:
         changed |= {"dropout": given["dropout"], "embedding_dropout": given["dropout"]}
     if "pooling" in given:
+        checks.choice("pooling", given["pooling"], ("mean", "max", "mean_max"))
         changed |= {"pooling": given["pooling"], "pooler": False}
+    for name, p in changed.items():
+        if name.endswith("dropout"):
+            checks.probability(name, p)
     loaded = pretrained.load(init, **changed)
     model = loaded.model.config
     highest = model.num_layers + 1
     checks.require(checked.frozen <= highest, "frozen", checked.frozen, f"at most {highest}")
-    longest = given.get("longest", min(LONGEST, model.max_length))
+    longest = given.get("longest", min(LONGEST, loaded.longest))
     if not 3 <= longest <= model.max_length:
         raise ValueError(f"--longest is {longest}; it must be from 3 to {model.max_length}")
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])

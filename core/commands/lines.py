@@ -19,12 +19,15 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
     Blank lines do not count. At the end, standard error is told how fast lines went.
 
     Raises:
-        ValueError: there was no text at all.
+        ValueError: there was no text at all, or one is not UTF-8; those before it were yielded.
     """
     if arguments:
+        for text in arguments:
+            if any("\ud800" <= c <= "\udfff" for c in text):  # as Python hands over other bytes
+                raise ValueError(f"the text {text!r} is not UTF-8; it must be")
         yield list(arguments)
         return
-    count, began = 0, time.perf_counter()
+    count, seen, began = 0, 0, time.perf_counter()  # texts, and lines, also blank ones
     begun: list[bytes] = []  # parts of a line that has not ended
     source: Any = None if sys.stdin is None else sys.stdin.buffer
     ended = source is None  # who starts us may have closed it
@@ -38,13 +41,28 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
             begun = [] if ended else [lines.pop()]
         if count == 0 and lines:
             lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
-        texts = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines]
+        texts, fault = _decoded(lines)
         if lot := [text for text in texts if text.strip()]:
             count += len(lot)
             yield lot
+        seen += len(texts)
+        if fault is not None:
+            found = f"byte {fault.start + 1}, 0x{fault.object[fault.start]:02x}, is not UTF-8"
+            raise ValueError(f"standard input, line {seen + 1}: {found}; it must be UTF-8")
     if count == 0:
         raise ValueError("no text was given, as an argument or on standard input")
     seconds = time.perf_counter() - began
     errors.print(
         f"{count} lines in {seconds:.1f} s, {count / seconds:.0f} a second", highlight=False
     )
+
+
+def _decoded(lines: Sequence[bytes]) -> tuple[list[str], UnicodeDecodeError | None]:
+    """Return the lines before the first that is not UTF-8, and what is wrong with that."""
+    texts: list[str] = []
+    for line in lines:
+        try:
+            texts.append(line.decode("utf-8").rstrip("\r"))
+        except UnicodeDecodeError as fault:
+            return texts, fault
+    return texts, None

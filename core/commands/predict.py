@@ -11,12 +11,11 @@ from threadpoolctl import threadpool_limits
 from twofold.core import pretrained
 from twofold.core.commands.common import (
     Json,
+    answered,
     choose_side,
-    console,
-    escaped,
     interpreted_strictly,
     plain_errors,
-    write_json,
+    say,
 )
 from twofold.core.commands.lines import texts_given
 from twofold.core.model.classifier import Classifier
@@ -43,17 +42,13 @@ def command(
         predictions: list[dict[str, Any]] = []
         with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
             model, codec, labels = _opened(run, chosen_side)
-            for lot in texts_given(texts):
-                probabilities = predict(model, codec.encode(lot))
-                for text, p in zip(lot, probabilities, strict=True):
-                    console.print(
-                        f"{escaped(labels[int(p.argmax())])}  {p.max():.3f}  {escaped(text)}",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
-                    if json is not None:
-                        predictions.append(_prediction(text, labels, p))
-        write_json(json, {"predictions": predictions})
+            with answered(json, {"predictions": predictions}):
+                for lot in texts_given(texts):
+                    probabilities = predict(model, codec.encode(lot))
+                    for text, p in zip(lot, probabilities, strict=True):
+                        if json is not None:
+                            predictions.append(_prediction(text, labels, p))
+                        say(f"{labels[int(p.argmax())]}  {p.max():.3f}  {text}")
 
 
 def _opened(folder: Path, side: Side) -> tuple[Classifier, Codec, tuple[str, ...]]:
@@ -65,7 +60,7 @@ def _opened(folder: Path, side: Side) -> tuple[Classifier, Codec, tuple[str, ...
                 f"{folder}: {', '.join(bert.missing)} are missing: it was not taught to classify; "
                 f"twofold finetune --init {folder} teaches it"
             )
-        return bert.model, TextCodec(bert.tokenizer, bert.model.config.max_length), bert.labels
+        return bert.model, TextCodec(bert.tokenizer, bert.longest), bert.labels
     opened = Run.open(folder)
     if opened.settings.model.input != "tokens":
         raise RunError(f"{folder} was trained on images; predict takes texts")

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from twofold.core.commands.common import Json, choose_side
-from twofold.core.commands.training import PARTS, carry_out, new_folder
+from twofold.core.commands.training import PARTS, carry_out, new_folder, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import codec
@@ -95,8 +95,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
     model = preferred(data, "model")
     model |= {name: value for name, value in given.items() if name in model_names}
-    checked = Recipe(**({"parts": max(Recipe.parts, processes.size)} | recipe))
-    processes.share(checked.parts)  # is refused, if it must be, before anything is fetched
+    checked = recipe_of(recipe, processes)  # refused, if it must be, before anything is fetched
     tokenizer, patch = given.get("tokenizer", "words"), given.get("patch", Settings.patch)
     if tokenizer not in codec.TOKENIZERS:
         raise ValueError(f"tokenizer is {tokenizer!r}; it must be words or bpe")

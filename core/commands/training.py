@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ from twofold.core.training.inference import accuracy
 from twofold.core.training.loop import Event, Interrupted, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
+from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import PLOT_FILE, Run, RunError, held
-from twofold.core.training.settings import fingerprint
 from twofold.core.training.trainer import Diverged
+from twofold.reference import checks
 
 
 def reopened(folder: Path) -> tuple[Run, Dataset]:
@@ -49,19 +52,42 @@ def reopened(folder: Path) -> tuple[Run, Dataset]:
     """
     run = Run.open(folder)
     dataset = run.settings.dataset()
-    if fingerprint(dataset) != run.settings.data_sha256:
-        raise RunError(f"{run.settings.data} is not the data that {folder} was begun with")
+    run.check_data(dataset)
     return run, dataset
 
 
 def new_folder(data: str) -> Path:
-    """Return the folder of a new run that nobody named."""
+    """Make the folder of a new run that nobody named, and that no other run has."""
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    return Path("runs") / f"{Path(data).stem}-{now}"
+    for n in itertools.count(1):
+        folder = Path("runs") / f"{Path(data).stem}-{now}{f'-{n}' if n > 1 else ''}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue  # begun in the same second
+        except OSError as fault:
+            must = f"it must be one that can be made ({fault.strerror}); --out names another"
+            raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
+        return folder
+    raise AssertionError  # numbers have no end
+
+
+def recipe_of(fields: Mapping[str, Any], processes: Processes) -> Recipe:
+    """Return a recipe; without `parts` there is one for every process, two where there is room.
+
+    Raises:
+        TypeError, ValueError: a field is impossible, or its parts cannot be shared so.
+    """
+    size = fields.get("batch_size", Recipe.batch_size)
+    room = size if checks.whole(size) and size >= 1 else Recipe.parts
+    checked = Recipe(**{"parts": max(processes.size, min(Recipe.parts, room)), **fields})
+    processes.share(checked.parts)
+    return checked
 
 
 Begin = Callable[[Processes], tuple[Run, Dataset]]  # makes a new run's folder
 PARTS = "pieces of a batch; 2, or as many as there are processes"
+SMALLER = "smaller --d-model, --d-ff, --layers or --batch-size take less"
 
 
 def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typer.Context) -> None:
@@ -79,7 +105,12 @@ def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typ
     # Said inside `joined`, before the others know; outside it, of those that never came.
     with plain_errors(), _losses(), joined() as processes, _losses():
         run, dataset = _opened(begin, resume, processes, context)
-        result = run.result() if run.finished else finish(run, dataset, processes)
+        try:
+            result = run.result() if run.finished else finish(run, dataset, processes)
+        except MemoryError as large:
+            if processes.first and resume is None and run.discard():
+                raise MemoryError(f"{large or 'out of memory'}; {SMALLER}") from large
+            raise
         if processes.first:
             show(run, result)
             write_json(json, result)
@@ -98,12 +129,17 @@ def _refuse_beside_resume(context: typer.Context) -> None:
 
 
 def _by_option(error: Exception, context: typer.Context) -> Exception:
-    """Return an error that names the option, where it named the setting that the option is for."""
-    name, _, rest = str(error).partition(" ")
+    """Return an error that names options, where it named the settings that they are for.
+
+    A setting of one word is looked for in front alone: elsewhere it may be a word.
+    """
+    words = str(error)
     for option in context.command.params:
-        if option.name == name and type(error) in (ValueError, TypeError):
-            return type(error)(f"{option.opts[0]} {rest}")
-    return error
+        name = option.name or ""
+        if isinstance(error, ValueError | TypeError):
+            where = rf"(?<![\w.-]){name}(?![\w.])" if "_" in name else rf"^{name}(?= )"
+            words = re.sub(where, option.opts[0], words)
+    return error if words == str(error) else ValueError(words)
 
 
 @contextmanager
@@ -146,7 +182,8 @@ def finish(run: Run, dataset: Dataset, processes: Processes) -> dict[str, Any]:
 def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> dict[str, Any]:
     first = processes.first
     if first:
-        _say_what(run, dataset, side, processes)
+        with unprinted():
+            _say_what(run, dataset, side, processes)
     again = f"go on with: twofold train --resume {shlex.quote(str(run.folder))}"
     try:
         with _Shown(first and console.is_terminal) as shown:
@@ -250,6 +287,13 @@ def _waited(result: Mapping[str, Any]) -> str:
     return "" if share is None else f", {share:.2%} of their time waiting for data"
 
 
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """Go on where nothing can be printed any more: who read it is gone, or a disk is full."""
+    with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
+        yield
+
+
 class _Shown:
     """Progress on a terminal; a line per epoch elsewhere."""
 
@@ -284,6 +328,10 @@ class _Shown:
         minutes, seconds = divmod(round(event.seconds_left), 60)
         loss = "—" if self.loss is None else f"{self.loss:.4f}"
         said = f"loss {loss}  validation {self.accuracy}  {minutes}:{seconds:02d} left"
+        with unprinted():
+            self._print(event, said)
+
+    def _print(self, event: Event, said: str) -> None:
         if self.live:
             if event.phase not in self.tasks:
                 self.tasks[event.phase] = self.bar.add_task(event.phase, total=event.steps, said="")

@@ -82,10 +82,11 @@ def load_dataset(
     if name == "digits":
         return _digits()
     path = Path(name_or_path)
-    if not path.exists():
+    if not name or not path.is_file():
         names = ", ".join(repr(known) for known in NAMES)
+        was = "is a folder" if name and path.is_dir() else "there is no such file"
         raise DataError(
-            f"{name}: there is no such file; it must be one of {names} or a path to a "
+            f"{name or repr(name)}: {was}; it must be one of {names} or a path to a "
             ".csv, .tsv or .jsonl file"
         )
     texts, labels = read_labelled(path, text_column, label_column)

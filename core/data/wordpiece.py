@@ -163,8 +163,33 @@ class WordPieceTokenizer:
         }
 
 
+def longest_of(folder: Path, most: int) -> int:
+    """Return how many ids the texts of a folder's model are cut to, `most` where it does not say.
+
+    Raises:
+        DataError: what it says is no number of ids that a text can have.
+    """
+    said = _settings(folder).get("model_max_length", most)
+    if not isinstance(said, int | float) or said < 3:
+        raise DataError(
+            f"{folder / SETTINGS_FILE}: model_max_length is {said!r}; it must be a number from 3 on"
+        )
+    return int(min(said, most))
+
+
 def _lower_case(folder: Path) -> bool:
+    return bool(_settings(folder).get("do_lower_case", True))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return what a folder says of its tokenizer, nothing where there is no file."""
     path = folder / SETTINGS_FILE
     if not path.exists():
-        return True
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True))
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise DataError(f"{path}: is no JSON ({fault})") from fault
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is no JSON object")
+    return found

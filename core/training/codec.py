@@ -19,6 +19,7 @@ from twofold.core.training.settings import LONGEST, Settings
 from twofold.reference import checks
 
 TOKENIZER_FILE = "tokenizer.json"
+FILES = (TOKENIZER_FILE,)  # that `store` writes
 TOKENIZERS = ("words", "bpe")
 
 

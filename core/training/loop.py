@@ -119,7 +119,8 @@ def train(
 
     Raises:
         Diverged: the loss is no longer finite; the last checkpoint is still good.
-        Interrupted: by SIGINT or SIGTERM, after a checkpoint; in all processes at the same step.
+        Interrupted: by SIGINT, SIGTERM or SIGHUP, after a checkpoint; in all processes at the same
+            step.
         Lost: another process died; there is a checkpoint of the last step, if the first one lives.
         Apart: processes came to have different parameters.
     """
@@ -366,12 +367,17 @@ def _name(state: State) -> str:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event that is looked at between steps; a second one kills."""
+    """Turn SIGINT, SIGTERM and SIGHUP into an event that is looked at between steps.
+
+    A second one kills. A SIGHUP that is ignored, as under nohup, stays so.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def ask(number: int, _: object) -> None:
         stop.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,4 +53,6 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any
     right.set_ylabel("accuracy (validation; ★ test)", color=ACCURACY)
     title = f"{result['data']}: {result['parameters']:,} parameters, seed {result['seed']}"
     left.set_title(title, parse_math=False)  # a file's name may hold a dollar
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of scripts that the font lacks
+        figure.savefig(path, dpi=120)

@@ -17,6 +17,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from twofold.core import pretrained
+from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
-from twofold.core.data.pretrained import pretrained_folder
+from twofold.core.data.pretrained import HUGGINGFACE, pretrained_folder
 from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.model import bert, weights
 from twofold.core.model.classifier import Classifier
@@ -33,7 +35,7 @@ from twofold.core.ops import Side
 from twofold.core.training import checkpoints
 from twofold.core.training import codec as codecs
 from twofold.core.training.codec import Codec, TextCodec
-from twofold.core.training.settings import Settings
+from twofold.core.training.settings import Settings, fingerprint
 
 SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
     "run.json",
@@ -67,8 +69,11 @@ class Run:
         """Write a new run's folder.
 
         Raises:
-            RunError: there is a run in it already, or it cannot be made.
+            RunError: there is a run in it already, it is where we are, or it cannot be made.
         """
+        if folder.resolve() == Path.cwd():
+            must = "it must be a folder of its own"
+            raise RunError(f"the run's folder is {str(folder)!r}, where we are; {must}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
@@ -91,13 +96,30 @@ class Run:
         path = folder / SETTINGS_FILE
         try:
             settings = Settings.from_json(json.loads(path.read_text()))
-            return cls(folder, settings, codecs.restore(settings, folder))
         except OSError as missing:
             raise RunError(
                 f"{folder} is no run: {missing.strerror}: {missing.filename}"
             ) from missing
         except (ValueError, TypeError) as broken:
             raise RunError(f"{path} holds no settings of a run: {broken}") from broken
+        try:
+            return cls(folder, settings, codecs.restore(settings, folder))
+        except OSError as missing:
+            raise RunError(
+                f"{missing.filename}: {missing.strerror}; {folder} needs it"
+            ) from missing
+        except (ValueError, TypeError) as broken:
+            raise RunError(f"{folder} has no vocabulary that fits it: {broken}") from broken
+
+    def discard(self) -> bool:
+        """Unmake a new run's folder, in which nothing was done yet; return whether it was so."""
+        if self.checkpoints.exists():
+            return False
+        for name in (SETTINGS_FILE, *codecs.FILES):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # there was more in it
+            self.folder.rmdir()
+        return True
 
     @property
     def checkpoints(self) -> Path:
@@ -112,12 +134,24 @@ class Run:
     @property
     def huggingface(self) -> Path:
         """The folder that `transformers.BertForSequenceClassification` reads."""
-        return self.folder / "huggingface"
+        return self.folder / HUGGINGFACE
 
     @property
     def finished(self) -> bool:
-        """Whether training has come to its end."""
+        """Whether training has come to its end, and what it ended with is still whole."""
+        try:
+            checkpoints.load(self.model_folder)
+        except checkpoints.CheckpointError:
+            return False
         return (self.folder / RESULT_FILE).exists()
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Raise `RunError` unless it is the data, with the labels, that the run was begun with."""
+        same = fingerprint(dataset) == self.settings.data_sha256
+        if not same or dataset.labels != self.settings.labels:
+            was = f"{self.settings.data} is not the data that {self.folder} was begun with"
+            named = f": its labels are now {', '.join(dataset.labels[:9])}" if same else ""
+            raise RunError(was + named)
 
     def first_model(self, ops: Side) -> Classifier:
         """Return the model that training begins with: drawn from the seed, or a pretrained one.
@@ -152,14 +186,16 @@ class Run:
         """Return the finished model.
 
         Raises:
-            RunError: training is not finished.
-            CheckpointError: the model was cut short or changed.
+            RunError: training is not finished, or the model was lost, cut short or changed.
         """
-        if not self.model_folder.exists():
-            raise RunError(
-                f"{self.folder} is not finished; go on with: twofold train --resume {self.folder}"
-            )
-        tensors = checkpoints.load(self.model_folder).tensors
+        again = f"twofold train --resume {shlex.quote(str(self.folder))}"
+        try:
+            tensors = checkpoints.load(self.model_folder).tensors
+        except checkpoints.CheckpointError as broken:
+            if not (self.folder / RESULT_FILE).exists():
+                raise RunError(f"{self.folder} is not finished; go on with: {again}") from broken
+            made = f"it is made anew of the last checkpoint by: {again}"
+            raise RunError(f"{broken}; {made}") from broken
         model = Classifier(self.settings.model, ops)
         if {n: x.shape for n, x in tensors.items()} != model.layout.shapes:
             raise RunError(f"{self.model_folder} holds another model than {SETTINGS_FILE} says")

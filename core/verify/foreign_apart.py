@@ -32,7 +32,7 @@ def judge(
     """
     child = Alone(_child, function, operator, examples, precisions, claimed, seconds)
     try:
-        return _listen(child, limit)
+        return _listen(child, limit, function)
     finally:
         child.end()
 
@@ -45,7 +45,7 @@ def check_import(function: str, limit: float = LIMIT) -> None:
     """
     child = Alone(_import, function)
     try:
-        said = _listen(child, limit)
+        said = _listen(child, limit, function)
     finally:
         child.end()
     if said.failures:
@@ -81,7 +81,7 @@ def _child(
             function, operator, examples, precisions, pipe.send, claimed, seconds
         )
     except (ValueError, TypeError) as refused:
-        verdict = Verdict(failures=[str(refused)])
+        verdict = Verdict(failures=[str(refused)], unjudged=True)
     except Exception:  # the judge's own, which nobody would see here
         verdict = Verdict(failures=[f"the judge failed:\n{traceback.format_exc()}"])
     pipe.send(verdict)
@@ -91,7 +91,7 @@ def _importing(function: str) -> str:
     return f"while {function!r} was imported"
 
 
-def _listen(child: Alone, limit: float) -> Verdict:
+def _listen(child: Alone, limit: float, function: str) -> Verdict:
     """Wait for the verdict, as long as something is said: what is begun, or what fails."""
     line = OURS
     found: list[Failure] = []
@@ -101,7 +101,8 @@ def _listen(child: Alone, limit: float) -> Verdict:
         except (TimeoutError, Ended) as end:
             words = f"it {end}\n  {line}"
             failures = [words, *foreign.listed(found)]
-            return Verdict(failures=failures, found=found, ended=words)
+            unjudged = line == _importing(function)
+            return Verdict(failures=failures, found=found, ended=words, unjudged=unjudged)
         if isinstance(said, Verdict):
             return said
         if isinstance(said, list):

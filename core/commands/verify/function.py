@@ -9,7 +9,15 @@ import typer
 from rich.table import Table
 
 from twofold.core import ops
-from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
+from twofold.core.commands.common import (
+    FAILED,
+    REFUSED,
+    Json,
+    console,
+    escaped,
+    plain_errors,
+    write_json,
+)
 from twofold.core.commands.verify.common import EXAMPLES, Examples
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ def command(
     is written into an argument `out`, or over the input, is taken as if it were returned. In which
     order axes are is found out. What fails comes as the smallest case that does, with a line that
     runs it again. Each function has a process of its own: one that hangs or crashes is a failure,
-    and the rest goes on.
+    and the rest goes on. The exit status is 1 where one fails, else 2 where one cannot be judged.
     """
     with plain_errors():
         if op not in ops.OPERATORS:
@@ -65,7 +73,8 @@ def command(
             show(name, op, found, everything)
             result[name] = {
                 "holds": not found.failures,
-                "complete": not (found.unasked or found.ended),
+                "judged": not found.unjudged,
+                "complete": not (found.unasked or found.ended or found.unjudged),
                 "operator": op,
                 "rows": report.as_json(found.rows),
                 "properties": [asdict(claim) for claim in found.claims],
@@ -75,8 +84,10 @@ def command(
                 "notes": found.notes,
             }
         write_json(json, result)
-    if not all(part["holds"] for part in result.values()):
+    if any(part["judged"] and not part["holds"] for part in result.values()):
         raise typer.Exit(FAILED)
+    if not all(part["judged"] for part in result.values()):
+        raise typer.Exit(REFUSED)
 
 
 def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
@@ -87,6 +98,7 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     verdict = "[red]FAIL[/red]" if found.failures else "holds"
+    verdict = "[red]not judged:[/red]" if found.unjudged else verdict
     said(f"{verdict} {name} as {operator}{', in what was asked' if found.unasked else ''}")
     for line in found.taken:
         said(escaped(line))
