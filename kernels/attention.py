@@ -124,6 +124,7 @@ def forward_kernel(
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
+    # (0) turned, where they are: q here, k where (1) reads it
     if CHUNK_D >= D:
         q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)

@@ -184,7 +184,7 @@ def dk_dv_kernel(
                 # (9) gradients of the inputs
                 dv = add_weighted(dv, dropped, dout, PRECISION)
                 dk = add_weighted(dk, ds, q, PRECISION)
-    dk = scaled(dk, x.softmax_scale)
+    dk = scaled(dk, x.softmax_scale)  # of (8), once
     live, inside = columns < seq.present, columns < seq.N
     store_features(dk_ptr, dk_strides, seq.batch, kv_head, key, n, d, inside, dk, D, live)
     store_features(dv_ptr, dv_strides, seq.batch, kv_head, key, n, d, inside, dv, D, live)
@@ -276,5 +276,5 @@ def dq_kernel(
             )
             # (9) gradients of the inputs
             dq = add_weighted(dq, ds, k, PRECISION)
-    dq = scaled(dq, x.softmax_scale)
+    dq = scaled(dq, x.softmax_scale)  # of (8), once
     store_features(dq_ptr, dq_strides, seq.batch, h, query, m, d, rows < seq.M, dq, D)

@@ -131,6 +131,7 @@ def forward_kernel(
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
+    # (0) turned, where they are: q here, k where (1) reads it
     if CHUNK_D == BLOCK_D:
         q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)

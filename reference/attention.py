@@ -139,7 +139,8 @@ def forward(
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|distance to the diagonal|
             (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input
             Length Extrapolation").
-        bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N).
+        bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N). In the kernel, which
+            works in powers of 2, what passes ±2.3e38 is ±∞.
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding, which must

@@ -91,6 +91,10 @@ def always_causal_with_heads_inside(q, k, v):
     return always_causal(q, k, v).transpose(1, 2)
 
 
+def always_causal_without_scale(q, k, v):
+    return always_causal(q * q.shape[-1] ** 0.5, k, v)
+
+
 def always_causal_of_one_head(q, k, v):
     length, _ = q.shape
     assert len(k) == length

@@ -49,6 +49,13 @@ def test_a_fault_is_found(name, words):
     assert any(failure.startswith(words) for failure in found.failures)
 
 
+def test_a_wrong_function_that_is_always_causal_is_wrong_as_such():
+    found = judge("always_causal_without_scale")
+    assert "without causal, it is: later keys change nothing" in found.taken
+    assert not any("reordered keys" in failure for failure in found.failures)
+    assert any(failure.startswith("forward float32 out: out[") for failure in found.failures)
+
+
 def test_what_it_may_do_without_being_told_is_asked_as_it_was_found_out():
     grouped = "grouped heads judged, though it takes no enable_gqa"
     assert grouped in judge("always_causal_and_grouped").notes

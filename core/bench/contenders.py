@@ -18,7 +18,13 @@ import torch
 from twofold.core import ops
 from twofold.core.bench.problems import Problem
 from twofold.core.bench.torch_calls import OF_TORCH
-from twofold.core.verify import foreign_kinds, foreign_refusals, foreign_subjects, report
+from twofold.core.verify import (
+    foreign_imports,
+    foreign_kinds,
+    foreign_refusals,
+    foreign_subjects,
+    report,
+)
 from twofold.core.verify.contract import Finding, Inapplicable, fitting
 from twofold.core.verify.contract import judge as judged
 from twofold.core.verify.foreign_forms import plain
@@ -276,7 +282,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        yield rival(name, foreign_subjects.load(name), operator)
+        yield rival(name, foreign_imports.load(name), operator)
 
 
 def rival(name: str, implementation: Any, operator: str) -> Contender:

@@ -26,8 +26,9 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import domains, foreign_cases, report
 from twofold.core.verify.contract import PROPERTY, Finding
+from twofold.core.verify.foreign_imports import load
 from twofold.core.verify.foreign_operators import Operator
-from twofold.core.verify.foreign_subjects import Function, load, subject
+from twofold.core.verify.foreign_subjects import Function, subject
 from twofold.core.verify.foreign_trial import Trial
 from twofold.core.verify.foreign_verdict import (
     BITS,

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from twofold.core.verify import foreign
 from twofold.core.verify.alone import LIMIT, STARTING, Alone, Ended
 from twofold.core.verify.foreign import Failure, Verdict
-from twofold.core.verify.foreign_subjects import load
+from twofold.core.verify.foreign_imports import load
 from twofold.core.verify.peers import interpreted
 
 OURS = "between what is its own"  # imports and preparations

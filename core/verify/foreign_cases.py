@@ -21,10 +21,14 @@ def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str
     others with probability pⁿ, and of all that is looked for `CHANCE` may be expected so.
     """
     failing = [case for case, fails in tried.items() if key in fails]
-    holding = [case for case, fails in tried.items() if key not in fails]
+    otherwise = [case for case, fails in tried.items() if fails and key not in fails]
+    holding = [case for case, fails in tried.items() if not fails]
     count = f"{len(failing)} of {len(tried)} cases fail so"
-    if not failing or not holding:
+    count += f", {len(otherwise)} otherwise" if otherwise else ""
+    if not failing or not (holding or otherwise):
         return f"all {len(tried)} cases fail so" if failing else ""
+    if not holding:
+        return f"{count}, none holds"
     said: list[str] = []
     left = list(range(len(holding)))  # those that hold and have all of it
     looked_for = dict(_shared(failing, holding, smallest))
@@ -59,8 +63,10 @@ def _shared(
                 if all(x % n for x in here):
                     words = "odd" if n == 2 else f"no multiple of {n}"
                     yield f"{name} {words}", [x % n > 0 for x in there]
+            if isinstance(usual, int) and all(x & (x - 1) for x in here):
+                yield f"{name} no power of two", [x & (x - 1) > 0 for x in there]
             continue
-        if usual not in here:
+        if usual not in here and not isinstance(usual, bool):
             yield f"{name} given", [x != usual for x in there]
         values = list(dict.fromkeys(here))
         if len(values) < 3:

@@ -4,7 +4,7 @@ That is f(tensors…, options…) -> outputs, the tensors in order. Taken beside
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
 up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
 with options between them; a class of torch.optim. Those of attention alone are in
-`foreign_attention`, its packed sequences in `foreign_packed`, sizes that are numbers in
+`foreign_joined`, its packed sequences in `foreign_packed`, sizes that are numbers in
 `foreign_sizes`, what is written to where it is told in `foreign_written`.
 """
 
@@ -13,12 +13,12 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
 from twofold.core.verify import (
-    foreign_attention,
+    foreign_joined,
     foreign_kinds,
     foreign_packed,
     foreign_sizes,
@@ -32,7 +32,19 @@ IN_ORDER = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPE = "normalized_shape"
 # Options that are set on a module which keeps a number or a word of their name.
 KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction", "ignore_index")
-HELD_AS = {"table": "weight"}  # what modules call a tensor, where not as the operator does
+# What tensors are called, in small letters; modules hold them by these names.
+CALLED = {
+    "x": ("x", "input", "hidden_states", "inp"),
+    "weight": ("weight", "w", "gamma"),
+    "bias": ("bias", "b", "beta"),
+    "table": ("table", "weight", "embeddings"),
+    "ids": ("ids", "input_ids", "indices", "input"),
+    "q": ("q", "query"),
+    "k": ("k", "key"),
+    "v": ("v", "value"),
+    "logits": ("logits", "input", "x"),
+    "targets": ("targets", "target", "labels", "true_labels", "y"),
+}
 
 
 def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Callable[..., Any]:
@@ -58,8 +70,8 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
     function = foreign_sizes.told(function, operator, seen)
     function = foreign_written.filling(function, operator, seen.written)
     if operator == "attention":
-        function = foreign_attention.of_module(function, seen)
-        function = foreign_attention.of_joined(function, seen)
+        function = foreign_joined.of_module(function, seen)
+        function = foreign_joined.of_joined(function, seen)
         function = foreign_packed.of_packed(function, seen)
     if operator == "rotary":
         function = _one_at_a_time(function)
@@ -111,8 +123,13 @@ def _of_what_it_holds(
     import torch
 
     taken = parameters(function)
-    named = {n: HELD_AS.get(n, n) for n in tensors if n not in taken}
-    held = {n: own for n, own in named.items() if hasattr(module, own)}
+    held = {
+        n: own
+        for n in tensors
+        if n not in taken
+        for own in reversed(CALLED.get(n, (n,)))
+        if hasattr(module, own)
+    }
     if not any(isinstance(getattr(module, own), torch.Tensor) for own in held.values()):
         held = {}
     kept = {
@@ -130,7 +147,7 @@ def _of_what_it_holds(
 
     def holding(*args: Any, **how: Any) -> Any:
         for name, own in held.items():
-            setattr(replica, own, how.pop(name))
+            setattr(replica, own, _dense(how.pop(name)))
         for name, value in kept.items():
             setattr(replica, name, how.pop(name, value))
         if hasattr(replica, SHAPE):
@@ -171,11 +188,12 @@ def _in_order(
     alone = [n for n in tensors if n in taken and taken[n].kind is Parameter.KEYWORD_ONLY]
     options = {name for option in PLAIN[operator].options for name in names_of(option)}
     between = options.intersection(list(taken)[: len(tensors)])
-    if not alone and SHAPE not in taken and not between:
+    theirs = _by_name(tensors, taken)
+    if not alone and SHAPE not in taken and not between and not theirs:
         return function
     others = (SHAPE, *options)
     places = (n for n, p in taken.items() if p.kind in IN_ORDER and n not in others)
-    names = [n if n in alone else next(places, n) for n in tensors]  # theirs, of each tensor
+    names = theirs or [n if n in alone else next(places, n) for n in tensors]
     if not set(names) <= taken.keys():
         return function  # it lacks one
 
@@ -186,6 +204,25 @@ def _in_order(
     first = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names]
     rest = [p for n, p in taken.items() if n not in (*names, SHAPE)]
     return showing(ordered, inspect.Signature([*first, *rest]))
+
+
+def _dense(x: Any) -> Any:
+    """Return what a module holds as it holds it, contiguous."""
+    return x if x is None else x.contiguous()
+
+
+def _by_name(tensors: Sequence[str], taken: Mapping[str, Parameter]) -> list[str]:
+    """Return what a function calls its tensors, where it has them in another order by names known.
+
+    Nothing where a name is unknown: then they are given in order.
+    """
+    small = {n.lower(): n for n, p in taken.items() if p.kind in IN_ORDER}
+    found = [[small[n] for n in CALLED.get(name, (name,)) if n in small] for name in tensors]
+    if not all(found):
+        return []
+    names = [known[0] for known in found]
+    in_order = [n for n in taken if n in names]
+    return names if len(set(names)) == len(names) and names != in_order else []
 
 
 def _side_by_side(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,6 +43,9 @@ def plain(implementation: Any) -> Callable[..., Any]:
     """
     import torch
 
+    owner = getattr(implementation, "__self__", None)
+    if getattr(implementation, "__name__", "") == "apply" and isinstance(owner, type):
+        implementation = owner  # attention = _attention.apply, as Triton's tutorial has it
     if isinstance(implementation, type):
         if issubclass(implementation, torch.autograd.Function):
             return _applied(implementation)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from twofold.core.verify import domains
 from twofold.core.verify.contract import judge as judge_case
 from twofold.core.verify.foreign_plain import Handed
-from twofold.core.verify.foreign_refusals import Refused
+from twofold.core.verify.foreign_refusals import Refused, raised_in_library
 
 if TYPE_CHECKING:
     from twofold.core.verify.foreign_subjects import Function
@@ -35,6 +35,7 @@ class _Tried(NamedTuple):
     computed: int | None  # None if nothing is
     refused: bool  # whether it took no case, in its own words
     right: bool  # whether nothing is wrong with the best
+    in_library: bool  # whether what it calls took no case, as torch.einsum does of other axes
 
 
 def find_out(function: Function, observe: Observe) -> None:
@@ -88,13 +89,13 @@ def _try_orders(function: Function, observe: Observe) -> None:
     fewer = {n: order(usual) for n, (order, _) in function.entry.fewer.items()}
     found = tried(orders)
     of_fewer = tried(fewer) if found.best is None and fewer else None
-    if of_fewer is not None and found.refused:
+    if of_fewer is not None and (found.refused or (found.in_library and of_fewer.right)):
         settle(of_fewer, fewer)
         function.always |= function.entry.fewer.get(function.arranged, (None, {}))[1]
     else:  # what is wrong with the axes that it does not refuse is wrong
         settle(found, orders)
         if of_fewer is not None and of_fewer.best is not None and of_fewer.right:
-            words = f"with {list(fewer)[of_fewer.best]} it would be right; {UNPACKED}"
+            words = f"with {list(fewer)[of_fewer.best]} it agrees in a case; {UNPACKED}"
             function.found_out.append(words)
 
 
@@ -154,6 +155,9 @@ def _without(function: Function, observe: Observe) -> None:
         tried = _least_wrong(function, ways, take, dict, what, observe)
         if tried.best is None:
             del function.without[option]
+            if option == "causal" and _sees_nothing_later(function, observe):
+                take({"causal": True})
+                function.found_out.append("without causal, it is: later keys change nothing")
             continue
         take(ways[tried.best])
         found = function.without[option]
@@ -161,6 +165,31 @@ def _without(function: Function, observe: Observe) -> None:
             value = " and ".join(map(str, found.values()))
             said = f"without {option}, its {', '.join(found)} is taken to be {value}"
             function.found_out.append(said)
+
+
+def _sees_nothing_later(function: Function, observe: Observe) -> bool:
+    """Return whether another last key changes the last query's output, and no other's.
+
+    So is a function that is always causal told apart whose values are wrong.
+    """
+    function.without["causal"] = {"causal": True}
+    try:
+        case = function.fitting(function.case_type(**function.entry.arranged_case), "float32")
+        observe("to see whether it is causal", case)
+        given = function.contract.inputs(case)
+        other = {n: getattr(given, n).copy() for n in ("k", "v")}
+        for x in other.values():
+            x[..., -1, :] += 1.0
+        first, second = (
+            function.side.to_numpy(function.shown(function.side, case, one)["out"])
+            for one in (given, given._replace(**other))
+        )
+    except (Exception, SystemExit):  # it may refuse, or fail in any way
+        return False
+    finally:
+        del function.without["causal"]
+    same = (first == second).all(axis=-1)  # (B, H, M)
+    return bool(same[..., :-1].all() and not same[..., -1].any())
 
 
 def _ways_without(function: Function) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -184,7 +213,7 @@ def _least_wrong(
     observe: Observe,
 ) -> _Tried:
     """Try cases of these fields, each in its way, until one is right in a precision."""
-    best, least, computed, refused = None, 1.0, None, True
+    best, least, computed, refused, in_library = None, 1.0, None, True, True
     for dtype, (i, way) in itertools.product(domains.DTYPES, enumerate(ways)):
         take(way)
         case = function.fitting(function.case_type(**fields(way)), dtype)
@@ -193,14 +222,14 @@ def _least_wrong(
             findings = judge_case(function.contract, function.side, case)
         except Refused:
             continue
-        except (Exception, SystemExit):  # whatever its code raises: it is not meant so
-            refused = False
+        except (Exception, SystemExit) as error:  # whatever its code raises: it is not meant so
+            refused, in_library = False, in_library and raised_in_library(error)
             continue
-        refused = False
+        refused = in_library = False
         computed = i if computed is None else computed
         wrong = sum(bool(f.fault) for f in findings) / len(findings)
         if wrong < least:
             best, least = i, wrong
         if least == 0.0:
             break
-    return _Tried(best, computed, refused, least == 0.0)
+    return _Tried(best, computed, refused, least == 0.0, in_library)

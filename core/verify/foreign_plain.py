@@ -61,10 +61,13 @@ class Plain:
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         exercised: cases that are always run of a function that has the option.
         learned: options that are tensors whose gradients are judged.
+        optional: tensors that a function may lack, or must be given, with the case's fields then:
+            where it lacks it, and where it must be given it.
         insisted: the case's fields where it has none of an option that a function must be given.
         far: cases whose offsets pass 2³¹, run last, where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
         outside: what no case has, by the option or output without which it means nothing.
+        beyond: what no case has, by an option and what its value was found to mean.
         narrowed: brings a case into the plain domain, where `always` cannot say how.
         inputs: where they are not the contract's.
         small: cuts a case down for the properties, where the contract's asks for too much.
@@ -93,6 +96,9 @@ class Plain:
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     learned: Sequence[str] = ()
+    optional: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
+        default_factory=dict
+    )
     insisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -107,6 +113,7 @@ class Plain:
         str, tuple[Callable[[Callable[..., Any]], Callable[..., Any]], Mapping[str, Any]]
     ] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
+    beyond: Mapping[tuple[str, str], str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case
     inputs: Callable[[Any], Any] | None = None
     small: Callable[[Any], Any] | None = None

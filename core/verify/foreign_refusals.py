@@ -61,6 +61,11 @@ def raised_by(error: BaseException) -> str:
     return _package(innermost)
 
 
+def raised_in_library(error: BaseException) -> bool:
+    """Return whether Python code of a library raised it, as torch's does of other shapes."""
+    return raised_by(list(_causes(error))[-1]) in _LIBRARIES
+
+
 def _unknown(error: BaseException, options: Iterable[Any]) -> bool:
     words = [x for x in options if isinstance(x, str)]
     return isinstance(error, KeyError) and any(x in words for x in error.args)

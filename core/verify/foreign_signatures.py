@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from twofold.core import ops
-from twofold.core.verify.foreign_attention import JOINED, OF_MODULE
+from twofold.core.verify.foreign_joined import JOINED, OF_MODULE
 from twofold.core.verify.foreign_operators import functions
 from twofold.core.verify.foreign_packed import OPTION, SHAPE, Sequences
 from twofold.core.verify.foreign_plain import names_of

@@ -7,12 +7,9 @@ operator's module (`forward`, `backward`, …) and their arguments.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +23,7 @@ from twofold.core.verify.foreign_kinds import Seen, is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
 from twofold.core.verify.foreign_plain import Handed, names_of
 from twofold.core.verify.foreign_refusals import refusals
-from twofold.core.verify.foreign_table import PLAIN
-from twofold.core.verify.peers import interpreted
+from twofold.core.verify.foreign_table import PLAIN, tensor_names
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
 from twofold.core.verify.strict_interpreter import launches
@@ -36,26 +32,6 @@ from twofold.reference.activation import KINDS
 GRADIENTS = ("dout", "dh", "dloss", "dq_out", "dk_out")  # of outputs, by the names of inputs
 FAR_AWAY = "offsets past 2³¹ not judged: that is for interpreted kernels, where there are addresses"
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def load(name: str) -> Any:
-    """Import "module:function", from the current folder too.
-
-    Raises:
-        ValueError: there is no such module or function, or it cannot be imported.
-    """
-    interpreted.prepare()  # before the module imports Triton, or what its kernels call
-    module_name, _, function_name = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever its code raises
-        words = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name!r} cannot be imported: {words}") from error
-    if not hasattr(module, function_name):
-        raise ValueError(f"module {module_name!r} has no function {function_name!r}")
-    return getattr(module, function_name)
 
 
 def subject(implementation: Any, operator: str) -> Function | Operator:
@@ -89,7 +65,7 @@ class Function:
     """A plain call, f(tensors…, options…) -> output or outputs, differentiated by autograd.
 
     Attributes:
-        function, entry: what is called, and how (`foreign_table`).
+        function, entry, operator: what is called, and how and as what (`foreign_table`).
         contract: the operator's, of what a plain call can be asked for.
         case_type: of its cases.
         side: where its tensors live.
@@ -110,7 +86,7 @@ class Function:
     """
 
     def __init__(self, function: Callable[..., Any], operator: str, seen: Seen) -> None:
-        self.function, self.entry = function, PLAIN[operator]
+        self.function, self.entry, self.operator = function, PLAIN[operator], operator
         self.side, module = ops.load("triton"), contract_module(operator)
         self.case_type = module.Case
         self.without: dict[str, Mapping[str, Any]] = {}
@@ -131,6 +107,7 @@ class Function:
             and taken[self._names[option]].default is inspect.Parameter.empty
         }
         self.remarks: set[str] = set()
+        self._lacking = self._optional(taken)
         self.implied = [option for option in self.entry.implied if option in self.missing]
         self._computed: set[str] = set()  # by the last call
         self._shapes: dict[str, tuple[int, ...]] = {}  # of its outputs, as they must be
@@ -169,6 +146,28 @@ class Function:
                 was = tuple(found[name].shape)
                 raise AssertionError(f"{name} has shape {was}; it must be {shape}")
         return {n: x for n, x in found.items() if n not in self.instead}
+
+    def _optional(self, taken: Mapping[str, inspect.Parameter]) -> list[str]:
+        """Return tensors that it lacks; cases have none of them, or always those it insists on."""
+        places = [p for p in taken.values() if p.kind not in VARIADIC]
+        any_number = any(p.kind is p.VAR_POSITIONAL for p in taken.values()) or not taken
+        options, lacking = self._names.values(), []
+        for name, (without, given) in self.entry.optional.items():
+            at = tensor_names(self.operator).index(name)
+            own = places[at] if at < len(places) else None
+            if any_number or (own is not None and own.default is not own.empty):
+                continue
+            if own is None or own.name in options:
+                lacking.append(name)
+            self.always |= without if lacking else given
+        return lacking
+
+    def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
+        """Return a case as the function is called."""
+        call = self.entry.call(side, case, given)
+        return call._replace(
+            tensors={n: x for n, x in call.tensors.items() if n not in self._lacking}
+        )
 
     def _given_of(self, case: Any) -> Any:
         """Return a case's inputs; gradients that are expanded are those of a sum, all alike."""
@@ -241,7 +240,10 @@ class Function:
     def outside(self) -> list[str]:
         """Return what the domain leaves out that would mean something to the function."""
         means = {*self._names, *self.ever} - self.meant.keys()
-        return list(dict.fromkeys(x for name, x in self.entry.outside.items() if name in means))
+        said = [x for name, x in self.entry.outside.items() if name in means]
+        known = {*self.meant.items(), *((n, way.get(n)) for n, way in self.without.items())}
+        said += [x for meaning, x in self.entry.beyond.items() if meaning in known]
+        return list(dict.fromkeys(said))
 
     def _check_signature(self, case: Any) -> list[str]:
         """Refuse a function that cannot be called, before it is; return what it is never given."""
@@ -249,7 +251,7 @@ class Function:
             signature = inspect.signature(self.function)
         except ValueError:  # a builtin has none
             return []
-        call = self.entry.call(self.side, case, self.contract.inputs(case))
+        call = self._call(self.side, case, self.contract.inputs(case))
         options = {self._names[n]: None for n in call.options if n in self._names}
         try:
             given = signature.bind(*call.tensors, **options).arguments
@@ -271,7 +273,7 @@ class Function:
         implied = [self.implying(option, precision) for option in self.implied]
         if self.fitting(case, precision) != case and case not in implied:
             raise Inapplicable("the function takes no such case")
-        call = self.entry.call(side, case, given)
+        call = self._call(side, case, given)
         learned = {n: x for n, x in call.options.items() if n in self.entry.learned}
         tensors = {
             n: x.detach().requires_grad_() if x is not None and x.is_floating_point() else x

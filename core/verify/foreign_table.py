@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from twofold.core import ops
+from twofold.core.verify import foreign_attention as attention
 from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify import foreign_decoding as decoding
 from twofold.core.verify import foreign_orders as orders
-from twofold.core.verify import foreign_packed as packed
-from twofold.core.verify.foreign_plain import Handed, Plain
+from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
 
-SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
-# What is left out where the order of axes knows nothing of heads.
-OF_ONE_HEAD: dict[str, Any] = {
-    "groups": 1, "mask": None, "key_lengths": False, "alibi": None, "bias": None, "sinks": False,
-}  # fmt: skip
-SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
 # Of rows that are worked on alone, the widest past what a single block mostly holds.
 ROWS = (
     {"rows": 37, "columns": 257},
@@ -45,116 +38,8 @@ EPS = {
 # Of a root mean square, whether it multiplies with its weight or, as Gemma's, with 1 + weight.
 OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offset in (0.0, 1.0))}
 
-SHOWS, HIDES = "True where a key is attended", "True where a key is not attended"
-OF_KEYS = {"mask": "B11N"}
-# What a mask says: of four axes, or (batch, keys), as torch's and Hugging Face's padding masks.
-MASKS = {
-    SHOWS: Handed(lambda mask, q: mask),
-    HIDES: Handed(lambda mask, q: ~mask),
-    "1 where a key is attended": Handed(lambda mask, q: mask.long()),
-    "added, −∞ where a key is not attended": Handed(calls.added),
-    f"(batch, keys), {SHOWS}": Handed(calls.key_mask, OF_KEYS),
-    f"(batch, keys), {HIDES}": Handed(lambda mask, q: ~calls.key_mask(mask, q), OF_KEYS),
-    "(batch, keys), 1 where a key is attended": Handed(
-        lambda mask, q: calls.key_mask(mask, q).long(), OF_KEYS
-    ),
-}
-
 PLAIN = {
-    "attention": Plain(
-        call=calls.attention_call,
-        shapes="q, k, v (batch, heads, seqlen, head_dim)",
-        outputs=("out", "lse"),
-        instead={"lse": "weights"},
-        named=calls.attention_outputs,
-        truth=calls.attention_weights,
-        options={
-            "softmax_scale": {"softmax_scale": None},
-            "causal": {"causal": False},
-            "mask": {"mask": None},
-            "key_lengths": {"key_lengths": False},
-            "window_size": {"window_size": None},
-            "softcap": {"softcap": None},
-            "alibi_slopes": {"alibi": None},
-            "bias": {"bias": None},
-            "sinks": {"sinks": False},
-            "enable_gqa": {"groups": 1},
-            packed.OPTION: {"packed": False},
-        },
-        always={
-            "dropout_p": 0.0,
-            "dlse": False,
-            "tile": None,
-            "score_mod": None,
-            "block_mask": None,
-            "rotary": None,
-            "block_size": None,
-        },
-        pinned=(
-            {"seqlen_q": 33, "seqlen_k": 131, "head_dim": 16},
-            {"seqlen_q": 65, "seqlen_k": 65, "head_dim": 64, "causal": True, "batch": 2},
-            {"seqlen_q": 259, "seqlen_k": 259, "head_dim": 16, "causal": True},
-            {"seqlen_q": 67, "seqlen_k": 300, "head_dim": 16},
-            {"seqlen_q": 3, "seqlen_k": 4099, "head_dim": 16},
-            {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
-        ),
-        far=(
-            {"batch": 3, "head_dim": 16, "layout": "far batches"},
-            {"heads": 3, "head_dim": 16, "layout": "far heads"},
-            {"seqlen_q": 3, "seqlen_k": 3, "head_dim": 16, "layout": "far rows"},
-        ),
-        exercised={
-            "softmax_scale": ({**SMALL, "softmax_scale": 0.1},),
-            "mask": (
-                {**SMALL, "mask": "B11N"},
-                {**SMALL, "mask": "BHMN"},
-                {**SMALL, "mask": "111N"},
-            ),
-            "key_lengths": ({**SMALL, "key_lengths": True},),
-            "causal": ({"seqlen_q": 5, "seqlen_k": 1029, "head_dim": 16, "causal": True},),
-            "window_size": (
-                {**SQUARE, "window_size": (16, 3)},
-                {**SQUARE, "window_size": (5, 0)},
-                {"seqlen_q": 193, "seqlen_k": 193, "head_dim": 16, "window_size": (130, 0)},
-            ),
-            "softcap": ({**SMALL, "softcap": 1.0, "logits": 10.0},),
-            "alibi_slopes": ({**SMALL, "alibi": "H"}, {**SQUARE, "alibi": "H", "causal": True}),
-            "bias": ({**SMALL, "bias": "BHMN"}, {**SMALL, "bias": "1H1N"}),
-            "sinks": ({**SMALL, "sinks": True},),
-            "enable_gqa": ({**SMALL, "heads": 4, "groups": 2},),
-            packed.OPTION: (
-                {**SMALL, "batch": 5, "packed": True},
-                {**SQUARE, "batch": 5, "packed": True, "causal": True},
-                {**SMALL, "batch": 3, "seqlen_q": 131, "seqlen_k": 131, "packed": True},
-            ),
-        },
-        implied={"enable_gqa": {**SMALL, "heads": 4, "groups": 2}},
-        meant={"causal": ({**SMALL, "causal": "bottom-right"}, {**SMALL, "causal": "top-left"})},
-        either={
-            "causal": tuple(
-                {**SMALL, "causal": how} for how in (False, "bottom-right", "top-left", True)
-            )
-        },
-        handed={"mask": MASKS},
-        arranged={"(batch, seqlen, heads, head_dim)": orders.heads_inside},
-        fewer={
-            "(batch · heads, seqlen, head_dim)": (orders.heads_as_batch, OF_ONE_HEAD),
-            "(seqlen, head_dim)": (orders.one_head, OF_ONE_HEAD),
-        },
-        arranged_case={"batch": 2, "heads": 5, "seqlen_q": 5, "seqlen_k": 5, "head_dim": 16},
-        outside={
-            "causal": "causal with more keys than queries, or fewer",
-            "mask": "a query without keys",
-            "key_lengths": "a query without keys",
-            "window_size": "a window with a mask, or with more keys than queries, or fewer",
-            "lse": "the gradient of lse",
-        },
-        narrowed=calls.attention_narrowed,
-        inputs=calls.attention_inputs,
-        small=calls.attention_small,
-        any_dtype=("weights",),
-        conventions=("masked rows", "clipped lengths"),
-    ),
+    "attention": attention.PLAIN,
     "attention_decode": decoding.PLAIN,
     "layer_norm": Plain(
         call=calls.layer_norm_call,
@@ -198,6 +83,7 @@ PLAIN = {
         shapes="x (…, in), weight (out, in), bias (out,)",
         outputs=("out",),
         options={"activation": {"activation": None}},
+        optional={"bias": ({"bias": False}, {"bias": True})},
         arranged={"weight (in, out)": orders.weight_of_columns},
         arranged_case={"rows": 5, "features_in": 33, "features_out": 33},
         either={
@@ -325,6 +211,7 @@ PLAIN = {
                 {"rows": 5, "classes": 33, "reduction": how} for how in ("mean", "sum", "none")
             )
         },
+        implied={"ignore_index": {"rows": 37, "classes": 33, "ignored": 0.3}},
         outside={
             "loss": "logits that are −∞; targets that are probabilities",
             "ignore_index": "a mean of no rows",

@@ -56,7 +56,7 @@ DRAWN, BOUNDS = 0.4, 0.7
 SIZES = (16, 32, 64)  # head_dims
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 REFUSED = 6  # so many times the cases wanted may be refused
-IMPLIED = {"enable_gqa": "grouped heads"}
+IMPLIED = {"enable_gqa": "grouped heads", "ignore_index": "targets of −100"}
 
 
 class Trial:

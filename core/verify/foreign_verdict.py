@@ -17,6 +17,11 @@ UNASKED = "not asked"
 IMPORT = "from twofold.core.verify import foreign"
 LITTLE = 4.0  # bounds; what is off by less is said to be of this kind, and fails all the same
 FAR_OFF = 64.0  # bounds, from where a case is shown before others that fail
+INPUTS = "inputs"  # the output that says whether somebody wrote to them
+DENSE = (
+    "so it may not look at strides: it must take them, call .contiguous(), or refuse others "
+    "(assert x.is_contiguous())"
+)
 ROUNDED = "so little may be less exact arithmetic: one more rounding, or a difference that cancels"
 
 
@@ -87,6 +92,7 @@ class Verdict:
             what these have in common.
         ended: how the process ended before there was a verdict, and in which case.
         unasked: what there was no time for, if anything.
+        unjudged: whether it could not be judged at all, as it cannot be imported or called so.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -98,6 +104,7 @@ class Verdict:
     common: dict[str, str] = field(default_factory=dict)
     ended: str = ""
     unasked: str = ""
+    unjudged: bool = False
 
 
 def digest(verdict: Verdict) -> list[str]:
@@ -169,6 +176,8 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
     properties = list(dict.fromkeys(f.name for f in failures if f.pass_ == PROPERTY))
     leave = "leaves its bound" if len(names) == 1 else "leave their bounds"
     what = "it raises" if first.raised else f"{', '.join(names)} {leave}"
+    if names == [INPUTS] and not first.raised:
+        what = "it writes to what it was given, and autograd is not told"
     said = [f"{what} ({_precisions(failures)})", f"  {first.fault}"]
     if far := _far(first):
         said[-1] += f", {far}"
@@ -176,11 +185,13 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
             said.append(f"  {ROUNDED}")
     if words := ", ".join(f"{f.name} by {far}" for f in shown[1:] if (far := _far(f))):
         said.append(f"  with it {words}")
-    said += [f"  with it {f.fault}" for f in shown[1:] if f.name == "inputs"]
+    said += [f"  with it {f.fault}" for f in shown[1:] if f.name == INPUTS]
     said.append(f"  smallest case found: {first.precision}{first.case and ', '}{first.case}")
     said.append(f"  {_again(first.again)}")
     if words := common.get(first.again, ""):
         said.append(f"  {words}")
+        if "layout" in words:
+            said.append(f"  {DENSE}")
     if properties:
         said.append(f"  {len(properties)} properties fail so: {', '.join(properties)}")
     return said
@@ -201,7 +212,7 @@ def _precisions(failures: Sequence[Failure]) -> str:
 
 def _far(failure: Failure) -> str:
     """Say how far it is off, where that is a number, as a multiple of its bound."""
-    if not 1 < failure.share < np.inf:
+    if not 1 < failure.share < np.inf or failure.name == INPUTS:
         return ""
     times = f"{failure.share:,.0f}" if failure.share >= 100 else f"{failure.share:.3g}"
     return f"{times} times its bound"

@@ -1,0 +1,73 @@
+"""Tensors known by name, those that are not there, and what is said of what fails."""
+
+import pytest
+
+from twofold.core.verify import foreign, foreign_verdict
+
+pytestmark = pytest.mark.usefixtures("importable")
+
+
+def judge(name, operator, precision="float32"):
+    return foreign.judge(f"foreign_named:{name}", operator, 9, [precision], claimed=3)
+
+
+BOTH = {"forward", "backward"}
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "passes"),
+    [
+        ("bias_first", "linear", BOTH),
+        ("bias_must_be_given", "linear", BOTH),
+        ("without_bias", "linear", BOTH),
+        ("table_first", "embedding", BOTH),
+        ("softmax", "softmax", BOTH),
+        ("norm", "layer_norm", BOTH),
+        ("mean_of_those_that_count", "softmax_cross_entropy", BOTH),
+        ("mean_that_refuses", "softmax_cross_entropy", BOTH),
+        ("paged", "attention_decode", {"forward"}),
+    ],
+)
+def test_a_sound_one_passes(name, operator, passes):
+    found = judge(name, operator)
+    assert found.failures == [] and {row.pass_ for row in found.rows} == passes
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mean_of_those_that_count", "targets of −100 judged, though it takes no ignore_index"),
+        ("mean_that_refuses", "targets of −100 not judged: add ignore_index=…"),
+    ],
+)
+def test_it_is_said_whether_targets_that_do_not_count_were_asked(name, said):
+    assert said in judge(name, "softmax_cross_entropy").notes
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "words"),
+    [
+        ("bias_doubled", "linear", "forward float32 out: out["),
+        ("mean_of_all", "softmax_cross_entropy", "forward float32 loss: loss"),
+    ],
+)
+def test_a_fault_is_found(name, operator, words):
+    assert any(failure.startswith(words) for failure in judge(name, operator).failures)
+
+
+def test_what_is_written_over_is_said_without_a_measure():
+    said = foreign_verdict.digest(judge("written_over", "softmax_cross_entropy"))
+    assert said[0].startswith("it writes to what it was given, and autograd is not told (")
+    assert not any("times its bound" in line for line in said)
+
+
+def test_strides_that_are_not_looked_at_have_a_remedy():
+    said = foreign_verdict.digest(judge("reads_dense", "softmax"))
+    assert any("layout" in line for line in said)
+    assert f"  {foreign_verdict.DENSE}" in said
+
+
+def test_causal_with_fewer_keys_than_queries_is_said_to_be_left_out():
+    found = foreign.judge("foreign_masks:always_causal_at_the_bottom", "attention", 3, ["float32"])
+    (outside,) = (note for note in found.notes if note.startswith("not in the domain: "))
+    assert "causal with fewer keys than queries" in outside
