@@ -29,12 +29,17 @@ def use(side: str) -> Iterator[None]:
 
     Raises:
         ValueError: `side` is none of these.
+        RuntimeError: kernels are to be interpreted, and Triton was imported before that was known.
     """
     global _chosen
     if side not in CHOICES:
         raise ValueError(f"side is {side!r}; it must be one of {', '.join(map(repr, CHOICES))}")
-    if side == "triton":
-        ops.triton_device()  # before a kernel is imported
+    # Before a kernel is imported.
+    if side == "triton" and ops.triton_device() == "cpu" and not ops.interpreted():
+        raise RuntimeError(
+            "Triton was imported before its interpreter was turned on; "
+            "set TRITON_INTERPRET=1, or begin with twofold.core.ops.load('triton')"
+        )
     before, _chosen = _chosen, side
     try:
         yield

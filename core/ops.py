@@ -144,13 +144,21 @@ def triton_device() -> str:
         return "cpu"
     if cuda_available():
         return "cuda"
-    if "triton" in sys.modules:  # whose own functions would not be interpreted
+    if any(f"twofold.kernels.{operator}" in sys.modules for operator in OPERATORS):
         raise RuntimeError(
-            "Triton was imported for a GPU that is not there; "
+            "twofold.kernels was imported for a GPU that is not there; "
             "call twofold.core.ops.load('triton') first or set TRITON_INTERPRET=1"
         )
     os.environ["TRITON_INTERPRET"] = "1"
     return "cpu"
+
+
+def interpreted() -> bool:
+    """Return whether Triton's own functions are its interpreter's, as they were imported."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(tl.sum, InterpretedFunction)
 
 
 def compiling_side() -> Side:

@@ -63,7 +63,7 @@ def test_a_fault_is_found(name, operator, words):
 
 
 def test_what_would_be_right_with_fewer_axes_is_said_and_fails():
-    would = "with (seqlen, head_dim) it would be right; to be judged so it must refuse more axes"
+    would = "with (seqlen, head_dim) it agrees in a case; to be judged so it must refuse more axes"
     name = "one_head_that_refuses_no_more"
     for of, said in ((name, True), (f"{name}_and_forgets_dv", False)):
         found = judge(of, "attention")

@@ -108,9 +108,9 @@ def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typ
         try:
             result = run.result() if run.finished else finish(run, dataset, processes)
         except MemoryError as large:
-            if processes.first and resume is None and run.discard():
-                raise MemoryError(f"{large or 'out of memory'}; {SMALLER}") from large
-            raise
+            gone = processes.first and resume is None and run.discard()
+            kept = "" if gone else f". Checkpoints are in {run.checkpoints}"
+            raise MemoryError(f"{large or 'out of memory'}; {SMALLER}{kept}") from large
         if processes.first:
             show(run, result)
             write_json(json, result)

@@ -57,6 +57,7 @@ SIZES = (16, 32, 64)  # head_dims
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 REFUSED = 6  # so many times the cases wanted may be refused
 IMPLIED = {"enable_gqa": "grouped heads", "ignore_index": "targets of −100"}
+UNLIKE = "are not ignored, as torch's are: add ignore_index=… to be held to it"
 
 
 class Trial:
@@ -77,6 +78,7 @@ class Trial:
         self.taken: set[Any] = set()
         self.turned_away: set[Any] = set()  # in every form that they were tried in
         self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
+        self.unlike: set[str] = set()  # those that it was asked for, and does otherwise
         self.implied_asked = False  # whether it was found out in any precision
         self.asked: set[str] = set()  # properties
         self.until = np.inf  # when to stop: no case is begun then
@@ -232,6 +234,9 @@ class Trial:
             except Violation as violation:
                 if violation.__cause__ is not None:
                     continue
+                if option == "ignore_index":  # who does not take it need not know of it
+                    self.unlike.add(option)
+                    continue
                 self.implied.add(option)
                 return violation
             self.implied.add(option)
@@ -355,6 +360,8 @@ class Trial:
             asked = f"not judged: add {option}=…"
             if option in self.implied:
                 asked = f"judged, though it takes no {option}"
+            elif option in self.unlike:
+                asked = UNLIKE
             elif not self.implied_asked:
                 asked = "not judged while other cases fail"
             notes.append(f"{IMPLIED[option]} {asked}")

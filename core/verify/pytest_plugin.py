@@ -107,11 +107,12 @@ def hold_to_contract() -> Callable[..., Verdict]:
         examples: int = EXAMPLES,
         dtypes: Sequence[str] | None = None,
     ) -> Verdict:
+        from twofold.core import ops
         from twofold.core.verify import foreign
 
         verdict = foreign.judge(function, op, examples, dtypes)
         if verdict.failures:
-            if any(NO_DRIVER in failure for failure in verdict.failures) and not _interpreted():
+            if any(NO_DRIVER in failure for failure in verdict.failures) and not ops.interpreted():
                 pytest.fail(TOO_LATE, pytrace=False)
             name = function if isinstance(function, str) else getattr(function, "__name__", "it")
             found = "\n".join((*verdict.taken, *foreign.digest(verdict)))
@@ -135,16 +136,8 @@ def _enter(stack: contextlib.ExitStack) -> str:
     if device == "cpu":
         from twofold.core.verify.strict_interpreter import strict_interpreter
 
-        if before and not _interpreted():
+        if before and not ops.interpreted():
             pytest.fail(TOO_LATE, pytrace=False)
         interpreted.prepare()
         stack.enter_context(strict_interpreter())
     return device
-
-
-def _interpreted() -> bool:
-    """Return whether the functions of Triton that was imported are the interpreter's."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpretedFunction
-
-    return isinstance(tl.sum, InterpretedFunction)
