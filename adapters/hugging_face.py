@@ -5,14 +5,16 @@
     hugging_face.register()
     model = AutoModel.from_pretrained("…", attn_implementation="twofold")
 
-Masks are made as for torch's attention: none where a model is causal and nothing is padded, but
-where `transformers` knows of no such attention in a model, whose layers need not say then whether
-they are causal. A model with attention of its own that asks for no mask (DeBERTa, XLNet, FNet) is
-not told what it was asked for, and goes on by itself.
+Masks are made as for torch's attention: none where a model is causal and nothing is padded, unless
+its layers are not known to say whether they are causal, as those of models need not that torch's
+attention is not offered for. A model with attention of its own that asks for no mask (DeBERTa,
+XLNet, FNet) is not told what it was asked for, and goes on by itself.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -45,7 +47,7 @@ def register(name: str = NAME) -> None:
     def mask(*args: Any, config: Any = None, **how: Any) -> torch.Tensor | None:
         model = _modeling(config)
         _refuse_a_model_of_its_own_attention(model, config, name)
-        if not _knows_sdpa(model):
+        if not _says_causal(model):
             how |= dict.fromkeys(SKIPS, False)
         made: torch.Tensor | None = sdpa_mask(*args, config=config, **how)
         return made
@@ -59,13 +61,23 @@ def _modeling(config: Any) -> ModuleType | None:
     return sys.modules.get(type(config).__module__.replace(".configuration_", ".modeling_"))
 
 
-def _knows_sdpa(model: ModuleType | None) -> bool:
-    """Return whether all models of a module take torch's attention."""
+def _says_causal(model: ModuleType | None) -> bool:
+    """Return whether layers are known to say that they are causal, where a mask does not.
+
+    So they must for torch's attention. Others may, as those of gpt-oss, whose sinks it lacks.
+    """
     from transformers import PreTrainedModel
 
-    kinds = (x for x in vars(model or object).values() if isinstance(x, type))
-    own = (x for x in kinds if issubclass(x, PreTrainedModel) and x is not PreTrainedModel)
-    return all(getattr(x, "_supports_sdpa", False) for x in own)
+    kinds = () if model is None else vars(model).values()
+    own = [x for x in kinds if isinstance(x, type) and issubclass(x, PreTrainedModel)]
+    supporting = [getattr(x, "_supports_sdpa", False) for x in own if x is not PreTrainedModel]
+    if supporting and all(supporting):
+        return True
+    try:
+        source = "" if model is None else inspect.getsource(model)
+    except OSError:  # there is none to be read
+        return False
+    return re.search(r"\bis_causal\s*=\s*True\b", source) is not None
 
 
 def _refuse_a_model_of_its_own_attention(model: ModuleType | None, config: Any, name: str) -> None:
