@@ -170,9 +170,9 @@ def longest_of(folder: Path, most: int) -> int:
         DataError: what it says is no number of ids that a text can have.
     """
     said = _settings(folder).get("model_max_length", most)
-    if not isinstance(said, int | float) or said < 3:
+    if not isinstance(said, int | float) or said < 1:
         raise DataError(
-            f"{folder / SETTINGS_FILE}: model_max_length is {said!r}; it must be a number from 3 on"
+            f"{folder / SETTINGS_FILE}: model_max_length is {said!r}; it must be a number from 1 on"
         )
     return int(min(said, most))
 

@@ -136,7 +136,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
     how = {} if case.tile is None else {"tile": side.merge_attention.TILES[case.tile][1]}
-    chosen = {"dtype": case.dtype} if case.dtype != case.parts_dtype else {}
+    chosen = {"out_dtype": case.dtype} if case.dtype != case.parts_dtype else {}
     outs = place(side, given.outs, case.parts_dtype, case.layout, True)
     lses = place(side, given.lses, case.lse_dtype, case.layout, True)
     dout = place(side, given.dout, case.dtype, case.layout, False)

@@ -185,11 +185,7 @@ _FP8 = (
         "reference/attention_fp8.py",
         {
             "the numbers are the same in another dtype": (
-                (
-                    "forward",
-                    "out_dtype or np.result_type(q, q_scale).name → "
-                    "out_dtype and np.result_type(q, q_scale).name",
-                ),
+                ("forward", "out_dtype is None → out_dtype is not None"),
             ),
         },
     )

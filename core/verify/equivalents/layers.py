@@ -163,7 +163,7 @@ _ACTIVATION = of(
         ),
         BOTH_FLOAT32: (
             ("backward_kernel", "drop .to(tl.float32) of tl.load(dout_ptr*"),
-            ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dy_at*"),
+            ("bias_backward_kernel", "drop .to(tl.float32) of tl.load(dout_at*"),
         ),
     },
 )
