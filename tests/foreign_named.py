@@ -17,6 +17,18 @@ def without_bias(x, weight):
     return _linear(x, weight, None)
 
 
+def matmul(a, b):
+    """As Triton's tutorial: two axes each, (M, K) and (K, N)."""
+    (M, K), (rows, N) = a.shape, b.shape
+    assert rows == K
+    return (a.double() @ b.double()).to(a.dtype).view(M, N)
+
+
+def matmul_of_the_transposed(a, b):
+    M, K = a.shape
+    return (a.double().flip(1) @ b.double().reshape(K, -1)).to(a.dtype)
+
+
 def bias_doubled(bias, x, weight):
     return _linear(x, weight, None if bias is None else 2 * bias)
 

@@ -20,6 +20,7 @@ BOTH = {"forward", "backward"}
         ("bias_first", "linear", BOTH),
         ("bias_must_be_given", "linear", BOTH),
         ("without_bias", "linear", BOTH),
+        ("matmul", "linear", BOTH),
         ("table_first", "embedding", BOTH),
         ("softmax", "softmax", BOTH),
         ("norm", "layer_norm", BOTH),
@@ -50,6 +51,7 @@ def test_it_is_said_whether_targets_that_do_not_count_were_asked(name, said):
     ("name", "operator", "words"),
     [
         ("bias_doubled", "linear", "forward float32 out: out["),
+        ("matmul_of_the_transposed", "linear", "forward float32 out: out["),
     ],
 )
 def test_a_fault_is_found(name, operator, words):

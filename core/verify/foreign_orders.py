@@ -92,6 +92,16 @@ def weight_of_columns(function: Call) -> Call:
     return showing(turned, function)
 
 
+def rows_alone(function: Call) -> Call:
+    """Return x·Wᵀ + b of x (rows, in) as one of any leading axes."""
+
+    def flat(x: Any, *rest: Any, **options: Any) -> Any:
+        found = function(x.flatten(0, -2), *rest, **options)
+        return each_output(found, lambda y: y.unflatten(0, x.shape[:-1]))
+
+    return showing(flat, function)
+
+
 def up_before_gate(function: Call) -> Call:
     """Return a function of up and gate as one of gate and up."""
 

@@ -85,6 +85,13 @@ PLAIN = {
         options={"activation": {"activation": None}},
         optional={"bias": ({"bias": False}, {"bias": True})},
         arranged={"weight (in, out)": orders.weight_of_columns},
+        fewer={
+            "x (rows, in)": (orders.rows_alone, {}),
+            "x (rows, in), weight (in, out)": (
+                lambda function: orders.rows_alone(orders.weight_of_columns(function)),
+                {},
+            ),
+        },
         arranged_case={"rows": 5, "features_in": 33, "features_out": 33},
         either={
             "activation": tuple(
