@@ -104,10 +104,6 @@ class Run:
             raise RunError(f"{path} holds no settings of a run: {broken}") from broken
         try:
             return cls(folder, settings, codecs.restore(settings, folder))
-        except OSError as missing:
-            raise RunError(
-                f"{missing.filename}: {missing.strerror}; {folder} needs it"
-            ) from missing
         except (ValueError, TypeError) as broken:
             raise RunError(f"{folder} has no vocabulary that fits it: {broken}") from broken
 

@@ -157,9 +157,9 @@ class Function:
             own = places[at] if at < len(places) else None
             if any_number or (own is not None and own.default is not own.empty):
                 continue
-            if own is None or own.name in options:
-                lacking.append(name)
-            self.always |= without if lacking else given
+            lacks = own is None or own.name in options
+            lacking += [name] * lacks
+            self.always |= without if lacks else given
         return lacking
 
     def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
