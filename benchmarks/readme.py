@@ -165,6 +165,7 @@ def attention() -> str:
             f"<pre>{html.escape(kernel)}</pre>",
             "and behind the loop",
             f"<pre>{html.escape(after)}</pre>",
+            "and from kernels/attention_parts.py",
             f"<pre>{html.escape(weigh)}</pre>",
             "</td></tr></table>",
         ]

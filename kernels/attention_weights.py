@@ -12,7 +12,7 @@ run. Bytes: q read once for every tile of keys; operations: 2·M·N·D per head,
 causal.
 
 `B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `R` of them looked at, `N`
-keys, `D` head_dim. Steps (0)–(3) are those of the reference.
+keys, `D` head_dim. Steps (1)–(3) are those of the reference; (0) turns rows as they are read.
 """
 
 from __future__ import annotations

@@ -289,11 +289,9 @@ def backward(
     Arguments and results are those of `reference.layer_norm.backward`; `into` may have any strides
     and any dtype there is a kernel for. `tile` overrides the table's choice.
     """
-    checks.gradient("dout", dout, tuple(cache.h.shape))
-    precision.supported("dout", dout)
+    checks.gradient("dout", dout, tuple(cache.h.shape), cache.h.dtype)
     if dh is not None:
-        checks.gradient("dh", dh, tuple(cache.h.shape))
-        precision.supported("dh", dh)
+        checks.gradient("dh", dh, tuple(cache.h.shape), cache.h.dtype)
     C = dout.shape[-1]
     given = layout.asked(into, dweight=(C,), dbias=(C,))
     tile = tile or choose_tile(C)

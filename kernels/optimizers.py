@@ -197,19 +197,18 @@ def sum_squares_kernel(
 @triton.jit
 def norm_kernel(
     partials_ptr,  # (programs,) float32
-    norm_ptr,  # ()
+    norm_ptr,  # () float32
     programs,
     BLOCK: tl.constexpr,
 ):
     """Take the root of the sum of all partial sums."""
     program = tl.arange(0, BLOCK)
     partials = tl.load(partials_ptr + program, mask=program < programs, other=0.0)
-    norm = tl.sqrt(tl.sum(partials, axis=0))
-    tl.store(norm_ptr, norm.to(norm_ptr.dtype.element_ty))
+    tl.store(norm_ptr, tl.sqrt(tl.sum(partials, axis=0)))
 
 
 def global_norm(grads: torch.Tensor) -> torch.Tensor:
-    """Return ‖g‖₂ over the whole buffer, 0-d, on its device; squares are summed in float32.
+    """Return ‖g‖₂ over the whole buffer, 0-d float32 on its device; squares are summed in that.
 
     Arguments are those of `reference.optimizers.global_norm`.
     """
@@ -220,7 +219,7 @@ def global_norm(grads: torch.Tensor) -> torch.Tensor:
     share = triton.cdiv(n, PARTIALS * BLOCK) * BLOCK
     programs = triton.cdiv(n, share)
     partials = torch.empty(programs, dtype=torch.float32, device=grads.device)
-    norm = torch.empty((), dtype=grads.dtype, device=grads.device)
+    norm = torch.empty((), dtype=torch.float32, device=grads.device)
     sum_squares_kernel[(programs,)](grads, partials, grads.stride(0), n, share, BLOCK=BLOCK)
     norm_kernel[(1,)](partials, norm, programs, BLOCK=PARTIALS)
     return norm

@@ -32,12 +32,13 @@ SATURATED = 10.0  # beyond ±10, gelu_tanh is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
-    """The input z, what `activate` kept for `slope`, the kind, and whether there was a bias."""
+    """z, what `activate` kept of it for `slope`, the kind, whether there was a bias, x's dtype."""
 
     z: Array
     kept: Array | None
     kind: str
     has_bias: bool
+    dtype: Any
 
 
 class Gradients(NamedTuple):
@@ -78,14 +79,14 @@ def forward(x: Array, kind: str = "gelu", bias: Array | None = None) -> tuple[Ar
         z = z + bias
     # (2) activation
     out, kept = activate(z, kind)
-    return rounded(out, x.dtype), Cache(z, kept, kind, bias is not None)
+    return rounded(out, x.dtype), Cache(z, kept, kind, bias is not None, x.dtype)
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = dout·f′(x + bias) and, with a bias, dbias = Σ dx over the rows.
 
     Args:
-        dout: shaped as x, floating.
+        dout: shaped as x, of its dtype.
         cache: from `forward`.
 
     Returns:
@@ -94,9 +95,9 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    checks.gradient("dout", dout, cache.z.shape)
+    checks.gradient("dout", dout, cache.z.shape, cache.dtype)
     # (2) activation
-    dx = slope(widened(cache.z), cache.kept, cache.kind)
+    dx = slope(cache.z, cache.kept, cache.kind)
     dx *= dout
     # (1) bias
     dbias = None

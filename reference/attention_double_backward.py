@@ -32,7 +32,10 @@ of it is left in T. As Σ_j P∘dP = Δ + dlse, what the mean of W takes away is
     (13) c_i = Σ_j P_ij·(dP_ij − Δ_i)·G_ij + Σ_j P_ij·X_ij·E_ij − g_i·dlse_i
     (14) T = P∘((dP − Δ)∘(G − g) − c) + P∘X∘E.
 
-A sink has dP = G = E = 0, hence W = 0: it is in no sum, and (13) and (14) stand as they are.
+A sink is one more column of P, with dP = G = E = 0 and hence W = 0. Without −g·Δ its W would be
+g·Δ, so the mean takes away P·g·Δ more; and as the weights of the keys add up to 1 − P only, their
+Σ_j P_ij·(dP_ij − Δ_i) is dlse + P·Δ, which takes as much off again: (13) and (14), whose sums are
+over keys, stand as they are.
 
 Z is in the scores, and in dZ, whose φ′ moves by φ″, element by element: there ℓ moves by A∘dS.
 

@@ -113,9 +113,7 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
     check_causal(options.causal)
     check_window(options.window_size)
     if softcap is not None:
-        checks.number("softcap", softcap)
-        fits = math.isfinite(softcap) and softcap > 0
-        checks.require(fits, "softcap", softcap, "finite and above 0")
+        checks.positive("softcap", softcap)
     check_score_mod(options.score_mod)
     if options.alibi_slopes is not None:
         checks.floating(alibi_slopes=options.alibi_slopes)
@@ -184,7 +182,7 @@ def check_window(size: Any) -> None:
     checks.require(isinstance(size, tuple | list) and len(size) == 2, "window_size", size, "a pair")
     for end in size:
         fits = end is None or (checks.whole(end) and 0 <= end < 2**31 - 1)
-        checks.require(fits, "window_size", size, "of ints ≥ 0 or None")
+        checks.require(fits, "window_size", size, "of ints from 0 to 2**31 - 2, or None")
 
 
 def check_block_size(size: Any) -> None:
@@ -291,11 +289,14 @@ def scores(
 
 
 def changed(function: Callable[..., Array], s: Array, *rest: Any) -> Array:
-    """Return scores as a function of yours changes them, of the same shape."""
+    """Return scores as a function of yours changes them, of the same shape.
+
+    As an array of its own: what is returned may be one of `score_mod.args`, or read-only.
+    """
     found = function(s, *rest)
     checks.array("what score_mod.function returns", found)
     checks.shape("what score_mod.function returns", found, s.shape)
-    return found
+    return found if found is s else np.array(found)
 
 
 def attended(

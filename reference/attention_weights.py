@@ -56,7 +56,7 @@ def check_rows(rows: Any, M: int) -> range:
         raise TypeError(f"rows is a {type(rows).__name__}; it must be a slice or None")
     whole = all(n is None or checks.whole(n) for n in (rows.start, rows.stop, rows.step))
     found = range(M)[rows] if whole and rows.step != 0 else range(0)
-    must = f"of step 1, and take any of {M} queries by ints"
+    must = f"of ints and step 1, and take at least one of {M} queries"
     checks.require(found.step == 1 and len(found) > 0, "rows", rows, must)
     return found
 

@@ -1,10 +1,11 @@
 """Argument checks: one place for the words in which every operator refuses bad input.
 
 A check reads shapes and dtypes, never a value that a GPU would have to be waited for, so it serves
-NumPy arrays and torch tensors alike; the two that read values, `in_range` and `sequence_lengths`,
-are for arrays at hand. Each operator's reference module composes these into a
-`check…` function of its own; the kernel of the same name calls that function, so both sides refuse
-the same input with the same words: the argument's name, what it was, and what it must be.
+NumPy arrays and torch tensors alike. `seed` and `offsets` read values if they are at hand;
+`in_range` and `sequence_lengths` are for arrays that are. Each operator's reference module composes
+these into a `check…` function of its own; the kernel of the same name calls that function, so both
+sides refuse the same input with the same words: the argument's name, what it was, and what it must
+be.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 NUMPY_FLOATING = tuple(name for name in FLOATING if name != "bfloat16")
+LEAST, MOST = 1e-37, 1e37  # of positive numbers that kernels work with, in float32
 INTEGER = ("int32", "int64")
 Into = Sequence[Any] | None  # arrays that gradients are written into, or None for new ones
 
@@ -66,15 +68,22 @@ def count(name: str, x: Any, least: int) -> None:
 
 
 def number(name: str, x: Any) -> None:
-    """Raise `TypeError` unless `x` is a real number, of Python or NumPy, and no bool."""
+    """Raise unless `x` is a real number that a float holds, of Python or NumPy, and no bool."""
     if not isinstance(x, float | Real) or isinstance(x, bool):
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a number")
+    if not isinstance(x, float):
+        try:
+            float(x)
+        except OverflowError:
+            require(False, name, "an int of more than 10**308", "at most that")
 
 
 def positive(name: str, x: Any) -> None:
-    """Raise unless `x` is a finite number above 0."""
+    """Raise unless `x` is a number above 0 that is neither 0 nor infinite in float32."""
     number(name, x)
-    require(0.0 < x < math.inf, name, x, "positive" if x != math.inf else "finite")
+    if not LEAST <= x <= MOST:
+        require(0.0 < x < math.inf, name, x, "positive" if x != math.inf else "finite")
+        require(False, name, x, f"from {LEAST} to {MOST}")
 
 
 def array(name: str, x: Any) -> None:
@@ -137,6 +146,15 @@ def floating_dtype(name: str, given: Any, known: tuple[str, ...] = FLOATING) -> 
     return found
 
 
+def numpy_dtype(name: str, given: Any) -> np.dtype[Any]:
+    """Return a dtype that is asked for; NumPy has bfloat16 only where `ml_dtypes` was imported."""
+    found = floating_dtype(name, given)
+    try:
+        return np.dtype(found)
+    except TypeError:
+        return np.dtype(floating_dtype(name, given, NUMPY_FLOATING))
+
+
 def same_device(**arrays: Any) -> None:
     """All arrays live on one device; None is passed over."""
     first, shared = "", None
@@ -193,10 +211,13 @@ def rows(name: str, x: Any) -> None:
     require(0 not in x.shape, f"{name}.shape", tuple(x.shape), "without an empty dimension")
 
 
-def gradient(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
-    """Raise unless `x` is floating and of the shape of the output whose gradient it is."""
+def gradient(name: str, x: Any, expected: tuple[int | str, ...], dtype: Any = None) -> None:
+    """Raise unless `x` is floating and of the shape, and any dtype given, of what it belongs to."""
     floating(**{name: x})
     shape(name, x, expected)
+    if dtype is not None and x.dtype != dtype:
+        must = f"that of the output, {_name(dtype)}"
+        raise TypeError(f"{name} has dtype {dtype_name(x)}; it must have {must}")
 
 
 def into(given: Into, **shapes: tuple[int, ...] | None) -> tuple[Any, ...]:
@@ -220,7 +241,15 @@ def into(given: Into, **shapes: tuple[int, ...] | None) -> tuple[Any, ...]:
             require(expected is not None, named, f"a {type(x).__name__}", "None: there is none")
             array(named, x)
             gradient(named, x, expected or ())
+            writable(**{named: x})
     return tuple(given)
+
+
+def writable(**arrays: Any) -> None:
+    """Raise unless NumPy can write to each; of torch's nothing is asked."""
+    for name, x in arrays.items():
+        flags = getattr(x, "flags", None)
+        require(flags is None or flags.writeable, name, "read-only", "an array to be written to")
 
 
 def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> None:
@@ -284,9 +313,9 @@ def in_range(name: str, ids: Any, rows: int) -> None:
     """Raise `IndexError` unless every id is at least 0 and below `rows`, naming its place."""
     if ids.min() < 0 or ids.max() >= rows:
         place = np.argwhere((ids < 0) | (ids >= rows))[0]
-        raise IndexError(
-            f"{name}{place.tolist()} is {ids[tuple(place)]}; it must be at least 0 and below {rows}"
-        )
+        named = f"{name}{place.tolist()}" if len(place) else name
+        was = ids[tuple(place)]
+        raise IndexError(f"{named} is {was}; it must be at least 0 and below {rows}")
 
 
 def sequence_lengths(lengths: Any, longest: int, named: str) -> None:

@@ -65,7 +65,9 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     Args:
         x: any shape, floating.
         p: probability of dropping an element, 0 ≤ p < 1.
-        seed: names the mask, 0 ≤ seed < 2⁶³: a number, or a 0-d int64 array that holds it.
+        seed: names the mask, 0 ≤ seed < 2⁶³: a number, or a 0-d int64 array that holds it. Kernels
+            read such an array again in backward, here and wherever a seed is taken, so that it must
+            hold the same number then.
 
     Returns:
         out, shaped as x, and the cache.
@@ -75,7 +77,7 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     """
     check(x, p, seed)
     # (1) draws, (2) mask, (3) scale
-    return _dropped(x, p, seed), Cache(p, seed, tuple(x.shape))
+    return _dropped(x, p, seed), Cache(p, int(seed), tuple(x.shape))
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
@@ -84,6 +86,9 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     Args:
         dout: shaped as x, floating.
         cache: from `forward`.
+
+    Returns:
+        dx, shaped as x, of the dtype of dout.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -58,7 +58,7 @@ def forward(ids: Array, table: Array) -> tuple[Array, Cache]:
     check(ids, table)
     checks.in_range("ids", ids, len(table))
     # (1) look up
-    return table[ids], Cache(ids, *table.shape)
+    return table.take(ids, axis=0), Cache(ids, *table.shape)
 
 
 def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:

@@ -72,7 +72,7 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     """Return dgate = dout·up·f′(gate) and dup = dout·f(gate).
 
     Args:
-        dout: shaped as gate, floating.
+        dout: shaped as gate, of its dtype.
         cache: from `forward`.
         into: (dgate, dup), arrays shaped as gate that are written instead of new ones, such as
             the halves of a packed gradient, or gate and up themselves; None for a new one.
@@ -84,7 +84,7 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     gate, up, kind = cache
-    checks.gradient("dout", dout, gate.shape)
+    checks.gradient("dout", dout, gate.shape, gate.dtype)
     to = checks.into(into, dgate=gate.shape, dup=gate.shape)
     z, d = widened(gate), widened(dout)
     f, kept = activation.activate(z, kind)

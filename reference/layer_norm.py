@@ -87,7 +87,7 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
-    # (1) the stream
+    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
     h, keep = widened(x), None
     if dropout_p > 0.0:
         keep = dropout.scaled_mask(h.shape, dropout_p, seed, h.dtype)
@@ -122,9 +122,9 @@ def backward(
     depend on every element of the row.
 
     Args:
-        dout: gradient of out, (..., C), floating.
+        dout: gradient of out, (..., C), of x's dtype.
         cache: from `forward`.
-        dh: gradient of the stream `cache.h`, (..., C), or None.
+        dh: gradient of the stream `cache.h`, (..., C), of x's dtype, or None.
         into: (dweight, dbias), arrays (C,) that are written instead of new ones; None for a new
             one.
 
@@ -134,9 +134,9 @@ def backward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    checks.gradient("dout", dout, cache.h.shape)
+    checks.gradient("dout", dout, cache.h.shape, cache.h.dtype)
     if dh is not None:
-        checks.gradient("dh", dh, cache.h.shape)
+        checks.gradient("dh", dh, cache.h.shape, cache.h.dtype)
     C = dout.shape[-1]
     dweight, dbias = checks.into(into, dweight=(C,), dbias=(C,))
     d = widened(dout).reshape(-1, C)  # (R, C)

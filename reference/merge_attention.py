@@ -96,7 +96,7 @@ def forward(outs: Array, lses: Array, *, out_dtype: Any = None) -> tuple[Array, 
     """
     check(outs, lses)
     asked = outs.dtype if out_dtype is None else out_dtype
-    dtype = np.dtype(checks.floating_dtype("out_dtype", asked))
+    dtype = checks.numpy_dtype("out_dtype", asked)
     # (1) log-sum-exp, against the largest lse so that exp cannot overflow
     top = lses.max(axis=0)  # (B, H, M)
     top[top == -np.inf] = 0

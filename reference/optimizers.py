@@ -44,6 +44,7 @@ def check(
     for name, buffer in buffers.items():
         if buffer is not None or name != "momentum_buffer":
             checks.shape(name, buffer, (int(params.shape[0]),))
+            checks.writable(**({} if name == "grads" else {name: buffer}))
     for name, x in (("lr", lr), ("weight_decay", weight_decay)):
         checks.number(name, x)
         checks.require(0.0 <= x < math.inf, name, x, "at least 0 and finite")
@@ -91,11 +92,15 @@ def check_adagrad(eps: float) -> None:
 def global_norm(grads: Array) -> Array:
     """Return ‖g‖₂ over the whole buffer, 0-d, the same bits every time.
 
-    Squares are added up in blocks, in the dtype of grads (of float16 in float32), and the blocks in
-    float64: a square beyond that dtype makes the norm ∞, as in the kernel.
+    Squares are added up in blocks, in float32 (of float64 in float64), and the blocks in float64.
+    Where those of a block add up to more than float32 holds, as of a gradient of 2·10¹⁹, the norm
+    is ∞; in the kernel also where all do.
 
     Args:
         grads: (n,), floating.
+
+    Returns:
+        the norm, float32, of float64 float64.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -106,7 +111,7 @@ def global_norm(grads: Array) -> Array:
     for block in _blocks(len(grads)):
         g = widened(grads[block])
         total += float(np.vdot(g, g))
-    return np.asarray(math.sqrt(total), grads.dtype)
+    return np.asarray(math.sqrt(total), g.dtype)
 
 
 def adam(
@@ -191,9 +196,11 @@ def sgd(
 ) -> None:
     """Take one step of stochastic gradient descent, in place.
 
-    b ← μ·b + g and θ ← θ − lr·b, or with Nesterov's momentum θ ← θ − lr·(g + μ·b) (Sutskever et al.
-    2013, "On the importance of initialization and momentum in deep learning", section 2, where lr
-    multiplies what goes into b; here, as in PyTorch, what comes out of it).
+    b ← μ·b + g and θ ← θ − lr·b, or with Nesterov's momentum θ ← θ − lr·(g + μ·b): θ is then the
+    point ahead along the momentum, at which the gradient is taken (Bengio, Boulanger-Lewandowski &
+    Pascanu 2013, "Advances in Optimizing Recurrent Networks", rewrite so what Sutskever et al.
+    2013, "On the importance of initialization and momentum in deep learning", section 2, says of
+    the point behind it). lr multiplies what comes out of b, as in PyTorch, not what goes in.
 
     Args:
         params, grads, momentum_buffer: (n,) each, of one floating dtype; the last is zero before

@@ -97,7 +97,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
         cache: from `forward`.
 
     Returns:
-        dx (B, L, D), 0 in the padding.
+        dx (B, L, D), of the dtype of dout, 0 in the padding.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -112,9 +112,9 @@ def backward(dout: Array, cache: Cache) -> Gradients:
         return Gradients(rounded(dx, dtype))
     # (2) mean, of (1) the positions that count
     if cache.kind in ("mean", "mean_max"):
-        live = np.arange(L) < cache.lengths[:, None]
-        share = live / cache.lengths[:, None].astype(dout.dtype)  # (B, L)
-        dx += dout[:, None, :D] * share[..., None].astype(dout.dtype)
+        live = (np.arange(L) < cache.lengths[:, None])[..., None]  # (B, L, 1)
+        share = (1 / cache.lengths[:, None, None]).astype(dout.dtype)
+        np.multiply(dout[:, None, :D], share, out=dx, where=live)
     # (3) maximum
     if cache.top is not None:
         # A NaN is the largest. Padding comes behind what attains the maximum.

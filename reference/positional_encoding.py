@@ -96,7 +96,7 @@ def sinusoidal(positions: Array, d_model: int, dtype: Any = "float64") -> Array:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_sinusoidal(positions, d_model)
-    checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
+    dtype = checks.numpy_dtype("dtype", dtype)
     columns = np.arange(d_model)
     angle = positions[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)  # (L, d_model)
     return np.where(columns % 2 == 0, np.sin(angle), np.cos(angle)).astype(dtype)
@@ -135,7 +135,7 @@ def forward(
     check(ids, table, position_table, positions, learned, scale, dropout_p, seed)
     checks.in_range("ids", ids, len(table))
     # (1) look up and scale
-    out = widened(table[ids])  # (B, L, D)
+    out = widened(table.take(ids, axis=0))  # (B, L, D)
     if scale != 1.0:
         out *= out.dtype.type(scale)
     # (2) add the position

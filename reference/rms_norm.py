@@ -80,7 +80,7 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, weight, residual, eps, offset)
-    # (1) the stream
+    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
     h = x if residual is None else residual + x
     rows = widened(h).reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean of the squares
@@ -106,9 +106,9 @@ def backward(
     every element of the row.
 
     Args:
-        dout: gradient of out, (..., C), floating.
+        dout: gradient of out, (..., C), of x's dtype.
         cache: from `forward`.
-        dh: gradient of the stream `cache.h`, (..., C), or None.
+        dh: gradient of the stream `cache.h`, (..., C), of x's dtype, or None.
         into: (dweight,), an array (C,) that is written instead of a new one; None for a new one.
 
     Returns:
@@ -117,9 +117,9 @@ def backward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    checks.gradient("dout", dout, cache.h.shape)
+    checks.gradient("dout", dout, cache.h.shape, cache.h.dtype)
     if dh is not None:
-        checks.gradient("dh", dh, cache.h.shape)
+        checks.gradient("dh", dh, cache.h.shape, cache.h.dtype)
     C = dout.shape[-1]
     (dweight,) = checks.into(into, dweight=(C,))
     d = widened(dout).reshape(-1, C)  # (R, C)

@@ -136,6 +136,9 @@ def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
     own = (rotary.k_cos is None) == (rotary.k_sin is None)
     was = "None" if rotary.k_sin is None else "given"
     checks.require(own, "rotary.k_sin", was, "given if rotary.k_cos is, and only then")
+    M, N = int(q.shape[2]), int(k.shape[2])
+    must = f"({N}, F), the angles of k's rows, as q has {M}"
+    checks.require(M == N or rotary.k_cos is not None, "rotary.k_cos", None, must)
     for name, x, (cos, sin, _) in (("", q, rotary.of_q), ("k_", k, rotary.of_k)):
         name = f"rotary.{name if rotary.k_cos is not None else ''}"
         checks.same_device(**{"q": q, f"{name}cos": cos, f"{name}sin": sin})
@@ -159,7 +162,7 @@ def tables(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_tables(positions, rotary_dim, base)
-    checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
+    dtype = checks.numpy_dtype("dtype", dtype)
     angle = positions[..., None] / base ** (np.arange(0, rotary_dim, 2) / rotary_dim)
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 

@@ -73,13 +73,13 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = y·(dout − Σ_c dout·y): what a whole row has in common moves no share.
 
     Args:
-        dout: (..., C), floating.
+        dout: (..., C), of x's dtype.
         cache: from `forward`.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    checks.gradient("dout", dout, cache.y.shape)
+    checks.gradient("dout", dout, cache.y.shape, cache.y.dtype)
     dtype, dout, y = dout.dtype, widened(dout), widened(cache.y)
     # (4) what they have in common
     delta = np.einsum("...c,...c->...", dout, y)[..., None]

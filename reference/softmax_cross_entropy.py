@@ -95,12 +95,13 @@ def forward(
         targets: class indices (R,), int32 or int64, or probabilities (R, C) in the logits' dtype.
         weight: (C,), of the logits' dtype, or None, multiplies each class's term.
         label_smoothing: ε, the share of the target that is spread evenly over all classes.
-        ignore_index: rows with this class index count for nothing.
+        ignore_index: rows with this class index have loss 0, and are not counted; of logits that
+            are finite, their gradient is 0.
         reduction: "mean", "sum" or "none".
 
     Returns:
         the loss, 0-d or (R,) for "none", in nats, and the cache. A row with NaN or +∞, or of −∞
-        alone, makes both NaN.
+        alone, has NaN for a gradient, as in torch, and if it counts for a loss.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -332,3 +332,12 @@ def test_a_sink_is_a_key_without_a_value():
     claims.agree("out", out, there[..., :3], bound.out, "with the sink as a key")
     claims.agree("lse", cache.lse, other.lse, bound.lse[..., 0], "with the sink as a key")
     assert bound.out.error.max() < 1e-14 and bound.lse.error.max() < 1e-14
+
+
+def test_a_table_that_a_function_of_the_scores_returns_is_left_alone(reference):
+    table = np.zeros((1, 1, 3, 3))
+    table.flags.writeable = False  # and so it is no error that nobody may write to it
+    scoring = ScoreMod(lambda s, b, h, i, j, a: a[0], lambda s, *rest: 0 * s, (table,))
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 3, 4))
+    out, _ = reference.attention.forward(q, k, v, score_mod=scoring, causal=True)
+    assert np.allclose(out[0, 0, -1], v[0, 0].mean(axis=0))

@@ -65,7 +65,11 @@ LONG = np.ones((7, 2))
     ("given", "error", "words"),
     [
         ((ANGLES, ANGLES), TypeError, "rotary is a tuple; it must be a Rotary"),
-        (Rotary(ANGLES, ANGLES), ValueError, "rotary.cos.shape is (4, 2); it must be (7, F)"),
+        (
+            Rotary(ANGLES, ANGLES),
+            ValueError,
+            "rotary.k_cos is None; it must be (7, F), the angles of k's rows, as q has 4",
+        ),
         (
             Rotary(ANGLES, ANGLES, LONG),
             ValueError,

@@ -195,3 +195,11 @@ def test_any_shape_will_do(triton, shape):
 )
 def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("dropout", {"x": np.ones(3), "p": 0.5, "seed": 0} | changed, error, words)
+
+
+def test_the_mask_is_that_of_the_seed_that_was_there():
+    """Though the array that held it has moved on."""
+    seed = np.array(0)
+    out, cache = dropout.forward(np.ones(64), 0.5, seed)
+    seed += 1
+    assert np.array_equal(dropout.backward(np.ones(64), cache).dx, out)

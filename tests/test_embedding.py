@@ -72,7 +72,18 @@ def test_ids_may_have_any_rank(reference, triton):
             assert np.array_equal(dtable, table * np.bincount(ids.ravel(), minlength=4)[:, None])
 
 
+def test_what_is_looked_up_is_a_copy():
+    """Also of one id, which NumPy may hand on as a number."""
+    table = np.ones((3, 2))
+    for ids in (np.int64(1), np.array(1), np.array([1])):
+        out, _ = embedding.forward(ids, table)
+        out *= 7
+    assert np.array_equal(table, np.ones((3, 2)))
+
+
 def test_the_reference_names_an_id_outside():
+    with pytest.raises(IndexError, match="^ids is 9; it must be at least 0 and below 4"):
+        embedding.forward(np.array(9), np.ones((4, 2)))
     with pytest.raises(IndexError, match=r"ids\[1, 0\] is 4; it must be at least 0 and below 4"):
         embedding.forward(np.array([[0, 3], [4, -1]]), np.ones((4, 2)))
 

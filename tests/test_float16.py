@@ -110,10 +110,6 @@ def of_embeddings():
     yield positional_encoding.backward(ones(1, MANY, 2), cache).dtable, MANY / 2
 
 
-def of_a_norm():
-    yield optimizers.global_norm(np.full(4, 300, HALF)), 600
-
-
 SUMS = [of for name, of in list(globals().items()) if name.startswith("of_")]
 
 
@@ -184,3 +180,13 @@ def test_bfloat16_of_ml_dtypes_is_held_to_the_contract(reference, operator):
     for case in list(cases)[:9]:
         findings = [f for f in judge(module.CONTRACT, reference, case) if f.output != "inputs"]
         assert findings and not [f.fault for f in findings if f.fault], case
+
+
+def test_a_norm_is_float32_so_that_a_large_one_clips(reference, triton):
+    """100 in 10⁶ places is 10⁵, more than float16 holds: steps would be 0."""
+    for side in (reference, triton):
+        params, grads = (side.asarray(np.full(10**6, x), "float16") for x in (0, 100))
+        norm = side.optimizers.global_norm(grads)
+        assert side.to_numpy(norm).dtype == np.float32 and abs(float(norm) / 1e5 - 1) < 1e-6
+        side.optimizers.sgd(params, grads, None, lr=1.0, grad_norm=norm, max_norm=1e4)
+        assert np.array_equal(side.to_numpy(params), np.full(10**6, -10.0, HALF))

@@ -98,3 +98,14 @@ X, LENGTHS = np.ones((2, 3, 4)), np.array([1, 3])
 )
 def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("pooling", {"x": X, "lengths": LENGTHS} | changed, error, words)
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_max"])
+def test_padding_has_no_gradient_even_where_there_is_no_number(reference, triton, kind):
+    x, lengths = np.ones((2, 3, 2), "float32"), np.array([1, 3])
+    for side in (reference, triton):
+        out, cache = side.pooling.forward(side.asarray(x), side.asarray(lengths), kind)
+        dout = np.full(out.shape, np.inf, "float32")
+        dout[:, 1] = np.nan
+        dx = side.to_numpy(side.pooling.backward(side.asarray(dout), cache).dx)
+        assert np.array_equal(dx[0, 1:], np.zeros((2, 2)))

@@ -97,6 +97,44 @@ def test_kernels_refuse_gradients_of_float64(triton: Side, operator: str) -> Non
         getattr(triton, operator).backward(*gradients, cache)
 
 
+@pytest.mark.parametrize(
+    "operator", ["activation", "gated_activation", "linear", "layer_norm", "rms_norm", "softmax"]
+)
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_gradients_of_another_dtype_are_refused(
+    reference: Side, triton: Side, name: str, operator: str
+) -> None:
+    side = reference if name == "reference" else triton
+    out, cache = forward(side, operator, "float32")
+    dout = side.asarray(np.ones(tuple(out.shape)), "float16")
+    with pytest.raises(TypeError, match="^dout has dtype float16; it must have .*float32"):
+        getattr(side, operator).backward(dout, cache)
+
+
+def test_numbers_that_float32_has_not_are_refused(reference: Side) -> None:
+    x = np.ones((2, 4))
+    norm, q = reference.layer_norm.forward, np.ones((1, 1, 2, 4))
+    for eps, words in ((1e-60, "1e-60; it must be from 1e-37"), (10**400, "an int of more than")):
+        with pytest.raises(ValueError, match=f"^eps is {words}"):
+            norm(x, x[0], x[0], eps=eps)
+    with pytest.raises(ValueError, match=r"^softcap is 1e\+300; it must be from 1e-37 to 1e\+37"):
+        reference.attention.forward(q, q, q, softcap=1e300)
+    with pytest.raises(ValueError, match=r"^window_size .* from 0 to 2\*\*31 - 2, or None"):
+        reference.attention.forward(q, q, q, window_size=(2**31, 0))
+
+
+def test_what_cannot_be_written_to_is_refused_before_anything_is(reference: Side) -> None:
+    params, grads, m, v = (np.ones(3) for _ in range(4))
+    v.flags.writeable = False
+    with pytest.raises(ValueError, match="^v is read-only; it must be an array to be written to"):
+        reference.optimizers.adam(params, grads, m, v, step=1, lr=0.1)
+    assert np.array_equal(params, np.ones(3)) and np.array_equal(m, np.ones(3))
+    x = np.ones((2, 3))
+    _, cache = reference.layer_norm.forward(x, x[0], x[0])
+    with pytest.raises(ValueError, match="^into's dbias is read-only"):
+        reference.layer_norm.backward(x, cache, into=(None, v))
+
+
 @pytest.mark.parametrize("operator", CALLS)
 @pytest.mark.parametrize("name", ["reference", "triton"])
 def test_gradients_of_another_shape_are_refused(

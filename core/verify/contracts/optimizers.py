@@ -181,7 +181,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         g = raw
         if given.max_norm is not None:
             largest = constant(given.max_norm, on)
-            stored = norm.returned()  # beyond the largest it is ∞, and g then 0, for sure
+            stored = replace(returned(norm), on=on)  # beyond the largest it is ∞, and g then 0
             clips = stored.value + stored.error > largest.value - largest.error
             g = choose(clips, g * (largest / maximum(stored, largest)), g)
         # (2) decay
@@ -195,7 +195,12 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
             step, after[name] = past(state[name], after.get("m", g), step, after[name])
         theta = (theta - step).returned()
         state = {name: x.returned() for name, x in after.items()}
-    return {"params": theta, **state, "norm": norm.returned()[0], "grads": raw}
+    return {"params": theta, **state, "norm": returned(norm)[0], "grads": raw}
+
+
+def returned(norm: Approx) -> Approx:
+    """Return the norm as it is handed on: in float32, of float64 in float64."""
+    return norm.returned("float64" if norm.on.storage == "float64" else "float32")
 
 
 def past(before: Approx, moving: Approx, step: Approx, after: Approx) -> tuple[Approx, Approx]:
