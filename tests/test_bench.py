@@ -245,12 +245,16 @@ def test_a_compiled_contender_is_compiled_for_every_shape():
     assert {shape[-1] for shape in compiled} == set(problem_sizes)
 
 
-def test_the_command_predicts_without_a_gpu():
-    said = CliRunner().invoke(app, ["bench", "softmax_cross_entropy", "--predict", "sm_90a"])
+def test_the_command_predicts_without_a_gpu(tmp_path):
+    path = tmp_path / "least.json"
+    arguments = ["bench", "softmax_cross_entropy", "--predict", "sm_90a", "--json", str(path)]
+    said = CliRunner().invoke(app, arguments)
     assert said.exit_code == 0, said.output
     cost = costs.cross_entropy(8192, 8192, 2)["forward and backward"]
-    assert f"{machine.PUBLISHED['sm_90a'].least(cost) * 1e3:.4f}" in said.output
-    assert "nothing was measured" in said.output
+    assert f"{machine.PUBLISHED['sm_90a'][1].least(cost) * 1e3:.4f}" in said.output
+    assert "H100 SXM, published" in said.output and "nothing was measured" in said.output
+    least = json.loads(path.read_text())["predict"]["passes"]
+    assert least[0]["operations"] == cost.operations
 
 
 @pytest.mark.parametrize(
@@ -258,6 +262,8 @@ def test_the_command_predicts_without_a_gpu():
     [
         (["pooling"], "operator is 'pooling'; it must be one of attention, "),
         (["--predict", "sm_75"], "--predict is 'sm_75'; it must be one of sm_80"),
+        (["--predict", "H200", "--growth"], "--growth is given; it must not be beside --predict"),
+        (["linear", "--growth"], "operators is given; it must not be beside --growth"),
         (["layer_norm", "--quick", "--against", "no_such:thing"], "'no_such:thing' cannot be"),
     ],
 )
@@ -277,6 +283,50 @@ def test_sides_are_not_kept_busy_by_each_other():
     """Rounds rotate: each contender is timed as often as the others."""
     times = timing.race({name: [lambda: None] for name in "abc"}, "cpu", 0.0)
     assert {len(taken) for taken in times.values()} == {timing.FEWEST}
+
+
+def test_who_fails_while_it_is_timed_is_out_of_the_race():
+    """With the reason; without a place for reasons the race ends."""
+    made = []
+
+    def later():
+        made.append(None)
+        if len(made) > 2 + timing.WARMUP:
+            raise RuntimeError("the third time")
+
+    calls = {"before": [lambda: None], "later": [later], "after": [lambda: None]}
+    lost = {}
+    times = timing.race(calls, "cpu", 0.0, lost)
+    assert times.keys() == {"before", "after"} and lost == {"later": "RuntimeError: the third time"}
+    assert {len(taken) for taken in times.values()} == {timing.FEWEST}
+    with pytest.raises(RuntimeError, match="the third time"):
+        timing.race(calls, "cpu", 0.0)
+
+
+def test_settings_of_torch_that_a_contender_changes_are_set_back():
+    """They are everybody's: with seven threads everybody's times would be others."""
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+
+    def selfish(x):
+        torch.set_num_threads(threads + 1)
+        torch.set_grad_enabled(False)
+        return x.softmax(-1)
+
+    seen = []
+
+    def modest(x):
+        seen.append((torch.get_num_threads(), torch.is_grad_enabled()))
+        return x.softmax(-1)
+
+    found = raced(SMALL["softmax"], [Contender("selfish", selfish), Contender("modest", modest)])
+    assert set(seen) == {(threads, grad)}
+    assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
+    words = "it changes the number of threads and whether gradients are made for all"
+    assert words in found[0]["reasons"]["selfish"]
+
+
+def test_growth_ends_in_time():
+    assert list(growth.curves("cpu", 0.0, quick=True, ends=0.0)) == []
 
 
 def test_the_hosts_time_is_that_until_a_call_returns(monkeypatch):

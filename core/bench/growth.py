@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,12 +38,19 @@ def _doublings(first: int, last: int) -> list[int]:
     return [first << i for i in range((last // first).bit_length())]
 
 
-def curves(device: str, seconds: float, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield a curve for each axis, pass and contender: sizes, times, memory, exponents."""
+def curves(
+    device: str, seconds: float, quick: bool = False, ends: float = math.inf
+) -> Iterator[dict[str, Any]]:
+    """Yield a curve for each axis, pass and contender: sizes, times, memory, exponents.
+
+    No size is begun after `ends`, of `time.perf_counter`; what was measured until then is a curve.
+    """
     rivals = [c for c in contenders.of("attention", device) if c.name in ("twofold", "torch")]
     for axis, listed in axes(device, quick).items():
         points: dict[tuple[str, str], list[tuple[int, float, int]]] = {}
         for size, problem in listed.items():
+            if time.perf_counter() > ends:
+                break
             for key, (taken, peak) in _measured(problem, rivals, device, seconds).items():
                 points.setdefault(key, []).append((size, taken, peak))
         for (name, contender), found in points.items():
@@ -73,7 +82,7 @@ def _measured(
             except (RuntimeError, MemoryError):  # out of memory
                 continue
         peaks = {n: peak(call, device, rivals[0].name == n) for n, call in calls.items()}
-        times = timing.race({n: [call] for n, call in calls.items()}, device, seconds)
+        times = timing.race({n: [call] for n, call in calls.items()}, device, seconds, {})
         for n, taken in times.items():
             found[name, n] = (float(np.median(taken)), peaks[n])
     return found

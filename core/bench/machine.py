@@ -23,12 +23,14 @@ PACKAGES = ("numpy", "torch", "triton", "liger-kernel")
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: no cache holds them
 MULTIPLIED = {"cpu": 1024, "cuda": 8192}  # rows and columns
 GAUGES = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
-# Published peaks (NVIDIA data sheets: bytes and dense operations of bfloat16 a second).
+# Published peaks (data sheets: bytes and dense operations of bfloat16 a second) of a chip of each
+# target, and of others by their names.
 PUBLISHED = {
-    "sm_80": Ceilings(2.039e12, 312e12),
-    "sm_90a": Ceilings(3.35e12, 989e12),
-    "sm_100a": Ceilings(8.0e12, 2250e12),
-    "gfx942": Ceilings(5.3e12, 1307e12),
+    "sm_80": ("A100 80 GB SXM", Ceilings(2.039e12, 312e12)),
+    "sm_90a": ("H100 SXM", Ceilings(3.35e12, 989e12)),
+    "H200": ("H200 SXM, sm_90a", Ceilings(4.8e12, 989e12)),
+    "sm_100a": ("B200", Ceilings(8.0e12, 2250e12)),
+    "gfx942": ("MI300X", Ceilings(5.3e12, 1307e12)),
 }
 
 
@@ -97,8 +99,8 @@ def gauged(result: dict[str, Any], device: str) -> Iterator[None]:
         result["gauges"]["after"] = gauges()
 
 
-def published(target: str) -> Ceilings:
-    """Return what a data sheet says of a chip.
+def published(target: str) -> tuple[str, Ceilings]:
+    """Return the name of a chip, and what its data sheet says.
 
     Raises:
         ValueError: there is no such target.

@@ -14,6 +14,7 @@ from twofold.core.bench.contenders import Contender
 from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.bench.growth import peak
 from twofold.core.bench.problems import Problem
+from twofold.core.bench.settings import Settings
 
 INPUTS = 2  # sets that rotate
 
@@ -45,13 +46,16 @@ def run(
     device: str,
     seconds: float,
     judge: Callable[[Contender, Problem], str],
+    settings: Settings | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Race one problem; yield the result of each pass.
 
     A contender that is missing, fails or does not hold its contract is in the result with the
     reason. One that does not hold, crashes, hangs or, of the tensors that are raced, computes
-    something else than twofold is wrong: if it is timed, it has no ratio.
+    something else than twofold is wrong: if it is timed, it has no ratio. `settings` of torch, by
+    default those that are found, are set back whenever a contender has changed them.
     """
+    settings = settings or Settings()
     if any(contender.compiles for contender in contenders):
         entered.forget()
     draw = torch.Generator(device).manual_seed(0)
@@ -79,6 +83,8 @@ def run(
             except Exception as error:  # its own, whatever it is: the others go on
                 reasons[contender.name] = f"{type(error).__name__}: {error}"
                 continue
+            finally:
+                changed = settings.restore()
             if reason:
                 wrong.append(contender.name)
             for name in problem.costs:
@@ -88,14 +94,23 @@ def run(
                     calls[name][contender.name] = [p[name] for p in passes]
                 except Exception as error:
                     reason = reason or f"{name}: {type(error).__name__}: {error}"
+            if changed := list(dict.fromkeys(changed + settings.restore())):
+                said = f"it changes {' and '.join(changed)} for all, set back here"
+                reason = f"{reason}; {said}" if reason else said
         if reason:
             reasons[contender.name] = _short(reason)
     for name, cost in problem.costs.items():
-        times = timing.race(calls[name], device, seconds)
+        lost: dict[str, str] = {}
+        times = timing.race(calls[name], device, seconds, lost, settings.restore)
         figures = _figures(times, cost, ceilings, memory[name], wrong)
         if device == "cuda":
             for who, found in figures.items():
-                found["host_ms"] = timing.host(calls[name][who][0]) * 1e3
+                try:
+                    found["host_ms"] = timing.host(calls[name][who][0]) * 1e3
+                except Exception as error:
+                    lost[who] = f"{type(error).__name__}: {error}"
+        settings.restore()
+        reasons |= {who: _short(f"{name}: {why}") for who, why in lost.items()}
         yield {
             "operator": problem.operator,
             "problem": problem.title,

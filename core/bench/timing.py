@@ -35,26 +35,52 @@ FLUSHES = 10  # of some 60 µs, while which the host launches
 HOST_CALLS = 20
 
 
-def race(contenders: Mapping[str, Calls], device: str, seconds: float) -> dict[str, list[float]]:
+def race(
+    contenders: Mapping[str, Calls],
+    device: str,
+    seconds: float,
+    lost: dict[str, str] | None = None,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
     """Time every contender in turn, round by round, until `seconds` have gone by.
 
     The order rotates, so that nobody always follows the same neighbour into its caches.
 
+    Args:
+        contenders: calls by name.
+        device: "cpu" or "cuda".
+        seconds: of the race; each is called a few times even if they are over.
+        lost: takes the reason of each contender that fails, which is then out of the race; without
+            it the race ends with the error.
+        before: called before each call, untimed.
+
     Returns:
-        the seconds of each call by contender.
+        the seconds of each call, by contender that did not fail.
     """
     timed = _Timer(device)
-    for calls in contenders.values():
-        for call in list(calls) + [calls[0]] * WARMUP:
-            call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    names, turn = list(contenders), 0
+
+    def tried(name: str, how: Callable[[Callable[[], object]], float], calls: Calls) -> None:
+        try:
+            before()
+            times[name] += [how(call) for call in calls]
+        except Exception as error:  # whatever it raises: the others go on
+            if lost is None:
+                raise
+            lost[name] = f"{type(error).__name__}: {error}"
+            del times[name]
+
+    for name, calls in contenders.items():
+        tried(name, _seconds, [*calls, *[calls[0]] * WARMUP])
+    for taken in times.values():
+        taken.clear()
+    order, turn = list(contenders), 0
     deadline = time.perf_counter() + seconds
-    while names and (time.perf_counter() < deadline or turn < FEWEST):
-        for name in names:
+    while times and (time.perf_counter() < deadline or turn < FEWEST):
+        for name in [n for n in order if n in times]:
             calls = contenders[name]
-            times[name].append(timed(calls[turn % len(calls)]))
-        names, turn = names[1:] + names[:1], turn + 1
+            tried(name, timed, [calls[turn % len(calls)]])
+        order, turn = order[1:] + order[:1], turn + 1
     return times
 
 

@@ -44,11 +44,11 @@ def command(
     ] = False,
     limit: Annotated[
         float | None,
-        typer.Option(help="seconds after which no problem is begun; the rest is named", min=0.0),
+        typer.Option(help="seconds after which no problem is begun; races left are named", min=0.0),
     ] = None,
     predict: Annotated[
         str | None,
-        typer.Option(help="no race: the least times on sm_80, sm_90a, sm_100a or gfx942"),
+        typer.Option(help="no race: the least times on sm_80, sm_90a, H200, sm_100a or gfx942"),
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="draw the result into this folder")] = None,
     json: Json = None,
@@ -56,8 +56,8 @@ def command(
     """Race operators against torch and others, beside the least time that the machine allows.
 
     On a GPU kernels race; on a CPU the NumPy side does. Contenders are interleaved. A result is
-    written after every problem, so that nothing is lost. A function of yours that is wrong, or
-    races nowhere, makes the exit status 1.
+    written after every problem, of --growth after every axis, so that nothing is lost. A function
+    of yours that is wrong, or races nowhere, makes the exit status 1.
     """
     began = time.perf_counter()
     with plain_errors():
@@ -65,9 +65,13 @@ def command(
 
         check_folder("--plots", plots)
         if predict is not None:
-            listed = _chosen(problems.on_gpu(), operators)
-            _show_least(listed, machine.published(predict), predict)
+            _refuse("--predict", against=against, growth=growth, plots=plots, limit=limit)
+            least = _least(_chosen(problems.on_gpu(), operators), *machine.published(predict))
+            write_json(json, {"predict": least})
+            _show_least(least)
             return
+        if growth:
+            _refuse("--growth", against=against, operators=operators)
         from twofold.core import ops
         from twofold.core.bench import apart, races
         from twofold.core.verify import foreign_apart
@@ -75,7 +79,7 @@ def command(
 
         device = "cuda" if ops.cuda_available() else "cpu"
         listed = _chosen(problems.on_gpu() if device == "cuda" else problems.on_cpu(), operators)
-        for name in () if growth else against or ():
+        for name in against or ():
             rest = LIMIT if limit is None else began + limit - time.perf_counter()
             foreign_apart.check_import(name, max(1.0, min(rest, LIMIT)))
         if quick:
@@ -86,6 +90,8 @@ def command(
             "command": _command(operators, against, seconds, quick, growth),
         }
 
+        ends = math.inf if limit is None else began + limit
+
         def kept(name: str, found: Iterable[dict[str, Any]]) -> None:
             for one in found:
                 result[name] = [*result.get(name, ()), one]
@@ -94,11 +100,10 @@ def command(
         trials = apart.Apart(device)
         with machine.threads(threads), machine.gauged(result, device), trials:
             if growth:
-                _grow(kept, device, seconds, quick)
+                _grow(kept, device, seconds, quick, ends)
             else:
                 result["ceilings"] = machine.ceilings(device, 0.2 if quick else 2.0)._asdict()
                 judged = races.Judge(trials) if judge else lambda contender, problem: ""
-                ends = math.inf if limit is None else began + limit
                 left = _race(
                     kept, listed, against or (), result["ceilings"], device, seconds, judged, ends
                 )
@@ -113,6 +118,14 @@ def command(
                 console.print(f"drawn: {path}", highlight=False)
     if _failed(result.get("races", ()), against or ()):
         raise typer.Exit(FAILED)
+
+
+def _refuse(mode: str, **options: Any) -> None:
+    """Refuse options that mean nothing beside a mode."""
+    for name, given in options.items():
+        if given:
+            named = f"--{name}" if name != "operators" else name
+            raise ValueError(f"{named} is given; it must not be beside {mode}")
 
 
 def _failed(races: Sequence[dict[str, Any]], against: Sequence[str]) -> bool:
@@ -140,7 +153,9 @@ def _race(
 
     from twofold.core.bench import contenders, races
     from twofold.core.bench.costs import Ceilings
+    from twofold.core.bench.settings import Settings
 
+    settings = Settings()  # before anything that is not ours is imported
     entered = {o: list(contenders.of(o, device, against)) for o in _operators(listed)}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=len(listed))
@@ -149,16 +164,18 @@ def _race(
                 return [p.name for p in listed[done:]]
             progress.update(task, description=problem.name)
             rivals = entered[problem.operator]
-            kept("races", races.run(problem, rivals, Ceilings(**ceilings), device, seconds, judged))
+            limits = Ceilings(**ceilings)
+            found = races.run(problem, rivals, limits, device, seconds, judged, settings)
+            kept("races", found)
             progress.advance(task)
     return []
 
 
-def _grow(kept: Keep, device: str, seconds: float, quick: bool) -> None:
+def _grow(kept: Keep, device: str, seconds: float, quick: bool, ends: float) -> None:
     from twofold.core.bench.growth import curves
 
     with console.status("growth …"):
-        kept("growth", curves(device, seconds, quick))
+        kept("growth", curves(device, seconds, quick, ends))
 
 
 def _operators(listed: list[Any]) -> list[str]:
@@ -202,23 +219,39 @@ def _show(result: dict[str, Any]) -> None:
     console.print(", ".join(f"{k} {v}" for k, v in result["ran_on"].items()), style="dim")
 
 
-def _show_least(listed: list[Any], ceilings: Any, target: str) -> None:
-    """Print the least that each pass must move and compute, and how long that takes."""
+def _least(listed: list[Any], chip: str, ceilings: Any) -> dict[str, Any]:
+    """Return the least that each pass must move and compute on a chip, and how long that takes."""
+    passes = [
+        {
+            "problem": problem.name,
+            "pass": name,
+            "bytes": cost.bytes,
+            "operations": cost.operations,
+            "least_ms": ceilings.least(cost) * 1e3,
+        }
+        for problem in listed
+        for name, cost in problem.costs.items()
+    ]
+    return {"chip": chip, "published": ceilings._asdict(), "passes": passes}
+
+
+def _show_least(least: dict[str, Any]) -> None:
+    """Print what `_least` returned."""
     console.print(
         f"[bold]{'problem':64} {'pass':21} {'MB':>9} {'GFLOP':>10} {'least ms':>9}[/bold]",
         soft_wrap=True,
     )
-    for problem in listed:
-        for name, cost in problem.costs.items():
-            console.print(
-                f"{problem.name:64} {name:21} {cost.bytes * 1e-6:9.2f} "
-                f"{cost.operations * 1e-9:10.2f} {ceilings.least(cost) * 1e3:9.4f}",
-                highlight=False,
-                soft_wrap=True,
-            )
+    for one in least["passes"]:
+        console.print(
+            f"{one['problem']:64} {one['pass']:21} {one['bytes'] * 1e-6:9.2f} "
+            f"{one['operations'] * 1e-9:10.2f} {one['least_ms']:9.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    peak = least["published"]
     console.print(
-        f"{target}, published: {ceilings.bandwidth * 1e-12:.2f} TB/s, "
-        f"{ceilings.rate * 1e-12:.0f} TFLOP/s; nothing was measured. What the compiler makes of "
+        f"{least['chip']}, published: {peak['bandwidth'] * 1e-12:.2f} TB/s, "
+        f"{peak['rate'] * 1e-12:.0f} TFLOP/s; nothing was measured. What the compiler makes of "
         "the kernels: twofold verify compile",
         highlight=False,
         soft_wrap=True,
