@@ -13,6 +13,7 @@ it only what a `Subject` shows, outputs for inputs. So they serve every side, an
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
+from twofold.core.verify.disturbing import disturbed
 from twofold.core.verify.domains import in_one_layout
 from twofold.core.verify.machines import full_products
 from twofold.core.verify.rounding import Approx, chance, probabilistic
@@ -75,9 +77,16 @@ class Contract:
         """Return the properties, and the one that every operator has."""
 
         def same_bits_again(subject: Subject, case: Any) -> None:
-            """Nothing but the inputs decides: computed twice, the same bits."""
+            """Nothing but the inputs decides: computed twice, the same bits.
+
+            Whatever else is computed in between, where there is a way to do that.
+            """
             given = self.inputs(case)
-            same_bits(subject.compute(case, given), subject.compute(case, given), "computed again")
+            first = subject.compute(case, given)
+            same_bits(first, subject.compute(case, given), "computed again")
+            if subject.disturbed is not None:
+                beside = subject.disturbed(case, given)
+                same_bits(first, beside, "computed again between other calls")
 
         return {**self.properties, "same bits again": same_bits_again}
 
@@ -101,11 +110,13 @@ class Subject:
         name: "reference", "triton", or what a function that is not ours is called.
         compute: the outputs of (case, inputs), forward and backward.
         full_products: whether bounds are those of `machines.full_products`.
+        disturbed: the outputs, where other calls are made in between (`disturbing`).
     """
 
     name: str
     compute: Callable[[Any, Any], Outputs]
     full_products: bool = False
+    disturbed: Callable[[Any, Any], Outputs] | None = None
 
 
 class Bits(AssertionError):
@@ -201,13 +212,15 @@ def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, st
 def subject(contract: Contract, side: Side) -> Subject:
     """Return a side as properties see it."""
 
-    def compute(case: Any, given: Any) -> Outputs:
+    def compute(case: Any, given: Any, how: Callable[[Side], Side] = lambda side: side) -> Outputs:
         if fitting(side, case) != case:
             raise Inapplicable(f"the {side.name} side has no such case")
-        found = contract.run(Watched(side).side, case, given)
-        return Outputs({n: side.to_numpy(x) for n, x in found.items() if x is not None})
+        found = contract.run(how(Watched(side).side), case, given)
+        # Copies: what is computed next may be written to the same memory, and is not to.
+        return Outputs({n: np.array(side.to_numpy(x)) for n, x in found.items() if x is not None})
 
-    return Subject(side.name, compute, side.name == "reference")
+    between = None if contract.in_place else functools.partial(compute, how=disturbed)
+    return Subject(side.name, compute, side.name == "reference", between)
 
 
 def computed(
