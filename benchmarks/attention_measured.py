@@ -1,34 +1,49 @@
-"""What was measured of attention's kernels and tiles on a GPU, as tables for ATTENTION.md."""
+"""What was measured of attention's kernels and tiles on GPUs, as tables for ATTENTION.md."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pages
 from attention_variants import CUDNN, FLASH, PLAIN, name
-from committed import newest
+from committed import Race, Raced, Result, every, machine, made, raced
 from harness import OF_GPUS as GPU
 
 from twofold.kernels.attention_hopper import LEAST_ROWS, VARIANTS
 
 SHOWN = 3  # tiles beside the one of the table
-Race = dict[str, Any]
+VARIED = "benchmarks/attention_variants.py"
 
 
-def source(kind: str) -> str:
-    """Say where figures are from."""
-    path, found = newest(kind, GPU)
-    on = found["ran_on"]
-    return pages.wrapped(
-        f"From `results/gpu/{path.name}`: {on['gpu']}, driver {on['driver']}, "
-        f"PyTorch {on['torch']}, Triton {on['triton']}."
-    )
+def source(results: Iterable[Result], program: str) -> str:
+    """Say where figures are from, what made them and what it ran on."""
+    each = (f"{origin(of, program)}: {machine(of[1]['ran_on'])}." for of in results)
+    return pages.wrapped(" ".join(each))
 
 
-def by_kernel() -> list[Race]:
-    """Return the races of kernels of forward, full ones of most features first."""
-    races = newest("attention_variants", GPU)[1]["kernels"]
-    return sorted(races, key=lambda r: (-r["head_dim"], r["causal"], r["length"]))
+def origin(result: Result, program: str) -> str:
+    """Say where figures are from, and what made them."""
+    path, found = result
+    return f"From `results/gpu/{path.name}`, {made(found, program)}"
+
+
+def by_kernel() -> list[Raced]:
+    """Return the races of kernels of forward, machine by machine, full ones of most features first.
+
+    A result may have been stopped before all were raced.
+    """
+    return [each._replace(races=sorted(each.races, key=_order)) for each in _of_question("kernels")]
+
+
+def _of_question(question: str) -> list[Raced]:
+    """Return what `attention_variants.py` raced of one of its questions, machine by machine."""
+    named_by = ("head_dim", "causal", "length")
+    return raced("attention_variants", GPU, lambda found: found.get(question, []), named_by)
+
+
+def _order(race: Race) -> tuple[int, bool, int]:
+    return -race["head_dim"], race["causal"], race["length"]
 
 
 def kind_of(race: Race) -> str:
@@ -37,22 +52,42 @@ def kind_of(race: Race) -> str:
     rates = race["tera_operations_per_second"]
     if race["length"] < LEAST_ROWS[key]:
         return PLAIN
-    chosen = name(VARIANTS[key])
-    return chosen if chosen in rates else name(VARIANTS[key]._replace(pairs=False))
+    chosen, without = (name(v) for v in (VARIANTS[key], VARIANTS[key]._replace(pairs=False)))
+    return without if chosen not in rates and without in rates else chosen
 
 
-def unraced() -> list[str]:
+def rate(race: Race, who: str) -> str:
+    """Return TFLOP/s of somebody in words, "" of who did not run."""
+    found = race["tera_operations_per_second"].get(who)
+    return "" if found is None else f"{found:.0f}"
+
+
+def over(race: Race, who: str, other: str) -> float | None:
+    """Return the ratio of two rates, None where one of the two did not run."""
+    rates = race["tera_operations_per_second"]
+    return rates[who] / rates[other] if who in rates and other in rates else None
+
+
+def divided(race: Race, who: str, other: str) -> str:
+    """Return the ratio of two rates in words, "" where one of the two did not run."""
+    found = over(race, who, other)
+    return "" if found is None else f"{found:.2f}"
+
+
+def unraced(races: Iterable[Race]) -> list[str]:
     """Say of which calls the variant that is chosen by now was not raced, if there are any."""
-    said = {}
-    for race in by_kernel():
+    said = []
+    for race in races:
         key, own = (race["head_dim"], race["causal"]), kind_of(race)
-        if own != PLAIN and own != name(VARIANTS[key]):
-            said[key] = (
-                f"At head_dim {key[0]}, {'causal' if key[1] else 'full'}, the figures of Hopper's "
-                f"kernel are those of “{variant(own)}”: “{variant(name(VARIANTS[key]))}”, which is "
-                "chosen by now, was not raced."
+        call = f"At head_dim {key[0]}, {_mask(key[1])}"
+        if own not in race["tera_operations_per_second"]:
+            said.append(f"{call}, length {race['length']}, “{variant(own)}” did not run.")
+        elif own not in (PLAIN, name(VARIANTS[key])):
+            said.append(
+                f"{call}, the figures of Hopper's kernel are those of “{variant(own)}”: "
+                f"“{variant(name(VARIANTS[key]))}”, which is chosen by now, was not raced."
             )
-    return ["", pages.wrapped(" ".join(said.values()))] if said else []
+    return ["", pages.wrapped(" ".join(dict.fromkeys(said)))] if said else []
 
 
 def variant(named: str) -> str:
@@ -62,59 +97,78 @@ def variant(named: str) -> str:
 
 def kernels() -> str:
     """Return TFLOP/s of forward by kernel and length, a line for each call."""
-    lines = [
-        "| head_dim | | length | torch, flash | plain kernel | chosen "
-        "| quickest variant of Hopper's | torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
-        "|--:|---|--:|--:|--:|--:|---|--:|--:|--:|",
-    ]
-    for race in by_kernel():
-        rates = race["tera_operations_per_second"]
-        own = rates[kind_of(race)]
-        best = max((who for who in rates if who.startswith("Hopper")), key=lambda who: rates[who])
-        cells = (
-            race["head_dim"], "causal" if race["causal"] else "full", race["length"],
-            f"{rates[FLASH]:.0f}", f"{rates[PLAIN]:.0f}", f"{own:.0f}",
-            f"{rates[best]:.0f}: {variant(best)}", f"{rates[CUDNN]:.0f}",
-            f"{own / rates[FLASH]:.2f}", f"{own / rates[CUDNN]:.2f}",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, *unraced(), "", source("attention_variants")])
+    lines = []
+    for results, races in by_kernel():
+        lines += [
+            "| head_dim | | length | torch, flash | plain kernel | chosen "
+            "| quickest variant of Hopper's | torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
+            "|--:|---|--:|--:|--:|--:|---|--:|--:|--:|",
+        ]
+        for race in races:
+            rates, own = race["tera_operations_per_second"], kind_of(race)
+            of_hopper = [who for who in rates if who.startswith("Hopper")]
+            best = max(of_hopper, key=lambda who: rates[who], default="")
+            cells = (
+                race["head_dim"], _mask(race["causal"]), race["length"], rate(race, FLASH),
+                rate(race, PLAIN), rate(race, own),
+                f"{rate(race, best)}: {variant(best)}" if best else "", rate(race, CUDNN),
+                divided(race, own, FLASH), divided(race, own, CUDNN),
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines += [*unraced(races), "", source(results, VARIED), ""]
+    return "\n".join(lines[:-1])
+
+
+def _mask(causal: bool) -> str:
+    return "causal" if causal else "full"
 
 
 def copies() -> str:
     """Return TFLOP/s of forward by tile and by how tiles are copied."""
     kinds = (PLAIN, "step", "descriptors", "descriptors, persistent")
-    lines = [
-        "| head_dim | | tile | present | last step | descriptors | descriptors, persistent |",
-        "|--:|---|---|--:|--:|--:|--:|",
-    ]
-    for race in newest("attention_variants", GPU)[1]["tiles"]:
-        rates = race["tera_operations_per_second"]
-        tiles = [who.removeprefix(f"{PLAIN} ") for who in rates if who.startswith(PLAIN)]
-        for tile in sorted(tiles, key=lambda t: -rates[f"{PLAIN} {t}"]):
-            cells = [f"{rates[f'{kind} {tile}']:.0f}" for kind in kinds]
-            about = (race["head_dim"], "causal" if race["causal"] else "full", tile, *cells)
-            lines.append(f"| {' | '.join(map(str, about))} |")
-    return "\n".join(lines)
+    lines = []
+    for results, races in _of_question("tiles"):
+        lines += [
+            "| head_dim | | tile | present | last step | descriptors | descriptors, persistent |",
+            "|--:|---|---|--:|--:|--:|--:|",
+        ]
+        for race in races:
+            rates = race["tera_operations_per_second"]
+            starts = [(who, f"{kind} ") for who in rates for kind in kinds]
+            tiles = dict.fromkeys(w.removeprefix(s) for w, s in starts if w.startswith(s))
+            for tile in sorted(tiles, key=lambda t: -rates.get(f"{PLAIN} {t}", 0.0)):
+                cells = [rate(race, f"{kind} {tile}") for kind in kinds]
+                about = (race["head_dim"], _mask(race["causal"]), tile, *cells)
+                lines.append(f"| {' | '.join(map(str, about))} |")
+        where = ", ".join(f"`results/gpu/{path.name}`" for path, _ in results)
+        lines += ["", f"From {where}.", ""]
+    return "\n".join(lines[:-1]) or "Not measured yet."
 
 
 def tuned() -> str:
     """Return milliseconds of the quickest tiles, and of the one that counts had chosen."""
-    lines = ["| call | kernel | chosen by counts | quickest |", "|---|---|---|---|"]
-    found = newest("attention_tuning", GPU)[1]
-    for group in found["groups"].values():
-        for shape, of in group.items():
+    lines = []
+    for path, found in every("attention_tuning", GPU):
+        lines += ["| call | kernel | chosen by counts | quickest |", "|---|---|---|---|"]
+        for shape, of in _calls(found["groups"]):
             call = dict(part.split("=") for part in shape.split())
             title = ", ".join(call[k] for k in ("batch", "heads", "length", "head_dim"))
             title += ", causal" if call["causal"] == "True" else ""
             for kernel, ms in of.items():
-                own, others = ms["table"], dict(ms["median_ms"])
-                before = f"{_tile(own)} {others.pop('table'):.3f}"
+                others = dict(ms["median_ms"])
+                own = others.pop("table", None)
+                before = f"{_tile(ms['table'])} {'did not run' if own is None else f'{own:.3f}'}"
                 best = [f"{_tile(t)} {others[t]:.3f}" for t in list(others)[:SHOWN]]
                 lines.append(f"| {title} | {kernel} | {before} | {'; '.join(best)} |")
-    return "\n".join([*lines, "", source("attention_tuning")])
+        lines += ["", source([(path, found)], "benchmarks/attention_tuning.py"), ""]
+    return "\n".join(lines[:-1])
+
+
+def _calls(groups: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for group in groups.values():
+        yield from ((shape, of) for shape, of in group.items() if isinstance(of, dict))
 
 
 def _tile(written: str) -> str:
-    m, n, warps, stages, _ = written.strip("()").split(", ")
+    m, n, warps, stages, *_ = written.strip("()").split(", ")
     return f"{m}×{n}/{warps}/{stages}"

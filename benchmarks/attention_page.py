@@ -297,7 +297,10 @@ def measured(which: str) -> str:
         "|---|" + "--:|" * len(SHAPES),
         *_lines(races),
         "",
-        f"From `results/gpu/{path.name}`, {found['ran_on'].get('gpu', '')}.",
+        pages.wrapped(
+            f"{attention_measured.origin((path, found), 'benchmarks/attention_steps.py')}: "
+            f"{found['ran_on']['gpu']}."
+        ),
     ]
     return "\n".join(lines)
 
@@ -312,10 +315,10 @@ def _lines(races: list[dict[str, Any]]) -> Iterator[str]:
         cells = []
         for column in columns:
             figures = column["contenders"].get(name)
-            outside = "*" if name in column["reasons"] else ""
+            outside = "*" if name in column.get("wrong", column["reasons"]) else ""
             cells.append(f"{figures['tera_operations_per_second']:.0f}{outside}" if figures else "")
         yield f"| {NAMES.get(name, name)} | {' | '.join(cells)} |"
-    if any(set(c["contenders"]) & set(c["reasons"]) for c in columns):
+    if any(set(c["contenders"]) & set(c.get("wrong", c["reasons"])) for c in columns):
         yield ""
         yield "\\* not within the contract's bound: the result says how."
 

@@ -1,45 +1,148 @@
-"""Committed results: the newest of a kind, and in words what it ran on."""
+"""Committed results: the newest of a kind, and in words what it ran on and what made it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 from harness import RESULTS
 
 Result = tuple[Path, dict[str, Any]]
+Race = dict[str, Any]
 
 
 def newest(kind: str, folder: Path = RESULTS) -> Result:
     """Return path and content of the latest result of a kind: names end with a date."""
-    return every(kind, folder)[0]
+    return _results(kind, folder)[0]
 
 
 def every(kind: str, folder: Path = RESULTS) -> list[Result]:
-    """Return path and content of the results of a kind, one for each machine, the latest first.
+    """Return path and content of the latest result of each machine, the latest first.
 
     Those for which OpenBLAS was told what kernels to take come last: their names are the longer.
+    A result stands whole: what its machine had raced before is not added. `raced` does that.
     """
-    paths = sorted(folder.glob(f"{kind}-*.json"), key=lambda p: len(p.stem))
+    return [results[0] for results in of_machines(kind, folder)]
+
+
+def of_machines(kind: str, folder: Path = RESULTS) -> list[list[Result]]:
+    """Return the results of a kind, those of a machine together, the latest first.
+
+    A machine is a GPU, or a processor with the kernels that OpenBLAS takes on it.
+    """
+    found: dict[tuple[str, ...], list[Result]] = {}
+    for path, result in _results(kind, folder):
+        on = ran_on(result)
+        kernels = on.get("blas", "").split()[-1:]
+        key = (on["gpu"],) if "gpu" in on else (on["cpu"], *kernels)
+        found.setdefault(key, []).append((path, result))
+    return list(found.values())
+
+
+def _results(kind: str, folder: Path) -> list[Result]:
+    paths = sorted(folder.glob(f"{kind}-*.json"), key=lambda p: (len(p.stem), p.stem))
     paths.sort(key=lambda p: p.stem[-10:], reverse=True)
     return [(path, json.loads(path.read_text())) for path in paths]
 
 
+class Raced(NamedTuple):
+    """Races of one machine, and the results they are from, the latest first."""
+
+    results: list[Result]
+    races: list[Race]
+
+
+def raced(
+    kind: str,
+    folder: Path,
+    races: Callable[[dict[str, Any]], Iterable[Race]],
+    named_by: Sequence[str],
+) -> list[Raced]:
+    """Return each machine's races, each from the latest of its results that has it.
+
+    A result may be of a part of the races, as of one operator, or cut off by a limit of time: what
+    it has replaces the same of older ones, and what it has not stays as it was.
+
+    Args:
+        kind: of result.
+        folder: where they lie.
+        races: returns those of a result.
+        named_by: the fields by which two races are the same.
+    """
+    found = []
+    for results in of_machines(kind, folder):
+        kept: dict[tuple[Any, ...], Race] = {}
+        used = []
+        for path, result in results:
+            new = {tuple(race.get(n) for n in named_by): race for race in races(result)}
+            if new.keys() - kept.keys():
+                used.append((path, result))
+            kept = new | kept
+        if kept:
+            found.append(Raced(used, list(kept.values())))
+    return found
+
+
 def source(path: Path) -> str:
-    """Say which result figures are from."""
-    return f"from `{path.relative_to(RESULTS.parent.parent)}`"
+    """Say which result figures are from; one that lies elsewhere is named in full."""
+    root = RESULTS.parent.parent
+    return f"from `{path.relative_to(root) if path.is_relative_to(root) else path}`"
+
+
+def ran_on(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the machine and the versions of a result, of one of `twofold bench` too."""
+    return dict(found["ran_on"] if "ran_on" in found else found["bench"]["ran_on"])
 
 
 def machine(on: dict[str, Any]) -> str:
     """Say in words what a result ran on."""
+    return ", ".join(_phrases(on))
+
+
+def machines(found: Iterable[dict[str, Any]]) -> str:
+    """Say in words what results ran on, what all of them have in common once."""
+    each = list(dict.fromkeys(_phrases(ran_on(result)) for result in found))
+    if len(each) == 1:
+        return ", ".join(each[0])
+    common = [phrase for phrase in each[0] if all(phrase in other for other in each)]
+    apart = "; ".join(", ".join(p for p in phrases if p not in common) for phrases in each)
+    return f"{apart}; all with {', '.join(common)}" if common else apart
+
+
+def _phrases(on: dict[str, Any]) -> tuple[str, ...]:
+    driver = (f"driver {on['driver']}",) if "driver" in on else ()
     blas = f" with {on['blas']}" if "blas" in on else ""
     return (
-        f"{on.get('gpu', on['cpu'])}, {on['threads']} threads, Python {on['python']}, "
-        f"NumPy {on['numpy']}{blas}, PyTorch {on['torch']}, Triton {on['triton']}, {on['date']}"
-    )
+        on.get("gpu", on["cpu"]), *driver, f"{on['threads']} threads", f"Python {on['python']}",
+        f"NumPy {on['numpy']}{blas}", f"PyTorch {on['torch']}", f"Triton {on['triton']}",
+        on["date"],
+    )  # fmt: skip
+
+
+def made(found: dict[str, Any], program: str) -> str:
+    """Say by which command a result was made; of one that has none, what else it says of that.
+
+    That is its note, or, of whole models, how often each contender was called.
+    """
+    if commands := list(dict.fromkeys(_commands(found))):
+        return "; ".join(f"`{command}`" for command in commands)
+    if "note" in found:
+        return f"“{found['note'].rstrip('.')}”"
+    said = f"`{program}`, whose result does not say with which options"
+    calls = [times["calls"] for of in found.get("races", {}).values() for times in of.values()]
+    return f"{said} ({min(calls)} to {max(calls)} calls of each contender)" if calls else said
+
+
+def _commands(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the commands of a result and of its parts."""
+    for name, value in found.items():
+        if name == "command" and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from _commands(value)
 
 
 def products(found: dict[str, Any]) -> str:
@@ -74,7 +177,16 @@ def rows(races: Mapping[str, Any], digits: int = 2) -> Iterator[str]:
     """Return a line for each contender of each race: median in milliseconds, and ratio."""
     for race, contenders in races.items():
         for who, times in contenders.items():
-            yield f"| {race} | {who} | {times['median_ms']:.{digits}f} | {times['ratio']:.2f} |"
+            ratio = f"{times['ratio']:.2f}" if is_to_another(contenders) else ""
+            yield f"| {race} | {who} | {times['median_ms']:.{digits}f} | {ratio} |"
+
+
+def is_to_another(contenders: Mapping[str, Any]) -> bool:
+    """Whether the ratios of a race are to somebody else's time than ours."""
+    return any(
+        times.get("ratio") == 1.0 and not who.startswith("twofold")
+        for who, times in contenders.items()
+    )
 
 
 def ends(ratios: Iterable[float]) -> str:

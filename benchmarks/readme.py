@@ -9,19 +9,23 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pages
-from attention_measured import by_kernel, kind_of
+import raced
+from attention_measured import by_kernel, kind_of, over
 from attention_variants import CUDNN, FLASH
-from committed import ends, every, machine, newest, source
+from committed import ends, every, machine, machines, newest, source
 from harness import OF_GPUS, RESULTS
 
 from twofold.core.bench.problems import TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = (RESULTS, OF_GPUS)
+MADE = "python benchmarks/bench_accuracy.py"
+OURS = ("twofold, NumPy", "twofold, bfloat16", "twofold, Triton")  # whose ratios are shown
 # Operators whose races both sides ran, and in which pass.
 RACED = tuple(
     (operator, passes)
@@ -38,11 +42,11 @@ def accuracy() -> str:
     lines = ["| movie reviews, sign of the rating | test accuracy |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in baselines.items()]
     ways = (
-        ("twofold train", "--save"),
-        ("twofold finetune", "--command finetune --seeds {} --save"),
+        ("twofold train", f"{MADE} --save"),
+        ("twofold finetune", f"{MADE} --command finetune --seeds {{}} --save"),
     )
     made = []
-    for (path, result), (command, options) in zip(found, ways, strict=True):
+    for (path, result), (command, told) in zip(found, ways, strict=True):
         runs = result["runs"]
         seeds = ", ".join(f"{run['test_accuracy']:.3f}" for run in runs)
         lines.append(
@@ -51,8 +55,8 @@ def accuracy() -> str:
         )
         made.append(
             f"`{command}`: {max(run['seconds'] for run in runs):.0f} s and "
-            f"{max(run['peak_memory_mb'] for run in runs)} MB at most; `python "
-            f"benchmarks/bench_accuracy.py {options.format(len(runs))}`, {source(path)}."
+            f"{max(run['peak_memory_mb'] for run in runs)} MB at most; "
+            f"`{result.get('command', told.format(len(runs)))}`, {source(path)}."
         )
     return "\n".join([*lines, "", pages.wrapped(f"{' '.join(made)} {on(trained)}")])
 
@@ -69,60 +73,53 @@ def on(found: dict[str, Any]) -> str:
 
 
 def race() -> str:
-    """Our time as a multiple of PyTorch's, on a CPU and on a GPU."""
+    """Our time as a multiple of PyTorch's, on CPUs and on GPUs."""
     lines = [
         "| twofold's time ÷ PyTorch's | CPU, NumPy side | GPU, Triton side |",
         "|---|--:|--:|",
     ]
-    ours = ("twofold, NumPy", "twofold, bfloat16", "twofold, Triton")
-    kinds = (("train_step", "training step"), ("inference", "prediction"))
-    for kind, words in kinds:
-        both = [
-            [race for _, found in every(kind, folder) for race in found["races"].items()]
-            for folder in (RESULTS, OF_GPUS)
-        ]
-        for model in dict.fromkeys(title.split(",")[0] for races in both for title, _ in races):
+    shown: list[list[dict[str, Any]]] = [[], []]  # results, of CPUs and of GPUs
+    for kind, words in (("train_step", "training step"), ("inference", "prediction")):
+        both = [[found for _, found in every(kind, folder)] for folder in FOLDERS]
+        for title in dict.fromkeys(t for found in both for each in found for t in each["races"]):
             cells = (
-                ends(
-                    contenders[name]["ratio"]
-                    for title, contenders in races
-                    if title.split(",")[0] == model
-                    for name in ours
-                    if name in contenders
-                )
-                for races in both
+                ends(r for each in found for r in of_model(each["races"].get(title, {})))
+                for found in both
             )
-            lines.append(f"| {words}, {model} | {' | '.join(cells)} |")
-    both = [
-        [race for _, found in every("bench", folder) for race in found["bench"]["races"]]
-        for folder in (RESULTS, OF_GPUS)
-    ]
+            lines.append(f"| {words}, {title} | {' | '.join(cells)} |")
+        shown = [[*before, *found] for before, found in zip(shown, both, strict=True)]
+    machines_raced = [raced.operators(folder) for folder in FOLDERS]
+    both_races = [[race for each in found for race in each.races] for found in machines_raced]
     for operator, passes in RACED:
-        cells = (
-            ends(
-                race["contenders"]["twofold"]["ratio"]
-                for race in races
-                if race["operator"] == operator and race["pass"] == passes
-            )
-            for races in both
-        )
+        cells = (ends(raced.ratios(raced.of(races, operator, passes))) for races in both_races)
         lines.append(f"| {operator}, {passes} | {' | '.join(cells)} |")
-    rates = [(race["tera_operations_per_second"], kind_of(race)) for race in by_kernel()]
+    variants = by_kernel()
     for name, peer in (("cuDNN's", CUDNN), ("FlashAttention-2's", FLASH)):
-        ratio = ends(of[peer] / of[own] for of, own in rates)
+        found = (over(race, peer, kind_of(race)) for each in variants for race in each.races)
+        ratio = ends(r for r in found if r is not None)
         lines.append(f"| attention, forward, of {TOKENS:,} tokens, ÷ {name} |  | {ratio} |")
-    cpus = dict.fromkeys(found["ran_on"]["cpu"] for _, found in every("train_step"))
-    cpu, gpu = newest("train_step")[1], newest("train_step", OF_GPUS)[1]
-    lines += [
-        "",
-        pages.wrapped(
-            "From the least to the most of the sizes and machines that were raced, against PyTorch "
-            "eager where nothing else is said; steps on the GPU in bfloat16, captured. A "
-            "selection: SPEED.md has all, what is slowest here among them. "
-            f"CPUs: {' and '.join(cpus)}, last {on(cpu)} GPU: {on(gpu)}"
-        ),
-    ]
-    return "\n".join(lines)
+    of_operators = [[f for each in found for _, f in each.results] for found in machines_raced]
+    of_operators[1] += [found for each in variants for _, found in each.results]
+    cpus, gpus = (
+        machines([*found, *more]) for found, more in zip(shown, of_operators, strict=True)
+    )
+    ran = [r for races in both_races for r in races if (r["operator"], r["pass"]) in RACED]
+    sentences = (
+        "From the least to the most of the sizes and machines that were raced, against the "
+        "quickest of PyTorch's eager ways where nothing else is said. On a GPU steps are captured "
+        "and in bfloat16, as PyTorch's are, predictions captured and in float32 on both sides. A "
+        "selection: SPEED.md has all, what is slowest here among them.",
+        *raced.notes(ran, of_torch=False),
+        f"CPUs: {cpus}. GPUs: {gpus}.",
+    )
+    return "\n".join([*lines, "", pages.wrapped(" ".join(sentences))])
+
+
+def of_model(contenders: dict[str, Any]) -> Iterator[float]:
+    """Yield our ratio in a race of whole models, if it is one to PyTorch eager's time."""
+    eager = (times for who, times in contenders.items() if who.startswith("PyTorch eager"))
+    if any(times["ratio"] == 1.0 for times in eager):
+        yield from (contenders[who]["ratio"] for who in OURS if who in contenders)
 
 
 def operators() -> str:

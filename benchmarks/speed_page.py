@@ -7,10 +7,13 @@ python benchmarks/speed_page.py --check    exits with status 1 where that would 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gpu_tables
 import pages
-from committed import elsewhere, ends, every, machine, newest, products, rows, source
+import raced
+from committed import elsewhere, ends, machine, made, newest, products, ran_on, rows, source
 from harness import RESULTS
 
 PAGE = RESULTS.parent / "SPEED.md"
@@ -23,36 +26,34 @@ def races(kind: str, heading: str) -> list[str]:
     path, found = newest(kind)
     lines = [f"| {heading} | contender | median ms | ratio |", "|---|---|--:|--:|"]
     lines += rows(found["races"])
-    made = f"`python benchmarks/bench_{kind}.py --save`, {source(path)}"
-    lines += ["", f"{made}: {machine(found['ran_on'])}{products(found)}."]
+    lines += ["", f"{from_what(kind, path, found)}."]
     return lines + elsewhere(kind, OURS)
+
+
+def from_what(kind: str, path: Path, found: dict[str, Any]) -> str:
+    """Say by what a result of whole models was made, where it lies and what it ran on."""
+    how = made(found, f"benchmarks/bench_{kind}.py")
+    return f"{how}, {source(path)}: {machine(found['ran_on'])}{products(found)}"
 
 
 def operator_by_operator() -> list[str]:
     """The NumPy side's time as a multiple of torch's, from the least to the most of the sizes."""
-    results = every("bench")
-    lines = ["| NumPy ÷ torch eager | forward | backward |", "|---|--:|--:|"]
-    races = [race for _, found in results for race in found["bench"]["races"]]
+    machines = raced.operators()
+    lines = ["| NumPy ÷ torch | forward | backward |", "|---|--:|--:|"]
+    races = [race for each in machines for race in each.races]
     for operator in dict.fromkeys(race["operator"] for race in races):
-        cells = []
-        for passes in (("forward", "forward and backward", "step"), ("backward",)):
-            ratios = (
-                race["contenders"]["twofold"]["ratio"]
-                for race in races
-                if race["operator"] == operator and race["pass"] in passes
-            )
-            cells.append(ends(ratios))
+        cells = (
+            ends(raced.ratios(raced.of(races, operator, *passes)))
+            for passes in (raced.FIRST, raced.BACKWARD)
+        )
         lines.append(f"| {operator} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        "Cross-entropy is both passes, an optimizer a step.",
-        *(
-            f"`{found['bench']['command']} --json …`, {source(path)}: "
-            f"{machine(found['bench']['ran_on'])}."
-            for path, found in results
-        ),
-    ]
+    lines += ["", "Cross-entropy is both passes, an optimizer a step."]
+    for each in machines:
+        for path, found in each.results:
+            on = machine(ran_on(found))
+            lines.append(f"`{found['bench']['command']} --json …`, {source(path)}: {on}.")
+        lines += raced.notes(each.races)
+    return lines
 
 
 def bert() -> list[str]:
@@ -64,8 +65,7 @@ def bert() -> list[str]:
         "|---|---|--:|--:|",
         *rows(found["races"], digits=0),
         "",
-        f"Sentences a second: {rates}. `python benchmarks/bench_bert.py --save`, "
-        f"{source(path)}: {machine(found['ran_on'])}{products(found)}.",
+        f"Sentences a second: {rates}. {from_what('bert', path, found)}.",
         *elsewhere("bert", OURS),
     ]
 

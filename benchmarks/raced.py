@@ -1,0 +1,85 @@
+"""Races of operators in committed results: whose time counts, and to whose it is a ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from committed import Race, Raced, raced
+from harness import RESULTS
+
+from twofold.core.bench.contenders import BOTH, TORCH, TWOFOLD
+
+SAME = ("operator", "problem", "dtype", "pass")  # of races that are the same one
+FIRST, BACKWARD = ("forward", BOTH, "step"), ("backward",)  # passes, as tables have them
+
+
+def operators(folder: Path = RESULTS) -> list[Raced]:
+    """Return the races of operators, machine by machine."""
+    return raced("bench", folder, lambda found: found["bench"]["races"], SAME)
+
+
+def ways(race: Race) -> list[str]:
+    """Return torch's own ways that ran without being compiled, those that are right if any is.
+
+    An optimizer has two, of which one is fused. Where torch is not within the contract's bound it
+    still is what others are compared with: `notes` says so.
+    """
+    ran = [who for who in race["contenders"] if who == TORCH or who.startswith(f"{TORCH}, ")]
+    return right(race, ran) or ran
+
+
+def right(race: Race, who: Iterable[str]) -> list[str]:
+    """Return those that were not found wrong."""
+    return [name for name in who if name not in race.get("wrong", ())]
+
+
+def ratio(race: Race, against: Iterable[str]) -> float | None:
+    """Return our time as a multiple of the quickest of others'.
+
+    None where none of those ran, or twofold did not, or is wrong.
+    """
+    times = {who: figures["median_ms"] for who, figures in race["contenders"].items()}
+    if not counts(race):
+        return None
+    others = [times[who] for who in against if who in times]
+    return float(times[TWOFOLD] / min(others)) if others else None
+
+
+def ratios(races: Iterable[Race]) -> Iterator[float]:
+    """Yield our time as a multiple of that of the quickest of torch's own ways, where there is."""
+    return (r for r in (ratio(race, ways(race)) for race in races) if r is not None)
+
+
+def counts(race: Race) -> bool:
+    """Whether twofold ran, and was not found wrong."""
+    return TWOFOLD in right(race, race["contenders"])
+
+
+def of(races: Iterable[Race], operator: str, *passes: str) -> list[Race]:
+    """Return the races of some passes of an operator."""
+    return [r for r in races if r["operator"] == operator and r["pass"] in passes]
+
+
+def notes(races: Iterable[Race], of_torch: bool = True) -> list[str]:
+    """Say which races are left out and why, and where torch is not within the contract's bound."""
+    races = list(races)
+    said = []
+    wrong = [race for race in races if TWOFOLD in race.get("wrong", ())]
+    failed = [race for race in races if TWOFOLD not in race["contenders"] and race not in wrong]
+    alone = [race for race in races if counts(race) and not ways(race)]
+    for which, why in (
+        (wrong, "Left out, as twofold was not within its contract's bound"),
+        (failed, "Left out, as twofold did not run"),
+        (alone, "Without torch, which did not run"),
+    ):
+        if which:
+            named = (" ".join(race[field] for field in SAME) for race in which)
+            said.append(f"{why}: {'; '.join(named)}.")
+    off = dict.fromkeys(r["operator"] for r in races if set(ways(r)) & set(r.get("wrong", ())))
+    if off and of_torch:
+        said.append(
+            f"There torch is compared with though it is not within the contract's bound: in "
+            f"{', '.join(off)}."
+        )
+    return said
