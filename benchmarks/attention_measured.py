@@ -14,6 +14,15 @@ from twofold.kernels.attention_hopper import LEAST_ROWS, VARIANTS
 
 SHOWN = 3  # tiles beside the one of the table
 VARIED = "benchmarks/attention_variants.py"
+# What is changed of a variant, and of the one that it is compared with.
+CHANGES: tuple[tuple[str, dict[str, bool], dict[str, bool]], ...] = (
+    ("early", {"early": True}, {}),
+    ("turns", {"turns": True}, {}),
+    ("pairs", {"pairs": True}, {}),
+    ("pairs, both early", {"early": True, "pairs": True}, {"early": True}),
+    ("a grid of a program for each tile", {"persistent": False}, {}),
+    ("that grid, to pairs", {"persistent": False}, {"pairs": True}),
+)
 
 
 def source(results: Iterable[Result], program: str) -> str:
@@ -119,6 +128,30 @@ def kernels() -> str:
     return "\n".join(lines[:-1])
 
 
+def changes() -> str:
+    """Return what each change of Hopper's kernel gains, in hundredths of TFLOP/s, by length."""
+    lines = []
+    for _, races in by_kernel():
+        lengths = sorted({race["length"] for race in races})
+        lines += [f"| % gained by | head_dim | | {' | '.join(map(str, lengths))} |"]
+        lines += ["|---|--:|---|" + "--:|" * len(lengths)]
+        shapes = dict.fromkeys((race["head_dim"], race["causal"]) for race in races)
+        for what, with_it, without in CHANGES:
+            for key in shapes:
+                own = {r["length"]: r for r in races if (r["head_dim"], r["causal"]) == key}
+                plain = VARIANTS[key]._replace(
+                    turns=False, early=False, pairs=False, persistent=True
+                )
+                pair = name(plain._replace(**with_it)), name(plain._replace(**without))
+                gains = [over(own[n], *pair) if n in own else None for n in lengths]
+                if any(gain is not None for gain in gains):
+                    cells = ("" if g is None else f"{100 * (g - 1):+.1f}" for g in gains)
+                    about = (what, str(key[0]), _mask(key[1]), *cells)
+                    lines.append(f"| {' | '.join(about)} |")
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
 def _mask(causal: bool) -> str:
     return "causal" if causal else "full"
 
@@ -146,11 +179,11 @@ def copies() -> str:
 
 
 def tuned() -> str:
-    """Return milliseconds of the quickest tiles, and of the one that counts had chosen."""
+    """Return milliseconds of the quickest tiles, and of the one that the table then had."""
     lines = []
     for path, found in every("attention_tuning", GPU):
-        lines += ["| call | kernel | chosen by counts | quickest |", "|---|---|---|---|"]
-        for shape, of in _calls(found["groups"]):
+        lines += ["| call | kernel | the table's, when timed | quickest |", "|---|---|---|---|"]
+        for shape, of in merged(found["groups"]).items():
             call = dict(part.split("=") for part in shape.split())
             title = ", ".join(call[k] for k in ("batch", "heads", "length", "head_dim"))
             title += ", causal" if call["causal"] == "True" else ""
@@ -164,6 +197,20 @@ def tuned() -> str:
     return "\n".join(lines[:-1])
 
 
+def merged(groups: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what was timed of each call, by kernel, the quickest tile first.
+
+    Several groups may have timed a call, each some of its tiles: what both have is the latter's.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for shape, of in _calls(groups):
+        for kernel, figures in of.items():
+            earlier = found.setdefault(shape, {}).get(kernel, {"median_ms": {}})["median_ms"]
+            ms = sorted((earlier | figures["median_ms"]).items(), key=lambda item: item[1])
+            found[shape][kernel] = {"table": figures["table"], "median_ms": dict(ms)}
+    return found
+
+
 def _calls(groups: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for group in groups.values():
         yield from ((shape, of) for shape, of in group.items() if isinstance(of, dict))
@@ -172,3 +219,20 @@ def _calls(groups: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _tile(written: str) -> str:
     m, n, warps, stages, *_ = written.strip("()").split(", ")
     return f"{m}×{n}/{warps}/{stages}"
+
+
+def limits() -> str:
+    """Say what products and copies reached in the runs that the page has figures of."""
+    said = []
+    kinds = ("attention_variants", "attention_steps")
+    for path, found in (result for kind in kinds for result in every(kind, GPU)):
+        runs = [found, *found.get("parts", {}).values()]
+        reached = [
+            f"{run['ceilings']['rate'] * 1e-12:.0f} TFLOP/s and "
+            f"{run['ceilings']['bandwidth'] * 1e-12:.2f} TB/s"
+            for run in runs
+            if "ceilings" in run
+        ]
+        if reached:
+            said.append(f"{'; '.join(reached)} in `results/gpu/{path.name}`")
+    return pages.wrapped(f"Large products and copies reached {', '.join(said)}.") if said else ""

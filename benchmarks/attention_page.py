@@ -344,7 +344,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "small": small,
     "dtypes": dtypes,
     "order": order,
+    "limits": attention_measured.limits,
     "kernels": attention_measured.kernels,
+    "changes": attention_measured.changes,
     "copies": attention_measured.copies,
     "tuned": attention_measured.tuned,
 }

@@ -58,7 +58,10 @@ class Pages:
 
     def attention(self):
         measured = self.attention_measured
-        return "\n".join((measured.kernels(), measured.copies(), measured.tuned()))
+        return "\n".join(
+            (measured.kernels(), measured.changes(), measured.copies(), measured.tuned(),
+             measured.limits())
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -234,7 +237,8 @@ def test_sizes_of_predictions_are_kept_apart(made):
     assert row(made.readme_race(), "prediction, default, 512 sentences")[1] == ""
 
 
-def test_tiles_of_a_call_may_have_failed_and_have_more_fields(made):
+def test_tiles_of_a_call_that_several_groups_have_timed_are_in_one_line(made):
+    assert row(made.attention(), "4, 8, 4096, 256 | dk_dv")[1].startswith("32×64/8/4 6.475; ")
     ms = {"table": 2.0, "(64, 64, 4, 3, 0, 0)": 1.0}
     one = {"table": "(64, 64, 4, 2, 0, 0)", "median_ms": ms}
     call = "batch=1 heads=2 length=3 head_dim=4 causal=True dtype=bfloat16"
@@ -248,3 +252,11 @@ def test_tiles_of_a_call_may_have_failed_and_have_more_fields(made):
     del ms["table"]
     made.change("attention_tuning", lambda found: found.update(groups=groups))
     assert row(made.attention(), "1, 2, 3, 4, causal | dq")[0] == "64×64/4/2 did not run"
+
+
+def test_gains_and_limits_are_those_of_the_results(made):
+    early = row(made.attention_measured.changes(), "early | 128 | full")
+    assert early[3:] == ["+0.3", "-0.4", "+3.3"]
+    assert row(made.attention_measured.changes(), "that grid, to pairs | 128 | causal")[0] == "-8.7"
+    assert "799 TFLOP/s and 4.17 TB/s in" in made.attention_measured.limits()
+    assert "765 TFLOP/s and 4.15 TB/s in" in made.attention_measured.limits()
