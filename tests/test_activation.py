@@ -278,3 +278,10 @@ def test_a_split_is_a_number_of_shares(triton, split, error):
     _, cache = triton.activation.forward(triton.zeros((2, 3)), "relu", triton.zeros(3))
     with pytest.raises(error, match="^split is "):
         triton.activation.backward(triton.zeros((2, 3)), cache, split=split)
+
+
+def test_where_nothing_is_known_relu_of_it_is_not_decided():
+    """As of a sum of products that may pass the largest float32."""
+    unknown = rounding.Approx(np.array([1.0]), np.array([np.inf]), rounding.machine("float32"))
+    found = contract.activate(unknown, "relu")
+    assert found.value == 1 and found.error == np.inf

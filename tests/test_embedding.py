@@ -72,6 +72,13 @@ def test_ids_may_have_any_rank(reference, triton):
             assert np.array_equal(dtable, table * np.bincount(ids.ravel(), minlength=4)[:, None])
 
 
+def test_ids_may_have_more_than_sixteen_bits(reference, triton):
+    table, ids = np.arange(140_000.0).reshape(-1, 2), np.array([32_768, 65_535, 65_536, 69_999])
+    for side in (reference, triton):
+        out, _ = side.embedding.forward(side.asarray(ids), side.asarray(table, "float32"))
+        assert np.array_equal(side.to_numpy(out), table[ids])
+
+
 def test_what_is_looked_up_is_a_copy():
     """Also of one id, which NumPy may hand on as a number."""
     table = np.ones((3, 2))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 
 from twofold.core.verify import rounding
-from twofold.core.verify.contract import compare
+from twofold.core.verify.contract import compare, truths
 from twofold.core.verify.contracts import softmax_cross_entropy as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import softmax_cross_entropy
@@ -203,3 +203,33 @@ def test_what_is_no_gradient_of_the_loss_is_refused(reference, triton, dloss, er
         given = side.asarray(dloss) if isinstance(dloss, np.ndarray) else dloss
         with pytest.raises(error, match=re.escape(words)):
             side.softmax_cross_entropy.backward(given, cache)
+
+
+@pytest.mark.parametrize("ignored", [0, 2, -100])
+def test_any_class_can_be_ignored(reference, triton, ignored):
+    logits = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")
+    targets = np.array([0, 2, ignored, 1, ignored])
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).double(), torch.tensor(targets), ignore_index=ignored
+    )
+    for side in (reference, triton):
+        loss, cache = side.softmax_cross_entropy.forward(
+            side.asarray(logits), side.asarray(targets), ignore_index=ignored
+        )
+        assert abs(float(loss) - float(wanted)) < 1e-6
+        left_out = (side.to_numpy(cache.dlogits) == 0).all(axis=1)
+        assert np.array_equal(left_out, targets == ignored)
+
+
+def test_masked_targets_of_negative_weight_make_the_loss_fall_without_end(reference, triton):
+    """And beside those of positive weight it is no number, on both sides as in the truth."""
+    logits = np.array([[0.0, 1.0, -np.inf, -np.inf]])
+    for weight, loss in (([1, 1, -1, -1], -np.inf), ([1, 1, 1, -1], np.nan)):
+        case = contract.Case(rows=1, classes=4, weight=True, label_smoothing=0.1, reduction="sum")
+        given = contract.Inputs(logits, np.array([0]), np.array(weight, float), np.array(1.0))
+        truth = truths(contract.CONTRACT, case, given)
+        assert np.array_equal(truth["loss"].value, loss, equal_nan=True)
+        for side in (reference, triton):
+            with np.errstate(invalid="ignore"):
+                found = contract.run(side, case, given)
+            assert compare("loss", side.to_numpy(found["loss"]), truth["loss"])[2] == ""

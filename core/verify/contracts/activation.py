@@ -122,7 +122,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 def activate(z: Approx, kind: str) -> Approx:
     """Return f(z)."""
     if kind == "relu":
-        low, value, high = (np.maximum(z.value + sign * z.error, 0.0) for sign in (-1, 0, 1))
+        low, value, high = (
+            np.maximum(x, 0.0) for x in (z.value - z.error, z.value, z.value + z.error)
+        )
         return Approx(value, np.maximum(high - value, value - low), z.on)
     return _moved(_formula(exact(z.value, z.on), kind), z, 0, kind)
 

@@ -220,6 +220,27 @@ CONTRACT = Contract(
         ),
         # Where a query may not attend, the slope of a function may be anything.
         Case(seqlen_q=5, seqlen_k=5, score_mod=STEEP, causal="top-left"),
+        # More of everything than elsewhere, scores turned round, and all that there is at once.
+        Case(batch=5, heads=9, seqlen_q=3, seqlen_k=5),
+        Case("float16", seqlen_q=2, seqlen_k=1025),
+        Case(seqlen_q=3, seqlen_k=5, softmax_scale=-0.7),
+        Case(
+            batch=2,
+            heads=4,
+            groups=2,
+            seqlen_q=35,
+            seqlen_k=49,
+            causal=True,
+            window_size=(20, 3),
+            softcap=2.0,
+            alibi="BH",
+            bias="BHMN",
+            sinks=True,
+            mask="B11N",
+            key_lengths=True,
+            dropout_p=0.2,
+            dlse=True,
+        ),
         # Draws of keys far apart.
         Case(seqlen_k=97, dropout_p=0.5),
         # The draw of the first key is just enough, that of the second.

@@ -222,6 +222,7 @@ CONTRACT = Contract(
         Case(unread=("weight",), activation="relu", into="own"),
         Case(unread=("bias",), into="own"),
         Case(unread=("weight", "bias")),
+        Case("bfloat16", rows=3, features_in=1100, features_out=5),
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
         # rows that several programs share in the weight's gradient

@@ -375,6 +375,8 @@ CONTRACT = Contract(
             for captured in (False, True)
         ),
         Case(optimizer="momentum", momentum=0.0, first_step=2),
+        # Long after the first step, with much of what was before.
+        *(Case(optimizer=o, momentum=0.99, first_step=10**5) for o in ("adam", "nesterov")),
         Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
         # both beyond it, and what comes after
         *(

@@ -301,6 +301,7 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         Case(head_dim=9, pairs=3, interleaved=True),  # and three that do not turn
+        Case(batch=5, heads=3, key_heads=1, length=3, batched=True),
     ),
     usual=tuple(
         Case(dtype, 2, 16, 16, 64, 64, 32, interleaved=interleaved)

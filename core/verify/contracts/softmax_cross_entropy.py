@@ -129,8 +129,10 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     p = (exp(shifted) / total).where(seen)
     # (3) loss
     loss = (t * (log(total) - shifted)).where(seen & (t.value != 0)).sum(-1)  # (R,)
-    hopeless = (~seen & (t.value != 0)).any(axis=1)  # a target that is masked
-    loss = Approx(np.where(hopeless, np.inf, loss.value), loss.error, on)
+    # Targets that are masked make the loss ∞, with a negative class weight −∞, with both NaN.
+    more, less = ((~seen & (sign * t.value > 0)).any(axis=1) for sign in (1, -1))
+    masked = np.where(more & less, np.nan, np.where(more, np.inf, -np.inf))
+    loss = Approx(np.where(more | less, masked, loss.value), loss.error, on)
     # (4) gradient
     d = p * mass - t
     d = replace(d, error=d.error + on.tiny)
