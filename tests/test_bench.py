@@ -285,24 +285,6 @@ def test_sides_are_not_kept_busy_by_each_other():
     assert {len(taken) for taken in times.values()} == {timing.FEWEST}
 
 
-def test_who_fails_while_it_is_timed_is_out_of_the_race():
-    """With the reason; without a place for reasons the race ends."""
-    made = []
-
-    def later():
-        made.append(None)
-        if len(made) > 2 + timing.WARMUP:
-            raise RuntimeError("the third time")
-
-    calls = {"before": [lambda: None], "later": [later], "after": [lambda: None]}
-    lost = {}
-    times = timing.race(calls, "cpu", 0.0, lost)
-    assert times.keys() == {"before", "after"} and lost == {"later": "RuntimeError: the third time"}
-    assert {len(taken) for taken in times.values()} == {timing.FEWEST}
-    with pytest.raises(RuntimeError, match="the third time"):
-        timing.race(calls, "cpu", 0.0)
-
-
 def test_settings_of_torch_that_a_contender_changes_are_set_back():
     """They are everybody's: with seven threads everybody's times would be others."""
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
@@ -327,6 +309,39 @@ def test_settings_of_torch_that_a_contender_changes_are_set_back():
 
 def test_growth_ends_in_time():
     assert list(growth.curves("cpu", 0.0, quick=True, ends=0.0)) == []
+
+
+@pytest.mark.parametrize("good", [0, 1, timing.WARMUP + 3])
+def test_who_raises_is_out_of_the_race_with_the_reason(good):
+    """In warm-up as in a later round; the others are timed as before."""
+    made, lost = [], {}
+
+    def fails():
+        if len(made) >= good:
+            raise MemoryError("no more")
+        made.append(0)
+
+    calls = {"a": [lambda: None], "b": [fails], "c": [lambda: None]}
+    times = timing.race(calls, "cpu", 0.0, lost)
+    assert lost == {"b": "MemoryError: no more"} and list(times) == ["a", "c"]
+    assert {len(taken) for taken in times.values()} == {timing.FEWEST}
+    with pytest.raises(MemoryError):
+        timing.race(calls, "cpu", 0.0)
+
+
+def test_a_call_that_is_waited_for_ends_when_the_gpu_has(monkeypatch):
+    """What the host does before it first waits is in the time, as what the GPU does after."""
+    clock, said = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+
+    def synchronize():
+        clock.sleep(1.0 if said[-1:] == ["called"] else 0.0)
+        said.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    call = timing.waited(lambda: (said.append("called"), clock.sleep(0.5)))
+    assert timing.race({"a": [call]}, "cpu", 0.0)["a"] == pytest.approx([1.5] * timing.FEWEST)
+    assert said[:3] == ["waited", "called", "waited"]
 
 
 def test_the_hosts_time_is_that_until_a_call_returns(monkeypatch):

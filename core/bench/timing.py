@@ -19,7 +19,8 @@ some 5 ms to be spread over the cores again, so a short call is made for a while
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,29 +60,33 @@ def race(
     """
     timed = _Timer(device)
     times: dict[str, list[float]] = {name: [] for name in contenders}
-
-    def tried(name: str, how: Callable[[Callable[[], object]], float], calls: Calls) -> None:
-        try:
-            before()
-            times[name] += [how(call) for call in calls]
-        except Exception as error:  # whatever it raises: the others go on
-            if lost is None:
-                raise
-            lost[name] = f"{type(error).__name__}: {error}"
-            del times[name]
-
+    names, turn = list(contenders), 0
     for name, calls in contenders.items():
-        tried(name, _seconds, [*calls, *[calls[0]] * WARMUP])
-    for taken in times.values():
-        taken.clear()
-    order, turn = list(contenders), 0
+        with _dropping(name, names, lost):
+            before()
+            for call in list(calls) + [calls[0]] * WARMUP:
+                call()
     deadline = time.perf_counter() + seconds
-    while times and (time.perf_counter() < deadline or turn < FEWEST):
-        for name in [n for n in order if n in times]:
+    while names and (time.perf_counter() < deadline or turn < FEWEST):
+        for name in list(names):
             calls = contenders[name]
-            tried(name, timed, [calls[turn % len(calls)]])
-        order, turn = order[1:] + order[:1], turn + 1
-    return times
+            with _dropping(name, names, lost):
+                before()
+                times[name].append(timed(calls[turn % len(calls)]))
+        names, turn = names[1:] + names[:1], turn + 1
+    return {name: taken for name, taken in times.items() if name in names}
+
+
+@contextmanager
+def _dropping(name: str, names: list[str], lost: dict[str, str] | None) -> Iterator[None]:
+    """Take a contender that raises from the names, and keep its reason, if reasons are wanted."""
+    try:
+        yield
+    except Exception as error:  # its own, whatever it is
+        if lost is None:
+            raise
+        names.remove(name)
+        lost[name] = f"{type(error).__name__}: {error}"
 
 
 class _Timer:
@@ -110,6 +115,22 @@ class _Timer:
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last)) * 1e-3
+
+
+def waited(call: Callable[[], object]) -> Callable[[], None]:
+    """Return a call that begins on a GPU without work and ends when the GPU has ended.
+
+    Raced as on a CPU, by the clock and with nothing before it, it shows all that a caller waits
+    for: between events, what the host does before it first waits would be hidden by the flushes.
+    """
+    import torch
+
+    def whole() -> None:
+        torch.cuda.synchronize()
+        call()
+        torch.cuda.synchronize()
+
+    return whole
 
 
 def host(call: Callable[[], object]) -> float:
