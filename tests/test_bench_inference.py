@@ -1,0 +1,38 @@
+"""Predictions are raced by the clock, and by those who take all sentences at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twofold.core.bench import timing
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The script, which finds others beside it."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import bench_inference
+
+    return bench_inference
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_predictions_are_timed_by_the_clock(bench, monkeypatch, device):
+    """On a GPU each is waited for; nothing is written over before it, which would hide work."""
+    said = []
+    monkeypatch.setattr(timing, "waited", lambda call: lambda: said.append("waited") or call())
+    monkeypatch.setattr(timing, "come_to_rest", lambda: None)
+    times = bench.raced({"a": lambda: said.append("called")}, device, 0.0)
+    assert len(times["a"]) == timing.FEWEST
+    assert said[:2] == (["waited", "called"] if device == "cuda" else ["called", "called"])
+
+
+@pytest.mark.parametrize("number, batches", [(512, (16, 64, 256, 512)), (20, (16, 20))])
+def test_one_of_theirs_takes_all_sentences_at_once(bench, monkeypatch, number, batches):
+    """As ours does where they fit; none is larger than what there is."""
+    monkeypatch.setattr(bench, "Peer", lambda config: bench.torch.nn.Identity())
+    found = bench.theirs("default", [np.zeros(3, np.int64)] * number, "cpu")
+    assert list(found) == [f"PyTorch eager, batches of {n}" for n in batches]
