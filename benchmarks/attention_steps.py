@@ -11,11 +11,9 @@ contract in its dtype; what is wrong with it stands beside its times.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import attention_step_kernels as steps
@@ -97,14 +95,6 @@ def race(
         keep(result)
 
 
-def merged(path: Path, on: dict[str, Any], part: int, found: dict[str, Any]) -> str:
-    """Return the text of a result with this part in it, beside others of the same machine."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    parts = before.get("parts", {}) if before.get("ran_on") == on else {}
-    result = {"ran_on": on, "parts": {**parts, str(part): found}}
-    return json.dumps(result, indent=1, sort_keys=True) + "\n"
-
-
 def main() -> None:
     """Race one part."""
     asked = harness.options(
@@ -121,16 +111,14 @@ def main() -> None:
     if not ops.cuda_available():
         raise SystemExit("attention_steps.py needs a GPU; --list says what it would race")
     chosen = chosen[:4] if asked.quick else chosen
-    on = machine.ran_on(asked.threads, "cuda")
-    places = [asked.json] if asked.json else []
-    places += [harness.place("attention_steps", on)] if asked.save else []
+    begun = harness.begun(asked.threads, "cuda")
     about: dict[str, Any] = {}
     last: dict[str, Any] = {}
 
     def keep(found: dict[str, Any]) -> None:
         last.update(found)
-        for path in places:
-            path.write_text(merged(path, on, asked.part, {**found, **about}))
+        parts = {str(asked.part): {**found, **about}}
+        harness.add("attention_steps", {**begun, "parts": parts}, asked)
 
     with machine.gauged(about, "cuda"):
         ceilings = machine.ceilings("cuda", 1.0)

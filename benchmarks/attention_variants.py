@@ -10,18 +10,20 @@ Three questions, 16,384 tokens of 2,048 features in bfloat16 each:
                 0.7 and 0.8 of it, both ways
 
     python benchmarks/attention_variants.py --kernels --tiles --features --save
+
+Questions asked one after the other, with the same --json or on one day, have one result.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Callable
 from typing import Any
 
 import attention_step_kernels as steps
 import harness
+import numpy as np
 import torch
 
 from twofold.core import ops
@@ -152,18 +154,12 @@ def in_tiles(head_dim: int, length: int, causal: bool, which: str) -> dict[str, 
     return found if which == BACKWARD else found | of_torch(tensors, causal)
 
 
-def raced(calls: dict[str, Call], work: float, seconds: float) -> dict[str, float]:
-    """Return TFLOP/s of everybody who runs, of so many operations."""
-    ready = {}
-    for who, call in calls.items():
-        try:
-            call()
-            torch.cuda.synchronize()
-            ready[who] = [call]
-        except Exception as error:  # its own: the others go on
-            print(f"{who}: {type(error).__name__}: {error}"[:200])
-    summary = timing.summary(timing.race(ready, "cuda", seconds), next(iter(ready)))
-    return {who: work / figures["median_ms"] * 1e-9 for who, figures in summary.items()}
+def raced(calls: dict[str, Call], work: float, seconds: float) -> dict[str, dict[str, Any]]:
+    """Return TFLOP/s of everybody who runs, of so many operations, and why others do not."""
+    lost: dict[str, str] = {}
+    times = timing.race({who: [call] for who, call in calls.items()}, "cuda", seconds, lost)
+    rates = {who: work / float(np.median(taken)) * 1e-12 for who, taken in times.items()}
+    return {"tera_operations_per_second": rates, "left_out": {w: x[:200] for w, x in lost.items()}}
 
 
 def main() -> None:
@@ -176,7 +172,7 @@ def main() -> None:
     )
     if not ops.cuda_available():
         raise SystemExit("attention_variants.py needs a GPU")
-    result: dict[str, Any] = {"ran_on": machine.ran_on(asked.threads, "cuda")}
+    result = harness.begun(asked.threads, "cuda")
     result["ceilings"] = machine.ceilings("cuda", 1.0)._asdict()
     questions = {
         "kernels": [*itertools.product((128, 64), LENGTHS)],
@@ -193,12 +189,13 @@ def main() -> None:
         shapes = itertools.product(questions[question], (False, True))
         for (head_dim, length), causal in shapes if getattr(asked, question) else ():
             work = problem_of(head_dim, length, causal).costs[which].operations
-            rates = raced(make(head_dim, length, causal), work, asked.seconds)
+            found = raced(make(head_dim, length, causal), work, asked.seconds)
             race = {"head_dim": head_dim, "length": length, "causal": causal, "pass": which}
-            result.setdefault(question, []).append(race | {"tera_operations_per_second": rates})
-            print(race, harness.leading(rates), flush=True)
-            text = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-            harness.keep("attention_variants", result["ran_on"], text, asked)
+            result.setdefault(question, []).append(race | found)
+            print(race, harness.leading(found["tera_operations_per_second"]), flush=True)
+            for who, reason in found["left_out"].items():
+                print(f"{who}: {reason}", flush=True)
+            harness.add("attention_variants", result, asked)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
         ]
         accuracies = [r["test_accuracy"] for r in runs]
         found = {
-            "ran_on": harness.ran_on(asked.threads),
+            **harness.begun(asked.threads, "cpu"),
             "mean_test_accuracy": float(np.mean(accuracies)),
             "deviation_of_seeds": float(np.std(accuracies, ddof=1)) if len(runs) > 1 else None,
             "runs": runs,

@@ -125,9 +125,10 @@ def main() -> None:
         races[name] = harness.summary(times, against)
         if name.startswith("classify"):
             rates = {who: len(texts) / float(np.median(taken)) for who, taken in times.items()}
-    on = harness.ran_on(asked.threads) | {"transformers": transformers.__version__}
+    begun = harness.begun(asked.threads, "cpu")
+    begun["ran_on"]["transformers"] = transformers.__version__
     result = {
-        "ran_on": on,
+        **begun,
         "product_rates": machine.product_rates(1.0),
         "races": races,
         "sentences_per_second": rates,

@@ -105,7 +105,7 @@ def main() -> None:
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)
         rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
     result = {
-        "ran_on": machine.ran_on(asked.threads, side.device),
+        **harness.begun(asked.threads, side.device),
         "product_rates": {} if side.device == "cuda" else machine.product_rates(1.0),
         "races": races,
         "sentences_per_second": rates,

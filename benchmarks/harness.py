@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,22 +24,31 @@ from twofold.core.bench import machine, timing
 from twofold.core.bench.timing import summary
 
 __all__ = [
+    "GROUPED",
+    "OF_GPUS",
     "RESULTS",
+    "add",
+    "begun",
+    "beside",
+    "earlier",
+    "joined",
     "keep",
     "leading",
     "multiply",
     "options",
+    "place",
     "quickest",
     "race",
-    "ran_on",
     "report",
-    "save",
+    "same_machine",
     "summary",
     "use_threads",
+    "written",
 ]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OF_GPUS = RESULTS / "gpu"
+GROUPED = {"parts", "groups"}  # of a result, whose entries are measured apart
 TOLD = "OPENBLAS_CORETYPE"
 
 
@@ -84,13 +95,52 @@ def quickest(times: Mapping[str, list[float]], names: Iterable[str]) -> str:
     return min(names, key=lambda name: float(np.median(times[name])))
 
 
-def ran_on(threads: int) -> dict[str, Any]:
-    """Return the machine and the versions that a result of the CPU belongs to."""
-    return machine.ran_on(threads, "cpu")
+def command() -> str:
+    """Return how this script was called, but for the file that its result was wanted in."""
+    name, *rest = sys.argv
+    given = iter(rest)
+    kept = [x for x in given if not (x.startswith("--json=") or (x == "--json" and next(given)))]
+    return shlex.join(["python", f"benchmarks/{Path(name).name}", *kept])
+
+
+def joined(*commands: str | None) -> str:
+    """Return several commands that made one result as one line."""
+    return "; ".join(dict.fromkeys(one for x in commands if x for one in x.split("; ")))
+
+
+def begun(threads: int, device: str) -> dict[str, Any]:
+    """Return what every result has: the machine and versions, and the command."""
+    return {"ran_on": machine.ran_on(threads, device), "command": command()}
+
+
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two results are of the same machine and versions, on whichever days."""
+    undated = ({k: v for k, v in on.items() if k != "date"} for on in (one, other))
+    return next(undated) == next(undated)
+
+
+def earlier(path: Path, on: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result that lies at a path, if it is of the same machine: {} otherwise."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found if same_machine(found.get("ran_on", {}), on) else {}
+
+
+def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result with what an earlier one has besides; both have their commands."""
+    both = {**before, **result}
+    both["command"] = joined(before.get("command"), result.get("command"))
+    for name in GROUPED & both.keys():
+        both[name] = {**before.get(name, {}), **result.get(name, {})}
+    return both
+
+
+def written(result: Mapping[str, Any]) -> str:
+    """Return a result's text, in the order that it has: the quickest may be first."""
+    return json.dumps(result, indent=1, ensure_ascii=False) + "\n"
 
 
 def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> None:
-    """Print a result of {"ran_on": …, "races": {race: summary}} and write it where asked."""
+    """Print a result of {**begun(), "races": {race: summary}} and write it where asked."""
     view = Table(box=None, pad_edge=False)
     for column in ("race", "contender"):
         view.add_column(column)
@@ -102,6 +152,7 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
             view.add_row(title, contender, *(f"{x:.2f}" for x in numbers), f"{s['ratio']:.2f}")
     console = Console()
     console.print(view)
+    console.print(result["command"], style="dim", highlight=False, soft_wrap=True)
     console.print(", ".join(f"{k} {v}" for k, v in result["ran_on"].items()), style="dim")
     if result.get("product_rates"):
         console.print(multiply(result["product_rates"]), style="dim")
@@ -110,10 +161,19 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
 
 def keep(name: str, on: Mapping[str, Any], text: str, asked: argparse.Namespace) -> None:
     """Write a result where it was asked for."""
-    if asked.json:
-        asked.json.write_text(text)
-    if asked.save:
-        save(name, on, text)
+    for path in places(name, on, asked):
+        path.write_text(text)
+
+
+def add(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> None:
+    """Write a result where it was asked for, beside what the same machine has measured before."""
+    for path in places(name, result["ran_on"], asked):
+        path.write_text(written(beside(earlier(path, result["ran_on"]), result)))
+
+
+def places(name: str, on: Mapping[str, Any], asked: argparse.Namespace) -> list[Path]:
+    """Return where a result is wanted."""
+    return [*([asked.json] if asked.json else []), *([place(name, on)] if asked.save else [])]
 
 
 def leading(rates: Mapping[str, float]) -> str:
@@ -139,10 +199,3 @@ def place(name: str, on: Mapping[str, Any]) -> Path:
     folder = OF_GPUS if "gpu" in on else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}-{device}{told}-{on['date']}.json"
-
-
-def save(name: str, on: Mapping[str, Any], text: str) -> Path:
-    """Write a result into the folder of results."""
-    path = place(name, on)
-    path.write_text(text)
-    return path

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import harness
+import numpy as np
 import torch
 
 from twofold.core import ops
-from twofold.core.bench import machine, timing
+from twofold.core.bench import timing
 
 PROCESSES = 14  # that compile
 TABLE = "table"  # who is called with the tile that the table has
@@ -43,18 +42,17 @@ def timed(
     said = dict(tiles)
     ready = {str(tuple(tile)): [call(tile)] for tile, fault in said.items() if not fault}
     ready[TABLE] = [table]
-    summary = timing.summary(timing.race(ready, "cuda", seconds), TABLE)
-    ms = {name: round(figures["median_ms"], 4) for name, figures in summary.items()}
-    return {
-        "median_ms": dict(sorted(ms.items(), key=lambda item: item[1])),
-        "left_out": {str(tuple(tile)): fault for tile, fault in said.items() if fault},
-    }
+    left_out = {str(tuple(tile)): fault for tile, fault in said.items() if fault}
+    times = timing.race(ready, "cuda", seconds, left_out)
+    ms = {name: round(1e3 * float(np.median(taken)), 4) for name, taken in times.items()}
+    return {"median_ms": dict(sorted(ms.items(), key=lambda x: x[1])), "left_out": left_out}
 
 
 def told(found: Mapping[str, Any]) -> tuple[str, str]:
     """Return the quickest tiles in words, and the table's milliseconds."""
     ms = found["median_ms"]
-    return ", ".join(f"{n} {t:.3f}" for n, t in list(ms.items())[:6]), f"{ms[TABLE]:.3f}"
+    table = f"{ms[TABLE]:.3f}" if TABLE in ms else found["left_out"][TABLE]
+    return ", ".join(f"{n} {t:.3f}" for n, t in list(ms.items())[:6]), table
 
 
 class Session:
@@ -63,9 +61,8 @@ class Session:
     def __init__(self, kind: str, asked: argparse.Namespace, group: str, pool: Any) -> None:
         self.pool = pool
         self._ends = time.monotonic() + 60 * asked.minutes
-        self._on = machine.ran_on(asked.threads, "cuda")
-        self._places = [asked.json] if asked.json else []
-        self._places += [harness.place(kind, self._on)] if asked.save else []
+        self._begun = harness.begun(asked.threads, "cuda")
+        self._kind, self._asked = kind, asked
         self._name, self._group = group, dict[str, Any]()
 
     def while_time_lasts(self, parts: Iterable[Any]) -> Iterator[Any]:
@@ -78,8 +75,8 @@ class Session:
     def keep(self, name: str, found: Any) -> None:
         """Add a part to the result, beside other groups of the same machine."""
         self._group[name] = found
-        for path in self._places:
-            path.write_text(merged(path, self._on, self._name, self._group))
+        result = {**self._begun, "groups": {self._name: self._group}}
+        harness.add(self._kind, result, self._asked)
 
 
 @contextmanager
@@ -89,10 +86,3 @@ def session(kind: str, asked: argparse.Namespace, group: str) -> Iterator[Sessio
         raise SystemExit(f"{kind}.py needs a GPU; --list says what it would try")
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         yield Session(kind, asked, group, pool)
-
-
-def merged(path: Path, on: dict[str, Any], name: str, group: dict[str, Any]) -> str:
-    """Return the text of a result with this group in it, beside others of the same machine."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    groups = before.get("groups", {}) if before.get("ran_on") == on else {}
-    return json.dumps({"ran_on": on, "groups": {**groups, name: group}}, indent=1) + "\n"

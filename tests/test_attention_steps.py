@@ -86,15 +86,6 @@ def test_a_part_is_raced_and_what_is_too_late_is_named(triton, tmp_path):
     assert kept[-1]["races"] == [] and len(kept[-1]["left_out"]) == 2
 
 
-def test_parts_lie_in_one_result(tmp_path):
-    path = tmp_path / "found.json"
-    for part in (1, 2, 1):
-        path.write_text(races.merged(path, {"gpu": "a"}, part, {"races": [part]}))
-    assert json.loads(path.read_text())["parts"] == {"1": {"races": [1]}, "2": {"races": [2]}}
-    other = json.loads(races.merged(path, {"gpu": "b"}, 3, {"races": []}))
-    assert set(other["parts"]) == {"3"}, "another machine's result is begun anew"
-
-
 def test_scores_that_fill_the_memory_are_not_tried():
     large = problems.attention(1, 32, 32, 16384, 16384, 64, "bfloat16")
     assert "GB" in next(c.missing for c in races.rivals(large) if c.name == steps.IN_MEMORY)
