@@ -127,6 +127,7 @@ def main() -> None:
         __doc__,
         rehearse=rehearse,
         only={"help": "one of a GPU's models: default or BERT-base"},
+        limit={"type": float, "default": gpu_steps.LIMIT, "help": "seconds, on a GPU"},
         precisions={"nargs": "+", "default": list(gpu_steps.PRECISIONS), "help": "on a GPU"},
     )
     harness.use_threads(asked.threads)
@@ -163,7 +164,7 @@ def on_cpu(asked: argparse.Namespace) -> dict[str, Any]:
         profiles[name] = profile(config, recipe, inputs, targets)
         shares[name] = feeding(config, recipe, inputs, targets)
     return {
-        "ran_on": harness.ran_on(asked.threads),
+        **harness.begun(asked.threads, "cpu"),
         "product_rates": machine.product_rates(1.0),
         "races": races,
         "profile": profiles,

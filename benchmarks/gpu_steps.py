@@ -8,8 +8,10 @@ in three tf32 products, which are as exact.
 Our step is a CUDA graph that is replayed (`core.captured`); beside it stands the same step with
 every kernel launched each time.
 
-A contender that fails is in the result with the reason, and so is one for which no time is left:
-compiling may take minutes, and everything is over in nine.
+Who needs no compiling of the whole step races first, with both models; then those are compiled,
+one after the other, and each races beside the others of its model. The result is written before
+every compiling, which may take minutes: it is begun only where that much time is left. A contender
+that fails is in the result with the reason, and so is one for which there was no time.
 
 Beside the times: the share of the machine's rate of matrix products, measured in bfloat16, that a
 step makes use of (model FLOPs utilisation, Chowdhery et al. 2022, "PaLM", appendix B); and which
@@ -19,12 +21,13 @@ kernels its time goes to, as torch's profiler says, in a few steps more.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import harness
 import numpy as np
 from peer import config_of, examples
 from steps import our_step, torch_step, uncaptured
@@ -37,6 +40,9 @@ from twofold.core.training.batches import Array
 from twofold.core.training.recipe import Recipe
 
 LIMIT = 420.0  # seconds after which nothing new is begun
+COMPILING = 150.0  # that it may take to compile a step: with less left, it is not begun
+SECONDS = 10.0  # of a race
+EAGER = "PyTorch eager, bfloat16"  # what ratios are to
 COMPILED = "max-autotune"
 PRECISIONS = ("bfloat16", "float32")
 PROFILED = 5  # steps
@@ -50,6 +56,9 @@ BERT_BASE = {
     "d_ff": 3072,
     "activation": "gelu",
 }
+
+
+Step = Callable[[], None]
 
 
 class Problem(NamedTuple):
@@ -86,85 +95,125 @@ def operations(config: ClassifierConfig, lengths: Sequence[int]) -> float:
     return float(sum(n * (6 * weights + attention * n) for n in lengths))
 
 
+class Contender(NamedTuple):
+    """What makes a step, and whether that takes minutes."""
+
+    make: Callable[[], Step]
+    compiles: bool = False
+
+
 def contenders(
     problem: Problem,
     side: ops.Side,
     inputs: Sequence[Array],
     targets: Array,
     precisions: Sequence[str] = PRECISIONS,
-) -> dict[str, Callable[[], Callable[[], None]]]:
-    """Return what makes each contender's step, those of most worth first."""
-    compiled = COMPILED if side.device == "cuda" else "default"
-    found: dict[str, Callable[[], Callable[[], None]]] = {}
+) -> dict[str, Contender]:
+    """Return each contender by name, those of most worth first."""
+    mode = COMPILED if side.device == "cuda" else "default"
+    found: dict[str, Contender] = {}
     for precision in precisions:
         # Parts are for processes and for threads: one GPU takes the batch whole.
         recipe = replace(Recipe(), parts=1, precision=precision)
-        for name, mode in (("eager", ""), ("compiled", compiled)):
-            how = {"device": side.device, "compiled": mode}
-
-            def theirs(recipe: Recipe = recipe, how: dict[str, Any] = how) -> Callable[[], None]:
-                return torch_step(problem.config, recipe, inputs, targets, **how)
-
-            found[f"PyTorch {name}, {precision}"] = theirs
-
+        given = (problem.config, recipe, inputs, targets)
+        theirs = partial(torch_step, *given, device=side.device)
+        found[f"PyTorch eager, {precision}"] = Contender(theirs)
+        found[f"PyTorch compiled, {precision}"] = Contender(partial(theirs, compiled=mode), True)
         for name, on in (("twofold", side), ("twofold, not captured", uncaptured(side))):
-
-            def ours(recipe: Recipe = recipe, on: ops.Side = on) -> Callable[[], None]:
-                return our_step(problem.config, recipe, inputs, targets, on)
-
-            found[f"{name}, {precision}"] = ours
+            found[f"{name}, {precision}"] = Contender(partial(our_step, *given, on))
     return found
 
 
-def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
-    """Race all problems and return the result, which is also written after each of them."""
-    began, device, rehearsed = time.perf_counter(), side.device, side.device != "cuda"
-    ceilings = machine.ceilings(device, 0.0 if rehearsed else 1.0)
-    result: dict[str, Any] = {
-        "ran_on": machine.ran_on(asked.threads, device),
-        "operations_per_second": ceilings.rate,
-        "races": {},
-        "utilisation": {},
-        "kernels": {},
-        "reasons": {},
-    }
-    for problem in problems(rehearsed):
-        if asked.only not in (None, problem.name):
-            continue
-        rng = np.random.default_rng(0)
-        lengths = (problem.shortest, problem.longest)
+class Race:
+    """A problem, who is entered, and who is ready."""
+
+    def __init__(self, problem: Problem, side: ops.Side, precisions: Sequence[str]) -> None:
+        rng, lengths = np.random.default_rng(0), (problem.shortest, problem.longest)
         inputs = examples(rng, problem.examples, *lengths, problem.config.input_size)
         right = rng.random(problem.examples)
         targets = np.stack([1 - right, right], 1).astype(np.float32)
-        ready, reasons = {}, {}
-        for name, make in contenders(problem, side, inputs, targets, asked.precisions).items():
-            if time.perf_counter() - began > LIMIT:
-                reasons[name] = "no time left"
-                continue
-            try:
-                step = make()
-                step()  # compiles
-                step()  # captures
-                ready[name] = step
-            except Exception as error:  # its own, whatever it is: the others go on
-                reasons[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        title = f"{problem.name}, batch {problem.examples} × length {problem.longest}"
-        result["reasons"][title] = reasons
-        if ready:
-            seconds = 0.0 if rehearsed else 1.0 if asked.quick else 15.0
-            times = timing.race({name: [step] for name, step in ready.items()}, device, seconds)
-            eager = "PyTorch eager, bfloat16"
-            summary = timing.summary(times, eager if eager in ready else next(iter(ready)))
-            work = operations(problem.config, [len(x) for x in inputs])
-            result["races"][title] = summary
-            result["utilisation"][title] = {
-                name: work / (found["median_ms"] * 1e-3) / ceilings.rate
+        self.title = f"{problem.name}, batch {problem.examples} × length {problem.longest}"
+        self.entered = contenders(problem, side, inputs, targets, precisions)
+        self.work = operations(problem.config, [len(x) for x in inputs])
+        self.device = side.device
+        self.ready: dict[str, Step] = {}
+        self.reasons: dict[str, str] = {}
+        self.kernels: dict[str, dict[str, list[float]]] = {}
+
+    def prepare(self, name: str) -> None:
+        """Have a contender take its first steps."""
+        try:
+            step = self.entered[name].make()
+            step()  # compiles
+            step()  # captures
+            self.ready[name] = step
+        except Exception as error:  # its own, whatever it is: the others go on
+            self.reasons[name] = f"{type(error).__name__}: {error}"
+
+    def run(self, seconds: float, rate: float) -> dict[str, Any]:
+        """Race those that are ready; return what a result has of this problem."""
+        calls = {name: [step] for name, step in self.ready.items()}
+        times = timing.race(calls, self.device, seconds, self.reasons)
+        self.ready = {name: self.ready[name] for name in times}
+        if not times:
+            return {}
+        summary = timing.summary(times, EAGER if EAGER in times else next(iter(times)))
+        if self.device == "cuda":
+            for name in self.ready.keys() - self.kernels.keys():
+                self.kernels[name] = kernels(self.ready[name])
+        return {
+            "races": summary,
+            "utilisation": {
+                name: self.work / (found["median_ms"] * 1e-3) / rate
                 for name, found in summary.items()
-            }
-            if not rehearsed:
-                result["kernels"][title] = {name: kernels(step) for name, step in ready.items()}
+            },
+            "kernels": self.kernels,
+        }
+
+
+def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
+    """Race all problems and return the result, which is also written after every race."""
+    ends, rehearsed = time.perf_counter() + asked.limit, side.device != "cuda"
+    seconds = 0.0 if rehearsed else 1.0 if asked.quick else SECONDS
+    rate = machine.ceilings(side.device, 0.0 if rehearsed else 1.0).rate
+    result = harness.begun(asked.threads, side.device) | {"operations_per_second": rate}
+    result |= {name: {} for name in ("races", "utilisation", "kernels", "reasons")}
+    raced = [
+        Race(problem, side, asked.precisions)
+        for problem in problems(rehearsed)
+        if asked.only in (None, problem.name)
+    ]
+
+    def run(one: Race) -> None:
+        for name, found in one.run(seconds, rate).items():
+            result[name][one.title] = found
+        keep(one)
+
+    def keep(one: Race) -> None:
+        reasons = {name: " ".join(x.split())[:300] for name, x in one.reasons.items()}
+        result["reasons"][one.title] = reasons
         if asked.json:
-            asked.json.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+            asked.json.write_text(harness.written(result))
+
+    def entered(one: Race, compiles: bool) -> list[str]:
+        return [name for name, each in one.entered.items() if each.compiles == compiles]
+
+    def prepare(one: Race, name: str, takes: float) -> bool:
+        if time.perf_counter() + takes > ends:
+            one.reasons[name] = "no time left"
+        else:
+            one.prepare(name)
+        return name in one.ready
+
+    for one in raced:
+        for name in entered(one, False):
+            prepare(one, name, 0.0)
+        one.reasons |= dict.fromkeys(entered(one, True), "not yet compiled")
+        run(one)
+    for names in zip(*(entered(one, True) for one in raced), strict=True):
+        for one, name in zip(raced, names, strict=True):
+            del one.reasons[name]
+            (run if prepare(one, name, COMPILING) else keep)(one)
     return result
 
 

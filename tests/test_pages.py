@@ -1,11 +1,16 @@
 """What pages say in figures and code is that of the results and the sources."""
 
+import argparse
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from twofold.core.bench import timing
+from twofold.core.bench.costs import Ceilings
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = [BENCHMARKS / "readme.py", *sorted(BENCHMARKS.glob("*_page.py"))]
@@ -57,3 +62,72 @@ def test_a_profile_that_fails_costs_no_times(monkeypatch):
         raise RuntimeError("no such luck")
 
     assert list(gpu_steps.kernels(step).values()) == [[]]
+
+
+@pytest.fixture
+def steps(monkeypatch, tmp_path):
+    """Races of steps that are made and taken at once; what was made and raced, in order."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_steps
+
+    asked = argparse.Namespace(
+        threads=1,
+        quick=True,
+        only=None,
+        precisions=["bfloat16"],
+        json=tmp_path / "a.json",
+        limit=1e9,
+    )
+    events, fails, race = [], set(), timing.race
+
+    def contenders(problem, *given):
+        def make(name):
+            def made():
+                events.append(f"{problem.name} {name}")
+                if name in fails:
+                    raise RuntimeError("does not compile")
+                return lambda: None
+
+            return made
+
+        named = {"compiled": True, "eager": False, "ours": False}
+        return {n: gpu_steps.Contender(make(n), compiles) for n, compiles in named.items()}
+
+    def raced(calls, *given):
+        events.append(sorted(calls))
+        return race(calls, *given)
+
+    monkeypatch.setattr(gpu_steps, "contenders", contenders)
+    monkeypatch.setattr(gpu_steps.machine, "ceilings", lambda *given: Ceilings(1e10, 1e11))
+    monkeypatch.setattr(timing, "race", raced)
+    return gpu_steps, asked, events, fails
+
+
+def test_what_compiles_is_made_when_all_others_are_raced(steps, reference):
+    gpu_steps, asked, events, _ = steps
+    result = gpu_steps.race(asked, reference)
+    both = ["eager", "ours"]
+    assert events == [
+        "default eager", "default ours", both, "BERT-base eager", "BERT-base ours", both,
+        "default compiled", ["compiled", *both], "BERT-base compiled", ["compiled", *both],
+    ]  # fmt: skip
+    assert all(set(race) == {"compiled", *both} for race in result["races"].values())
+    assert json.loads(asked.json.read_text()) == result
+    assert not any(result["reasons"].values()) and len(result["reasons"]) == 2
+
+
+def test_no_compiling_is_begun_that_would_end_too_late(steps, reference):
+    gpu_steps, asked, events, _ = steps
+    asked.limit = gpu_steps.COMPILING - 1
+    result = gpu_steps.race(asked, reference)
+    assert not any("compiled" in event for event in events)
+    assert [*result["reasons"].values()] == [{"compiled": "no time left"}] * 2
+    assert all(set(race) == {"eager", "ours"} for race in result["races"].values())
+
+
+def test_a_step_that_does_not_compile_costs_no_times(steps, reference):
+    gpu_steps, asked, events, fails = steps
+    fails.add("compiled")
+    result = gpu_steps.race(asked, reference)
+    assert [*result["reasons"].values()] == [{"compiled": "RuntimeError: does not compile"}] * 2
+    assert sum(isinstance(event, list) for event in events) == 2
