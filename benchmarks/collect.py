@@ -1,0 +1,198 @@
+"""Put what was measured on one GPU where the pages look: results/gpu, named by device and date.
+
+    python benchmarks/collect.py FOLDER…            of `on_gpu.sh`, or of whoever named files alike
+    python benchmarks/collect.py FOLDER… --carry
+
+Read are all files KIND.json and KIND-….json in the folders, and in archives there. Those of one
+kind become one result, with what the same machine measured on the same day: races of several
+operators, parts of attention's steps, questions, runs of a precision. A result that lacks what the
+newest of its kind has is not put there, as the pages would lose it. With --carry it is, and has
+what it lacks from the other, if that is of the same machine and versions; it then says of what
+result that is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+from committed import every
+
+from twofold.core.bench import machine
+
+Found = dict[str, Any]
+
+TRAINED = "train-movie"
+KINDS = (
+    "attention_steps", "attention_tuning", "attention_variants", "bench", "growth", "inference",
+    "linear_variants", "tile_tuning", "train_step", TRAINED,
+)  # fmt: skip
+MACHINE = "machine"  # what results that do not say so were measured on
+# Entries of a list, and what tells them apart.
+TOLD_BY = {"races": ("operator", "problem", "dtype", "pass"), "runs": ("precision", "seed")}
+ASIDE = {"bench", "command", "left", "note", "carried"}  # of a result: nothing that is measured
+
+
+def read(folder: Path) -> Iterator[tuple[str, Found]]:
+    """Yield the name, without its end, and the content of every result in a folder, once."""
+    seen = set()
+    for name, text in _texts(folder):
+        if (name, text) not in seen:
+            seen.add((name, text))
+            try:
+                yield name, json.loads(text)
+            except json.JSONDecodeError:  # of a part that was ended while it wrote
+                print(f"{name}.json is cut short: left")
+
+
+def _texts(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.rglob("*.json")):
+        yield path.stem, path.read_bytes()
+    for path in sorted(folder.rglob("*.tar.gz")):
+        with tarfile.open(path) as archive:
+            for member in archive.getmembers():
+                file = archive.extractfile(member)
+                if file is not None and member.name.endswith(".json"):
+                    yield Path(member.name).stem, file.read()
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of result that a file's name says it is, "" for none."""
+    return next((kind for kind in KINDS if re.fullmatch(f"{kind}(-.*)?", name)), "")
+
+
+def body(found: Found) -> Found:
+    """Return what says of a result what it ran on: that of `twofold bench` is one level down."""
+    inner: Found = found.get("bench", found)
+    return inner
+
+
+def trained(name: str, run: Found, on: Found) -> Found:
+    """Return a run of `twofold train` as a result: its file is named by its precision."""
+    precision = name.removeprefix(f"{TRAINED}-")
+    made = f"twofold train --side {run['side']} --precision {precision} --seed {run['seed']}"
+    return {"ran_on": on, "command": made, "runs": [{"precision": precision, **run}]}
+
+
+def together(before: Found, result: Found) -> Found:
+    """Return two results of a kind as one; where both have a thing, it is the later's."""
+    both = harness.beside(before, result)
+    for name, keys in TOLD_BY.items():
+        lists = [x[name] for x in (before, result) if isinstance(x.get(name), list)]
+        if lists:
+            told = {tuple(x.get(key) for key in keys): x for each in lists for x in each}
+            both[name] = list(told.values())
+    return both
+
+
+def measured(result: Found) -> set[str]:
+    """Return what a result has: operators, precisions, parts, or other lists by name."""
+    lists = {name for name, x in result.items() if isinstance(x, list)} - ASIDE - TOLD_BY.keys()
+    entries = {f"{name} {x}" for name in harness.GROUPED for x in result.get(name, ())}
+    return lists | entries | {about(x) for name in TOLD_BY for x in _listed(result, name)}
+
+
+def about(entry: Found) -> str:
+    """Return what an entry of a list is of."""
+    return str(entry.get("operator", entry.get("precision")))
+
+
+def only(result: Found, wanted: set[str]) -> Found:
+    """Return a result with no more measured than that."""
+    kept = {name: x for name, x in result.items() if not isinstance(x, list) or name in wanted}
+    for name in harness.GROUPED & result.keys():
+        kept[name] = {x: y for x, y in result[name].items() if f"{name} {x}" in wanted}
+    for name in TOLD_BY:
+        if entries := [x for x in _listed(result, name) if about(x) in wanted]:
+            kept[name] = entries
+    return {name: x for name, x in kept.items() if name not in ASIDE - {"command"}}
+
+
+def _listed(result: Found, name: str) -> list[Found]:
+    entries = result.get(name, [])
+    return entries if isinstance(entries, list) else []
+
+
+def completed(kind: str, result: Found, carry: bool) -> Found | None:
+    """Return a result beside what lies there of its machine and day; None if it lacks too much."""
+    path = harness.place(kind, result["ran_on"])
+    if path.exists():
+        there = body(json.loads(path.read_text()))
+        if not harness.same_machine(there["ran_on"], result["ran_on"]):
+            raise SystemExit(f"{path} is of another machine or other versions")
+        result = together(there, result)
+    for other, found in every(kind, path.parent):
+        before = body(found)
+        lacking = measured(before) - measured(result)
+        if other == path or not lacking:
+            return result
+        print(f"{kind} lacks {', '.join(sorted(lacking))}, which {other.name} has", end="")
+        if not carry or not harness.same_machine(before["ran_on"], result["ran_on"]):
+            print(": not written")
+            return None
+        print(": carried over")
+        carried = {"from": other.name, "what": sorted(lacking), "note": before.get("note", "")}
+        result = together(only(before, lacking), result)
+        return {**result, "carried": [*before.get("carried", ()), carried]}
+    return result
+
+
+def collect(folders: Sequence[Path], carry: bool) -> list[Path]:
+    """Write a result of every kind that is complete; return where."""
+    read_from = [pair for folder in folders for pair in read(folder)]
+    machines = [found["ran_on"] for name, found in read_from if name == MACHINE]
+    found: dict[str, list[Found]] = {}
+    for name, result in read_from:
+        kind = kind_of(name)
+        if kind == TRAINED and "ran_on" not in result:
+            if not machines:
+                raise SystemExit(
+                    f"{name}.json does not say what it ran on, nor does {MACHINE}.json"
+                )
+            result = trained(name, result, machines[-1])
+        if kind:
+            found.setdefault(kind, []).append(body(result))
+        elif name != MACHINE:
+            print(f"no page has {name}.json")
+    ons = [result["ran_on"] for results in found.values() for result in results]
+    if others := [on for on in ons if not harness.same_machine(on, ons[0])]:
+        raise SystemExit(f"of two machines, to be collected apart: {ons[0]} and {others[0]}")
+    written = []
+    for kind, results in found.items():
+        results.sort(key=lambda result: str(result["ran_on"]["date"]))
+        result = results[0]
+        for later in results[1:]:
+            result = together(result, later)
+        whole = completed(kind, result, carry)
+        if whole is not None:
+            path = harness.place(kind, whole["ran_on"])
+            nested = kind in ("bench", "growth")
+            path.write_text(harness.written({"bench": whole} if nested else whole))
+            written.append(path)
+    return written
+
+
+def main() -> None:
+    """Collect, and say what was written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="*", help="with results, or archives of them")
+    parser.add_argument("--carry", action="store_true", help="what is lacking from the newest")
+    parser.add_argument("--machine", type=Path, help="write what this machine is into a file")
+    asked = parser.parse_args()
+    if asked.machine:
+        asked.machine.write_text(harness.written({"ran_on": machine.ran_on(2, "cuda")}))
+    written = collect(asked.folders, asked.carry)
+    print("\n".join(f"written: {path}" for path in written))
+    if asked.folders and not written:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
