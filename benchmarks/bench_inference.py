@@ -92,7 +92,9 @@ def raced(calls: Mapping[str, Call], device: str, seconds: float) -> dict[str, l
 
 
 def main() -> None:
-    asked = harness.options(__doc__)
+    asked = harness.options(
+        __doc__, seconds={"type": float, "default": 40.0, "help": "for each size's race"}
+    )
     harness.use_threads(asked.threads)
     side = ops.load("triton" if ops.cuda_available() else "reference")
     races, rates = {}, {}
@@ -100,7 +102,7 @@ def main() -> None:
         inputs = examples(np.random.default_rng(0), 64 if asked.quick else SENTENCES, *LENGTHS)
         peers = theirs(size, inputs, side.device)
         calls = peers | ours(size, inputs, side)
-        times = raced(calls, side.device, 2.0 if asked.quick else 40.0)
+        times = raced(calls, side.device, 2.0 if asked.quick else asked.seconds)
         best = harness.quickest(times, peers)
         races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)
         rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
