@@ -18,7 +18,7 @@ import attention_step_kernels as step_kernels
 import pages
 from committed import newest
 
-from twofold.core.bench.machine import PUBLISHED
+from twofold.core.bench.machine import published
 from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
 from twofold.kernels import attention_tiles
 from twofold.kernels.attention_order import heads_together
@@ -27,7 +27,7 @@ from twofold.kernels.device import H100_CACHE
 HERE = Path(__file__).resolve().parent
 PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
 COUNTED = RESULTS / "attention-ceilings.json"
-BANDWIDTH, PEAK = PUBLISHED["sm_90a"].bandwidth, PUBLISHED["sm_90a"].rate
+BANDWIDTH, PEAK = published("sm_90a")[1]
 MULTIPROCESSORS = 132  # of the H100 SXM, as those are
 LENGTH = 4096  # of the shape that predictions are written for
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
