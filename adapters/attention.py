@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
+from twofold.adapters.batches import one_by_one, refuse_further
 from twofold.adapters.custom import (
     Operator,
     Tensors,
@@ -16,9 +17,7 @@ from twofold.adapters.custom import (
     autocast,
     keep,
     kept,
-    one_by_one,
     read_seed,
-    refuse_further,
     seed_tensor,
     side_by_side,
     statistics_dtype,

@@ -12,6 +12,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch.autograd import forward_ad
 
 from twofold.adapters import empty, sides
+from twofold.adapters.batches import one_by_one, refuse_further
 from twofold.adapters.sides import Place
 from twofold.reference import checks
 
@@ -284,35 +286,6 @@ def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     return found
 
 
-def one_by_one(op: Any) -> None:
-    """Let an operator that returns a list be called under vmap, once for each of the batch."""
-
-    def picked(x: Any, axis: Any, i: int) -> Any:
-        if isinstance(x, (list, tuple)):
-            axes = [None] * len(x) if axis is None else axis
-            return [picked(y, d, i) for y, d in zip(x, axes, strict=True)]
-        return x if axis is None else x.select(axis, i)
-
-    def mapped(info: Any, axes: Any, *args: Any) -> Any:
-        each = [
-            op(*(picked(x, d, i) for x, d in zip(args, axes, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        found = [torch.stack(of_all) for of_all in zip(*each, strict=True)]
-        return found, [0] * len(found)
-
-    op.register_vmap(mapped)
-
-
-def refuse_further(op: Any, must: str) -> None:
-    """Let an operator raise where its own gradient is asked for, in words."""
-
-    def refuse(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
-
-    op.register_autograd(refuse)
-
-
 def zeros(likes: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Return contiguous gradients of what nothing came of, shaped as these."""
     return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in likes]
@@ -344,17 +317,27 @@ def autocast(*tensors: Any, dtype: torch.dtype | None = None) -> tuple[Any, ...]
 
     Those of float64 stay as they are, as with torch.
     """
-    given = [x for x in tensors if isinstance(x, torch.Tensor)]
-    kind = given[0].device.type if given else "cpu"  # what is no tensor the operator refuses
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    given = [x for x in tensors if isinstance(x, torch.Tensor)]  # others the operator refuses
+    if not given or not autocasts(given[0]):
         return tensors
-    dtype = dtype or torch.get_autocast_dtype(kind)
+    dtype = dtype or torch.get_autocast_dtype(given[0].device.type)
     return tuple(
         x.to(dtype)
         if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64
         else x
         for x in tensors
     )
+
+
+def autocasts(x: torch.Tensor) -> bool:
+    """Return whether autocast is on where a tensor is."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Return what turns autocast off meanwhile where a tensor is."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
-from twofold.adapters.custom import statistics_dtype
+from twofold.adapters.custom import statistics_dtype, without_autocast
 from twofold.adapters.functional import mask_and_bias
 from twofold.adapters.layers import layer_norm, linear
 from twofold.adapters.rms_norm import rms_norm
@@ -85,14 +85,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             attends = attn_mask.reshape(B, H, M, L) if each else attn_mask
         mask, bias = _merged(q.dtype, more, key_padding_mask=padding, attn_mask=attends)
         dropout_p = self.dropout if self.training else 0.0
-        heads_out, lse = attention(
-            q, k, v, causal=causal, mask=mask, bias=bias, dropout_p=dropout_p, return_lse=True
-        )
+        heads_out = attention(q, k, v, causal=causal, mask=mask, bias=bias, dropout_p=dropout_p)
         joined = heads_out.transpose(1, 2).reshape(B, M, H * D)
         out = linear(joined, self.out_proj.weight, self.out_proj.bias)
         weights = None
         if need_weights:
-            weights = _weights(q, k, lse, mask, bias)
+            weights = _weights(q, k, mask, bias)
             weights = weights.mean(1) if average_attn_weights else weights
         if not batched:
             return out[0], None if weights is None else weights[0]
@@ -156,14 +154,20 @@ def _merged(dtype: torch.dtype, more: int, **masks: torch.Tensor | None) -> tupl
     return mask, bias
 
 
-def _weights(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, mask: Any, bias: Any) -> Any:
-    """Return the weights (B, H, M, N)."""
-    s = (q @ k.mT) * q.shape[-1] ** -0.5
+def _weights(q: torch.Tensor, k: torch.Tensor, mask: Any, bias: Any) -> torch.Tensor:
+    """Return the weights (B, H, M, N), in the dtype of q; rows without a key are 0.
+
+    All is in float32 (float64 of float64): scores of float16 would be infinite, and those of
+    bfloat16 too far off for an exponential.
+    """
+    wide = statistics_dtype(q)
+    with without_autocast(q):
+        s = (q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT
     s = s if bias is None else s + bias
     if mask is not None:
         s = s.masked_fill(~mask, -torch.inf)
-    sums = lse[..., None].masked_fill(lse[..., None] == -torch.inf, 0.0)  # of rows without a key
-    return torch.exp(s - sums).to(q.dtype)
+    empty = (s == -torch.inf).all(-1, keepdim=True)  # whose softmax, and its gradient, is NaN
+    return s.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0).to(q.dtype)
 
 
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
