@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,18 +25,31 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for group in self.param_groups:
-            _check_group(group)
         self._step_supports_amp_scaling = False  # or, if `fused`, GradScaler leaves it to us
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own.
+
+        Raises:
+            TypeError, ValueError: naming the option that is none that Adam takes here.
+        """
+        if isinstance(param_group, dict):  # what is none torch refuses
+            _check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` computes the loss again and returns it.
 
+        What holds no numbers, on meta or under FakeTensorMode, gets its state, and steps are
+        counted.
+
         Raises:
             ValueError, TypeError: `amsgrad`, `maximize` or `differentiable` is asked for, a number
-                is none that Adam takes, or a dtype none that there is a kernel for.
-            RuntimeError: a gradient is sparse or complex, or a CUDA graph is being captured.
+                is none that Adam takes, a shape that of another parameter, or a dtype none that
+                there is a kernel for.
+            RuntimeError: a tensor is sparse, complex or expanded, or a CUDA graph is being
+                captured.
             In any case nothing is changed.
         """
         if capturing():
@@ -48,28 +62,42 @@ class AdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         moved = [
-            (parameter, parameter.grad, group)
-            for group in self.param_groups
-            for parameter in group["params"]
+            (f"parameter {i} of group {g}", parameter, parameter.grad, group)
+            for g, group in enumerate(self.param_groups)
+            for i, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
-        for parameter, grad, _ in moved:
-            self._check(parameter, grad)
-        for parameter, grad, group in moved:
+        for name, parameter, grad, _ in moved:
+            self._check(name, parameter, grad)
+        for _, parameter, grad, group in moved:
             self._one(parameter, grad, group)
         return loss
 
-    def _check(self, parameter: torch.Tensor, grad: torch.Tensor) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _check(self, name: str, parameter: torch.Tensor, grad: torch.Tensor) -> None:
         """Refuse a parameter that cannot take its step, before any has taken its own."""
-        if grad.is_sparse or parameter.is_complex():
-            raise RuntimeError("a gradient is sparse or complex; it must be dense and real")
-        state = self.state[parameter]
-        moments = {name: state[name] for name in MOMENTS} if state else {}
-        checks.floating(params=parameter, grads=grad, **moments)
-        if sides.of(parameter).side.name == "triton":
+        state = self.state.get(parameter) or {}
+        written = {name: parameter, **{f"{m} of {name}": state[m] for m in MOMENTS if state}}
+        tensors = {**written, f"the gradient of {name}": grad}
+        for this, x in tensors.items():
+            if x.layout != torch.strided or x.is_complex():
+                was = "complex" if x.is_complex() else x.layout
+                raise RuntimeError(f"{this} is {was}; it must be dense and real")
+        checks.floating(**tensors)
+        for this, x in tensors.items():
+            was, must = tuple(x.shape), tuple(parameter.shape)
+            checks.require(was == must, f"shape of {this}", was, str(must))
+        for this, x in written.items():
+            if any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)):
+                must = "it must have an element of its own for each"
+                raise RuntimeError(f"{this} is expanded, with strides {x.stride()}; {must}")
+        if state and _has_numbers(state["step"]):
+            steps = float(state["step"])
+            checks.require(steps >= 0.0, f"step of {name}", steps, "at least 0")
+        if _has_numbers(parameter) and sides.of(parameter).side.name == "triton":
             from twofold.kernels.precision import DTYPES
 
-            checks.choice("params.dtype", checks.dtype_name(parameter), DTYPES)
+            checks.choice(f"dtype of {name}", checks.dtype_name(parameter), DTYPES)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
@@ -81,7 +109,7 @@ class AdamW(torch.optim.AdamW):
         if state["step"].is_cuda:  # of torch's fused one: it would be waited for at every step
             state["step"] = state["step"].cpu()
         state["step"] += 1
-        if parameter.numel() == 0:
+        if parameter.numel() == 0 or not _has_numbers(parameter):
             return
         place = sides.of(parameter)
         own = (parameter, *(state[name] for name in MOMENTS))
@@ -112,13 +140,19 @@ def _local(x: torch.Tensor) -> torch.Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
+def _has_numbers(x: torch.Tensor) -> bool:
+    """Return whether a tensor is more than a shape: one on meta and a fake one are not."""
+    return _local(x).untyped_storage().device.type != "meta"
+
+
 def _check_group(group: dict[str, Any]) -> None:
     """Refuse what Adam does not take here."""
     for name in ("amsgrad", "maximize", "differentiable"):
         if group[name]:
             raise ValueError(f"{name} is {group[name]}; it must be False")
     for name in ("lr", "weight_decay"):
-        checks.require(float(group[name]) >= 0.0, name, float(group[name]), "at least 0")
+        x = float(group[name])
+        checks.require(0.0 <= x < math.inf, name, x, "at least 0 and finite")
     for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
         checks.probability(name, float(beta))
     checks.positive("eps", group["eps"])
