@@ -68,6 +68,7 @@ def scaled_dot_product_attention(
     if is_causal and attn_mask is not None:
         raise RuntimeError("attn_mask was given with is_causal; it must be None then")
     causal: bool | str = "top-left" if is_causal else False
+    mask_given = attn_mask
     # By its name: to import its module would import Triton before it is known who interprets.
     if attn_mask is not None and type(attn_mask).__name__ == "CausalBias":
         diagonal: Any = attn_mask
@@ -85,7 +86,7 @@ def scaled_dot_product_attention(
             raise ValueError(f"{name}.shape is {tuple(x.shape)}; it must have two axes or more")
     if 0 in (query.numel(), key.numel(), value.numel()):  # all that is left to do has a shape
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            query, key, value, mask_given, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     (M, E), (N, V) = query.shape[-2:], value.shape[-2:]
     if key.shape[-2:] != (N, E):

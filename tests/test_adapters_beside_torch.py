@@ -118,6 +118,17 @@ def test_torchs_causal_biases_are_diagonals(variant, M):
         scaled_dot_product_attention(q, k, v, variant(M, 6))
 
 
+@pytest.mark.parametrize("variant", [causal_upper_left, causal_lower_right])
+def test_a_causal_bias_is_not_forgotten_where_there_are_no_features(variant):
+    q, k, v = normal(1, 1, 3, 0), normal(1, 1, 4, 0), torch.arange(4.0).reshape(1, 1, 4, 1)
+    found, expected = (
+        f(q, k, v, variant(3, 4), scale=1.0)
+        for f in (scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention)
+    )
+    torch.testing.assert_close(found, expected)
+    assert len(found.unique()) == 3
+
+
 PLAIN = """
 import torch
 from twofold.adapters.attention import attention
