@@ -38,7 +38,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """Attend from the query to the key; arguments and results are torch's.
 
         Weights that are asked for are those before dropout, and are made by torch. `is_causal` is
-        taken at its word where they are not: the mask is then not looked at.
+        taken at its word where they are not and no key is padding: the mask is then not looked at.
+        With keys of its own (`add_bias_kv`, `add_zero_attn`) it is, and all queries attend to those
+        keys; torch looks at the hint alone, and counts those keys as the last ones.
 
         Raises:
             RuntimeError: `is_causal` without a mask, as torch.
@@ -73,7 +75,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         q, k, v = (self._heads(x) for x in self._projected(*inputs))  # (B, H, L, D)
         k, v, more = self._with_own_keys(k, v)
         (B, H, M, D), N = q.shape, k.shape[2]
-        causal = "top-left" if is_causal and not need_weights and not more else False
+        hinted = is_causal and not need_weights and key_padding_mask is None and not more
+        causal = "top-left" if hinted else False
         L = N - more  # keys that were given
         padding = attends = None
         if key_padding_mask is not None:
@@ -276,8 +279,14 @@ class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm`; several axes are one, and without a weight the gain is 1.
 
     An eps of None is, as torch's, the machine epsilon of what is computed in: that of float32, of
-    float64 its own. The weight must have the dtype of the input.
+    float64 its own. The weight must have the dtype of the input. What is empty or nested is left to
+    torch.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.eps is not None:
+            checks.positive("eps", self.eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Divide by the root mean square over the last axes, those of `normalized_shape`.
@@ -285,6 +294,8 @@ class RMSNorm(torch.nn.RMSNorm):
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
+        if _left_to_torch(x):
+            return super().forward(x)
         axes = len(self.normalized_shape)
         expected = f"(…, {', '.join(map(str, self.normalized_shape))})"
         fits = tuple(x.shape[-axes:]) == self.normalized_shape

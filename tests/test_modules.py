@@ -107,6 +107,21 @@ def test_multi_head_attention_takes_a_causal_hint():
         ours(x, x, x, is_causal=True)
 
 
+def test_a_causal_hint_with_padding_leaves_the_mask_in_its_place():
+    """As torch has it, and a mask that is more than a diagonal has its gradient."""
+    ours, theirs = twins(
+        MultiheadAttention, torch.nn.MultiheadAttention, embed_dim=6, num_heads=2, batch_first=True
+    )
+    steps = torch.arange(5.0)
+    mask = (steps - steps[:, None]).masked_fill(torch.ones(5, 5).triu(1).bool(), -1e4)
+    padding = torch.zeros(2, 5).masked_fill(torch.arange(5) > 3, -1e4)
+
+    def call(given):
+        return (*given[:1] * 3, given[2], False, given[1], True, True)
+
+    as_far_as_the_module(ours, theirs, (normal(2, 5, 6), mask, padding), call)
+
+
 @pytest.mark.parametrize("name", ["attn_mask", "key_padding_mask"])
 def test_multi_head_attention_refuses_a_mask_of_integers(name):
     module, x = MultiheadAttention(6, 2, batch_first=True), normal(2, 5, 6)
@@ -330,7 +345,17 @@ def test_an_eps_that_is_none_is_that_of_what_torch_computes_in(dtype):
     assert torch.equal(ours, of_float32) == (dtype != torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_rms_norm_leaves_what_is_nested_to_torch():
+    parts = [normal(2, 6), normal(3, 6)]
+    packed = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    ours, theirs = (kind(6)(packed).unbind() for kind in (RMSNorm, torch.nn.RMSNorm))
+    assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
+
+
 def test_an_rms_norm_refuses_by_name():
+    with pytest.raises(ValueError, match="^eps is 0.0; it must be positive"):
+        RMSNorm(6, eps=0.0)
     with pytest.raises(ValueError, match=r"^x.shape is \(2, 6\); it must be \(…, 5, 6\)"):
         RMSNorm((5, 6))(normal(2, 6))
     with pytest.raises(TypeError, match="^weight has dtype float64; it must have the dtype of x"):
