@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
-from twofold.adapters.batches import one_by_one, refuse_further
+from twofold.adapters.batches import one_by_one, refuse_batches, refuse_further
 from twofold.adapters.custom import (
+    LIBRARY,
     Operator,
     Tensors,
     apart,
@@ -301,5 +302,6 @@ SECOND = torch.library.custom_op(
 )(_run_second)
 SECOND.register_fake(_fake_second)
 one_by_one(SECOND)
+refuse_batches(LIBRARY, "attention_double_backward")
 refuse_further(SECOND, "attention once or twice")
 OPERATOR.backward_op.register_autograd(_second, setup_context=_save_for_second)

@@ -34,3 +34,16 @@ def refuse_further(op: Any, must: str) -> None:
         raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
 
     op.register_autograd(refuse)
+
+
+def refuse_batches(library: torch.library.Library, name: str) -> None:
+    """Let an operator raise, in words, under the vmap of `is_grads_batched` and of `jacobian`.
+
+    That one does not know operators that return a list.
+    """
+
+    def refuse(*args: Any) -> Any:
+        must = "it must be one by one, or by torch.func.vmap of torch.autograd.grad"
+        raise RuntimeError(f"twofold::{name} is asked for gradients in batches; {must}")
+
+    library.impl(name, refuse, "Batched")

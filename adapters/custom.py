@@ -6,7 +6,8 @@ what else was given are 0. Neither side takes empty batches: `empty` tells what 
 Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
 whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
 arguments and outputs that it reads; kernels need no more, and NumPy, which keeps more, computes
-again.
+again. What was made under `torch.inference_mode` cannot be saved, as with torch: where weights are
+to learn from it, `x.clone()` can.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch.autograd import forward_ad
 
 from twofold.adapters import empty, sides
-from twofold.adapters.batches import one_by_one, refuse_further
+from twofold.adapters.batches import one_by_one, refuse_batches, refuse_further
 from twofold.adapters.sides import Place
 from twofold.reference import checks
 
@@ -95,6 +96,7 @@ class Operator:
         )(self._run_backward)
         self.backward_op.register_fake(self._fake_backward)
         one_by_one(self.backward_op)
+        refuse_batches(LIBRARY, f"{name}_backward")
         if not twice:
             refuse_further(self.backward_op, f"{name} once: only attention's gradients have one")
 
@@ -109,6 +111,7 @@ class Operator:
     def _run(self, *args: Any) -> Any:
         a = self.named(args)
         checks.array(self.names[0], args[0])  # torch lets None pass for a tensor
+        sides.check(vars(a))
         if args[0].numel() == 0:
             empty.check(self._run, vars(a))
             if not any(x.numel() for x in self._shapes(a)):
@@ -175,6 +178,7 @@ class Operator:
 
     def _recorded(self, *args: Any) -> Any:
         """Compute, and have autograd record how to differentiate where it is asked to."""
+        sides.refuse_nested(zip(self.names, args, strict=True))
         if forward_ad._current_level >= 0:
             self._refuse_tangents(args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):

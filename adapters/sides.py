@@ -7,7 +7,7 @@ be had there, too, in Triton's interpreter, which is slower still: `with use("tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,8 +15,13 @@ import numpy as np
 import torch
 
 from twofold.core import ops
+from twofold.reference import checks
 
 CHOICES = ("auto", *ops.SIDES)
+DTYPES = {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+    torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+}  # fmt: skip
 
 _chosen = "auto"
 _log = logging.getLogger(__name__)
@@ -81,6 +86,33 @@ class Place(NamedTuple):
         if not isinstance(x, torch.Tensor):
             x = torch.from_numpy(np.array(x, order="C"))
         return x.to(device=like.device, dtype=dtype or like.dtype)
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """Refuse tensors that no side can be given, by name; of any others a side tells by itself.
+
+    Raises:
+        TypeError: one is sparse or of another layout than strides, or its dtype not one of NumPy's.
+    """
+    for name, x in given.items():
+        if not isinstance(x, torch.Tensor):
+            continue
+        if x.layout != torch.strided:
+            raise TypeError(f"{name} has layout {x.layout}; it must be {torch.strided}")
+        if x.dtype not in DTYPES:
+            must = "it must be bfloat16, or one that NumPy has"
+            raise TypeError(f"{name} has dtype {checks.dtype_name(x)}; {must}")
+
+
+def refuse_nested(given: Iterable[tuple[str, Any]]) -> None:
+    """Refuse tensors of several lengths, by name.
+
+    Raises:
+        TypeError: one is nested.
+    """
+    for name, x in given:
+        if isinstance(x, torch.Tensor) and x.is_nested:
+            raise TypeError(f"{name} is nested; it must be padded, or packed as attention takes it")
 
 
 def current(x: torch.Tensor) -> AbstractContextManager[Any]:
