@@ -195,7 +195,7 @@ def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words)
         ),
         (
             lambda: attention(*(normal(0, 1, 3, 4),) * 3, softcap=-2.5),
-            "softcap is -2.5; it must be finite",
+            "softcap is -2.5; it must be positive",
         ),
         (
             lambda: multi_head_attention(
