@@ -85,12 +85,16 @@ class AdamW(torch.optim.AdamW):
                 raise RuntimeError(f"{this} is {was}; it must be dense and real")
         checks.floating(**tensors)
         for this, x in tensors.items():
-            was, must = tuple(x.shape), tuple(parameter.shape)
-            checks.require(was == must, f"shape of {this}", was, str(must))
+            if x.shape != parameter.shape:
+                must = f"it must be {tuple(parameter.shape)}"
+                raise ValueError(f"shape of {this} is {tuple(x.shape)}; {must}")
         for this, x in written.items():
-            if any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)):
+            strides = x.stride()
+            if 0 in strides and any(
+                n > 1 and step == 0 for n, step in zip(x.shape, strides, strict=True)
+            ):
                 must = "it must have an element of its own for each"
-                raise RuntimeError(f"{this} is expanded, with strides {x.stride()}; {must}")
+                raise RuntimeError(f"{this} is expanded, with strides {strides}; {must}")
         if state and _has_numbers(state["step"]):
             steps = float(state["step"])
             checks.require(steps >= 0.0, f"step of {name}", steps, "at least 0")
