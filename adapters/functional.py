@@ -8,27 +8,19 @@ from typing import Any
 import torch
 
 from twofold.adapters.attention import attention
+from twofold.adapters.given import alike, masks
+from twofold.adapters.sides import refuse_nested
 from twofold.reference import checks
 
 HEADS, BATCH = slice(-3, -2), slice(0, -3)  # axes of a shape, none where there are fewer
 
 
 def mask_and_bias(
-    name: str, given: torch.Tensor | None, dtype: torch.dtype
+    given: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Tell what torch calls a mask apart: a mask where it is boolean, else a bias of this dtype.
-
-    Raises:
-        TypeError: it is neither boolean nor floating: 0 and 1 would be added.
-    """
-    if given is None:
-        return None, None
-    checks.array(name, given)
-    if given.dtype == torch.bool:
+    """Tell what torch calls a mask apart: a mask where it is boolean, else a bias of this dtype."""
+    if given is None or given.dtype == torch.bool:
         return given, None
-    if not given.is_floating_point():
-        must = "it must be bool or floating"
-        raise TypeError(f"{name} has dtype {checks.dtype_name(given)}; {must}")
     return None, given.to(dtype)
 
 
@@ -67,6 +59,15 @@ def scaled_dot_product_attention(
     """
     if is_causal and attn_mask is not None:
         raise RuntimeError("attn_mask was given with is_causal; it must be None then")
+    given = {"query": query, "key": key, "value": value}
+    refuse_nested(given.items())
+    alike(**given)
+    for name, x in given.items():
+        if x.ndim < 2:
+            raise ValueError(f"{name}.shape is {tuple(x.shape)}; it must have two axes or more")
+    if scale is not None:
+        checks.number("scale", scale)
+        checks.require(math.isfinite(scale), "scale", scale, "finite")
     causal: bool | str = "top-left" if is_causal else False
     mask_given = attn_mask
     # By its name: to import its module would import Triton before it is known who interprets.
@@ -77,13 +78,7 @@ def scaled_dot_product_attention(
         checks.require(lengths == expected, "attn_mask's lengths", lengths, str(expected))
         upper = diagonal.variant.name == "UPPER_LEFT"
         causal, attn_mask = "top-left" if upper else "bottom-right", None
-    given = {"query": query, "key": key, "value": value}
-    for name, x in given.items():
-        if getattr(x, "is_nested", False):
-            raise TypeError(f"{name} is nested; it must be padded, or packed as attention takes it")
-        checks.array(name, x)
-        if x.ndim < 2:
-            raise ValueError(f"{name}.shape is {tuple(x.shape)}; it must have two axes or more")
+    masks(query, "query", attn_mask=attn_mask)
     if 0 in (query.numel(), key.numel(), value.numel()):  # all that is left to do has a shape
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, mask_given, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -101,10 +96,12 @@ def scaled_dot_product_attention(
     else:
         H = K = _broadcast("heads, unless enable_gqa,", HEADS, **given)
     B, width = math.prod(batch), max(E, V)
+    if scale is None and width != E:  # or it is attention's own, which no compiled graph rests on
+        scale = 1 / math.sqrt(E)
     q = _heads(query, (*batch, *H, M, E), B, width)
     k = _heads(key, (*batch, *K, N, E), B, width)
     v = _heads(value, (*batch, *K, N, V), B, width)
-    mask, bias = mask_and_bias("attn_mask", attn_mask, query.dtype)
+    mask, bias = mask_and_bias(attn_mask, query.dtype)
     if attn_mask is not None:
         whole = (*batch, *H, M, N)
         if _broadcast_or_none(attn_mask.shape, whole) != whole:
@@ -116,7 +113,7 @@ def scaled_dot_product_attention(
             )
     out = attention(
         q, k, v,
-        softmax_scale=1 / math.sqrt(E) if scale is None else scale,
+        softmax_scale=scale,
         causal=causal,
         mask=mask,
         bias=bias,

@@ -24,6 +24,7 @@ import torch
 from twofold.adapters import sides
 from twofold.adapters.attention import attention
 from twofold.adapters.functional import mask_and_bias, wide
+from twofold.adapters.given import masks
 
 NAME = "twofold"
 SKIPS = ("allow_is_causal_skip", "allow_is_bidirectional_skip")  # of masks that say nothing
@@ -140,7 +141,8 @@ def attention_forward(
     M, N, V = query.shape[2], key.shape[2], value.shape[-1]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     seen = None if attention_mask is None else attention_mask[..., :N]
-    mask, bias = mask_and_bias("attention_mask", seen, query.dtype)
+    masks(query, "query", attention_mask=seen)
+    mask, bias = mask_and_bias(seen, query.dtype)
     if position_bias is not None:
         moved = position_bias.to(query.dtype)
         bias = moved if bias is None else bias + moved

@@ -12,6 +12,7 @@ import torch
 from twofold.adapters.attention import attention
 from twofold.adapters.custom import statistics_dtype, without_autocast
 from twofold.adapters.functional import mask_and_bias
+from twofold.adapters.given import alike, masks, tensors
 from twofold.adapters.layers import layer_norm, linear
 from twofold.adapters.rms_norm import rms_norm
 from twofold.reference import checks
@@ -46,6 +47,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             RuntimeError: `is_causal` without a mask, as torch.
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
+        tensors(query=query, key=key, value=value)
         if any(_left_to_torch(x) for x in (query, key, value)):
             return super().forward(
                 query,
@@ -59,10 +61,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             )
         if is_causal and attn_mask is None:
             raise RuntimeError("attn_mask is None; it must be given with is_causal")
+        self._check(query=query, key=key, value=value)
+        fits, must = value.shape[:-1] == key.shape[:-1], (*key.shape[:-1], self.vdim)
+        checks.require(fits, "value.shape", tuple(value.shape), f"{must}, as key's")
+        masks(query, "query", key_padding_mask=key_padding_mask, attn_mask=attn_mask)
         batched = query.dim() == 3
-        checks.require(query.dim() in (2, 3), "query.dim()", query.dim(), "2 or 3")
-        for name, x in (("key", key), ("value", value)):
-            checks.require(x.dim() == query.dim(), f"{name}.dim()", x.dim(), "that of query")
         same = key is query and value is key
 
         def batch_first(x: torch.Tensor) -> torch.Tensor:
@@ -86,7 +89,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             each = attn_mask.dim() == 3
             checks.shape("attn_mask", attn_mask, (B * H, M, L) if each else (M, L))
             attends = attn_mask.reshape(B, H, M, L) if each else attn_mask
-        mask, bias = _merged(q.dtype, more, key_padding_mask=padding, attn_mask=attends)
+        mask, bias = _merged(q.dtype, more, padding, attends)
         dropout_p = self.dropout if self.training else 0.0
         heads_out = attention(q, k, v, causal=causal, mask=mask, bias=bias, dropout_p=dropout_p)
         joined = heads_out.transpose(1, 2).reshape(B, M, H * D)
@@ -98,6 +101,24 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if not batched:
             return out[0], None if weights is None else weights[0]
         return out if self.batch_first else out.transpose(0, 1), weights
+
+    def _check(self, **given: torch.Tensor) -> None:
+        """Refuse what the weights do not take, or has not the axes and batch of the first."""
+        own = "in_proj_weight" if self._qkv_same_embed_dim else "q_proj_weight"
+        alike(**{own: getattr(self, own)}, **given)
+        name_first, first = next(iter(given.items()))
+        checks.require(first.dim() in (2, 3), f"{name_first}.dim()", first.dim(), "2 or 3")
+        batch = None if first.dim() == 2 else 0 if self.batch_first else 1
+        widths = (self.embed_dim, self.kdim, self.vdim)
+        for (name, x), width in zip(given.items(), widths, strict=False):
+            checks.require(
+                x.dim() == first.dim(), f"{name}.dim()", x.dim(), f"that of {name_first}"
+            )
+            checks.require(x.shape[-1] == width, f"{name}.shape", tuple(x.shape), f"(…, {width})")
+            if batch is not None:
+                was, must = x.shape[batch], first.shape[batch]
+                where = f"{name}.shape[{batch}]"
+                checks.require(was == must, where, was, f"that of {name_first}, {must}")
 
     def _projected(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return q, k and v, (B, L, E), in one product where they come of one tensor."""
@@ -134,20 +155,20 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return k, v, more
 
 
-def _left_to_torch(x: Any) -> bool:
+def _left_to_torch(x: torch.Tensor) -> bool:
     """Return whether a tensor is one that our operators do not take."""
-    return isinstance(x, torch.Tensor) and (x.is_nested or x.numel() == 0)
+    return x.is_nested or x.numel() == 0
 
 
-def _merged(dtype: torch.dtype, more: int, **masks: torch.Tensor | None) -> tuple[Any, Any]:
+def _merged(dtype: torch.dtype, more: int, *several: torch.Tensor | None) -> tuple[Any, Any]:
     """Return a mask, True where a query may attend, and a bias: all of torch's masks in one.
 
     Theirs are True where a query may not attend, or added to the scores. `more` keys stand behind
     those that they know, to which all may attend.
     """
     mask = bias = None
-    for name, given in masks.items():
-        barred, added = mask_and_bias(name, given, dtype)
+    for given in several:
+        barred, added = mask_and_bias(given, dtype)
         if barred is not None:
             seen = ~torch.nn.functional.pad(barred, (0, more))
             mask = seen if mask is None else mask & seen
@@ -195,8 +216,13 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> torch.Tensor:
         """Attend and feed forward; arguments and results are torch's."""
+        tensors(src=src)
         if _left_to_torch(src) or self._has_own_blocks():
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        masks(src, "src", src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
+        seen_first = not self.norm_first or _as_made(self.norm1, torch.nn.LayerNorm)
+        if type(self.self_attn) is MultiheadAttention and seen_first:
+            self.self_attn._check(src=src)
 
         def attended(x: torch.Tensor) -> torch.Tensor:
             return self.self_attn(
@@ -294,6 +320,7 @@ class RMSNorm(torch.nn.RMSNorm):
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
+        tensors(x=x)
         if _left_to_torch(x):
             return super().forward(x)
         axes = len(self.normalized_shape)

@@ -4,8 +4,10 @@ import copy
 import functools
 import warnings
 
+import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from third import barred, both_within_the_bound, no_further, normal, results
@@ -116,7 +118,17 @@ def test_scaled_dot_product_attention_drops_what_torchs_generator_says():
             ValueError,
             "^attn_mask.shape is .2, 3.; it must be broadcastable to .4, 3, 3.",
         ),
-        ({"query": [1.0]}, TypeError, "^query is a list; it must be an array"),
+        ({"query": [1.0]}, TypeError, "^query is a list; it must be a tensor"),
+        ({"query": np.ones((4, 3, 4))}, TypeError, "^query is a ndarray; it must be a tensor"),
+        ({"key": torch.ones(4, 3, 4).double()}, TypeError, "^key has dtype float64; it must have"),
+        ({"key": torch.ones(4, 3, 4).to("meta")}, ValueError, "^key is on meta; it must be on que"),
+        (
+            {"attn_mask": torch.ones(3, 3).to("meta")},
+            ValueError,
+            "^attn_mask is on meta; it must be on query's device",
+        ),
+        ({"scale": float("nan")}, ValueError, "^scale is nan; it must be finite"),
+        ({"scale": "a"}, TypeError, "^scale is a str; it must be a number"),
         ({"value": nested(3, 4)}, TypeError, "^value is nested; it must be padded"),
         ({"query": torch.ones(4)}, ValueError, "query.shape is .4,.; it must have two axes"),
         ({"dropout_p": 1.5}, ValueError, "dropout_p is 1.5; it must be"),
@@ -127,6 +139,22 @@ def test_scaled_dot_product_attention_refuses(change, error, words):
     call = {name: torch.ones(4, 3, 4) for name in ("query", "key", "value")} | change
     with pytest.raises(error, match=words):
         scaled_dot_product_attention(**call)
+
+
+def test_a_graph_serves_heads_of_every_size():
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x: scaled_dot_product_attention(x, x, x),
+        backend=counter,
+        dynamic=True,
+        fullgraph=True,
+    )
+    torch.compiler.reset()
+    compiled(torch.ones(2, 3, 5, 4))
+    before = counter.frame_count
+    for features in (6, 8):
+        compiled(torch.ones(2, 3, 5, features))
+    assert counter.frame_count == before
 
 
 def steps(optimizer, parameters, count):
