@@ -8,7 +8,8 @@
 Masks are made as for torch's attention: none where a model is causal and nothing is padded, unless
 its layers are not known to say whether they are causal, as those of models need not that torch's
 attention is not offered for. A model with attention of its own that asks for no mask (DeBERTa,
-XLNet, FNet) is not told what it was asked for, and goes on by itself.
+XLNet, FNet, ProphetNet) is not told what it was asked for, and goes on by itself. Falcon and
+GPT-Neo look for the name in tables of their own, and cannot be built with it: a KeyError says so.
 """
 
 from __future__ import annotations

@@ -220,8 +220,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         if _left_to_torch(src) or self._has_own_blocks():
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks(src, "src", src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
-        seen_first = not self.norm_first or _as_made(self.norm1, torch.nn.LayerNorm)
-        if type(self.self_attn) is MultiheadAttention and seen_first:
+        as_it_is = not self.norm_first or _as_made(self.norm1, torch.nn.LayerNorm)
+        if type(self.self_attn) is MultiheadAttention and as_it_is:  # attention sees its like
             self.self_attn._check(src=src)
 
         def attended(x: torch.Tensor) -> torch.Tensor:

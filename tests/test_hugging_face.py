@@ -200,6 +200,23 @@ def test_a_model_of_its_own_attention_is_refused():
         model(torch.ones(1, 4, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: transformers.FalconConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=30
+        ),
+        lambda: transformers.GPTNeoConfig(
+            hidden_size=16, num_layers=1, num_heads=2, vocab_size=30,
+            attention_types=[[["global"], 1]], bos_token_id=0, eos_token_id=1,
+        ),
+    ],
+)  # fmt: skip
+def test_models_with_tables_of_their_own_do_not_know_the_name(config):
+    with pytest.raises(KeyError, match="twofold"):
+        transformers.AutoModelForCausalLM.from_config(config(), attn_implementation="twofold")
+
+
 DECODERS = {
     "NllbMoe": {"num_experts": 2, "router_jitter_noise": 0.0},
     "BigBirdPegasus": {"attention_type": "original_full"},
