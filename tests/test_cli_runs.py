@@ -115,7 +115,9 @@ def test_columns_are_refused_where_data_is_no_file(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused_by_name(run):
     file = run.parent / "reviews.csv"
     said = call("train", "--data", file, "--out", file, *TINY, status=2)
-    assert f"the run's folder is '{file}'; it must be one that can be made (File exists)" in said
+    assert f"--out is '{file}', a file; it must be a folder's name" in said
+    said = call("train", "--data", file, "--out", file / "run", *TINY, status=2)
+    assert f"the run's folder is '{file / 'run'}'; it must be one that can be made (Not a d" in said
 
 
 def test_other_data_than_the_run_was_begun_with_is_not_evaluated(run, tmp_path):

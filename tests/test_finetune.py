@@ -187,6 +187,17 @@ def test_a_run_does_not_go_on_from_other_weights(small, tmp_path):
     assert "are not the weights that" in said
 
 
+def test_a_pretrained_model_is_not_written_over(small, tmp_path):
+    init = tmp_path / "init"
+    bert = pretrained.load(small)
+    pretrained.save(init, bert.model, bert.tokenizer, bert.labels)
+    before = {path.name: path.read_bytes() for path in init.iterdir()}
+    file = table(tmp_path / "reviews.csv")
+    said = call("finetune", "--data", file, "--init", init, "--out", init, *HOW, status=2)
+    assert f"--out is '{init}', which holds config.json, model.safetensors" in said
+    assert {path.name: path.read_bytes() for path in init.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

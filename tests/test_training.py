@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
 
 def test_a_run_is_not_overwritten_and_other_folders_are_refused(tmp_path):
     run = begin(tmp_path / "run", toy())
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="which holds run.json, tokenizer.json; it must be"):
         begin(tmp_path / "run", toy())
     with pytest.raises(RunError, match="is no run"):
         Run.open(tmp_path / "elsewhere")

@@ -97,7 +97,7 @@ def command(
 ) -> None:
     """Fine-tune a pretrained BERT; without options, MiniLM on movie reviews, on the CPU."""
     given = {name: value for name, value in locals().items() if value is not None}
-    carry_out(lambda processes: _begin(given, processes), resume, json, context)
+    carry_out(lambda processes: _begin(given, processes), context)
 
 
 def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset]:

@@ -82,7 +82,7 @@ def command(
 ) -> None:
     """Train a Transformer classifier; without options, on movie reviews, in a few minutes."""
     given = {name: value for name, value in locals().items() if value is not None}
-    carry_out(lambda processes: _begin(given, processes), resume, json, context)
+    carry_out(lambda processes: _begin(given, processes), context)
 
 
 def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset]:

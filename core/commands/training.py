@@ -39,7 +39,7 @@ from twofold.core.training.loop import Event, Interrupted, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
 from twofold.core.training.recipe import Recipe
-from twofold.core.training.run import PLOT_FILE, Run, RunError, held
+from twofold.core.training.run import PLOT_FILE, Run, RunError, check_vacant, held
 from twofold.core.training.trainer import Diverged
 from twofold.reference import checks
 
@@ -90,21 +90,21 @@ PARTS = "pieces of a batch; 2, or as many as there are processes"
 SMALLER = "smaller --d-model, --d-ff, --layers or --batch-size take less"
 
 
-def carry_out(begin: Begin, resume: Path | None, json: Path | None, context: typer.Context) -> None:
+def carry_out(begin: Begin, context: typer.Context) -> None:
     """Begin a run or go on with one, to its end, and show what came of it.
 
     Args:
         begin: makes the folder of a new run.
-        resume: the folder of one to go on with instead.
-        json: where the result is wanted too.
-        context: of the command, which knows what was asked for.
+        context: of the command, whose options `out`, `resume` and `json` say in which folder, of
+            which run instead, and where the result is wanted too.
     """
+    out, resume, json = (context.params[name] for name in ("out", "resume", "json"))
     with plain_errors():
         if resume is not None:
             _refuse_beside_resume(context)
     # Said inside `joined`, before the others know; outside it, of those that never came.
     with plain_errors(), _losses(), joined() as processes, _losses():
-        run, dataset = _opened(begin, resume, processes, context)
+        run, dataset = _opened(begin, out, resume, processes, context)
         try:
             result = run.result() if run.finished else finish(run, dataset, processes)
         except MemoryError as large:
@@ -153,7 +153,11 @@ def _losses() -> Iterator[None]:
 
 
 def _opened(
-    begin: Begin, resume: Path | None, processes: Processes, context: typer.Context
+    begin: Begin,
+    out: Path | None,
+    resume: Path | None,
+    processes: Processes,
+    context: typer.Context,
 ) -> tuple[Run, Dataset]:
     """Return the run; the first process makes or finds it, and the others open it after that."""
     if not processes.first:
@@ -162,6 +166,8 @@ def _opened(
             raise typer.Exit(REFUSED)
         return reopened(Path(folder))
     try:
+        if out is not None and resume is None:
+            check_vacant("--out", out)  # before anything is read
         run, dataset = begin(processes) if resume is None else reopened(resume)
     except WRONG as error:
         refusal = refused(_by_option(error, context))

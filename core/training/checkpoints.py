@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ KEPT = 2  # checkpoints of a run that stay
 
 
 NAME = re.compile(r"\d+-\d{8}")  # of a checkpoint: its phase and step; what else lies there stays
+LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # what an interrupted write leaves, of a name
 
 
 class CheckpointError(ValueError):
@@ -152,9 +153,8 @@ def names(folder: Path) -> list[Path]:
 
 def put_back(folder: Path) -> None:
     """Give their names back to folders that were moved aside for new ones that never came."""
-    for aside in folder.glob(".*.*.old"):
-        name = folder / aside.name[1:].rsplit(".", 2)[0]
-        if not name.exists():
+    for aside, name in _left(folder, NAME.fullmatch):
+        if aside.suffix == ".old" and not name.exists():
             os.rename(aside, name)
 
 
@@ -162,16 +162,22 @@ def prune(folder: Path) -> None:
     """Delete all but the latest checkpoints, and what interrupted writes left behind."""
     for path in names(folder)[:-KEPT]:
         shutil.rmtree(path)
-    sweep(folder)
+    sweep(folder, NAME.fullmatch)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what interrupted writes left behind; nobody may be writing there."""
-    for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+def sweep(folder: Path, ours: Callable[[str], object]) -> None:
+    """Delete what interrupted writes of our names left behind; nobody may be writing there."""
+    for left, _ in _left(folder, ours):
         if left.is_dir():
             shutil.rmtree(left)
         else:
             left.unlink()
+
+
+def _left(folder: Path, ours: Callable[[str], object]) -> list[tuple[Path, Path]]:
+    """Return what interrupted writes of our names left in a folder, and what was to be written."""
+    found = [(path, LEFT.fullmatch(path.name)) for path in folder.glob(".*")]
+    return [(path, folder / m[1]) for path, m in found if m is not None and ours(m[1])]
 
 
 def write_text(path: Path, text: str) -> None:

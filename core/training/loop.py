@@ -198,7 +198,7 @@ class _Loop:
         """Return the checkpoint to go on from, which the first process finds and names."""
         found, name, folder = None, "", self.run.checkpoints
         if self.processes.first:
-            checkpoints.sweep(self.run.folder)
+            self.run.sweep()
             found, refused = checkpoints.newest(folder)
             for why in refused:
                 passed_over(why)

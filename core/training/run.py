@@ -69,19 +69,15 @@ class Run:
         """Write a new run's folder.
 
         Raises:
-            RunError: there is a run in it already, it is where we are, or it cannot be made.
+            RunError: there is something in it already, it is where we are, or it cannot be made.
         """
-        if folder.resolve() == Path.cwd():
-            must = "it must be a folder of its own"
-            raise RunError(f"the run's folder is {str(folder)!r}, where we are; {must}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
             must = f"it must be one that can be made ({fault.strerror})"
             raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
         with held(folder):
-            if (folder / SETTINGS_FILE).exists():
-                raise RunError(f"{folder} holds a run already; go on with --resume or name another")
+            check_vacant("the run's folder", folder)
             codecs.store(codec, folder)
             checkpoints.write_text(folder / SETTINGS_FILE, json.dumps(settings.to_json(), indent=1))
         return cls(folder, settings, codec)
@@ -116,6 +112,12 @@ class Run:
         with suppress(OSError):  # there was more in it
             self.folder.rmdir()
         return True
+
+    def sweep(self) -> None:
+        """Delete what interrupted writes of this run left behind; nobody may be writing there."""
+        files = (SETTINGS_FILE, RESULT_FILE, METRICS_FILE, *codecs.FILES)
+        folders = (self.model_folder.name, self.huggingface.name)
+        checkpoints.sweep(self.folder, {*files, *folders}.__contains__)
 
     @property
     def checkpoints(self) -> Path:
@@ -227,6 +229,31 @@ class Run:
                 f"{path} is no result: {broken}; without it, it is made anew"
             ) from broken
         return found
+
+
+def check_vacant(named: str, folder: Path) -> None:
+    """Refuse a new run's folder that is not empty.
+
+    What is in it could be written over, or taken for the run's own.
+
+    Args:
+        named: what the folder is for, in words.
+        folder: it may not be there yet.
+
+    Raises:
+        RunError: it is not empty, no folder, or where we are.
+    """
+    was = f"{named} is {str(folder)!r}"
+    if folder.resolve() == Path.cwd():
+        raise RunError(f"{was}, where we are; it must be a folder of its own")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{was}, a file; it must be a folder's name")
+    found = sorted(os.listdir(folder)) if folder.exists() else []
+    if found:
+        listed = ", ".join(found[:3]) + (", …" if found[3:] else "")
+        again = f"; --resume {shlex.quote(str(folder))} goes on with the run in it"
+        must = f"it must be empty, or not there yet{again if SETTINGS_FILE in found else ''}"
+        raise RunError(f"{was}, which holds {listed}; {must}")
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""A run's folder: what else is there is not touched, and nothing of it is taken for the run's."""
+
+import shutil
+
+import pytest
+from test_cli import TINY, call, table
+from test_training import begin, toy
+
+from twofold.core.training import checkpoints
+from twofold.core.training.run import RunError
+
+USERS = (".config.old", ".bashrc.old", ".notes.part", ".model.old", ".thesis.12.old")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A file of texts."""
+    return table(tmp_path_factory.mktemp("folders") / "reviews.csv")
+
+
+def content(folder):
+    """Return the files in a folder, and what is in them."""
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["model/mine.bin", "result.json", "tokenizer.json", "huggingface/README.md", USERS[0]]
+)
+def test_a_folder_in_which_anything_is_becomes_no_run(file, tmp_path, name):
+    out = tmp_path / "mine"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    before = content(out)
+    held = name.split("/")[0]
+    # The data are not even looked for.
+    for data in (file, tmp_path / "nowhere.csv"):
+        said = call("train", "--data", data, "--out", out, *TINY, status=2)
+        must = "it must be empty, or not there yet"
+        assert said == f"error: --out is '{out}', which holds {held}; {must}"
+    with pytest.raises(RunError, match="^the run's folder is '.*mine', which holds "):
+        begin(out, toy())
+    assert content(out) == before
+
+
+def test_an_empty_folder_becomes_a_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert begin(tmp_path / "run", toy()).folder.is_dir()
+
+
+def test_what_another_run_left_is_not_taken_for_a_new_ones(file, tmp_path):
+    out = tmp_path / "run"
+    call("train", "--data", file, "--out", out, *TINY)
+    said = call("train", "--data", file, "--out", out, *TINY, status=2)
+    assert f"yet; --resume {out} goes on with the run in it" in said
+    (out / "run.json").unlink()
+    other = table(tmp_path / "other.csv", seed=1)
+    how = ["--data", other, "--out", out, *TINY, "--json", tmp_path / "r.json"]
+    for name in ("model", "result.json"):
+        said = call("train", *how, status=2)
+        assert f"--out is '{out}', which holds checkpoints, metrics.csv, " in said
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_only_what_a_run_wrote_itself_is_swept(tmp_path):
+    run = begin(tmp_path / "run", toy())
+    checkpoints.save(run.checkpoints / "0-00000001", {}, {})
+    for folder in (run.folder, run.checkpoints):
+        for name in USERS:
+            (folder / name).write_text("mine")
+    ours = [run.folder / f".{name}.77.part" for name in ("run.json", "tokenizer.json", "model")]
+    ours += [run.folder / ".model.77.old", run.checkpoints / ".0-00000002.77.part"]
+    for path in ours:
+        path.mkdir()
+    run.sweep()
+    checkpoints.put_back(run.checkpoints)
+    checkpoints.prune(run.checkpoints)
+    assert not [path for path in ours if path.exists()]
+    for folder in (run.folder, run.checkpoints):
+        assert {path.name for path in folder.iterdir()} >= {*USERS}
