@@ -91,7 +91,8 @@ def load(
 
     Args:
         name_or_path: of the model; "minilm" is fetched at first use.
-        labels: names of the classes; the folder's own by default. With others, the head is drawn.
+        labels: names of the classes; the folder's own by default, in any order. With others, the
+            head is drawn.
         ops: the side, NumPy's by default.
         seed: of what the file does not have.
         dtype: of everything.
@@ -108,7 +109,8 @@ def load(
     labels = own if labels is None else tuple(labels)
     tokenizer = WordPieceTokenizer.read(folder, config.input_size)
     model = Classifier(config, ops or sides.load("reference"), seed=seed, dtype=dtype)
-    missing = weights.read_into(model, folder / weights.WEIGHTS_FILE, head=labels == own)
+    classes = weights.classes_of(labels, own)
+    missing = weights.read_into(model, folder / weights.WEIGHTS_FILE, classes)
     longest = longest_of(folder, config.max_length)
     return Pretrained(model, tokenizer, tuple(labels), tuple(missing), longest)
 

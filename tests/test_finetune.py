@@ -187,6 +187,26 @@ def test_a_run_does_not_go_on_from_other_weights(small, tmp_path):
     assert "are not the weights that" in said
 
 
+@pytest.mark.parametrize("labels", [("yes", "no"), ("no", "yes"), ("no", "maybe")])
+def test_a_head_is_gone_on_from_whatever_the_order_of_its_classes(small, tmp_path, labels):
+    bert = pretrained.load(small, labels=labels, seed=3)
+    pretrained.save(tmp_path / "taught", bert.model, bert.tokenizer, labels)
+    head = dict(zip(labels, bert.model.params["head.weight"], strict=True))
+    file, how = table(tmp_path / "reviews.csv"), [*HOW, "--epochs", 1, "--lr", 0]
+    said = call(
+        "finetune", "--data", file, "--init", tmp_path / "taught", "--out", tmp_path / "run", *how
+    )
+    drawn = "the head is drawn: the model's classes are no, maybe; those of the data are no, yes"
+    assert (drawn in said) == ("maybe" in labels)
+    run = Run.open(tmp_path / "run")
+    found = run.load_model(ops.load("reference")).params["head.weight"]
+    for label, row in zip(run.settings.labels, found, strict=True):
+        kept = label in head and np.array_equal(row, head[label])
+        assert kept == ("maybe" not in labels)
+    loaded = pretrained.load(tmp_path / "taught", labels=labels[::-1])
+    assert np.array_equal(loaded.model.params["head.weight"], [head[n] for n in labels[::-1]])
+
+
 def test_a_pretrained_model_is_not_written_over(small, tmp_path):
     init = tmp_path / "init"
     bert = pretrained.load(small)

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from twofold.core import pretrained
-from twofold.core.commands.common import Json, choose_side
+from twofold.core.commands.common import Json, choose_side, errors, escaped, visible
 from twofold.core.commands.training import PARTS, carry_out, new_folder, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
 from twofold.core.data.pretrained import NAMES, pretrained_folder
-from twofold.core.model import weights
+from twofold.core.model import bert, weights
 from twofold.core.training.codec import TextCodec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
@@ -126,6 +126,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
     if dataset.kind != "text":
         raise ValueError(f"--data is {data!r}, images; it must be texts")
+    _say_drawn(loaded, dataset.labels)
     settings = Settings(
         data=located(data),
         text_column=given.get("text_column"),
@@ -143,3 +144,15 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     )
     made = TextCodec(loaded.tokenizer, longest)
     return Run.create(given.get("out") or new_folder(data), settings, made), dataset
+
+
+def _say_drawn(loaded: pretrained.Pretrained, labels: tuple[str, ...]) -> None:
+    """Say that a head which the model was taught is not gone on from, where it is so."""
+    if weights.classes_of(labels, loaded.labels) is None and not bert.HEAD.keys() & loaded.missing:
+        theirs, ours = (", ".join(names[:9]) for names in (loaded.labels, labels))
+        said = f"the model's classes are {theirs}; those of the data are {ours}"
+        errors.print(
+            f"[yellow]the head is drawn:[/yellow] {escaped(visible(said))}",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -7,7 +7,7 @@ names, dtypes, shapes and places, and numbers behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,14 +104,22 @@ def _array(path: Path, name: str, x: Mapping[str, Any]) -> Array:
     raise WeightsError(f"{path}: {name} has dtype {dtype}; it must be BF16, {', '.join(DTYPES)}")
 
 
-def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
+def classes_of(labels: Sequence[str], own: Sequence[str]) -> list[int] | None:
+    """Return which of a file's own classes each label names; None where these are others."""
+    if tuple(labels) == tuple(own):
+        return list(range(len(own)))
+    return [own.index(label) for label in labels] if sorted(labels) == sorted(own) else None
+
+
+def read_into(model: Classifier, path: Path, classes: Sequence[int] | None) -> list[str]:
     """Fill a BERT's parameters from a file; what stands on the encoder may be missing from it.
 
     Args:
         model: of the config that the file's is; a pooler and a head that are not in the file stay
             as they were drawn.
         path: of the safetensors file.
-        head: whether the file's classifier is wanted; it fits no other pooling than BERT's own.
+        classes: which of the file's each of the model's is; None where these are others, and the
+            file's classifier is not wanted. It fits no other pooling than BERT's own.
 
     Returns:
         their names of the tensors that were missing.
@@ -133,7 +141,7 @@ def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
     for name, full in by_name.items():
         if name not in known:
             raise WeightsError(f"{path}: {full} is no tensor of a BERT of {layers} layers")
-    head = head and bert.is_bert(model.config)
+    head = classes is not None and bert.is_bert(model.config)
     missing = []
     for place in wanted:
         view, there = place.of(model.params), by_name.get(place.theirs)
@@ -147,6 +155,8 @@ def read_into(model: Classifier, path: Path, *, head: bool = True) -> list[str]:
         found, shape = tensors[there], tuple(view.shape)
         if found.shape != shape:
             raise WeightsError(f"{path}: {there} has shape {found.shape}; it must be {shape}")
+        if place.theirs in bert.HEAD:
+            found = found[classes]
         view[...] = model.ops.asarray(found)
     return missing
 

@@ -165,7 +165,7 @@ class Run:
             if path.exists() and sha256_of(path) != settings.init_sha256:
                 raise RunError(f"{path} are not the weights that {self.folder} was begun with")
             _, labels = weights.read_config(folder)
-            weights.read_into(model, path, head=labels == settings.labels)
+            weights.read_into(model, path, weights.classes_of(settings.labels, labels))
         return model
 
     def write_model(self, model: Classifier) -> None:
