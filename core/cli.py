@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from twofold.core import memory
@@ -24,4 +27,7 @@ app.add_typer(verify.app, name="verify")
 def main() -> None:
     """Run the command line."""
     memory.keep_freed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where who starts us has closed it
+            stream.reconfigure(errors="backslashreplace")  # what an encoding lacks ends no work
     app()

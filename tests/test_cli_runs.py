@@ -12,10 +12,8 @@ import types
 import numpy as np
 import pytest
 from test_cli import TINY, call, table
-from typer.testing import CliRunner
 
-from twofold.core.cli import app
-from twofold.core.commands import embed, lines, predict, training
+from twofold.core.commands import lines, training
 from twofold.core.commands.train import _check_kind
 from twofold.core.data.datasets import Dataset
 from twofold.core.training import checkpoints
@@ -263,22 +261,6 @@ def test_folders_that_nobody_named_are_apart(tmp_path, monkeypatch):
     assert made == [first, f"{first}-2", f"{first}-3"]
 
 
-def test_training_goes_on_where_nothing_can_be_printed_any_more(run, tmp_path, monkeypatch):
-    for fault in (OSError(28, "No space left on device"), SystemExit(1)):  # as rich: a broken pipe
-
-        def broken(*_, fault=fault, **__):
-            raise fault
-
-        folder = tmp_path / type(fault).__name__
-        monkeypatch.setattr(training.console, "print", broken)
-        shown = CliRunner().invoke(
-            app, ["train", "--data", f"{run.parent / 'reviews.csv'}", "--out", f"{folder}", *TINY]
-        )
-        monkeypatch.undo()
-        assert shown.exit_code != 0  # the table at the end
-        assert parameters(folder) == parameters(run) and (folder / "result.json").exists()
-
-
 def test_a_model_without_room_leaves_no_run(run, tmp_path):
     how = ["--data", run.parent / "reviews.csv", "--out", tmp_path / "run", *TINY]
     said = call("train", *how, "--d-model", 1000000, status=2)
@@ -299,41 +281,6 @@ def test_one_example_at_a_time_has_one_part(run, tmp_path):
     how = ["--data", run.parent / "reviews.csv", "--out", tmp_path / "run", *TINY]
     call("train", *how, "--batch-size", 1, "--epochs", 1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["parts"] == 1
-
-
-def test_texts_are_printed_as_they_are_but_for_what_steers_a_terminal(run):
-    given = "C:\\films\\\n[b]a\tb[/b]\nnice\rfoo\n\x1b[31mred\n"
-    lines = CliRunner().invoke(app, ["predict", str(run)], input=given).stdout.splitlines()
-    texts = ["C:\\films\\", "[b]a\tb[/b]", "nice\\rfoo", "\\x1b[31mred"]
-    assert [line.split("  ", 2)[2] for line in lines] == texts
-
-
-def test_a_line_that_is_not_utf_8_is_refused_after_those_before_it(run, tmp_path):
-    out = tmp_path / "p.json"
-    found = CliRunner().invoke(
-        app, ["predict", str(run), "--json", str(out)], input=b"good\n\ncaf\xe9 great\nbad\n"
-    )
-    assert found.exit_code == 2
-    assert "standard input, line 3: byte 4, 0xe9, is not UTF-8; it must be" in found.output
-    assert [p["text"] for p in json.loads(out.read_text())["predictions"]] == ["good"]
-    said = call("predict", run, "caf\udce9 great", status=2)
-    assert "the text 'caf\\udce9 great' is not UTF-8" in said
-
-
-def test_what_was_answered_before_an_interruption_is_written(run, tmp_path, monkeypatch):
-    def interrupted(_):
-        yield ["one"]
-        raise KeyboardInterrupt
-
-    for command, module in (("predict", predict), ("embed", embed)):
-        out = tmp_path / f"{command}.json"
-        monkeypatch.setattr(module, "texts_given", interrupted)
-        where = [str(run)] if command == "predict" else []
-        found = CliRunner().invoke(app, [command, *where, "--json", str(out)])
-        assert found.exit_code == 130
-        (written,) = (json.loads(out.read_text())[n] for n in ("predictions", "embeddings")
-                      if n in json.loads(out.read_text()))  # fmt: skip
-        assert [one["text"] for one in written] == ["one"]
 
 
 @pytest.mark.parametrize(

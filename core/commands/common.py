@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import threading
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,15 +142,20 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def answered(path: Path | None, result: Mapping[str, Any]) -> Iterator[None]:
-    """Write a result that grows meanwhile at the end, also where that comes too early."""
+def kept(write: Callable[[], None]) -> Iterator[None]:
+    """Write what grows meanwhile at the end, also where that comes too early.
+
+    SIGTERM ends it as SIGINT does.
+    """
+    before = None
+    if threading.current_thread() is threading.main_thread():  # signals belong to it
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except BaseException:
-        if any(result.values()):
-            write_json(path, result)
-        raise
-    write_json(path, result)
+    finally:
+        write()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def write_file(option: str, path: Path, content: bytes) -> None:

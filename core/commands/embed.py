@@ -14,26 +14,24 @@ from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
 from twofold.core.commands.common import (
-    INTERRUPTED,
     Json,
     check_file,
     choose_side,
     console,
     interpreted_strictly,
+    kept,
     plain_errors,
     visible,
     write_file,
     write_json,
 )
-from twofold.core.commands.lines import texts_given
+from twofold.core.commands.lines import LINES, texts_given
 
 MOST = 12  # texts whose similarities are shown
 
 
 def command(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="texts; without any, lines of standard input")
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help=LINES)] = None,
     model: Annotated[str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")] = (
         "minilm"
     ),
@@ -49,31 +47,36 @@ def command(
         if out is not None and out.suffix != ".npy":
             raise ValueError(f"--out is {str(out)!r}; it must end with .npy")
         chosen_side = choose_side(side)
-        given: list[str] = []
-        lots, stopped = [], False
+        done: list[tuple[list[str], Any]] = []  # texts and their vectors, as they came
+
+        def write() -> None:
+            if done:
+                _write(model, out, json, *_joined(done))
+
         with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
             bert = pretrained.load(model, ops=chosen_side)
-            try:
+            with kept(write):
                 for lot in texts_given(texts):
-                    lots.append(bert.embed(lot))
-                    given += lot
-            except KeyboardInterrupt:  # what is done is written
-                if not lots:
-                    raise
-                stopped = True
-        vectors = np.concatenate(lots)
-        if out is not None:
-            saved = io.BytesIO()
-            np.save(saved, vectors)
-            write_file("--out", out, saved.getvalue())
+                    done.append((lot, bert.embed(lot)))
+        given, vectors = _joined(done)
         if len(given) <= MOST:
             console.print(_similarities(given, vectors @ vectors.T))
         console.print(f"{vectors.shape[0]} texts, {vectors.shape[1]} numbers each", highlight=False)
-        pairs = zip(given, vectors.tolist(), strict=True)
-        rows = [{"text": text, "vector": vector} for text, vector in pairs]
-        write_json(json, {"model": model, "embeddings": rows})
-        if stopped:
-            raise typer.Exit(INTERRUPTED)
+
+
+def _joined(done: list[tuple[list[str], Any]]) -> tuple[list[str], Any]:
+    return [text for lot, _ in done for text in lot], np.concatenate([x for _, x in done])
+
+
+def _write(model: str, out: Path | None, json: Path | None, texts: list[str], vectors: Any) -> None:
+    """Write the vectors that there are, a row for each text."""
+    if out is not None:
+        saved = io.BytesIO()
+        np.save(saved, vectors)
+        write_file("--out", out, saved.getvalue())
+    pairs = zip(texts, vectors.tolist(), strict=True)
+    rows = [{"text": text, "vector": vector} for text, vector in pairs]
+    write_json(json, {"model": model, "embeddings": rows})
 
 
 def _similarities(texts: list[str], cosines: Any) -> Table:

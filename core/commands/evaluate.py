@@ -17,6 +17,7 @@ from twofold.core.commands.common import (
     escaped,
     interpreted_strictly,
     plain_errors,
+    visible,
     write_json,
 )
 from twofold.core.commands.training import reopened
@@ -50,15 +51,15 @@ def command(
             "test_examples": len(y),
             "recall": recall,
         }
+        write_json(json, result)  # first: it is there though nothing can be printed
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("class")
         table.add_column("recall", justify="right")
         for label, share in recall.items():
-            table.add_row(escaped(label), f"{share:.4f}")
+            table.add_row(escaped(visible(label)), f"{share:.4f}")
         console.print(table)
         console.print(
             f"test accuracy {result['test_accuracy']:.4f}, loss {result['test_loss']:.4f} nats, "
             f"{len(y)} examples",
             highlight=False,
         )
-        write_json(json, result)

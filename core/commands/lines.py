@@ -10,6 +10,7 @@ from typing import Any
 
 from twofold.core.commands.common import errors
 
+LINES = "texts; without any, lines of standard input, but blank ones"  # in commands' help
 CHUNK = 1 << 16  # bytes at a time: enough of one length for full batches, few enough to show soon
 
 

@@ -11,13 +11,14 @@ from threadpoolctl import threadpool_limits
 from twofold.core import pretrained
 from twofold.core.commands.common import (
     Json,
-    answered,
     choose_side,
     interpreted_strictly,
+    kept,
     plain_errors,
     say,
+    write_json,
 )
-from twofold.core.commands.lines import texts_given
+from twofold.core.commands.lines import LINES, texts_given
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.weights import CONFIG_FILE, WeightsError
 from twofold.core.ops import Side
@@ -30,9 +31,7 @@ def command(
     run: Annotated[
         Path, typer.Argument(help="folder that `twofold train` left, or a Hugging Face BERT's")
     ],
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="texts; without any, lines of standard input")
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help=LINES)] = None,
     side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
     json: Json = None,
 ) -> None:
@@ -42,7 +41,12 @@ def command(
         predictions: list[dict[str, Any]] = []
         with interpreted_strictly(chosen_side), threadpool_limits(1, "blas"):
             model, codec, labels = _opened(run, chosen_side)
-            with answered(json, {"predictions": predictions}):
+
+            def write() -> None:
+                if predictions:
+                    write_json(json, {"predictions": predictions})
+
+            with kept(write):
                 for lot in texts_given(texts):
                     probabilities = predict(model, codec.encode(lot))
                     for text, p in zip(lot, probabilities, strict=True):

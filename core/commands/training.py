@@ -112,8 +112,8 @@ def carry_out(begin: Begin, context: typer.Context) -> None:
             kept = "" if gone else f". Checkpoints are in {run.checkpoints}"
             raise MemoryError(f"{large or 'out of memory'}; {SMALLER}{kept}") from large
         if processes.first:
+            write_json(json, result)  # first: it is there though nothing can be printed
             show(run, result)
-            write_json(json, result)
         processes.wait()
 
 

@@ -1,0 +1,132 @@
+"""What the commands print and write: where nothing can be printed, where they end too early."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_cli import TINY, call, table
+from test_cli_runs import parameters
+from typer.testing import CliRunner
+
+from twofold.core.cli import app
+from twofold.core.commands import common, embed, predict, training
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on a file."""
+    folder = tmp_path_factory.mktemp("runs")
+    file = table(folder / "reviews.csv")
+    call("train", "--data", file, "--out", folder / "run", *TINY)
+    return folder / "run"
+
+
+def test_training_goes_on_where_nothing_can_be_printed_any_more(run, tmp_path, monkeypatch):
+    for fault in (OSError(28, "No space left on device"), SystemExit(1)):  # as rich: a broken pipe
+
+        def broken(*_, fault=fault, **__):
+            raise fault
+
+        folder = tmp_path / type(fault).__name__
+        monkeypatch.setattr(training.console, "print", broken)
+        shown = CliRunner().invoke(
+            app, ["train", "--data", f"{run.parent / 'reviews.csv'}", "--out", f"{folder}", *TINY]
+        )
+        monkeypatch.undo()
+        assert shown.exit_code != 0  # the table at the end
+        assert parameters(folder) == parameters(run) and (folder / "result.json").exists()
+
+
+def test_texts_are_printed_as_they_are_but_for_what_steers_a_terminal(run):
+    given = "C:\\films\\\n[b]a\tb[/b]\nnice\rfoo\n\x1b[31mred\n"
+    lines = CliRunner().invoke(app, ["predict", str(run)], input=given).stdout.splitlines()
+    texts = ["C:\\films\\", "[b]a\tb[/b]", "nice\\rfoo", "\\x1b[31mred"]
+    assert [line.split("  ", 2)[2] for line in lines] == texts
+
+
+def started(*command, **how):
+    """Start a command in a process of its own."""
+    whole = [sys.executable, "-m", "twofold.core", *map(str, command)]
+    pipe = subprocess.PIPE
+    how = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "env": os.environ} | how
+    return subprocess.Popen(whole, **how)
+
+
+def test_an_output_that_is_not_utf_8_says_what_it_can(tmp_path):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    file, out = table(tmp_path / "reviews.csv"), tmp_path / "Läufe"
+    file.write_text("text,label\na,x\nb,x\nc,y\nd,y\n")  # without validation, which is a dash
+    how = ["--data", file, "--out", out, *TINY, "--json", tmp_path / "r.json"]
+    for command, text, words in (
+        (["train", *how], "", "run in {0}/L\\xe4ufe\n"),
+        (["predict", out], "café\nthe\n", "  caf\\xe9\n"),
+        (["train", "--help"], "", "Usage"),
+    ):
+        said, fault = started(*command, env=env).communicate(text.encode())
+        assert words.format(tmp_path) in said.decode("ascii"), fault
+        assert b"error" not in fault and b"Traceback" not in fault
+    assert said.endswith(b"the\n") or b"Usage" in said
+    assert (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("command", [["train", "--resume", "RUN"], ["evaluate", "RUN"]])
+def test_a_result_is_written_where_nothing_can_be_printed(run, tmp_path, monkeypatch, command):
+    def broken(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(common.console, "print", broken)
+    out, command = tmp_path / "r.json", [str(run) if x == "RUN" else x for x in command]
+    assert CliRunner().invoke(app, [*command, "--json", str(out)]).exit_code == 2
+    assert "test_accuracy" in json.loads(out.read_text())
+
+
+def test_vectors_before_a_line_that_is_refused_are_written(tmp_path):
+    out, result = tmp_path / "v.npy", tmp_path / "v.json"
+    how = ["embed", "--out", str(out), "--json", str(result)]
+    found = CliRunner().invoke(app, how, input=b"one\n\ntwo\ncaf\xe9\n")
+    assert found.exit_code == 2 and "standard input, line 4: byte 4" in found.output
+    assert np.load(out).shape == (2, 384)
+    assert [row["text"] for row in json.loads(result.read_text())["embeddings"]] == ["one", "two"]
+
+
+def test_labels_do_not_steer_a_terminal(tmp_path):
+    file = table(tmp_path / "reviews.csv")
+    file.write_text(file.read_text().replace(",yes\n", ",\x1b[31myes\n"))
+    call("train", "--data", file, "--out", tmp_path / "run", *TINY, "--epochs", "1")
+    assert "\\x1b[31myes" in call("evaluate", tmp_path / "run")
+
+
+def test_a_line_that_is_not_utf_8_is_refused_after_those_before_it(run, tmp_path):
+    out = tmp_path / "p.json"
+    found = CliRunner().invoke(
+        app, ["predict", str(run), "--json", str(out)], input=b"good\n\ncaf\xe9 great\nbad\n"
+    )
+    assert found.exit_code == 2
+    assert "standard input, line 3: byte 4, 0xe9, is not UTF-8; it must be" in found.output
+    assert [p["text"] for p in json.loads(out.read_text())["predictions"]] == ["good"]
+    said = call("predict", run, "caf\udce9 great", status=2)
+    assert "the text 'caf\\udce9 great' is not UTF-8" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_answered_before_an_interruption_is_written(run, tmp_path, monkeypatch, number):
+    def interrupted(_):
+        yield ["one"]
+        signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+
+    for command, module in (("predict", predict), ("embed", embed)):
+        out = tmp_path / f"{command}.json"
+        monkeypatch.setattr(module, "texts_given", interrupted)
+        where = [str(run)] if command == "predict" else []
+        found = CliRunner().invoke(app, [command, *where, "--json", str(out)])
+        assert found.exit_code == 130
+        (written,) = (json.loads(out.read_text())[n] for n in ("predictions", "embeddings")
+                      if n in json.loads(out.read_text()))  # fmt: skip
+        assert [one["text"] for one in written] == ["one"]
+    assert signal.getsignal(number) == before
