@@ -173,6 +173,28 @@ def test_no_standard_input_is_no_text(run, monkeypatch):
         list(lines.texts_given(None))
 
 
+def test_a_divergence_that_the_test_part_shows_is_one(tmp_path):
+    file = tmp_path / "few.csv"
+    file.write_text("text,label\na b,x\nc d,x\ne f,y\ng h,y\n")  # without validation
+    how = ["--data", file, "--out", tmp_path / "run", *TINY, "--epochs", 1, "--lr", 1e38]
+    said = call("train", *how, "--parts", 1, status=1)
+    assert "error: step 1: a logit is not finite" in said and "a smaller --lr is the" in said
+
+
+def test_a_picture_that_is_not_there_is_drawn_or_not_named(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    picture = tmp_path / "run" / "plot.png"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert str(picture) in call("train", "--resume", tmp_path / "run")
+    assert picture.read_bytes() == drawn
+    picture.unlink()
+    (tmp_path / "run" / "metrics.csv").unlink()
+    said = call("train", "--resume", tmp_path / "run")
+    assert "no picture: [Errno 2]" in said
+    assert f"parameters; {picture}" not in said
+
+
 def test_a_changed_result_is_refused_by_name(run, unfinished):
     shutil.copytree(run / "model", unfinished / "model")
     (unfinished / "result.json").write_text('{"test_acc')

@@ -21,6 +21,7 @@ def test_a_run_is_finished_whatever_becomes_of_its_picture(tmp_path, monkeypatch
     run = begin(tmp_path / "run", toy(), epochs=1)
     monkeypatch.setattr(training, "plot", lambda *_: 1 / 0)
     result = training.finish(run, toy(), ALONE)
+    training._draw(run, result)
     assert run.finished and run.result() == json.loads(json.dumps(result))
     assert "no picture: division by zero" in capsys.readouterr().err
 

@@ -267,6 +267,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
     assert found is not None and not refused
 
 
+def test_a_model_that_makes_no_numbers_any_more_has_diverged(tmp_path):
+    """As seen where it is judged, before there is a next loss."""
+    run = begin(tmp_path / "run", toy(), lr=1e38, batch_size=200, parts=1, epochs=1)
+    with pytest.raises(Diverged, match="^step 1: a logit is not finite; it must be a number$"):
+        train(run)
+
+
 def test_a_run_is_not_overwritten_and_other_folders_are_refused(tmp_path):
     run = begin(tmp_path / "run", toy())
     with pytest.raises(RunError, match="which holds run.json, tokenizer.json; it must be"):

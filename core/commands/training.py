@@ -34,12 +34,11 @@ from twofold.core.commands.common import (
 from twofold.core.data.baselines import baselines
 from twofold.core.data.datasets import Dataset
 from twofold.core.ops import Side
-from twofold.core.training.inference import accuracy
-from twofold.core.training.loop import Event, Interrupted, train
+from twofold.core.training.loop import Event, Interrupted, judged, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
 from twofold.core.training.recipe import Recipe
-from twofold.core.training.run import PLOT_FILE, Run, RunError, check_vacant, held
+from twofold.core.training.run import Run, RunError, check_vacant, held
 from twofold.core.training.trainer import Diverged
 from twofold.reference import checks
 
@@ -112,6 +111,7 @@ def carry_out(begin: Begin, context: typer.Context) -> None:
             kept = "" if gone else f". Checkpoints are in {run.checkpoints}"
             raise MemoryError(f"{large or 'out of memory'}; {SMALLER}{kept}") from large
         if processes.first:
+            _draw(run, result)
             write_json(json, result)  # first: it is there though nothing can be printed
             show(run, result)
         processes.wait()
@@ -195,6 +195,9 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         with _Shown(first and console.is_terminal) as shown:
             observe = shown if first else _unseen
             model, state = train(run, dataset, side, observe, _passed_over, processes)
+        inputs = run.codec.encode_set(dataset.test_x)
+        with threadpool_limits(1, "blas"):
+            test = judged(model, inputs, dataset.test_y, state, processes)
     except Interrupted as stopped:
         if first:
             errors.print(f"{stopped}; {escaped(again)}", soft_wrap=True)
@@ -213,8 +216,6 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         raise OSError(f"{fault}. Checkpoints are in {run.checkpoints}; {again}") from fault
     except Lost as lost:
         raise Lost(f"{lost}. The last good checkpoint is in {run.checkpoints}; {again}") from lost
-    with threadpool_limits(1, "blas"):
-        test = accuracy(model, run.codec.encode_set(dataset.test_x), dataset.test_y, processes)
     if not first:
         return {}
     result = {
@@ -234,11 +235,17 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
         "init": run.settings.init,
     }
     run.write_result(result)
+    return result
+
+
+def _draw(run: Run, result: Mapping[str, Any]) -> None:
+    """Draw a finished run, where that is not done yet."""
+    if run.plot.exists():
+        return
     try:
-        plot(run.folder / PLOT_FILE, state.rows, result)
+        plot(run.plot, run.metrics(), result)
     except Exception as fault:  # whatever a library has against it: the run is finished
         errors.print(f"[yellow]no picture:[/yellow] {escaped(str(fault))}", soft_wrap=True)
-    return result
 
 
 def _unseen(_: Event) -> None:
@@ -277,8 +284,8 @@ def show(run: Run, result: Mapping[str, Any]) -> None:
     console.print(
         f"validation {'—' if held is None else f'{held:.4f}'}, {result['seconds']:.0f} s, "
         f"{result['steps_per_second']:.1f} steps/s{_waited(result)}, "
-        f"{result['parameters']:,} parameters; "
-        f"{escaped(str(run.folder / PLOT_FILE))}",
+        f"{result['parameters']:,} parameters"
+        f"{f'; {escaped(str(run.plot))}' if run.plot.exists() else ''}",
         highlight=False,
         soft_wrap=True,
     )

@@ -11,7 +11,7 @@ from twofold.core.training import graphs
 from twofold.core.training.batches import Array, collate, even_batches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.threads import parallel
-from twofold.reference import checks, softmax
+from twofold.reference import softmax
 
 # Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
 # stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
@@ -19,6 +19,10 @@ ELEMENTS = {"reference": 6 << 18, "triton": 1 << 26}
 # Positions of padding beside which one more batch is no dearer.
 PADDING = {"reference": 128, "triton": 1 << 16}
 WORKERS = {"reference": 4, "triton": 1}  # that batches are dealt to, whatever threads there are
+
+
+class NotFinite(ValueError):
+    """What a model makes of an input is no number."""
 
 
 def predict(
@@ -29,11 +33,12 @@ def predict(
     With `batches`, arrays of the numbers of their examples, only their rows are filled.
 
     Raises:
-        ValueError: a logit is not finite.
+        NotFinite: a logit is not finite.
     """
 
     def probabilities(logits: Array) -> Array:
-        checks.require(bool(np.isfinite(logits).all()), "a logit", "not finite", "a number")
+        if not np.isfinite(logits).all():
+            raise NotFinite("a logit is not finite; it must be a number")
         return softmax.forward(logits.astype(np.float64))[0]
 
     batches = similar(model, inputs) if batches is None else batches
@@ -48,11 +53,12 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
     "Sentence-BERT", section 3).
 
     Raises:
-        ValueError: a number of them is not finite.
+        NotFinite: a number of them is not finite.
     """
 
     def directions(means: Array) -> Array:
-        checks.require(bool(np.isfinite(means).all()), "a vector", "not finite", "of numbers")
+        if not np.isfinite(means).all():
+            raise NotFinite("a vector is not finite; it must be of numbers")
         mean = means.astype(np.float64)
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 
@@ -112,8 +118,16 @@ def accuracy(
     """Return the share of examples whose most probable class is their label.
 
     Each process judges some of the batches, the same ones as one process would make.
+
+    Raises:
+        NotFinite: in all of them, if a logit is not finite in one.
     """
-    batches = similar(model, inputs)[processes.rank :: processes.size]
-    classes = predict(model, inputs, batches).argmax(axis=1)
+    batches, fault = similar(model, inputs)[processes.rank :: processes.size], None
+    try:
+        classes = predict(model, inputs, batches).argmax(axis=1)
+    except NotFinite as found:
+        fault = found
+    if processes.count(fault is not None):
+        raise fault or NotFinite("a logit is not finite in another process; it must be a number")
     right = sum(int((classes[chosen] == labels[chosen]).sum()) for chosen in batches)
     return processes.count(right) / len(inputs)

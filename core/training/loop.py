@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,11 +27,12 @@ from twofold.core.ops import Side
 from twofold.core.training import checkpoints
 from twofold.core.training.batches import Array, Examples, Prepared, steps_per_epoch
 from twofold.core.training.feed import Feed, ahead
-from twofold.core.training.inference import accuracy
+from twofold.core.training.inference import NotFinite, accuracy
 from twofold.core.training.processes import ALONE, Lost, Processes
 from twofold.core.training.recipe import Recipe, learning_rate
 from twofold.core.training.run import Run
-from twofold.core.training.trainer import Trainer
+from twofold.core.training.stopping import stoppable
+from twofold.core.training.trainer import Diverged, Trainer
 
 VALIDATION_SHARE, VALIDATION_SEED = 0.1, 0
 ROW_STEPS = 10  # steps that a row of the metrics sums up
@@ -124,7 +124,7 @@ def train(
         Lost: another process died; there is a checkpoint of the last step, if the first one lives.
         Apart: processes came to have different parameters.
     """
-    with threadpool_limits(1, "blas"), np.errstate(all="ignore"), _stoppable() as stop:
+    with threadpool_limits(1, "blas"), np.errstate(all="ignore"), stoppable() as stop:
         return _Loop(run, dataset, ops, observe, passed_over, stop, processes).train()
 
 
@@ -142,6 +142,20 @@ def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
         )
 
     return part(fit), part(held)
+
+
+def judged(
+    model: Classifier, inputs: Sequence[Array], labels: Array, state: State, processes: Processes
+) -> float:
+    """Return the share of examples that a model of this state names rightly.
+
+    Raises:
+        Diverged: it no longer makes numbers of them, as the next loss would not be one.
+    """
+    try:
+        return accuracy(model, inputs, labels, processes)
+    except NotFinite as fault:
+        raise Diverged(f"step {state.step}: {fault}") from fault
 
 
 class _Loop:
@@ -286,7 +300,7 @@ class _Loop:
         state, found = self.state, None
         if phase.held is not None:
             held, state.unjudged = phase.held, True
-            found = accuracy(self.trainer.average, held.inputs, held.labels, self.processes)
+            found = judged(self.trainer.average, held.inputs, held.labels, state, self.processes)
             state.unjudged = False
             state.validation_accuracy = found
             if self.recipe.patience > 0:
@@ -363,30 +377,3 @@ class _Loop:
 def _name(state: State) -> str:
     """Return the name of a state's checkpoint; they sort by age."""
     return f"{state.phase}-{state.step:08d}"
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an event that is looked at between steps.
-
-    A second one kills. A SIGHUP that is ignored, as under nohup, stays so.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals belong to the main thread
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] == signal.SIG_IGN:
-        del before[signal.SIGHUP]
-
-    def ask(number: int, _: object) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

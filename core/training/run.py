@@ -130,6 +130,11 @@ class Run:
         return self.folder / "model"
 
     @property
+    def plot(self) -> Path:
+        """The picture of the run."""
+        return self.folder / PLOT_FILE
+
+    @property
     def huggingface(self) -> Path:
         """The folder that `transformers.BertForSequenceClassification` reads."""
         return self.folder / HUGGINGFACE
@@ -208,6 +213,15 @@ class Run:
         writer.writeheader()
         writer.writerows(rows)
         checkpoints.write_text(self.folder / METRICS_FILE, text.getvalue())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metrics, a row each; of their numbers those that were none are None."""
+        with (self.folder / METRICS_FILE).open(newline="") as file:
+            rows = [dict(row) for row in csv.DictReader(file)]
+        return [
+            {name: x if name == "phase" else float(x) if x else None for name, x in row.items()}
+            for row in rows
+        ]
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write what came of the run; from now on it is finished."""
