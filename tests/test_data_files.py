@@ -1,6 +1,7 @@
 """Labelled files: what is read, and every fault named with file and line."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,13 @@ def test_reads_what_is_there(tmp_path: Path, name: str, mark: bytes) -> None:
     assert read_labelled(path) == READ[name]
 
 
+def test_equal_numbers_are_one_label(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    numbers = ("1", "1.0", "1e0", "-0.0", "0", "0.50", "true")
+    path.write_text("".join(f'{{"text": "a", "label": {n}}}\n' for n in numbers))
+    assert read_labelled(path)[1] == ["1", "1", "1", "0", "0", "0.5", "true"]
+
+
 FAULTS: dict[str, tuple[str, bytes, int, str]] = {
     "empty": ("a.csv", b"", 1, "the file is empty"),
     "blank": ("a.jsonl", b" \n\xc2\xa0\n", 1, "the file is empty"),
@@ -58,6 +66,13 @@ FAULTS: dict[str, tuple[str, bytes, int, str]] = {
     "deep": ("a.jsonl", b"[" * 200_000, 1, "not JSON"),
     "huge": ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", 1, "not JSON"),
     "twice": ("a.jsonl", b'{"text": "a", "text": "b"}', 1, "not JSON (a name stands twice"),
+    "alike": (
+        "a.jsonl",
+        b'{" text": "a", "text ": "b", "label": 1}',
+        1,
+        "two fields are named 'te",
+    ),
+    "inf": ("a.jsonl", b'{"text": "a", "label": 1e999}', 1, "'label' is more than a float holds"),
     "missing": ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}', 2, "there is no 'label'"),
     "text 5": ("a.jsonl", b'{"text": 5, "label": 1}', 1, "'text' is 5; a text must be a string"),
     "label []": ("a.jsonl", b'{"text": "a", "label": []}', 1, "'label' is []; a label must be"),
@@ -100,6 +115,12 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
         DataError, match="b.csv: is a folder; it must be one of 'movie', 'trec', 'r8'"
     ):
         load_dataset(tmp_path / "b.csv")
+
+
+def test_a_pipe_is_no_file_to_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(DataError, match="a.csv: is no regular file; it must be one of 'movie'"):
+        load_dataset(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

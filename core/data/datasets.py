@@ -84,7 +84,9 @@ def load_dataset(
     path = Path(name_or_path)
     if not name or not path.is_file():
         names = ", ".join(repr(known) for known in NAMES)
-        was = "is a folder" if name and path.is_dir() else "there is no such file"
+        was = "there is no such file"
+        if name and path.exists():  # what is read again must stay: a pipe is empty then
+            was = "is a folder" if path.is_dir() else "is no regular file"
         raise DataError(
             f"{name or repr(name)}: {was}; it must be one of {names} or a path to a "
             ".csv, .tsv or .jsonl file"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -174,7 +175,12 @@ def _object(path: Path, line: int, source: str) -> Mapping[str, Any]:
         refuse(path, line, f"not JSON ({fault})", must)
     if not isinstance(found, dict):
         refuse(path, line, f"a JSON {type(found).__name__}, not an object", must)
-    return {name.strip(): value for name, value in found.items()}
+    fields: dict[str, Any] = {}
+    for name, value in found.items():
+        if name.strip() in fields:
+            refuse(path, line, f"two fields are named {name.strip()!r}", "every name must differ")
+        fields[name.strip()] = value
+    return fields
 
 
 def _column(path: Path, top: int, columns: list[str], role: str, named: str | None) -> str:
@@ -211,6 +217,10 @@ def _check_unicode(path: Path, line: int, text: str, column: str) -> None:
 
 def _label(path: Path, line: int, row: Mapping[str, Any], column: str) -> str:
     label = _field(path, line, row, column)
+    if isinstance(label, float):
+        if not math.isfinite(label):
+            refuse(path, line, f"{column!r} is more than a float holds", "a label must be finite")
+        label = int(label) if label.is_integer() else label  # 1.0 is 1
     if isinstance(label, (bool, int, float)):
         label = json.dumps(label)
     if label is not None and not isinstance(label, str):
