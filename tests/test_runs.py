@@ -62,6 +62,13 @@ def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):
     assert len(checkpoints.names(tmp_path)) == checkpoints.KEPT
 
 
+def test_checkpoints_are_known_by_their_steps_however_many(tmp_path):
+    for name in ("1-00000003", "0-100000000", "0-99999999"):
+        checkpoints.save(tmp_path / name, {}, {})
+    ages = ["0-99999999", "0-100000000", "1-00000003"]
+    assert [path.name for path in checkpoints.names(tmp_path)] == ages
+
+
 @pytest.mark.parametrize("where", ["accuracy", "agreed"])
 def test_an_evaluation_in_which_a_process_was_lost_is_caught_up(tmp_path, monkeypatch, where):
     how = {"epochs": 4, "patience": 3, "checkpoint_steps": 1000, "refit": False, "lr": 3e-2}

@@ -28,7 +28,7 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT = 2  # checkpoints of a run that stay
 
 
-NAME = re.compile(r"\d+-\d{8}")  # of a checkpoint: its phase and step; what else lies there stays
+NAME = re.compile(r"\d+-\d{8,}")  # of a checkpoint: its phase and step; what else lies there stays
 LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # what an interrupted write leaves, of a name
 
 
@@ -145,10 +145,11 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def names(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, oldest first: names sort by age."""
+    """Return the checkpoints of a folder, oldest first: by phase, then by step."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
+    found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: [int(number) for number in p.name.split("-")])
 
 
 def put_back(folder: Path) -> None:

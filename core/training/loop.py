@@ -375,5 +375,5 @@ class _Loop:
 
 
 def _name(state: State) -> str:
-    """Return the name of a state's checkpoint; they sort by age."""
+    """Return the name of a state's checkpoint, from which `checkpoints` knows its age."""
     return f"{state.phase}-{state.step:08d}"
