@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.core.training.batches import (
     Examples,
+    check_alike,
     drop_words,
     epoch_batches,
     even_batches,
@@ -98,6 +99,20 @@ def test_a_batch_is_that_of_its_number_whenever_it_is_made(word_dropout, graded)
     undropped = [Feed(examples, recipe, None).batch(s + 1)[0] for s in range(15)]  # are no words
     words = [[tuple(x) for batch in undropped[e : e + 5] for x in batch] for e in (0, 5, 10)]
     assert all(sorted(w) == sorted(tuple(x) for x in inputs) for w in words)
+
+
+def test_examples_that_cannot_share_a_batch_are_refused():
+    ids = np.arange(3, dtype=np.int32)
+    check_alike([ids, ids[:1]])
+    far = np.array([2**32 + 3])
+    with pytest.raises(TypeError, match=r"^inputs\[1\] has dtype int64; it must be that of inputs"):
+        check_alike([ids, far])
+    for wrong, error in (
+        (ids.astype(np.float32), TypeError),
+        (np.stack([ids, ids], 1), ValueError),
+    ):
+        with pytest.raises(error, match=r"^inputs\[2\](.shape is \(3, 2\)| has dtype float32); it"):
+            check_alike([ids, ids, wrong])
 
 
 def test_the_next_batch_is_made_while_the_last_is_in_use():

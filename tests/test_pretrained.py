@@ -12,6 +12,7 @@ from bert_models import folder_of, theirs
 
 from twofold.core import ops, pretrained
 from twofold.core.data.wordpiece import WordPieceTokenizer
+from twofold.core.training import inference
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,18 @@ def test_what_is_no_list_is_refused(small):
         pretrained.load(small, labels="ab")
     with pytest.raises(ValueError, match="^labels is .'a', 'a'.; it must be 2 names, no two alike"):
         pretrained.save("nowhere", bert.model, bert.tokenizer, ("a", "a"))
+
+
+def test_a_text_and_a_pair_do_not_share_a_batch(small):
+    bert = pretrained.load(small)
+    both = [bert.encode("a film"), bert.encode("a", "film")]
+    words = r"^inputs\[1\]\.shape is \(5, 2\); it must be that of inputs\[0\] but for length"
+    with pytest.raises(ValueError, match=words):
+        bert.trainer().step(both, [0, 1], step=1, lr=0.1)
+    with pytest.raises(ValueError, match=words):
+        inference.predict(bert.model, both)
+    with pytest.raises(TypeError, match=r"^inputs\[1\] has dtype float64"):
+        bert.trainer().step([both[0], both[0] * 1.0], [0, 1], step=1, lr=0.1)
 
 
 def test_a_model_that_has_no_numbers_does_not_answer(small):

@@ -69,8 +69,23 @@ class Prepared(NamedTuple):
     parts: dict[int, tuple[Batch, Array]]
 
 
+def check_alike(inputs: Sequence[Array]) -> None:
+    """Raise `TypeError` or `ValueError` unless all examples can share a batch.
+
+    Padded beside others, one of another dtype would be cast to theirs.
+    """
+    for n, x in enumerate(inputs):
+        named, must = f"inputs[{n}]", "it must be that of inputs[0]"
+        if x.dtype != inputs[0].dtype:
+            raise TypeError(f"{named} has dtype {x.dtype}; {must}, {inputs[0].dtype}")
+        if x.shape[1:] != inputs[0].shape[1:]:
+            raise ValueError(
+                f"{named}.shape is {x.shape}; {must} but for length, {inputs[0].shape}"
+            )
+
+
 def collate(inputs: Sequence[Array]) -> Batch:
-    """Pad examples to the longest of them."""
+    """Pad examples to the longest of them; all are alike (`check_alike`)."""
     lengths = np.array([len(x) for x in inputs], np.int64)
     shape = (len(inputs), int(lengths.max()), *inputs[0].shape[1:])
     padded = np.zeros(shape, inputs[0].dtype)

@@ -8,7 +8,7 @@ import numpy as np
 
 from twofold.core.model.classifier import Classifier
 from twofold.core.training import graphs
-from twofold.core.training.batches import Array, collate, even_batches
+from twofold.core.training.batches import Array, check_alike, collate, even_batches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.threads import parallel
 from twofold.reference import softmax
@@ -84,6 +84,7 @@ def _by_batches(
     rows: Array,
 ) -> Array:
     """Return `rows`, filled with what a function makes of batches, finished on the host."""
+    check_alike(inputs)
 
     def begin(chosen: Array) -> Callable[[], None]:
         wait = graphs.begun(model, function, collate([inputs[i] for i in chosen]))

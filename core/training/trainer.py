@@ -25,7 +25,7 @@ import numpy as np
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.parameters import Layout
 from twofold.core.model.seeds import dropout_seeds
-from twofold.core.training.batches import Array, Prepared, collate
+from twofold.core.training.batches import Array, Prepared, check_alike, collate
 from twofold.core.training.optimizer import Optimizer, stretches
 from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.recipe import Recipe
@@ -101,8 +101,12 @@ class Trainer:
         Args:
             inputs: token ids (L,) or patches (L, P) of every example.
             targets: (B,) int64 labels or (B, C) float32 probabilities.
+
+        Raises:
+            TypeError, ValueError: there are none, or they cannot share a batch.
         """
         checks.require(len(inputs) > 0, "inputs", "empty", "at least one example")
+        check_alike(inputs)
         parts, targets = min(self.recipe.parts, len(inputs)), np.asarray(targets)
         mine = range(self.parts.start, min(self.parts.stop, parts))
         cut = {part: (collate(inputs[part::parts]), targets[part::parts]) for part in mine}
