@@ -8,7 +8,7 @@ pretrained.save("folder", bert.model, bert.tokenizer, bert.labels)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +59,12 @@ class Pretrained(NamedTuple):
 
     def predict(self, texts: Sequence[str]) -> Array:
         """Return the probabilities of the classes, (n, C) float32."""
-        _several("texts", texts)
+        texts = _several("texts", texts)
         return inference.predict(self.model, [self.encode(text) for text in texts])
 
     def embed(self, texts: Sequence[str]) -> Array:
         """Return mean-pooled embeddings of length 1, (n, d_model) float32."""
-        _several("texts", texts)
+        texts = _several("texts", texts)
         return inference.embed(self.model, [self.encode(text) for text in texts])
 
     def trainer(self, **recipe: Any) -> trainer.Trainer:
@@ -100,8 +100,13 @@ def load(
 
     Raises:
         DataError, WeightsError: naming the file, the tensor or field, and the fault.
+        TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    _several("labels", labels)
+    if ops is not None and not isinstance(ops, sides.Side):
+        raise TypeError(f"ops is a {type(ops).__name__}; it must be a Side, as ops.load returns")
+    if labels is not None:
+        labels = _several("labels", labels)
+        _names(labels, len(labels))
     folder = pretrained_folder(name_or_path)
     config, own = weights.read_config(folder, **changed)
     if labels is not None:
@@ -136,14 +141,17 @@ def save(
             None.
 
     Raises:
-        ValueError: naming what of the model is no BERT's, or what else there is.
+        TypeError, ValueError: naming what of the model is no BERT's, what else there is, or the
+            argument and what it must be.
     """
-    checks.require(
-        len(set(labels)) == model.config.num_classes, "labels", tuple(labels),
-        f"{model.config.num_classes} names, no two alike",
-    )  # fmt: skip
+    labels = _several("labels", labels)
+    _names(labels, model.config.num_classes)
     files = weights.files(model, tuple(labels))
-    settings = tokenizer.files(longest or model.config.max_length)
+    most = model.config.max_length
+    if longest is not None:
+        checks.count("longest", longest, 1)
+        checks.require(longest <= most, "longest", longest, f"at most the model's {most} positions")
+    settings = tokenizer.files(most if longest is None else longest)
     files |= {name: text.encode() for name, text in settings.items()}
     folder = Path(folder).resolve()
     here = folder == Path.cwd()
@@ -156,6 +164,20 @@ def save(
     checkpoints.write_folder(folder, files)
 
 
-def _several(name: str, texts: object) -> None:
-    """Refuse one text where several are asked for: it would be taken letter by letter."""
+def _several(name: str, texts: Iterable[str]) -> list[str]:
+    """Return the texts; one where several are asked for would be taken letter by letter."""
     checks.require(not isinstance(texts, str), name, f"the text {texts!r:.40}", "a list of them")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{name} is a {type(texts).__name__}; it must be a list of texts")
+    found = list(texts)
+    for n, text in enumerate(found):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{n}] is a {type(text).__name__}; it must be a str")
+    return found
+
+
+def _names(labels: list[str], classes: int) -> None:
+    """Refuse names of classes of which a class would have two, or none of its own."""
+    fits = len(set(labels)) == len(labels) == classes > 0
+    must = f"{max(classes, 1)} names, no two alike"
+    checks.require(fits, "labels", tuple(labels), must)

@@ -72,6 +72,31 @@ def test_what_is_no_list_is_refused(small):
         pretrained.save("nowhere", bert.model, bert.tokenizer, ("a", "a"))
 
 
+def test_arguments_are_refused_where_they_are_given(small, tmp_path):
+    """And not after the work, or where the folder is read."""
+    with pytest.raises(ValueError, match="^labels is .'a', 'a'.; it must be 2 names, no two alike"):
+        pretrained.load(small, labels=("a", "a"))
+    with pytest.raises(TypeError, match=r"^labels\[1\] is a int; it must be a str"):
+        pretrained.load(small, labels=("a", 5))
+    with pytest.raises(TypeError, match="^ops is a str; it must be a Side, as ops.load returns"):
+        pretrained.load(small, ops="reference")
+    bert = pretrained.load(small)
+    for function in (bert.predict, bert.embed):
+        with pytest.raises(TypeError, match=r"^texts\[0\] is a int; it must be a str"):
+            function([5])
+        with pytest.raises(TypeError, match="^texts is a int; it must be a list of texts"):
+            function(5)
+    for longest, error, words in (
+        (-1, ValueError, "-1; it must be at least 1"),
+        (0, ValueError, "0; it must be at least 1"),
+        (17, ValueError, "17; it must be at most the model's 16 positions"),
+        (2.5, TypeError, "a float; it must be an int"),
+    ):
+        with pytest.raises(error, match=f"^longest is {words}"):
+            saved(bert, tmp_path / "out", longest=longest)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_text_and_a_pair_do_not_share_a_batch(small):
     bert = pretrained.load(small)
     both = [bert.encode("a film"), bert.encode("a", "film")]
