@@ -330,6 +330,15 @@ def test_what_is_wrong_is_said_by_the_options_name(run, tmp_path, monkeypatch, c
     assert not list(tmp_path.iterdir())
 
 
+def test_names_of_users_are_not_taken_for_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data in ("batch_size/nofile.csv", "my batch_size.csv", "data batch_size x.csv"):
+        assert f"{data}: there is no such file" in call("train", "--data", data, status=2)
+    (tmp_path / "a.csv").write_text("text,the batch_size,d_model\na,x,1\nb,y,2\n")
+    said = call("train", "--data", "a.csv", status=2)
+    assert "the label (--label-column): 'text', 'the batch_size', 'd_model'" in said
+
+
 def test_half_a_file_is_not_left_where_the_disk_is_full(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("before")
 

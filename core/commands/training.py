@@ -128,18 +128,32 @@ def _refuse_beside_resume(context: typer.Context) -> None:
             raise ValueError(f"{was}; with --resume it must be left out: a run goes on as it began")
 
 
+# What a refusal is of, and in what must be: something quoted, or a setting of several words.
+SUBJECT = r"\w+(?: / \w+)*(?= (?:is|has) )"
+SETTING = r"""'[^']*'|"[^"]*"|(?<![\w./-])\w+_\w+(?![\w./-])"""
+
+
 def _by_option(error: Exception, context: typer.Context) -> Exception:
     """Return an error that names options, where it named the settings that they are for.
 
-    A setting of one word is looked for in front alone: elsewhere it may be a word.
+    They are looked for where a message has them, not among what it quotes of users: in front of
+    "is" or "has", and in what must be, outside quotation marks. There a setting of one word is left
+    alone: it may be a word.
     """
     words = str(error)
-    for option in context.command.params:
-        name = option.name or ""
-        if isinstance(error, ValueError | TypeError):
-            where = rf"(?<![\w.-]){name}(?![\w.])" if "_" in name else rf"^{name}(?= )"
-            words = re.sub(where, option.opts[0], words)
-    return error if words == str(error) else ValueError(words)
+    if not isinstance(error, ValueError | TypeError):
+        return error
+    options = {option.name or "": option.opts[0] for option in context.command.params}
+
+    def named(found: re.Match[str]) -> str:
+        return options.get(found[0], found[0])
+
+    subject, start = re.match(SUBJECT, words), words.rfind("; ")
+    end = 0 if subject is None else subject.end()
+    start = len(words) if start < end else start
+    front, must = re.sub(r"\w+", named, words[:end]), re.sub(SETTING, named, words[start:])
+    replaced = front + words[end:start] + must
+    return error if replaced == words else ValueError(replaced)
 
 
 @contextmanager
