@@ -272,6 +272,20 @@ def test_a_lost_vocabulary_is_named(run, tmp_path):
     )
 
 
+def test_another_vocabulary_than_the_run_was_begun_with_is_refused(run, tmp_path):
+    shutil.copytree(run, folder := tmp_path / "run")
+    path, settings = folder / "tokenizer.json", json.loads((run / "run.json").read_text())
+    words = path.read_text()
+    path.write_text(words.replace("lovely", "pretty"))
+    assert words != path.read_text()
+    for command in (["train", "--resume", folder], ["predict", folder, "a"], ["evaluate", folder]):
+        said = call(*command, status=2)
+        assert f"{folder} has no vocabulary that fits it: the sha256 of tokenizer.json is" in said
+    del settings["tokenizer_sha256"]  # as before there was one
+    (folder / "run.json").write_text(json.dumps(settings))
+    call("predict", folder, "a")
+
+
 def test_folders_that_nobody_named_are_apart(tmp_path, monkeypatch):
     """Of runs that begin in the same second."""
     now = datetime.datetime(2026, 1, 2, 3, 4, 5)

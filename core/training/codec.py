@@ -10,6 +10,7 @@ import numpy as np
 
 from twofold.core.data import encoded
 from twofold.core.data.datasets import Dataset
+from twofold.core.data.fetch import sha256_of
 from twofold.core.data.patches import patches
 from twofold.core.data.tokenizers import BPETokenizer, WordTokenizer, load_tokenizer
 from twofold.core.data.wordpiece import WordPieceTokenizer
@@ -102,17 +103,20 @@ def new(dataset: Dataset, tokenizer: str, patch: int) -> Codec:
     return codec
 
 
-def store(codec: Codec, folder: Path) -> None:
-    """Write what the run's settings do not hold: the vocabulary."""
-    if isinstance(codec, TextCodec):
-        write_text(folder / TOKENIZER_FILE, codec.tokenizer.to_json())
+def store(codec: Codec, folder: Path) -> str | None:
+    """Write what the run's settings do not hold, the vocabulary, and return its file's sha256."""
+    if not isinstance(codec, TextCodec):
+        return None
+    write_text(folder / TOKENIZER_FILE, codec.tokenizer.to_json())
+    return sha256_of(folder / TOKENIZER_FILE)
 
 
 def restore(settings: Settings, folder: Path) -> Codec:
     """Return the codec of a run.
 
     Raises:
-        ValueError: the run's tokenizer has more words than the model.
+        ValueError: the run's tokenizer has more words than the model, or is not the one that the
+            run was begun with.
     """
     model = settings.model
     if model.input == "patches":
@@ -121,4 +125,7 @@ def restore(settings: Settings, folder: Path) -> Codec:
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     size, most = tokenizer.vocabulary_size, f"at most the model's input_size, {model.input_size}"
     checks.require(size <= model.input_size, "the tokenizer's vocabulary", size, most)
+    begun, found = settings.tokenizer_sha256, sha256_of(folder / TOKENIZER_FILE)
+    must = f"that with which the run was begun, {begun}"
+    checks.require(begun in (None, found), f"the sha256 of {TOKENIZER_FILE}", found, must)
     return TextCodec(tokenizer, longest)

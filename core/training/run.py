@@ -20,7 +20,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Run:
             raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
         with held(folder):
             check_vacant("the run's folder", folder)
-            codecs.store(codec, folder)
+            sha256 = codecs.store(codec, folder)
+            settings = replace(settings, tokenizer_sha256=sha256)
             checkpoints.write_text(folder / SETTINGS_FILE, json.dumps(settings.to_json(), indent=1))
         return cls(folder, settings, codec)
 

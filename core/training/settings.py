@@ -54,6 +54,8 @@ class Settings:
         labels: names of the classes.
         side: "reference" or "triton".
         tokenizer: "words" or "bpe"; "wordpiece" is a pretrained model's.
+        tokenizer_sha256: of the vocabulary's file, so that a run never goes on with another; None
+            of images, and in runs from before it was kept.
         init: name or folder of the pretrained model that training begins with, or None.
         init_sha256: of its weights, so that a run never goes on from others.
         longest: tokens of a text that are read; None for as many as the model has positions.
@@ -69,6 +71,7 @@ class Settings:
     labels: tuple[str, ...]
     side: str = "reference"
     tokenizer: str = "words"
+    tokenizer_sha256: str | None = None
     init: str | None = None
     init_sha256: str | None = None
     longest: int | None = None
