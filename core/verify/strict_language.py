@@ -9,6 +9,7 @@ import ast
 import copy
 import functools
 import inspect
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,14 @@ MACHINERY = (
     os.path.dirname(np.__file__),
     os.path.dirname(__file__) + os.sep + "strict_",
 )
+# Of a constant and a tensor, in this order: the compiler asks the tensor.
+_OPERATORS = tuple(
+    f"__{name}__"
+    for name in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
+        "lshift", "rshift", "lt", "le", "gt", "ge", "eq", "ne",
+    )
+)  # fmt: skip
 # Functions as `Rewriting` made them; Triton keeps its own beside.
 REWRITTEN: dict[Callable[..., Any], Callable[..., Any]] = {}
 
@@ -59,6 +68,10 @@ class Language:
         # Triton 3.6 takes int() of an array with an axis, which NumPy no longer allows.
         scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
         scope.set_attr(tl.tensor, "__bool__", _truth)
+        scope.set_attr(tl.tensor, "__repr__", _shown)
+        scope.set_attr(tl.tensor, "__str__", _shown)
+        for name in _OPERATORS:
+            scope.set_attr(tl.constexpr, name, _of_constant(name, getattr(tl.constexpr, name)))
         for language in (tl, tl.core):
             scope.set_attr(language, "static_assert", _static_assert)
             scope.set_attr(language, "range", loop)
@@ -127,7 +140,8 @@ def loop(arg1: Any, arg2: Any = None, step: Any = None, *_: Any, **__: Any) -> I
     start, end = (0, arg1) if arg2 is None else (arg1, arg2)
     bounds = [semantic.to_tensor(x) for x in (start, end, 1 if step is None else step)]
     if not all(x.dtype.is_int() for x in bounds) or any(x.type.is_block() for x in bounds):
-        raise TypeError(f"a loop's bounds and step are scalar integers, not {bounds}")
+        types = ", ".join(str(x.type) for x in bounds)
+        raise TypeError(f"a loop's bounds and step are scalar integers, not {types}")
     dtype = functools.reduce(semantic.integer_promote_impl, (x.dtype for x in bounds))
     numpy_dtype = interpreter._get_np_dtype(dtype)
     for i in range(*(int(x) for x in bounds)):
@@ -141,6 +155,25 @@ def _truth(x: Any) -> bool:
     if data.size != 1 and not asked_by.startswith(MACHINERY):
         raise ValueError(f"a block of shape {data.shape} is no condition of if, while, and, or")
     return bool(data.all()) if data.size == 1 else True
+
+
+def _shown(x: Any) -> str:
+    """Show a tensor's elements to a kernel that prints them, and its type in what Triton raises.
+
+    So one fault has the same words whatever the elements are.
+    """
+    asked_by = sys._getframe(1).f_code.co_filename
+    return str(x.type) if asked_by.startswith(MACHINERY) else str(x.handle.data)
+
+
+def _of_constant(name: str, plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return an operator of `tl.constexpr`, which the interpreter's own makes a constant of."""
+    by_value = getattr(operator, name)
+
+    def operation(self: Any, other: Any) -> Any:
+        return by_value(self.value, other) if isinstance(other, tl.tensor) else plain(self, other)
+
+    return operation
 
 
 def _static_assert(condition: Any, message: str = "", _semantic: Any = None) -> None:
