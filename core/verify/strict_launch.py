@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -209,6 +209,7 @@ def installed(strict: Strictness) -> Iterator[None]:
             (interpreter.interpreter_semantic, Rewriting.LOOP, loop),
             (interpreter.interpreter_semantic, Rewriting.LINE, kernel_line),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
+            (torch.cuda.device, "__init__", _null_on_cpu(torch.cuda.device.__init__)),
         ):
             stack.enter_context(_replaced(owner, name, new))
         yield
@@ -226,6 +227,19 @@ def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, old)
+
+
+def _null_on_cpu(plain: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Return how `torch.cuda.device` is made where tensors are on the CPU: one that does nothing.
+
+    So its documentation has it of None, which a launcher gives it by `torch.cuda.device(
+    x.device.index)`; without CUDA torch raises.
+    """
+
+    def made(self: Any, device: Any) -> None:
+        plain(self, -1 if device is None or str(device).startswith("cpu") else device)
+
+    return made
 
 
 def _least_dot(builder: Any) -> Any:
