@@ -251,6 +251,28 @@ def test_programs_run_in_an_order_drawn_from_the_seed():
     assert not turns[0].equal(turns[1]) and not turns[0].equal(turns["in order"])
 
 
+def test_a_launch_made_again_runs_its_programs_in_reverse(strict):
+    turns = [torch.zeros(2, 20, dtype=torch.int32) for _ in range(4)]
+    with strict_interpreter():
+        for i, turn in enumerate(turns):
+            order[20,](ints(0), turn[0])
+            order[10,](ints(i), turn[1])  # other launches, which are none of these
+    first, again, third, _ = (turn[0] for turn in turns)
+    assert again.equal(19 - first) and third.equal(first)
+    order[20,](ints(0), again)
+    order[20,](ints(0), again)
+    assert again.tolist() == list(range(20))
+
+
+def test_float_atomics_give_other_bits_when_computed_again():
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    totals = [torch.zeros(1) for _ in range(3)]
+    with strict_interpreter():
+        for total in totals:
+            add_up[64,](x, total, torch.zeros(64), READ=False)
+    assert totals[0] != totals[1] and totals[0] == totals[2]
+
+
 # the context
 
 

@@ -26,7 +26,8 @@ in order. In this context a kernel must be right for the right reason:
   lane of its program stored before, with no barrier between; no two lanes of one store write
   different values to one element.
 - *overflow*: integers of 32 bits and less do not wrap in +, − and ·, nor do their sums.
-- *shuffle*: programs run in an order drawn from `seed`.
+- *shuffle*: programs run in an order drawn from `seed`; where a launch is made again, with the same
+  arguments, in reverse, so that what depends on the order is not the same bits (`strict_turns`).
 
 Faults too, always: what the compiler refuses and the interpreter would take, that is least shapes
 of `tl.dot` (NVIDIA's), a block as a condition, loops over floats; and any exception in a kernel.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +34,7 @@ from twofold.core.verify.strict_memory import (
     StaticAssertion,
     Unsupported,
 )
+from twofold.core.verify.strict_turns import Turns
 from twofold.core.verify.strict_unwritten import Record
 
 _SCALARS = {
@@ -47,7 +47,7 @@ launches = 0  # so far
 
 
 def launch(
-    executor: Any, language: Language, args: tuple[Any, ...], kwargs: dict[str, Any]
+    executor: Any, language: Language, turns: Turns, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Run all programs of a grid: `GridExecutor.__call__`, strict."""
     global launches
@@ -73,9 +73,7 @@ def launch(
         else _argument(name, x, types.get(name), memory, records, strict.numerics)
         for name, x in bound.items()
     }
-    programs = list(np.ndindex(*grid))
-    if strict.shuffle:
-        random.Random(strict.seed).shuffle(programs)
+    programs = turns.programs(fn, grid, bound.values(), strict.seed if strict.shuffle else None)
     builder.set_grid_dim(*grid)
     # Overflow, NaN and infinity are no exceptions on the hardware.
     with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -151,7 +149,7 @@ def _pointer(name: str, x: Any, memory: Memory, records: dict[int, Record]) -> A
 @contextlib.contextmanager
 def installed(strict: Strictness) -> Iterator[None]:
     """Make the interpreter strict, and what it was at the end."""
-    builder, language = interpreter.interpreter_builder, Language()
+    builder, language, turns = interpreter.interpreter_builder, Language(), Turns()
     semantic = interpreter.TritonSemantic
     plain_load = semantic.load
     plain_overflow = semantic.binary_op_sanitize_overflow_impl
@@ -164,7 +162,7 @@ def installed(strict: Strictness) -> Iterator[None]:
         return function.rewrite()(*args, **kwargs)
 
     def run(executor: Any, *args: Any, **kwargs: Any) -> None:
-        launch(executor, language, args, kwargs)
+        launch(executor, language, turns, args, kwargs)
 
     def overflow(self: Any, lhs: Any, rhs: Any, binary_op: Any) -> None:
         if self.builder is not builder:
