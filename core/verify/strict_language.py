@@ -22,6 +22,7 @@ from triton.language.extra import libdevice
 from triton.runtime import interpreter
 from triton.runtime.interpreter import ASTTransformer, TensorHandle
 
+from twofold.core.verify.strict_hints import HINTS
 from twofold.core.verify.strict_memory import StaticAssertion
 
 # Frames of these files are not the kernel's.
@@ -75,6 +76,8 @@ class Language:
         for language in (tl, tl.core):
             scope.set_attr(language, "static_assert", _static_assert)
             scope.set_attr(language, "range", loop)
+            for name, hint in HINTS.items():
+                scope.set_attr(language, name, hint)
         for stub in vars(libdevice).values():
             if inspect.isfunction(stub):  # by its code: kernels have it under names of their own
                 scope.set_attr(stub, "__code__", _no_libdevice.__code__)
