@@ -61,6 +61,12 @@ def through_a_pointer(pointers_ptr, x_ptr, y_ptr):
 
 
 @InterpretedFunction
+def as_other_numbers(x_ptr, y_ptr, first):
+    there = (x_ptr + first).to(tl.pointer_type(y_ptr.dtype.element_ty))
+    tl.store(y_ptr + tl.arange(0, 2), tl.load(there + tl.arange(0, 2)))
+
+
+@InterpretedFunction
 def count(x_ptr, y_ptr, SCAN: tl.constexpr):
     i = tl.arange(0, 8)
     x = tl.load(x_ptr + i)
@@ -189,6 +195,16 @@ def test_a_pointer_from_memory_must_lead_to_an_argument(strict):
     here[1] = other.data_ptr()
     words = found(through_a_pointer, (2,), ints(*here, dtype=torch.int64), x, y)
     assert "program (1, 0, 0): load from an address that is in no tensor argument" in words
+
+
+def test_an_address_is_a_multiple_of_the_size_of_its_element(strict):
+    x, y = torch.zeros(64, dtype=torch.uint8), torch.zeros(2)
+    as_other_numbers[1,](x, y, 4)
+    words = found(as_other_numbers, (1,), x, y, 6)
+    assert words == (
+        f"as_other_numbers, {where(as_other_numbers, 'tl.load')}, program (0, 0, 0): load from "
+        "x_ptr of shape (64,) and strides (1,) of 4 bytes at an address that 4 does not divide"
+    )
 
 
 # races

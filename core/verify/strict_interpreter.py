@@ -13,7 +13,8 @@ in order. In this context a kernel must be right for the right reason:
   compiled kernel gives them (float32; an annotated integer its annotation); loops count in the type
   of their bounds.
 - *bounds*: every unmasked lane of a load, store or atomic lies on an element of the view that its
-  pointer argument is, by shape and strides; so does a gather on its axis.
+  pointer argument is, by shape and strides, at a multiple of its own size; so does a gather on its
+  axis.
 - *poison*: masked lanes of a load without `other`, and memory that `torch.empty` and its like gave,
   are NaN, the largest integer, or True; so is what integers divided by zero, shifted too far, or
   made of a float that does not fit, come to. A store of what such a lane became is a fault that

@@ -189,9 +189,18 @@ class Memory:
             whole = bool(mask.all())
             live = pointers.ravel() if whole else pointers[mask]
             if live.size:
+                if self._checks.bounds and int(np.bitwise_or.reduce(live)) % size:
+                    raise self._misaligned(kind, live, size)
                 lanes = _numbers(pointers.size) if whole else np.flatnonzero(mask)
                 self._check(kind, live, lanes, size)
         return untagged(pointers)
+
+    def _misaligned(self, kind: str, pointers: Array, size: int) -> Fault:
+        first = int(pointers[pointers % np.uint64(size) != 0][0])
+        return self.fault(
+            f"{_WORDS[kind]} {self._argument(first)} of {size} bytes at an address that {size} "
+            "does not divide"
+        )
 
     def leave_unspecified(self, pointers: Array) -> None:
         """Remember that a load gives some lanes no value."""
