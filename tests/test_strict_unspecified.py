@@ -54,6 +54,29 @@ def add_half_of_it(x_ptr, y_ptr):
 
 
 @InterpretedFunction
+def extremes_with_half_of_it(x_ptr, y_ptr, HOW: tl.constexpr):
+    i = tl.arange(0, 8)
+    x = tl.load(x_ptr + i, mask=i < 4)
+    if HOW == "max":
+        tl.atomic_max(y_ptr + i, x)
+    else:
+        tl.atomic_min(y_ptr + i, x, mask=i < 4 + (HOW == "min"))
+
+
+@InterpretedFunction
+def sorted_half(x_ptr, y_ptr, HOW: tl.constexpr):
+    i = tl.arange(0, 2)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    x = tl.load(x_ptr + i, mask=i < 7)
+    if HOW == "sort":
+        y = tl.sort(x)
+    elif HOW == "down":
+        y = tl.sort(x, descending=True)
+    else:
+        y = tl.topk(x, 4)
+    tl.store(y_ptr + i, y, mask=i < 5)
+
+
+@InterpretedFunction
 def largest(x_ptr, at_ptr):
     i = tl.arange(0, 8)
     x = tl.load(x_ptr + i, mask=i < 4)
@@ -134,6 +157,25 @@ def test_an_atomic_with_a_masked_lane_is_named(strict):
     words = found(add_half_of_it, (1,), torch.ones(4), torch.zeros(8))
     at = where(add_half_of_it, "tl.atomic_add")
     assert words.startswith(f"add_half_of_it, {at}, program (0, 0, 0): atomic on y_ptr")
+
+
+@pytest.mark.parametrize("how", ["max", "min"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_extreme_by_atomics_with_a_masked_lane_is_named(strict, how, sign):
+    x, y = torch.full((4,), 2.0 * sign), torch.zeros(8)
+    words = found(extremes_with_half_of_it, (1,), x, y, HOW=how)
+    at = where(extremes_with_half_of_it, f"atomic_{how}")
+    assert words.startswith(f"extremes_with_half_of_it, {at}, program (0, 0, 0): atomic on y_ptr")
+    assert f": {4 if how == 'max' else 1} values come from masked lanes" in words
+    extremes_with_half_of_it[1,](x, y, HOW="masked")
+
+
+@pytest.mark.parametrize("how", ["sort", "down", "topk"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_masked_lane_that_is_sorted_is_named(strict, how, dtype):
+    x, y = torch.arange(-4.0, 3.0).to(dtype), torch.zeros(8, dtype=dtype)
+    words = found(sorted_half, (1,), x, y, HOW=how)
+    assert "store to y_ptr" in words and ": 1 values come from masked lanes" in words
 
 
 def test_the_place_of_the_largest_is_none(strict):

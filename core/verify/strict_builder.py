@@ -95,7 +95,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
     def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *how: Any, **more: Any) -> Any:
         live, kind = _data(mask), self.kind or "store"
         addresses = self.memory.access(kind, ptrs.data, live, _size(ptrs))
-        self._check_use(kind, ptrs, value, live)
+        self.check_use(kind, ptrs, value, live)
         plain = TensorHandle(addresses, ptrs.dtype)
         result = super().create_masked_store(plain, value, mask, *how, **more)
         if self.strict.races:
@@ -110,7 +110,6 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
     def create_atomic_rmw(self, op: Any, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
         live = _data(mask)
         addresses = self.memory.access("atomic", ptr.data, live, _size(ptr))
-        self._check_use("atomic", ptr, val, live)
         if val.dtype.scalar == tl.bfloat16:
             raise NotImplementedError("Triton's interpreter has no atomics on bfloat16")
         plain, atomic = TensorHandle(addresses, ptr.dtype), super().create_atomic_rmw
@@ -226,7 +225,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         finally:
             self.kind = ""
 
-    def _check_use(self, kind: str, ptrs: Any, value: Any, live: Array) -> None:
+    def check_use(self, kind: str, ptrs: Any, value: Any, live: Array) -> None:
         """Refuse to store what came from masked lanes of a load."""
         if self.memory.unspecified and value.dtype.scalar in _FLOATS:
             used = numerics.is_poison(np.broadcast_to(value.data, ptrs.data.shape)) & live

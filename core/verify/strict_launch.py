@@ -153,13 +153,17 @@ def installed(strict: Strictness) -> Iterator[None]:
     semantic = interpreter.TritonSemantic
     plain_load = semantic.load
     plain_overflow = semantic.binary_op_sanitize_overflow_impl
+    plain_atomic = semantic.atom_red_typechecking_impl
     plain_apply = interpreter.ReduceScanOpInterface.apply
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         if function is speed.PHILOX and (drawn := speed.philox(*args, **kwargs)):
             return drawn
         language.patch(function.fn)
-        return function.rewrite()(*args, **kwargs)
+        result = function.rewrite()(*args, **kwargs)
+        if function in strict_reductions.SORTS:
+            strict_reductions.keep_poison_sorted(result, *args, **kwargs)
+        return result
 
     def run(executor: Any, *args: Any, **kwargs: Any) -> None:
         launch(executor, language, turns, args, kwargs)
@@ -179,6 +183,13 @@ def installed(strict: Strictness) -> Iterator[None]:
             return plain_load(self, ptr, mask, other, *how, **more)
         finally:
             builder.other_given = False
+
+    def atomic(self: Any, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
+        # After this an extreme of floats is one of integers.
+        found = ptr, val, mask = plain_atomic(self, ptr, val, mask, *how)
+        if self.builder is builder:
+            builder.check_use("atomic", ptr.handle, val.handle, mask.handle.data)
+        return found
 
     def apply(self: Any, input: Any) -> Any:
         if not isinstance(input, tuple):
@@ -204,6 +215,7 @@ def installed(strict: Strictness) -> Iterator[None]:
             (interpreter.GridExecutor, "__call__", run),
             (interpreter.ReduceScanOpInterface, "apply", apply),
             (semantic, "load", load),
+            (semantic, "atom_red_typechecking_impl", atomic),
             (interpreter.interpreter_semantic, Rewriting.LOOP, loop),
             (interpreter.interpreter_semantic, Rewriting.LINE, kernel_line),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),

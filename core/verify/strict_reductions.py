@@ -1,6 +1,7 @@
 """Reductions and scans of the interpreter, strict: bfloat16 in float32, integers that do not wrap.
 
-What masked lanes were given is not passed over by a maximum, as NaN otherwise is.
+What masked lanes were given is not passed over by a maximum, as NaN otherwise is, and no sort puts
+it anywhere: of what it is compared with nothing is known either.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _EXTREMES = tuple(
         "_argmin_combine_tie_break_fast",
     )
 )
+
+SORTS = tuple(getattr(tl.standard, name) for name in ("sort", "topk", "bitonic_merge"))
 
 
 def apply(plain: Callable[..., Any], operation: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -68,6 +71,17 @@ def _keep_poison(operation: Any, handle: Any, results: tuple[Any, ...]) -> None:
     for result in results:
         data = result.handle.data
         result.handle.data = np.where(found, numerics.poison(data.dtype, False), data)
+
+
+def keep_poison_sorted(result: Any, x: Any, *_: Any, **__: Any) -> None:
+    """Give everything along the last axis of what was sorted poison, where anything has it."""
+    if not interpreter.interpreter_builder.memory.unspecified or not x.dtype.is_floating():
+        return
+    found = numerics.is_poison(x.handle.data).any(axis=-1, keepdims=True)
+    if found.any():
+        data = result.handle.data
+        poison = numerics.poison(data.dtype, x.dtype == tl.bfloat16)
+        result.handle.data = np.where(found, poison, data)
 
 
 def _cast(x: Any, dtype: Any) -> Any:

@@ -36,6 +36,7 @@ _NEEDED: dict[str, dict[str, str | None]] = {
         "ReduceScanOpInterface.apply": "self input",
         "ReduceOps": "axis combine_fn keep_dims",
         "TritonSemantic.load": "self ptr mask other",
+        "TritonSemantic.atom_red_typechecking_impl": "self ptr val mask",
         "TritonSemantic.binary_op_sanitize_overflow_impl": "self lhs rhs binary_op",
         "InterpreterBuilder.set_grid_dim": "self nx ny nz",
         "InterpreterBuilder.set_grid_idx": "self x y z",
@@ -75,6 +76,9 @@ _NEEDED: dict[str, dict[str, str | None]] = {
         "_argmax_combine_tie_break_fast": None,
         "_argmin_combine_tie_break_left": None,
         "_argmin_combine_tie_break_fast": None,
+        "sort": None,
+        "topk": None,
+        "bitonic_merge": None,
     },
 }
 
