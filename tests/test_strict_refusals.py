@@ -120,6 +120,27 @@ def test_what_the_compiler_refuses_is_a_fault(how):
     assert WORDS[how] in words
 
 
+@pytest.mark.parametrize(
+    "grid, words",
+    [
+        ((1, 65536), "has 65536 programs on axis 1; a GPU takes 65535 there"),
+        ((1, 1, 70000), "has 70000 programs on axis 2; a GPU takes 65535 there"),
+        ((2**31,), "has 2147483648 programs on axis 0; a GPU takes 2147483647 there"),
+        ((1, 1, 1, 1), "a grid has at most 3 axes"),
+    ],
+)
+def test_a_grid_that_no_gpu_takes_is_a_fault(grid, words):
+    said = found(asserts, grid, torch.zeros(1), N=8)
+    assert said.startswith("asserts: ") and words in said
+
+
+@pytest.mark.parametrize("warps", [0, 3, 64])
+def test_a_number_of_warps_that_no_gpu_takes_is_a_fault(warps):
+    said = found(asserts, (1,), torch.zeros(1), N=8, num_warps=warps)
+    assert said == f"asserts: num_warps is {warps}; it must be a power of 2 and at most 32"
+    asserts[1,](torch.zeros(1), N=8, num_warps=32)
+
+
 def test_a_static_assertion_is_the_kernels_own_refusal():
     words = found(asserts, (1,), torch.zeros(1), N=7, error=StaticAssertion)
     at = where(asserts, "static_assert")

@@ -43,6 +43,10 @@ _SCALARS = {
     "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64,
 }  # fmt: skip
 
+# NVIDIA's, "CUDA C++ Programming Guide", technical specifications per compute capability.
+_MOST_PROGRAMS = (2**31 - 1, 2**16 - 1, 2**16 - 1)
+_WARPS = (1, 2, 4, 8, 16, 32)
+
 launches = 0  # so far
 
 
@@ -55,12 +59,14 @@ def launch(
     builder = interpreter.interpreter_builder
     strict: Strictness = builder.strict
     fn = executor.fn
+    _check_warps(fn.__name__, kwargs.get("num_warps"))
     kwargs = {name: x for name, x in kwargs.items() if name in executor.arg_names}
     host_args, host_kwargs = executor._init_args_hst(args, kwargs)
     for hook in executor.pre_run_hooks:
         hook(*host_args, **host_kwargs)
     bound = inspect.getcallargs(fn, *host_args, **host_kwargs)
     grid = tuple(executor.grid(bound) if callable(executor.grid) else executor.grid)
+    _check_grid(fn.__name__, grid)
     grid += (1,) * (3 - len(grid))
     language.patch(fn)
     checks = Checks(strict.bounds, strict.races, strict.uninitialised)
@@ -88,6 +94,24 @@ def launch(
             except Exception as error:
                 raise _explained(error, memory) from error
     executor._restore_args_dev(args, host_args, kwargs, host_kwargs)
+
+
+def _check_warps(kernel: str, warps: Any) -> None:
+    """Refuse a number of warps that no block has; where none is given Triton has its own."""
+    if isinstance(warps, int) and warps not in _WARPS:
+        raise Fault(f"{kernel}: num_warps is {warps}; it must be a power of 2 and at most 32")
+
+
+def _check_grid(kernel: str, grid: tuple[int, ...]) -> None:
+    """Refuse a grid that no GPU takes."""
+    if len(grid) > len(_MOST_PROGRAMS):
+        raise Fault(f"{kernel}: a grid has at most 3 axes, this one is {grid}")
+    for axis, (programs, most) in enumerate(zip(grid, _MOST_PROGRAMS, strict=False)):
+        if programs > most:
+            raise Fault(
+                f"{kernel}: the grid {grid} has {programs} programs on axis {axis}; "
+                f"a GPU takes {most} there"
+            )
 
 
 def _explained(error: Exception, memory: Memory) -> Exception:
