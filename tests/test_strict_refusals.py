@@ -51,6 +51,30 @@ def refused(x_ptr, y_ptr, HOW: tl.constexpr):
         tl.assume(tl.load(y_ptr) > 1)
 
 
+NUMBER = 3.0
+CONSTANT = tl.constexpr(3.0)
+
+
+@InterpretedFunction
+def of_python(y_ptr, n, HOW: tl.constexpr, WIDTH: tl.constexpr = NUMBER):
+    if HOW == "global":
+        tl.store(y_ptr, NUMBER)
+    for i in range(n):
+        tl.store(y_ptr + i, CONSTANT)
+        if HOW == "break":
+            break
+        if HOW == "continue":
+            continue
+        if HOW == "return":
+            return
+    while HOW == "while":
+        break
+    for j in tl.static_range(2):
+        if j == 1:
+            return
+        tl.store(y_ptr + j, WIDTH)
+
+
 @InterpretedFunction
 def asserts(x_ptr, N: tl.constexpr):
     tl.static_assert(N == 8, "N is 8")
@@ -118,6 +142,25 @@ def test_what_the_compiler_refuses_is_a_fault(how):
     words = found(refused, (1,), x, y, HOW=how)
     assert words.startswith(f"refused, {where(refused, AT[how])}, program (0, 0, 0): ")
     assert WORDS[how] in words
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("global", "NameError: a kernel may read the global variable NUMBER only as"),
+        ("break", "SyntaxError: the compiler has no break"),
+        ("continue", "SyntaxError: the compiler has no continue"),
+        ("return", "SyntaxError: the compiler has no return inside a loop"),
+        ("while", "SyntaxError: the compiler has no break"),
+    ],
+)
+def test_what_is_pythons_alone_is_a_fault_where_it_is_reached(how, words):
+    said = found(of_python, (1,), torch.zeros(4), 4, HOW=how)
+    file, line = where(of_python, f'HOW == "{how}"').split(":")
+    assert said.startswith(f"of_python, {file}:{int(line) + 1}, program (0, 0, 0): {words}")
+    y = torch.zeros(4)
+    of_python[1,](y, 4, HOW="none")
+    assert y.tolist() == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,10 @@ in order. In this context a kernel must be right for the right reason:
   arguments, in reverse, so that what depends on the order is not the same bits (`strict_turns`).
 
 Faults too, always: what the compiler refuses and the interpreter would take, that is least shapes
-of `tl.dot` (NVIDIA's), a block as a condition, loops over floats; hints (`tl.multiple_of`) that are
-not true (`strict_hints`); grids and numbers of warps that no GPU takes; and any exception in a
-kernel.
+of `tl.dot` (NVIDIA's), a block as a condition, loops over floats, and where they are reached global
+variables that are no constants, `break`, `continue`, and `return` in a loop; hints
+(`tl.multiple_of`) that are not true (`strict_hints`); grids and numbers of warps that no GPU takes;
+and any exception in a kernel.
 `tl.static_assert` raises `StaticAssertion`. What Triton's interpreter cannot do (inline assembly,
 libdevice, atomics on bfloat16 or through descriptors, waiting for another program) raises
 `Unsupported`, and a Triton whose interpreter is built otherwise ImportError (`strict_versions`).

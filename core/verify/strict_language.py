@@ -90,11 +90,21 @@ class Language:
 
 
 class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
-    """What the interpreter makes of a kernel's source; and loops that count in typed numbers."""
+    """What the interpreter makes of a kernel's source; and loops that count in typed numbers.
+
+    What the compiler has not is refused where it is reached, as it may stand in a branch that a
+    constant closes, where the compiler does not look.
+    """
 
     # Of the interpreter's semantic, which every kernel sees.
     LOOP = "strict_loop"
     LINE = "strict_line"
+    REFUSED = "strict_refused"
+    GLOBAL = "strict_global"
+
+    def __init__(self) -> None:
+        self._own: set[str] = set()  # names of the function
+        self._loops = 0  # around the statement
 
     def visit(self, node: ast.AST) -> Any:
         """Begin every statement of a block with a note of its line."""
@@ -106,21 +116,83 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
         return node
 
     def _noted(self, block: list[ast.stmt]) -> list[ast.stmt]:
-        semantic = ast.Name("interpreter_semantic", ast.Load())
-        note = ast.Call(ast.Attribute(semantic, self.LINE, ast.Load()), [], [])
-        return [x for s in block for x in (_at(s, ast.Expr(note)), s)]
+        return [x for s in block for x in (_at(s, ast.Expr(_call(self.LINE))), s)]
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # noqa: D102
+        names = {x.id for x in ast.walk(node) if isinstance(x, ast.Name) and _is_stored(x)}
+        self._own = names | {x.arg for x in ast.walk(node) if isinstance(x, ast.arg)}
+        self._loops = 0
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
 
     def visit_For(self, node: ast.For) -> ast.AST:  # noqa: D102
-        call = node.iter
-        if (
-            isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Name)
-            and call.func.id == "range"
-        ):
-            semantic = ast.Name("interpreter_semantic", ast.Load())
-            call.func = ast.copy_location(ast.Attribute(semantic, self.LOOP, ast.Load()), call.func)
+        call, unrolled = node.iter, False
+        if isinstance(call, ast.Call):
+            unrolled = ast.unparse(call.func).endswith("static_range")
+            if isinstance(call.func, ast.Name) and call.func.id == "range":
+                call.func = ast.copy_location(_call(self.LOOP).func, call.func)
+        return self._in_loop(node, not unrolled)
+
+    def visit_While(self, node: ast.While) -> ast.AST:  # noqa: D102
+        return self._in_loop(node, True)
+
+    def _in_loop(self, node: ast.AST, counts: bool) -> ast.AST:
+        self._loops += counts
+        visited: ast.AST = self.generic_visit(node)
+        self._loops -= counts
+        return visited
+
+    def visit_Break(self, node: ast.Break) -> ast.AST:  # noqa: D102
+        return self._refused(node, "break")
+
+    def visit_Continue(self, node: ast.Continue) -> ast.AST:  # noqa: D102
+        return self._refused(node, "continue")
+
+    def visit_Return(self, node: ast.Return) -> ast.AST:  # noqa: D102
+        if self._loops:
+            return self._refused(node, "return inside a loop")
         visited: ast.AST = self.generic_visit(node)
         return visited
+
+    def _refused(self, node: ast.stmt, what: str) -> ast.AST:
+        return _at(node, ast.Expr(_call(self.REFUSED, ast.Constant(what))))
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: D102
+        if _is_stored(node) or node.id in self._own:
+            return node
+        return ast.copy_location(_call(self.GLOBAL, ast.Constant(node.id), node), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: D102
+        function = node.func  # by its name it may be global
+        visited: ast.Call = self.generic_visit(node)
+        if isinstance(function, ast.Name):
+            visited.func = function
+        return visited
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: D102
+        return node if isinstance(node.value, ast.Name) else self.generic_visit(node)  # of a module
+
+
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    semantic = ast.Name("interpreter_semantic", ast.Load())
+    return ast.Call(ast.Attribute(semantic, name, ast.Load()), list(arguments), [])
+
+
+def _is_stored(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)
+
+
+def refused(what: str) -> None:
+    """Refuse what the compiler has not."""
+    raise SyntaxError(f"the compiler has no {what}")
+
+
+def known_global(name: str, value: Any) -> Any:
+    """Return a global variable that a kernel reads, where the compiler lets it."""
+    plain = isinstance(value, int | float | str | list | dict) or type(value) is tuple
+    if plain and not triton.knobs.compilation.allow_non_constexpr_globals:
+        raise NameError(f"a kernel may read the global variable {name} only as a tl.constexpr")
+    return value
 
 
 def _at(place: ast.stmt, new: ast.stmt) -> ast.stmt:

@@ -26,7 +26,15 @@ from twofold.core.verify import strict_speed as speed
 from twofold.core.verify import strict_unwritten as unwritten
 from twofold.core.verify.executed import kernel_line
 from twofold.core.verify.strict_builder import StrictBuilder, Strictness
-from twofold.core.verify.strict_language import MACHINERY, REWRITTEN, Language, Rewriting, loop
+from twofold.core.verify.strict_language import (
+    MACHINERY,
+    REWRITTEN,
+    Language,
+    Rewriting,
+    known_global,
+    loop,
+    refused,
+)
 from twofold.core.verify.strict_memory import (
     Checks,
     Fault,
@@ -242,6 +250,8 @@ def installed(strict: Strictness) -> Iterator[None]:
             (semantic, "atom_red_typechecking_impl", atomic),
             (interpreter.interpreter_semantic, Rewriting.LOOP, loop),
             (interpreter.interpreter_semantic, Rewriting.LINE, kernel_line),
+            (interpreter.interpreter_semantic, Rewriting.REFUSED, refused),
+            (interpreter.interpreter_semantic, Rewriting.GLOBAL, known_global),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
             (torch.cuda.device, "__init__", _null_on_cpu(torch.cuda.device.__init__)),
         ):
