@@ -94,6 +94,8 @@ def on_integers(a_ptr, b_ptr, y_ptr, HOW: tl.constexpr):
         y = a % b
     elif HOW == "<<":
         y = a << b
+    elif HOW == "abs":
+        y = tl.abs(a)
     else:
         y = a >> b
     tl.store(y_ptr + i, y)
@@ -206,6 +208,17 @@ def test_undefined_operations_on_integers_give_the_largest(strict, how, right, r
     unspecified = torch.iinfo(torch.int32).max
     wrapped = [x if x is None or x < 1 << 31 else x - (1 << 32) for x in result]
     assert y.tolist() == [unspecified if x is None else x for x in wrapped]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize("how", ["/", "%", "abs"])
+def test_the_opposite_of_the_smallest_integer_is_the_largest(strict, how, dtype):
+    limits = torch.iinfo(dtype)
+    y = ints(0, 0, 0, 0, dtype=dtype)
+    left, right = ints(limits.min, -7, 7, limits.min + 1, dtype=dtype), ints(-1, -1, -1, -1)
+    on_integers[1,](left, right.to(dtype), y, HOW=how)
+    rest = (0, 0, 0) if how == "%" else (7, 7 if how == "abs" else -7, limits.max)
+    assert y.tolist() == [limits.max, *rest]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -270,28 +270,33 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return super().create_splat(ret_ty, arg)
 
     def create_idiv(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_idiv, lhs, rhs, rhs.data == 0)
+        return self._undefined(
+            super().create_idiv, lhs, rhs, where=numerics.no_quotient(lhs.data, rhs.data)
+        )
 
     def create_srem(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_srem, lhs, rhs, rhs.data == 0)
+        return self._undefined(
+            super().create_srem, lhs, rhs, where=numerics.no_quotient(lhs.data, rhs.data)
+        )
 
     def create_urem(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_urem, lhs, rhs, rhs.data == 0)
+        return self._undefined(super().create_urem, lhs, rhs, where=rhs.data == 0)
+
+    def create_iabs(self, arg: Any) -> Any:
+        return self._undefined(super().create_iabs, arg, where=numerics.no_opposite(arg.data))
 
     def create_shl(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_shl, lhs, rhs, _too_far(lhs, rhs))
+        return self._undefined(super().create_shl, lhs, rhs, where=_too_far(lhs, rhs))
 
     def create_lshr(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_lshr, lhs, rhs, _too_far(lhs, rhs))
+        return self._undefined(super().create_lshr, lhs, rhs, where=_too_far(lhs, rhs))
 
     def create_ashr(self, lhs: Any, rhs: Any) -> Any:
-        return self._undefined(super().create_ashr, lhs, rhs, _too_far(lhs, rhs))
+        return self._undefined(super().create_ashr, lhs, rhs, where=_too_far(lhs, rhs))
 
-    def _undefined(
-        self, operation: Callable[[Any, Any], Any], lhs: Any, rhs: Any, where: Array
-    ) -> Any:
+    def _undefined(self, operation: Callable[..., Any], *operands: Any, where: Array) -> Any:
         """Apply an operation on integers; where it is not defined the result is unspecified."""
-        result = operation(lhs, rhs)
+        result = operation(*operands)
         if self.strict.poison and where.any() and result.data.dtype.kind in "iu":
             value = numerics.poison(result.data.dtype, False)
             return TensorHandle(np.where(where, value, result.data), result.dtype)

@@ -16,9 +16,9 @@ in order. In this context a kernel must be right for the right reason:
   pointer argument is, by shape and strides, at a multiple of its own size; so does a gather on its
   axis.
 - *poison*: masked lanes of a load without `other`, and memory that `torch.empty` and its like gave,
-  are NaN, the largest integer, or True; so is what integers divided by zero, shifted too far, or
-  made of a float that does not fit, come to. A store of what such a lane became is a fault that
-  names the load.
+  are NaN, the largest integer, or True; so is what integers divided by zero, the smallest one
+  divided by −1 or without its sign, what is shifted too far, or made of a float that does not fit,
+  come to. A store of what such a lane became is a fault that names the load.
 - *uninitialised*: no load or atomic of an element that no one has written. What is left unwritten
   in an output, `check_written` finds.
 - *races*: no two programs touch one element unless both only read it, both use atomics, or

@@ -125,6 +125,18 @@ def keep_poison(result: Array, *operands: Array) -> Array:
     return result
 
 
+def no_opposite(x: Array) -> Array:
+    """Return which integers have no opposite in their dtype: the smallest of a signed one."""
+    if x.dtype.kind != "i":
+        return np.zeros(x.shape, bool)
+    return np.asarray(x == np.iinfo(x.dtype).min)
+
+
+def no_quotient(a: Array, b: Array) -> Array:
+    """Return which integers cannot be divided: a/b is infinite, or does not fit."""
+    return np.asarray((b == 0) | (no_opposite(a) & (b == -1)))
+
+
 def sum_overflows(x: Array, sums: Array) -> bool:
     """Return whether integer sums, taken in 64 bits, leave the dtype of their operand."""
     if x.dtype.itemsize == 8 or not sums.size:

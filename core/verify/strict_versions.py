@@ -53,6 +53,7 @@ _NEEDED: dict[str, dict[str, str | None]] = {
         "InterpreterBuilder.create_idiv": "self lhs rhs",
         "InterpreterBuilder.create_srem": "self lhs rhs",
         "InterpreterBuilder.create_urem": "self lhs rhs",
+        "InterpreterBuilder.create_iabs": "self arg",
         "InterpreterBuilder.create_shl": "self lhs rhs",
         "InterpreterBuilder.create_lshr": "self lhs rhs",
         "InterpreterBuilder.create_ashr": "self lhs rhs",
