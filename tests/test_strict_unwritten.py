@@ -36,6 +36,9 @@ ALLOCATORS = {
     "empty_permuted": lambda: torch.empty_permuted((2, 4), (0, 1)),
     "new_empty": lambda: torch.zeros(1).new_empty(8),
     "new_empty_strided": lambda: torch.zeros(1).new_empty_strided((8,), (1,)),
+    "Tensor": lambda: torch.Tensor(8),
+    "Tensor of a size": lambda: torch.Tensor(torch.Size((8,))),
+    "new": lambda: torch.zeros(1).new(2, 4),
 }
 
 
@@ -98,6 +101,15 @@ def test_what_others_wrote_is_no_fault(strict, write):
     memory = torch.empty(8)
     write(memory)
     copy_rows[1,](memory, torch.zeros(8), 0, BLOCK=8)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor, torch.zeros(1).new])
+@pytest.mark.parametrize("of", [[1.0, 2.0], (1.0, 2.0), torch.tensor([1.0, 2.0])])
+def test_what_is_made_of_numbers_is_written(strict, make, of):
+    x, y = make(of), torch.zeros(2)
+    copy_rows[1,](x, y, 0, BLOCK=2)
+    assert y.tolist() == [1, 2]
+    assert torch.nn.Parameter(make(of)).tolist() == [1, 2]
 
 
 def test_memory_used_again_is_not_taken_for_what_it_was(strict):

@@ -50,14 +50,17 @@ Not seen:
 - a masked lane that is compared: `x > 0` is false, and nothing follows from it; integers of masked
   lanes, but by what the largest one does; NaN that `erf` made of such a lane is
   found in the output, and not named;
-- memory that torch allocates by itself, and elements of a tensor that torch wrote in part: they
-  are NaN or not, but no fault;
+- memory that torch allocates by itself, or by `torch.FloatTensor(4)`, and elements of a tensor that
+  torch wrote in part: they are NaN or not, but no fault;
+- integers that wrap in `x << n`, in products that are reduced or scanned, and in atomics;
+- a function given to `tl.reduce` or `tl.associative_scan` that is not associative, whose result on
+  hardware hangs on the layout, and which of equal elements `tl.argmax(tie_break_left=False)` finds;
 - approximate functions (exp2, division), the matrix unit's truncated sums and its float16
   accumulator, denormals flushed; float8, which is Triton's own and rounds otherwise than hardware;
 - `tl.device_assert`, which counts only in debug mode, as in compiled kernels;
-- what else the compiler refuses: a variable whose type changes in a loop or differs between
-  branches, an argument of 1 that is a constant there, shared memory and registers that do not
-  suffice: `twofold verify compile`.
+- what else the compiler refuses: a `break` that is not reached, a variable whose type changes in a
+  loop or differs between branches, an argument of 1 that is a constant there, shared memory and
+  registers that do not suffice: `twofold verify compile`.
 """
 
 from __future__ import annotations

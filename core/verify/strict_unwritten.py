@@ -5,8 +5,8 @@ an output it should set, or leaves its last rows out, looks right. Under `watche
 the largest integer, or True, and each allocation has a `Record` of its elements that kernels have
 stored to since. An operation of torch that writes to a tensor counts its `_version` up; which
 elements it wrote cannot be known, and the record is dropped: what is left is the poison. So it is
-with what torch allocates by itself (`resize_`, the insides of its operators), and by `from torch
-import empty` before.
+with what torch allocates by itself (`resize_`, the insides of its operators), or by its types
+(`torch.FloatTensor(4)`), and by `from torch import empty` before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ _ALLOCATORS: tuple[tuple[Any, str], ...] = (
     (torch, "empty_permuted"),
     (torch.Tensor, "new_empty"),
     (torch.Tensor, "new_empty_strided"),
+    # torch.Tensor(2, 3), and x.new(2, 3): of sizes, not of what else they are made of.
+    (torch.Tensor, "__new__"),
+    (torch.Tensor, "new"),
 )
+_BY_SIZES = ("__new__", "new")
 _PRUNED = 4096  # records kept before those of freed memory are dropped
 
 
@@ -108,16 +112,20 @@ def watched(poison: bool = True) -> Iterator[None]:
             stack.callback(_records.clear)
             for owner, name in _ALLOCATORS:
                 plain = getattr(owner, name)
-                stack.callback(setattr, owner, name, plain)
-                setattr(owner, name, _poisoning(plain))
+                if name in vars(owner):
+                    stack.callback(setattr, owner, name, plain)
+                else:
+                    stack.callback(delattr, owner, name)
+                setattr(owner, name, _poisoning(plain, name in _BY_SIZES))
         yield
 
 
-def _poisoning(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _poisoning(plain: Callable[..., torch.Tensor], by_sizes: bool) -> Callable[..., torch.Tensor]:
     @functools.wraps(plain)
     def allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
         tensor = plain(*args, **kwargs)
-        if _poisons and _poisons[-1] and not torch.compiler.is_compiling():
+        empty = not by_sizes or all(isinstance(n, int | torch.Size) for n in args[1:])
+        if empty and _poisons and _poisons[-1] and not torch.compiler.is_compiling():
             _poison(tensor)
         return tensor
 
