@@ -44,19 +44,17 @@ def test_the_operators_run(side, triton):
 def test_the_adapters_run(monkeypatch):
     """The model, for whose weights there is no network, is drawn."""
 
-    theirs = transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForCausalLM
 
-    class AutoModelForCausalLM:
-        @staticmethod
-        def from_pretrained(_, **how):
-            config = transformers.LlamaConfig(
-                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-                vocab_size=9,
-            )  # fmt: skip
-            return theirs.from_config(config, **how)
+    def from_pretrained(_, **how):
+        config = transformers.LlamaConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            vocab_size=9,
+        )  # fmt: skip
+        return auto.from_config(config, **how)
 
     q, k, v = torch.rand(3, 1, 2, 5, 8).unbind()
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", AutoModelForCausalLM)
+    monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
     gate, up = torch.rand(3, 2, 4).unbind(1)
     names = {"q": q, "k": k, "v": v, "sinks": torch.zeros(2), "gate": gate, "up": up}
     exec(program("modules.TransformerEncoderLayer"), names)
