@@ -155,7 +155,8 @@ def test_the_command_counts_and_lists(triton, tmp_path, monkeypatch):
     result = json.loads((tmp_path / "m.json").read_text())["mutants"]
     assert result["command"] == "twofold verify mutants dropout --examples 0 --sample 6 --seed 0"
     for row in result["operators"]:
-        assert row["mutants"] == row["killed"] + row["equivalent"] + row["survived"] == 6
+        fates = (row[fate] for fate in ("killed", "equivalent", "beyond", "survived"))
+        assert row["mutants"] == sum(fates) == 6
         assert len(row["survivors"]) == row["survived"]
         assert all(survivor["at"] in said.output for survivor in row["survivors"])
     assert said.exit_code == int(not result["holds"])

@@ -19,10 +19,11 @@ from twofold.core.verify import equivalents, faults, mutation, report
 from twofold.core.verify.mutation import Mutant
 from twofold.core.verify.trial import KILLED, SURVIVED, TIMEOUT, Trial, Verdict
 
-__all__ = ["EQUIVALENT", "KILLED", "MISJUDGED", "SURVIVED", "TIMEOUT", "Trial", "Verdict"]
+__all__ = ["BEYOND", "EQUIVALENT", "KILLED", "MISJUDGED", "SURVIVED", "TIMEOUT", "Trial", "Verdict"]
 __all__ += ["count", "judge", "of_operator", "sample"]
 
-EQUIVALENT, MISJUDGED = "equivalent", "misjudged"  # on the list; on the list, and killed
+# On the list, as nobody can see it or the cases do not go so far; on the list, and killed.
+EQUIVALENT, BEYOND, MISJUDGED = "equivalent", "beyond", "misjudged"
 FOLDERS = {"triton": "kernels", "reference": "reference"}
 # Functions that another operator's contract runs than that of their file.
 ELSEWHERE = {
@@ -124,18 +125,22 @@ def judge(
     What stands on the list of equivalents is not run, unless `listed`: then it must survive, and
     is "misjudged" where it does not. `observe` sees each verdict.
     """
+
+    def on_the_list(reason: str) -> str:
+        return BEYOND if equivalents.is_beyond(reason) else EQUIVALENT
+
     found = of_operator(operator, side.name)
     if size is not None:
         found = sample(found, size, seed)
     reasons = {m: reason for m in found if (reason := equivalents.reason(m))}
-    verdicts = [Verdict(m, EQUIVALENT, why, 0.0) for m, why in reasons.items() if not listed]
+    verdicts = [Verdict(m, on_the_list(why), why, 0.0) for m, why in reasons.items() if not listed]
     if ahead := [m for m in found if listed or m not in reasons]:
         trial = Trial(report.contract(operator), side, examples)
         for verdict in trial.verdicts(ahead, jobs):
             if verdict.mutant in reasons:
                 survived = verdict.fate == SURVIVED
                 by = reasons[verdict.mutant] if survived else verdict.by
-                fate = EQUIVALENT if survived else MISJUDGED
+                fate = on_the_list(by) if survived else MISJUDGED
                 verdict = dataclasses.replace(verdict, fate=fate, by=by)
             verdicts.append(verdict)
             observe(verdict)
@@ -146,6 +151,7 @@ def judge(
 def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """Return how many there are of each fate; a timeout is counted as killed, too."""
     fates = [v.fate for v in verdicts]
-    counts = {f: fates.count(f) for f in (KILLED, TIMEOUT, EQUIVALENT, MISJUDGED, SURVIVED)}
+    known = (KILLED, TIMEOUT, EQUIVALENT, BEYOND, MISJUDGED, SURVIVED)
+    counts = {fate: fates.count(fate) for fate in known}
     counts[KILLED] += counts[TIMEOUT]
     return {"mutants": len(fates), **counts}

@@ -61,7 +61,7 @@ class Verdict:
     Attributes:
         mutant: the fault.
         fate: "killed" by a fault found, "timeout" (it did not end: killed too), "survived";
-            "equivalent" or "misjudged" where `mutants.judge` looked at the list.
+            "equivalent", "beyond" or "misjudged" where `mutants.judge` looked at the list.
         by: what was found, or the reason on the list.
         seconds: how long the process took.
     """

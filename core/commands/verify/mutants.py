@@ -24,7 +24,7 @@ from twofold.core.commands.verify.common import (
 if TYPE_CHECKING:
     from twofold.core.verify.mutants import Verdict
 
-FATES = ("killed", "equivalent", "survived", "misjudged")
+FATES = ("killed", "equivalent", "beyond", "survived", "misjudged")
 
 
 def command(

@@ -1,4 +1,7 @@
-"""Mutants that no contract can kill, each with the reason.
+"""Mutants that no contract kills, each with the reason.
+
+Of most of them nothing can be seen. Some would show in cases that are too large to be asked, of
+which the reason says so (`is_beyond`).
 
 An entry names its mutant by file, function, line of code (where the function has several such) and
 change, so that it goes stale when the line changes and is then reported. `ANY` stands for every
@@ -14,9 +17,10 @@ from twofold.core.verify.equivalents import around_attention, attention, inputs,
 from twofold.core.verify.equivalents.entry import ANY, Equivalent
 from twofold.core.verify.mutation import Mutant
 
-__all__ = ["ANY", "EQUIVALENT", "Equivalent", "reason", "stale"]
+__all__ = ["ANY", "EQUIVALENT", "Equivalent", "is_beyond", "reason", "stale"]
 
-BEYOND = "shows past 2³¹ elements, beyond these cases"
+THESE = "beyond these cases"
+BEYOND = f"shows past 2³¹ elements, {THESE}"
 EQUIVALENT: tuple[Equivalent, ...] = (
     Equivalent(ANY, ANY, ANY, "drop .to(tl.int64) of *", BEYOND),
     *attention.EQUIVALENT,
@@ -29,6 +33,11 @@ EQUIVALENT: tuple[Equivalent, ...] = (
 def reason(mutant: Mutant) -> str:
     """Return why a mutant is listed, "" if it is not."""
     return next((e.reason for e in EQUIVALENT if e.names(mutant)), "")
+
+
+def is_beyond(reason: str) -> bool:
+    """Return whether a reason is that the cases do not go so far."""
+    return reason.endswith(THESE)
 
 
 def stale(mutants: Iterable[Mutant]) -> list[Equivalent]:

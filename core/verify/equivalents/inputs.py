@@ -185,13 +185,8 @@ _POOLING = of(
 ) + of(
     "reference/pooling.py",
     {
-        "the same quotient, rounded a line later": (
-            ("backward", "drop .astype(dout.dtype) of cache.lengths[:, None]"),
-        ),
-        "it has that dtype": (("backward", "drop .astype(dout.dtype) of share[..., None]"),),
-        "dx is zero there": (
-            ("backward",
-             "dx += dout[:, None, :D] * share[..., None].astype(dout.dtype) → dx = *"),
+        "a product in float64, rounded to dx": (
+            ("backward", "drop .astype(dout.dtype) of 1 / cache.lengths[:, None, None]"),
         ),
     },
 )  # fmt: skip

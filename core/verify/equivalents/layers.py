@@ -289,10 +289,7 @@ _OPTIMIZERS = of(
     {
         BOTH_FLOAT32: (("gradient", "drop .to(tl.float32) of tl.load(norm_ptr)"),),
         SAME_AT_EQUALITY: (("gradient", "norm > max_norm → norm >= max_norm"),),
-        STORE_CASTS: (
-            ("put", "drop .to(ptr.dtype.element_ty) of value"),
-            ("norm_kernel", "drop .to(norm_ptr.dtype.element_ty) of norm"),
-        ),
+        STORE_CASTS: (("put", "drop .to(ptr.dtype.element_ty) of value"),),
     },
 ) + of(
     "reference/optimizers.py",

@@ -196,7 +196,7 @@ _POOLING: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the mean's gradient divides by the padded length", "",
-        ("live / cache.lengths[:, None].astype(dout.dtype)", "(live / L).astype(dout.dtype)"),
+        ("1 / cache.lengths[:, None, None]", "1 / np.full_like(cache.lengths, L)[:, None, None]"),
     ),
 )  # fmt: skip
 
