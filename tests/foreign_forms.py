@@ -75,6 +75,25 @@ def up_first(x):
     return _gated(*reversed(x.chunk(2, -1)))
 
 
+def gated_by_tanh(gate, up):
+    """Torch's gelu by tanh, which leaves its bound in the far tail."""
+    return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(up.dtype)
+
+
+class BySign(torch.optim.Optimizer):
+    """Goes by the sign of a mean of gradients: in its first step as far as Adam, and no further."""
+
+    def __init__(self, params, lr, betas, weight_decay):
+        super().__init__(params, {"lr": lr, "beta": betas[0], "decay": lr * weight_decay})
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - group["beta"])
+                p.data.mul_(1 - group["decay"]).sub_(group["lr"] * mean.sign())
+
+
 class ForgettingLate(torch.optim.AdamW):
     """In its eleventh step it begins anew with the mean of the squares."""
 

@@ -105,6 +105,8 @@ def test_a_gain_of_one_more_is_found_out():
         ("weight_of_columns", "linear", "its tensors are taken to be weight (in, out)"),
         ("linear_with_gelu", "linear", "without activation, its activation is taken to be gelu"),
         ("losses_of_rows", "softmax_cross_entropy", "its reduction is taken to be none"),
+        ("gated_by_tanh", "gated_activation", "; judged as gelu_tanh, the nearest"),
+        ("BySign", "optimizers", "its optimizer is none of adam, adamw; judged as"),
     ],
 )
 def test_what_is_found_out_is_said(name, operator, remark):

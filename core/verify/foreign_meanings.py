@@ -2,7 +2,7 @@
 
 Such are the order of the axes of q, how causal aligns fewer queries with more keys, whether True in
 a mask shows or hides, and the eps of a norm that takes none. What is least wrong is what it means,
-and is said.
+and is said; where all is wrong, what is nearest by the size of its errors is what it is judged as.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from twofold.core.verify import domains
+from twofold.core.verify.contract import Finding
 from twofold.core.verify.contract import judge as judge_case
 from twofold.core.verify.foreign_plain import Handed
 from twofold.core.verify.foreign_refusals import Refused, raised_in_library
@@ -29,9 +32,11 @@ UNPACKED = "to be judged so it must refuse more axes, as `M, D = q.shape` does"
 
 
 class _Tried(NamedTuple):
-    """Indices of the way that is least wrong, and of the first in which anything is computed."""
+    """Indices of ways: the least wrong, the nearest, the first in which anything is computed."""
 
     best: int | None  # None if all is wrong
+    nearest: int | None  # by size of error where all is wrong; None if nothing has a size
+    size: float  # of the errors of the nearest
     computed: int | None  # None if nothing is
     refused: bool  # whether it took no case, in its own words
     right: bool  # whether nothing is wrong with the best
@@ -64,7 +69,10 @@ def _try_orders(function: Function, observe: Observe) -> None:
         function.function = call
 
     def tried(orders: Mapping[str, Callable[..., Any]]) -> _Tried:
-        """Try orders; where all is wrong, each also with what it may be without an option."""
+        """Try orders; where all is wrong, each also with what it may be without an option.
+
+        Of orders that are all wrong it is the nearest, with whatever option it is so.
+        """
 
         def once() -> _Tried:
             calls = list(orders.values())
@@ -78,10 +86,12 @@ def _try_orders(function: Function, observe: Observe) -> None:
                 if again.right:
                     return again
                 del function.without[option]
+                found = again if again.best is None and again.size < found.size else found
         return found
 
     def settle(found: _Tried, orders: Mapping[str, Callable[..., Any]]) -> None:
-        at = found.computed if found.best is None else found.best
+        known = (found.best, found.nearest, found.computed)
+        at = next((i for i in known if i is not None), None)
         function.arranged = "" if at is None else list(orders)[at]
         take(orders[function.arranged] if function.arranged else usual)
 
@@ -158,6 +168,9 @@ def _without(function: Function, observe: Observe) -> None:
             if option == "causal" and _sees_nothing_later(function, observe):
                 take({"causal": True})
                 function.found_out.append("without causal, it is: later keys change nothing")
+            elif option != "causal" and tried.nearest is not None:
+                take(ways[tried.nearest])
+                function.found_out.append(_unlike(function.without[option], ways))
             continue
         take(ways[tried.best])
         found = function.without[option]
@@ -165,6 +178,13 @@ def _without(function: Function, observe: Observe) -> None:
             value = " and ".join(map(str, found.values()))
             said = f"without {option}, its {', '.join(found)} is taken to be {value}"
             function.found_out.append(said)
+
+
+def _unlike(fields: Mapping[str, Any], ways: Sequence[Mapping[str, Any]]) -> str:
+    """Say as what it is judged where nothing that it may be without an option is right."""
+    known = ", ".join(" and ".join(str(way[n]) for n in fields) for way in ways)
+    values = " and ".join(map(str, fields.values()))
+    return f"its {' and '.join(fields)} is none of {known}; judged as {values}, the nearest"
 
 
 def _sees_nothing_later(function: Function, observe: Observe) -> bool:
@@ -212,8 +232,13 @@ def _least_wrong(
     what: str,
     observe: Observe,
 ) -> _Tried:
-    """Try cases of these fields, each in its way, until one is right in a precision."""
-    best, least, computed, refused, in_library = None, 1.0, None, True, True
+    """Try cases of these fields, each in its way, until one is right in a precision.
+
+    Ways as wrong as each other, as where every output has one element out, are told apart by the
+    size of their errors.
+    """
+    best, nearest, computed, refused, in_library = None, None, None, True, True
+    least = (1.0, np.inf)
     for dtype, (i, way) in itertools.product(domains.DTYPES, enumerate(ways)):
         take(way)
         case = function.fitting(function.case_type(**fields(way)), dtype)
@@ -227,9 +252,18 @@ def _least_wrong(
             continue
         refused = in_library = False
         computed = i if computed is None else computed
-        wrong = sum(bool(f.fault) for f in findings) / len(findings)
+        wrong = sum(bool(f.fault) for f in findings) / len(findings), _size(findings)
         if wrong < least:
-            best, least = i, wrong
-        if least == 0.0:
+            nearest, least = i, wrong
+            best = i if wrong[0] < 1.0 else None
+        if least[0] == 0.0:
             break
-    return _Tried(best, computed, refused, least == 0.0, in_library)
+    return _Tried(best, nearest, least[1], computed, refused, least[0] == 0.0, in_library)
+
+
+def _size(findings: Sequence[Finding]) -> float:
+    """Return the size of errors: log(error ÷ bound) of the middle element, a mean of outputs.
+
+    Not of the worst, which an element in the far tail of a gelu may be. What keeps its bound is 0.
+    """
+    return float(np.mean([np.log(max(1.0, f.median)) for f in findings]))

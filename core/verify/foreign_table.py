@@ -284,7 +284,7 @@ PLAIN = {
         },
         either={
             "decoupled": tuple(
-                {"optimizer": optimizer, "weight_decay": 0.1, "numel": 5, "lr": 0.1}
+                {"optimizer": optimizer, "weight_decay": 0.1, "numel": 5, "lr": 0.1, "steps": 3}
                 for optimizer in ("adam", "adamw")
             )
         },
