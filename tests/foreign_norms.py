@@ -145,6 +145,44 @@ class Gradients(NamedTuple):
     dweight: torch.Tensor
 
 
+def layer_norm_without_bias(x, weight, eps=1e-5):
+    return layer_norm(x, eps) * weight
+
+
+def layer_norm_of_x_alone(x, eps=1e-5):
+    return layer_norm(x, eps)
+
+
+def layer_norm(x, eps):
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+class LayerNormOfNoBias(torch.nn.Module):
+    """Its bias is None, and what it is given in its place it would add twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(8))
+        self.register_parameter("bias", None)
+
+    def forward(self, x):
+        return layer_norm(x, 1e-5) * self.weight + (0 if self.bias is None else 2 * self.bias)
+
+
+class LayerNormOfWeightAlone(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return layer_norm(x, 1e-5) * self.weight
+
+
+class LayerNormDoubled(LayerNormOfWeightAlone):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class Operator:
     """An RMSNorm with the call of an operator."""
 

@@ -7,8 +7,8 @@ from twofold.core.verify import foreign
 pytestmark = pytest.mark.usefixtures("importable")
 
 
-def judge(name, *dtypes):
-    return foreign.judge(f"foreign_norms:{name}", "rms_norm", 9, list(dtypes), claimed=1)
+def judge(name, *dtypes, operator="rms_norm"):
+    return foreign.judge(f"foreign_norms:{name}", operator, 9, list(dtypes), claimed=1)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,23 @@ def test_an_operator_that_returns_too_few_gradients_is_told_which():
     (failure, *_) = judge("OperatorOfTwo", "float32").found
     words = "backward returns a tuple of 2; it must return dx, dresidual, dweight, in this order"
     assert words in failure.fault
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer_norm_without_bias", "layer_norm_of_x_alone", "LayerNormOfNoBias",
+        "LayerNormOfWeightAlone",
+    ],
+)  # fmt: skip
+def test_a_norm_without_a_bias_is_judged_without_and_it_is_said(name):
+    found = judge(name, "float32", operator="layer_norm")
+    assert not [f for f in found.found if f.name == "out"], found.failures
+    assert "it takes no bias, and is judged without" in found.notes
+    assert ("it takes no weight, and is judged without" in found.notes) == ("alone" in name)
+    assert not any("dbias" in note for note in found.notes)
+
+
+def test_a_fault_of_a_norm_without_a_bias_is_found():
+    found = judge("LayerNormDoubled", "float32", operator="layer_norm")
+    assert found.failures[0].startswith("forward float32 out: out[")

@@ -118,6 +118,8 @@ def _of_what_it_holds(
 ) -> Callable[..., Any]:
     """Return a module as a function that is given by name what it holds; its own is kept.
 
+    What is None it does not hold.
+
     A norm made for one size is told the size at hand.
     """
     import torch
@@ -128,7 +130,7 @@ def _of_what_it_holds(
         for n in tensors
         if n not in taken
         for own in reversed(CALLED.get(n, (n,)))
-        if hasattr(module, own)
+        if getattr(module, own, None) is not None
     }
     if not any(isinstance(getattr(module, own), torch.Tensor) for own in held.values()):
         held = {}
@@ -194,10 +196,13 @@ def _in_order(
     others = (SHAPE, *options)
     places = (n for n, p in taken.items() if p.kind in IN_ORDER and n not in others)
     names = theirs or [n if n in alone else next(places, n) for n in tensors]
+    names = [n for n in names if n in taken or n not in PLAIN[operator].may_lack]
     if not set(names) <= taken.keys():
         return function  # it lacks one
 
     def ordered(*args: Any, **how: Any) -> Any:
+        if len(args) > len(names):
+            raise NotImplementedError(f"it takes {', '.join(names)} alone")
         shape = {SHAPE: args[0].shape[-1:]} if SHAPE in taken else {}
         return function(**dict(zip(names, args, strict=False)), **shape, **how)
 

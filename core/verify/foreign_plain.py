@@ -63,6 +63,8 @@ class Plain:
         learned: options that are tensors whose gradients are judged.
         optional: tensors that a function may lack, or must be given, with the case's fields then:
             where it lacks it, and where it must be given it.
+        neutral: tensors that a function may lack, with the value of which they change nothing, and
+            the outputs that they do change.
         insisted: the case's fields where it has none of an option that a function must be given.
         far: cases whose offsets pass 2³¹, run last, where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
@@ -99,6 +101,7 @@ class Plain:
     optional: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
         default_factory=dict
     )
+    neutral: Mapping[str, tuple[float, Sequence[str]]] = field(default_factory=dict)
     insisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -119,6 +122,11 @@ class Plain:
     small: Callable[[Any], Any] | None = None
     any_dtype: Sequence[str] = ()
     conventions: Sequence[str] = ()
+
+    @property
+    def may_lack(self) -> tuple[str, ...]:
+        """Return the tensors that a function may lack."""
+        return (*self.optional, *self.neutral)
 
 
 def names_of(option: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from twofold.core import ops
-from twofold.core.verify import domains, foreign_meanings, foreign_packed
+from twofold.core.verify import domains, foreign_lacking, foreign_meanings, foreign_packed
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_forms import plain
@@ -23,7 +23,8 @@ from twofold.core.verify.foreign_kinds import Seen, is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
 from twofold.core.verify.foreign_plain import Handed, names_of
 from twofold.core.verify.foreign_refusals import refusals
-from twofold.core.verify.foreign_table import PLAIN, tensor_names
+from twofold.core.verify.foreign_table import PLAIN
+from twofold.core.verify.foreign_written import VARIADIC
 from twofold.core.verify.report import contract_module
 from twofold.core.verify.rounding import Approx
 from twofold.core.verify.strict_interpreter import launches
@@ -31,7 +32,6 @@ from twofold.reference.activation import KINDS
 
 GRADIENTS = ("dout", "dh", "dloss", "dq_out", "dk_out")  # of outputs, by the names of inputs
 FAR_AWAY = "offsets past 2³¹ not judged: that is for interpreted kernels, where there are addresses"
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def subject(implementation: Any, operator: str) -> Function | Operator:
@@ -117,6 +117,7 @@ class Function:
         self._inputs = plain.inputs or ours.inputs
         claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
         passes = {n: p for n, p in ours.passes.items() if p == "backward" or n in plain.outputs}
+        passes = {n: p for n, p in passes.items() if n not in {f"d{x}" for x in self._lacking}}
         self.contract: Contract = replace(
             ours,
             inputs=self._given_of,
@@ -145,22 +146,19 @@ class Function:
             if name in found and tuple(found[name].shape) != shape:
                 was = tuple(found[name].shape)
                 raise AssertionError(f"{name} has shape {was}; it must be {shape}")
-        return {n: x for n, x in found.items() if n not in self.instead}
+        unknown = self.instead | foreign_lacking.unlike(self.entry, given, self._lacking)
+        return {n: x for n, x in found.items() if n not in unknown}
 
     def _optional(self, taken: Mapping[str, inspect.Parameter]) -> list[str]:
         """Return tensors that it lacks; cases have none of them, or always those it insists on."""
-        places = [p for p in taken.values() if p.kind not in VARIADIC]
-        any_number = any(p.kind is p.VAR_POSITIONAL for p in taken.values()) or not taken
-        options, lacking = self._names.values(), []
-        for name, (without, given) in self.entry.optional.items():
-            at = tensor_names(self.operator).index(name)
-            own = places[at] if at < len(places) else None
-            if any_number or (own is not None and own.default is not own.empty):
-                continue
-            lacks = own is None or own.name in options
-            lacking += [name] * lacks
+        named, options = self.entry.may_lack, self._names.values()
+        known = dict(foreign_lacking.lacking(self.operator, named, taken, options))
+        for name, lacks in known.items():
+            without, given = self.entry.optional.get(name, ({}, {}))
             self.always |= without if lacks else given
-        return lacking
+        names = [name for name, lacks in known.items() if lacks]
+        self.remarks |= {f"it takes no {name}, and is judged without" for name in names}
+        return names
 
     def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
         """Return a case as the function is called."""
@@ -171,7 +169,7 @@ class Function:
 
     def _given_of(self, case: Any) -> Any:
         """Return a case's inputs; gradients that are expanded are those of a sum, all alike."""
-        made = self._inputs(case)
+        made = foreign_lacking.without(self.entry, self._inputs(case), self._lacking)
         if getattr(case, "layout", "") != domains.EXPANDED:
             return made
         gradients = {n: getattr(made, n) for n in GRADIENTS if getattr(made, n, None) is not None}

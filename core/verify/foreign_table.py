@@ -28,6 +28,8 @@ STREAMS = (
     {"rows": 37, "columns": 257, "residual": True},
     {"rows": 5, "columns": 33, "residual": True, "stream_gradient": True},
 )
+# Of a norm without a gain or a shift: what changes nothing, and what they change.
+NO_WEIGHT, NO_BIAS = (1.0, ("out", "dx", "dresidual")), (0.0, ("out",))
 # Of a norm without the option: the values in use, where rows are so small that eps is seen.
 EPS = {
     "eps": tuple(
@@ -48,6 +50,7 @@ PLAIN = {
         named=calls.norm_outputs,
         options={"eps": {"eps": 1e-5}, "residual": RESIDUAL},
         learned=("residual",),
+        neutral={"weight": NO_WEIGHT, "bias": NO_BIAS},
         insisted={"residual": {"residual": True}},
         always={"dropout_p": 0.0, "tile": None, "into": ""},
         pinned=ROWS,
@@ -66,6 +69,7 @@ PLAIN = {
         named=calls.norm_outputs,
         options={"eps": {"eps": 1e-6}, "offset": {"offset": 0.0}, "residual": RESIDUAL},
         learned=("residual",),
+        neutral={"weight": NO_WEIGHT},
         insisted={"residual": {"residual": True}},
         always={"tile": None, "into": ""},
         pinned=ROWS,
