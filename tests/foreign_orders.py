@@ -140,6 +140,24 @@ def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     return rotate_as_llama(q, k, cos, -sin, position_ids, unsqueeze_dim)
 
 
+def rotate_whole_heads(q, k, cos, sin):
+    """With an angle for each pair, which are half of the features."""
+    both = (torch.cat((x, x), -1) for x in (cos, sin))
+    return rotate_as_llama(q, k, *both, unsqueeze_dim=0)
+
+
+def rotate_whole_heads_back(q, k, cos, sin):
+    return rotate_whole_heads(q, k, cos, -sin)
+
+
+def rotate_but_the_rest(q, k, cos, sin):
+    """What is not turned is left out."""
+    pairs = cos.shape[-1]
+    turned = rotate_whole_heads(q[..., : 2 * pairs], k[..., : 2 * pairs], cos, sin)
+    rest = ((0, x.shape[-1] - 2 * pairs) for x in (q, k))
+    return tuple(torch.nn.functional.pad(x, wide) for x, wide in zip(turned, rest, strict=True))
+
+
 @triton.jit
 def _add_norm(x_ptr, residual_ptr, weight_ptr, C, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * C + tl.arange(0, BLOCK)

@@ -32,6 +32,7 @@ PACKED = "its tensors are taken to be (total, heads, head_dim)"
         ("rotate_neighbours", "rotary", BOTH, "its interleaved is taken to be True"),
         ("rotate_as_gptj", "rotary", BOTH, "head_dim), those of a pair beside each other"),
         ("rotate_as_llama", "rotary", BOTH, "cos, sin (batch, length, head_dim)"),
+        ("rotate_whole_heads", "rotary", BOTH, "it turns whole heads alone, and is judged where"),
         ("fused_add_rms_norm", "rms_norm", FORWARD, "its offset is taken to be 0.0"),
         ("rms_norm_into", "rms_norm", BOTH, "its offset is taken to be 0.0"),
         ("silu_and_mul", "gated_activation", BOTH, "its kind is taken to be silu"),
@@ -52,6 +53,8 @@ def test_a_sound_one_passes(name, operator, passes, taken):
         ("one_head_without_scale", "attention", "backward float32 dq: dq[0, 0"),
         ("four_axes_with_heads_mixed", "attention", "backward float32 dq: dq[0, 1"),
         ("rotate_the_wrong_way", "rotary", "forward float32 q: q["),
+        ("rotate_whole_heads_back", "rotary", "forward float32 q: q["),
+        ("rotate_but_the_rest", "rotary", "forward float32 q: q["),
         ("fused_add_rms_norm_without_stream", "rms_norm", "forward float32 h: h["),
         ("silu_and_mul_in_part", "gated_activation", "forward float32 out: out["),
         ("forgotten", "softmax", "every case was refused"),
@@ -69,6 +72,14 @@ def test_what_would_be_right_with_fewer_axes_is_said_and_fails():
         found = judge(of, "attention")
         assert found.failures
         assert any(words.startswith(would) for words in found.taken) == said
+
+
+def test_what_fails_where_features_are_not_turned_is_said():
+    found = foreign.judge(
+        "foreign_orders:rotate_but_the_rest", "rotary", 60, ["float32"], claimed=0
+    )
+    assert "all with head_dim > 2·pairs; " in "\n".join(foreign.digest(found))
+    assert not any("whole heads" in words for words in found.taken)
 
 
 def test_packed_sequences_are_asked_for_what_attention_is():

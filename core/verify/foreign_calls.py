@@ -98,6 +98,12 @@ def rotary_call(side: ops.Side, case: Any, given: Any) -> Call:
     return Call(tensors, {"interleaved": case.interleaved}, {"q": dq, "k": dk})
 
 
+def whole_heads(case: Any) -> Any:
+    """Let every feature be one of a pair that is turned."""
+    pairs = max(1, case.head_dim // 2)
+    return replace(case, head_dim=2 * pairs, pairs=pairs)
+
+
 def softmax_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return softmax over the last axis as a plain call."""
     x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given)

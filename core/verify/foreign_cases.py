@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 TILES = (2, 16, 32, 64, 128)  # sizes that a kernel may take for granted to divide a length
+# Sizes that are compared: the one may be more than so many times the other.
+RELATED = (("head_dim", 2, "pairs"), ("seqlen_q", 1, "seqlen_k"), ("seqlen_k", 1, "seqlen_q"))
 CHANCE = 0.1  # in so many reports something may be said that means nothing
 MOST = 0.5  # of the cases that hold: what more of them have does not tell the others apart
 NEITHER = ("seed", "tile")  # say nothing of an input
@@ -71,6 +73,14 @@ def _shared(
         values = list(dict.fromkeys(here))
         if len(values) < 3:
             yield f"{name}={' or '.join(map(str, values))}", [x in values for x in there]
+    for one, times, other in RELATED:
+        if hasattr(smallest, one) and hasattr(smallest, other):
+            more = [
+                [getattr(case, one) > times * getattr(case, other) for case in cases]
+                for cases in ((*failing, smallest), holding)
+            ]
+            if all(more[0]):
+                yield f"{one} > {'' if times == 1 else f'{times}·'}{other}", more[1]
 
 
 def smaller(case: Any, fails: Callable[[Any], Any], seconds: float) -> Any:

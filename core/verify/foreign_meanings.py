@@ -49,6 +49,7 @@ def find_out(function: Function, observe: Observe) -> None:
     _hand(function, observe)
     _align(function, observe)
     _without(function, observe)
+    _limit(function, observe)
     function.ever.clear()
 
 
@@ -178,6 +179,33 @@ def _without(function: Function, observe: Observe) -> None:
             value = " and ".join(map(str, found.values()))
             said = f"without {option}, its {', '.join(found)} is taken to be {value}"
             function.found_out.append(said)
+
+
+def _limit(function: Function, observe: Observe) -> None:
+    """Find what it does without: what it raises with it and not without it.
+
+    What it computes with it, and wrongly, is wrong.
+    """
+    for words, (fields, limit) in function.entry.limits.items():
+        for dtype in domains.DTYPES:
+            case = function.fitting(function.case_type(**fields), dtype)
+            within = limit(case)
+            if not _computes(function, within, observe):
+                continue  # in this precision it takes nothing
+            if not _computes(function, case, observe):
+                function.limits.append(limit)
+                function.found_out.append(words)
+            break
+
+
+def _computes(function: Function, case: Any, observe: Observe) -> bool:
+    """Return whether it computes anything of a case, right or wrong."""
+    observe("to see whether it takes it", case)
+    try:
+        judge_case(function.contract, function.side, case)
+    except (Exception, SystemExit):
+        return False
+    return True
 
 
 def _unlike(fields: Mapping[str, Any], ways: Sequence[Mapping[str, Any]]) -> str:

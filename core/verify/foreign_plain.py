@@ -83,6 +83,8 @@ class Plain:
         arranged_case: with which, where no order reads past a tensor's end.
         fewer: orders with fewer axes, tried where it refuses all others, and what the case's
             fields then are.
+        limits: what it may do without, by words: the fields of a case that has it, and what brings
+            a case into the domain of who does without. Found in the same way.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
@@ -115,6 +117,9 @@ class Plain:
     fewer: Mapping[
         str, tuple[Callable[[Callable[..., Any]], Callable[..., Any]], Mapping[str, Any]]
     ] = field(default_factory=dict)
+    limits: Mapping[str, tuple[Mapping[str, Any], Callable[[Any], Any]]] = field(
+        default_factory=dict
+    )
     outside: Mapping[str, str] = field(default_factory=dict)
     beyond: Mapping[tuple[str, str], str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case

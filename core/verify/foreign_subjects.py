@@ -81,6 +81,7 @@ class Function:
         meant: values of options that it has, as they were found out.
         handed: what tensors of options say, as it was found out.
         arranged: the order of its axes, where it is not the usual one.
+        limits: bring a case into the domain of who does without something, as it was found out.
         always: the values that fields of cases have.
         learns: whether any of its outputs ever required a gradient.
     """
@@ -92,6 +93,7 @@ class Function:
         self.without: dict[str, Mapping[str, Any]] = {}
         self.meant: dict[str, Any] = {}
         self.handed: dict[str, Handed] = {}
+        self.limits: list[Callable[[Any], Any]] = []
         self.arranged, self.found_out = seen.order, list(seen.said)
         self.learns = False
         self._names = names(function, self.entry.options)
@@ -198,7 +200,10 @@ class Function:
         for option, handed in self.handed.items():
             if any(getattr(case, n) != x for n, x in self.entry.options[option].items()):
                 fields |= handed.fields
-        return self.entry.narrowed(in_precision(case, precision, fields), size)
+        case = self.entry.narrowed(in_precision(case, precision, fields), size)
+        for limit in self.limits:
+            case = limit(case)
+        return case
 
     def implying(self, option: str, precision: str) -> Any:
         """Return a case of an option of `implied`, which it is not told."""

@@ -159,6 +159,12 @@ PLAIN = {
             "head_dim": 16,
             "pairs": 8,
         },
+        limits={
+            "it turns whole heads alone, and is judged where head_dim is 2·pairs": (
+                {"length": 5, "head_dim": 17, "pairs": 4},
+                calls.whole_heads,
+            ),
+        },
         always={"tile": None, "batched": False},
         pinned=(
             {"length": 65, "head_dim": 64, "pairs": 32},
