@@ -142,8 +142,8 @@ def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
 
 def rotate_whole_heads(q, k, cos, sin):
     """With an angle for each pair, which are half of the features."""
-    both = (torch.cat((x, x), -1) for x in (cos, sin))
-    return rotate_as_llama(q, k, *both, unsqueeze_dim=0)
+    wide = (torch.cat((x, x), -1) for x in (cos, sin))
+    return rotate_as_llama(q, k, *wide, unsqueeze_dim=0)
 
 
 def rotate_whole_heads_back(q, k, cos, sin):
@@ -156,6 +156,19 @@ def rotate_but_the_rest(q, k, cos, sin):
     turned = rotate_whole_heads(q[..., : 2 * pairs], k[..., : 2 * pairs], cos, sin)
     rest = ((0, x.shape[-1] - 2 * pairs) for x in (q, k))
     return tuple(torch.nn.functional.pad(x, wide) for x, wide in zip(turned, rest, strict=True))
+
+
+def rotate_tokens(q, k, cos, sin):
+    """Of (length, heads, head_dim)."""
+    assert q.ndim == 3
+    turned = rotate_whole_heads(q.transpose(0, 1), k.transpose(0, 1), cos, sin)
+    return tuple(x.transpose(0, 1) for x in turned)
+
+
+def rotate_tokens_but_the_last(q, k, cos, sin):
+    cos, sin = cos.clone(), sin.clone()
+    cos[64:], sin[64:] = 1, 0
+    return rotate_tokens(q, k, cos, sin)
 
 
 @triton.jit

@@ -121,6 +121,22 @@ def rotary_heads_inside(function: Call) -> Call:
     return showing(turned, function)
 
 
+def rotary_tokens(function: Call) -> Call:
+    """Return a rotation of (length, heads, head_dim), a sequence each, as one of batches."""
+    import torch
+
+    def each(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
+        found = [
+            function(a.transpose(0, 1), b.transpose(0, 1), cos, sin, **options)
+            for a, b in zip(q, k, strict=True)
+        ]
+        if not all(isinstance(one, tuple) for one in found):
+            raise TypeError(f"it returns {type(found[0]).__name__}; it must return q and k")
+        return tuple(torch.stack(x).transpose(1, 2) for x in zip(*found, strict=True))
+
+    return showing(each, function)
+
+
 def tables_of_features(function: Call, *, batches: bool = False, beside: bool = False) -> Call:
     """Return a rotation with cos and sin of each feature, (length, head_dim), as the usual one.
 

@@ -151,6 +151,7 @@ PLAIN = {
                 orders.tables_of_features, batches=True, beside=True
             ),
         },
+        fewer={"q, k (length, heads, head_dim)": (orders.rotary_tokens, {})},
         arranged_case={
             "batch": 2,
             "heads": 3,
