@@ -37,6 +37,7 @@ PACKED = "its tensors are taken to be (total, heads, head_dim)"
         ("fused_add_rms_norm", "rms_norm", FORWARD, "its offset is taken to be 0.0"),
         ("rms_norm_into", "rms_norm", BOTH, "its offset is taken to be 0.0"),
         ("silu_and_mul", "gated_activation", BOTH, "its kind is taken to be silu"),
+        ("gated_rows", "gated_activation", BOTH, "to be gate, up (rows, columns)"),
         ("relu_", "activation", FORWARD, ""),
     ],
 )
@@ -59,6 +60,7 @@ def test_a_sound_one_passes(name, operator, passes, taken):
         ("rotate_tokens_but_the_last", "rotary", "forward float32 q: q["),
         ("fused_add_rms_norm_without_stream", "rms_norm", "forward float32 h: h["),
         ("silu_and_mul_in_part", "gated_activation", "forward float32 out: out["),
+        ("gated_rows_doubled", "gated_activation", "forward float32 out: "),
         ("forgotten", "softmax", "every case was refused"),
     ],
 )
@@ -82,6 +84,14 @@ def test_what_fails_where_features_are_not_turned_is_said():
     )
     assert "all with head_dim > 2·pairs; " in "\n".join(foreign.digest(found))
     assert not any("whole heads" in words for words in found.taken)
+
+
+def test_rows_and_columns_alone_are_told_that_more_axes_must_be_refused():
+    found = judge("gated_rows_that_refuse_no_more", "gated_activation")
+    assert found.failures and any("(rows, columns) it agrees" in words for words in found.taken)
+    found = judge("softmax_that_refuses_no_more", "softmax")
+    said = "\n".join(foreign.digest(found))
+    assert "property 'leading axes'" in said and "must refuse more axes, as `R, C" in said
 
 
 def test_packed_sequences_are_asked_for_what_attention_is():

@@ -92,12 +92,13 @@ def weight_of_columns(function: Call) -> Call:
     return showing(turned, function)
 
 
-def rows_alone(function: Call) -> Call:
-    """Return x·Wᵀ + b of x (rows, in) as one of any leading axes."""
+def rows_alone(function: Call, tensors: int = 1) -> Call:
+    """Return a function whose first tensors are (rows, columns) as one of any leading axes."""
 
-    def flat(x: Any, *rest: Any, **options: Any) -> Any:
-        found = function(x.flatten(0, -2), *rest, **options)
-        return each_output(found, lambda y: y.unflatten(0, x.shape[:-1]))
+    def flat(*given: Any, **options: Any) -> Any:
+        rows = (x.flatten(0, -2) for x in given[:tensors])
+        found = function(*rows, *given[tensors:], **options)
+        return each_output(found, lambda y: y.unflatten(0, given[0].shape[:-1]))
 
     return showing(flat, function)
 

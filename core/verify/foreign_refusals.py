@@ -62,8 +62,11 @@ def raised_by(error: BaseException) -> str:
 
 
 def raised_in_library(error: BaseException) -> bool:
-    """Return whether Python code of a library raised it, as torch's does of other shapes."""
-    return raised_by(list(_causes(error))[-1]) in _LIBRARIES
+    """Return whether code of a library raised it, Python or not, as torch's does of other shapes."""
+    cause = list(_causes(error))[-1]
+    return raised_by(cause) in _LIBRARIES or (
+        raised_by(cause) not in _NOT_THEIRS and not _by_statement(cause)
+    )
 
 
 def _unknown(error: BaseException, options: Iterable[Any]) -> bool:
@@ -84,6 +87,12 @@ def _meant(error: BaseException) -> bool:
         return False
     if _module(innermost).startswith("triton.runtime"):  # a device_assert
         return False
+    return _by_statement(error)
+
+
+def _by_statement(error: BaseException) -> bool:
+    """Return whether a statement of Python raised it, not what it called."""
+    *_, innermost = _frames(error)
     instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
     return dis.opname[instruction] in STATEMENTS
 

@@ -265,6 +265,13 @@ PLAIN = {
         exercised=EVERY_KIND,
         either=KIND,
         arranged={"up before gate": orders.up_before_gate},
+        fewer={
+            "gate, up (rows, columns)": (partial(orders.rows_alone, tensors=2), {}),
+            "up, gate (rows, columns)": (
+                lambda function: orders.rows_alone(orders.up_before_gate(function), 2),
+                {},
+            ),
+        },
         arranged_case={"rows": 5, "columns": 33},
     ),
     "optimizers": Plain(

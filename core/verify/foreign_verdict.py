@@ -22,6 +22,11 @@ DENSE = (
     "so it may not look at strides: it must take them, call .contiguous(), or refuse others "
     "(assert x.is_contiguous())"
 )
+SPREAD = "with other leading axes"  # what a property says of rows that are spread over them
+UNPACKED = (
+    "with one it holds: what is written for rows and columns must refuse more axes, as "
+    "`R, C = x.shape` does"
+)
 ROUNDED = "so little may be less exact arithmetic: one more rounding, or a difference that cancels"
 
 
@@ -203,6 +208,7 @@ def _of_property(failures: Sequence[Failure], alone: bool) -> list[str]:
     names = ", ".join(f"'{name}'" for name in dict.fromkeys(f.name for f in failures))
     said = [f"property {names} ({_precisions(failures)}): {first.fault}"]
     said += [f"  it says: {first.meaning}"] if alone and first.meaning else []
+    said += [f"  {UNPACKED}"] if first.fault.startswith(SPREAD) and alone else []
     return [*said, f"  {_again(first.again) if alone else first.again}"]
 
 
