@@ -61,6 +61,11 @@ def with_a_mask(q, k, v, m):
     return _attention(q, k, v, bias=m)
 
 
+def told_where_sequences_start(q, k, v, o, b_start_loc, b_seq_len, max_input_len):
+    """Lengths and starts, of which no call is known."""
+    o.copy_(v)
+
+
 def of_four_sizes(q, k, v, B, H, T, D):
     assert q.shape == (B, H, T, D) and q.is_contiguous()
     return _attention(q, k, v)

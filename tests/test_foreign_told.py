@@ -86,6 +86,12 @@ def test_one_small_letter_alone_is_no_size():
         judge("with_a_mask", "attention")
 
 
+def test_who_is_refused_reads_the_signature_that_was_written():
+    own = r"the function takes \(q, k, v, o, b_start_loc, b_seq_len, max_input_len\)"
+    with pytest.raises(TypeError, match=f"{own}, o taken for the output; it must take"):
+        judge("told_where_sequences_start", "attention")
+
+
 def test_heads_that_share_keys_are_asked_of_the_interface():
     assert any("grouped heads judged" in note for note in judge("interface", "attention").notes)
 

@@ -63,10 +63,11 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
     function = foreign_kinds.plain(implementation)
     if operator not in PLAIN or not parameters(function):
         return function  # a builtin shows none
+    seen = Seen() if seen is None else seen
+    seen.signature = str(inspect.signature(function))
     tensors = tensor_names(operator)
     if isinstance(implementation, torch.nn.Module):
         function = _of_what_it_holds(implementation, function, operator, tensors)
-    seen = Seen() if seen is None else seen
     function = foreign_sizes.told(function, operator, seen)
     function = foreign_written.filling(function, operator, seen.written)
     if operator == "attention":

@@ -26,9 +26,11 @@ class Seen:
         order: of the axes of its tensors, where that is known without trying.
         written: arguments that it writes its output to, once it was seen to.
         said: what else it is taken to be, in words.
+        signature: its own, as its author wrote it.
     """
 
     order: str = ""
+    signature: str = ""
     written: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 

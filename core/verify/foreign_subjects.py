@@ -132,7 +132,7 @@ class Function:
             in_place=False,
         )
         self._module_truth = module.truth
-        self.unpassed = self._check_signature(module.Case())
+        self.unpassed = self._check_signature(module.Case(), seen)
 
     def find_out(self, observe: foreign_meanings.Observe = lambda why, case: None) -> None:
         """Try what it means where its signature leaves it open, and judge it so.
@@ -248,7 +248,7 @@ class Function:
         said += [x for meaning, x in self.entry.beyond.items() if meaning in known]
         return list(dict.fromkeys(said))
 
-    def _check_signature(self, case: Any) -> list[str]:
+    def _check_signature(self, case: Any, seen: Seen) -> list[str]:
         """Refuse a function that cannot be called, before it is; return what it is never given."""
         try:
             signature = inspect.signature(self.function)
@@ -263,7 +263,9 @@ class Function:
             if self.entry.options:
                 named = [o for o in self.entry.options if o != foreign_packed.OPTION]
                 takes += f", and any of {', '.join(named)}"
-            words = f"the function takes {signature}; it must take {takes}"
+            words = f"the function takes {seen.signature or signature}"
+            words += "".join(f", {name} taken for the output" for name in seen.written)
+            words += f"; it must take {takes}"
             raise TypeError(f"{words}, or be wrapped so: {self.entry.shapes}") from error
         places = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
         return [p.name for p in places if p.name not in given]
