@@ -158,6 +158,12 @@ def rotate_but_the_rest(q, k, cos, sin):
     return tuple(torch.nn.functional.pad(x, wide) for x, wide in zip(turned, rest, strict=True))
 
 
+def rotate_as_tables_are(q, k, cos, sin):
+    """Of half precision and tables of float32 it makes float32, as torch does."""
+    wide = torch.promote_types(q.dtype, cos.dtype)
+    return tuple(x.to(wide) for x in rotate_whole_heads(q, k, cos, sin))
+
+
 def rotate_tokens(q, k, cos, sin):
     """Of (length, heads, head_dim)."""
     assert q.ndim == 3

@@ -94,6 +94,13 @@ def test_rows_and_columns_alone_are_told_that_more_axes_must_be_refused():
     assert "property 'leading axes'" in said and "must refuse more axes, as `R, C" in said
 
 
+def test_whose_output_has_the_dtype_of_tables_is_given_those_of_q():
+    name, said = "foreign_orders:rotate_as_tables_are", "its cos and sin have the dtype of q"
+    found = foreign.judge(name, "rotary", 9, ["float16"], claimed=1)
+    assert not [f for f in found.found if f.name in "qk"] and said in found.taken
+    assert said not in judge("rotate_whole_heads", "rotary").taken
+
+
 def test_packed_sequences_are_asked_for_what_attention_is():
     found = judge("varlen", "attention")
     held = {claim.name for claim in found.claims if claim.outcome == foreign.HOLDS}

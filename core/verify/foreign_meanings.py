@@ -187,15 +187,13 @@ def _limit(function: Function, observe: Observe) -> None:
     What it computes with it, and wrongly, is wrong.
     """
     for words, (fields, limit) in function.entry.limits.items():
-        for dtype in domains.DTYPES:
-            case = function.fitting(function.case_type(**fields), dtype)
-            within = limit(case)
-            if not _computes(function, within, observe):
-                continue  # in this precision it takes nothing
-            if not _computes(function, case, observe):
-                function.limits.append(limit)
-                function.found_out.append(words)
-            break
+        cases = [function.fitting(function.case_type(**fields), d) for d in domains.DTYPES]
+        if any(
+            _computes(function, limit(case), observe) and not _computes(function, case, observe)
+            for case in cases
+        ):
+            function.limits.append(limit)
+            function.found_out.append(words)
 
 
 def _computes(function: Function, case: Any, observe: Observe) -> bool:

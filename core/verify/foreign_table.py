@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from twofold.core import ops
@@ -164,6 +165,10 @@ PLAIN = {
             "it turns whole heads alone, and is judged where head_dim is 2·pairs": (
                 {"length": 5, "head_dim": 17, "pairs": 4},
                 calls.whole_heads,
+            ),
+            "its cos and sin have the dtype of q": (
+                {"length": 5, "head_dim": 16, "pairs": 8},
+                lambda case: replace(case, own_tables=True),
             ),
         },
         always={"tile": None, "batched": False},
