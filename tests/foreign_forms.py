@@ -41,6 +41,21 @@ class Gemma(torch.nn.Module):
         return _rms_norm(x, 1 + self.weight, 1e-6)
 
 
+class RMSNormOfScale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(8))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        return _rms_norm(x, self.scale, self.eps)
+
+
+def norm_that_asks_for_a_bias(x, weight, bias, eps=1e-6):
+    out = _rms_norm(x, weight, eps)
+    return out if bias is None else out + bias
+
+
 class RMSNormInHalf(RMSNorm):
     """Past 300 columns it forgets the last one, and in float16 it rounds too often everywhere."""
 
@@ -50,6 +65,7 @@ class RMSNormInHalf(RMSNorm):
 
 
 norm, gemma, norm_in_half = RMSNorm(), Gemma(), RMSNormInHalf()
+norm_of_scale = RMSNormOfScale()
 
 
 def norm_by_name(x, *, weight, eps=1e-6):

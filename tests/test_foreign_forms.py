@@ -32,6 +32,8 @@ BOTH = {"forward", "backward"}
         ("loss_of_torch", "softmax_cross_entropy", BOTH),
         ("norm", "rms_norm", BOTH),
         ("gemma", "rms_norm", BOTH),
+        ("norm_of_scale", "rms_norm", BOTH),
+        ("norm_that_asks_for_a_bias", "rms_norm", BOTH),
         ("norm_by_name", "rms_norm", BOTH),
         ("told_the_shape", "rms_norm", BOTH),
         ("side_by_side", "gated_activation", BOTH),

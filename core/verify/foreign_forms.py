@@ -35,7 +35,7 @@ KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction"
 # What tensors are called, in small letters; modules hold them by these names.
 CALLED = {
     "x": ("x", "input", "hidden_states", "inp"),
-    "weight": ("weight", "w", "gamma"),
+    "weight": ("weight", "w", "gamma", "scale"),
     "bias": ("bias", "b", "beta"),
     "table": ("table", "weight", "embeddings"),
     "ids": ("ids", "input_ids", "indices", "input"),
@@ -76,6 +76,7 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
         function = foreign_packed.of_packed(function, seen)
     if operator == "rotary":
         function = _one_at_a_time(function)
+    function = _without_bias(function, operator, tensors, seen)
     function = _in_order(function, tensors, operator)
     function = foreign_written.writing_over(function, operator, tensors, seen.written)
     return _side_by_side(function) if operator == "gated_activation" else function
@@ -176,6 +177,26 @@ def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
 
     rest = [p for n, p in taken.items() if n not in wanted]
     return taking(both, ("q", "k", "cos", "sin"), rest)
+
+
+def _without_bias(
+    function: Callable[..., Any], operator: str, tensors: Sequence[str], seen: Seen
+) -> Callable[..., Any]:
+    """Return a function that insists on a bias which the operator has not as one given None."""
+    taken = parameters(function)
+    options = {name for option in PLAIN[operator].options for name in names_of(option)}
+    if "bias" not in taken or taken["bias"].default is not Parameter.empty:
+        return function
+    if "bias" in (*tensors, *options):
+        return function
+    rest = inspect.Signature([p for n, p in taken.items() if n != "bias"])
+
+    def lacking(*args: Any, **how: Any) -> Any:
+        given = {**rest.bind(*args, **how).arguments, "bias": None}
+        return function(**{n: given[n] for n in taken if n in given})
+
+    seen.said.append("its bias is None")
+    return showing(lacking, rest)
 
 
 def _in_order(
