@@ -213,6 +213,20 @@ def weight_of_columns(x, weight, bias):
     return (x.double() @ weight.double() + (0 if bias is None else bias)).to(x.dtype)
 
 
+def _in_tf32(x):
+    """Return x rounded to the ten bits of mantissa that tf32 has."""
+    bits = x.detach().float().view(torch.int32)
+    return (((bits + 0x1000) >> 13) << 13).view(torch.float32).double()
+
+
+def linear_in_tf32(x, weight):
+    return (_in_tf32(x) @ _in_tf32(weight).mT).to(x.dtype)
+
+
+def linear_too_large(x, weight):
+    return (1.01 * x.detach().double() @ weight.detach().double().mT).to(x.dtype)
+
+
 def linear_with_gelu(x, weight, bias):
     z = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     return functional.gelu(z).to(x.dtype)

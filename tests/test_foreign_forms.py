@@ -115,6 +115,12 @@ def test_what_is_found_out_is_said(name, operator, remark):
     assert any(remark in note for note in judge(name, operator).taken)
 
 
+def test_what_is_wrong_in_float32_alone_and_holds_in_tf32_is_told_so():
+    for name, said in (("linear_in_tf32", True), ("linear_too_large", False)):
+        found = judge(name, "linear")
+        assert found.failures and ("--dtype tf32" in "".join(foreign.digest(found))) == said
+
+
 def test_what_is_arranged_otherwise_does_not_race():
     rival, problem = entered("foreign_forms:heads_inside", "attention")
     assert rival.fault(problem).startswith("it takes (batch, seqlen, heads, head_dim); races give")

@@ -25,15 +25,17 @@ from typing import Any
 
 from twofold.core import ops
 from twofold.core.verify import domains, foreign_cases, report
-from twofold.core.verify.contract import PROPERTY, Finding
+from twofold.core.verify.contract import PROPERTY, Finding, Inapplicable, Violation
 from twofold.core.verify.foreign_imports import load
 from twofold.core.verify.foreign_operators import Operator
+from twofold.core.verify.foreign_refusals import Refused
 from twofold.core.verify.foreign_subjects import Function, subject
 from twofold.core.verify.foreign_trial import Trial
 from twofold.core.verify.foreign_verdict import (
     BITS,
     FAILS,
     HOLDS,
+    LITTLE,
     UNASKED,
     UNSAID,
     Claim,
@@ -49,6 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 PRECISIONS = (*domains.DTYPES, "tf32")
+TF32 = "in tf32 it holds: its products may be that (--dtype tf32)"
 CLAIMED = 4  # cases for each property and precision
 RECOMPILED = 256  # times that torch.compile may compile a function in one precision
 
@@ -86,6 +89,7 @@ def judge(
         raise ValueError(f"--dtype is 'tf32'; {operator} has no matrix product")
     trial = Trial(judged, lambda case: _line(function, operator, case), observe)
     verdict, findings = Verdict(), []
+    wrong: list[tuple[Failure, Finding]] = []
     began = time.monotonic()
     with strictly():
         judged.find_out(lambda why, case: observe(f"{trial.line(case)}  # {why}"))
@@ -96,12 +100,19 @@ def judge(
             claims, broken = trial.properties(precision, claimed)
         findings += held + faults
         tried = {case: keys(violation) for case, violation in trial.tried[precision].items()}
+        wrong += zip(failures, faults, strict=True)
         for failure, fault in zip(failures, faults, strict=True):
             if failure.again not in verdict.common:
                 common = foreign_cases.common(tried, failure.key, fault.case)
                 verdict.common[failure.again] = common
         verdict.found += failures + broken
         verdict.claims += claims
+    if {failure.precision for failure, _ in wrong} == {"float32"}:
+        verdict.common |= {
+            failure.again: f"{verdict.common[failure.again]}; {TF32}"
+            for failure, fault in wrong
+            if failure.share >= LITTLE and _holds_in_tf32(trial, fault.case)
+        }
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
     verdict.taken, verdict.notes = judged.found_out, trial.notes()
@@ -109,6 +120,18 @@ def judge(
     if trial.refused and not findings:
         verdict.failures.append("every case was refused")
     return verdict
+
+
+def _holds_in_tf32(trial: Trial, case: Any) -> bool:
+    """Return whether a case that fails in float32 keeps the bound of products in tf32."""
+    if not hasattr(case, "allow_tf32"):
+        return False
+    try:
+        with strictly():
+            trial.bound(trial.judged.fitting(case, "tf32"))
+    except (Violation, Refused, Inapplicable):
+        return False
+    return True
 
 
 def listed(found: Sequence[Failure]) -> list[str]:

@@ -187,7 +187,8 @@ def _without_bias(
     options = {name for option in PLAIN[operator].options for name in names_of(option)}
     if "bias" not in taken or taken["bias"].default is not Parameter.empty:
         return function
-    if "bias" in (*tensors, *options):
+    variadic = any(p.kind in foreign_written.VARIADIC for p in taken.values())
+    if variadic or "bias" in (*tensors, *options):
         return function
     rest = inspect.Signature([p for n, p in taken.items() if n != "bias"])
 

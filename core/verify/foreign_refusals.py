@@ -62,7 +62,7 @@ def raised_by(error: BaseException) -> str:
 
 
 def raised_in_library(error: BaseException) -> bool:
-    """Return whether code of a library raised it, Python or not, as torch's does of other shapes."""
+    """Return whether code of a library raised it, as torch's does of other shapes."""
     cause = list(_causes(error))[-1]
     return raised_by(cause) in _LIBRARIES or (
         raised_by(cause) not in _NOT_THEIRS and not _by_statement(cause)
