@@ -232,6 +232,10 @@ def linear_with_gelu(x, weight, bias):
     return functional.gelu(z).to(x.dtype)
 
 
+def embedding_with_padding(ids, table):
+    return functional.embedding(ids, table, padding_idx=0)
+
+
 def losses_of_rows(logits, labels, ignored_index=-100):
     losses = functional.cross_entropy(
         logits.double(), labels, reduction="none", ignore_index=ignored_index

@@ -108,11 +108,16 @@ def test_a_gain_of_one_more_is_found_out():
         ("linear_with_gelu", "linear", "without activation, its activation is taken to be gelu"),
         ("losses_of_rows", "softmax_cross_entropy", "its reduction is taken to be none"),
         ("gated_by_tanh", "gated_activation", "; judged as gelu_tanh, the nearest"),
+        ("embedding_with_padding", "embedding", "gradient of row 0 is always 0: a padding_idx?"),
         ("BySign", "optimizers", "its optimizer is none of adam, adamw; judged as"),
     ],
 )
 def test_what_is_found_out_is_said(name, operator, remark):
     assert any(remark in note for note in judge(name, operator).taken)
+
+
+def test_who_forgets_no_row_of_a_table_is_told_of_none():
+    assert not judge("embedding_of_torch", "embedding").taken
 
 
 def test_what_is_wrong_in_float32_alone_and_holds_in_tf32_is_told_so():

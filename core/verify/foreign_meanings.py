@@ -50,6 +50,7 @@ def find_out(function: Function, observe: Observe) -> None:
     _align(function, observe)
     _without(function, observe)
     _limit(function, observe)
+    _leave_out(function, observe)
     function.ever.clear()
 
 
@@ -194,6 +195,31 @@ def _limit(function: Function, observe: Observe) -> None:
         ):
             function.limits.append(limit)
             function.found_out.append(words)
+
+
+def _leave_out(function: Function, observe: Observe) -> None:
+    """Find the one row of a table whose gradient is 0 whatever is asked, and say it: it is wrong.
+
+    So is the row of a padding_idx.
+    """
+    for table, fields in function.entry.tables.items():
+        silent: list[set[int]] = []
+        for seed in range(2):
+            made = function.case_type(**fields, seed=seed)
+            case = function.fitting(made, domains.DTYPES[0])
+            observe("to see whose gradient is 0", case)
+            given = function.contract.inputs(case)
+            try:
+                found = function.side.to_numpy(function.shown(function.side, case, given)[table])
+                true = np.asarray(function.contract.truth(case, given)[table].value)
+            except (Exception, SystemExit):
+                return  # it has no gradient, or is wrong otherwise
+            lost = (found == 0).all(-1) & (true != 0).any(-1) if found.shape == true.shape else ()
+            silent.append(set(map(int, np.flatnonzero(lost))))
+        rows = set.intersection(*silent)
+        if len(rows) == 1:
+            said = f"the gradient of row {rows.pop()} is always 0: a padding_idx?"
+            function.found_out.append(said)
 
 
 def _computes(function: Function, case: Any, observe: Observe) -> bool:

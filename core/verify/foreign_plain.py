@@ -85,6 +85,7 @@ class Plain:
             fields then are.
         limits: what it may do without, by words: the fields of a case that has it, and what brings
             a case into the domain of who does without. Found in the same way.
+        tables: gradients of tables, with the fields of a case in which every row is looked up.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
     """
@@ -120,6 +121,7 @@ class Plain:
     limits: Mapping[str, tuple[Mapping[str, Any], Callable[[Any], Any]]] = field(
         default_factory=dict
     )
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     beyond: Mapping[tuple[str, str], str] = field(default_factory=dict)
     narrowed: Callable[[Any, int | None], Any] = lambda case, size: case

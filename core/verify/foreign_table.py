@@ -128,6 +128,7 @@ PLAIN = {
             {"length": 5, "columns": 4099},
         ),
         far=({"length": 3, "rows": 3, "columns": 17, "layout": "far rows"},),
+        tables={"dtable": {"length": 40, "rows": 5}},
         outside={"out": "ids outside the table"},
         conventions=("outside the table",),
     ),
