@@ -50,6 +50,19 @@ def test_what_failing_cases_have_in_common_is_said():
     assert shared(Case(), lambda c: False, cases) == ""
 
 
+def test_the_largest_of_each_size_is_said():
+    cases = {Case(3, 7, seed=100), Case(5, 2, window=(9, 9)), Case(4, 4)}
+    assert foreign_cases.largest(cases) == "rows 5, columns 7"
+    assert foreign_cases.largest(set()) == ""
+
+
+def test_what_holds_is_shown_with_the_largest_sizes():
+    said = CliRunner().invoke(
+        app, ["verify", "foreign_forms:side_by_side", "--op", "gated_activation", "--examples", "9"]
+    )
+    assert said.exit_code == 0 and "columns 4099" in said.output.splitlines()[1]
+
+
 def test_what_may_be_chance_is_not_said():
     cases = [
         Case(rows, window=w, seed=s) for rows in (3, 5) for w in (None, (1, 1)) for s in (0, 1)

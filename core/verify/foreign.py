@@ -116,6 +116,7 @@ def judge(
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
     verdict.taken, verdict.notes = judged.found_out, trial.notes()
+    verdict.largest = foreign_cases.largest(trial.taken)
     verdict.unasked = "; ".join(f"{p}: {', '.join(what)}" for p, what in trial.unasked.items())
     if trial.refused and not findings:
         verdict.failures.append("every case was refused")

@@ -13,6 +13,19 @@ RELATED = (("head_dim", 2, "pairs"), ("seqlen_q", 1, "seqlen_k"), ("seqlen_k", 1
 CHANCE = 0.1  # in so many reports something may be said that means nothing
 MOST = 0.5  # of the cases that hold: what more of them have does not tell the others apart
 NEITHER = ("seed", "tile")  # say nothing of an input
+NO_SIZES = (*NEITHER, "first", "first_step")  # numbers that are no sizes of tensors
+
+
+def largest(cases: Collection[Any]) -> str:
+    """Say the largest of each size that these cases have; "" of none."""
+    first = next(iter(cases), None)
+    sizes = {
+        name: max(getattr(case, name) for case in cases)
+        for name, value in (vars(first) if first else {}).items()
+        if type(value) is int and name not in NO_SIZES
+        if all(type(getattr(case, name)) is int for case in cases)
+    }
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str:

@@ -92,6 +92,7 @@ class Verdict:
         failures: everything that is wrong in words; the last output of a case has its line.
         taken: what it was found to mean where its signature leaves it open.
         notes: what was not judged.
+        largest: of each size the largest that was taken, in words.
         found: the failures that have a case.
         common: by the line of the smallest case, in how many of its precision the same fails, and
             what these have in common.
@@ -105,6 +106,7 @@ class Verdict:
     failures: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    largest: str = ""
     found: list[Failure] = field(default_factory=list)
     common: dict[str, str] = field(default_factory=dict)
     ended: str = ""

@@ -81,6 +81,7 @@ def command(
                 "summary": foreign_verdict.digest(found) if found.failures else [],
                 "failures": found.failures,
                 "taken": found.taken,
+                "largest": found.largest,
                 "notes": found.notes,
             }
         write_json(json, result)
@@ -100,6 +101,8 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
     verdict = "[red]FAIL[/red]" if found.failures else "holds"
     verdict = "[red]not judged:[/red]" if found.unjudged else verdict
     said(f"{verdict} {name} as {operator}{', in what was asked' if found.unasked else ''}")
+    if found.largest and not found.failures:
+        said(f"the largest sizes tried: {found.largest}")
     for line in found.taken:
         said(escaped(line))
     if found.failures:
