@@ -19,13 +19,31 @@ def plus(name, what):
     return fault
 
 
+def kept(name):
+    """Return a fault that shows where other calls are made in between, and not else."""
+
+    def fault(found, case, given):
+        pass
+
+    fault.between = plus(name, lambda found, case, given: 1.0)
+    return fault
+
+
 def faulty(contract, side, fault):
     """Return a side with a fault: a function of (outputs, case, inputs) that changes outputs."""
     right = subject(contract, side)
 
-    def compute(case, given):
-        found = Outputs({name: x.copy() for name, x in right.compute(case, given).items()})
-        fault(found, case, given)
+    def wrong(found, case, given, *faults):
+        found = Outputs({name: x.copy() for name, x in found.items()})
+        for one in faults:
+            one(found, case, given)
         return found
 
-    return Subject("faulty", compute)
+    def compute(case, given):
+        return wrong(right.compute(case, given), case, given, fault)
+
+    def disturbed(case, given):
+        between = getattr(fault, "between", fault)
+        return wrong(right.disturbed(case, given), case, given, between)
+
+    return Subject("faulty", compute, disturbed=disturbed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from faulty import faulty, plus, scaled
+from faulty import faulty, kept, plus, scaled
 
 from twofold.core.verify.contract import Inapplicable, subject
 from twofold.core.verify.contracts import attention_decode as contract
@@ -48,6 +48,7 @@ FAULTS = {
     "heads apart": plus("out", lambda f, c, g: np.arange(c.heads)[:, None, None]),
     "other strides": plus("out", lambda f, c, g: c.layout != "contiguous"),
     "same bits again": plus("out", lambda f, c, g: np.random.default_rng().random()),
+    "other calls between": kept("out"),
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from allocated import Largest
-from faulty import faulty, plus, scaled
+from faulty import faulty, kept, plus, scaled
 
 from twofold.core.verify import domains
 from twofold.core.verify.contract import compare, subject
@@ -272,6 +272,7 @@ FAULTS = {
     "packed is padded": plus("dk", lambda f, c, g: 0.1 * c.packed),
     "causality": plus("ddout", lambda f, c, g: g.call.v[:, :, -1:]),
     "same bits again": plus("dq", lambda f, c, g: np.random.default_rng().random()),
+    "other calls between": kept("dq"),
 }
 
 

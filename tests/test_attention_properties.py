@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from faulty import faulty, plus, scaled
+from faulty import faulty, kept, plus, scaled
 
 from twofold.core.verify.contract import Bits, Inapplicable, subject
 from twofold.core.verify.contracts import attention as contract
@@ -55,6 +55,7 @@ FAULTS = {
     "shifted values": plus("dq", lambda f, c, g: 0.01 * g.v.mean()),
     "slopes": scaled("dq", 1.01),
     "same bits again": plus("out", lambda f, c, g: np.random.default_rng().random()),
+    "other calls between": kept("out"),
 }
 
 

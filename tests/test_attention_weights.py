@@ -10,7 +10,7 @@ import pytest
 import torch
 from allocated import Largest
 from far import apart
-from faulty import faulty, plus, scaled
+from faulty import faulty, kept, plus, scaled
 from hypothesis import given
 
 from twofold.core.verify import claims
@@ -304,6 +304,7 @@ FAULTS = {
     "powers of two": plus("weights", lambda f, c, g: 0.01 * c.softmax_scale),
     "other strides": plus("received", lambda f, c, g: c.layout != "contiguous"),
     "same bits again": plus("weights", lambda f, c, g: np.random.default_rng().random()),
+    "other calls between": kept("weights"),
 }
 
 

@@ -74,21 +74,32 @@ class Contract:
         return in_one_layout(self.small(case))
 
     def claims(self) -> dict[str, Property]:
-        """Return the properties, and the one that every operator has."""
+        """Return the properties, and those that every operator has."""
 
         def same_bits_again(subject: Subject, case: Any) -> None:
-            """Nothing but the inputs decides: computed twice, the same bits.
-
-            Whatever else is computed in between, where there is a way to do that.
-            """
+            """Nothing but the inputs decides: computed twice, the same bits."""
             given = self.inputs(case)
-            first = subject.compute(case, given)
-            same_bits(first, subject.compute(case, given), "computed again")
-            if subject.disturbed is not None:
-                beside = subject.disturbed(case, given)
-                same_bits(first, beside, "computed again between other calls")
+            same_bits(subject.compute(case, given), subject.compute(case, given), "computed again")
 
-        return {**self.properties, "same bits again": same_bits_again}
+        def other_calls_between(subject: Subject, case: Any) -> None:
+            """Nothing is kept from call to call: others in between change no bit."""
+            if subject.disturbed is None:
+                raise Inapplicable("no other calls can be made in between")
+            given = self.inputs(case)
+            alone, beside = (
+                compute(case, given) for compute in (subject.compute, subject.disturbed)
+            )
+            try:
+                same_bits(alone, beside, "where other calls are made in between")
+            except Bits as broken:
+                try:
+                    same_bits(alone, subject.compute(case, given), "computed again")
+                except Bits:
+                    raise Inapplicable("it has other bits every time") from None
+                raise AssertionError(str(broken)) from None
+
+        general = {"same bits again": same_bits_again, "other calls between": other_calls_between}
+        return {**self.properties, **general}
 
 
 class Inapplicable(Exception):

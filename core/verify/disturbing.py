@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,28 @@ def disturbed(side: Side) -> Side:
     return made
 
 
+def of(side: Side, operator: Any) -> Any:
+    """Return somebody's operator with other calls around its own where the side has them."""
+    if not isinstance(side, _Disturbed):
+        return operator
+    return _Operator(operator, side.to_numpy, vars(side)["others"])
+
+
+def around(side: Side, call: Callable[[], Any], given: Any) -> Any:
+    """Return what a call makes of what it is given, with others before and behind it there."""
+    if not isinstance(side, _Disturbed):
+        return call()
+
+    def other() -> Any:
+        with other_numbers(given):
+            return call()
+
+    _tried(other)
+    made = call()
+    _tried(other)
+    return made
+
+
 class _Disturbed(Side):
     """A side whose operators are those of an `inner` one as `_Operator`s.
 
@@ -41,11 +62,11 @@ class _Disturbed(Side):
 
 
 class _Operator:
-    """An operator's module with other calls around two of its functions."""
+    """An operator's module, or what stands for one, with other calls around two functions."""
 
     def __init__(
         self,
-        module: ModuleType,
+        module: Any,
         to_numpy: Callable[[Any], np.ndarray[Any, Any]],
         others: dict[int, tuple[Any, Any]],
     ) -> None:
@@ -95,6 +116,8 @@ def other_numbers(given: Any) -> Iterator[None]:
     held = []
     try:
         for x in _arrays(given):
+            if not isinstance(x, np.ndarray):
+                x = x.data  # what is kept for a backward is to be taken for what it was
             was = x.copy() if isinstance(x, np.ndarray) else x.clone()
             with contextlib.suppress(Exception):  # read-only, expanded, of 8 bits
                 x *= -0.5

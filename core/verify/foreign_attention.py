@@ -206,6 +206,7 @@ PLAIN = Plain(
         {"seqlen_q": 67, "seqlen_k": 300, "head_dim": 16},
         {"seqlen_q": 3, "seqlen_k": 4099, "head_dim": 16},
         {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
+        {"batch": 5, "heads": 9, "seqlen_q": 3, "seqlen_k": 5, "head_dim": 16},
     ),
     far=(
         {"batch": 3, "head_dim": 16, "layout": "far batches"},

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from twofold.core import ops
+from twofold.core.verify import disturbing
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_refusals import refusals
 from twofold.core.verify.report import contract_module
@@ -110,7 +111,8 @@ class _With:
         self._side, self._theirs = side, operator
 
     def __getattr__(self, name: str) -> Any:
-        return self._theirs if name == self._theirs.name else getattr(self._side, name)
+        own = name == self._theirs.name
+        return disturbing.of(self._side, self._theirs) if own else getattr(self._side, name)
 
 
 def _named(returned: Any, gradients: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from twofold.core import ops
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.rounding import Approx
+from twofold.reference.checks import dtype_name
 
 ALIASES = {
     "softmax_scale": ("softmax_scale", "sm_scale", "scale", "scaling"),
@@ -139,3 +140,27 @@ class Plain:
 def names_of(option: str) -> tuple[str, ...]:
     """Return what functions may call an option."""
     return ALIASES.get(option, (option,))
+
+
+def dtypes_told(
+    found: Mapping[str, Any], leaves: Mapping[str, Any], any_dtype: Sequence[str]
+) -> Iterator[str]:
+    """Refuse outputs in other dtypes than their input's, or say it of those that may be so.
+
+    That of lse is float32.
+
+    Raises:
+        TypeError: naming the output.
+    """
+    first, x = next(iter(leaves.items()))
+    own = dtype_name(x)
+    for name, y in found.items():
+        if name == "lse":
+            wanted, why = "float32", "whatever the inputs are"
+        else:
+            wanted, why = own, f"as the argument {first} is"
+        if (theirs := dtype_name(y)) == wanted:
+            continue
+        if name not in any_dtype:
+            raise TypeError(f"the output {name} is {theirs}; it must be {wanted}, {why}")
+        yield f"{name} is {theirs} where {first} is {own}; both are usual"

@@ -15,13 +15,19 @@ from typing import Any
 import numpy as np
 
 from twofold.core import ops
-from twofold.core.verify import domains, foreign_lacking, foreign_meanings, foreign_packed
+from twofold.core.verify import (
+    disturbing,
+    domains,
+    foreign_lacking,
+    foreign_meanings,
+    foreign_packed,
+)
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.foreign_forms import plain
 from twofold.core.verify.foreign_kinds import Seen, is_operator, parameters
 from twofold.core.verify.foreign_operators import Operator, functions, in_precision
-from twofold.core.verify.foreign_plain import Handed, names_of
+from twofold.core.verify.foreign_plain import Handed, dtypes_told, names_of
 from twofold.core.verify.foreign_refusals import refusals
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.foreign_written import VARIADIC
@@ -288,7 +294,11 @@ class Function:
         learned = {n: tensors.pop(n) for n in learned}
         options = self._given(call._replace(options={**call.options, **learned}))
         with refusals(options.values()), self._counting():
-            returned = self.function(*tensors.values(), **options)
+            returned = disturbing.around(
+                side,
+                lambda: self.function(*tensors.values(), **options),
+                (*tensors.values(), options),
+            )
             outputs = returned if isinstance(returned, tuple) else (returned,)
             while len(outputs) > 1 and outputs[-1] is None:
                 outputs = outputs[:-1]
@@ -300,7 +310,7 @@ class Function:
             for x in found.values():
                 if not isinstance(x, torch.Tensor):
                     raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
-            self._check_dtypes(found, leaves)
+            self.remarks.update(dtypes_told(found, leaves, self.entry.any_dtype))
             self._shapes = {n: tuple(x.shape) for n, x in call.gradients.items()}
             self.learns |= any(x.requires_grad for x in found.values())
             roots = {
@@ -371,29 +381,9 @@ class Function:
                 given[name] = tuple(d if x is None else x for x, d in pairs)
         return given
 
-    def _check_dtypes(self, found: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-        """Refuse an output in another dtype than its input's; lse is float32."""
-        first, x = next(iter(leaves.items()))
-        for name, y in found.items():
-            own, theirs = _dtype(x), _dtype(y)
-            if name == "lse":
-                wanted, why = "float32", "whatever the inputs are"
-            else:
-                wanted, why = own, f"as the argument {first} is"
-            if theirs == wanted:
-                continue
-            words = f"the output {name} is {theirs}; it must be {wanted}, {why}"
-            if name not in self.entry.any_dtype:
-                raise TypeError(words)
-            self.remarks.add(f"{name} is {theirs} where {first} is {own}; both are usual")
-
 
 def names(function: Callable[..., Any], options: Iterable[str]) -> dict[str, str]:
     """Return what the function calls those options that it has."""
     taken = parameters(function)
     theirs = {option: [n for n in names_of(option) if n in taken] for option in options}
     return {option: known[0] for option, known in theirs.items() if known}
-
-
-def _dtype(x: Any) -> str:
-    return str(x.dtype).removeprefix("torch.")

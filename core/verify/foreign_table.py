@@ -19,6 +19,7 @@ ROWS = (
     {"rows": 37, "columns": 257},
     {"rows": 2, "columns": 4099},
     {"rows": 515, "columns": 17},
+    {"rows": 1201, "columns": 3},
 )
 # Of an activation: every kind is exercised, and a smaller case tells which one it is.
 EVERY_KIND = {"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)}

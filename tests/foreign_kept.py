@@ -1,0 +1,65 @@
+"""Functions that are right as long as a call's backward follows on its forward, and not else."""
+
+import torch
+
+
+def softmax(x):
+    return torch.softmax(x.float(), -1).to(x.dtype)
+
+
+class OnTheClass(torch.autograd.Function):
+    """Keeps its result where every call does."""
+
+    last = None
+
+    @staticmethod
+    def forward(ctx, x):
+        OnTheClass.last = softmax(x)
+        return OnTheClass.last
+
+    @staticmethod
+    def backward(ctx, dout):
+        y, d = OnTheClass.last.float(), dout.float()
+        return (y * (d - (d * y).sum(-1, keepdim=True))).to(dout.dtype)
+
+
+on_the_class = OnTheClass.apply
+
+buffers = {}
+
+
+class IntoOneBuffer(torch.autograd.Function):
+    """Returns what the next call of the same shape writes to."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = softmax(x)
+        ctx.save_for_backward(y)
+        buffer = buffers.setdefault((y.shape, y.dtype), torch.empty_like(y))
+        buffer.copy_(y)
+        return buffer.data
+
+    @staticmethod
+    def backward(ctx, dout):
+        y, d = ctx.saved_tensors[0].float(), dout.float()
+        return (y * (d - (d * y).sum(-1, keepdim=True))).to(dout.dtype)
+
+
+into_one_buffer = IntoOneBuffer.apply
+
+
+class Copies:
+    """A norm that copies a weight when it first sees it."""
+
+    def __init__(self):
+        self.copies = {}
+
+    def __call__(self, x, weight, eps=1e-6):
+        _, copy = self.copies.setdefault(weight.data_ptr(), (weight, weight.detach().clone()))
+        weight = weight + (copy - weight).detach()
+        h = x.float()
+        rstd = (h.square().mean(-1, keepdim=True) + eps).rsqrt()
+        return (h * rstd * weight.float()).to(x.dtype)
+
+
+copied_weight = Copies()
