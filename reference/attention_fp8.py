@@ -116,7 +116,7 @@ def forward(
         held = np.array_equal(nearest(x), x, equal_nan=True)
         checks.require(held, name, "of numbers that float8_e4m3fn lacks", "of those that it has")
     asked = np.result_type(q, q_scale) if out_dtype is None else out_dtype
-    dtype = checks.numpy_dtype("out_dtype", asked)
+    dtype = checks.floating_dtype("out_dtype", asked, checks.NUMPY_FLOATING)
     q = scaled(q, q_scale, cu_seqlens_q, max_seqlen_q)
     k, v = (scaled(x, by, cu_seqlens_k, max_seqlen_k) for x, by in ((k, k_scale), (v, v_scale)))
     options = options._replace(bias=None if bias is None else bias.astype(q.dtype))

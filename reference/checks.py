@@ -81,7 +81,7 @@ def number(name: str, x: Any) -> None:
 def positive(name: str, x: Any) -> None:
     """Raise unless `x` is a number above 0 that is neither 0 nor infinite in float32."""
     number(name, x)
-    if not LEAST <= x <= MOST:
+    if not LEAST <= (x := float(x)) <= MOST:
         require(0.0 < x < math.inf, name, x, "positive" if x != math.inf else "finite")
         require(False, name, x, f"from {LEAST} to {MOST}")
 

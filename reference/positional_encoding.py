@@ -96,7 +96,7 @@ def sinusoidal(positions: Array, d_model: int, dtype: Any = "float64") -> Array:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_sinusoidal(positions, d_model)
-    dtype = checks.numpy_dtype("dtype", dtype)
+    checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
     columns = np.arange(d_model)
     angle = positions[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)  # (L, d_model)
     return np.where(columns % 2 == 0, np.sin(angle), np.cos(angle)).astype(dtype)

@@ -162,7 +162,7 @@ def tables(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check_tables(positions, rotary_dim, base)
-    dtype = checks.numpy_dtype("dtype", dtype)
+    checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
     angle = positions[..., None] / base ** (np.arange(0, rotary_dim, 2) / rotary_dim)
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 

@@ -153,9 +153,9 @@ def test_forward_is_the_formula_at_high_precision():
             ValueError,
             "causal is 'left'; it must be one of 'bottom-right', 'top",
         ),
-        ({"window_size": (1, -2)}, ValueError, "window_size is (1, -2); it must be of ints ≥ 0 or"),
+        ({"window_size": (1, -2)}, ValueError, "window_size is (1, -2); it must be of ints from 0"),
         ({"window_size": (1,)}, ValueError, "window_size is (1,); it must be a pair"),
-        ({"softcap": 0.0}, ValueError, "softcap is 0.0; it must be finite and above 0"),
+        ({"softcap": 0.0}, ValueError, "softcap is 0.0; it must be positive"),
         ({"score_mod": abs}, TypeError, "score_mod is a builtin_function_or_method; it must be a"),
         (
             {"score_mod": ScoreMod(None, None)},
@@ -188,7 +188,7 @@ def test_forward_is_the_formula_at_high_precision():
         (
             {"window_size": (True, 1)},
             ValueError,
-            "window_size is (True, 1); it must be of ints ≥ 0",
+            "window_size is (True, 1); it must be of ints from 0",
         ),
         (
             {"block_mask": np.ones((1, 1), bool), "block_size": [8, 8]},

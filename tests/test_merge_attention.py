@@ -1,6 +1,7 @@
 """Merging partial attention: the reference against torch and attention; the kernel by contract."""
 
 import dataclasses
+import sys
 
 import mpmath
 import numpy as np
@@ -264,3 +265,12 @@ def test_slopes_see_the_gradient_of_the_outputs(reference):
     PROPERTIES["slopes"](subject(contract.CONTRACT, reference), even)
     with pytest.raises(AssertionError, match="the gradient of outs"):
         PROPERTIES["slopes"](faulty(contract.CONTRACT, reference, scaled("douts", 1.01)), even)
+
+
+def test_bfloat16_is_refused_by_name_where_numpy_has_it_not(reference):
+    """As long as nobody imports `ml_dtypes`; there it would be taken."""
+    if "ml_dtypes" in sys.modules:
+        pytest.skip("ml_dtypes is imported")
+    outs, lses = np.zeros((2, 1, 1, 3, 4), np.float32), np.zeros((2, 1, 1, 3), np.float32)
+    with pytest.raises(ValueError, match="^out_dtype is 'bfloat16'; it must be one of 'float16', "):
+        reference.merge_attention.forward(outs, lses, out_dtype="bfloat16")

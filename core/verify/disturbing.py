@@ -98,7 +98,8 @@ class _Operator:
         for before, now in zip(was, self._numbers(gradients), strict=True):
             if not np.array_equal(before, now, equal_nan=True):
                 return gradients  # which the other call has written to
-        return self._module.backward(*arguments, **options)
+        again = _tried(lambda: self._module.backward(*arguments, **options))
+        return gradients if again is None else again  # autograd's can go through a graph but once
 
     def _numbers(self, gradients: Any) -> list[np.ndarray[Any, Any]]:
         return [np.array(self._to_numpy(x)) for x in gradients if x is not None]
