@@ -63,7 +63,7 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p).
 
     Args:
-        x: any shape, floating.
+        x: any shape, floating. What is dropped of ±∞ or NaN is NaN, as in torch; the kernel has 0.
         p: probability of dropping an element, 0 ≤ p < 1.
         seed: names the mask, 0 ≤ seed < 2⁶³: a number, or a 0-d int64 array that holds it. Kernels
             read such an array again in backward, here and wherever a seed is taken, so that it must
