@@ -44,7 +44,8 @@ def check(
     for name, buffer in buffers.items():
         if buffer is not None or name != "momentum_buffer":
             checks.shape(name, buffer, (int(params.shape[0]),))
-            checks.writable(**({} if name == "grads" else {name: buffer}))
+            if name != "grads":
+                checks.writable(**{name: buffer})
     for name, x in (("lr", lr), ("weight_decay", weight_decay)):
         checks.number(name, x)
         checks.require(0.0 <= x < math.inf, name, x, "at least 0 and finite")

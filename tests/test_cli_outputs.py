@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from test_cli import TINY, call, table
-from test_cli_runs import parameters
+from test_cli_runs import finished, parameters
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
@@ -18,11 +18,7 @@ from twofold.core.commands import common, embed, predict, training
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run on a file."""
-    folder = tmp_path_factory.mktemp("runs")
-    file = table(folder / "reviews.csv")
-    call("train", "--data", file, "--out", folder / "run", *TINY)
-    return folder / "run"
+    return finished(tmp_path_factory)
 
 
 def test_training_goes_on_where_nothing_can_be_printed_any_more(run, tmp_path, monkeypatch):

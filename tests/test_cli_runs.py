@@ -20,13 +20,17 @@ from twofold.core.training import checkpoints
 from twofold.core.training.run import Run, RunError, held
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run on a file."""
+def finished(tmp_path_factory):
+    """Return the folder of a finished run on a file."""
     folder = tmp_path_factory.mktemp("runs")
     file = table(folder / "reviews.csv")
     call("train", "--data", file, "--out", folder / "run", *TINY)
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished(tmp_path_factory)
 
 
 @pytest.fixture
