@@ -24,13 +24,13 @@ from twofold.core.verify.contract import (
     judge,
     precision_name,
     same_bits,
-    some_properties,
     subject,
     truths,
 )
 from twofold.core.verify.contracts import linear
 from twofold.core.verify.processes import processes
 from twofold.core.verify.rounding import exact, machine
+from twofold.core.verify.search import some_properties
 
 ops.triton_device()  # before a contract imports the kernels' tile tables
 CONTRACTS = {name: report.contract(name) for name in ops.OPERATORS}

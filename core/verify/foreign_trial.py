@@ -22,7 +22,6 @@ from twofold.core.verify.contract import (
     Finding,
     Inapplicable,
     Violation,
-    derandomised,
     precision_name,
 )
 from twofold.core.verify.contract import (
@@ -49,6 +48,7 @@ from twofold.core.verify.foreign_verdict import (
     own_words,
     raised,
 )
+from twofold.core.verify.search import derandomised
 
 SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds, for each failure; where time is up
 # What of a precision's time drawn cases may take, and bounds in all; properties have the rest.

@@ -11,7 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from twofold.core.ops import OPERATORS, Side
-from twofold.core.verify.contract import PROPERTY, Contract, Finding, judge_pinned, search
+from twofold.core.verify.contract import PROPERTY, Contract, Finding, judge_pinned
+from twofold.core.verify.search import search
 
 if TYPE_CHECKING:
     from twofold.core.verify.processes import Pool

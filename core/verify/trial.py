@@ -39,13 +39,13 @@ from twofold.core.verify.contract import (
     Contract,
     Violation,
     check_properties,
-    drawn,
     fitting,
     subject,
 )
 from twofold.core.verify.contract import judge as judge_case
 from twofold.core.verify.machines import machine
 from twofold.core.verify.mutation import Mutant
+from twofold.core.verify.search import drawn
 
 KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
 FIRST = 16  # questions made ready before the first mutant; as many again whenever one survives

@@ -35,7 +35,8 @@ def command(
         if at and len(names) != 1:
             raise ValueError("--at is a field of one operator's case; name one operator")
         from twofold.core.verify import report
-        from twofold.core.verify.contract import check_properties, drawn, fitting, subject
+        from twofold.core.verify.contract import check_properties, fitting, subject
+        from twofold.core.verify.search import drawn
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("operator", "property", "cases", "seconds", ""):
