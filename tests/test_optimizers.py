@@ -11,6 +11,7 @@ import torch
 from twofold.core.verify import rounding
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import optimizers as contract
+from twofold.core.verify.contracts import optimizers_domain as domain
 from twofold.reference import optimizers
 
 TORCH_NAMES = {
@@ -36,7 +37,7 @@ def torch_optimizer(case, groups):
 
 @pytest.mark.parametrize("clip", [None, 0.3, 1.0, 5.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("optimizer", contract.STATE)
+@pytest.mark.parametrize("optimizer", domain.STATE)
 def test_reference_is_torch(optimizer, weight_decay, clip):
     """Five steps in float64: torch is no further off than float64's own bound.
 
@@ -44,7 +45,7 @@ def test_reference_is_torch(optimizer, weight_decay, clip):
     the same norms, if T = max_norm·(‖g‖ + 1e-6)/‖g‖. The elements that do not decay are a parameter
     of their own.
     """
-    case = contract.Case(
+    case = domain.Case(
         dtype="float64",
         optimizer=optimizer,
         numel=101,
@@ -54,7 +55,7 @@ def test_reference_is_torch(optimizer, weight_decay, clip):
         decaying=0.6,
         clip=clip,
     )
-    x, cut = contract.inputs(case), [case.decay_numel]
+    x, cut = domain.inputs(case), [case.decay_numel]
     parts = [torch.tensor(a) for a in np.split(x.params, cut)]
     decays = (weight_decay, 0.0)
     stepper = torch_optimizer(
@@ -68,7 +69,7 @@ def test_reference_is_torch(optimizer, weight_decay, clip):
             torch.nn.utils.clip_grad_norm_(parts, x.max_norm * (norm + 1e-6) / norm)
         stepper.step()
     theirs = {"params": parts}
-    for name in contract.STATE[optimizer]:
+    for name in domain.STATE[optimizer]:
         theirs[name] = [stepper.state[p][TORCH_NAMES[name]] for p in parts]
     bounds = contract.truth(case)
     for name, found in theirs.items():
@@ -79,10 +80,10 @@ def test_adam_is_the_formula_at_high_precision():
     """Kingma & Ba's algorithm 1 with decoupled decay, thirty steps, sixty digits."""
     rng = np.random.default_rng(0)
     params, grads = rng.standard_normal(3), rng.standard_normal((30, 3))
-    case = contract.Case(
+    case = domain.Case(
         dtype="float64", numel=3, steps=30, lr=0.01, weight_decay=0.1, beta2=0.95, eps=1e-3
     )
-    given = contract.Inputs(params, grads, {"m": np.zeros(3), "v": np.zeros(3)}, None)
+    given = domain.Inputs(params, grads, {"m": np.zeros(3), "v": np.zeros(3)}, None)
     with mpmath.workdps(60):
         lr, decay, eps, beta1, beta2 = map(mpmath.mpf, (0.01, 0.1, 1e-3, 0.9, 0.95))
         theta = [mpmath.mpf(a) for a in params]
@@ -96,7 +97,7 @@ def test_adam_is_the_formula_at_high_precision():
         expected = np.array([float(a) for a in theta])
     ours, state = params.copy(), (np.zeros(3), np.zeros(3))
     for i in range(30):
-        optimizers.adam(ours, grads[i], *state, **contract.options(case, given, 1 + i))
+        optimizers.adam(ours, grads[i], *state, **domain.options(case, given, 1 + i))
     bound = contract.truth(case, given)["params"]
     assert compare("params", ours, dataclasses.replace(bound, value=expected))[2] == ""
 
@@ -125,11 +126,11 @@ def test_the_norm_reads_every_element_once(triton, numel):
     assert compare("norm", norm, bound)[2] == ""
 
 
-@pytest.mark.parametrize("optimizer", contract.STATE)
+@pytest.mark.parametrize("optimizer", domain.STATE)
 def test_zero_gradients_change_nothing_but_by_decay(reference, triton, optimizer):
-    case = contract.Case(optimizer=optimizer, numel=37, magnitude="zeros", clip=1.0)
+    case = domain.Case(optimizer=optimizer, numel=37, magnitude="zeros", clip=1.0)
     params = np.random.default_rng(0).standard_normal(37).astype(np.float32)
-    given = contract.inputs(case)._replace(params=params.astype(np.float64))
+    given = domain.inputs(case)._replace(params=params.astype(np.float64))
     for side in (reference, triton):
         assert np.array_equal(side.to_numpy(contract.run(side, case, given)["params"]), params)
 
@@ -139,15 +140,15 @@ def test_the_norm_stays_on_the_device(triton):
     assert norm.shape == () and norm.device.type == triton.device
 
 
-@pytest.mark.parametrize("optimizer", contract.STATE)
+@pytest.mark.parametrize("optimizer", domain.STATE)
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_a_step_whose_numbers_are_read_from_memory_has_the_same_bits(triton, optimizer, clip):
     """Whatever step and rate are given beside them; and without leave to go nothing changes."""
     how = dict(numel=1031, first_step=7, weight_decay=0.1, decaying=0.6, clip=clip)
-    case = contract.Case(optimizer=optimizer, **how)
-    given = contract.inputs(case)
+    case = domain.Case(optimizer=optimizer, **how)
+    given = domain.inputs(case)
     expected = contract.run(triton, case, given)
-    options = contract.options(case, given, 7)
+    options = domain.options(case, given, 7)
     if "step" in options:
         names = ("step", "lr", "beta1", "beta2", "weight_decay")
         numbers = triton.optimizers.adam_numbers(**{name: options[name] for name in names})

@@ -23,7 +23,8 @@ import numpy as np
 from twofold.core.ops import Side
 from twofold.core.verify.contract import Array, Contract, computed, truths
 from twofold.core.verify.domains import representable
-from twofold.core.verify.rounding import Approx, half_unit
+from twofold.core.verify.rounding import Approx
+from twofold.core.verify.units import half_unit
 
 MOST = 4.0  # standard errors
 

@@ -19,7 +19,8 @@ from twofold.core.verify.contracts.attention_domain import scale, statistics
 from twofold.core.verify.contracts.attention_sample import full_live, last, outer
 from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
 from twofold.core.verify.domains import representable
-from twofold.core.verify.rounding import Approx, Array, half_unit, machine
+from twofold.core.verify.rounding import Approx, Array, machine
+from twofold.core.verify.units import half_unit
 from twofold.kernels.attention_weights_tiles import ENTRIES
 
 
