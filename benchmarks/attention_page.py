@@ -291,11 +291,7 @@ def measured(which: str) -> str:
     path, found = newest("attention_steps", attention_measured.GPU)
     races = [r for part in found["parts"].values() for r in part["races"] if r["pass"] == which]
     lines = [
-        "| measured TFLOP/s | "
-        + " | ".join(f"{D} {'causal' if causal else 'full'}" for D, causal in SHAPES)
-        + " |",
-        "|---|" + "--:|" * len(SHAPES),
-        *_lines(races),
+        *_lines(races, [IN_MEMORY, *steps(which), *step_kernels.ASIDE, PRESENT]),
         "",
         pages.wrapped(
             f"{attention_measured.origin((path, found), 'benchmarks/attention_steps.py')}: "
@@ -305,20 +301,28 @@ def measured(which: str) -> str:
     return "\n".join(lines)
 
 
-def _lines(races: list[dict[str, Any]]) -> Iterator[str]:
-    columns: list[dict[str, Any]] = []
+def _lines(races: list[dict[str, Any]], way: list[str]) -> Iterator[str]:
+    """Yield a table of rates: the steps in the order of the way, then who is not of it.
+
+    Shapes that nobody was measured at have no column.
+    """
+    columns: dict[str, dict[str, Any]] = {}
     for D, causal in SHAPES:
         end = f"N={LENGTH} D={D}{' causal' if causal else ''}"
-        of = (r for r in races if r["problem"].endswith(end) and r["dtype"] == "bfloat16")
-        columns.append(next(of, {"contenders": {}, "reasons": {}}))
-    for name in dict.fromkeys(n for c in columns for n in c["contenders"]):
+        for race in races:
+            if race["problem"].endswith(end) and race["dtype"] == "bfloat16":
+                columns.setdefault(f"{D} {'causal' if causal else 'full'}", race)
+    yield f"| measured TFLOP/s | {' | '.join(columns)} |"
+    yield "|---|" + "--:|" * len(columns)
+    found = {NAMES.get(n, n): n for c in columns.values() for n in c["contenders"]}
+    for name in (*(n for n in way if n in found), *(n for n in found if n not in way)):
         cells = []
-        for column in columns:
-            figures = column["contenders"].get(name)
-            outside = "*" if name in column.get("wrong", column["reasons"]) else ""
+        for column in columns.values():
+            figures = column["contenders"].get(found[name])
+            outside = "*" if found[name] in column.get("wrong", column["reasons"]) else ""
             cells.append(f"{figures['tera_operations_per_second']:.0f}{outside}" if figures else "")
-        yield f"| {NAMES.get(name, name)} | {' | '.join(cells)} |"
-    if any(set(c["contenders"]) & set(c.get("wrong", c["reasons"])) for c in columns):
+        yield f"| {name} | {' | '.join(cells)} |"
+    if any(set(c["contenders"]) & set(c.get("wrong", c["reasons"])) for c in columns.values()):
         yield ""
         yield "\\* not within the contract's bound: the result says how."
 

@@ -105,8 +105,8 @@ def race() -> str:
     )
     ran = [r for races in both_races for r in races if (r["operator"], r["pass"]) in RACED]
     sentences = (
-        "From the least to the most of the sizes and machines that were raced, against the "
-        "quickest of PyTorch's eager ways where nothing else is said. On a GPU steps are captured "
+        "Range over the sizes and machines that were raced, against PyTorch's fastest eager way "
+        "where nothing else is said. On a GPU steps are captured "
         "and in bfloat16, as PyTorch's are, predictions captured and in float32 on both sides. A "
         "selection: SPEED.md has all, what is slowest here among them.",
         *raced.notes(ran, of_torch=False),

@@ -80,7 +80,7 @@ def deviceless():
 
 
 @pytest.fixture
-def nothing_is_launched(monkeypatch):
+def nothing_is_launched(monkeypatch, triton):
     monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **kwargs: None)
     monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kwargs: None)
 

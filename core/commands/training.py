@@ -34,7 +34,7 @@ from twofold.core.commands.common import (
 from twofold.core.data.baselines import baselines
 from twofold.core.data.datasets import Dataset
 from twofold.core.ops import Side
-from twofold.core.training.loop import Event, Interrupted, judged, train
+from twofold.core.training.loop import Event, Interrupted, held_out_accuracy, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
 from twofold.core.training.recipe import Recipe
@@ -211,7 +211,7 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
             model, state = train(run, dataset, side, observe, _passed_over, processes)
         inputs = run.codec.encode_set(dataset.test_x)
         with threadpool_limits(1, "blas"):
-            test = judged(model, inputs, dataset.test_y, state, processes)
+            test = held_out_accuracy(model, inputs, dataset.test_y, state, processes)
     except Interrupted as stopped:
         if first:
             errors.print(f"{stopped}; {escaped(again)}", soft_wrap=True)

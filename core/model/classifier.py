@@ -150,13 +150,15 @@ class Classifier:
         if self._first_only:
             # Lengths from 1 to L become 1; others stay invalid, and pooling makes NaN of them.
             lengths = 1 + (lengths - 1) // inputs.shape[1]
-        logits, head_cache = self._judge(x, lengths, seeds)
+        logits, head_cache = self._head(x, lengths, seeds)
         return logits, Cache(embedding_cache, encoder_cache, head_cache)
 
     def hidden_states(self, inputs: Any, lengths: Any) -> list[Any]:
         """Return the embeddings and what each layer hands on, (B, L, d_model) each.
 
-        Arguments and errors are those of `forward`; what stands in the padding means nothing.
+        Post-norm: each layer's output. Pre-norm: what the norm behind each layer gives, not the
+        residual stream, of which the embeddings are the beginning. Arguments and errors are those
+        of `forward`; what stands in the padding means nothing.
         """
         self._check(inputs, lengths)
         x, _ = self._embed(inputs, None)
@@ -180,7 +182,7 @@ class Classifier:
         They are of every parameter, or of those of the parts above some: what lies lower than all
         that `grads` names is frozen, and not passed through.
         """
-        dx = self._judge_backward(dlogits, cache.head, grads)
+        dx = self._head_backward(dlogits, cache.head, grads)
         of_embeddings = "embedding.table" in grads or "patches.weight" in grads
         dx = self.encoder.backward(dx, cache.encoder, grads, of_embeddings)
         if of_embeddings:
@@ -244,7 +246,7 @@ class Classifier:
             x, self.params, Pass(lengths, rotary, seeds, states, first_only)
         )
 
-    def _judge(self, x: Any, lengths: Any, seeds: Sequence[Any] | None) -> tuple[Any, HeadCache]:
+    def _head(self, x: Any, lengths: Any, seeds: Sequence[Any] | None) -> tuple[Any, HeadCache]:
         """Return logits (B, C)."""
         ops, params = self.ops, self.params
         pooled, pooling_cache = ops.pooling.forward(x, lengths, self.config.pooling)
@@ -258,7 +260,7 @@ class Classifier:
         logits, head_cache = ops.linear.forward(pooled, params["head.weight"], params["head.bias"])
         return logits, HeadCache(pooling_cache, pooler_cache, dropout_cache, head_cache)
 
-    def _judge_backward(self, dlogits: Any, cache: HeadCache, grads: Views) -> Any:
+    def _head_backward(self, dlogits: Any, cache: HeadCache, grads: Views) -> Any:
         """Return the gradient of what the last layer gave."""
         ops = self.ops
         into = [grads[f"head.{name}"] for name in ("weight", "bias")]

@@ -4,10 +4,18 @@ Layer norm comes fused with dropout and the residual add before it, so it stands
 sublayers: it takes what one adds to the stream and gives what the next one reads.
 
     pre-norm    h₀ = x,  y₀ = norm₀(h₀);   hᵢ₊₁ = hᵢ + dropout(subᵢ(yᵢ)),  yᵢ₊₁ = normᵢ₊₁(hᵢ₊₁)
-    post-norm   y₀ = x;                    yᵢ₊₁ = normᵢ(yᵢ + dropout(subᵢ(yᵢ)))
+    post-norm   y₀ = x;                    hᵢ₊₁ = yᵢ + dropout(subᵢ(yᵢ)),  yᵢ₊₁ = normᵢ(hᵢ₊₁)
+
+Backward, from the last to the first, f′(d) the gradient of f's input where d is that of its output:
+
+    pre-norm    dhᵢ = dhᵢ₊₁ + normᵢ′(dyᵢ),  dyᵢ₋₁ = subᵢ₋₁′(dropout′(dhᵢ));  dx = dh₀
+    post-norm   dhᵢ₊₁ = normᵢ′(dyᵢ₊₁),      dyᵢ = dhᵢ₊₁ + subᵢ′(dropout′(dhᵢ₊₁));  dx = dy₀
 
 Pre-norm (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture") has one norm
-more than sublayers and a stream hᵢ that no norm interrupts; post-norm is Vaswani et al. 2017.
+more than sublayers and a residual stream hᵢ that no norm interrupts; post-norm is Vaswani et al.
+2017.
+
+`B` batch, `L` length.
 """
 
 from __future__ import annotations
@@ -81,35 +89,35 @@ class Encoder:
                 self._hand_on(k + 1, x, batch)
         return x, cache
 
-    def backward(self, dout: Any, cache: Cache, grads: Views, of_x: bool = True) -> Any:
+    def backward(self, dy: Any, cache: Cache, grads: Views, of_x: bool = True) -> Any:
         """Write the parameters' gradients into `grads` and return the input's.
 
         Layers are frozen from below: at the first whose parameters `grads` does not name, that
         is the end, and None is returned. Nobody reads the input's gradient if not `of_x`.
         """
         if self.config.norm == "pre":
-            dstream = None
+            dh = None
             for k in reversed(range(len(self.norms))):
                 if k < len(self.sublayers) and not self._learns(k, grads):
                     return None
-                dout, dstream = self._norm_backward(k, dout, dstream, cache, grads)
+                dadded, dh = self._norm_backward(k, dy, dh, cache, grads)
                 if k > 0 and self._learns(k - 1, grads):
                     sublayer = self.sublayers[k - 1]
-                    dout = sublayer.backward(dout, cache.sublayers[k - 1], grads)
-        else:
-            for k in reversed(range(len(self.norms))):
-                if not self._learns(k, grads):
-                    return None
-                dadded, dresidual = self._norm_backward(k, dout, None, cache, grads)
-                below = self._learns(k - 1, grads) if k > 0 else of_x
-                dout = self.sublayers[k].backward(dadded, cache.sublayers[k], grads, below)
-                if below:
-                    dout[:, : dresidual.shape[1]] += dresidual
-        return dout
+                    dy = sublayer.backward(dadded, cache.sublayers[k - 1], grads)
+            return dadded
+        for k in reversed(range(len(self.norms))):
+            if not self._learns(k, grads):
+                return None
+            dadded, dh = self._norm_backward(k, dy, None, cache, grads)
+            below = self._learns(k - 1, grads) if k > 0 else of_x
+            dy = self.sublayers[k].backward(dadded, cache.sublayers[k], grads, below)
+            if below:
+                dy[:, : dh.shape[1]] += dh
+        return dy
 
     @staticmethod
     def _hand_on(passed: int, x: Any, batch: Pass) -> None:
-        """At a layer's end, give what the next one reads to whoever asked for it."""
+        """At a layer's end, two sublayers on, give what the next reads to whoever asked for it."""
         if batch.states is not None and passed > 0 and passed % 2 == 0:
             batch.states.append(x)
 
@@ -134,9 +142,12 @@ class Encoder:
         return y, norm_cache.h
 
     def _norm_backward(
-        self, k: int, dout: Any, dstream: Any, cache: Cache, grads: Views
+        self, k: int, dy: Any, dh: Any, cache: Cache, grads: Views
     ) -> tuple[Any, Any]:
-        """Return the gradients of what was added and of the residual."""
+        """Return the gradients of what was added and of what it was added to.
+
+        `dh` is what reaches the sum of both past the norm, if anything does.
+        """
         into = [grads[f"{self.norms[k]}.{name}"] for name in ("weight", "bias")]
-        g = self.ops.layer_norm.backward(dout, cache.norms[k], dstream, into=into)
+        g = self.ops.layer_norm.backward(dy, cache.norms[k], dh, into=into)
         return g.dx, g.dresidual

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 32  # elements: views start on 128 bytes, as vector loads and coalescing like it
+INITIAL = 0x1217  # the one that first values are drawn from, apart from `training.batches`' ones
 
 
 class Layout:
@@ -66,7 +67,7 @@ class Layout:
         one, as in torch: in w_qkv, (3E, E), the projections of q, k and v begin with half of the
         variance that matrices (E, E) of their own would have.
         """
-        rng = np.random.default_rng([seed, 0x1217])
+        rng = np.random.default_rng([seed, INITIAL])
         flat = np.zeros(self.numel, np.float32)
         for name, view in self.views(flat).items():
             if name.endswith("table"):

@@ -59,7 +59,7 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
     def directions(means: Array) -> Array:
         if not np.isfinite(means).all():
             raise NotFinite("a vector is not finite; it must be of numbers")
-        mean = means.astype(np.float64)
+        mean = means.astype(np.float64)  # one without a direction, 0, stays 0
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 
     rows = np.zeros((len(inputs), model.config.d_model), np.float32)

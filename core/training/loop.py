@@ -144,7 +144,7 @@ def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
     return part(fit), part(held)
 
 
-def judged(
+def held_out_accuracy(
     model: Classifier, inputs: Sequence[Array], labels: Array, state: State, processes: Processes
 ) -> float:
     """Return the share of examples that a model of this state names rightly.
@@ -300,7 +300,9 @@ class _Loop:
         state, found = self.state, None
         if phase.held is not None:
             held, state.unjudged = phase.held, True
-            found = judged(self.trainer.average, held.inputs, held.labels, state, self.processes)
+            found = held_out_accuracy(
+                self.trainer.average, held.inputs, held.labels, state, self.processes
+            )
             state.unjudged = False
             state.validation_accuracy = found
             if self.recipe.patience > 0:

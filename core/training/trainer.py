@@ -137,11 +137,11 @@ class Trainer:
             (inputs, lengths), targets = batch.parts[part]
             seeds = dropout_seeds(self.recipe.seed, step, part, self.model.config.sites)
             slot = part - self.parts.start
-            return float(self.passed(inputs, lengths, targets, seeds, share, slot))
+            return float(self.forward_backward(inputs, lengths, targets, seeds, share, slot))
 
         grads, losses = self._sum(parallel(work, mine), stop)
         norm = self.ops.optimizers.global_norm(grads)
-        self.judge(step, losses[: batch.examples], batch.examples, float(norm), self.stop)
+        self.record(step, losses[: batch.examples], batch.examples, float(norm), self.stop)
         self.optimizer.step(self.model.flat, grads, step=step, lr=lr, grad_norm=norm)
         if self.average is not self.model:
             self._follow(step)
@@ -155,7 +155,9 @@ class Trainer:
         if self.resident is not None:
             self.resident.settle()
 
-    def judge(self, step: int, losses: list[float], examples: int, norm: float, stop: bool) -> None:
+    def record(
+        self, step: int, losses: list[float], examples: int, norm: float, stop: bool
+    ) -> None:
         """Take note of a step's result: the loss of its parts, the norm, whether to stop.
 
         Raises:
@@ -203,7 +205,11 @@ class Trainer:
                 self.working.flat[at.params] = self.model.flat[at.params]
 
     def decay(self, step: int) -> float:
-        """Return how much of the average stays; less early on, to forget where it began."""
+        """Return how much of the average stays; less early on, to forget where it began.
+
+        With n updates behind it, at most (1 + n)/(10 + n), as TensorFlow's
+        `ExponentialMovingAverage` has it with `num_updates`; here n = step − 1.
+        """
         return min(self.recipe.average, step / (step + 9))
 
     def _follow(self, step: int) -> None:
@@ -217,7 +223,7 @@ class Trainer:
                 average *= decay
                 average += (1 - decay) * self.model.flat[start:end]
 
-    def passed(
+    def forward_backward(
         self, inputs: Any, lengths: Any, targets: Any, seeds: Sequence[Any], share: Any, slot: int
     ) -> Any:
         """Write the gradient of one part's share of the mean loss; return its examples' loss.
