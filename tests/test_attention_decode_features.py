@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from allocated import Largest
+from counted import counting
 
 from twofold.core.verify import claims
 from twofold.core.verify.contract import hold
@@ -146,24 +147,11 @@ TILE = (16, 16, 4, 1)
 
 def products(triton, case, given):
     """Return how many products of tiles a call computes."""
-    if triton.device == "cuda":
-        pytest.skip("products are counted in the interpreter")
-    from triton.runtime import interpreter
-
-    builder, count = type(interpreter.interpreter_builder), 0
-    plain = builder.create_dot
-
-    def counted(self, *args):
-        nonlocal count
-        count += 1
-        return plain(self, *args)
-
     tile = triton.attention_decode.Tile(*TILE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "create_dot", counted)
+    with counting(triton) as made, pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton.attention_decode, "choose_tile", lambda *_, **__: tile)
         contract.run(triton, case, given)
-    return count
+    return len(made)
 
 
 def tiles(case, given):

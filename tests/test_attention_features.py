@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from allocated import Largest
+from counted import counting
 from far import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,25 +224,12 @@ TILE = (32, 16, 4, 1)
 
 def products(triton, q, k, **how):
     """Return how many products of tiles a call computes, forward, and backward."""
-    if triton.device == "cuda":
-        pytest.skip("products are counted in the interpreter")
-    from triton.runtime import interpreter
-
-    builder, count = type(interpreter.interpreter_builder), 0
-    plain = builder.create_dot
-
-    def counted(self, *args):
-        nonlocal count
-        count += 1
-        return plain(self, *args)
-
     tile = triton.attention.Tile(*TILE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "create_dot", counted)
+    with counting(triton) as made:
         out, cache = triton.attention.forward(q, k, k, tile=tile, **how)
-        forward = count
+        forward = len(made)
         triton.attention.backward(out, cache, dk_dv_tile=tile, dq_tile=tile)
-    return forward, count - forward
+    return forward, len(made) - forward
 
 
 def seen(queries, keys, **how):

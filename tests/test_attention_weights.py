@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from allocated import Largest
+from counted import counting
 from far import apart
 from faulty import faulty, kept, plus, scaled
 from hypothesis import given
@@ -122,18 +123,6 @@ def test_one_query_and_what_keys_receive_take_no_memory_for_all_weights(triton, 
 @pytest.mark.parametrize("causal", [False, True, "top-left"])
 def test_tiles_that_nobody_sees_are_not_visited(triton, window, causal):
     """The products that are computed are those of the tiles that hold a pair, and no others."""
-    if triton.device == "cuda":
-        pytest.skip("products are counted in the interpreter")
-    from triton.runtime import interpreter
-
-    builder, count = type(interpreter.interpreter_builder), 0
-    plain = builder.create_dot
-
-    def counted(self, *args):
-        nonlocal count
-        count += 1
-        return plain(self, *args)
-
     M, N = 75, 101
     how = {"causal": causal, "window_size": window}
     live = attended((M, N), Options(**how))
@@ -144,11 +133,9 @@ def test_tiles_that_nobody_sees_are_not_visited(triton, window, causal):
     seen = sum(live[m : m + 32, n : n + 16].any() for m in range(0, M, 32) for n in range(0, N, 16))
     counts = []
     for f in (triton.attention_weights.weights, triton.attention_weights.received):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(builder, "create_dot", counted)
+        with counting(triton) as made:
             f(q, k, lse, tile=tile, **how)
-        counts.append(count)
-        count = 0
+        counts.append(len(made))
     assert counts[0] == seen
     # Keys that only queries beyond the last would see look at the last tile in vain.
     beyond = sum(not live[:, n : n + 16].any() for n in range(0, N, 16))
