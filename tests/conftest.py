@@ -65,6 +65,12 @@ def triton() -> Iterator[ops.Side]:
             yield side
 
 
+@pytest.fixture(params=["reference", "triton"])
+def side(request: pytest.FixtureRequest) -> ops.Side:
+    """Each side in turn."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="session")
 def interpreted(triton: ops.Side) -> ops.Side:
     """The Triton side, of a test that says something of the interpreter: skipped where CUDA is.

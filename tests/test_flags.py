@@ -100,9 +100,7 @@ def test_pairs_of_rotary_positions_are_one_or_the_other(both_refuse, wrong):
     both_refuse("multi_head_attention", MULTI_HEAD | {"rotary": turns}, TypeError, said)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_those_of_numpy_are_taken(reference, triton, name):
-    side = {"reference": reference, "triton": triton}[name]
+def test_those_of_numpy_are_taken(side):
     cos, sin = side.rotary.tables(side.asarray(np.arange(3)), 4, dtype="float32")
     q = side.asarray(np.arange(24).reshape(HEADS.shape), "float32")
     found, expected = (

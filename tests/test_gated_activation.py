@@ -125,9 +125,7 @@ def test_halves_of_one_projection_are_read_where_they_lie(triton, monkeypatch):
         assert a.data_ptr() == half.data_ptr() and torch.equal(half, b)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_gradients_may_take_the_place_of_gate_and_up(reference, triton, name):
-    side = reference if name == "reference" else triton
+def test_gradients_may_take_the_place_of_gate_and_up(side):
     gate, up, dout = three(side)
     expected = side.gated_activation.backward(dout, side.gated_activation.forward(gate, up)[1])
     _, cache = side.gated_activation.forward(gate, up)
@@ -186,9 +184,7 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("gated_activation", {"gate": np.ones(3), "up": np.ones(3)} | changed, error, words)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_what_gradients_cannot_be_written_into_is_refused(reference, triton, name):
-    side = reference if name == "reference" else triton
+def test_what_gradients_cannot_be_written_into_is_refused(side):
     gate, up, dout = three(side)
     _, cache = side.gated_activation.forward(gate, up)
     for into, words in (

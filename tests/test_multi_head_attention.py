@@ -253,11 +253,9 @@ def test_heads_are_views(triton, seqlen_k, groups):
     assert cache.output.x.data_ptr() == cache.attention.out.data_ptr()
 
 
-@pytest.mark.parametrize("side", ["reference", "triton"])
 @pytest.mark.parametrize("case", contract.EVERYTHING, ids=str)
-def test_all_that_attention_takes_goes_between_projections(request, side, case):
+def test_all_that_attention_takes_goes_between_projections(side, case):
     """It is projection, attention with the same arguments, projection."""
-    side = request.getfixturevalue(side)
     taken, mine = (
         inspect.signature(x.forward).parameters for x in (side.attention, side.multi_head_attention)
     )

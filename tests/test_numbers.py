@@ -117,13 +117,9 @@ def of_numpy(x: Any, floating: Any) -> Any:
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda c: f"{c.operator}.{c.function} {[*c.numbers]}")
-@pytest.mark.parametrize("name", ["reference", "triton"])
 @pytest.mark.parametrize("floating", [np.float16, np.float32, np.float64])
-def test_numbers_of_numpy_are_numbers(
-    reference: Side, triton: Side, name: str, floating: Any, call: Call
-) -> None:
+def test_numbers_of_numpy_are_numbers(side: Side, floating: Any, call: Call) -> None:
     """Which decide on no dtype, neither of what is returned nor of what is kept."""
-    side = reference if name == "reference" else triton
     ours = results(side, call, call.numbers)
     theirs = results(side, call, {n: of_numpy(x, floating) for n, x in call.numbers.items()})
     for a, b in zip(ours, theirs, strict=True):

@@ -60,11 +60,9 @@ def test_gradients_are_slopes(positions):
     check_gradients(value, arguments, {n: getattr(gradients, f"d{n}") for n in arguments}, rng)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
 @pytest.mark.parametrize("d_model", [1, 7, 64])
-def test_sinusoids_are_the_formula_at_high_precision(request, name, d_model):
+def test_sinusoids_are_the_formula_at_high_precision(side, d_model):
     """In float32, up to a million: one rounding, and what float64 does not know of the angle."""
-    side = request.getfixturevalue(name)
     case = contract.Case(length=3, columns=d_model, first=10**6 - 2)
     positions = contract.sinusoid_positions(case)
     with mpmath.workdps(40):

@@ -100,11 +100,7 @@ def test_kernels_refuse_gradients_of_float64(triton: Side, operator: str) -> Non
 @pytest.mark.parametrize(
     "operator", ["activation", "gated_activation", "linear", "layer_norm", "rms_norm", "softmax"]
 )
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_gradients_of_another_dtype_are_refused(
-    reference: Side, triton: Side, name: str, operator: str
-) -> None:
-    side = reference if name == "reference" else triton
+def test_gradients_of_another_dtype_are_refused(side: Side, operator: str) -> None:
     out, cache = forward(side, operator, "float32")
     dout = side.asarray(np.ones(tuple(out.shape)), "float16")
     with pytest.raises(TypeError, match="^dout has dtype float16; it must have .*float32"):
@@ -136,11 +132,7 @@ def test_what_cannot_be_written_to_is_refused_before_anything_is(reference: Side
 
 
 @pytest.mark.parametrize("operator", CALLS)
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_gradients_of_another_shape_are_refused(
-    reference: Side, triton: Side, name: str, operator: str
-) -> None:
-    side = reference if name == "reference" else triton
+def test_gradients_of_another_shape_are_refused(side: Side, operator: str) -> None:
     _, cache = forward(side, operator, "float32")
     gradients = [side.asarray(x, "float32") for x in CALLS[operator][2]]
     with pytest.raises(ValueError, match=r"^d\w+\.shape is \(.*\); it must be "):
@@ -148,11 +140,7 @@ def test_gradients_of_another_shape_are_refused(
 
 
 @pytest.mark.parametrize("operator", ["embedding", "positional_encoding"])
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_gradients_of_another_width_are_refused(
-    reference: Side, triton: Side, name: str, operator: str
-) -> None:
-    side = reference if name == "reference" else triton
+def test_gradients_of_another_width_are_refused(side: Side, operator: str) -> None:
     out, cache = forward(side, operator, "float32")
     wide = side.asarray(np.ones((*out.shape[:-1], out.shape[-1] + 1)), "float32")
     with pytest.raises(ValueError, match=r"^dout\.shape is \(1, 3, 5\); it must be \(1, 3, 4\)"):
@@ -160,11 +148,7 @@ def test_gradients_of_another_width_are_refused(
 
 
 @pytest.mark.parametrize("operator", CALLS)
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_no_gradient_at_all_is_refused_by_name(
-    reference: Side, triton: Side, name: str, operator: str
-) -> None:
-    side = reference if name == "reference" else triton
+def test_no_gradient_at_all_is_refused_by_name(side: Side, operator: str) -> None:
     _, cache = forward(side, operator, "float32")
     gradients = [None for _ in CALLS[operator][2]]
     with pytest.raises(TypeError, match=r"^d\w+ is a NoneType; it must be "):
@@ -172,11 +156,7 @@ def test_no_gradient_at_all_is_refused_by_name(
 
 
 @pytest.mark.parametrize("operator", CALLS)
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_no_argument_at_all_is_refused_by_name(
-    reference: Side, triton: Side, name: str, operator: str
-) -> None:
-    side = reference if name == "reference" else triton
+def test_no_argument_at_all_is_refused_by_name(side: Side, operator: str) -> None:
     given = arguments(side, operator, "float32")
     arrays = len(CALLS[operator][0]) + (operator in ("embedding", "positional_encoding"))
     for i in range(arrays):
@@ -188,11 +168,7 @@ def test_no_argument_at_all_is_refused_by_name(
 
 
 @pytest.mark.parametrize("kind", ["first", "mean", "max", "mean_max"])
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_pooled_gradients_of_another_width_are_refused(
-    reference: Side, triton: Side, name: str, kind: str
-) -> None:
-    side = reference if name == "reference" else triton
+def test_pooled_gradients_of_another_width_are_refused(side: Side, kind: str) -> None:
     x, lengths = side.asarray(np.ones((2, 3, 4)), "float32"), side.asarray(np.array([1, 2]))
     out, cache = side.pooling.forward(x, lengths, kind)
     wide = side.asarray(np.ones((2, out.shape[1] + 2)), "float32")
@@ -200,14 +176,12 @@ def test_pooled_gradients_of_another_width_are_refused(
         side.pooling.backward(wide, cache)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
 @pytest.mark.parametrize(
     ("operator", "names"), [("attention", ("dq", "dk", "dv")), ("rotary", ("dq", "dk"))]
 )
 def test_what_is_too_small_for_gradients_is_refused(
-    reference: Side, triton: Side, operator: str, names: tuple[str, ...], name: str
+    side: Side, operator: str, names: tuple[str, ...]
 ) -> None:
-    side = reference if name == "reference" else triton
     out, cache = forward(side, operator, "float32")
     dout = out if isinstance(out, tuple) else (out,)
     for i, name in enumerate(names):
@@ -219,12 +193,7 @@ def test_what_is_too_small_for_gradients_is_refused(
             getattr(side, operator).backward(*dout, cache, into=into)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_gradients_that_do_not_belong_together_are_refused(
-    reference: Side, triton: Side, name: str
-) -> None:
-    side = reference if name == "reference" else triton
-
+def test_gradients_that_do_not_belong_together_are_refused(side: Side) -> None:
     def ones(*shape: int, dtype: str = "float32") -> Any:
         return side.asarray(np.ones(shape), dtype)
 

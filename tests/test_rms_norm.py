@@ -137,17 +137,13 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
     both_refuse("rms_norm", {"x": X, "weight": W} | changed, error, words)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_bad_gradients_are_refused(reference, triton, name):
-    side = reference if name == "reference" else triton
-
+def test_bad_gradients_are_refused(side):
     def ones(*shape):
         return side.asarray(np.ones(shape), "float32")
 
     _, cache = side.rms_norm.forward(ones(2, 3), ones(3))
-    for dh, words in ((ones(3, 2), r"^dh\.shape is \(3, 2\); it must be \(2, 3\)"),):
-        with pytest.raises(ValueError, match=words):
-            side.rms_norm.backward(ones(2, 3), cache, dh)
+    with pytest.raises(ValueError, match=r"^dh\.shape is \(3, 2\); it must be \(2, 3\)"):
+        side.rms_norm.backward(ones(2, 3), cache, ones(3, 2))
     for into, words in (
         ((ones(4),), r"^into's dweight\.shape is \(4,\); it must be \(3,\)"),
         ((ones(3), ones(3)), r"^into is a tuple of 2; it must be \(dweight\), or None"),
