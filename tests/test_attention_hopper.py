@@ -1,16 +1,14 @@
 """The kernel of attention for Hopper: its protocol in any order, and which calls it takes."""
 
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hopper_machine import Descriptor, Machine, Pointer, Stuck
+from outside import python
 
 from twofold.core.verify.contract import hold
 from twofold.core.verify.contracts.attention import CONTRACT
@@ -111,9 +109,7 @@ def test_machine_finds_faults(fault, monkeypatch):
 def test_exponentials_are_taken_while_matrices_are_multiplied(head_dim, causal):
     """Loops over keys wait for the older product, take exponentials, wait for both; none spills."""
     variant = TABLE[head_dim, causal]
-    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, SCRIPT, str(head_dim), *(["causal"] if causal else [])]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept)
+    done = python(SCRIPT, head_dim, *(["causal"] if causal else []))
     assert done.returncode == 0, done.stderr
     code = [line[1] for x in done.stdout.splitlines() if (line := LINE.match(x))]
     exponentials = GROUP_ROWS * variant.block_n // 128  # of each of 128 threads

@@ -1,13 +1,11 @@
 """The command line as its users meet it: files in, runs out, errors without stack traces."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from outside import twofold
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
@@ -241,21 +239,9 @@ def test_lockstep_sees_a_wrong_backward(reference):
 
 def test_reading_and_training_need_neither_torch_nor_triton(tmp_path):
     """In a process where they cannot be imported."""
-    script = (
-        "import sys\n"
-        "for name in ('torch', 'triton', 'hypothesis', 'ml_dtypes'): sys.modules[name] = None\n"
-        "from twofold.core.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-    )
     file = table(tmp_path / "reviews.csv")
     command = ["train", "--data", file, "--out", tmp_path / "run", *TINY[:-2]]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-        check=False,
-    )
+    done = twofold(*command, without=("torch", "triton", "hypothesis", "ml_dtypes"))
     assert done.returncode == 0, done.stderr
     assert "Transformer" in done.stdout
 

@@ -5,12 +5,11 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
+from outside import twofold
 from test_cli import TINY, call, table
 
 from twofold.core.commands import lines, training
@@ -224,21 +223,13 @@ def test_two_processes_do_not_write_to_one_folder(unfinished, monkeypatch):
 
 def test_a_full_disk_leaves_what_was_there_and_says_where(run, tmp_path):
     """A process that may write no file longer than a checkpoint of the first parameters."""
-    script = "import sys\nfrom twofold.core.cli import app\napp(sys.argv[1:])\n"
     folder, file = tmp_path / "run", run.parent / "reviews.csv"
-    how = ["train", "--data", file, "--out", folder, *TINY]
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, how)],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-        check=False,
-        preexec_fn=limited,
-    )
+    how = ["--data", file, "--out", folder, *TINY]
+    done = twofold("train", *how, preexec_fn=limited)
     said = " ".join(done.stderr.split())
     assert done.returncode == 2, done.stderr
     assert "File too large" in said and "tensors.safetensors'. Checkpoints are in" in said

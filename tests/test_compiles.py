@@ -1,13 +1,11 @@
 """What compiling for absent GPUs finds: planted faults, limits of chips, lines of the table."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outside import python
 
 from twofold.core.commands.verify import compile as command
 from twofold.core.verify import compile_jobs, compiled_table
@@ -20,22 +18,13 @@ SOUND = Compiled(
 )  # fmt: skip
 
 
-def run(*arguments, **environment):
-    """Run Python without the interpreter of Triton that the tests have turned on."""
-    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True,
-        env=kept | environment,
-    )  # fmt: skip
-
-
 def verify_compile(*arguments, **environment):
     script = "from twofold.core.cli import main; main()"
-    return run("-c", script, "verify", "compile", *arguments, **environment)
+    return python("-c", script, "verify", "compile", *arguments, **environment)
 
 
 def test_planted_faults_are_found():
-    done = run(Path(__file__).parent / "planted_kernels.py")
+    done = python(Path(__file__).parent / "planted_kernels.py")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["sound"] == found["64 rows"] == found["32 rows"] == []
@@ -222,7 +211,7 @@ if version == compiled_table.compilers():
 
 
 def test_the_committed_table_has_every_kernel_there_is():
-    done = run("-c", PLANNED, TABLE)
+    done = python("-c", PLANNED, TABLE)
     assert done.returncode == 0, done.stderr
     assert not done.stdout, f"twofold verify compile --table {TABLE} writes it"
 
@@ -247,5 +236,5 @@ if __name__ == "__main__":
 def test_chosen_kernels_are_compiled_whatever_a_cache_has(tmp_path):
     script, cache = tmp_path / "chosen.py", tmp_path / "cache"
     script.write_text(CHOSEN)
-    done = run(script, cache, TRITON_CACHE_DIR=str(cache))
+    done = python(script, cache, TRITON_CACHE_DIR=str(cache))
     assert done.returncode == 0, done.stderr

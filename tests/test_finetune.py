@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from outside import twofold
 from test_cli import call, table
 from typer.testing import CliRunner
 
@@ -307,28 +308,16 @@ def test_lines_are_answered_as_they_come(run):
 
 def test_fine_tuning_needs_neither_torch_nor_transformers(small, tmp_path):
     """In a process where they cannot be imported."""
-    script = (
-        "import sys\n"
-        "for name in ('torch', 'triton', 'transformers', 'hypothesis', 'ml_dtypes'):\n"
-        "    sys.modules[name] = None\n"
-        "from twofold.core.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-    )
     file = table(tmp_path / "reviews.csv")
     how = ["--data", file, "--init", small, "--longest", 12, "--epochs", 1]
+    without = ("torch", "triton", "transformers", "hypothesis", "ml_dtypes")
     for command in (
         ["finetune", *how, "--out", tmp_path / "run"],
         ["predict", tmp_path / "run", "film"],
         ["predict", tmp_path / "run" / "huggingface", "film"],
         ["embed", "film", "--model", small],
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, command)],
-            capture_output=True,
-            text=True,
-            env=os.environ,
-            check=False,
-        )
+        done = twofold(*command, without=without)
         assert done.returncode == 0, done.stderr
 
 

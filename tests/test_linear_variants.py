@@ -2,14 +2,12 @@
 
 import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hopper_machine import Descriptor, Machine, Pointer
+from outside import python
 from test_attention_steps import script
 
 from twofold.core.verify import foreign_subjects
@@ -139,9 +137,7 @@ def test_faults_of_the_protocol_are_found(line, planted, tmp_path):
 @pytest.mark.parametrize("how", range(len(variants.VARIANTS)))
 def test_products_follow_each_other(how, gelu):
     """The loop waits for the product before the last, and does not spill."""
-    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, CODE, str(how), *(["gelu"] if gelu else [])]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept)
+    done = python(CODE, how, *(["gelu"] if gelu else []))
     assert done.returncode == 0, done.stderr
     code = [line[1] for x in done.stdout.splitlines() if (line := LINE.match(x))]
     found = [

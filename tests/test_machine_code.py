@@ -1,12 +1,10 @@
 """Counting in machine code: a listing of few lines, what follows from it, and a real kernel."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from outside import python
 
 from twofold.core.verify import machine_code
 
@@ -98,11 +96,7 @@ def test_a_real_kernel_makes_the_products_that_it_should(tmp_path):
     """Compiled without a device: forward makes each product once, an exponential for each score."""
     if machine_code.disassembler() is None:
         pytest.skip("this Triton has come without nvdisasm")
-    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--quick", "--json", tmp_path / "found.json"],
-        capture_output=True, text=True, env=kept,
-    )  # fmt: skip
+    done = python(SCRIPT, "--quick", "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     forward = next(r for r in rows if r["kernel"] == "forward_kernel")

@@ -2,11 +2,9 @@
 
 import importlib
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
+from outside import python
 
 from twofold.core import ops
 from twofold.core.verify import foreign_operators
@@ -88,9 +86,7 @@ def test_without_torch_the_triton_side_names_what_to_install():
         "except ModuleNotFoundError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = python("-c", script)
     assert done.stdout == "the kernels need torch: pip install 'twofold[triton]'\n"
 
 
@@ -104,9 +100,7 @@ def test_the_reference_imports_numpy_and_nothing_else():
         "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
         "print(sorted(new - set(sys.stdlib_module_names)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = python("-c", script)
     assert done.stdout == "['twofold']\n"
 
 
@@ -134,6 +128,5 @@ def test_kernels_can_be_interpreted_unless_triton_was_imported_before(before, sa
         "except RuntimeError as error:\n"
         "    print(error)\n"
     )
-    env = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    done = python("-c", script)
     assert done.stdout.startswith(said), done.stderr

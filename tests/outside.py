@@ -1,0 +1,25 @@
+"""What runs in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+
+def python(*arguments, preexec_fn=None, **environment):
+    """Run Python without the interpreter of Triton that the tests have turned on."""
+    kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True,
+        env=kept | environment, preexec_fn=preexec_fn,
+    )  # fmt: skip
+
+
+def twofold(*arguments, without=(), preexec_fn=None):
+    """Run a command where these modules cannot be imported."""
+    script = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({without!r}))\n"
+        "from twofold.core.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    return python("-c", script, *arguments, preexec_fn=preexec_fn)
