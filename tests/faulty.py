@@ -1,6 +1,7 @@
 """What the tests of properties share: an implementation that is right but for a planted fault."""
 
 import numpy as np
+import pytest
 
 from twofold.core.verify.contract import Outputs, Subject, subject
 
@@ -47,3 +48,10 @@ def faulty(contract, side, fault):
         return wrong(right.disturbed(case, given), case, given, between)
 
     return Subject("faulty", compute, disturbed=disturbed)
+
+
+def check_seen(claim, contract, side, case, fault, words=None):
+    """Check that a claim holds of a side, and of the side with a fault no more."""
+    claim(subject(contract, side), case)
+    with pytest.raises(AssertionError, match=words):
+        claim(faulty(contract, side, fault), case)

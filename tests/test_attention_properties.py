@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from faulty import faulty, kept, plus, scaled
+from faulty import check_seen, faulty, kept, plus, scaled
 
 from twofold.core.verify.contract import Bits, Inapplicable, subject
 from twofold.core.verify.contracts import attention as contract
@@ -69,10 +69,7 @@ def case_of(name):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_property_sees_its_fault(reference, name):
-    claim, case = PROPERTIES[name], case_of(name)
-    claim(subject(contract.CONTRACT, reference), case)
-    with pytest.raises(AssertionError):
-        claim(faulty(contract.CONTRACT, reference, FAULTS[name]), case)
+    check_seen(PROPERTIES[name], contract.CONTRACT, reference, case_of(name), FAULTS[name])
 
 
 def test_every_property_has_a_fault_here_but_that_of_tiles():
@@ -83,14 +80,8 @@ def test_another_tile_is_seen_where_there_are_tiles(reference, triton):
     claim = PROPERTIES["other tiles"]
     with pytest.raises(Inapplicable):
         claim(subject(contract.CONTRACT, reference), CASE)
-    claim(subject(contract.CONTRACT, triton), CASE)
-
-    def fault(found, case, given):
-        if case.tile is not None:
-            found["out"] += 1
-
-    with pytest.raises(AssertionError, match="with Tile"):
-        claim(faulty(contract.CONTRACT, triton, fault), CASE)
+    fault = plus("out", lambda f, c, g: c.tile is not None)
+    check_seen(claim, contract.CONTRACT, triton, CASE, fault, "with Tile")
 
 
 @pytest.mark.parametrize("name", ["packed is padded", "packed is alone"])
