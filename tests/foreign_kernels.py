@@ -253,10 +253,6 @@ def swiglu(gate, up):
     return gate * torch.exp(torch.nn.functional.logsigmoid(gate)) * up
 
 
-def swiglu_exchanged(gate, up):
-    return swiglu(up, gate)
-
-
 def ignores_window(q, k, v, window_size=None):
     return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1) @ v
 

@@ -131,11 +131,6 @@ def rotate_as_gptj(q, k, cos, sin):
     return turned(q), turned(k)
 
 
-def rotate_as_gptj_but_halves(q, k, cos, sin):
-    """Angles and features do not belong together."""
-    return rotate_as_llama(q, k, cos, sin, unsqueeze_dim=0)
-
-
 def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     return rotate_as_llama(q, k, cos, -sin, position_ids, unsqueeze_dim)
 
