@@ -114,13 +114,10 @@ def check_folder(option: str, path: Path | None) -> None:
     """
     if path is None:
         return
-    try:
+    with _named(option, path, "a folder that can be written to"):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as fault:
-        must = f"it must be a folder that can be written to ({fault.strerror})"
-        raise ValueError(f"{option} is {str(path)!r}; {must}") from fault
 
 
 def _writable(path: Path | None) -> Path | None:
@@ -166,9 +163,9 @@ def write_file(option: str, path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _named(option: str, path: Path) -> Iterator[None]:
+def _named(option: str, path: Path, what: str = "a file that can be written") -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        must = f"it must be a file that can be written ({fault.strerror})"
+        must = f"it must be {what} ({fault.strerror})"
         raise ValueError(f"{option} is {str(path)!r}; {must}") from fault
