@@ -74,15 +74,12 @@ class Exchange(NamedTuple):
     seconds: float
 
 
-def exchange(
-    size: float, processes: int, *, near: Link = NVLINK, far: Link = INFINIBAND
-) -> Exchange:
+def exchange(size: float, processes: int) -> Exchange:
     """Count one all-reduce.
 
     Args:
         size: bytes of the buffer.
         processes: N, a power of two.
-        near, far: the links inside a machine and between machines.
     """
     levels = (processes - 1).bit_length()
     sent = leaving = seconds = 0.0
@@ -91,7 +88,7 @@ def exchange(
         inside = 2**level < MACHINE
         sent += 2 * piece
         leaving += 0.0 if inside else 2 * piece
-        seconds += 2 * (near if inside else far).seconds(piece)
+        seconds += 2 * (NVLINK if inside else INFINIBAND).seconds(piece)
     return Exchange(sent, leaving, 2 * levels, seconds)
 
 

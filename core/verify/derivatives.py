@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+STEP = 0.02  # the first one
+DIRECTIONS = 3
 
 
-def ridders(f: Callable[[float], float], step: float = 0.02) -> tuple[float, float]:
-    """Return f′(0) and an estimate of its error; `f` in float64, smooth over ±step."""
+def ridders(f: Callable[[float], float]) -> tuple[float, float]:
+    """Return f′(0) and an estimate of its error; `f` in float64, smooth over ±STEP."""
     shrink, rows = 1.6, 10
     tableau = np.zeros((rows, rows))
     best, error = np.nan, np.inf
     for i in range(rows):
-        h = step / shrink**i
+        h = STEP / shrink**i
         above, below = f(h), f(-h)
         tableau[i, 0] = (above - below) / (2 * h)
         rounding = 2.0**-50 * max(abs(above), abs(below)) / h  # what the subtraction cannot know
@@ -41,7 +43,6 @@ def check_gradients(
     arguments: Mapping[str, Array],
     gradients: Mapping[str, Array],
     rng: np.random.Generator,
-    directions: int = 3,
 ) -> None:
     """Raise AssertionError unless each gradient gives the slopes of `value` in random directions.
 
@@ -49,13 +50,12 @@ def check_gradients(
         value: scalar function of the arguments by name, in float64.
         arguments: where to differentiate.
         gradients: what is claimed, by the arguments' names.
-        rng: draws the directions.
-        directions: how many for each argument.
+        rng: draws the directions, `DIRECTIONS` for each argument.
     """
     for name, gradient in gradients.items():
         x = arguments[name]
         assert gradient.shape == x.shape, f"gradient of {name} has shape {gradient.shape}"
-        for _ in range(directions):
+        for _ in range(DIRECTIONS):
             direction = np.asarray(rng.standard_normal(x.shape))
 
             def along(t: float, name: str = name, direction: Array = direction) -> float:

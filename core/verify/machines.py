@@ -136,14 +136,14 @@ def full_products(full: bool) -> Iterator[None]:
 
 
 @contextmanager
-def probabilistic(confidence: float = CONFIDENCE) -> Iterator[None]:
+def probabilistic() -> Iterator[None]:
     """Let `machine` return arithmetics whose independent roundings add up as such do.
 
-    A bound then fails with probability 2·exp(−λ²/2) for each sum, λ the `confidence`: at 9 that is
+    A bound then fails with probability 2·exp(−λ²/2) for each sum, λ the `CONFIDENCE`: at 9 that is
     5·10⁻¹⁸. A run of `twofold verify` takes fewer than 10⁸ sums, an element of an output with at
     most three of them counted three times, so it raises a false alarm with probability 5·10⁻¹⁰.
     """
-    token = _confidence.set(confidence)
+    token = _confidence.set(CONFIDENCE)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-FAULT, PRECISION, UNDEFINED, CONVENTION = "fault", "precision", "undefined", "convention"
+FAULT, PRECISION, UNDEFINED = "fault", "precision", "undefined"
 UNEXPLAINED = "unexplained"
 ANY = "*"
 
