@@ -26,8 +26,9 @@ from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_sample import (
     as_padded,
     bare,
+    flipped,
+    flipped_call,
     full_live,
-    outer,
     plain,
     unmasked,
 )
@@ -84,20 +85,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
     case = replace(bare(case), dlse=case.dlse)  # a dropout mask belongs to its place
     given = inputs(case)
 
-    def turned(x: Array | None, axes: int = 2) -> Any:
-        return None if x is None else np.flip(x, tuple(range(axes)))
-
-    call = given.call
-    other = Inputs(
-        call._replace(
-            **{n: turned(getattr(call, n)) for n in ("q", "k", "v", "dout", "dlse")},
-            mask=turned(call.mask, outer(call.mask)),
-            block_mask=turned(call.block_mask, outer(call.block_mask)),
-            key_lengths=turned(call.key_lengths, 1),
-        ),
-        *(turned(x) for x in given[1:]),
-    )
-    backwards = {name: turned(x) for name, x in subject.compute(case, other).items()}
+    other = Inputs(flipped_call(given.call), *(flipped(x) for x in given[1:]))
+    backwards = {name: flipped(x) for name, x in subject.compute(case, other).items()}
     what = "with batches and heads in reverse"
     claims.same_bits(subject.compute(case, given), backwards, what)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,13 @@ from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
 from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, truth
 from twofold.core.verify.contracts.attention_packed import padded
-from twofold.core.verify.contracts.attention_sample import bare, full_live, outer, unmasked
+from twofold.core.verify.contracts.attention_sample import (
+    bare,
+    flipped,
+    flipped_call,
+    full_live,
+    unmasked,
+)
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, exact, machine
 from twofold.kernels.attention_fp8_tiles import ENTRIES
@@ -168,21 +173,9 @@ def permuted_heads(subject: Subject, case: Case) -> None:
     case = replace(bare(case), scales="BH")
     given = inputs(case)
 
-    def turned(x: Array | None, axes: int = 2) -> Any:
-        return None if x is None else np.flip(x, tuple(range(axes)))
-
-    call = given.call
-    other = call._replace(
-        q=turned(call.q),
-        k=turned(call.k),
-        v=turned(call.v),
-        mask=turned(call.mask, outer(call.mask)),
-        block_mask=turned(call.block_mask, outer(call.block_mask)),
-        key_lengths=turned(call.key_lengths, 1),
-    )
-    q_scale, k_scale, v_scale, x = (turned(x) for x in given[1:])
-    reverse = subject.compute(case, Inputs(other, q_scale, k_scale, v_scale, x))
-    backwards = {name: turned(x) for name, x in reverse.items()}
+    other = Inputs(flipped_call(given.call), *(flipped(x) for x in given[1:]))
+    reverse = subject.compute(case, other)
+    backwards = {name: flipped(x) for name, x in reverse.items()}
     what = "with batches and heads in reverse"
     claims.same_bits(subject.compute(case, given), backwards, what)
 

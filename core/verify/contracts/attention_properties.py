@@ -24,13 +24,14 @@ from twofold.core.verify.contracts.attention_sample import (
     Sample,
     as_padded,
     bare,
+    flipped,
+    flipped_call,
     full_live,
     last,
-    outer,
     plain,
     unmasked,
 )
-from twofold.core.verify.rounding import Approx, Array, exact, exp, log, machine, matmul
+from twofold.core.verify.rounding import Approx, exact, exp, log, machine, matmul
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference.attention_scores import pack
 
@@ -147,20 +148,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
     case = replace(bare(case), dlse=case.dlse)  # a dropout mask belongs to its place
     given = inputs(case)
 
-    def turned(x: Array | None, axes: int = 2) -> Any:
-        return None if x is None else np.flip(x, tuple(range(axes)))
-
-    other = Inputs(
-        q=turned(given.q),
-        k=turned(given.k),
-        v=turned(given.v),
-        dout=turned(given.dout),
-        dlse=turned(given.dlse),
-        mask=turned(given.mask, outer(given.mask)),
-        key_lengths=turned(given.key_lengths, 1),
-        block_mask=turned(given.block_mask, outer(given.block_mask)),
-    )
-    backwards = {name: turned(x) for name, x in subject.compute(case, other).items()}
+    reverse = subject.compute(case, flipped_call(given))
+    backwards = {name: flipped(x) for name, x in reverse.items()}
     what = "with batches and heads in reverse"
     claims.same_bits(subject.compute(case, given), backwards, what)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -161,6 +161,21 @@ def full_live(case: Case, given: Inputs) -> Array:
 def outer(mask: Array | None) -> int:
     """Return how many of a mask's axes are of batches and heads."""
     return 0 if mask is None else max(0, mask.ndim - 2)
+
+
+def flipped(x: Array | None, axes: int = 2) -> Any:
+    """Return an array with its batches and heads in reverse."""
+    return None if x is None else np.flip(x, tuple(range(axes)))
+
+
+def flipped_call(given: Inputs) -> Inputs:
+    """Return the inputs of a bare call with its batches and heads in reverse."""
+    return given._replace(
+        **{name: flipped(getattr(given, name)) for name in ("q", "k", "v", "dout", "dlse")},
+        mask=flipped(given.mask, outer(given.mask)),
+        block_mask=flipped(given.block_mask, outer(given.block_mask)),
+        key_lengths=flipped(given.key_lengths, 1),
+    )
 
 
 def last(mask: Array | None) -> Array | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from twofold.core.verify import claims
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_packed
 from twofold.core.verify.contracts.attention_domain import scale, statistics
-from twofold.core.verify.contracts.attention_sample import full_live, last, outer
+from twofold.core.verify.contracts.attention_sample import flipped, flipped_call, full_live, last
 from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, machine
@@ -131,19 +130,8 @@ def permuted_heads(subject: Subject, case: Case) -> None:
     case = bare(case)
     given = inputs(case)
 
-    def turned(x: Array | None, axes: int = 2) -> Any:
-        return None if x is None else np.flip(x, tuple(range(axes)))
-
-    call = given.call
-    other = call._replace(
-        q=turned(call.q),
-        k=turned(call.k),
-        mask=turned(call.mask, outer(call.mask)),
-        block_mask=turned(call.block_mask, outer(call.block_mask)),
-        key_lengths=turned(call.key_lengths, 1),
-    )
-    reverse = subject.compute(case, Inputs(other, turned(given.lse)))
-    backwards = {name: turned(x) for name, x in reverse.items()}
+    reverse = subject.compute(case, Inputs(flipped_call(given.call), flipped(given.lse)))
+    backwards = {name: flipped(x) for name, x in reverse.items()}
     what = "with batches and heads in reverse"
     claims.same_bits(subject.compute(case, given), backwards, what)
 
