@@ -113,14 +113,16 @@ def draw(rng: np.random.Generator, shape: tuple[int, ...], magnitude: str, dtype
     return representable(values(rng, shape, magnitude, dtype), dtype)
 
 
-def place(side: Side, x: Array, dtype: str | None, layout: str = "contiguous") -> Any:
+def place(side: Side, x: Array | None, dtype: str | None, layout: str = "contiguous") -> Any:
     """Return `x` on a side in a memory layout, with NaN in the memory that is not part of it.
 
     "transposed" has the last two axes swapped in memory, "padded" rows longer than their content,
     "strided" every second element. Arrays with fewer axes than that takes stay contiguous. Those of
     `FAR` are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
-    What has no NaN has a large integer or True there.
+    What has no NaN has a large integer or True there. None stays None.
     """
+    if x is None:
+        return None
     layout = own(x) if layout == MIXED else layout
     if layout not in AXES:
         known = ", ".join((*AXES, MIXED))

@@ -48,8 +48,7 @@ def _norm_call(
     side: ops.Side, case: Any, given: Any, tensors: Sequence[str], options: Sequence[str]
 ) -> Call:
     def placed(name: str) -> Any:
-        x = getattr(given, name)
-        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+        return domains.place(side, getattr(given, name), case.dtype, case.layout)
 
     gradients = {"out": placed("dout")}
     if case.stream_gradient:
@@ -72,8 +71,7 @@ def norm_narrowed(case: Any, size: int | None) -> Any:
 def linear_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return x·Wᵀ + b, activated, as a plain call."""
     placed = {
-        n: None if x is None else domains.place(side, x, case.dtype, case.layout)
-        for n, x in given._asdict().items()
+        n: domains.place(side, x, case.dtype, case.layout) for n, x in given._asdict().items()
     }
     dout = placed.pop("dout")
     return Call(placed, {"activation": case.activation}, {"out": dout})

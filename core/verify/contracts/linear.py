@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,10 +88,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-
-    def placed(x: Array | None) -> Any:
-        return None if x is None else domains.place(side, x, case.dtype, case.layout)
-
+    placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
     how: dict[str, Any] = {}
     if side.name != "reference" and case.tile is not None:
         how["tile"] = ENTRIES[case.tile][1]

@@ -28,6 +28,7 @@ sequences attention's bound has a batch for each.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,10 +164,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-
-    def placed(x: Array | None) -> Any:
-        return None if x is None else domains.place(side, x, case.dtype, case.layout)
-
+    placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
     options = attention.placed(side, whole(case), given.call)
     how: dict[str, Any] = options._asdict()
     if options.rotary is not None and not case.fused:

@@ -15,6 +15,7 @@ rounding, and the quotient by one more (`rotary.angles`). sin and cos move by at
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,9 +91,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-
-    def placed(x: Array | None) -> Any:
-        return None if x is None else domains.place(side, x, case.dtype, case.layout)
+    placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
 
     def integers(x: Array | None) -> Any:
         return None if x is None else side.asarray(x, case.ids_dtype)

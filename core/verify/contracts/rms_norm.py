@@ -21,6 +21,7 @@ The probabilistic bound has √C for C in the sums.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,10 +82,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-
-    def placed(x: domains.Array | None) -> Any:
-        return None if x is None else domains.place(side, x, case.dtype, case.layout)
-
+    placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
     how: dict[str, Any] = {}
     if case.tile is not None:
         how["tile"] = side.rms_norm.TILES[case.tile][1]
