@@ -1,0 +1,75 @@
+"""How long a call takes: what is waited for, what the host does, who runs beside it."""
+
+import pytest
+import torch
+
+from twofold.core.bench import timing
+
+
+def test_a_call_that_is_waited_for_ends_when_the_gpu_has(monkeypatch):
+    """What the host does before it first waits is in the time, as what the GPU does after."""
+    clock, said = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+
+    def synchronize():
+        clock.sleep(1.0 if said[-1:] == ["called"] else 0.0)
+        said.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    call = timing.waited(lambda: (said.append("called"), clock.sleep(0.5)))
+    assert timing.race({"a": [call]}, "cpu", 0.0)["a"] == pytest.approx([1.5] * timing.FEWEST)
+    assert said[:3] == ["waited", "called", "waited"]
+
+
+def test_the_hosts_time_is_that_until_a_call_returns(monkeypatch):
+    """And not of what it has the GPU do: that is waited for before, not after."""
+    clock, said = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+
+    def synchronize():
+        said.append("waited")
+        clock.sleep(1.0)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert timing.host(lambda: (said.append("called"), clock.sleep(0.002))) == pytest.approx(0.002)
+    assert said == ["waited", "called"] * timing.HOST_CALLS + ["waited"]
+
+
+class Clock:
+    """Stands for the `time` of a process: a sleep and a call take what they are said to.
+
+    Of the first `spinning` seconds another thread of the process uses every one.
+    """
+
+    def __init__(self, spinning=0.0):
+        self.now, self.spinning = 0.0, spinning
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return min(self.now, self.spinning)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.mark.parametrize("spinning, waited", [(0.0, 0.01), (0.1, 0.11), (60.0, timing.PATIENCE)])
+def test_a_call_begins_when_no_other_thread_runs(monkeypatch, spinning, waited):
+    clock = Clock(spinning)
+    monkeypatch.setattr(timing, "time", clock)
+    timing.come_to_rest()
+    assert clock.now == pytest.approx(waited)
+
+
+@pytest.mark.parametrize("first, then, calls", [(0.006, 0.001, 11), (0.05, 0.04, 2), (0.2, 0.2, 1)])
+def test_a_short_call_is_timed_when_threads_are_awake(monkeypatch, first, then, calls):
+    clock, made = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+
+    def call():
+        clock.now += then if made else first
+        made.append(clock.now)
+
+    assert timing._Timer("cpu")(call) == pytest.approx(then)
+    assert len(made) == calls
