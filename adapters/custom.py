@@ -336,7 +336,13 @@ def autocast(*tensors: Any, dtype: torch.dtype | None = None) -> tuple[Any, ...]
 def autocasts(x: torch.Tensor) -> bool:
     """Return whether autocast is on where a tensor is."""
     kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return _can_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
+# To torch.compile a constant: that of torch 2.11 cannot look into it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _can_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:

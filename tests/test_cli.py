@@ -246,6 +246,23 @@ def test_reading_and_training_need_neither_torch_nor_triton(tmp_path):
     assert "Transformer" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify", "rotary"),
+        ("verify", "a:f"),
+        ("verify", "mutants"),
+        ("verify", "peers"),
+        ("bench",),
+    ],
+    ids=" ".join,
+)
+def test_who_judges_and_races_without_what_kernels_need_is_told_how_to_get_it(command):
+    done = twofold(*command, without=("torch", "triton", "hypothesis", "ml_dtypes"))
+    assert done.returncode == 2
+    assert " is not installed; this needs it: pip install 'twofold[triton]'" in done.stderr
+
+
 def test_properties_are_checked_and_named_where_a_side_is_wrong(tmp_path, monkeypatch):
     how = ["--side", "reference", "--json", tmp_path / "p.json"]
     said = call("verify", "properties", "rotary", "--at", "length=5", "--at", "batched=True", *how)

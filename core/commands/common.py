@@ -25,6 +25,8 @@ if not console.is_terminal:
 errors = Console(emoji=False, stderr=True)
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
+# What only the kernels need, and who judges them.
+OF_KERNELS = ("torch", "triton", "hypothesis", "ml_dtypes")
 # What a command says of its input, too large among it.
 WRONG = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
@@ -41,6 +43,8 @@ def plain_errors() -> Iterator[None]:
 def refused(error: Exception) -> typer.Exit:
     """Print what was wrong and return the exit to raise."""
     words = str(error) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name in OF_KERNELS:
+        words = f"{error.name} is not installed; this needs it: pip install 'twofold[triton]'"
     errors.print(f"[red]error:[/red] {escaped(words)}", highlight=False, soft_wrap=True)
     return typer.Exit(REFUSED)
 
