@@ -21,7 +21,6 @@ KINDS = {
     "precision": "further off than arithmetic in float32, with one rounding of each stored result, "
     "may be",
     "undefined": "right only if the language fills in what it leaves undefined",
-    "convention": "another choice, documented or common, where ours differs",
     "unexplained": "not looked into",
 }
 

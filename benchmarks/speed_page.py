@@ -56,6 +56,29 @@ def operator_by_operator() -> list[str]:
     return lines
 
 
+def growth() -> list[str]:
+    """How time and memory of attention grow: exponents fitted to the highest sizes."""
+    path, found = newest("growth")
+    curves = found["bench"]["growth"]
+    who = list(dict.fromkeys(curve["contender"] for curve in curves))
+    lines = [
+        f"| attention, n | {' | '.join(f'{name}, time ∝ n^' for name in who)} | memory ∝ n^ |",
+        "|---|" + "--:|" * (len(who) + 1),
+    ]
+    for axis, pass_ in dict.fromkeys((curve["axis"], curve["pass"]) for curve in curves):
+        here = {c["contender"]: c for c in curves if (c["axis"], c["pass"]) == (axis, pass_)}
+        sizes = here[who[0]]["sizes"]
+        times = (f"{here[n]['time_exponent']:.2f}" if n in here else "" for n in who)
+        counted = [c["memory_exponent"] for c in here.values() if c["memory_exponent"] is not None]
+        memory = ", ".join(f"{x:.2f}" for x in counted)
+        lines.append(
+            f"| {axis}, {sizes[0]} to {sizes[-1]}, {pass_} | {' | '.join(times)} | {memory} |"
+        )
+    on = machine(ran_on(found))
+    said = f"`{found['bench']['command']} --json … --plots …`, {source(path)}: {on}."
+    return [*lines, "", f"Memory is {who[0]}'s; torch's is not counted on a CPU. {said}"]
+
+
 def bert() -> list[str]:
     """How fast a BERT is beside transformers' on PyTorch."""
     path, found = newest("bert")
@@ -98,6 +121,7 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
     "predictions": lambda: races("inference", "prediction"),
     "bert": bert,
     "operators": operator_by_operator,
+    "growth": growth,
     "gpu attention": gpu_tables.attention,
     "gpu operators": gpu_tables.operators,
     "gpu steps": gpu_tables.steps,

@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Judge other libraries' functions, all that run here, and list those that do not.
 
-    A failure is shown with its kind (fault, precision, undefined, convention) and reason, as
+    A failure is shown with its kind (fault, precision, undefined) and reason, as
     `core/verify/peers/findings.py` lists them, and its smallest input. Exit status 1 if one is not
     listed.
     """

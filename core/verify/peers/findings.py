@@ -5,8 +5,9 @@ unexplained, and a listed one that no longer shows as gone. The kinds, from wors
 
 - fault: wrong by any reading, such as another gradient, a NaN, memory that is not the function's;
 - precision: further off than arithmetic in float32 with one rounding of each stored result may be;
-- undefined: right only if the language fills in what it leaves undefined;
-- convention: another choice that is documented or common, where ours differs.
+- undefined: right only if the language fills in what it leaves undefined.
+
+Another choice that is documented or common, where ours differs, is no failure: `conventions`.
 
 A bound is that of a kernel which computes in float32 and rounds what it stores, once. To leave it
 is not to be useless; how far off, and why, is in the reason.
