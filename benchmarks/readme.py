@@ -147,11 +147,9 @@ def operators() -> str:
 
 def attention() -> str:
     """Steps (1) to (4) of attention on both sides."""
-    reference = between(ROOT / "reference/attention.py", "# (1) scores", "return out, Cache")
-    kernel = between(ROOT / "kernels/attention.py", "# (1) scores", "# (3) log-sum-exp, whole")
-    after = between(
-        ROOT / "kernels/attention.py", "# (3) log-sum-exp, whole", "i = first + tl.arange"
-    )
+    reference = between(ROOT / "reference/attention.py", "# (1) S =", "return out, Cache")
+    kernel = between(ROOT / "kernels/attention.py", "# (1) S =", "# (3) lse =")
+    after = between(ROOT / "kernels/attention.py", "# (3) lse =", "i = first + tl.arange")
     weigh = between(ROOT / "kernels/attention_parts.py", "def weigh", "@triton.jit").rstrip()
     return "\n".join(
         [

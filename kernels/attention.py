@@ -9,7 +9,7 @@ Backward is `attention_backward` and `attention_bias`, how a tile is loaded and 
 `attention_parts`, how large it is `attention_tiles`, in which order programs begin
 `attention_order`. Long plain calls go forward by `attention_hopper` where the GPU is Hopper's.
 
-`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (0)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
 log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
 may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
@@ -124,7 +124,7 @@ def forward_kernel(
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
-    # (0) turned, where they are: q here, k where (1) reads it
+    # (0) rotated, where they are: q here, k where (1) reads it
     if CHUNK_D >= D:
         q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -138,12 +138,14 @@ def forward_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    # EDGE 0: tiles that every query sees whole; 1: those on the diagonal, at the window's or the
+    # sequence's end, which are masked.
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
-            # (1) scores
+            # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
             if CHUNK_D >= D:
                 k = load_features(
                     x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
@@ -156,16 +158,16 @@ def forward_kernel(
                     x.q_turn, x.k_turn,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
-            # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+            # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
             p, rescale, top, total = weigh(s, top, total)
-            # (4) output
+            # (4) out = (P∘X)·v, so far, but for ÷ ℓ and X's 1/(1 − p)
             if DROPOUT:
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = scaled(acc, rescale[:, None])
             v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = add_weighted(acc, p, v, PRECISION)
-    # (3) log-sum-exp, whole; (4) output, divided by the sum
+    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), constant and taken out of the sum
     divisor, lse = log_sum(top, total)
     out = scaled(acc, (dropout_scale / divisor)[:, None])
     i = first + tl.arange(0, BLOCK_M)
@@ -291,7 +293,7 @@ def backward(
         SCORE_SLOPE=derivative,
         **_features(over_queries, summed), **_constants(cache, over_queries),
     )  # fmt: skip
-    # (0) turned back, where they are
+    # (0) rotated back, where they are
     if options.rotary is not None:
         turn_back_in_place(grads.dq, *options.rotary.of_q)
         turn_back_in_place(grads.dk, *options.rotary.of_k)

@@ -6,7 +6,7 @@ third computes Δ for both, and what the sinks get. Operations: 14·M·N·D per 
 causal; above `MOST_SUMMED` features the scores are computed again for every `SLICE` of them. No M×N
 matrix is stored.
 
-`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps
+`B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim. Steps
 (5)–(9) are those of the reference.
 """
 
@@ -54,20 +54,20 @@ def delta_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(7) What the normalisation takes away from dP: Δ = Σ_d dout·out − dlse."""
+    """(7) Δ = rowsum(dout∘out) − dlse, what the normalisation takes away from dP."""
     block, b, h = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), H)
     first = block * BLOCK_M
     m, d = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_D)[None, :]
     out = load(out_ptr, out_strides, b, h, first, m, d, M, D).to(tl.float32)
     dout = load(dout_ptr, dout_strides, b, h, first, m, d, M, D).to(tl.float32)
-    delta = tl.sum(out * dout, axis=1)
+    delta = tl.sum(out * dout, axis=1)  # (BLOCK_M,)
     i = first + tl.arange(0, BLOCK_M)
     row_at = (b * H + h).to(tl.int64) * M + i
     if dlse_ptr is not None:
         delta -= tl.load(dlse_ptr + row_at, mask=i < M, other=0.0)
     tl.store(delta_ptr + row_at, delta, mask=i < M)
     if sinks_ptr is not None:
-        # (8) gradient of the scores: a sink's own, which is minus the sum of these shares
+        # (8) dsink = −Σ exp(sink − lse)·Δ, of which each program adds up its rows' share
         sink = tl.load(sinks_ptr + h).to(tl.float32)
         lse = tl.load(lse_ptr + row_at, mask=i < M, other=float("inf"))
         share = tl.sum(weights_again(sink * LOG2_E, lse) * delta)
@@ -76,7 +76,7 @@ def delta_kernel(
 
 @triton.jit
 def weights_again(s, lse):
-    """(5) Recompute normalised weights from base-2 scores and natural-log lse, broadcast alike."""
+    """(5) P = exp(S − lse) again, from base-2 scores and natural-log lse, broadcast alike."""
     return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))
 
 
@@ -135,6 +135,7 @@ def dk_dv_kernel(
     for g in range(x.G):
         h = kv_head * x.G + g
         from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
+        # EDGE 0: tiles of queries that all see every key here; 1: those that need the mask.
         for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
             for i in range(tiles_seen(from_, in_, out_, to, x.ahead, EDGE, BLOCK_M)):
                 start = tile_start(i, from_, in_, out_, x.ahead, EDGE, BLOCK_M)
@@ -145,13 +146,13 @@ def dk_dv_kernel(
                 )  # (BLOCK_M, BLOCK_D)
                 dout = load_features(
                     dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D
-                )
+                )  # (BLOCK_M, BLOCK_D)
                 row_at = rows_at(x, seq, h, rows)
                 lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (1, BLOCK_M)
                 delta = tl.load(delta_ptr + row_at, mask=rows < seq.M, other=0.0)
-                # (5) weights again
+                # (5) P = exp(S − lse), again
                 if CHUNK_D >= D:
-                    product = dot_rows(k, q, PRECISION)
+                    product = dot_rows(k, q, PRECISION)  # (BLOCK_N, BLOCK_M)
                 else:
                     product = products(
                         x.k, x.k_strides, kv_head, x.q, x.q_strides, h, seq.batch,
@@ -160,9 +161,9 @@ def dk_dv_kernel(
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
                 p = weights_again(s, lse)
-                # (6) gradient of the weights
+                # (6) dP = (dout·vᵀ)∘X
                 if CHUNK_D >= D:
-                    dp = dot_rows(v, dout, PRECISION)
+                    dp = dot_rows(v, dout, PRECISION)  # (BLOCK_N, BLOCK_M)
                 else:
                     dp = products(
                         x.v, x.v_strides, kv_head, dout_ptr, dout_strides, h, seq.batch,
@@ -177,14 +178,14 @@ def dk_dv_kernel(
                     )  # (BLOCK_N, BLOCK_M)
                     dropped = tl.where(keep, p * dropout_scale, 0.0)
                     dp = tl.where(keep, dp * dropout_scale, 0.0)
-                # (8) gradient of the scores
+                # (8) dS = P∘(dP − Δ), dZ = φ′∘dS
                 ds = through_scores(
                     p * (dp - delta), p, product, x, b, h, rows, columns, SCORE, SCORE_SLOPE
                 )
-                # (9) gradients of the inputs
+                # (9) dv = (P∘X)ᵀ·dout, dk = scale·dZᵀ·q; both (BLOCK_N, BLOCK_D)
                 dv = add_weighted(dv, dropped, dout, PRECISION)
                 dk = add_weighted(dk, ds, q, PRECISION)
-    dk = scaled(dk, x.softmax_scale)  # of (8), once
+    dk = scaled(dk, x.softmax_scale)  # of (9), once
     live, inside = columns < seq.present, columns < seq.N
     store_features(dk_ptr, dk_strides, seq.batch, kv_head, key, n, d, inside, dk, D, live)
     store_features(dv_ptr, dv_strides, seq.batch, kv_head, key, n, d, inside, dv, D, live)
@@ -235,6 +236,7 @@ def dq_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    # EDGE 0: tiles that every query sees whole; 1: those that need the mask.
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
@@ -243,7 +245,7 @@ def dq_kernel(
             k = load_features(
                 x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
             )  # (BLOCK_N, BLOCK_D)
-            # (5) weights again
+            # (5) P = exp(S − lse), again
             if CHUNK_D >= D:
                 product = dot_rows(q, k, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
@@ -254,7 +256,7 @@ def dq_kernel(
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             p = weights_again(s, lse)
-            # (6) gradient of the weights
+            # (6) dP = (dout·vᵀ)∘X
             if CHUNK_D >= D:
                 v = load_features(
                     x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D
@@ -270,11 +272,11 @@ def dq_kernel(
                 seed = tl.load(x.seed, volatile=True)
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)
-            # (8) gradient of the scores
+            # (8) dS = P∘(dP − Δ), dZ = φ′∘dS
             ds = through_scores(
                 p * (dp - delta), p, product, x, b, h, rows, columns, SCORE, SCORE_SLOPE
             )
-            # (9) gradients of the inputs
+            # (9) dq = scale·dZ·k, (BLOCK_M, BLOCK_D)
             dq = add_weighted(dq, ds, k, PRECISION)
-    dq = scaled(dq, x.softmax_scale)  # of (8), once
+    dq = scaled(dq, x.softmax_scale)  # of (9), once
     store_features(dq_ptr, dq_strides, seq.batch, h, query, m, d, rows < seq.M, dq, D)

@@ -84,7 +84,7 @@ def dbias_kernel(
                 for i in range(begin, end, BLOCK_N):
                     start = tile_at(x, b, h, row, i, BLOCK_N)
                     key, columns = seq.k_first + start, start + n
-                    # (5) weights again
+                    # (5) P = exp(S − lse), again
                     product = products(
                         x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
                         query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
@@ -92,7 +92,7 @@ def dbias_kernel(
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
                     p = weights_again(s, lse)
-                    # (6) gradient of the weights
+                    # (6) dP = (dout·vᵀ)∘X
                     dp = products(
                         dout_ptr, dout_strides, h, x.v, x.v_strides, h // x.G, seq.batch,
                         query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
@@ -102,7 +102,7 @@ def dbias_kernel(
                             x, seed, b, h, rows, start, threshold, BLOCK_N
                         )
                         dp = tl.where(keep, dp * dropout_scale, 0.0)
-                    # (8) gradient of the scores
+                    # (8) dbias = dS = P∘(dP − Δ)
                     dbias += p * (dp - delta)
     if not OWN_M:
         dbias = tl.sum(dbias, axis=0, keep_dims=True)

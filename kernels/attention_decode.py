@@ -8,7 +8,7 @@ does.
 
 All G·M rows, the queries of the heads that share keys, go through one program, or block after block
 of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g. Queries are
-turned to their positions as they are read, keys when they were put into the cache. Tiles without a
+rotated to their positions as they are read, keys when they were put into the cache. Tiles without a
 live block are not visited: of each it is looked up before keys are read.
 
 What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
@@ -22,7 +22,7 @@ Bytes: the keys and values that there are, once. Every part's G·M·D partial ou
 read again in float32: beside keys in 16 bits 2·G·M/split as much, 6 % for 16 rows. Operations:
 4·G·M·D per key. Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
 
-`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys that a sequence
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys that a sequence
 has room for, `P` pages, `S` parts, `D` head_dim. Steps (0)–(4) are those of attention. Where
 queries are packed, q, out and lse and the parts of both are of one batch of all of them.
 """
@@ -110,9 +110,9 @@ def queries_of(starts, b, M):
 
 @triton.jit
 def load_queries(x, keys, heads, rows, columns, D: tl.constexpr):
-    """Load rows, (0) turned by the angles of their positions; before the first key there are none.
+    """Load rows, (0) rotated by the angles of their positions; before the first key there are none.
 
-    Where `turned` turns nothing, it leaves what was loaded.
+    Where `turned` rotates nothing, it leaves what was loaded.
     """
     b, first, rows = keys.batch, keys.q_first, rows.to(tl.int64)
     q = load(x.q, x.q_strides, b, heads, first, rows, columns, first + keys.M, D)
@@ -143,7 +143,7 @@ def attend(
     """
     n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
     page, page_start, i, length = find(pages, b, start, n, keys.present)
-    # (1) scores
+    # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
     if q is not None:
         k = load(x.k, x.k_strides, page, kv_head, page_start, i, d, length, D)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_R, BLOCK_N)
@@ -160,9 +160,9 @@ def attend(
     if pages.table is not None:
         known = tl.trans((page >= 0) & (page < pages.number))
         s = tl.where(known | (s == -float("inf")), s, float("nan"))
-    # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+    # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
     p, rescale, top, total = weigh(s, top, total)
-    # (4) output
+    # (4) out = (P∘X)·v, so far, but for ÷ ℓ and X's 1/(1 − p)
     if DROPOUT:
         keep = dropout.attention_keep(x, tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N)
         p = tl.where(keep, p, 0.0)
@@ -237,7 +237,7 @@ def split_kernel(
                     x, pages, keys, b, kv_head, heads, rows, start, q, top, total, acc,
                     threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
                 )  # fmt: skip
-    # (3) log-sum-exp, whole; (4) output, divided by the sum
+    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), constant and taken out of the sum
     divisor, lse = log_sum(top, total)
     batch = b
     if x.q_starts is not None:

@@ -12,11 +12,11 @@ sums. In half precision Δ is better known so than by `out`, which was rounded.
 
 What is of queries is to have one set of strides, and so is what is of keys, with rows that begin at
 multiples of 16 elements; else it is copied: M·D numbers, beside products of M·N·D. Addresses would
-take the registers otherwise. Queries, keys, ddq and ddk that turn to rotary positions, (0), are
-turned once, into copies, instead of at every read.
+take the registers otherwise. Queries, keys, ddq and ddk that are rotated to their positions, (0),
+are so once, into copies, instead of at every read.
 
 A tile of everything that is of size M×N is `attention_double_backward_parts`. `B` batch, `H` heads,
-`G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim. Steps (0) and (5)–(17) are
+`G` of them for each KV head, `M` queries, `N` keys, `D` head_dim. Steps (0) and (5)–(17) are
 those of the reference; all tiles are (queries, keys).
 """
 
@@ -86,7 +86,7 @@ def rows_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
-    # (7) what the normalisation takes away
+    # (7) Δ = rowsum(P∘dP) − dlse
     delta = tl.zeros([BLOCK_M, 1], tl.float32)
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
@@ -108,9 +108,9 @@ def rows_kernel(
             product, p, x, y, seq, b, h, first, m, start, n,
             D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
-        # (11) gradient of lse's gradient
+        # (11) ddlse = g = rowsum(P∘G)
         g += tl.sum(p * gs, axis=1, keep_dims=True)
-        # (13) what the normalisation takes away
+        # (13) c = rowsum(dS∘G + P∘X∘E) − g·dlse
         c += tl.sum(p * (dp - delta) * gs + dropped * e, axis=1, keep_dims=True)
     tl.store(y.delta + row_at, delta, mask=inside)
     tl.store(y.g + row_at, g, mask=inside)
@@ -161,7 +161,7 @@ def queries_kernel(
             D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
         key = seq.k_first + start
-        # (16) gradients of the inputs
+        # (16) ∂ℓ/∂q = scale·(U·k + dZ·ddk), ∂ℓ/∂dout = R·v + (P∘X)·ddv; (BLOCK_M, BLOCK_D)
         k = load(x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
         dq = tl.dot(u, k, dq, input_precision=PRECISION)
         ddk = load(y.ddk, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
@@ -227,7 +227,7 @@ def keys_kernel(
                 D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
             )  # fmt: skip
             query = seq.q_first + first
-            # (16) gradients of the inputs
+            # (16) ∂ℓ/∂k = scale·(Uᵀ·q + dZᵀ·ddq), ∂ℓ/∂v = Rᵀ·dout; (BLOCK_N, BLOCK_D)
             q = load(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)
             dk = tl.dot(tl.trans(u), q, dk, input_precision=PRECISION)
             ddq = load(y.ddq, x.q_strides, seq.batch, h, query, m, d, q_end, D)
@@ -294,7 +294,7 @@ def backward(
     keys_kernel[(triton.cdiv(longest_k, tile.block_n) * sequences * K, slices)](
         *by_keys, dk, dv, dk.stride(), dv.stride(), BLOCK_D=summed, **how
     )
-    # (17) those of q and k as they were given
+    # (17) rotated back: of q and k as they were given
     if rotary is not None:
         turn_back_in_place(dq, *rotary.of_q)
         turn_back_in_place(dk, *rotary.of_k)

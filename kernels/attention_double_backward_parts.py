@@ -3,7 +3,7 @@
 What is of queries has the strides of q, what is of keys those of k, as the registers have no room
 for the addresses of more. Steps (5)–(15) are those of the reference; tiles are (queries, keys).
 
-`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def weights(
 ):  # fmt: skip
     """Return a tile's products, weights, the same after dropout, and their gradient."""
     rows = first + m
-    # (5) weights again
+    # (5) P = exp(S − lse), again
     product = multiply(x.q, x.k, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     s = scores(product, x, b, seq, h, rows, start + n, True, SCORE)
     p = weights_again(s, lse)
-    # (6) gradient of the weights
+    # (6) dP = (dout·vᵀ)∘X
     dp = multiply(y.dout, x.v, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     dropped = p
     if DROPOUT:
@@ -74,9 +74,9 @@ def second(
     D: tl.constexpr, SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr, SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """(10) Return the gradients of a tile of dZ, of dS and of the dropped weights, and φ′ and φ″.
+    """(10) Return tiles of A = scale·(ddq·kᵀ + q·ddkᵀ), G = φ′∘A, E = dout·ddvᵀ, φ′ and φ″.
 
-    Those are 1 and 0 where nothing is done to scores that has a slope.
+    φ′ and φ″ are 1 and 0 where nothing is done to scores that has a slope.
     """
     a = multiply(y.ddq, x.k, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     a += multiply(x.q, y.ddk, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
@@ -125,15 +125,15 @@ def pairs(
         product, p, x, y, seq, b, h, first, m, start, n,
         D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
     )  # fmt: skip
-    # (8) gradient of the scores, in backward
+    # (8) dS = P∘(dP − Δ)
     centred = dp - delta
     ds = p * centred
-    # (12) gradient of the weights' gradient
+    # (12) R = P∘X∘(G − g)
     away = gs - g
     r = dropped * away
-    # (14) gradient of the scores
+    # (14) T = P∘((dP − Δ)∘(G − g) − c) + P∘X∘E
     t = p * (centred * away - c) + dropped * e
-    # (15) gradient of the scaled products
+    # (15) U = φ′∘T + φ″∘dS∘A, dZ = φ′∘dS
     if x.softcap is not None or SCORE is not None:
         t = slope * t + bend * ds * a
         ds = slope * ds

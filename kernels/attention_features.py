@@ -14,7 +14,7 @@ from twofold.kernels.attention_parts import at, load
 
 @triton.jit
 def features(first, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
-    """Return the numbers of the features from `first` on, a row for each tile."""
+    """Return the indices of the features from `first` on, a row for each tile."""
     d = first + tl.arange(0, BLOCK_D)[None, :]
     if TAIL_D is None:
         return (d,)

@@ -11,8 +11,8 @@ The smallest weight that is left is then 2⁻¹⁷. The sum of weights is taken 
 Dropout's scale multiplies the output and not the weights, so that kept weights round as they do
 without dropout.
 
-(0) A number that has been turned by a rotary position is none of e4m3. Where there are any, q is
-multiplied by kᵀ in float16, which has those of e4m3 exactly, and to which each turned one, at most
+(0) A number that has been rotated to its position is none of e4m3. Where there are any, q is
+multiplied by kᵀ in float16, which has those of e4m3 exactly, and to which each rotated one, at most
 448·√2, is rounded once; the weights' product with v stays as it is.
 
 Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
@@ -22,7 +22,7 @@ them; others take a detour through registers. NVIDIA's GPUs before the L4 and H1
 AMD's before the MI350, whose own format is another, and on Hopper in tiles of fewer than 64 rows,
 Triton multiplies in float16, where products of e4m3 are exact, too.
 
-`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (0) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.
 """
 
@@ -76,7 +76,7 @@ def load_scale(ptr, strides, b, h):
 
 @triton.jit
 def read(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr, turn):
-    """Load a tile of queries or keys; (0) where `turn` is not None, turned, in float16."""
+    """Load a tile of queries or keys; (0) where `turn` is not None, rotated, in float16."""
     x = load(ptr, strides, b, h, start, rows, d, length, D)
     if turn is not None:
         inside = (start + rows < length) & (d < D)
@@ -131,7 +131,7 @@ def forward_kernel(
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
-    # (0) turned, where they are: q here, k where (1) reads it
+    # (0) rotated, where they are: q here, k where (1) reads it
     if CHUNK_D == BLOCK_D:
         q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
@@ -147,12 +147,13 @@ def forward_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
+    # EDGE 0: tiles that every query sees whole; 1: those that need the mask.
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
-            # (1) scores
+            # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
             if CHUNK_D == BLOCK_D:
                 k = read(
                     x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
@@ -163,16 +164,16 @@ def forward_kernel(
                     x, seq.batch, h, kv_head, query, m, q_end, key, n, k_end, D, CHUNK_D
                 )  # (BLOCK_M, BLOCK_N)
             s = scores(product * qk_scale, x, b, seq, h, rows, columns, EDGE, SCORE)
-            # (2) weights, against the running maximum; (3) log-sum-exp: the sum so far
+            # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
             p, rescale, top, total = weigh(s, top, total)
-            # (4) output
+            # (4) out = (P∘X)·v, so far, but for ÷ ℓ and X's 1/(1 − p)
             if DROPOUT:
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
-    # (3) log-sum-exp, whole; (4) output, divided by the sum
+    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), constant and taken out of the sum
     divisor, lse = log_sum(top, total)
     v_scale = load_scale(v_scale_ptr, v_scale_strides, b, kv_head)
     out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale

@@ -70,7 +70,7 @@ def choose_tile(
 
     `masked` says that there is a mask, of blocks or not, or a bias, that scores are changed
     otherwise, that weights are dropped out, or that sequences are packed; `rotary` that q and k are
-    turned; `aligned` is what `attention_tiles.aligned` says of the strides, and always true where
+    rotated; `aligned` is what `attention_tiles.aligned` says of the strides, and always true where
     `copied` is.
     """
     what = "rotary" if rotary else "masked" if masked else "plain"

@@ -3,7 +3,7 @@
 The kernel is `attention_hopper_kernel`. It needs Gluon, which some versions of Triton do not have
 and which changes: that module is imported when the first call is one for it.
 
-`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `M` queries, `N` keys, `D` head_dim.
 """
 
 from __future__ import annotations

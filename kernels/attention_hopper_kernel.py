@@ -6,7 +6,7 @@ into a ring of shared memory, and CONSUMERS groups of four warps with ROWS queri
 what is brought. Each issues the product of scores of the next keys before that of the weights and
 values of these, so that the matrix unit works while the exponentials of the next are taken.
 
-`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 A *tile* is what a program works at: CONSUMERS·ROWS queries of one head; a *block* is BLOCK_N keys.
 Steps (1)–(4) are those of the reference. Blocks are visited from the last that the tile sees to
 the first, so that those where something is masked come first.
@@ -197,7 +197,7 @@ def consume(
         whole = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[0]
         rows = first + gl.arange(0, ROWS, layout=row_layout)
         row = (blocks - 1) * BLOCK_N
-        # (1) scores of the last block: products, the scale is in the exponent
+        # (1) S of the last block: q·kᵀ, the scale is in the exponent
         mbarrier.wait(q_full.index(C), trip & 1)
         slot = wait_full(k_full, step, STAGES)
         k = k_ring.index(slot).reshape([BLOCK_N, D]).permute([1, 0])
@@ -207,7 +207,7 @@ def consume(
         top = gl.full([ROWS], -float("inf"), gl.float32, row_layout)
         total = gl.zeros([ROWS], gl.float32, row_layout)
         s = masked(s, rows, row, M, N, CAUSAL)
-        # (2) weights; (3) log-sum-exp: the sum so far
+        # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
         p, rescale, top, total = weigh(s, top, total, scale)
         p = gl.convert_layout(p.to(dtype), p_layout)
         acc = gl.zeros([ROWS, D], gl.float32, acc_layout)
@@ -216,13 +216,13 @@ def consume(
         for EDGE in gl.static_range(1 if CAUSAL else 0, -1, -1):
             for i in range(1 if EDGE else edge, edge if EDGE else blocks):
                 row -= BLOCK_N
-                # (1) scores of the next block
+                # (1) S of the next block
                 k = k_ring.index(slot).reshape([BLOCK_N, D]).permute([1, 0])
                 if TURNS:
                     turn = step - trip + (1 if C == 0 else 0)
                     mbarrier.wait(turns.index(C), turn & 1)
                 s = warpgroup_mma(q, k, s_zero, use_acc=False, is_async=True)
-                # (4) output of this one
+                # (4) out, so far, of this one
                 v_slot = wait_full(v_full, step, STAGES)
                 v = v_ring.index(v_slot).reshape([BLOCK_N, D])
                 acc = warpgroup_mma(p, v, acc, is_async=True)
@@ -232,7 +232,7 @@ def consume(
                 mbarrier.arrive(k_empty.index(slot))
                 if EDGE:
                     s = masked(s, rows, row, M, N, CAUSAL)
-                # (2) weights; (3) log-sum-exp: the sum so far
+                # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
                 p_next, rescale, top, total = weigh(s, top, total, scale)
                 if EARLY:
                     p_next = gl.convert_layout(p_next.to(dtype), p_layout)
@@ -243,11 +243,11 @@ def consume(
                 acc = acc * gl.expand_dims(gl.convert_layout(rescale, out_layout), 1)
                 p = p_next if EARLY else gl.convert_layout(p_next.to(dtype), p_layout)
                 step += 1
-        # (4) output of the first block
+        # (4) out of the first block, ÷ ℓ
         slot = wait_full(v_full, step, STAGES)
         v = v_ring.index(slot).reshape([BLOCK_N, D])
         acc = warpgroup_mma(p, v, acc, is_async=True)
-        # (3) log-sum-exp: −∞ where nothing is seen
+        # (3) lse = m + log ℓ: −∞ where nothing is seen
         empty = total == 0.0
         divisor = gl.where(empty, 1.0, total)
         lse = gl.where(empty, -float("inf"), (top * scale + gl.log2(divisor)) * LN_2)

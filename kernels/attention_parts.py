@@ -5,7 +5,7 @@ A kernel is handed one `Call`; what a call does not have is None there, and cost
 A program works on one `Sequence`: a batch, or where sequences lie packed, one after the other,
 some rows of the only batch. Dropout, mask, bias and the user's function know it by its number.
 
-`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Call(NamedTuple):
     sinks: Any = None  # (H,)
     seed: Any = None  # () int64, of the dropout mask
     softcap: float | None = None
-    q_turn: Any = None  # what `turned` turns q by, and k: see there
+    q_turn: Any = None  # what `turned` rotates q by, and k: see there
     k_turn: Any = None
     block_mask: Any = None  # (B, H, ⌈M/block_m⌉, ⌈N/block_n⌉)
     block_strides: tuple[int, ...] = ()
@@ -129,7 +129,7 @@ def call(
 
 
 def _turn(cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> tuple[object, ...]:
-    """Return what `turned` turns rows by."""
+    """Return what `turned` rotates rows by."""
     L, F = cos.shape[-2:]
     batches = L * F if cos.ndim == 3 else 0
     return cos.contiguous(), sin.contiguous(), batches, F, *(() if interleaved else (F,))
@@ -200,7 +200,7 @@ def rows_at(x, seq, h, rows):
 def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn=None):
     """Load a tile of rows, zero at and after `length` and past head_dim.
 
-    (0) `turn` is None, or what `turned` turns rows by as they are read.
+    (0) `turn` is None, or what `turned` rotates rows by as they are read.
     """
     inside = (start + rows < length) & (columns < D)
     x = tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
@@ -211,7 +211,7 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn
 
 @triton.jit
 def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angle):
-    """(0) Turn a tile x that has been loaded, where `inside`; row 0 by the angles of this number.
+    """(0) Rotate a tile x that has been loaded, where `inside`; row 0 by the angles of this index.
 
     `turn` is (cos, sin, stride of their batches, F) for pairs of neighbours, and has F once more
     for pairs (i, i + F): its length tells them apart, as Triton 3.6 cannot compare tuples that hold
@@ -310,11 +310,11 @@ def tile_start(i, begin, full, stop, behind, EDGE: tl.constexpr, BLOCK: tl.const
 def scores(
     product, x, b, seq, h, rows, columns, EDGE: tl.constexpr, SCORE: tl.constexpr, positions=None
 ):
-    """(1) Turn a tile of products into base-2 scores, −∞ where a query may not attend.
+    """(1) S = φ(scale·q·kᵀ) + … in base 2, of a tile of products; −∞ where a query may not attend.
 
-    `rows` and `columns` are the tile's query and key numbers in sequence b, in either orientation.
+    `rows` and `columns` are the tile's query and key indices in sequence b, in either orientation.
     Only an EDGE tile needs to look at the lengths and the band. The user's function is told the
-    numbers of the queries, or these `positions`.
+    indices of the queries, or these `positions`.
     """
     s = product * x.scale
     if x.softcap is not None:
@@ -356,10 +356,10 @@ def masked(s, mask, strides, b, h, i, j, inside):
 
 @triton.jit
 def weigh(s, top, total):
-    """(2) Weigh a tile's scores against the running maximum; (3) add up the weights so far.
+    """(2) P̃ = exp(S − m) of a tile, m the maximum so far; (3) ℓ = rowsum P̃, so far.
 
     Returns:
-        the weights, what rescales those before, the maximum and the sum.
+        P̃, what rescales that before, m and ℓ.
     """
     new_top = tl.maximum(top, tl.max(s, axis=1))
     safe = tl.where(new_top == -float("inf"), 0.0, new_top)  # 0 stands in for −∞ − (−∞)
@@ -370,7 +370,7 @@ def weigh(s, top, total):
 
 @triton.jit
 def log_sum(top, total):
-    """(3) Return what the output is divided by, and the log-sum-exp: −∞ where nothing is seen."""
+    """(3) Return ℓ, or 1 for an ℓ of 0, and lse = m + log ℓ: −∞ where nothing is seen."""
     empty = total == 0.0
     divisor = tl.where(empty, 1.0, total)
     return divisor, tl.where(empty, -float("inf"), (top + tl.log2(divisor)) * LN_2)
@@ -380,7 +380,7 @@ def log_sum(top, total):
 def through_scores(
     ds, p, product, x, b, h, rows, columns, SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr
 ):
-    """(8) Take a gradient of scores, of weights p, back to softmax_scale times the products."""
+    """(8) dZ = φ′∘dS: take a gradient of scores, of weights p, back to scale times the products."""
     if x.softcap is not None:
         ratio = tanh(product * x.scale / x.softcap)
         ds = ds * (1.0 - ratio * ratio)

@@ -11,8 +11,8 @@ queries that see it, as dk and dv do, one order of summation and no atomics, the
 run. Bytes: q read once for every tile of keys; operations: 2·M·N·D per head, half of it where
 causal.
 
-`B` batch, `H` heads, `G` of them for each head of keys, `M` queries, `R` of them looked at, `N`
-keys, `D` head_dim. Steps (1)–(3) are those of the reference; (0) turns rows as they are read.
+`B` batch, `H` heads, `G` of them for each KV head, `M` queries, `R` of them looked at, `N`
+keys, `D` head_dim. Steps (1)–(3) are those of the reference; (0) rotates rows as they are read.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def weights_kernel(
         after = place_of(x, b, h, block, start + BLOCK_N, BLOCK_N)
         visited = visited & (here < after)
     if visited:
-        # (1) scores
+        # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
         product = products(
             x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
             query, m, seq.q_first + end_row, key, tl.trans(n), seq.k_first + seq.present,
@@ -97,7 +97,7 @@ def weights_kernel(
             x.q_turn, x.k_turn,
         )  # (BLOCK_M, BLOCK_N)  # fmt: skip
         s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
-        # (2) weights
+        # (2) P = exp(S − lse)
         p = weights_again(s, load_lse(lse_ptr, x, seq, h, rows, end_row))
     p_at = at(p_ptr, p_strides, b, h, block * BLOCK_M, m.to(tl.int64), columns)
     tl.store(p_at, p, mask=(rows < first_row + R) & (columns < x.longest_k))
@@ -141,12 +141,13 @@ def received_kernel(
         first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
+    # EDGE 0: tiles of queries that all see every key here; 1: those that need the mask.
     for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
         for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
             start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
             start = tile_at(x, b, h, block, start, BLOCK_M)
             query, rows = seq.q_first + start, start + m
-            # (1) scores
+            # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
             if CHUNK_D == BLOCK_D:
                 q = load(x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn)
                 product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
@@ -157,9 +158,9 @@ def received_kernel(
                     x.k_turn, x.q_turn,
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
-            # (2) weights
+            # (2) P = exp(S − lse)
             p = weights_again(s, load_lse(lse_ptr, x, seq, h, rows, seq.M))
-            # (3) attention received
+            # (3) received = colsum P
             total += tl.sum(p, axis=1, keep_dims=True)
     total = tl.where(columns < seq.present, total, 0.0)
     column_at = (seq.batch * x.H + h).to(tl.int64) * x.N + seq.k_first + columns

@@ -50,7 +50,7 @@ PARTIALS = 256  # programs that share the rows in backward, hence partial sums o
 
 
 class Cache(NamedTuple):
-    """The stream `h` (shaped as x), which pre-norm models read, and what `backward` needs."""
+    """The residual stream `h` (as x), which pre-norm models read, and what `backward` needs."""
 
     h: torch.Tensor
     mean: torch.Tensor  # (R,) float32
@@ -106,7 +106,7 @@ def forward_kernel(
     inside = (rows[:, None] < R) & (columns[None, :] < C)
     w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0)  # asked for before they are due
     b = tl.load(bias_ptr + columns, mask=columns < C, other=0.0)
-    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
+    # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
     h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if DROPOUT:
         h = tl.where(dropout.keep(tl.load(seed_ptr), at, threshold), h * scale, 0.0)
@@ -165,16 +165,16 @@ def backward_kernel(
         rows = start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + columns[None, :]
         inside = (rows[:, None] < last) & (columns[None, :] < C)
-        # (4) x̂ again, from the stream
+        # (4) x̂ again, from the residual stream
         h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + rows, mask=rows < last, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=rows < last, other=0.0)
         xhat = tl.where(inside, (h - mean[:, None]) * rstd[:, None], 0.0)
-        # (5) gain and shift: sums over the rows
+        # (5) weight and bias: sums over the rows
         dweight += tl.sum(dout * xhat, axis=0)
         dbias += tl.sum(dout, axis=0)
-        # (6) the stream: project out what the mean and the variance took away
+        # (6) the residual stream: project out what the mean and the variance took away
         g = dout * w[None, :]
         along_mean = tl.sum(g, axis=1) / C
         along_xhat = tl.sum(g * xhat, axis=1) / C

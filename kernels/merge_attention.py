@@ -96,16 +96,6 @@ def load_lse(s, lses_at, lses_part, inside):
 
 
 @triton.jit
-def weigh_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns):
-    """Return the weights of rows in part s, and their outputs: zero where it is left out."""
-    lse = load_lse(s, lses_at, lses_part, inside)
-    read = (lse > -float("inf"))[:, None] & columns
-    out = tl.load(outs_at + tl.cast(s, tl.int64) * outs_part, mask=read, other=0.0).to(tl.float32)
-    # (2) weights
-    return tl.exp(lse - top) * inverse, out
-
-
-@triton.jit
 def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
     """Return rows' largest lse, Σ_s exp(lse_s − it) and 1/Σ: LEAST, 0, 1 if all are left out."""
     # (1) log-sum-exp: the largest lse, or LEAST, from which −∞ is far enough
@@ -125,6 +115,16 @@ def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: t
         total += tl.exp(load_lse(s, lses_at, lses_part, inside) - top)
     # (2) weights: what all of a row's are multiplied by
     return top, total, 1.0 / tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
+def weigh_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns):
+    """Return the weights of rows in part s, and their outputs: zero where it is left out."""
+    lse = load_lse(s, lses_at, lses_part, inside)
+    read = (lse > -float("inf"))[:, None] & columns
+    out = tl.load(outs_at + tl.cast(s, tl.int64) * outs_part, mask=read, other=0.0).to(tl.float32)
+    # (2) weights
+    return tl.exp(lse - top) * inverse, out
 
 
 @triton.jit

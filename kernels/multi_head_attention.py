@@ -1,20 +1,20 @@
 """Multi-head attention out of the kernels of its parts, with no copy between them.
 
-A self-attention is three launches forward, four with rotary positions that attention does not turn
-itself: one product for q, k and v together, attention, one product out. What would be copies are
+A self-attention is three launches forward, four where q and k are not rotated by attention itself:
+one product for q, k and v together, attention, one product out. What would be copies are
 views:
 
 - heads apart: q, k and v of a head are strided views of the packed projection, (B, M, (H + 2K)·D);
 - keys that heads share: attention reads the one head where it is, and sums dk and dv of it;
 - heads together: attention lays the heads of a query side by side, as the output product reads
   them;
-- backward: attention writes dq, dk and dv straight into views of one packed gradient, rotary turns
-  dq and dk there in place, and the projection's backward reads it as one matrix.
+- backward: attention writes dq, dk and dv straight into views of one packed gradient, `rotary`
+  rotates dq and dk there in place, and the projection's backward reads it as one matrix.
 
 So between the products only the packed projection and the heads travel: 2·B·M·(H + K)·D·b bytes
 written and read once each way. Saved: x, the packed projection, the heads, and lse.
 
-`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` heads of keys and values, `D` = E/H
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` KV heads, `D` = E/H
 head_dim; steps (1)–(4) are those of the reference.
 """
 

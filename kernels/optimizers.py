@@ -91,7 +91,7 @@ def adam_kernel(
     inside = wanted(index, n, go_ptr)
     theta = get(params_ptr, params_stride, index, inside)
     g = get(grads_ptr, grads_stride, index, inside)
-    # (1) and (2)
+    # (1) clip; (2) weight decay
     g = gradient(theta, g, index, coupled_numel, weight_decay, norm_ptr, max_norm, CLIP)
     theta = tl.where(index < decoupled_numel, theta * shrink, theta)
     # (3) m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²
@@ -130,14 +130,14 @@ def sgd_kernel(
     inside = wanted(index, n, go_ptr)
     theta = get(params_ptr, params_stride, index, inside)
     g = get(grads_ptr, grads_stride, index, inside)
-    # (1) and (2)
+    # (1) clip; (2) weight decay
     g = gradient(theta, g, index, coupled_numel, weight_decay, norm_ptr, max_norm, CLIP)
-    # (3) b ← μb + g
+    # (3) b ← μb + g;  g ← b, with Nesterov's momentum g + μb
     if MOMENTUM:
         b = momentum * get(momentum_ptr, momentum_stride, index, inside) + g
         put(momentum_ptr, momentum_stride, index, b, inside)
         g = g + momentum * b if NESTEROV else b
-    # (4)
+    # (4) θ ← θ − lr·g
     put(params_ptr, params_stride, index, theta - lr * g, inside)
 
 
@@ -164,12 +164,12 @@ def adagrad_kernel(
     inside = wanted(index, n, go_ptr)
     theta = get(params_ptr, params_stride, index, inside)
     g = get(grads_ptr, grads_stride, index, inside)
-    # (1) and (2)
+    # (1) clip; (2) weight decay
     g = gradient(theta, g, index, coupled_numel, weight_decay, norm_ptr, max_norm, CLIP)
-    # (3)
+    # (3) s ← s + g²
     s = get(squares_ptr, squares_stride, index, inside) + g * g
     put(squares_ptr, squares_stride, index, s, inside)
-    # (4)
+    # (4) θ ← θ − lr·g/(√s + ε)
     put(params_ptr, params_stride, index, theta - lr * g / (tl.sqrt(s) + eps), inside)
 
 

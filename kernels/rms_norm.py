@@ -32,7 +32,7 @@ __all__ = ["TILES", "Cache", "Gradients", "Tile", "backward", "choose_tile", "fo
 
 
 class Cache(NamedTuple):
-    """The stream `h` (shaped as x), which models read on, and what `backward` needs."""
+    """The residual stream `h` (shaped as x), which models read on, and what `backward` needs."""
 
     h: torch.Tensor
     rstd: torch.Tensor  # (R,) float32
@@ -71,7 +71,7 @@ def forward_kernel(
     at = rows[:, None] * C + columns[None, :]
     inside = (rows[:, None] < R) & (columns[None, :] < C)
     w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0)  # asked for before it is due
-    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
+    # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
     h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         h += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -116,14 +116,14 @@ def backward_kernel(
         rows = start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + columns[None, :]
         inside = (rows[:, None] < last) & (columns[None, :] < C)
-        # (4) ĥ again, from the stream
+        # (4) ĥ again, from the residual stream
         h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dout = tl.load(dout_ptr + at, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + rows, mask=rows < last, other=0.0)
         normed = h * rstd[:, None]
-        # (5) gain: a sum over the rows
+        # (5) weight: a sum over the rows
         dweight += tl.sum(dout * normed, axis=0)
-        # (6) the stream: project out what the root mean square took away
+        # (6) the residual stream: project out what the root mean square took away
         g = dout * w[None, :]
         along = tl.sum(g * normed, axis=1) / C
         dx = (g - normed * along[:, None]) * rstd[:, None]

@@ -104,7 +104,7 @@ def turn_head(
         x1 = tl.load(at(x_ptr, x_strides, b, h, rows, f), mask=inside, other=0.0).to(tl.float32)
         x2 = tl.load(at(x_ptr, x_strides, b, h, rows, second), mask=inside, other=0.0)
         x2 = x2.to(tl.float32)
-        # (2) turned
+        # (2) rotated
         y1 = (x1 * cos - x2 * sin).to(y_ptr.dtype.element_ty)
         y2 = (x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
         tl.store(at(y_ptr, y_strides, b, h, rows, f), y1, mask=inside)
@@ -116,7 +116,7 @@ def turn_head(
         inside = (rows < L) & (both < 2 * F)
         x = tl.load(at(x_ptr, x_strides, b, h, rows, both), mask=inside, other=0.0).to(tl.float32)
         x1, x2 = tl.split(x.reshape(x.shape[0], BLOCK_F, 2))
-        # (2) turned
+        # (2) rotated
         y = tl.interleave(x1 * cos - x2 * sin, x1 * sin + x2 * cos).to(y_ptr.dtype.element_ty)
         tl.store(at(y_ptr, y_strides, b, h, rows, both), y, mask=inside)
     # (3) features that have no pair
@@ -199,7 +199,7 @@ def backward(
     into: checks.Into = None,
     tile: Tile | None = None,
 ) -> Gradients:
-    """Return dq and dk: the gradients of the results, turned by −θ.
+    """Return dq and dk: the gradients of the results, rotated by −θ.
 
     Arguments and results are those of `reference.rotary.backward`. `into`, (dq, dk), receives them,
     in any strides, instead of new tensors; it may be (dq_out, dk_out). `tile` overrides the table's
@@ -215,7 +215,7 @@ def backward(
 
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
+    """Return x (B, H, L, D) with its pairs rotated by the angles of cos and sin."""
     out = _beside(x)
     _launch(x, None, Cache(cos, sin, interleaved), (out, out), False, None)
     return out

@@ -160,9 +160,9 @@ def backward_kernel(
     columns = tl.arange(0, BLOCK_C).to(tl.int64)
     y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
     dout = load(dout_ptr, dout_strides, rows, columns, R, C, 0.0)
-    # (4) what they have in common
+    # (4) δ = Σ_c dout·y
     delta = tl.sum(dout * y, axis=1)
-    # (5) gradient
+    # (5) dx = y·(dout − δ)
     store(dx_ptr, (dout - delta[:, None]) * y, rows, columns, R, C)
 
 
@@ -180,7 +180,7 @@ def long_backward_kernel(
 ):
     """Differentiate BLOCK_R rows in blocks of columns, read twice."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    # (4) what they have in common: each lane adds up its own, and all of them once
+    # (4) δ = Σ_c dout·y: each lane adds up its own, and all of them once
     common = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
@@ -191,7 +191,7 @@ def long_backward_kernel(
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
         dout = load(dout_ptr, dout_strides, rows, columns, R, C, 0.0)
-        # (5) gradient
+        # (5) dx = y·(dout − δ)
         store(dx_ptr, (dout - delta[:, None]) * y, rows, columns, R, C)
 
 
@@ -210,7 +210,7 @@ def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor,
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
-    """Return dx = y·(dout − Σ_c dout·y): what a whole row has in common moves no share.
+    """Return dx = y·(dout − Σ_c dout·y).
 
     Arguments and results are those of `reference.softmax.backward`, in any strides. `tile`
     overrides the table's choice.

@@ -103,7 +103,7 @@ def load_targets(
     PROBABILITIES: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """(1) Return a tile of targets times class weights, 0 outside."""
+    """(1) Return a tile of T = t·w, targets times class weights, 0 outside."""
     inside = (rows[:, None] < R) & (columns[None, :] < C)
     if PROBABILITIES:
         at = rows[:, None] * targets_strides[0] + columns[None, :] * targets_strides[1]
@@ -187,7 +187,7 @@ def rows_kernel(
     valid = counts
     if not PROBABILITIES:
         index, counts, valid = load_index(targets_ptr, targets_strides, rows, R, C, ignore_index)
-    # (2) maximum and sum of the softmax, and the sum of the targets
+    # (2) maximum and sum of the softmax, and rowsum(T), here `mass`
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     mass = tl.zeros([BLOCK_R], tl.float32)
@@ -235,7 +235,7 @@ def rows_kernel(
             )  # fmt: skip
             # (3) loss: terms without weight are left out, so that 0·∞ cannot arise
             loss += tl.sum(t * tl.where(t == 0.0, 0.0, log_total[:, None] - shifted), axis=1)
-        # (4) gradient
+        # (4) ∂loss/∂x = p·rowsum(T) − T, reduced
         d = (tl.exp2(shifted * LOG2_E) * mass_share[:, None] - t) * scale
         at = rows[:, None] * C + columns[None, :]
         tl.store(dlogits_ptr + at, d.to(dlogits_ptr.dtype.element_ty), mask=inside)

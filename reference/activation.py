@@ -1,6 +1,6 @@
 r"""Activations: GELU, its tanh form, ReLU and SiLU of the feed-forward, tanh of BERT's pooler.
 
-    gelu(z)      = z·Φ(z),  Φ the normal distribution function, ½(1 + erf(z/√2))
+    gelu(z)      = z·Φ(z),  Φ the normal CDF, ½(1 + erf(z/√2))
     gelu_tanh(z) = ½z·(1 + tanh a) = z/(1 + e⁻²ᵃ),  a = √(2/π)·(z + 0.044715·z³)
     relu(z)      = max(z, 0)
     tanh(z)      = 1 − 2/(1 + e²ᶻ),  tanh′(z) = 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)²

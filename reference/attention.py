@@ -3,14 +3,15 @@ r"""Scaled dot-product attention.
     out = softmax(q·kᵀ·scale)·v,   lse_i = log(Σ_j exp(s_ij) + exp(sink)), if there is a sink
 
 Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as in Dao et al. 2022,
-"FlashAttention", appendix B.2, with the gradient of lse beside it.
+"FlashAttention", appendix B.2, with the gradient of lse beside it. What is m, ℓ and D there is
+`top`, `total` and `delta` here.
 
 What else the scores are made of, and which pairs take part, is in `attention_scores`. A sink is a
 key without a value, which takes its share of the weights away (the Zero Sink of Xiao et al. 2023,
 "Efficient Streaming Language Models with Attention Sinks", whose score is 0); its score is learned
 for each head, as in OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card".
 
-`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 The steps are numbered; the kernel carries the same numbers where it does the same thing.
 
 A query that may attend to no key has output 0, lse −∞ (its sink if there are sinks) and gradient 0.
@@ -36,7 +37,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Cache(NamedTuple):
     """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
 
-    q and k are turned to their positions where those are rotary. Of packed sequences `out` and
+    q and k are rotated to their positions where those are rotary. Of packed sequences `out` and
     `lse` are packed, all else has a batch for each. Of float16 all but `out` is float32.
     """
 
@@ -46,7 +47,7 @@ class Cache(NamedTuple):
     out: Array
     lse: Array  # (B, H, M)
     p: Array  # (B, H, M, N), before dropout
-    keep: Array | None  # (B, H, M, N), keep/(1 − dropout_p), None without dropout
+    keep: Array | None  # (B, H, M, N), keep/(1 − p), p rounded to 1/65536; None without dropout
     slope: Array | None  # (B, H, M, N), of the scores by q·k·scale, None where that is 1
     softmax_scale: float
     options: Options
@@ -72,7 +73,7 @@ def check_shapes(q: Any, k: Any, v: Any, options: Options) -> tuple[int, int, in
     """Refuse all but dtypes that either side cannot take; return B, H, M, K and N."""
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
-    checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
+    checks.head_dim("q", D)
     checks.shape("k", k, (B, "K", "N", D))
     K, N = int(k.shape[1]), int(k.shape[2])
     checks.require(H % K == 0, "k.shape[1]", K, f"a divisor of q.shape[1], {H}")
@@ -155,7 +156,7 @@ def forward(
             diagonal is that of each sequence.
         max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor what
             cu_seqlens hold is checked: that would wait for it.
-        rotary: turns q and k by their positions before all else (Su et al. 2021, "RoFormer").
+        rotary: rotates q and k by their positions before all else (Su et al. 2021, "RoFormer").
         block_mask: bool, broadcastable to (B, H, ⌈M/rows⌉, ⌈N/columns⌉), or if packed to
             (S, H, ⌈max_seqlen_q/rows⌉, ⌈max_seqlen_k/columns⌉): True where the queries of a block
             may attend to its keys. Beside `mask` and all else that hides pairs.
@@ -181,13 +182,13 @@ def forward(
     q = unpack(q, cu_seqlens_q, max_seqlen_q)
     k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
     scale = options.scale(q.shape[-1])
-    # (1) scores
+    # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked
     s = apart(together(q, k) @ transposed(k, scale), q)  # (B, H, M, N)
     s, slope = attention_scores.scores(s, options)
     live = attention_scores.attended(s.shape, options)
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
-    # (2) weights, against each row's maximum so that exp cannot overflow
+    # (2) P̃ = exp(S − m), m the row's maximum, so that exp cannot overflow
     # (B, H, M, 1); fmax is quicker than max and ignores NaN, which s itself keeps
     top = np.fmax.reduce(s, axis=-1, keepdims=True, initial=-np.inf)
     if sinks is not None:
@@ -196,15 +197,15 @@ def forward(
     top[top == -np.inf] = 0
     s -= top
     p = np.exp(s, out=s)
-    # (3) log-sum-exp, and the weights' shares of the sum
-    total = np.einsum("bhmn->bhm", p)[..., None]
+    # (3) ℓ = rowsum P̃ + exp(sink − m), lse = m + log ℓ, P = P̃/ℓ
+    total = np.einsum("bhmn->bhm", p)[..., None]  # (B, H, M, 1)
     if sinks is not None:
         total += np.exp(sink - top)
     with np.errstate(divide="ignore"):  # log 0 = −∞ where nothing is attended
         lse = (top + np.log(total))[..., 0]
     total[total == 0] = 1
     p /= total
-    # (4) output
+    # (4) out = (P∘X)·v
     keep = None
     if dropout_p > 0.0:
         keep = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
@@ -223,9 +224,16 @@ def backward(
 ) -> Gradients:
     """Return the gradients of q, k, v, bias and sinks.
 
-    The softmax's Jacobian is diag(p) − p·pᵀ, so dS = p∘(dP − Δ) with Δ_i = Σ_j p_ij·dP_ij, which is
-    Σ_d dout_id·out_id; lse has ∂lse_i/∂s_ij = p_ij, so its gradient joins Δ. A sink is one more
-    score, with dP = 0.
+    With Z = scale·q·kᵀ, φ′ the slope of the scores by Z, and X = keep/(1 − p) of dropout:
+
+        (5) P = exp(S − lse)
+        (6) dP = (dout·vᵀ)∘X
+        (7) Δ = rowsum(dout∘out) − dlse
+        (8) dS = P∘(dP − Δ),  dbias = dS,  dsink = −Σ exp(sink − lse)·Δ,  dZ = φ′∘dS
+        (9) dq = scale·dZ·k,  dk = scale·dZᵀ·q,  dv = (P∘X)ᵀ·dout
+
+    The softmax's Jacobian is diag(p) − p·pᵀ, so it takes Σ_j p_ij·dP_ij from dP_ij, which is
+    Σ_d dout_id·out_id; ∂lse_i/∂s_ij = p_ij gives it dlse_i. A sink is one more score, with dP = 0.
 
     Args:
         dout: gradient of out, (B, H, M, D), of q's dtype.
@@ -248,17 +256,17 @@ def backward(
     starts, longest = options.cu_seqlens_q, options.max_seqlen_q
     dtype = out.dtype
     dout, out = (unpack(widened(x), starts, longest) for x in (dout, out))
-    # (5) weights again: kept here, computed again by the kernel
+    # (5) P = exp(S − lse): kept here, computed again by the kernel
     dropped = p if keep is None else p * keep
-    # (6) gradient of the weights
+    # (6) dP = (dout·vᵀ)∘X
     dp = apart(together(dout, k) @ v.mT, q)  # (B, H, M, N)
     if keep is not None:
         dp *= keep
-    # (7) what the normalisation takes away
-    delta = np.einsum("bhmd,bhmd->bhm", dout, out)
+    # (7) Δ = rowsum(dout∘out) − dlse: what the normalisation takes away
+    delta = np.einsum("bhmd,bhmd->bhm", dout, out)  # (B, H, M)
     if dlse is not None:
         delta -= unpack(dlse, starts, longest)
-    # (8) gradient of the scores
+    # (8) dS = P∘(dP − Δ), dbias = dS, dsink = −Σ exp(sink − lse)·Δ, dZ = φ′∘dS
     dp -= delta[..., None]
     ds = np.multiply(p, dp, out=dp)
     dbias = dsinks = None
@@ -268,16 +276,16 @@ def backward(
         # +∞ stands in for −∞, and for what is no query, so that a sink has no share there
         lse = unpack(np.where(lse == -np.inf, np.inf, lse), starts, longest, np.inf)
         shares = np.exp(options.sinks.astype(lse.dtype)[:, None] - lse)  # (B, H, M)
-        dsinks = -(shares * delta).sum(axis=(0, 2)).astype(options.sinks.dtype)
+        dsinks = -(shares * delta).sum(axis=(0, 2)).astype(options.sinks.dtype)  # (H,)
     if slope is not None:
         ds = np.multiply(ds, slope, out=ds, where=p != 0)
     ds *= scale
-    # (9) gradients of the inputs
-    dq = apart(together(ds, k) @ k, q)
-    dk = together(ds, k).mT @ together(q, k)
+    # (9) dq = scale·dZ·k, dk = scale·dZᵀ·q, dv = (P∘X)ᵀ·dout
+    dq = apart(together(ds, k) @ k, q)  # (B, H, M, D)
+    dk = together(ds, k).mT @ together(q, k)  # (B, K, N, D), summed over the heads that share k
     dv = together(dropped, k).mT @ together(dout, k)
     dq, (dk, dv) = pack(dq, starts), (pack(x, options.cu_seqlens_k) for x in (dk, dv))
-    # (0) turned back: a rotation's transpose is its inverse
+    # (0) rotated back: a rotation's transpose is its inverse
     if options.rotary is not None:
         dq, dk = turn_back(dq, *options.rotary.of_q), turn_back(dk, *options.rotary.of_k)
     given = checks.into(into, dq=dq.shape, dk=dk.shape, dv=dv.shape)
@@ -286,7 +294,7 @@ def backward(
 
 
 def together(x: Array, k: Array) -> Array:
-    """Put the queries of the heads that share a head of keys below each other: (B, K, G·M, …)."""
+    """Put the queries of heads that share a KV head below each other: (B, K, G·M, …)."""
     return x.reshape(*k.shape[:2], -1, x.shape[-1])
 
 

@@ -7,16 +7,16 @@ over a sequence's own keys, however many there are: what generates a text, token
 as many keys each, which lie anywhere; a table says where each sequence's are (Kwon et al. 2023,
 "Efficient Memory Management for Large Language Model Serving with PagedAttention").
 
-A sequence's last query is its last key: query i of M is at position length − M + i, from which
+The M queries are the sequence's last M positions: query i is at length − M + i, from which
 `causal`, `window_size` and `alibi_slopes` count, which a `score_mod` is given as the query's
-number, and by whose angles rotary positions turn it; keys lie in the cache turned already. In
+index, and by whose angles it is rotated if asked; keys lie in the cache rotated already. In
 `attention`, whose `key_lengths` is padding, all sequences have the diagonal of N keys. For a
 sequence that fills its cache both mean the same.
 
 Sequences may bring as many queries each as they have, packed one after the other: a prompt beside
 single tokens, as serving has them. What is said of M queries is then said of each one's own.
 
-`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys that a sequence has room
+`B` batch, `H` heads, `K` KV heads, `M` queries, `N` keys that a sequence has room
 for, `P` pages, `D` head_dim. Steps (0) to (4) are those of `attention`, which is called for each
 sequence; the kernel takes them over parts of the keys and merges those by the steps of
 `merge_attention`. There is no backward.
@@ -24,7 +24,7 @@ sequence; the kernel takes them over parts of the keys and merges those by the s
 A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks).
 
 Dropout drops what `attention` drops where it is given the same queries and keys: its rows are the
-numbers of the queries, not their positions. So each step of a text wants a seed of its own.
+indices of the queries, not their positions. So each step of a text wants a seed of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check(
     checks.shape("q", q, ("B", "H", "M", "D"))
     check_packing(q, queries)
     (B, M), (H, D) = queries.sizes(q), (int(q.shape[1]), int(q.shape[3]))
-    checks.require(D <= 512, "q.shape[-1]", D, "at most 512")
+    checks.head_dim("q", D)
     if block_table is None:
         checks.shape("k_cache", k_cache, (B, "K", "N", D))
     else:
@@ -176,9 +176,9 @@ def forward(
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         block_mask, block_size: as for `attention.forward`, its keys the N that there is room for.
-        rotary: turns every query by the angles of its position, as a row of cos and sin, (L, F) or
-            (B, L, F), L ≥ N; one before the first key is not turned. Keys are not, as they lie in
-            the cache turned already: `k_cos` and `k_sin` must be None.
+        rotary: rotates every query by the angles of its position, as a row of cos and sin, (L, F)
+            or (B, L, F), L ≥ N; one before the first key is not rotated. Keys are not, as they lie
+            in the cache rotated already: `k_cos` and `k_sin` must be None.
         cu_seqlens_q: (B + 1,), int32: q (1, H, T, D) holds the queries of B sequences one after the
             other; those of sequence b, possibly none, are rows cu_seqlens_q[b] …
             cu_seqlens_q[b + 1] − 1. From 0 to T, never falling. The batch of everything else is the
@@ -247,7 +247,7 @@ def forward(
         )
         lse[batch, :, rows] = cache.lse[0]
         if dropout_p > 0.0:
-            # (4) output, of the weights that are kept
+            # (4) out = (P∘X)·v
             keep = dropout.attention_scaled_mask(cache.p.shape, dropout_p, seed, cache.p.dtype, b)
             kept = attention.together(cache.p * keep, cache.k)
             out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
@@ -271,7 +271,7 @@ def keys(cache: Array, b: int, length: int, block_table: Array | None) -> Array:
 
 
 def turned(q: Array, rotary: Rotary, b: int, shift: int) -> Array:
-    """Return the queries of one sequence (1, H, M, D) turned by their positions from `shift` on."""
+    """Return the queries of one sequence (1, H, M, D), rotated, at positions from `shift` on."""
     position = shift + np.arange(q.shape[2])
     cos, sin = (
         (x if x.ndim == 2 else x[b])[np.maximum(position, 0)] for x in (rotary.cos, rotary.sin)

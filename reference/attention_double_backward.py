@@ -32,35 +32,36 @@ of it is left in T. As Σ_j P∘dP = Δ + dlse, what the mean of W takes away is
     (13) c_i = Σ_j P_ij·(dP_ij − Δ_i)·G_ij + Σ_j P_ij·X_ij·E_ij − g_i·dlse_i
     (14) T = P∘((dP − Δ)∘(G − g) − c) + P∘X∘E.
 
-A sink is one more column of P, with dP = G = E = 0 and hence W = 0. Without −g·Δ its W would be
-g·Δ, so the mean takes away P·g·Δ more; and as the weights of the keys add up to 1 − P only, their
-Σ_j P_ij·(dP_ij − Δ_i) is dlse + P·Δ, which takes as much off again: (13) and (14), whose sums are
-over keys, stand as they are.
+A sink is one more column of P, a share π_i of the sum, with dP = G = E = 0 and hence W = 0. Without
+−g·Δ its W would be g·Δ, so the mean takes away π·g·Δ more; and as the weights of the keys add up to
+1 − π only, their Σ_j P_ij·(dP_ij − Δ_i) is dlse + π·Δ, which takes as much off again: (13) and
+(14), whose sums are over keys, stand as they are.
 
 Z is in the scores, and in dZ, whose φ′ moves by φ″, element by element: there ℓ moves by A∘dS.
 
     (15) U = ∂ℓ/∂Z = φ′∘T + φ″∘dS∘A
-    (16) dq = scale·(U·k + dZ·ddk),   dk = scale·(Uᵀ·q + dZᵀ·ddq),   dv = Rᵀ·dout,
-         ddout = R·v + (P∘X)·ddv
+    (16) ∂ℓ/∂q = scale·(U·k + dZ·ddk),   ∂ℓ/∂k = scale·(Uᵀ·q + dZᵀ·ddq),   ∂ℓ/∂v = Rᵀ·dout,
+         ∂ℓ/∂dout = R·v + (P∘X)·ddv
 
-where the second terms of dq and dk are A's. Without softcap U = T and dZ = dS. With it φ(Z) =
-κ·tanh(Z/κ), so with r = tanh(Z/κ)
+where the second terms of ∂ℓ/∂q and ∂ℓ/∂k come from (9), in which k and q multiply dZ. These four
+and ddlse are returned, as dq, dk, dv, ddout and ddlse. Without softcap U = T and dZ = dS. With it
+φ(Z) = κ·tanh(Z/κ), so with r = tanh(Z/κ)
 
     φ′ = 1 − r²,   φ″ = −2·r·φ′/κ,
 
 and a function ψ of the capped scores makes ψ′·φ′ of φ′, and ψ″·φ′² + ψ′·φ″ of φ″.
 
-ddout and ddlse are the derivatives of out and lse along (ddq, ddk, ddv); (dq, dk, dv) is the
-Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
+ddout and ddlse are the derivatives of out and lse along (ddq, ddk, ddv); ∂ℓ/∂(q, k, v) is
+the Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
 
-Where q and k are turned to rotary positions, q → R_q·q and k → R_k·k, they are so above, and
-backward turned dq and dk back. A rotation's transpose is its inverse:
+Where q and k are rotated to their positions, q → R_q·q and k → R_k·k, they are so above, and
+backward rotated dq and dk back. A rotation's transpose is its inverse:
 
-    (0) R_q·ddq and R_k·ddk stand for ddq and ddk    (17) and dq and dk are turned back again.
+    (0) R_q·ddq and R_k·ddk stand for ddq and ddk    (17) ∂ℓ/∂q and ∂ℓ/∂k are rotated back.
 
 ALiBi, a bias and sinks are constants here. Packed sequences have a batch each, as in `attention`.
 
-`B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `M` queries, `N` keys, `D` head_dim.
 """
 
 from __future__ import annotations
@@ -142,48 +143,48 @@ def backward(
         """Multiply (B, H, M, N) transposed and (B, H, M, D) to (B, K, N, D)."""
         return together(x, k).mT @ together(y, k)
 
-    # (5) weights again: kept here, computed again by the kernel
+    # (5) P = exp(S − lse): kept here, computed again by the kernel
     dropped = p if keep is None else p * keep
-    # (6) gradient of the weights
+    # (6) dP = (dout·vᵀ)∘X
     dp = pairs(dout, v)
     if keep is not None:
         dp *= keep
-    # (7) what the normalisation takes away
+    # (7) Δ = rowsum(P∘dP) − dlse, not rowsum(dout∘out): out was rounded to q's dtype
     delta = (p * dp).sum(axis=-1, keepdims=True)  # (B, H, M, 1)
     if dlse is not None:
         delta -= dlse[..., None]
-    # (8) gradient of the scores
+    # (8) dS = P∘(dP − Δ)
     centred = dp - delta
     ds = p * centred
-    # (10) gradients of dZ, of dS and of the dropped weights
+    # (10) A = scale·(ddq·kᵀ + q·ddkᵀ), G = φ′∘A, E = dout·ddvᵀ
     a = (pairs(ddq, k) + pairs(q, ddk)) * scale
     slope = None if cache.slope is None else np.where(p == 0, 0, cache.slope)
     gs = a if slope is None else a * slope
     e = pairs(dout, ddv)
-    # (11) gradient of lse's gradient
-    g = (p * gs).sum(axis=-1, keepdims=True)
-    # (12) gradient of the weights' gradient
+    # (11) ddlse = g = rowsum(P∘G)
+    g = (p * gs).sum(axis=-1, keepdims=True)  # (B, H, M, 1)
+    # (12) R = P∘X∘(G − g)
     away = gs - g
     r = dropped * away
-    # (13) what the normalisation takes away
-    c = (ds * gs + dropped * e).sum(axis=-1, keepdims=True)
+    # (13) c = rowsum(dS∘G + P∘X∘E) − g·dlse: what the normalisation takes away from ∂ℓ/∂P
+    c = (ds * gs + dropped * e).sum(axis=-1, keepdims=True)  # (B, H, M, 1)
     if dlse is not None:
         c -= g * dlse[..., None]
-    # (14) gradient of the scores
+    # (14) T = P∘((dP − Δ)∘(G − g) − c) + P∘X∘E
     t = p * (centred * away - c) + dropped * e
-    # (15) gradient of the scaled products
+    # (15) U = φ′∘T + φ″∘dS∘A, dZ = φ′∘dS
     u, dz = t, ds
     if slope is not None:
         bent = bend(pairs(q * q.dtype.type(scale), k), options)
         u, dz = slope * t + np.where(p == 0, 0, bent) * ds * a, slope * ds
-    # (16) gradients of the inputs
+    # (16) ∂ℓ/∂q, ∂ℓ/∂k, ∂ℓ/∂v and ∂ℓ/∂dout
     dq = (over_keys(u, k) + over_keys(dz, ddk)) * scale
     dk = (over_queries(u, q) + over_queries(dz, ddq)) * scale
     dv = over_queries(r, dout)
     ddout = over_keys(r, v) + over_keys(dropped, ddv)
     dq, ddout = (pack(x, starts_q) for x in (dq, ddout))
     dk, dv = (pack(x, starts_k) for x in (dk, dv))
-    # (17) those of q and k as they were given
+    # (17) rotated back: of q and k as they were given
     if rotary is not None:
         dq, dk = turn_back(dq, *rotary.of_q), turn_back(dk, *rotary.of_k)
     dq, dk, dv, ddout = (rounded(x, dtype) for x in (dq, dk, dv, ddout))

@@ -8,7 +8,7 @@ Specification"). A scale brings the largest number of a head to 448. Here the nu
 arrays of any floating dtype whose elements e4m3 holds; what is computed with them is exact
 mathematics, so that all that a kernel loses is its own.
 
-`B` batch, `H` heads, `K` heads of keys and values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (0) to (4) are those of `attention`, which is called. There is no backward.
 """
 

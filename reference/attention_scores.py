@@ -1,7 +1,11 @@
 """What becomes of q·k before the softmax, and which pairs of query and key take part.
 
-The scores of a call are, in this order: scaled; capped; changed by a function of the user's; moved
-by ALiBi; moved by a bias; −∞ where a query may not attend.
+In this order, each where it is asked for:
+
+    s = scale·q_i·k_j,   s = softcap·tanh(s/softcap),   s = f(s),   s = s − slope·|i + shift − j|,
+    s = s + bias_ij,   s = −∞ where query i may not attend to key j
+
+f is the user's, `ScoreMod`; the slope is ALiBi's; the diagonal is where j = i + shift, `band`.
 
 Where sequences lie packed, one after the other, each has a batch here, with padding behind it.
 
@@ -30,7 +34,7 @@ ALIGNMENTS = ("bottom-right", "top-left")
 class ScoreMod(NamedTuple):
     """A function of the scores, element by element, and its derivatives by them.
 
-    All are called as f(s, b, h, i, j, args): the scores, the numbers of batch, head, query and key
+    All are called as f(s, b, h, i, j, args): the scores, the indices of batch, head, query and key
     of each of them (integers that broadcast with s), and `args`. On the NumPy side they are NumPy
     functions of arrays, on the other `@triton.jit` functions of tiles. The second derivative is for
     gradients of gradients alone.
@@ -84,7 +88,7 @@ class Options(NamedTuple):
 
     @property
     def cap(self) -> float | None:
-        """Return where the scores are capped; NumPy's own numbers would change their dtype."""
+        """Return softcap as a Python float: NumPy's float64 would promote float32 scores."""
         return None if self.softcap is None else float(self.softcap)
 
     @property
@@ -260,7 +264,7 @@ def scores(
 ) -> tuple[Array, Array | None]:
     """Turn q·k·scale (B, H, M, N) into scores.
 
-    Where s is of some queries only, `first` is the number of the first of them, of `queries` in
+    Where s is of some queries only, `first` is the index of the first of them, of `queries` in
     all; `options.bias` holds those queries only.
 
     Returns:

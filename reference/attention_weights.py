@@ -49,7 +49,7 @@ def check(q: Any, k: Any, lse: Any, options: Options) -> None:
 
 
 def check_rows(rows: Any, M: int) -> range:
-    """Return the numbers of the queries that a slice takes; refuse anything but some in a row."""
+    """Return the indices of the queries that a slice takes; refuse anything but some in a row."""
     if rows is None:
         return range(M)
     if not isinstance(rows, slice):
@@ -122,13 +122,13 @@ def weights(
     q, lse = (x[:, :, some.start : some.stop] for x in (q, lse))
     options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
     scale = options.scale(q.shape[-1])
-    # (1) scores
+    # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked
     s = attention.apart(attention.together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, R, N)
     s, _ = attention_scores.scores(s, options, some.start, M)
     live = attention_scores.attended(s.shape, options, some.start, M)
     if live is not None:
         s = np.where(live, s, -np.inf)
-    # (2) weights; +∞ stands in for −∞, so that a query without keys weighs nothing
+    # (2) P = exp(S − lse); +∞ stands in for −∞, so that a query without keys weighs nothing
     p: Array = np.exp(s - np.where(lse == -np.inf, np.inf, lse)[..., None])
     return rounded(p, dtype)
 
@@ -155,9 +155,12 @@ def received(
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
 ) -> Array:
-    """Return how much attention each key receives, (B, H, N): its weights, of all queries, summed.
+    """Return how much attention each key receives: its weights, of all queries, summed.
 
-    Arguments are those of `weights`; N is the length of k, packed or not.
+    Arguments are those of `weights`.
+
+    Returns:
+        the sums, (B, H, N), of the dtype of the weights; N is the length of k, packed or not.
     """
     p = weights(
         q, k, lse, softmax_scale=softmax_scale, causal=causal, window_size=window_size,
@@ -166,7 +169,7 @@ def received(
         max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, rotary=rotary, block_mask=block_mask,
         block_size=block_size,
     )  # (B, H, M, N)  # fmt: skip
-    # (3) attention received
+    # (3) received = colsum P
     return pack(rounded(widened(p).sum(axis=-2), p.dtype), cu_seqlens_k)
 
 

@@ -23,6 +23,7 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 NUMPY_FLOATING = tuple(name for name in FLOATING if name != "bfloat16")
 LEAST, MOST = 1e-37, 1e37  # of positive numbers that kernels work with, in float32
 INTEGER = ("int32", "int64")
+MOST_HEAD_DIM = 512  # the largest that the kernels have tiles for
 Into = Sequence[Any] | None  # arrays that gradients are written into, or None for new ones
 
 
@@ -203,6 +204,11 @@ def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int | str, 
             require(n >= 1, f"{name}.shape", found, f"{words} with no dimension empty")
         else:
             require(n == want, f"{name}.shape", found, words)
+
+
+def head_dim(name: str, D: int) -> None:
+    """Raise `ValueError` for heads of more features than the kernels have tiles for."""
+    require(D <= MOST_HEAD_DIM, f"{name}.shape[-1]", D, f"at most {MOST_HEAD_DIM}")
 
 
 def rows(name: str, x: Any) -> None:

@@ -69,6 +69,9 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
         cache: from `forward`.
         into: (dtable,), an array (V, D) that is written and returned instead of a new one.
 
+    Returns:
+        dtable (V, D), of dout's dtype where it is new.
+
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """

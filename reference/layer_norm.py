@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """The stream `h` (shaped as x), which pre-norm models read, and what `backward` needs."""
+    """The residual stream `h` (as x), which pre-norm models read, and what `backward` needs."""
 
     h: Array
     mean: Array  # (R, 1)
@@ -74,7 +74,7 @@ def forward(
 
     Args:
         x: (..., C), floating.
-        weight, bias: (C,), of x's dtype, the gain and shift after normalising.
+        weight, bias: (C,), of x's dtype, multiplied by and added after normalising.
         residual: (..., C), of x's dtype, or None, the stream that x is added to.
         dropout_p: probability of dropping an element of x.
         seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
@@ -87,7 +87,7 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
-    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
+    # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
     h, keep = widened(x), None
     if dropout_p > 0.0:
         keep = dropout.scaled_mask(h.shape, dropout_p, seed, h.dtype)
@@ -97,11 +97,11 @@ def forward(
     h = rounded(h, x.dtype)
     rows = widened(h).reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean, and the variance about it (in two passes: E[h²] − E[h]² would cancel)
-    mean = means(rows)
-    centred = rows - mean
-    variance = dots(centred, centred) / rows.shape[1]
+    mean = means(rows)  # (R, 1)
+    centred = rows - mean  # (R, C)
+    variance = dots(centred, centred) / rows.shape[1]  # (R, 1)
     rstd = 1.0 / np.sqrt(variance + np.asarray(eps, variance.dtype))
-    # (3) normalise, scale, shift
+    # (3) out = x̂·w + b, x̂ = (h − μ)·rstd
     centred *= rstd
     centred *= weight
     centred += bias
@@ -124,7 +124,7 @@ def backward(
     Args:
         dout: gradient of out, (..., C), of x's dtype.
         cache: from `forward`.
-        dh: gradient of the stream `cache.h`, (..., C), of x's dtype, or None.
+        dh: gradient of the residual stream `cache.h`, (..., C), of x's dtype, or None.
         into: (dweight, dbias), arrays (C,) that are written instead of new ones; None for a new
             one.
 
@@ -140,15 +140,15 @@ def backward(
     C = dout.shape[-1]
     dweight, dbias = checks.into(into, dweight=(C,), dbias=(C,))
     d = widened(dout).reshape(-1, C)  # (R, C)
-    # (4) x̂ again, from the stream
+    # (4) x̂ again, from the residual stream
     xhat = widened(cache.h).reshape(-1, C) - cache.mean
-    xhat *= cache.rstd
-    # (5) gain and shift: sums over the rows
+    xhat *= cache.rstd  # (R, C)
+    # (5) weight and bias: sums over the rows
     dweight = rounded(np.einsum("rc,rc->c", d, xhat), dout.dtype, dweight)
     dbias = rounded(d.sum(axis=0), dout.dtype, dbias)
-    # (6) the stream: project out what the mean and the variance took away
-    g = d * cache.weight
-    along_mean = means(g)
+    # (6) the residual stream: project out what the mean and the variance took away
+    g = d * cache.weight  # (R, C)
+    along_mean = means(g)  # (R, 1)
     along_xhat = dots(g, xhat) / C
     xhat *= along_xhat
     g -= along_mean

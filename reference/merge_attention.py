@@ -57,7 +57,7 @@ def check(outs: Any, lses: Any) -> None:
     checks.floating(outs=outs)
     checks.shape("outs", outs, ("S", "B", "H", "M", "D"))
     S, B, H, M, D = (int(n) for n in outs.shape)
-    checks.require(D <= 512, "outs.shape[-1]", D, "at most 512")
+    checks.head_dim("outs", D)
     checks.dtype("lses", lses, statistics_dtype(outs))
     checks.shape("lses", lses, (S, B, H, M))
     checks.same_device(outs=outs, lses=lses)
@@ -101,7 +101,7 @@ def forward(outs: Array, lses: Array, *, out_dtype: Any = None) -> tuple[Array, 
     top = lses.max(axis=0)  # (B, H, M)
     top[top == -np.inf] = 0
     w = np.exp(lses - top)  # (S, B, H, M)
-    total = sum(w)
+    total = sum(w)  # (B, H, M)
     with np.errstate(divide="ignore"):  # log 0 = −∞ where all parts are left out
         lse = top + np.log(total)
     # (2) weights
@@ -109,7 +109,7 @@ def forward(outs: Array, lses: Array, *, out_dtype: Any = None) -> tuple[Array, 
     w /= total
     # (3) output; a part left out may hold anything, and 0·NaN is NaN
     outs = np.where((lses == -np.inf)[..., None], 0, outs)
-    out = sum(w[..., None] * outs)
+    out = sum(w[..., None] * outs)  # (B, H, M, D)
     return rounded(out, dtype), Cache(outs, out, dtype, lse, w)
 
 

@@ -3,15 +3,16 @@ r"""Multi-head attention: project, attend with every head on its own slice, proj
     (q, k, v) = x·W_qkvᵀ + b_qkv,   out = concat_h(attention(q_h, k_h, v_h))·W_outᵀ + b_out
 
 Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2. The three projections stand in one
-matrix, one GEMM; a head is a strided view of its result, so heads are never copied apart. For
-cross-attention q is projected from x, k and v from the context.
+matrix, one GEMM, and a head is a strided view of its result. In the kernels heads are never copied
+apart or together; here heads that share a KV head are, and `join` copies. For cross-attention q is
+projected from x, k and v from the context.
 
-G = H/K heads in a row may share one of keys and values: grouped-query attention (Ainslie et al.
+G = H/K heads in a row may share a KV head: grouped-query attention (Ainslie et al.
 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"),
 multi-query where K = 1 (Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need").
 Then the matrix is that much smaller, and nothing is repeated.
 
-`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` heads of keys and values, `D` = E/H
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` KV heads, `D` = E/H
 head_dim.
 """
 
@@ -139,8 +140,8 @@ def forward(
         num_heads: H, a divisor of E.
         num_kv_heads: K, a divisor of H; H where it is None.
         context: (B, N, E) to attend to instead of x.
-        rotary: (cos, sin, interleaved) as for `rotary.forward`, which turns q and k once, without
-            a context; or a `Rotary`, by which `attention.forward` turns them as it reads them.
+        rotary: (cos, sin, interleaved) as for `rotary.forward`, which rotates q and k once, without
+            a context; or a `Rotary`, by which `attention.forward` rotates them as it reads them.
         causal and all others: as for `attention.forward`, M and N the lengths of x and of what it
             attends to. If packed, x is (1, M, E), and self-attention takes the same cu_seqlens for
             q and k.

@@ -1,4 +1,4 @@
-r"""The distribution function of the standard normal, which NumPy lacks.
+r"""The CDF of the standard normal, which NumPy lacks.
 
     Φ(z) = ½(1 + erf(z/√2)) = ∫ φ(t) dt over t ≤ z,   φ(t) = exp(−t²/2)/√(2π)
 

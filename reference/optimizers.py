@@ -132,7 +132,7 @@ def adam(
     grad_norm: Array | None = None,
     max_norm: float | None = None,
 ) -> None:
-    """Take one step of Adam, in place.
+    """Take one step of Adam, in place: θ ← θ − lr·m̂/(√v̂ + ε), m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
 
     Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1; decoupled decay is
     AdamW's (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2).
@@ -159,7 +159,7 @@ def adam(
     clip = clip_factor(grad_norm, max_norm)
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
-        # (1) and (2)
+        # (1) clip; (2) weight decay
         state = params[block], m[block], v[block]
         theta, mean, square = (widened(x) for x in state)
         g = _gradient(theta, grads[block], clip, 0.0 if decoupled else decay)
@@ -219,17 +219,17 @@ def sgd(
     lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
     clip = clip_factor(grad_norm, max_norm)
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
-        # (1) and (2)
+        # (1) clip; (2) weight decay
         state = [x[block] for x in (params, momentum_buffer) if x is not None]
         theta, *moments = (widened(x) for x in state)
         g = _gradient(theta, grads[block], clip, decay)
-        # (3) b ← μb + g
+        # (3) b ← μb + g;  g ← b, with Nesterov's momentum g + μb
         if momentum > 0.0:
             (b,) = moments
             b *= momentum
             b += g
             g = g + momentum * b if nesterov else b
-        # (4)
+        # (4) θ ← θ − lr·g
         theta -= lr * g
         _store((theta, *moments), state)
 
@@ -266,13 +266,13 @@ def adagrad(
     lr, eps, weight_decay = float(lr), float(eps), float(weight_decay)
     clip = clip_factor(grad_norm, max_norm)
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
-        # (1) and (2)
+        # (1) clip; (2) weight decay
         state = params[block], sum_of_squares[block]
         theta, s = (widened(x) for x in state)
         g = _gradient(theta, grads[block], clip, decay)
-        # (3)
+        # (3) s ← s + g²
         s += np.square(g)
-        # (4)
+        # (4) θ ← θ − lr·g/(√s + ε)
         theta -= lr * g / (np.sqrt(s) + eps)
         _store((theta, s), state)
 

@@ -4,9 +4,9 @@ r"""Root mean square layer normalisation, fused with the residual add that stand
     out = h / √(mean(h²) + ε) · (w + offset),    the mean over the last axis
 
 Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4; ε is not in it. There is
-neither a mean to subtract nor a shift. Models like Llama have this norm before each sublayer: h is
-their residual stream, out what the sublayer reads. Gemma stores the gain minus 1: its offset is 1,
-that of the others 0.
+neither a mean to subtract nor a bias. Models like Llama have this norm before each sublayer: h is
+their residual stream, out what the sublayer reads. Gemma stores its weight minus 1: its
+offset is 1, that of the others 0.
 
 `R` rows (all leading axes), `C` columns (the normalised axis).
 """
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """The stream `h` (shaped as x), which models read on, and what `backward` needs."""
+    """The residual stream `h` (shaped as x), which models read on, and what `backward` needs."""
 
     h: Array
     rstd: Array  # (R, 1)
@@ -68,7 +68,7 @@ def forward(
 
     Args:
         x: (..., C), floating.
-        weight: (C,), of x's dtype, the gain after normalising, without the offset.
+        weight: (C,), of x's dtype, multiplied by after normalising, without the offset.
         residual: (..., C), of x's dtype, or None, the stream that x is added to.
         eps: added to the mean square, inside the root.
         offset: added to the weight; 1.0 for weights of Gemma.
@@ -80,13 +80,13 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, weight, residual, eps, offset)
-    # (1) the stream; what follows uses it as stored, so that backward sees the same numbers
+    # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
     h = x if residual is None else residual + x
     rows = widened(h).reshape(-1, h.shape[-1])  # (R, C)
     # (2) mean of the squares
-    mean_square = dots(rows, rows) / rows.shape[1]
+    mean_square = dots(rows, rows) / rows.shape[1]  # (R, 1)
     rstd = 1.0 / np.sqrt(mean_square + float(eps))
-    # (3) normalise, scale
+    # (3) out = ĥ·(w + offset), ĥ = h·rstd
     out = rows * rstd
     out *= widened(weight) + float(offset)
     cache = Cache(h, rstd, weight, float(offset), residual is not None)
@@ -108,7 +108,7 @@ def backward(
     Args:
         dout: gradient of out, (..., C), of x's dtype.
         cache: from `forward`.
-        dh: gradient of the stream `cache.h`, (..., C), of x's dtype, or None.
+        dh: gradient of the residual stream `cache.h`, (..., C), of x's dtype, or None.
         into: (dweight,), an array (C,) that is written instead of a new one; None for a new one.
 
     Returns:
@@ -123,13 +123,13 @@ def backward(
     C = dout.shape[-1]
     (dweight,) = checks.into(into, dweight=(C,))
     d = widened(dout).reshape(-1, C)  # (R, C)
-    # (4) ĥ again, from the stream
+    # (4) ĥ again, (R, C), from the residual stream
     normed = widened(cache.h).reshape(-1, C) * cache.rstd
-    # (5) gain: a sum over the rows
+    # (5) weight: a sum over the rows
     dweight = rounded(np.einsum("rc,rc->c", d, normed), dout.dtype, dweight)
-    # (6) the stream: project out what the root mean square took away
+    # (6) the residual stream: project out what the root mean square took away
     g = d * (widened(cache.weight) + cache.offset)
-    along = dots(g, normed) / C
+    along = dots(g, normed) / C  # (R, 1)
     normed *= along
     g -= normed
     g *= cache.rstd

@@ -1,11 +1,11 @@
-r"""Rotary positions: pairs of features turn by an angle that grows with the position.
+r"""Rotary positions: pairs of features are rotated by an angle that grows with the position.
 
     (x₁, x₂) ↦ (x₁·cos θ − x₂·sin θ, x₁·sin θ + x₂·cos θ),   θ = pos / base^(2i/rotary_dim)
 
 Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
-Queries and keys so turned have products that depend on the difference of their positions alone.
-Pair i is (i, i + rotary_dim/2), the "half" form, or (2i, 2i + 1), the interleaved one of the
-paper. A rotation's transpose is its inverse, so backward is forward with −θ.
+Queries and keys so rotated have products that depend on the difference of their positions alone.
+Pair i is (i, i + rotary_dim/2), half (rotate_half: GPT-NeoX, Llama), or (2i, 2i + 1), interleaved
+(the paper, GPT-J). A rotation's transpose is its inverse, so backward is forward with −θ.
 
 `B` batch, `H` and `K` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. The
 steps are numbered; the kernel carries the same numbers where it does the same thing.
@@ -39,7 +39,7 @@ class Gradients(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """The angles by which `attention` turns queries and keys as it reads them; see `tables`.
+    """The angles by which `attention` rotates queries and keys as it reads them; see `tables`.
 
     Row i of cos and sin, (M, F) or (B, M, F), F ≤ D/2, float32 or of q's dtype, holds the angles of
     row i of q as it lies in memory; `k_cos` and `k_sin`, (N, F) or (B, N, F), are those of k's
@@ -54,12 +54,12 @@ class Rotary(NamedTuple):
 
     @property
     def of_q(self) -> tuple[Any, Any, bool]:
-        """What turns q: cos, sin, interleaved."""
+        """What rotates q: cos, sin, interleaved."""
         return self.cos, self.sin, self.interleaved
 
     @property
     def of_k(self) -> tuple[Any, Any, bool]:
-        """What turns k."""
+        """What rotates k."""
         if self.k_cos is None:
             return self.of_q
         return self.k_cos, self.k_sin, self.interleaved
@@ -150,13 +150,16 @@ def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
 def tables(
     positions: Array, rotary_dim: int, *, base: float = 10000.0, dtype: Any = "float64"
 ) -> tuple[Array, Array]:
-    """Return cos θ and sin θ, each (L, rotary_dim/2) or (B, L, rotary_dim/2).
+    """Return cos θ and sin θ of every position and pair.
 
     Args:
         positions: (L,) or (B, L), int32 or int64.
-        rotary_dim: how many features turn; even.
+        rotary_dim: how many features are rotated; even.
         base: of the geometric progression of angles.
         dtype: of the results; angles are float64 throughout.
+
+    Returns:
+        cos θ and sin θ, each (L, rotary_dim/2) or (B, L, rotary_dim/2), of this dtype.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -164,13 +167,14 @@ def tables(
     check_tables(positions, rotary_dim, base)
     checks.floating_dtype("dtype", dtype, checks.NUMPY_FLOATING)
     angle = positions[..., None] / base ** (np.arange(0, rotary_dim, 2) / rotary_dim)
+    # (L, F) or (B, L, F)
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 
 def forward(
     q: Array, k: Array, cos: Array, sin: Array, *, interleaved: bool = False
 ) -> tuple[tuple[Array, Array], Cache]:
-    """Turn the first rotary_dim features of q and k; the others pass through.
+    """Rotate the first rotary_dim features of q and k; the others pass through.
 
     Args:
         q: (B, H, L, D), floating.
@@ -179,7 +183,7 @@ def forward(
         interleaved: pairs (2i, 2i + 1) instead of (i, i + F).
 
     Returns:
-        (q turned, k turned) and the cache.
+        (q, k), rotated, and the cache.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -190,7 +194,7 @@ def forward(
 
 
 def backward(dq_out: Array, dk_out: Array, cache: Cache, *, into: checks.Into = None) -> Gradients:
-    """Return dq and dk: the gradients of the results, turned by −θ.
+    """Return dq and dk: the gradients of the results, rotated by −θ.
 
     Args:
         dq_out: (B, H, L, D), floating.
@@ -198,6 +202,9 @@ def backward(dq_out: Array, dk_out: Array, cache: Cache, *, into: checks.Into = 
         cache: from `forward`.
         into: (dq, dk), arrays that are written and returned instead of new ones, or None for one;
             they may be (dq_out, dk_out).
+
+    Returns:
+        dq (B, H, L, D) and dk (B, K, L, D), of their dtype.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -209,24 +216,25 @@ def backward(dq_out: Array, dk_out: Array, cache: Cache, *, into: checks.Into = 
 
 
 def turn_back(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
-    """Return x (B, H, L, D) with its pairs turned by the opposite angles."""
+    """Return x (B, H, L, D) with its pairs rotated by the opposite angles."""
     return turn(x, cos, -sin, interleaved)
 
 
 def turn(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
-    """Return x (B, H, L, D) with its pairs turned by the angles of cos and sin."""
+    """Return x (B, H, L, D) with its pairs rotated by the angles of cos and sin."""
     F, dtype, x = cos.shape[-1], x.dtype, widened(x)
+    # (1 or B, 1, L, F)
     cos, sin = (a.reshape(-1, 1, *a.shape[-2:]).astype(x.dtype, copy=False) for a in (cos, sin))
     # (1) pairs
     first, second = (
         (slice(0, 2 * F, 2), slice(1, 2 * F, 2)) if interleaved else (slice(F), slice(F, 2 * F))
     )
-    # (2) turned: x·cos, and x⊥·sin, where x⊥ has (−x₂, x₁) for every pair (x₁, x₂)
-    along, across = np.empty((2, *cos.shape[:3], 2 * F), x.dtype)
+    # (2) rotated: x·cos, and x⊥·sin, where x⊥ has (−x₂, x₁) for every pair (x₁, x₂)
+    along, across = np.empty((2, *cos.shape[:3], 2 * F), x.dtype)  # (1 or B, 1, L, 2F)
     along[..., first], along[..., second] = cos, cos
     across[..., first], across[..., second] = -sin, sin
     out = np.empty(x.shape, x.dtype)
-    turned = out[..., : 2 * F]
+    turned = out[..., : 2 * F]  # (B, H, L, 2F)
     turned[..., first], turned[..., second] = x[..., second], x[..., first]
     turned *= across
     turned += x[..., : 2 * F] * along

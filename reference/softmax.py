@@ -56,13 +56,13 @@ def forward(x: Array) -> tuple[Array, Cache]:
     check(x)
     dtype, x = x.dtype, widened(x)
     # (1) maximum; 0 stands in for that of a row that is −∞ throughout
-    top = x.max(axis=-1, keepdims=True, initial=-np.inf)
+    top = x.max(axis=-1, keepdims=True, initial=-np.inf)  # (..., 1)
     top = np.where(top == -np.inf, 0, top)
     # (2) exponentials, and their sum
     with np.errstate(invalid="ignore"):  # ∞ − ∞
         y = x - top
     np.exp(y, out=y)
-    total = np.einsum("...c->...", y)[..., None]
+    total = np.einsum("...c->...", y)[..., None]  # (..., 1)
     # (3) shares
     y *= 1 / np.where(total == 0, 1, total)
     y = rounded(y, dtype)
@@ -70,20 +70,25 @@ def forward(x: Array) -> tuple[Array, Cache]:
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Return dx = y·(dout − Σ_c dout·y): what a whole row has in common moves no share.
+    """Return dx = y·(dout − Σ_c dout·y).
+
+    Softmax is unchanged by a constant added to a row: the y-weighted mean of dout is subtracted.
 
     Args:
         dout: (..., C), of x's dtype.
         cache: from `forward`.
+
+    Returns:
+        dx (..., C), of x's dtype.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     checks.gradient("dout", dout, cache.y.shape, cache.y.dtype)
     dtype, dout, y = dout.dtype, widened(dout), widened(cache.y)
-    # (4) what they have in common
-    delta = np.einsum("...c,...c->...", dout, y)[..., None]
-    # (5) gradient
+    # (4) δ = Σ_c dout·y
+    delta = np.einsum("...c,...c->...", dout, y)[..., None]  # (..., 1)
+    # (5) dx = y·(dout − δ)
     dx = dout - delta
     dx *= y
     return Gradients(rounded(dx, dtype))

@@ -5,7 +5,10 @@ r"""Softmax and cross-entropy in one, loss and gradient together.
 For a class index y with smoothing ε the target is t = (1 − ε)·onehot(y) + ε/C (Szegedy et al. 2016,
 "Rethinking the Inception Architecture for Computer Vision", section 7); given probabilities are
 smoothed the same way. The mean divides by Σ w_y of the rows that count, or by the number of rows
-where targets are probabilities, as torch does; if no row counts it is 0, where torch has NaN.
+where targets are probabilities, as torch does; if no row counts it is 0, where torch has NaN. With
+T = t·w, as ∂lse_r/∂x_rc = p_rc,
+
+    ∂loss_r/∂x_rc = p_rc·Σ_k T_rk − T_rc
 
 `R` rows, `C` classes.
 """
@@ -111,7 +114,7 @@ def forward(
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
     (R, C), dtype, label_smoothing = logits.shape, logits.dtype, float(label_smoothing)
     logits = widened(logits)
-    # (1) targets, times the class weights
+    # (1) T = t·w
     if targets.ndim == 1:
         live = targets != ignore_index  # (R,)
         _check_range(targets, live, C)
@@ -129,13 +132,13 @@ def forward(
     with np.errstate(invalid="ignore"):  # ∞ − ∞ is the NaN that is meant
         shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     p = np.exp(shifted)
-    total = p.sum(axis=1, keepdims=True)
+    total = p.sum(axis=1, keepdims=True)  # (R, 1)
     p /= total
     # (3) loss: terms without weight are left out, so that 0·∞ cannot arise
     log_p = np.subtract(shifted, np.log(total), out=shifted)
     loss = -np.multiply(t, log_p, out=np.zeros_like(t), where=t != 0).sum(axis=1)  # (R,)
-    # (4) gradient
-    dlogits = np.multiply(p, t.sum(axis=1, keepdims=True), out=p)
+    # (4) ∂loss/∂x = p·rowsum(T) − T
+    dlogits = np.multiply(p, t.sum(axis=1, keepdims=True), out=p)  # (R, C)
     dlogits -= t
     # (5) reduction
     if reduction == "none":
@@ -149,11 +152,14 @@ def forward(
 
 
 def backward(dloss: Array, cache: Cache) -> Gradients:
-    """Return dlogits (R, C), given the gradient of the loss.
+    """Return dlogits, given the gradient of the loss.
 
     Args:
         dloss: shaped as the loss: a number or 0-d, (R,) for reduction "none".
         cache: from `forward`.
+
+    Returns:
+        dlogits (R, C), of the logits' dtype.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
