@@ -167,10 +167,10 @@ def _layer_norm_backward(
     h = place.give(stream if _has_stream(a.residual, a.dropout_p) else a.x.contiguous())
     if side.name == "reference":
         mean, rstd = (place.give(x)[:, None].astype(h.dtype) for x in (mean, rstd))
-        keep = None
+        scaled_mask = None
         if a.dropout_p > 0.0:
-            keep = side.dropout.scaled_mask(h.shape, a.dropout_p, seed, h.dtype)
-        cache = side.layer_norm.Cache(h, mean, rstd, given.weight, has_residual, keep)
+            scaled_mask = side.dropout.scaled_mask(h.shape, a.dropout_p, seed, h.dtype)
+        cache = side.layer_norm.Cache(h, mean, rstd, given.weight, has_residual, scaled_mask)
     else:
         cache = side.layer_norm.Cache(h, mean, rstd, given.weight, has_residual, a.dropout_p, seed)
     dout, dstream = (place.give(g) for g in grads[:2])

@@ -24,8 +24,8 @@ import triton.language as tl
 
 from twofold.kernels import precision
 from twofold.kernels.attention_parts import tanh
-from twofold.reference import checks
-from twofold.reference.activation import CUBIC, LINEAR, SATURATED, check
+from twofold.reference import activation, checks
+from twofold.reference.activation import check
 
 BLOCK = 1024
 BLOCK_R, BLOCK_C = 16, 128  # the tile of what has a bias
@@ -33,8 +33,9 @@ STAGES = 3  # backward asks for two tiles before it works on one: few programs k
 ENOUGH_PROGRAMS = 2048  # of which a large GPU has about half at a time
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_2PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
-A1, A3 = tl.constexpr(LINEAR), tl.constexpr(CUBIC)  # a = A1·z + A3·z³
-LIMIT = tl.constexpr(SATURATED)
+# a = LINEAR·z + CUBIC·z³
+LINEAR, CUBIC = tl.constexpr(activation.LINEAR), tl.constexpr(activation.CUBIC)
+SATURATED = tl.constexpr(activation.SATURATED)
 
 
 class Cache(NamedTuple):
@@ -58,7 +59,7 @@ def activate(z, KIND: tl.constexpr):
     if KIND == "gelu":
         return z * normal_cdf(z)
     elif KIND == "gelu_tanh":
-        return tl.maximum(z, -LIMIT) / (1.0 + tanh_decay(z))
+        return tl.maximum(z, -SATURATED) / (1.0 + tanh_decay(z))
     elif KIND == "tanh":
         return tanh(z)
     elif KIND == "silu":
@@ -77,8 +78,8 @@ def activate_grad(z, KIND: tl.constexpr):
         # g + z·g′ with g = 1/(1 + e⁻²ᵃ), g′ = 2a′·e⁻²ᵃ·g²: not g(1 − g), where 1 − g would cancel
         decay = tanh_decay(z)
         gate = 1.0 / (1.0 + decay)
-        z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-        return gate * (1.0 + z * (2 * A1 + 6 * A3 * z * z) * gate * decay)
+        z = tl.clamp(z, -SATURATED, SATURATED, propagate_nan=tl.PropagateNan.ALL)
+        return gate * (1.0 + z * (2 * LINEAR + 6 * CUBIC * z * z) * gate * decay)
     elif KIND == "tanh":
         decay = tl.exp(-2.0 * tl.abs(z))
         gate = 1.0 / (1.0 + decay)
@@ -107,9 +108,9 @@ def sigmoid(z):
 
 @triton.jit
 def tanh_decay(z):
-    """Return e⁻²ᵃ, beyond ±LIMIT as there: it only shows at 0 or z to 1e-37 then."""
-    z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-    return tl.exp(-z * (2 * A1 + 2 * A3 * z * z))
+    """Return e⁻²ᵃ, beyond ±SATURATED as there: it only shows at 0 or z to 1e-37 then."""
+    z = tl.clamp(z, -SATURATED, SATURATED, propagate_nan=tl.PropagateNan.ALL)
+    return tl.exp(-z * (2 * LINEAR + 2 * CUBIC * z * z))
 
 
 @triton.jit

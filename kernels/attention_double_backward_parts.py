@@ -134,8 +134,10 @@ def pairs(
     # (14) T = P∘((dP − Δ)∘(G − g) − c) + P∘X∘E
     t = p * (centred * away - c) + dropped * e
     # (15) U = φ′∘T + φ″∘dS∘A, dZ = φ′∘dS
+    u = t
+    dz = ds
     if x.softcap is not None or SCORE is not None:
-        t = slope * t + bend * ds * a
-        ds = slope * ds
+        u = slope * t + bend * ds * a
+        dz = slope * ds
     dtype = x.q.dtype.element_ty
-    return dropped.to(dtype), ds.to(dtype), r.to(dtype), t.to(dtype)
+    return dropped.to(dtype), dz.to(dtype), r.to(dtype), u.to(dtype)

@@ -58,8 +58,8 @@ class Call(NamedTuple):
     mask_strides: tuple[int, ...] = ()
     bias: Any = None  # (B, H, M, N)
     bias_strides: tuple[int, ...] = ()
-    slopes: Any = None  # (B, H)
-    slopes_strides: tuple[int, ...] = ()
+    alibi: Any = None  # (B, H), slopes
+    alibi_strides: tuple[int, ...] = ()
     sinks: Any = None  # (H,)
     seed: Any = None  # () int64, of the dropout mask
     softcap: float | None = None
@@ -91,10 +91,10 @@ def call(
     N = N if room is None else room
     q, k, v = near(q), near(k), None if v is None else near(v)
     B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
-    shift, left, right = band(options, M, N)
+    shift, behind, ahead = band(options, M, N)
     own_shift = options.packed and options.causal != "top-left"
     reach = longest_q + longest_k  # nothing is further away, and sums with it stay below 2³¹
-    behind, ahead = (None if end is None else min(end, reach) for end in (left, right))
+    behind, ahead = (None if end is None else min(end, reach) for end in (behind, ahead))
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
     pairs = (B, H, longest_q, longest_k)
     mask, bias = (None if x is None else x.expand(pairs) for x in (mask, bias))
@@ -117,7 +117,7 @@ def call(
         lengths=_contiguous(options.key_lengths),
         mask=mask, mask_strides=_strides(mask),
         bias=bias, bias_strides=_strides(bias),
-        slopes=slopes, slopes_strides=_strides(slopes),
+        alibi=slopes, alibi_strides=_strides(slopes),
         sinks=_contiguous(options.sinks),
         seed=dropout.in_memory(options.dropout_p, options.seed, q),
         softcap=None if options.softcap is None else float(options.softcap),
@@ -321,14 +321,14 @@ def scores(
         s = x.softcap * tanh(s / x.softcap)
     if SCORE is not None:
         s = SCORE(s, b, h, rows if positions is None else positions, columns, x.score_args)
-    if x.slopes is not None:
-        alibi_slope = tl.load(x.slopes + b * x.slopes_strides[0] + h * x.slopes_strides[1])
+    if x.alibi is not None:
+        alibi_slope = tl.load(x.alibi + b * x.alibi_strides[0] + h * x.alibi_strides[1])
         s -= alibi_slope.to(tl.float32) * tl.abs(rows + seq.shift - columns).to(tl.float32)
     if x.bias is not None:
         inside = (rows < seq.M) & (columns < seq.present)
         where = at(x.bias, x.bias_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
         s += tl.load(where, mask=inside, other=0.0).to(tl.float32)
-    if x.softcap is not None or SCORE is not None or x.slopes is not None or x.bias is not None:
+    if x.softcap is not None or SCORE is not None or x.alibi is not None or x.bias is not None:
         s = tl.where(rows < seq.M, s * LOG2_E, -float("inf"))  # whatever they made of no query
     if EDGE:
         live = columns < seq.present

@@ -46,7 +46,9 @@ TILES = (
     (8192, Tile(1, 8, 1)),
     (65536, Tile(1, 16, 1)),
 )
-PARTIALS = 256  # programs that share the rows in backward, hence partial sums of dweight and dbias
+# Into which the rows are split at most in backward, a program and C partial sums of dweight and of
+# dbias each: no more, as those are written and read again, 16·C bytes a share.
+SHARES = 256
 
 
 class Cache(NamedTuple):
@@ -300,7 +302,7 @@ def backward(
     has_dropout = cache.dropout_p > 0.0
     dx = torch.empty_like(dout)
     dresidual = torch.empty_like(dout) if cache.has_residual and has_dropout else dx
-    rows_per_program = triton.cdiv(R, PARTIALS * tile.block_r) * tile.block_r
+    rows_per_program = triton.cdiv(R, SHARES * tile.block_r) * tile.block_r
     programs = triton.cdiv(R, rows_per_program)
     partials = torch.empty((2, programs, C), dtype=torch.float32, device=dout.device)
     backward_kernel[(programs,)](

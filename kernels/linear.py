@@ -38,7 +38,9 @@ from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.linear import check
 
-SHARES = 64  # into which the rows are split to sum db, hence partial sums of it
+# Into which the rows are split at most to sum db, a partial sum each. Each has a program for every
+# 128 columns: with 3072 of them 1,536 programs, enough to fill a GPU.
+SHARES = 64
 BLOCK = 1024  # elements of c that a program adds up where features are split
 
 

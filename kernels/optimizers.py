@@ -12,7 +12,6 @@ Arithmetic is float32 whatever the buffers hold. The host works out what depends
 betas alone, in float64: 1 − β₂ from a rounded β₂ would be off in the fifth digit. What changes
 from step to step is not specialised on, so a schedule compiles nothing. A captured CUDA graph would
 replay these numbers, so there they are read from memory, as is whether to take the step at all.
-
 Steps (1)–(4) are those of the reference.
 """
 
@@ -27,7 +26,7 @@ from twofold.reference import checks
 from twofold.reference.optimizers import check, check_adagrad, check_adam, check_sgd
 
 BLOCK = 1024  # elements that a program works on at a time
-PARTIALS = 1024  # programs that share a norm at most; the second kernel holds one sum of each
+SHARES = 1024  # of a buffer at most, a program and one number each, which the second kernel holds
 
 
 @triton.jit
@@ -216,12 +215,12 @@ def global_norm(grads: torch.Tensor) -> torch.Tensor:
     checks.shape("grads", grads, ("n",))
     precision.supported("grads", grads)
     n = grads.numel()
-    share = triton.cdiv(n, PARTIALS * BLOCK) * BLOCK
+    share = triton.cdiv(n, SHARES * BLOCK) * BLOCK
     programs = triton.cdiv(n, share)
     partials = torch.empty(programs, dtype=torch.float32, device=grads.device)
     norm = torch.empty((), dtype=torch.float32, device=grads.device)
     sum_squares_kernel[(programs,)](grads, partials, grads.stride(0), n, share, BLOCK=BLOCK)
-    norm_kernel[(1,)](partials, norm, programs, BLOCK=PARTIALS)
+    norm_kernel[(1,)](partials, norm, programs, BLOCK=SHARES)
     return norm
 
 

@@ -24,7 +24,7 @@ import triton.language as tl
 
 from twofold.kernels import layout, precision
 from twofold.kernels.activation import add_partials_kernel
-from twofold.kernels.layer_norm import PARTIALS, TILES, Tile, choose_tile
+from twofold.kernels.layer_norm import SHARES, TILES, Tile, choose_tile
 from twofold.reference import checks
 from twofold.reference.rms_norm import check
 
@@ -197,7 +197,7 @@ def backward(
     dout = dout.contiguous()
     R = dout.numel() // C
     dx = torch.empty_like(dout)
-    rows_per_program = triton.cdiv(R, PARTIALS * tile.block_r) * tile.block_r
+    rows_per_program = triton.cdiv(R, SHARES * tile.block_r) * tile.block_r
     programs = triton.cdiv(R, rows_per_program)
     partials = torch.empty((programs, C), dtype=torch.float32, device=dout.device)
     backward_kernel[(programs,)](

@@ -52,7 +52,8 @@ TILES = (
     (2048, Tile(1, 2048, 4, 1)),
     (65536, Tile(1, 4096, 8, 2)),
 )
-SHARES = 64  # into which the rows are split to sum the divisor
+# Into which the rows are split at most to sum the divisor. Every program adds up all of their sums.
+SHARES = 64
 BLOCK = 1024  # elements at a time in everything that is not a row
 
 

@@ -32,7 +32,7 @@ SATURATED = 10.0  # beyond ±10, gelu_tanh is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
-    """z, what `activate` kept of it for `slope`, the kind, whether there was a bias, x's dtype."""
+    """z, what `activate` kept for `activate_grad`, the kind, whether there is a bias, x's dtype."""
 
     z: Array
     kept: Array | None
@@ -97,7 +97,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
     """
     checks.gradient("dout", dout, cache.z.shape, cache.dtype)
     # (2) activation
-    dx = slope(cache.z, cache.kept, cache.kind)
+    dx = activate_grad(cache.z, cache.kept, cache.kind)
     dx *= dout
     # (1) bias
     dbias = None
@@ -108,7 +108,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 
 def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | None]:
-    """Return f(z), and what `slope` needs of it: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|, e⁻|ᶻ|; None for ReLU.
+    """Return f(z), and what `activate_grad` needs of it: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|, e⁻|ᶻ|; None for ReLU.
 
     ReLU, whose slope is that of its output, too, writes over a `spare` z.
     """
@@ -126,7 +126,7 @@ def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | N
     return np.maximum(z, -SATURATED) / (1 + decay), decay
 
 
-def slope(z: Array, kept: Array | None, kind: str) -> Array:
+def activate_grad(z: Array, kept: Array | None, kind: str) -> Array:
     """Return f′(z), as a new array."""
     if kept is None:
         return (z > 0).astype(z.dtype)

@@ -38,7 +38,8 @@ class Cache(NamedTuple):
     """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
 
     q and k are rotated to their positions where those are rotary. Of packed sequences `out` and
-    `lse` are packed, all else has a batch for each. Of float16 all but `out` is float32.
+    `lse` are packed, all else has a batch for each. Of float16 all but `out` is float32. There is
+    no `scaled_mask` without dropout.
     """
 
     q: Array
@@ -47,8 +48,8 @@ class Cache(NamedTuple):
     out: Array
     lse: Array  # (B, H, M)
     p: Array  # (B, H, M, N), before dropout
-    keep: Array | None  # (B, H, M, N), keep/(1 − p), p rounded to 1/65536; None without dropout
-    slope: Array | None  # (B, H, M, N), of the scores by q·k·scale, None where that is 1
+    scaled_mask: Array | None  # (B, H, M, N), X = keep/(1 − p), p rounded to 1/65536
+    slope: Array | None  # (B, H, M, N), φ′, of the scores by q·k·scale, None where that is 1
     softmax_scale: float
     options: Options
 
@@ -206,12 +207,12 @@ def forward(
     total[total == 0] = 1
     p /= total
     # (4) out = (P∘X)·v
-    keep = None
+    scaled_mask = None
     if dropout_p > 0.0:
-        keep = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
-    out = apart(together(p if keep is None else p * keep, k) @ v, q)  # (B, H, M, D)
+        scaled_mask = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
+    out = apart(together(p if scaled_mask is None else p * scaled_mask, k) @ v, q)  # (B, H, M, D)
     out, lse = (pack(x, cu_seqlens_q) for x in (rounded(out, dtype), lse))
-    return out, Cache(q, k, v, out, lse, p, keep, slope, scale, options)
+    return out, Cache(q, k, v, out, lse, p, scaled_mask, slope, scale, options)
 
 
 def backward(
@@ -250,18 +251,18 @@ def backward(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    q, k, v, out, lse, p, keep, slope, scale, options = cache
+    q, k, v, out, lse, p, scaled_mask, slope, scale, options = cache
     checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, out)
     starts, longest = options.cu_seqlens_q, options.max_seqlen_q
     dtype = out.dtype
     dout, out = (unpack(widened(x), starts, longest) for x in (dout, out))
     # (5) P = exp(S − lse): kept here, computed again by the kernel
-    dropped = p if keep is None else p * keep
+    dropped = p if scaled_mask is None else p * scaled_mask
     # (6) dP = (dout·vᵀ)∘X
     dp = apart(together(dout, k) @ v.mT, q)  # (B, H, M, N)
-    if keep is not None:
-        dp *= keep
+    if scaled_mask is not None:
+        dp *= scaled_mask
     # (7) Δ = rowsum(dout∘out) − dlse: what the normalisation takes away
     delta = np.einsum("bhmd,bhmd->bhm", dout, out)  # (B, H, M)
     if dlse is not None:

@@ -248,8 +248,10 @@ def forward(
         lse[batch, :, rows] = cache.lse[0]
         if dropout_p > 0.0:
             # (4) out = (P∘X)·v
-            keep = dropout.attention_scaled_mask(cache.p.shape, dropout_p, seed, cache.p.dtype, b)
-            kept = attention.together(cache.p * keep, cache.k)
+            scaled_mask = dropout.attention_scaled_mask(
+                cache.p.shape, dropout_p, seed, cache.p.dtype, b
+            )
+            kept = attention.together(cache.p * scaled_mask, cache.k)
             out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
     return rounded(out, dtype), lse
 

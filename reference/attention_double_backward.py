@@ -121,7 +121,8 @@ def backward(
     options, rotary = cache.options, cache.options.rotary
     starts_q, starts_k = options.cu_seqlens_q, options.cu_seqlens_k
     check(ddq, ddk, ddv, dout, dlse, cache.out, pack(cache.k, starts_k), options)
-    q, k, v, p, keep, scale = cache.q, cache.k, cache.v, cache.p, cache.keep, cache.softmax_scale
+    q, k, v, p, scale = cache.q, cache.k, cache.v, cache.p, cache.softmax_scale
+    scaled_mask = cache.scaled_mask
     dtype, (ddq, ddk, ddv, dout) = dout.dtype, (widened(x) for x in (ddq, ddk, ddv, dout))
     # (0) what stands for ddq and ddk
     if rotary is not None:
@@ -144,11 +145,11 @@ def backward(
         return together(x, k).mT @ together(y, k)
 
     # (5) P = exp(S − lse): kept here, computed again by the kernel
-    dropped = p if keep is None else p * keep
+    dropped = p if scaled_mask is None else p * scaled_mask
     # (6) dP = (dout·vᵀ)∘X
     dp = pairs(dout, v)
-    if keep is not None:
-        dp *= keep
+    if scaled_mask is not None:
+        dp *= scaled_mask
     # (7) Δ = rowsum(P∘dP) − dlse, not rowsum(dout∘out): out was rounded to q's dtype
     delta = (p * dp).sum(axis=-1, keepdims=True)  # (B, H, M, 1)
     if dlse is not None:

@@ -99,11 +99,11 @@ class Options(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Query i may attend to keys from i + shift − left to i + shift + right; None is no end."""
+    """Query i may attend to keys from i + shift − behind to i + shift + ahead; None is no end."""
 
     shift: Any
-    left: int | None
-    right: int | None
+    behind: int | None
+    ahead: int | None
 
 
 def check(options: Options, B: int, H: int, M: int, N: int) -> None:
@@ -313,17 +313,17 @@ def attended(
     M, N = shape[-2:]
     i, j = np.arange(first, first + M)[:, None], np.arange(N)
     length, keys = lengths(options, queries or M, N)
-    shift, left, right = band(options, length, keys)
+    shift, behind, ahead = band(options, length, keys)
     distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key after the diagonal
     parts = [] if options.mask is None else [options.mask]
     if options.block_mask is not None:
         parts.append(pairs_of_blocks(options, queries or M, N)[..., first : first + M, :])
     if options.packed:
         parts.append((i < length) & (j < keys))
-    if left is not None:
-        parts.append(distance >= -left)
-    if right is not None:
-        parts.append(distance <= right)
+    if behind is not None:
+        parts.append(distance >= -behind)
+    if ahead is not None:
+        parts.append(distance <= ahead)
     if options.key_lengths is not None:
         parts.append(j < options.key_lengths[:, None, None, None])  # (B, 1, 1, N)
     return functools.reduce(np.logical_and, parts) if parts else None
@@ -343,7 +343,7 @@ def band(options: Options, M: Any, N: Any) -> Band:
     Its diagonal ends at the last query and the last key, or where "top-left" is asked for begins at
     the first of both.
     """
-    left, right = (None if n is None else int(n) for n in options.window_size or (None, None))
+    behind, ahead = (None if n is None else int(n) for n in options.window_size or (None, None))
     if options.causal:
-        right = 0
-    return Band(0 if options.causal == "top-left" else N - M, left, right)
+        ahead = 0
+    return Band(0 if options.causal == "top-left" else N - M, behind, ahead)

@@ -91,5 +91,5 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     # (2) product
     dup, df = d * f, d * up
     # (1) activation
-    dgate = df * activation.slope(z, kept, kind)
+    dgate = df * activation.activate_grad(z, kept, kind)
     return Gradients(*(rounded(x, gate.dtype, a) for x, a in zip((dgate, dup), to, strict=True)))

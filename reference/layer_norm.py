@@ -29,7 +29,7 @@ class Cache(NamedTuple):
     rstd: Array  # (R, 1)
     weight: Array
     has_residual: bool
-    keep: Array | None  # dropout's scaled mask; the kernel draws it again instead
+    scaled_mask: Array | None  # dropout's; the kernel draws it again instead
 
 
 class Gradients(NamedTuple):
@@ -88,10 +88,10 @@ def forward(
     """
     check(x, weight, bias, residual, dropout_p, seed, eps)
     # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
-    h, keep = widened(x), None
+    h, scaled_mask = widened(x), None
     if dropout_p > 0.0:
-        keep = dropout.scaled_mask(h.shape, dropout_p, seed, h.dtype)
-        h = h * keep
+        scaled_mask = dropout.scaled_mask(h.shape, dropout_p, seed, h.dtype)
+        h = h * scaled_mask
     if residual is not None:
         h = residual + h
     h = rounded(h, x.dtype)
@@ -105,7 +105,7 @@ def forward(
     centred *= rstd
     centred *= weight
     centred += bias
-    cache = Cache(h, mean, rstd, weight, residual is not None, keep)
+    cache = Cache(h, mean, rstd, weight, residual is not None, scaled_mask)
     return rounded(centred.reshape(h.shape), x.dtype), cache
 
 
@@ -159,8 +159,8 @@ def backward(
         total += dh
     # (7) both branches of the sum
     dx = dresidual = rounded(total, dout.dtype)
-    if cache.keep is not None:
-        dx = rounded(total * cache.keep, dout.dtype)
+    if cache.scaled_mask is not None:
+        dx = rounded(total * cache.scaled_mask, dout.dtype)
     return Gradients(dx, dresidual if cache.has_residual else None, dweight, dbias)
 
 

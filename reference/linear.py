@@ -114,7 +114,7 @@ def backward(
     dz = widened(dout)
     # (2) activation
     if cache.z is not None and cache.activation is not None:
-        dz = activations.slope(widened(cache.z), cache.kept, cache.activation)
+        dz = activations.activate_grad(widened(cache.z), cache.kept, cache.activation)
         dz *= dout
     # (1) product and bias
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)

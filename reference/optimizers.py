@@ -158,28 +158,29 @@ def adam(
     step = int(step)
     clip = clip_factor(grad_norm, max_norm)
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    buffers = params, m, v
     for block, decay in _decaying_blocks(len(params), weight_decay, decay_numel):
         # (1) clip; (2) weight decay
-        state = params[block], m[block], v[block]
-        theta, mean, square = (widened(x) for x in state)
+        state = [x[block] for x in buffers]
+        theta, m, v = (widened(x) for x in state)
         g = _gradient(theta, grads[block], clip, 0.0 if decoupled else decay)
         if decoupled and decay:
             theta *= 1 - lr * decay
         # (3) m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²
-        mean *= beta1
-        mean += (1 - beta1) * g
+        m *= beta1
+        m += (1 - beta1) * g
         np.square(g, out=g)
         g *= 1 - beta2
-        square *= beta2
-        square += g
+        v *= beta2
+        v += g
         # (4) θ ← θ − lr·m̂/(√v̂ + ε)
-        np.divide(square, correction2, out=g)
+        np.divide(v, correction2, out=g)
         np.sqrt(g, out=g)
         g += eps
-        np.divide(mean, g, out=g)
+        np.divide(m, g, out=g)
         g *= lr / correction1
         theta -= g
-        _store((theta, mean, square), state)
+        _store((theta, m, v), state)
 
 
 def sgd(

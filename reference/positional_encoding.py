@@ -33,7 +33,7 @@ class Cache(NamedTuple):
     columns: int
     position_rows: int
     scale: float
-    keep: Array | None  # dropout's scaled mask; the kernel draws it again instead
+    scaled_mask: Array | None  # dropout's; the kernel draws it again instead
 
 
 class Gradients(NamedTuple):
@@ -150,12 +150,12 @@ def forward(
         checks.in_range("positions", positions, position_rows)
         out += position_table[positions]
     # (3) drop out
-    keep = None
+    scaled_mask = None
     if dropout_p > 0.0:
-        keep = dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
-        out *= keep
+        scaled_mask = dropout.scaled_mask(out.shape, dropout_p, seed, out.dtype)
+        out *= scaled_mask
     kept = positions if learned and position_table is not None else None
-    cache = Cache(ids, kept, len(table), table.shape[1], position_rows, scale, keep)
+    cache = Cache(ids, kept, len(table), table.shape[1], position_rows, scale, scaled_mask)
     return rounded(out, table.dtype), cache
 
 
@@ -184,8 +184,8 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     if dposition_table is None and learned is not None:
         dposition_table = np.empty(learned, dout.dtype)
     # (3) drop out
-    if cache.keep is not None:
-        dout = widened(dout) * cache.keep
+    if cache.scaled_mask is not None:
+        dout = widened(dout) * cache.scaled_mask
     # (2) add the position
     if cache.positions is not None:
         positions = np.broadcast_to(cache.positions, dout.shape[:-1])

@@ -116,13 +116,13 @@ def forward(
     logits = widened(logits)
     # (1) T = t·w
     if targets.ndim == 1:
-        live = targets != ignore_index  # (R,)
-        _check_range(targets, live, C)
-        index = np.where(live, targets, 0)
+        counts = targets != ignore_index  # (R,)
+        _check_range(targets, counts, C)
+        index = np.where(counts, targets, 0)
         t = np.full((R, C), label_smoothing / C, logits.dtype)
         t[np.arange(R), index] += 1 - label_smoothing
-        t[~live] = 0
-        counted = live if weight is None else weight[index] * live
+        t[~counts] = 0
+        counted = counts if weight is None else weight[index] * counts
     else:
         t = widened(targets) * (1 - label_smoothing) + label_smoothing / C
         counted = np.ones(R, logits.dtype)
@@ -138,7 +138,8 @@ def forward(
     log_p = np.subtract(shifted, np.log(total), out=shifted)
     loss = -np.multiply(t, log_p, out=np.zeros_like(t), where=t != 0).sum(axis=1)  # (R,)
     # (4) ∂loss/∂x = p·rowsum(T) − T
-    dlogits = np.multiply(p, t.sum(axis=1, keepdims=True), out=p)  # (R, C)
+    mass = t.sum(axis=1, keepdims=True)  # (R, 1)
+    dlogits = np.multiply(p, mass, out=p)  # (R, C)
     dlogits -= t
     # (5) reduction
     if reduction == "none":
@@ -171,8 +172,8 @@ def backward(dloss: Array, cache: Cache) -> Gradients:
     return Gradients(rounded(dlogits, cache.dlogits.dtype))
 
 
-def _check_range(targets: Array, live: Array, classes: int) -> None:
-    outside = np.flatnonzero(live & ((targets < 0) | (targets >= classes)))
+def _check_range(targets: Array, counts: Array, classes: int) -> None:
+    outside = np.flatnonzero(counts & ((targets < 0) | (targets >= classes)))
     if len(outside):
         raise IndexError(
             f"targets[{outside[0]}] is {targets[outside[0]]}; "

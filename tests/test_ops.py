@@ -14,7 +14,7 @@ OWN = {"tile", "dk_dv_tile", "dq_tile", "split", "allow_tf32", "numbers", "go"}
 # Tables of positions are by default of the dtype that a side's operators compute with.
 BY_SIDE = {("sinusoidal", "dtype"), ("tables", "dtype")}
 # What is a function of the host in one, and of the device in the other: part of something greater.
-DEVICE = {("activation", "activate")}
+DEVICE = {("activation", "activate"), ("activation", "activate_grad")}
 
 
 def functions(module):

@@ -239,11 +239,11 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_PARTS, "a softcap's slope is taken for a constant", "",
-        ("t = slope * t + bend * ds * a", "t = slope * t"),
+        ("u = slope * t + bend * ds * a", "u = slope * t"),
     ),
     (
         DOUBLE_PARTS, "the gradient of dS stands where that of dZ should", "",
-        ("t = slope * t + bend * ds * a", "t = slope * t + bend * ds * gs"),
+        ("u = slope * t + bend * ds * a", "u = slope * t + bend * ds * gs"),
     ),
     (
         DOUBLE_PARTS, "dropout is drawn by the rows of the packed batch", "",

@@ -40,7 +40,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         PARTS, "causal is aligned top left", "onnxruntime#28958",
-        ("shift, left, right = band(options, M, N)", "shift, left, right = band(options, M, M)"),
+        ("ahead = band(options, M, N)", "ahead = band(options, M, M)"),
     ),
     (
         PARTS, "the bound of a loop is not clamped to the keys", "FlagAttention#8",
@@ -79,7 +79,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         PARTS, "ALiBi's slopes are those of the first batch", "",
-        ("x.slopes + b * x.slopes_strides[0] + h", "x.slopes + h"),
+        ("x.alibi + b * x.alibi_strides[0] + h", "x.alibi + h"),
     ),
     (
         PARTS, "backward does not know of softcap", "",
@@ -264,7 +264,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the gradient of the weights is not dropped out", "",
-        ("dp *= keep", "pass"),
+        ("dp *= scaled_mask", "pass"),
     ),
     (
         REFERENCE, "dv is of the weights before dropout", "",

@@ -36,7 +36,7 @@ _LINEAR: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the activation is not differentiated", "",
-        ("dz = activations.slope(widened(cache.z), cache.kept, cache.activation)",
+        ("dz = activations.activate_grad(widened(cache.z), cache.kept, cache.activation)",
          "dz = np.ones_like(cache.z)"),
     ),
 )  # fmt: skip
@@ -58,7 +58,8 @@ _ACTIVATION: tuple[Row, ...] = (
     (
         KERNEL, "the exponential overflows in the gradient", "",
         (
-            "    z = tl.clamp(z, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)\n    return",
+            "    z = tl.clamp(z, -SATURATED, SATURATED, propagate_nan=tl.PropagateNan.ALL)\n"
+            "    return",
             "    return",
         ),
     ),
@@ -253,11 +254,11 @@ _SOFTMAX_CROSS_ENTROPY: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the gradient forgets the weight of the target", "",
-        ("dlogits = np.multiply(p, t.sum(axis=1, keepdims=True), out=p)", "dlogits = p"),
+        ("dlogits = np.multiply(p, mass, out=p)", "dlogits = p"),
     ),
     (
         REFERENCE, "ignored rows are smoothed", "pytorch#73205",
-        ("        t[~live] = 0\n", ""),
+        ("        t[~counts] = 0\n", ""),
     ),
 )  # fmt: skip
 
