@@ -239,7 +239,7 @@ def order() -> str:
 
 
 def grouped(a_head: list[int], heads: int, together: int) -> list[int]:
-    """Return how long programs are, in the order of `attention_order.place_together`."""
+    """Return how long programs are, in the order of `attention_order.place_in_groups`."""
     groups = (min(together, heads - first) for first in range(0, heads, together))
     return [n for size in groups for n in a_head[::-1] for _ in range(size)]
 

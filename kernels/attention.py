@@ -39,7 +39,7 @@ from twofold.kernels.attention_features import (
     store_features,
     zeros,
 )
-from twofold.kernels.attention_order import by_keys, by_queries, place_together
+from twofold.kernels.attention_order import by_keys, by_queries, place_in_groups
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Call,
@@ -56,7 +56,7 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import asked, fresh, near, side_by_side
+from twofold.kernels.layout import checked_into, fresh, side_by_side, with_32bit_offsets
 from twofold.kernels.precision import float32_products, supported
 from twofold.kernels.rotary import turn_back_in_place
 from twofold.reference import checks
@@ -111,7 +111,7 @@ def forward_kernel(
 ):  # fmt: skip
     """Attend from BLOCK_M queries of one head."""
     blocks = tl.cdiv(x.longest_q, BLOCK_M)
-    block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
+    block, b, h = place_in_groups(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
     kv_head = h // x.G
     first = block * BLOCK_M
@@ -256,11 +256,11 @@ def backward(
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
     checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, q)
-    dout = near(dout)
+    dout = with_32bit_offsets(dout)
     (B, H, M, D), K = q.shape, k.shape[1]
     sequences, longest_q, longest_k = _sizes(cache)
     shapes = {f"d{name}": tuple(x.shape) for name, x in (("q", q), ("k", k), ("v", v))}
-    given = zip(asked(into, **shapes), (q, k, v), strict=True)
+    given = zip(checked_into(into, **shapes), (q, k, v), strict=True)
     grads = Gradients(*(fresh(like) if x is None else x for x, like in given))
     delta = torch.empty_like(cache.lse)
     over_keys = dk_dv_tile or _tile("dk_dv", cache)

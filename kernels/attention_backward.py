@@ -26,7 +26,7 @@ from twofold.kernels.attention_features import (
     store_features,
     zeros,
 )
-from twofold.kernels.attention_order import place_together
+from twofold.kernels.attention_order import place_in_groups
 from twofold.kernels.attention_parts import (
     LOG2_E,
     load,
@@ -106,7 +106,7 @@ def dk_dv_kernel(
     """
     heads = x.H // x.G
     blocks = tl.cdiv(x.longest_k, BLOCK_N)
-    block, b, kv_head = place_together(tl.program_id(0), blocks, heads, x.together)
+    block, b, kv_head = place_in_groups(tl.program_id(0), blocks, heads, x.together)
     block = blocks - 1 - block  # here it is the first that are longest
     seq = sequence(x, b)
     first = block * BLOCK_N
@@ -213,7 +213,7 @@ def dq_kernel(
 ):  # fmt: skip
     """Sum BLOCK_D + TAIL_D features of dq of BLOCK_M queries over the keys they see."""
     blocks = tl.cdiv(x.longest_q, BLOCK_M)
-    block, b, h = place_together(tl.program_id(0), blocks, x.H, x.together)
+    block, b, h = place_in_groups(tl.program_id(0), blocks, x.H, x.together)
     seq = sequence(x, b)
     kv_head = h // x.G
     first = block * BLOCK_M

@@ -31,11 +31,16 @@ import triton.language as tl
 from twofold.kernels import attention_blocks
 from twofold.kernels.attention import MOST_SUMMED, SLICE, Cache, constants, draws
 from twofold.kernels.attention_blocks import places, tile_at
-from twofold.kernels.attention_double_backward_parts import Second, pairs, second, weights
+from twofold.kernels.attention_double_backward_parts import (
+    Second,
+    curvature_terms,
+    gradient_tiles,
+    weights,
+)
 from twofold.kernels.attention_double_backward_tiles import choose_tile
 from twofold.kernels.attention_parts import at, call, load, place, rows_at, seen, sequence
 from twofold.kernels.attention_tiles import Tile, padded
-from twofold.kernels.layout import alike, fresh
+from twofold.kernels.layout import fresh, same_aligned_strides
 from twofold.kernels.rotary import turn, turn_back_in_place
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
@@ -104,7 +109,7 @@ def rows_kernel(
             x, y, seq, b, h, first, m, start, n, lse, threshold, dropout_scale,
             D, DROPOUT, SCORE, PRECISION, CHUNK_D,
         )  # fmt: skip
-        a, gs, e, slope, bend = second(
+        a, gs, e, slope, curvature = curvature_terms(
             product, p, x, y, seq, b, h, first, m, start, n,
             D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
@@ -156,7 +161,7 @@ def queries_kernel(
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
     for i in range(begin, end, BLOCK_N):
         start = tile_at(x, b, h, block, i, BLOCK_N)
-        dropped, dz, r, u = pairs(
+        dropped, dz, r, u = gradient_tiles(
             x, y, seq, b, h, first, m, start, n, threshold, dropout_scale,
             D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
         )  # fmt: skip
@@ -222,7 +227,7 @@ def keys_kernel(
         from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
         for i in range(from_, to, BLOCK_M):
             first = tile_at(x, b, h, block, i, BLOCK_M)
-            dropped, dz, r, u = pairs(
+            dropped, dz, r, u = gradient_tiles(
                 x, y, seq, b, h, first, m, start, n, threshold, dropout_scale,
                 D, DROPOUT, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
             )  # fmt: skip
@@ -265,8 +270,8 @@ def backward(
         q, ddq = (turn(x, *rotary.of_q) for x in (q, ddq))
         k, ddk = (turn(x, *rotary.of_k) for x in (k, ddk))
         options = options._replace(rotary=None)
-    q, dout, ddq = alike(q, dout, ddq)
-    k, v, ddk, ddv = alike(k, cache.v, ddk, ddv)
+    q, dout, ddq = same_aligned_strides(q, dout, ddq)
+    k, v, ddk, ddv = same_aligned_strides(k, cache.v, ddk, ddv)
     dq, dk, dv, ddout = (fresh(x) for x in (q, k, v, dout))
     delta, g, c = torch.empty((3, B, H, M), dtype=torch.float32, device=q.device)
     x = call(q, k, v, cache.softmax_scale, options)

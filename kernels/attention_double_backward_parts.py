@@ -69,7 +69,7 @@ def weights(
 
 
 @triton.jit
-def second(
+def curvature_terms(
     product, p, x, y, seq, b, h, first, m, start, n,
     D: tl.constexpr, SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr, SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
@@ -83,28 +83,28 @@ def second(
     a *= x.softmax_scale
     e = multiply(y.dout, y.ddv, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     slope = 1.0
-    bend = 0.0
+    curvature = 0.0
     gs = a
     if x.softcap is not None or SCORE is not None:
         s = product * x.scale
         if x.softcap is not None:
             ratio = tanh(s / x.softcap)
             slope = 1.0 - ratio * ratio
-            bend = ratio * slope * -2.0 / x.softcap
+            curvature = ratio * slope * -2.0 / x.softcap
             s = x.softcap * ratio
         if SCORE is not None:
             change = SCORE_SLOPE(s, b, h, first + m, start + n, x.score_args)
-            bend = change * bend
-            bend += SCORE_BEND(s, b, h, first + m, start + n, x.score_args) * slope * slope
+            curvature = change * curvature
+            curvature += SCORE_BEND(s, b, h, first + m, start + n, x.score_args) * slope * slope
             # Where nothing is attended the derivatives may be anything.
             slope = tl.where(p == 0.0, 0.0, change * slope)
-            bend = tl.where(p == 0.0, 0.0, bend)
+            curvature = tl.where(p == 0.0, 0.0, curvature)
         gs = a * slope
-    return a, gs, e, slope, bend
+    return a, gs, e, slope, curvature
 
 
 @triton.jit
-def pairs(
+def gradient_tiles(
     x, y, seq, b, h, first, m, start, n,
     threshold, dropout_scale,
     D: tl.constexpr, DROPOUT: tl.constexpr,
@@ -121,7 +121,7 @@ def pairs(
         x, y, seq, b, h, first, m, start, n, lse, threshold, dropout_scale,
         D, DROPOUT, SCORE, PRECISION, CHUNK_D,
     )  # fmt: skip
-    a, gs, e, slope, bend = second(
+    a, gs, e, slope, curvature = curvature_terms(
         product, p, x, y, seq, b, h, first, m, start, n,
         D, SCORE, SCORE_SLOPE, SCORE_BEND, PRECISION, CHUNK_D,
     )  # fmt: skip
@@ -137,7 +137,7 @@ def pairs(
     u = t
     dz = ds
     if x.softcap is not None or SCORE is not None:
-        u = slope * t + bend * ds * a
+        u = slope * t + curvature * ds * a
         dz = slope * ds
     dtype = x.q.dtype.element_ty
     return dropped.to(dtype), dz.to(dtype), r.to(dtype), u.to(dtype)

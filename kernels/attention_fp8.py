@@ -55,7 +55,7 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import alike, side_by_side
+from twofold.kernels.layout import same_aligned_strides, side_by_side
 from twofold.kernels.precision import DTYPES, on_current_device
 from twofold.reference import checks
 from twofold.reference.attention_fp8 import check
@@ -238,7 +238,7 @@ def forward(
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     straight = aligned(*q.stride(), *k.stride(), *v.stride())
     if not straight and copied(D):
-        straight, (q, k, v) = True, (alike(x)[0] for x in (q, k, v))
+        straight, (q, k, v) = True, (same_aligned_strides(x)[0] for x in (q, k, v))
     tile = tile or choose_tile(
         D,
         masked=mask is not None

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from twofold.kernels.attention_fp8_tiles import padded
 from twofold.kernels.attention_parts import at, load, place
-from twofold.kernels.layout import near
+from twofold.kernels.layout import with_32bit_offsets
 from twofold.kernels.precision import supported
 from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check_quantize
 
@@ -64,7 +64,7 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     check_quantize(x)
     supported("x", x)
-    x = near(x)
+    x = with_32bit_offsets(x)
     B, H, L, D = x.shape
     blocks = triton.cdiv(L, ROWS)
     largest = torch.empty((B, H, blocks), dtype=torch.float32, device=x.device)

@@ -32,13 +32,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from twofold.kernels import attention_hopper, attention_parts
-from twofold.kernels.attention_order import place_together
+from twofold.kernels.attention_order import place_in_groups
 
 ROWS = gl.constexpr(attention_hopper.ROWS)
 LN_2 = gl.constexpr(attention_parts.LN_2)
 PRODUCER_REGISTERS = gl.constexpr(attention_hopper.PRODUCER_REGISTERS)
 
-place_together = gluon.jit(place_together.fn)
+place_in_groups = gluon.jit(place_in_groups.fn)
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
@@ -66,7 +66,7 @@ def place(tile, sizes, TILE_M: gl.constexpr, PAIRS: gl.constexpr):
     if PAIRS:
         block, b, h = place_in_pairs(tile, blocks, tiles // blocks, H, gl.num_programs(0))
     else:
-        block, b, h = place_together(tile, blocks, H, together)
+        block, b, h = place_in_groups(tile, blocks, H, together)
     first = block * TILE_M
     return b, h, first, gl.minimum(first + TILE_M, M) - 1
 

@@ -54,7 +54,7 @@ def _heads(x: Call, rows: int) -> int:
 
 
 @triton.jit
-def place_together(program, blocks, H, together):
+def place_in_groups(program, blocks, H, together):
     """Return (block, b, h) of a program, the last blocks of so many heads first."""
     first = program // (blocks * together) * together  # a divisor of all heads: groups are equal
     i = program - first * blocks

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import dropout
-from twofold.kernels.layout import near
+from twofold.kernels.layout import with_32bit_offsets
 from twofold.reference.attention_scores import Options, band, blocks, sizes
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -89,7 +89,8 @@ def call(
     """Return what every kernel reads, of values where it does; `room` is N if not k's length."""
     (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
     N = N if room is None else room
-    q, k, v = near(q), near(k), None if v is None else near(v)
+    q, k = with_32bit_offsets(q), with_32bit_offsets(k)
+    v = None if v is None else with_32bit_offsets(v)
     B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
     shift, behind, ahead = band(options, M, N)
     own_shift = options.packed and options.causal != "top-left"

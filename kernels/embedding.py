@@ -236,7 +236,7 @@ def backward(
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
-    (dtable,) = layout.asked(into, dtable=(cache.rows, cache.columns))
+    (dtable,) = layout.checked_into(into, dtable=(cache.rows, cache.columns))
     return Gradients(scatter_add(dout, cache.ids, cache.rows, dtable, tile=tile))
 
 
@@ -294,4 +294,4 @@ def sum_places(
         DROPOUT=dropout_p > 0.0, BLOCK_N=own.block_n, BLOCK_D=own.block_d,
         num_warps=own.num_warps,
     )  # fmt: skip
-    return layout.received(dtable, into)
+    return layout.copied_into(dtable, into)

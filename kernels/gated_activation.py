@@ -154,7 +154,7 @@ def backward(
     """
     gate, up, kind = cache
     checks.gradient("dout", dout, tuple(gate.shape), gate.dtype)
-    to = layout.asked(into, dgate=tuple(gate.shape), dup=tuple(gate.shape))
+    to = layout.checked_into(into, dgate=tuple(gate.shape), dup=tuple(gate.shape))
     grads = Gradients(*(layout.fresh(gate) if x is None else x for x in to))
     _launch(backward_kernel, (dout, gate, up), grads, kind, tile)
     return grads

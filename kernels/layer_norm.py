@@ -295,7 +295,7 @@ def backward(
     if dh is not None:
         checks.gradient("dh", dh, tuple(cache.h.shape), cache.h.dtype)
     C = dout.shape[-1]
-    given = layout.asked(into, dweight=(C,), dbias=(C,))
+    given = layout.checked_into(into, dweight=(C,), dbias=(C,))
     tile = tile or choose_tile(C)
     dout = dout.contiguous()
     R = dout.numel() // C
@@ -334,5 +334,5 @@ def backward(
     add_partials_kernel[(triton.cdiv(C, 32),)](
         partials[0], partials[1], dweight, dbias, programs, C, BLOCK_P=128, BLOCK_C=32, num_warps=8
     )
-    dweight, dbias = map(layout.received, (dweight, dbias), given)
+    dweight, dbias = map(layout.copied_into, (dweight, dbias), given)
     return Gradients(dx, dresidual if cache.has_residual else None, dweight, dbias)

@@ -22,7 +22,9 @@ def side_by_side(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     return torch.empty_strided(shape, (M * H * D, D, H * D, 1), dtype=dtype, device=device)
 
 
-def asked(into: checks.Into, **shapes: tuple[int, ...] | None) -> tuple[torch.Tensor | None, ...]:
+def checked_into(
+    into: checks.Into, **shapes: tuple[int, ...] | None
+) -> tuple[torch.Tensor | None, ...]:
     """Return what gradients of these names and shapes are to be written into, None for each new."""
     found = checks.into(into, **shapes)
     for name, x in zip(shapes, found, strict=True):
@@ -31,7 +33,7 @@ def asked(into: checks.Into, **shapes: tuple[int, ...] | None) -> tuple[torch.Te
     return found
 
 
-def received(x: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+def copied_into(x: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
     """Return what a gradient was to be written into, where that was not where it was written."""
     if into is None or into is x:
         return x
@@ -45,7 +47,7 @@ def straight(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     return into if into.is_contiguous() else fresh(into)
 
 
-def near(x: torch.Tensor) -> torch.Tensor:
+def with_32bit_offsets(x: torch.Tensor) -> torch.Tensor:
     """Return x, (B, H, L, D), or a copy where its rows or features lie too far apart.
 
     Within a tile offsets have 32 bits, as pointers of 64 bits for each element cost registers.
@@ -56,9 +58,9 @@ def near(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def alike(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def same_aligned_strides(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return arrays of one shape with the same strides, aligned ones: as they are, or copies."""
-    arrays = tuple(near(x) for x in arrays)
+    arrays = tuple(with_32bit_offsets(x) for x in arrays)
     strides = arrays[0].stride()
     if strides[-1] == 1 and aligned(*strides) and all(x.stride() == strides for x in arrays):
         return arrays

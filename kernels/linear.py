@@ -32,7 +32,7 @@ import triton.language as tl
 from twofold.kernels.activation import activate, differentiate
 from twofold.kernels.attention_tiles import aligned
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import asked, fresh
+from twofold.kernels.layout import checked_into, fresh
 from twofold.kernels.linear_tiles import PARTS, WIDE, Tile, choose, choose_splits
 from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
@@ -224,7 +224,7 @@ def backward(
     x, weight = _rows(cache.x), cache.weight
     N, K = weight.shape
     of_bias = of_bias and cache.has_bias
-    dweight, dbias = asked(
+    dweight, dbias = checked_into(
         into, dweight=(N, K) if of_weight else None, dbias=(N,) if of_bias else None
     )
     dbias = fresh(weight[:, 0]) if dbias is None and of_bias else dbias

@@ -180,7 +180,7 @@ def backward(
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
     learned = (cache.position_rows, cache.columns) if cache.position_rows else None
-    dtable, dposition_table = layout.asked(
+    dtable, dposition_table = layout.checked_into(
         into, dtable=(cache.rows, cache.columns), dposition_table=learned
     )
     dout = dout.contiguous()

@@ -192,7 +192,7 @@ def backward(
     if dh is not None:
         checks.gradient("dh", dh, tuple(cache.h.shape), cache.h.dtype)
     C = dout.shape[-1]
-    (dweight,) = layout.asked(into, dweight=(C,))
+    (dweight,) = layout.checked_into(into, dweight=(C,))
     tile = tile or choose_tile(C)
     dout = dout.contiguous()
     R = dout.numel() // C

@@ -207,7 +207,7 @@ def backward(
     """
     check_backward(dq_out, dk_out, cache.cos)
     precision.supported("dq_out", dq_out)
-    given = layout.asked(into, dq=tuple(dq_out.shape), dk=tuple(dk_out.shape))
+    given = layout.checked_into(into, dq=tuple(dq_out.shape), dk=tuple(dk_out.shape))
     pairs = zip(given, (dq_out, dk_out), strict=True)
     grads = Gradients(*(_beside(like) if x is None else x for x, like in pairs))
     _launch(dq_out, dk_out, cache, grads, True, tile)

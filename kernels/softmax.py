@@ -78,7 +78,7 @@ def store(y_ptr, y, rows, columns, R, C):
 
 
 @triton.jit
-def finite(top):
+def zero_if_empty(top):
     """(1) Return the maxima of rows; 0 stands in for that of one that is −∞ throughout."""
     return tl.where(top == -float("inf"), 0.0, top)
 
@@ -104,7 +104,7 @@ def forward_kernel(
     columns = tl.arange(0, BLOCK_C).to(tl.int64)
     x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))
     # (1) maximum
-    top = finite(tl.max(x, axis=1))
+    top = zero_if_empty(tl.max(x, axis=1))
     # (2) exponentials, and their sum
     y = tl.exp(x - top[:, None])
     total = tl.sum(y, axis=1)
@@ -133,12 +133,12 @@ def long_forward_kernel(
         before = top
         top = tl.maximum(before, tl.max(x, axis=1))
         # (2) sum of the exponentials, against it
-        y = tl.exp(x - finite(top)[:, None])
-        total = total * tl.exp(before - finite(top)) + tl.sum(y, axis=1)
+        y = tl.exp(x - zero_if_empty(top)[:, None])
+        total = total * tl.exp(before - zero_if_empty(top)) + tl.sum(y, axis=1)
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))
-        y = tl.exp(x - finite(top)[:, None])
+        y = tl.exp(x - zero_if_empty(top)[:, None])
         # (3) shares
         store(y_ptr, y * share(total)[:, None], rows, columns, R, C)
 

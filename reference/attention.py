@@ -184,7 +184,7 @@ def forward(
     k, v = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k, v))
     scale = options.scale(q.shape[-1])
     # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked
-    s = apart(together(q, k) @ transposed(k, scale), q)  # (B, H, M, N)
+    s = unfold_groups(fold_groups(q, k) @ scaled_transpose(k, scale), q)  # (B, H, M, N)
     s, slope = attention_scores.scores(s, options)
     live = attention_scores.attended(s.shape, options)
     if live is not None:
@@ -210,7 +210,8 @@ def forward(
     scaled_mask = None
     if dropout_p > 0.0:
         scaled_mask = dropout.attention_scaled_mask(p.shape, dropout_p, seed, p.dtype)
-    out = apart(together(p if scaled_mask is None else p * scaled_mask, k) @ v, q)  # (B, H, M, D)
+    dropped = p if scaled_mask is None else p * scaled_mask
+    out = unfold_groups(fold_groups(dropped, k) @ v, q)  # (B, H, M, D)
     out, lse = (pack(x, cu_seqlens_q) for x in (rounded(out, dtype), lse))
     return out, Cache(q, k, v, out, lse, p, scaled_mask, slope, scale, options)
 
@@ -260,7 +261,7 @@ def backward(
     # (5) P = exp(S − lse): kept here, computed again by the kernel
     dropped = p if scaled_mask is None else p * scaled_mask
     # (6) dP = (dout·vᵀ)∘X
-    dp = apart(together(dout, k) @ v.mT, q)  # (B, H, M, N)
+    dp = unfold_groups(fold_groups(dout, k) @ v.mT, q)  # (B, H, M, N)
     if scaled_mask is not None:
         dp *= scaled_mask
     # (7) Δ = rowsum(dout∘out) − dlse: what the normalisation takes away
@@ -272,7 +273,7 @@ def backward(
     ds = np.multiply(p, dp, out=dp)
     dbias = dsinks = None
     if options.bias is not None and of_bias:
-        dbias = summed(ds, options.bias.shape)
+        dbias = unbroadcast(ds, options.bias.shape)
     if options.sinks is not None:
         # +∞ stands in for −∞, and for what is no query, so that a sink has no share there
         lse = unpack(np.where(lse == -np.inf, np.inf, lse), starts, longest, np.inf)
@@ -282,9 +283,9 @@ def backward(
         ds = np.multiply(ds, slope, out=ds, where=p != 0)
     ds *= scale
     # (9) dq = scale·dZ·k, dk = scale·dZᵀ·q, dv = (P∘X)ᵀ·dout
-    dq = apart(together(ds, k) @ k, q)  # (B, H, M, D)
-    dk = together(ds, k).mT @ together(q, k)  # (B, K, N, D), summed over the heads that share k
-    dv = together(dropped, k).mT @ together(dout, k)
+    dq = unfold_groups(fold_groups(ds, k) @ k, q)  # (B, H, M, D)
+    dk = fold_groups(ds, k).mT @ fold_groups(q, k)  # (B, K, N, D), over the heads that share k
+    dv = fold_groups(dropped, k).mT @ fold_groups(dout, k)
     dq, (dk, dv) = pack(dq, starts), (pack(x, options.cu_seqlens_k) for x in (dk, dv))
     # (0) rotated back: a rotation's transpose is its inverse
     if options.rotary is not None:
@@ -294,22 +295,22 @@ def backward(
     return Gradients(dq, dk, dv, None if dbias is None else rounded(dbias, dtype), dsinks)
 
 
-def together(x: Array, k: Array) -> Array:
+def fold_groups(x: Array, k: Array) -> Array:
     """Put the queries of heads that share a KV head below each other: (B, K, G·M, …)."""
     return x.reshape(*k.shape[:2], -1, x.shape[-1])
 
 
-def transposed(k: Array, scale: float) -> Array:
+def scaled_transpose(k: Array, scale: float) -> Array:
     """Return kᵀ·scale, (B, K, D, N), in C order, of which BLAS multiplies small ones quicker."""
     return np.asarray(np.multiply(k.mT, k.dtype.type(scale), order="C"))
 
 
-def apart(x: Array, q: Array) -> Array:
+def unfold_groups(x: Array, q: Array) -> Array:
     """Take the queries of each head of q apart again: (B, H, M, …)."""
     return x.reshape(*q.shape[:3], x.shape[-1])
 
 
-def summed(x: Array, shape: tuple[int, ...]) -> Array:
+def unbroadcast(x: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the axes along which an array of this shape was broadcast to x's."""
     x = x.sum(axis=tuple(range(x.ndim - len(shape))))
     axes = tuple(i for i, n in enumerate(shape) if n == 1)

@@ -251,8 +251,8 @@ def forward(
             scaled_mask = dropout.attention_scaled_mask(
                 cache.p.shape, dropout_p, seed, cache.p.dtype, b
             )
-            kept = attention.together(cache.p * scaled_mask, cache.k)
-            out[batch, :, rows] = attention.apart(kept @ cache.v, cache.q)[0]
+            kept = attention.fold_groups(cache.p * scaled_mask, cache.k)
+            out[batch, :, rows] = attention.unfold_groups(kept @ cache.v, cache.q)[0]
     return rounded(out, dtype), lse
 
 

@@ -71,7 +71,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.reference import checks
-from twofold.reference.attention import Cache, apart, check_backward, together
+from twofold.reference.attention import Cache, check_backward, fold_groups, unfold_groups
 from twofold.reference.attention_scores import Options, pack, unpack
 from twofold.reference.precision import rounded, widened
 from twofold.reference.rotary import turn, turn_back
@@ -134,15 +134,15 @@ def backward(
 
     def pairs(x: Array, y: Array) -> Array:
         """Multiply (B, H, M, D) and (B, K, N, D) to (B, H, M, N)."""
-        return apart(together(x, k) @ y.mT, q)
+        return unfold_groups(fold_groups(x, k) @ y.mT, q)
 
     def over_keys(x: Array, y: Array) -> Array:
         """Multiply (B, H, M, N) and (B, K, N, D) to (B, H, M, D)."""
-        return apart(together(x, k) @ y, q)
+        return unfold_groups(fold_groups(x, k) @ y, q)
 
     def over_queries(x: Array, y: Array) -> Array:
         """Multiply (B, H, M, N) transposed and (B, H, M, D) to (B, K, N, D)."""
-        return together(x, k).mT @ together(y, k)
+        return fold_groups(x, k).mT @ fold_groups(y, k)
 
     # (5) P = exp(S − lse): kept here, computed again by the kernel
     dropped = p if scaled_mask is None else p * scaled_mask
@@ -176,8 +176,8 @@ def backward(
     # (15) U = φ′∘T + φ″∘dS∘A, dZ = φ′∘dS
     u, dz = t, ds
     if slope is not None:
-        bent = bend(pairs(q * q.dtype.type(scale), k), options)
-        u, dz = slope * t + np.where(p == 0, 0, bent) * ds * a, slope * ds
+        curvature = second_derivative(pairs(q * q.dtype.type(scale), k), options)
+        u, dz = slope * t + np.where(p == 0, 0, curvature) * ds * a, slope * ds
     # (16) ∂ℓ/∂q, ∂ℓ/∂k, ∂ℓ/∂v and ∂ℓ/∂dout
     dq = (over_keys(u, k) + over_keys(dz, ddk)) * scale
     dk = (over_queries(u, q) + over_queries(dz, ddq)) * scale
@@ -193,19 +193,19 @@ def backward(
     return Gradients(dq, dk, dv, ddout, ddlse)
 
 
-def bend(s: Array, options: Options) -> Any:
+def second_derivative(s: Array, options: Options) -> Any:
     """Return φ″, the second derivative of scores by Z, which is s (B, H, M, N)."""
     dtype = s.dtype
     slope: Any = 1.0
-    bent: Any = 0.0
+    curvature: Any = 0.0
     cap = options.cap
     if cap is not None:
         ratio = np.tanh(s / cap)
         slope = 1 - ratio * ratio
-        bent, s = -2 * ratio * slope / cap, cap * ratio
+        curvature, s = -2 * ratio * slope / cap, cap * ratio
     if options.score_mod is not None and options.score_mod.second_derivative is not None:
         mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
         further = options.score_mod.second_derivative(s, *where, mod.args)
         with np.errstate(invalid="ignore"):  # where nothing is attended they may be infinite
-            bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
-    return np.asarray(bent).astype(dtype, copy=False)
+            curvature = further * slope * slope + mod.derivative(s, *where, mod.args) * curvature
+    return np.asarray(curvature).astype(dtype, copy=False)

@@ -123,7 +123,8 @@ def weights(
     options = options._replace(bias=taken(bias, some), mask=taken(mask, some))
     scale = options.scale(q.shape[-1])
     # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked
-    s = attention.apart(attention.together(q * q.dtype.type(scale), k) @ k.mT, q)  # (B, H, R, N)
+    folded = attention.fold_groups(q * q.dtype.type(scale), k)  # (B, K, G·R, D)
+    s = attention.unfold_groups(folded @ k.mT, q)  # (B, H, R, N)
     s, _ = attention_scores.scores(s, options, some.start, M)
     live = attention_scores.attended(s.shape, options, some.start, M)
     if live is not None:

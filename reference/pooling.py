@@ -71,16 +71,16 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     parts, top = [], None
     # (2) mean
     if kind in ("mean", "mean_max"):
-        total = np.einsum("bld->bd", widened(only(live, x, 0)))
+        total = np.einsum("bld->bd", widened(filled_padding(live, x, 0)))
         parts.append(rounded(total / lengths[:, None].astype(total.dtype), x.dtype))
     # (3) maximum
     if kind in ("max", "mean_max"):
-        top = only(live, x, -np.inf).max(axis=1)  # (B, D)
+        top = filled_padding(live, x, -np.inf).max(axis=1)  # (B, D)
         parts.append(top)
     return np.concatenate(parts, axis=1), Cache(x, lengths, top, kind)
 
 
-def only(live: Array, x: Array, rest: float) -> Array:
+def filled_padding(live: Array, x: Array, rest: float) -> Array:
     """Return x with another number in the padding, even where that is not finite."""
     if live.all():
         return x

@@ -14,7 +14,7 @@ from twofold.kernels.attention_order import (
     by_keys,
     by_queries,
     heads_together,
-    place_together,
+    place_in_groups,
 )
 from twofold.kernels.attention_parts import call
 from twofold.reference.attention_scores import Options
@@ -22,7 +22,7 @@ from twofold.reference.attention_scores import Options
 
 @triton.jit
 def places_kernel(block_ptr, b_ptr, h_ptr, blocks, H, together):
-    block, b, h = place_together(tl.program_id(0), blocks, H, together)
+    block, b, h = place_in_groups(tl.program_id(0), blocks, H, together)
     tl.store(block_ptr + tl.program_id(0), block)
     tl.store(b_ptr + tl.program_id(0), b)
     tl.store(h_ptr + tl.program_id(0), h)

@@ -80,14 +80,14 @@ import numpy as np
 from twofold.core.verify.attention_problem import (
     LN2,
     Problem,
-    apart,
     exp2,
+    fold_groups,
     folded,
     problem,
     scores,
     sinks,
-    summed,
-    together,
+    unbroadcast,
+    unfold_groups,
     with_sinks,
 )
 from twofold.core.verify.rounding import (
@@ -175,7 +175,7 @@ def forward(x: Problem) -> Forward:
 def output(x: Problem, weights: Approx, t: Approx) -> Approx:
     """Return the output before it is stored, of weights (B, H, M, N), normalised, of scores t."""
     scale, N = x.dropout.max(), x.k.value.shape[-2]
-    out = apart(matmul(together(weights, x), x.v), x)
+    out = unfold_groups(matmul(fold_groups(weights, x), x.v), x)
     out = out * Approx(np.asarray(scale), np.asarray(x.q.on.u * scale), x.q.on)
     error = out.error + out.on.u_function * (np.abs(out.value) + out.error) + N * out.on.tiny
     average = 2 * (np.abs(x.v.value) + x.v.error).max(-2, keepdims=True) * scale  # (B, K, 1, D)
@@ -194,7 +194,7 @@ def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backwa
         lse = forward.lse.where(np.isfinite(forward.lse.value))
         p = exp2(forward.t - lse * folded(1.0, on)).where(live)  # (B, H, M, N)
         # (6) gradient of the weights
-        dp = (apart(matmul(together(dout, x), x.v.mT), x) * dropped(x)).where(kept)
+        dp = (unfold_groups(matmul(fold_groups(dout, x), x.v.mT), x) * dropped(x)).where(kept)
         # (7) its mean under the softmax
         delta, steady, deviation = mean_gradient(forward, dout, dp, dlse)  # (B, H, M, 1)
         # (8) gradient of the scores
@@ -202,38 +202,38 @@ def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backwa
         lost = ~np.isfinite(delta.error)  # (B, H, M, 1)
         ds.error[np.broadcast_to(lost, ds.error.shape)] = np.inf
         if x.options.bias is not None:
-            dbias = summed(ds, x.options.bias.shape).returned()
+            dbias = unbroadcast(ds, x.options.bias.shape).returned()
         if x.options.sinks is not None:
             share = exp2(sinks(x) - lse * folded(1.0, on)) * delta  # (B, H, M, 1)
-            dsinks = (-summed(share, (share.value.shape[1], 1, 1))).reshape(-1).returned()
+            dsinks = (-unbroadcast(share, (share.value.shape[1], 1, 1))).reshape(-1).returned()
         pulling = p
         if slope is not None:
             ds, pulling = (ds * slope).where(live | lost), (p * slope).where(live)
         ds = ds.stored().where(live | lost)
         # (9) gradients of the inputs
-        rows = together(ds, x)  # (B, K, G·M, N)
-        dq, dk = apart(matmul(rows, x.k), x), matmul(rows.mT, together(x.q, x))
+        rows = fold_groups(ds, x)  # (B, K, G·M, N)
+        dq, dk = unfold_groups(matmul(rows, x.k), x), matmul(rows.mT, fold_groups(x.q, x))
         reach_p = np.abs(pulling.value) + pulling.error
-        reach_q, reach_k = (np.abs(a.value) + a.error for a in (together(x.q, x), x.k))
-        pulled = apart(matmul(together(pulling, x), x.k), x)
-        counted = together(reach_p * delta.error, x)
+        reach_q, reach_k = (np.abs(a.value) + a.error for a in (fold_groups(x.q, x), x.k))
+        pulled = unfold_groups(matmul(fold_groups(pulling, x), x.k), x)
+        counted = fold_groups(reach_p * delta.error, x)
         dq = exchanged(
             dq,
-            apart(counted @ reach_k, x),
+            unfold_groups(counted @ reach_k, x),
             delta.error * (np.abs(pulled.value) + pulled.error),
         )
         if on.confidence is not None:
-            rest, moved = (together(reach_p * a, x) for a in (steady, deviation))
-            independent = alike(together(p, x).value, on.u_storage, -2) * moved**2
+            rest, moved = (fold_groups(reach_p * a, x) for a in (steady, deviation))
+            independent = alike(fold_groups(p, x).value, on.u_storage, -2) * moved**2
             dk = exchanged(
                 dk,
                 counted.mT @ reach_q,
                 rest.mT @ reach_q + np.sqrt(independent.mT @ reach_q**2),
             )
-        weights = together((p * dropped(x)).stored().where(kept), x)
-        dv = matmul(weights.mT, together(dout, x))
+        weights = fold_groups((p * dropped(x)).stored().where(kept), x)
+        dv = matmul(weights.mT, fold_groups(dout, x))
         dq, dk, dv = (dq * x.scale).returned(), (dk * x.scale).returned(), dv.returned()
-    attending, weighing = (partnered(together(a, x).mT) for a in (live | lost, kept))
+    attending, weighing = (partnered(fold_groups(a, x).mT) for a in (live | lost, kept))
     return Backward(
         dq.where(partnered(live | lost)), dk.where(attending), dv.where(weighing), dbias, dsinks
     )

@@ -69,7 +69,7 @@ def problem(
 def scores(x: Problem) -> tuple[Approx, Approx | None]:
     """Return the scores in base 2, (B, H, M, N), and their slope by q·k·scale, None for 1."""
     on, options = x.q.on, x.options
-    product = apart(matmul(together(x.q, x), x.k.mT), x)
+    product = unfold_groups(matmul(fold_groups(x.q, x), x.k.mT), x)
     if x.factor is not None:
         product = product * x.factor
     if not options.changes_scores:
@@ -112,18 +112,18 @@ def with_sinks(x: Problem, t: Approx) -> tuple[Approx, Array]:
     return Approx(value, error, t.on), np.concatenate((x.live, np.ones(shape, bool)), axis=-1)
 
 
-def together(a: Numbers, x: Problem) -> Numbers:
+def fold_groups(a: Numbers, x: Problem) -> Numbers:
     """Put the queries of the heads that share keys below each other: (B, K, G·M, …)."""
     (B, H, M), K = x.live.shape[:3], x.k.value.shape[1]
     return a.reshape(B, K, H // K * M, -1)
 
 
-def apart(a: Numbers, x: Problem) -> Numbers:
+def unfold_groups(a: Numbers, x: Problem) -> Numbers:
     """Take the queries of each head apart again: (B, H, M, …)."""
     return a.reshape(*x.live.shape[:3], -1)
 
 
-def summed(a: Approx, shape: tuple[int, ...]) -> Approx:
+def unbroadcast(a: Approx, shape: tuple[int, ...]) -> Approx:
     """Sum over the axes along which an array of this shape was broadcast, in any order."""
     own = (1,) * (a.value.ndim - len(shape)) + shape
     axes = [i for i, n in enumerate(own) if n == 1]

@@ -21,7 +21,7 @@ from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
-from twofold.reference.attention import together
+from twofold.reference.attention import fold_groups
 from twofold.reference.attention_scores import (
     BlockSize,
     Options,
@@ -122,7 +122,7 @@ def inputs(case: Case) -> Inputs:
             (case.heads, case.seqlen_q, "unit"),
         )
     )
-    largest = np.abs(scale(case) * (together(q, k) @ k.mT)).max()
+    largest = np.abs(scale(case) * (fold_groups(q, k) @ k.mT)).max()
     if largest > 0:
         balance = math.sqrt(np.abs(q).max() / np.abs(k).max())
         factor = math.sqrt(case.logits / largest)

@@ -42,7 +42,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twofold.core.verify.attention_bound import Forward, dropped, partnered
-from twofold.core.verify.attention_problem import Problem, apart, exp2, folded, together
+from twofold.core.verify.attention_problem import Problem, exp2, fold_groups, folded, unfold_groups
 from twofold.core.verify.rounding import Approx, exact, machine, matmul, tanh
 
 
@@ -64,7 +64,7 @@ def backward(
 
     def pairs(a: Approx, b: Approx) -> Approx:
         """Multiply (B, H, M, D) and (B, K, N, D) to (B, H, M, N)."""
-        return apart(matmul(together(a, x), b.mT), x)
+        return unfold_groups(matmul(fold_groups(a, x), b.mT), x)
 
     with np.errstate(all="ignore"):
         # (5) weights again
@@ -94,21 +94,21 @@ def backward(
         # (15) gradient of the scaled products
         u, dz = t, ds
         if slope is not None:
-            u = (slope * t + bend(x) * ds * a).where(live)
+            u = (slope * t + second_derivative(x) * ds * a).where(live)
             dz = (slope * ds).where(live)
         lost = ~(np.isfinite(delta.error) & np.isfinite(g.error) & np.isfinite(c.error))
         for b in (dz, r, u):
             b.error[np.broadcast_to(lost, b.error.shape)] = np.inf
         # (16) gradients of the inputs
         taking, keeping = live | lost, kept | lost
-        dz, u = (together(a.stored().where(taking), x) for a in (dz, u))  # (B, K, G·M, N)
-        r, weights = (together(a.stored().where(keeping), x) for a in (r, weights))
-        q, ddq, dout = (together(a, x) for a in (x.q, ddq, dout))
-        dq = apart(matmul(beside(u, dz), beside(x.k.mT, ddk.mT).mT), x) * x.scale
+        dz, u = (fold_groups(a.stored().where(taking), x) for a in (dz, u))  # (B, K, G·M, N)
+        r, weights = (fold_groups(a.stored().where(keeping), x) for a in (r, weights))
+        q, ddq, dout = (fold_groups(a, x) for a in (x.q, ddq, dout))
+        dq = unfold_groups(matmul(beside(u, dz), beside(x.k.mT, ddk.mT).mT), x) * x.scale
         dk = matmul(beside(u.mT, dz.mT), beside(q.mT, ddq.mT).mT) * x.scale
         dv = matmul(r.mT, dout)
-        ddout = apart(matmul(beside(r, weights), beside(x.v.mT, ddv.mT).mT), x)
-    attending, weighing = (partnered(together(a, x).mT) for a in (taking, keeping))
+        ddout = unfold_groups(matmul(beside(r, weights), beside(x.v.mT, ddv.mT).mT), x)
+    attending, weighing = (partnered(fold_groups(a, x).mT) for a in (taking, keeping))
     statistics = machine("float64" if on.storage == "float64" else "float32")
     return Backward(
         dq.returned().where(partnered(taking)),
@@ -119,19 +119,19 @@ def backward(
     )
 
 
-def bend(x: Problem) -> Approx:
+def second_derivative(x: Problem) -> Approx:
     """Bound φ″, the second derivative of the scores by q·k·scale, (B, H, M, N)."""
-    options, bent, slope = x.options, exact(0.0, x.q.on), exact(1.0, x.q.on)
-    s = apart(matmul(together(x.q, x), x.k.mT), x) * x.scale
+    options, curvature, slope = x.options, exact(0.0, x.q.on), exact(1.0, x.q.on)
+    s = unfold_groups(matmul(fold_groups(x.q, x), x.k.mT), x) * x.scale
     if options.softcap is not None:
         ratio = tanh(s / options.softcap)
         slope = 1.0 - ratio * ratio
-        bent, s = ratio * slope * -2.0 / options.softcap, ratio * options.softcap
+        curvature, s = ratio * slope * -2.0 / options.softcap, ratio * options.softcap
     if options.score_mod is not None and options.score_mod.second_derivative is not None:
         mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.value.shape)]
         further = options.score_mod.second_derivative(s, *where, mod.args)
-        bent = further * slope * slope + mod.derivative(s, *where, mod.args) * bent
-    return bent
+        curvature = further * slope * slope + mod.derivative(s, *where, mod.args) * curvature
+    return curvature
 
 
 def beside(a: Approx, b: Approx) -> Approx:

@@ -231,8 +231,16 @@ _DOUBLE = (
         "kernels/attention_double_backward_parts.py",
         {
             "where the weight is 0 that is multiplied by 0": (
-                ("second", "slope = tl.where(p == 0.0, 0.0, change * slope)", "0.0 → 1.0 (2)"),
-                ("second", "bend = tl.where(p == 0.0, 0.0, bend)", "0.0 → 1.0 (2)"),
+                (
+                    "curvature_terms",
+                    "slope = tl.where(p == 0.0, 0.0, change * slope)",
+                    "0.0 → 1.0 (2)",
+                ),
+                (
+                    "curvature_terms",
+                    "curvature = tl.where(p == 0.0, 0.0, curvature)",
+                    "0.0 → 1.0 (2)",
+                ),
             ),
         },
     )
@@ -244,7 +252,7 @@ _DOUBLE = (
         "reference/attention_double_backward.py",
         {
             "NumPy's functions, of which the contract's are made, keep float32 and float64": (
-                ("bend", "drop .astype(dtype) of np.asarray(bent)"),
+                ("second_derivative", "drop .astype(dtype) of np.asarray(curvature)"),
             ),
             "where the weight is 0 that is multiplied by 0": (
                 (
@@ -254,7 +262,7 @@ _DOUBLE = (
                 ),
                 (
                     "backward",
-                    "u, dz = slope * t + np.where(p == 0, 0, bent) * ds * a, slope * ds",
+                    "u, dz = slope * t + np.where(p == 0, 0, curvature) * ds * a, slope * ds",
                     "0 → 1 (2)",
                 ),
             ),

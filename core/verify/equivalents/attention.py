@@ -295,7 +295,7 @@ _REFERENCE = of(
             ),
         ),
         "NumPy takes any negative length for the rest": (
-            ("together", "return x.reshape(*k.shape[:2], -1, x.shape[-1])", "1 → 2"),
+            ("fold_groups", "return x.reshape(*k.shape[:2], -1, x.shape[-1])", "1 → 2"),
         ),
     },
 )

@@ -182,7 +182,7 @@ _SOFTMAX = of(
     "kernels/softmax.py",
     {
         "any finite number will do: all of the row is −∞": (
-            ("finite", "0.0 → 1.0"),
+            ("zero_if_empty", "0.0 → 1.0"),
         ),
         "it multiplies zeros": (("share", "1.0 → 1.001 (2)"),),
         STORE_CASTS: (("store", "drop .to(y_ptr.dtype.element_ty) of y"),),

@@ -239,11 +239,11 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_PARTS, "a softcap's slope is taken for a constant", "",
-        ("u = slope * t + bend * ds * a", "u = slope * t"),
+        ("u = slope * t + curvature * ds * a", "u = slope * t"),
     ),
     (
         DOUBLE_PARTS, "the gradient of dS stands where that of dZ should", "",
-        ("u = slope * t + bend * ds * a", "u = slope * t + bend * ds * gs"),
+        ("u = slope * t + curvature * ds * a", "u = slope * t + curvature * ds * gs"),
     ),
     (
         DOUBLE_PARTS, "dropout is drawn by the rows of the packed batch", "",
@@ -296,7 +296,7 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE_REFERENCE, "a softcap's slope is taken for a constant", "",
-        ("slope * t + np.where(p == 0, 0, bent) * ds * a", "slope * t"),
+        ("slope * t + np.where(p == 0, 0, curvature) * ds * a", "slope * t"),
     ),
 )  # fmt: skip
 

@@ -268,7 +268,7 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "dv is of the weights before dropout", "",
-        ("together(dropped, k).mT", "together(p, k).mT"),
+        ("fold_groups(dropped, k).mT", "fold_groups(p, k).mT"),
     ),
 )  # fmt: skip
 

@@ -110,7 +110,7 @@ _EMBEDDING: tuple[Row, ...] = (
     ),
     (
         KERNEL, "a gradient that is asked for in strides is left where it was summed", "",
-        ("return layout.received(dtable, into)", "return dtable"),
+        ("return layout.copied_into(dtable, into)", "return dtable"),
     ),
     (
         KERNEL, "an id outside the table is clamped into it", "",

@@ -193,7 +193,7 @@ _SOFTMAX: tuple[Row, ...] = (
     ),
     (
         KERNEL, "the sum is not rescaled when the maximum moves", "",
-        ("total = total * tl.exp(before - finite(top)) + tl.sum(y, axis=1)",
+        ("total = total * tl.exp(before - zero_if_empty(top)) + tl.sum(y, axis=1)",
          "total = total + tl.sum(y, axis=1)"),
     ),
     (
