@@ -267,16 +267,14 @@ def seen(first, last, behind, ahead, length, BLOCK: tl.constexpr):
     Returns:
         (begin, full, stop, end): all rows see [full, stop), some [begin, full) and [stop, end).
     """
-    begin = 0
-    full = 0
-    stop = length
-    end = length
-    if behind is not None:
-        begin = tl.maximum(first - behind, 0) // BLOCK * BLOCK
-        full = tl.cdiv(tl.maximum(last - behind, 0), BLOCK) * BLOCK
+    begin, full, stop, end = 0, 0, length, length
     if ahead is not None:
         stop = tl.minimum(length, tl.maximum(first + 1 + ahead, 0))
         end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))
+    if behind is not None:  # where that is beyond the end, no tile is seen, not even the last
+        begin = tl.where(first - behind < end, first - behind, end + BLOCK - 1)
+        begin = tl.maximum(begin, 0) // BLOCK * BLOCK
+        full = tl.cdiv(tl.maximum(last - behind, 0), BLOCK) * BLOCK
     full = tl.minimum(full, tl.cdiv(end, BLOCK) * BLOCK)
     stop = tl.maximum(stop // BLOCK * BLOCK, full)
     return begin, full, stop, end

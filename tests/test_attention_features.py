@@ -8,7 +8,7 @@ import torch
 from allocated import Largest
 from counted import counting
 from far import apart
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from twofold.core.verify import attention_bound, claims
@@ -145,6 +145,9 @@ def test_nothing_of_the_longest_sequence_times_all_is_allocated(triton):
     window=st.one_of(st.none(), st.tuples(*[st.one_of(st.none(), st.integers(0, 90))] * 2)),
 )
 @settings(max_examples=15)
+@example(33, 1, "top-left", (17, None))  # queries whose window begins beyond the last key
+@example(65, 1, "top-left", (17, None))
+@example(33, 17, "top-left", (3, 0))
 def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, window):
     """The products that are computed are those of the tiles that hold a pair, and no others."""
     how = {"causal": causal, "window_size": window}
