@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from outside import twofold
 from test_readme import program
 
 from twofold.core import ops
@@ -174,6 +175,20 @@ def test_loading_it_imports_nothing(run, monkeypatch):
         "    assert not {'numpy', 'torch', 'triton', 'hypothesis'} & set(sys.modules)\n",
     )
     assert counts == {"passed": 1}, said
+
+
+def test_nothing_is_judged_without_asserts(run, monkeypatch):
+    """Properties are made of them."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    words = "python's assert is turned off, by -O or PYTHONOPTIMIZE; it must be on where"
+    for command in (["verify", "softmax"], ["verify", "--help"]):
+        done = twofold(*command)
+        assert done.returncode == 2, done.stdout
+        assert f"error: {words}" in " ".join(done.stderr.split())
+    counts, said = run(
+        test_it="def test_it(hold_to_contract):\n    hold_to_contract(abs, 'activation')\n"
+    )
+    assert counts == {"failed": 1} and words in said
 
 
 def line_of(source, text):

@@ -30,6 +30,12 @@ from twofold.core.verify.watching import Watched, unwritten, unwritten_memory_is
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+if not __debug__:  # what is wrong would hold
+    raise ImportError(
+        "python's assert is turned off, by -O or PYTHONOPTIMIZE; it must be on where anything is "
+        "judged: properties are made of it"
+    )
+
 
 @dataclass(frozen=True)
 class Contract:

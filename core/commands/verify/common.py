@@ -11,7 +11,13 @@ import typer
 from typer.core import TyperCommand
 
 from twofold.core import ops
-from twofold.core.commands.common import choose_side, console, escaped, interpreted_strictly
+from twofold.core.commands.common import (
+    choose_side,
+    console,
+    escaped,
+    interpreted_strictly,
+    plain_errors,
+)
 
 EXAMPLES = 20
 
@@ -32,7 +38,8 @@ class Listing(TyperCommand):
 
 def list_calls() -> None:
     """Print what a function may be judged as, and how it is called."""
-    from twofold.core.verify.foreign_signatures import ALSO, calls
+    with plain_errors():
+        from twofold.core.verify.foreign_signatures import ALSO, calls
 
     console.print(
         "--op, and the calls that are looked for (options may be missing, and all outputs"
