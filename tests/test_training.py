@@ -232,9 +232,32 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_loads(tmp_path, n
     found, refused = checkpoints.newest(run.checkpoints)
     assert found.state == checkpoints.load(before).state
     assert len(refused) == 1 and name in refused[0]
-    told = []
-    loop.train(Run.open(run.folder), toy(), ops.load("reference"), lambda event: None, told.append)
-    assert told == refused
+    assert f"the checkpoint is now {latest.name}.damaged" in refused[0]
+    assert checkpoints.names(run.checkpoints) == [before]
+
+
+@pytest.mark.parametrize("sound", [0, 1])
+def test_what_was_passed_over_takes_no_new_checkpoints_place(tmp_path, sound):
+    run, told = begin(tmp_path / "run", toy(), refit=False, checkpoint_steps=1000), []
+    train(run)
+    expected, before = parameters(run), checkpoints.names(run.checkpoints)
+    for path in before[sound:]:
+        (path / checkpoints.TENSORS).write_bytes(b"damaged")
+
+    def observe(event):
+        if event.step in (3, 16):
+            signal.raise_signal(signal.SIGINT)
+
+    def go_on():
+        loop.train(Run.open(run.folder), toy(), ops.load("reference"), observe, told.append)
+
+    for step in (3, 16):
+        with pytest.raises(loop.Interrupted, match=f"stopped at step {step} of fit"):
+            go_on()
+        assert checkpoints.names(run.checkpoints)[-1].name == f"0-{step:08d}"
+    go_on()
+    assert same_bits(expected, parameters(run)) and len(told) == 2 - sound
+    assert told[-1].endswith("; none is sound: training begins anew") == (sound == 0)
 
 
 def test_a_checkpoint_is_whole_wherever_writing_it_again_ends(tmp_path, monkeypatch):

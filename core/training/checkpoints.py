@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT = 2  # checkpoints of a run that stay
-
+DAMAGED = ".damaged"  # behind the names of those that were refused
 
 NAME = re.compile(r"\d+-\d{8,}")  # of a checkpoint: its phase and step; what else lies there stays
 LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # what an interrupted write leaves, of a name
@@ -132,7 +132,8 @@ def load(folder: Path) -> Checkpoint:
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the latest sound checkpoint of a folder of them, and why later ones were refused.
 
-    Nobody may be writing there.
+    These have `DAMAGED` behind their names from then on: what is written next is older than they
+    are, and would be deleted in their place. Nobody may be writing there.
     """
     put_back(folder)
     refused: list[str] = []
@@ -140,7 +141,10 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return load(path), refused
         except CheckpointError as error:
-            refused.append(str(error))
+            aside = path.with_name(path.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+            refused.append(f"{error}; the checkpoint is now {aside.name}")
     return None, refused
 
 

@@ -214,6 +214,8 @@ class _Loop:
         if self.processes.first:
             self.run.sweep()
             found, refused = checkpoints.newest(folder)
+            if refused and found is None:
+                refused[-1] += "; none is sound: training begins anew"
             for why in refused:
                 passed_over(why)
             name = "" if found is None else _name(State(**found.state))
