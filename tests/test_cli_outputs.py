@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from twofold.core.cli import app
 from twofold.core.commands import common, embed, predict, training
+from twofold.core.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,32 @@ def test_texts_are_printed_as_they_are_but_for_what_steers_a_terminal(run):
     lines = CliRunner().invoke(app, ["predict", str(run)], input=given).stdout.splitlines()
     texts = ["C:\\films\\", "[b]a\tb[/b]", "nice\\rfoo", "\\x1b[31mred"]
     assert [line.split("  ", 2)[2] for line in lines] == texts
+
+
+def test_work_goes_on_where_no_error_can_be_printed(run, tmp_path, monkeypatch):
+    """As with 2>/dev/full: a checkpoint is passed over, a signal comes, lines are counted."""
+
+    def broken(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    shutil.copytree(run, folder := tmp_path / "run")
+    shutil.rmtree(folder / "model")
+    (folder / "checkpoints" / "1-00000004" / "state.json").write_text("{")
+    monkeypatch.setattr(common.errors, "print", broken)
+    step = loop._Loop._step
+
+    def stopped(self, *how):
+        step(self, *how)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_step", stopped)
+        call("train", "--resume", folder, status=130)
+    call("train", "--resume", folder)
+    assert parameters(folder) == parameters(run)
+    call("predict", folder, "--json", tmp_path / "r.json", text="one\n")
+    assert (tmp_path / "r.json").exists()
+    call("predict", tmp_path, "--json", tmp_path / "r.json", status=2)
 
 
 def started(*command, **how):

@@ -9,7 +9,7 @@ import signal
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,8 +45,21 @@ def refused(error: Exception) -> typer.Exit:
     words = str(error) or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name in OF_KERNELS:
         words = f"{error.name} is not installed; this needs it: pip install 'twofold[triton]'"
-    errors.print(f"[red]error:[/red] {escaped(words)}", highlight=False, soft_wrap=True)
+    tell(f"[red]error:[/red] {escaped(words)}")
     return typer.Exit(REFUSED)
+
+
+def tell(markup: str) -> None:
+    """Print a line to standard error, where that can be: no work ends because it is full."""
+    with unprinted():
+        errors.print(markup, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """Go on where nothing can be printed any more: who read it is gone, or a disk is full."""
+    with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
+        yield
 
 
 def escaped(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from twofold.core import pretrained
-from twofold.core.commands.common import Json, choose_side, errors, escaped, visible
+from twofold.core.commands.common import Json, choose_side, escaped, tell, visible
 from twofold.core.commands.training import PARTS, carry_out, new_folder, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
@@ -151,8 +151,4 @@ def _say_drawn(loaded: pretrained.Pretrained, labels: tuple[str, ...]) -> None:
     if weights.classes_of(labels, loaded.labels) is None and not bert.HEAD.keys() & loaded.missing:
         theirs, ours = (", ".join(names[:9]) for names in (loaded.labels, labels))
         said = f"the model's classes are {theirs}; those of the data are {ours}"
-        errors.print(
-            f"[yellow]the head is drawn:[/yellow] {escaped(visible(said))}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(f"[yellow]the head is drawn:[/yellow] {escaped(visible(said))}")

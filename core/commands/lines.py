@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from twofold.core.commands.common import errors
+from twofold.core.commands.common import tell
 
 LINES = "texts; without any, lines of standard input, but blank ones"  # in commands' help
 CHUNK = 1 << 16  # bytes at a time: enough of one length for full batches, few enough to show soon
@@ -53,9 +53,7 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
     if count == 0:
         raise ValueError("no text was given, as an argument or on standard input")
     seconds = time.perf_counter() - began
-    errors.print(
-        f"{count} lines in {seconds:.1f} s, {count / seconds:.0f} a second", highlight=False
-    )
+    tell(f"{count} lines in {seconds:.1f} s, {count / seconds:.0f} a second")
 
 
 def _decoded(lines: Sequence[bytes]) -> tuple[list[str], UnicodeDecodeError | None]:

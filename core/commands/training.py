@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from twofold.core.commands.common import (
     WRONG,
     choose_side,
     console,
-    errors,
     escaped,
     interpreted_strictly,
     plain_errors,
     refused,
+    tell,
+    unprinted,
     write_json,
 )
 from twofold.core.data.baselines import baselines
@@ -162,7 +163,7 @@ def _losses() -> Iterator[None]:
     try:
         yield
     except Lost as lost:
-        errors.print(f"[red]error:[/red] {escaped(str(lost))}", highlight=False, soft_wrap=True)
+        tell(f"[red]error:[/red] {escaped(str(lost))}")
         raise typer.Exit(FAILED) from lost
 
 
@@ -214,15 +215,14 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
             test = held_out_accuracy(model, inputs, dataset.test_y, state, processes)
     except Interrupted as stopped:
         if first:
-            errors.print(f"{stopped}; {escaped(again)}", soft_wrap=True)
+            tell(f"{stopped}; {escaped(again)}")
         processes.wait()
         raise typer.Exit(INTERRUPTED) from stopped
     except Diverged as diverged:
         if first:
-            errors.print(
+            tell(
                 f"[red]error:[/red] {diverged}. The last good checkpoint is in "
-                f"{escaped(str(run.checkpoints))}; a smaller --lr is the usual remedy",
-                soft_wrap=True,
+                f"{escaped(str(run.checkpoints))}; a smaller --lr is the usual remedy"
             )
         processes.wait()
         raise typer.Exit(FAILED) from diverged
@@ -259,7 +259,7 @@ def _draw(run: Run, result: Mapping[str, Any]) -> None:
     try:
         plot(run.plot, run.metrics(), result)
     except Exception as fault:  # whatever a library has against it: the run is finished
-        errors.print(f"[yellow]no picture:[/yellow] {escaped(str(fault))}", soft_wrap=True)
+        tell(f"[yellow]no picture:[/yellow] {escaped(str(fault))}")
 
 
 def _unseen(_: Event) -> None:
@@ -267,7 +267,7 @@ def _unseen(_: Event) -> None:
 
 
 def _passed_over(why: str) -> None:
-    errors.print(f"[yellow]passed over:[/yellow] {escaped(why)}", soft_wrap=True)
+    tell(f"[yellow]passed over:[/yellow] {escaped(why)}")
 
 
 def _say_what(run: Run, dataset: Dataset, side: Side, processes: Processes) -> None:
@@ -312,13 +312,6 @@ def _waited(result: Mapping[str, Any]) -> str:
     """Say what share of the steps' time went by waiting for data, where a run measured it."""
     share = result.get("waiting_share")
     return "" if share is None else f", {share:.2%} of their time waiting for data"
-
-
-@contextmanager
-def unprinted() -> Iterator[None]:
-    """Go on where nothing can be printed any more: who read it is gone, or a disk is full."""
-    with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
-        yield
 
 
 class _Shown:
