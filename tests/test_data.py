@@ -127,6 +127,18 @@ def test_no_index_no_pip_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         fetch("a==1", "a-1.zip", SHA256)
 
 
+@pytest.mark.parametrize(
+    ("named", "was"),
+    [("", "is not set and there is no home"), ("~no/x", "is '~no/x' and there is no such home")],
+)
+def test_a_user_without_a_home_is_told_what_names_a_folder(monkeypatch, named, was) -> None:
+    monkeypatch.setenv("TWOFOLD_CACHE", named)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # whom no system knows
+    with pytest.raises(DataError, match=f"TWOFOLD_CACHE: {was}; it must name the folder for"):
+        fetch("a==1", "a-1.zip", SHA256)
+
+
 # The movie set, as it is
 
 

@@ -110,6 +110,15 @@ def test_a_cache_that_cannot_be_written_only_costs_time(folder, monkeypatch):
     assert counting.texts == 3 * len(TEXTS)
 
 
+def test_a_user_without_a_home_tokenises_every_time(monkeypatch):
+    counting = Counting(TOKENIZERS["words"])
+    expected = [TOKENIZERS["words"].encode(text, 7) for text in TEXTS]
+    monkeypatch.setenv("TWOFOLD_CACHE", "~nobody-by-this-name/x")
+    for _ in range(2):
+        assert equal(encoded.encoded(counting, TEXTS, 7), expected)
+    assert counting.texts == 2 * len(TEXTS)
+
+
 def test_files_that_nobody_uses_go(folder, monkeypatch):
     monkeypatch.setattr(encoded, "KEPT", 3)
     counting = Counting(TOKENIZERS["words"])

@@ -23,6 +23,7 @@ import numpy as np
 import tokenizers as hf
 
 from twofold.core.data import tokenizers, wordpiece
+from twofold.core.data.errors import DataError
 from twofold.core.data.fetch import cache_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,7 +46,7 @@ class Tokenizer(Protocol):
 def encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Array]:
     """Return the ids of every text, (L,) int64 with 1 ≤ L ≤ max_length, from the cache if there."""
     path = _path(tokenizer, texts, max_length)
-    found = _read(path, len(texts))
+    found = None if path is None else _read(path, len(texts))
     if found is None:
         found = [tokenizer.encode(text, max_length) for text in texts]
         _write(path, found)
@@ -57,12 +58,17 @@ def keep(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, ids: list[
     _write(_path(tokenizer, texts, max_length), ids)
 
 
-def _path(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Path:
+def _path(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Path | None:
+    """Return where the ids are kept, or None where no folder can be for that."""
+    try:
+        folder = cache_folder()
+    except DataError:
+        return None
     digest = hashlib.sha256(_code())
     for part in _parts(tokenizer, texts, max_length):
         content = part.encode("utf-8", "surrogatepass")
         digest.update(len(content).to_bytes(8, "little") + content)
-    return cache_folder() / FOLDER / digest.hexdigest()
+    return folder / FOLDER / digest.hexdigest()
 
 
 def _parts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Iterator[str]:
@@ -94,7 +100,9 @@ def _read(path: Path, texts: int) -> list[Array] | None:
     return np.split(numbers[texts:].astype(np.int64), ends[:-1])[:texts]
 
 
-def _write(path: Path, ids: list[Array]) -> None:
+def _write(path: Path | None, ids: list[Array]) -> None:
+    if path is None:
+        return
     lengths = np.array([len(x) for x in ids], np.int64)
     content = np.concatenate([lengths, *ids]).astype(STORED).tobytes()
     with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twofold.core.data.errors import DataError
+from twofold.core.data.errors import DataError, refuse
 
 WHEEL = ("--only-binary", ":all:")
 
@@ -26,9 +26,23 @@ Downloader = Callable[[str, Sequence[str], str, Path], None]
 
 
 def cache_folder() -> Path:
-    """Return `$TWOFOLD_CACHE`, or `~/.cache/twofold`."""
+    """Return `$TWOFOLD_CACHE`, or `~/.cache/twofold`.
+
+    Raises:
+        DataError: there is no such home.
+    """
     named = os.environ.get("TWOFOLD_CACHE", "")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "twofold"
+    try:
+        return Path(named or "~/.cache/twofold").expanduser()
+    except RuntimeError:  # a user whom no system knows, without HOME
+        refuse(
+            "the environment variable TWOFOLD_CACHE",
+            None,
+            f"is {named!r} and there is no such home"
+            if named
+            else "is not set and there is no home",
+            "it must name the folder for what is fetched",
+        )
 
 
 def sha256_of(path: Path) -> str:
