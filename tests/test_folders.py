@@ -49,6 +49,34 @@ def test_an_empty_folder_becomes_a_run(tmp_path):
     assert begin(tmp_path / "run", toy()).folder.is_dir()
 
 
+@pytest.mark.parametrize("name", ["run.json", "tokenizer.json"])
+def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, name):
+    out, write = tmp_path / "run", checkpoints.write_synced
+
+    def full(path, content):
+        write(path, content)
+        if name in path.name:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(checkpoints, "write_synced", full)
+        begin(out, toy())
+    assert not content(out)
+
+    def killed(path, written):
+        write(path, written)
+        if name in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "write_synced", killed)
+        begin(out, toy())
+    assert content(out)
+    assert {path.name for path in begin(out, toy()).folder.iterdir()} == {
+        "run.json", "tokenizer.json"
+    }  # fmt: skip
+
+
 def test_what_another_run_left_is_not_taken_for_a_new_ones(file, tmp_path):
     out = tmp_path / "run"
     call("train", "--data", file, "--out", out, *TINY)

@@ -172,29 +172,43 @@ def prune(folder: Path) -> None:
 
 def sweep(folder: Path, ours: Callable[[str], object]) -> None:
     """Delete what interrupted writes of our names left behind; nobody may be writing there."""
-    for left, _ in _left(folder, ours):
-        if left.is_dir():
-            shutil.rmtree(left)
+    for path, _ in _left(folder, ours):
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            left.unlink()
+            path.unlink()
+
+
+def left(name: str, ours: Callable[[str], object]) -> bool:
+    """Whether this is the name of what an interrupted write of our names left behind."""
+    found = LEFT.fullmatch(name)
+    return found is not None and bool(ours(found[1]))
 
 
 def _left(folder: Path, ours: Callable[[str], object]) -> list[tuple[Path, Path]]:
     """Return what interrupted writes of our names left in a folder, and what was to be written."""
-    found = [(path, LEFT.fullmatch(path.name)) for path in folder.glob(".*")]
-    return [(path, folder / m[1]) for path, m in found if m is not None and ours(m[1])]
+    found = [path for path in folder.glob(".*") if left(path.name, ours)]
+    return [(path, folder / path.name[1:].rsplit(".", 2)[0]) for path in found]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there with all of its content or is as it was before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_files(path.parent, {path.name: text.encode()})
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a folder so; none of them takes its place before all are written."""
+    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
     try:
-        write_synced(part, text.encode())
+        for name, content in files.items():
+            write_synced(parts[name], content)
     except OSError:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
         raise
-    os.replace(part, path)
-    _sync_folder(path.parent)
+    for name, part in parts.items():
+        os.replace(part, folder / name)
+    _sync_folder(folder)
 
 
 def write_synced(path: Path, content: bytes) -> None:

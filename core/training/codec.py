@@ -15,12 +15,11 @@ from twofold.core.data.patches import patches
 from twofold.core.data.tokenizers import BPETokenizer, WordTokenizer, load_tokenizer
 from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.training.batches import Array
-from twofold.core.training.checkpoints import write_text
 from twofold.core.training.settings import LONGEST, Settings
 from twofold.reference import checks
 
 TOKENIZER_FILE = "tokenizer.json"
-FILES = (TOKENIZER_FILE,)  # that `store` writes
+FILES = (TOKENIZER_FILE,)  # that `stored` may name
 TOKENIZERS = ("words", "bpe")
 
 
@@ -103,12 +102,11 @@ def new(dataset: Dataset, tokenizer: str, patch: int) -> Codec:
     return codec
 
 
-def store(codec: Codec, folder: Path) -> str | None:
-    """Write what the run's settings do not hold, the vocabulary, and return its file's sha256."""
+def stored(codec: Codec) -> dict[str, bytes]:
+    """Return the files with what the run's settings do not hold, the vocabulary, by name."""
     if not isinstance(codec, TextCodec):
-        return None
-    write_text(folder / TOKENIZER_FILE, codec.tokenizer.to_json())
-    return sha256_of(folder / TOKENIZER_FILE)
+        return {}
+    return {TOKENIZER_FILE: codec.tokenizer.to_json().encode()}
 
 
 def restore(settings: Settings, folder: Path) -> Codec:

@@ -21,6 +21,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
     "metrics.csv",
     "plot.png",
 )
+BEGUN = (SETTINGS_FILE, *codecs.FILES)  # what a new run's folder holds
 COLUMNS = ("phase", "epoch", "step", "lr", "loss", "grad_norm", "validation_accuracy", "seconds")
 
 # What a result is asked for, at the least.
@@ -78,9 +80,13 @@ class Run:
             raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
         with held(folder):
             check_vacant("the run's folder", folder)
-            sha256 = codecs.store(codec, folder)
-            settings = replace(settings, tokenizer_sha256=sha256)
-            checkpoints.write_text(folder / SETTINGS_FILE, json.dumps(settings.to_json(), indent=1))
+            checkpoints.sweep(folder, BEGUN.__contains__)
+            files = codecs.stored(codec)
+            vocabulary = files.get(codecs.TOKENIZER_FILE)
+            if vocabulary is not None:
+                settings = replace(settings, tokenizer_sha256=sha256(vocabulary).hexdigest())
+            files[SETTINGS_FILE] = json.dumps(settings.to_json(), indent=1).encode()
+            checkpoints.write_files(folder, files)
         return cls(folder, settings, codec)
 
     @classmethod
@@ -108,7 +114,7 @@ class Run:
         """Unmake a new run's folder, in which nothing was done yet; return whether it was so."""
         if self.checkpoints.exists():
             return False
-        for name in (SETTINGS_FILE, *codecs.FILES):
+        for name in BEGUN:
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # there was more in it
             self.folder.rmdir()
@@ -116,7 +122,7 @@ class Run:
 
     def sweep(self) -> None:
         """Delete what interrupted writes of this run left behind; nobody may be writing there."""
-        files = (SETTINGS_FILE, RESULT_FILE, METRICS_FILE, *codecs.FILES)
+        files = (*BEGUN, RESULT_FILE, METRICS_FILE)
         folders = (self.model_folder.name, self.huggingface.name)
         checkpoints.sweep(self.folder, {*files, *folders}.__contains__)
 
@@ -249,7 +255,8 @@ class Run:
 def check_vacant(named: str, folder: Path) -> None:
     """Refuse a new run's folder that is not empty.
 
-    What is in it could be written over, or taken for the run's own.
+    What is in it could be written over, or taken for the run's own; but for what the beginning of
+    a run leaves behind that was interrupted.
 
     Args:
         named: what the folder is for, in words.
@@ -263,7 +270,8 @@ def check_vacant(named: str, folder: Path) -> None:
         raise RunError(f"{was}, where we are; it must be a folder of its own")
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{was}, a file; it must be a folder's name")
-    found = sorted(os.listdir(folder)) if folder.exists() else []
+    names = sorted(os.listdir(folder)) if folder.exists() else []
+    found = [name for name in names if not checkpoints.left(name, BEGUN.__contains__)]
     if found:
         listed = ", ".join(found[:3]) + (", …" if found[3:] else "")
         again = f"; --resume {shlex.quote(str(folder))} goes on with the run in it"
