@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from test_training import begin, parameters, same_bits, toy, train
 
 from twofold.core.commands import common, training
@@ -26,17 +27,32 @@ def test_a_run_is_finished_whatever_becomes_of_its_picture(tmp_path, monkeypatch
     assert "no picture: division by zero" in capsys.readouterr().err
 
 
+ROWS = [
+    {"phase": p, "step": n, "loss": 1.0, "validation_accuracy": 0.5}
+    for p in ("fit", "refit") for n in (1, 2)
+]  # fmt: skip
+RESULT = {
+    "data": "a$_$b.csv", "parameters": 3, "seed": 0, "test_accuracy": 0.5, "refit": True,
+    "baselines": {"majority": 0.5},
+}  # fmt: skip
+
+
 def test_a_name_with_a_dollar_has_a_picture(tmp_path):
-    rows = [
-        {"phase": p, "step": n, "loss": 1.0, "validation_accuracy": 0.5}
-        for p in ("fit", "refit") for n in (1, 2)
-    ]  # fmt: skip
-    result = {
-        "data": "a$_$b.csv", "parameters": 3, "seed": 0, "test_accuracy": 0.5, "refit": True,
-        "baselines": {"majority": 0.5},
-    }  # fmt: skip
-    plot.plot(tmp_path / "plot.png", rows, result)
+    plot.plot(tmp_path / "plot.png", ROWS, RESULT)
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_half_a_picture_does_not_stay(tmp_path, monkeypatch):
+    savefig = Figure.savefig
+
+    def killed(self, where, **how):
+        savefig(self, where, **how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", killed)
+    with pytest.raises(KeyboardInterrupt):
+        plot.plot(tmp_path / "plot.png", ROWS, RESULT)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_known_yet_is_not_shown():

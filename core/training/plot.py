@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twofold.core.training.checkpoints import write_files
+
 INK, LOSS, ACCURACY, BASELINE = "#333333", "#c44e52", "#4c72b0", "#888888"
 
 
 def plot(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-    """Draw what a run's metrics and result say; the ending of `path` chooses the format."""
+    """Draw what a run's metrics and result say, whole or not at all.
+
+    The ending of `path` chooses the format.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
     from matplotlib.figure import Figure
 
@@ -55,4 +61,6 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any
     left.set_title(title, parse_math=False)  # a file's name may hold a dollar
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of scripts that the font lacks
-        figure.savefig(path, dpi=120)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=120, format=path.suffix[1:])
+    write_files(path.parent, {path.name: drawn.getvalue()})

@@ -122,7 +122,7 @@ class Run:
 
     def sweep(self) -> None:
         """Delete what interrupted writes of this run left behind; nobody may be writing there."""
-        files = (*BEGUN, RESULT_FILE, METRICS_FILE)
+        files = (*BEGUN, RESULT_FILE, METRICS_FILE, PLOT_FILE)
         folders = (self.model_folder.name, self.huggingface.name)
         checkpoints.sweep(self.folder, {*files, *folders}.__contains__)
 
