@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,28 @@ def test_a_result_is_written_where_nothing_can_be_printed(run, tmp_path, monkeyp
     out, command = tmp_path / "r.json", [str(run) if x == "RUN" else x for x in command]
     assert CliRunner().invoke(app, [*command, "--json", str(out)]).exit_code == 2
     assert "test_accuracy" in json.loads(out.read_text())
+
+
+def test_a_result_takes_another_ones_place_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, link, write = tmp_path / "r.json", tmp_path / "link", Path.write_bytes
+    path.write_text("before")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    as_it_was = path.stat().st_ino
+
+    def full(self, content):
+        write(self, content[:3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ValueError, match=r"--json is '.*r.json'; it must be .*\(No space left"):
+            common.write_json(path, {})
+    assert path.read_text() == "before" and {*tmp_path.iterdir()} == {path, link}
+    common.write_json(link, {})  # as /dev/stdout, which others write to
+    assert path.read_text() == "{}\n" and path.stat().st_ino == as_it_was
+    common.write_json(path, {"a": 1})
+    assert json.loads(link.read_text()) == {"a": 1} and path.stat().st_mode & 0o777 == 0o640
 
 
 def test_vectors_before_a_line_that_is_refused_are_written(tmp_path):

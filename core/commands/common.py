@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import threading
 import unicodedata
@@ -173,10 +174,28 @@ def kept(write: Callable[[], None]) -> Iterator[None]:
 
 
 def write_file(option: str, path: Path, content: bytes) -> None:
-    """Write a file that an option asks for; a `ValueError` names the option."""
+    """Write a file that an option asks for, whole, or it is as it was before.
+
+    A link, which /dev/stdout is too, a pipe or a device is written to as it is, and so is a file in
+    a folder that cannot be written to.
+
+    Raises:
+        ValueError: naming the option.
+    """
     check_file(option, path)
+    regular = not path.is_symlink() and (path.is_file() or not path.exists())
     with _named(option, path):
-        path.write_bytes(content)
+        if not regular or not os.access(path.parent, os.W_OK):
+            path.write_bytes(content)
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(content)
+            if path.exists():
+                shutil.copymode(path, part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
