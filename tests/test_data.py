@@ -93,7 +93,8 @@ def test_a_damaged_file_is_fetched_again(registry, damage: bytes) -> None:
 def test_a_damaged_file_is_in_nobodys_way(registry, tmp_path: Path) -> None:
     get, _ = registry(CONTENT, None)
     get().write_bytes(b"damaged")
-    with pytest.raises(DataError):
+    was = f"what lay there had SHA-256 {hashlib.sha256(b'damaged').hexdigest()} instead of {SHA256}"
+    with pytest.raises(DataError, match=f"{was} and was deleted"):
         get()
     assert list((tmp_path / "cache").iterdir()) == []  # pip, run by hand, downloads it
 

