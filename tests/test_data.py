@@ -1,6 +1,11 @@
 """Data sets: fetched once and checked, split, and what simple models reach on them."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -126,6 +131,46 @@ def test_no_index_no_pip_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataError, match=r"(?s)File exists.*TWOFOLD_CACHE names another folder"):
         fetch("a==1", "a-1.zip", SHA256)
+
+
+PIP = """
+import os, sys, time
+open(sys.argv[sys.argv.index("--dest") + 1] + "/pid", "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_fetch_that_is_ended_takes_pip_with_it_and_leaves_nothing(tmp_path: Path, number) -> None:
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(PIP)
+    cache = tmp_path / "cache"
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    script = "from twofold.core.data.fetch import fetch; fetch('a==1', 'a-1.zip', '')"
+    env = os.environ | {"TWOFOLD_CACHE": str(cache), "PYTHONPATH": paths}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL
+    ) as fetching:
+        while not (found := [x for x in cache.glob(".fetch-*/pid") if x.read_text()]):
+            assert fetching.poll() is None
+            time.sleep(0.01)
+        pip = int(found[0].read_text())
+        fetching.send_signal(number)
+    gone = not Path(f"/proc/{pip}").exists()
+    if not gone:
+        os.kill(pip, signal.SIGKILL)
+    assert gone and not list(cache.iterdir())
+
+
+def test_what_a_killed_process_left_goes_a_day_later(registry, tmp_path: Path) -> None:
+    get, _ = registry(CONTENT)
+    for name, days in ((".fetch-old", 2), (".fetch-new", 0.5)):
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        then = time.time() - days * 86_400
+        os.utime(tmp_path / "cache" / name, (then, then))
+    get()
+    assert {x.name for x in (tmp_path / "cache").iterdir()} == {"a-1.zip", ".fetch-new"}
 
 
 @pytest.mark.parametrize(

