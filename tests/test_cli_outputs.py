@@ -159,7 +159,7 @@ def test_a_line_that_is_not_utf_8_is_refused_after_those_before_it(run, tmp_path
     assert "the text 'caf\\udce9 great' is not UTF-8" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_was_answered_before_an_interruption_is_written(
     run, tmp_path, monkeypatch, request, number
 ):
@@ -167,9 +167,10 @@ def test_what_was_answered_before_an_interruption_is_written(
         yield ["one"]
         signal.raise_signal(number)
 
-    if number == signal.SIGINT:  # which is ignored where who starts us does that
-        before = signal.signal(number, signal.default_int_handler)
-        request.addfinalizer(lambda: signal.signal(number, before))
+    # SIGINT is ignored where who starts us does that, SIGHUP under nohup.
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)
+    request.addfinalizer(lambda: signal.signal(number, before))
     before_it = signal.getsignal(number)
     for command, module in (("predict", predict), ("embed", embed)):
         out = tmp_path / f"{command}.json"

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from twofold.core import ops
+from twofold.core.signals import interruptible
 
 console = Console(emoji=False)
 if not console.is_terminal:
@@ -160,17 +159,13 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
 def kept(write: Callable[[], None]) -> Iterator[None]:
     """Write what grows meanwhile at the end, also where that comes too early.
 
-    SIGTERM ends it as SIGINT does.
+    SIGTERM and SIGHUP end it as SIGINT does.
     """
-    before = None
-    if threading.current_thread() is threading.main_thread():  # signals belong to it
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        write()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    with interruptible():
+        try:
+            yield
+        finally:
+            write()
 
 
 def write_file(option: str, path: Path, content: bytes) -> None:
