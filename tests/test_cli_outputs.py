@@ -140,6 +140,18 @@ def test_vectors_before_a_line_that_is_refused_are_written(tmp_path):
     assert [row["text"] for row in json.loads(result.read_text())["embeddings"]] == ["one", "two"]
 
 
+def test_vectors_are_lists_of_numbers_only_where_these_are_asked_for(tmp_path):
+    class Vectors(np.ndarray):
+        def tolist(self):
+            raise AssertionError("nobody asked for them")
+
+    vectors, out = np.ones((2, 3)).view(Vectors), tmp_path / "v.npy"
+    embed._write("minilm", out, None, ["a", "b"], vectors)
+    assert np.array_equal(np.load(out), vectors)
+    with pytest.raises(AssertionError, match="nobody asked"):
+        embed._write("minilm", out, tmp_path / "v.json", ["a", "b"], vectors)
+
+
 def test_labels_do_not_steer_a_terminal(tmp_path):
     file = table(tmp_path / "reviews.csv")
     file.write_text(file.read_text().replace(",yes\n", ",\x1b[31myes\n"))

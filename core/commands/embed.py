@@ -74,9 +74,10 @@ def _write(model: str, out: Path | None, json: Path | None, texts: list[str], ve
         saved = io.BytesIO()
         np.save(saved, vectors)
         write_file("--out", out, saved.getvalue())
-    pairs = zip(texts, vectors.tolist(), strict=True)
-    rows = [{"text": text, "vector": vector} for text, vector in pairs]
-    write_json(json, {"model": model, "embeddings": rows})
+    if json is not None:  # as lists the vectors take twelve times the memory
+        pairs = zip(texts, vectors.tolist(), strict=True)
+        rows = [{"text": text, "vector": vector} for text, vector in pairs]
+        write_json(json, {"model": model, "embeddings": rows})
 
 
 def _similarities(texts: list[str], cosines: Any) -> Table:
