@@ -130,7 +130,35 @@ def test_other_data_than_the_run_was_begun_with_is_not_evaluated(run, tmp_path):
     assert f"is not the data that {tmp_path / 'run'} was begun with" in said
 
 
+def test_a_run_goes_on_with_the_settings_that_it_was_begun_with(unfinished):
+    path = unfinished / "run.json"
+    settings, latest = (
+        json.loads(path.read_text()),
+        checkpoints.names(unfinished / "checkpoints")[1],
+    )
+    for part, name, value in (("recipe", "seed", 7), ("model", "dropout", 0.125)):
+        changed = {**settings, part: {**settings[part], name: value}}
+        path.write_text(json.dumps(changed))
+        was = f"run.json: {name} is {value}; it must be {settings[part][name]}, with which {latest}"
+        assert was in call("train", "--resume", unfinished, status=2)
+    settings["recipe"]["checkpoint_steps"] = 1  # which changes no bit
+    path.write_text(json.dumps(settings))
+    call("train", "--resume", unfinished)
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(unfinished):
+    latest = checkpoints.names(unfinished / "checkpoints")[1]
+    tensors, state = checkpoints.load(latest)
+    checkpoints.save(latest, tensors, state | {"newer": 1})
+    said = call("train", "--resume", unfinished, status=2)
+    assert f"{latest} holds 'newer'; it must be of this version of twofold, or older" in said
+
+
 def test_a_checkpoint_of_another_size_is_refused_by_name(unfinished):
+    for path in checkpoints.names(unfinished / "checkpoints"):
+        tensors, state = checkpoints.load(path)
+        del state["choices"]  # as before there were any
+        checkpoints.save(path, tensors, state)
     settings = json.loads((unfinished / "run.json").read_text())
     settings["model"]["d_model"] //= 2  # whose parameters are fewer: there are enough to read
     (unfinished / "run.json").write_text(json.dumps(settings))

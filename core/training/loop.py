@@ -13,7 +13,7 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,11 +30,12 @@ from twofold.core.training.feed import Feed, ahead
 from twofold.core.training.inference import NotFinite, accuracy
 from twofold.core.training.processes import ALONE, Lost, Processes
 from twofold.core.training.recipe import Recipe, learning_rate
-from twofold.core.training.run import Run
+from twofold.core.training.run import Run, RunError
 from twofold.core.training.stopping import stoppable
 from twofold.core.training.trainer import Diverged, Trainer
 
 VALIDATION_SHARE, VALIDATION_SEED = 0.1, 0
+CHOICES = "choices"  # in a checkpoint, beside the state: those that the run was begun with
 ROW_STEPS = 10  # steps that a row of the metrics sums up
 
 
@@ -176,7 +177,7 @@ class _Loop:
         self.trainer = self._trainer()
         found = self._latest(passed_over)
         if found is not None:
-            self.state = State(**found.state)
+            self.state = self._state(found)
             tensors = dict(found.tensors)
             self.best = tensors.pop("best", None)
             self.trainer.restore(tensors)
@@ -218,11 +219,21 @@ class _Loop:
                 refused[-1] += "; none is sound: training begins anew"
             for why in refused:
                 passed_over(why)
-            name = "" if found is None else _name(State(**found.state))
+            name = "" if found is None else _name(found.state)
         name = self.processes.told(name)
         if name and not self.processes.first:
             found = checkpoints.load(folder / name)
         return found
+
+    def _state(self, found: checkpoints.Checkpoint) -> State:
+        """Return where a checkpoint stands, if it is one of this run as it was begun."""
+        held, path = dict(found.state), self.run.checkpoints / _name(found.state)
+        self.run.check_choices(held.pop(CHOICES, {}), path)
+        for name in sorted(held.keys() - asdict(self.state).keys()):
+            raise RunError(
+                f"{path} holds {name!r}; it must be of this version of twofold, or older"
+            )
+        return State(**held)
 
     def _agree(self, what: str) -> None:
         """Make sure that all processes have the same state and parameters, frozen ones too."""
@@ -361,7 +372,7 @@ class _Loop:
         try:
             yield
         except Lost:
-            if not (self.run.checkpoints / _name(self.state)).exists():
+            if not (self.run.checkpoints / _name(asdict(self.state))).exists():
                 self._checkpoint()
             raise
 
@@ -373,11 +384,13 @@ class _Loop:
         tensors = self.trainer.tensors()
         if self.best is not None:
             tensors["best"] = self.best
-        checkpoints.save(self.run.checkpoints / _name(self.state), tensors, asdict(self.state))
+        state = asdict(self.state)
+        kept = state | {CHOICES: self.run.choices()}
+        checkpoints.save(self.run.checkpoints / _name(state), tensors, kept)
         checkpoints.prune(self.run.checkpoints)
         self.run.write_metrics(self.state.rows)
 
 
-def _name(state: State) -> str:
+def _name(state: Mapping[str, Any]) -> str:
     """Return the name of a state's checkpoint, from which `checkpoints` knows its age."""
-    return f"{state.phase}-{state.step:08d}"
+    return f"{state['phase']}-{state['step']:08d}"

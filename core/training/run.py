@@ -163,6 +163,21 @@ class Run:
             named = f": its labels are now {', '.join(dataset.labels[:9])}" if same else ""
             raise RunError(was + named)
 
+    def choices(self) -> dict[str, Any]:
+        """Return the settings that steps depend on, by name, as JSON has them."""
+        settings = self.settings.to_json()
+        found: dict[str, Any] = json.loads(json.dumps(settings["model"] | settings["recipe"]))
+        del found["checkpoint_steps"]
+        return found
+
+    def check_choices(self, begun: Mapping[str, Any], path: Path) -> None:
+        """Raise `RunError` where settings are not those that a checkpoint was made with."""
+        ours, file = self.choices(), self.folder / SETTINGS_FILE
+        for name in sorted(ours.keys() & begun.keys()):
+            if ours[name] != begun[name]:
+                must = f"it must be {begun[name]!r}, with which {path} was made"
+                raise RunError(f"{file}: {name} is {ours[name]!r}; {must}")
+
     def first_model(self, ops: Side) -> Classifier:
         """Return the model that training begins with: drawn from the seed, or a pretrained one.
 
