@@ -176,12 +176,21 @@ def test_an_interrupted_run_ends_with_the_same_bits(small, tmp_path, frozen):
             assert np.array_equal(x, tensors[name]) == (begun.part(name) < frozen), name
 
 
-def test_a_run_does_not_go_on_from_other_weights(small, tmp_path):
+def test_a_run_goes_on_from_its_weights_wherever_they_are_and_no_others(
+    small, tmp_path, monkeypatch
+):
     other = bert_models.theirs(9, transformers.BertModel, vocab_size=len(VOCABULARY))
     init = bert_models.folder_of(other, tmp_path / "init", VOCABULARY)
     file = table(tmp_path / "reviews.csv")
     how = ["--data", file, "--init", init, "--longest", 12, *HOW]
     call("finetune", *how, "--out", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    init.rename(tmp_path / "gone")
+    assert "there is no such folder" in call("finetune", "--resume", tmp_path / "run", status=2)
+    (tmp_path / "elsewhere").mkdir()
+    init = (tmp_path / "gone").rename(tmp_path / "elsewhere" / "init")
+    monkeypatch.chdir(init.parent)  # as with data: what is here by its name
+    call("finetune", "--resume", tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     (init / "model.safetensors").write_bytes((small / "model.safetensors").read_bytes())
     said = call("finetune", "--resume", tmp_path / "run", status=2)

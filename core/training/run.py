@@ -36,7 +36,7 @@ from twofold.core.ops import Side
 from twofold.core.training import checkpoints
 from twofold.core.training import codec as codecs
 from twofold.core.training.codec import Codec, TextCodec
-from twofold.core.training.settings import Settings, fingerprint
+from twofold.core.training.settings import Settings, fingerprint, there_or_here
 
 SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
     "run.json",
@@ -187,7 +187,7 @@ class Run:
         settings = self.settings
         model = Classifier(settings.model, ops, seed=settings.recipe.seed)
         if settings.init is not None:
-            folder = pretrained_folder(settings.init)
+            folder = pretrained_folder(there_or_here(settings.init))
             path = folder / weights.WEIGHTS_FILE
             if path.exists() and sha256_of(path) != settings.init_sha256:
                 raise RunError(f"{path} are not the weights that {self.folder} was begun with")

@@ -82,9 +82,7 @@ class Settings:
 
     def dataset(self) -> Dataset:
         """Return the data that the run was begun with, if it is still there, or here."""
-        path = Path(self.data)
-        here = path.name if not path.exists() and Path(path.name).exists() else self.data
-        return dataset_of(here, self.text_column, self.label_column, self.quick)
+        return dataset_of(there_or_here(self.data), self.text_column, self.label_column, self.quick)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, fit for `json.dump`."""
@@ -133,6 +131,12 @@ class Settings:
 def located(data: str) -> str:
     """Return a data set's name as it is, a file's path from wherever one may be."""
     return data if data in NAMES else str(Path(data).resolve())
+
+
+def there_or_here(located: str) -> str:
+    """Return the same, or what is here by its name where it is not there any more."""
+    path = Path(located)
+    return path.name if not path.exists() and Path(path.name).exists() else located
 
 
 def dataset_of(
