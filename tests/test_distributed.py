@@ -3,6 +3,7 @@
 Real processes, two and four, over Gloo; they run `distributed_worker.py`, which see.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from test_cli import TINY, call, table
 from test_training import Run, begin, parameters, same_bits, toy, train
 
+from twofold.core.commands import training
 from twofold.core.training import checkpoints, loop, scaling
 from twofold.core.training.inference import accuracy
 from twofold.core.training.processes import Lost, Processes, Several, joined
@@ -173,6 +175,23 @@ def test_torchrun_starts_the_command_line(tmp_path):
         json.loads(p.read_text()) for p in (tmp_path / "one" / "result.json", tmp_path / "r.json")
     ]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+def test_a_process_with_other_options_is_refused(monkeypatch, tmp_path):
+    processes, first = Processes(), []
+    processes.size, processes.rank = 2, 1
+
+    def told(text):
+        first.append(text)
+        return first[0] if text else ""  # and without a folder, of a run that it has refused
+
+    monkeypatch.setattr(processes, "told", told)
+    monkeypatch.setattr(training, "joined", lambda: contextlib.nullcontext(processes))
+    how = ["train", "--data", "x.csv", "--lr", 0.5, "--out"]
+    for folder in ("here", "there"):
+        assert call(*how, tmp_path / folder, status=2) == ""
+    said = call("train", "--data", "x.csv", "--lr", 0.25, status=2)
+    assert said == "error: 1 of 2 processes have other options than the first one"
 
 
 def test_more_processes_than_parts_are_refused(monkeypatch, tmp_path):

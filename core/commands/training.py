@@ -104,6 +104,7 @@ def carry_out(begin: Begin, context: typer.Context) -> None:
             _refuse_beside_resume(context)
     # Said inside `joined`, before the others know; outside it, of those that never came.
     with plain_errors(), _losses(), joined() as processes, _losses():
+        processes.agreed("options", _choices(context))
         run, dataset = _opened(begin, out, resume, processes, context)
         try:
             result = run.result() if run.finished else finish(run, dataset, processes)
@@ -127,6 +128,12 @@ def _refuse_beside_resume(context: typer.Context) -> None:
         if given and name not in ("resume", "json"):
             was = f"{option.opts[0]} is {str(context.params[name])!r}"
             raise ValueError(f"{was}; with --resume it must be left out: a run goes on as it began")
+
+
+def _choices(context: typer.Context) -> str:
+    """Return the options that every process must be given, but for files that the first writes."""
+    places = ("out", "resume", "json")
+    return repr(sorted((n, x) for n, x in context.params.items() if n not in places))
 
 
 # What a refusal is of, and in what must be: something quoted, or a setting of several words.
