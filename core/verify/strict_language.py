@@ -52,14 +52,22 @@ class Language:
 
     def __init__(self) -> None:
         self._scopes: list[Any] = []
+        self._aliases: list[tuple[dict[str, Any], str, Any]] = []
         self._known: set[Any] = set()
         self._modules: set[tuple[bool, bool]] = set()
 
     def patch(self, fn: Any) -> None:
-        """See to it that the modules a function knows are replaced."""
+        """See to it that the modules a function knows are replaced, and members it has by name."""
         if fn in self._known:
             return
         self._known.add(fn)
+        self._patch_modules(fn)
+        for name, x in [*fn.__globals__.items()]:
+            if (new := _replaced(x)) is not x:
+                self._aliases.append((fn.__globals__, name, x))
+                fn.__globals__[name] = new
+
+    def _patch_modules(self, fn: Any) -> None:
         values = [x for x in fn.__globals__.values() if inspect.ismodule(x)]
         modules = (tl in values, tl.core in values)
         if modules in self._modules:
@@ -85,6 +93,9 @@ class Language:
 
     def restore(self) -> None:
         """Take everything back."""
+        while self._aliases:
+            known, name, x = self._aliases.pop()
+            known[name] = x
         while self._scopes:
             self._scopes.pop().restore()
 
@@ -221,6 +232,19 @@ def loop(arg1: Any, arg2: Any = None, step: Any = None, *_: Any, **__: Any) -> I
     numpy_dtype = interpreter._get_np_dtype(dtype)
     for i in range(*(int(x) for x in bounds)):
         yield tl.tensor(TensorHandle(np.array([i], numpy_dtype), dtype), dtype)
+
+
+def _replaced(x: Any) -> Any:
+    """Return what stands for a member of the language that a module has under a name of its own.
+
+    Such are `cast = tl.cast`, and functions of a libdevice that was imported afresh.
+    """
+    name, module = getattr(x, "__name__", ""), str(getattr(x, "__module__", ""))
+    if not inspect.isfunction(x) or not module.startswith("triton.language"):
+        return x
+    if module.endswith(".libdevice"):
+        return getattr(libdevice, name, x)
+    return getattr(tl, name, x) if tl.core.is_builtin(x) else x
 
 
 def _truth(x: Any) -> bool:

@@ -2,14 +2,16 @@
 
 Two things, put in place before such a library is imported where kernels are interpreted:
 
-- libdevice's functions are declarations that a compiler fills in; here NumPy does, in the
-  argument's dtype, rounded once.
+- libdevice's functions are declarations that a compiler fills in; here NumPy does, in float64, and
+  rounds once to the argument's dtype. Those that are approximate by their name (fast_…) are not
+  there: NumPy would flatter them.
 - An autotuner measures its configurations on a GPU. Any of them may win, so all must be right: the
   one that runs is drawn by its tuning key, the same in every process.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +20,17 @@ import numpy as np
 
 from twofold.core import ops
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "exp": np.exp,
-    "log1p": np.log1p,
-    "rsqrt": lambda x: (1 / np.sqrt(x.astype(np.float64))).astype(x.dtype),
-    "tanh": np.tanh,
+ALIKE = (
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "sin", "cos", "tan", "sinh",
+    "cosh", "tanh", "floor", "ceil", "trunc", "rint", "abs", "pow", "fmod",
+)  # fmt: skip
+FUNCTIONS: dict[str, Callable[..., Any]] = {  # on float64
+    **{name: getattr(np, {"pow": "power"}.get(name, name)) for name in ALIKE},
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "erf": np.vectorize(math.erf, otypes=[np.float64]),
+    "erfc": np.vectorize(math.erfc, otypes=[np.float64]),
+    "div_rn": np.divide,
+    "fma": lambda x, y, z: x * y + z,
 }
 
 
@@ -31,24 +39,37 @@ def prepare() -> None:
     if ops.triton_device() != "cpu":
         return
     from triton.language.extra import libdevice
+    from triton.language.extra.cuda import libdevice as of_cuda
     from triton.runtime.autotuner import Autotuner
 
     for name, function in FUNCTIONS.items():
-        setattr(libdevice, name, _OnTensors(function))
+        setattr(libdevice, name, _OnTensors(name, function))
+    for name in vars(libdevice).keys() & vars(of_cuda).keys():
+        if callable(function := getattr(libdevice, name)):
+            setattr(of_cuda, name, function)
     Autotuner._bench = _drawn_by_key
 
 
 class _OnTensors:
     """A function of NumPy's, as kernels call it; no Python function, which are libdevice's own."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self._name, self._function = name, function
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, *args: Any) -> Any:
         import triton.language as tl
-        from triton.runtime.interpreter import TensorHandle
+        from triton.runtime.interpreter import TensorHandle, interpreter_semantic
 
-        return tl.tensor(TensorHandle(self._function(x.handle.data), x.handle.dtype), x.type)
+        first, *rest = (interpreter_semantic.to_tensor(x) for x in args)
+        dtype = first.dtype
+        if dtype not in (tl.float32, tl.float64):
+            raise TypeError(f"libdevice's {self._name} takes float32 or float64, not {dtype}")
+        for x in rest:
+            first, _ = interpreter_semantic.broadcast_impl_value(first, x)
+        rest = [interpreter_semantic.broadcast_impl_value(first, x)[1] for x in rest]
+        wide = (x.handle.data.astype(np.float64) for x in (first, *rest))
+        found = self._function(*wide).astype(first.handle.data.dtype)
+        return tl.tensor(TensorHandle(found, dtype), first.type)
 
 
 def _drawn_by_key(autotuner: Any, *args: Any, config: Any, **meta: Any) -> list[float]:

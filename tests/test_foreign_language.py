@@ -1,0 +1,39 @@
+"""Kernels that name Triton's language as they like are run, and so are libdevice's functions."""
+
+import pytest
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from twofold.core.verify import foreign
+from twofold.core.verify.foreign_imports import load
+
+pytestmark = pytest.mark.usefixtures("importable", "interpreted")
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("softmax", "softmax"),
+        ("gelu", "activation"),
+        ("gelu_of_cuda", "activation"),
+        ("rms_norm", "rms_norm"),
+    ],
+)
+def test_a_sound_one_passes(name, operator):
+    found = foreign.judge(f"foreign_language:{name}", operator, 9, ["float32", "bfloat16"])
+    assert found.failures == [] and {row.pass_ for row in found.rows} == {"forward"}
+
+
+def test_what_libdevice_does_not_take_is_refused_as_it_is_compiled():
+    found = foreign.judge("foreign_language:erf_of_half", "activation", 3, ["float16"], claimed=0)
+    assert "libdevice's erf takes float32 or float64, not fp16" in found.failures[0]
+
+
+def test_a_module_has_its_own_names_back():
+    softmax = load("foreign_language:softmax")
+    known = softmax.__globals__
+    before = known["cast"], known["root"]
+    foreign.judge("foreign_language:softmax", "softmax", 3, ["float32"], claimed=0)
+    foreign.judge("foreign_language:rms_norm", "rms_norm", 3, ["float32"], claimed=0)
+    assert (known["cast"], known["root"]) == before
+    assert known["cast"] is tl.cast and known["root"] is not libdevice.rsqrt
