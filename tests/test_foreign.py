@@ -271,7 +271,17 @@ def test_who_is_slow_is_judged_as_far_as_there_is_time(monkeypatch):
 
 def test_nothing_but_refusals_is_a_failure():
     found = judge("refuses")
-    assert found.failures == ["every case was refused"] and found.rows == []
+    assert found.failures == ["every case was refused"] and found.rows == [] and found.unjudged
+
+
+def test_what_computes_nothing_is_not_judged_and_it_is_said_what_it_raises(interpreted):
+    def of_another_axis(x):
+        return x.softmax(7)
+
+    found = foreign.judge(of_another_axis, "softmax", 6, ["float32"], claimed=1)
+    assert found.unjudged and "IndexError: Dimension out of range" in foreign.digest(found)[1]
+    assert not judge("out_of_bounds").unjudged  # a fault it has, wherever it is
+    assert not judge("no_scale").unjudged
 
 
 def test_the_command(tmp_path):
@@ -280,6 +290,8 @@ def test_the_command(tmp_path):
         assert "Traceback" not in found.output
         return found.exit_code, found.output
 
+    status, said = call("foreign_kernels:refuses", "--examples", "3")
+    assert status == 2 and "not judged: foreign_kernels:refuses" in said
     result = tmp_path / "result.json"
     few = ["--dtype", "float32", "--examples", "3", "--json", str(result)]
     status, said = call("foreign_kernels:gelu", "--op", "activation", *few)

@@ -43,7 +43,9 @@ from twofold.core.verify.foreign_verdict import (
     Verdict,
     digest,
     keys,
+    raised,
 )
+from twofold.core.verify.strict_memory import Fault
 
 __all__ = [
     "BITS", "CLAIMED", "FAILS", "HOLDS", "UNASKED", "UNSAID", "Claim", "Failure", "Verdict",
@@ -120,7 +122,14 @@ def judge(
     verdict.unasked = "; ".join(f"{p}: {', '.join(what)}" for p, what in trial.unasked.items())
     if trial.refused and not findings:
         verdict.failures.append("every case was refused")
+    verdict.unjudged = bool(verdict.failures) and _computes_nothing(trial)
     return verdict
+
+
+def _computes_nothing(trial: Trial) -> bool:
+    """Return whether every case was refused, or raised what is no fault that a kernel has."""
+    tried = [violation for cases in trial.tried.values() for violation in cases.values()]
+    return all(v and raised(v) and not isinstance(v.__cause__, Fault) for v in tried)
 
 
 def _holds_in_tf32(trial: Trial, case: Any) -> bool:

@@ -98,11 +98,15 @@ def _by_statement(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Go from an exception to what raised it: the interpreter wraps what a kernel raises."""
+    """Go from an exception to what raised it: the interpreter wraps what a kernel raises.
+
+    What C made and never raised is passed over.
+    """
     seen: BaseException | None = error
     before: list[BaseException] = []
     while seen is not None and not any(seen is x for x in before):  # a `Fault` is its own cause
-        yield seen
+        if seen.__traceback__ is not None:
+            yield seen
         before.append(seen)
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 

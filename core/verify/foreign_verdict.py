@@ -98,7 +98,8 @@ class Verdict:
             what these have in common.
         ended: how the process ended before there was a verdict, and in which case.
         unasked: what there was no time for, if anything.
-        unjudged: whether it could not be judged at all, as it cannot be imported or called so.
+        unjudged: whether it could not be judged at all, as it cannot be imported or called so, or
+            refuses every case or raises in it.
     """
 
     rows: list[Row] = field(default_factory=list)

@@ -58,7 +58,8 @@ def command(
     is written into an argument `out`, or over the input, is taken as if it were returned. In which
     order axes are is found out. What fails comes as the smallest case that does, with a line that
     runs it again. Each function has a process of its own: one that hangs or crashes is a failure,
-    and the rest goes on. The exit status is 1 where one fails, else 2 where one cannot be judged.
+    and the rest goes on. The exit status is 1 where one fails, else 2 where one cannot be judged:
+    it is not imported or called so, or refuses every case or raises in it.
     """
     with plain_errors():
         if op not in ops.OPERATORS:
