@@ -131,6 +131,28 @@ def rotate_as_gptj(q, k, cos, sin):
     return turned(q), turned(k)
 
 
+def rotate_by_view(q, k, cos, sin):
+    """(batch, length, heads, head_dim), each of one token after the other: no other strides."""
+    assert 2 * cos.shape[-1] == q.shape[-1]
+
+    def turned(x):
+        tokens = x.view(-1, *x.shape[2:])
+        wide = (y[: x.shape[1]].repeat(x.shape[0], 1) for y in (cos, sin))
+        return rotate(tokens, *wide).view(x.shape)
+
+    return turned(q), turned(k)
+
+
+def rotate_by_view_the_wrong_way(q, k, cos, sin):
+    return rotate_by_view(q, k, cos, -sin)
+
+
+def attention_by_view(q, k, v):
+    """(batch, seqlen, heads, head_dim), features of all heads side by side: no other strides."""
+    of = (x.view(*x.shape[:2], -1).unflatten(-1, q.shape[2:]).transpose(1, 2) for x in (q, k, v))
+    return _attention(*of)[0].transpose(1, 2)
+
+
 def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
     return rotate_as_llama(q, k, cos, -sin, position_ids, unsqueeze_dim)
 

@@ -16,6 +16,7 @@ import numpy as np
 from twofold.core.verify import domains
 from twofold.core.verify.contract import Finding
 from twofold.core.verify.contract import judge as judge_case
+from twofold.core.verify.foreign_orders import contiguous
 from twofold.core.verify.foreign_plain import Handed
 from twofold.core.verify.foreign_refusals import Refused, raised_in_library
 
@@ -29,6 +30,7 @@ Observe = Callable[[str, Any], object]
 # Values of fields that go without saying where an option is not there.
 SAID_BY_NOTHING = {"causal": False, "activation": None}
 UNPACKED = "to be judged so it must refuse more axes, as `M, D = q.shape` does"
+DENSE = "it refuses their strides in this order, and is given contiguous tensors"
 
 
 class _Tried(NamedTuple):
@@ -100,6 +102,13 @@ def _try_orders(function: Function, observe: Observe) -> None:
     orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
     fewer = {n: order(usual) for n, (order, _) in function.entry.fewer.items()}
     found = tried(orders)
+    if found.best is None and not found.refused:
+        dense = {n: order(contiguous(usual)) for n, order in function.entry.arranged.items()}
+        again = tried(dense)
+        if again.right:
+            settle(again, dense)
+            function.found_out.append(DENSE)
+            return
     of_fewer = tried(fewer) if found.best is None and fewer else None
     if of_fewer is not None and (found.refused or (found.in_library and of_fewer.right)):
         settle(of_fewer, fewer)

@@ -10,6 +10,15 @@ from twofold.core.verify.foreign_kinds import showing
 Call = Callable[..., Any]
 
 
+def contiguous(function: Call) -> Call:
+    """Return a function that refuses other strides, as who calls .view does, as one of any."""
+
+    def dense(*tensors: Any, **options: Any) -> Any:
+        return function(*(x.contiguous() for x in tensors), **options)
+
+    return showing(dense, function)
+
+
 def heads_inside(function: Call) -> Call:
     """Return a function of (batch, seqlen, heads, head_dim) as one of the contract's order."""
 
