@@ -94,6 +94,24 @@ def behind_a_sum(x, weight, eps=1e-6, residual=None):
     return rms_norm(h.float(), weight.float(), eps).to(x.dtype), h
 
 
+def behind_a_sum_unrounded(x, weight, residual, eps=1e-6):
+    """What is normalised is more exact than what is stored."""
+    h = x.float() + residual.float()
+    return rms_norm(h, weight.float(), eps).to(x.dtype), h.to(x.dtype)
+
+
+def behind_a_sum_unrounded_without_half_of_it(x, weight, residual, eps=1e-6):
+    return behind_a_sum_unrounded(x, weight, residual / 2, eps)
+
+
+def layer_norm_behind_a_sum_unrounded(x, weight, bias, residual, eps=1e-5):
+    """Written over both."""
+    h = x.float() + residual.float()
+    residual.copy_(h)
+    centred = h - h.mean(-1, keepdim=True)
+    x.copy_(rms_norm(centred, weight.float(), eps) + bias.float())
+
+
 def behind_a_sum_always(x, weight, residual):
     h = x + residual
     return rms_norm(h, weight), h

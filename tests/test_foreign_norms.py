@@ -41,6 +41,25 @@ def test_a_fault_is_found(name, words):
     assert found.failures and found.failures[0].startswith(words), found.failures
 
 
+UNROUNDED = "it normalises the sum with a residual before that is rounded"
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "holds"),
+    [
+        ("behind_a_sum_unrounded", "rms_norm", True),
+        ("layer_norm_behind_a_sum_unrounded", "layer_norm", True),
+        ("behind_a_sum_unrounded_without_half_of_it", "rms_norm", False),
+    ],
+)
+def test_the_stream_may_be_normalised_before_it_is_rounded_and_it_is_said(name, operator, holds):
+    found = foreign.judge(f"foreign_norms:{name}", operator, 60, ["float16", "bfloat16"])
+    assert (found.failures == []) == holds
+    assert any(words.startswith(UNROUNDED) for words in found.taken) == holds
+    rounded = foreign.judge("foreign_norms:behind_a_sum_always", "rms_norm", 0, ["bfloat16"])
+    assert not any(words.startswith(UNROUNDED) for words in rounded.taken)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_in_half_precision_one_that_rounds_twice_is_told_from_one_that_rounds_once(dtype):
     once, twice = (judge(f"rounded_{when}_the_gain", dtype) for when in ("behind", "before"))

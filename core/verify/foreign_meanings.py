@@ -52,6 +52,7 @@ def find_out(function: Function, observe: Observe) -> None:
     _align(function, observe)
     _without(function, observe)
     _limit(function, observe)
+    _agree(function, observe)
     _leave_out(function, observe)
     function.ever.clear()
 
@@ -204,6 +205,31 @@ def _limit(function: Function, observe: Observe) -> None:
         ):
             function.limits.append(limit)
             function.found_out.append(words)
+
+
+def _agree(function: Function, observe: Observe) -> None:
+    """Find what it does instead of ours, and as rightly: what holds so, and does not otherwise."""
+    for words, (fields, instead) in function.entry.instead_of_ours.items():
+        own = {name: function.always[name] for name in instead}
+        for dtype in domains.DTYPES:
+            case = function.case_type(**fields)
+            if _keeps(function, function.fitting(case, dtype), observe):
+                continue
+            function.always |= instead
+            if _keeps(function, function.fitting(case, dtype), observe):
+                function.found_out.append(words)
+                break
+            function.always |= own
+
+
+def _keeps(function: Function, case: Any, observe: Observe) -> bool:
+    """Return whether it keeps the bounds of its outputs, whatever its gradients are."""
+    observe("to see what it does instead", case)
+    try:
+        found = judge_case(function.contract, function.side, case)
+    except (Exception, SystemExit):
+        return False
+    return not any(f.fault for f in found if f.pass_ == "forward")
 
 
 def _leave_out(function: Function, observe: Observe) -> None:

@@ -86,6 +86,8 @@ class Plain:
             fields then are.
         limits: what it may do without, by words: the fields of a case that has it, and what brings
             a case into the domain of who does without. Found in the same way.
+        instead_of_ours: what it may do instead, and be as right, by words: the fields of a case in
+            which that shows, and of every case where it does. Found by what holds so alone.
         tables: gradients of tables, with the fields of a case in which every row is looked up.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
@@ -120,6 +122,9 @@ class Plain:
         str, tuple[Callable[[Callable[..., Any]], Callable[..., Any]], Mapping[str, Any]]
     ] = field(default_factory=dict)
     limits: Mapping[str, tuple[Mapping[str, Any], Callable[[Any], Any]]] = field(
+        default_factory=dict
+    )
+    instead_of_ours: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
         default_factory=dict
     )
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -30,6 +30,12 @@ STREAMS = (
     {"rows": 37, "columns": 257, "residual": True},
     {"rows": 5, "columns": 33, "residual": True, "stream_gradient": True},
 )
+UNROUNDED = {
+    "it normalises the sum with a residual before that is rounded; ours normalise what is stored": (
+        {"rows": 37, "columns": 257, "residual": True},
+        {"unrounded": True},
+    )
+}
 # Of a norm without a gain or a shift: what changes nothing, and what they change.
 NO_WEIGHT, NO_BIAS = (1.0, ("out", "dx", "dresidual")), (0.0, ("out",))
 # Of a norm without the option: the values in use, where rows are so small that eps is seen.
@@ -54,7 +60,7 @@ PLAIN = {
         learned=("residual",),
         neutral={"weight": NO_WEIGHT, "bias": NO_BIAS},
         insisted={"residual": {"residual": True}},
-        always={"dropout_p": 0.0, "tile": None, "into": ""},
+        always={"dropout_p": 0.0, "tile": None, "into": "", "unrounded": False},
         pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
@@ -62,6 +68,7 @@ PLAIN = {
             "residual": STREAMS,
         },
         either=EPS,
+        instead_of_ours=UNROUNDED,
         narrowed=calls.norm_narrowed,
     ),
     "rms_norm": Plain(
@@ -73,7 +80,7 @@ PLAIN = {
         learned=("residual",),
         neutral={"weight": NO_WEIGHT},
         insisted={"residual": {"residual": True}},
-        always={"tile": None, "into": ""},
+        always={"tile": None, "into": "", "unrounded": False},
         pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
@@ -82,6 +89,7 @@ PLAIN = {
             "residual": STREAMS,
         },
         either={**OFFSET, **EPS},
+        instead_of_ours=UNROUNDED,
         narrowed=calls.norm_narrowed,
     ),
     "linear": Plain(

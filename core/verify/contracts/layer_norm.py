@@ -53,6 +53,7 @@ class Case:
     seed: int = 0
     into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
     tile: int | None = None  # entry of the kernel's tile table
+    unrounded: bool = False  # whether, of functions of others, the sum is normalised unrounded
 
 
 class Inputs(NamedTuple):
@@ -125,7 +126,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     elif given.residual is not None:
         h = exact(norms.stored_sum(given.residual, given.x, case.dtype), on)
     # (2) mean and variance
-    xhat, rstd = normalised(h, case.eps)
+    xhat, rstd = normalised(norms.normalised_stream(case, given, h), case.eps)
     # (3) normalise, scale, shift
     out = xhat * weight + bias
     # backward (2) gain and shift

@@ -50,6 +50,7 @@ class Case:
     seed: int = 0
     into: str = ""  # dtype of what backward is to write the gain's gradient into, if anything
     tile: int | None = None  # entry of the kernel's tile table
+    unrounded: bool = False  # whether, of functions of others, the sum is normalised unrounded
 
 
 class Inputs(NamedTuple):
@@ -111,7 +112,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if given.residual is not None:
         h = exact(norms.stored_sum(given.residual, given.x, case.dtype), on)
     # (2) mean of the squares; (4) ĥ
-    normed, rstd = normalised(h, case.eps)
+    normed, rstd = normalised(norms.normalised_stream(case, given, h), case.eps)
     # (3) normalise, scale
     gain = weight if case.offset == 0.0 else weight + case.offset  # a sum with 0 rounds nothing
     out = normed * gain
