@@ -9,6 +9,42 @@ torch_norm = torch.nn.LayerNorm(8)
 torch_norm_without_bias = torch.nn.LayerNorm(8, bias=False)
 torch_linear = torch.nn.Linear(4, 3)
 torch_embedding = torch.nn.Embedding(4, 3)
+
+
+def smoothed_loss(logits, targets, smoothing=0.1):
+    """Of classes that are impossible it makes 0·∞ where nothing is smoothed."""
+    wide = torch.log_softmax(logits.float(), -1)
+    on_target = wide.gather(1, targets[:, None]).squeeze(1)
+    return -((1 - smoothing) * on_target + smoothing * wide.mean(-1)).mean()
+
+
+def smoothed_loss_by_other_classes(logits, targets, label_smoothing=0.1):
+    """What is taken from the target goes to the other classes alone."""
+    share = label_smoothing / max(1, logits.shape[1] - 1)
+    whole = smoothed_loss(logits, targets, share * logits.shape[1])
+    return whole if logits.shape[1] > 1 else smoothed_loss(logits, targets, 0.0)
+
+
+def plain_loss(logits, targets, label_smoothing=0.0):
+    return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+class SmoothedLoss(torch.nn.Module):
+    """As timm's: it keeps what is not smoothed, too."""
+
+    def __init__(self, smoothing=0.1):
+        super().__init__()
+        self.smoothing, self.confidence = smoothing, 1 - smoothing
+
+    def forward(self, x, target):
+        wide = torch.log_softmax(x.float(), -1)
+        on_target = wide.gather(1, target[:, None]).squeeze(1)
+        return -(self.confidence * on_target + self.smoothing * wide.mean(-1)).mean()
+
+
+module_of_smoothing = SmoothedLoss()
+
+
 torch_loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
 norm_of_torch, embedding_of_torch = functional.layer_norm, functional.embedding
 loss_of_torch = functional.cross_entropy

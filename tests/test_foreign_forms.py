@@ -30,6 +30,8 @@ BOTH = {"forward", "backward"}
         ("embedding_of_torch", "embedding", BOTH),
         ("torch_loss", "softmax_cross_entropy", BOTH),
         ("loss_of_torch", "softmax_cross_entropy", BOTH),
+        ("smoothed_loss", "softmax_cross_entropy", BOTH),
+        ("module_of_smoothing", "softmax_cross_entropy", BOTH),
         ("norm", "rms_norm", BOTH),
         ("gemma", "rms_norm", BOTH),
         ("norm_of_scale", "rms_norm", BOTH),
@@ -66,12 +68,21 @@ def test_a_sound_one_passes(name, operator, passes):
         ("softmax_of_axis_1", "softmax", "property float32 leading axes: with other leading axes"),
         ("DecayingLate", "optimizers", "forward float32 params: params["),
         ("ForgettingLate", "optimizers", "forward float32 params: params["),
+        ("smoothed_loss_by_other_classes", "softmax_cross_entropy", "forward float32 loss: loss[]"),
         ("mean_of_all_rows", "softmax_cross_entropy", "forward float32 loss: loss[]"),
     ],
 )
 def test_a_fault_is_found(name, operator, words):
     found = judge(name, operator)
     assert found.failures and found.failures[0].replace("-0;", "0;").startswith(words)
+
+
+def test_who_smooths_by_default_is_not_asked_for_what_it_is_not_without():
+    found, of_torch = (judge(x, "softmax_cross_entropy") for x in ("smoothed_loss", "plain_loss"))
+    said = "'impossible classes' not asked: its smoothing is not 0 by default"
+    assert said in found.notes and not any(said in note for note in of_torch.notes)
+    assert "impossible classes" not in {claim.name for claim in found.claims}
+    assert "impossible classes" in {claim.name for claim in of_torch.claims}
 
 
 def test_a_module_is_left_as_it_is():

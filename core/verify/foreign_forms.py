@@ -32,6 +32,8 @@ IN_ORDER = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPE = "normalized_shape"
 # Options that are set on a module which keeps a number or a word of their name.
 KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction", "ignore_index")
+# What modules also keep of a number: 1 without it.
+REST = {"smoothing": "confidence"}
 # What tensors are called, in small letters; modules hold them by these names.
 CALLED = {
     "x": ("x", "input", "hidden_states", "inp"),
@@ -154,6 +156,8 @@ def _of_what_it_holds(
             setattr(replica, own, _dense(how.pop(name)))
         for name, value in kept.items():
             setattr(replica, name, how.pop(name, value))
+            if hasattr(replica, rest := REST.get(name, "")):
+                setattr(replica, rest, 1.0 - getattr(replica, name))
         if hasattr(replica, SHAPE):
             setattr(replica, SHAPE, replica.weight.shape)
         return replica(*args, **how)

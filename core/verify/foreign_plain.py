@@ -30,6 +30,7 @@ ALIASES = {
     "softcap": ("softcap", "logits_soft_cap", "logit_softcapping"),
     "bias": ("bias", "attn_bias"),
     "ignore_index": ("ignore_index", "ignored_index"),
+    "label_smoothing": ("label_smoothing", "smoothing"),
 }
 
 
@@ -91,6 +92,7 @@ class Plain:
         tables: gradients of tables, with the fields of a case in which every row is looked up.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
+        spared: a property of an option's value that nobody is held to whose own default is another.
     """
 
     call: Callable[[ops.Side, Any, Any], Call]
@@ -135,6 +137,7 @@ class Plain:
     small: Callable[[Any], Any] | None = None
     any_dtype: Sequence[str] = ()
     conventions: Sequence[str] = ()
+    spared: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
     @property
     def may_lack(self) -> tuple[str, ...]:

@@ -123,7 +123,8 @@ class Function:
         self.instead = set(self.entry.instead.values())
         ours, plain = module.CONTRACT, self.entry
         self._inputs = plain.inputs or ours.inputs
-        claims = {n: p for n, p in ours.properties.items() if n not in plain.conventions}
+        spared = {*plain.conventions, *self._spared(taken)}
+        claims = {n: p for n, p in ours.properties.items() if n not in spared}
         passes = {n: p for n, p in ours.passes.items() if p == "backward" or n in plain.outputs}
         passes = {n: p for n, p in passes.items() if n not in {f"d{x}" for x in self._lacking}}
         self.contract: Contract = replace(
@@ -167,6 +168,14 @@ class Function:
         names = [name for name, lacks in known.items() if lacks]
         self.remarks |= {f"it takes no {name}, and is judged without" for name in names}
         return names
+
+    def _spared(self, taken: Mapping[str, inspect.Parameter]) -> Iterator[str]:
+        """Yield properties of another value than an option has by default, and say it."""
+        for option, (value, name) in self.entry.spared.items():
+            if option in self._names and taken[self._names[option]].default != value:
+                why = f"its {self._names[option]} is not {value:g} by default"
+                self.remarks.add(f"'{name}' not asked: {why}")
+                yield name
 
     def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
         """Return a case as the function is called."""

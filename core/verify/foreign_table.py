@@ -204,7 +204,7 @@ PLAIN = {
         options={},
         fewer={"(columns,)": (orders.each_row, {})},
         arranged_case={"rows": 3, "columns": 5},
-        outside={"out": "elements that are −∞"},
+        outside={"out": "elements that are −∞, but for those in front of all others"},
         always={"masked": False, "tile": None},
         pinned=ROWS,
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
@@ -246,12 +246,14 @@ PLAIN = {
         },
         implied={"ignore_index": {"rows": 37, "classes": 33, "ignored": 0.3}},
         outside={
-            "loss": "logits that are −∞; targets that are probabilities",
+            "loss": "logits that are −∞, but for those in front of all others; targets that are "
+            "probabilities",
             "ignore_index": "a mean of no rows",
         },
         inputs=calls.cross_entropy_inputs,
         any_dtype=("loss",),
         conventions=("no such class",),
+        spared={"label_smoothing": (0.0, "impossible classes")},  # which are 0·∞ without
     ),
     "activation": Plain(
         call=calls.activation_call,
