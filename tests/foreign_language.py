@@ -90,3 +90,11 @@ def erf_of_half(x):
     out = torch.empty_like(given)
     _erf_of_half[(triton.cdiv(x.numel(), 1024),)](given, out, x.numel(), 1024)
     return out
+
+
+def softmax_untold(x):
+    """What is copied is all that autograd knows."""
+    out = torch.empty_like(x)
+    out.copy_(x)
+    out.detach().copy_(softmax(x))
+    return out

@@ -147,6 +147,13 @@ class FusedWithoutTheStream(Fused):
         return Fused.backward(ctx, dout, 0 * dh)
 
 
+class FrozenWeight(Function):
+    @staticmethod
+    def backward(ctx, dout):
+        dx, _, *rest = Function.backward(ctx, dout)
+        return dx, None, *rest
+
+
 class ForgetsTheRoot(Function):
     """Its root is a constant to backward."""
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from twofold.core import ops
-from twofold.core.verify import domains, foreign_cases, report
+from twofold.core.verify import domains, foreign_cases, foreign_notes, report
 from twofold.core.verify.contract import PROPERTY, Finding, Inapplicable, Violation
 from twofold.core.verify.foreign_imports import load
 from twofold.core.verify.foreign_operators import Operator
@@ -117,7 +117,7 @@ def judge(
         }
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
-    verdict.taken, verdict.notes = judged.found_out, trial.notes()
+    verdict.taken, verdict.notes = judged.found_out, foreign_notes.notes(trial)
     verdict.largest = foreign_cases.largest(trial.taken)
     verdict.unasked = "; ".join(f"{p}: {', '.join(what)}" for p, what in trial.unasked.items())
     if trial.refused and not findings:

@@ -43,6 +43,7 @@ class Operator:
         self.implied: list[str] = []
         self.instead: set[str] = set()
         self.remarks: set[str] = set()
+        self.absent: set[str] = set()
         self.found_out: list[str] = []
         self.learns = True
         self._module_run = module.run

@@ -18,6 +18,7 @@ from twofold.core import ops
 from twofold.core.verify import (
     disturbing,
     domains,
+    foreign_gradients,
     foreign_lacking,
     foreign_meanings,
     foreign_packed,
@@ -89,6 +90,7 @@ class Function:
         arranged: the order of its axes, where it is not the usual one.
         limits: bring a case into the domain of who does without something, as it was found out.
         always: the values that fields of cases have.
+        absent: gradients of the last call that are None.
         learns: whether any of its outputs ever required a gradient.
     """
 
@@ -105,6 +107,7 @@ class Function:
         self._names = names(function, self.entry.options)
         self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever: set[str] = set()
+        self.absent: set[str] = set()
         self.unexercised = list(self._names)
         self.always = dict(self.entry.always)
         taken = parameters(function)
@@ -302,6 +305,7 @@ class Function:
         leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
         learned = {n: tensors.pop(n) for n in learned}
         options = self._given(call._replace(options={**call.options, **learned}))
+        before, self.absent = self._launches, set()
         with refusals(options.values()), self._counting():
             returned = disturbing.around(
                 side,
@@ -330,14 +334,10 @@ class Function:
             if getattr(case, "stream_gradient", False) and not self._is_fused(roots):
                 raise Inapplicable("the stream's gradient is not the function's to add")
             if roots:
-                gradients = torch.autograd.grad(
-                    list(roots.values()),
-                    list(leaves.values()),
-                    [call.gradients[n].to(x.dtype) for n, x in roots.items()],
-                    allow_unused=True,
-                )
-                for (n, x), d in zip(leaves.items(), gradients, strict=True):
-                    found[f"d{n}"] = torch.full_like(x, torch.nan) if d is None else d
+                of = foreign_gradients.gradients(roots, leaves, call.gradients)
+                found, self.absent = found | of[0], of[1]
+        if roots and self._launches > before and not foreign_gradients.are_told(roots):
+            self.remarks.add(foreign_gradients.UNTOLD)
         found = {n: x for n, x in found.items() if n in self.contract.passes}
         self._computed = set(found)
         self.ever |= self._computed

@@ -30,6 +30,7 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contract import (
     subject as subject_of,
 )
+from twofold.core.verify.foreign_gradients import NOTHING
 from twofold.core.verify.foreign_operators import Operator
 from twofold.core.verify.foreign_refusals import Refused, where
 from twofold.core.verify.foreign_subjects import Function
@@ -56,8 +57,6 @@ DRAWN, BOUNDS = 0.4, 0.7
 SIZES = (16, 32, 64)  # head_dims
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 REFUSED = 6  # so many times the cases wanted may be refused
-IMPLIED = {"enable_gqa": "grouped heads", "ignore_index": "targets of −100"}
-UNLIKE = "are not ignored, as torch's are: add ignore_index=… to be held to it"
 
 
 class Trial:
@@ -89,6 +88,12 @@ class Trial:
         self.observe(self.line(case))
         with self._violations(next(iter(self.contract.passes)), case):
             findings = judge_case(self.contract, self.judged.side, case)
+        findings = [
+            replace(f, fault=f"{f.output} is None: {NOTHING}")
+            if f.output in self.judged.absent and f.fault
+            else f
+            for f in findings
+        ]
         self.judged.judged(case)
         if any(f.fault for f in findings):
             raise Violation(findings)
@@ -348,47 +353,6 @@ class Trial:
         except Violation as violation:
             return asked, violation
         return asked, max(failed.values(), key=is_far_off)
-
-    def notes(self) -> list[str]:
-        """Say what was not judged."""
-        judged = self.judged
-        passes = {n: p for n, p in self.contract.passes.items() if n not in judged.instead}
-        notes = []
-        if missing := [o for o in judged.missing if o not in judged.implied]:
-            notes.append(f"not judged, for it takes none of them: {', '.join(missing)}")
-        for option in judged.implied:
-            asked = f"not judged: add {option}=…"
-            if option in self.implied:
-                asked = f"judged, though it takes no {option}"
-            elif option in self.unlike:
-                asked = UNLIKE
-            elif not self.implied_asked:
-                asked = "not judged while other cases fail"
-            notes.append(f"{IMPLIED[option]} {asked}")
-        if judged.unpassed:
-            notes.append(f"never passed: {', '.join(judged.unpassed)}")
-        if judged.unexercised:
-            notes.append(f"never exercised: {', '.join(judged.unexercised)}")
-        lost = {n: pass_ for n, pass_ in passes.items() if n not in judged.ever}
-        backward = {n for n, pass_ in passes.items() if pass_ == "backward"}
-        if judged.ever and backward and backward <= lost.keys():
-            why = "no gradient fits its shape" if judged.learns else "the output requires no grad"
-            notes.append(f"forward only: {why}")
-            lost = {n: pass_ for n, pass_ in lost.items() if pass_ == "forward"}
-        if judged.ever and lost:
-            notes.append(f"not judged, for it is not computed: {', '.join(lost)}")
-        if outside := judged.outside():
-            notes.append(f"not in the domain: {'; '.join(outside)}")
-        notes += sorted(judged.remarks)
-        taken, away = len(self.taken), len(self.turned_away)
-        if away:
-            mostly = "mostly refused, which says little: " if away > taken else ""
-            notes.append(f"{mostly}{taken} of {taken + away} cases were taken")
-        for refusals in self.refused.values():
-            case, words = next(iter(refusals.items()))
-            first = f"{case.dtype} {report.short(case)}"
-            notes.append(f"refused {len(refusals)} cases, such as {first}: {words}")
-        return notes
 
     def _refuse(self, refusal: Refused, case: Any) -> None:
         """Remember a refusal; those that differ in numbers alone are one."""
