@@ -208,6 +208,10 @@ PLAIN = Plain(
         {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
         {"batch": 5, "heads": 9, "seqlen_q": 3, "seqlen_k": 5, "head_dim": 16},
     ),
+    long=(
+        {"seqlen_q": 3, "seqlen_k": 67, "head_dim": 256},
+        {"seqlen_q": 3, "seqlen_k": 9001, "head_dim": 16},
+    ),
     far=(
         {"batch": 3, "head_dim": 16, "layout": "far batches"},
         {"heads": 3, "head_dim": 16, "layout": "far heads"},

@@ -44,6 +44,7 @@ class Operator:
         self.instead: set[str] = set()
         self.remarks: set[str] = set()
         self.absent: set[str] = set()
+        self.long: list[Any] = []
         self.found_out: list[str] = []
         self.learns = True
         self._module_run = module.run

@@ -61,6 +61,7 @@ class Plain:
             where it has not.
         always: the values that fields of the case have in every plain call.
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
+        long: cases past the sizes that small kernels know, which cost: run in one precision, last.
         exercised: cases that are always run of a function that has the option.
         learned: options that are tensors whose gradients are judged.
         optional: tensors that a function may lack, or must be given, with the case's fields then:
@@ -104,6 +105,7 @@ class Plain:
     instead: Mapping[str, str] = field(default_factory=dict)
     named: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[str]] | None = None
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
+    long: Sequence[Mapping[str, Any]] = ()
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     learned: Sequence[str] = ()
     optional: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(

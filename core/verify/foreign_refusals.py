@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ REFUSALS = (ValueError, AssertionError, NotImplementedError)
 STATEMENTS = ("RAISE_VARARGS", "UNPACK_SEQUENCE")  # the second is `R, C = x.shape`: two axes only
 # What torch's attention says where it is asked for both.
 WORDS = "Explicit attn_mask should not be set when is_causal=True"
+# What a RuntimeError says that was meant: Triton's kernels mostly say so of long rows.
+TOO_MUCH = re.compile(r"\bexceed|(does not|doesn't|not|only) support", re.IGNORECASE)
 _LIBRARIES = {"numpy", "torch"} | sys.stdlib_module_names - {"__main__"}
 _NOT_THEIRS = _LIBRARIES | {"triton", "twofold"}
 
@@ -77,12 +80,16 @@ def _unknown(error: BaseException, options: Iterable[Any]) -> bool:
 def _meant(error: BaseException) -> bool:
     """Return whether it is of `REFUSALS` and a statement raised it, in no library that was called.
 
+    Or a RuntimeError that says of what there is too much.
+
     NumPy and torch raise ValueError where shapes do not go together, which is a fault of whoever
     calls them. What Triton's language refuses, the compiler would.
     """
     *_, innermost = _frames(error)
     if WORDS in str(error):
         return True
+    if type(error) is RuntimeError and TOO_MUCH.search(str(error)):
+        return _package(innermost) not in _NOT_THEIRS and _by_statement(error)
     if not isinstance(error, REFUSALS) or _package(innermost) in _LIBRARIES:
         return False
     if _module(innermost).startswith("triton.runtime"):  # a device_assert

@@ -90,6 +90,7 @@ class Function:
         arranged: the order of its axes, where it is not the usual one.
         limits: bring a case into the domain of who does without something, as it was found out.
         always: the values that fields of cases have.
+        long: cases that are run in one precision.
         absent: gradients of the last call that are None.
         learns: whether any of its outputs ever required a gradient.
     """
@@ -141,6 +142,7 @@ class Function:
             small=plain.small or ours.small,
             in_place=False,
         )
+        self.long = [module.Case(**fields) for fields in self.entry.long]
         self._module_truth = module.truth
         self.unpassed = self._check_signature(module.Case(), seen)
 

@@ -21,6 +21,8 @@ ROWS = (
     {"rows": 515, "columns": 17},
     {"rows": 1201, "columns": 3},
 )
+# No wider: who has a row in one block mostly takes no more than 16,384, or 65,536, columns.
+WIDE_NORM, WIDE_SOFTMAX = {"rows": 1, "columns": 12301}, {"rows": 1, "columns": 40009}
 # Of an activation: every kind is exercised, and a smaller case tells which one it is.
 EVERY_KIND = {"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)}
 KIND = {"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)}
@@ -62,6 +64,7 @@ PLAIN = {
         insisted={"residual": {"residual": True}},
         always={"dropout_p": 0.0, "tile": None, "into": "", "unrounded": False},
         pinned=ROWS,
+        long=(WIDE_NORM,),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
             "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
@@ -82,6 +85,7 @@ PLAIN = {
         insisted={"residual": {"residual": True}},
         always={"tile": None, "into": "", "unrounded": False},
         pinned=ROWS,
+        long=(WIDE_NORM,),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised={
             "eps": ({"rows": 5, "columns": 33, "magnitude": "tiny", "eps": 1e-3},),
@@ -118,6 +122,7 @@ PLAIN = {
             {"rows": 259, "features_in": 17, "features_out": 261},
             {"rows": 3, "features_in": 515, "features_out": 5},
         ),
+        long=({"rows": 3, "features_in": 4161, "features_out": 5},),
         far=({"rows": 3, "features_in": 17, "features_out": 3, "layout": "far rows"},),
         exercised={
             "activation": tuple(
@@ -136,6 +141,7 @@ PLAIN = {
             {"length": 515, "rows": 300, "columns": 17},
             {"length": 5, "columns": 4099},
         ),
+        long=({"length": 37, "rows": 70001, "columns": 3},),
         far=({"length": 3, "rows": 3, "columns": 17, "layout": "far rows"},),
         tables={"dtable": {"length": 40, "rows": 5}},
         outside={"out": "ids outside the table"},
@@ -187,6 +193,7 @@ PLAIN = {
             {"batch": 2, "length": 1},
             {"length": 259, "head_dim": 16, "pairs": 8},
         ),
+        long=({"heads": 1, "key_heads": 1, "length": 4099, "head_dim": 16, "pairs": 8},),
         far=(
             {"batch": 3, "head_dim": 16, "pairs": 8, "layout": "far batches"},
             {"length": 3, "head_dim": 16, "pairs": 8, "layout": "far rows"},
@@ -207,6 +214,7 @@ PLAIN = {
         outside={"out": "elements that are −∞, but for those in front of all others"},
         always={"masked": False, "tile": None},
         pinned=ROWS,
+        long=(WIDE_SOFTMAX,),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
     ),
     "softmax_cross_entropy": Plain(
@@ -231,6 +239,7 @@ PLAIN = {
             {"rows": 1, "classes": 19, "magnitude": "offset"},
             {"rows": 515, "classes": 17},
         ),
+        long=({"rows": 1, "classes": 70001},),
         far=({"rows": 3, "classes": 17, "layout": "far rows"},),
         exercised={
             "label_smoothing": ({"rows": 5, "classes": 33, "label_smoothing": 0.1},),

@@ -74,6 +74,7 @@ class Trial:
         self.refused: dict[str, dict[Any, str]] = {}
         # By the precision: the cases for bounds, and what is violated in each.
         self.tried: dict[str, dict[Any, Violation | None]] = {}
+        self.long = list(judged.long)  # those that were not run yet
         self.taken: set[Any] = set()
         self.turned_away: set[Any] = set()  # in every form that they were tried in
         self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
@@ -144,13 +145,16 @@ class Trial:
         if self._over() and violation is None:
             self._pass_over(precision, f"{examples - asked} of {examples} drawn cases")
         self.until, left = began + BOUNDS * (end - began), 0
-        for case in self.contract.pinned:
-            case = self.judged.fitting(case, precision)
+        pinned = [*self.contract.pinned, *self.long]
+        for one in pinned:
+            case = self.judged.fitting(one, precision)
             if self.judged.skips(case):
                 continue
             if self._over():
                 left += 1
                 continue
+            if one in self.long:
+                self.long.remove(one)
             try:
                 check(case)
                 self.taken.add(case)
@@ -165,7 +169,7 @@ class Trial:
                 if violation is None or is_far_off(found) > is_far_off(violation):
                     violation = self._smallest(case, precision, found, keys(found)[0])
         if left:
-            self._pass_over(precision, f"{left} of {len(self.contract.pinned)} pinned cases")
+            self._pass_over(precision, f"{left} of {len(pinned)} pinned cases")
         if violation is None and not self._over():
             violation = self._imply(precision, held)
             self.implied_asked = True
