@@ -1,10 +1,12 @@
 """What is shown first of a function that is wrong: each fault once, where, and how to see it."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
@@ -104,6 +106,50 @@ def test_outputs_of_one_case_are_one_fault():
     assert re.search(r"it must be \S+ ± \S+ \(.*\), [\d,.]+ times its bound$", said[1])
     assert re.match(r"  with it dq by \S+ times its bound, dk by ", said[2])
     assert "window_size given" in said[5]
+
+
+def softmax_that_doubles_or_is_nan(x):
+    return torch.softmax(x.float(), -1).to(x.dtype) * (torch.nan if x.element_size() == 2 else 2)
+
+
+def softmax_in_steps(x):
+    """Its sum is rounded to the dtype of x."""
+    p = (x - x.amax(-1, keepdim=True)).exp()
+    return p / p.sum(-1, keepdim=True)
+
+
+def gelu_by_tanh(x):
+    u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return 0.5 * x * (1 + torch.tanh(u))
+
+
+def test_what_is_no_number_in_one_precision_hides_no_number_of_another():
+    found = foreign.judge(softmax_that_doubles_or_is_nan, "softmax", 30, claimed=0)
+    said = [line for line in foreign.digest(found) if "leave" in line]
+    where = {re.search(r"\((.*)\)", line)[1] for line in said}
+    assert {"float32", "float16, bfloat16"} <= where and len(where) == 2
+
+
+def test_the_precision_that_holds_is_said():
+    found = foreign.judge(softmax_in_steps, "softmax", 30, claimed=0)
+    (said,) = (line for line in foreign.digest(found) if "float32" in line)
+    assert re.fullmatch(r"float32 keeps its bounds in all \d\d cases", said)
+
+
+def test_of_what_is_wrong_in_its_tail_alone_the_kind_is_known():
+    found = foreign.judge(gelu_by_tanh, "activation", 30, ["float32"], claimed=0)
+    said = "without kind, its kind is taken to be gelu_tanh"
+    assert found.found and found.taken[0].startswith(said)
+
+
+def test_inputs_are_counted_in_the_order_of_the_call():
+    def rms_norm(x, weight, eps=1e-6):
+        with torch.no_grad():
+            weight += 1
+        return x
+
+    said = "\n".join(foreign.digest(foreign.judge(rms_norm, "rms_norm", 6, ["float32"], claimed=0)))
+    assert "input 1 of shape" in said and "input 0 of" not in said
 
 
 def test_a_pinned_case_is_made_smaller():

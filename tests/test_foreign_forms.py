@@ -118,7 +118,7 @@ def test_a_gain_of_one_more_is_found_out():
         ("weight_of_columns", "linear", "its tensors are taken to be weight (in, out)"),
         ("linear_with_gelu", "linear", "without activation, its activation is taken to be gelu"),
         ("losses_of_rows", "softmax_cross_entropy", "its reduction is taken to be none"),
-        ("gated_by_tanh", "gated_activation", "; judged as gelu_tanh, the nearest"),
+        ("gated_by_tanh", "gated_activation", "taken to be gelu_tanh, whose bounds most keep"),
         ("embedding_with_padding", "embedding", "gradient of row 0 is always 0: a padding_idx?"),
         ("BySign", "optimizers", "its optimizer is none of adam, adamw; judged as"),
     ],

@@ -115,6 +115,11 @@ def judge(
             for failure, fault in wrong
             if failure.share >= LITTLE and _holds_in_tf32(trial, fault.case)
         }
+    verdict.holding = {
+        precision: len(cases)
+        for precision, cases in trial.tried.items()
+        if cases and not any(cases.values())
+    }
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
     verdict.taken, verdict.notes = judged.found_out, foreign_notes.notes(trial)

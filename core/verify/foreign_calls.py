@@ -50,11 +50,12 @@ def _norm_call(
     def placed(name: str) -> Any:
         return domains.place(side, getattr(given, name), case.dtype, case.layout)
 
+    given_to = {name: placed(name) for name in tensors}  # first: inputs are counted in this order
+    how = {name: getattr(case, name) for name in options} | {"residual": placed("residual")}
     gradients = {"out": placed("dout")}
     if case.stream_gradient:
         gradients["h"] = placed("dh")
-    how = {name: getattr(case, name) for name in options} | {"residual": placed("residual")}
-    return Call({name: placed(name) for name in tensors}, how, gradients)
+    return Call(given_to, how, gradients)
 
 
 def norm_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:
@@ -79,10 +80,10 @@ def linear_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 def embedding_call(side: ops.Side, case: Any, given: Any) -> Call:
     """Return a look-up as a plain call."""
+    ids = side.asarray(given.ids, case.ids_dtype)
     table, dout = (
         domains.place(side, x, case.dtype, case.layout) for x in (given.table, given.dout)
     )
-    ids = side.asarray(given.ids, case.ids_dtype)
     return Call({"ids": ids, "table": table}, {}, {"out": dout})
 
 

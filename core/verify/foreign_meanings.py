@@ -182,14 +182,15 @@ def _without(function: Function, observe: Observe) -> None:
                 function.found_out.append("without causal, it is: later keys change nothing")
             elif option != "causal" and tried.nearest is not None:
                 take(ways[tried.nearest])
-                function.found_out.append(_unlike(function.without[option], ways))
+                words = _unlike(function.without[option], ways)
+                if tried.size == 0.0:  # the middle element of every output keeps its bound
+                    words = _like(option, function.without[option]) + ", whose bounds most keep"
+                function.found_out.append(words)
             continue
         take(ways[tried.best])
         found = function.without[option]
         if not any(x is SAID_BY_NOTHING.get(n, ...) for n, x in found.items()):
-            value = " and ".join(map(str, found.values()))
-            said = f"without {option}, its {', '.join(found)} is taken to be {value}"
-            function.found_out.append(said)
+            function.found_out.append(_like(option, found))
 
 
 def _limit(function: Function, observe: Observe) -> None:
@@ -265,6 +266,12 @@ def _computes(function: Function, case: Any, observe: Observe) -> bool:
     except (Exception, SystemExit):
         return False
     return True
+
+
+def _like(option: str, fields: Mapping[str, Any]) -> str:
+    """Say as what it is judged without an option."""
+    value = " and ".join(map(str, fields.values()))
+    return f"without {option}, its {', '.join(fields)} is taken to be {value}"
 
 
 def _unlike(fields: Mapping[str, Any], ways: Sequence[Mapping[str, Any]]) -> str:

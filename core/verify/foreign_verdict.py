@@ -94,6 +94,7 @@ class Verdict:
         notes: what was not judged.
         largest: of each size the largest that was taken, in words.
         found: the failures that have a case.
+        holding: precisions in which every case keeps its bounds, with how many there were.
         common: by the line of the smallest case, in how many of its precision the same fails, and
             what these have in common.
         ended: how the process ended before there was a verdict, and in which case.
@@ -109,6 +110,7 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
     largest: str = ""
     found: list[Failure] = field(default_factory=list)
+    holding: dict[str, int] = field(default_factory=dict)
     common: dict[str, str] = field(default_factory=dict)
     ended: str = ""
     unasked: str = ""
@@ -118,13 +120,14 @@ class Verdict:
 def digest(verdict: Verdict) -> list[str]:
     """Return what is wrong in few lines: each fault once, on the smallest input that has it.
 
-    Faults are one where the same is raised, where the same outputs leave their bounds, or where
-    the same property fails. Of several precisions it is shown in the one that is furthest off.
+    Faults are one where the same is raised, where the same outputs leave their bounds, by numbers
+    or by NaN and infinities, or where the same property fails. Of several precisions it is shown in
+    the one that is furthest off, and what holds in another is said.
     """
     causes: dict[tuple[str, ...], list[Failure]] = {}
     for case in _by_case(verdict.found):
         first = case[0]
-        names = (first.pass_, *(f.name for f in case))
+        names = (first.pass_, str(np.isfinite(first.share)), *(f.name for f in case))
         causes.setdefault((first.key,) if first.raised else names, []).extend(case)
     said: list[str] = []
     if verdict.ended:
@@ -136,6 +139,7 @@ def digest(verdict: Verdict) -> list[str]:
             properties += _of_property(failures, not said)
         else:
             said += _of_bound(failures, verdict.common)
+    said += [f"{p} keeps its bounds in all {n} cases" for p, n in verdict.holding.items() if said]
     outcomes: dict[str, set[str]] = {}
     for claim in verdict.claims:
         outcomes.setdefault(claim.name, set()).add(claim.outcome)
@@ -177,7 +181,7 @@ def _by_case(found: Iterable[Failure]) -> list[list[Failure]]:
 def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[str]:
     """Say what leaves its bound or is raised, on the worst of these cases."""
     bounds = [f for f in failures if f.pass_ != PROPERTY]
-    worst = min(bounds, key=lambda f: (-f.share, len(f.again)))
+    worst = min(bounds, key=lambda f: (-f.share, f.precision != "float32", len(f.again)))
     first = next(f for f in bounds if f.again == worst.again)
     shown = [f for f in failures if f.again == first.again]
     names = list(dict.fromkeys(f.name for f in failures if f.pass_ != PROPERTY))
