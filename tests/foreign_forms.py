@@ -299,3 +299,45 @@ class AdamWInFloat32(torch.optim.Optimizer):
             self.adamw.step()
             for p, own in zip(group["params"], self.inner, strict=True):
                 p.data.copy_(own.detach())
+
+
+class AdamOfNoBase:
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+        self.params, self.lr, self.betas, self.eps = list(params), lr, betas, eps
+        self.moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in self.params]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self):
+        self.steps += 1
+        for p, moments in zip(self.params, self.moments, strict=True):
+            adam_step(p, p.grad, *moments, self.steps, self.lr, *self.betas, self.eps)
+
+
+def adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps):
+    exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    root = (exp_avg_sq / (1 - beta2**step)).sqrt() + eps
+    param.sub_(lr / (1 - beta1**step) * exp_avg / root)
+
+
+def adam_step_returned(p, g, m, v, t, lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, wd=0.0):
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    root = (v / (1 - b2**t)).sqrt() + eps
+    return p * (1 - lr * wd) - lr / (1 - b1**t) * m / root, m, v
+
+
+def adam_step_late(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps):
+    adam_step(param, grad, exp_avg, exp_avg_sq, step + 1, lr, beta1, beta2, eps)
+
+
+class NormOfOtherNames(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a_2, self.b_2 = (torch.nn.Parameter(torch.ones(8)) for _ in range(2))
+
+    def forward(self, x):
+        return torch.nn.functional.layer_norm(x, (8,), self.a_2, self.b_2)
+
+
+norm_of_other_names = NormOfOtherNames()

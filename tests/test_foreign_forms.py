@@ -50,6 +50,9 @@ BOTH = {"forward", "backward"}
         ("AdamWInFloat32", "optimizers", {"forward"}),
         ("AdamW", "optimizers", {"forward"}),
         ("fused_adam", "optimizers", {"forward"}),
+        ("AdamOfNoBase", "optimizers", {"forward"}),
+        ("adam_step", "optimizers", {"forward"}),
+        ("adam_step_returned", "optimizers", {"forward"}),
     ],
 )
 def test_a_sound_one_passes(name, operator, passes):
@@ -66,6 +69,7 @@ def test_a_sound_one_passes(name, operator, passes):
         ("values_by_strides_of_keys", "attention", "forward float32 out: out["),
         ("gradient_by_strides_of_x", "softmax", "backward float32 dx: dx["),
         ("softmax_of_axis_1", "softmax", "property float32 leading axes: with other leading axes"),
+        ("adam_step_late", "optimizers", "forward float32 params: params["),
         ("DecayingLate", "optimizers", "forward float32 params: params["),
         ("ForgettingLate", "optimizers", "forward float32 params: params["),
         ("smoothed_loss_by_other_classes", "softmax_cross_entropy", "forward float32 loss: loss[]"),
@@ -83,6 +87,12 @@ def test_who_smooths_by_default_is_not_asked_for_what_it_is_not_without():
     assert said in found.notes and not any(said in note for note in of_torch.notes)
     assert "impossible classes" not in {claim.name for claim in found.claims}
     assert "impossible classes" in {claim.name for claim in of_torch.claims}
+
+
+def test_weights_that_could_not_be_set_are_named():
+    words = "its a_2, b_2 stay as they are: it has no weight, bias by name"
+    assert words in judge("norm_of_other_names", "layer_norm").taken
+    assert not judge("torch_norm", "layer_norm").taken
 
 
 def test_a_module_is_left_as_it_is():

@@ -4,8 +4,8 @@ That is f(tensors…, options…) -> outputs, the tensors in order. Taken beside
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
 up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
 with options between them; a class of torch.optim. Those of attention alone are in
-`foreign_joined`, its packed sequences in `foreign_packed`, sizes that are numbers in
-`foreign_sizes`, what is written to where it is told in `foreign_written`.
+`foreign_joined`, its packed sequences in `foreign_packed`, one step of Adam in `foreign_steps`,
+sizes that are numbers in `foreign_sizes`, what is written to where it is told in `foreign_written`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from twofold.core.verify import (
     foreign_kinds,
     foreign_packed,
     foreign_sizes,
+    foreign_steps,
     foreign_written,
 )
 from twofold.core.verify.foreign_kinds import Seen, parameters, showing, taking
@@ -69,13 +70,15 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
     seen.signature = str(inspect.signature(function))
     tensors = tensor_names(operator)
     if isinstance(implementation, torch.nn.Module):
-        function = _of_what_it_holds(implementation, function, operator, tensors)
+        function = _of_what_it_holds(implementation, function, operator, tensors, seen)
     function = foreign_sizes.told(function, operator, seen)
     function = foreign_written.filling(function, operator, seen.written)
     if operator == "attention":
         function = foreign_joined.of_module(function, seen)
         function = foreign_joined.of_joined(function, seen)
         function = foreign_packed.of_packed(function, seen)
+    if operator == "optimizers":
+        function = foreign_steps.of_one_step(function, seen)
     if operator == "rotary":
         function = _one_at_a_time(function)
     function = _without_bias(function, operator, tensors, seen)
@@ -110,19 +113,22 @@ def stepping(optimizer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_optimizer(implementation: Any) -> bool:
-    """Return whether it is a class of torch.optim, or makes one with some arguments given."""
+    """Return whether it is a class as torch.optim's, or makes one with some arguments given."""
     import torch
 
     made = implementation.func if isinstance(implementation, functools.partial) else implementation
-    return isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+    if not isinstance(made, type) or issubclass(made, torch.nn.Module):
+        return False
+    own = callable(getattr(made, "step", None)) and next(iter(parameters(made)), "") == "params"
+    return own or issubclass(made, torch.optim.Optimizer)
 
 
 def _of_what_it_holds(
-    module: Any, function: Callable[..., Any], operator: str, tensors: Sequence[str]
+    module: Any, function: Callable[..., Any], operator: str, tensors: Sequence[str], seen: Seen
 ) -> Callable[..., Any]:
     """Return a module as a function that is given by name what it holds; its own is kept.
 
-    What is None it does not hold.
+    What is None it does not hold; `seen` is told what stays as it is.
 
     A norm made for one size is told the size at hand.
     """
@@ -138,6 +144,10 @@ def _of_what_it_holds(
     }
     if not any(isinstance(getattr(module, own), torch.Tensor) for own in held.values()):
         held = {}
+    unset = [n for n, _ in module.named_parameters() if n not in held.values()]
+    asked = ", ".join(n for n in tensors[1:] if n not in (*taken, *held))
+    if unset and asked:
+        seen.said.append(f"its {', '.join(unset)} stay as they are: it has no {asked} by name")
     kept = {
         name: getattr(module, name)
         for option in KEPT

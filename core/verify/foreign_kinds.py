@@ -12,7 +12,8 @@ from typing import Any
 
 GIVEN = (
     "a function, an nn.Module (or its class, made without arguments), a class derived from "
-    "torch.autograd.Function, or an object with forward and, for its own gradients, backward"
+    "torch.autograd.Function, of optimizers a class made of params that has step, or an object "
+    "with forward and, for its own gradients, backward"
 )
 
 EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
