@@ -22,6 +22,7 @@ from twofold.core.verify.contract import (
     fitting,
     hold,
     judge,
+    judge_pinned,
     precision_name,
     same_bits,
     subject,
@@ -30,7 +31,7 @@ from twofold.core.verify.contract import (
 from twofold.core.verify.contracts import linear
 from twofold.core.verify.processes import processes
 from twofold.core.verify.rounding import exact, machine
-from twofold.core.verify.search import some_properties
+from twofold.core.verify.search import LEAST, drawn, search, some_properties
 
 ops.triton_device()  # before a contract imports the kernels' tile tables
 CONTRACTS = {name: report.contract(name) for name in ops.OPERATORS}
@@ -144,6 +145,69 @@ def test_what_is_wrong_is_named(reference, words):
     assert not [f for f in judge(doubling(lambda x: 2 * x), reference, Case()) if f.fault]
     with pytest.raises(Violation, match=re.escape(words)):
         hold(doubling(FAULTS[words]), reference, Case())
+
+
+def raising(x):
+    if x[0] > 2:
+        raise IndexError("no such row")
+    return 2 * x
+
+
+def test_what_is_raised_is_a_finding_and_where(reference):
+    """Of a pinned case, of a drawn one, which ends the search, and in a property."""
+
+    def asks(subject, case):
+        subject.compute(case, np.full(3, 9.0))
+
+    cases = st.builds(Case, x=st.sampled_from([1.0, 3.0]))
+    contract = doubling(raising, pinned=[Case(x=5.0)])
+    contract = dataclasses.replace(contract, cases=cases)
+    words = "IndexError: no such row (at "
+    for found, x in ((judge_pinned(contract, reference), 5), (search(contract, reference, 9), 3)):
+        (fault,) = [f for f in found if f.fault]
+        assert words in fault.fault and fault.case.x == x and fault.share == np.inf
+    contract = dataclasses.replace(contract, properties={"asks": asks})
+    (found,) = check_properties(contract, subject(contract, reference), Case(), ["asks"])
+    assert words in found.fault and __file__ in found.fault
+    with pytest.raises(Violation, match="no such row") as violation:
+        hold(contract, reference, Case(x=3.0))
+    assert isinstance(violation.value.__cause__, IndexError)
+    assert report.summarise(judge_pinned(contract, reference))[0].faults
+
+
+def test_what_fails_in_some_runs_alone_is_a_finding(reference):
+    count = iter(range(1000))
+    contract = doubling(lambda x: 2 * x + (next(count) == 3))
+    contract = dataclasses.replace(contract, cases=st.builds(Case, x=st.floats(1, 2)))
+    assert any("out[0] is" in f.fault for f in search(contract, reference, 20))
+
+
+def test_every_property_is_asked_and_of_the_cases_that_are_drawn(reference):
+    asked = {}
+
+    def claim(name):
+        return lambda subject, case: asked.setdefault(name, []).append(case)
+
+    names = [f"claim {i}" for i in range(30)]
+    contract = doubling(lambda x: 2 * x, properties={name: claim(name) for name in names})
+    contract = dataclasses.replace(contract, cases=st.builds(Case, x=st.floats(1, 2)))
+    found = search(contract, reference, 5)
+    assert all(len(asked[name]) >= LEAST for name in names)
+    judged = [f.case for f in found if f.pass_ != PROPERTY]
+    assert judged == drawn(contract, 5)
+
+
+def test_who_left_an_output_unwritten_is_said(triton):
+    if triton.device == "cuda":
+        pytest.skip("a GPU does not tell")
+    import torch
+
+    def run(side, case, given):
+        return {"out": torch.empty(3)}
+
+    contract = dataclasses.replace(doubling(None), run=run)
+    (found,) = judge(contract, triton, Case())
+    assert "3 of 3 elements were written by no program" in found.fault
 
 
 def test_infinities_and_nan_must_stand_where_the_truth_has_them(reference):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -276,7 +277,8 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     """Run one case on a side and compare every output with the truth, by both its bounds.
 
     A fault of the probabilistic bound alone says so: it is one of the kernel, or of the assumption
-    that its casts are independent (`rounding`).
+    that its casts are independent (`rounding`). Of an output with elements that no one wrote it is
+    said who did not, where that is known.
     """
     given = contract.inputs(case)
     outputs, wrong = computed(contract, side, case, given)
@@ -295,7 +297,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
                 share,
                 median,
                 vacuous,
-                fault or likely_fault,
+                wrong.pop(name, "") or fault or likely_fault,
                 likely,
             )
         )
@@ -305,6 +307,23 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     for name, fault in wrong.items():
         findings.append(dataclasses.replace(findings[0], output=name, fault=fault))
     return findings
+
+
+def raised(contract: Contract, case: Any, error: Exception) -> Finding:
+    """Return the finding that an operator raised something, which none of its cases should."""
+    pass_, output = next(iter(contract.passes.values())), next(iter(contract.passes))
+    return Finding(
+        contract.operator, pass_, output, precision_name(case), case, np.inf, np.inf, 0.0,
+        _said(error),
+    )  # fmt: skip
+
+
+def _said(error: Exception) -> str:
+    """Return what was raised, and where; a `Fault` of the strict interpreter says so itself."""
+    if isinstance(error, AssertionError):
+        return str(error)
+    *_, at = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} (at {at.filename}:{at.lineno})"
 
 
 def check_properties(
@@ -319,8 +338,8 @@ def check_properties(
                 claims[name](judged, case)
         except Inapplicable:
             continue
-        except AssertionError as broken:
-            fault = f"property {name!r}: {broken}"
+        except Exception as broken:
+            fault = f"property {name!r}: {_said(broken)}"
         share = np.inf if fault else 0.0
         findings.append(
             Finding(
@@ -338,7 +357,10 @@ def hold(
 
     `properties` names those that are checked, by default all.
     """
-    findings = judge(contract, side, case)
+    try:
+        findings = judge(contract, side, case)
+    except Exception as error:
+        raise Violation([raised(contract, case, error)]) from error
     judged, small = subject(contract, side), contract.of_properties(case)
     findings += check_properties(contract, judged, small, properties)
     if any(f.fault for f in findings):
@@ -352,7 +374,11 @@ def judge_pinned(
     """Judge the pinned cases of these numbers, or all."""
     found = []
     for number in range(len(contract.pinned)) if numbers is None else numbers:
-        found += judge(contract, side, fitting(side, contract.pinned[number]))
+        case = fitting(side, contract.pinned[number])
+        try:
+            found += judge(contract, side, case)
+        except Exception as error:
+            found.append(raised(contract, case, error))
     return found
 
 

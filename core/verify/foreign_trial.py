@@ -331,7 +331,7 @@ class Trial:
 
         def search(*phases: Phase) -> None:
             @seed(crc32(precision.encode()))  # not the same cases again in another precision
-            @derandomised(max(1, MORE * examples), *phases, report_multiple_bugs=False)
+            @derandomised(max(1, MORE * examples), *phases)
             @given(self.contract.cases, st.sampled_from(SIZES))
             def drawn(case: Any, size: int) -> None:
                 # As it is drawn, and where that is refused with a head_dim that more take.
