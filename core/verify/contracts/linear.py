@@ -28,7 +28,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.contracts.activation import activate, activate_grad
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
@@ -226,7 +226,11 @@ CONTRACT = Contract(
         # rows that several programs share in the weight's gradient
         Case("bfloat16", rows=1450, features_in=40, features_out=24, layout="strided", into="own"),
     ),
-    properties={"homogeneity": homogeneity, "adjoint": adjoint},
+    properties={
+        "homogeneity": homogeneity,
+        "adjoint": adjoint,
+        "NaN is seen": not_numbers.seen(inputs, run),
+    },
     # The tiles of aligned rows with such rows, the others with odd ones; Hopper's if it is chosen.
     compiled=(
         *with_every_tile(

@@ -28,7 +28,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.contracts import norms
 from twofold.core.verify.rounding import Approx, exact, machine, sqrt
@@ -226,6 +226,7 @@ CONTRACT = Contract(
         for dtype in domains.DTYPES
     ),
     properties={
+        "NaN is seen": not_numbers.seen(inputs, run),
         "scale invariance": scale_invariance,
         "sign flip": sign_flip,
         "gradient sums": gradient_sums,

@@ -20,7 +20,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import domains
+from twofold.core.verify import domains, not_numbers
 from twofold.core.verify.contract import Contract, Subject, compare
 from twofold.core.verify.rounding import Approx, Machine, exact, machine
 
@@ -309,6 +309,7 @@ CONTRACT = Contract(
         for dtype in domains.DTYPES
     ),
     properties={
+        "NaN is seen": not_numbers.seen(inputs, run),
         "norms": norms,
         "relative position": relative_position,
         "conjugation inverts": conjugation_inverts,
