@@ -88,6 +88,16 @@ def nested_masks(subject: Subject, case: Case) -> None:
     assert (more | ~less).all(), "p = 0.6 keeps what p = 0.3 drops"
 
 
+def nan_is_seen(subject: Subject, case: Case) -> None:
+    """What is kept of NaN is NaN; of what is dropped a kernel makes 0."""
+    keep = dropout.keep_mask((case.rows, case.columns), case.dropout_p, case.seed)
+    nothing = np.full(keep.shape, np.nan)
+    for name, x in subject.compute(case, Inputs(nothing, nothing)).items():
+        assert np.isnan(x[keep]).all(), f"{name} has numbers that were NaN and are kept"
+        dropped = subject.name != "triton" or not x[~keep].any()
+        assert dropped, f"{name} is not 0 where NaN is dropped"
+
+
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
@@ -115,9 +125,14 @@ CONTRACT = Contract(
             for columns in (BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7)
             for dtype in domains.DTYPES
         ),
+        Case(dropout_p=0.1),  # which is rounded up, to 6554/65536
         Case(rows=61, columns=1031, dropout_p=0.999999, seed=18),  # 65535/65536, and some are kept
         Case(rows=129, columns=1031, dropout_p=0.5),  # more than the reference draws at a time
     ),
     usual=tuple(Case(dtype=dtype, rows=64, columns=1024) for dtype in domains.DTYPES),
-    properties={"same mask": same_mask, "nested masks": nested_masks},
+    properties={
+        "same mask": same_mask,
+        "nested masks": nested_masks,
+        "NaN is seen": nan_is_seen,
+    },
 )

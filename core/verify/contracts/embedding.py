@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, exact, machine
 
@@ -170,8 +170,14 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         Case("bfloat16", length=130, spread="frequent", layout="strided", into="float32"),
+        # more columns than a program takes, of rows, of places and of chunks
+        Case(batch=1, length=64, rows=2, columns=1025, spread="one"),
         Case(rows=2, spread="one"),  # the last row of the table alone
     ),
     usual=tuple(Case(dtype, length=64, rows=64, columns=1024) for dtype in domains.DTYPES),
-    properties={"outside the table": outside_the_table, "adjoint": adjoint},
+    properties={
+        "outside the table": outside_the_table,
+        "adjoint": adjoint,
+        "NaN is seen": not_numbers.seen(inputs, run),
+    },
 )

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Inapplicable, Subject, same_bits
 from twofold.core.verify.contracts.optimizers_domain import (
     BLOCK,
@@ -67,11 +67,11 @@ def function(side: Side, case: Case) -> Any:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Take the steps of a case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    params = place(side, given.params, case)
-    state = {name: place(side, x, case) for name, x in given.state.items()}
+    params = place(side, given.params, case, "params")
+    state = {name: place(side, x, case, name) for name, x in given.state.items()}
     buffers = list(state.values()) or ([] if STATE[case.optimizer] else [None])
     for i in range(case.steps):
-        grads = place(side, given.grads[i], case)
+        grads = place(side, given.grads[i], case, "grads")
         norm = side.optimizers.global_norm(grads)
         how = options(case, given, case.first_step + i)
         if case.captured and side.name == "triton":
@@ -266,6 +266,8 @@ CONTRACT = Contract(
         Case(optimizer="momentum", momentum=0.0, first_step=2),
         # Long after the first step, with much of what was before.
         *(Case(optimizer=o, momentum=0.99, first_step=10**5) for o in ("adam", "nesterov")),
+        Case(numel=4, magnitude="tiny", clip=0.5),  # norms beside which 10⁻⁶ is something
+        *(Case(optimizer=o, layout=domains.MIXED, first_step=2) for o in STATE if o != "adamw"),
         Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
         # both beyond it, and what comes after
         *(
@@ -283,6 +285,7 @@ CONTRACT = Contract(
         for captured in (False, True)
     ),
     properties={
+        "NaN is seen": not_numbers.seen(inputs, run),
         "decay ends": decay_ends,
         "slices": sliced,
         "unclipped": unclipped,

@@ -21,6 +21,8 @@ STATE = {  # what each optimizer remembers, by its arguments' names
     "nesterov": ("momentum_buffer",),
     "adagrad": ("sum_of_squares",),
 }
+# How many elements lie between those of a buffer where each has its own layout.
+STRIDES = {"params": 1, "grads": 0, "m": 2, "v": 3, "momentum_buffer": 2, "sum_of_squares": 3}
 SQUARES = ("v", "sum_of_squares")  # buffers that hold no negative number
 BLOCK = 1024  # elements of one program
 
@@ -85,11 +87,14 @@ def inputs(case: Case) -> Inputs:
     return Inputs(params, grads, state, None if case.clip is None else case.clip * norm or 1.0)
 
 
-def place(side: Side, x: Array, case: Case) -> Any:
-    """Return a buffer on a side, every second element of a longer one if the layout is strided."""
-    if case.layout == "strided":
-        return side.asarray(np.stack([x, np.full_like(x, np.nan)], -1).ravel(), case.dtype)[::2]
-    return side.asarray(x, case.dtype)
+def place(side: Side, x: Array, case: Case, name: str) -> Any:
+    """Return a buffer on a side: of a longer one every second element, or as its name says."""
+    stride = {"contiguous": 1, "strided": 2, domains.MIXED: 1 + STRIDES[name]}[case.layout]
+    if stride == 1:
+        return side.asarray(x, case.dtype)
+    memory = np.full((x.size, stride), np.nan)
+    memory[:, 0] = x
+    return side.asarray(memory.ravel(), case.dtype)[::stride]
 
 
 def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def cases() -> st.SearchStrategy[Case]:
         steps=st.integers(1, 4),
         first_step=st.sampled_from([1, 2, 1000]),
         magnitude=st.sampled_from(domains.MAGNITUDES),
-        layout=st.sampled_from(["contiguous", "strided"]),
+        layout=st.sampled_from(["contiguous", "strided", domains.MIXED]),
         lr=st.sampled_from([0.0, 1e-3, 0.1]),
         momentum=st.sampled_from([0.9, 0.5]),
         beta2=st.sampled_from([0.999, 0.95]),

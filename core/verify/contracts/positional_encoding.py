@@ -22,7 +22,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.contracts import rotary
 from twofold.core.verify.contracts.embedding import SPREADS, draw_ids, sums_by_id
@@ -263,6 +263,8 @@ CONTRACT = Contract(
             )
             for dtype in domains.DTYPES
         ),
+        # more columns than a program takes, of rows, of places and of chunks
+        Case(batch=1, length=64, rows=2, columns=1025, spread="one"),
         Case(batch=1, length=64, rows=1),  # a chunk of places that ends the row
         Case(batch=1, rows=2, spread="one", positions="given", seed=2),  # the first row is empty
     ),
@@ -272,6 +274,7 @@ CONTRACT = Contract(
         for dtype in domains.DTYPES
     ),
     properties={
+        "NaN is seen": not_numbers.seen(inputs, run),
         "outside the tables": outside_the_tables,
         "constants have no gradient": constants_have_no_gradient,
         "adjoint": adjoint,

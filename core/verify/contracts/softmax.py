@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
-from twofold.core.verify.contract import Contract, Subject
+from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.contracts.softmax_cross_entropy import running_sum
 from twofold.core.verify.rounding import Approx, exact, exp, machine
 
@@ -28,6 +28,7 @@ Array = domains.Array
 
 MASKED = 0.2  # share of the elements, and of the rows, that are −∞ where some are
 FRONT = 4096  # columns of the block in which long rows are taken
+LONG = 6  # entry of the kernel's tile table that takes them
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Case:
     columns: int = 8
     masked: bool = False  # some elements are −∞, and some whole rows
     magnitude: str = "unit"
+    shift: float = 0.0  # is added to every element
+    gradient: str = "unit"  # magnitude of dout
     layout: str = "contiguous"
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -57,7 +60,8 @@ def inputs(case: Case) -> Inputs:
     R, C = case.rows, case.columns
     # The rows of "near-duplicate" are alike: here it is the columns that must be.
     x = domains.draw(rng, (C, R), case.magnitude, case.dtype).T.copy()
-    dout = domains.draw(rng, (R, C), "unit", case.dtype)
+    x = domains.representable(x + case.shift, case.dtype)
+    dout = domains.draw(rng, (R, C), case.gradient, case.dtype)
     if case.masked:
         x[rng.random((R, C)) < MASKED] = -np.inf
         x[rng.random(R) < MASKED] = -np.inf
@@ -153,6 +157,8 @@ def not_a_number(subject: Subject, case: Case) -> None:
         assert np.isnan(a[bad]).all(), f"{name} of a row with NaN or ∞ has numbers"
         same = np.array_equal(a[~bad], expected[name][~bad])
         assert same, f"a row with NaN or ∞ disturbs {name} of other rows"
+    if subject.name == "triton" and case.tile != LONG:
+        not_a_number(subject, replace(case, tile=LONG))
 
 
 def nothing_in_front(subject: Subject, case: Case) -> None:
@@ -167,6 +173,23 @@ def nothing_in_front(subject: Subject, case: Case) -> None:
     found = subject.compute(wider, wide)
     for name, bound in truth(wider, wide).items():
         claims.within(name, found[name], bound, "behind −∞")
+
+
+def gradient_of_what_is_stored(subject: Subject, case: Case) -> None:
+    """The gradient is of the shares as they are stored, whose own rounding is none of it.
+
+    Asked of a long row in 16 bits, too, whose Σ dout·y is far larger than the gradient.
+    """
+    if subject.name != "triton":
+        raise Inapplicable("it may have kept other shares than it returned")
+    dtype = "float16" if case.dtype == "float32" else case.dtype
+    long = Case(dtype, 1, 2 * FRONT + 1, magnitude="outliers", gradient="offset", tile=LONG)
+    for one in (case, long):
+        given = inputs(one)
+        found, on = subject.compute(one, given), machine(one.dtype)
+        y, dout = exact(found["out"].astype(np.float64), on), exact(given.dout, on)
+        dx = (dout - (dout * y).sum(-1, keepdims=True)) * y
+        claims.within("dx", found["dx"], dx.returned(), "of the stored shares")
 
 
 def small(case: Case) -> Case:
@@ -207,9 +230,10 @@ CONTRACT = Contract(
         *(Case(dtype=dtype, rows=2, columns=16_411) for dtype in domains.DTYPES),  # is long
         Case(columns=1, rows=70, masked=True),
         Case(columns=31, rows=2501, tile=0),
-        Case(columns=5, tile=6),  # so short that the bound sees each element of the sum
-        Case(columns=4099, tile=6, magnitude="large"),  # of which e^x would overflow
-        Case(rows=2, columns=4099, tile=6, magnitude="outliers"),  # and e^(x − a smaller one)
+        Case(columns=5, tile=LONG, shift=-200.0),  # e^−x of which would overflow, too
+        Case(columns=5, tile=LONG),  # so short that the bound sees each element of the sum
+        Case(columns=4099, tile=LONG, magnitude="large"),  # of which e^x would overflow
+        Case(rows=2, columns=4099, tile=LONG, magnitude="outliers"),  # and e^(x − a smaller one)
     ),
     usual=tuple(
         Case(dtype=dtype, rows=64, columns=columns)
@@ -222,6 +246,7 @@ CONTRACT = Contract(
         "shares add up": shares_add_up,
         "shift invariance": shift_invariance,
         "not a number": not_a_number,
+        "gradient of what is stored": gradient_of_what_is_stored,
         "nothing in front": nothing_in_front,
     },
     small=small,

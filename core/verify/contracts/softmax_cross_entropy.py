@@ -29,7 +29,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Inapplicable, Subject
 from twofold.core.verify.rounding import Approx, constant, exact, exp, gamma, grown, log, machine
 from twofold.reference.softmax_cross_entropy import REDUCTIONS
@@ -58,6 +58,7 @@ class Case:
     layout: str = "contiguous"
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
+    block: tuple[int, int] | None = None  # rows and classes of a tile that is no entry
 
 
 class Inputs(NamedTuple):
@@ -97,6 +98,10 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     how: dict[str, Any] = {}
     if case.tile is not None:
         how["tile"] = side.softmax_cross_entropy.TILES[case.tile][1]
+    if case.block is not None and side.name == "triton":
+        rows, classes = case.block
+        tile = side.softmax_cross_entropy.choose_tile(case.classes)
+        how["tile"] = tile._replace(block_r=rows, block_c=classes)
     targets = (
         domains.place(side, given.targets, case.dtype, case.layout)
         if case.probabilities
@@ -235,7 +240,10 @@ def no_such_class(subject: Subject, case: Case) -> None:
         mean = replace(case, reduction="mean")
         found = subject.compute(mean, inputs(mean)._replace(targets=targets))
         assert np.isnan(found["loss"]), "the mean with a class that does not exist is a number"
-        assert np.isnan(found["dlogits"]).all(), "and has a gradient"
+        numbers = int((~np.isnan(found["dlogits"])).sum())
+        assert not numbers, (
+            f"dlogits of the mean has {numbers} numbers though a class does not exist"
+        )
 
 
 def impossible_classes(subject: Subject, case: Case) -> None:
@@ -291,6 +299,12 @@ CONTRACT = Contract(
         ),
         *(Case(dtype=dtype, rows=2, classes=70_001) for dtype in domains.DTYPES),
         Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
+        # shares of more than one such block, in few programs
+        Case(rows=65537, classes=2, weight=True, block=(1024, 2)),
+        # logits beside which the logarithm is small
+        Case(rows=7, reduction="none", magnitude="offset"),
+        Case(label_smoothing=0.1, magnitude="large"),  # whose softmax underflows
+        Case(weight=True, layout="strided"),  # of which one class is read at a time
         Case(classes=1, ignored=0.3),  # no other class to look at instead
         Case(ignored=1.0),  # the mean of nothing
         Case(rows=1),  # the mean of one
@@ -302,6 +316,7 @@ CONTRACT = Contract(
         for dtype in domains.DTYPES
     ),
     properties={
+        "NaN is seen": not_numbers.seen(inputs, run, but=("weight",)),
         "independence": independence,
         "no such class": no_such_class,
         "impossible classes": impossible_classes,

@@ -223,9 +223,6 @@ _SOFTMAX_CROSS_ENTROPY = of(
         "what is loaded in vain is not counted": (
             ("load_weight", "counts & valid → valid"),
         ),
-        "shows past 65,536 rows, beyond these cases": (
-            ("divisor_kernel", "total += load_weight(*"),
-        ),
         "row R is not stored": (
             ("rows_kernel", "counts = rows < R", "rows < R → rows <= R"),
             ("rows_kernel", "top = tl.where(rows < R, top, 0.0)", "rows < R → rows <= R"),
@@ -241,7 +238,9 @@ _SOFTMAX_CROSS_ENTROPY = of(
                 "0.0 → 1.0",
             ),
         ),
-        "it is multiplied by 0 there": (("rows_kernel", "0.0 → 1.0 (2)"),),
+        "it is multiplied by 0 there": (
+            ("rows_kernel", "loss += tl.sum(t * tl.where(t == 0.0*", "0.0 → 1.0 (2)"),
+        ),
         "what is not loaded is ignored, or NaN already": (
             ("load_weight", "tl.load(at, mask=counts & valid, other=1.0): drop other"),
             ("rows_kernel", "tl.load(target, mask=counts & valid, other=0.0): drop other"),

@@ -42,6 +42,11 @@ _ROTARY: tuple[Row, ...] = (
         ("elif h < H + K:", "elif h < 2 * H:"),
     ),
     (
+        KERNEL, "a NaN counts as 0", "",
+        ("        y1 = (x1 * cos - x2 * sin)",
+         "        x1 = tl.where(x1 == x1, x1, 0.0)\n        y1 = (x1 * cos - x2 * sin)"),
+    ),
+    (
         REFERENCE, "positions are in float16", "transformers#25681",
         ("positions[..., None] / base", "positions[..., None].astype(np.float16) / base"),
     ),
@@ -90,6 +95,11 @@ _POSITIONAL_ENCODING: tuple[Row, ...] = (
         ("clamp(max=L) * B", "clamp(max=L)"),
     ),
     (
+        "kernels/embedding.py", "gradients of both tables end behind 1,024 columns", "",
+        ("row_kernel[(V, triton.cdiv(D, own.block_d))]",
+         "row_kernel[(V, 1 if tile is None else triton.cdiv(D, own.block_d))]"),
+    ),
+    (
         REFERENCE, "positions are counted from 1", "",
         ("positions = np.arange(ids.shape[1])",
          "positions = (np.arange(ids.shape[1]) + 1) % len(position_table)"),
@@ -97,6 +107,25 @@ _POSITIONAL_ENCODING: tuple[Row, ...] = (
 )  # fmt: skip
 
 _EMBEDDING: tuple[Row, ...] = (
+    (
+        KERNEL, "a NaN among the gradients counts as 0", "",
+        ("        acc += x\n", "        acc += tl.where(x == x, x, 0.0)\n"),
+    ),
+    (
+        KERNEL, "wide tables have gradients in their first 1,024 columns", "",
+        ("row_kernel[(V, triton.cdiv(D, own.block_d))]",
+         "row_kernel[(V, 1 if tile is None else triton.cdiv(D, own.block_d))]"),
+    ),
+    (
+        KERNEL, "chunks of wide tables are summed in their first 1,024 columns", "",
+        ("chunk_kernel[(chunks, triton.cdiv(D, chunk_tile.block_d))]",
+         "chunk_kernel[(chunks, min(4, triton.cdiv(D, chunk_tile.block_d)))]"),
+    ),
+    (
+        KERNEL, "wide tables are looked up in their first 1,024 columns", "",
+        ("tile.block_n), triton.cdiv(D, tile.block_d))]",
+         "tile.block_n), min(4, triton.cdiv(D, tile.block_d)))]"),
+    ),
     (
         REFERENCE, "of several places with one id only the last counts", "",
         ("np.add.reduceat(widened(dout[order]), starts, axis=0)", "dout[order][starts]"),
@@ -160,6 +189,14 @@ _DROPOUT: tuple[Row, ...] = (
     (
         KERNEL, "what is kept is not scaled", "",
         ("y * scale, 0.0)", "y, 0.0)"),
+    ),
+    (
+        KERNEL, "p is rounded down", "",
+        ("round(float(p) * 65536)", "int(float(p) * 65536)"),
+    ),
+    (
+        KERNEL, "a NaN that is kept is 0", "",
+        ("y * scale, 0.0)", "tl.where(y == y, y, 0.0) * scale, 0.0)"),
     ),
     (
         REFERENCE, "Philox has nine rounds", "",

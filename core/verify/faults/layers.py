@@ -31,6 +31,11 @@ _LINEAR: tuple[Row, ...] = (
          "for start in range(0, tl.minimum(features, K // BLOCK_K * BLOCK_K - begin), BLOCK_K):"),
     ),
     (
+        KERNEL, "a NaN counts as 0", "",
+        ("acc = tl.dot(a, b, acc, input_precision=PRECISION)",
+         "acc = tl.dot(tl.where(a == a, a, 0.0), b, acc, input_precision=PRECISION)"),
+    ),
+    (
         REFERENCE, "the bias's gradient is a mean", "",
         ("dz.sum(axis=0), dtype, dbias) if", "dz.mean(axis=0), dtype, dbias) if"),
     ),
@@ -207,6 +212,21 @@ _SOFTMAX: tuple[Row, ...] = (
         ("    delta = tl.sum(dout * y, axis=1)\n", "    delta = tl.sum(dout * y, axis=1) * 0.0\n"),
     ),
     (
+        KERNEL, "a long row far below 0 is NaN: 0 stands in for the maximum before it", "",
+        ("tl.exp(before - finite(top))", "tl.exp(finite(before) - finite(top))"),
+    ),
+    (
+        KERNEL, "a long row's sum passes over NaN", "",
+        ("        total = total * tl.exp(before",
+         "        y = tl.where(y == y, y, 0.0)\n        total = total * tl.exp(before"),
+    ),
+    (
+        KERNEL, "what a long row's gradients have in common is summed in the storage dtype", "",
+        ("R, C, 0.0) * y\n    delta",
+         "R, C, 0.0) * y\n"
+         "        common = common.to(dx_ptr.dtype.element_ty).to(tl.float32)\n    delta"),
+    ),
+    (
         REFERENCE, "the gradient's common part is a mean", "",
         ('delta = np.einsum("...c,...c->...", dout, y)', "delta = (dout * y).mean(axis=-1)"),
     ),
@@ -246,6 +266,23 @@ _SOFTMAX_CROSS_ENTROPY: tuple[Row, ...] = (
     (
         KERNEL, "a class index outside the classes is no fault", "",
         ('tl.where(valid[:, None], t, float("nan"))', "t"),
+    ),
+    (
+        KERNEL, "beyond 65,536 rows the divisor's shares overlap", "",
+        ("first = share * rows_per_share", "first = share * BLOCK"),
+    ),
+    (
+        KERNEL, "the loss is of log Σ e^x, in which large logits drown it", "",
+        ("mass * (log_total - (logit - top))", "mass * ((log_total + top) - logit)"),
+    ),
+    (
+        KERNEL, "the target's weight is read as if weights were contiguous", "",
+        ("at = weight_ptr + index * weight_strides[0]", "at = weight_ptr + index"),
+    ),
+    (
+        KERNEL, "the divisor is of the first block of each share", "",
+        ("index, counts, valid, HAS_WEIGHT)\n    tl.store",
+         "index, counts & (start == first), valid, HAS_WEIGHT)\n    tl.store"),
     ),
     (
         REFERENCE, "what is smoothed is shared among the other classes alone", "",
@@ -302,6 +339,20 @@ _OPTIMIZERS: tuple[Row, ...] = (
     (
         KERNEL, "the norm is of the first share", "",
         ("mask=program < programs, other=0.0)", "mask=program < 1, other=0.0)"),
+    ),
+    (
+        KERNEL, "clipping divides by the norm and 10⁻⁶, as torch's does", "",
+        ("tl.where(norm > max_norm, max_norm / tl.maximum(norm, max_norm), 1.0)",
+         "tl.minimum(max_norm / (norm + 1e-6), 1.0)"),
+    ),
+    (
+        KERNEL, "v is read as if it lay as m does", "",
+        ("get(v_ptr, v_stride, index, inside) + rest2",
+         "get(v_ptr, m_stride, index, inside) + rest2"),
+    ),
+    (
+        KERNEL, "the norm passes over NaN", "",
+        ("total += g * g", "total += tl.where(g == g, g * g, 0.0)"),
     ),
     (
         REFERENCE, "the decay comes before clipping", "",

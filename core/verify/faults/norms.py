@@ -57,6 +57,10 @@ _LAYER_NORM: tuple[Row, ...] = (
         ("HAS_RESIDUAL=cache.has_residual", "HAS_RESIDUAL=False"),
     ),
     (
+        KERNEL, "a NaN counts as 0", "",
+        ("    # (2) mean, and the variance about it\n", "    h = tl.where(h == h, h, 0.0)\n"),
+    ),
+    (
         REFERENCE, "the mean is differentiated as a constant", "",
         ("    g -= along_mean\n", ""),
     ),
@@ -119,6 +123,16 @@ _RMS_NORM: tuple[Row, ...] = (
     (
         KERNEL, "the stream's own gradient is left out", "",
         ("HAS_DH=dh is not None", "HAS_DH=False"),
+    ),
+    (
+        KERNEL, "a NaN counts as 0", "",
+        ("    mean_square = tl.sum(h * h, axis=1) / C",
+         "    h = tl.where(h == h, h, 0.0)\n    mean_square = tl.sum(h * h, axis=1) / C"),
+    ),
+    (
+        KERNEL, "the squares pass over NaN", "",
+        ("mean_square = tl.sum(h * h, axis=1) / C",
+         "mean_square = tl.sum(tl.where(h == h, h * h, 0.0), axis=1) / C"),
     ),
     (
         REFERENCE, "the root is differentiated as a constant", "",
