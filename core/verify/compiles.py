@@ -20,6 +20,8 @@ from twofold.core.verify.chips import CHIPS, Chip
 from twofold.core.verify.compiled import NONE, Compiled, Name, describe, gpu_target
 from twofold.core.verify.contract import precision_name
 
+# Given a kernel without figures and what compiles it, returns it with them.
+Make = Callable[[Compiled, Callable[[], Any]], Compiled]
 # Twice the same call: what tells one compilation from another, by name.
 Key = tuple[str, tuple[str, ...], str]
 
@@ -38,6 +40,7 @@ def compile_operator(
     only: Collection[Name] | None = None,
     begin: Callable[[Key, Compiled], None] = lambda key, kernel: None,
     end: Callable[[Compiled], None] = lambda kernel: None,
+    make: Make | None = None,
 ) -> list[Compiled]:
     """Compile all kernels of an operator for a target, as its contract's cases call them.
 
@@ -48,6 +51,7 @@ def compile_operator(
         skip: kernels that are left out.
         only: kernels that are not; these are compiled even where a cache has them.
         begin, end: told of every kernel before and after it is compiled.
+        make: what is called for each kernel; compiles it if not given.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -72,7 +76,7 @@ def compile_operator(
             return
         seen.add(key)
         begin(key, name)
-        kernel = _make(name, launch)
+        kernel = (make or _make)(name, launch)
         made.append(kernel)
         end(kernel)
 
