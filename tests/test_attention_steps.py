@@ -125,6 +125,7 @@ def test_measurements_stand_on_the_page(tmp_path, monkeypatch):
     found = {"ran_on": {"gpu": "a GPU"}, "parts": {"1": {"races": [race]}}}
     (tmp_path / "attention_steps-a-GPU-2026-01-01.json").write_text(json.dumps(found))
     said = page.measured("forward")
-    assert "| present kernel |  |  |  | 321 |  |  |" in said
-    assert "| scores in memory |  |  |  | 12* |  |  |" in said and "a GPU" in said
+    assert "| measured TFLOP/s | 128 causal |" in said
+    assert "| present kernel | 321 |" in said
+    assert "| scores in memory | 12* |" in said and "a GPU" in said
     assert "321" not in page.measured("backward")

@@ -113,7 +113,11 @@ CONTRACT = Contract(
             Case(seqlen_q=49, seqlen_k=49 + n, window_size=window, groups=2, heads=2, dlse=True)
             for n, window in ((0, (16, 16)), (1, (17, 15)), (16, (47, 31)), (-1, (0, 0)))
         ),
-        Case(seqlen_q=40, seqlen_k=70, window_size=(20, None), causal="top-left", sinks=True),
+        # More keys than queries see, and queries beyond the keys that still see some, or none.
+        *(
+            Case(seqlen_q=m, seqlen_k=n, window_size=(left, None), causal="top-left", sinks=True)
+            for m, n, left in ((40, 70, 20), (100, 33, 40))
+        ),
         *(Case(seqlen_q=9, seqlen_k=n, window_size=(2**31 - 2,) * 2) for n in (5, 9, 17)),
         # A bias, and packed sequences, of less than a tile: most faults are in these already.
         *(

@@ -138,7 +138,8 @@ _FEATURES = of(
 
 _RIGHT = "count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)"
 _LEFT = "count += tl.maximum(full - begin, 0) // BLOCK"
-_BEGIN = "begin = tl.maximum(first - behind, 0) // BLOCK * BLOCK"
+_FROM = "begin = tl.where(first - behind < end, first - behind, end + BLOCK - 1)"
+_BEGIN = "begin = tl.maximum(begin, 0) // BLOCK * BLOCK"
 _FULL = "full = tl.cdiv(tl.maximum(last - behind, 0), BLOCK) * BLOCK"
 _STOP = "stop = tl.minimum(length, tl.maximum(first + 1 + ahead, 0))"
 _END = "end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))"
@@ -170,6 +171,11 @@ _PARTS = of(
             ("seen", _STOP, "first + 1 + ahead → ahead"),
             ("seen", _STOP, "first + 1 + ahead → first + 1*"),
         ),
+        "begun a tile later still, beyond the last one": (
+            ("seen", _FROM, "1 → 0"),
+            ("seen", _FROM, "end + BLOCK - 1 → end + BLOCK"),
+            ("seen", _FROM, "end + BLOCK - 1 → end + BLOCK + 1"),
+        ),
         "a tile is taken from the other edge": (("seen", "tl.cdiv(end, BLOCK) → end // BLOCK"),),
         VISITED_IN_VAIN: (
             ("seen", _END, "1 → 2"),
@@ -179,6 +185,11 @@ _PARTS = of(
             ("tiles_seen", _LEFT, "0 → 1"),
             ("seen", _END, "0 → 1"),
             ("seen", _END, "tl.minimum → tl.maximum"),
+            ("seen", _FROM, "first - behind < end → first - behind <= end"),
+            ("seen", _FROM, "end + BLOCK → end - BLOCK"),
+            ("seen", _FROM, "end + BLOCK → end"),
+            ("seen", _FROM, "end + BLOCK → BLOCK"),
+            ("seen", _FROM, "1 → 2"),
         ),
         "a length of 64 bits compares and loops alike": (
             ("keys_present", "drop .to(tl.int32) of tl.minimum(*"),

@@ -213,7 +213,7 @@ _SOFTMAX: tuple[Row, ...] = (
     ),
     (
         KERNEL, "a long row far below 0 is NaN: 0 stands in for the maximum before it", "",
-        ("tl.exp(before - finite(top))", "tl.exp(finite(before) - finite(top))"),
+        ("tl.exp(before - ", "tl.exp(zero_if_empty(before) - "),
     ),
     (
         KERNEL, "a long row's sum passes over NaN", "",
