@@ -57,12 +57,13 @@ def seen(
 
 
 def with_nan(given: Any, seed: int) -> Iterator[tuple[str, Any]]:
-    """Yield each floating array's name, and the inputs with a NaN in it."""
+    """Yield each floating array's name, and the inputs with a NaN near its beginning or its end."""
     for field, x in given._asdict().items():
         for name, one in (x if isinstance(x, dict) else {field: x}).items():
             if not isinstance(one, np.ndarray) or one.dtype.kind != "f" or not one.size:
                 continue
-            one = one.copy()
-            one.flat[-1 - seed % one.size] = np.nan
-            changed = {**x, name: one} if isinstance(x, dict) else one
-            yield name, given._replace(**{field: changed})
+            for at in (seed % one.size, -1 - seed % one.size):
+                holed = one.copy()
+                holed.flat[at] = np.nan
+                changed = {**x, name: holed} if isinstance(x, dict) else holed
+                yield name, given._replace(**{field: changed})

@@ -156,6 +156,12 @@ CONTRACT = Contract(
         ),
         # A block of more rows than there are queries.
         Case(heads=4, groups=2, queries=2, capacity=20, block_mask="BHMN", block_size=2),
+        # The last key ends a block.
+        *(
+            Case(capacity=n, block_mask="BHMN", block_size=8, seed=s)
+            for n in (8, 40)
+            for s in (0, 1)
+        ),
         Case(heads=4, capacity=9, page_size=2),  # more heads than keys in a page
         Case(batch=1, capacity=3, page_size=4, seed=1),  # one page, which nobody has
         # Tiles of keys behind the first, in live blocks or not.
