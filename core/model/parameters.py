@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 32  # elements: views start on 128 bytes, as vector loads and coalescing like it
-INITIAL = 0x1217  # the one that first values are drawn from, apart from `training.batches`' ones
+INITIAL = 0x1217  # the stream of first values, beside those of `training.batches`
 
 
 class Layout:
