@@ -8,10 +8,12 @@ import pytest
 from outside import python
 
 from twofold.core.commands.verify import compile as command
+from twofold.core.ops import OPERATORS
 from twofold.core.verify import compile_jobs, compiled_table
 from twofold.core.verify.chips import CHIPS, resident
-from twofold.core.verify.compiled import SPILLS_AND_IS_FAST, Compiled
+from twofold.core.verify.compiled import SPILLS_AND_IS_FAST, Compiled, Share
 
+TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
 SOUND = Compiled(
     "linear", "gemm_kernel", "sm_90a", "bfloat16", "BLOCK=64", warps=4, registers=128,
     shared=32768, matrix=("wgmma.bf16",), dots=True,
@@ -95,14 +97,26 @@ def test_the_table_shows_what_differs(tmp_path):
     compiled_table.write(path, [SOUND, other])
     version, lines = compiled_table.read(path)
     assert version == compiled_table.compilers() and len(lines) == 2
-    chosen = ["linear", "attention"], ["sm_90a"]
-    assert compiled_table.differences(lines, [other, SOUND], *chosen) == []
-    old, new = compiled_table.differences(lines, [other, replace(SOUND, registers=129)], *chosen)
+    assert compiled_table.differences(lines, [other, SOUND]) == []
+    old, new = compiled_table.differences(lines, [other, replace(SOUND, registers=129)])
     assert old.startswith("- linear") and " 128 " in old
     assert new.startswith("+ linear") and " 129 " in new
-    (gone,) = compiled_table.differences(lines, [SOUND], *chosen)
+    (gone,) = compiled_table.differences(lines, [SOUND])
     assert gone.startswith("- attention")
-    assert compiled_table.differences(lines, [SOUND], ["linear"], ["sm_90a"]) == []
+    only = compiled_table.of(lines, ["linear"], ["sm_90a"], Share())
+    assert compiled_table.differences(only, [SOUND]) == []
+    assert not compiled_table.of(lines, ["linear", "attention"], ["sm_80"], Share())
+
+
+def test_shares_are_all_kernels_each_once():
+    _, lines = compiled_table.read(TABLE)
+    shares = [compiled_table.of(lines, OPERATORS, CHIPS, Share(3, seed)) for seed in (7, 8, 9)]
+    kernels = [{x for x in share if "unsupported" not in x} for share in shares]
+    assert sum(map(len, kernels)) == len(set.union(*kernels))
+    assert set.union(*map(set, shares)) == set(lines)
+    assert all(0.3 * len(lines) < len(share) < 0.37 * len(lines) for share in shares)
+    unsupported = {x for x in lines if "unsupported" in x}
+    assert unsupported and all(unsupported <= set(share) for share in shares)
 
 
 def test_the_table_says_where_a_kernel_spills():
@@ -126,6 +140,12 @@ def test_the_command_writes_and_checks_its_table(tmp_path):
     assert made["holds"] and {k["kernel"] for k in made["kernels"]} == {"dropout_kernel"}
     assert {k["precision"] for k in made["kernels"]} == {"float32", "float16", "bfloat16"}
     assert verify_compile(*only, "--check", path).returncode == 0
+    counted = []
+    for seed in "01":
+        done = verify_compile(*only, "--check", path, "--one-in", "2", "--seed", seed)
+        assert done.returncode == 0, done.stdout
+        counted.append(int(done.stdout.splitlines()[-1].split()[0]))
+    assert sum(counted) == len(made["kernels"]) and all(counted)
 
     text = path.read_text()
     path.write_text(text.replace(" float16  ", " float8   ", 1))
@@ -185,12 +205,11 @@ def test_what_differs_is_compiled_again_before_it_is_believed(monkeypatch):
     assert command.settled([wanted], [line], ["linear"], ["sm_90a"], 1) == ([wanted], 0.0)
 
     dead = replace(SOUND, kernel="", failure="its process ended")  # nothing of it can be made again
-    monkeypatch.setattr(compile_jobs, "compile_all", lambda *_: iter([([], 1.0)]))
+    monkeypatch.setattr(compile_jobs, "compile_all", lambda *_, only: iter([([], 1.0)]))
     found, _ = command.settled([wanted, dead], [line], ["linear"], ["sm_90a"], 1)
     assert found == [wanted, dead]
 
 
-TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
 PLANNED = """
 import sys
 from pathlib import Path
@@ -221,7 +240,7 @@ from pathlib import Path
 import sys
 from twofold.core.verify import compile_jobs
 def compiled(targets, only=None):
-    ((made, _),) = compile_jobs.compile_all(["dropout"], targets, 1, only)
+    ((made, _),) = compile_jobs.compile_all(["dropout"], targets, 1, only=only)
     return made, {str(p): p.stat().st_mtime_ns for p in Path(sys.argv[1]).glob("*/*.amdgcn")}
 if __name__ == "__main__":
     whole, before = compiled(["gfx942"])

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from twofold.core.verify.compiled import Compiled, Name
+from twofold.core.verify.compiled import ALL, Compiled, Name, Share
 from twofold.core.verify.compiles import Key, check_interpreter, compile_operator
 
 CONTEXT = get_context("forkserver")  # torch and triton are imported once, before any thread runs
@@ -32,6 +32,7 @@ class _Job:
     operator: str
     target: str
     log: Path
+    share: Share
     only: Collection[Name] | None = None
     made: list[Compiled] = field(default_factory=list)
     begun: dict[Key, Compiled] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class _Job:
 
     def start(self) -> Connection:
         receive, send = CONTEXT.Pipe(duplex=False)
-        what = (self.operator, self.target, list(self.begun), self.only)
+        what = (self.operator, self.target, list(self.begun), self.share, self.only)
         self.process = CONTEXT.Process(target=_work, args=(send, *what, self.log))
         self.process.start()
         send.close()
@@ -74,11 +75,13 @@ def compile_all(
     operators: Iterable[str],
     targets: Iterable[str],
     jobs: int,
+    share: Share = ALL,
     only: Collection[Name] | None = None,
 ) -> Iterator[tuple[list[Compiled], float]]:
     """Yield (kernels, seconds of processor time) of each operator and target, `jobs` at a time.
 
-    `only` these kernels are compiled if it is given, and whatever a cache has of them.
+    Kernels of one `share` are compiled; `only` these of them if it is given, and whatever a cache
+    has of them.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -87,7 +90,7 @@ def compile_all(
     targets = list(targets)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         waiting = [
-            _Job(operator, target, Path(folder) / f"{operator}-{target}", only)
+            _Job(operator, target, Path(folder) / f"{operator}-{target}", share, only)
             for operator in operators
             for target in targets
             if only is None or any(x[0] == operator and x[2] == target for x in only)
@@ -117,6 +120,7 @@ def _work(
     operator: str,
     target: str,
     skip: list[Key],
+    share: Share,
     only: Collection[Name] | None,
     log: Path,
 ) -> None:
@@ -131,6 +135,7 @@ def _work(
             operator,
             target,
             skip=skip,
+            share=share,
             only=only,
             begin=lambda key, kernel: send.send(("begin", (key, kernel))),
             end=lambda kernel: send.send(("made", kernel)),

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from twofold.core.verify.compiled import NONE, Compiled, Name
+from twofold.core.verify.compiled import NONE, Compiled, Name, Share
 
 TITLE = "What the compilers make of every kernel: twofold verify compile --table FILE"
 LEGEND = (
@@ -67,14 +67,27 @@ def unlike(committed: Iterable[str], kernels: Iterable[Compiled]) -> set[Name]:
 
 def names(lines: Iterable[str]) -> set[Name]:
     """Return the kernels that lines of a table are of."""
+    return set(map(_name, lines))
+
+
+def of(
+    lines: Iterable[str], operators: Collection[str], targets: Collection[str], share: Share
+) -> list[str]:
+    """Return the lines of these operators and targets, of kernels in a share."""
+    named = ((line, _name(line)) for line in lines)
+    return [
+        line
+        for line, name in named
+        if name[0] in operators and name[2] in targets and share.has(name)
+    ]
+
+
+def _name(line: str) -> Name:
+    """Return the kernel that a line is of."""
     starts = [HEADER.index(column) for column in ("target", "dtype", "regs", "constants")]
-    found = set()
-    for line in lines:
-        operator, kernel = line[: starts[0]].split()
-        target, precision = (line[a:b].strip() for a, b in itertools.pairwise(starts[:3]))
-        constants = "" if kernel == NONE else line[starts[3] :]
-        found.add((operator, kernel, target, precision, constants))
-    return found
+    operator, kernel = line[: starts[0]].split()
+    target, precision = (line[a:b].strip() for a, b in itertools.pairwise(starts[:3]))
+    return operator, kernel, target, precision, "" if kernel == NONE else line[starts[3] :]
 
 
 def _lines(kernels: Iterable[Compiled]) -> dict[Name, str]:
@@ -142,19 +155,9 @@ def read(path: Path) -> tuple[str, list[str]]:
     return text[1], text[text.index(HEADER) + 1 :]
 
 
-def differences(
-    committed: Iterable[str],
-    kernels: Iterable[Compiled],
-    operators: Iterable[str],
-    targets: Iterable[str],
-) -> list[str]:
-    """Return the lines that differ, "-" before a committed and "+" before a compiled one.
-
-    Only lines of these operators and targets are compared.
-    """
-    mine = set(operators), set(targets)
-    old = {x for x in committed if x.split()[0] in mine[0] and x.split()[2] in mine[1]}
-    new = set(lines(kernels))
+def differences(committed: Iterable[str], kernels: Iterable[Compiled]) -> list[str]:
+    """Return the lines that differ, "-" before a committed and "+" before a compiled one."""
+    old, new = set(committed), set(lines(kernels))
     differing = [f"- {x}" for x in old - new] + [f"+ {x}" for x in new - old]
     start = len(HEADER.partition("constants")[0])
     return sorted(differing, key=lambda x: (x.split()[1:5], x[start:], x[0] == "+"))

@@ -17,7 +17,7 @@ from typing import Any
 from twofold.core import ops
 from twofold.core.verify import report
 from twofold.core.verify.chips import CHIPS, Chip
-from twofold.core.verify.compiled import NONE, Compiled, Name, describe, gpu_target
+from twofold.core.verify.compiled import ALL, NONE, Compiled, Name, Share, describe, gpu_target
 from twofold.core.verify.contract import precision_name
 
 # Given a kernel without figures and what compiles it, returns it with them.
@@ -37,6 +37,7 @@ def compile_operator(
     target: str,
     *,
     skip: Collection[Key] = (),
+    share: Share = ALL,
     only: Collection[Name] | None = None,
     begin: Callable[[Key, Compiled], None] = lambda key, kernel: None,
     end: Callable[[Compiled], None] = lambda kernel: None,
@@ -49,7 +50,8 @@ def compile_operator(
     Args:
         operator, target: names from `ops.OPERATORS` and `CHIPS`.
         skip: kernels that are left out.
-        only: kernels that are not; these are compiled even where a cache has them.
+        share: those of the operator's kernels that are compiled.
+        only: those of the share that are; they are compiled even where a cache has them.
         begin, end: told of every kernel before and after it is compiled.
         make: what is called for each kernel; compiles it if not given.
 
@@ -72,7 +74,7 @@ def compile_operator(
         name = Compiled(operator, function.__name__, target, precision, constants)
         dtypes = tuple(_dtypes(args))
         key = (f"{function.__module__}.{name.kernel}", dtypes, name.constants)
-        if key in seen or (only is not None and name.name not in only):
+        if key in seen or not share.has(name.name) or (only is not None and name.name not in only):
             return
         seen.add(key)
         begin(key, name)

@@ -18,7 +18,7 @@ from twofold.core.commands.common import (
     write_json,
 )
 from twofold.core.commands.verify.common import Jobs, Operators, chosen, cores
-from twofold.core.verify.compiled import Compiled
+from twofold.core.verify.compiled import Compiled, Share
 
 AGAIN, FEW = 4, 50  # times that what differs is compiled, where it is no more than so many kernels
 LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
@@ -36,6 +36,8 @@ def command(
     check: Annotated[
         Path | None, typer.Option(help="fail where the figures are not those of this file")
     ] = None,
+    one_in: Annotated[int, typer.Option(help="compile one kernel in so many", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="names which: seeds in sequence, other kernels")] = 0,
     json: Json = None,
 ) -> None:
     """Compile, and show what each kernel needs at most, and everything that is wrong.
@@ -52,11 +54,12 @@ def command(
                 raise ValueError(f"--target is {name!r}; it must be one of {', '.join(CHIPS)}")
         targets = [name for name in CHIPS if not target or name in target]
         committed = None if check is None else compiled_table.read(check)
+        share = Share(one_in, seed)
         found: list[Compiled] = []
         seconds = 0.0
         heads = ("kernel", "target", "variants", "registers", "spilled", "shared", "programs")
         console.print(f"[bold]{LINE.format(*heads, 'warps', 'matrix unit')}[/bold]", soft_wrap=True)
-        running = compile_jobs.compile_all(names, targets, jobs or cores())
+        running = compile_jobs.compile_all(names, targets, jobs or cores(), share)
         try:
             with console.status("compiling …"):
                 for made, used in running:
@@ -70,10 +73,11 @@ def command(
         differing: list[str] = []
         if committed is not None:
             version, lines = committed
+            lines = compiled_table.of(lines, names, targets, share)
             if version == compiled_table.compilers():
                 found, used = settled(found, lines, names, targets, jobs or cores())
                 seconds += used
-                differing = compiled_table.differences(lines, found, names, targets)
+                differing = compiled_table.differences(lines, found)
             else:
                 console.print(
                     f"{check} was made with {version}; here is {compiled_table.compilers()}: "
@@ -119,7 +123,7 @@ def settled(
         unlike = compiled_table.unlike(lines, found)
         if not 0 < len(unlike) <= FEW:
             break
-        for made, used in compile_jobs.compile_all(operators, targets, jobs, unlike):
+        for made, used in compile_jobs.compile_all(operators, targets, jobs, only=unlike):
             anew = {c.name for c in made}
             found = [c for c in found if c.name not in anew] + made
             seconds += used
