@@ -1,17 +1,23 @@
 """The property that a NaN is seen: it sees one that is lost, and one that spreads."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from faulty import check_seen, faulty
 
-from twofold.core.verify import report
-from twofold.core.verify.contract import Inapplicable, subject
+from twofold.core.verify import not_numbers, report
+from twofold.core.verify.contract import Inapplicable, Outputs, Subject, subject
 from twofold.core.verify.not_numbers import with_nan
 
 CLAIM = "NaN is seen"
 OUTPUTS = {
+    "attention": "dk",
+    "attention_double_backward": "ddout",
+    "attention_weights": "received",
+    "attention_decode": "lse",
+    "multi_head_attention": "dx",
     "positional_encoding": "dtable",
     "rotary": "dk",
     "layer_norm": "dresidual",
@@ -70,10 +76,47 @@ def test_the_reference_says_which_and_is_not_asked(reference):
 def test_every_floating_input_has_one_in_turn_and_is_else_as_it_was():
     contract = report.contract("optimizers")
     given = contract.inputs(contract.pinned[0])
-    found = dict(with_nan(given, 5))
+    found = {name: (holed, other) for name, holed, other in with_nan(given, 5)}
     assert list(found) == ["params", "grads", "m", "v"]
     for name, changed in found.items():
-        arrays = {**changed._asdict(), **changed.state}
-        bad = {other: int(np.isnan(arrays[other]).sum()) for other in found}
-        assert bad == {other: int(other == name) for other in found}
+        for inputs, differs in zip(changed, (np.isnan, np.isfinite), strict=True):
+            before, after = ({**x._asdict(), **x.state} for x in (given, inputs))
+            moved = {n: ~np.isclose(before[n], after[n], rtol=0, atol=0) for n in found}
+            assert {n: int(x.sum()) for n, x in moved.items()} == {
+                n: 2 * (n == name) for n in found
+            }
+            assert differs(after[name][moved[name]]).all()
     assert not np.isnan(given.params).any() and not np.isnan(given.state["m"]).any()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    dtype: str = "float32"
+    seed: int = 1
+
+
+class Factors(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+def test_what_is_multiplied_by_nothing_may_be_nan_or_not():
+    def run(side, case, given):
+        return {"out": given.x * given.y, "sum": (given.x * given.y).sum(-1)}
+
+    def asked(y, across, name="faulty"):
+        def compute(case, given):
+            out = np.where(given.y == 0, filled, given.x * given.y)
+            return Outputs(out=out, sum=out.sum(-1))
+
+        given = Factors(np.ones((2, 3)), np.array(y, float))
+        claim = not_numbers.seen(lambda case: given, run, across=across)
+        claim(Subject(name, compute), Tiny())
+
+    zeros = [[1, 0, 0], [1, 1, 1]]  # x[0, 1] and x[1, 1] are made NaN
+    filled = 0.0
+    asked(zeros, 0)
+    filled = np.where([[0, 1, 1], [0, 0, 0]], np.nan, 0.0)
+    asked(zeros, 1, "triton")
+    with pytest.raises(AssertionError, match="a NaN in x disturbs 1 numbers of out"):
+        asked(zeros, 0, "triton")

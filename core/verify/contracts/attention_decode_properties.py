@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_bound import own, truth
@@ -23,6 +23,7 @@ from twofold.core.verify.contracts.attention_decode_domain import (
     Case,
     Inputs,
     inputs,
+    run,
     spare,
     table,
     whole,
@@ -380,6 +381,7 @@ def bare(case: Case) -> Case:
 
 
 PROPERTIES: Mapping[str, Property] = {
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "pages or none": pages_or_none,
     "permuted pages": permuted_pages,
     "pages outside": pages_outside,

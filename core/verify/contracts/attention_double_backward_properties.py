@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Inapplicable, Outputs, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
 from twofold.core.verify.contracts.attention_double_backward_domain import (
     Case,
     Inputs,
     inputs,
+    run,
     truth,
 )
 from twofold.core.verify.contracts.attention_packed import padded, repacked
@@ -291,6 +292,7 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "zero cotangents": zero_cotangents,
     "powers of two": powers_of_two,
     "parts": parts,

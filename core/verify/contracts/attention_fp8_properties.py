@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
-from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, truth
+from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, run, truth
 from twofold.core.verify.contracts.attention_packed import padded
 from twofold.core.verify.contracts.attention_sample import (
     bare,
@@ -264,6 +264,7 @@ def other_tiles(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
+    "NaN in an input": not_numbers.seen(inputs, run, across=2),
     "half a unit": half_a_unit,
     "quantised again": quantized_again,
     "NaN is seen": nan_is_seen,

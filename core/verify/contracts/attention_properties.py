@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_gradients as gradients
-from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, scale
+from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, run, scale
 from twofold.core.verify.contracts.attention_packed import alone, padded, places, repacked
 from twofold.core.verify.contracts.attention_sample import (
     QUERIES,
@@ -350,6 +350,7 @@ def packed_is_alone(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "single key": single_key,
     "saturation": saturation,
     "equal keys": equal_keys,

@@ -11,12 +11,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_packed
 from twofold.core.verify.contracts.attention_domain import scale, statistics
 from twofold.core.verify.contracts.attention_sample import flipped, flipped_call, full_live, last
-from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
+from twofold.core.verify.contracts.attention_weights_domain import (
+    Case,
+    Inputs,
+    inputs,
+    run,
+    truth,
+)
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, machine
 from twofold.core.verify.units import half_unit
@@ -231,6 +237,7 @@ def by_rounding(lse: Array, case: Case) -> Array:
 
 
 PROPERTIES: Mapping[str, Property] = {
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "sums": sums,
     "equal keys": equal_keys,
     "unattended": unattended,

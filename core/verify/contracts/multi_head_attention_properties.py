@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Property, Subject, compare
-from twofold.core.verify.contracts.multi_head_attention_domain import Case, inputs, truth
+from twofold.core.verify.contracts.multi_head_attention_domain import Case, inputs, run, truth
 from twofold.core.verify.rounding import Array
 
 
@@ -71,6 +71,7 @@ def repeated_heads(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "context of its own": context_of_its_own,
     "heads apart": heads_apart,
     "repeated heads": repeated_heads,

@@ -15,6 +15,13 @@ _ATTENTION: tuple[Row, ...] = (
         ('safe = tl.where(new_top == -float("inf"), 0.0, new_top)', "safe = new_top"),
     ),
     (
+        PARTS, "a score that is NaN counts as masked", "",
+        (
+            "p = tl.exp2(s - safe[:, None])",
+            'p = tl.where(s > -float("inf"), tl.exp2(s - safe[:, None]), 0.0)',
+        ),
+    ),
+    (
         PARTS, "a fully masked row has a finite lse", "onnxruntime#28904",
         ('tl.where(empty, -float("inf"), (top', "tl.where(empty, 0.0, (top"),
     ),
