@@ -36,7 +36,7 @@ def seen(
     """Return the property for a contract of these inputs and this `run`.
 
     Args:
-        but: says of a case which inputs are known without being looked at.
+        but: says of a case which inputs need not be looked at, or count for nothing.
         across: axes of an output, from the last, along which 0·NaN may stand in one side and not in
             the other.
     """

@@ -228,6 +228,11 @@ def paged(x: Array, case: Case, given: Inputs) -> Array:
     return pool
 
 
+def of_nothing(case: Case) -> tuple[str, ...]:
+    """Name what a mean of no values may be divided by: sinks, where a sequence may have no keys."""
+    return () if case.full else ("sinks",)
+
+
 def small(case: Case) -> Case:
     """Return the case cut down to a size at which properties cost little."""
     heads = min(case.heads, 4)

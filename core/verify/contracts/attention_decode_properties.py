@@ -23,6 +23,7 @@ from twofold.core.verify.contracts.attention_decode_domain import (
     Case,
     Inputs,
     inputs,
+    of_nothing,
     run,
     spare,
     table,
@@ -381,7 +382,7 @@ def bare(case: Case) -> Case:
 
 
 PROPERTIES: Mapping[str, Property] = {
-    "NaN is seen": not_numbers.seen(inputs, run, across=2),
+    "NaN is seen": not_numbers.seen(inputs, run, but=of_nothing, across=2),
     "pages or none": pages_or_none,
     "permuted pages": permuted_pages,
     "pages outside": pages_outside,
