@@ -309,23 +309,34 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with everything that may be done to scores."""
     heads = st.sampled_from(((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 3, 1), (3, 1, 1), (2, 2, 1)))
     grouped = st.sampled_from(((1, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3), (2, 4, 2)))
-    maybe_axes = st.sampled_from([None, None, *MASKS])
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
     return st.one_of(
         calls(heads=heads, causal=st.booleans()),
         calls(
             heads=grouped,
-            causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
-            window_size=st.one_of(st.none(), window),
-            softcap=st.sampled_from([None, None, 1.0, 30.0]),
-            score_mod=st.sampled_from([None, None, SQUASHED]),
-            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-            bias=maybe_axes,
-            sinks=st.booleans(),
+            **features(),
             rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
             blocks=maybe_blocks(),
         ),
     )
+
+
+def features(score_mod: Scoring = SQUASHED) -> dict[str, st.SearchStrategy[Any]]:
+    """Draw what may be done to scores, by the name of the field, for every kind of attention."""
+    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
+    return {
+        "causal": st.sampled_from([False, True, "top-left", "bottom-right"]),
+        "window_size": st.one_of(st.none(), window),
+        "softcap": st.sampled_from([None, None, 1.0, 30.0]),
+        "score_mod": st.sampled_from([None, None, score_mod]),
+        "alibi": st.sampled_from([None, None, "H", "BH", "B1"]),
+        "bias": maybe_axes(),
+        "sinks": st.booleans(),
+    }
+
+
+def maybe_axes() -> st.SearchStrategy[str | None]:
+    """Draw which axes a mask or bias has; often there is none."""
+    return st.sampled_from([None, None, *MASKS])
 
 
 def maybe_blocks() -> st.SearchStrategy[tuple[str, BlockSize] | None]:

@@ -93,17 +93,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     heads = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3))
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
-    maybe_axes = st.sampled_from([None, None, *attention_domain.MASKS])
     return attention_domain.calls(
         heads=st.sampled_from(heads),
-        causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
-        window_size=st.one_of(st.none(), window),
-        softcap=st.sampled_from([None, None, 1.0, 30.0]),
-        score_mod=st.sampled_from([None, None, SMOOTH]),
-        alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-        bias=maybe_axes,
-        sinks=st.booleans(),
+        **attention_domain.features(SMOOTH),
         rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
         blocks=attention_domain.maybe_blocks(),
     ).map(affordable)

@@ -38,7 +38,7 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
-from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
+from twofold.core.verify.contracts.attention_scoring import Scoring
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
 from twofold.reference import dropout
@@ -319,20 +319,12 @@ def small(case: Case) -> Case:
 
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with all that attention may be asked for."""
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
-    maybe_axes = st.sampled_from([None, None, *attention.MASKS])
     return st.one_of(
         calls(causal=st.booleans(), mask=st.sampled_from([None, "MN", "B11N", "1H1N"])),
         calls(
             softmax_scale=st.sampled_from([None, 1.0, 0.01]),
-            causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
-            window_size=st.one_of(st.none(), window),
-            softcap=st.sampled_from([None, None, 1.0, 30.0]),
-            score_mod=st.sampled_from([None, None, SQUASHED]),
-            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-            bias=maybe_axes,
-            sinks=st.booleans(),
-            mask=maybe_axes,
+            **attention.features(),
+            mask=attention.maybe_axes(),
             blocks=attention.maybe_blocks(),
             packed=st.booleans(),
         ),
