@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_rotary
-from twofold.core.verify.contracts.attention_packed import packed, padded, repacked, starts
+from twofold.core.verify.contracts.attention_packed import (
+    pack_approx,
+    packed,
+    padded,
+    repacked,
+    starts,
+)
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
@@ -27,7 +33,6 @@ from twofold.reference.attention_scores import (
     Options,
     Window,
     blocks,
-    pack,
 )
 from twofold.reference.rotary import Rotary
 
@@ -285,7 +290,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     )
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     found = {"out": forward.out, "lse": forward.lse[..., 0], **found}
-    found = repacked(found, given, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, given, pack_approx)
     return attention_rotary.gradients(found, given)
 
 

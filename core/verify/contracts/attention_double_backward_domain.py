@@ -18,11 +18,15 @@ from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain, attention_rotary
 from twofold.core.verify.contracts import attention_double_backward_bound as bound
 from twofold.core.verify.contracts.attention_domain import Case, place, placed, problem, small
-from twofold.core.verify.contracts.attention_packed import padded, repacked
+from twofold.core.verify.contracts.attention_packed import (
+    pack_approx,
+    padded,
+    repacked,
+    unpack_approx,
+)
 from twofold.core.verify.contracts.attention_scoring import SMOOTH
 from twofold.core.verify.rounding import Approx, exact
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
-from twofold.reference.attention_scores import pack, unpack
 
 __all__ = ["Case", "Inputs", "cases", "inputs", "run", "small", "truth"]
 
@@ -81,12 +85,12 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if call.rotary is not None:
         ddq = attention_rotary.turned(given.ddq, call.rotary.of_q, x.q.on)
         ddk = attention_rotary.turned(given.ddk, call.rotary.of_k, x.q.on)
-    ddq = ddq.moved(lambda a: unpack(a, call.cu_seqlens_q, case.seqlen_q))
-    ddk, ddv = (a.moved(lambda a: unpack(a, call.cu_seqlens_k, case.seqlen_k)) for a in (ddk, ddv))
+    ddq = unpack_approx(ddq, call.cu_seqlens_q, case.seqlen_q)
+    ddk, ddv = (unpack_approx(a, call.cu_seqlens_k, case.seqlen_k) for a in (ddk, ddv))
     rest = (exact(a, x.q.on) for a in (batches.dout, dlse[..., None]))
     found = bound.backward(x, attention_bound.forward(x), ddq, ddk, ddv, *rest)._asdict()
     found = {n: a for n, a in found.items() if n != "ddlse" or call.dlse is not None}
-    found = repacked(found, call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, call, pack_approx)
     return attention_rotary.gradients(found, call)
 
 

@@ -38,11 +38,12 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
+from twofold.core.verify.contracts.attention_packed import pack_approx, unpack_approx
 from twofold.core.verify.contracts.attention_scoring import Scoring
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
 from twofold.reference import dropout
-from twofold.reference.attention_scores import BlockSize, Window, attended, pack, unpack
+from twofold.reference.attention_scores import BlockSize, Window, attended
 
 Array = domains.Array
 
@@ -206,16 +207,16 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     problem = attention_problem(case, given, q, k, v)
     forward = attention_bound.forward(problem)
     # (4) output projection
-    heads = join(packed(forward.out, given.call.cu_seqlens_q))
+    heads = join(pack_approx(forward.out, given.call.cu_seqlens_q))
     out = linear(heads, given.w_out, given.b_out, slice(0, E))
     # backward (4) output projection
     dheads, dw_out, db_out = matmul(dout, w_out).stored(), matmul(dout.mT, heads), dout.sum(0)
     # backward (3) attention of every head
     no_dlse = exact(np.zeros((case.batch, case.heads, case.seqlen_q, 1)), on)
-    dheads = unpacked(split(dheads, case), given.call.cu_seqlens_q, case.seqlen_q)
+    dheads = unpack_approx(split(dheads, case), given.call.cu_seqlens_q, case.seqlen_q)
     dq, dk, dv, dbias, dsinks = attention_bound.backward(problem, forward, dheads, no_dlse)
-    dq = packed(dq, given.call.cu_seqlens_q)
-    dk, dv = (packed(a, given.call.cu_seqlens_k) for a in (dk, dv))
+    dq = pack_approx(dq, given.call.cu_seqlens_q)
+    dk, dv = (pack_approx(a, given.call.cu_seqlens_k) for a in (dk, dv))
     # backward (2) positions
     if given.call.rotary is not None:
         dq = turned(dq, given.call.rotary.of_q, -1)
@@ -257,8 +258,8 @@ def attention_problem(
     """Return the call of attention as its bound takes it."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
     options = attention.options(whole(case), given.call)
-    q = unpacked(q, given.call.cu_seqlens_q, case.seqlen_q)
-    k, v = (unpacked(a, given.call.cu_seqlens_k, case.keys) for a in (k, v))
+    q = unpack_approx(q, given.call.cu_seqlens_q, case.seqlen_q)
+    k, v = (unpack_approx(a, given.call.cu_seqlens_k, case.keys) for a in (k, v))
     live = attended(pairs, options)
     weights = np.ones(pairs)
     if case.dropout_p > 0.0:
@@ -272,16 +273,6 @@ def turned(x: Approx, turns: attention_rotary.Turns, way: int = 1) -> Approx:
     """Return queries or keys turned by the angles of their rows, or back (`way` is −1)."""
     cos, sin, interleaved = turns
     return turn(x, exact(cos, x.on), exact(way * sin, x.on), interleaved)
-
-
-def unpacked(x: Approx, starts: Array | None, longest: int) -> Approx:
-    """Give each packed sequence a batch of its own."""
-    return x if starts is None else x.moved(lambda a: unpack(a, starts, longest))
-
-
-def packed(x: Approx, starts: Array | None) -> Approx:
-    """Pack the sequences of batches again."""
-    return x if starts is None else x.moved(lambda a: pack(a, starts))
 
 
 def split(x: Approx, case: Case) -> Approx:
