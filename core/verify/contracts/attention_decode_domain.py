@@ -11,7 +11,7 @@ its last page are −1, and a bias is NaN past the capacity. So whatever looks t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,12 +120,13 @@ class Inputs(NamedTuple):
 
 def whole(case: Case) -> attention.Case:
     """Return the call of attention to all that there is room for."""
-    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)}
-    return attention.Case(
+    return attention.call_within(
+        case,
         seqlen_q=case.queries,
         seqlen_k=case.capacity,
         key_lengths=not case.full,
-        **{name: getattr(case, name) for name in shared - {"tile", "packed"}},
+        packed=False,
+        tile=None,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +28,7 @@ from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 from twofold.reference.attention import fold_groups
-from twofold.reference.attention_scores import (
-    BlockSize,
-    Options,
-    Window,
-    blocks,
-)
+from twofold.reference.attention_scores import BlockSize, Options, Window, blocks
 from twofold.reference.rotary import Rotary
 
 Array = domains.Array
@@ -166,6 +161,12 @@ def inputs(case: Case) -> Inputs:
         queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
         made = packed(made, np.diff(queries), np.diff(keys))
     return made._replace(rotary=attention_rotary.drawn(rng, case, made))
+
+
+def call_within(case: Any, **own: Any) -> Case:
+    """Return the call of attention in a case of more than that: the fields of both, and `own`."""
+    both = vars(case).keys() & {f.name for f in fields(Case)}
+    return Case(**{name: getattr(case, name) for name in both} | own)
 
 
 def scale(case: Case) -> float:

@@ -27,7 +27,7 @@ sequences attention's bound has a batch for each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,7 +42,6 @@ from twofold.core.verify.contracts.attention_packed import pack_approx, unpack_a
 from twofold.core.verify.contracts.attention_scoring import Scoring
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.rounding import Approx, exact, machine, matmul
-from twofold.reference import dropout
 from twofold.reference.attention_scores import BlockSize, Window, attended
 
 Array = domains.Array
@@ -124,10 +123,7 @@ class Inputs(NamedTuple):
 
 def whole(case: Case) -> attention.Case:
     """Return the call of attention between the projections."""
-    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)}
-    return attention.Case(
-        seqlen_k=case.keys, **{name: getattr(case, name) for name in shared - {"seqlen_k"}}
-    )
+    return attention.call_within(case, seqlen_k=case.keys)
 
 
 def inputs(case: Case) -> Inputs:
@@ -256,17 +252,14 @@ def attention_problem(
     case: Case, given: Inputs, q: Approx, k: Approx, v: Approx
 ) -> attention_bound.Problem:
     """Return the call of attention as its bound takes it."""
-    pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
-    options = attention.options(whole(case), given.call)
+    pairs, call = (case.batch, case.heads, case.seqlen_q, case.keys), whole(case)
+    options, dropped = attention.options(call, given.call), attention.dropped(call)
     q = unpack_approx(q, given.call.cu_seqlens_q, case.seqlen_q)
     k, v = (unpack_approx(a, given.call.cu_seqlens_k, case.keys) for a in (k, v))
     live = attended(pairs, options)
-    weights = np.ones(pairs)
-    if case.dropout_p > 0.0:
-        kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
-        weights = kept * dropout.scale(case.dropout_p)
     live = np.broadcast_to(True if live is None else live, pairs)
-    return attention_bound.Problem(q, k, v, live, weights, attention.scale(whole(case)), options)
+    weights = np.ones(pairs) if dropped is None else dropped
+    return attention_bound.Problem(q, k, v, live, weights, attention.scale(call), options)
 
 
 def turned(x: Approx, turns: attention_rotary.Turns, way: int = 1) -> Approx:
