@@ -41,7 +41,7 @@ from twofold.core.verify.contracts import attention_rotary
 from twofold.core.verify.contracts.attention_packed import pack_approx, unpack_approx
 from twofold.core.verify.contracts.attention_scoring import Scoring
 from twofold.core.verify.contracts.rotary import turn
-from twofold.core.verify.rounding import Approx, exact, machine, matmul
+from twofold.core.verify.rounding import Approx, concatenate, exact, machine, matmul
 from twofold.reference.attention_scores import BlockSize, Window, attended
 
 Array = domains.Array
@@ -218,17 +218,17 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         dq = turned(dq, given.call.rotary.of_q, -1)
         dk = turned(dk, given.call.rotary.of_k, -1)
     # backward (1) projections
-    dq, dkv = join(dq), concatenate(join(dk), join(dv), axis=1)
+    dq, dkv = join(dq), concatenate([join(dk), join(dv)], axis=1)
     outputs = {"out": out.reshape(*given.dout.shape), "dw_out": dw_out}
-    outputs["dw_qkv"] = concatenate(matmul(dq.mT, x), matmul(dkv.mT, context), axis=0)
+    outputs["dw_qkv"] = concatenate([matmul(dq.mT, x), matmul(dkv.mT, context)])
     if given.context is None:
-        dx = matmul(concatenate(dq, dkv, axis=1), w_qkv)
+        dx = matmul(concatenate([dq, dkv], axis=1), w_qkv)
     else:
         dx = matmul(dq, w_qkv[:E])
         outputs["dcontext"] = matmul(dkv, w_qkv[E:]).reshape(*given.context.shape)
     outputs["dx"] = dx.reshape(*given.x.shape)
     if case.biases:
-        outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
+        outputs |= {"db_out": db_out, "db_qkv": concatenate([dq.sum(0), dkv.sum(0)])}
     stored = {name: a for name, a in (("dbias", dbias), ("dsinks", dsinks)) if a is not None}
     found = domains.returned(case, outputs, *PARAMETERS) | stored
     unread = {*PARAMETERS} if "weights" in case.unread else set()
@@ -279,13 +279,6 @@ def join(x: Approx) -> Approx:
     """Put heads (B, H, L, D) side by side again, as rows (B·L, H·D)."""
     B, H, L, D = x.value.shape
     return x.moved(lambda a: a.swapaxes(1, 2).reshape(B * L, H * D))
-
-
-def concatenate(*parts: Approx, axis: int) -> Approx:
-    """Put arrays one after the other."""
-    value = np.concatenate([p.value for p in parts], axis)
-    error = np.concatenate([p.error for p in parts], axis)
-    return Approx(value, error, parts[0].on)
 
 
 def small(case: Case) -> Case:
