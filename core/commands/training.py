@@ -86,7 +86,6 @@ def recipe_of(fields: Mapping[str, Any], processes: Processes) -> Recipe:
 
 
 Begin = Callable[[Processes], tuple[Run, Dataset]]  # makes a new run's folder
-PARTS = "pieces of a batch; 2, or as many as there are processes"
 SMALLER = "smaller --d-model, --d-ff, --layers or --batch-size take less"
 
 
