@@ -68,7 +68,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how = {} if case.tile is None else {"tile": side.pooling.TILES[case.tile][1]}
+    how = domains.tile(side.pooling, case)
     x = domains.place(side, given.x, case.dtype, case.layout)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     lengths = domains.beside(side, given.lengths, case, case.lengths_dtype)
