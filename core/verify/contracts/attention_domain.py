@@ -179,22 +179,24 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     given = given or inputs(case)
     forward: dict[str, Any] = {}
     backward: dict[str, Any] = {}
-    if side.name != "reference":
-        forward["allow_tf32"] = case.allow_tf32
-        if case.tile is not None:
-            (kernel, _, _), tile = ENTRIES[case.tile]
-            how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
-            how[name] = tile
-    out, cache = side.attention.forward(
-        *(place(side, x, case) for x in (given.q, given.k, given.v)),
-        **placed(side, case, given)._asdict(),
-        **forward,
-    )
-    lse_dtype = statistics(case)
-    dlse = domains.beside(side, given.dlse, case, lse_dtype)
+    if side.name != "reference" and case.tile is not None:
+        (kernel, _, _), tile = ENTRIES[case.tile]
+        how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
+        how[name] = tile
+    out, cache = called(side, case, given, **forward)
+    dlse = domains.beside(side, given.dlse, case, statistics(case))
     gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     return {"out": out, "lse": cache.lse, **found}
+
+
+def called(side: Side, case: Case, given: Inputs, **how: Any) -> tuple[Any, Any]:
+    """Return the output and the cache of the call on a side."""
+    if side.name != "reference":
+        how["allow_tf32"] = case.allow_tf32
+    tensors = (place(side, x, case) for x in (given.q, given.k, given.v))
+    out, cache = side.attention.forward(*tensors, **placed(side, case, given)._asdict(), **how)
+    return out, cache
 
 
 def placed(side: Side, case: Case, given: Inputs) -> Options:

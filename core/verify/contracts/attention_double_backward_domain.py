@@ -17,7 +17,7 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain, attention_rotary
 from twofold.core.verify.contracts import attention_double_backward_bound as bound
-from twofold.core.verify.contracts.attention_domain import Case, place, placed, problem, small
+from twofold.core.verify.contracts.attention_domain import Case, called, place, problem, small
 from twofold.core.verify.contracts.attention_packed import (
     pack_approx,
     padded,
@@ -52,25 +52,16 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    forward: dict[str, Any] = {}
-    backward: dict[str, Any] = {}
-    if side.name != "reference":
-        forward["allow_tf32"] = case.allow_tf32
-        if case.tile is not None:
-            backward["tile"] = ENTRIES[case.tile][1]
+    how: dict[str, Any] = {}
+    if side.name != "reference" and case.tile is not None:
+        how["tile"] = ENTRIES[case.tile][1]
     call = given.call
-    _, cache = side.attention.forward(
-        *(place(side, x, case) for x in (call.q, call.k, call.v)),
-        **placed(side, case, call)._asdict(),
-        **forward,
-    )
-    dlse = None
-    if call.dlse is not None:
-        dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))
+    _, cache = called(side, case, call)
+    dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))
     # What comes from elsewhere need not lie as q and k do.
     second = (side.asarray(x, case.dtype) for x in given[1:])
     gradients = side.attention_double_backward.backward(
-        *second, place(side, call.dout, case), cache, dlse, **backward
+        *second, place(side, call.dout, case), cache, dlse, **how
     )
     return {n: x for n, x in gradients._asdict().items() if x is not None}
 
