@@ -11,8 +11,8 @@ import typer
 
 from twofold.core import pretrained
 from twofold.core.commands import options
-from twofold.core.commands.common import Json, choose_side, escaped, tell, visible
-from twofold.core.commands.training import carry_out, new_folder, recipe_of
+from twofold.core.commands.common import Json, escaped, tell, visible
+from twofold.core.commands.training import begun, carry_out, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
 from twofold.core.data.pretrained import NAMES, pretrained_folder
@@ -21,7 +21,7 @@ from twofold.core.training.codec import TextCodec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
-from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint, located
+from twofold.core.training.settings import LONGEST, dataset_of
 from twofold.reference import checks
 
 # The embeddings, half of the parameters, are frozen: without them an epoch takes less time.
@@ -118,23 +118,18 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     if dataset.kind != "text":
         raise ValueError(f"--data is {data!r}, images; it must be texts")
     _say_drawn(loaded, dataset.labels)
-    settings = Settings(
-        data=located(data),
-        text_column=given.get("text_column"),
-        label_column=given.get("label_column"),
-        data_sha256=fingerprint(dataset),
-        labels=dataset.labels,
-        side=choose_side(given["side"]).name,
+    run = begun(
+        given,
+        dataset,
+        TextCodec(loaded.tokenizer, longest),
         tokenizer="wordpiece",
         init=init if init in NAMES else str(Path(init).resolve()),
         init_sha256=sha256_of(pretrained_folder(init) / weights.WEIGHTS_FILE),
         longest=longest,
-        quick=given["quick"],
         model=dataclasses.replace(model, num_classes=len(dataset.labels)),
         recipe=checked,
     )
-    made = TextCodec(loaded.tokenizer, longest)
-    return Run.create(given.get("out") or new_folder(data), settings, made), dataset
+    return run, dataset
 
 
 def _say_drawn(loaded: pretrained.Pretrained, labels: tuple[str, ...]) -> None:

@@ -10,15 +10,15 @@ import numpy as np
 import typer
 
 from twofold.core.commands import options
-from twofold.core.commands.common import Json, choose_side
-from twofold.core.commands.training import carry_out, new_folder, recipe_of
+from twofold.core.commands.common import Json
+from twofold.core.commands.training import begun, carry_out, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import codec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
-from twofold.core.training.settings import Settings, dataset_of, fingerprint, located, preferred
+from twofold.core.training.settings import Settings, dataset_of, preferred
 from twofold.reference import checks
 
 QUICK = {"epochs": 4, "refit": False}
@@ -94,20 +94,16 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
     _check_kind(dataset, given, patch)
     made = codec.new(dataset, tokenizer, patch)
-    settings = Settings(
-        data=located(data),
-        text_column=given.get("text_column"),
-        label_column=given.get("label_column"),
-        data_sha256=fingerprint(dataset),
-        labels=dataset.labels,
-        side=choose_side(given["side"]).name,
+    run = begun(
+        given,
+        dataset,
+        made,
         tokenizer=tokenizer,
         patch=patch,
-        quick=given["quick"],
         model=ClassifierConfig(**made.sizes(), num_classes=len(dataset.labels), **model),
         recipe=checked,
     )
-    return Run.create(given.get("out") or new_folder(data), settings, made), dataset
+    return run, dataset
 
 
 def _check_kind(dataset: Dataset, given: Mapping[str, Any], patch: int) -> None:
