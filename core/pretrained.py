@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from twofold.core import ops as sides
+from twofold.core import whole
 from twofold.core.data.pretrained import pretrained_folder
 from twofold.core.data.wordpiece import WordPieceTokenizer, longest_of
 from twofold.core.model import weights
 from twofold.core.model.classifier import Classifier
-from twofold.core.training import checkpoints, inference, trainer
+from twofold.core.training import inference, trainer
 from twofold.core.training.recipe import Recipe
 from twofold.reference import checks
 
@@ -161,7 +162,7 @@ def save(
         others = sorted(path.name for path in folder.iterdir() if path.name not in files)
         was = f"{str(folder)!r}, which holds {', '.join(others[:3])}"
         checks.require(not others, "folder", was, "empty, or hold a model that was saved")
-    checkpoints.write_folder(folder, files)
+    whole.write_folder(folder, files)
 
 
 def _several(name: str, texts: Iterable[str]) -> list[str]:

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from test_training import Run, toy
 
-from twofold.core import ops
-from twofold.core.training import checkpoints, loop
+from twofold.core import ops, whole
+from twofold.core.training import loop
 from twofold.core.training.inference import accuracy
 from twofold.core.training.processes import Apart, Lost, Several, joined
 from twofold.core.training.trainer import Diverged, Trainer
@@ -165,7 +165,7 @@ def work(folder: Path, named: dict[str, str]) -> None:
     os.environ.update(named)
     with joined(timeout=120.0) as processes:
         if not processes.first:
-            checkpoints.write_folder = checkpoints.write_text = forbidden
+            whole.write_folder = whole.write_text = forbidden
         worker = Worker(folder, processes)
         for name in SCENARIOS:
             worker.seen[name] = getattr(worker, name)()

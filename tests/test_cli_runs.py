@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 import resource
 import shutil
 import types
@@ -374,16 +373,3 @@ def test_names_of_users_are_not_taken_for_settings(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("text,the batch_size,d_model\na,x,1\nb,y,2\n")
     said = call("train", "--data", "a.csv", status=2)
     assert "the label (--label-column): 'text', 'the batch_size', 'd_model'" in said
-
-
-def test_half_a_file_is_not_left_where_the_disk_is_full(tmp_path, monkeypatch):
-    (tmp_path / "a").write_text("before")
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device: '.*a.*part'"):
-        checkpoints.write_text(tmp_path / "a", "after")
-    assert [x.name for x in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_text() == "before"

@@ -1,11 +1,13 @@
 """A run's folder: what else is there is not touched, and nothing of it is taken for the run's."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from test_cli import TINY, call, table
 from test_training import begin, toy
 
+from twofold.core import whole
 from twofold.core.training import checkpoints
 from twofold.core.training.run import RunError
 
@@ -51,7 +53,7 @@ def test_an_empty_folder_becomes_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["run.json", "tokenizer.json"])
 def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, name):
-    out, write = tmp_path / "run", checkpoints.write_synced
+    out, write = tmp_path / "run", whole.write_synced
 
     def full(path, content):
         write(path, content)
@@ -59,7 +61,7 @@ def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, 
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(checkpoints, "write_synced", full)
+        patch.setattr(whole, "write_synced", full)
         begin(out, toy())
     assert not content(out)
 
@@ -69,7 +71,8 @@ def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "write_synced", killed)
+        patch.setattr(whole, "write_synced", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed clears nothing up
         begin(out, toy())
     assert content(out)
     assert {path.name for path in begin(out, toy()).folder.iterdir()} == {
@@ -104,7 +107,7 @@ def test_only_what_a_run_wrote_itself_is_swept(tmp_path):
     for path in ours:
         path.mkdir()
     run.sweep()
-    checkpoints.put_back(run.checkpoints)
+    whole.put_back(run.checkpoints, checkpoints.NAME.fullmatch)
     checkpoints.prune(run.checkpoints)
     assert not [path for path in ours if path.exists()]
     for folder in (run.folder, run.checkpoints):

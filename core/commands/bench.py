@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from twofold.core.commands import options
 from twofold.core.commands.common import (
     FAILED,
     Json,
@@ -20,11 +21,9 @@ from twofold.core.commands.common import (
     write_json,
 )
 
-Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
-
 
 def command(
-    operators: Operators = None,
+    operators: options.Operators = None,
     against: Annotated[
         list[str] | None,
         typer.Option(

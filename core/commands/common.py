@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from rich.markup import escape
 
 from twofold.core import ops
 from twofold.core.signals import interruptible
+from twofold.core.whole import replace_files
 
 console = Console(emoji=False)
 if not console.is_terminal:
@@ -183,14 +183,7 @@ def write_file(option: str, path: Path, content: bytes) -> None:
         if not regular or not os.access(path.parent, os.W_OK):
             path.write_bytes(content)
             return
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(content)
-            if path.exists():
-                shutil.copymode(path, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_files({path: content})
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.text import Text
 from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
+from twofold.core.commands import options
 from twofold.core.commands.common import (
     Json,
     check_file,
@@ -25,20 +26,18 @@ from twofold.core.commands.common import (
     write_file,
     write_json,
 )
-from twofold.core.commands.lines import LINES, texts_given
+from twofold.core.commands.lines import Texts, texts_given
 
 MOST = 12  # texts whose similarities are shown
 
 
 def command(
-    texts: Annotated[list[str] | None, typer.Argument(help=LINES)] = None,
-    model: Annotated[str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")] = (
-        "minilm"
-    ),
+    texts: Texts = None,
+    model: options.Pretrained = "minilm",
     out: Annotated[
         Path | None, typer.Option(help="write the vectors here: .npy, a row for each text")
     ] = None,
-    side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
+    side: options.Side = "auto",
     json: Json = None,
 ) -> None:
     """Embed texts as vectors of length 1 whose dot products say how near their meanings are."""

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from twofold.core.commands import options
 from twofold.core.commands.common import (
     Json,
     choose_side,
@@ -26,7 +27,7 @@ from twofold.core.training.inference import predict
 
 def command(
     run: Annotated[Path, typer.Argument(help="folder that `twofold train` left")],
-    side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
+    side: options.Side = "auto",
     json: Json = None,
 ) -> None:
     """Judge a finished run on the test part of its data: accuracy, and recall by class."""

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from twofold.core import pretrained
-from twofold.core.commands.common import Json, choose_side, escaped, tell, visible
-from twofold.core.commands.training import PARTS, carry_out, new_folder, recipe_of
+from twofold.core.commands import options
+from twofold.core.commands.common import Json, escaped, tell, visible
+from twofold.core.commands.training import begun, carry_out, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
 from twofold.core.data.pretrained import NAMES, pretrained_folder
@@ -20,7 +21,7 @@ from twofold.core.training.codec import TextCodec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
-from twofold.core.training.settings import LONGEST, Settings, dataset_of, fingerprint, located
+from twofold.core.training.settings import LONGEST, dataset_of
 from twofold.reference import checks
 
 # The embeddings, half of the parameters, are frozen: without them an epoch takes less time.
@@ -43,47 +44,37 @@ def command(
     data: Annotated[
         str, typer.Option(help="movie, trec, r8, or a path to CSV, TSV or JSONL")
     ] = "movie",
-    init: Annotated[
-        str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")
-    ] = "minilm",
-    text_column: Annotated[str | None, typer.Option(help="of the file")] = None,
-    label_column: Annotated[str | None, typer.Option(help="of the file")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run, runs/… by default")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
-    side: Annotated[
-        str, typer.Option(help="reference (NumPy), triton, or auto: triton where CUDA is")
-    ] = "auto",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="a short form, to see that it runs")
-    ] = False,
+    init: options.Pretrained = "minilm",
+    text_column: options.Column = None,
+    label_column: options.Column = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    side: options.Side = "auto",
+    quick: options.Quick = False,
     json: Json = None,
-    seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    parts: Annotated[int | None, typer.Option(help=PARTS)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")] = None,
-    lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
-    schedule: Annotated[str | None, typer.Option(help="linear, cosine, constant")] = None,
-    warmup: Annotated[float | None, typer.Option(help="share of the steps")] = None,
+    seed: options.Seed = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    parts: options.Parts = None,
+    optimizer: options.Optimizer = None,
+    lr: options.LearningRate = None,
+    schedule: options.Schedule = None,
+    warmup: options.Warmup = None,
     layer_decay: Annotated[
         float | None, typer.Option(help="times the rate, once for every part above")
     ] = None,
     frozen: Annotated[
         int | None, typer.Option(help="0: all learns; 1: embeddings do not; 1 + n: nor n layers")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    max_norm: Annotated[float | None, typer.Option(help="clip the gradient; 0 does not")] = None,
-    label_smoothing: Annotated[float | None, typer.Option()] = None,
-    soft_targets: Annotated[bool | None, typer.Option(help="learn from graded labels")] = None,
-    average: Annotated[float | None, typer.Option(help="decay of the weights' average")] = None,
-    patience: Annotated[int | None, typer.Option(help="epochs; 0 never stops early")] = None,
-    refit: Annotated[
-        bool | None, typer.Option(help="fit again on train and validation together")
-    ] = None,
-    checkpoint_steps: Annotated[int | None, typer.Option()] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32; bfloat16 between float32 parameters, on kernels")
-    ] = None,
+    weight_decay: float | None = None,
+    max_norm: options.MaxNorm = None,
+    label_smoothing: float | None = None,
+    soft_targets: options.SoftTargets = None,
+    average: options.Average = None,
+    patience: options.Patience = None,
+    refit: options.Refit = None,
+    checkpoint_steps: int | None = None,
+    precision: options.Precision = None,
     longest: Annotated[
         int | None, typer.Option(help=f"tokens of a text that are read, {LONGEST} by default")
     ] = None,
@@ -93,7 +84,7 @@ def command(
     dropout: Annotated[
         float | None, typer.Option(help="of embeddings and sublayers' outputs")
     ] = None,
-    attention_dropout: Annotated[float | None, typer.Option(help="of weights")] = None,
+    attention_dropout: options.AttentionDropout = None,
 ) -> None:
     """Fine-tune a pretrained BERT; without options, MiniLM on movie reviews, on the CPU."""
     given = {name: value for name, value in locals().items() if value is not None}
@@ -127,23 +118,18 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     if dataset.kind != "text":
         raise ValueError(f"--data is {data!r}, images; it must be texts")
     _say_drawn(loaded, dataset.labels)
-    settings = Settings(
-        data=located(data),
-        text_column=given.get("text_column"),
-        label_column=given.get("label_column"),
-        data_sha256=fingerprint(dataset),
-        labels=dataset.labels,
-        side=choose_side(given["side"]).name,
+    run = begun(
+        given,
+        dataset,
+        TextCodec(loaded.tokenizer, longest),
         tokenizer="wordpiece",
         init=init if init in NAMES else str(Path(init).resolve()),
         init_sha256=sha256_of(pretrained_folder(init) / weights.WEIGHTS_FILE),
         longest=longest,
-        quick=given["quick"],
         model=dataclasses.replace(model, num_classes=len(dataset.labels)),
         recipe=checked,
     )
-    made = TextCodec(loaded.tokenizer, longest)
-    return Run.create(given.get("out") or new_folder(data), settings, made), dataset
+    return run, dataset
 
 
 def _say_drawn(loaded: pretrained.Pretrained, labels: tuple[str, ...]) -> None:

@@ -6,11 +6,16 @@ import codecs
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from twofold.core.commands.common import tell
 
-LINES = "texts; without any, lines of standard input, but blank ones"  # in commands' help
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(help="texts; without any, lines of standard input, but blank ones"),
+]
 CHUNK = 1 << 16  # bytes at a time: enough of one length for full batches, few enough to show soon
 
 

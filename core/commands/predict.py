@@ -9,6 +9,7 @@ import typer
 from threadpoolctl import threadpool_limits
 
 from twofold.core import pretrained
+from twofold.core.commands import options
 from twofold.core.commands.common import (
     Json,
     choose_side,
@@ -18,7 +19,7 @@ from twofold.core.commands.common import (
     say,
     write_json,
 )
-from twofold.core.commands.lines import LINES, texts_given
+from twofold.core.commands.lines import Texts, texts_given
 from twofold.core.model.classifier import Classifier
 from twofold.core.model.weights import CONFIG_FILE, WeightsError
 from twofold.core.ops import Side
@@ -31,8 +32,8 @@ def command(
     run: Annotated[
         Path, typer.Argument(help="folder that `twofold train` left, or a Hugging Face BERT's")
     ],
-    texts: Annotated[list[str] | None, typer.Argument(help=LINES)] = None,
-    side: Annotated[str, typer.Option(help="reference, triton or auto")] = "auto",
+    texts: Texts = None,
+    side: options.Side = "auto",
     json: Json = None,
 ) -> None:
     """Classify texts, given as arguments or as lines on standard input, answered as they come."""

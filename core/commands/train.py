@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from twofold.core.commands.common import Json, choose_side
-from twofold.core.commands.training import PARTS, carry_out, new_folder, recipe_of
+from twofold.core.commands import options
+from twofold.core.commands.common import Json
+from twofold.core.commands.training import begun, carry_out, recipe_of
 from twofold.core.data.datasets import Dataset
 from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import codec
 from twofold.core.training.processes import Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run
-from twofold.core.training.settings import Settings, dataset_of, fingerprint, located, preferred
+from twofold.core.training.settings import Settings, dataset_of, preferred
 from twofold.reference import checks
 
 QUICK = {"epochs": 4, "refit": False}
@@ -29,47 +29,39 @@ def command(
     data: Annotated[
         str, typer.Option(help="movie, trec, r8, digits, or a path to CSV, TSV or JSONL")
     ] = "movie",
-    text_column: Annotated[str | None, typer.Option(help="of the file")] = None,
-    label_column: Annotated[str | None, typer.Option(help="of the file")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run, runs/… by default")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
-    side: Annotated[
-        str, typer.Option(help="reference (NumPy), triton, or auto: triton where CUDA is")
-    ] = "auto",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="a short form, to see that it runs")
-    ] = False,
+    text_column: options.Column = None,
+    label_column: options.Column = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    side: options.Side = "auto",
+    quick: options.Quick = False,
     json: Json = None,
     tokenizer: Annotated[str | None, typer.Option(help="words or bpe; words by default")] = None,
     patch: Annotated[
         int | None, typer.Option(help="edge of an image's patches, pixels; 2 by default")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="of everything that is drawn")] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    parts: Annotated[int | None, typer.Option(help=PARTS)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")] = None,
-    lr: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
-    schedule: Annotated[str | None, typer.Option(help="linear, cosine, constant")] = None,
-    warmup: Annotated[float | None, typer.Option(help="share of the steps")] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    max_norm: Annotated[float | None, typer.Option(help="clip the gradient; 0 does not")] = None,
-    label_smoothing: Annotated[float | None, typer.Option()] = None,
-    soft_targets: Annotated[bool | None, typer.Option(help="learn from graded labels")] = None,
-    word_dropout: Annotated[float | None, typer.Option()] = None,
-    average: Annotated[float | None, typer.Option(help="decay of the weights' average")] = None,
-    patience: Annotated[int | None, typer.Option(help="epochs; 0 never stops early")] = None,
-    refit: Annotated[
-        bool | None, typer.Option(help="fit again on train and validation together")
-    ] = None,
-    checkpoint_steps: Annotated[int | None, typer.Option()] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32; bfloat16 between float32 parameters, on kernels")
-    ] = None,
+    seed: options.Seed = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    parts: options.Parts = None,
+    optimizer: options.Optimizer = None,
+    lr: options.LearningRate = None,
+    schedule: options.Schedule = None,
+    warmup: options.Warmup = None,
+    weight_decay: float | None = None,
+    max_norm: options.MaxNorm = None,
+    label_smoothing: float | None = None,
+    soft_targets: options.SoftTargets = None,
+    word_dropout: float | None = None,
+    average: options.Average = None,
+    patience: options.Patience = None,
+    refit: options.Refit = None,
+    checkpoint_steps: int | None = None,
+    precision: options.Precision = None,
     num_layers: Annotated[int | None, typer.Option("--layers")] = None,
-    d_model: Annotated[int | None, typer.Option()] = None,
+    d_model: int | None = None,
     num_heads: Annotated[int | None, typer.Option("--heads")] = None,
-    d_ff: Annotated[int | None, typer.Option()] = None,
+    d_ff: int | None = None,
     activation: Annotated[
         str | None, typer.Option(help="gelu, gelu_tanh, relu, tanh, silu")
     ] = None,
@@ -77,8 +69,8 @@ def command(
     positions: Annotated[str | None, typer.Option(help="sinusoidal, learned, rotary")] = None,
     pooling: Annotated[str | None, typer.Option(help="first, mean, max, mean_max")] = None,
     dropout: Annotated[float | None, typer.Option(help="of sublayers' outputs")] = None,
-    attention_dropout: Annotated[float | None, typer.Option(help="of weights")] = None,
-    embedding_dropout: Annotated[float | None, typer.Option()] = None,
+    attention_dropout: options.AttentionDropout = None,
+    embedding_dropout: float | None = None,
 ) -> None:
     """Train a Transformer classifier; without options, on movie reviews, in a few minutes."""
     given = {name: value for name, value in locals().items() if value is not None}
@@ -102,20 +94,16 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     dataset = dataset_of(data, given.get("text_column"), given.get("label_column"), given["quick"])
     _check_kind(dataset, given, patch)
     made = codec.new(dataset, tokenizer, patch)
-    settings = Settings(
-        data=located(data),
-        text_column=given.get("text_column"),
-        label_column=given.get("label_column"),
-        data_sha256=fingerprint(dataset),
-        labels=dataset.labels,
-        side=choose_side(given["side"]).name,
+    run = begun(
+        given,
+        dataset,
+        made,
         tokenizer=tokenizer,
         patch=patch,
-        quick=given["quick"],
         model=ClassifierConfig(**made.sizes(), num_classes=len(dataset.labels), **model),
         recipe=checked,
     )
-    return Run.create(given.get("out") or new_folder(data), settings, made), dataset
+    return run, dataset
 
 
 def _check_kind(dataset: Dataset, given: Mapping[str, Any], patch: int) -> None:

@@ -35,11 +35,13 @@ from twofold.core.commands.common import (
 from twofold.core.data.baselines import baselines
 from twofold.core.data.datasets import Dataset
 from twofold.core.ops import Side
+from twofold.core.training.codec import Codec
 from twofold.core.training.loop import Event, Interrupted, held_out_accuracy, train
 from twofold.core.training.plot import plot
 from twofold.core.training.processes import Lost, Processes, joined
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import Run, RunError, check_vacant, held
+from twofold.core.training.settings import Settings, fingerprint, located
 from twofold.core.training.trainer import Diverged
 from twofold.reference import checks
 
@@ -54,6 +56,21 @@ def reopened(folder: Path) -> tuple[Run, Dataset]:
     dataset = run.settings.dataset()
     run.check_data(dataset)
     return run, dataset
+
+
+def begun(given: Mapping[str, Any], dataset: Dataset, codec: Codec, **own: Any) -> Run:
+    """Make a new run's folder, of what every command is given and of settings of its own."""
+    settings = Settings(
+        data=located(given["data"]),
+        text_column=given.get("text_column"),
+        label_column=given.get("label_column"),
+        data_sha256=fingerprint(dataset),
+        labels=dataset.labels,
+        side=choose_side(given["side"]).name,
+        quick=given["quick"],
+        **own,
+    )
+    return Run.create(given.get("out") or new_folder(given["data"]), settings, codec)
 
 
 def new_folder(data: str) -> Path:
@@ -86,7 +103,6 @@ def recipe_of(fields: Mapping[str, Any], processes: Processes) -> Recipe:
 
 
 Begin = Callable[[Processes], tuple[Run, Dataset]]  # makes a new run's folder
-PARTS = "pieces of a batch; 2, or as many as there are processes"
 SMALLER = "smaller --d-model, --d-ff, --layers or --batch-size take less"
 
 

@@ -1,9 +1,9 @@
 """Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
 
-A checkpoint is a folder with `tensors.safetensors` and `state.json`. It is written under a
-temporary name, its files synced to disk, then renamed: whenever the process is killed, what stands
-under a checkpoint's name is complete. `state.json` carries the checksum of both files, so one that
-was cut short or changed afterwards is refused, and the one before it is still there.
+A checkpoint is a folder with `tensors.safetensors` and `state.json`, written so that whenever the
+process is killed, what stands under a checkpoint's name is complete (`whole`). `state.json` carries
+the checksum of both files, so one that was cut short or changed afterwards is refused, and the one
+before it is still there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from twofold.core import whole
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -29,7 +31,6 @@ KEPT = 2  # checkpoints of a run that stay
 DAMAGED = ".damaged"  # behind the names of those that were refused
 
 NAME = re.compile(r"\d+-\d{8,}")  # of a checkpoint: its phase and step; what else lies there stays
-LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # what an interrupted write leaves, of a name
 
 
 class CheckpointError(ValueError):
@@ -52,7 +53,7 @@ def save(folder: Path, tensors: Mapping[str, Array], state: Mapping[str, Any]) -
         state: anything `json` takes.
     """
     blob, signed = _signed(tensors, state)
-    write_folder(folder, {TENSORS: blob, STATE: json.dumps(signed, indent=1).encode()})
+    whole.write_folder(folder, {TENSORS: blob, STATE: json.dumps(signed, indent=1).encode()})
 
 
 def digest(tensors: Mapping[str, Array], state: Mapping[str, Any]) -> str:
@@ -66,33 +67,6 @@ def _signed(tensors: Mapping[str, Array], state: Mapping[str, Any]) -> tuple[byt
     signed = {"state": dict(state), "tensors_sha256": _sha256(blob)}
     signed["sha256"] = _sha256(_canonical(signed))
     return blob, signed
-
-
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files that is there with all of them or is as it was before.
-
-    Between two renames there is none: who is killed there finds the old one by `put_back`.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    parts = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir()
-    try:
-        for name, content in files.items():
-            write_synced(parts / name, content)
-    except OSError:  # a full disk needs the room
-        shutil.rmtree(parts, ignore_errors=True)
-        raise
-    _sync_folder(parts)
-    if folder.exists():  # a folder cannot be renamed onto one with content
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(folder, aside)
-        os.rename(parts, folder)
-        shutil.rmtree(aside)
-    else:
-        os.rename(parts, folder)
-    _sync_folder(folder.parent)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -135,7 +109,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     These have `DAMAGED` behind their names from then on: what is written next is older than they
     are, and would be deleted in their place. Nobody may be writing there.
     """
-    put_back(folder)
+    whole.put_back(folder, NAME.fullmatch)
     refused: list[str] = []
     for path in reversed(names(folder)):
         try:
@@ -156,82 +130,11 @@ def names(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: [int(number) for number in p.name.split("-")])
 
 
-def put_back(folder: Path) -> None:
-    """Give their names back to folders that were moved aside for new ones that never came."""
-    for aside, name in _left(folder, NAME.fullmatch):
-        if aside.suffix == ".old" and not name.exists():
-            os.rename(aside, name)
-
-
 def prune(folder: Path) -> None:
     """Delete all but the latest checkpoints, and what interrupted writes left behind."""
     for path in names(folder)[:-KEPT]:
         shutil.rmtree(path)
-    sweep(folder, NAME.fullmatch)
-
-
-def sweep(folder: Path, ours: Callable[[str], object]) -> None:
-    """Delete what interrupted writes of our names left behind; nobody may be writing there."""
-    for path, _ in _left(folder, ours):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def left(name: str, ours: Callable[[str], object]) -> bool:
-    """Whether this is the name of what an interrupted write of our names left behind."""
-    found = LEFT.fullmatch(name)
-    return found is not None and bool(ours(found[1]))
-
-
-def _left(folder: Path, ours: Callable[[str], object]) -> list[tuple[Path, Path]]:
-    """Return what interrupted writes of our names left in a folder, and what was to be written."""
-    found = [path for path in folder.glob(".*") if left(path.name, ours)]
-    return [(path, folder / path.name[1:].rsplit(".", 2)[0]) for path in found]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there with all of its content or is as it was before."""
-    write_files(path.parent, {path.name: text.encode()})
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files of a folder so; none of them takes its place before all are written."""
-    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
-    try:
-        for name, content in files.items():
-            write_synced(parts[name], content)
-    except OSError:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-        raise
-    for name, part in parts.items():
-        os.replace(part, folder / name)
-    _sync_folder(folder)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk.
-
-    Raises:
-        OSError: with the file's name, which those of writing do not have.
-    """
-    try:
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as fault:
-        raise OSError(fault.errno, fault.strerror, str(path)) from fault
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    whole.sweep(folder, NAME.fullmatch)
 
 
 def _canonical(data: Mapping[str, Any]) -> bytes:

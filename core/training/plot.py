@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twofold.core.training.checkpoints import write_files
+from twofold.core.whole import write_files
 
 INK, LOSS, ACCURACY, BASELINE = "#333333", "#c44e52", "#4c72b0", "#888888"
 

@@ -25,7 +25,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from twofold.core import pretrained
+from twofold.core import pretrained, whole
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
 from twofold.core.data.pretrained import HUGGINGFACE, pretrained_folder
@@ -80,13 +80,13 @@ class Run:
             raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
         with held(folder):
             check_vacant("the run's folder", folder)
-            checkpoints.sweep(folder, BEGUN.__contains__)
+            whole.sweep(folder, BEGUN.__contains__)
             files = codecs.stored(codec)
             vocabulary = files.get(codecs.TOKENIZER_FILE)
             if vocabulary is not None:
                 settings = replace(settings, tokenizer_sha256=sha256(vocabulary).hexdigest())
             files[SETTINGS_FILE] = json.dumps(settings.to_json(), indent=1).encode()
-            checkpoints.write_files(folder, files)
+            whole.write_files(folder, files)
         return cls(folder, settings, codec)
 
     @classmethod
@@ -124,7 +124,7 @@ class Run:
         """Delete what interrupted writes of this run left behind; nobody may be writing there."""
         files = (*BEGUN, RESULT_FILE, METRICS_FILE, PLOT_FILE)
         folders = (self.model_folder.name, self.huggingface.name)
-        checkpoints.sweep(self.folder, {*files, *folders}.__contains__)
+        whole.sweep(self.folder, {*files, *folders}.__contains__)
 
     @property
     def checkpoints(self) -> Path:
@@ -234,7 +234,7 @@ class Run:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        checkpoints.write_text(self.folder / METRICS_FILE, text.getvalue())
+        whole.write_text(self.folder / METRICS_FILE, text.getvalue())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics, a row each; of their numbers those that were none are None."""
@@ -247,7 +247,7 @@ class Run:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write what came of the run; from now on it is finished."""
-        checkpoints.write_text(self.folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+        whole.write_text(self.folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
 
     def result(self) -> dict[str, Any]:
         """Return what came of the run.
@@ -286,7 +286,7 @@ def check_vacant(named: str, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{was}, a file; it must be a folder's name")
     names = sorted(os.listdir(folder)) if folder.exists() else []
-    found = [name for name in names if not checkpoints.left(name, BEGUN.__contains__)]
+    found = [name for name in names if whole.left_of(name, BEGUN.__contains__) is None]
     if found:
         listed = ", ".join(found[:3]) + (", …" if found[3:] else "")
         again = f"; --resume {shlex.quote(str(folder))} goes on with the run in it"

@@ -8,13 +8,13 @@ function that is not ours may order its sums as it likes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from twofold.core.verify.contract import Bits, Outputs, Subject, compare, same_bits
+from twofold.core.verify.contract import Bits, Outputs, Property, Subject, compare, same_bits
 from twofold.core.verify.rounding import Approx, Array
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "held",
     "numbers",
     "one_truth",
+    "other_strides",
+    "other_tiles",
     "products",
     "same_bits",
     "slopes",
@@ -57,6 +59,47 @@ def one_truth(
     first, second = subject.compute(case, given), subject.compute(other, given)
     for name, bound in bounds.items():
         agree(name, first[name], second[name], bound, what)
+
+
+def other_strides(
+    inputs: Callable[[Any], Any],
+    truth: Callable[[Any, Any], Mapping[str, Approx]],
+    layout: str,
+) -> Property:
+    """Return the property that a layout, this one or contiguous, is no part of the result."""
+
+    def other_strides(subject: Subject, case: Any) -> None:
+        """However the inputs lie in memory, the results are within the bound of one truth."""
+        other = "contiguous" if case.layout != "contiguous" else layout
+        given = inputs(case)
+        moved, bounds = replace(case, layout=other), truth(case, given)
+        one_truth(subject, case, moved, given, bounds, f"laid out {other}")
+
+    return other_strides
+
+
+def other_tiles(
+    inputs: Callable[[Any], Any],
+    truth: Callable[[Any, Any], Mapping[str, Approx]],
+    entries: Sequence[tuple[Any, Any]],
+    fits: Callable[[Any, Any], bool] = lambda key, case: True,
+) -> Property:
+    """Return the property that a tile is no part of the result.
+
+    Args:
+        entries: of the table, a key and a tile each.
+        fits: says of a key whether a case may have its tile.
+    """
+
+    def other_tiles(subject: Subject, case: Any) -> None:
+        """Another tile of the table is as good: both results are within the bound of one truth."""
+        fitting = [i for i, (key, _) in enumerate(entries) if fits(key, case)]
+        number = fitting[case.seed % len(fitting)]
+        given = inputs(case)
+        other, bounds = replace(case, tile=number), truth(case, given)
+        one_truth(subject, case, other, given, bounds, f"with {entries[number][1]}")
+
+    return other_tiles
 
 
 def products(

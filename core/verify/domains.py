@@ -187,6 +187,11 @@ def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> 
     return place(side, x, dtype, layout if layout == "strided" else "contiguous")
 
 
+def tile(operator: Any, case: Any) -> dict[str, Any]:
+    """Return the argument of that name for an operator of a side, if the case has a tile of it."""
+    return {} if case.tile is None else {"tile": operator.TILES[case.tile][1]}
+
+
 def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:
     """Return the arrays that backward is to write gradients into, laid out as the case has it.
 

@@ -43,7 +43,7 @@ of the second alone is reported as what it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ __all__ = [
     "Machine",
     "alike",
     "chance",
+    "concatenate",
     "constant",
     "exact",
     "exp",
@@ -69,6 +70,7 @@ __all__ = [
     "maximum",
     "probabilistic",
     "sqrt",
+    "stack",
     "tanh",
 ]
 
@@ -357,6 +359,19 @@ def absolute(x: Approx) -> Approx:
 def maximum(x: Approx, y: Approx) -> Approx:
     """The larger of two is at most as wrong as the more wrong."""
     return Approx(np.maximum(x.value, y.value), np.maximum(x.error, y.error), x.on)
+
+
+def concatenate(parts: Sequence[Approx], axis: int = 0) -> Approx:
+    """Arrays, one after the other."""
+    value, error = (
+        np.concatenate(x, axis) for x in ([p.value for p in parts], [p.error for p in parts])
+    )
+    return Approx(value, error, parts[0].on)
+
+
+def stack(parts: Sequence[Approx]) -> Approx:
+    """Arrays, beside each other along a new first axis."""
+    return concatenate([x.moved(lambda a: a[None]) for x in parts])
 
 
 # What NumPy's functions, by name, are for numbers with errors.

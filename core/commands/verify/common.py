@@ -21,7 +21,6 @@ from twofold.core.commands.common import (
 
 EXAMPLES = 20
 
-Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
 Examples = Annotated[int, typer.Option(min=0, help="random cases of each operator")]
 SideName = Annotated[str, typer.Option("--side", help="side to judge: triton or reference")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one a core by default")]

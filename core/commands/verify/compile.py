@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from twofold.core.commands import options
 from twofold.core.commands.common import (
     FAILED,
     INTERRUPTED,
@@ -17,7 +18,7 @@ from twofold.core.commands.common import (
     plain_errors,
     write_json,
 )
-from twofold.core.commands.verify.common import Jobs, Operators, chosen, cores
+from twofold.core.commands.verify.common import Jobs, chosen, cores
 from twofold.core.verify.compiled import Compiled, Share
 
 AGAIN, FEW = 4, 50  # times that what differs is compiled, where it is no more than so many kernels
@@ -25,7 +26,7 @@ LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
 
 
 def command(
-    operators: Operators = None,
+    operators: options.Operators = None,
     target: Annotated[
         list[str] | None, typer.Option(help="sm_80, sm_90a, sm_100a, gfx942; all by default")
     ] = None,

@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 
 from twofold.core import ops
+from twofold.core.commands import options
 from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
     Jobs,
-    Operators,
     chosen,
     cores,
 )
@@ -28,7 +28,7 @@ FATES = ("killed", "equivalent", "beyond", "survived", "misjudged")
 
 
 def command(
-    operators: Operators = None,
+    operators: options.Operators = None,
     examples: Examples = EXAMPLES,
     sample: Annotated[
         int | None, typer.Option(help="judge so many of each operator and side", min=1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from twofold.core.commands import options
 from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
 from twofold.core.commands.verify.common import (
     EXAMPLES,
     Examples,
     Jobs,
-    Operators,
     SideName,
     chosen,
     cores,
@@ -18,7 +18,7 @@ from twofold.core.commands.verify.common import (
 
 
 def command(
-    operators: Operators = None,
+    operators: options.Operators = None,
     examples: Examples = EXAMPLES,
     side: SideName = "triton",
     jobs: Jobs = None,

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from twofold.core.commands import options
 from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
-from twofold.core.commands.verify.common import Operators, SideName, chosen, judged_side
+from twofold.core.commands.verify.common import SideName, chosen, judged_side
 
 DRAWN = 3
 
 
 def command(
-    operators: Operators = None,
+    operators: options.Operators = None,
     at: Annotated[
         list[str] | None,
         typer.Option(help="a field of the case, such as seqlen_k=4096; of one operator"),

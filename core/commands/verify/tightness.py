@@ -9,11 +9,14 @@ from importlib.metadata import version
 import typer
 from rich.table import Table
 
+from twofold.core.commands import options
 from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
-from twofold.core.commands.verify.common import Operators, SideName, chosen, judged_side
+from twofold.core.commands.verify.common import SideName, chosen, judged_side
 
 
-def command(operators: Operators = None, side: SideName = "triton", json: Json = None) -> None:
+def command(
+    operators: options.Operators = None, side: SideName = "triton", json: Json = None
+) -> None:
     """Run every mode of input on six shapes of each operator; show error ÷ bound of each output.
 
     Of two numbers the first is by the deterministic bound, the second by the probabilistic one.

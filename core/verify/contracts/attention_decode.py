@@ -41,6 +41,11 @@ MASKED: dict[str, Any] = {
     **EVERYTHING, "bias": "BHMN", "mask": "B1MN", "block_mask": "1HMN", "block_size": 16,
     "rotary": "half", "packed": True, "dropout_p": 0.1,
 }  # fmt: skip
+# Parts, pages and blocks, none of which ends where another does.
+UNEVEN: dict[str, Any] = {
+    "groups": 2, "capacity": 37, "split": 16, "page_size": 5, "causal": True, "bias": "BHMN",
+    "mask": "B1MN", "block_mask": "1HMN", "block_size": (2, 7), "rotary": "half",
+}  # fmt: skip
 # Every tile with everything but masks and positions, with those, and the commonest calls; then rows
 # that are not aligned.
 COMPILED: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
@@ -134,20 +139,7 @@ CONTRACT = Contract(
             page_size=5,
         ),
         # A bias and masks of two blocks of rows, of parts, and of pages that have more room.
-        Case(
-            heads=2,
-            groups=2,
-            queries=9,
-            capacity=37,
-            split=16,
-            page_size=5,
-            causal=True,
-            bias="BHMN",
-            mask="B1MN",
-            block_mask="1HMN",
-            block_size=(2, 7),
-            rotary="half",
-        ),
+        Case(heads=2, queries=9, **UNEVEN),
         *(
             Case(
                 heads=4, groups=2, queries=3, capacity=20, bias=axes, block_mask=axes, block_size=2
@@ -167,24 +159,7 @@ CONTRACT = Contract(
         # Tiles of keys behind the first, in live blocks or not.
         Case(batch=2, heads=4, capacity=300, split=300, block_mask="BHMN", block_size=(1, 64)),
         # Sequences with a prompt, a token or nothing to ask: blocks of rows that end within one.
-        Case(
-            batch=4,
-            heads=4,
-            groups=2,
-            queries=19,
-            capacity=37,
-            page_size=5,
-            split=16,
-            causal=True,
-            bias="BHMN",
-            mask="B1MN",
-            block_mask="1HMN",
-            block_size=(2, 7),
-            rotary="half",
-            packed=True,
-            dropout_p=0.3,
-            seed=1,
-        ),
+        Case(batch=4, heads=4, queries=19, packed=True, dropout_p=0.3, seed=1, **UNEVEN),
         Case(
             batch=5,
             heads=3,

@@ -30,9 +30,8 @@ from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
 from twofold.core.verify.contracts.attention_decode_domain import Case, Inputs, inputs, whole
 from twofold.core.verify.contracts.merge_attention_domain import Merged, merge
-from twofold.core.verify.contracts.merge_attention_properties import concatenate, stack
 from twofold.core.verify.domains import Array
-from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.core.verify.rounding import Approx, concatenate, exact, machine, stack
 from twofold.kernels.attention_decode_tiles import SPLIT
 from twofold.reference import dropout
 from twofold.reference.attention_scores import Options, ScoreMod, attended, blocks

@@ -11,7 +11,7 @@ its last page are −1, and a bias is NaN past the capacity. So whatever looks t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from twofold.core.verify import domains
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
 from twofold.core.verify.contracts.attention_packed import starts
-from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
+from twofold.core.verify.contracts.attention_scoring import Scoring
 from twofold.kernels.attention_decode_tiles import ENTRIES
 from twofold.reference.attention_scores import BlockSize, Options, Window, pack
 from twofold.reference.rotary import Rotary
@@ -120,12 +120,13 @@ class Inputs(NamedTuple):
 
 def whole(case: Case) -> attention.Case:
     """Return the call of attention to all that there is room for."""
-    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)}
-    return attention.Case(
+    return attention.call_within(
+        case,
         seqlen_q=case.queries,
         seqlen_k=case.capacity,
         key_lengths=not case.full,
-        **{name: getattr(case, name) for name in shared - {"tile", "packed"}},
+        packed=False,
+        tile=None,
     )
 
 
@@ -249,19 +250,12 @@ def small(case: Case) -> Case:
 
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with everything that may be done to scores."""
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
-    maybe_axes = st.sampled_from([None, None, *attention.MASKS])
+    causal = st.sampled_from([False, True, "bottom-right"])
     return st.one_of(
         calls(causal=st.booleans()),
         calls(
-            causal=st.sampled_from([False, True, "bottom-right"]),
-            window_size=st.one_of(st.none(), window),
-            softcap=st.sampled_from([None, None, 1.0, 30.0]),
-            score_mod=st.sampled_from([None, None, SQUASHED]),
-            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-            bias=maybe_axes,
-            sinks=st.booleans(),
-            mask=maybe_axes,
+            **(attention.features() | {"causal": causal}),
+            mask=attention.maybe_axes(),
             blocks=attention.maybe_blocks(),
             rotary=st.sampled_from([None, *attention_rotary.FORMS]),
         ),

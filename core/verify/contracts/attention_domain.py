@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_rotary
-from twofold.core.verify.contracts.attention_packed import packed, padded, repacked, starts
+from twofold.core.verify.contracts.attention_packed import (
+    pack_approx,
+    packed,
+    padded,
+    repacked,
+    starts,
+)
 from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
 from twofold.core.verify.rounding import Approx, exact, machine
 from twofold.kernels.attention_tiles import ENTRIES
 from twofold.reference import dropout
 from twofold.reference.attention import fold_groups
-from twofold.reference.attention_scores import (
-    BlockSize,
-    Options,
-    Window,
-    blocks,
-    pack,
-)
+from twofold.reference.attention_scores import BlockSize, Options, Window, blocks
 from twofold.reference.rotary import Rotary
 
 Array = domains.Array
@@ -163,6 +163,12 @@ def inputs(case: Case) -> Inputs:
     return made._replace(rotary=attention_rotary.drawn(rng, case, made))
 
 
+def call_within(case: Any, **own: Any) -> Case:
+    """Return the call of attention in a case of more than that: the fields of both, and `own`."""
+    both = vars(case).keys() & {f.name for f in fields(Case)}
+    return Case(**{name: getattr(case, name) for name in both} | own)
+
+
 def scale(case: Case) -> float:
     """Return the softmax scale that a case means."""
     return case.head_dim**-0.5 if case.softmax_scale is None else case.softmax_scale
@@ -173,22 +179,24 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     given = given or inputs(case)
     forward: dict[str, Any] = {}
     backward: dict[str, Any] = {}
-    if side.name != "reference":
-        forward["allow_tf32"] = case.allow_tf32
-        if case.tile is not None:
-            (kernel, _, _), tile = ENTRIES[case.tile]
-            how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
-            how[name] = tile
-    out, cache = side.attention.forward(
-        *(place(side, x, case) for x in (given.q, given.k, given.v)),
-        **placed(side, case, given)._asdict(),
-        **forward,
-    )
-    lse_dtype = statistics(case)
-    dlse = domains.beside(side, given.dlse, case, lse_dtype)
+    if side.name != "reference" and case.tile is not None:
+        (kernel, _, _), tile = ENTRIES[case.tile]
+        how, name = (forward, "tile") if kernel == "forward" else (backward, f"{kernel}_tile")
+        how[name] = tile
+    out, cache = called(side, case, given, **forward)
+    dlse = domains.beside(side, given.dlse, case, statistics(case))
     gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     return {"out": out, "lse": cache.lse, **found}
+
+
+def called(side: Side, case: Case, given: Inputs, **how: Any) -> tuple[Any, Any]:
+    """Return the output and the cache of the call on a side."""
+    if side.name != "reference":
+        how["allow_tf32"] = case.allow_tf32
+    tensors = (place(side, x, case) for x in (given.q, given.k, given.v))
+    out, cache = side.attention.forward(*tensors, **placed(side, case, given)._asdict(), **how)
+    return out, cache
 
 
 def placed(side: Side, case: Case, given: Inputs) -> Options:
@@ -285,7 +293,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     )
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     found = {"out": forward.out, "lse": forward.lse[..., 0], **found}
-    found = repacked(found, given, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, given, pack_approx)
     return attention_rotary.gradients(found, given)
 
 
@@ -309,23 +317,34 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with everything that may be done to scores."""
     heads = st.sampled_from(((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 3, 1), (3, 1, 1), (2, 2, 1)))
     grouped = st.sampled_from(((1, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3), (2, 4, 2)))
-    maybe_axes = st.sampled_from([None, None, *MASKS])
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
     return st.one_of(
         calls(heads=heads, causal=st.booleans()),
         calls(
             heads=grouped,
-            causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
-            window_size=st.one_of(st.none(), window),
-            softcap=st.sampled_from([None, None, 1.0, 30.0]),
-            score_mod=st.sampled_from([None, None, SQUASHED]),
-            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-            bias=maybe_axes,
-            sinks=st.booleans(),
+            **features(),
             rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
             blocks=maybe_blocks(),
         ),
     )
+
+
+def features(score_mod: Scoring = SQUASHED) -> dict[str, st.SearchStrategy[Any]]:
+    """Draw what may be done to scores, by the name of the field, for every kind of attention."""
+    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
+    return {
+        "causal": st.sampled_from([False, True, "top-left", "bottom-right"]),
+        "window_size": st.one_of(st.none(), window),
+        "softcap": st.sampled_from([None, None, 1.0, 30.0]),
+        "score_mod": st.sampled_from([None, None, score_mod]),
+        "alibi": st.sampled_from([None, None, "H", "BH", "B1"]),
+        "bias": maybe_axes(),
+        "sinks": st.booleans(),
+    }
+
+
+def maybe_axes() -> st.SearchStrategy[str | None]:
+    """Draw which axes a mask or bias has; often there is none."""
+    return st.sampled_from([None, None, *MASKS])
 
 
 def maybe_blocks() -> st.SearchStrategy[tuple[str, BlockSize] | None]:

@@ -17,12 +17,16 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain, attention_rotary
 from twofold.core.verify.contracts import attention_double_backward_bound as bound
-from twofold.core.verify.contracts.attention_domain import Case, place, placed, problem, small
-from twofold.core.verify.contracts.attention_packed import padded, repacked
+from twofold.core.verify.contracts.attention_domain import Case, called, place, problem, small
+from twofold.core.verify.contracts.attention_packed import (
+    pack_approx,
+    padded,
+    repacked,
+    unpack_approx,
+)
 from twofold.core.verify.contracts.attention_scoring import SMOOTH
 from twofold.core.verify.rounding import Approx, exact
 from twofold.kernels.attention_double_backward_tiles import ENTRIES
-from twofold.reference.attention_scores import pack, unpack
 
 __all__ = ["Case", "Inputs", "cases", "inputs", "run", "small", "truth"]
 
@@ -48,25 +52,16 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    forward: dict[str, Any] = {}
-    backward: dict[str, Any] = {}
-    if side.name != "reference":
-        forward["allow_tf32"] = case.allow_tf32
-        if case.tile is not None:
-            backward["tile"] = ENTRIES[case.tile][1]
+    how: dict[str, Any] = {}
+    if side.name != "reference" and case.tile is not None:
+        how["tile"] = ENTRIES[case.tile][1]
     call = given.call
-    _, cache = side.attention.forward(
-        *(place(side, x, case) for x in (call.q, call.k, call.v)),
-        **placed(side, case, call)._asdict(),
-        **forward,
-    )
-    dlse = None
-    if call.dlse is not None:
-        dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))
+    _, cache = called(side, case, call)
+    dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))
     # What comes from elsewhere need not lie as q and k do.
     second = (side.asarray(x, case.dtype) for x in given[1:])
     gradients = side.attention_double_backward.backward(
-        *second, place(side, call.dout, case), cache, dlse, **backward
+        *second, place(side, call.dout, case), cache, dlse, **how
     )
     return {n: x for n, x in gradients._asdict().items() if x is not None}
 
@@ -81,29 +76,21 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if call.rotary is not None:
         ddq = attention_rotary.turned(given.ddq, call.rotary.of_q, x.q.on)
         ddk = attention_rotary.turned(given.ddk, call.rotary.of_k, x.q.on)
-    ddq = ddq.moved(lambda a: unpack(a, call.cu_seqlens_q, case.seqlen_q))
-    ddk, ddv = (a.moved(lambda a: unpack(a, call.cu_seqlens_k, case.seqlen_k)) for a in (ddk, ddv))
+    ddq = unpack_approx(ddq, call.cu_seqlens_q, case.seqlen_q)
+    ddk, ddv = (unpack_approx(a, call.cu_seqlens_k, case.seqlen_k) for a in (ddk, ddv))
     rest = (exact(a, x.q.on) for a in (batches.dout, dlse[..., None]))
     found = bound.backward(x, attention_bound.forward(x), ddq, ddk, ddv, *rest)._asdict()
     found = {n: a for n, a in found.items() if n != "ddlse" or call.dlse is not None}
-    found = repacked(found, call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, call, pack_approx)
     return attention_rotary.gradients(found, call)
 
 
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     heads = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3))
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
-    maybe_axes = st.sampled_from([None, None, *attention_domain.MASKS])
     return attention_domain.calls(
         heads=st.sampled_from(heads),
-        causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
-        window_size=st.one_of(st.none(), window),
-        softcap=st.sampled_from([None, None, 1.0, 30.0]),
-        score_mod=st.sampled_from([None, None, SMOOTH]),
-        alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-        bias=maybe_axes,
-        sinks=st.booleans(),
+        **attention_domain.features(SMOOTH),
         rotary=st.sampled_from([None, None, *attention_rotary.FORMS]),
         blocks=attention_domain.maybe_blocks(),
     ).map(affordable)

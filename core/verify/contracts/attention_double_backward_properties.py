@@ -214,24 +214,6 @@ def masked_rows(subject: Subject, case: Case) -> None:
         assert (x[none] == 0.0).all(), f"{name} where nothing is attended"
 
 
-def other_strides(subject: Subject, case: Case) -> None:
-    """However the inputs lie in memory, the results are within the bound of one truth."""
-    layout = "contiguous" if case.layout != "contiguous" else "heads inside"
-    given = inputs(case)
-    claims.one_truth(
-        subject, case, replace(case, layout=layout), given, truth(case, given), f"laid out {layout}"
-    )
-
-
-def other_tiles(subject: Subject, case: Case) -> None:
-    """Another tile of the table is as good: both results are within the bound of one truth."""
-    other = replace(case, tile=case.seed % len(ENTRIES))
-    given = inputs(case)
-    claims.one_truth(
-        subject, case, other, given, truth(case, given), f"with {ENTRIES[other.tile or 0][1]}"
-    )
-
-
 def reordered_keys(subject: Subject, case: Case) -> None:
     """A softmax does not know the order of its keys: reversed, they give the same."""
     case = replace(unmasked(case), dlse=case.dlse)
@@ -304,8 +286,8 @@ PROPERTIES: Mapping[str, Property] = {
     "gradient sums": gradient_sums,
     "single key": single_key,
     "masked rows": masked_rows,
-    "other strides": other_strides,
-    "other tiles": other_tiles,
+    "other strides": claims.other_strides(inputs, truth, "heads inside"),
+    "other tiles": claims.other_tiles(inputs, truth, ENTRIES),
     "reordered keys": reordered_keys,
     "causality": causality,
     "packed is padded": packed_is_padded,

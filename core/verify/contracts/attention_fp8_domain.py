@@ -55,7 +55,7 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain, attention_rotary
 from twofold.core.verify.contracts.attention_domain import place, statistics
-from twofold.core.verify.contracts.attention_packed import padded, repacked
+from twofold.core.verify.contracts.attention_packed import pack_approx, padded, repacked
 from twofold.core.verify.rounding import Approx, Machine, constant, exact, machine, maximum
 from twofold.kernels.attention_fp8_tiles import ENTRIES
 from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, nearest
@@ -184,7 +184,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     out = attention_bound.output(x, made.weights, made.t) * v_scale
     out = out.returned(case.dtype).where(attention_bound.partnered(x.kept))
     found = {"out": out, "lse": made.lse[..., 0].returned(statistics(case))}
-    found = repacked(found, given.call, lambda a, starts: a.moved(lambda y: pack(y, starts)))
+    found = repacked(found, given.call, pack_approx)
     return {**found, **truth_of_quantize(case, given.x)}
 
 

@@ -244,25 +244,6 @@ def quarter_turns(subject: Subject, case: Case) -> None:
         claims.agree(name, found[name], already[name], bound, "beside what is turned already")
 
 
-def other_strides(subject: Subject, case: Case) -> None:
-    """However q, k and v lie in memory, the results are within the bound of one truth."""
-    other = "contiguous" if case.layout != "contiguous" else "transposed"
-    given = inputs(case)
-    claims.one_truth(
-        subject, case, replace(case, layout=other), given, truth(case, given), f"laid out {other}"
-    )
-
-
-def other_tiles(subject: Subject, case: Case) -> None:
-    """Another tile of the table is as good: both results are within the bound of one truth."""
-    fitting = [i for i, ((_, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
-    other = replace(case, tile=fitting[case.seed % len(fitting)])
-    given = inputs(case)
-    claims.one_truth(
-        subject, case, other, given, truth(case, given), f"with {ENTRIES[other.tile or 0][1]}"
-    )
-
-
 PROPERTIES: Mapping[str, Property] = {
     "NaN in an input": not_numbers.seen(inputs, run, across=2),
     "half a unit": half_a_unit,
@@ -278,6 +259,8 @@ PROPERTIES: Mapping[str, Property] = {
     "grouped heads": grouped_heads,
     "packed as padded": packed_as_padded,
     "quarter turns": quarter_turns,
-    "other strides": other_strides,
-    "other tiles": other_tiles,
+    "other strides": claims.other_strides(inputs, truth, "transposed"),
+    "other tiles": claims.other_tiles(
+        inputs, truth, ENTRIES, lambda key, case: key[1] >= case.head_dim
+    ),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from twofold.core.verify.domains import Array
+from twofold.core.verify.rounding import Approx
 from twofold.reference.attention_scores import BlockSize, Options, blocks, pack, unpack
 
 if TYPE_CHECKING:  # it imports this
@@ -101,6 +102,16 @@ def alone(case: Case, given: Inputs, s: int) -> tuple[Case, Inputs]:
         cu_seqlens_k=None,
         block_mask=cut(given.block_mask, 4, case.block_size or 1),
     )
+
+
+def pack_approx(x: Approx, starts: Array | None) -> Approx:
+    """Return what is known of batches as `pack` returns an array of them."""
+    return x.moved(lambda a: pack(a, starts))
+
+
+def unpack_approx(x: Approx, starts: Array | None, longest: int | None) -> Approx:
+    """Return what is known of packed sequences as `unpack` returns an array of them."""
+    return x.moved(lambda a: unpack(a, starts, longest))
 
 
 def repacked(found: Mapping[str, T], given: Inputs, move: Callable[[T, Any], T]) -> dict[str, T]:

@@ -15,10 +15,10 @@ import numpy as np
 
 from twofold.core.ops import Side
 from twofold.core.verify.attention_problem import Problem
+from twofold.core.verify.contracts.attention_packed import unpack_approx
 from twofold.core.verify.contracts.rotary import turn
 from twofold.core.verify.domains import Array, beside, representable
 from twofold.core.verify.rounding import Approx, Machine, exact
-from twofold.reference.attention_scores import unpack
 from twofold.reference.rotary import Rotary
 
 if TYPE_CHECKING:  # it imports this
@@ -69,8 +69,8 @@ def turning(x: Problem, given: Inputs, on: Machine) -> Problem:
     )
     M, N = x.live.shape[2:]
     return x._replace(
-        q=q.moved(lambda a: unpack(a, given.cu_seqlens_q, M)),
-        k=k.moved(lambda a: unpack(a, given.cu_seqlens_k, N)),
+        q=unpack_approx(q, given.cu_seqlens_q, M),
+        k=unpack_approx(k, given.cu_seqlens_k, N),
     )
 
 

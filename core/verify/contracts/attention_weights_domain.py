@@ -30,10 +30,11 @@ from twofold.core.verify import domains
 from twofold.core.verify.attention_problem import exp2, folded, scores
 from twofold.core.verify.contracts import attention_domain
 from twofold.core.verify.contracts.attention_domain import place, statistics
+from twofold.core.verify.contracts.attention_packed import pack_approx
 from twofold.core.verify.rounding import Approx, exact
 from twofold.kernels.attention_weights_tiles import ENTRIES
 from twofold.reference import attention
-from twofold.reference.attention_scores import pack, unpack
+from twofold.reference.attention_scores import unpack
 
 Array = domains.Array
 
@@ -121,7 +122,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         lse = exact(np.where(known, given_lse, 0.0), on)
         p = exp2(t - lse * folded(1.0, on)).where(x.live & known)
         # (3) attention received
-        received = p.sum(-2).moved(lambda a: pack(a, given.call.cu_seqlens_k))
+        received = pack_approx(p.sum(-2), given.call.cu_seqlens_k)
         stored = statistics(case)
         return {
             "weights": p[:, :, rows].returned(stored),

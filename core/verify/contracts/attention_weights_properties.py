@@ -206,25 +206,6 @@ def powers_of_two(subject: Subject, case: Case) -> None:
     claims.same_bits(before, after, "with 2q and half the scale")
 
 
-def other_strides(subject: Subject, case: Case) -> None:
-    """However q and k lie in memory, the results are within the bound of one truth."""
-    other = "contiguous" if case.layout != "contiguous" else "heads inside"
-    given = inputs(case)
-    claims.one_truth(
-        subject, case, replace(case, layout=other), given, truth(case, given), f"laid out {other}"
-    )
-
-
-def other_tiles(subject: Subject, case: Case) -> None:
-    """Another tile of the table is as good: both results are within the bound of one truth."""
-    fitting = [i for i, ((_, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
-    other = replace(case, tile=fitting[case.seed % len(fitting)])
-    given = inputs(case)
-    claims.one_truth(
-        subject, case, other, given, truth(case, given), f"with {ENTRIES[other.tile or 0][1]}"
-    )
-
-
 def bare(case: Case) -> Case:
     """Return the case whose scores are products and whose heads have keys of their own."""
     return replace(case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False)
@@ -250,6 +231,8 @@ PROPERTIES: Mapping[str, Property] = {
     "sequence alone": sequence_alone,
     "grouped heads": grouped_heads,
     "powers of two": powers_of_two,
-    "other strides": other_strides,
-    "other tiles": other_tiles,
+    "other strides": claims.other_strides(inputs, truth, "heads inside"),
+    "other tiles": claims.other_tiles(
+        inputs, truth, ENTRIES, lambda key, case: key[1] >= case.head_dim
+    ),
 }

@@ -78,7 +78,7 @@ def draw_ids(rng: np.random.Generator, shape: tuple[int, ...], rows: int, spread
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how = {} if case.tile is None else {"tile": side.embedding.TILES[case.tile][1]}
+    how = domains.tile(side.embedding, case)
     table = domains.place(side, given.table, case.dtype, case.layout)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     out, cache = side.embedding.forward(side.asarray(given.ids, case.ids_dtype), table, **how)

@@ -135,7 +135,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how = {} if case.tile is None else {"tile": side.merge_attention.TILES[case.tile][1]}
+    how = domains.tile(side.merge_attention, case)
     chosen = {"out_dtype": case.dtype} if case.dtype != case.parts_dtype else {}
     outs = place(side, given.outs, case.parts_dtype, case.layout, True)
     lses = place(side, given.lses, case.lse_dtype, case.layout, True)

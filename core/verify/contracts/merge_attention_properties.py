@@ -22,7 +22,7 @@ from twofold.core.verify.contracts.merge_attention_domain import (
     truth,
 )
 from twofold.core.verify.domains import representable
-from twofold.core.verify.rounding import Approx, Array, exact, machine
+from twofold.core.verify.rounding import Approx, Array, concatenate, exact, machine, stack
 
 OF_PARTS = ("douts", "dlses")
 
@@ -105,20 +105,6 @@ def chain(case: Case, given: Inputs, parts: tuple[slice, slice]) -> dict[str, Ap
         "douts": concatenate([x[0] for x in back]).returned(case.dtype),
         "dlses": concatenate([x[1] for x in back]),
     }
-
-
-def stack(parts: list[Approx]) -> Approx:
-    """Put arrays beside each other along a new first axis."""
-    return concatenate([x.moved(lambda a: a[None]) for x in parts])
-
-
-def concatenate(parts: list[Approx]) -> Approx:
-    """Put arrays one after the other."""
-    value, error = (
-        np.concatenate([x.value for x in parts]),
-        np.concatenate([x.error for x in parts]),
-    )
-    return Approx(value, error, parts[0].on)
 
 
 def dead_part(subject: Subject, case: Case) -> None:

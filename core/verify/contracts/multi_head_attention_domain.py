@@ -27,7 +27,7 @@ sequences attention's bound has a batch for each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,11 +38,11 @@ from twofold.core.ops import Side
 from twofold.core.verify import attention_bound, domains
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts import attention_rotary
-from twofold.core.verify.contracts.attention_scoring import SQUASHED, Scoring
+from twofold.core.verify.contracts.attention_packed import pack_approx, unpack_approx
+from twofold.core.verify.contracts.attention_scoring import Scoring
 from twofold.core.verify.contracts.rotary import turn
-from twofold.core.verify.rounding import Approx, exact, machine, matmul
-from twofold.reference import dropout
-from twofold.reference.attention_scores import BlockSize, Window, attended, pack, unpack
+from twofold.core.verify.rounding import Approx, concatenate, exact, machine, matmul
+from twofold.reference.attention_scores import BlockSize, Window, attended
 
 Array = domains.Array
 
@@ -123,10 +123,7 @@ class Inputs(NamedTuple):
 
 def whole(case: Case) -> attention.Case:
     """Return the call of attention between the projections."""
-    shared = {f.name for f in fields(Case)} & {f.name for f in fields(attention.Case)}
-    return attention.Case(
-        seqlen_k=case.keys, **{name: getattr(case, name) for name in shared - {"seqlen_k"}}
-    )
+    return attention.call_within(case, seqlen_k=case.keys)
 
 
 def inputs(case: Case) -> Inputs:
@@ -206,32 +203,32 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     problem = attention_problem(case, given, q, k, v)
     forward = attention_bound.forward(problem)
     # (4) output projection
-    heads = join(packed(forward.out, given.call.cu_seqlens_q))
+    heads = join(pack_approx(forward.out, given.call.cu_seqlens_q))
     out = linear(heads, given.w_out, given.b_out, slice(0, E))
     # backward (4) output projection
     dheads, dw_out, db_out = matmul(dout, w_out).stored(), matmul(dout.mT, heads), dout.sum(0)
     # backward (3) attention of every head
     no_dlse = exact(np.zeros((case.batch, case.heads, case.seqlen_q, 1)), on)
-    dheads = unpacked(split(dheads, case), given.call.cu_seqlens_q, case.seqlen_q)
+    dheads = unpack_approx(split(dheads, case), given.call.cu_seqlens_q, case.seqlen_q)
     dq, dk, dv, dbias, dsinks = attention_bound.backward(problem, forward, dheads, no_dlse)
-    dq = packed(dq, given.call.cu_seqlens_q)
-    dk, dv = (packed(a, given.call.cu_seqlens_k) for a in (dk, dv))
+    dq = pack_approx(dq, given.call.cu_seqlens_q)
+    dk, dv = (pack_approx(a, given.call.cu_seqlens_k) for a in (dk, dv))
     # backward (2) positions
     if given.call.rotary is not None:
         dq = turned(dq, given.call.rotary.of_q, -1)
         dk = turned(dk, given.call.rotary.of_k, -1)
     # backward (1) projections
-    dq, dkv = join(dq), concatenate(join(dk), join(dv), axis=1)
+    dq, dkv = join(dq), concatenate([join(dk), join(dv)], axis=1)
     outputs = {"out": out.reshape(*given.dout.shape), "dw_out": dw_out}
-    outputs["dw_qkv"] = concatenate(matmul(dq.mT, x), matmul(dkv.mT, context), axis=0)
+    outputs["dw_qkv"] = concatenate([matmul(dq.mT, x), matmul(dkv.mT, context)])
     if given.context is None:
-        dx = matmul(concatenate(dq, dkv, axis=1), w_qkv)
+        dx = matmul(concatenate([dq, dkv], axis=1), w_qkv)
     else:
         dx = matmul(dq, w_qkv[:E])
         outputs["dcontext"] = matmul(dkv, w_qkv[E:]).reshape(*given.context.shape)
     outputs["dx"] = dx.reshape(*given.x.shape)
     if case.biases:
-        outputs |= {"db_out": db_out, "db_qkv": concatenate(dq.sum(0), dkv.sum(0), axis=0)}
+        outputs |= {"db_out": db_out, "db_qkv": concatenate([dq.sum(0), dkv.sum(0)])}
     stored = {name: a for name, a in (("dbias", dbias), ("dsinks", dsinks)) if a is not None}
     found = domains.returned(case, outputs, *PARAMETERS) | stored
     unread = {*PARAMETERS} if "weights" in case.unread else set()
@@ -255,33 +252,20 @@ def attention_problem(
     case: Case, given: Inputs, q: Approx, k: Approx, v: Approx
 ) -> attention_bound.Problem:
     """Return the call of attention as its bound takes it."""
-    pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
-    options = attention.options(whole(case), given.call)
-    q = unpacked(q, given.call.cu_seqlens_q, case.seqlen_q)
-    k, v = (unpacked(a, given.call.cu_seqlens_k, case.keys) for a in (k, v))
+    pairs, call = (case.batch, case.heads, case.seqlen_q, case.keys), whole(case)
+    options, dropped = attention.options(call, given.call), attention.dropped(call)
+    q = unpack_approx(q, given.call.cu_seqlens_q, case.seqlen_q)
+    k, v = (unpack_approx(a, given.call.cu_seqlens_k, case.keys) for a in (k, v))
     live = attended(pairs, options)
-    weights = np.ones(pairs)
-    if case.dropout_p > 0.0:
-        kept = dropout.attention_keep_mask(pairs, case.dropout_p, case.seed)
-        weights = kept * dropout.scale(case.dropout_p)
     live = np.broadcast_to(True if live is None else live, pairs)
-    return attention_bound.Problem(q, k, v, live, weights, attention.scale(whole(case)), options)
+    weights = np.ones(pairs) if dropped is None else dropped
+    return attention_bound.Problem(q, k, v, live, weights, attention.scale(call), options)
 
 
 def turned(x: Approx, turns: attention_rotary.Turns, way: int = 1) -> Approx:
     """Return queries or keys turned by the angles of their rows, or back (`way` is −1)."""
     cos, sin, interleaved = turns
     return turn(x, exact(cos, x.on), exact(way * sin, x.on), interleaved)
-
-
-def unpacked(x: Approx, starts: Array | None, longest: int) -> Approx:
-    """Give each packed sequence a batch of its own."""
-    return x if starts is None else x.moved(lambda a: unpack(a, starts, longest))
-
-
-def packed(x: Approx, starts: Array | None) -> Approx:
-    """Pack the sequences of batches again."""
-    return x if starts is None else x.moved(lambda a: pack(a, starts))
 
 
 def split(x: Approx, case: Case) -> Approx:
@@ -295,13 +279,6 @@ def join(x: Approx) -> Approx:
     """Put heads (B, H, L, D) side by side again, as rows (B·L, H·D)."""
     B, H, L, D = x.value.shape
     return x.moved(lambda a: a.swapaxes(1, 2).reshape(B * L, H * D))
-
-
-def concatenate(*parts: Approx, axis: int) -> Approx:
-    """Put arrays one after the other."""
-    value = np.concatenate([p.value for p in parts], axis)
-    error = np.concatenate([p.error for p in parts], axis)
-    return Approx(value, error, parts[0].on)
 
 
 def small(case: Case) -> Case:
@@ -319,20 +296,12 @@ def small(case: Case) -> Case:
 
 def cases() -> st.SearchStrategy[Case]:
     """The operator's domain: plain calls, and calls with all that attention may be asked for."""
-    window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
-    maybe_axes = st.sampled_from([None, None, *attention.MASKS])
     return st.one_of(
         calls(causal=st.booleans(), mask=st.sampled_from([None, "MN", "B11N", "1H1N"])),
         calls(
             softmax_scale=st.sampled_from([None, 1.0, 0.01]),
-            causal=st.sampled_from([False, True, "top-left", "bottom-right"]),
-            window_size=st.one_of(st.none(), window),
-            softcap=st.sampled_from([None, None, 1.0, 30.0]),
-            score_mod=st.sampled_from([None, None, SQUASHED]),
-            alibi=st.sampled_from([None, None, "H", "BH", "B1"]),
-            bias=maybe_axes,
-            sinks=st.booleans(),
-            mask=maybe_axes,
+            **attention.features(),
+            mask=attention.maybe_axes(),
             blocks=attention.maybe_blocks(),
             packed=st.booleans(),
         ),

@@ -8,16 +8,82 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
+from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.rounding import Approx, exact
 
+Array = domains.Array
 
-def stored_sum(x: domains.Array, y: domains.Array, dtype: str) -> domains.Array:
+
+def drawn() -> dict[str, st.SearchStrategy[Any]]:
+    """Draw the fields that cases of every norm begin with."""
+    return {
+        "dtype": st.sampled_from(domains.DTYPES),
+        "rows": domains.lengths(40),
+        "columns": domains.lengths(150),
+        "magnitude": st.sampled_from(domains.MAGNITUDES),
+        "layout": st.sampled_from(domains.LAYOUTS),
+        "residual": st.booleans(),
+        "stream_gradient": st.booleans(),
+    }
+
+
+def drawing(case: Any) -> tuple[Callable[[str], Array], Callable[[], Array]]:
+    """Return what draws rows (R, C) of a magnitude, and what draws a parameter (C,)."""
+    rng = np.random.default_rng(case.seed)
+
+    def rows(magnitude: str) -> Array:
+        return domains.draw(rng, (case.rows, case.columns), magnitude, case.dtype)
+
+    def parameter() -> Array:
+        return domains.draw(rng, (case.columns,), "unit", case.dtype)
+
+    return rows, parameter
+
+
+def run(
+    side: Side,
+    operator: Any,
+    case: Any,
+    given: Any,
+    parameters: Mapping[str, Array],
+    **options: Any,
+) -> dict[str, Any]:
+    """Compute a norm on a side, forward and backward.
+
+    Args:
+        operator: the norm, of this side.
+        given: the inputs: x, residual, dout and dh.
+        parameters: what follows x in the call, by name.
+        options: of the call, beside residual and eps.
+    """
+    placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
+    how = domains.tile(operator, case)
+    out, cache = operator.forward(
+        placed(given.x),
+        *(placed(x) for x in parameters.values()),
+        residual=placed(given.residual),
+        eps=case.eps,
+        **options,
+        **how,
+    )
+    shapes = {f"d{name}": x.shape for name, x in parameters.items()}
+    written = domains.receivers(side, case, **shapes)
+    gradients = operator.backward(
+        placed(given.dout), cache, placed(given.dh), **domains.into(written), **how
+    )
+    outputs = {"out": out, "h": cache.h, **gradients._asdict(), **written}
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def stored_sum(x: Array, y: Array, dtype: str) -> Array:
     """Return x + y as every machine has it, bit for bit: a float32 sum and a cast (IEEE 754)."""
     if dtype == "float64":
         return x + y
@@ -59,7 +125,7 @@ def properties(
         small = replace(plain(case), rows=3, columns=columns, layout="contiguous")
         given = inputs(small)
 
-        def results(shape: tuple[int, ...]) -> dict[str, domains.Array]:
+        def results(shape: tuple[int, ...]) -> dict[str, Array]:
             x, dout = given.x.reshape(shape), given.dout.reshape(shape)
             found = subject.compute(small, given._replace(x=x, dout=dout))
             for name in found.keys() & {"out", "dx"}:

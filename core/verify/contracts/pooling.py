@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from twofold.core.ops import Side
 from twofold.core.verify import claims, domains
 from twofold.core.verify.contract import Contract, Inapplicable, Subject
-from twofold.core.verify.rounding import Approx, exact, machine
+from twofold.core.verify.rounding import Approx, concatenate, exact, machine, stack
 from twofold.reference.pooling import KINDS
 
 Array = domains.Array
@@ -68,7 +68,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how = {} if case.tile is None else {"tile": side.pooling.TILES[case.tile][1]}
+    how = domains.tile(side.pooling, case)
     x = domains.place(side, given.x, case.dtype, case.layout)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
     lengths = domains.beside(side, given.lengths, case, case.lengths_dtype)
@@ -83,12 +83,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         sequence(case, exact(x[:n], on), exact(dout, on))
         for x, n, dout in zip(given.x, given.lengths, given.dout, strict=True)
     ]
-    return {
-        name: Approx(
-            np.stack([row[i].value for row in rows]), np.stack([row[i].error for row in rows]), on
-        )
-        for i, name in enumerate(("out", "dx"))
-    }
+    return {name: stack([row[i] for row in rows]) for i, name in enumerate(("out", "dx"))}
 
 
 def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
@@ -109,10 +104,8 @@ def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
         dx = dx + largest if "mean" in case.kind else exact(largest, on)
     if "mean" in case.kind:
         dx = dx.returned()
-    value, error = (np.concatenate(x) for x in ([p.value for p in parts], [p.error for p in parts]))
     padding = [(0, case.length - n), (0, 0)]
-    padded = Approx(np.pad(dx.value, padding), np.pad(dx.error, padding), on)
-    return Approx(value, error, on), padded
+    return concatenate(parts), dx.moved(lambda a: np.pad(a, padding))
 
 
 def padding_does_not_count(subject: Subject, case: Case) -> None:

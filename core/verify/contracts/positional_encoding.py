@@ -96,9 +96,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     def integers(x: Array | None) -> Any:
         return None if x is None else side.asarray(x, case.ids_dtype)
 
-    how: dict[str, Any] = {}
-    if case.tile is not None:
-        how["tile"] = side.positional_encoding.TILES[case.tile][1]
+    how = domains.tile(side.positional_encoding, case)
     out, cache = side.positional_encoding.forward(
         integers(given.ids),
         placed(given.table),

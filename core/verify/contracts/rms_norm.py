@@ -21,7 +21,6 @@ The probabilistic bound has √C for C in the sums.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,42 +64,21 @@ class Inputs(NamedTuple):
 
 def inputs(case: Case) -> Inputs:
     """Make a case's arrays."""
-    rng = np.random.default_rng(case.seed)
-    shape = (case.rows, case.columns)
-
-    def draw(shape: tuple[int, ...], magnitude: str) -> domains.Array:
-        return domains.draw(rng, shape, magnitude, case.dtype)
-
+    rows, parameter = norms.drawing(case)
     return Inputs(
-        x=draw(shape, case.magnitude),
-        weight=draw((case.columns,), "unit"),
-        residual=draw(shape, case.magnitude) if case.residual else None,
-        dout=draw(shape, "unit"),
-        dh=draw(shape, "unit") if case.stream_gradient else None,
+        x=rows(case.magnitude),
+        weight=parameter(),
+        residual=rows(case.magnitude) if case.residual else None,
+        dout=rows("unit"),
+        dh=rows("unit") if case.stream_gradient else None,
     )
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
-    how: dict[str, Any] = {}
-    if case.tile is not None:
-        how["tile"] = side.rms_norm.TILES[case.tile][1]
-    out, cache = side.rms_norm.forward(
-        placed(given.x),
-        placed(given.weight),
-        residual=placed(given.residual),
-        eps=case.eps,
-        offset=case.offset,
-        **how,
-    )
-    written = domains.receivers(side, case, dweight=given.weight.shape)
-    gradients = side.rms_norm.backward(
-        placed(given.dout), cache, placed(given.dh), **domains.into(written), **how
-    )
-    outputs = {"out": out, "h": cache.h, **gradients._asdict(), **written}
-    return {name: x for name, x in outputs.items() if x is not None}
+    parameters = {"weight": given.weight}
+    return norms.run(side, side.rms_norm, case, given, parameters, offset=case.offset)
 
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
@@ -177,13 +155,7 @@ def cases() -> st.SearchStrategy[Case]:
     """The operator's domain."""
     return st.builds(
         Case,
-        dtype=st.sampled_from(domains.DTYPES),
-        rows=domains.lengths(40),
-        columns=domains.lengths(150),
-        magnitude=st.sampled_from(domains.MAGNITUDES),
-        layout=st.sampled_from(domains.LAYOUTS),
-        residual=st.booleans(),
-        stream_gradient=st.booleans(),
+        **norms.drawn(),
         eps=st.sampled_from([1e-6, 1e-5, 1e-12]),
         offset=st.sampled_from([0.0, 1.0]),
         seed=domains.seeds(),

@@ -120,7 +120,7 @@ def tables(case: Case, positions: Array) -> tuple[Approx, Approx]:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how = {} if case.tile is None else {"tile": side.rotary.TILES[case.tile][1]}
+    how = domains.tile(side.rotary, case)
     made = side.rotary.tables(
         side.asarray(given.positions), 2 * case.pairs, base=case.base, dtype=made_dtype(case)
     )

@@ -71,9 +71,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given or inputs(case))
-    how: dict[str, Any] = {}
-    if case.tile is not None:
-        how["tile"] = side.softmax.TILES[case.tile][1]
+    how = domains.tile(side.softmax, case)
     out, cache = side.softmax.forward(x, **how)
     return {"out": out, **side.softmax.backward(dout, cache, **how)._asdict()}
 

@@ -95,9 +95,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how: dict[str, Any] = {}
-    if case.tile is not None:
-        how["tile"] = side.softmax_cross_entropy.TILES[case.tile][1]
+    how = domains.tile(side.softmax_cross_entropy, case)
     if case.block is not None and side.name == "triton":
         rows, classes = case.block
         tile = side.softmax_cross_entropy.choose_tile(case.classes)
