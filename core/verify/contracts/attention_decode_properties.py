@@ -364,21 +364,10 @@ def other_strides(subject: Subject, case: Case) -> None:
 def bare(case: Case) -> Case:
     """Return the case in which every query attends to all keys, and scores are products."""
     return replace(
-        case,
-        causal=False,
-        window_size=None,
-        softcap=None,
-        score_mod=None,
-        alibi=None,
-        bias=None,
-        sinks=False,
-        mask=None,
-        block_mask=None,
-        block_size=None,
-        rotary=None,
-        packed=False,
+        case, causal=False, window_size=None, softcap=None, score_mod=None, alibi=None, bias=None,
+        sinks=False, mask=None, block_mask=None, block_size=None, rotary=None, packed=False,
         dropout_p=0.0,
-    )
+    )  # fmt: skip
 
 
 PROPERTIES: Mapping[str, Property] = {
