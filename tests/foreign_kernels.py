@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BLOCK = tl.constexpr(16)
 
@@ -101,9 +102,10 @@ def torch_attention(q, k, v, attn_mask=None, is_causal=False, scale=None):
         raise NotImplementedError("a mask and causal")
     if attn_mask is not None:  # torch's kernel on a GPU refuses a last axis that is broadcast
         attn_mask = attn_mask.expand(*q.shape[:3], k.shape[2]).contiguous()
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale
-    )
+    with sdpa_kernel(SDPBackend.MATH):  # the other loses a NaN on a CPU
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale
+        )
 
 
 class _WrongGradient(torch.autograd.Function):

@@ -40,7 +40,8 @@ import functools
 
 import pytest
 
-my_attention = torch.nn.functional.scaled_dot_product_attention
+def my_attention(q, k, v):
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
 
 
 @triton.jit
