@@ -61,6 +61,7 @@ TILES: dict[Key, Tile] = {
 # The draws of dropout take registers too: what replaces the entries that would spill.
 DROPOUT: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 2),
+    ("forward", 4, 128): Tile(16, 32, 4, 1),
     ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
     ("dk_dv", 4, 32): Tile(16, 16, 4, 1),
     ("dk_dv", 4, 64): Tile(32, 16, 8, 1),
