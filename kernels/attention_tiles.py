@@ -61,6 +61,7 @@ TILES: dict[Key, Tile] = {
 # The draws of dropout take registers too: what replaces the entries that would spill.
 DROPOUT: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 2),
+    ("forward", 4, 128): Tile(16, 32, 4, 1),
     ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
     ("dk_dv", 4, 32): Tile(16, 16, 4, 1),
     ("dk_dv", 4, 64): Tile(32, 16, 8, 1),
@@ -162,8 +163,9 @@ UNALIGNED_OWN: dict[Key, Tile] = {
 # warps on 64 rows compute everything twice. Here are the quickest on an H200, of all that
 # `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in its loop,
 # whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of
-# any tile that does not. Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they
-# know nothing of copies under way, of which three stages have more than two.
+# any tile that does not, and where Triton 3.6 compiles it, causal, at 128, which takes 4 % less.
+# Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they know nothing of copies
+# under way, of which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),

@@ -253,7 +253,7 @@ def received(
     _check(q, k, lse, options)
     H, (B, _, N) = q.shape[1], sizes(options, q.shape[0], q.shape[2], k.shape[2])
     out = torch.empty((q.shape[0], H, k.shape[2]), dtype=torch.float32, device=q.device)
-    tile = tile or _tile(q, k)
+    tile = tile or _tile(q, k, rotated=rotary is not None)
     x = call(q, k, None, options.scale(q.shape[-1]), options)
     received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](
         attention_blocks.over_queries(x, tile), lse.float().contiguous(), out,
@@ -262,10 +262,10 @@ def received(
     return out
 
 
-def _tile(q: torch.Tensor, k: torch.Tensor) -> Tile:
+def _tile(q: torch.Tensor, k: torch.Tensor, *, rotated: bool = False) -> Tile:
     """Return the tables' tile for these queries and keys."""
     straight = aligned(*q.stride(), *k.stride())
-    return choose_tile(q.shape[-1], q.element_size(), aligned=straight)
+    return choose_tile(q.shape[-1], q.element_size(), aligned=straight, rotated=rotated)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, options: Options) -> None:

@@ -75,8 +75,11 @@ def test_as_many_programs_are_resident_as_fit(chip, registers, shared, warps, pr
     assert resident(CHIPS[chip], registers, shared, warps) == programs
 
 
-def test_what_spills_and_is_fast_is_named_with_its_tile():
-    ((kernel, target), tile) = next(iter(SPILLS_AND_IS_FAST.items()))
+@pytest.mark.parametrize(
+    ("kernel", "target", "tile"),
+    [(*of, tile) for of, tiles in SPILLS_AND_IS_FAST.items() for tile in tiles],
+)
+def test_what_spills_and_is_fast_is_named_with_its_tile(kernel, target, tile):
     named = replace(SOUND, kernel=kernel, target=target, constants=f"D=256 {tile} num_stages=3")
     assert not replace(named, spilled=400).faults()
     assert replace(named, spilled=4, constants="D=256 BLOCK_M=16").faults() == ["spills 4 bytes"]

@@ -122,6 +122,7 @@ CONTRACT = Contract(
                 (("bfloat16", False, EVERYTHING), ("float32", False, EVERYTHING)),
             ),
             ((72,), (("bfloat16", False, SCORES), ("float32", False, SCORES))),
+            ((256,), (("bfloat16", False, SCORES),)),
             ((64,), (("float16", False, LEAST), ("float32", True, LEAST))),
             ((64, 128), (("bfloat16", False, PACKED), ("float32", False, PACKED))),
             ((512,), (("bfloat16", False, PACKED), ("float32", False, SCORES))),
