@@ -267,6 +267,10 @@ FAULTS = {
         1 + (np.abs(found["x8"]) < 40) * (np.arange(found["x8"].shape[-1]) == 0) * x.x[0, 0, 0, 0]
     ),
     "NaN is seen": lambda found, case, x: found["scale"].__setitem__(np.isnan(found["scale"]), 1.0),
+    "NaN of the call is seen": lambda found, case, x: found["lse"].__setitem__(
+        np.isnan(found["lse"]), 1.0
+    ),
+    "padding is not read": plus("out", lambda found, case, x: 1e-3 * x.call.v.sum()),
     "scales are factors": plus("out", lambda found, case, x: 1e-3 * np.log(x.v_scale).sum()),
     "equal values": scaled("out", 1.3),
     "one key": scaled("out", 1.0001),

@@ -21,6 +21,9 @@ OUTPUTS = {
     "embedding": "dtable",
     "softmax_cross_entropy": "loss",
     "optimizers": "norm",
+    "attention": "dk",
+    "attention_decode": "lse",
+    "attention_weights": "received",
 }
 
 
@@ -65,6 +68,15 @@ def test_the_reference_says_which_and_is_not_asked(reference):
     contract, case = contract_and_case("linear")
     with pytest.raises(Inapplicable, match="the reference says"):
         contract.claims()[CLAIM](subject(contract, reference), case)
+
+
+def test_what_stands_in_inputs_within_inputs_has_one_in_turn():
+    contract = report.contract("attention_decode")
+    given = contract.inputs(dataclasses.replace(contract.pinned[0], rotary="half", sinks=True))
+    found = dict(with_nan(given, 0))
+    assert list(found) == ["q", "k", "v", "dout", "sinks", "cos", "sin"]
+    assert np.isnan(found["cos"].call.rotary.cos).sum() == 1
+    assert not np.isnan(found["cos"].call.sinks).any()
 
 
 def test_every_floating_input_has_one_in_turn_and_is_else_as_it_was():

@@ -18,17 +18,21 @@ import numpy as np
 
 from twofold.core.ops import Side, load
 from twofold.core.verify.contract import Inapplicable, Property, Subject, fitting
+from twofold.core.verify.domains import Array
 
 
 def seen(
     inputs: Callable[[Any], Any],
     run: Callable[[Side, Any, Any], Mapping[str, Any]],
     *,
+    of: Callable[[Any], Any] = lambda case: case,
     but: Callable[[Any], Collection[str]] = lambda case: (),
 ) -> Property:
     """Return the property for a contract of these inputs and this `run`.
 
     Args:
+        of: makes another case of one, in which nothing is masked: what a mask hides is multiplied
+            by 0 in NumPy, where NaN stays NaN, and is not read by a kernel.
         but: says of a case which inputs may be multiplied by 0, which an implementation need not
             do, or are known without being looked at.
     """
@@ -37,6 +41,7 @@ def seen(
         """What depends on a NaN is NaN."""
         if subject.name == "reference":
             raise Inapplicable("the reference says what depends on it")
+        case = of(case)
         fields = {"magnitude": "unit", "dropout_p": 0.0}
         case = replace(case, **{name: x for name, x in fields.items() if hasattr(case, name)})
         ours, reference = subject.name == "triton", load("reference")
@@ -55,13 +60,28 @@ def seen(
 
 
 def with_nan(given: Any, seed: int) -> Iterator[tuple[str, Any]]:
-    """Yield each floating array's name, and the inputs with a NaN near its beginning or its end."""
-    for field, x in given._asdict().items():
-        for name, one in (x if isinstance(x, dict) else {field: x}).items():
-            if not isinstance(one, np.ndarray) or one.dtype.kind != "f" or not one.size:
-                continue
-            for at in (seed % one.size, -1 - seed % one.size):
-                holed = one.copy()
-                holed.flat[at] = np.nan
-                changed = {**x, name: holed} if isinstance(x, dict) else holed
-                yield name, given._replace(**{field: changed})
+    """Yield each floating array's name, and the inputs with a NaN near its beginning or its end.
+
+    Inputs may hold others: a dictionary of arrays, or a tuple with names.
+    """
+    fields = given if isinstance(given, dict) else given._asdict()
+    for field, x in fields.items():
+        holed: Iterator[tuple[str, Any]] = iter(())
+        if isinstance(x, dict) or hasattr(x, "_asdict"):
+            holed = with_nan(x, seed)
+        elif isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.size:
+            holed = ((field, one) for one in with_one_nan(x, seed))
+        for name, one in holed:
+            changed = {field: one}
+            yield (
+                name,
+                {**given, **changed} if isinstance(given, dict) else given._replace(**changed),
+            )
+
+
+def with_one_nan(x: Array, seed: int) -> Iterator[Array]:
+    """Yield copies of an array with a NaN near its beginning, and near its end."""
+    for at in (seed % x.size, -1 - seed % x.size):
+        holed = x.copy()
+        holed.flat[at] = np.nan
+        yield holed

@@ -32,6 +32,7 @@ Array = domains.Array
 LAYOUTS = attention.LAYOUTS
 # Values need not lie as keys do.
 OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed"}
+FEW_KEYS = 20  # of which NaN is asked, many calls
 SPARE = 2  # pages that no sequence has, where there are several
 OPTIONS = (
     "softmax_scale", "causal", "window_size", "softcap", "score_mod", "alibi_slopes", "bias",
@@ -239,6 +240,24 @@ def small(case: Case) -> Case:
         queries=min(case.queries, 7),
         capacity=min(case.capacity, 41),
         head_dim=min(case.head_dim, 17),
+    )
+
+
+def attending(case: Case) -> Case:
+    """Return the case in which every query attends to all keys."""
+    return replace(
+        case, causal=False, window_size=None, mask=None, block_mask=None, block_size=None,
+        packed=False,
+    )  # fmt: skip
+
+
+def few(case: Case) -> Case:
+    """Return a small case, of at most two parts, in which every query attends to all keys."""
+    return replace(
+        attending(case),
+        queries=min(case.queries, 2),
+        capacity=min(case.capacity, FEW_KEYS),
+        split=FEW_KEYS // 2,
     )
 
 

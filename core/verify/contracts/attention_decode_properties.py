@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_bound import own, truth
 from twofold.core.verify.contracts.attention_decode_domain import (
     Case,
     Inputs,
+    attending,
+    few,
     inputs,
+    run,
     spare,
     table,
     whole,
@@ -362,21 +365,9 @@ def other_strides(subject: Subject, case: Case) -> None:
 def bare(case: Case) -> Case:
     """Return the case in which every query attends to all keys, and scores are products."""
     return replace(
-        case,
-        causal=False,
-        window_size=None,
-        softcap=None,
-        score_mod=None,
-        alibi=None,
-        bias=None,
-        sinks=False,
-        mask=None,
-        block_mask=None,
-        block_size=None,
-        rotary=None,
-        packed=False,
-        dropout_p=0.0,
-    )
+        attending(case), softcap=None, score_mod=None, alibi=None, bias=None, sinks=False,
+        rotary=None, dropout_p=0.0,
+    )  # fmt: skip
 
 
 PROPERTIES: Mapping[str, Property] = {
@@ -395,4 +386,5 @@ PROPERTIES: Mapping[str, Property] = {
     "clipped lengths": clipped_lengths,
     "heads apart": heads_apart,
     "other strides": other_strides,
+    "NaN is seen": not_numbers.seen(inputs, run, of=few),
 }

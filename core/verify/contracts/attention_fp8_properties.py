@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
-from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, truth
+from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, run, truth
+from twofold.core.verify.contracts.attention_not_numbers import PADDED, few, filled
 from twofold.core.verify.contracts.attention_packed import padded
 from twofold.core.verify.contracts.attention_sample import (
     bare,
@@ -263,6 +264,15 @@ def other_tiles(subject: Subject, case: Case) -> None:
     )
 
 
+def padding_is_not_read(subject: Subject, case: Case) -> None:
+    """What the keys and values of padding hold changes no bit."""
+    case = replace(case, key_lengths=True)
+    given = inputs(case)
+    k, v = filled(subject, case, given.call, given.call.k, given.call.v)
+    other = given._replace(call=given.call._replace(k=k, v=v))
+    claims.same_bits(subject.compute(case, given), subject.compute(case, other), PADDED)
+
+
 PROPERTIES: Mapping[str, Property] = {
     "half a unit": half_a_unit,
     "quantised again": quantized_again,
@@ -279,4 +289,6 @@ PROPERTIES: Mapping[str, Property] = {
     "quarter turns": quarter_turns,
     "other strides": other_strides,
     "other tiles": other_tiles,
+    "NaN of the call is seen": not_numbers.seen(inputs, run, of=few),
+    "padding is not read": padding_is_not_read,
 }

@@ -124,9 +124,14 @@ def plain(case: C) -> C:
 
 def unmasked(case: C) -> C:
     """Return the bare case in which every query attends to every key."""
+    return attending(bare(case))
+
+
+def attending(case: C) -> C:
+    """Return the case in which every query attends to every key, whatever is done to scores."""
     return replace(
-        bare(case), causal=False, window_size=None, mask=None, key_lengths=False,
-        block_mask=None, block_size=None,
+        case, causal=False, window_size=None, mask=None, key_lengths=False, block_mask=None,
+        block_size=None, packed=False,
     )  # fmt: skip
 
 

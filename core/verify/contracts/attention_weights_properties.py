@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims
+from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_packed
 from twofold.core.verify.contracts.attention_domain import scale, statistics
+from twofold.core.verify.contracts.attention_not_numbers import PADDED, few, filled
 from twofold.core.verify.contracts.attention_sample import flipped, flipped_call, full_live, last
-from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, truth
+from twofold.core.verify.contracts.attention_weights_domain import Case, Inputs, inputs, run, truth
 from twofold.core.verify.domains import representable
 from twofold.core.verify.rounding import Approx, Array, machine
 from twofold.core.verify.units import half_unit
@@ -219,6 +220,15 @@ def other_tiles(subject: Subject, case: Case) -> None:
     )
 
 
+def padding_is_not_read(subject: Subject, case: Case) -> None:
+    """What the keys of padding hold changes no bit."""
+    case = replace(case, key_lengths=True)
+    given = inputs(case)
+    (k,) = filled(subject, case, given.call, given.call.k)
+    other = given._replace(call=given.call._replace(k=k))
+    claims.same_bits(subject.compute(case, given), subject.compute(case, other), PADDED)
+
+
 def bare(case: Case) -> Case:
     """Return the case whose scores are products and whose heads have keys of their own."""
     return replace(case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False)
@@ -245,4 +255,6 @@ PROPERTIES: Mapping[str, Property] = {
     "powers of two": powers_of_two,
     "other strides": other_strides,
     "other tiles": other_tiles,
+    "NaN is seen": not_numbers.seen(inputs, run, of=few),
+    "padding is not read": padding_is_not_read,
 }
