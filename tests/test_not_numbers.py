@@ -21,10 +21,8 @@ OUTPUTS = {
     "embedding": "dtable",
     "softmax_cross_entropy": "loss",
     "optimizers": "norm",
-    "attention": "dk",
-    "attention_decode": "lse",
-    "attention_weights": "received",
 }
+OURS = {"attention": "dk", "attention_decode": "lse", "attention_weights": "received"}
 
 
 def contract_and_case(operator):
@@ -52,6 +50,17 @@ def spread(name):
 def test_one_that_is_lost_is_seen(triton, operator):
     contract, case = contract_and_case(operator)
     check_seen(contract.claims()[CLAIM], contract, triton, case, lost(OUTPUTS[operator]), "that")
+
+
+@pytest.mark.parametrize("operator", OURS)
+def test_of_attention_it_is_asked_of_ours_alone(triton, operator):
+    contract, case = contract_and_case(operator)
+    claim, others = contract.claims()[CLAIM], faulty(contract, triton, lost(OURS[operator]))
+    claim(subject(contract, triton), case)
+    with pytest.raises(Inapplicable, match="others may lose it"):
+        claim(others, case)
+    with pytest.raises(AssertionError, match="that depend on a NaN"):
+        claim(dataclasses.replace(others, name="triton"), case)
 
 
 @pytest.mark.parametrize("operator", ["linear", "rms_norm", "rotary"])

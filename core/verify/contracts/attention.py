@@ -158,6 +158,7 @@ CONTRACT = Contract(
         ),
         Case(seqlen_q=67, seqlen_k=5, bias="N", logits=300.0),  # more than two tiles of queries
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
+        Case(seqlen_q=3, seqlen_k=5, softcap=2.0, logits=300.0),  # e²ᵃ of tanh a is infinite
         # More features than a program sums, and where the tables of tiles change.
         Case(seqlen_q=3, seqlen_k=5, head_dim=257, causal=True),
         *(Case(seqlen_q=2, seqlen_k=3, head_dim=head_dim) for head_dim in (256, 512)),

@@ -1,6 +1,7 @@
 """What is true of any attention where numbers are none: NaN is seen, −∞ hides, padding is not read.
 
-Shared by the contracts of attention and of what stands around it.
+Shared by the contracts of attention and of what stands around it. NaN is asked of our kernels
+alone: torch's attention gives a query of NaN the output 0 on a CPU.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from twofold.core.verify import claims
-from twofold.core.verify.contract import Subject
-from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs
+from twofold.core.verify import claims, not_numbers
+from twofold.core.verify.contract import Property, Subject
+from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, run
 from twofold.core.verify.contracts.attention_sample import attending
 from twofold.core.verify.domains import Array
 from twofold.reference.attention_scores import pack
@@ -31,6 +32,9 @@ def few(case: C) -> C:
         seqlen_q=min(case.seqlen_q, FEW_QUERIES),
         seqlen_k=min(case.seqlen_k, FEW_KEYS),
     )
+
+
+nan_is_seen: Property = not_numbers.seen(inputs, run, of=few, of_others=False)
 
 
 def filled(subject: Subject, case: Case, given: Inputs, *of_keys: Array) -> list[Array]:

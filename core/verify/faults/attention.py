@@ -273,6 +273,11 @@ _ATTENTION: tuple[Row, ...] = (
          "    p = tl.exp2(s - safe[:, None])\n    p = tl.where(p == p, p, 0.0)\n"),
     ),
     (
+        PARTS, "tanh of a large number is ∞/∞", "",
+        ("return 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2_E)))",
+         "return (tl.exp2(a * (2.0 * LOG2_E)) - 1.0) / (tl.exp2(a * (2.0 * LOG2_E)) + 1.0)"),
+    ),
+    (
         PARTS, "a bias of −∞ is −10⁹, so that a fully hidden row is the mean of V", "",
         ("s += tl.load(where, mask=inside, other=0.0).to(tl.float32)\n",
          "s += tl.maximum(tl.load(where, mask=inside, other=0.0).to(tl.float32), -1.0e9)\n"),
