@@ -157,6 +157,8 @@ CONTRACT = Contract(
             )
         ),
         Case(seqlen_q=67, seqlen_k=5, bias="N", logits=300.0),  # more than two tiles of queries
+        # In half precision a bias and slopes are known to their last bit.
+        Case("bfloat16", heads=2, seqlen_q=5, seqlen_k=9, bias="N", alibi="H"),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(seqlen_q=3, seqlen_k=5, softcap=2.0, logits=300.0),  # e²ᵃ of tanh a is infinite
         # More features than a program sums, and where the tables of tiles change.

@@ -287,6 +287,10 @@ _ATTENTION: tuple[Row, ...] = (
         ("tl.maximum(tl.load(lengths + b), 0)", "tl.load(lengths + b)"),
     ),
     (
+        PARTS, "slopes are rounded as queries are", "",
+        ("alibi_slope.to(tl.float32)", "alibi_slope.to(x.q.dtype.element_ty).to(tl.float32)"),
+    ),
+    (
         PARTS, "lengths are taken to be contiguous", "",
         ("lengths=_contiguous(options.key_lengths)", "lengths=options.key_lengths"),
     ),
