@@ -271,6 +271,7 @@ FAULTS = {
     "reordered keys": plus("dq", lambda f, c, g: g.call.k[:, :, :1]),
     "packed is padded": plus("dk", lambda f, c, g: 0.1 * c.packed),
     "causality": plus("ddout", lambda f, c, g: g.call.v[:, :, -1:]),
+    "padding is not read": plus("dv", lambda f, c, g: g.ddv.sum()),
     "same bits again": plus("dq", lambda f, c, g: np.random.default_rng().random()),
     "other calls between": kept("dq"),
 }

@@ -54,6 +54,8 @@ FAULTS = {
     "gradient sums": scaled("dv", 1.001),
     "shifted values": plus("dq", lambda f, c, g: 0.01 * g.v.mean()),
     "slopes": scaled("dq", 1.01),
+    "padding is not read": plus("dk", lambda f, c, g: 1e-3 * g.v.sum()),
+    "minus infinity hides": plus("out", lambda f, c, g: np.isinf(g.bias).any(-1)[..., None]),
     "same bits again": plus("out", lambda f, c, g: np.random.default_rng().random()),
     "other calls between": kept("out"),
 }
@@ -72,8 +74,23 @@ def test_a_property_sees_its_fault(reference, name):
     check_seen(PROPERTIES[name], contract.CONTRACT, reference, case_of(name), FAULTS[name])
 
 
-def test_every_property_has_a_fault_here_but_that_of_tiles():
-    assert PROPERTIES.keys() - FAULTS.keys() == {"other tiles"}
+def test_every_property_has_a_fault_here_but_those_of_kernels():
+    assert PROPERTIES.keys() - FAULTS.keys() == {"other tiles", "NaN is seen"}
+
+
+def test_the_kernels_read_no_padding_and_a_bias_hides(triton):
+    case = dataclasses.replace(PACKED, dlse=True, sinks=True, head_dim=16)
+    for name in ("padding is not read", "minus infinity hides"):
+        PROPERTIES[name](subject(contract.CONTRACT, triton), case)
+
+
+def test_padding_is_nan_where_the_kernels_are_ours_alone(triton):
+    """Others may multiply it by weights of 0."""
+    multiplied = plus("out", lambda f, c, g: 0.0 * g.v.sum())
+    claim, others = PROPERTIES["padding is not read"], faulty(contract.CONTRACT, triton, multiplied)
+    claim(others, CASE)
+    with pytest.raises(Bits, match="something else in the padding"):
+        claim(dataclasses.replace(others, name="triton"), CASE)
 
 
 def test_another_tile_is_seen_where_there_are_tiles(reference, triton):

@@ -319,6 +319,7 @@ FAULTS = {
     "grouped heads": plus("weights", lambda f, c, g: c.groups),
     "powers of two": plus("weights", lambda f, c, g: 0.01 * c.softmax_scale),
     "other strides": plus("received", lambda f, c, g: c.layout != "contiguous"),
+    "padding is not read": plus("received", lambda f, c, g: 1e-3 * g.call.k.sum()),
     "same bits again": plus("weights", lambda f, c, g: np.random.default_rng().random()),
     "other calls between": kept("weights"),
 }
@@ -343,8 +344,8 @@ def test_heads_that_share_keys_have_the_bits_of_heads_with_keys_of_their_own(tri
         np.testing.assert_array_equal(x, apart[name], err_msg=name)
 
 
-def test_every_property_has_a_fault_here_but_that_of_tiles():
-    assert PROPERTIES.keys() - FAULTS.keys() == {"other tiles"}
+def test_every_property_has_a_fault_here_but_those_of_kernels():
+    assert PROPERTIES.keys() - FAULTS.keys() == {"other tiles", "NaN is seen"}
 
 
 def test_another_tile_is_seen_where_there_are_tiles(reference, triton):

@@ -13,6 +13,7 @@ from twofold.core.verify.not_numbers import with_nan
 
 CLAIM = "NaN is seen"
 OUTPUTS = {
+    "gated_activation": "dup",
     "attention": "dk",
     "attention_double_backward": "ddout",
     "attention_weights": "received",
@@ -71,6 +72,15 @@ def test_the_reference_says_which_and_is_not_asked(reference):
     contract, case = contract_and_case("linear")
     with pytest.raises(Inapplicable, match="the reference says"):
         contract.claims()[CLAIM](subject(contract, reference), case)
+
+
+def test_what_stands_in_inputs_within_inputs_has_one_in_turn():
+    contract = report.contract("attention_decode")
+    given = contract.inputs(dataclasses.replace(contract.pinned[0], rotary="half", sinks=True))
+    found = {name: holed for name, holed, _ in with_nan(given, 0)}
+    assert list(found) == ["q", "k", "v", "dout", "sinks", "cos", "sin"]
+    assert np.isnan(found["cos"].call.rotary.cos).sum() == 2
+    assert not np.isnan(found["cos"].call.sinks).any()
 
 
 def test_every_floating_input_has_one_in_turn_and_is_else_as_it_was():

@@ -156,9 +156,9 @@ def in_one_layout(case: Any) -> Any:
     return replace(case, layout="contiguous") if mixed else case
 
 
-def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str) -> Any:
+def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str, name: str = "") -> Any:
     """Return an array to be written, in a memory layout of `place`'s."""
-    layout = own(np.array(shape)) if layout == MIXED else layout
+    layout = own(np.array([*shape, *name.encode()])) if layout == MIXED else layout
     if layout == EXPANDED or len(shape) < AXES[layout]:
         return side.empty(shape, dtype)
     return _part(side.empty(_memory(shape, layout), dtype), layout)
@@ -202,7 +202,7 @@ def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[s
         return {}
     dtype = case.dtype if case.into == "own" or side.name == "reference" else case.into
     return {
-        name: None if shape is None else room(side, shape, dtype, case.layout)
+        name: None if shape is None else room(side, shape, dtype, case.layout, name)
         for name, shape in shapes.items()
     }
 

@@ -55,6 +55,7 @@ SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds, for each failure; where time 
 # What of a precision's time drawn cases may take, and bounds in all; properties have the rest.
 DRAWN, BOUNDS = 0.4, 0.7
 SIZES = (16, 32, 64)  # head_dims
+NOT_OURS = "foreign"  # the name that properties know it by
 MORE = 3  # so many times the cases wanted may be drawn: some do not apply
 REFUSED = 6  # so many times the cases wanted may be refused
 
@@ -70,7 +71,8 @@ class Trial:
     ) -> None:
         self.judged, self.contract = judged, judged.contract
         self.line, self.observe = line, observe
-        self.subject = subject_of(replace(self.contract, run=judged.shown), judged.side)
+        shown = replace(self.contract, run=judged.shown)
+        self.subject = replace(subject_of(shown, judged.side), name=NOT_OURS)
         self.refused: dict[str, dict[Any, str]] = {}
         # By the precision: the cases for bounds, and what is violated in each.
         self.tried: dict[str, dict[Any, Violation | None]] = {}

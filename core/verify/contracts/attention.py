@@ -67,8 +67,13 @@ PACKINGS: tuple[dict[str, Any], ...] = (
     {"causal": True, "block_mask": "BHMN", "block_size": (17, 24), "bias": "B1MN"},
 )
 
+# Angles and lengths lie strided, too.
+STRIDED: dict[str, Any] = {
+    "batch": 2, "heads": 2, "groups": 2, "bias": "1HMN", "causal": True, "key_lengths": True,
+    "layout": "strided",
+}  # fmt: skip
 ROTATED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("half", {"batch": 2, "heads": 2, "groups": 2, "bias": "1HMN", "causal": True}),
+    ("half", STRIDED),
     ("interleaved", {"batch": 2, "head_dim": 12, "dtype": "bfloat16"}),
     ("half", {"batch": 3, "packed": True, "dtype": "float16", "head_dim": 10}),
     ("half", {"head_dim": 260, "seqlen_q": 3, "seqlen_k": 5}),
@@ -151,7 +156,11 @@ CONTRACT = Contract(
                 ("", False),
             )
         ),
+        Case(seqlen_q=67, seqlen_k=5, bias="N", logits=300.0),  # more than two tiles of queries
+        # In half precision a bias and slopes are known to their last bit.
+        Case("bfloat16", heads=2, seqlen_q=5, seqlen_k=9, bias="N", alibi="H"),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
+        Case(seqlen_q=3, seqlen_k=5, softcap=2.0, logits=300.0),  # e²ᵃ of tanh a is infinite
         # More features than a program sums, and where the tables of tiles change.
         Case(seqlen_q=3, seqlen_k=5, head_dim=257, causal=True),
         *(Case(seqlen_q=2, seqlen_k=3, head_dim=head_dim) for head_dim in (256, 512)),
@@ -177,8 +186,23 @@ CONTRACT = Contract(
         ),
         # Of some batches all keys are padding.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dlse=True),
+        # Of one query a key's gradient is one product, which the cast of dS alone may move; times
+        # the scale, dS would underflow.
+        Case("bfloat16", seqlen_q=1, seqlen_k=200),
+        Case("float16", seqlen_q=1, seqlen_k=20, softmax_scale=1e-3),
         # In half precision a sink is known to its last bit.
         Case(dtype="bfloat16", heads=3, seqlen_q=5, seqlen_k=3, layout="strided", sinks=True),
+        # Its gradient is known to its last bit where the output is all but 0.
+        Case(
+            dtype="bfloat16",
+            batch=4,
+            heads=3,
+            seqlen_q=5,
+            seqlen_k=3,
+            magnitude="tiny",
+            sinks=True,
+            dlse=True,
+        ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
         # Turned by their positions: some features of several chunks, both forms, packed or not.

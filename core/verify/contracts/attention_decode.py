@@ -156,8 +156,8 @@ CONTRACT = Contract(
         ),
         Case(heads=4, capacity=9, page_size=2),  # more heads than keys in a page
         Case(batch=1, capacity=3, page_size=4, seed=1),  # one page, which nobody has
-        # Tiles of keys behind the first, in live blocks or not.
-        Case(batch=2, heads=4, capacity=300, split=300, block_mask="BHMN", block_size=(1, 64)),
+        # Tiles of keys behind the first, in live blocks or not, one with a block's last key alone.
+        Case(batch=2, heads=4, capacity=300, split=300, block_mask="BHMN", block_size=(1, 65)),
         # Sequences with a prompt, a token or nothing to ask: blocks of rows that end within one.
         Case(batch=4, heads=4, queries=19, packed=True, dropout_p=0.3, seed=1, **UNEVEN),
         Case(

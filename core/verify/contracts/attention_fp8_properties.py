@@ -15,6 +15,7 @@ from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts.attention_domain import scale
 from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, run, truth
+from twofold.core.verify.contracts.attention_not_numbers import PADDED, filled
 from twofold.core.verify.contracts.attention_packed import padded
 from twofold.core.verify.contracts.attention_sample import (
     bare,
@@ -244,8 +245,16 @@ def quarter_turns(subject: Subject, case: Case) -> None:
         claims.agree(name, found[name], already[name], bound, "beside what is turned already")
 
 
+def padding_is_not_read(subject: Subject, case: Case) -> None:
+    """What the keys and values of padding hold changes no bit."""
+    case = replace(case, key_lengths=True)
+    given = inputs(case)
+    k, v = filled(subject, case, given.call, given.call.k, given.call.v)
+    other = given._replace(call=given.call._replace(k=k, v=v))
+    claims.same_bits(subject.compute(case, given), subject.compute(case, other), PADDED)
+
+
 PROPERTIES: Mapping[str, Property] = {
-    "NaN in an input": not_numbers.seen(inputs, run, across=2),
     "half a unit": half_a_unit,
     "quantised again": quantized_again,
     "NaN is seen": nan_is_seen,
@@ -263,4 +272,6 @@ PROPERTIES: Mapping[str, Property] = {
     "other tiles": claims.other_tiles(
         inputs, truth, ENTRIES, lambda key, case: key[1] >= case.head_dim
     ),
+    "NaN of the call is seen": not_numbers.seen(inputs, run, across=2),
+    "padding is not read": padding_is_not_read,
 }

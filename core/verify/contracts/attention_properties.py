@@ -17,6 +17,7 @@ import numpy as np
 from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_gradients as gradients
+from twofold.core.verify.contracts import attention_not_numbers
 from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs, run, scale
 from twofold.core.verify.contracts.attention_packed import alone, padded, places, repacked
 from twofold.core.verify.contracts.attention_sample import (
@@ -137,7 +138,8 @@ def clipped(subject: Subject, case: Any, having: Callable[..., Any], room: int) 
     """
     first, *others = (
         subject.compute(case, having(key_lengths=np.array(lengths)))
-        for lengths in ((0, room), (-1, room + 1), (-PAST_32_BITS, PAST_32_BITS + 1))
+        # The last 32 bits of each are those of 1.
+        for lengths in ((0, room), (-1, room + 1), (1 - PAST_32_BITS, 1 + PAST_32_BITS))
     )
     for other in others:
         claims.same_bits(first, other, "with lengths that no sequence has")
@@ -372,4 +374,6 @@ PROPERTIES: Mapping[str, Property] = {
     "gradient sums": gradients.sums,
     "shifted values": gradients.shifted_values,
     "slopes": gradients.slopes,
+    "padding is not read": attention_not_numbers.padding_is_not_read,
+    "minus infinity hides": attention_not_numbers.minus_infinity_hides,
 }

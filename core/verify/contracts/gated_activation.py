@@ -16,7 +16,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from twofold.core.ops import Side
-from twofold.core.verify import claims, domains
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Contract, Subject
 from twofold.core.verify.contracts.activation import activate, activate_grad
 from twofold.core.verify.rounding import Approx, exact, machine
@@ -241,6 +241,7 @@ CONTRACT = Contract(
         *(Case(rows=5, columns=300, layout=x, into="own", packed=True) for x in domains.LAYOUTS),
         # rows that are no single stride apart, read and written
         Case(batch=2, columns=5, layout="transposed", into="own"),
+        Case(columns=9, layout=domains.MIXED, into="own"),  # written to rows that lie unlike
         Case("bfloat16", rows=5, columns=33, packed=True, into="float32"),
         Case(rows=3, columns=1, packed=True),
     ),
@@ -262,5 +263,6 @@ CONTRACT = Contract(
         "elements apart": elements_apart,
         "leading axes": leading_axes,
         "NaN stays": nan_stays,
+        "NaN is seen": not_numbers.seen(inputs, run),
     },
 )

@@ -22,6 +22,9 @@ from twofold.reference.pooling import KINDS
 
 Array = domains.Array
 
+FAR = 128  # positions, as many as a tile has
+LEAST = (-np.inf, 0)  # the largest of a feature that is −∞ everywhere, and where it is
+
 
 @dataclass(frozen=True)
 class Case:
@@ -131,19 +134,24 @@ def nan_is_seen(subject: Subject, case: Case) -> None:
     assert np.array_equal(np.isnan(out), expected), "NaN is not where it belongs"
 
 
-def first_nan_takes_the_gradient(subject: Subject, case: Case) -> None:
-    """Where several NaNs count, a maximum's gradient goes to the first of them."""
+def first_takes_the_gradient(subject: Subject, case: Case) -> None:
+    """Of several largest a maximum's gradient goes to the first: of NaNs, of ∞, of nothing but −∞.
+
+    Among them are some that a kernel's next tile has.
+    """
     if "max" not in case.kind:
         raise Inapplicable("there is no maximum")
-    case = replace(case, kind="max")
-    given = inputs(case)
-    x, rng = given.x.copy(), np.random.default_rng(case.seed + 2)
+    case, places = replace(case, kind="max", full=True, length=case.length + FAR), case.length
+    given, rng = inputs(case), np.random.default_rng(case.seed + 2)
     b, d = rng.integers(0, case.batch), rng.integers(0, case.features)
-    first = rng.integers(0, given.lengths[b])
-    x[b, first:, d] = np.nan
-    dx = subject.compute(case, given._replace(x=x))["dx"][b, :, d]
-    expected = np.arange(case.length) == first
-    assert np.array_equal(dx != 0, expected), f"the gradient is not at position {first}"
+    for largest, first in ((np.nan, rng.integers(places)), (np.inf, rng.integers(places)), LEAST):
+        x = given.x.copy()
+        x[b, first:, d] = largest
+        found = subject.compute(case, given._replace(x=x))
+        out, dx = found["out"][b, d], found["dx"][b, :, d]
+        assert np.array_equal(out, largest, equal_nan=True), f"{largest} is not its own maximum"
+        expected = np.arange(case.length) == first
+        assert np.array_equal(dx != 0, expected), f"the gradient is not at position {first}"
 
 
 def length_out_of_range(subject: Subject, case: Case) -> None:
@@ -202,7 +210,8 @@ CONTRACT = Contract(
             for kind in KINDS
             for dtype in domains.DTYPES
         ),
-        Case("float16", length=33_000, features=1, kind="max"),  # places that 16 bits do not count
+        # The largest is at a place that 16 bits do not count.
+        Case("float16", 1, length=33_000, features=1, kind="max", full=True, seed=196),
         Case("float16", length=2500, features=3, kind="mean_max"),
     ),
     usual=tuple(
@@ -213,7 +222,7 @@ CONTRACT = Contract(
     properties={
         "padding does not count": padding_does_not_count,
         "NaN is seen": nan_is_seen,
-        "first NaN takes the gradient": first_nan_takes_the_gradient,
+        "first takes the gradient": first_takes_the_gradient,
         "length out of range": length_out_of_range,
         "adjoint": adjoint,
     },

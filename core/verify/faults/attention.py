@@ -270,6 +270,69 @@ _ATTENTION: tuple[Row, ...] = (
         ("if first >= seq.N:", "if (first >= seq.N) | (seq.M == 0):"),
     ),
     (
+        PARTS, "a score of NaN is not attended to", "",
+        ("    s = product * x.scale\n    if",
+         "    s = product * x.scale\n    s = tl.where(s == s, s, -float('inf'))\n    if"),
+    ),
+    (
+        PARTS, "a weight of NaN is 0", "",
+        ("    p = tl.exp2(s - safe[:, None])\n",
+         "    p = tl.exp2(s - safe[:, None])\n    p = tl.where(p == p, p, 0.0)\n"),
+    ),
+    (
+        PARTS, "tanh of a large number is ∞/∞", "",
+        ("return 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2_E)))",
+         "return (tl.exp2(a * (2.0 * LOG2_E)) - 1.0) / (tl.exp2(a * (2.0 * LOG2_E)) + 1.0)"),
+    ),
+    (
+        PARTS, "a bias of −∞ is −10⁹, so that a fully hidden row is the mean of V", "",
+        ("s += tl.load(where, mask=inside, other=0.0).to(tl.float32)\n",
+         "s += tl.maximum(tl.load(where, mask=inside, other=0.0).to(tl.float32), -1.0e9)\n"),
+    ),
+    (
+        PARTS, "a length below 0 counts as its last 32 bits", "",
+        ("tl.maximum(tl.load(lengths + b), 0)", "tl.load(lengths + b)"),
+    ),
+    (
+        PARTS, "slopes are rounded as queries are", "",
+        ("alibi_slope.to(tl.float32)", "alibi_slope.to(x.q.dtype.element_ty).to(tl.float32)"),
+    ),
+    (
+        PARTS, "lengths are taken to be contiguous", "",
+        ("lengths=_contiguous(options.key_lengths)", "lengths=options.key_lengths"),
+    ),
+    (
+        PARTS, "angles are taken to be contiguous", "",
+        ("cos.contiguous(), sin.contiguous()", "cos, sin"),
+    ),
+    (
+        FORWARD, "values of padding are multiplied by 0", "",
+        ("v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)",
+         "v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, "
+         "seq.k_first + seq.N, D)"),
+    ),
+    (
+        BACKWARD, "weights are cast before dS is made of them", "",
+        ("through_scores(\n                    p * (",
+         "through_scores(\n                    p.to(x.q.dtype.element_ty).to(tl.float32) * ("),
+    ),
+    (
+        BACKWARD, "dS is scaled before its cast, and underflows", "",
+        ("dk = add_weighted(dk, ds, q, PRECISION)",
+         "dk = add_weighted(dk, ds * x.softmax_scale, q, PRECISION)"),
+        ("dk = scaled(dk, x.softmax_scale)", "dk = scaled(dk, 1.0)"),
+    ),
+    (
+        FORWARD, "a sink's gradient is summed in its dtype", "",
+        ("-shares.sum((0, 2)).to(options.sinks.dtype)",
+         "-shares.to(options.sinks.dtype).sum((0, 2))"),
+    ),
+    (
+        BIAS, "where a row of a bias serves all queries only two tiles of them are summed", "",
+        ("tl.minimum(m_end, seq.M), BLOCK_M):",
+         "tl.minimum(tl.minimum(m_end, m_first + 2 * BLOCK_M), seq.M), BLOCK_M):"),
+    ),
+    (
         REFERENCE, "the gradient of the weights is not dropped out", "",
         ("dp *= scaled_mask", "pass"),
     ),

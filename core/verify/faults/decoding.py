@@ -93,6 +93,17 @@ _DECODE: tuple[Row, ...] = (
          "top, total)"),
     ),
     (
+        DECODE, "a tile whose first key alone is in a live block is passed over", "",
+        ("i, j = rows // x.block_m, columns // x.block_n",
+         "i, j = rows // x.block_m, (columns + 1) // x.block_n"),
+    ),
+    (
+        DECODE, "a score of NaN is not attended to", "",
+        ("    p, rescale, top, total = weigh(s, top, total)\n",
+         "    s = tl.where((s == s) | (pages.table is not None), s, -float('inf'))\n"
+         "    p, rescale, top, total = weigh(s, top, total)\n"),
+    ),
+    (
         DECODE_REFERENCE, "all sequences have the diagonal of the longest", "onnxruntime#28958",
         ("placed(score_mod, b, length - M)", "placed(score_mod, b, N - M)"),
     ),

@@ -206,6 +206,25 @@ _DROPOUT: tuple[Row, ...] = (
 
 _POOLING: tuple[Row, ...] = (
     (
+        KERNEL, "of equal maxima the last of a program's places has the gradient", "",
+        ("larger = (x > top) |", "larger = (x >= top) |"),
+    ),
+    (
+        KERNEL, "of NaNs the last of a program's places has the gradient", "",
+        ("((x != x) & (top == top))", "(x != x)"),
+    ),
+    (
+        KERNEL, "a maximum of −∞ is 0", "",
+        ('largest = tl.where(any_nan, float("nan"), largest)',
+         'largest = tl.where(largest == -float("inf"), 0.0, largest)\n'
+         '        largest = tl.where(any_nan, float("nan"), largest)'),
+    ),
+    (
+        KERNEL, "the place of a maximum has 16 bits", "",
+        ("argmax = torch.empty((B, D), dtype=torch.int32",
+         "argmax = torch.empty((B, D), dtype=torch.int16"),
+    ),
+    (
         KERNEL, "the mean divides by the padded length", "",
         ("pooled = pooled / length.to(tl.float32)", "pooled = pooled / L"),
     ),

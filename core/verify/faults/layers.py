@@ -127,6 +127,15 @@ _ACTIVATION: tuple[Row, ...] = (
 
 _GATED_ACTIVATION: tuple[Row, ...] = (
     (
+        KERNEL, "dgate is written as dup lies", "",
+        ("store(dgate_ptr, dgate_strides,", "store(dgate_ptr, dup_strides,"),
+    ),
+    (
+        KERNEL, "a NaN in up is 0 in the gradient of the gate", "",
+        ("dup, df = dout * activate(gate, KIND), dout * up",
+         "dup, df = dout * activate(gate, KIND), dout * tl.where(up == up, up, 0.0)"),
+    ),
+    (
         KERNEL, "gate and up are exchanged", "",
         ("    _launch(forward_kernel, (gate, up), (out,), kind, tile)",
          "    _launch(forward_kernel, (up, gate), (out,), kind, tile)"),
