@@ -109,6 +109,17 @@ CONTRACT = Contract(
         Case(heads=2, groups=2, seqlen_q=5, seqlen_k=9, rotary="interleaved", head_dim=12),
         Case(seqlen_q=5, seqlen_k=9, rotary="half", head_dim=140, dtype="bfloat16"),
         *(Case(dtype=d, seqlen_q=3, seqlen_k=5, head_dim=512) for d in ("float32", "bfloat16")),
+        # Some queries whose blocks are others than those of the first.
+        Case(
+            batch=2,
+            heads=2,
+            seqlen_q=40,
+            seqlen_k=67,
+            block_mask="BHMN",
+            block_size=32,
+            first_row=35,
+            queries=2,
+        ),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(
             Case(**{"seqlen_q": 40, "seqlen_k": 37, **PACKED, **how}, seed=seed)

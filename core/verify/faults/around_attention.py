@@ -182,6 +182,10 @@ _WEIGHTS: tuple[Row, ...] = (
          "scores(product, x, b, seq, h, rows - first_row, columns, True, SCORE)"),
     ),
     (
+        WEIGHTS, "some queries have the blocks of the first", "",
+        ("over_keys(x, tile, some)", "over_keys(x, tile)"),
+    ),
+    (
         WEIGHTS, "what nobody sees is left as memory had it", "flash-linear-attention#892",
         ("    tl.store(p_at, p, mask=(rows < first_row",
          "    if start < end:\n        tl.store(p_at, p, mask=(rows < first_row"),
