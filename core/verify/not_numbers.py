@@ -70,14 +70,12 @@ def seen(
 def with_nan(given: Any, seed: int) -> Iterator[tuple[str, Any, Any]]:
     """Yield each floating array's name, the inputs with NaN in it, and with other numbers there.
 
-    Both are near its beginning and near its end, as far as numbers are there at all.
+    Both are near the beginning and near the end of those that it has.
     """
     for name, x, put in arrays(given):
-        if x.dtype.kind != "f" or not x.size:
-            continue
-        at = np.array([seed % x.size, -1 - seed % x.size])
-        at = at[np.isfinite(x.flat[at])]
-        if at.size:
+        numbers = np.flatnonzero(np.isfinite(x) if x.dtype.kind == "f" else [])
+        if numbers.size:
+            at = numbers[[seed % numbers.size, -1 - seed % numbers.size]]
             holed, other = x.copy(), x.copy()
             holed.flat[at] = np.nan
             # Every dtype has these.
