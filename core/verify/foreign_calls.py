@@ -29,6 +29,14 @@ class Call(NamedTuple):
     values: Mapping[str, Any] = {}
 
 
+STALE = -7.0  # what memory held before
+
+
+def with_stale(x: domains.Array, live: domains.Array) -> domains.Array:
+    """Return x with a number where it is NaN and not live."""
+    return np.where(live | ~np.isnan(x), x, STALE)
+
+
 def shape_of(x: Any) -> tuple[int, ...] | None:
     """Return the shape of a tensor, None of what is none."""
     return tuple(x.shape) if hasattr(x, "shape") else None

@@ -90,6 +90,8 @@ class Plain:
             a case into the domain of who does without. Found in the same way.
         instead_of_ours: what it may do instead, and be as right, by words: the fields of a case in
             which that shows, and of every case where it does. Found by what holds so alone.
+        together: outputs that add to the same gradients: where a case has the gradient of one that
+            learns nothing, it is none that can be asked for.
         tables: gradients of tables, with the fields of a case in which every row is looked up.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
@@ -131,6 +133,7 @@ class Plain:
     instead_of_ours: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
         default_factory=dict
     )
+    together: Sequence[str] = ()
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     beyond: Mapping[tuple[str, str], str] = field(default_factory=dict)

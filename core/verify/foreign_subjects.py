@@ -335,6 +335,8 @@ class Function:
             }
             if getattr(case, "stream_gradient", False) and not self._is_fused(roots):
                 raise Inapplicable("the stream's gradient is not the function's to add")
+            if roots and any(n in call.gradients and n not in roots for n in self.entry.together):
+                raise Inapplicable("an output that is not there, or learns nothing, has a gradient")
             if roots:
                 of = foreign_gradients.gradients(roots, leaves, call.gradients)
                 found, self.absent = found | of[0], of[1]

@@ -9,6 +9,7 @@ from twofold.core import ops
 from twofold.core.verify import foreign_attention as attention
 from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify import foreign_decoding as decoding
+from twofold.core.verify import foreign_merging as merging
 from twofold.core.verify import foreign_orders as orders
 from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
@@ -53,6 +54,7 @@ OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offse
 PLAIN = {
     "attention": attention.PLAIN,
     "attention_decode": decoding.PLAIN,
+    "merge_attention": merging.PLAIN,
     "layer_norm": Plain(
         call=calls.layer_norm_call,
         shapes="x (…, columns), weight and bias (columns,)",
