@@ -17,12 +17,11 @@ from twofold.core.verify.contract import Inapplicable
 from twofold.core.verify.contracts import attention_decode_domain as domain
 from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_properties import live
-from twofold.core.verify.foreign_calls import Call
+from twofold.core.verify.foreign_calls import STALE, Call, with_stale
 from twofold.core.verify.foreign_kinds import showing
 from twofold.core.verify.foreign_orders import each_output, heads_inside
 from twofold.core.verify.foreign_plain import Plain
 
-STALE = -7.0  # what a cache held before
 OPTIONS = ("softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "sinks")
 
 
@@ -44,9 +43,7 @@ def call(side: ops.Side, case: domain.Case, given: domain.Inputs) -> Call:
         raise Inapplicable("a query without keys is what its conventions make it")
     whole = domain.whole(case)
     of_values = replace(whole, layout=domain.OF_VALUES.get(case.layout, case.layout))
-    k, v = (
-        np.nan_to_num(domain.paged(x, case, given), nan=STALE) for x in (given.call.k, given.call.v)
-    )
+    k, v = (finite(x, case, given) for x in (given.call.k, given.call.v))
     tensors = {
         "q": attention.place(side, given.call.q, whole),
         "k_cache": attention.place(side, k, whole),
@@ -62,6 +59,13 @@ def call(side: ops.Side, case: domain.Case, given: domain.Inputs) -> Call:
         "causal": bool(case.causal),
     }
     return Call(tensors, options, {}, {"softmax_scale": attention.scale(whole)})
+
+
+def finite(x: domain.Array, case: domain.Case, given: domain.Inputs) -> domain.Array:
+    """Return what a cache holds of x, a number wherever no sequence has a key."""
+    there = np.arange(case.capacity)[:, None] < given.lengths[:, None, None, None]  # (B, 1, N, 1)
+    nowhere = np.isnan(domain.paged(np.zeros_like(x), case, given))
+    return np.where(nowhere, STALE, domain.paged(with_stale(x, there), case, given))
 
 
 def narrowed(case: domain.Case, size: int | None) -> domain.Case:
