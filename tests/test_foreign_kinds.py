@@ -64,11 +64,11 @@ def test_what_cannot_be_taken_is_named_and_what_may_be(name, operator, words):
 
 
 def test_an_operator_that_is_no_plain_call_needs_both():
-    takes = "as pooling an object with forward and backward can be taken"
+    takes = "as dropout an object with forward and backward can be taken"
     with pytest.raises(TypeError, match=f"has no function 'backward'; {takes}"):
-        judge("only_forward", "pooling")
+        judge("only_forward", "dropout")
     with pytest.raises(ValueError, match=f"for a plain function .{takes}"):
-        judge("plain", "pooling")
+        judge("plain", "dropout")
 
 
 def test_they_race_too():

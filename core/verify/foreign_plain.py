@@ -26,7 +26,7 @@ ALIASES = {
     "key_lengths": ("key_lengths", "cache_seqlens", "seq_lens", "context_lens"),
     "block_table": ("block_table", "block_tables", "page_table"),
     "eps": ("eps", "epsilon", "variance_epsilon"),
-    "kind": ("kind", "activation"),
+    "kind": ("kind", "activation", "pooling", "mode"),
     "softcap": ("softcap", "logits_soft_cap", "logit_softcapping"),
     "bias": ("bias", "attn_bias"),
     "ignore_index": ("ignore_index", "ignored_index"),

@@ -280,13 +280,12 @@ class Function:
             given = signature.bind(*call.tensors, **options).arguments
         except TypeError as error:
             takes = f"({', '.join(call.tensors)})"
-            if self.entry.options:
-                named = [o for o in self.entry.options if o != foreign_packed.OPTION]
+            if named := [o for o in self.entry.options if o != foreign_packed.OPTION]:
                 takes += f", and any of {', '.join(named)}"
             words = f"the function takes {seen.signature or signature}"
             words += "".join(f", {name} taken for the output" for name in seen.written)
-            words += f"; it must take {takes}"
-            raise TypeError(f"{words}, or be wrapped so: {self.entry.shapes}") from error
+            words += f"; it must take {takes}, or be wrapped so: {self.entry.shapes}"
+            raise TypeError(words) from error
         places = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
         return [p.name for p in places if p.name not in given]
 
@@ -317,9 +316,8 @@ class Function:
             outputs = returned if isinstance(returned, tuple) else (returned,)
             while len(outputs) > 1 and outputs[-1] is None:
                 outputs = outputs[:-1]
-            named = self.entry.outputs
-            if self.entry.named is not None:
-                named = self.entry.named(tensors, outputs)
+            name = self.entry.named
+            named = self.entry.outputs if name is None else name(tensors, outputs)
             found = dict(zip(named, outputs, strict=False))
             found.pop("", None)
             for x in found.values():

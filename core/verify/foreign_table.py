@@ -11,6 +11,7 @@ from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify import foreign_decoding as decoding
 from twofold.core.verify import foreign_merging as merging
 from twofold.core.verify import foreign_orders as orders
+from twofold.core.verify import foreign_pooling as pooling
 from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
@@ -149,6 +150,7 @@ PLAIN = {
         outside={"out": "ids outside the table"},
         conventions=("outside the table",),
     ),
+    "pooling": pooling.PLAIN,
     "rotary": Plain(
         call=calls.rotary_call,
         shapes="q, k (batch, heads, length, head_dim), cos, sin (length, pairs)",
