@@ -97,3 +97,29 @@ def paged_attention(query, key_cache, value_cache, block_tables, seq_lens):
 
 def paged_attention_a_key_too_many(query, key_cache, value_cache, block_tables, seq_lens):
     return _paged(query, key_cache, value_cache, block_tables, seq_lens, 1)
+
+
+def written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, seq_lens,
+                block_size, max_seq_len):  # fmt: skip
+    """As vLLM's: written to where it is told, and told sizes."""
+    assert key_cache.shape[1:3] == (block_size, num_kv_heads) and seq_lens.max() == max_seq_len
+    of = (x.unsqueeze(1) if x is query else x for x in (query, key_cache, value_cache))
+    out.copy_(with_cache(*of, seq_lens, block_tables, scale)[:, 0])
+
+
+def written_out_of_the_longest(out, query, key_cache, value_cache, num_kv_heads, scale,
+                               block_tables, seq_lens, block_size, max_seq_len):  # fmt: skip
+    """Every sequence is taken to be as long as the longest."""
+    lengths = torch.full_like(seq_lens, max_seq_len)
+    written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, lengths,
+                block_size, max_seq_len)  # fmt: skip
+
+
+def of_one_sequence(q, k, v, sm_scale=None):
+    """As FlashInfer's: (heads, head_dim), and keys of (seqlen, heads, head_dim)."""
+    heads, d = q.shape
+    return _decoded(q[None], k, v, sm_scale)[0]
+
+
+def of_one_sequence_but_its_last_key(q, k, v, sm_scale=None):
+    return of_one_sequence(q, k[: max(1, len(k) - 1)], v[: max(1, len(v) - 1)], sm_scale)

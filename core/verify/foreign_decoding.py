@@ -57,6 +57,9 @@ def call(side: ops.Side, case: domain.Case, given: domain.Inputs) -> Call:
         "block_table": None if table is None else side.asarray(table, "int32"),
         "enable_gqa": case.groups > 1,
         "causal": bool(case.causal),
+        "key_heads": k.shape[1],
+        "page_size": k.shape[2],
+        "longest": int(given.lengths.max()),
     }
     return Call(tensors, options, {}, {"softmax_scale": attention.scale(whole)})
 
@@ -100,9 +103,34 @@ def one_query_heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
     return one_query(showing(turned, function))
 
 
+def one_sequence(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of q (heads, head_dim), caches (heads, seqlen, head_dim) as the usual."""
+    import torch
+
+    def each(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
+        if any(hasattr(x, "shape") for x in options.values()):
+            raise NotImplementedError("an option is a tensor, where each sequence is a call")
+        found = [function(q[b], k_cache[b], v_cache[b], **options) for b in range(len(q))]
+        if not isinstance(found[0], tuple):
+            return torch.stack(found)
+        return tuple(torch.stack(x) for x in zip(*found, strict=True))
+
+    return one_query(showing(each, function))
+
+
+def one_sequence_heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of q (heads, head_dim), caches (seqlen, heads, head_dim) as the usual."""
+
+    def turned(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
+        return function(q, k_cache.transpose(0, 1), v_cache.transpose(0, 1), **options)
+
+    return one_sequence(showing(turned, function))
+
+
 CACHE: dict[str, Any] = {"heads": 2, "capacity": 70, "head_dim": 16}
 INSIDE = "caches (batch, seqlen, heads, head_dim) or (pages, page_size, heads, head_dim)"
 OF_ONE_QUERY = {"queries": 1}
+OF_ONE_SEQUENCE = {**OF_ONE_QUERY, "page_size": 0, "full": True, "alibi": None, "sinks": False}
 PLAIN = Plain(
     call=call,
     shapes="q (batch, heads, queries, head_dim), caches (batch, heads, seqlen, head_dim) or, "
@@ -119,6 +147,7 @@ PLAIN = Plain(
         "sinks": {"sinks": False},
         "enable_gqa": {"groups": 1},
     },
+    told=("key_heads", "page_size", "longest"),
     always={
         "packed": False,
         "dropout_p": 0.0,
@@ -154,6 +183,11 @@ PLAIN = Plain(
     fewer={
         "q (batch, heads, head_dim)": (one_query, OF_ONE_QUERY),
         f"q (batch, heads, head_dim), {INSIDE}": (one_query_heads_inside, OF_ONE_QUERY),
+        "q (heads, head_dim), caches (heads, seqlen, head_dim)": (one_sequence, OF_ONE_SEQUENCE),
+        "q (heads, head_dim), caches (seqlen, heads, head_dim)": (
+            one_sequence_heads_inside,
+            OF_ONE_SEQUENCE,
+        ),
     },
     arranged_case={
         "heads": 5,

@@ -24,6 +24,9 @@ ALIASES = {
         "src_key_padding_mask",
     ),
     "key_lengths": ("key_lengths", "cache_seqlens", "seq_lens", "context_lens"),
+    "key_heads": ("key_heads", "num_kv_heads", "num_key_value_heads"),
+    "page_size": ("page_size", "block_size"),
+    "longest": ("longest", "max_seq_len", "max_seqlen", "max_context_len"),
     "block_table": ("block_table", "block_tables", "page_table"),
     "eps": ("eps", "epsilon", "variance_epsilon"),
     "kind": ("kind", "activation", "pooling", "mode"),
@@ -63,6 +66,7 @@ class Plain:
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         long: cases past the sizes that small kernels know, which cost: run in one precision, last.
         exercised: cases that are always run of a function that has the option.
+        told: options that say what the tensors do, too, and that no function need have.
         learned: options that are tensors whose gradients are judged.
         optional: tensors that a function may lack, or must be given, with the case's fields then:
             where it lacks it, and where it must be given it.
@@ -109,6 +113,7 @@ class Plain:
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     long: Sequence[Mapping[str, Any]] = ()
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    told: Sequence[str] = ()
     learned: Sequence[str] = ()
     optional: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
         default_factory=dict

@@ -105,11 +105,11 @@ class Function:
         self.limits: list[Callable[[Any], Any]] = []
         self.arranged, self.found_out = seen.order, list(seen.said)
         self.learns = False
-        self._names = names(function, self.entry.options)
+        self._names = names(function, (*self.entry.options, *self.entry.told))
         self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever: set[str] = set()
         self.absent: set[str] = set()
-        self.unexercised = list(self._names)
+        self.unexercised = [o for o in self._names if o not in self.entry.told]
         self.always = dict(self.entry.always)
         taken = parameters(function)
         self._insisted = {

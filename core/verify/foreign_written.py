@@ -20,8 +20,8 @@ VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 LARGEST = 2**28  # bytes that are copied
 # Operators whose one output is like their first tensor, and what is written over of others.
 LIKE_FIRST = (
-    "attention", "merge_attention", "layer_norm", "rms_norm", "softmax", "activation",
-    "gated_activation",
+    "attention", "attention_decode", "merge_attention", "layer_norm", "rms_norm", "softmax",
+    "activation", "gated_activation",
 )  # fmt: skip
 OVER = {
     "layer_norm": ("x", "residual"),
