@@ -123,3 +123,27 @@ def of_one_sequence(q, k, v, sm_scale=None):
 
 def of_one_sequence_but_its_last_key(q, k, v, sm_scale=None):
     return of_one_sequence(q, k[: max(1, len(k) - 1)], v[: max(1, len(v) - 1)], sm_scale)
+
+
+def packed(q, k, v, max_seqlen_q, cu_seqlens_q, max_seqlen_k, seqused_k, block_table,
+           softmax_scale=None, causal=False, of=_decoded):  # fmt: skip
+    """As vLLM's attention to pages: queries of all sequences one after the other."""
+    total, heads, d = q.shape
+    out = torch.empty_like(q)
+    for b, (first, last) in enumerate(cu_seqlens_q.unfold(0, 2, 1).tolist()):
+        n = int(seqused_k[b])
+        assert last - first <= max_seqlen_q and n <= max_seqlen_k
+        keys, values = (_rows(x, block_table[b], n) for x in (k, v))
+        out[first:last] = of(q[first:last], keys, values, softmax_scale, causal)
+    return out
+
+
+def packed_from_the_first(q, k, v, cu_seqlens_q, seqused_k, block_table, causal=False):
+    """Causal is as if the first query saw the first key."""
+
+    def of(q, k, v, scale, causal):
+        rows = (slice(0, 1 + i if causal else None) for i in range(len(q)))
+        each = [_decoded(x[None], k[n], v[n], scale) for x, n in zip(q, rows, strict=True)]
+        return torch.cat(each) if each else q
+
+    return packed(q, k, v, len(q), cu_seqlens_q, 10**6, seqused_k, block_table, None, causal, of)

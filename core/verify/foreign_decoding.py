@@ -20,8 +20,9 @@ from twofold.core.verify.contracts.attention_decode_properties import live
 from twofold.core.verify.foreign_calls import STALE, Call, with_stale
 from twofold.core.verify.foreign_kinds import showing
 from twofold.core.verify.foreign_orders import each_output, heads_inside
-from twofold.core.verify.foreign_plain import Plain
+from twofold.core.verify.foreign_plain import Plain, names_of
 
+TOLD = ("key_heads", "page_size", "longest", "max_seqlen_q")  # where a function insists on it
 OPTIONS = ("softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "sinks")
 
 
@@ -57,11 +58,13 @@ def call(side: ops.Side, case: domain.Case, given: domain.Inputs) -> Call:
         "block_table": None if table is None else side.asarray(table, "int32"),
         "enable_gqa": case.groups > 1,
         "causal": bool(case.causal),
-        "key_heads": k.shape[1],
-        "page_size": k.shape[2],
-        "longest": int(given.lengths.max()),
+        **dict.fromkeys(TOLD),
+        "cu_seqlens_q": None if given.starts is None else side.asarray(given.starts, "int32"),
+        "max_seqlen_q": None if given.starts is None else case.queries,
     }
-    return Call(tensors, options, {}, {"softmax_scale": attention.scale(whole)})
+    sizes = (k.shape[1], k.shape[2], int(given.lengths.max()), case.queries)
+    insisted = {"softmax_scale": attention.scale(whole), **dict(zip(TOLD, sizes, strict=True))}
+    return Call(tensors, options, {}, insisted)
 
 
 def finite(x: domain.Array, case: domain.Case, given: domain.Inputs) -> domain.Array:
@@ -80,6 +83,23 @@ def narrowed(case: domain.Case, size: int | None) -> domain.Case:
 
 def _aligned(case: domain.Case) -> bool:
     return bool(case.causal) or case.window_size is not None
+
+
+def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of tensors with heads inside as the usual one.
+
+    Packed queries are (total, heads, head_dim) then.
+    """
+    usual = heads_inside(function)
+
+    def turned(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
+        if all(options.get(name) is None for name in names_of("cu_seqlens_q")):
+            return usual(q, k_cache, v_cache, **options)
+        caches = (x.transpose(1, 2) for x in (k_cache, v_cache))
+        found = function(q[0].transpose(0, 1), *caches, **options)
+        return each_output(found, lambda x: (x.transpose(0, 1) if x.ndim == 3 else x)[None])
+
+    return showing(turned, function)
 
 
 def one_query(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,6 +159,7 @@ PLAIN = Plain(
     options={
         "key_lengths": {"full": True},
         "block_table": {"page_size": 0},
+        "cu_seqlens_q": {"packed": False},
         "softmax_scale": {"softmax_scale": None},
         "causal": {"causal": False},
         "window_size": {"window_size": None},
@@ -147,9 +168,8 @@ PLAIN = Plain(
         "sinks": {"sinks": False},
         "enable_gqa": {"groups": 1},
     },
-    told=("key_heads", "page_size", "longest"),
+    told=TOLD,
     always={
-        "packed": False,
         "dropout_p": 0.0,
         "score_mod": None,
         "bias": None,
@@ -168,6 +188,10 @@ PLAIN = Plain(
     exercised={
         "key_lengths": ({**CACHE, "batch": 5},),
         "block_table": ({**CACHE, "page_size": 16}, {**CACHE, "page_size": 64, "full": True}),
+        "cu_seqlens_q": (
+            {**CACHE, "batch": 5, "queries": 7, "packed": True},
+            {**CACHE, "batch": 5, "queries": 7, "packed": True, "causal": True, "full": True},
+        ),
         "softmax_scale": ({**CACHE, "softmax_scale": 0.1},),
         "causal": ({**CACHE, "queries": 5, "causal": True},),
         "window_size": ({**CACHE, "window_size": (16, 0), "full": True},),
@@ -178,7 +202,7 @@ PLAIN = Plain(
     },
     implied={"enable_gqa": {**CACHE, "heads": 4, "groups": 2, "full": True}},
     arranged={
-        f"q (batch, queries, heads, head_dim), {INSIDE}": heads_inside,
+        f"q (batch, queries, heads, head_dim), packed (total, heads, head_dim), {INSIDE}": inside,
     },
     fewer={
         "q (batch, heads, head_dim)": (one_query, OF_ONE_QUERY),
@@ -196,7 +220,7 @@ PLAIN = Plain(
         "head_dim": 16,
         "full": True,
     },
-    insisted={"block_table": {"page_size": 16}},
+    insisted={"block_table": {"page_size": 16}, "cu_seqlens_q": {"packed": True}},
     outside={"out": "queries without keys; a cache with numbers that are not finite"},
     narrowed=narrowed,
     inputs=inputs,

@@ -19,6 +19,7 @@ from twofold.core.verify.contracts import pooling
 from twofold.core.verify.foreign_calls import Call, with_stale
 from twofold.core.verify.foreign_kinds import showing
 from twofold.core.verify.foreign_plain import Plain
+from twofold.reference.pooling import KINDS
 
 
 def inputs(case: pooling.Case) -> pooling.Inputs:
@@ -71,7 +72,7 @@ def small(case: pooling.Case) -> pooling.Case:
 ALIKE = ("constant", "zeros", "near-duplicate")
 WHAT_COUNTS = "mask (batch, length), "
 SMALL = {"batch": 3, "length": 5, "features": 7}
-EVERY_KIND = tuple({**SMALL, "kind": kind} for kind in pooling.KINDS)
+EVERY_KIND = tuple({**SMALL, "kind": kind} for kind in KINDS)
 PLAIN = Plain(
     call=call,
     shapes="x (batch, length, features), lengths (batch,)",
