@@ -82,6 +82,7 @@ def test_the_help_lists_every_call_of_the_table(command):
     said = CliRunner().invoke(app, [*command, "--help"]).output
     assert "  softmax: f(x) -> out of x (…, columns)\n    or (columns,)\n    or an object" in said
     assert "\n  rotary: f(q, k, cos, sin, interleaved=…) -> q, k of q, k (" in said
+    assert "\n    or f(positions, query, key, head_size, cos_sin_cache, is_neox) of q, k (" in said
     begun = re.split(r"\n  (?=\w)", said)
     for operator in ops.OPERATORS:
         (one,) = (x for x in begun if operator in re.split(", |: ", x.split(": ")[0]))

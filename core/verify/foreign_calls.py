@@ -1,6 +1,7 @@
 """Cases of contracts as plain calls on torch tensors; which are judged is in `foreign_table`.
 
-Those of attention are in `foreign_attention`, those of decoding in `foreign_decoding`.
+Those of attention are in `foreign_attention`, those of decoding in `foreign_decoding`, of merging
+in `foreign_merging`, of pooling in `foreign_pooling`.
 """
 
 from __future__ import annotations

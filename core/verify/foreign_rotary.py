@@ -16,14 +16,15 @@ from twofold.core.verify.foreign_written import writing_over
 
 CALLED = {
     "positions": ("positions", "position_ids", "pos_ids"),
-    "cache": ("cos_sin_cache",),
     "q": ("query", "q"),
     "k": ("key", "k"),
     "head_dim": ("head_size", "head_dim"),
+    "cache": ("cos_sin_cache",),
     "neox": ("is_neox", "is_neox_style"),
 }
 WANTED = ("positions", "cache", "q", "k")
 SHAPE = "q, k (tokens, heads · head_dim), cos beside sin in one cache that positions point into"
+OF_POSITIONS = f"f({', '.join(x for own in CALLED.values() for x in own[:1])}) of {SHAPE}"
 
 
 def looking_up(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
