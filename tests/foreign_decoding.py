@@ -97,3 +97,53 @@ def paged_attention(query, key_cache, value_cache, block_tables, seq_lens):
 
 def paged_attention_a_key_too_many(query, key_cache, value_cache, block_tables, seq_lens):
     return _paged(query, key_cache, value_cache, block_tables, seq_lens, 1)
+
+
+def written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, seq_lens,
+                block_size, max_seq_len):  # fmt: skip
+    """As vLLM's: written to where it is told, and told sizes."""
+    assert key_cache.shape[1:3] == (block_size, num_kv_heads) and seq_lens.max() == max_seq_len
+    of = (x.unsqueeze(1) if x is query else x for x in (query, key_cache, value_cache))
+    out.copy_(with_cache(*of, seq_lens, block_tables, scale)[:, 0])
+
+
+def written_out_of_the_longest(out, query, key_cache, value_cache, num_kv_heads, scale,
+                               block_tables, seq_lens, block_size, max_seq_len):  # fmt: skip
+    """Every sequence is taken to be as long as the longest."""
+    lengths = torch.full_like(seq_lens, max_seq_len)
+    written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, lengths,
+                block_size, max_seq_len)  # fmt: skip
+
+
+def of_one_sequence(q, k, v, sm_scale=None):
+    """As FlashInfer's: (heads, head_dim), and keys of (seqlen, heads, head_dim)."""
+    heads, d = q.shape
+    return _decoded(q[None], k, v, sm_scale)[0]
+
+
+def of_one_sequence_but_its_last_key(q, k, v, sm_scale=None):
+    return of_one_sequence(q, k[: max(1, len(k) - 1)], v[: max(1, len(v) - 1)], sm_scale)
+
+
+def packed(q, k, v, max_seqlen_q, cu_seqlens_q, max_seqlen_k, seqused_k, block_table,
+           softmax_scale=None, causal=False, of=_decoded):  # fmt: skip
+    """As vLLM's attention to pages: queries of all sequences one after the other."""
+    total, heads, d = q.shape
+    out = torch.empty_like(q)
+    for b, (first, last) in enumerate(cu_seqlens_q.unfold(0, 2, 1).tolist()):
+        n = int(seqused_k[b])
+        assert last - first <= max_seqlen_q and n <= max_seqlen_k
+        keys, values = (_rows(x, block_table[b], n) for x in (k, v))
+        out[first:last] = of(q[first:last], keys, values, softmax_scale, causal)
+    return out
+
+
+def packed_from_the_first(q, k, v, cu_seqlens_q, seqused_k, block_table, causal=False):
+    """Causal is as if the first query saw the first key."""
+
+    def of(q, k, v, scale, causal):
+        rows = (slice(0, 1 + i if causal else None) for i in range(len(q)))
+        each = [_decoded(x[None], k[n], v[n], scale) for x, n in zip(q, rows, strict=True)]
+        return torch.cat(each) if each else q
+
+    return packed(q, k, v, len(q), cu_seqlens_q, 10**6, seqused_k, block_table, None, causal, of)

@@ -194,6 +194,45 @@ def rotate_tokens_but_the_last(q, k, cos, sin):
     return rotate_tokens(q, k, cos, sin)
 
 
+def rotate_looking_up(positions, query, key, head_size, cos_sin_cache, is_neox=True):
+    """As FlashInfer's: (tokens, heads · head_dim), angles by their positions."""
+    tokens, _ = query.shape
+    cos, sin = cos_sin_cache[positions].chunk(2, -1)
+
+    def turned(x):
+        heads = x.view(1, tokens, -1, head_size)
+        return rotate(heads, cos, sin, not is_neox).view(x.shape)
+
+    return turned(query), turned(key)
+
+
+def rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox):
+    """As vLLM's, over its inputs."""
+    turned = rotate_looking_up(positions, query, key, head_size, cos_sin_cache, is_neox)
+    query.copy_(turned[0])
+    key.copy_(turned[1])
+
+
+def rotary_embedding_of_neighbours(positions, query, key, head_size, cos_sin_cache):
+    rotary_embedding(positions, query, key, head_size, cos_sin_cache, False)
+
+
+def rotary_embedding_the_wrong_way(positions, query, key, head_size, cos_sin_cache, is_neox):
+    cos, sin = cos_sin_cache.chunk(2, -1)
+    rotary_embedding(positions, query, key, head_size, torch.cat((cos, -sin), -1), is_neox)
+
+
+def rotary_embedding_in_order(positions, query, key, head_size, cos_sin_cache, is_neox):
+    """It takes the tokens of a sequence to stand at 0, 1, …"""
+    places = positions.argsort(stable=True)
+    rotary_embedding(positions[places], query, key, head_size, cos_sin_cache, is_neox)
+
+
+def rotary_embedding_of_queries(positions, query, key, head_size, cos_sin_cache, is_neox):
+    """It forgets the keys."""
+    rotary_embedding(positions, query, key.clone(), head_size, cos_sin_cache, is_neox)
+
+
 @triton.jit
 def _add_norm(x_ptr, residual_ptr, weight_ptr, C, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * C + tl.arange(0, BLOCK)

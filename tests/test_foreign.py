@@ -309,7 +309,7 @@ def test_the_command(tmp_path):
     [
         (("nowhere:f", "attention"), "'nowhere:f' cannot be imported"),
         (("foreign_kernels:nothing", "attention"), "module 'foreign_kernels' has no function"),
-        (("foreign_kernels:gelu", "pooling"), "--op is 'pooling'"),
+        (("foreign_kernels:gelu", "dropout"), "--op is 'dropout'"),
     ],
 )
 def test_what_is_missing_is_named(arguments, words):

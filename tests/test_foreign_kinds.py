@@ -64,11 +64,11 @@ def test_what_cannot_be_taken_is_named_and_what_may_be(name, operator, words):
 
 
 def test_an_operator_that_is_no_plain_call_needs_both():
-    takes = "as pooling an object with forward and backward can be taken"
+    takes = "as dropout an object with forward and backward can be taken"
     with pytest.raises(TypeError, match=f"has no function 'backward'; {takes}"):
-        judge("only_forward", "pooling")
+        judge("only_forward", "dropout")
     with pytest.raises(ValueError, match=f"for a plain function .{takes}"):
-        judge("plain", "pooling")
+        judge("plain", "dropout")
 
 
 def test_they_race_too():
@@ -82,6 +82,7 @@ def test_the_help_lists_every_call_of_the_table(command):
     said = CliRunner().invoke(app, [*command, "--help"]).output
     assert "  softmax: f(x) -> out of x (…, columns)\n    or (columns,)\n    or an object" in said
     assert "\n  rotary: f(q, k, cos, sin, interleaved=…) -> q, k of q, k (" in said
+    assert "\n    or f(positions, query, key, head_size, cos_sin_cache, is_neox) of q, k (" in said
     begun = re.split(r"\n  (?=\w)", said)
     for operator in ops.OPERATORS:
         (one,) = (x for x in begun if operator in re.split(", |: ", x.split(": ")[0]))

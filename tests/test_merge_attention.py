@@ -231,6 +231,7 @@ FAULTS = {
     "shifted": plus("out", lambda f, c, g: 1e-3 * g.lses.max()),
     "rows apart": plus("out", lambda f, c, g: np.arange(c.seqlen_q)[:, None]),
     "NaN is seen": nan_is_lost,
+    "infinity is seen": nan_is_lost,
     "gradient sums": scaled("dlses", 1.01),
     "slopes": scaled("dlses", 1.01),
     "same bits again": plus("out", lambda f, c, g: np.random.default_rng().random()),

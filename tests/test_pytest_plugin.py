@@ -155,14 +155,14 @@ def test_a_function_is_held_to_a_contract(run):
         "    hold_to_contract(gelu_by_tanh, 'activation', examples=3, dtypes=['float32'])\n"
         "\n"
         "def test_unknown(hold_to_contract):\n"
-        "    hold_to_contract(gelu, 'pooling')\n",
+        "    hold_to_contract(gelu, 'dropout')\n",
     )
     assert counts == {"passed": 1, "failed": 2}, said
     assert "gelu_by_tanh leaves the contract of activation:\n" in said
     assert "its kind is taken to be gelu_tanh, whose bounds most keep" in said
     assert "\nout, dx leave their bounds" in said
     assert "it must be" in said and re.search(r"foreign.again\(.*dtype='float32'", said)
-    assert "'pooling'; it must be one of" in said
+    assert "'dropout'; it must be one of" in said
 
 
 def test_loading_it_imports_nothing(run, monkeypatch):

@@ -1,6 +1,7 @@
 """Cases of contracts as plain calls on torch tensors; which are judged is in `foreign_table`.
 
-Those of attention are in `foreign_attention`, those of decoding in `foreign_decoding`.
+Those of attention are in `foreign_attention`, those of decoding in `foreign_decoding`, of merging
+in `foreign_merging`, of pooling in `foreign_pooling`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ class Call(NamedTuple):
     options: Mapping[str, Any]
     gradients: Mapping[str, Any]
     values: Mapping[str, Any] = {}
+
+
+STALE = -7.0  # what memory held before
+
+
+def with_stale(x: domains.Array, live: domains.Array) -> domains.Array:
+    """Return x with a number where it is NaN and not live."""
+    return np.where(live | ~np.isnan(x), x, STALE)
 
 
 def shape_of(x: Any) -> tuple[int, ...] | None:

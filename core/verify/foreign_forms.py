@@ -4,8 +4,10 @@ That is f(tensors…, options…) -> outputs, the tensors in order. Taken beside
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
 up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
 with options between them; a class of torch.optim. Those of attention alone are in
-`foreign_joined`, its packed sequences in `foreign_packed`, one step of Adam in `foreign_steps`,
-sizes that are numbers in `foreign_sizes`, what is written to where it is told in `foreign_written`.
+`foreign_joined`, its packed sequences in `foreign_packed`, two parts that are merged in
+`foreign_merging`, a rotation that looks angles up in `foreign_rotary`, one step of Adam in
+`foreign_steps`, sizes that are numbers in `foreign_sizes`, what is written to where it is told in
+`foreign_written`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from typing import Any
 from twofold.core.verify import (
     foreign_joined,
     foreign_kinds,
+    foreign_merging,
     foreign_packed,
+    foreign_rotary,
     foreign_sizes,
     foreign_steps,
     foreign_written,
@@ -79,7 +83,10 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
         function = foreign_packed.of_packed(function, seen)
     if operator == "optimizers":
         function = foreign_steps.of_one_step(function, seen)
+    if operator == "merge_attention":
+        function = foreign_merging.of_two(function, seen)
     if operator == "rotary":
+        function = foreign_rotary.looking_up(function, seen)
         function = _one_at_a_time(function)
     function = _without_bias(function, operator, tensors, seen)
     function = _in_order(function, tensors, operator)

@@ -23,10 +23,14 @@ ALIASES = {
         "pad_mask",
         "src_key_padding_mask",
     ),
-    "key_lengths": ("key_lengths", "cache_seqlens", "seq_lens", "context_lens"),
+    "key_lengths": ("key_lengths", "cache_seqlens", "seq_lens", "context_lens", "seqused_k"),
+    "cu_seqlens_q": ("cu_seqlens_q", "query_start_loc"),
+    "key_heads": ("key_heads", "num_kv_heads", "num_key_value_heads"),
+    "page_size": ("page_size", "block_size"),
+    "longest": ("longest", "max_seq_len", "max_seqlen", "max_context_len", "max_seqlen_k"),
     "block_table": ("block_table", "block_tables", "page_table"),
     "eps": ("eps", "epsilon", "variance_epsilon"),
-    "kind": ("kind", "activation"),
+    "kind": ("kind", "activation", "pooling", "mode"),
     "softcap": ("softcap", "logits_soft_cap", "logit_softcapping"),
     "bias": ("bias", "attn_bias"),
     "ignore_index": ("ignore_index", "ignored_index"),
@@ -63,6 +67,7 @@ class Plain:
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
         long: cases past the sizes that small kernels know, which cost: run in one precision, last.
         exercised: cases that are always run of a function that has the option.
+        told: options that say what the tensors do, too, and that no function need have.
         learned: options that are tensors whose gradients are judged.
         optional: tensors that a function may lack, or must be given, with the case's fields then:
             where it lacks it, and where it must be given it.
@@ -90,6 +95,8 @@ class Plain:
             a case into the domain of who does without. Found in the same way.
         instead_of_ours: what it may do instead, and be as right, by words: the fields of a case in
             which that shows, and of every case where it does. Found by what holds so alone.
+        together: outputs that add to the same gradients: where a case has the gradient of one that
+            learns nothing, it is none that can be asked for.
         tables: gradients of tables, with the fields of a case in which every row is looked up.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
@@ -107,6 +114,7 @@ class Plain:
     truth: Callable[[Any, Any], Mapping[str, Approx]] = lambda case, given: {}
     long: Sequence[Mapping[str, Any]] = ()
     exercised: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    told: Sequence[str] = ()
     learned: Sequence[str] = ()
     optional: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
         default_factory=dict
@@ -131,6 +139,7 @@ class Plain:
     instead_of_ours: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
         default_factory=dict
     )
+    together: Sequence[str] = ()
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
     beyond: Mapping[tuple[str, str], str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from twofold.core.verify.foreign_joined import JOINED, OF_MODULE
 from twofold.core.verify.foreign_operators import functions
 from twofold.core.verify.foreign_packed import OPTION, SHAPE, Sequences
 from twofold.core.verify.foreign_plain import names_of
+from twofold.core.verify.foreign_rotary import OF_POSITIONS
 from twofold.core.verify.foreign_table import PLAIN, tensor_names
 
 ALSO = (
@@ -35,6 +36,8 @@ def calls() -> Iterator[tuple[str, str, list[str]]]:
         if operator == "attention":
             starts = f"{', '.join(Sequences._fields)}, or cu_seqlens, max_seqlen"
             orders += [f"{SHAPE} and {starts}", *JOINED.values(), OF_MODULE]
+        if operator == "rotary":
+            orders.append(OF_POSITIONS)
         yield (
             operator,
             f"f({takes}) -> {gives} of {plain.shapes}",

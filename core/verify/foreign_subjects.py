@@ -105,11 +105,11 @@ class Function:
         self.limits: list[Callable[[Any], Any]] = []
         self.arranged, self.found_out = seen.order, list(seen.said)
         self.learns = False
-        self._names = names(function, self.entry.options)
+        self._names = names(function, (*self.entry.options, *self.entry.told))
         self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever: set[str] = set()
         self.absent: set[str] = set()
-        self.unexercised = list(self._names)
+        self.unexercised = [o for o in self._names if o not in self.entry.told]
         self.always = dict(self.entry.always)
         taken = parameters(function)
         self._insisted = {
@@ -280,13 +280,12 @@ class Function:
             given = signature.bind(*call.tensors, **options).arguments
         except TypeError as error:
             takes = f"({', '.join(call.tensors)})"
-            if self.entry.options:
-                named = [o for o in self.entry.options if o != foreign_packed.OPTION]
+            if named := [o for o in self.entry.options if o != foreign_packed.OPTION]:
                 takes += f", and any of {', '.join(named)}"
             words = f"the function takes {seen.signature or signature}"
             words += "".join(f", {name} taken for the output" for name in seen.written)
-            words += f"; it must take {takes}"
-            raise TypeError(f"{words}, or be wrapped so: {self.entry.shapes}") from error
+            words += f"; it must take {takes}, or be wrapped so: {self.entry.shapes}"
+            raise TypeError(words) from error
         places = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
         return [p.name for p in places if p.name not in given]
 
@@ -317,9 +316,8 @@ class Function:
             outputs = returned if isinstance(returned, tuple) else (returned,)
             while len(outputs) > 1 and outputs[-1] is None:
                 outputs = outputs[:-1]
-            named = self.entry.outputs
-            if self.entry.named is not None:
-                named = self.entry.named(tensors, outputs)
+            name = self.entry.named
+            named = self.entry.outputs if name is None else name(tensors, outputs)
             found = dict(zip(named, outputs, strict=False))
             found.pop("", None)
             for x in found.values():
@@ -335,6 +333,8 @@ class Function:
             }
             if getattr(case, "stream_gradient", False) and not self._is_fused(roots):
                 raise Inapplicable("the stream's gradient is not the function's to add")
+            if roots and any(n in call.gradients and n not in roots for n in self.entry.together):
+                raise Inapplicable("an output that is not there, or learns nothing, has a gradient")
             if roots:
                 of = foreign_gradients.gradients(roots, leaves, call.gradients)
                 found, self.absent = found | of[0], of[1]

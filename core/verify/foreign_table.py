@@ -9,7 +9,9 @@ from twofold.core import ops
 from twofold.core.verify import foreign_attention as attention
 from twofold.core.verify import foreign_calls as calls
 from twofold.core.verify import foreign_decoding as decoding
+from twofold.core.verify import foreign_merging as merging
 from twofold.core.verify import foreign_orders as orders
+from twofold.core.verify import foreign_pooling as pooling
 from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
@@ -53,6 +55,7 @@ OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offse
 PLAIN = {
     "attention": attention.PLAIN,
     "attention_decode": decoding.PLAIN,
+    "merge_attention": merging.PLAIN,
     "layer_norm": Plain(
         call=calls.layer_norm_call,
         shapes="x (…, columns), weight and bias (columns,)",
@@ -147,6 +150,7 @@ PLAIN = {
         outside={"out": "ids outside the table"},
         conventions=("outside the table",),
     ),
+    "pooling": pooling.PLAIN,
     "rotary": Plain(
         call=calls.rotary_call,
         shapes="q, k (batch, heads, length, head_dim), cos, sin (length, pairs)",

@@ -15,11 +15,13 @@ from twofold.core.verify.foreign_plain import names_of
 
 OUT = ("out", "output", "result", "o")
 LOSS = ("loss", *OUT)  # of one element
+LSE = ("output_lse", "out_lse", "lse_out")  # beside it, like the second tensor
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 LARGEST = 2**28  # bytes that are copied
 # Operators whose one output is like their first tensor, and what is written over of others.
 LIKE_FIRST = (
-    "attention", "layer_norm", "rms_norm", "softmax", "activation", "gated_activation",
+    "attention", "attention_decode", "merge_attention", "layer_norm", "rms_norm", "softmax",
+    "activation", "gated_activation",
 )  # fmt: skip
 OVER = {
     "layer_norm": ("x", "residual"),
@@ -33,8 +35,8 @@ OVER = {
 def filling(function: Callable[..., Any], operator: str, written: list[str]) -> Callable[..., Any]:
     """Return a function that is given where to write as one that returns it.
 
-    Of gate and up in one tensor the output has half of the columns, and a loss is one element.
-    `written` is told where to.
+    Of gate and up in one tensor the output has half of the columns, and a loss is one element. Of
+    two parts that are merged, the lse may be written, too. `written` is told where to.
     """
     import torch
 
@@ -43,22 +45,26 @@ def filling(function: Callable[..., Any], operator: str, written: list[str]) -> 
     outs = [n for n in known if n in taken and taken[n].default is Parameter.empty]
     if not outs:
         return function
-    out = outs[0]
-    written.append(out)
-    rest = [p for n, p in taken.items() if n != out and p.kind not in VARIADIC]
+    out, merges = outs[0], operator == "merge_attention"
+    lses = [n for n in LSE if merges and n in taken]
+    rest = [p for n, p in taken.items() if n not in (out, *lses) and p.kind not in VARIADIC]
     wanted = [p for p in rest if p.default is p.empty]
+    if merges and len(wanted) != 4:  # out may be that of a part
+        return function
+    written.extend((out, *lses))
     halves = operator == "gated_activation" and len(wanted) == 1
     signature = inspect.Signature(rest)
 
     def filled(*args: Any, **how: Any) -> Any:
         bound = signature.bind(*args, **how)
-        x = args[0]
+        x, *others = bound.arguments.values()
         columns = x.shape[-1] // 2 if halves else x.shape[-1]
         shape = (1,) if is_loss else (*x.shape[:-1], columns)
         made = torch.full(shape, torch.nan, dtype=x.dtype, device=x.device)
-        given = {**bound.arguments, out: made}
+        beside = {n: torch.full_like(others[0], torch.nan) for n in lses}
+        given = {**bound.arguments, **beside, out: made}
         function(**{n: given[n] for n in taken if n in given})
-        return made[0] if is_loss else made
+        return (made, *beside.values()) if beside else made[0] if is_loss else made
 
     return showing(filled, signature)
 

@@ -39,7 +39,7 @@ from hypothesis import strategies as st
 
 from twofold.core.ops import Side
 from twofold.core.verify import domains
-from twofold.core.verify.rounding import Approx, exact, exp, log, machine
+from twofold.core.verify.rounding import Approx, constant, exact, exp, log, machine
 
 Array = domains.Array
 
@@ -55,7 +55,8 @@ class Case:
     `dtype` is that of out; `float32_parts` says that outs are float32 all the same. `lse_scale` is
     the standard deviation of the lses, `dead` the probability that a part attended nothing. Of
     magnitude "largest" are outs within half of the largest of their dtype, with a sign that parts
-    share, and douts so small that gradients stay within it, too.
+    share, and douts so small that gradients stay within it, too. `base_2` has logarithms to base 2,
+    as others have them: the inputs are natural ones of numbers that are held exactly in base 2.
     """
 
     dtype: str = "float32"
@@ -70,6 +71,7 @@ class Case:
     layout: str = "contiguous"
     float32_parts: bool = False
     dlse: bool = False
+    base_2: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
 
@@ -119,6 +121,7 @@ def inputs(case: Case) -> Inputs:
     lses = case.lse_scale * rng.standard_normal((case.parts, *rows))
     lses = domains.representable(lses, case.lse_dtype)
     lses[rng.random(lses.shape) < case.dead] = -np.inf
+    lses = lses * np.log(2.0) if case.base_2 else lses
     shape = (case.parts, *rows, case.head_dim)
     if largest := case.magnitude == "largest":
         sign = np.sign(rng.standard_normal(shape[1:]))
@@ -188,12 +191,15 @@ def merge(outs: Approx, lses: Approx) -> Merged:
     return Merged(outs, w, (column(w) * outs).sum(0), lse)
 
 
-def gradients(merged: Merged, dout: Approx, dlse: Approx | None) -> tuple[Approx, Approx]:
+def gradients(
+    merged: Merged, dout: Approx, dlse: Approx | None, base_2: bool = False
+) -> tuple[Approx, Approx]:
     """Return steps (5) and (6): douts and dlses, before anything is cast."""
     # (5) gradients of the outputs
     douts = column(merged.w) * dout
     # (6) gradients of the log-sum-exps
     along = (dout * (merged.outs - merged.out)).sum(-1)  # (S, B, H, M)
+    along = along * constant(np.log(2.0), along.on) if base_2 else along
     return douts, merged.w * (along if dlse is None else along + dlse)
 
 
@@ -207,11 +213,12 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     given, on = given or inputs(case), machine(case.lse_dtype)
     merged = merge(exact(given.cleaned, on), exact(given.lses, on))
     dlse = None if given.dlse is None else exact(given.dlse, on)
-    douts, dlses = gradients(merged, exact(given.dout, on), dlse)
-    lse = merged.lse.where(given.attends).returned(case.lse_dtype)
+    douts, dlses = gradients(merged, exact(given.dout, on), dlse, case.base_2)
+    lse = merged.lse.where(given.attends)
+    lse = lse * constant(1.0 / np.log(2.0), on) if case.base_2 else lse
     return {
         "out": merged.out.returned(case.dtype),
-        "lse": lse.where(given.attends, -np.inf),
+        "lse": lse.returned(case.lse_dtype).where(given.attends, -np.inf),
         "douts": douts.returned(case.parts_dtype),
         "dlses": dlses.returned(case.lse_dtype),
     }
