@@ -286,7 +286,6 @@ def padding_is_not_read(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
-    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "zero cotangents": zero_cotangents,
     "powers of two": powers_of_two,
     "parts": parts,
@@ -304,4 +303,5 @@ PROPERTIES: Mapping[str, Property] = {
     "causality": causality,
     "packed is padded": packed_is_padded,
     "padding is not read": padding_is_not_read,
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }

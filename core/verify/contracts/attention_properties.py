@@ -352,7 +352,6 @@ def packed_is_alone(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
-    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "single key": single_key,
     "saturation": saturation,
     "equal keys": equal_keys,
@@ -376,4 +375,5 @@ PROPERTIES: Mapping[str, Property] = {
     "slopes": gradients.slopes,
     "padding is not read": attention_not_numbers.padding_is_not_read,
     "minus infinity hides": attention_not_numbers.minus_infinity_hides,
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }

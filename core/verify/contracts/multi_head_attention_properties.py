@@ -71,8 +71,8 @@ def repeated_heads(subject: Subject, case: Case) -> None:
 
 
 PROPERTIES: Mapping[str, Property] = {
-    "NaN is seen": not_numbers.seen(inputs, run, across=2),
     "context of its own": context_of_its_own,
     "heads apart": heads_apart,
     "repeated heads": repeated_heads,
+    "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }
