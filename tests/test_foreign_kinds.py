@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from twofold.core import ops
 from twofold.core.bench import contenders
 from twofold.core.cli import app
-from twofold.core.verify import foreign, foreign_packed
+from twofold.core.verify import foreign, foreign_packed, report
 from twofold.core.verify.foreign_plain import names_of
 from twofold.core.verify.foreign_table import PLAIN
 
@@ -94,3 +94,8 @@ def test_the_help_lists_every_call_of_the_table(command):
             assert all(name in one for name in said_as)
         for order in (*plain.arranged, *plain.fewer) if plain else ():
             assert f"\n    or {order}\n" in one
+
+
+@pytest.mark.parametrize("operator", PLAIN)
+def test_what_nobody_is_held_to_are_properties(operator):
+    assert set(PLAIN[operator].conventions) <= report.contract(operator).claims().keys()

@@ -105,5 +105,5 @@ PLAIN = Plain(
     inputs=inputs,
     small=small,
     any_dtype=("out",),
-    conventions=("length out of range", "first NaN takes the gradient"),
+    conventions=("length out of range", "first takes the gradient"),
 )
