@@ -311,6 +311,7 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
+        *(Case(kind=kind, magnitude="large") for kind in KINDS),  # e⁻ˣ is infinite
         *(
             Case(dtype=dtype, rows=rows, columns=columns, kind=kind, bias=True)
             for (rows, columns), kind in zip(

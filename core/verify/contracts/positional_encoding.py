@@ -264,6 +264,7 @@ CONTRACT = Contract(
         # more columns than a program takes, of rows, of places and of chunks
         Case(batch=1, length=64, rows=2, columns=1025, spread="one"),
         Case(batch=1, length=64, rows=1),  # a chunk of places that ends the row
+        Case(batch=1, length=199, spread="frequent"),  # chunks of a row that is not the first
         Case(batch=1, rows=2, spread="one", positions="given", seed=2),  # the first row is empty
     ),
     usual=tuple(
