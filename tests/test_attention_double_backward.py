@@ -288,8 +288,8 @@ def test_a_property_sees_its_fault(reference, triton, name):
     check_seen(PROPERTIES[name], contract.CONTRACT, side, case, FAULTS[name])
 
 
-def test_every_property_has_a_fault_here():
-    assert PROPERTIES.keys() == FAULTS.keys()
+def test_every_property_has_a_fault_here_but_that_of_numbers():
+    assert PROPERTIES.keys() - FAULTS.keys() == {"NaN is seen"}  # test_not_numbers
 
 
 @pytest.mark.parametrize("name", ["dq", "dk", "dv"])
