@@ -78,6 +78,7 @@ _IN_PLACE = (
 )
 _OF_GATES = "odd part, one gate, leading axes"
 _PROPERTIES = "gradient sums, shift invariance, impossible classes"
+_OF_STRIDED = f"dlogits, NaN is seen, {_PROPERTIES}"
 _LIGER_CROSS_ENTROPIES = (
     "liger cross_entropy", "liger cross_entropy, contiguous", "liger cross_entropy, in place",
 )  # fmt: skip
@@ -160,7 +161,7 @@ KNOWN = tuple(
             "has the same gradient, and gets dx",
         ),
         (
-            "liger cross_entropy", ANY, f"dlogits, {_PROPERTIES}", FAULT, _STRIDED,
+            "liger cross_entropy", ANY, _OF_STRIDED, FAULT, _STRIDED,
             "liger_cross_entropy_strided",
         ),
         (
@@ -182,7 +183,7 @@ KNOWN = tuple(
             "liger_cross_entropy_in_place",
         ),
         (
-            "liger cross_entropy, in place", ANY, f"dlogits, {_PROPERTIES}", FAULT, _STRIDED,
+            "liger cross_entropy, in place", ANY, _OF_STRIDED, FAULT, _STRIDED,
             "liger_cross_entropy_strided",
         ),
         ("liger gelu tanh", ANY, "out, dx", PRECISION, _TANH, "liger_gelu_tanh_tail"),
