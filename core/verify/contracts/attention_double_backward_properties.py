@@ -23,7 +23,7 @@ from twofold.core.verify.contracts.attention_double_backward_domain import (
     run,
     truth,
 )
-from twofold.core.verify.contracts.attention_not_numbers import PADDED, filled
+from twofold.core.verify.contracts.attention_not_numbers import padding_is_not_read
 from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_sample import (
     as_padded,
@@ -274,17 +274,6 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
     )
 
 
-def padding_is_not_read(subject: Subject, case: Case) -> None:
-    """What is of keys of padding changes no bit."""
-    case = replace(case, key_lengths=True)
-    given = inputs(case)
-    k, v, ddk, ddv = filled(
-        subject, case, given.call, given.call.k, given.call.v, given.ddk, given.ddv
-    )
-    other = given._replace(call=given.call._replace(k=k, v=v), ddk=ddk, ddv=ddv)
-    claims.same_bits(subject.compute(case, given), subject.compute(case, other), PADDED)
-
-
 PROPERTIES: Mapping[str, Property] = {
     "zero cotangents": zero_cotangents,
     "powers of two": powers_of_two,
@@ -302,6 +291,6 @@ PROPERTIES: Mapping[str, Property] = {
     "reordered keys": reordered_keys,
     "causality": causality,
     "packed is padded": packed_is_padded,
-    "padding is not read": padding_is_not_read,
+    "padding is not read": padding_is_not_read(inputs, "k", "v", "ddk", "ddv"),
     "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }

@@ -6,39 +6,42 @@ Shared by the contracts of attention and of what stands around it; that a NaN is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from twofold.core.verify import claims
-from twofold.core.verify.contract import Subject
-from twofold.core.verify.contracts.attention_domain import Case, Inputs, inputs
-from twofold.core.verify.domains import Array
+from twofold.core.verify.contract import Property, Subject
+from twofold.core.verify.contracts.attention_domain import Case, inputs
+from twofold.core.verify.not_numbers import arrays
 from twofold.reference.attention_scores import pack
 
 HIDDEN = "BHMN"
-PADDED = "with something else in the padding"
 
 
-def filled(subject: Subject, case: Case, given: Inputs, *of_keys: Array) -> list[Array]:
-    """Return what is of keys, (B, K, N, D), with something else in their padding.
+def padding_is_not_read(inputs: Callable[[Any], Any], *of_keys: str) -> Property:
+    """Return the property for a contract of these inputs; `of_keys` names its (B, K, N, D).
 
-    That must be finite, but a kernel of ours does not read it.
+    Other numbers in the padding must be finite, but a kernel of ours does not read NaN either.
     """
-    assert given.key_lengths is not None
-    behind = np.arange(case.seqlen_k) >= given.key_lengths[:, None]
-    padding = pack(behind[:, None, :, None], given.cu_seqlens_k)
-    other = np.nan if subject.name == "triton" else 3.0
-    return [np.where(padding, other, x) for x in of_keys]
 
+    def padding_is_not_read(subject: Subject, case: Any) -> None:
+        """What is of keys of padding changes no bit."""
+        case = replace(case, key_lengths=True)
+        given = inputs(case)
+        call = getattr(given, "call", given)
+        behind = np.arange(case.seqlen_k) >= call.key_lengths[:, None]
+        padding = pack(behind[:, None, :, None], call.cu_seqlens_k)
+        filling, other = np.nan if subject.name == "triton" else 3.0, given
+        for wanted in of_keys:
+            x, put = next((x, put) for name, x, put in arrays(other) if name == wanted)
+            other = put(np.where(padding, filling, x))
+        what = "with something else in the padding"
+        claims.same_bits(subject.compute(case, given), subject.compute(case, other), what)
 
-def padding_is_not_read(subject: Subject, case: Case) -> None:
-    """What the keys and values of padding hold changes no bit."""
-    case = replace(case, key_lengths=True)
-    given = inputs(case)
-    k, v = filled(subject, case, given, given.k, given.v)
-    other = given._replace(k=k, v=v)
-    claims.same_bits(subject.compute(case, given), subject.compute(case, other), PADDED)
+    return padding_is_not_read
 
 
 def minus_infinity_hides(subject: Subject, case: Case) -> None:

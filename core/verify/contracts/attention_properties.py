@@ -373,7 +373,7 @@ PROPERTIES: Mapping[str, Property] = {
     "gradient sums": gradients.sums,
     "shifted values": gradients.shifted_values,
     "slopes": gradients.slopes,
-    "padding is not read": attention_not_numbers.padding_is_not_read,
+    "padding is not read": attention_not_numbers.padding_is_not_read(inputs, "k", "v"),
     "minus infinity hides": attention_not_numbers.minus_infinity_hides,
     "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }

@@ -15,7 +15,7 @@ from twofold.core.verify import claims, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_packed
 from twofold.core.verify.contracts.attention_domain import scale, statistics
-from twofold.core.verify.contracts.attention_not_numbers import PADDED, filled
+from twofold.core.verify.contracts.attention_not_numbers import padding_is_not_read
 from twofold.core.verify.contracts.attention_sample import flipped, flipped_call, full_live, last
 from twofold.core.verify.contracts.attention_weights_domain import (
     Case,
@@ -207,15 +207,6 @@ def powers_of_two(subject: Subject, case: Case) -> None:
     claims.same_bits(before, after, "with 2q and half the scale")
 
 
-def padding_is_not_read(subject: Subject, case: Case) -> None:
-    """What the keys of padding hold changes no bit."""
-    case = replace(case, key_lengths=True)
-    given = inputs(case)
-    (k,) = filled(subject, case, given.call, given.call.k)
-    other = given._replace(call=given.call._replace(k=k))
-    claims.same_bits(subject.compute(case, given), subject.compute(case, other), PADDED)
-
-
 def bare(case: Case) -> Case:
     """Return the case whose scores are products and whose heads have keys of their own."""
     return replace(case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False)
@@ -244,6 +235,6 @@ PROPERTIES: Mapping[str, Property] = {
     "other tiles": claims.other_tiles(
         inputs, truth, ENTRIES, lambda key, case: key[1] >= case.head_dim
     ),
-    "padding is not read": padding_is_not_read,
+    "padding is not read": padding_is_not_read(inputs, "k"),
     "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }
