@@ -238,6 +238,23 @@ def test_the_committed_table_has_every_kernel_there_is():
     assert not done.stdout, f"twofold verify compile --table {TABLE} writes it"
 
 
+SHARED = """
+from collections import Counter
+from twofold.core.verify import compiles
+from twofold.core.verify.compiled import ALL, Share
+def planned(share):
+    make = lambda name, launch: name
+    kernels = compiles.compile_operator("optimizers", "sm_90a", share=share, make=make)
+    return Counter(kernel.name for kernel in kernels)
+print(planned(ALL) == sum((planned(Share(3, seed)) for seed in range(3)), Counter()))
+"""
+
+
+def test_a_kernel_that_two_cases_call_is_in_one_share():
+    done = python("-c", SHARED)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 CHOSEN = """
 from pathlib import Path
 import sys

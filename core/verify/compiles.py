@@ -74,9 +74,11 @@ def compile_operator(
         name = Compiled(operator, function.__name__, target, precision, constants)
         dtypes = tuple(_dtypes(args))
         key = (f"{function.__module__}.{name.kernel}", dtypes, name.constants)
-        if key in seen or not share.has(name.name) or (only is not None and name.name not in only):
+        if key in seen:
             return
-        seen.add(key)
+        seen.add(key)  # whether it is compiled or not: a kernel has the name of its first call
+        if not share.has(name.name) or (only is not None and name.name not in only):
+            return
         begin(key, name)
         kernel = (make or _make)(name, launch)
         made.append(kernel)
