@@ -194,6 +194,7 @@ PLAIN = Plain(
         "dropout_p": 0.0,
         "dlse": False,
         "tile": None,
+        "into": "",
         "score_mod": None,
         "block_mask": None,
         "rotary": None,

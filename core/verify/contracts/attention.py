@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from twofold.core.verify import domains
 from twofold.core.verify.contract import Contract
 from twofold.core.verify.contracts.attention_domain import (
     LAYOUTS,
@@ -268,6 +269,16 @@ CONTRACT = Contract(
             key_lengths=True,
             dropout_p=0.2,
             dlse=True,
+        ),
+        # Written into arrays that lie as the inputs do, and each unlike the others.
+        *(
+            Case(dtype, batch=2, heads=4, groups=2, seqlen_q=5, seqlen_k=9, **how, into="own")
+            for dtype, how in (
+                ("float32", {"layout": "heads inside"}),
+                ("bfloat16", {"layout": domains.MIXED, "rotary": "half", "packed": True}),
+                ("float16", {"layout": domains.MIXED, "dlse": True}),
+                ("float32", {"layout": "transposed", "causal": True}),
+            )
         ),
         # Draws of keys far apart.
         Case(seqlen_k=97, dropout_p=0.5),

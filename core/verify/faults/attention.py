@@ -328,6 +328,10 @@ _ATTENTION: tuple[Row, ...] = (
          "-shares.to(options.sinks.dtype).sum((0, 2))"),
     ),
     (
+        FORWARD, "dv is written with dk's strides", "",
+        ("grads.dk.stride(), grads.dv.stride(),", "grads.dk.stride(), grads.dk.stride(),"),
+    ),
+    (
         BIAS, "where a row of a bias serves all queries only two tiles of them are summed", "",
         ("tl.minimum(m_end, seq.M), BLOCK_M):",
          "tl.minimum(tl.minimum(m_end, m_first + 2 * BLOCK_M), seq.M), BLOCK_M):"),
