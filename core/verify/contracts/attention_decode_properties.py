@@ -352,15 +352,6 @@ def heads_apart(subject: Subject, case: Case) -> None:
     claims.same_bits(subject.compute(case, given), backwards, what)
 
 
-def other_strides(subject: Subject, case: Case) -> None:
-    """However queries and cache lie in memory, the results are within the bound of one truth."""
-    given, bounds = inputs(case), truth(case, None)
-    other = replace(case, layout="contiguous" if case.layout != "contiguous" else "heads inside")
-    first, second = subject.compute(case, given), subject.compute(other, given)
-    for name, bound in ((n, x) for n, x in bounds.items() if n in first):
-        claims.agree(name, first[name], second[name], bound, f"laid out {other.layout}")
-
-
 def bare(case: Case) -> Case:
     """Return the case in which every query attends to all keys, and scores are products."""
     return replace(
@@ -385,6 +376,6 @@ PROPERTIES: Mapping[str, Property] = {
     "nothing attended": nothing_attended,
     "clipped lengths": clipped_lengths,
     "heads apart": heads_apart,
-    "other strides": other_strides,
+    "other strides": claims.other_strides(inputs, truth, "heads inside"),
     "NaN is seen": not_numbers.seen(inputs, run, but=of_nothing, across=2),
 }
