@@ -255,6 +255,11 @@ def place(side: Side, x: Array, case: Case) -> Any:
     return domains.place(side, x, case.dtype, layout)
 
 
+def holds_features(key: tuple[Any, int], case: Any) -> bool:
+    """Return whether tiles of a key, (…, head_dim), are for as many features as a case has."""
+    return key[1] >= int(case.head_dim)
+
+
 def receivers(side: Side, case: Case, **like: Array) -> dict[str, Any]:
     """Return what backward is to write gradients into, none where those are new."""
     if case.layout == "heads inside":
