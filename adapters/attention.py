@@ -109,15 +109,16 @@ def attention(
     out, lse = OPERATOR(
         q, k, v,
         *listed(
-            softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
-            key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-            rotary, block_mask, block_size, allow_tf32,
+            q, softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks,
+            mask, key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+            max_seqlen_k, rotary, block_mask, block_size, allow_tf32,
         ),
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
 def listed(
+    x: torch.Tensor,
     softmax_scale: float | None = None,
     causal: bool | str = False,
     window_size: Window | None = None,
@@ -139,7 +140,7 @@ def listed(
     block_size: BlockSize | None = None,
     allow_tf32: bool = False,
 ) -> tuple[Any, ...]:
-    """Return options in the order and the types of `OPTIONS`; see `attention`."""
+    """Return options of attending from x in the order and types of `OPTIONS`; see `attention`."""
     if score_mod and score_mod not in SCORE_MODS:
         known = f", as are {', '.join(SCORE_MODS)}" if SCORE_MODS else " first; none is yet"
         raise ValueError(f"score_mod is {score_mod!r}; it must be registered{known}")
@@ -153,7 +154,7 @@ def listed(
     return (
         softmax_scale, causal if isinstance(causal, str) else "bottom-right" if causal else "",
         left, right, softcap, score_mod, alibi_slopes, bias, sinks, mask, key_lengths, dropout_p,
-        seed_tensor(dropout_p, seed), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        seed_tensor(dropout_p, seed, x), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         *(rotary or Rotary(None, None)), block_mask, rows, columns, allow_tf32,
     )  # fmt: skip
 

@@ -208,7 +208,7 @@ class Operator:
         tensors = [
             (name, x)
             for name, x in zip(self.names, args, strict=True)
-            if isinstance(x, torch.Tensor) and x.ndim  # a seed is the host's
+            if isinstance(x, torch.Tensor) and x.ndim  # a seed may be the host's
         ]
         for name, x in tensors:
             if x.is_meta != tensors[0][1].is_meta:
@@ -344,10 +344,13 @@ def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
-def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tensor | None:
+def seed_tensor(
+    dropout_p: float, seed: int | torch.Tensor | None, x: torch.Tensor
+) -> torch.Tensor | None:
     """Return the seed of a dropout mask as operators take it, drawn by torch where none is given.
 
-    It is a tensor on the host, so that torch.compile makes no constant of it and no GPU waits.
+    It is a tensor, so that torch.compile makes no constant of it. One that is drawn is where x is:
+    kernels read it there, and in a CUDA graph every replay draws another.
 
     Raises:
         TypeError, ValueError: the seed is no integer, and no tensor of one.
@@ -361,7 +364,8 @@ def seed_tensor(dropout_p: float, seed: int | torch.Tensor | None) -> torch.Tens
     if dropout_p == 0.0:
         return None
     if seed is None:
-        return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
+        device = x.device if isinstance(x, torch.Tensor) else "cpu"  # others the operator refuses
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(seed, torch.Tensor):
         return seed
     return torch.tensor(seed, dtype=torch.int64, device="cpu")

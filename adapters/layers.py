@@ -124,7 +124,7 @@ def layer_norm(
         out, shaped as x, and with `return_stream` what was normalised, residual + dropout(x).
     """
     x, weight, bias, residual = autocast(x, weight, bias, residual, dtype=torch.float32)
-    seed = seed_tensor(dropout_p, seed)
+    seed = seed_tensor(dropout_p, seed, x)
     out, stream, *_ = LAYER_NORM(x, weight, bias, residual, dropout_p, seed, eps)
     if not return_stream:
         return out

@@ -52,7 +52,7 @@ def multi_head_attention(
         rotary, once = Rotary(rotary[0], rotary[1], interleaved=rotary[2]), True
     return OPERATOR(
         x, w_qkv, b_qkv, w_out, b_out, num_heads, num_kv_heads, context, once,
-        *listed(rotary=rotary, bias=bias, **how),
+        *listed(x, rotary=rotary, bias=bias, **how),
     )  # fmt: skip
 
 

@@ -269,7 +269,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> G
     Arguments and results are those of `reference.activation.backward`. `split` overrides the choice
     of how many shares of the rows are summed apart.
     """
-    checks.gradient("dout", dout, tuple(cache.x.shape), cache.x.dtype)
+    precision.gradient("dout", dout, cache.x)
     if split is not None:
         checks.count("split", split, 1)
     x, dx, n = cache.x, torch.empty_like(cache.x), dout.numel()

@@ -153,7 +153,7 @@ def backward(
     may have any dtype there is a kernel for. `tile` overrides the table's choice.
     """
     gate, up, kind = cache
-    checks.gradient("dout", dout, tuple(gate.shape), gate.dtype)
+    precision.gradient("dout", dout, gate)
     to = layout.checked_into(into, dgate=tuple(gate.shape), dup=tuple(gate.shape))
     grads = Gradients(*(layout.fresh(gate) if x is None else x for x in to))
     _launch(backward_kernel, (dout, gate, up), grads, kind, tile)

@@ -291,9 +291,9 @@ def backward(
     Arguments and results are those of `reference.layer_norm.backward`; `into` may have any strides
     and any dtype there is a kernel for. `tile` overrides the table's choice.
     """
-    checks.gradient("dout", dout, tuple(cache.h.shape), cache.h.dtype)
+    precision.gradient("dout", dout, cache.h)
     if dh is not None:
-        checks.gradient("dh", dh, tuple(cache.h.shape), cache.h.dtype)
+        precision.gradient("dh", dh, cache.h)
     C = dout.shape[-1]
     given = layout.checked_into(into, dweight=(C,), dbias=(C,))
     tile = tile or choose_tile(C)

@@ -28,6 +28,13 @@ def supported(name: str, x: Any) -> None:
     on_current_device(name, x)
 
 
+def gradient(name: str, x: Any, output: Any) -> None:
+    """Raise unless x can be the gradient of an output: its shape, dtype and device, the current."""
+    checks.gradient(name, x, tuple(output.shape), output.dtype)
+    checks.same_device(output=output, **{name: x})
+    on_current_device(name, x)
+
+
 def on_current_device(name: str, x: Any) -> None:
     """Raise `ValueError` unless x is where kernels are launched, if it is on a GPU."""
     if x.is_cuda and x.get_device() != torch.cuda.current_device():

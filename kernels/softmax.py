@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 
 from twofold.kernels import precision
-from twofold.reference import checks
 from twofold.reference.softmax import check
 
 
@@ -215,7 +214,7 @@ def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> G
     Arguments and results are those of `reference.softmax.backward`, in any strides. `tile`
     overrides the table's choice.
     """
-    checks.gradient("dout", dout, tuple(cache.y.shape), cache.y.dtype)
+    precision.gradient("dout", dout, cache.y)
     dx = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
     _launch(backward_kernel, long_backward_kernel, (dout, cache.y), dx, tile)
     return Gradients(dx)

@@ -356,6 +356,9 @@ def backward(dloss: torch.Tensor | float, cache: Cache) -> Gradients:
     """
     saved = cache.dlogits
     check_backward(dloss, *cache)
+    precision.on_current_device("cache.dlogits", saved)
+    if isinstance(dloss, float | int):  # filled in there: for a copy the host would wait
+        dloss = torch.full((), dloss, dtype=torch.float32, device=saved.device)
     dloss = torch.as_tensor(dloss, device=saved.device)
     dlogits, n = torch.empty_like(saved), saved.numel()
     backward_kernel[(triton.cdiv(n, BLOCK),)](

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from twofold.adapters import custom, sides
+from twofold.adapters import attention as attentions
+from twofold.adapters import custom, layers, sides
 from twofold.adapters.attention import attention
 from twofold.adapters.layers import layer_norm, softmax
+from twofold.adapters.multi_head_attention import multi_head_attention
 from twofold.adapters.optim import AdamW
 from twofold.adapters.rms_norm import rms_norm
 
@@ -41,6 +43,42 @@ def test_kernels_are_launched_where_tensors_are(triton, monkeypatch):
             pass
 
 
+def test_gradients_are_on_the_device_of_what_they_are_of(triton, monkeypatch):
+    from twofold.kernels import precision
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    there, here = OnGPU(shape=torch.Size([4])), torch.ones(4)
+    precision.gradient("dout", there, there)
+    for dout, output in ((here, there), (there, here)):
+        with pytest.raises(ValueError, match=r"dout is on c.*; it must be on output's device, c"):
+            precision.gradient("dout", dout, output)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(ValueError, match=r"dout.device is cuda:1; it must be the current device, "):
+        precision.gradient("dout", there, there)
+
+
+@pytest.mark.parametrize(
+    ("name", "cache", "output"),
+    [
+        ("softmax", lambda x: (x,), "dout"),
+        ("activation", lambda x: (x, "gelu", None), "dout"),
+        ("gated_activation", lambda x: (x, x, "silu"), "dout"),
+        ("layer_norm", lambda x: (x, x[0, :2], x[0, :2], x[0], False, 0.0, 0), "dout"),
+        ("rms_norm", lambda x: (x, x[0, :2], x[0], 0.0, False), "dout"),
+        ("softmax_cross_entropy", lambda x: (x, False), "cache.dlogits"),
+    ],
+)
+def test_every_backward_looks_where_its_gradient_is(triton, monkeypatch, name, cache, output):
+    from twofold.kernels import precision
+
+    looked = []
+    monkeypatch.setattr(precision, "on_current_device", lambda name, x: looked.append(name))
+    operator, x = getattr(triton, name), torch.ones(2, 4)
+    dout = 1.0 if name == "softmax_cross_entropy" else x
+    operator.backward(dout, operator.Cache(*cache(x)))
+    assert looked == [output]
+
+
 @pytest.mark.parametrize("name", ["attention", "layer norm", "rms norm", "softmax"])
 def test_the_device_is_made_current_for_both_passes(monkeypatch, name):
     entered = []
@@ -70,6 +108,26 @@ def test_what_a_captured_graph_would_repeat_is_refused(monkeypatch):
     with pytest.raises(RuntimeError, match="AdamW steps while a CUDA graph is captured; it must"):
         optimizer.step()
     assert parameter.tolist() == [1, 1]
+
+
+def test_a_seed_is_drawn_where_the_mask_is(monkeypatch):
+    x = torch.empty(1, 1, 2, 4, device="meta")
+    drawn = custom.seed_tensor(0.5, None, x)
+    assert drawn.is_meta and drawn.shape == () and drawn.dtype == torch.int64
+    assert custom.seed_tensor(0.5, 7, x).device.type == "cpu"  # which a kernel is told, or refused
+    given = []
+    monkeypatch.setattr(custom, "seed_tensor", lambda p, seed, x: given.append(x))
+    for module in (layers, attentions):
+        monkeypatch.setattr(module, "seed_tensor", custom.seed_tensor)
+    ones = torch.ones(4, device="meta")
+    for call in (
+        lambda: layer_norm(x, ones, ones, dropout_p=0.5),
+        lambda: attention(x, x, x, dropout_p=0.5),
+        lambda: multi_head_attention(
+            x[0], x.new_empty(12, 4), None, x.new_empty(4, 4), None, num_heads=1, dropout_p=0.5
+        ),
+    ):
+        assert call().is_meta and given.pop().is_meta and not given
 
 
 def test_a_seed_on_a_gpu_is_left_there():
