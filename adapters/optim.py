@@ -34,7 +34,7 @@ class AdamW(torch.optim.AdamW):
             TypeError, ValueError: naming the option that is none that Adam takes here.
         """
         if isinstance(param_group, dict):  # what is none torch refuses
-            _check_group({**self.defaults, **param_group})
+            _numbers({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -55,22 +55,23 @@ class AdamW(torch.optim.AdamW):
         if capturing():
             must = "it must be outside: a replay would take the same step again, at the same rate"
             raise RuntimeError(f"AdamW steps while a CUDA graph is captured; {must}")
-        for group in self.param_groups:
-            _check_group(group)
+        # Once for all parameters of a group: a GPU is waited for where a number is a tensor there.
+        numbers = [_numbers(group) for group in self.param_groups]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            numbers = [_numbers(group) for group in self.param_groups]
         moved = [
-            (f"parameter {i} of group {g}", parameter, parameter.grad, group)
+            (f"parameter {i} of group {g}", parameter, parameter.grad, numbers[g])
             for g, group in enumerate(self.param_groups)
             for i, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
         for name, parameter, grad, _ in moved:
             self._check(name, parameter, grad)
-        for _, parameter, grad, group in moved:
-            self._one(parameter, grad, group)
+        for _, parameter, grad, of_group in moved:
+            self._one(parameter, grad, of_group)
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -104,7 +105,7 @@ class AdamW(torch.optim.AdamW):
             checks.choice(f"dtype of {name}", checks.dtype_name(parameter), DTYPES)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _one(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+    def _one(self, parameter: torch.Tensor, grad: torch.Tensor, numbers: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
@@ -119,18 +120,8 @@ class AdamW(torch.optim.AdamW):
         own = (parameter, *(state[name] for name in MOMENTS))
         tensors = [_local(x) for x in (parameter, grad, *own[1:])]
         given = [place.give(x.contiguous()).reshape(-1) for x in tensors]
-        beta1, beta2 = group["betas"]
         with sides.current(parameter):
-            place.side.optimizers.adam(
-                *given,
-                step=int(state["step"]),
-                lr=float(group["lr"]),
-                beta1=float(beta1),
-                beta2=float(beta2),
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                decoupled=group["decoupled_weight_decay"],
-            )
+            place.side.optimizers.adam(*given, step=int(state["step"]), **numbers)
         for x, y in zip(tensors, given, strict=True):
             computed = torch.as_tensor(y)
             if x is not tensors[1] and computed.data_ptr() != x.data_ptr():  # of a copy
@@ -149,14 +140,18 @@ def _has_numbers(x: torch.Tensor) -> bool:
     return _local(x).untyped_storage().device.type != "meta"
 
 
-def _check_group(group: dict[str, Any]) -> None:
-    """Refuse what Adam does not take here."""
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group's options as Adam takes them; refuse what it does not take here."""
     for name in ("amsgrad", "maximize", "differentiable"):
         if group[name]:
             raise ValueError(f"{name} is {group[name]}; it must be False")
-    for name in ("lr", "weight_decay"):
-        x = float(group[name])
+    names = ("lr", "weight_decay", "beta1", "beta2")
+    given = (group["lr"], group["weight_decay"], *group["betas"])
+    found = {name: float(x) for name, x in zip(names, given, strict=True)}
+    for name in names[:2]:
+        x = found[name]
         checks.require(0.0 <= x < math.inf, name, x, "at least 0 and finite")
-    for name, beta in zip(("beta1", "beta2"), group["betas"], strict=True):
-        checks.probability(name, float(beta))
+    for name in names[2:]:
+        checks.probability(name, found[name])
     checks.positive("eps", group["eps"])
+    return found | {"eps": group["eps"], "decoupled": group["decoupled_weight_decay"]}

@@ -109,3 +109,23 @@ def test_what_has_no_numbers_is_counted(kind):
     state = optimizer.state[p]
     assert all(state[name].shape == (3,) for name in ("exp_avg", "exp_avg_sq"))
     assert kind == "fake" or state["step"] == 2.0
+
+
+def test_a_rate_is_read_once_for_all_parameters_of_a_group():
+    read = []
+
+    class Rate(float):
+        def __float__(self):
+            read.append(self)
+            return self + 0.0
+
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(2)
+    optimizer = AdamW(parameters)
+    optimizer.param_groups[0]["lr"] = Rate(0.5)
+    optimizer.step()
+    assert len(read) == 1 and all((p < 0.6).all() for p in parameters)
+    before = [p.detach().clone() for p in parameters]
+    optimizer.step(lambda: optimizer.param_groups[0].update(lr=0.0))  # read behind the closure
+    assert all(torch.equal(p, x) for p, x in zip(parameters, before, strict=True))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from twofold.core.commands import common, training
 from twofold.core.data.datasets import DataError
 from twofold.core.data.files import read_labelled
 from twofold.core.training import checkpoints, loop, plot
-from twofold.core.training.processes import ALONE, Lost
+from twofold.core.training.processes import ALONE, Lost, Processes
 from twofold.core.training.recipe import Recipe
 from twofold.core.training.run import METRICS_FILE, RESULT_FILE, SETTINGS_FILE, Run, RunError
 from twofold.core.training.settings import located
@@ -198,3 +199,21 @@ def test_a_line_of_white_space_says_nothing(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("text,label\na,b\n   \nc,d\n")
     assert read_labelled(path) == (["a", "c"], ["b", "d"])
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "given", "parts"),
+    [
+        ("cpu", 1, {}, 2),
+        ("cpu", 1, {"batch_size": 1}, 1),
+        ("cpu", 4, {}, 4),
+        ("cuda", 1, {}, 1),
+        ("cuda", 4, {}, 4),
+        ("cuda", 1, {"parts": 2}, 2),
+    ],
+)
+def test_a_gpu_takes_a_batch_whole(monkeypatch, device, size, given, parts):
+    monkeypatch.setattr(training, "choose_side", lambda name: SimpleNamespace(device=device))
+    processes = Processes()
+    processes.size = size
+    assert training.recipe_of(given, processes, "auto").parts == parts

@@ -97,7 +97,8 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     recipe_names = {f.name for f in dataclasses.fields(Recipe)}
     recipe = RECIPE | (QUICK if given["quick"] else {})
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
-    checked = recipe_of(recipe, processes)  # refused, if it must be, before anything is fetched
+    # Refused, if it must be, before anything is fetched.
+    checked = recipe_of(recipe, processes, given["side"])
     changed = {n: given[n] for n in ("attention_dropout",) if n in given}
     if "dropout" in given:
         changed |= {"dropout": given["dropout"], "embedding_dropout": given["dropout"]}

@@ -18,7 +18,8 @@ Resume = Annotated[Path | None, typer.Option(help="go on with this run")]
 Quick = Annotated[bool, typer.Option("--quick", help="a short form, to see that it runs")]
 Seed = Annotated[int | None, typer.Option(help="of everything that is drawn")]
 Parts = Annotated[
-    int | None, typer.Option(help="pieces of a batch; 2, or as many as there are processes")
+    int | None,
+    typer.Option(help="pieces of a batch; 2 (on a GPU 1), or as many as there are processes"),
 ]
 Optimizer = Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")]
 LearningRate = Annotated[float | None, typer.Option(help="peak learning rate")]

@@ -87,7 +87,8 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
     model = preferred(data, "model")
     model |= {name: value for name, value in given.items() if name in model_names}
-    checked = recipe_of(recipe, processes)  # refused, if it must be, before anything is fetched
+    # Refused, if it must be, before anything is fetched.
+    checked = recipe_of(recipe, processes, given["side"])
     tokenizer, patch = given.get("tokenizer", "words"), given.get("patch", Settings.patch)
     if tokenizer not in codec.TOKENIZERS:
         raise ValueError(f"tokenizer is {tokenizer!r}; it must be words or bpe")

@@ -89,15 +89,18 @@ def new_folder(data: str) -> Path:
     raise AssertionError  # numbers have no end
 
 
-def recipe_of(fields: Mapping[str, Any], processes: Processes) -> Recipe:
+def recipe_of(fields: Mapping[str, Any], processes: Processes, side: str) -> Recipe:
     """Return a recipe; without `parts` there is one for every process, two where there is room.
+
+    Two are for the threads of a CPU: a GPU takes all that a process has at once.
 
     Raises:
         TypeError, ValueError: a field is impossible, or its parts cannot be shared so.
     """
     size = fields.get("batch_size", Recipe.batch_size)
     room = size if checks.whole(size) and size >= 1 else Recipe.parts
-    checked = Recipe(**{"parts": max(processes.size, min(Recipe.parts, room)), **fields})
+    least = 1 if choose_side(side).device == "cuda" else min(Recipe.parts, room)
+    checked = Recipe(**{"parts": max(processes.size, least), **fields})
     processes.share(checked.parts)
     return checked
 
