@@ -269,7 +269,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             stream = x if residual is None else residual + x
             return norm(stream), stream
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
-        return layer_norm(
+        y, stream = layer_norm(
             x,
             norm.weight,
             bias,
@@ -278,6 +278,9 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             eps=norm.eps,
             return_stream=True,
         )
+        # Autocast has norms in float32; a sum has the dtype of what was added.
+        own = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+        return y, stream.to(own)
 
     def _fed(self, x: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward of x, before the last dropout."""

@@ -296,6 +296,19 @@ def test_an_encoder_of_our_layers_trains_with_dropout():
     assert torch.equal(encoder(torch.ones(1, 3, 8)), encoder(torch.ones(1, 3, 8)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_stream_of_a_layer_under_autocast_has_torchs_dtype(dtype):
+    x = torch.randn(2, 3, 8).to(dtype)
+    made = [
+        layer(8, 2, 16, norm_first=True)
+        for layer in (torch.nn.TransformerEncoderLayer, modules.TransformerEncoderLayer)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, ours = (layer(x).dtype for layer in made)
+    assert ours == theirs == dtype
+
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_decoders_layer_is_that_of_torch(norm_first, causal):
