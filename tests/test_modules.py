@@ -301,12 +301,11 @@ def test_the_stream_of_a_layer_under_autocast_has_torchs_dtype(dtype):
     x = torch.randn(2, 3, 8).to(dtype)
     made = [
         layer(8, 2, 16, norm_first=True)
-        for layer in (torch.nn.TransformerEncoderLayer, modules.TransformerEncoderLayer)
+        for layer in (torch.nn.TransformerEncoderLayer, TransformerEncoderLayer)
     ]
     with torch.autocast("cpu", torch.bfloat16):
         theirs, ours = (layer(x).dtype for layer in made)
     assert ours == theirs == dtype
-
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
