@@ -51,6 +51,9 @@ class Operator:
         read: given the arguments, returns the indices of the outputs that `backward` reads; others
             are not kept, may be changed in place, and stand empty in its `outputs`.
         steady: indices of outputs that have no gradient.
+        same: given the arguments, returns those whose gradient is that of another, by name; it is
+            made once.
+        rows: whether gradients lie as `side_by_side`, else they are contiguous.
         twice: whether there is a formula for gradients of gradients, registered elsewhere.
         optional: outputs whose gradient `backward` takes as None where there is none; of others
             it gets zeros.
@@ -71,6 +74,8 @@ class Operator:
         read: Callable[[SimpleNamespace], Sequence[int]] = lambda a: (),
         steady: Sequence[int] = (),
         optional: Sequence[int] = (),
+        same: Callable[[SimpleNamespace], Mapping[str, str]] = lambda a: {},
+        rows: bool = False,
         twice: bool = False,
     ) -> None:
         self.names = [part.split()[-1] for part in arguments.split(", ")]
@@ -79,6 +84,7 @@ class Operator:
         self.differentiable, self._read, self._unread = differentiable, read, unread
         self._constant = [i for i, n in enumerate(self.names) if n not in differentiable]
         self._steady, self._optional = steady, optional
+        self._same, self._room = same, side_by_side if rows else dense
         returned = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         # As `torch.library.custom_op` would, whose formula for autograd takes time that grows with
         # the square of the number of arguments: half a millisecond of the host for attention's.
@@ -140,6 +146,11 @@ class Operator:
         asked = zip(self.differentiable, wanted, strict=True)
         return [name for name, this in asked if this and getattr(a, name) is not None]
 
+    def made(self, a: SimpleNamespace, wanted: Sequence[bool]) -> list[str]:
+        """Return those of them whose gradient is not the same as that of another of them."""
+        present, same = self.present(a, wanted), self._same(a)
+        return [name for name in present if same.get(name) not in present]
+
     def _run_backward(
         self,
         grads: Sequence[Any],
@@ -149,18 +160,25 @@ class Operator:
         *args: Any,
     ) -> list[torch.Tensor]:
         a = self.named(args)
-        names = self.present(a, wanted)
+        names = self.made(a, wanted)
         if not any(g.numel() for g in grads):
-            return zeros(getattr(a, n) for n in names)
+            return [self._room(getattr(a, n)).zero_() for n in names]
         first = getattr(a, self.names[0])
         place = sides.of(first)
         there = dict(zip(which, grads, strict=True))
         each = [there.get(i) for i in range(len(outputs))]
         with sides.current(first):
             given = self.given(place, a)
-            a.wanted = names
+            a.wanted = self.present(a, wanted)
             found = self._backward(place, a, given, outputs, each)
-        return apart(place.take(found[n], getattr(a, n)).contiguous() for n in names)
+        return apart(self._laid_out(place.take(found[n], getattr(a, n))) for n in names)
+
+    def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a gradient as `_fake_backward` says that it lies: as it is, or a copy."""
+        if self._room is dense:
+            return x.contiguous()
+        room = self._room(x)
+        return x if x.stride() == room.stride() else room.copy_(x)
 
     def _fake_backward(
         self,
@@ -171,10 +189,7 @@ class Operator:
         *args: Any,
     ) -> list[torch.Tensor]:
         a = self.named(args)
-        return [
-            torch.empty_like(getattr(a, n), memory_format=torch.contiguous_format)
-            for n in self.present(a, wanted)
-        ]
+        return [self._room(getattr(a, n)) for n in self.made(a, wanted)]
 
     def _recorded(self, *args: Any) -> Any:
         """Compute, and have autograd record how to differentiate where it is asked to."""
@@ -258,7 +273,10 @@ class Operator:
         which, wanted = sorted(there), self._asked(ctx)
         # No list with a None in it: autograd would take it for one that has no gradient.
         found = self.backward_op([there[i] for i in which], which, outputs, wanted, *args)
-        by_name = dict(zip(self.present(self.named(args), wanted), found, strict=True))
+        a = self.named(args)
+        by_name = dict(zip(self.made(a, wanted), found, strict=True))
+        same = self._same(a)
+        by_name |= {n: by_name[same[n]] for n in self.present(a, wanted) if n not in by_name}
         return tuple(by_name.get(name) for name in self.names)
 
 
@@ -279,10 +297,7 @@ def kept(ctx: Any) -> tuple[list[Any], list[torch.Tensor]]:
 
 
 def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return tensors of which no two share memory, which torch asks for: a copy of one that does.
-
-    A residual's gradient is that of what was added to it.
-    """
+    """Return tensors of which no two share memory, as torch asks for: a copy of one that does."""
     found: list[torch.Tensor] = []
     for x in tensors:
         places = {y.untyped_storage().data_ptr() for y in found}
@@ -290,9 +305,14 @@ def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     return found
 
 
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """Allocate a contiguous tensor, shaped as x."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def zeros(likes: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Return contiguous gradients of what nothing came of, shaped as these."""
-    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in likes]
+    return [dense(x).zero_() for x in likes]
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:

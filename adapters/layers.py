@@ -198,6 +198,7 @@ LAYER_NORM = Operator(
     read=lambda a: (1, 2, 3) if _has_stream(a.residual, a.dropout_p) else (2, 3),
     steady=(2, 3),
     optional=(1,),
+    same=lambda a: {"residual": "x"} if a.dropout_p == 0.0 else {},
 )
 
 
@@ -247,6 +248,7 @@ ROTARY = Operator(
     backward=_rotary_backward,
     differentiable=("q", "k"),
     unread=lambda a: ("q", "k"),
+    rows=True,
 )
 
 

@@ -88,4 +88,5 @@ RMS_NORM = Operator(
     read=lambda a: (2,) if a.residual is None else (1, 2),
     steady=(2,),
     optional=(1,),
+    same=lambda a: {"residual": "x"},
 )

@@ -5,10 +5,11 @@ import torch
 from made import made_by
 from test_adapters_beside_torch import SIDES, normal, use
 
-from twofold.adapters import modules
+from twofold.adapters import custom, modules
 from twofold.adapters.attention import attention
-from twofold.adapters.layers import linear
+from twofold.adapters.layers import layer_norm, linear, rotary
 from twofold.adapters.multi_head_attention import multi_head_attention
+from twofold.adapters.rms_norm import rms_norm
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -81,3 +82,52 @@ def test_a_bias_that_is_no_parameter_has_no_gradient_made(side, monkeypatch):
     assert made == [{"dq", "dk", "dv"}, {"dq", "dk", "dv", "dbias"}]
     assert dbias.shape == bias.shape
     assert all(torch.equal(x, y) for x, y in zip(without, beside, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("name", "how", "made"),
+    [
+        ("layer norm", {}, 3),
+        ("layer norm", {"dropout_p": 0.5, "seed": 3}, 4),
+        ("rms norm", {}, 2),
+    ],
+)
+def test_a_residuals_gradient_is_made_once(monkeypatch, side, compiled, name, how, made):
+    """Unless it is another than that of what was added to it."""
+    norm, given = (layer_norm, ("weight", "bias")) if name == "layer norm" else (rms_norm, "w")
+    x, residual = normal(3, 4, grad=True), normal(3, 4, seed=1, grad=True)
+    weights = [normal(4, seed=2 + i, grad=True) for i in range(len(given))]
+    returned = []
+    monkeypatch.setattr(custom, "apart", lambda found: returned.append([*found]) or returned[-1])
+    torch.compiler.reset()
+
+    def norms(x, residual, *weights):
+        return norm(x, *weights, residual=residual, **how)
+
+    with use(side):
+        f = torch.compile(norms, fullgraph=True, backend="aot_eager") if compiled else norms
+        dx, dresidual = torch.autograd.grad(f(x, residual, *weights).square().sum(), (x, residual))
+    assert torch.equal(dx, dresidual) == ("dropout_p" not in how)
+    assert [len(found) for found in returned] == [made]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_rotations_gradients_lie_as_they_are_written(monkeypatch, side):
+    q, k = normal(2, 2, 3, 4, grad=True), normal(2, 1, 3, 4, seed=1, grad=True)
+    angles = normal(3, 2, seed=2)
+    with use(side):
+        kept = custom.Operator._laid_out
+        moved = []
+
+        def laid_out(self, x):
+            found = kept(self, x)
+            moved.append(found is not x)
+            return found
+
+        monkeypatch.setattr(custom.Operator, "_laid_out", laid_out)
+        (a, b) = rotary(q, k, angles.cos(), angles.sin())
+        dq, dk = torch.autograd.grad(a.sum() + b.square().sum(), (q, k))
+    assert moved == [side != "triton"] * 2
+    assert dq.stride() == (24, 4, 8, 1) and dk.stride() == (12, 4, 4, 1)
