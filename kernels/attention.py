@@ -56,7 +56,13 @@ from twofold.kernels.attention_parts import (
 )
 from twofold.kernels.attention_tiles import Tile, aligned, choose_tile, padded
 from twofold.kernels.device import architecture
-from twofold.kernels.layout import checked_into, fresh, side_by_side, with_32bit_offsets
+from twofold.kernels.layout import (
+    checked_into,
+    copied_into,
+    side_by_side,
+    with_32bit_offsets,
+    written_in_tiles,
+)
 from twofold.kernels.precision import float32_products, supported
 from twofold.kernels.rotary import turn_back_in_place
 from twofold.reference import checks
@@ -256,12 +262,13 @@ def backward(
     q, k, v, options = cache.q, cache.k, cache.v, cache.options
     checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, q)
+    supported("dout", dout)
     dout = with_32bit_offsets(dout)
     (B, H, M, D), K = q.shape, k.shape[1]
     sequences, longest_q, longest_k = _sizes(cache)
     shapes = {f"d{name}": tuple(x.shape) for name, x in (("q", q), ("k", k), ("v", v))}
-    given = zip(checked_into(into, **shapes), (q, k, v), strict=True)
-    grads = Gradients(*(fresh(like) if x is None else x for x, like in given))
+    given = checked_into(into, **shapes)
+    grads = Gradients(*map(written_in_tiles, given, (q, k, v)))
     delta = torch.empty_like(cache.lse)
     over_keys = dk_dv_tile or _tile("dk_dv", cache)
     over_queries = dq_tile or _tile("dq", cache)
@@ -297,6 +304,8 @@ def backward(
     if options.rotary is not None:
         turn_back_in_place(grads.dq, *options.rotary.of_q)
         turn_back_in_place(grads.dk, *options.rotary.of_k)
+    dq, dk, dv = map(copied_into, grads[:3], given)
+    grads = Gradients(dq, dk, dv)
     if options.bias is not None and of_bias:
         tile = dq_tile or _tile("dbias", cache)
         inputs = (attention_blocks.over_keys(x, tile), *rest)

@@ -14,9 +14,9 @@ live block are not visited: of each it is looked up before keys are read.
 What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
 batch, the capacity or the device; parts are merged in their order; there are no atomics. A sequence
 has the same bits alone as among others, in pages as in one piece, and its queries packed as in a
-batch of its own; but `max_seqlen_q` chooses the tile, as the number of queries does. The lengths
-stay on the device: the grid is that of the cache's capacity and of the most queries, and programs
-past a sequence's own end at once.
+batch of its own; but `max_seqlen_q` chooses the tile and whether there are parts, as the number of
+queries does. The lengths stay on the device: the grid is that of the cache's capacity and of the
+most queries, and programs past a sequence's own end at once.
 
 Bytes: the keys and values that there are, once. Every part's G·M·D partial outputs are written and
 read again in float32: beside keys in 16 bits 2·G·M/split as much, 6 % for 16 rows. Operations:
@@ -37,7 +37,7 @@ import triton.language as tl
 
 from twofold.kernels import dropout, merge_attention
 from twofold.kernels.attention import draws
-from twofold.kernels.attention_decode_tiles import SPLIT, Tile, choose_tile
+from twofold.kernels.attention_decode_tiles import Tile, choose_split, choose_tile
 from twofold.kernels.attention_parts import (
     LOG2_E,
     Sequence,
@@ -305,7 +305,7 @@ def forward(
     dropout_p: float = 0.0,
     seed: int | torch.Tensor = 0,
     allow_tf32: bool = False,
-    split: int = SPLIT,
+    split: int | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Let every query gather the values of its sequence's keys.
@@ -314,8 +314,9 @@ def forward(
     float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,
     called for whole tiles, also past the lengths. float32 products are accurate to float32 (three
     tf32 products) unless `allow_tf32`; `split` is how many keys make a part, on which the bits
-    depend, with dropout the next multiple of 8; `tile` overrides the table's choice. A page outside
-    the cache gives NaN to the queries that attend to one of its keys.
+    depend, with dropout the next multiple of 8; without it and with many queries there is one part.
+    `tile` overrides the table's choice. A page outside the cache gives NaN to the queries that
+    attend to one of its keys.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
@@ -324,7 +325,8 @@ def forward(
     queries = Queries(cu_seqlens_q, max_seqlen_q)
     check(q, k_cache, v_cache, block_table, options, queries)
     supported("q", q)
-    checks.count("split", split, 1)
+    if split is not None:
+        checks.count("split", split, 1)
     (B, H, M, D), K, N = q.shape, k_cache.shape[1], capacity(k_cache, block_table)
     room = "k_cache.shape[2]" if block_table is None else "block_table.shape[1] · k_cache.shape[2]"
     checks.require(N <= MOST_KEYS, room, N, f"at most {MOST_KEYS}")
@@ -333,6 +335,7 @@ def forward(
         options = options._replace(
             cu_seqlens_q=queries.starts, max_seqlen_q=longest, max_seqlen_k=N
         )
+    split = split or choose_split(H // K * longest, N)
     if dropout_p > 0.0:  # eight neighbours are drawn together, and none by two parts
         split = triton.cdiv(split, 8) * 8
     split = min(split, N)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 SPLIT = 512  # keys of a part, see `attention_decode`
+MOST_SPLIT = 64  # rows; more fill a GPU without, and parts would take memory by capacity × queries
 
 
 class Tile(NamedTuple):
@@ -71,3 +72,8 @@ def choose_tile(rows: int, head_dim: int, element_size: int, *, masked: bool = F
         if rows <= most_rows and bytes_ == size and head_dim <= largest
     )
     return MASKED[key] if masked and key in MASKED else TILES[key]
+
+
+def choose_split(rows: int, capacity: int) -> int:
+    """Return how many keys make a part where a head of keys has so many rows."""
+    return SPLIT if rows <= MOST_SPLIT else capacity

@@ -41,6 +41,7 @@ from twofold.kernels.attention_double_backward_tiles import choose_tile
 from twofold.kernels.attention_parts import at, call, load, place, rows_at, seen, sequence
 from twofold.kernels.attention_tiles import Tile, padded
 from twofold.kernels.layout import fresh, same_aligned_strides
+from twofold.kernels.precision import supported
 from twofold.kernels.rotary import turn, turn_back_in_place
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
@@ -264,6 +265,7 @@ def backward(
     """
     q, k, options, rotary = cache.q, cache.k, cache.options, cache.options.rotary
     check(ddq, ddk, ddv, dout, dlse, q, k, options)
+    supported("dout", dout)
     (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
     # (0) what stands for ddq and ddk
     if rotary is not None:
@@ -286,7 +288,8 @@ def backward(
         "SCORE_SLOPE": None if mod is None else mod.derivative,
         "SCORE_BEND": None if mod is None else mod.second_derivative,
     }
-    masked = options.mask is not None or options.block_mask is not None
+    bytes_beside = mod is not None and len(mod.args) > 0
+    masked = options.mask is not None or options.block_mask is not None or bytes_beside
     most = SLICE if options.dropout_p > 0.0 and masked else MOST_SUMMED
     summed = padded(D) if D <= most else SLICE // 2  # two sums and twice the factors
     slices = triton.cdiv(D, summed)

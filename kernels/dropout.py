@@ -77,9 +77,9 @@ def attention_keep(x, seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr)
     multiple of 8: eight neighbours are the draws of one Philox call. `x` is the `Call`.
 
     Triton 3.6 decides how many neighbours of a product's operand a thread holds by the narrowest
-    load that the operand comes from, and counts a join as half its bits. A mask of bytes beside the
-    joins below would make that 8 neighbours, with which sums over 16 come out wrong. A maximum over
-    one element hides the joins from it.
+    load that the operand comes from, and counts a join as half its bits. Bytes beside the joins
+    below, of a mask or what a function of the scores reads, would make that 8 neighbours, with
+    which sums over 16 come out wrong. A maximum over one element hides the joins from it.
     """
     groups = first // 8 + tl.arange(0, BLOCK_N // 8)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)
@@ -91,7 +91,7 @@ def attention_keep(x, seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr)
     draws = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
     # (2) mask
     keep = tl.reshape(draws >= threshold, [rows.shape[0], BLOCK_N])
-    if x.mask is not None or x.block_mask is not None:
+    if x.mask is not None or x.block_mask is not None or len(x.score_args) > 0:
         if rows.shape[0] < 32 or BLOCK_N < 32:
             keep = tl.max(keep.to(tl.int32)[:, :, None], axis=2) != 0
     return keep

@@ -25,11 +25,19 @@ def side_by_side(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 def checked_into(
     into: checks.Into, **shapes: tuple[int, ...] | None
 ) -> tuple[torch.Tensor | None, ...]:
-    """Return what gradients of these names and shapes are to be written into, None for each new."""
+    """Return what gradients of these names and shapes are to be written into, None for each new.
+
+    Raises:
+        TypeError, ValueError: one is of another shape, dtype or device, or has elements that share
+            a place, which programs would write at once.
+    """
     found = checks.into(into, **shapes)
     for name, x in zip(shapes, found, strict=True):
         if x is not None:
             supported(f"into's {name}", x)
+            shared = any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True))
+            must = "without 0 where there are several elements"
+            checks.require(not shared, f"into's {name}.stride()", x.stride(), must)
     return found
 
 
@@ -47,15 +55,23 @@ def straight(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     return into if into.is_contiguous() else fresh(into)
 
 
-def with_32bit_offsets(x: torch.Tensor) -> torch.Tensor:
-    """Return x, (B, H, L, D), or a copy where its rows or features lie too far apart.
+def written_in_tiles(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """Return where attention writes a gradient (B, H, L, D): `into`, or where tiles fit."""
+    return fresh(like) if into is None or _far(into) else into
 
-    Within a tile offsets have 32 bits, as pointers of 64 bits for each element cost registers.
+
+def with_32bit_offsets(x: torch.Tensor) -> torch.Tensor:
+    """Return x, (B, H, L, D), or a copy where its rows or features lie too far apart."""
+    return x.clone(memory_format=torch.contiguous_format) if _far(x) else x
+
+
+def _far(x: torch.Tensor) -> bool:
+    """Return whether rows or features lie further apart than 32 bits count within a tile.
+
+    Pointers of 64 bits for each element would cost registers.
     """
     row, feature = x.stride()[-2:]
-    if row * MOST_ROWS <= 2**31 and feature * MOST_FEATURES <= 2**31:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return row * MOST_ROWS > 2**31 or feature * MOST_FEATURES > 2**31
 
 
 def same_aligned_strides(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -67,5 +83,5 @@ def same_aligned_strides(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
     *outer, D = arrays[0].shape
     room = arrays[0].new_empty((len(arrays), *outer, -(-D // 16) * 16))[..., :D]
     for copy, x in zip(room, arrays, strict=True):
-        copy.copy_(x)
+        copy.copy_(x.detach())
     return room.unbind()

@@ -28,12 +28,13 @@ import triton
 import triton.language as tl
 
 from twofold.kernels.layout import side_by_side
-from twofold.kernels.precision import DTYPES, supported
+from twofold.kernels.precision import DTYPES, on_current_device, supported
 from twofold.reference import checks
 from twofold.reference.merge_attention import check, check_backward
 
 MOST_ROWS = 2**30  # of a batch, whose rows are counted in 32 bits
 LEAST = tl.constexpr(-3.4028234663852886e38)  # of float32
+UNROLLED = tl.constexpr(8)  # parts that are on their way at a time: of many, each waits for memory
 
 
 class Tile(NamedTuple):
@@ -111,7 +112,7 @@ def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: t
     top = tl.maximum(top, LEAST)  # used once, as Triton 3.6 wants it of a loop's maximum
     # (1) log-sum-exp: the sum, one by one, as in a tree a part left out would move the others
     total = tl.zeros([BLOCK_R], tl.float32)
-    for s in range(S):
+    for s in tl.range(0, S, loop_unroll_factor=UNROLLED):
         total += tl.exp(load_lse(s, lses_at, lses_part, inside) - top)
     # (2) weights: what all of a row's are multiplied by
     return top, total, 1.0 / tl.where(total == 0.0, 1.0, total)
@@ -135,7 +136,7 @@ def merge(
     """Return the output of rows, 0 where all parts are left out."""
     # (3) output
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    for s in range(S):
+    for s in tl.range(0, S, loop_unroll_factor=UNROLLED):
         w, out = weigh_part(
             s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns
         )
@@ -281,6 +282,7 @@ def backward(
     """
     outs, lses = cache.outs, cache.lses
     check_backward(dout, dlse, cache.out)
+    on_current_device("dout", dout)
     S, B, H, M, D = outs.shape
     tile = tile or choose_tile(D)
     douts = torch.empty((S, B, H, M, D), dtype=outs.dtype, device=outs.device)

@@ -79,6 +79,22 @@ def test_every_backward_looks_where_its_gradient_is(triton, monkeypatch, name, c
     assert looked == [output]
 
 
+@pytest.mark.parametrize("name", ["attention", "attention_double_backward", "merge_attention"])
+def test_every_backward_of_attention_looks_where_its_gradient_is(triton, monkeypatch, name):
+    from twofold.kernels import merge_attention, precision
+
+    x = torch.ones(1, 1, 2, 4)
+    out, cache = triton.attention.forward(x, x, x)
+    of_parts = triton.merge_attention.forward(out[None], cache.lse[None])[1]
+    looked = []
+    for module in (precision, merge_attention):
+        monkeypatch.setattr(module, "on_current_device", lambda name, x: looked.append(name))
+    backward = getattr(triton, name).backward
+    arguments = {"attention": (x, cache), "merge_attention": (x, of_parts)}
+    backward(*arguments.get(name, (x, x, x, x, cache)))
+    assert looked == ["dout"]
+
+
 @pytest.mark.parametrize("name", ["attention", "layer norm", "rms norm", "softmax"])
 def test_the_device_is_made_current_for_both_passes(monkeypatch, name):
     entered = []

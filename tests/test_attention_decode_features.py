@@ -11,6 +11,7 @@ from twofold.core.verify import claims
 from twofold.core.verify.contract import hold
 from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import attention_decode as contract
+from twofold.kernels import attention_decode_tiles
 from twofold.reference import attention, rotary
 
 FEATURES = {
@@ -125,6 +126,19 @@ def test_dropout_is_that_of_attention(triton):
     assert ((out == 0) == (other == 0)).all() and (out == 0).mean() > 0.3
     plain = contract.run(triton, dataclasses.replace(case, dropout_p=0.0, split=16), x)
     assert (triton.to_numpy(found["lse"]) == triton.to_numpy(plain["lse"])).all()
+
+
+@pytest.mark.parametrize(("more", "parts"), [(0, 3), (1, 1)])
+def test_many_queries_have_no_parts_of_keys(triton, monkeypatch, more, parts):
+    """Which would take memory by the capacity of the cache times all queries."""
+    monkeypatch.setattr(attention_decode_tiles, "SPLIT", 8)
+    rows = attention_decode_tiles.MOST_SPLIT + more
+    q = triton.asarray(np.ones((1, 1, rows, 8)), "float32")
+    cache = triton.asarray(np.ones((1, 1, 17, 8)), "float32")
+    with Largest() as largest:
+        lengths = triton.asarray(np.full(1, 17))
+        triton.attention_decode.forward(q, cache, cache, key_lengths=lengths)
+    assert largest.elements == parts * q.numel()
 
 
 def test_nothing_of_the_longest_times_all_is_allocated(triton):

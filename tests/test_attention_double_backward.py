@@ -24,6 +24,17 @@ def angles(of_q, of_k, interleaved):
     return Rotary(*(f(x) for x in turns for f in (np.cos, np.sin)), interleaved)
 
 
+def test_what_is_learned_may_lie_in_any_strides(triton):
+    """Rows that are not alike are copied, and a copy is no part of what autograd records."""
+    x = torch.randn(1, 2, 5, 24, generator=torch.Generator().manual_seed(0))
+    heads_inside = x.transpose(1, 2).contiguous().transpose(1, 2)
+    _, cache = triton.attention.forward(x, x, x)
+    expected = triton.attention_double_backward.backward(x, x, x, x, cache)
+    given = (t.requires_grad_() for t in (x.clone(), x.clone(), x.clone(), heads_inside))
+    found = triton.attention_double_backward.backward(*given, cache)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
+
+
 HOW = {
     "plain": {},
     "causal": {"causal": True, "softmax_scale": -0.7},

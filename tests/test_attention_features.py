@@ -280,6 +280,10 @@ def test_offsets_pass_two_to_the_31(triton, far):
     assert torch.equal(out, same)
     first, second = (triton.attention.backward(d, c) for d, c in ((wide, cache), (x, other)))
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+    into = [apart(triton, torch.zeros_like(x), far) for _ in range(3)]
+    written = triton.attention.backward(x, other, into=into)
+    assert all(a is b for a, b in zip(written[:3], into, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(into, second[:3], strict=True))
 
 
 def test_lengths_and_starts_may_be_strided(triton):

@@ -131,6 +131,19 @@ def test_what_cannot_be_written_to_is_refused_before_anything_is(reference: Side
         reference.layer_norm.backward(x, cache, into=(None, v))
 
 
+def test_what_several_programs_would_write_at_once_is_refused(triton: Side) -> None:
+    x = triton.asarray(np.ones((1, 2, 3, 4)), "float32")
+    _, cache = triton.attention.forward(x, x, x)
+    shared = x[:, :1].expand(1, 2, 3, 4)
+    must = r"^into's dk.stride\(\) is \(24, 0, 4, 1\); it must be without 0 where there are several"
+    with pytest.raises(ValueError, match=must):
+        triton.attention.backward(x, cache, into=(None, shared, None))
+    one = x[:, :, :1]
+    _, cache = triton.attention.forward(one, one, one)
+    into = [one.new_empty(8).as_strided((1, 2, 1, 4), (0, 4, 0, 1)) for _ in range(3)]
+    triton.attention.backward(one, cache, into=into)  # where there is one element there is one
+
+
 @pytest.mark.parametrize("operator", CALLS)
 def test_gradients_of_another_shape_are_refused(side: Side, operator: str) -> None:
     _, cache = forward(side, operator, "float32")

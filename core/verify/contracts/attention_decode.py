@@ -24,7 +24,7 @@ from twofold.core.verify.contracts.attention_decode_domain import (
 )
 from twofold.core.verify.contracts.attention_decode_properties import PROPERTIES
 from twofold.core.verify.contracts.attention_scoring import SQUASHED
-from twofold.kernels.attention_decode_tiles import ENTRIES, FEW_ROWS, SPLIT, TILES
+from twofold.kernels.attention_decode_tiles import ENTRIES, FEW_ROWS, MOST_SPLIT, SPLIT, TILES
 
 __all__ = [
     "CONTRACT", "LAYOUTS", "SQUASHED", "Case", "Inputs", "inputs", "paged", "run", "small", "table",
@@ -97,6 +97,8 @@ CONTRACT = Contract(
             for i, ((_, element_size, head_dim), tile) in enumerate(ENTRIES)
         ),
         Case(batch=1, heads=1, capacity=SPLIT + 1, full=True),
+        # One row more than are split.
+        Case(batch=1, heads=1, queries=MOST_SPLIT + 1, capacity=SPLIT + 1, full=True),
         Case(batch=1, heads=1, head_dim=256),
         # A sequence ends with a part, a key before it and after it.
         *(Case(capacity=n, split=16, full=True) for n in (15, 16, 17, 31, 32, 33)),

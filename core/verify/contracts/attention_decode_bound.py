@@ -32,7 +32,7 @@ from twofold.core.verify.contracts.attention_decode_domain import Case, Inputs, 
 from twofold.core.verify.contracts.merge_attention_domain import Merged, merge
 from twofold.core.verify.domains import Array
 from twofold.core.verify.rounding import Approx, concatenate, exact, machine, stack
-from twofold.kernels.attention_decode_tiles import SPLIT
+from twofold.kernels.attention_decode_tiles import choose_split
 from twofold.reference import dropout
 from twofold.reference.attention_scores import Options, ScoreMod, attended, blocks
 from twofold.reference.rotary import Rotary
@@ -60,7 +60,8 @@ def beside(sequences: list[Approx], given: Inputs) -> Approx:
 
 def sequence(case: Case, given: Inputs, b: int) -> Merged:
     """Return the merged parts of one sequence, before anything is cast."""
-    length, size = int(given.lengths[b]), case.split or SPLIT
+    length = int(given.lengths[b])
+    size = case.split or choose_split(case.groups * case.queries, case.capacity)
     if case.dropout_p > 0.0:
         size = -(-size // 8) * 8  # neighbours that are drawn together
     on = machine(attention.statistics(whole(case)))

@@ -224,7 +224,11 @@ _KEEP = of(
             ("attention_keep", "drop .to(tl.int32) of tl.join*"),
         ),
         "a maximum over one element, whether it is taken or not": (
-            ("attention_keep", "if x.mask is not None or x.block_mask is not None:", "*"),
+            (
+                "attention_keep",
+                "if x.mask is not None or x.block_mask is not None or len(x.score_args) > 0:",
+                "*",
+            ),
             ("attention_keep", "if rows.shape[0] < 32 or BLOCK_N < 32:", "*"),
             ("attention_keep", "tl.max → tl.min"),
             ("attention_keep", "drop .to(tl.int32) of keep"),
