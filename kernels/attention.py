@@ -64,7 +64,7 @@ from twofold.kernels.layout import (
     written_in_tiles,
 )
 from twofold.kernels.precision import float32_products, supported
-from twofold.kernels.rotary import turn_back_in_place
+from twofold.kernels.rotary import at_positions, turn_back_in_place
 from twofold.reference import checks
 from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
@@ -130,9 +130,8 @@ def forward_kernel(
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
-    # (0) rotated, where they are: q here, k where (1) reads it
     if CHUNK_D >= D:
-        q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
+        q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if x.sinks is not None:
@@ -154,14 +153,13 @@ def forward_kernel(
             # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
             if CHUNK_D >= D:
                 k = load_features(
-                    x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
+                    x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D
                 )
                 product = dot_rows(q, k, PRECISION)  # (BLOCK_M, BLOCK_N)
             else:
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, kv_head, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
-                    x.q_turn, x.k_turn,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
@@ -220,8 +218,7 @@ def forward(
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
         key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        rotary,
-        block_mask, block_size,
+        rotary, block_mask, block_size,
     )  # fmt: skip
     check(q, k, v, options)
     supported("q", q)
@@ -230,15 +227,18 @@ def forward(
     out = side_by_side((B, H, M, D), q.dtype, q.device)
     lse = torch.empty((B, H, M), dtype=torch.float32, device=q.device)
     cache = Cache(q, k, v, out, lse, scale, options, allow_tf32)
+    # (0) queries and keys at their positions
+    q, k, options = at_positions(q, k, options)
+    read = cache._replace(q=q, k=k, options=options)
     if tile is None and attention_hopper.takes(q, k, v, options):
         attention_hopper.forward(q, k, v, out, lse, scale, bool(causal))
         return out, cache
-    tile = tile or _tile("forward", cache)
-    sequences, longest_q, _ = _sizes(cache)
+    tile = tile or _tile("forward", read)
+    sequences, longest_q, _ = _sizes(read)
     x = by_queries(attention_blocks.over_keys(call(q, k, v, scale, options), tile))
     forward_kernel[(triton.cdiv(longest_q, tile.block_m) * sequences * H,)](
         x, out, lse, out.stride(),
-        **_features(tile, padded(D)), **_constants(cache, tile),
+        **_features(tile, padded(D)), **_constants(read, tile),
     )  # fmt: skip
     return out, cache
 
@@ -259,10 +259,13 @@ def backward(
     receives those three instead of new tensors, in any strides: multi-head attention hands in views
     of the packed projection's gradient. The tiles override the table's choice.
     """
-    q, k, v, options = cache.q, cache.k, cache.v, cache.options
     checks.flag("of_bias", of_bias)
-    check_backward(dout, dlse, q)
+    check_backward(dout, dlse, cache.q)
     supported("dout", dout)
+    # (0) queries and keys at their positions, again
+    rotary, v = cache.options.rotary, cache.v
+    q, k, options = at_positions(cache.q, cache.k, cache.options)
+    cache = cache._replace(q=q, k=k, options=options)
     dout = with_32bit_offsets(dout)
     (B, H, M, D), K = q.shape, k.shape[1]
     sequences, longest_q, longest_k = _sizes(cache)
@@ -286,7 +289,7 @@ def backward(
         num_warps=over_queries.num_warps,
     )  # fmt: skip
     derivative = None if options.score_mod is None else options.score_mod.derivative
-    summed = _summed(cache)
+    summed = _summed(D)
     slices = triton.cdiv(D, summed)
     dk_dv_kernel[(triton.cdiv(longest_k, over_keys.block_n) * sequences * K, slices)](
         by_keys(attention_blocks.over_queries(x, over_keys)), *rest,
@@ -301,11 +304,10 @@ def backward(
         **_features(over_queries, summed), **_constants(cache, over_queries),
     )  # fmt: skip
     # (0) rotated back, where they are
-    if options.rotary is not None:
-        turn_back_in_place(grads.dq, *options.rotary.of_q)
-        turn_back_in_place(grads.dk, *options.rotary.of_k)
-    dq, dk, dv = map(copied_into, grads[:3], given)
-    grads = Gradients(dq, dk, dv)
+    if rotary is not None:
+        turn_back_in_place(grads.dq, *rotary.of_q)
+        turn_back_in_place(grads.dk, *rotary.of_k)
+    grads = Gradients(*map(copied_into, grads[:3], given))
     if options.bias is not None and of_bias:
         tile = dq_tile or _tile("dbias", cache)
         inputs = (attention_blocks.over_keys(x, tile), *rest)
@@ -333,10 +335,9 @@ def _dbias(
     return dbias
 
 
-def _summed(cache: Cache) -> int:
-    """Return how many features a program of backward sums: beside angles in float32 fewer."""
-    D, narrow = cache.q.shape[-1], cache.q.element_size() < 4 or cache.options.rotary is None
-    return padded(D) if D <= (MOST_SUMMED if narrow else SLICE) else SLICE
+def _summed(D: int) -> int:
+    """Return how many features a program of backward sums."""
+    return padded(D) if D <= MOST_SUMMED else SLICE
 
 
 def _features(tile: Tile, summed: int) -> dict[str, int | None]:
@@ -358,7 +359,6 @@ def _tile(kernel: str, cache: Cache) -> Tile:
         packed=options.packed,
         grouped=cache.q.shape[1] != cache.k.shape[1],
         blocked=options.block_mask is not None,
-        rotary=options.rotary is not None,
         dropout=options.dropout_p > 0.0,
         aligned=aligned(*cache.q.stride(), *cache.k.stride(), *cache.v.stride()),
     )

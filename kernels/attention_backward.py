@@ -120,7 +120,7 @@ def dk_dv_kernel(
     if DROPOUT:
         seed = tl.load(x.seed)
     if CHUNK_D >= D:
-        k = load_features(x.k, x.k_strides, seq.batch, kv_head, key, n, d, k_end, D, x.k_turn)
+        k = load_features(x.k, x.k_strides, seq.batch, kv_head, key, n, d, k_end, D)
         v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, n, d, k_end, D)
     dk = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     dv = zeros(BLOCK_N, BLOCK_D, TAIL_D)
@@ -142,7 +142,7 @@ def dk_dv_kernel(
                 start = tile_at(x, b, h, block, start, BLOCK_M)
                 query, rows = seq.q_first + start, start + m
                 q = load_features(
-                    x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn
+                    x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D
                 )  # (BLOCK_M, BLOCK_D)
                 dout = load_features(
                     dout_ptr, dout_strides, seq.batch, h, query, tl.trans(m), d, q_end, D
@@ -157,7 +157,6 @@ def dk_dv_kernel(
                     product = products(
                         x.k, x.k_strides, kv_head, x.q, x.q_strides, h, seq.batch,
                         key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
-                        x.k_turn, x.q_turn,
                     )  # (BLOCK_N, BLOCK_M)  # fmt: skip
                 s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
                 p = weights_again(s, lse)
@@ -225,7 +224,7 @@ def dq_kernel(
     d = features(tl.program_id(1) * BLOCK_D, BLOCK_D, TAIL_D)
     rows = first + m
     if CHUNK_D >= D:
-        q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
+        q = load_features(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D)
         dout = load_features(dout_ptr, dout_strides, seq.batch, h, query, m, d, q_end, D)
     row_at = rows_at(x, seq, h, rows)
     lse = tl.load(lse_ptr + row_at, mask=rows < seq.M, other=0.0)  # (BLOCK_M, 1)
@@ -243,7 +242,7 @@ def dq_kernel(
             start = tile_at(x, b, h, block, start, BLOCK_N)
             key, columns = seq.k_first + start, start + n
             k = load_features(
-                x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D, x.k_turn
+                x.k, x.k_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D
             )  # (BLOCK_N, BLOCK_D)
             # (5) P = exp(S − lse), again
             if CHUNK_D >= D:
@@ -252,7 +251,6 @@ def dq_kernel(
                 product = products(
                     x.q, x.q_strides, h, x.k, x.k_strides, kv_head, seq.batch,
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
-                    x.q_turn, x.k_turn,
                 )  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             p = weights_again(s, lse)

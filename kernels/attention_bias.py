@@ -88,7 +88,6 @@ def dbias_kernel(
                     product = products(
                         x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
                         query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
-                        x.q_turn, x.k_turn,
                     )  # (BLOCK_M, BLOCK_N)  # fmt: skip
                     s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
                     p = weights_again(s, lse)

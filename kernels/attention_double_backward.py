@@ -42,7 +42,7 @@ from twofold.kernels.attention_parts import at, call, load, place, rows_at, seen
 from twofold.kernels.attention_tiles import Tile, padded
 from twofold.kernels.layout import fresh, same_aligned_strides
 from twofold.kernels.precision import supported
-from twofold.kernels.rotary import turn, turn_back_in_place
+from twofold.kernels.rotary import at_positions, turn, turn_back_in_place
 from twofold.reference.attention_double_backward import check
 from twofold.reference.attention_scores import sizes
 
@@ -263,15 +263,14 @@ def backward(
     Arguments and results are those of `reference.attention_double_backward.backward`, in any
     strides; `tile` overrides the table's choice.
     """
-    q, k, options, rotary = cache.q, cache.k, cache.options, cache.options.rotary
-    check(ddq, ddk, ddv, dout, dlse, q, k, options)
+    rotary = cache.options.rotary
+    check(ddq, ddk, ddv, dout, dlse, cache.q, cache.k, cache.options)
     supported("dout", dout)
+    # (0) queries and keys at their positions, and what stands for ddq and ddk
+    q, k, options = at_positions(cache.q, cache.k, cache.options)
     (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
-    # (0) what stands for ddq and ddk
     if rotary is not None:
-        q, ddq = (turn(x, *rotary.of_q) for x in (q, ddq))
-        k, ddk = (turn(x, *rotary.of_k) for x in (k, ddk))
-        options = options._replace(rotary=None)
+        ddq, ddk = turn(ddq, *rotary.of_q), turn(ddk, *rotary.of_k)
     q, dout, ddq = same_aligned_strides(q, dout, ddq)
     k, v, ddk, ddv = same_aligned_strides(k, cache.v, ddk, ddv)
     dq, dk, dv, ddout = (fresh(x) for x in (q, k, v, dout))

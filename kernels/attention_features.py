@@ -33,13 +33,13 @@ def zeros(ROWS: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
 
 
 @triton.jit
-def load_features(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr, turn=None):
+def load_features(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr):
     """Load rows as `attention_parts.load` does."""
-    x = load(ptr, strides, b, h, start, rows, d[0], length, D, turn)
+    x = load(ptr, strides, b, h, start, rows, d[0], length, D)
     if len(d) == 1:
         return (x,)
     else:
-        return x, load(ptr, strides, b, h, start, rows, d[1], length, D, turn)
+        return x, load(ptr, strides, b, h, start, rows, d[1], length, D)
 
 
 @triton.jit

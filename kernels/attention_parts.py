@@ -198,16 +198,10 @@ def rows_at(x, seq, h, rows):
 
 
 @triton.jit
-def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr, turn=None):
-    """Load a tile of rows, zero at and after `length` and past head_dim.
-
-    (0) `turn` is None, or what `turned` rotates rows by as they are read.
-    """
+def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
+    """Load a tile of rows, zero at and after `length` and past head_dim."""
     inside = (start + rows < length) & (columns < D)
-    x = tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
-    if turn is not None:
-        x = turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, start)
-    return x
+    return tl.load(at(ptr, strides, b, h, start, rows, columns), mask=inside, other=0.0)
 
 
 @triton.jit
@@ -238,7 +232,7 @@ def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angl
 def products(
     x_ptr, x_strides, x_h, y_ptr, y_strides, y_h, b,
     x_first, x_rows, x_length, y_first, y_rows, y_length,
-    D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr, x_turn=None, y_turn=None,
+    D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Multiply rows of x by rows of y, CHUNK_D features at a time: registers hold no more of them.
 
@@ -247,8 +241,8 @@ def products(
     acc = tl.zeros([x_rows.shape[0], y_rows.shape[0]], tl.float32)
     for chunk in range(0, D, CHUNK_D):
         d = chunk + tl.arange(0, CHUNK_D)[None, :]
-        x = load(x_ptr, x_strides, b, x_h, x_first, x_rows, d, x_length, D, x_turn)  # (X, CHUNK_D)
-        y = load(y_ptr, y_strides, b, y_h, y_first, y_rows, d, y_length, D, y_turn)  # (Y, CHUNK_D)
+        x = load(x_ptr, x_strides, b, x_h, x_first, x_rows, d, x_length, D)  # (X, CHUNK_D)
+        y = load(y_ptr, y_strides, b, y_h, y_first, y_rows, d, y_length, D)  # (Y, CHUNK_D)
         acc = tl.dot(x, tl.trans(y), acc, input_precision=PRECISION)
     return acc
 

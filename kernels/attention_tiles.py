@@ -101,26 +101,6 @@ BLOCKED: dict[Key, Tile] = {
     ("forward", 2, 128): Tile(64, 32, 8, 3),
     ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 32),
 }
-# The same, and the addresses of the angles and of the other features of a rotary position's pairs.
-ROTARY: dict[Key, Tile] = {
-    **BLOCKED,
-    ("forward", 2, 32): Tile(128, 32, 8, 3),
-    ("forward", 2, 64): Tile(128, 32, 8, 3),
-    ("forward", 2, 128): Tile(32, 32, 8, 2, 32),
-    ("forward", 2, 256): Tile(64, 16, 8, 1),
-    ("forward", 4, 32): Tile(32, 16, 8, 1),
-    ("forward", 4, 64): Tile(32, 16, 8, 2),
-    ("forward", 4, 128): Tile(16, 16, 8, 1),
-    ("dk_dv", 2, 32): Tile(32, 32, 8, 1),
-    ("dk_dv", 2, 64): Tile(32, 32, 8, 1),
-    ("dk_dv", 2, 128): Tile(32, 32, 8, 1, 32),
-    ("dk_dv", 2, 256): Tile(16, 32, 8, 1, 32),
-    ("dk_dv", 4, 32): Tile(16, 16, 4, 1),
-    ("dk_dv", 4, 128): Tile(16, 16, 8, 1, 16),
-    ("dk_dv", 4, 256): Tile(16, 16, 8, 1, 32),
-    ("dq", 2, 128): Tile(32, 32, 8, 1, 32),
-    ("dq", 4, 128): Tile(16, 16, 8, 1, 16),
-}
 # On AMD a thread has 512 registers if its program has no more than four warps, else 256.
 AMD: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(32, 32, 4, 1),
@@ -229,7 +209,7 @@ HOPPER_DROPOUT: dict[Key, Tile] = {
 }
 SHORT, MIDDLE = 64, 128
 TABLES = (
-    TILES, DROPOUT, MASKED, MASKED_DROPOUT, BLOCKED, ROTARY, AMD, UNALIGNED_OWN,
+    TILES, DROPOUT, MASKED, MASKED_DROPOUT, BLOCKED, AMD, UNALIGNED_OWN,
     HOPPER, HOPPER_MIDDLE, HOPPER_SHORT, HOPPER_PACKED, HOPPER_GROUPED, HOPPER_MASKED,
     HOPPER_DROPOUT, GROUPED, AMD_GROUPED,
 )  # fmt: skip
@@ -268,7 +248,6 @@ def choose_tile(
     rows: int = MIDDLE + 1,
     masked: bool = False,
     blocked: bool = False,
-    rotary: bool = False,
     packed: bool = False,
     grouped: bool = False,
     dropout: bool = False,
@@ -279,7 +258,7 @@ def choose_tile(
     That of dbias is dq's, but not Hopper's, which spills. `architecture` is what
     `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has.
     What takes registers beside the scores has tables of its own: `masked`, that there is a mask of
-    pairs or that the scores are changed; `blocked`, a mask of blocks; `rotary`, `packed` sequences,
+    pairs or that the scores are changed; `blocked`, a mask of blocks; `packed` sequences;
     `dropout`; `grouped`, that heads share keys, which with dropout leaves no room for Hopper's
     tiles. `aligned` is what the function of this name says of the strides.
 
@@ -293,9 +272,7 @@ def choose_tile(
         return UNALIGNED_OWN.get(key) or UNALIGNED[key[1:]]
     if architecture.startswith("gfx"):
         return (AMD_GROUPED if grouped else AMD).get(key) or TILES[key]
-    if rotary:
-        own = ROTARY
-    elif blocked:
+    if blocked:
         own = BLOCKED
     elif hopper and packed and not masked and not dropout:
         own = MASKED | HOPPER_PACKED | (HOPPER_GROUPED if grouped else {})
@@ -311,10 +288,10 @@ def choose_tile(
         own = HOPPER | (HOPPER_GROUPED if grouped else {})
     else:
         own = GROUPED if grouped else TILES
-    if dropout and (masked or packed or blocked or rotary) and kernel != "dbias":
+    if dropout and (masked or packed or blocked) and kernel != "dbias":
         own = MASKED_DROPOUT | own
     tile = own.get(key) or TILES[key]
-    crowded = masked or blocked or rotary or packed or dropout or (grouped and not hopper)
+    crowded = masked or blocked or packed or dropout or (grouped and not hopper)
     if 64 < head_dim <= 96 and element_size == 2 and kernel != "dbias" and not crowded:
         return tile._replace(tail_d=padded(head_dim - 64))
     return tile

@@ -12,7 +12,7 @@ run. Bytes: q read once for every tile of keys; operations: 2·M·N·D per head,
 causal.
 
 `B` batch, `H` heads, `G` of them for each KV head, `M` queries, `R` of them looked at, `N`
-keys, `D` head_dim. Steps (1)–(3) are those of the reference; (0) rotates rows as they are read.
+keys, `D` head_dim. Steps (0)–(3) are those of the reference.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from twofold.kernels.attention_parts import (
 from twofold.kernels.attention_tiles import Tile, aligned, padded
 from twofold.kernels.attention_weights_tiles import choose_tile
 from twofold.kernels.precision import supported
+from twofold.kernels.rotary import at_positions
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.attention_weights import check, check_rows
 from twofold.reference.rotary import Rotary
@@ -94,7 +95,6 @@ def weights_kernel(
             x.q, x.q_strides, h, x.k, x.k_strides, h // x.G, seq.batch,
             query, m, seq.q_first + end_row, key, tl.trans(n), seq.k_first + seq.present,
             D, CHUNK_D, PRECISION,
-            x.q_turn, x.k_turn,
         )  # (BLOCK_M, BLOCK_N)  # fmt: skip
         s = scores(product, x, b, seq, h, rows, columns, True, SCORE)
         # (2) P = exp(S − lse)
@@ -131,7 +131,7 @@ def received_kernel(
     key, q_end, k_end = seq.k_first + first, seq.q_first + seq.M, seq.k_first + seq.present
     if CHUNK_D == BLOCK_D:
         d = tl.arange(0, BLOCK_D)[None, :]
-        k = load(x.k, x.k_strides, seq.batch, kv_head, key, n, d, k_end, D, x.k_turn)
+        k = load(x.k, x.k_strides, seq.batch, kv_head, key, n, d, k_end, D)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask (0
     # is stored for them), nor does the last tile of queries, where lse is +∞ and weights are 0.
@@ -149,13 +149,12 @@ def received_kernel(
             query, rows = seq.q_first + start, start + m
             # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked; in base 2
             if CHUNK_D == BLOCK_D:
-                q = load(x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D, x.q_turn)
+                q = load(x.q, x.q_strides, seq.batch, h, query, tl.trans(m), d, q_end, D)
                 product = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
             else:
                 product = products(
                     x.k, x.k_strides, kv_head, x.q, x.q_strides, h, seq.batch,
                     key, n, k_end, query, tl.trans(m), q_end, D, CHUNK_D, PRECISION,
-                    x.k_turn, x.q_turn,
                 )  # (BLOCK_N, BLOCK_M)  # fmt: skip
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) P = exp(S − lse)
@@ -203,6 +202,8 @@ def weights(
         rotary, block_mask, block_size,
     )  # fmt: skip
     _check(q, k, lse, options)
+    # (0) queries and keys at their positions
+    q, k, options = at_positions(q, k, options)
     H, (B, M, N) = q.shape[1], sizes(options, q.shape[0], q.shape[2], k.shape[2])
     some = check_rows(rows, M)
     p = torch.empty((B, H, len(some), N), dtype=torch.float32, device=q.device)
@@ -251,9 +252,11 @@ def received(
         rotary, block_mask, block_size,
     )  # fmt: skip
     _check(q, k, lse, options)
+    # (0) queries and keys at their positions
+    q, k, options = at_positions(q, k, options)
     H, (B, _, N) = q.shape[1], sizes(options, q.shape[0], q.shape[2], k.shape[2])
     out = torch.empty((q.shape[0], H, k.shape[2]), dtype=torch.float32, device=q.device)
-    tile = tile or _tile(q, k, rotated=rotary is not None)
+    tile = tile or _tile(q, k)
     x = call(q, k, None, options.scale(q.shape[-1]), options)
     received_kernel[(triton.cdiv(N, tile.block_n) * B * H,)](
         attention_blocks.over_queries(x, tile), lse.float().contiguous(), out,
@@ -262,10 +265,10 @@ def received(
     return out
 
 
-def _tile(q: torch.Tensor, k: torch.Tensor, *, rotated: bool = False) -> Tile:
-    """Return the tables' tile for these queries and keys."""
+def _tile(q: torch.Tensor, k: torch.Tensor) -> Tile:
+    """Return the table's tile for these queries and keys."""
     straight = aligned(*q.stride(), *k.stride())
-    return choose_tile(q.shape[-1], q.element_size(), aligned=straight, rotated=rotated)
+    return choose_tile(q.shape[-1], q.element_size(), aligned=straight)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, options: Options) -> None:

@@ -20,27 +20,17 @@ TILES: dict[Key, Tile] = {
     (4, 128): Tile(32, 32, 8, 1, 64),
     (4, 256): Tile(32, 32, 8, 1, 32),
 }
-# What replaces those of `received` that would spill where queries are rotated in its loop: two
-# programs of four warps instead of one of eight, each with fewer queries at a time.
-ROTATED: dict[Key, Tile] = {(2, 128): Tile(16, 64, 4, 1)}
 # Rows that are not aligned, and head_dim 512, take attention's tiles, but for one that would spill
 # with some changes of the scores.
 UNALIGNED: dict[Key, Tile] = attention_tiles.UNALIGNED | {(4, 64): Tile(16, 16, 8, 1, 32)}
 # Every entry once, for the tests.
-ENTRIES: tuple[tuple[Key, Tile], ...] = (
-    *TILES.items(), *ROTATED.items(), *UNALIGNED.items(),
-)  # fmt: skip
+ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *UNALIGNED.items())
 
 
-def choose_tile(
-    head_dim: int, element_size: int, *, aligned: bool = True, rotated: bool = False
-) -> Tile:
+def choose_tile(head_dim: int, element_size: int, *, aligned: bool = True) -> Tile:
     """Return the tables' tile for a head_dim and bytes per element.
 
-    `aligned` is what `attention_tiles.aligned` says of the strides; `rotated`, that a loop rotates
-    the rows that it reads.
+    `aligned` is what `attention_tiles.aligned` says of the strides.
     """
     key = element_size, padded(head_dim)
-    if not aligned or key not in TILES:
-        return UNALIGNED[key]
-    return ROTATED.get(key, TILES[key]) if rotated else TILES[key]
+    return TILES[key] if aligned and key in TILES else UNALIGNED[key]

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from twofold.kernels import layout, precision
 from twofold.reference import checks
+from twofold.reference.attention_scores import Options
 from twofold.reference.rotary import check, check_backward, check_tables
 
 
@@ -219,6 +220,19 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: boo
     out = _beside(x)
     _launch(x, None, Cache(cos, sin, interleaved), (out, out), False, None)
     return out
+
+
+def at_positions(
+    q: torch.Tensor, k: torch.Tensor, options: Options
+) -> tuple[torch.Tensor, torch.Tensor, Options]:
+    """Return q and k rotated where attention's options say so, and options that do not any more.
+
+    Once, not by every program that reads them: that would take what registers multiply with.
+    """
+    rotary = options.rotary
+    if rotary is None:
+        return q, k, options
+    return turn(q, *rotary.of_q), turn(k, *rotary.of_k), options._replace(rotary=None)
 
 
 def turn_back_in_place(

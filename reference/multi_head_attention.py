@@ -141,7 +141,7 @@ def forward(
         num_kv_heads: K, a divisor of H; H where it is None.
         context: (B, N, E) to attend to instead of x.
         rotary: (cos, sin, interleaved) as for `rotary.forward`, which rotates q and k once, without
-            a context; or a `Rotary`, by which `attention.forward` rotates them as it reads them.
+            a context; or a `Rotary`, by which `attention.forward` rotates them.
         causal and all others: as for `attention.forward`, M and N the lengths of x and of what it
             attends to. If packed, x is (1, M, E), and self-attention takes the same cu_seqlens for
             q and k.

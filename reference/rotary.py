@@ -39,7 +39,7 @@ class Gradients(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """The angles by which `attention` rotates queries and keys as it reads them; see `tables`.
+    """The angles by which `attention` rotates queries and keys; see `tables`.
 
     Row i of cos and sin, (M, F) or (B, M, F), F ≤ D/2, float32 or of q's dtype, holds the angles of
     row i of q as it lies in memory; `k_cos` and `k_sin`, (N, F) or (B, N, F), are those of k's

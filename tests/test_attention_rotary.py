@@ -1,4 +1,4 @@
-"""Rotary positions that attention turns by as it reads: those of `rotary`, forward and backward."""
+"""Rotary positions that attention turns by: those of `rotary`, forward and backward."""
 
 import numpy as np
 import pytest

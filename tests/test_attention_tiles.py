@@ -17,9 +17,9 @@ from twofold.kernels.device import architecture
 
 TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
 ARCHITECTURES = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100", "gfx942": "gfx942"}
-FEATURES = ("masked", "blocked", "rotary", "packed", "grouped", "dropout")
+FEATURES = ("masked", "blocked", "packed", "grouped", "dropout")
 ASKED = [
-    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=6)
+    dict(zip(FEATURES, asked, strict=True)) for asked in itertools.product((False, True), repeat=5)
 ]
 
 
@@ -60,7 +60,7 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
         key = (kernel, size, d)
         masked, packed, grouped = (asked[x] for x in ("masked", "packed", "grouped"))
         own = BY_ROWS[rows]
-        if size == 4 or asked["blocked"] or asked["rotary"] or (grouped and asked["dropout"]):
+        if size == 4 or asked["blocked"] or (grouped and asked["dropout"]):
             own = {}
         elif masked or (packed and asked["dropout"]):
             own = tiles.HOPPER_MASKED

@@ -25,7 +25,6 @@ from twofold.core.verify.rounding import gamma
 from twofold.kernels import attention_weights_tiles as tiles
 from twofold.reference import attention, attention_weights
 from twofold.reference.attention_scores import Options, attended, pack
-from twofold.reference.rotary import Rotary
 
 HEADS, LONG, HEAD_DIM = 4, 200, 16
 EVERYTHING = {
@@ -42,28 +41,12 @@ def test_every_tile_is_pinned_and_chosen():
     pinned = {c.tile for c in contract.CONTRACT.pinned if c.tile is not None}
     assert pinned == set(range(len(tiles.ENTRIES)))
     chosen = {
-        tiles.choose_tile(d, size, aligned=aligned, rotated=rotated)
+        tiles.choose_tile(d, size, aligned=aligned)
         for d in range(1, 513)
         for size in (2, 4)
         for aligned in (True, False)
-        for rotated in (True, False)
     }
     assert chosen == {tile for _, tile in tiles.ENTRIES}
-
-
-def test_the_loop_of_received_alone_has_tiles_for_what_is_rotated_in_it(triton, monkeypatch):
-    asked = []
-
-    def choose(*of, rotated, **how):
-        asked.append(rotated)
-        return tiles.choose_tile(*of, rotated=rotated, **how)
-
-    monkeypatch.setattr(triton.attention_weights, "choose_tile", choose)
-    q, lse, angles = torch.zeros(1, 1, 3, 16), torch.zeros(1, 1, 3), torch.zeros(3, 8)
-    for f in (triton.attention_weights.weights, triton.attention_weights.received):
-        for turned in (None, Rotary(angles.cos(), angles.sin())):
-            f(q, q, lse, rotary=turned)
-    assert asked == [False, False, False, True]
 
 
 @given(contract.CONTRACT.cases)

@@ -28,6 +28,7 @@ FOLDERS = {"triton": "kernels", "reference": "reference"}
 # Functions that another operator's contract runs than that of their file.
 ELSEWHERE = {
     ("kernels/dropout.py", "attention_keep"): "attention",
+    ("kernels/attention_parts.py", "turned"): "attention_fp8",
     ("reference/normal.py", "density"): "activation",
     # With a scale and dropout, which embedding has not.
     ("reference/embedding.py", "scatter_add"): "positional_encoding",

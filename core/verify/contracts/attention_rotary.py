@@ -1,9 +1,9 @@
 """Rotary positions in attention's contract: drawn, placed on a side, and what they do to a bound.
 
-A query or key is turned in float32 and cast to its own dtype as it is read; from there on the bound
-is that of attention of the turned ones, which carry that error (`rotary.turn`; no cast is averaged
-here, as one of them is in many sums). The gradients of q and k are stored, read again, turned back
-and stored again.
+A query or key is turned in float32 and cast to its own dtype; from there on the bound is that of
+attention of the turned ones, which carry that error (`rotary.turn`; no cast is averaged here, as
+one of them is in many sums). The gradients of q and k are stored, read again, turned back and
+stored again.
 """
 
 from __future__ import annotations

@@ -46,49 +46,37 @@ _MERGE = of(
 )
 
 _SEEN = "(start >= begin) & (start < end)"
-_WEIGHTS = (
-    of(
-        "kernels/attention_weights.py",
-        {
-            VISITED_IN_VAIN: (
-                *last("weights_kernel", "BLOCK_M", "end_row"),
-                *start("weights_kernel"),
-                *last("received_kernel", "BLOCK_N", "seq.present"),
-                ("weights_kernel", "start < end → start <= end"),
-                ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
-                ("weights_kernel", f"{_SEEN} → start >= begin"),
-                ("weights_kernel", f"{_SEEN} → start < end"),
-                ("weights_kernel", "visited & (here < after) → *"),
-                ("weights_kernel", "here < after → here <= after"),
-                ("received_kernel", "x.k_starts is not None → x.k_starts is None"),
-                ("received_kernel", "first >= seq.N → first > seq.N"),
+_WEIGHTS = of(
+    "kernels/attention_weights.py",
+    {
+        VISITED_IN_VAIN: (
+            *last("weights_kernel", "BLOCK_M", "end_row"),
+            *start("weights_kernel"),
+            *last("received_kernel", "BLOCK_N", "seq.present"),
+            ("weights_kernel", "start < end → start <= end"),
+            ("weights_kernel", f"{_SEEN} → (start >= begin) | (start < end)"),
+            ("weights_kernel", f"{_SEEN} → start >= begin"),
+            ("weights_kernel", f"{_SEEN} → start < end"),
+            ("weights_kernel", "visited & (here < after) → *"),
+            ("weights_kernel", "here < after → here <= after"),
+            ("received_kernel", "x.k_starts is not None → x.k_starts is None"),
+            ("received_kernel", "first >= seq.N → first > seq.N"),
+        ),
+        "what padding keys would sum up is not stored": (
+            ("received_kernel", "first < seq.present → first <= seq.present"),
+            (
+                "received_kernel",
+                "length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)",
+                "0 → 1",
             ),
-            "what padding keys would sum up is not stored": (
-                ("received_kernel", "first < seq.present → first <= seq.present"),
-                (
-                    "received_kernel",
-                    "length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)",
-                    "0 → 1",
-                ),
-            ),
-            "without a band there is no tile at its edge": (
-                ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
-            ),
-        },
-    )
-    + of(
-        "reference/attention_weights.py",
-        {"of four axes": (("received", "-2 → 2"),)},
-    )
-    + of(
-        "kernels/attention_weights_tiles.py",
-        {
-            "it computes the same, at another cost": (
-                ("choose_tile", "not aligned → aligned"),
-                ("choose_tile", "rotated → not rotated"),
-            ),
-        },
-    )
+        ),
+        "without a band there is no tile at its edge": (
+            ("received_kernel", "for EDGE in tl.static_range(*", "1 → 2"),
+        ),
+    },
+) + of(
+    "reference/attention_weights.py",
+    {"of four axes": (("received", "-2 → 2"),)},
 )
 
 _DECODE = (

@@ -236,7 +236,7 @@ _KEEP = of(
     },
 )
 
-_CROWDED = "crowded = masked or blocked or rotary or packed or dropout or (grouped and not hopper)"
+_CROWDED = "crowded = masked or blocked or packed or dropout or (grouped and not hopper)"
 _SECOND = "return tile._replace(tail_d=padded(head_dim - 64))"
 _TILES = of(
     "kernels/attention_tiles.py",
@@ -257,10 +257,9 @@ _TILES = of(
             ("aligned", "*"),
             ("choose_tile", "features > 256 → features >= 256"),
             ("choose_tile", "256 → 255"),
-            ("choose_tile", "rotary → not rotary"),
             ("choose_tile", "blocked → not blocked"),
             ("choose_tile", "masked or packed → *"),
-            ("choose_tile", "masked or packed or blocked or rotary → *"),
+            ("choose_tile", "masked or packed or blocked → *"),
             ("choose_tile", "dropout and (masked or *"),
             ("choose_tile", "MASKED_DROPOUT | own → *"),
             ("choose_tile", "dropout → not dropout"),

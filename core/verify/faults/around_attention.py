@@ -13,6 +13,7 @@ DOUBLE, DOUBLE_PARTS, DOUBLE_REFERENCE = (
 )
 LAYOUT = "kernels/layout.py"
 MERGE, MERGE_REFERENCE = "kernels/merge_attention.py", "reference/merge_attention.py"
+PARTS = "kernels/attention_parts.py"  # of which FP8 alone turns keys as it reads them
 FP8, FP8_REFERENCE = "kernels/attention_fp8.py", "reference/attention_fp8.py"
 FP8_QUANTIZE = "kernels/attention_fp8_quantize.py"
 
@@ -256,8 +257,7 @@ _DOUBLE: tuple[Row, ...] = (
     ),
     (
         DOUBLE, "ddq and ddk are not turned to their positions", "",
-        ("q, ddq = (turn(x, *rotary.of_q) for x in (q, ddq))", "q = turn(q, *rotary.of_q)"),
-        ("k, ddk = (turn(x, *rotary.of_k) for x in (k, ddk))", "k = turn(k, *rotary.of_k)"),
+        ("ddq, ddk = turn(ddq, *rotary.of_q), turn(ddk, *rotary.of_k)", "pass"),
     ),
     (
         DOUBLE, "dk is turned back by the angles of q", "",
@@ -322,6 +322,18 @@ _FP8: tuple[Row, ...] = (
     (
         FP8, "what is turned is rounded to 8 bits again", "",
         ("x.to(tl.float16), ptr", "x, ptr"),
+    ),
+    (
+        PARTS, "keys are turned by the angles of queries", "",
+        ("_turn(*turns.of_k)", "_turn(*turns.of_q)"),
+    ),
+    (
+        PARTS, "every batch is turned by the angles of the first", "",
+        ("row_at = tl.cast(b, tl.int64) * turn[2] +", "row_at = tl.cast(b, tl.int64) * 0 +"),
+    ),
+    (
+        PARTS, "angles are taken to be contiguous", "",
+        ("cos.contiguous(), sin.contiguous()", "cos, sin"),
     ),
     (
         FP8, "every chunk of features is the first", "",

@@ -7,6 +7,7 @@ from twofold.core.verify.faults.entry import Row, of
 FORWARD, BACKWARD = "kernels/attention.py", "kernels/attention_backward.py"
 FEATURES = "kernels/attention_features.py"
 PARTS, BIAS = "kernels/attention_parts.py", "kernels/attention_bias.py"
+ROTARY = "kernels/rotary.py"
 REFERENCE, BLOCKS = "reference/attention.py", "kernels/attention_blocks.py"
 
 _ATTENTION: tuple[Row, ...] = (
@@ -250,16 +251,21 @@ _ATTENTION: tuple[Row, ...] = (
          "shift=longest_k - longest_q if own_shift else shift"),
     ),
     (
-        PARTS, "keys are turned by the angles of queries", "",
-        ("_turn(*turns.of_k)", "_turn(*turns.of_q)"),
+        ROTARY, "keys are turned by the angles of queries", "",
+        ("turn(k, *rotary.of_k), options", "turn(k, *rotary.of_q), options"),
     ),
     (
-        PARTS, "every batch is turned by the angles of the first", "",
-        ("row_at = tl.cast(b, tl.int64) * turn[2] +", "row_at = tl.cast(b, tl.int64) * 0 +"),
+        ROTARY, "every batch is turned by the angles of the first", "",
+        ("x.expand(B, L, F)", "x.reshape(-1, L, F)[:1].expand(B, L, F)"),
+    ),
+    (
+        FORWARD, "backward attends to keys that are not turned", "",
+        ("q, k, options = at_positions(cache.q, cache.k, cache.options)",
+         "q, _, options = at_positions(cache.q, cache.k, cache.options); k = cache.k"),
     ),
     (
         FORWARD, "the gradient of turned keys is not turned back", "",
-        ("turn_back_in_place(grads.dk, *options.rotary.of_k)", "pass"),
+        ("turn_back_in_place(grads.dk, *rotary.of_k)", "pass"),
     ),
     (
         FORWARD, "lse of packed sequences lies as that of batches", "",
@@ -300,10 +306,6 @@ _ATTENTION: tuple[Row, ...] = (
     (
         PARTS, "lengths are taken to be contiguous", "",
         ("lengths=_contiguous(options.key_lengths)", "lengths=options.key_lengths"),
-    ),
-    (
-        PARTS, "angles are taken to be contiguous", "",
-        ("cos.contiguous(), sin.contiguous()", "cos, sin"),
     ),
     (
         FORWARD, "values of padding are multiplied by 0", "",
