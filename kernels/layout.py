@@ -56,7 +56,7 @@ def straight(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
 
 
 def written_in_tiles(into: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Return where a gradient (B, H, L, D) is written: into `into`, unless it lies too far apart."""
+    """Return where a gradient (B, H, L, D) is written: `into`, unless it lies too far apart."""
     return fresh(like) if into is None or _far(into) else into
 
 
