@@ -110,6 +110,10 @@ _DECODE = (
             "scores are made of numbers of queries and keys, wherever these are in memory": (
                 ("split_kernel", "keys = Sequence(b, q_first, 0, M, x.N, end, shift)", "0 → 1"),
             ),
+            "the order of the sums is the same, however many parts are on their way": (
+                ("merge_kernel", "2 → 3"),
+                ("merge_kernel", "b, h, m, rows, parts, H, M, D, *", "2 → 1"),
+            ),
             "what is outside is masked": (
                 ("find", "tl.load(pages.table + page_at, mask=key < end, other=0): drop other"),
             ),
@@ -118,6 +122,9 @@ _DECODE = (
     + of(
         "kernels/attention_decode_tiles.py",
         {
+            "parts or none: within the bound of either": (
+                ("choose_split", "rows <= MOST_SPLIT → rows < MOST_SPLIT"),
+            ),
             "another tile of the table: it computes the same, at another cost": (
                 ("choose_tile", "rows <= most_rows → rows < most_rows"),
                 ("choose_tile", "bytes_ == size → bytes_ != size"),
