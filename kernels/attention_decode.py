@@ -277,7 +277,7 @@ def merge_kernel(
     merge_attention.forward_rows(
         outs_ptr, lses_ptr, out_ptr, lse_ptr,
         outs_part, lses_part, outs_strides, lses_strides, out_strides,
-        b, h, m, rows, parts, H, M, D, BLOCK_R, BLOCK_S, BLOCK_D, UNROLL=2,
+        b, h, m, rows, parts, H, M, D, BLOCK_R, BLOCK_S, BLOCK_D,
     )  # fmt: skip
 
 

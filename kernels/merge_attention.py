@@ -96,10 +96,7 @@ def load_lse(s, lses_at, lses_part, inside):
 
 
 @triton.jit
-def sum_weights(
-    lses_at, lses_part, inside, S,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, UNROLL: tl.constexpr = 1,
-):  # fmt: skip
+def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
     """Return rows' largest lse, Σ_s exp(lse_s − it) and 1/Σ: LEAST, 0, 1 if all are left out."""
     # (1) log-sum-exp: the largest lse, or LEAST, from which −∞ is far enough
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
@@ -114,7 +111,7 @@ def sum_weights(
     top = tl.maximum(top, LEAST)  # used once, as Triton 3.6 wants it of a loop's maximum
     # (1) log-sum-exp: the sum, one by one, as in a tree a part left out would move the others
     total = tl.zeros([BLOCK_R], tl.float32)
-    for s in tl.range(0, S, loop_unroll_factor=UNROLL):
+    for s in range(S):
         total += tl.exp(load_lse(s, lses_at, lses_part, inside) - top)
     # (2) weights: what all of a row's are multiplied by
     return top, total, 1.0 / tl.where(total == 0.0, 1.0, total)
@@ -133,12 +130,12 @@ def weigh_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, 
 @triton.jit
 def merge(
     outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S,
-    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr = 1,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Return the output of rows, 0 where all parts are left out."""
     # (3) output
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    for s in tl.range(0, S, loop_unroll_factor=UNROLL):
+    for s in range(S):
         w, out = weigh_part(
             s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns
         )
@@ -151,22 +148,18 @@ def forward_rows(
     outs_ptr, lses_ptr, out_ptr, lse_ptr,
     outs_part, lses_part, outs_strides, lses_strides, out_strides,
     b, h, m, rows, S, H, M, D,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr = 1,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Merge the first S parts of rows (h, m) of batch b; the arguments are `forward_kernel`'s.
-
-    UNROLL parts are on their way at a time: of many, each would wait for memory by itself.
-    """
+    """Merge the first S parts of rows (h, m) of batch b; the arguments are `forward_kernel`'s."""
     d = tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
     inside = rows < H * M
     columns = inside[:, None] & (d < D)
     outs_at = outs_ptr + at(outs_strides, b, h, m)[:, None] + d * outs_strides[3]
     lses_at = lses_ptr + at(lses_strides, b, h, m)
-    top, total, inverse = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S, UNROLL)
+    top, total, inverse = sum_weights(lses_at, lses_part, inside, S, BLOCK_R, BLOCK_S)
     out = merge(
-        outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S,
-        BLOCK_R, BLOCK_D, UNROLL,
-    )  # fmt: skip
+        outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S, BLOCK_R, BLOCK_D
+    )
     # (1) log-sum-exp, whole; here, as it needs no registers while outputs are read
     lse = tl.where(total == 0.0, -float("inf"), top + tl.log(total))
     tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)

@@ -110,10 +110,6 @@ _DECODE = (
             "scores are made of numbers of queries and keys, wherever these are in memory": (
                 ("split_kernel", "keys = Sequence(b, q_first, 0, M, x.N, end, shift)", "0 → 1"),
             ),
-            "the order of the sums is the same, however many parts are on their way": (
-                ("merge_kernel", "2 → 3"),
-                ("merge_kernel", "b, h, m, rows, parts, H, M, D, *", "2 → 1"),
-            ),
             "what is outside is masked": (
                 ("find", "tl.load(pages.table + page_at, mask=key < end, other=0): drop other"),
             ),
