@@ -3,6 +3,7 @@
 import contextlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,7 +74,7 @@ def test_every_backward_looks_where_its_gradient_is(triton, monkeypatch, name, c
 
     looked = []
     monkeypatch.setattr(precision, "on_current_device", lambda name, x: looked.append(name))
-    operator, x = getattr(triton, name), torch.ones(2, 4)
+    operator, x = getattr(triton, name), triton.asarray(np.ones((2, 4)), "float32")
     dout = 1.0 if name == "softmax_cross_entropy" else x
     operator.backward(dout, operator.Cache(*cache(x)))
     assert looked == [output]
@@ -83,7 +84,7 @@ def test_every_backward_looks_where_its_gradient_is(triton, monkeypatch, name, c
 def test_every_backward_of_attention_looks_where_its_gradient_is(triton, monkeypatch, name):
     from twofold.kernels import merge_attention, precision
 
-    x = torch.ones(1, 1, 2, 4)
+    x = triton.asarray(np.ones((1, 1, 2, 4)), "float32")
     out, cache = triton.attention.forward(x, x, x)
     of_parts = triton.merge_attention.forward(out[None], cache.lse[None])[1]
     looked = []
