@@ -90,12 +90,9 @@ class AdamW(torch.optim.AdamW):
                 must = f"it must be {tuple(parameter.shape)}"
                 raise ValueError(f"shape of {this} is {tuple(x.shape)}; {must}")
         for this, x in written.items():
-            strides = x.stride()
-            if 0 in strides and any(
-                n > 1 and step == 0 for n, step in zip(x.shape, strides, strict=True)
-            ):
+            if checks.expanded(x.shape, x.stride()):
                 must = "it must have an element of its own for each"
-                raise RuntimeError(f"{this} is expanded, with strides {strides}; {must}")
+                raise RuntimeError(f"{this} is expanded, with strides {x.stride()}; {must}")
         if state and _has_numbers(state["step"]):
             steps = float(state["step"])
             checks.require(steps >= 0.0, f"step of {name}", steps, "at least 0")

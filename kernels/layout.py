@@ -35,9 +35,9 @@ def checked_into(
     for name, x in zip(shapes, found, strict=True):
         if x is not None:
             supported(f"into's {name}", x)
-            shared = any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True))
+            own = not checks.expanded(x.shape, x.stride())
             must = "without 0 where there are several elements"
-            checks.require(not shared, f"into's {name}.stride()", x.stride(), must)
+            checks.require(own, f"into's {name}.stride()", x.stride(), must)
     return found
 
 

@@ -258,6 +258,11 @@ def writable(**arrays: Any) -> None:
         require(flags is None or flags.writeable, name, "read-only", "an array to be written to")
 
 
+def expanded(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Return whether several elements along an axis share one place in memory."""
+    return 0 in strides and any(n > 1 and not s for n, s in zip(shape, strides, strict=True))
+
+
 def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> None:
     """Raise unless `x` is int32 (S + 1,): where sequences begin that fill `end` rows, and `end`.
 

@@ -28,7 +28,7 @@ PADDING = 3  # elements behind a row
 FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
 # Axes without which an array has no such layout; of any the contiguous one is none to be made.
 AXES = {"contiguous": np.inf, "transposed": 2, "padded": 2, "strided": 1} | dict.fromkeys(FAR, 2)
-AXES |= {EXPANDED: 1}
+AXES |= {EXPANDED: 1, "heads inside": 4}
 STRIDE = 2**30
 BIG = 2**30
 INTO = ("", "", "own", "float32")  # a case's `into`: see `receivers`
@@ -167,6 +167,8 @@ def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str, name: str 
 def _memory(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """Return the shape of the memory that an array takes in a layout."""
     *lead, last = shape
+    if layout == "heads inside":
+        return (*lead[:-2], lead[-1], lead[-2], last)
     if layout == "transposed":
         return (*lead[:-1], last, lead[-1])
     return (*lead, last + PADDING if layout == "padded" else 2 * last)
@@ -174,6 +176,8 @@ def _memory(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 def _part(memory: Any, layout: str) -> Any:
     """Return the array that lies in its memory in a layout."""
+    if layout == "heads inside":
+        return memory.swapaxes(-2, -3)
     if layout == "transposed":
         return memory.swapaxes(-1, -2)
     return memory[..., :-PADDING] if layout == "padded" else memory[..., ::2]
@@ -190,6 +194,11 @@ def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> 
 def tile(operator: Any, case: Any) -> dict[str, Any]:
     """Return the argument of that name for an operator of a side, if the case has a tile of it."""
     return {} if case.tile is None else {"tile": operator.TILES[case.tile][1]}
+
+
+def holds_features(key: tuple[Any, int], case: Any) -> bool:
+    """Return whether tiles of a key, (…, head_dim), are for as many features as a case has."""
+    return key[1] >= int(case.head_dim)
 
 
 def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:

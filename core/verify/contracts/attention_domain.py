@@ -186,7 +186,8 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         how[name] = tile
     out, cache = called(side, case, given, **forward)
     dlse = domains.beside(side, given.dlse, case, statistics(case))
-    backward |= domains.into(receivers(side, case, dq=given.q, dk=given.k, dv=given.v))
+    shapes = {"dq": given.q.shape, "dk": given.k.shape, "dv": given.v.shape}
+    backward |= domains.into(domains.receivers(side, case, **shapes))
     gradients = side.attention.backward(place(side, given.dout, case), cache, dlse, **backward)
     found = {n: x for n, x in gradients._asdict().items() if x is not None}
     return {"out": out, "lse": cache.lse, **found}
@@ -253,20 +254,6 @@ def place(side: Side, x: Array, case: Case) -> Any:
     if layout == "heads inside":
         return side.asarray(x.swapaxes(1, 2), case.dtype).swapaxes(1, 2)
     return domains.place(side, x, case.dtype, layout)
-
-
-def holds_features(key: tuple[Any, int], case: Any) -> bool:
-    """Return whether tiles of a key, (…, head_dim), are for as many features as a case has."""
-    return key[1] >= int(case.head_dim)
-
-
-def receivers(side: Side, case: Case, **like: Array) -> dict[str, Any]:
-    """Return what backward is to write gradients into, none where those are new."""
-    if case.layout == "heads inside":
-        shapes = {name: x.swapaxes(1, 2).shape for name, x in like.items()}
-        dense = domains.receivers(side, replace(case, layout="contiguous"), **shapes)
-        return {name: x.swapaxes(1, 2) for name, x in dense.items()}
-    return domains.receivers(side, case, **{name: x.shape for name, x in like.items()})
 
 
 def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None) -> Any:

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims, not_numbers
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
-from twofold.core.verify.contracts.attention_domain import holds_features, scale
+from twofold.core.verify.contracts.attention_domain import scale
 from twofold.core.verify.contracts.attention_fp8_domain import Case, Inputs, inputs, run, truth
 from twofold.core.verify.contracts.attention_not_numbers import padding_is_not_read
 from twofold.core.verify.contracts.attention_packed import padded
@@ -260,7 +260,7 @@ PROPERTIES: Mapping[str, Property] = {
     "packed as padded": packed_as_padded,
     "quarter turns": quarter_turns,
     "other strides": claims.other_strides(inputs, truth, "transposed"),
-    "other tiles": claims.other_tiles(inputs, truth, ENTRIES, holds_features),
+    "other tiles": claims.other_tiles(inputs, truth, ENTRIES, domains.holds_features),
     "NaN of the call is seen": not_numbers.seen(inputs, run, across=2),
     "padding is not read": padding_is_not_read(inputs, "k", "v"),
 }

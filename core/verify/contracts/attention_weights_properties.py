@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from twofold.core.verify import claims, not_numbers
+from twofold.core.verify import claims, domains, not_numbers
 from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_packed
-from twofold.core.verify.contracts.attention_domain import holds_features, scale, statistics
+from twofold.core.verify.contracts.attention_domain import scale, statistics
 from twofold.core.verify.contracts.attention_not_numbers import padding_is_not_read
 from twofold.core.verify.contracts.attention_sample import flipped, flipped_call, full_live, last
 from twofold.core.verify.contracts.attention_weights_domain import (
@@ -232,7 +232,7 @@ PROPERTIES: Mapping[str, Property] = {
     "grouped heads": grouped_heads,
     "powers of two": powers_of_two,
     "other strides": claims.other_strides(inputs, truth, "heads inside"),
-    "other tiles": claims.other_tiles(inputs, truth, ENTRIES, holds_features),
+    "other tiles": claims.other_tiles(inputs, truth, ENTRIES, domains.holds_features),
     "padding is not read": padding_is_not_read(inputs, "k"),
     "NaN is seen": not_numbers.seen(inputs, run, across=2),
 }
