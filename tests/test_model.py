@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -300,6 +301,31 @@ def test_evaluation_drops_nothing_and_training_does(reference):
     )
     assert not np.array_equal(one, two)
     assert not np.array_equal(one, plain)
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=name_of)
+def test_logits_alone_are_those_of_forward(reference, config):
+    rng = np.random.default_rng(5)
+    model = model_of(config, reference, rng)
+    inputs, lengths = batch(config, rng)
+    assert np.array_equal(model.logits(inputs, lengths), model.forward(inputs, lengths)[0])
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_logits_alone_take_the_memory_of_one_layer(reference, norm):
+    """However many there are: what backward would need is let go."""
+
+    def peak(function, layers):
+        model = Classifier(dataclasses.replace(TINY, norm=norm, num_layers=layers), reference)
+        tracemalloc.start()
+        getattr(model, function)(np.ones((512, 7), int), np.full(512, 6))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    for function in ("logits", "mean_state"):
+        assert peak(function, 12) < 1.1 * peak(function, 2)
+    assert peak("forward", 12) > 3 * peak("forward", 2)  # what layers keep is most of it, if kept
 
 
 def test_layout_puts_matrices_first_and_aligns_every_view():

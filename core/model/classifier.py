@@ -147,11 +147,18 @@ class Classifier:
         self._check(inputs, lengths)
         x, embedding_cache = self._embed(inputs, seeds)
         x, encoder_cache = self._encode(x, lengths, seeds, first_only=self._first_only)
-        if self._first_only:
-            # Lengths from 1 to L become 1; others stay invalid, and pooling makes NaN of them.
-            lengths = 1 + (lengths - 1) // inputs.shape[1]
-        logits, head_cache = self._head(x, lengths, seeds)
+        logits, head_cache = self._head(x, lengths, inputs.shape[1], seeds)
         return logits, Cache(embedding_cache, encoder_cache, head_cache)
+
+    def logits(self, inputs: Any, lengths: Any) -> Any:
+        """Return logits (B, C) for nobody who goes back: no cache is kept, nothing dropped.
+
+        Arguments and errors are those of `forward`.
+        """
+        self._check(inputs, lengths)
+        x = self._embed(inputs, None)[0]
+        x = self._encode(x, lengths, None, first_only=self._first_only, keep=False)[0]
+        return self._head(x, lengths, inputs.shape[1], None)[0]
 
     def hidden_states(self, inputs: Any, lengths: Any) -> list[Any]:
         """Return the embeddings and what each layer hands on, (B, L, d_model) each.
@@ -161,9 +168,9 @@ class Classifier:
         of `forward`; what stands in the padding means nothing.
         """
         self._check(inputs, lengths)
-        x, _ = self._embed(inputs, None)
+        x = self._embed(inputs, None)[0]
         states = [x]
-        self._encode(x, lengths, None, states)
+        self._encode(x, lengths, None, states, keep=False)
         return states
 
     def mean_state(self, inputs: Any, lengths: Any) -> Any:
@@ -172,8 +179,8 @@ class Classifier:
         Arguments and errors are those of `forward`.
         """
         self._check(inputs, lengths)
-        x, _ = self._embed(inputs, None)
-        x, _ = self._encode(x, lengths, None)
+        x = self._embed(inputs, None)[0]
+        x = self._encode(x, lengths, None, keep=False)[0]
         return self.ops.pooling.forward(x, lengths, "mean")[0]
 
     def backward(self, dlogits: Any, cache: Cache, grads: Views) -> None:
@@ -236,6 +243,7 @@ class Classifier:
         seeds: Sequence[Any] | None,
         states: list[Any] | None = None,
         first_only: bool = False,
+        keep: bool = True,
     ) -> tuple[Any, EncoderCache]:
         """Return what the last layer gives, (B, L, d_model), or of its first position alone."""
         rotary = None
@@ -243,12 +251,17 @@ class Classifier:
             cos, sin = (t[: x.shape[1]] for t in self._rotary)
             rotary = (cos, sin, False)
         return self.encoder.forward(
-            x, self.params, Pass(lengths, rotary, seeds, states, first_only)
+            x, self.params, Pass(lengths, rotary, seeds, states, first_only, keep)
         )
 
-    def _head(self, x: Any, lengths: Any, seeds: Sequence[Any] | None) -> tuple[Any, HeadCache]:
-        """Return logits (B, C)."""
+    def _head(
+        self, x: Any, lengths: Any, L: int, seeds: Sequence[Any] | None
+    ) -> tuple[Any, HeadCache]:
+        """Return logits (B, C) of inputs of length L."""
         ops, params = self.ops, self.params
+        if self._first_only:
+            # Lengths from 1 to L become 1; others stay invalid, and pooling makes NaN of them.
+            lengths = 1 + (lengths - 1) // L
         pooled, pooling_cache = ops.pooling.forward(x, lengths, self.config.pooling)
         pooler_cache = dropout_cache = None
         if self.config.pooler:

@@ -67,7 +67,7 @@ class Encoder:
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Cache]:
         """Return what the last norm gives, (B, L, d_model), and the cache.
 
-        L is 1 where `batch.first_only` says so.
+        L is 1 where `batch.first_only` says so, and the cache empty if not `batch.keep`.
         """
         cache = Cache([], [])
         if self.config.norm == "pre":
@@ -77,13 +77,11 @@ class Encoder:
                 self._hand_on(k, x, batch)
                 sublayer = None if k == len(self.sublayers) else self.sublayers[k]
                 if sublayer is not None:
-                    x, sublayer_cache = sublayer.forward(x, params, batch)
-                    cache.sublayers.append(sublayer_cache)
+                    x = self._added(sublayer, x, params, batch, cache)
                     site = sublayer.output_site
         else:
             for k, (norm, sublayer) in enumerate(zip(self.norms, self.sublayers, strict=True)):
-                added, sublayer_cache = sublayer.forward(x, params, batch)
-                cache.sublayers.append(sublayer_cache)
+                added = self._added(sublayer, x, params, batch, cache)
                 x = x[:, : added.shape[1]]
                 x, _ = self._norm(norm, added, x, sublayer.output_site, params, batch, cache)
                 self._hand_on(k + 1, x, batch)
@@ -125,6 +123,14 @@ class Encoder:
         """Return whether gradients of a sublayer, and of the norm named after it, are asked for."""
         return f"{self.norms[k]}.weight" in grads
 
+    @staticmethod
+    def _added(sublayer: Sublayer, x: Any, params: Views, batch: Pass, cache: Cache) -> Any:
+        """Return what a sublayer adds to the stream."""
+        out, sublayer_cache = sublayer.forward(x, params, batch)
+        if batch.keep:
+            cache.sublayers.append(sublayer_cache)
+        return out
+
     def _norm(
         self, name: str, x: Any, residual: Any, site: int, params: Views, batch: Pass, cache: Cache
     ) -> tuple[Any, Any]:
@@ -138,7 +144,8 @@ class Encoder:
             eps=self.config.eps,
             **dropped,
         )
-        cache.norms.append(norm_cache)
+        if batch.keep:
+            cache.norms.append(norm_cache)
         return y, norm_cache.h
 
     def _norm_backward(

@@ -27,6 +27,8 @@ class Pass(NamedTuple):
         states: a list that is given what each layer hands on, or None.
         first_only: nobody reads more of the last layer than its first position, so that only
             that one attends there. Of post-norm layers without rotary positions.
+        keep: whether what backward needs is kept. If not, a layer's arrays lie where those of the
+            layer before it did: in a CPU's cache, and in pages that the process has already.
     """
 
     lengths: Any
@@ -34,6 +36,7 @@ class Pass(NamedTuple):
     seeds: Sequence[Any] | None = None
     states: list[Any] | None = None
     first_only: bool = False
+    keep: bool = True
 
 
 class Sublayer(Protocol):

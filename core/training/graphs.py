@@ -30,7 +30,7 @@ Function = Callable[[Classifier, Any, Any], Any]
 
 def logits(model: Classifier, inputs: Any, lengths: Any) -> Any:
     """Return logits (B, C)."""
-    return model.forward(inputs, lengths)[0]
+    return model.logits(inputs, lengths)
 
 
 def means(model: Classifier, inputs: Any, lengths: Any) -> Any:
