@@ -9,17 +9,15 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
+from twofold.adapters.arguments import autocast, read_seed, seed_tensor
 from twofold.adapters.batches import one_by_one, refuse_batches, refuse_further
 from twofold.adapters.custom import (
     LIBRARY,
     Operator,
     Tensors,
     apart,
-    autocast,
     keep,
     kept,
-    read_seed,
-    seed_tensor,
     side_by_side,
     statistics_dtype,
     zeros,

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import Operator, Tensors, autocast
+from twofold.adapters.arguments import autocast
+from twofold.adapters.custom import Operator, Tensors
 from twofold.adapters.sides import Place
 
 

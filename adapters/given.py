@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import autocasts
+from twofold.adapters.arguments import autocasts
 from twofold.reference import checks
 
 FLOATING = tuple(getattr(torch, name) for name in checks.FLOATING)

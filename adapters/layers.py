@@ -9,16 +9,8 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import (
-    Operator,
-    Tensors,
-    autocast,
-    nothing,
-    read_seed,
-    seed_tensor,
-    side_by_side,
-    statistics_dtype,
-)
+from twofold.adapters.arguments import autocast, read_seed, recorded, seed_tensor
+from twofold.adapters.custom import Operator, Tensors, nothing, side_by_side, statistics_dtype
 from twofold.adapters.sides import Place
 
 # Arguments of an operator: as tensors, and as the side takes them.
@@ -40,21 +32,22 @@ def linear(
 ) -> torch.Tensor:
     """Multiply x (..., K) by the transposed weight (N, K), add the bias, apply the activation.
 
-    Arguments are those of `reference.linear.forward`. Under autocast all are cast.
+    Arguments are those of `reference.linear.forward`. Under autocast all are cast. Where autograd
+    does not record it, what backward would need is not written.
     """
     x, weight, bias = autocast(x, weight, bias)
-    out, _ = LINEAR(x, weight, bias, activation, allow_tf32)
+    out, _ = LINEAR(x, weight, bias, activation, recorded(x, weight, bias), allow_tf32)
     return out
 
 
 def _has_z(a: Arguments) -> bool:
     """Return whether the activation's input is saved; ReLU needs its output alone."""
-    return a.activation not in (None, "relu")
+    return a.keep and a.activation not in (None, "relu")
 
 
 def _linear(place: Place, a: Arguments, given: Arguments) -> Tensors:
     out, cache = place.side.linear.forward(
-        given.x, given.weight, given.bias, a.activation, **_products(place, a)
+        given.x, given.weight, given.bias, a.activation, keep=a.keep, **_products(place, a)
     )
     N = a.weight.shape[0]
     z = place.take(cache.z, a.x).reshape(-1, N) if _has_z(a) else nothing(a.x)
@@ -86,7 +79,7 @@ def _linear_backward(
 
 LINEAR = Operator(
     "linear",
-    "Tensor x, Tensor weight, Tensor? bias, str? activation, bool allow_tf32",
+    "Tensor x, Tensor weight, Tensor? bias, str? activation, bool keep, bool allow_tf32",
     2,
     forward=_linear,
     shapes=_linear_shapes,
@@ -337,10 +330,11 @@ def cross_entropy(
 
     Arguments are those of `reference.softmax_cross_entropy.forward`; the targets have no gradient.
     Under autocast all are cast to float32, as torch's are on a GPU. The gradient is made with the
-    loss.
+    loss, where autograd records it.
     """
     logits, targets, weight = autocast(logits, targets, weight, dtype=torch.float32)
-    loss, _ = CROSS_ENTROPY(logits, targets, weight, label_smoothing, ignore_index, reduction)
+    options = label_smoothing, ignore_index, reduction, recorded(logits)
+    loss, _ = CROSS_ENTROPY(logits, targets, weight, *options)
     return loss
 
 
@@ -352,13 +346,16 @@ def _cross_entropy(place: Place, a: Arguments, given: Arguments) -> Tensors:
         label_smoothing=a.label_smoothing,
         ignore_index=a.ignore_index,
         reduction=a.reduction,
+        keep=a.keep,
     )
-    return place.take(loss, a.logits), place.take(cache.dlogits, a.logits)
+    saved = place.take(cache.dlogits, a.logits) if a.keep else nothing(a.logits)
+    return place.take(loss, a.logits), saved
 
 
 def _cross_entropy_shapes(a: Arguments) -> Tensors:
     rows = a.logits.shape[:1] if a.reduction == "none" else ()
-    return a.logits.new_empty(rows), a.logits.new_empty(a.logits.shape)
+    saved = a.logits.new_empty(a.logits.shape) if a.keep else nothing(a.logits)
+    return a.logits.new_empty(rows), saved
 
 
 def _cross_entropy_backward(
@@ -373,7 +370,7 @@ def _cross_entropy_backward(
 CROSS_ENTROPY = Operator(
     "cross_entropy",
     "Tensor logits, Tensor targets, Tensor? weight, float label_smoothing, int ignore_index, "
-    "str reduction",
+    "str reduction, bool keep",
     2,
     forward=_cross_entropy,
     shapes=_cross_entropy_shapes,

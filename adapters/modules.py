@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from twofold.adapters.arguments import without_autocast
 from twofold.adapters.attention import attention
-from twofold.adapters.custom import statistics_dtype, without_autocast
+from twofold.adapters.custom import statistics_dtype
 from twofold.adapters.functional import mask_and_bias
 from twofold.adapters.given import alike, masks, tensors
 from twofold.adapters.layers import layer_norm, linear

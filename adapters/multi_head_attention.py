@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from twofold.adapters.arguments import autocast
 from twofold.adapters.attention import OPTIONS, listed, options
-from twofold.adapters.custom import Operator, Tensors, autocast
+from twofold.adapters.custom import Operator, Tensors
 from twofold.adapters.sides import Place
 from twofold.reference.multi_head_attention import check_turns
 from twofold.reference.rotary import Rotary

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from twofold.adapters import sides
-from twofold.adapters.custom import capturing
+from twofold.adapters.arguments import capturing
 from twofold.reference import checks
 
 MOMENTS = "exp_avg", "exp_avg_sq"

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from twofold.adapters.custom import Operator, Tensors, autocast, nothing, statistics_dtype
+from twofold.adapters.arguments import autocast
+from twofold.adapters.custom import Operator, Tensors, nothing, statistics_dtype
 from twofold.adapters.sides import Place
 
 

@@ -5,12 +5,13 @@ The same kernel computes all three products, a transpose being no more than a sw
     y = f(x·Wᵀ + b),   dx = dz·W,   dW = dzᵀ·x
 
 Bytes, for elements of b bytes: forward reads x and W and writes y; with an activation also z, what
-it was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations.
-(ReLU's derivative can be read off y.) Backward needs dz = dout·f′(z) in two products, each of which
-loads it once for every column of its tiles: it is computed in a pass of its own, 3·R·N·b, not again
-and again in the prologue of both. The same pass, which is `activation`'s, sums db over shares of
-the rows: no atomics, the same bits in every run. Without an activation dz is dout, and what remains
-of the pass is to read it; without a bias, or with a frozen one, nothing remains.
+it was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations. (ReLU's
+derivative can be read off y, and z is not written where there will be no backward.) Backward needs
+dz = dout·f′(z) in two products, each of which loads it once for every column of its tiles: it is
+computed in a pass of its own, 3·R·N·b, not again and again in the prologue of both. The same pass,
+which is `activation`'s, sums db over shares of the rows: no atomics, the same bits in every run.
+Without an activation dz is dout, and what remains of the pass is to read it; without a bias, or
+with a frozen one, nothing remains.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
 Where dW has fewer tiles than the machine has room for, the rows that each adds up are split among
@@ -45,7 +46,10 @@ BLOCK = 1024  # elements of c that a program adds up where features are split
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: `z` is the activation's input or, for ReLU, its output."""
+    """What `backward` needs: `z` is the activation's input or, for ReLU, its output.
+
+    It is None without an activation, and where nothing was to be kept.
+    """
 
     x: torch.Tensor
     weight: torch.Tensor
@@ -179,6 +183,7 @@ def forward(
     bias: torch.Tensor | None = None,
     activation: str | None = None,
     *,
+    keep: bool = True,
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
@@ -190,12 +195,13 @@ def forward(
     choice.
     """
     check(x, weight, bias, activation)
+    checks.flag("keep", keep)
     supported("x", x)
     rows = _rows(x)  # (R, K)
     out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
     y = _rows(out)  # (R, N)
     z = None
-    if activation is not None:
+    if activation is not None and keep:
         z = y if activation == "relu" else torch.empty_like(y)
     product(rows, weight.mT, y, allow_tf32, tile, bias, z, activation)
     return out, Cache(x, weight, z, activation, bias is not None, allow_tf32)
@@ -227,6 +233,8 @@ def backward(
     dweight, dbias = checked_into(
         into, dweight=(N, K) if of_weight else None, dbias=(N,) if of_bias else None
     )
+    if cache.activation is not None:
+        checks.kept("cache.z", cache.z)
     dbias = fresh(weight[:, 0]) if dbias is None and of_bias else dbias
     # (2) activation, (1) bias
     dz = _dz(_rows(dout), cache, dbias)  # (R, N)

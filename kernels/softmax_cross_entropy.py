@@ -5,7 +5,8 @@ softmax: Milakov & Gimelshein 2018), once for loss and gradient. Bytes, for n = 
 bytes: n·b read, n·b written, and n·b read again unless L2 has it. It can where the rows that are
 under way fit: four on each multiprocessor, on an H100 528 in 50 MB, so up to 24,000 classes of
 float32, 48,000 of 16 bits. Probabilities as targets are read like the logits. Saved: the gradient,
-to which backward adds 2·n·b to multiply it by that of the loss.
+to which backward adds 2·n·b to multiply it by that of the loss. Where there will be no backward
+pass it is not made, and the loss of a class index without smoothing takes the first pass alone.
 
 Instructions for each element, not bytes, are what this kernel can run out of. A class index without
 smoothing is one number of a row's targets: its mass and its loss need no sum over the classes, and
@@ -34,6 +35,7 @@ import triton.language as tl
 
 from twofold.kernels import precision
 from twofold.kernels.attention_parts import LOG2_E
+from twofold.reference import checks
 from twofold.reference.softmax_cross_entropy import check, check_backward
 
 
@@ -59,9 +61,9 @@ BLOCK = 1024  # elements at a time in everything that is not a row
 
 
 class Cache(NamedTuple):
-    """The gradient of the loss by the logits, (R, C), and whether each row has a loss."""
+    """The gradient of the loss by the logits, (R, C), if kept, and whether each row has a loss."""
 
-    dlogits: torch.Tensor
+    dlogits: torch.Tensor | None
     per_row: bool
 
 
@@ -163,7 +165,7 @@ def rows_kernel(
     weight_ptr,  # (C,) if HAS_WEIGHT
     divisor_ptr,  # (shares,) float32 if HAS_DIVISOR
     loss_ptr,  # (R,)
-    dlogits_ptr,  # (R, C)
+    dlogits_ptr,  # (R, C) if KEEP
     logits_strides, targets_strides, weight_strides,
     R: tl.int64,
     C,
@@ -176,6 +178,7 @@ def rows_kernel(
     ONE_CLASS: tl.constexpr,  # targets are class indices, and nothing is smoothed
     HAS_WEIGHT: tl.constexpr,
     HAS_DIVISOR: tl.constexpr,
+    KEEP: tl.constexpr,  # the gradient is made
     SHARES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -221,7 +224,8 @@ def rows_kernel(
         logit = tl.load(target, mask=counts & valid, other=0.0).to(tl.float32)
         loss = tl.where(mass == 0.0, 0.0, mass * (log_total - (logit - top)))
     mass_share = mass / total
-    for start in tl.range(0, C, BLOCK_C, num_stages=STAGES):
+    # The loss of one class is done: for it alone there is no second time.
+    for start in tl.range(0, C if KEEP or not ONE_CLASS else 0, BLOCK_C, num_stages=STAGES):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         inside = (rows[:, None] < R) & (columns[None, :] < C)
         at = rows[:, None] * logits_strides[0] + columns[None, :] * logits_strides[1]
@@ -237,10 +241,11 @@ def rows_kernel(
             )  # fmt: skip
             # (3) loss: terms without weight are left out, so that 0·∞ cannot arise
             loss += tl.sum(t * tl.where(t == 0.0, 0.0, log_total[:, None] - shifted), axis=1)
-        # (4) ∂loss/∂x = p·rowsum(T) − T, reduced
-        d = (tl.exp2(shifted * LOG2_E) * mass_share[:, None] - t) * scale
-        at = rows[:, None] * C + columns[None, :]
-        tl.store(dlogits_ptr + at, d.to(dlogits_ptr.dtype.element_ty), mask=inside)
+        if KEEP:
+            # (4) ∂loss/∂x = p·rowsum(T) − T, reduced
+            d = (tl.exp2(shifted * LOG2_E) * mass_share[:, None] - t) * scale
+            at = rows[:, None] * C + columns[None, :]
+            tl.store(dlogits_ptr + at, d.to(dlogits_ptr.dtype.element_ty), mask=inside)
     tl.store(loss_ptr + rows, loss.to(loss_ptr.dtype.element_ty), mask=rows < R)
 
 
@@ -296,6 +301,7 @@ def forward(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    keep: bool = True,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
     """Return the cross-entropy of softmax(logits) with the targets.
@@ -305,6 +311,7 @@ def forward(
     table's choice.
     """
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
+    checks.flag("keep", keep)
     precision.supported("logits", logits)
     R, C = logits.shape
     label_smoothing, ignore_index = float(label_smoothing), int(ignore_index)
@@ -324,9 +331,9 @@ def forward(
     scale = 1 / R if reduction == "mean" else 1.0
     row_dtype = logits.dtype if reduction == "none" else torch.float32
     rows = torch.empty(R, dtype=row_dtype, device=logits.device)
-    dlogits = torch.empty((R, C), dtype=logits.dtype, device=logits.device)
+    dlogits = torch.empty((R, C), dtype=logits.dtype, device=logits.device) if keep else None
     rows_kernel[(triton.cdiv(R, tile.block_r),)](
-        logits, targets, weights, divisor, rows, dlogits,
+        logits, targets, weights, divisor, rows, rows if dlogits is None else dlogits,
         logits.stride(), targets.stride(), weight_strides,
         R, C, shares,
         1 - label_smoothing, label_smoothing / C, scale, ignore_index,
@@ -334,6 +341,7 @@ def forward(
         ONE_CLASS=not probabilities and label_smoothing == 0.0,
         HAS_WEIGHT=weight is not None,
         HAS_DIVISOR=has_divisor,
+        KEEP=keep,
         SHARES=SHARES,
         BLOCK_R=tile.block_r,
         BLOCK_C=tile.block_c,
@@ -355,8 +363,8 @@ def backward(dloss: torch.Tensor | float, cache: Cache) -> Gradients:
 
     Arguments and results are those of `reference.softmax_cross_entropy.backward`.
     """
-    saved = cache.dlogits
-    check_backward(dloss, *cache)
+    saved = checks.kept("cache.dlogits", cache.dlogits)
+    check_backward(dloss, saved, cache.per_row)
     precision.on_current_device("cache.dlogits", saved)
     if isinstance(dloss, float | int):  # filled in there: for a copy the host would wait
         dloss = torch.full((), dloss, dtype=torch.float32, device=saved.device)

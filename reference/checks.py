@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ LEAST, MOST = 1e-37, 1e37  # of positive numbers that kernels work with, in floa
 INTEGER = ("int32", "int64")
 MOST_HEAD_DIM = 512  # the largest that the kernels have tiles for
 Into = Sequence[Any] | None  # arrays that gradients are written into, or None for new ones
+_X = TypeVar("_X")
 
 
 def dtype_name(x: Any) -> str:
@@ -249,6 +250,13 @@ def into(given: Into, **shapes: tuple[int, ...] | None) -> tuple[Any, ...]:
             gradient(named, x, expected or ())
             writable(**{named: x})
     return tuple(given)
+
+
+def kept(name: str, x: _X | None) -> _X:
+    """Return what backward needs, or raise ValueError where forward was told not to keep it."""
+    if x is None:
+        raise ValueError(f"{name} is None; it must be kept, as forward does with keep=True")
+    return x
 
 
 def writable(**arrays: Any) -> None:

@@ -18,7 +18,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: `z`, the activation's input (of ReLU its output); what it `kept`."""
+    """What `backward` needs: `z`, the activation's input (of ReLU its output); what it `kept`.
+
+    Both are None without an activation, and where nothing was to be kept.
+    """
 
     x: Array
     weight: Array
@@ -49,7 +52,12 @@ def check(x: Any, weight: Any, bias: Any, activation: str | None) -> None:
 
 
 def forward(
-    x: Array, weight: Array, bias: Array | None = None, activation: str | None = None
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    activation: str | None = None,
+    *,
+    keep: bool = True,
 ) -> tuple[Array, Cache]:
     """Multiply by the transposed weight, add the bias, apply the activation.
 
@@ -58,6 +66,7 @@ def forward(
         weight: (N, K), of x's dtype.
         bias: (N,), of x's dtype, or None.
         activation: None, "gelu", "gelu_tanh", "relu", "tanh" or "silu".
+        keep: whether z is kept; without it there is no backward through an activation.
 
     Returns:
         out (..., N) and the cache.
@@ -66,6 +75,7 @@ def forward(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     check(x, weight, bias, activation)
+    checks.flag("keep", keep)
     # (1) product and bias
     z = widened(x).reshape(-1, x.shape[-1]) @ widened(weight).T  # (R, N)
     if bias is not None:
@@ -75,7 +85,10 @@ def forward(
     if activation is None:
         return rounded(z, x.dtype), Cache(x, weight, None, None, None, bias is not None)
     out, kept = activations.activate(z, activation, spare=True)
-    return rounded(out, x.dtype), Cache(x, weight, z, kept, activation, bias is not None)
+    result = rounded(out, x.dtype)
+    if not keep:
+        return result, Cache(x, weight, None, None, activation, bias is not None)
+    return result, Cache(x, weight, z, kept, activation, bias is not None)
 
 
 def backward(
@@ -113,8 +126,9 @@ def backward(
     )
     dz = widened(dout)
     # (2) activation
-    if cache.z is not None and cache.activation is not None:
-        dz = activations.activate_grad(widened(cache.z), cache.kept, cache.activation)
+    if cache.activation is not None:
+        z = widened(checks.kept("cache.z", cache.z))
+        dz = activations.activate_grad(z, cache.kept, cache.activation)
         dz *= dout
     # (1) product and bias
     dz = dz.reshape(-1, dz.shape[-1])  # (R, N)

@@ -28,9 +28,9 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Cache(NamedTuple):
-    """The gradient of the loss by the logits, (R, C), and whether each row has a loss."""
+    """The gradient of the loss by the logits, (R, C), if kept, and whether each row has a loss."""
 
-    dlogits: Array
+    dlogits: Array | None
     per_row: bool
 
 
@@ -90,6 +90,7 @@ def forward(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    keep: bool = True,
 ) -> tuple[Array, Cache]:
     """Return the cross-entropy of softmax(logits) with the targets.
 
@@ -101,6 +102,7 @@ def forward(
         ignore_index: rows with this class index have loss 0, and are not counted; of logits that
             are finite, their gradient is 0.
         reduction: "mean", "sum" or "none".
+        keep: whether the gradient is made and kept; without it there is no backward.
 
     Returns:
         the loss, 0-d or (R,) for "none", in nats, and the cache. A row with NaN or +∞, or of −∞
@@ -112,6 +114,7 @@ def forward(
             kernel, which cannot look at values without waiting for the GPU, gives NaN there).
     """
     check(logits, targets, weight, label_smoothing, ignore_index, reduction)
+    checks.flag("keep", keep)
     (R, C), dtype, label_smoothing = logits.shape, logits.dtype, float(label_smoothing)
     logits = widened(logits)
     # (1) T = t·w
@@ -137,19 +140,23 @@ def forward(
     # (3) loss: terms without weight are left out, so that 0·∞ cannot arise
     log_p = np.subtract(shifted, np.log(total), out=shifted)
     loss = -np.multiply(t, log_p, out=np.zeros_like(t), where=t != 0).sum(axis=1)  # (R,)
-    # (4) ∂loss/∂x = p·rowsum(T) − T
-    mass = t.sum(axis=1, keepdims=True)  # (R, 1)
-    dlogits = np.multiply(p, mass, out=p)  # (R, C)
-    dlogits -= t
+    dlogits = None
+    if keep:
+        # (4) ∂loss/∂x = p·rowsum(T) − T
+        mass = t.sum(axis=1, keepdims=True)  # (R, 1)
+        dlogits = np.multiply(p, mass, out=p)  # (R, C)
+        dlogits -= t
     # (5) reduction
-    if reduction == "none":
-        return rounded(loss, dtype), Cache(rounded(dlogits, dtype), True)
-    scale = logits.dtype.type(1)
-    if reduction == "mean":
-        denominator = counted.sum(dtype=logits.dtype)
-        scale = 1 / denominator if denominator != 0 else denominator
-    dlogits *= scale
-    return np.asarray(loss.sum() * scale, dtype), Cache(rounded(dlogits, dtype), False)
+    if reduction != "none":
+        scale = logits.dtype.type(1)
+        if reduction == "mean":
+            denominator = counted.sum(dtype=logits.dtype)
+            scale = 1 / denominator if denominator != 0 else denominator
+        loss = loss.sum() * scale
+        if dlogits is not None:
+            dlogits *= scale
+    saved = None if dlogits is None else rounded(dlogits, dtype)
+    return np.asarray(loss, dtype), Cache(saved, reduction == "none")
 
 
 def backward(dloss: Array, cache: Cache) -> Gradients:
@@ -165,11 +172,12 @@ def backward(dloss: Array, cache: Cache) -> Gradients:
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    check_backward(dloss, *cache)
-    dlogits = widened(cache.dlogits)
+    saved = checks.kept("cache.dlogits", cache.dlogits)
+    check_backward(dloss, saved, cache.per_row)
+    dlogits = widened(saved)
     dloss = np.asarray(dloss, dlogits.dtype)
     dlogits = dlogits * (dloss[:, None] if cache.per_row else dloss)
-    return Gradients(rounded(dlogits, cache.dlogits.dtype))
+    return Gradients(rounded(dlogits, saved.dtype))
 
 
 def _check_range(targets: Array, counts: Array, classes: int) -> None:

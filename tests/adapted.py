@@ -111,9 +111,10 @@ def _rms_norm(x, weight, *, residual=None, **options):
     return out.detach(), Cache(outputs=(out, h), inputs=inputs, h=h.detach())
 
 
-def _linear(x, weight, bias, activation, *, allow_tf32=False):
+def _linear(x, weight, bias, activation, *, keep=True, allow_tf32=False):
     inputs = tracked(x=x, weight=weight, bias=bias)
-    out = layers.linear(**inputs, activation=activation, allow_tf32=allow_tf32)
+    with torch.set_grad_enabled(keep):
+        out = layers.linear(**inputs, activation=activation, allow_tf32=allow_tf32)
     return out.detach(), Cache(outputs=(out,), inputs=inputs)
 
 
@@ -135,9 +136,10 @@ def _softmax(x):
     return out.detach(), Cache(outputs=(out,), inputs=inputs)
 
 
-def _softmax_cross_entropy(logits, targets, **options):
+def _softmax_cross_entropy(logits, targets, *, keep=True, **options):
     x = tracked(logits=logits)
-    loss = layers.cross_entropy(**x, targets=targets, **options)
+    with torch.set_grad_enabled(keep):
+        loss = layers.cross_entropy(**x, targets=targets, **options)
     return loss.detach(), Cache(outputs=(loss,), inputs=x)
 
 

@@ -1,4 +1,4 @@
-"""Which gradients an operator is seen to make."""
+"""What an operator is seen to make: its gradients, and what it keeps for them."""
 
 import importlib
 
@@ -16,3 +16,17 @@ def made_by(monkeypatch, operator):
 
         monkeypatch.setattr(module, "backward", backward)
     return made
+
+
+def kept_by(monkeypatch, operator):
+    """Return a list that is told whether an operator was to keep what backward needs."""
+    kept = []
+    for folder in ("reference", "kernels"):
+        module = importlib.import_module(f"twofold.{folder}.{operator}")
+
+        def forward(*args, forward=module.forward, keep=True, **how):
+            kept.append(keep)
+            return forward(*args, keep=keep, **how)
+
+        monkeypatch.setattr(module, "forward", forward)
+    return kept

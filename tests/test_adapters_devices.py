@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from twofold.adapters import attention as attentions
-from twofold.adapters import custom, layers, sides
+from twofold.adapters import layers, sides
+from twofold.adapters.arguments import read_seed, seed_tensor
 from twofold.adapters.attention import attention
 from twofold.adapters.layers import layer_norm, softmax
 from twofold.adapters.multi_head_attention import multi_head_attention
@@ -129,13 +130,12 @@ def test_what_a_captured_graph_would_repeat_is_refused(monkeypatch):
 
 def test_a_seed_is_drawn_where_the_mask_is(monkeypatch):
     x = torch.empty(1, 1, 2, 4, device="meta")
-    drawn = custom.seed_tensor(0.5, None, x)
+    drawn = seed_tensor(0.5, None, x)
     assert drawn.is_meta and drawn.shape == () and drawn.dtype == torch.int64
-    assert custom.seed_tensor(0.5, 7, x).device.type == "cpu"  # which a kernel is told, or refused
+    assert seed_tensor(0.5, 7, x).device.type == "cpu"  # which a kernel is told, or refused
     given = []
-    monkeypatch.setattr(custom, "seed_tensor", lambda p, seed, x: given.append(x))
     for module in (layers, attentions):
-        monkeypatch.setattr(module, "seed_tensor", custom.seed_tensor)
+        monkeypatch.setattr(module, "seed_tensor", lambda p, seed, x: given.append(x))
     ones = torch.ones(4, device="meta")
     for call in (
         lambda: layer_norm(x, ones, ones, dropout_p=0.5),
@@ -149,5 +149,5 @@ def test_a_seed_is_drawn_where_the_mask_is(monkeypatch):
 
 def test_a_seed_on_a_gpu_is_left_there():
     seed = SimpleNamespace(is_cuda=True)
-    assert custom.read_seed(seed) is seed
-    assert custom.read_seed(torch.tensor(5, dtype=torch.int32)) == 5 and custom.read_seed(None) == 0
+    assert read_seed(seed) is seed
+    assert read_seed(torch.tensor(5, dtype=torch.int32)) == 5 and read_seed(None) == 0

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from made import made_by
+from made import kept_by, made_by
 from test_adapters_beside_torch import SIDES, normal, use
 
 from twofold.adapters import custom, modules
 from twofold.adapters.attention import attention
-from twofold.adapters.layers import layer_norm, linear, rotary
+from twofold.adapters.layers import cross_entropy, layer_norm, linear, rotary
 from twofold.adapters.multi_head_attention import multi_head_attention
 from twofold.adapters.rms_norm import rms_norm
 
@@ -35,6 +35,28 @@ def test_what_is_frozen_has_no_product(side, compiled, monkeypatch):
     assert made[3:] == [{"dx", "dweight"}, *[{"dx", "dweight", "dbias"}] * 2]
     for one, other in zip(found, (*expected[1:3], expected[-1]), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("side", SIDES)
+def test_what_backward_needs_is_kept_where_autograd_records(side, compiled, monkeypatch):
+    """Of the first layer and the loss; the same functions, compiled as well, keep nothing else."""
+    x, targets = normal(2, 4), torch.tensor([1, 0])
+    weight, frozen = normal(5, 4, grad=True), normal(5, 4)
+
+    def loss(x, w):
+        return cross_entropy(linear(x, w, None, "gelu"), targets)
+
+    torch.compiler.reset()
+    f = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+    with use(side):
+        kept = kept_by(monkeypatch, "linear"), kept_by(monkeypatch, "softmax_cross_entropy")
+        losses = [f(x, weight), f(x, frozen)]
+        with torch.no_grad():
+            losses.append(f(x, weight))
+        losses[0].backward()
+    assert kept == ([True, False, False],) * 2
+    assert torch.equal(losses[0], losses[2]) and weight.grad is not None
 
 
 @pytest.mark.parametrize(

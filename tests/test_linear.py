@@ -14,6 +14,7 @@ from twofold.core.verify.contracts import linear as contract
 from twofold.core.verify.derivatives import check_gradients
 from twofold.kernels import linear_tiles as tiles_of
 from twofold.reference import linear
+from twofold.reference.activation import KINDS
 
 
 def test_the_contract_has_every_tile():
@@ -130,6 +131,22 @@ def test_views_of_packed_tensors_are_read_and_written_in_place(triton):
     for mine, theirs in zip((*given_back, dw[E:], db[E:]), (*expected, *expected[1:]), strict=True):
         assert np.array_equal(triton.to_numpy(mine), triton.to_numpy(theirs))
     assert not any(triton.to_numpy(a).any() for a in (dw[:E], db[:E]))
+
+
+@pytest.mark.parametrize("activation", [None, *KINDS])
+def test_what_is_not_kept_changes_no_bit_and_is_missed_by_backward(reference, triton, activation):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in ((2, 3, 7), (5, 7), 5)]
+    for side in (reference, triton):
+        given = [side.asarray(a, "float32") for a in arrays]
+        (out, _), (same, cache) = (
+            side.linear.forward(*given, activation, keep=keep) for keep in (True, False)
+        )
+        assert side.to_numpy(out).tobytes() == side.to_numpy(same).tobytes()
+        assert cache.z is None
+        if activation is not None:
+            with pytest.raises(ValueError, match=r"^cache.z is None; it must be kept, as forward"):
+                side.linear.backward(out, cache)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])

@@ -205,6 +205,24 @@ def test_what_is_no_gradient_of_the_loss_is_refused(reference, triton, dloss, er
             side.softmax_cross_entropy.backward(given, cache)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_without_its_gradient_the_loss_has_the_same_bits(
+    reference, triton, reduction, label_smoothing
+):
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((5, 37)), rng.integers(0, 37, 5)
+    how = {"reduction": reduction, "label_smoothing": label_smoothing}
+    for side in (reference, triton):
+        given = side.asarray(logits, "float32"), side.asarray(targets)
+        (loss, _), (same, cache) = (
+            side.softmax_cross_entropy.forward(*given, **how, keep=keep) for keep in (True, False)
+        )
+        assert side.to_numpy(loss).tobytes() == side.to_numpy(same).tobytes()
+        with pytest.raises(ValueError, match=r"^cache.dlogits is None; it must be kept, as for"):
+            side.softmax_cross_entropy.backward(1.0, cache)
+
+
 @pytest.mark.parametrize("ignored", [0, 2, -100])
 def test_any_class_can_be_ignored(reference, triton, ignored):
     logits = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")

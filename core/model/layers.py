@@ -129,7 +129,9 @@ class FeedForward:
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
         """Return the output and the cache."""
         w_in, b_in, w_out, b_out = (params[name] for name in self.shapes())
-        hidden, cache_in = self.ops.linear.forward(x, w_in, b_in, self.config.activation)
+        hidden, cache_in = self.ops.linear.forward(
+            x, w_in, b_in, self.config.activation, keep=batch.keep
+        )
         cache_drop = None
         if dropped := drop(self.config.hidden_dropout, batch.seeds, self.hidden_site):
             hidden, cache_drop = self.ops.dropout.forward(hidden, *dropped.values())

@@ -119,7 +119,7 @@ PLAIN = {
                 {"rows": 5, "features_in": 33, "activation": kind} for kind in (None, *KINDS)
             )
         },
-        always={"tile": None, "into": "", "unread": ()},
+        always={"tile": None, "into": "", "unread": (), "keep": True},
         pinned=(
             {"rows": 37, "features_in": 257, "features_out": 67},
             {"rows": 259, "features_in": 17, "features_out": 261},
@@ -235,6 +235,7 @@ PLAIN = {
             "probabilities": False,
             "masked": False,
             "weight": False,
+            "keep": True,
             "tile": None,
         },
         pinned=(

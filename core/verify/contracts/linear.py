@@ -55,6 +55,7 @@ class Case:
     layout: str = "contiguous"
     into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
     unread: tuple[str, ...] = ()  # arguments whose gradients backward is told that nobody reads
+    keep: bool = True  # what backward needs; without it there is none
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -94,7 +95,11 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         how["tile"] = ENTRIES[case.tile][1]
     products = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
     x, weight, bias = (placed(a) for a in given[:3])
-    out, cache = side.linear.forward(x, weight, bias, case.activation, **products, **how)
+    out, cache = side.linear.forward(
+        x, weight, bias, case.activation, keep=case.keep, **products, **how
+    )
+    if not case.keep:
+        return {"out": out}
     N, K = given.weight.shape
     shapes: dict[str, tuple[int, ...] | None]
     shapes = {"dweight": (N, K), "dbias": (N,) if case.bias else None}
@@ -117,7 +122,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if given.bias is not None:
         z = z + exact(given.bias, on)
     # (2) activation
-    out = z if case.activation is None else activate(z, case.activation)
+    out = (z if case.activation is None else activate(z, case.activation)).reshape(*lead, N)
+    if not case.keep:
+        return {"out": out.returned()}
     # backward (2) activation
     dz = dout
     if case.activation is not None:
@@ -127,7 +134,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     if case.activation is not None:
         dz = dz.stored()
     outputs = {
-        "out": out.reshape(*lead, N),
+        "out": out,
         "dx": matmul(dz, weight).reshape(*lead, K),
         "dweight": matmul(dz.mT, x),
     }
@@ -177,6 +184,7 @@ def cases() -> st.SearchStrategy[Case]:
         magnitude=st.sampled_from(domains.MAGNITUDES),
         layout=st.sampled_from(domains.LAYOUTS),
         into=st.sampled_from(domains.INTO),
+        keep=st.booleans(),
         seed=domains.seeds(),
     )
 
@@ -220,6 +228,11 @@ CONTRACT = Contract(
         Case(unread=("weight",), activation="relu", into="own"),
         Case(unread=("bias",), into="own"),
         Case(unread=("weight", "bias")),
+        # nobody goes back
+        *(
+            Case(dtype, rows=67, features_in=33, activation=activation, keep=False)
+            for dtype, activation in (("float32", "relu"), ("bfloat16", "gelu"), ("float16", None))
+        ),
         Case("bfloat16", rows=3, features_in=1100, features_out=5),
         # shares of the rows that are several blocks, and more of them than are added up at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
@@ -239,6 +252,11 @@ CONTRACT = Contract(
         *(
             Case(dtype=dtype, rows=2048, features_in=64, features_out=4096)
             for dtype in ("float16", "bfloat16")
+        ),
+        # Nobody goes back: the activation's input is not written.
+        *(
+            Case(dtype, rows=2048, features_in=64, features_out=4096, activation="gelu", keep=False)
+            for dtype in domains.DTYPES
         ),
         # The weight's gradient in float32, as training keeps it: by the tiles, and by Hopper's.
         *(

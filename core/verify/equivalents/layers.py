@@ -120,9 +120,6 @@ _LINEAR = of(
 ) + of(
     "reference/linear.py",
     {
-        "z is there if and only if there is an activation": (
-            ("backward", "cache.z is not None and cache.activation is not None → cache*"),
-        ),
         ANY_NEGATIVE: (
             ("backward", "dz = dz.reshape(-1, dz.shape[-1])  # (R, N)", "1 → 2"),
             (
@@ -237,6 +234,9 @@ _SOFTMAX_CROSS_ENTROPY = of(
                 "  # stands in for −∞ − (−∞)",
                 "0.0 → 1.0",
             ),
+        ),
+        "what is done once more is stored by nobody": (
+            ("rows_kernel", "for start in tl.range(0, C if KEEP or not ONE_CLASS*", "0 → 1 (2)"),
         ),
         "it is multiplied by 0 there": (
             ("rows_kernel", "loss += tl.sum(t * tl.where(t == 0.0*", "0.0 → 1.0 (2)"),

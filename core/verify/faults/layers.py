@@ -41,8 +41,7 @@ _LINEAR: tuple[Row, ...] = (
     ),
     (
         REFERENCE, "the activation is not differentiated", "",
-        ("dz = activations.activate_grad(widened(cache.z), cache.kept, cache.activation)",
-         "dz = np.ones_like(cache.z)"),
+        ("dz = activations.activate_grad(z, cache.kept, cache.activation)", "dz = np.ones_like(z)"),
     ),
 )  # fmt: skip
 
