@@ -3,6 +3,16 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+
+import pytest
+
+from twofold.core import ops
+
+by_triton_s_interpreter = pytest.mark.skipif(
+    ops.cuda_available() or tuple(map(int, version("triton").split(".")[:2])) < (3, 8),
+    reason="kernels are compiled, or this Triton's interpreter cannot do with this NumPy",
+)
 
 
 def python(*arguments, preexec_fn=None, **environment):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-import triton
+from outside import by_triton_s_interpreter
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from twofold.adapters import modules, sides
@@ -140,10 +140,7 @@ print(bias.grad.abs().sum().item())
 """
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() or tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8),
-    reason="kernels are compiled, or this Triton's interpreter cannot do with this NumPy",
-)
+@by_triton_s_interpreter
 def test_kernels_run_in_tritons_own_interpreter_too():
     """The strict one hands kernels other numbers than it does."""
     done = subprocess.run(

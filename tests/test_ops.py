@@ -4,7 +4,7 @@ import importlib
 import inspect
 
 import pytest
-from outside import python
+from outside import by_triton_s_interpreter, python
 
 from twofold.core import ops
 from twofold.core.verify import foreign_operators
@@ -104,7 +104,7 @@ def test_the_reference_imports_numpy_and_nothing_else():
     assert done.stdout == "['twofold']\n"
 
 
-@pytest.mark.skipif(ops.cuda_available(), reason="kernels are compiled here")
+@by_triton_s_interpreter
 @pytest.mark.parametrize(
     ("before", "said"),
     [
