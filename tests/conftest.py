@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from twofold.core import ops
 from twofold.core.verify.strict_interpreter import strict_interpreter
 
 # Triton reads TRITON_INTERPRET when it is imported, which a test module may do.
 ops.triton_device()
+# Beside others, `pytest -n`, a process has one thread, and so have those that it starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    threadpool_limits(1)
 
 settings.register_profile(
     "twofold",
