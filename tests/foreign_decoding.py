@@ -147,3 +147,43 @@ def packed_from_the_first(q, k, v, cu_seqlens_q, seqused_k, block_table, causal=
         return torch.cat(each) if each else q
 
     return packed(q, k, v, len(q), cu_seqlens_q, 10**6, seqused_k, block_table, None, causal, of)
+
+
+def _tabled(indptr, indices):
+    """The table of pages that a list of them stands for."""
+    rows = [indices[a:b] for a, b in indptr.unfold(0, 2, 1).tolist()]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def of_listed_pages(q, paged_kv_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale=None):
+    """As FlashInfer's: q (batch, heads, head_dim), the cache (pages, 2, page_size, heads, d)."""
+    _, _, page_size, _, d = paged_kv_cache.shape
+    assert q.ndim == 3 and q.shape[2] == d
+    lengths = (kv_indptr.diff() - 1) * page_size + kv_last_page_len
+    k, v = paged_kv_cache.unbind(1)
+    table = _tabled(kv_indptr, kv_indices)
+    return with_cache(q[:, None], k, v, lengths, table, sm_scale)[:, 0]
+
+
+def of_listed_pages_but_the_last_key(q, paged_kv_cache, kv_indptr, kv_indices, kv_last_page_len):
+    last = (kv_last_page_len - 1).clamp(min=1)
+    return of_listed_pages(q, paged_kv_cache, kv_indptr, kv_indices, last)
+
+
+def of_one_cache(q, kv_cache, block_table, cache_seqlens):
+    """The cache (2, pages, page_size, heads, head_dim), as vLLM hands it to FlashAttention."""
+    return with_cache(q, *kv_cache, cache_seqlens, block_table)
+
+
+def of_slots(q, k_buffer, v_buffer, o, kv_indptr, kv_indices, sm_scale=None):
+    """As SGLang's: a list of keys, caches (slots, heads, head_dim), written to where it is told."""
+    for b, (first, last) in enumerate(kv_indptr.unfold(0, 2, 1).tolist()):
+        keys = kv_indices[first:last].long()
+        o[b] = _decoded(q[b][None], k_buffer[keys], v_buffer[keys], sm_scale)[0]
+
+
+def of_slots_from_the_second(q, k_buffer, v_buffer, o, kv_indptr, kv_indices):
+    """Every sequence but the first begins a key late."""
+    starts = kv_indptr + (kv_indptr > 0).int()
+    starts[-1] = kv_indptr[-1]
+    of_slots(q, k_buffer, v_buffer, o, torch.minimum(starts, kv_indptr[-1] - 1), kv_indices)

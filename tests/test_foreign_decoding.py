@@ -25,6 +25,9 @@ def judge(name):
         ("paged_attention", "q (batch, heads, head_dim), caches (batch, seqlen, heads, head_dim)"),
         ("written_out", "q (batch, heads, head_dim), caches (batch, seqlen, heads, head_dim)"),
         ("of_one_sequence", "q (heads, head_dim), caches (seqlen, heads, head_dim)"),
+        ("of_listed_pages", "q (batch, heads, head_dim), caches (batch, seqlen, heads, head_dim)"),
+        ("of_one_cache", "q (batch, queries, heads, head_dim), packed (total, heads, head_dim), c"),
+        ("of_slots", "q (batch, heads, head_dim), caches (slots, heads, head_dim)"),
     ],
 )
 def test_a_sound_one_passes(name, order):
@@ -37,6 +40,12 @@ def test_a_sound_one_passes(name, order):
     assert {"permuted pages", "alone", "unread"} <= held or name == "of_one_sequence"
     assert not any("forward only" in note for note in found.notes)
     assert any("grouped heads judged" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("name", "axis"), [("of_listed_pages", "(pages, 2, …)"),
+                                            ("of_one_cache", "(2, pages, …)")])  # fmt: skip
+def test_where_k_and_v_are_in_one_cache_is_found_out(name, axis):
+    assert any(words.endswith(f", k and v in one tensor {axis}") for words in judge(name).taken)
 
 
 def test_it_races():
@@ -57,6 +66,8 @@ def test_it_races():
         "written_out_of_the_longest",
         "of_one_sequence_but_its_last_key",
         "packed_from_the_first",
+        "of_listed_pages_but_the_last_key",
+        "of_slots_from_the_second",
     ],
 )
 def test_a_fault_is_found(name):

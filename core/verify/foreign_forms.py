@@ -4,10 +4,10 @@ That is f(tensors…, options…) -> outputs, the tensors in order. Taken beside
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
 up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
 with options between them; a class of torch.optim. Those of attention alone are in
-`foreign_joined`, its packed sequences in `foreign_packed`, two parts that are merged in
-`foreign_merging`, a rotation that looks angles up in `foreign_rotary`, one step of Adam in
-`foreign_steps`, sizes that are numbers in `foreign_sizes`, what is written to where it is told in
-`foreign_written`.
+`foreign_joined`, its packed sequences in `foreign_packed`, caches of decoding in `foreign_pages`,
+two parts that are merged in `foreign_merging`, a rotation that looks angles up in `foreign_rotary`,
+one step of Adam in `foreign_steps`, sizes that are numbers in `foreign_sizes`, what is written to
+where it is told in `foreign_written`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from twofold.core.verify import (
     foreign_kinds,
     foreign_merging,
     foreign_packed,
+    foreign_pages,
     foreign_rotary,
     foreign_sizes,
     foreign_steps,
@@ -81,6 +82,10 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
         function = foreign_joined.of_module(function, seen)
         function = foreign_joined.of_joined(function, seen)
         function = foreign_packed.of_packed(function, seen)
+    if operator == "attention_decode":
+        function = foreign_pages.of_one_cache(function, seen)
+        seen.ways = {n: foreign_pages.of_listed(way, seen) for n, way in seen.ways.items()}
+        function = foreign_pages.of_listed(function, seen)
     if operator == "optimizers":
         function = foreign_steps.of_one_step(function, seen)
     if operator == "merge_attention":

@@ -28,12 +28,16 @@ class Seen:
         written: arguments that it writes its output to, once it was seen to.
         said: what else it is taken to be, in words.
         signature: its own, as its author wrote it.
+        ways: what it may be where that is left open, by words; found out by trying.
+        fields: of every case that it is asked.
     """
 
     order: str = ""
     signature: str = ""
     written: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    ways: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plain(implementation: Any) -> Callable[..., Any]:

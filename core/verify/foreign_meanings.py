@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from twofold.core.verify.foreign_subjects import Function
 
 Way = TypeVar("Way")
+Call = Callable[..., Any]
 Observe = Callable[[str, Any], object]
 
 
@@ -67,7 +68,8 @@ def _arrange(function: Function, observe: Observe) -> None:
 
 def _try_orders(function: Function, observe: Observe) -> None:
     """Try orders of axes, and take the one that is least wrong."""
-    usual, case = function.function, function.entry.arranged_case
+    usual, case, ways = function.function, function.entry.arranged_case, function.ways
+    arranged = {"": lambda call: call, **function.entry.arranged}
     what = "in which order its axes are"
 
     def take(call: Callable[..., Any]) -> None:
@@ -100,11 +102,13 @@ def _try_orders(function: Function, observe: Observe) -> None:
         function.arranged = "" if at is None else list(orders)[at]
         take(orders[function.arranged] if function.arranged else usual)
 
-    orders = {"": usual, **{n: order(usual) for n, order in function.entry.arranged.items()}}
-    fewer = {n: order(usual) for n, (order, _) in function.entry.fewer.items()}
+    orders = _in_every_way(arranged, ways)
+    fewer = _in_every_way({n: order for n, (order, _) in function.entry.fewer.items()}, ways)
+    fields = {_both(n, way): x for n, (_, x) in function.entry.fewer.items() for way in ways}
     found = tried(orders)
     if found.best is None and not found.refused:
-        dense = {n: order(contiguous(usual)) for n, order in function.entry.arranged.items()}
+        inside = {n: contiguous(call) for n, call in ways.items()}
+        dense = _in_every_way(function.entry.arranged, inside)
         again = tried(dense)
         if again.right:
             settle(again, dense)
@@ -113,12 +117,27 @@ def _try_orders(function: Function, observe: Observe) -> None:
     of_fewer = tried(fewer) if found.best is None and fewer else None
     if of_fewer is not None and (found.refused or (found.in_library and of_fewer.right)):
         settle(of_fewer, fewer)
-        function.always |= function.entry.fewer.get(function.arranged, (None, {}))[1]
+        function.always |= fields.get(function.arranged, {})
     else:  # what is wrong with the axes that it does not refuse is wrong
         settle(found, orders)
         if of_fewer is not None and of_fewer.best is not None and of_fewer.right:
             words = f"with {list(fewer)[of_fewer.best]} it agrees in a case; {UNPACKED}"
             function.found_out.append(words)
+
+
+def _in_every_way(
+    orders: Mapping[str, Callable[[Call], Call]], ways: Mapping[str, Call]
+) -> dict[str, Call]:
+    """Return what orders make of all that a function may be, by the words for both."""
+    return {
+        _both(words, way): order(call)
+        for way, call in ways.items()
+        for words, order in orders.items()
+    }
+
+
+def _both(order: str, way: str) -> str:
+    return ", ".join(filter(None, (order, way)))
 
 
 def _align(function: Function, observe: Observe) -> None:

@@ -88,6 +88,7 @@ class Function:
         meant: values of options that it has, as they were found out.
         handed: what tensors of options say, as it was found out.
         arranged: the order of its axes, where it is not the usual one.
+        ways: what it may be called as where that is left open, by words.
         limits: bring a case into the domain of who does without something, as it was found out.
         always: the values that fields of cases have.
         long: cases that are run in one precision.
@@ -104,13 +105,13 @@ class Function:
         self.handed: dict[str, Handed] = {}
         self.limits: list[Callable[[Any], Any]] = []
         self.arranged, self.found_out = seen.order, list(seen.said)
+        self.ways = seen.ways or {"": function}
         self.learns = False
         self._names = names(function, (*self.entry.options, *self.entry.told))
         self.missing = [o for o in self.entry.options if o not in self._names]
-        self.ever: set[str] = set()
-        self.absent: set[str] = set()
+        self.ever, self.absent, self.remarks = set[str](), set[str](), set[str]()
         self.unexercised = [o for o in self._names if o not in self.entry.told]
-        self.always = dict(self.entry.always)
+        self.always = {**self.entry.always, **seen.fields}
         taken = parameters(function)
         self._insisted = {
             option: fields
@@ -118,7 +119,6 @@ class Function:
             if option in self._names
             and taken[self._names[option]].default is inspect.Parameter.empty
         }
-        self.remarks: set[str] = set()
         self._lacking = self._optional(taken)
         self.implied = [option for option in self.entry.implied if option in self.missing]
         self._computed: set[str] = set()  # by the last call
