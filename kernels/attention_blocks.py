@@ -8,8 +8,8 @@ touches is. For each row of tiles, those that a program goes through, a kernel i
 
 What the kernels know without a block mask, between which keys tiles are to be visited (`seen`),
 becomes places in the list of live tiles by the second, and a place becomes a key again by the
-first. The loops are the same, and know how often they run. Made on the device, of 8 bytes a tile:
-nothing of size M×N, and nothing is waited for.
+first. The loops are the same, and know how often they run. Made on the device, by one kernel, of
+8 bytes a tile: nothing of size M×N, and nothing is waited for.
 
 `B` batch, `H` heads, `M` queries, `N` keys.
 """
@@ -23,52 +23,77 @@ import triton.language as tl
 from twofold.kernels.attention_parts import Call, at
 from twofold.kernels.attention_tiles import Tile
 
+BLOCK = 128  # tiles of a row that are looked at together
+
+
+@triton.jit
+def lists_kernel(
+    mask_ptr,  # (B, H, blocks of what rows are of, blocks of what they go through) bool
+    live_ptr, before_ptr,  # (B, H, rows, tiles + 1) int32
+    mask_strides,
+    H, rows, tiles,
+    first, row_end, end,  # queries or keys: the first row's first, and where both axes end
+    row_tile, row_block, tile, block,  # queries or keys of a tile and of a block, on both axes
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """List the live tiles of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    batch_head, start_of_row = row // rows, first + row % rows * row_tile
+    mask_ptr += batch_head // H * mask_strides[0] + batch_head % H * mask_strides[1]
+    top = start_of_row // row_block
+    bottom = (tl.minimum(start_of_row + row_tile, row_end) - 1) // row_block
+    live_ptr += row * (tiles + 1)
+    before_ptr += row * (tiles + 1)
+    count = 0
+    for start in range(0, tiles + 1, BLOCK):  # all live tiles are before one behind all
+        number = start + tl.arange(0, BLOCK)
+        left = number * tile // block
+        right = (tl.minimum((number + 1) * tile, end) - 1) // block
+        live = tl.zeros([BLOCK], tl.int32)
+        for i in range(top, bottom + 1):
+            for j in range(tl.cdiv(tile - 1, block) + 1):  # so many blocks it touches at most
+                touched = (number < tiles) & (left + j <= right)
+                at_block = i * mask_strides[2] + (left + j).to(tl.int64) * mask_strides[3]
+                live |= tl.load(mask_ptr + at_block, mask=touched, other=0).to(tl.int32)
+        place = count + tl.cumsum(live, axis=0) - live
+        tl.store(before_ptr + number, place * tile, mask=number <= tiles)
+        tl.store(live_ptr + place, number * tile, mask=live != 0)
+        count += tl.sum(live, axis=0)
+
 
 def over_keys(x: Call, tile: Tile, rows: range | None = None) -> Call:
     """Return the call with the live tiles of keys of each tile of queries, of some if of `rows`."""
     if x.block_mask is None:
         return x
     rows = rows or range(x.longest_q)
-    live = _touched(_own(x), 2, rows, tile.block_m, x.block_m)
-    live = _touched(live, 3, range(x.longest_k), tile.block_n, x.block_n)
-    return _listed(x, live, tile.block_n)
+    of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
+    return _listed(x, rows, *of_queries, x.longest_k, *of_keys, x.block_strides)
 
 
 def over_queries(x: Call, tile: Tile) -> Call:
     """Return the call with the live tiles of queries of each tile of keys."""
     if x.block_mask is None:
         return x
-    live = _touched(_own(x), 2, range(x.longest_q), tile.block_m, x.block_m)
-    live = _touched(live, 3, range(x.longest_k), tile.block_n, x.block_n)
-    return _listed(x, live.mT, tile.block_m)
+    of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
+    b, h, m, n = x.block_strides
+    return _listed(x, range(x.longest_k), *of_keys, x.longest_q, *of_queries, (b, h, n, m))
 
 
-def _own(x: Call) -> torch.Tensor:
-    """Return the block mask once, not for each of the batches and heads that share it."""
-    b, h = (slice(1 if stride == 0 else None) for stride in x.block_strides[:2])
-    own: torch.Tensor = x.block_mask[b, h]
-    return own
-
-
-def _touched(
-    blocks: torch.Tensor, axis: int, numbers: range, tile: int, block: int
-) -> torch.Tensor:
-    """Say of each tile of these queries or keys whether any block that it touches is True."""
-    first = torch.arange(numbers.start, numbers.stop, tile, device=blocks.device)
-    last = (first + tile).clamp(max=numbers.stop) - 1
-    up_to = blocks.cumsum(axis, dtype=torch.int32)
-    before, through = (up_to.index_select(axis, i // block) for i in (first, last))
-    return (through > before) | blocks.index_select(axis, first // block)
-
-
-def _listed(x: Call, live: torch.Tensor, size: int) -> Call:
-    """Return the call with the lists of live tiles (B or 1, H or 1, rows, tiles), of that size."""
-    B, H = x.block_mask.shape[:2]
-    live = torch.nn.functional.pad(live, (0, 1)).to(torch.int32)  # all are before one behind all
-    order = live.argsort(stable=True, dim=-1, descending=True).to(torch.int32)
-    before = live.cumsum(-1, dtype=torch.int32) - live
-    order, before = ((size * a).contiguous().expand(B, H, -1, -1) for a in (order, before))
-    return x._replace(live=order, before=before, live_strides=order.stride())
+def _listed(
+    x: Call, rows: range, row_tile: int, row_block: int, end: int, tile: int, block: int,
+    strides: tuple[int, ...],
+) -> Call:  # fmt: skip
+    """Return the call with the lists of each row, made once for batches and heads that share it."""
+    B, H = (1 if s == 0 else n for n, s in zip(x.block_mask.shape, strides[:2], strict=False))
+    number, tiles = triton.cdiv(len(rows), row_tile), triton.cdiv(end, tile)
+    live, before = x.block_mask.new_empty((2, B, H, number, tiles + 1), dtype=torch.int32)
+    lists_kernel[(B * H * number,)](
+        x.block_mask, live, before, strides,
+        H, number, tiles, rows.start, rows.stop, end, row_tile, row_block, tile, block,
+        BLOCK=BLOCK, num_warps=1,
+    )  # fmt: skip
+    live, before = (a.expand(*x.block_mask.shape[:2], -1, -1) for a in (live, before))
+    return x._replace(live=live, before=before, live_strides=live.stride())
 
 
 @triton.jit

@@ -41,6 +41,9 @@ __all__ = [
     "truth", "with_score_mod",
 ]  # fmt: skip
 
+KEYS_BY_16 = next(
+    i for i, (key, tile) in enumerate(ENTRIES) if key == ("forward", 4, 16) and tile.block_n == 16
+)
 LEAST: dict[str, Any] = {}
 DROPOUT: dict[str, Any] = {"dropout_p": 0.1, "dlse": True}
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.1, "mask": "B1MN", "key_lengths": True}
@@ -231,6 +234,17 @@ CONTRACT = Contract(
                 ("MN", 32, (17, 60), "B11N"),
                 ("B1M1", (20, 1), None, None),
             )
+        ),
+        # More tiles of 16 keys than are listed together, and tiles whose last block alone is live.
+        Case(seqlen_q=3, seqlen_k=2048, block_mask="MN", block_size=(3, 64), tile=KEYS_BY_16),
+        Case(
+            batch=2,
+            heads=4,
+            seqlen_q=20,
+            seqlen_k=400,
+            block_mask="BHMN",
+            block_size=(20, 7),
+            tile=KEYS_BY_16,
         ),
         # Packed sequences of every kind, longer and shorter than a tile, and empty.
         *(

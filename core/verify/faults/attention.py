@@ -229,11 +229,11 @@ _ATTENTION: tuple[Row, ...] = (
     ),
     (
         BLOCKS, "a tile is live if its first block is", "",
-        ("(through > before) | blocks", "blocks"),
+        ("for j in range(tl.cdiv(tile - 1, block) + 1):", "for j in range(1):"),
     ),
     (
         BLOCKS, "the first block of a tile does not count", "",
-        ("(through > before) | blocks.index_select(axis, first // block)", "through > before"),
+        ("for j in range(tl.cdiv", "for j in range(1, tl.cdiv"),
     ),
     (
         BACKWARD, "of heads that share keys all have the blocks of the first", "",
