@@ -11,8 +11,8 @@ pass it is not made, and the loss of a class index without smoothing takes the f
 Instructions for each element, not bytes, are what this kernel can run out of. A class index without
 smoothing is one number of a row's targets: its mass and its loss need no sum over the classes, and
 what is left of an element is two exponentials, the maximum, the sum and the gradient: 27
-instructions for sm_90a, and 63 with the sums. (Counted; not timed yet.) exp2 is what the hardware
-has.
+instructions for sm_90a; with the sums, of smoothed targets, 54, and with weights of classes 63.
+(Counted; not timed yet.) exp2 is what the hardware has.
 
 The mean divides by a sum over all rows, which the gradient needs before any of it is written. So a
 small kernel comes first and writes partial sums, one for each share of the rows; whoever needs the

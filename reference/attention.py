@@ -136,7 +136,7 @@ def forward(
             every key) or j ≤ i ("top-left").
         window_size: (left, right): at most so many keys before and after that diagonal, None for
             any number. `causal` leaves none after it.
-        softcap: s becomes softcap·tanh(s/softcap) (Gemma 2).
+        softcap: positive; s becomes softcap·tanh(s/softcap) (Gemma 2).
         score_mod: a function of the scores, and its derivative.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|distance to the diagonal|
             (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input
