@@ -146,7 +146,7 @@ def forward(
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding, which must
-            be finite (the kernel does not read it).
+            be finite (the kernel does not read it). One below 0 counts as 0, one above N as N.
         dropout_p: probability of dropping a weight, after the softmax.
         seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
