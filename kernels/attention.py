@@ -15,7 +15,7 @@ log₂e is folded into the scale where nothing else is done to them. Tiles that 
 may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
 see are not masked. Packed sequences, and keys that heads share, are read where they are; a program
 behind the end of its sequence does nothing. Any head_dim is padded to a power of two in registers
-by masks, or to two of them (`attention_features`).
+by masks, or to two of them (`attention_features`). (0) makes rotated copies of q and k, each way.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ MOST_SUMMED, SLICE = 256, 128
 class Cache(NamedTuple):
     """What `backward` needs; `lse` (B, H, M) is float32, the natural logarithm."""
 
-    q: torch.Tensor
+    q: torch.Tensor  # as it was given, and k: backward rotates them again
     k: torch.Tensor
     v: torch.Tensor
     out: torch.Tensor

@@ -3,8 +3,8 @@
 The weights are computed again from lse. One kernel holds a tile of keys and sums dk and dv over the
 queries of all heads that share them, the other holds a tile of queries and sums dq over the keys; a
 third computes Δ for both, and what the sinks get. Operations: 14·M·N·D per head, half of it where
-causal; above `MOST_SUMMED` features the scores are computed again for every `SLICE` of them. No M×N
-matrix is stored.
+causal; of more than 256 features the scores are computed again for every 128 (`attention`'s
+`MOST_SUMMED`, `SLICE`). No M×N matrix is stored.
 
 `B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim. Steps
 (5)–(9) are those of the reference.

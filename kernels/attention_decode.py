@@ -83,8 +83,8 @@ def place(program, blocks, S, K):
 def find(pages, b, start, n, end):
     """Return where keys start + n of sequence b are, before `end`: what `load` takes for them.
 
-    That is their page, from where rows count in it, rows, and how many there are. Of a page outside
-    the cache all rows are past them.
+    That is (b, start, rows, length) of `load`: their page, from where rows count in it, the rows,
+    and how many there are. Of a page outside the cache all rows are past its end.
     """
     if pages.table is not None:
         key = start + n

@@ -5,7 +5,8 @@ row of them has in common, three float32 for each query: Δ, g and c. With those
 sums dq and ddout over the keys, and a tile of keys sums dk and dv over the queries of all heads
 that share them. Saved of forward: lse. Operations: 48·M·N·D per head, half of it where causal, of
 which 14 are for the three numbers. Of more than 256 features (of more than 128 with dropout beside
-a mask) a program sums 64, and computes the tiles of size M×N again for each such part.
+a mask or arguments of `score_mod`) a program sums 64, and computes the tiles of size M×N again for
+each such part.
 
 Δ comes before c, in a pass of its own, so that c sums what is centred and is no difference of large
 sums. In half precision Δ is better known so than by `out`, which was rounded.
@@ -287,6 +288,7 @@ def backward(
         "SCORE_SLOPE": None if mod is None else mod.derivative,
         "SCORE_BEND": None if mod is None else mod.second_derivative,
     }
+    # What a function of the scores reads stands beside the draws of dropout as a mask does.
     bytes_beside = mod is not None and len(mod.args) > 0
     masked = options.mask is not None or options.block_mask is not None or bytes_beside
     most = SLICE if options.dropout_p > 0.0 and masked else MOST_SUMMED

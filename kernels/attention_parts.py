@@ -63,7 +63,7 @@ class Call(NamedTuple):
     sinks: Any = None  # (H,)
     seed: Any = None  # () int64, of the dropout mask
     softcap: float | None = None
-    q_turn: Any = None  # what `turned` rotates q by, and k: see there
+    q_turn: Any = None  # what `turned` rotates q by, and k: of 8 bits, and q where it decodes
     k_turn: Any = None
     block_mask: Any = None  # (B, H, ⌈M/block_m⌉, ⌈N/block_n⌉)
     block_strides: tuple[int, ...] = ()

@@ -244,7 +244,7 @@ def received(
 ) -> torch.Tensor:
     """Return how much attention each key receives, (B, H, N) float32.
 
-    Arguments are those of `weights`.
+    Arguments are those of `weights`, but for `rows`.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,

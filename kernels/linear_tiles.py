@@ -43,14 +43,14 @@ TILES = (
 # Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
 # larger tiles of two-byte elements would spill.
 UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
-# It takes more shared memory than other GPUs have. Each byte that is read from it feeds more
+# It takes 144 KiB of shared memory, more than most GPUs have. Each byte read from it feeds more
 # multiplications: by counts of instructions the loop could reach 0.95 of the tensor cores' peak,
 # that of 128×128 no more than 0.74 (it reached 0.58 on an H200, in backward). Not timed yet.
 HOPPER = Tile(128, 256, 64, 8, 8, 3)
 ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
 # An activation of tiles of so many columns is taken in so many parts. Of all of 128×128 at once it
 # takes 175 registers of a thread, and leaves no room on a multiprocessor for a second program that
-# multiplies meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 116 (not timed yet).
+# multiplies meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 114 (not timed yet).
 WIDE, PARTS = 128, 4
 
 MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # of a Hopper; of one of them

@@ -1,8 +1,8 @@
 """Multi-head attention out of the kernels of its parts, with no copy between them.
 
-A self-attention is three launches forward, four where q and k are not rotated by attention itself:
-one product for q, k and v together, attention, one product out. What would be copies are
-views:
+A self-attention is three launches forward: one product for q, k and v together, attention, one
+product out. Rotary positions are one more before attention, or two, of q and of k, where attention
+itself rotates them. What would be copies are views:
 
 - heads apart: q, k and v of a head are strided views of the packed projection, (B, M, (H + 2K)·D);
 - keys that heads share: attention reads the one head where it is, and sums dk and dv of it;
@@ -12,10 +12,12 @@ views:
   rotates dq and dk there in place, and the projection's backward reads it as one matrix.
 
 So between the products only the packed projection and the heads travel: 2·B·M·(H + K)·D·b bytes
-written and read once each way. Saved: x, the packed projection, the heads, and lse.
+written and read once each way; rotated, q and k are copies, (H + K)·B·M·D·b more. Saved: x, the
+packed projection, the heads, and lse; and q and k rotated, unless attention itself rotates them,
+which does so again in backward.
 
-`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` KV heads, `D` = E/H
-head_dim; steps (1)–(4) are those of the reference.
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` KV heads, `D` = E/H head_dim; steps
+(1)–(4) are those of the reference.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def sinusoidal(
     """Return the sinusoids of each position, (L, d_model), as `reference` does.
 
     A constant of the model, made once: torch and no kernel. Angles are float64 throughout: in
-    float32 that of position 10⁶ would be off by 1/32. The result is float32 by default, as the
-    kernels take it.
+    float32 those of position 10⁶ would be off by up to 1/32. The result is float32 by default, as
+    the kernels take it.
     """
     check_sinusoidal(positions, d_model)
     to = getattr(torch, checks.floating_dtype("dtype", dtype))

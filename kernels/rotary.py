@@ -181,8 +181,8 @@ def forward(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], Cache]:
     """Turn the first rotary_dim features of q and k, of any strides; the others pass through.
 
-    Arguments and results are those of `reference.rotary.forward`; products in float32. The results
-    lie (B, L, H, D) in memory. `tile` overrides the table's choice.
+    Arguments and results are those of `reference.rotary.forward`, of at most 4096 pairs; products
+    in float32. The results lie (B, L, H, D) in memory. `tile` overrides the table's choice.
     """
     check(q, k, cos, sin, interleaved)
     precision.supported("q", q)
@@ -227,7 +227,7 @@ def at_positions(
 ) -> tuple[torch.Tensor, torch.Tensor, Options]:
     """Return q and k rotated where attention's options say so, and options that do not any more.
 
-    Once, not by every program that reads them: that would take what registers multiply with.
+    Once, not by every program that reads them: that would take registers from its products.
     """
     rotary = options.rotary
     if rotary is None:

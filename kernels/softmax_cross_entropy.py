@@ -3,16 +3,17 @@
 A program takes whole rows in blocks of classes, twice: once for the running maximum and sum (online
 softmax: Milakov & Gimelshein 2018), once for loss and gradient. Bytes, for n = R·C elements of b
 bytes: n·b read, n·b written, and n·b read again unless L2 has it. It can where the rows that are
-under way fit: four on each multiprocessor, on an H100 528 in 50 MB, so up to 24,000 classes of
-float32, 48,000 of 16 bits. Probabilities as targets are read like the logits. Saved: the gradient,
-to which backward adds 2·n·b to multiply it by that of the loss. Where there will be no backward
-pass it is not made, and the loss of a class index without smoothing takes the first pass alone.
+under way fit: four on each multiprocessor, five of 16 bits, on an H100 528 or 660 in 50 MB, so up
+to 24,000 classes of float32, 39,000 of 16 bits. Probabilities as targets are read like the logits.
+Saved: the gradient, to which backward adds 2·n·b to multiply it by that of the loss. Where there
+will be no backward pass it is not made, and the loss of a class index without smoothing takes the
+first pass alone.
 
 Instructions for each element, not bytes, are what this kernel can run out of. A class index without
 smoothing is one number of a row's targets: its mass and its loss need no sum over the classes, and
 what is left of an element is two exponentials, the maximum, the sum and the gradient: 27
-instructions for sm_90a, and 63 with the sums. (Counted; not timed yet.) exp2 is what the hardware
-has.
+instructions for sm_90a; with the sums, of smoothed targets, 54, and with weights of classes 63.
+(Counted; not timed yet.) exp2 is what the hardware has.
 
 The mean divides by a sum over all rows, which the gradient needs before any of it is written. So a
 small kernel comes first and writes partial sums, one for each share of the rows; whoever needs the

@@ -136,7 +136,7 @@ def forward(
             every key) or j ≤ i ("top-left").
         window_size: (left, right): at most so many keys before and after that diagonal, None for
             any number. `causal` leaves none after it.
-        softcap: s becomes softcap·tanh(s/softcap) (Gemma 2).
+        softcap: positive; s becomes softcap·tanh(s/softcap) (Gemma 2).
         score_mod: a function of the scores, and its derivative.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|distance to the diagonal|
             (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input
@@ -146,7 +146,7 @@ def forward(
         sinks: (H,), floating: the score of a key without a value, of every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding, which must
-            be finite (the kernel does not read it).
+            be finite (the kernel does not read it). One below 0 counts as 0, one above N as N.
         dropout_p: probability of dropping a weight, after the softmax.
         seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S

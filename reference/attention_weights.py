@@ -158,7 +158,7 @@ def received(
 ) -> Array:
     """Return how much attention each key receives: its weights, of all queries, summed.
 
-    Arguments are those of `weights`.
+    Arguments are those of `weights`, but for `rows`.
 
     Returns:
         the sums, (B, H, N), of the dtype of the weights; N is the length of k, packed or not.

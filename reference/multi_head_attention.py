@@ -7,13 +7,13 @@ matrix, one GEMM, and a head is a strided view of its result. In the kernels hea
 apart or together; here heads that share a KV head are, and `join` copies. For cross-attention q is
 projected from x, k and v from the context.
 
-G = H/K heads in a row may share a KV head: grouped-query attention (Ainslie et al.
-2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"),
-multi-query where K = 1 (Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need").
-Then the matrix is that much smaller, and nothing is repeated.
+G = H/K heads in a row may share a KV head: grouped-query attention (Ainslie et al. 2023, "GQA:
+Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"), multi-query where
+K = 1 (Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need"). Then the matrix
+is that much smaller, and nothing is repeated.
 
-`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` KV heads, `D` = E/H
-head_dim.
+`B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` KV heads, `D` = E/H head_dim. The
+steps are numbered; the kernel carries the same numbers where it does the same thing.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def forward(
         num_heads: H, a divisor of E.
         num_kv_heads: K, a divisor of H; H where it is None.
         context: (B, N, E) to attend to instead of x.
-        rotary: (cos, sin, interleaved) as for `rotary.forward`, which rotates q and k once, without
-            a context; or a `Rotary`, by which `attention.forward` rotates them.
+        rotary: (cos, sin, interleaved) as for `rotary.forward`, which rotates q and k, without a
+            context; or a `Rotary`, by which `attention.forward` rotates them.
         causal and all others: as for `attention.forward`, M and N the lengths of x and of what it
             attends to. If packed, x is (1, M, E), and self-attention takes the same cu_seqlens for
             q and k.

@@ -122,14 +122,15 @@ def forward(
         ids: (B, L), int32 or int64, each at least 0 and below V.
         table: (V, D), floating.
         position_table: (P, D), of table's dtype, or None for no positions.
-        positions: (B, L) rows of the position table, if there is one; 0 … L − 1 by default.
+        positions: (B, L), int32 or int64, rows of the position table, each at least 0 and below P,
+            if there is one; 0 … L − 1 by default, of which P is at least L.
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).
         dropout_p: probability of dropping an element of the sum.
         seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
 
     Returns:
-        out (B, L, D) and the cache.
+        out (B, L, D), of the table's dtype, and the cache.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -169,7 +170,8 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
             ones; None for a new one, and for positions that are not learned.
 
     Returns:
-        dtable (V, D), and dposition_table (P, D) or None where positions are not learned.
+        dtable (V, D), and dposition_table (P, D) or None where positions are not learned; of dout's
+        dtype where they are new.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -4,8 +4,9 @@ r"""Rotary positions: pairs of features are rotated by an angle that grows with 
 
 Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
 Queries and keys so rotated have products that depend on the difference of their positions alone.
-Pair i is (i, i + rotary_dim/2), half (rotate_half: GPT-NeoX, Llama), or (2i, 2i + 1), interleaved
-(the paper, GPT-J). A rotation's transpose is its inverse, so backward is forward with −θ.
+Pair i is (i, i + rotary_dim/2), half (GPT-NeoX, Llama as transformers has it: rotate_half), or
+(2i, 2i + 1), interleaved (the paper, GPT-J). A rotation's transpose is its inverse, so backward is
+forward with −θ.
 
 `B` batch, `H` and `K` heads of q and k, `L` length, `D` head_dim, `F` = rotary_dim/2 pairs. The
 steps are numbered; the kernel carries the same numbers where it does the same thing.
@@ -178,7 +179,7 @@ def forward(
 
     Args:
         q: (B, H, L, D), floating.
-        k: (B, K, L, D).
+        k: (B, K, L, D), of q's dtype.
         cos, sin: (L, F) or (B, L, F), float32 or the dtype of q; F ≤ D/2.
         interleaved: pairs (2i, 2i + 1) instead of (i, i + F).
 

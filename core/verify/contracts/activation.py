@@ -111,7 +111,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
         z = z + exact(given.bias, on)
     # (2) activation
     out = activate(z, case.kind)
-    # backward (1) activation, (2) bias
+    # backward (2) activation, (1) bias
     dx = exact(given.dout, on) * activate_grad(z, case.kind)
     found = {"out": out, "dx": dx}
     if given.bias is not None:

@@ -209,7 +209,7 @@ CONTRACT = Contract(
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
-        # Turned by their positions: some features of several chunks, both forms, packed or not.
+        # Turned by their positions: some of many features, both forms, packed or not.
         *(
             Case(**{"seqlen_q": 17, "seqlen_k": 35, **how}, rotary=form, seed=seed)
             for seed, (form, how) in enumerate(ROTATED)

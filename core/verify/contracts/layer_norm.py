@@ -106,9 +106,9 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     xhat, rstd = normalised(norms.normalised_stream(case, given, h), case.eps)
     # (3) normalise, scale, shift
     out = xhat * weight + bias
-    # backward (2) gain and shift
+    # backward (5) gain and shift, of (4) x̂
     dweight, dbias = (dout * xhat).sum(0), dout.sum(0)
-    # backward (3) the stream
+    # backward (6) the stream
     g = dout * weight
     along_mean = g.sum(-1, keepdims=True) / C
     along_xhat = (g * xhat).sum(-1, keepdims=True) / C

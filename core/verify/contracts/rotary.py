@@ -1,7 +1,7 @@
 """The contract of rotary positions: two products and a sum per feature, and what a rotation is.
 
 y₁ = x₁cos − x₂sin and y₂ = x₁sin + x₂cos, cos and sin as given, exactly: two products and a sum are
-three roundings, 2u(|x₁cos| + |x₂sin|) + u|y| to first order (the running analysis has the rest),
+three roundings, u(|x₁cos| + |x₂sin|) + u|y| to first order (the running analysis has the rest),
 with or without fma; then the cast. Features without a pair are copies: bound 0. Backward is the
 same with −sin. Where y₁ cancels, the error stays that of the products.
 

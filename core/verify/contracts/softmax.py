@@ -5,8 +5,8 @@ argument does; their sum is bounded as cross-entropy's (`running_sum`), for rows
 (3) Their share: a division, a product, and the cast. What is −∞ has a share of 0, exactly, and a
 row that is −∞ throughout nothing but such.
 
-Backward takes y as it was stored, so with half a unit in the last place. (1) δ = Σ dout·y: C
-products and C − 1 sums. (2) dx = (dout − δ)·y, two roundings and the cast. In the probabilistic
+Backward takes y as it was stored, so with half a unit in the last place. (4) δ = Σ dout·y: C
+products and C − 1 sums. (5) dx = (dout − δ)·y, two roundings and the cast. In the probabilistic
 bound a sum has √C for C.
 """
 
@@ -89,10 +89,10 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     total = running_sum(shifted, seen | ~live, x)
     # (3) shares
     y = (exp(shifted) * (1.0 / total)).where(seen)
-    # backward (1) what they have in common
+    # backward (4) what they have in common
     dout, stored = exact(given.dout, on), y.stored()
     delta = (dout * stored).sum(-1, keepdims=True)
-    # backward (2) gradient
+    # backward (5) gradient
     return {"out": y.returned(), "dx": ((dout - delta) * stored).returned()}
 
 
