@@ -291,6 +291,32 @@ _TILES = of(
     },
 )
 
+_BLOCKS = of(
+    "kernels/attention_blocks.py",
+    {
+        "places are counted from one, in both lists": (("lists_kernel", "count = 0", "*"),),
+        "what lies behind all tiles is not stored, or asked for by nobody": (
+            ("lists_kernel", "for start in range(0, tiles + 1, BLOCK)*", "1 → 2"),
+            ("lists_kernel", "touched = (number < tiles) & (left + j <= right)", "* → number <=*"),
+        ),
+        "a tile that goes for live is visited, and masked throughout": (
+            (
+                "lists_kernel",
+                "right = (tl.minimum((number + 1) * tile, end) - 1) // block",
+                "1 → 2",
+            ),
+        ),
+        "no block is touched behind the last, which is looked at": (
+            ("lists_kernel", "for j in range(tl.cdiv(tile - 1, block) + 1)*", "1 → 0"),
+            ("lists_kernel", "for j in range(tl.cdiv(tile - 1, block) + 1)*", "tile - 1 → *"),
+            ("lists_kernel", "for j in range(tl.cdiv(tile - 1, block) + 1)*", "1 → 2 (2)"),
+        ),
+        "shows with weights of some rows, beyond these cases": (
+            ("lists_kernel", "batch_head, start_of_row = *", "first + row % rows * row_tile → *"),
+        ),
+    },
+)
+
 _REFERENCE = of(
     "reference/attention.py",
     {
@@ -321,6 +347,7 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     *_BIAS,
     *_PARTS,
     *_KEEP,
+    *_BLOCKS,
     *_TILES,
     *_REFERENCE,
 )
