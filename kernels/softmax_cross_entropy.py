@@ -74,12 +74,14 @@ class Gradients(NamedTuple):
     dlogits: torch.Tensor
 
 
-def choose_tile(classes: int) -> Tile:
-    """Return the table's tile for rows of this many classes."""
-    for most, tile in TILES:
-        if classes <= most:
-            return tile
-    return TILES[-1][1]
+def choose_tile(classes: int, probabilities: bool = False) -> Tile:
+    """Return the table's tile for rows of this many classes.
+
+    Where targets are probabilities there are twice as many loads to be under way: of more classes
+    than a tile's, too many for registers if they are begun a stage ahead.
+    """
+    tile = next((tile for most, tile in TILES if classes <= most), TILES[-1][1])
+    return tile._replace(stages=1) if probabilities else tile
 
 
 @triton.jit
@@ -316,8 +318,8 @@ def forward(
     precision.supported("logits", logits)
     R, C = logits.shape
     label_smoothing, ignore_index = float(label_smoothing), int(ignore_index)
-    tile = tile or choose_tile(C)
     probabilities = targets.dim() == 2
+    tile = tile or choose_tile(C, probabilities)
     has_divisor = reduction == "mean" and not probabilities
     weights, weight_strides = (logits, (0,)) if weight is None else (weight, weight.stride())
     divisor = torch.empty(SHARES, dtype=torch.float32, device=logits.device)

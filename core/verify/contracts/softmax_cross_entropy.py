@@ -38,6 +38,9 @@ Array = domains.Array
 
 IMPOSSIBLE = 8192  # a tile of many classes
 IGNORE_INDEX = -7
+EACH_WAY: tuple[dict[str, Any], ...] = (
+    {}, {"keep": False}, {"probabilities": True, "weight": True}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     how = domains.tile(side.softmax_cross_entropy, case)
     if case.block is not None and side.name == "triton":
         rows, classes = case.block
-        tile = side.softmax_cross_entropy.choose_tile(case.classes)
+        tile = side.softmax_cross_entropy.choose_tile(case.classes, case.probabilities)
         how["tile"] = tile._replace(block_r=rows, block_c=classes)
     targets = (
         domains.place(side, given.targets, case.dtype, case.layout)
@@ -322,8 +325,8 @@ CONTRACT = Contract(
         ),
     ),
     usual=tuple(
-        Case(dtype=dtype, rows=64, classes=classes, keep=keep)
-        for keep in (True, False)
+        Case(dtype=dtype, rows=64, classes=classes, **how)
+        for how in EACH_WAY
         for classes in (1024, 32768)
         for dtype in domains.DTYPES
     ),

@@ -297,7 +297,11 @@ _BLOCKS = of(
         "places are counted from one, in both lists": (("lists_kernel", "count = 0", "*"),),
         "what lies behind all tiles is not stored, or asked for by nobody": (
             ("lists_kernel", "for start in range(0, tiles + 1, BLOCK)*", "1 → 2"),
-            ("lists_kernel", "touched = (number < tiles) & (left + j <= right)", "* → number <=*"),
+            (
+                "lists_kernel",
+                "touched = (number < tiles) & (left + j <= right)",
+                "number < tiles → number <= tiles",
+            ),
         ),
         "a tile that goes for live is visited, and masked throughout": (
             (
