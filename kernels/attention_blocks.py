@@ -26,6 +26,80 @@ from twofold.kernels.attention_tiles import Tile
 BLOCK = 128  # tiles of a row that are looked at together
 
 
+def over_keys(x: Call, tile: Tile, rows: range | None = None) -> Call:
+    """Return the call with the live tiles of keys of each tile of queries, of some if of `rows`."""
+    if x.block_mask is None:
+        return x
+    rows = rows or range(x.longest_q)
+    of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
+    return _listed(x, rows, *of_queries, x.longest_k, *of_keys, x.block_strides)
+
+
+def over_queries(x: Call, tile: Tile) -> Call:
+    """Return the call with the live tiles of queries of each tile of keys."""
+    if x.block_mask is None:
+        return x
+    of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
+    b, h, m, n = x.block_strides
+    return _listed(x, range(x.longest_k), *of_keys, x.longest_q, *of_queries, (b, h, n, m))
+
+
+def _listed(
+    x: Call, rows: range, row_tile: int, row_block: int, end: int, tile: int, block: int,
+    strides: tuple[int, ...],
+) -> Call:  # fmt: skip
+    """Return the call with the lists of each row, made once for batches and heads that share it.
+
+    Args:
+        x: the call.
+        rows: the queries or keys whose tiles have a list each.
+        row_tile, row_block: how many of them a tile has, and a block.
+        end: how many keys or queries there are of what those tiles go through, whose tiles are
+            listed.
+        tile, block: how many of these a tile has, and a block.
+        strides: of the block mask, the axis of the rows before that of what they go through.
+    """
+    B, H = (1 if s == 0 else n for n, s in zip(x.block_mask.shape, strides[:2], strict=False))
+    number, tiles = triton.cdiv(len(rows), row_tile), triton.cdiv(end, tile)
+    live, before = x.block_mask.new_empty((2, B, H, number, tiles + 1), dtype=torch.int32)
+    lists_kernel[(B * H * number,)](
+        x.block_mask, live, before, strides,
+        H, number, tiles, rows.start, rows.stop, end, row_tile, row_block, tile, block,
+        BLOCK=BLOCK, num_warps=1,
+    )  # fmt: skip
+    live, before = (a.expand(*x.block_mask.shape[:2], -1, -1) for a in (live, before))
+    return x._replace(live=live, before=before, live_strides=live.stride())
+
+
+@triton.jit
+def places(x, b, h, row, begin, full, stop, end, BLOCK: tl.constexpr):
+    """Turn what `seen` returns into places among the live tiles of a row; all are live by default.
+
+    Numbers of queries or keys and places alike are counted in tiles of BLOCK.
+    """
+    if x.live is not None:
+        begin = place_of(x, b, h, row, tl.minimum(begin, end), BLOCK)
+        full = place_of(x, b, h, row, full, BLOCK)
+        stop = place_of(x, b, h, row, stop, BLOCK)
+        end = place_of(x, b, h, row, end, BLOCK)
+    return begin, full, stop, end
+
+
+@triton.jit
+def place_of(x, b, h, row, start, BLOCK: tl.constexpr):
+    """Return the place of the first live tile that does not start before."""
+    return tl.load(at(x.before, x.live_strides, b, h, row, 0, tl.cdiv(start, BLOCK)))
+
+
+@triton.jit
+def tile_at(x, b, h, row, place, BLOCK: tl.constexpr):
+    """Return where the tile at a place starts."""
+    if x.live is not None:
+        return tl.load(at(x.live, x.live_strides, b, h, row, 0, place // BLOCK))
+    else:
+        return place
+
+
 @triton.jit
 def lists_kernel(
     mask_ptr,  # (B, H, blocks of what rows are of, blocks of what they go through) bool
@@ -59,67 +133,3 @@ def lists_kernel(
         tl.store(before_ptr + number, place * tile, mask=number <= tiles)
         tl.store(live_ptr + place, number * tile, mask=live != 0)
         count += tl.sum(live, axis=0)
-
-
-def over_keys(x: Call, tile: Tile, rows: range | None = None) -> Call:
-    """Return the call with the live tiles of keys of each tile of queries, of some if of `rows`."""
-    if x.block_mask is None:
-        return x
-    rows = rows or range(x.longest_q)
-    of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
-    return _listed(x, rows, *of_queries, x.longest_k, *of_keys, x.block_strides)
-
-
-def over_queries(x: Call, tile: Tile) -> Call:
-    """Return the call with the live tiles of queries of each tile of keys."""
-    if x.block_mask is None:
-        return x
-    of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
-    b, h, m, n = x.block_strides
-    return _listed(x, range(x.longest_k), *of_keys, x.longest_q, *of_queries, (b, h, n, m))
-
-
-def _listed(
-    x: Call, rows: range, row_tile: int, row_block: int, end: int, tile: int, block: int,
-    strides: tuple[int, ...],
-) -> Call:  # fmt: skip
-    """Return the call with the lists of each row, made once for batches and heads that share it."""
-    B, H = (1 if s == 0 else n for n, s in zip(x.block_mask.shape, strides[:2], strict=False))
-    number, tiles = triton.cdiv(len(rows), row_tile), triton.cdiv(end, tile)
-    live, before = x.block_mask.new_empty((2, B, H, number, tiles + 1), dtype=torch.int32)
-    lists_kernel[(B * H * number,)](
-        x.block_mask, live, before, strides,
-        H, number, tiles, rows.start, rows.stop, end, row_tile, row_block, tile, block,
-        BLOCK=BLOCK, num_warps=1,
-    )  # fmt: skip
-    live, before = (a.expand(*x.block_mask.shape[:2], -1, -1) for a in (live, before))
-    return x._replace(live=live, before=before, live_strides=live.stride())
-
-
-@triton.jit
-def places(x, b, h, row, begin, full, stop, end, BLOCK: tl.constexpr):
-    """Turn what `seen` returns into places among the live tiles of a row; all are live by default.
-
-    The i-th place is i·BLOCK, as the start of the i-th tile is: loops run over either alike.
-    """
-    if x.live is not None:
-        begin = place_of(x, b, h, row, tl.minimum(begin, end), BLOCK)
-        full = place_of(x, b, h, row, full, BLOCK)
-        stop = place_of(x, b, h, row, stop, BLOCK)
-        end = place_of(x, b, h, row, end, BLOCK)
-    return begin, full, stop, end
-
-
-@triton.jit
-def place_of(x, b, h, row, start, BLOCK: tl.constexpr):
-    """Return the place of the first live tile that does not start before."""
-    return tl.load(at(x.before, x.live_strides, b, h, row, 0, tl.cdiv(start, BLOCK)))
-
-
-@triton.jit
-def tile_at(x, b, h, row, place, BLOCK: tl.constexpr):
-    """Return where the tile at a place starts."""
-    if x.live is not None:
-        return tl.load(at(x.live, x.live_strides, b, h, row, 0, place // BLOCK))
-    else:
-        return place

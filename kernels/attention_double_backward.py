@@ -4,9 +4,8 @@ Everything of size M×N is computed again, tile by tile. The first kernel sums o
 row of them has in common, three float32 for each query: Δ, g and c. With those a tile of queries
 sums dq and ddout over the keys, and a tile of keys sums dk and dv over the queries of all heads
 that share them. Saved of forward: lse. Operations: 48·M·N·D per head, half of it where causal, of
-which 14 are for the three numbers. Of more than 256 features (of more than 128 with dropout beside
-a mask or arguments of `score_mod`) a program sums 64, and computes the tiles of size M×N again for
-each such part.
+which 14 are for the three numbers. Of more than 256 features (128: dropout beside a mask or what a
+`score_mod` reads) a program sums 64, and computes the tiles of size M×N again for each such part.
 
 Δ comes before c, in a pass of its own, so that c sums what is centred and is no difference of large
 sums. In half precision Δ is better known so than by `out`, which was rounded.
