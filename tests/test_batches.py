@@ -67,6 +67,24 @@ def test_learning_rate_climbs_to_its_peak_and_decays(warmup, schedule, steps):
     assert schedule == "constant" or rates[-1] == min(rates[top:])
 
 
+@given(st.sampled_from([0.0, 0.1, 0.25, 0.5]), st.integers(4, 300))
+def test_learning_rate_is_a_line_to_the_peak_and_one_or_half_a_wave_down(warmup, steps):
+    """What falls reaches 0 one step behind the last."""
+    climbing = round(warmup * steps)
+    falling = steps - climbing
+    for schedule in ("linear", "cosine", "constant"):
+        recipe = Recipe(lr=0.5, warmup=warmup, schedule=schedule)
+        rates = [learning_rate(recipe, step, steps) for step in range(1, steps + 1)]
+        gone = np.arange(falling) / falling
+        down = {
+            "linear": 1 - gone,
+            "cosine": np.cos(np.pi * gone / 2) ** 2,
+            "constant": 1 + 0 * gone,
+        }
+        line = np.arange(1, climbing + 1) / max(climbing, 1)
+        assert np.abs(np.array(rates) - 0.5 * np.concatenate([line, down[schedule]])).max() < 1e-15
+
+
 def test_words_are_dropped_as_often_as_asked_and_the_same_each_time():
     ids = np.arange(2, 10002)
     dropped = drop_words(ids, 0.2, 1, seed=3, step=4)
