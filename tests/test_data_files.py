@@ -154,6 +154,9 @@ def test_a_file_becomes_a_data_set_without_repeated_texts(tmp_path: Path) -> Non
     found = dict(zip([*data.train_x, *data.test_x], [*data.train_y, *data.test_y], strict=True))
     assert len(found) == len(data.train_x) + len(data.test_x) == 51
     assert {text: data.labels[y] for text, y in found.items()} == dict(reversed(rows))
+    last = list(dict.fromkeys(text for text, _ in reversed(rows)))[::-1]
+    for part in (data.train_x, data.test_x):
+        assert list(part) == [text for text in last if text in set(part)]
 
 
 def test_a_file_that_cannot_be_split_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers as hf
 import transformers
 from bert_models import WORDS
 from hypothesis import given
@@ -74,6 +75,18 @@ def test_case_matters_where_the_settings_say_so(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
     kept = WordPieceTokenizer.read(tmp_path).encode("Film", 5)
     assert [tokens[i] for i in (lower[1], kept[1])] == ["film", "Film"]
+
+
+def test_a_files_own_cutting_and_padding_are_left_out(both):
+    """Sentence transformers write theirs with both; how long a text may be is said elsewhere."""
+    ours, _ = both
+    theirs = hf.Tokenizer.from_str(json.dumps(json.loads(ours.to_json())["tokenizer"]))
+    theirs.enable_truncation(4)
+    theirs.enable_padding(length=9)
+    made = WordPieceTokenizer(theirs)
+    for text in ("film", "film " * 20):
+        assert made.encode(text, 16).tolist() == ours.encode(text, 16).tolist()
+    assert len(made.encode("film " * 20, 16)) == 16
 
 
 @pytest.mark.parametrize("lower_case", [True, False])
