@@ -139,6 +139,17 @@ def test_a_run_ends_as_a_folder_for_transformers(run, tmp_path):
     assert [p["label"] for p in first["predictions"]] == ["yes", "no"]
 
 
+def test_what_is_written_for_transformers_cuts_texts_where_the_run_did(small, tmp_path):
+    file, long = table(tmp_path / "reviews.csv"), "film plot cast score film plot lovely"
+    how = [*HOW, "--epochs", 1, "--longest", 6, "--out", tmp_path / "run"]
+    call("finetune", "--data", file, "--init", small, *how)
+    opened = Run.open(tmp_path / "run")
+    (ids,) = opened.codec.encode([long])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "huggingface")
+    assert theirs(long, truncation=True)["input_ids"] == ids.tolist() and len(ids) == 6
+    assert pretrained.load(tmp_path / "run" / "huggingface").longest == 6
+
+
 def test_evaluate_finds_what_fine_tuning_found(run, tmp_path):
     folder, result = run
     call("evaluate", folder, "--json", tmp_path / "e.json", "--side", "reference")
