@@ -83,6 +83,19 @@ def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):
     assert len(checkpoints.names(tmp_path)) == checkpoints.KEPT
 
 
+def test_a_checkpoint_may_be_refused_more_than_once(tmp_path):
+    """Each time training begins anew and comes as far again."""
+    path = tmp_path / "0-00000003"
+    for content in (b"cut", b"short"):
+        checkpoints.save(path, {"x": np.zeros(1)}, {"step": 3})
+        (path / checkpoints.TENSORS).write_bytes(content)
+        found, refused = checkpoints.newest(tmp_path)
+        assert found is None and len(refused) == 1
+        (aside,) = tmp_path.iterdir()
+        assert aside.name == path.name + checkpoints.DAMAGED
+        assert (aside / checkpoints.TENSORS).read_bytes() == content
+
+
 def test_checkpoints_are_known_by_their_steps_however_many(tmp_path):
     for name in ("1-00000003", "0-100000000", "0-99999999"):
         checkpoints.save(tmp_path / name, {}, {})
