@@ -95,8 +95,28 @@ def test_a_group_that_is_added_is_refused_at_once():
     assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match="^lr is inf; it must be at least 0 and finite"):
         optimizer.add_param_group({"params": [parameter(2)], "lr": float("inf")})
-    optimizer.add_param_group({"params": [parameter(2)], "eps": 1e-3})
+    for wrong, words in (
+        ({"weight_decay": -0.1}, "^weight_decay is -0.1; it must be at least 0 and finite"),
+        ({"betas": (1.0, 0.9)}, "^beta1 is 1.0; it must be at least 0 and below 1"),
+        ({"betas": (0.9, -0.5)}, "^beta2 is -0.5; it must be at least 0 and below 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optimizer.add_param_group({"params": [parameter(2)], **wrong})
+    assert len(optimizer.param_groups) == 1
+    numbers = {"lr": 1.5, "weight_decay": 2.0, "betas": (0.0, 0.0), "eps": 1e-3}
+    optimizer.add_param_group({"params": [parameter(2)], **numbers})
     assert len(optimizer.param_groups) == 2
+    optimizer.step()
+
+
+def test_a_state_that_has_counted_no_step_is_a_new_one():
+    first, second = parameter(3), parameter(3)
+    optimizer = AdamW([first, second], lr=0.1)
+    zero = torch.zeros(3)
+    optimizer.state[second] = loaded(second, step=torch.tensor(0.0), exp_avg_sq=zero)
+    optimizer.step()
+    assert torch.equal(first, second) and not torch.equal(first, torch.ones(3))
+    assert optimizer.state[second]["step"] == 1.0
 
 
 @pytest.mark.parametrize("kind", ["meta", "fake"])

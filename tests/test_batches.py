@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twofold.core.training.batches import (
     Examples,
     check_alike,
+    collate,
     drop_words,
     epoch_batches,
     even_batches,
@@ -66,6 +67,24 @@ def test_learning_rate_climbs_to_its_peak_and_decays(warmup, schedule, steps):
     assert schedule == "constant" or rates[-1] == min(rates[top:])
 
 
+@given(st.sampled_from([0.0, 0.1, 0.25, 0.5]), st.integers(4, 300))
+def test_learning_rate_is_a_line_to_the_peak_and_one_or_half_a_wave_down(warmup, steps):
+    """What falls reaches 0 one step behind the last."""
+    climbing = round(warmup * steps)
+    falling = steps - climbing
+    for schedule in ("linear", "cosine", "constant"):
+        recipe = Recipe(lr=0.5, warmup=warmup, schedule=schedule)
+        rates = [learning_rate(recipe, step, steps) for step in range(1, steps + 1)]
+        gone = np.arange(falling) / falling
+        down = {
+            "linear": 1 - gone,
+            "cosine": np.cos(np.pi * gone / 2) ** 2,
+            "constant": 1 + 0 * gone,
+        }
+        line = np.arange(1, climbing + 1) / max(climbing, 1)
+        assert np.abs(np.array(rates) - 0.5 * np.concatenate([line, down[schedule]])).max() < 1e-15
+
+
 def test_words_are_dropped_as_often_as_asked_and_the_same_each_time():
     ids = np.arange(2, 10002)
     dropped = drop_words(ids, 0.2, 1, seed=3, step=4)
@@ -101,6 +120,30 @@ def test_a_batch_is_that_of_its_number_whenever_it_is_made(word_dropout, graded)
     assert all(sorted(w) == sorted(tuple(x) for x in inputs) for w in words)
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.sampled_from([(), (1,), (3,)]))
+def test_a_batch_is_its_examples_and_zeros_behind_them(lengths, width):
+    inputs = [np.full((n, *width), i + 1, np.float32) for i, n in enumerate(lengths)]
+    padded, found = collate(inputs)
+    assert found.tolist() == lengths and found.dtype == np.int64
+    assert padded.shape == (len(lengths), max(lengths), *width) and padded.dtype == np.float32
+    for row, x in zip(padded, inputs, strict=True):
+        assert np.array_equal(row[: len(x)], x) and not row[len(x) :].any()
+
+
+def test_examples_put_together_keep_their_labels():
+    """The second fit learns from all that have graded labels by those."""
+    soft = np.random.default_rng(0).random((5, 2)).astype(np.float32)
+    one, two, plain = (
+        Examples([np.array([n]) for n in some], np.array(some), graded)
+        for some, graded in (([0, 1, 2], soft[:3]), ([3, 4], soft[3:]), ([3, 4], None))
+    )
+    for other, expected in ((two, soft), (plain, None)):
+        whole = one + other
+        assert [int(x[0]) for x in whole.inputs] == whole.labels.tolist() == [0, 1, 2, 3, 4]
+        assert (whole.soft is None) if expected is None else np.array_equal(whole.soft, expected)
+    assert (plain + two).soft is None
+
+
 def test_examples_that_cannot_share_a_batch_are_refused():
     ids = np.arange(3, dtype=np.int32)
     check_alike([ids, ids[:1]])
@@ -113,6 +156,9 @@ def test_examples_that_cannot_share_a_batch_are_refused():
     ):
         with pytest.raises(error, match=r"^inputs\[2\](.shape is \(3, 2\)| has dtype float32); it"):
             check_alike([ids, ids, wrong])
+    with pytest.raises(ValueError, match=r"^inputs\[1\].shape is \(3, 2\); it must be that of inp"):
+        check_alike([np.zeros((1, 3)), np.zeros((3, 2))])
+    check_alike([np.zeros((1, 3)), np.zeros((2, 3))])
 
 
 def test_the_next_batch_is_made_while_the_last_is_in_use():

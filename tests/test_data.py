@@ -1,11 +1,13 @@
 """Data sets: fetched once and checked, split, and what simple models reach on them."""
 
+import gzip
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -230,6 +232,65 @@ def test_movie_baselines(movie: Dataset) -> None:
     found = baselines(movie)
     assert found["majority"] == 1065 / 2113
     assert found["bag_of_words"] >= 0.777
+
+
+# The other sets, as a package would hold them
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all packages be one, with a few examples of each set."""
+    asked = [line for i in range(5) for line in (f"HUM:ind Who {i} é?", f"DESC:def  What {i}?")]
+    pixels = [[i % 10, *range(16), *[16] * 46, i // 10, i % 10] for i in range(50)]
+    r8 = {
+        "train": ["earn\tone ", "acq\ttwo", "earn\tone"],
+        "test": ["acq\tone", "earn\tthree"],
+    }
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        questions = "\n".join([*asked, "", asked[0], "DESC:def Who 0 é?"])
+        archive.writestr(sources.TREC_FILE, questions.encode("latin-1"))
+        for part, rows in r8.items():
+            name = f"{sources.R8_FOLDER}reuters-r8-{part}.tab"
+            archive.writestr(name, "\n".join(["topic\ttext", "d\ts", "class\t", *rows, ""]))
+        table = "\n".join(",".join(map(str, row)) for row in pixels)
+        archive.writestr(sources.DIGITS_FILE, gzip.compress(table.encode()))
+    monkeypatch.setattr(sources.Package, "path", lambda package: tmp_path / "made.zip")
+
+
+def test_questions_are_named_by_what_they_ask_for(packages: None) -> None:
+    data = load_dataset("trec")
+    assert (data.labels, data.kind, data.train_targets) == (("DESC", "HUM"), "text", None)
+    for x, y, count in ((data.train_x, data.train_y, 4), (data.test_x, data.test_y, 1)):
+        assert np.bincount(y).tolist() == [count, count]
+        assert [data.labels[n] for n in y] == ["HUM" if "Who" in text else "DESC" for text in x]
+    texts = {f"Who {i} é?" for i in range(5)} | {f"What {i}?" for i in range(5)}
+    assert {*data.train_x, *data.test_x} == texts
+
+
+def test_news_are_split_as_they_come(packages: None) -> None:
+    data = load_dataset("r8")
+    assert (data.labels, data.kind) == (("acq", "earn"), "text")
+    assert (data.train_x, data.train_y.tolist()) == (["one", "two", "one"], [1, 0, 1])
+    assert (data.test_x, data.test_y.tolist()) == (["one", "three"], [0, 1])
+
+
+def test_digits_are_rows_of_pixels_from_0_to_1(packages: None) -> None:
+    data = load_dataset("digits")
+    assert (data.labels, data.kind) == (tuple("0123456789"), "images")
+    for x, y, count in ((data.train_x, data.train_y, 4), (data.test_x, data.test_y, 1)):
+        assert np.bincount(y).tolist() == [count] * 10 and y.dtype == np.int64
+        assert x.shape == (10 * count, 8, 8) and x.dtype == np.float32
+        rows = 16 * x.reshape(-1, 64)
+        assert np.array_equal(rows[:, 0], y)
+        assert (rows[:, 1:63] == [*range(16), *[16] * 46]).all()
+    assert sorted(16 * np.concatenate([data.train_x, data.test_x])[:, 7, 7]) == [
+        n for n in range(5) for _ in range(10)
+    ]
+
+
+def test_a_set_by_name_has_no_columns() -> None:
+    with pytest.raises(DataError, match="^label_column is 'y'; it must be left out: trec is no"):
+        load_dataset("trec", label_column="y")
 
 
 # Baselines

@@ -1,5 +1,6 @@
 """Labelled files: what is read, and every fault named with file and line."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -13,13 +14,13 @@ from twofold.core.data.files import read_labelled
 from twofold.core.data.tokenizers import WordTokenizer
 
 GOOD = {
-    "a.csv": 'Text,label\n"one, ""two""\nthree",x\n\nfour,y\n',
-    "a.tsv": 'TEXT\tother\tLabel\none, "two" three\t1\tx\nfour\t2\t y \n',
+    "a.csv": 'Text,label\n"one, ""two""\nthree",x\n\nfour,y\n,x\n',
+    "a.tsv": 'TEXT\tother\tLabel\n"one", "two" three\t1\tx\nfour\t2\t y \n"\t"\tx\n\t\ty\n',
     "a.jsonl": '{"text": "one", "label": 1}\n\n{"label": true, "text": "\\u00fc", "more": []}\r\n',
 }
 READ = {
-    "a.csv": (['one, "two"\nthree', "four"], ["x", "y"]),
-    "a.tsv": (['one, "two" three', "four"], ["x", "y"]),
+    "a.csv": (['one, "two"\nthree', "four", ""], ["x", "y", "x"]),
+    "a.tsv": (['"one", "two" three', "four", '"', ""], ["x", "y", "x", "y"]),
     "a.jsonl": (["one", "ü"], ["1", "true"]),
 }
 
@@ -29,7 +30,9 @@ READ = {
 def test_reads_what_is_there(tmp_path: Path, name: str, mark: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(mark + GOOD[name].encode())
+    limit = csv.field_size_limit()
     assert read_labelled(path) == READ[name]
+    assert csv.field_size_limit() == limit  # which is the whole process's
 
 
 def test_equal_numbers_are_one_label(tmp_path: Path) -> None:
@@ -52,6 +55,8 @@ FAULTS: dict[str, tuple[str, bytes, int, str]] = {
     "old Mac": ("a.csv", b"text,label\ra,x\r\xe9,y\r", 3, "byte 1, 0xe9, is not UTF-8"),
     "UTF-16": ("a.csv", "text,label\na,x".encode("utf-16"), 1, "byte 4 is NUL"),
     "NUL": ("a.tsv", b"text\tlabel\na\tx\nb\0\ty\n", 3, "byte 2 is NUL"),
+    "NUL first": ("a.tsv", b"\0text\tlabel\n", 1, "byte 1 is NUL"),
+    "blank first": ("a.csv", b"\n\xff,label\n", 2, "byte 1, 0xff, is not UTF-8"),
     "names": ("a.csv", b"text,label, text\na,x,b\n", 1, "two columns are named 'text'"),
     "short row": ("a.csv", b"text,label\na,x\nb\n", 3, "the row has 1 fields and the header 2"),
     "long row": ("a.csv", b'text,label\n"a\nb",x\nb, c,y\n', 4, "the row has 3 fields and the"),
@@ -154,6 +159,9 @@ def test_a_file_becomes_a_data_set_without_repeated_texts(tmp_path: Path) -> Non
     found = dict(zip([*data.train_x, *data.test_x], [*data.train_y, *data.test_y], strict=True))
     assert len(found) == len(data.train_x) + len(data.test_x) == 51
     assert {text: data.labels[y] for text, y in found.items()} == dict(reversed(rows))
+    last = list(dict.fromkeys(text for text, _ in reversed(rows)))[::-1]
+    for part in (data.train_x, data.test_x):
+        assert list(part) == [text for text in last if text in set(part)]
 
 
 def test_a_file_that_cannot_be_split_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twofold.core.data.errors import DataError
 from twofold.core.data.patches import patches
 from twofold.core.data.tokenizers import (
+    LONGEST_PIECE,
     UNKNOWN,
     BPETokenizer,
     WordTokenizer,
@@ -49,6 +50,16 @@ def test_pieces_make_up_words() -> None:
     assert 1 < len(tokenizer.encode("filmisn", 9)) < 7
     assert UNKNOWN in tokenizer.encode("film ☃", 9)
     assert BPETokenizer.train(TEXTS * 100).to_json() == BPETokenizer.train(TEXTS * 100).to_json()
+
+
+def test_pieces_are_as_many_as_often_seen_and_as_long_as_they_may_be() -> None:
+    assert BPETokenizer.train(TEXTS * 9, 40).vocabulary_size == 40
+    tokenizer = BPETokenizer.train(["qz qz vw"], 99)  # which stand behind a mark
+    assert [len(tokenizer.encode(word, 9)) for word in ("qz", "vw")] == [1, 3]
+    long = "x" * LONGEST_PIECE
+    tokenizer = BPETokenizer.train([f"{long}x {long}x"], 99)
+    assert len(tokenizer.encode(f"{long}x", 9)) > 1
+    assert max(map(len, tokenizer._tokenizer.get_vocab())) <= LONGEST_PIECE
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["words", "bpe"])
@@ -96,7 +107,8 @@ def test_a_word_of_ten_megabytes_is_encoded(tokenizer) -> None:
 
 
 def test_what_no_tokenizer_wrote_is_refused(tmp_path: Path) -> None:
-    for saved in ("{", "{}", '{"kind": "words", "vocabulary": "a"}', '{"kind": "bpe"}'):
+    words_of = '{"kind": "words", "vocabulary": %s}'
+    for saved in ("{", "{}", words_of % '"a"', words_of % '["a", 1]', '{"kind": "bpe"}'):
         with pytest.raises(DataError, match="JSON: is not what a tokenizer wrote"):
             load_tokenizer(saved)
     with pytest.raises(DataError, match="the kind is 'letters'; it must be 'words', 'bpe' or"):

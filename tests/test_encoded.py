@@ -1,6 +1,7 @@
 """Ids in the cache folder: those that tokenising gives, whatever happens to the files."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from test_training import begin, toy
 
 from twofold.core.data import encoded
+from twofold.core.data.patches import patches
 from twofold.core.data.tokenizers import BPETokenizer, WordTokenizer
 from twofold.core.data.wordpiece import SPECIAL, WordPieceTokenizer
 from twofold.core.training import codec, loop
@@ -129,6 +131,30 @@ def test_files_that_nobody_uses_go(folder, monkeypatch):
             os.utime(file, (used, used))
         assert len(list(folder.iterdir())) == min(n + 1, 3)
     assert counting.texts == 5
+
+
+@pytest.mark.parametrize(("words", "positions"), [(1, 8), (8, 8), (9, 16), (300, 256)])
+def test_a_new_codec_reads_the_longest_text_or_what_may_be_read(words, positions):
+    texts = ["a film is", " ".join(["film"] * words)]
+    dataset = replace(toy(), train_x=texts)
+    for name, kind in (("words", WordTokenizer), ("bpe", BPETokenizer)):
+        made = codec.new(dataset, name, 2)
+        assert type(made.tokenizer) is kind and made.unknown == 1
+        if kind is WordTokenizer:  # a piece is a word or less
+            assert made.sizes()["max_length"] == made.max_length == positions
+            assert len(made.encode(texts)[1]) == min(words, 256)
+        assert made.sizes()["input_size"] == made.tokenizer.vocabulary_size
+
+
+def test_a_new_codec_of_images_cuts_them():
+    images = np.random.default_rng(0).random((5, 4, 6))
+    made = codec.new(replace(toy(), kind="images", train_x=images), "words", 2)
+    assert made.sizes() == {"input": "patches", "input_size": 4, "max_length": 6}
+    expected = patches(images.astype(np.float32), 2)
+    for found in (made.encode(images), made.encode_set(list(images))):
+        assert len(found) == 5 and found[0].dtype == np.float32
+        assert np.array_equal(found, expected)
+    assert codec.stored(made) == {}
 
 
 @pytest.mark.parametrize("kind", codec.TOKENIZERS)

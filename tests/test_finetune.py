@@ -22,7 +22,8 @@ from twofold.core.cli import app
 from twofold.core.model.parameters import Layout
 from twofold.core.training import loop
 from twofold.core.training.batches import collate
-from twofold.core.training.optimizer import stretches
+from twofold.core.training.optimizer import Optimizer, stretches
+from twofold.core.training.recipe import OPTIMIZERS, Recipe
 from twofold.core.training.run import Run
 
 HOW = ["--side", "reference", "--epochs", "3", "--lr", "1e-3", "--batch-size", "16"]
@@ -136,6 +137,17 @@ def test_a_run_ends_as_a_folder_for_transformers(run, tmp_path):
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1))
     assert first == second
     assert [p["label"] for p in first["predictions"]] == ["yes", "no"]
+
+
+def test_what_is_written_for_transformers_cuts_texts_where_the_run_did(small, tmp_path):
+    file, long = table(tmp_path / "reviews.csv"), "film plot cast score film plot lovely"
+    how = [*HOW, "--epochs", 1, "--longest", 6, "--out", tmp_path / "run"]
+    call("finetune", "--data", file, "--init", small, *how)
+    opened = Run.open(tmp_path / "run")
+    (ids,) = opened.codec.encode([long])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "huggingface")
+    assert theirs(long, truncation=True)["input_ids"] == ids.tolist() and len(ids) == 6
+    assert pretrained.load(tmp_path / "run" / "huggingface").longest == 6
 
 
 def test_evaluate_finds_what_fine_tuning_found(run, tmp_path):
@@ -259,6 +271,8 @@ def test_stretches_are_as_few_as_can_be():
     layout = Layout({"a": (2, 3), "b": (40, 1), "c": (5, 5), "x": (3,), "y": (4,), "z": (2,)})
     (whole,) = stretches(layout, layout, dict.fromkeys(layout.shapes, 1.0))
     assert whole == (slice(0, 224), slice(0, 224), 128, 1.0)
+    lowest = {name: 0.5 if name == "a" else 1.0 for name in layout.shapes}
+    assert [at.params for at in stretches(layout, layout, lowest)] == [slice(0, 32), slice(32, 224)]
     learned = Layout({n: s for n, s in layout.shapes.items() if n not in "ax"})
     factors = {"b": 0.5, "c": 1.0, "y": 1.0, "z": 0.5}
     found = stretches(layout, learned, factors)
@@ -268,6 +282,31 @@ def test_stretches_are_as_few_as_can_be():
         (slice(160, 192), slice(96, 128), 0, 1.0),
         (slice(192, 224), slice(128, 160), 0, 0.5),
     ]
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_recipes_optimizer_is_the_operator_of_its_name(reference, name, max_norm):
+    """With its numbers; and two stretches are stepped as two of that operator."""
+    layout = Layout({"w": (8, 4), "c": (4, 8), "b": (32,)})
+    over = stretches(layout, layout, {"w": 0.5, "c": 1.0, "b": 1.0})
+    numbers = {"weight_decay": 0.2, "momentum": 0.7, "max_norm": max_norm}
+    made = Optimizer(Recipe(optimizer=name, **numbers), reference, 96, over, "float64")
+    rng = np.random.default_rng(0)
+    params, found = (x := rng.standard_normal(96)), x.copy()
+    kind = "adam" if name == "adamw" else name
+    state = [np.zeros(96) for _ in made.state]
+    for step in (1, 2, 3):
+        grads, norm = rng.standard_normal(96), np.array(9.0)
+        how = {"weight_decay": 0.2} | ({"momentum": 0.7} if name == "sgd" else {})
+        how |= {"step": step, "decoupled": name == "adamw"} if kind == "adam" else {}
+        how |= {"grad_norm": norm, "max_norm": 0.3} if max_norm else {}
+        for at, lr, decaying in ((slice(32), 0.05, 32), (slice(32, 96), 0.1, 32)):
+            buffers = (x[at] for x in (params, grads, *state))
+            getattr(reference.optimizers, kind)(*buffers, lr=lr, decay_numel=decaying, **how)
+        made.step(found, grads, step=step, lr=0.1, grad_norm=norm)
+        assert np.array_equal(found, params)
+        assert all(map(np.array_equal, made.state.values(), state))
 
 
 def test_a_part_learns_at_its_own_rate(small):

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -9,6 +10,7 @@ from third import no_further
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from twofold.adapters import hugging_face, sides
+from twofold.adapters.attention import attention
 from twofold.core import ops
 from twofold.core.verify import attention_bound
 from twofold.core.verify.attention_problem import problem
@@ -21,7 +23,7 @@ SMALL = {
     "vocab_size": 30, "max_position_embeddings": 32, "initializer_range": 0.3,
 }  # fmt: skip
 GROUPED = {**SMALL, "num_key_value_heads": 2}
-GEMMA = {**GROUPED, "head_dim": 4, "sliding_window": 4, "query_pre_attn_scalar": 4}
+GEMMA = {**GROUPED, "head_dim": 4, "sliding_window": 4, "query_pre_attn_scalar": 7}  # scaling
 SOFTCAP = {"attn_logit_softcapping": 0.5}
 CONFIGS = {
     "BERT": lambda: transformers.BertConfig(**SMALL),
@@ -171,6 +173,39 @@ def test_what_only_some_models_ask_for(reference):
     given = (x.double().numpy() for x in (q, k, wide))
     truth = attention_bound.forward(problem(*given, machine("float32"), options)).out[..., :4]
     assert compare("out", out.transpose(1, 2).numpy(), truth)[2] == ""
+
+
+@pytest.mark.parametrize("scaling", [None, 0.7])
+@pytest.mark.parametrize("queries", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("own", "asked"), [(True, None), (False, None), (None, None), (True, False), (False, True)]
+)
+def test_a_call_without_a_mask_is_causal_and_scaled_as_it_says(queries, own, asked, scaling):
+    """A bias of another dtype is added, be there a mask or not."""
+    module, drawn = torch.nn.Module(), torch.Generator().manual_seed(0)
+    if own is not None:
+        module.is_causal = own
+    q, k, v = (torch.randn(1, h, n, 6, generator=drawn) for h, n in ((4, queries), (2, 3), (2, 3)))
+    bias = torch.randn(1, 4, queries, 3, generator=drawn)
+    out, _ = hugging_face.attention_forward(
+        module, q, k, v, None, is_causal=asked, scaling=scaling, position_bias=bias.double()
+    )
+    causal = queries > 1 and (own is not False if asked is None else asked)
+    mask = np.tri(queries, 3, dtype=bool)[None, None] if causal else None
+    options = Options(scaling, mask=mask, bias=bias.double().numpy())
+    given = (x.double().numpy() for x in (q, k, v))
+    truth = attention_bound.forward(problem(*given, machine("float32"), options)).out
+    assert compare("out", out.transpose(1, 2).numpy(), truth)[2] == ""
+
+
+def test_weights_are_dropped_as_attention_drops_them():
+    x = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        found, _ = hugging_face.attention_forward(torch.nn.Module(), x, x, x, None, dropout=0.5)
+        torch.manual_seed(1)
+        assert torch.equal(found, attention(x, x, x, causal=True, dropout_p=0.5).transpose(1, 2))
+    assert not torch.equal(found, attention(x, x, x, causal=True).transpose(1, 2))
 
 
 def test_a_mask_of_integers_is_refused():

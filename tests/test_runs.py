@@ -1,7 +1,9 @@
 """What may happen to a run: pictures that fail, files of others, processes that are lost."""
 
 import json
+import math
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +14,13 @@ from test_training import begin, parameters, same_bits, toy, train
 from twofold.core.commands import common, training
 from twofold.core.data.datasets import DataError
 from twofold.core.data.files import read_labelled
+from twofold.core.ops import load
 from twofold.core.training import checkpoints, loop, plot
 from twofold.core.training.processes import ALONE, Lost, Processes
-from twofold.core.training.recipe import Recipe
+from twofold.core.training.recipe import Recipe, learning_rate
 from twofold.core.training.run import METRICS_FILE, RESULT_FILE, SETTINGS_FILE, Run, RunError
 from twofold.core.training.settings import located
+from twofold.core.training.trainer import Trainer
 
 
 def test_a_run_is_finished_whatever_becomes_of_its_picture(tmp_path, monkeypatch, capsys):
@@ -79,6 +83,19 @@ def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):
     assert len(checkpoints.names(tmp_path)) == checkpoints.KEPT
 
 
+def test_a_checkpoint_may_be_refused_more_than_once(tmp_path):
+    """Each time training begins anew and comes as far again."""
+    path = tmp_path / "0-00000003"
+    for content in (b"cut", b"short"):
+        checkpoints.save(path, {"x": np.zeros(1)}, {"step": 3})
+        (path / checkpoints.TENSORS).write_bytes(content)
+        found, refused = checkpoints.newest(tmp_path)
+        assert found is None and len(refused) == 1
+        (aside,) = tmp_path.iterdir()
+        assert aside.name == path.name + checkpoints.DAMAGED
+        assert (aside / checkpoints.TENSORS).read_bytes() == content
+
+
 def test_checkpoints_are_known_by_their_steps_however_many(tmp_path):
     for name in ("1-00000003", "0-100000000", "0-99999999"):
         checkpoints.save(tmp_path / name, {}, {})
@@ -116,6 +133,79 @@ def test_an_evaluation_in_which_a_process_was_lost_is_caught_up(tmp_path, monkey
     assert [row["validation_accuracy"] for row in state.rows] == [
         row["validation_accuracy"] for row in expected.rows
     ]
+
+
+def test_a_step_in_which_a_process_was_lost_is_not_counted(tmp_path, monkeypatch):
+    how = {"checkpoint_steps": 1000, "refit": False}
+    whole, run = (begin(tmp_path / name, toy(), **how) for name in ("whole", "lost"))
+    _, expected = train(whole)
+    learn = Trainer.learn
+
+    def lost(trainer, batch, step, *rest):
+        if step == 13:
+            raise Lost("process 1 is lost")
+        learn(trainer, batch, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Lost):
+        patch.setattr(Trainer, "learn", lost)
+        train(run)
+    found, _ = checkpoints.newest(run.checkpoints)
+    assert found.state["step"] == found.state["done"] == len(found.state["losses"]) + 10 == 12
+    _, state = train(Run.open(run.folder))
+    assert same_bits(parameters(whole), parameters(run))
+    assert state.step == state.done == expected.done == 3 * 7  # of 54, by 8
+
+
+def test_the_second_fit_has_the_epochs_that_the_first_found_best(tmp_path):
+    """Whether or not it was broken off meanwhile; it is the model, and the metrics tell of it."""
+    how = {"epochs": 9, "patience": 2, "lr": 3e-2, "warmup": 0.2, "checkpoint_steps": 3}
+    whole, told = begin(tmp_path / "whole", toy(), **how), []
+    _, state = train(whole, told.append)
+    refit = [event for event in told if event.phase == "refit"]
+    assert 0 < state.best_epoch < 9  # or this shows nothing
+    taken = {(event.phase, event.step) for event in told}
+    assert state.done == len(taken) and told[-1].seconds_left == 0.0
+    assert all(event.seconds_left > 0.0 for event in told[:-1])
+    assert [e.step for e in refit] == [n + 1 for n in range(8 * state.best_epoch)]  # of 60, by 8
+    last = checkpoints.load(checkpoints.names(whole.checkpoints)[-1]).tensors
+    model = whole.load_model(load("reference"))
+    assert np.array_equal(model.flat, last["average"]) and "best" not in last
+
+    broken = begin(tmp_path / "broken", toy(), **how)
+    with pytest.raises(ZeroDivisionError):
+        train(broken, lambda event: 1 // (event.phase == "fit" or event.step < 5))
+    train(Run.open(broken.folder))
+    assert same_bits(parameters(whole), parameters(broken))
+
+    recipe, rows = whole.settings.recipe, [r for r in state.rows if r["phase"] == "refit"]
+    assert [r["step"] for r in rows] == sorted(
+        {*range(8, refit[-1].step + 1, 8), *range(10, refit[-1].step + 1, 10)}
+    )
+    before = 0
+    for row in rows:
+        losses = [e.loss for e in refit[before : row["step"]]]
+        before = row["step"]
+        assert row["loss"] == math.fsum(losses) / len(losses)
+        assert row["lr"] == learning_rate(recipe, row["step"], refit[-1].steps)
+        assert row["epoch"] == (row["step"] + 7) // 8 == refit[row["step"] - 1].epoch
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_both_parts_keep_labels_and_graded_targets_with_their_texts(tmp_path, graded):
+    dataset = toy()
+    soft = np.random.default_rng(0).random((60, 2)).astype(np.float32) if graded else None
+    run = begin(tmp_path / "run", dataset)
+    fit, held = loop.prepare(run, replace(dataset, train_targets=soft))
+    assert len(held) == 6 and len(fit) == 54 and (held.soft is None) == (not graded)
+
+    def together(inputs, labels, soft):
+        rows = np.zeros((len(inputs), 2)) if soft is None else soft
+        return [(x.tolist(), int(y), *row) for x, y, row in zip(inputs, labels, rows, strict=True)]
+
+    found = [*together(fit.inputs, fit.labels, fit.soft)]
+    found += together(held.inputs, held.labels, held.soft)
+    inputs = run.codec.encode(dataset.train_x)
+    assert sorted(found) == sorted(together(inputs, dataset.train_y, soft))
 
 
 def test_metrics_are_whole_at_the_end(tmp_path, monkeypatch):

@@ -223,9 +223,10 @@ def test_folders_without_what_is_needed_are_refused(folder, tmp_path):
     (folder / "vocab.txt").unlink()
     with pytest.raises(DataError, match=r"vocab.txt: cannot be read \(No such file"):
         pretrained.load(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match="config.json: is no JSON"):
-        pretrained.load(folder)
+    for content, words in (("{", "is no JSON"), ("[]", "holds a list; it must be an object")):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(WeightsError, match=f"config.json: {words}"):
+            pretrained.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(WeightsError, match="config.json: cannot be read"):
         pretrained.load(folder)

@@ -101,7 +101,10 @@ def load_dataset(
 
 
 def _first_of_each(texts: Sequence[str]) -> list[int]:
-    """Return the index of the first occurrence of every text, ascending."""
+    """Return the index of the first occurrence of every text, in the order of the last ones.
+
+    What a split draws depends on that order, and every figure that was published on the split.
+    """
     return list({text: i for i, text in reversed(list(enumerate(texts)))}.values())[::-1]
 
 

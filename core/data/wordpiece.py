@@ -170,7 +170,7 @@ def longest_of(folder: Path, most: int) -> int:
         DataError: what it says is no number of ids that a text can have.
     """
     said = _settings(folder).get("model_max_length", most)
-    if not isinstance(said, int | float) or said < 1:
+    if not isinstance(said, int | float) or not said >= 1:  # nor is NaN, which JSON may hold
         raise DataError(
             f"{folder / SETTINGS_FILE}: model_max_length is {said!r}; it must be a number from 1 on"
         )
