@@ -232,7 +232,7 @@ CONTRACT = Contract(
                 ("B1M1", (20, 1), None, None),
             )
         ),
-        # More tiles of 16 keys, dq's, than are listed together; such whose last block alone is live.
+        # More tiles of 16 keys, dq's, than are listed together, and such whose last block may live.
         Case(seqlen_q=3, seqlen_k=2048, block_mask="MN", block_size=(3, 64)),
         Case(
             batch=2,
