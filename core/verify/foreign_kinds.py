@@ -28,12 +28,14 @@ class Seen:
         written: arguments that it writes its output to, once it was seen to.
         said: what else it is taken to be, in words.
         signature: its own, as its author wrote it.
+        has_groups: whether it is a class of torch.optim, of whose groups properties speak.
     """
 
     order: str = ""
     signature: str = ""
     written: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    has_groups: bool = False
 
 
 def plain(implementation: Any) -> Callable[..., Any]:

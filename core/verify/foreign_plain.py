@@ -162,16 +162,16 @@ def names_of(option: str) -> tuple[str, ...]:
 
 
 def dtypes_told(
-    found: Mapping[str, Any], leaves: Mapping[str, Any], any_dtype: Sequence[str]
+    found: Mapping[str, Any], tensors: Mapping[str, Any], any_dtype: Sequence[str]
 ) -> Iterator[str]:
     """Refuse outputs in other dtypes than their input's, or say it of those that may be so.
 
-    That of lse is float32.
+    The input is the first of floating point. That of lse is float32.
 
     Raises:
         TypeError: naming the output.
     """
-    first, x = next(iter(leaves.items()))
+    first, x = next((n, x) for n, x in tensors.items() if x is not None and x.is_floating_point())
     own = dtype_name(x)
     for name, y in found.items():
         if name == "lse":
