@@ -253,12 +253,12 @@ class Function:
         return far and not self._launches
 
     def _pinned(self) -> Iterator[Mapping[str, Any]]:
+        for option in self._names:  # first: they are small, and nothing else may have asked for it
+            yield from self.entry.exercised.get(option, ())
         yield from self.entry.pinned
         if "layout" in vars(self.case_type()) and self.entry.far:
             yield {**self.entry.pinned[0], "layout": domains.EXPANDED}
             yield from ({**fields, "layout": domains.MIXED} for fields in self.entry.pinned[:2])
-        for option in self._names:
-            yield from self.entry.exercised.get(option, ())
         if self.side.device == "cpu" and domains.far_is_there():
             yield from self.entry.far
         elif self.entry.far:
