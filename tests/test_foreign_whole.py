@@ -24,6 +24,12 @@ FAULTS = {
 }
 
 
+def test_sums_that_are_rounded_from_tile_to_tile_are_found():
+    name = "foreign_whole:attention_of_rounded_sums"
+    found = foreign.judge(name, "attention", 0, ["bfloat16"], claimed=0)
+    assert "out" in {f.name for f in found.found}, found.failures
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_pinned_cases_find_it(name):
     operator, output = FAULTS[name]

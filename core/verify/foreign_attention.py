@@ -208,6 +208,8 @@ PLAIN = Plain(
         {"seqlen_q": 3, "seqlen_k": 4099, "head_dim": 16},
         {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
         {"batch": 5, "heads": 9, "seqlen_q": 3, "seqlen_k": 5, "head_dim": 16},
+        # Values of one sign, in which what is rounded from tile to tile adds up.
+        {"seqlen_q": 3, "seqlen_k": 2051, "head_dim": 16, "magnitude": "constant"},
         # Whole tiles and no more, where kernels have a way of their own, without masks.
         {"seqlen_q": 128, "seqlen_k": 256, "head_dim": 64},
         {"seqlen_q": 256, "seqlen_k": 256, "head_dim": 16, "causal": True},

@@ -252,17 +252,11 @@ class Function:
             self.remarks.add(FAR_AWAY)
         return far and not self._launches
 
-    def _pinned(self) -> Iterator[Mapping[str, Any]]:
-        for option in self._names:  # first: they are small, and nothing else may have asked for it
-            yield from self.entry.exercised.get(option, ())
-        yield from self.entry.pinned
-        if "layout" in vars(self.case_type()) and self.entry.far:
-            yield {**self.entry.pinned[0], "layout": domains.EXPANDED}
-            yield from ({**fields, "layout": domains.MIXED} for fields in self.entry.pinned[:2])
-        if self.side.device == "cpu" and domains.far_is_there():
-            yield from self.entry.far
-        elif self.entry.far:
+    def _pinned(self) -> list[Mapping[str, Any]]:
+        is_there = self.side.device == "cpu" and domains.far_is_there()
+        if self.entry.far and not is_there:
             self.remarks.add(FAR_AWAY)
+        return self.entry.always_run(self._names, is_there, "layout" in vars(self.case_type()))
 
     def outside(self) -> list[str]:
         """Return what the domain leaves out that would mean something to the function."""
