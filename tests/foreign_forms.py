@@ -287,20 +287,22 @@ class AdamWInFloat32(torch.optim.Optimizer):
     def __init__(self, params, lr, betas, eps, weight_decay):
         held = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, held)
-        self.inner = []
+        self.inner = {}
 
     def step(self):
-        for group in self.param_groups:
-            if not self.inner:
-                self.inner = [p.detach().float().requires_grad_() for p in group["params"]]
-                how = {n: group[n] for n in ("lr", "betas", "eps", "weight_decay")}
-                self.adamw = torch.optim.AdamW(self.inner, **how)
-            for p, own in zip(group["params"], self.inner, strict=True):
-                own.data.copy_(p.detach())
-                own.grad = p.grad.float()
-            self.adamw.step()
-            for p, own in zip(group["params"], self.inner, strict=True):
-                p.data.copy_(own.detach())
+        for number, group in enumerate(self.param_groups):
+            params = group["params"]
+            if number not in self.inner:
+                own = [p.detach().float().requires_grad_() for p in params]
+                self.inner[number] = own, torch.optim.AdamW(own)
+            own, adamw = self.inner[number]
+            adamw.param_groups[0].update({n: x for n, x in group.items() if n in self.defaults})
+            for p, x in zip(params, own, strict=True):
+                x.data.copy_(p.detach())
+                x.grad = None if p.grad is None else p.grad.float()
+            adamw.step()
+            for p, x in zip(params, own, strict=True):
+                p.data.copy_(x.detach())
 
 
 class AdamOfNoBase:

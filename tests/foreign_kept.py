@@ -1,6 +1,8 @@
 """Functions that are right as long as a call's backward follows on its forward, and not else."""
 
 import torch
+import triton
+import triton.language as tl
 
 
 def softmax(x):
@@ -63,3 +65,33 @@ class Copies:
 
 
 copied_weight = Copies()
+
+
+@triton.jit
+def _add_rows(ids_ptr, dout_ptr, dtable_ptr, C, BLOCK: tl.constexpr):
+    token, c = tl.program_id(0), tl.arange(0, BLOCK)
+    row = tl.load(ids_ptr + token)
+    x = tl.load(dout_ptr + token * C + c, mask=c < C, other=0.0).to(tl.float32)
+    tl.atomic_add(dtable_ptr + row * C + c, x, mask=c < C)
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ids, table):
+        ctx.save_for_backward(ids, table)
+        return table[ids]
+
+    @staticmethod
+    def backward(ctx, dout):
+        ids, table = ctx.saved_tensors
+        columns = table.shape[1]
+        dtable = torch.zeros(table.shape, device=table.device)
+        rows = dout.reshape(-1, columns).contiguous()
+        block = triton.next_power_of_2(columns)
+        _add_rows[(len(rows),)](ids.reshape(-1).contiguous(), rows, dtable, columns, block)
+        return None, dtable.to(table.dtype)
+
+
+def embedding_by_atomics(ids, table):
+    """It adds in whatever order programs come, and keeps nothing."""
+    return _LookUp.apply(ids, table)

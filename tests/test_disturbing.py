@@ -123,3 +123,12 @@ def test_what_functions_of_others_keep_between_calls_is_seen(name, operator):
     found = foreign.judge(f"foreign_kept:{name}", operator, 5, ["float32"], claimed=2)
     said = [words for words in found.failures if "other calls between" in words]
     assert len(said) == 1 and "differs where other calls are made in between" in said[0]
+
+
+@pytest.mark.usefixtures("importable", "interpreted")
+def test_sums_by_atomics_keep_nothing():
+    """They have other bits where programs come in another order, which is every other time."""
+    case = {"dtype": "float32", "batch": 1, "rows": 1, "columns": 103}
+    name, claim = "foreign_kept:embedding_by_atomics", "other calls between"
+    with pytest.raises(Inapplicable):
+        foreign.again(name, "embedding", **case, claim=claim)

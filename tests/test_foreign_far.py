@@ -66,3 +66,11 @@ def test_where_there_is_no_memory_it_is_said(monkeypatch):
     found = judge("softmax_of_narrow_offsets", "softmax")
     assert found.failures == []
     assert any("offsets past 2³¹ not judged" in note for note in found.notes)
+
+
+def test_they_come_before_what_costs_and_strides_are_not_blamed():
+    found = foreign.judge("foreign_given:softmax_of_narrow_offsets", "softmax", 0, ["float32"])
+    assert len(found.found) == 1 and "strides" not in "".join(foreign.digest(found))
+    judged = foreign.subject(foreign.load("foreign_given:softmax_of_narrow_offsets"), "softmax")
+    layouts = [case.layout for case in judged.contract.pinned]
+    assert layouts.index("far rows") == 1

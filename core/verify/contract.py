@@ -99,7 +99,8 @@ class Contract:
                 same_bits(alone, beside, "where other calls are made in between")
             except Bits as broken:
                 try:
-                    same_bits(alone, subject.compute(case, given), "computed again")
+                    for _ in range(2):  # interpreted programs are in one order every other time
+                        same_bits(alone, subject.compute(case, given), "computed again")
                 except Bits:
                     raise Inapplicable("it has other bits every time") from None
                 raise AssertionError(str(broken)) from None

@@ -113,7 +113,9 @@ def judge(
         verdict.common |= {
             failure.again: f"{verdict.common[failure.again]}; {TF32}"
             for failure, fault in wrong
-            if failure.share >= LITTLE and _holds_in_tf32(trial, fault.case)
+            if failure.share >= LITTLE
+            and _mostly_fails(trial)
+            and _holds_in_tf32(trial, fault.case)
         }
     verdict.holding = {
         precision: len(cases)
@@ -135,6 +137,15 @@ def _computes_nothing(trial: Trial) -> bool:
     """Return whether every case was refused, or raised what is no fault that a kernel has."""
     tried = [violation for cases in trial.tried.values() for violation in cases.values()]
     return all(v and raised(v) and not isinstance(v.__cause__, Fault) for v in tried)
+
+
+def _mostly_fails(trial: Trial) -> bool:
+    """Return whether most cases fail in float32, as they do where its products are not exact.
+
+    A bound of products in tf32 is so wide that what a block adds is lost in it, too.
+    """
+    tried = trial.tried["float32"].values()
+    return 2 * sum(v is not None for v in tried) >= len(tried)
 
 
 def _holds_in_tf32(trial: Trial, case: Any) -> bool:

@@ -208,8 +208,14 @@ PLAIN = Plain(
         {"seqlen_q": 3, "seqlen_k": 4099, "head_dim": 16},
         {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
         {"batch": 5, "heads": 9, "seqlen_q": 3, "seqlen_k": 5, "head_dim": 16},
+        # Values of one sign, in which what is rounded from tile to tile adds up.
+        {"seqlen_q": 3, "seqlen_k": 2051, "head_dim": 16, "magnitude": "constant"},
+        # Whole tiles and no more, where kernels have a way of their own, without masks.
+        {"seqlen_q": 128, "seqlen_k": 256, "head_dim": 64},
+        {"seqlen_q": 256, "seqlen_k": 256, "head_dim": 16, "causal": True},
     ),
     long=(
+        {"seqlen_q": 1029, "seqlen_k": 5, "head_dim": 16},
         {"seqlen_q": 3, "seqlen_k": 67, "head_dim": 256},
         {"seqlen_q": 3, "seqlen_k": 9001, "head_dim": 16},
     ),
@@ -231,6 +237,7 @@ PLAIN = Plain(
             {**SQUARE, "window_size": (16, 3)},
             {**SQUARE, "window_size": (5, 0)},
             {"seqlen_q": 193, "seqlen_k": 193, "head_dim": 16, "window_size": (130, 0)},
+            {"seqlen_q": 193, "seqlen_k": 193, "head_dim": 16, "window_size": (3, 130)},
         ),
         "softcap": ({**SMALL, "softcap": 1.0, "logits": 10.0},),
         "alibi_slopes": ({**SMALL, "alibi": "H"}, {**SQUARE, "alibi": "H", "causal": True}),

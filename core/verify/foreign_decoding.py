@@ -184,6 +184,7 @@ PLAIN = Plain(
         {"heads": 3, "capacity": 67, "head_dim": 16, "full": True},
         {"queries": 5, "capacity": 131, "head_dim": 64, "full": True},
         {"batch": 1, "heads": 1, "capacity": 1027, "head_dim": 16, "full": True},
+        {"batch": 1, "heads": 1, "capacity": 512, "head_dim": 64, "full": True},
     ),
     exercised={
         "key_lengths": ({**CACHE, "batch": 5},),

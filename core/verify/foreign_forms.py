@@ -3,17 +3,16 @@
 That is f(tensors…, options…) -> outputs, the tensors in order. Taken besides: a module that holds
 its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
 up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
-with options between them; a class of torch.optim. Those of attention alone are in
-`foreign_joined`, its packed sequences in `foreign_packed`, caches of decoding in `foreign_pages`,
-two parts that are merged in `foreign_merging`, a rotation that looks angles up in `foreign_rotary`,
-one step of Adam in `foreign_steps`, sizes that are numbers in `foreign_sizes`, what is written to
-where it is told in `foreign_written`.
+with options between them. Those of attention alone are in `foreign_joined`, its packed sequences in
+`foreign_packed`, caches of decoding in `foreign_pages`, two parts that are merged in
+`foreign_merging`, a rotation that looks angles up in `foreign_rotary`, a class of torch.optim in
+`foreign_optimizers`, one step of Adam in `foreign_steps`, sizes that are numbers in
+`foreign_sizes`, what is written to where it is told in `foreign_written`.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
@@ -23,6 +22,7 @@ from twofold.core.verify import (
     foreign_joined,
     foreign_kinds,
     foreign_merging,
+    foreign_optimizers,
     foreign_packed,
     foreign_pages,
     foreign_rotary,
@@ -65,13 +65,14 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
     """
     import torch
 
-    if operator == "optimizers" and _is_optimizer(implementation):
-        return stepping(implementation)
+    seen = Seen() if seen is None else seen
+    if operator == "optimizers" and foreign_optimizers.is_one(implementation):
+        seen.has_groups = True
+        return foreign_optimizers.stepping(implementation)
     implementation = foreign_kinds.made(implementation)
     function = foreign_kinds.plain(implementation)
     if operator not in PLAIN or not parameters(function):
         return function  # a builtin shows none
-    seen = Seen() if seen is None else seen
     seen.signature = str(inspect.signature(function))
     tensors = tensor_names(operator)
     if isinstance(implementation, torch.nn.Module):
@@ -97,42 +98,6 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
     function = _in_order(function, tensors, operator)
     function = foreign_written.writing_over(function, operator, tensors, seen.written)
     return _side_by_side(function) if operator == "gated_activation" else function
-
-
-def stepping(optimizer: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a class of torch.optim as f(params, grads, options…) -> params, a step for each row.
-
-    Grads are (steps, n).
-    """
-    import torch
-
-    taken = parameters(optimizer)
-    betas = [n for n in ("beta1", "beta2") if "betas" in taken]
-
-    def steps(params: torch.Tensor, grads: torch.Tensor, **options: Any) -> torch.Tensor:
-        if betas:
-            options["betas"] = tuple(options.pop(n) for n in betas)
-        held = params.detach().clone().requires_grad_()
-        stepped = optimizer([held], **options)
-        for grad in grads.detach():
-            held.grad = grad.clone()
-            stepped.step()
-        return held.detach()
-
-    options = [o for o in PLAIN["optimizers"].options if o in taken or o in betas]
-    named = [Parameter(o, Parameter.KEYWORD_ONLY) for o in options]
-    return taking(steps, ("params", "grads"), named)
-
-
-def _is_optimizer(implementation: Any) -> bool:
-    """Return whether it is a class as torch.optim's, or makes one with some arguments given."""
-    import torch
-
-    made = implementation.func if isinstance(implementation, functools.partial) else implementation
-    if not isinstance(made, type) or issubclass(made, torch.nn.Module):
-        return False
-    own = callable(getattr(made, "step", None)) and next(iter(parameters(made)), "") == "params"
-    return own or issubclass(made, torch.optim.Optimizer)
 
 
 def _of_what_it_holds(

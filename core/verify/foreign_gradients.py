@@ -13,20 +13,34 @@ NOTHING = "backward gives None, or no output depends on it"
 
 
 def gradients(
-    roots: Mapping[str, Any], leaves: Mapping[str, Any], of_roots: Mapping[str, Any]
+    roots: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    of_roots: Mapping[str, Any],
+    twice: bool = False,
 ) -> tuple[dict[str, Any], set[str]]:
     """Return the leaves' gradients by name, and which are None, and NaN here.
 
     Args:
         roots, leaves: outputs and inputs that require a gradient.
         of_roots: the gradients of the outputs.
+        twice: whether the graph is gone through again, and what that gives is returned.
     """
     import torch
 
     wanted = [of_roots[n].to(x.dtype) for n, x in roots.items()]
-    of_leaves = torch.autograd.grad(
-        list(roots.values()), list(leaves.values()), wanted, allow_unused=True
-    )
+
+    def back() -> tuple[Any, ...]:
+        return torch.autograd.grad(
+            list(roots.values()),
+            list(leaves.values()),
+            wanted,
+            allow_unused=True,
+            retain_graph=twice,
+        )
+
+    of_leaves = back()
+    if twice:
+        of_leaves = back()
     found = {f"d{n}": d for n, d in zip(leaves, of_leaves, strict=True)}
     absent = {n for n, d in found.items() if d is None}
     made = {f"d{n}": torch.full_like(x, torch.nan) for n, x in leaves.items() if f"d{n}" in absent}

@@ -30,6 +30,7 @@ class Seen:
         signature: its own, as its author wrote it.
         ways: what it may be where that is left open, by words; found out by trying.
         fields: of every case that it is asked.
+        has_groups: whether it is a class of torch.optim, of whose groups properties speak.
     """
 
     order: str = ""
@@ -38,6 +39,7 @@ class Seen:
     said: list[str] = field(default_factory=list)
     ways: dict[str, Callable[..., Any]] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    has_groups: bool = False
 
 
 def plain(implementation: Any) -> Callable[..., Any]:

@@ -27,7 +27,8 @@ def notes(trial: Trial) -> list[str]:
         elif option in trial.unlike:
             asked = UNLIKE
         elif not trial.implied_asked:
-            asked = "not judged while other cases fail"
+            fails = any(v for cases in trial.tried.values() for v in cases.values())
+            asked = "not judged while other cases fail" if fails else "not judged: no time was left"
         notes.append(f"{IMPLIED[option]} {asked}")
     if judged.unpassed:
         notes.append(f"never passed: {', '.join(judged.unpassed)}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from twofold.core import ops
+from twofold.core.verify import domains
 from twofold.core.verify.foreign_calls import Call
 from twofold.core.verify.rounding import Approx
 from twofold.reference.checks import dtype_name
@@ -74,7 +75,7 @@ class Plain:
         neutral: tensors that a function may lack, with the value of which they change nothing, and
             the outputs that they do change.
         insisted: the case's fields where it has none of an option that a function must be given.
-        far: cases whose offsets pass 2³¹, run last, where that costs no memory.
+        far: cases whose offsets pass 2³¹, run where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
         outside: what no case has, by the option or output without which it means nothing.
         beyond: what no case has, by an option and what its value was found to mean.
@@ -155,6 +156,26 @@ class Plain:
         """Return the tensors that a function may lack."""
         return (*self.optional, *self.neutral)
 
+    def always_run(
+        self, options: Iterable[str], far: bool, layouts: bool
+    ) -> list[Mapping[str, Any]]:
+        """Return the cases that are always run of a function that has these options.
+
+        What is small and alone in asking for something comes first, while there is time. Offsets
+        that are far come behind one case: they mean nothing before a kernel was launched.
+
+        Args:
+            options: those that it has.
+            far: whether there are addresses for such offsets.
+            layouts: whether cases have a layout.
+        """
+        cases = [case for option in options for case in self.exercised.get(option, ())]
+        cases += [self.pinned[0], *(self.far if far else ()), *self.pinned[1:]]
+        if layouts and self.far:
+            cases.append({**self.pinned[0], "layout": domains.EXPANDED})
+            cases += ({**fields, "layout": domains.MIXED} for fields in self.pinned[:2])
+        return cases
+
 
 def names_of(option: str) -> tuple[str, ...]:
     """Return what functions may call an option."""
@@ -162,16 +183,16 @@ def names_of(option: str) -> tuple[str, ...]:
 
 
 def dtypes_told(
-    found: Mapping[str, Any], leaves: Mapping[str, Any], any_dtype: Sequence[str]
+    found: Mapping[str, Any], tensors: Mapping[str, Any], any_dtype: Sequence[str]
 ) -> Iterator[str]:
     """Refuse outputs in other dtypes than their input's, or say it of those that may be so.
 
-    That of lse is float32.
+    The input is the first of floating point. That of lse is float32.
 
     Raises:
         TypeError: naming the output.
     """
-    first, x = next(iter(leaves.items()))
+    first, x = next((n, x) for n, x in tensors.items() if x is not None and x.is_floating_point())
     own = dtype_name(x)
     for name, y in found.items():
         if name == "lse":

@@ -85,6 +85,7 @@ PLAIN = Plain(
         {"batch": 5, "length": 131, "features": 17, "kind": "mean"},
         {"batch": 3, "length": 5, "features": 515, "kind": "mean"},
         {"batch": 1, "length": 1029, "features": 3, "kind": "mean", "full": True},
+        {"length": 128, "features": 128, "kind": "mean", "full": True},
     ),
     exercised={"kind": EVERY_KIND},
     either={"kind": EVERY_KIND},

@@ -20,7 +20,9 @@ from twofold.core.verify import (
     domains,
     foreign_gradients,
     foreign_lacking,
+    foreign_learning,
     foreign_meanings,
+    foreign_optimizers,
     foreign_packed,
 )
 from twofold.core.verify.contract import Contract, Inapplicable, precision_name
@@ -93,7 +95,7 @@ class Function:
         always: the values that fields of cases have.
         long: cases that are run in one precision.
         absent: gradients of the last call that are None.
-        learns: whether any of its outputs ever required a gradient.
+        learns, learning: whether any output ever required a gradient; which inputs are to now.
     """
 
     def __init__(self, function: Callable[..., Any], operator: str, seen: Seen) -> None:
@@ -106,7 +108,7 @@ class Function:
         self.limits: list[Callable[[Any], Any]] = []
         self.arranged, self.found_out = seen.order, list(seen.said)
         self.ways = seen.ways or {"": function}
-        self.learns = False
+        self.learns, self.learning = False, foreign_learning.Learning()
         self._names = names(function, (*self.entry.options, *self.entry.told))
         self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever, self.absent, self.remarks = set[str](), set[str](), set[str]()
@@ -122,13 +124,15 @@ class Function:
         self._lacking = self._optional(taken)
         self.implied = [option for option in self.entry.implied if option in self.missing]
         self._computed: set[str] = set()  # by the last call
-        self._shapes: dict[str, tuple[int, ...]] = {}  # of its outputs, as they must be
-        self._launches = 0  # of interpreted kernels
+        self._launches, self._shapes = 0, dict[str, tuple[int, ...]]()  # as outputs must be
         self.instead = set(self.entry.instead.values())
         ours, plain = module.CONTRACT, self.entry
         self._inputs = plain.inputs or ours.inputs
         spared = {*plain.conventions, *self._spared(taken)}
         claims = {n: p for n, p in ours.properties.items() if n not in spared}
+        claims |= foreign_learning.properties(self.learning, self._given_of, self._truth)
+        if seen.has_groups:
+            claims |= foreign_optimizers.properties(self._given_of, self._truth)
         passes = {n: p for n, p in ours.passes.items() if p == "backward" or n in plain.outputs}
         passes = {n: p for n, p in passes.items() if n not in {f"d{x}" for x in self._lacking}}
         self.contract: Contract = replace(
@@ -248,17 +252,11 @@ class Function:
             self.remarks.add(FAR_AWAY)
         return far and not self._launches
 
-    def _pinned(self) -> Iterator[Mapping[str, Any]]:
-        yield from self.entry.pinned
-        if "layout" in vars(self.case_type()) and self.entry.far:
-            yield {**self.entry.pinned[0], "layout": domains.EXPANDED}
-            yield from ({**fields, "layout": domains.MIXED} for fields in self.entry.pinned[:2])
-        for option in self._names:
-            yield from self.entry.exercised.get(option, ())
-        if self.side.device == "cpu" and domains.far_is_there():
-            yield from self.entry.far
-        elif self.entry.far:
+    def _pinned(self) -> list[Mapping[str, Any]]:
+        is_there = self.side.device == "cpu" and domains.far_is_there()
+        if self.entry.far and not is_there:
             self.remarks.add(FAR_AWAY)
+        return self.entry.always_run(self._names, is_there, "layout" in vars(self.case_type()))
 
     def outside(self) -> list[str]:
         """Return what the domain leaves out that would mean something to the function."""
@@ -299,15 +297,12 @@ class Function:
             raise Inapplicable("the function takes no such case")
         call = self._call(side, case, given)
         learned = {n: x for n, x in call.options.items() if n in self.entry.learned}
-        tensors = {
-            n: x.detach().requires_grad_() if x is not None and x.is_floating_point() else x
-            for n, x in {**call.tensors, **learned}.items()
-        }
+        tensors = self.learning.leaves({**call.tensors, **learned})
         leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
         learned = {n: tensors.pop(n) for n in learned}
         options = self._given(call._replace(options={**call.options, **learned}))
         before, self.absent = self._launches, set()
-        with refusals(options.values()), self._counting():
+        with self.learning.grad_mode(), refusals(options.values()), self._counting():
             returned = disturbing.around(
                 side,
                 lambda: self.function(*tensors.values(), **options),
@@ -316,14 +311,12 @@ class Function:
             outputs = returned if isinstance(returned, tuple) else (returned,)
             while len(outputs) > 1 and outputs[-1] is None:
                 outputs = outputs[:-1]
-            name = self.entry.named
-            named = self.entry.outputs if name is None else name(tensors, outputs)
+            named = (self.entry.named or (lambda *_: self.entry.outputs))(tensors, outputs)
             found = dict(zip(named, outputs, strict=False))
             found.pop("", None)
-            for x in found.values():
-                if not isinstance(x, torch.Tensor):
-                    raise TypeError(f"it returns {type(x).__name__}; it must return a tensor")
-            self.remarks.update(dtypes_told(found, leaves, self.entry.any_dtype))
+            if wrong := [x for x in found.values() if not isinstance(x, torch.Tensor)]:
+                raise TypeError(f"it returns {type(wrong[0]).__name__}; it must return a tensor")
+            self.remarks.update(dtypes_told(found, tensors, self.entry.any_dtype))
             self._shapes = {n: tuple(x.shape) for n, x in call.gradients.items()}
             self.learns |= any(x.requires_grad for x in found.values())
             roots = {
@@ -336,7 +329,8 @@ class Function:
             if roots and any(n in call.gradients and n not in roots for n in self.entry.together):
                 raise Inapplicable("an output that is not there, or learns nothing, has a gradient")
             if roots:
-                of = foreign_gradients.gradients(roots, leaves, call.gradients)
+                how = (call.gradients, self.learning.twice)
+                of = foreign_gradients.gradients(roots, leaves, *how)
                 found, self.absent = found | of[0], of[1]
         if roots and self._launches > before and not foreign_gradients.are_told(roots):
             self.remarks.add(foreign_gradients.UNTOLD)

@@ -16,12 +16,15 @@ from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
 
-# Of rows that are worked on alone, the widest past what a single block mostly holds.
+# Of rows that are worked on alone, the widest past what a single block mostly holds. The last two
+# are whole tiles and no more: kernels have a way of their own there, without masks.
 ROWS = (
     {"rows": 37, "columns": 257},
     {"rows": 2, "columns": 4099},
     {"rows": 515, "columns": 17},
     {"rows": 1201, "columns": 3},
+    {"rows": 256, "columns": 64},
+    {"rows": 2, "columns": 8192},
 )
 # No wider: who has a row in one block mostly takes no more than 16,384, or 65,536, columns.
 WIDE_NORM, WIDE_SOFTMAX = {"rows": 1, "columns": 12301}, {"rows": 1, "columns": 40009}
@@ -124,6 +127,7 @@ PLAIN = {
             {"rows": 37, "features_in": 257, "features_out": 67},
             {"rows": 259, "features_in": 17, "features_out": 261},
             {"rows": 3, "features_in": 515, "features_out": 5},
+            {"rows": 128, "features_in": 256, "features_out": 128},
         ),
         long=({"rows": 3, "features_in": 4161, "features_out": 5},),
         far=({"rows": 3, "features_in": 17, "features_out": 3, "layout": "far rows"},),
@@ -143,6 +147,7 @@ PLAIN = {
             {"length": 199, "columns": 129, "spread": "frequent"},
             {"length": 515, "rows": 300, "columns": 17},
             {"length": 5, "columns": 4099},
+            {"length": 64, "columns": 256},
         ),
         long=({"length": 37, "rows": 70001, "columns": 3},),
         far=({"length": 3, "rows": 3, "columns": 17, "layout": "far rows"},),
@@ -196,6 +201,7 @@ PLAIN = {
             {"length": 65, "head_dim": 64, "pairs": 32},
             {"batch": 2, "length": 1},
             {"length": 259, "head_dim": 16, "pairs": 8},
+            {"length": 128, "head_dim": 128, "pairs": 64},
         ),
         long=({"heads": 1, "key_heads": 1, "length": 4099, "head_dim": 16, "pairs": 8},),
         far=(
@@ -243,6 +249,7 @@ PLAIN = {
             {"rows": 2, "classes": 4099},
             {"rows": 1, "classes": 19, "magnitude": "offset"},
             {"rows": 515, "classes": 17},
+            {"rows": 2, "classes": 8192},
         ),
         long=({"rows": 1, "classes": 70001},),
         far=({"rows": 3, "classes": 17, "layout": "far rows"},),
@@ -275,7 +282,11 @@ PLAIN = {
         outputs=("out",),
         options={"kind": {"kind": "gelu"}},
         always={"bias": False, "split": None},
-        pinned=({"rows": 41, "columns": 25}, {"rows": 515, "columns": 17}),
+        pinned=(
+            {"rows": 41, "columns": 25},
+            {"rows": 515, "columns": 17},
+            {"rows": 64, "columns": 128},
+        ),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised=EVERY_KIND,
         either=KIND,
@@ -291,6 +302,7 @@ PLAIN = {
             {"rows": 41, "columns": 25},
             {"rows": 3, "columns": 4099, "packed": True},
             {"rows": 515, "columns": 17},
+            {"rows": 64, "columns": 128},
         ),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised=EVERY_KIND,
@@ -322,6 +334,7 @@ PLAIN = {
             {"numel": 1025, "steps": 4, "optimizer": "adamw", "weight_decay": 0.1},
             {"numel": 4099},
             {"numel": 5, "steps": 40},
+            {"numel": 8192, "steps": 2},
         ),
         exercised={
             "lr": ({"lr": 0.1, "steps": 2},),

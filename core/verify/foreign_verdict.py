@@ -202,7 +202,7 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
     said.append(f"  {_again(first.again)}")
     if words := common.get(first.again, ""):
         said.append(f"  {words}")
-        if "layout" in words:
+        if "layout" in words and "layout=far" not in words:  # its offsets are too small
             said.append(f"  {DENSE}")
     if properties:
         said.append(f"  {len(properties)} properties fail so: {', '.join(properties)}")
