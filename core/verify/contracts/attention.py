@@ -234,6 +234,8 @@ CONTRACT = Contract(
         ),
         # More tiles of 16 keys, dq's, than are listed together, and such whose last block may live.
         Case(seqlen_q=3, seqlen_k=2048, block_mask="MN", block_size=(3, 64)),
+        # A last block that would hold three tiles more.
+        Case(batch=2, heads=3, seqlen_q=3, seqlen_k=65, block_mask="BHMN", block_size=(3, 64)),
         Case(
             batch=2,
             heads=4,
