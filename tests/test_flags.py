@@ -36,6 +36,8 @@ CALLS = {
     ("attention_weights", "weights", "causal"): WEIGHTS,
     ("attention_weights", "received", "causal"): WEIGHTS,
     ("multi_head_attention", "forward", "causal"): MULTI_HEAD,
+    ("linear", "forward", "keep"): {"x": X, "weight": W},
+    ("softmax_cross_entropy", "forward", "keep"): {"logits": X[0], "targets": IDS[0]},
 }  # fmt: skip
 BACKWARDS = {
     "linear": ({"x": X, "weight": W, "bias": W[:, 0]}, ("of_x", "of_weight", "of_bias")),

@@ -20,6 +20,8 @@ FUNCTIONS = {
     "attention_fp8": ("forward", "quantize"),
     "attention_double_backward": ("backward",),
 }
+# Fields of cases that only our operators are asked for, as they are otherwise.
+OURS_ALONE = {"tile": None, "into": "", "unread": (), "keep": True}
 
 
 def functions(operator: str) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class Operator:
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
         """Return the case in this precision, without what only ours are asked for."""
-        return in_precision(case, precision, {"tile": None, "into": "", "unread": ()})
+        return in_precision(case, precision, OURS_ALONE)
 
     def find_out(self, observe: Callable[[str, Any], object] = lambda why, case: None) -> None:
         """Find out nothing: it has every option."""
