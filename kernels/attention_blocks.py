@@ -75,7 +75,7 @@ def _listed(
 def places(x, b, h, row, begin, full, stop, end, BLOCK: tl.constexpr):
     """Turn what `seen` returns into places among the live tiles of a row; all are live by default.
 
-    Numbers of queries or keys and places alike are counted in tiles of BLOCK.
+    The i-th place is i·BLOCK, as the start of the i-th tile is: loops run over either alike.
     """
     if x.live is not None:
         begin = place_of(x, b, h, row, tl.minimum(begin, end), BLOCK)

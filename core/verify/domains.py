@@ -196,6 +196,11 @@ def tile(operator: Any, case: Any) -> dict[str, Any]:
     return {} if case.tile is None else {"tile": operator.TILES[case.tile][1]}
 
 
+def kept(case: Any) -> dict[str, Any]:
+    """Return what a case tells forward to keep: nothing if all, which others need not know of."""
+    return {} if case.keep else {"keep": False}
+
+
 def holds_features(key: tuple[Any, int], case: Any) -> bool:
     """Return whether tiles of a key, (…, head_dim), are for as many features as a case has."""
     return key[1] >= int(case.head_dim)

@@ -12,6 +12,7 @@ from twofold.core.verify import foreign_decoding as decoding
 from twofold.core.verify import foreign_merging as merging
 from twofold.core.verify import foreign_orders as orders
 from twofold.core.verify import foreign_pooling as pooling
+from twofold.core.verify.foreign_operators import OURS_ALONE
 from twofold.core.verify.foreign_plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
@@ -122,7 +123,7 @@ PLAIN = {
                 {"rows": 5, "features_in": 33, "activation": kind} for kind in (None, *KINDS)
             )
         },
-        always={"tile": None, "into": "", "unread": (), "keep": True},
+        always=OURS_ALONE,
         pinned=(
             {"rows": 37, "features_in": 257, "features_out": 67},
             {"rows": 259, "features_in": 17, "features_out": 261},

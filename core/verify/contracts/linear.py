@@ -94,9 +94,10 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     if side.name != "reference" and case.tile is not None:
         how["tile"] = ENTRIES[case.tile][1]
     products = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
-    kept = {} if case.keep else {"keep": False}  # which others need not have
     x, weight, bias = (placed(a) for a in given[:3])
-    out, cache = side.linear.forward(x, weight, bias, case.activation, **kept, **products, **how)
+    out, cache = side.linear.forward(
+        x, weight, bias, case.activation, **domains.kept(case), **products, **how
+    )
     if not case.keep:
         return {"out": out}
     N, K = given.weight.shape

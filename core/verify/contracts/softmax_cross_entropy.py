@@ -116,7 +116,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         label_smoothing=case.label_smoothing,
         ignore_index=IGNORE_INDEX,
         reduction=case.reduction,
-        **({} if case.keep else {"keep": False}),  # which others need not have
+        **domains.kept(case),
         **how,
     )
     if not case.keep:
