@@ -329,6 +329,21 @@ def test_who_raises_is_out_of_the_race_with_the_reason(good):
         timing.race(calls, "cpu", 0.0)
 
 
+def test_a_processor_without_a_number_is_told_by_family_and_model():
+    lines = [
+        "processor : 0",
+        "cpu family : 25",
+        "model\t\t: 17",
+        "model name : AMD EPYC",
+        "",
+        "model : 1",
+    ]
+    assert machine.processor("\n".join(lines)) == "AMD EPYC, family 25 model 17"
+    lines[3] = "model name : AMD EPYC 9654 96-Core Processor"
+    assert machine.processor("\n".join(lines)) == "AMD EPYC 9654 96-Core Processor"
+    assert machine.processor("model name : Cortex") == "Cortex" and machine.processor("") == ""
+
+
 def test_a_result_says_what_multiplies():
     assert machine.ran_on(1, "cpu")["blas"].strip()
     rates = machine.product_rates(0.0)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -62,10 +63,24 @@ def _blas() -> str:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        found = processor(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = ""
+    return found or platform.processor() or platform.machine()
+
+
+def processor(cpuinfo: str) -> str:
+    """Return the first processor's name in /proc/cpuinfo, "" if it has none.
+
+    Family and model stand behind one without a number, as virtual machines have them: two
+    generations of "AMD EPYC" differ twofold in products.
+    """
+    first = cpuinfo.split("\n\n")[0].splitlines()
+    said = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in first)}
+    name = said.get("model name", "")
+    if not name or re.search(r"\d", name) or not {"cpu family", "model"} <= said.keys():
+        return name
+    return f"{name}, family {said['cpu family']} model {said['model']}"
 
 
 def gpu_name() -> str:
