@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from twofold.core.cli import app
 from twofold.core.verify.foreign import Verdict
-from twofold.core.verify.peers import findings, judging, table
+from twofold.core.verify.peers import finding, findings, judging, table
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "peer_faults"
 IMPORTED = {"torch": "torch", "liger": "liger_kernel", "fla": "fla"}
@@ -64,12 +64,12 @@ def test_an_unlisted_failure_is_unexplained_and_a_listed_one_has_its_reason(monk
         "backward float32 dk: dk[0] is 1\n  foreign.again('f', 'attention', seqlen_q=1)",
         "it ended the process by SIGSEGV\n  foreign.again('f', 'attention', seqlen_q=2)",
     ]
-    entry = findings.Known("sdpa math", "float32", "dq, dv", findings.FAULT, "so it is")
+    entry = finding.Known("sdpa math", "float32", "dq, dv", finding.FAULT, "so it is")
     monkeypatch.setattr(findings, "KNOWN", (entry,))
     judged = judging.Judged(table.PEERS[0], verdict=Verdict(failures=said))
     first, second, third = judged.failures()
-    assert (first.kind, second.kind) == (findings.FAULT, findings.UNEXPLAINED)
+    assert (first.kind, second.kind) == (finding.FAULT, finding.UNEXPLAINED)
     assert first.again == second.again == "foreign.again('f', 'attention', seqlen_q=1)"
-    assert (third.output, third.kind) == ("", findings.UNEXPLAINED)
+    assert (third.output, third.kind) == ("", finding.UNEXPLAINED)
     assert findings.gone(["sdpa math"], []) == [entry]
     assert findings.gone(["sdpa math"], [entry]) == findings.gone(["sdpa flash"], []) == []

@@ -29,7 +29,7 @@ def command(
     listed.
     """
     with plain_errors():
-        from twofold.core.verify.peers import findings, judging
+        from twofold.core.verify.peers import finding, findings, judging
         from twofold.core.verify.peers.table import named
 
         judged = []
@@ -46,7 +46,7 @@ def command(
         for known in gone:
             console.print(f"gone: {known.peer} {known.outputs}: {known.reason}", soft_wrap=True)
         write_json(json, report(judged))
-    if any(f.kind == findings.UNEXPLAINED for f in failures):
+    if any(f.kind == finding.UNEXPLAINED for f in failures):
         raise typer.Exit(FAILED)
 
 

@@ -1,19 +1,25 @@
-"""What other libraries' kernels need of Triton that its interpreter does not have.
+"""What other libraries' kernels need that is not there without a GPU.
 
-Two things, put in place before such a library is imported where kernels are interpreted:
+Two things of Triton, put in place before such a library is imported where kernels are interpreted:
 
 - libdevice's functions are declarations that a compiler fills in; here NumPy does, in float64, and
   rounds once to the argument's dtype. Those that are approximate by their name (fast_…) are not
   there: NumPy would flatter them.
 - An autotuner measures its configurations on a GPU. Any of them may win, so all must be right: the
   one that runs is drawn by its tuning key, the same in every process.
+
+And of packages whose `__init__` wants a GPU, or all that they depend on, the modules of kernels
+alone: `bare`.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,6 +54,25 @@ def prepare() -> None:
         if callable(function := getattr(libdevice, name)):
             setattr(of_cuda, name, function)
     Autotuner._bench = _drawn_by_key
+
+
+def bare(package: str) -> None:
+    """Let modules of an installed package be imported without its `__init__`.
+
+    Of a package within one, both are named, the outer one first.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    if package in sys.modules:
+        return
+    outer, _, _ = package.rpartition(".")
+    spec = PathFinder.find_spec(package, sys.modules[outer].__path__ if outer else None)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(f"no package named {package!r}", name=package)
+    module = ModuleType(package)
+    module.__path__, module.__spec__ = list(spec.submodule_search_locations), spec
+    sys.modules[package] = module
 
 
 class _OnTensors:

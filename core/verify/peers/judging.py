@@ -11,7 +11,8 @@ from typing import Any
 from twofold.core.verify import foreign_apart
 from twofold.core.verify.foreign import BITS, HOLDS, Verdict
 from twofold.core.verify.peers import conventions
-from twofold.core.verify.peers.findings import UNEXPLAINED, Known, known
+from twofold.core.verify.peers.finding import UNEXPLAINED, Known
+from twofold.core.verify.peers.findings import known
 from twofold.core.verify.peers.table import Peer
 
 _FAILURE = re.compile(r"(forward|backward|property) (\S+) (.+?): (.*)", re.DOTALL)

@@ -1,0 +1,54 @@
+"""What a finding is, and the words that findings in several libraries share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FAULT, PRECISION, UNDEFINED = "fault", "precision", "undefined"
+UNEXPLAINED = "unexplained"
+ANY = "*"
+
+
+class Known(NamedTuple):
+    """A finding, or several of one cause.
+
+    `precisions` and `outputs` are those that it shows in, separated by spaces, or `ANY`;
+    `reproduction` is a script in benchmarks/peer_faults, "" where another entry has it, and
+    `saying` is in the words of the failure, where outputs alone do not tell causes apart.
+    """
+
+    peer: str
+    precisions: str
+    outputs: str
+    kind: str
+    reason: str
+    reproduction: str = ""
+    saying: str = ""
+
+    def names(self, peer: str, precision: str, output: str, words: str) -> bool:
+        """Return whether this is the entry of a failure."""
+        return (
+            self.peer == peer
+            and (self.precisions == ANY or precision in self.precisions.split())
+            and (self.outputs == ANY or output in self.outputs.split(", "))
+            and self.saying in words
+        )
+
+
+HALVES = "float16 bfloat16"
+TANH = (
+    "0.5·x·(1 + tanh u) cancels in the left tail, where tanh u is near −1: nothing is left of "
+    "numbers that x/(1 + exp(−2u)) has to full precision"
+)
+ONE_LESS = (
+    "1 − σ(x) cancels in SiLU's gradient where σ(x) is near 1, and what is lost is multiplied by x"
+)
+GATE = (
+    "the activated gate is rounded to 16 bits before the product with up, so out has two roundings"
+)
+OF_GATES = "odd part, one gate, leading axes"
+PROPERTIES = "gradient sums, shift invariance, impossible classes"
+LSE = (
+    "the loss is the log-sum-exp, rounded, minus the target's logit: where logits are large, that "
+    "rounding is all that is left"
+)

@@ -1,0 +1,117 @@
+"""What judging Liger-Kernel's functions found; `findings` says what the kinds mean."""
+
+from __future__ import annotations
+
+from twofold.core.verify.peers.finding import (
+    ANY,
+    FAULT,
+    GATE,
+    HALVES,
+    LSE,
+    OF_GATES,
+    ONE_LESS,
+    PRECISION,
+    PROPERTIES,
+    TANH,
+    Known,
+)
+
+_STRIDED = (
+    "the gradient of logits that are not contiguous is the logits themselves: the contiguous copy "
+    "requires no grad, so the kernel leaves the gradient out"
+)
+_IN_PLACE = (
+    "it writes the gradient over the logits, as it says, and does not tell autograd, so that "
+    "whatever kept the logits for its own backward goes wrong silently (Liger-Kernel issue 272)"
+)
+_OF_STRIDED = f"dlogits, NaN is seen, {PROPERTIES}"
+_LIGER_CROSS_ENTROPIES = (
+    "liger cross_entropy", "liger cross_entropy, contiguous", "liger cross_entropy, in place",
+)  # fmt: skip
+
+FOUND = tuple(
+    Known(*entry)
+    for entry in (
+        *(
+            (
+                peer, HALVES, "out, dweight, leading axes", PRECISION,
+                "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
+                "before the gain: the output is rounded twice, and the gain's gradient is summed "
+                "from rounded numbers",
+            )
+            for peer in ("liger rms_norm, llama", "liger rms_norm, in place")
+        ),
+        (
+            "liger rms_norm, in place", ANY, "inputs", FAULT,
+            "backward writes dx over the gradient that it is given, as it says; another summand "
+            "has the same gradient, and gets dx",
+        ),
+        (
+            "liger cross_entropy", ANY, _OF_STRIDED, FAULT, _STRIDED,
+            "liger_cross_entropy_strided",
+        ),
+        (
+            "liger cross_entropy, contiguous", "float32", "loss", PRECISION, LSE,
+            "liger_cross_entropy_lse",
+        ),
+        ("liger cross_entropy", "float32", "loss", PRECISION, LSE, ""),
+        ("liger cross_entropy, in place", "float32", "loss", PRECISION, LSE, ""),
+        *(
+            (
+                peer, HALVES, "loss", PRECISION,
+                "each row's loss is stored in the logits' dtype before they are added",
+                "liger_cross_entropy_half",
+            )
+            for peer in _LIGER_CROSS_ENTROPIES
+        ),
+        (
+            "liger cross_entropy, in place", ANY, "inputs", FAULT, _IN_PLACE,
+            "liger_cross_entropy_in_place",
+        ),
+        (
+            "liger cross_entropy, in place", ANY, _OF_STRIDED, FAULT, _STRIDED,
+            "liger_cross_entropy_strided",
+        ),
+        ("liger gelu tanh", ANY, "out, dx", PRECISION, TANH, "liger_gelu_tanh_tail"),
+        ("liger swiglu", "float32", "dgate, odd part, leading axes", PRECISION, ONE_LESS, ""),
+        ("liger swiglu", HALVES, f"out, {OF_GATES}", PRECISION, GATE, ""),
+        (
+            "liger geglu tanh", "float32", "out, dgate, dup, odd part, leading axes", PRECISION,
+            TANH, "",
+        ),
+        (
+            "liger geglu tanh", HALVES, f"out, dgate, dup, {OF_GATES}", PRECISION,
+            f"{GATE}, as dup and dgate have; and {TANH}", "",
+        ),
+        (
+            "liger rope", ANY, "inputs", FAULT,
+            "backward turns the gradient that it is given in place, in the layouts that it need "
+            "not copy; another summand has the same gradient, and gets it turned",
+            "liger_rope_gradient",
+        ),
+        *(
+            (
+                peer, ANY, ANY, FAULT,
+                "rows are as far apart as the stride of the axis of positions, which of one "
+                "position may be any: in a batch of several, other rows are turned",
+                "liger_rope_one_position", "_triton_rope",
+            )
+            for peer in ("liger rope, own gradients", "liger rope")
+        ),
+        *(
+            (
+                peer, HALVES, "q, k, dq, dk, norms, relative position, conjugation inverts",
+                PRECISION,
+                "products and sums are in the dtype of cos and sin, where they cancel as well",
+                "liger_rope_half",
+            )
+            for peer in ("liger rope", "liger rope, own gradients")
+        ),
+        (
+            "liger softmax", HALVES, "dx, shares add up, nothing in front, leading axes",
+            PRECISION,
+            "weights times gradients, and their sum, are in the dtype of the logits",
+            "liger_softmax_half",
+        ),
+    )
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""What judging PyTorch's functions found; `findings` says what the kinds mean."""
+
+from __future__ import annotations
+
+from twofold.core.verify.peers.finding import (
+    ANY,
+    FAULT,
+    GATE,
+    HALVES,
+    OF_GATES,
+    ONE_LESS,
+    PRECISION,
+    PROPERTIES,
+    TANH,
+    Known,
+)
+
+_LOG_SOFTMAX = (
+    "on a CPU it is log_softmax and then nll_loss, and log_softmax is rounded to the logits' dtype "
+    "between them, in backward as well"
+)
+_ADAM = (
+    "each operation of a step rounds to the parameters' dtype; in float16 eps and small squares "
+    "are 0, and the quotient is infinite or NaN"
+)
+
+FOUND = tuple(
+    Known(*entry)
+    for entry in (
+        (
+            "sdpa flash", ANY, "NaN is seen", FAULT,
+            "on a CPU a query that has a NaN gets the output 0",
+            "torch_sdpa_flash_nan",
+        ),
+        (
+            "sdpa flash", HALVES, "dk, dv", PRECISION,
+            "dk and dv are added up in their own dtype, 32 queries at a time: rounded once for "
+            "each block, not once; a small part beside large ones that cancel is lost",
+            "torch_sdpa_flash_sums",
+        ),
+        (
+            "flex compiled", "float32", ANY, FAULT,
+            "with a mask that reads a tensor and sizes that are not fixed it cannot be compiled "
+            "for a CPU: an assertion of its own fails, or the C++ that it generates is refused",
+            "torch_flex_compiled",
+        ),
+        (
+            "torch layer_norm", HALVES, "dx, dweight, gradient sums, leading axes", FAULT,
+            "on a CPU the mean and 1/σ are saved in the dtype of the input: the gradient is that "
+            "of other numbers, and NaN where 1/σ passes the largest float16",
+            "torch_layer_norm_half",
+        ),
+        (
+            "torch layer_norm", HALVES, "dbias", FAULT,
+            "on a CPU the gradients of weight and bias are added up row by row in their own dtype: "
+            "a sum of ones stops at 256 in bfloat16, at 2048 in float16, in each thread",
+            "torch_layer_norm_sums",
+        ),
+        (
+            "torch rms_norm", "float32 bfloat16", "dx, leading axes", FAULT,
+            "on a CPU the gradient is that of rsqrt, with the third power of 1/RMS in it: of rows "
+            "above 1e12 or so a subnormal, and then 0, where the gradient itself is neither",
+            "torch_rms_norm_cubed",
+        ),
+        (
+            "torch cross_entropy", HALVES, f"loss, dlogits, {PROPERTIES}", PRECISION,
+            _LOG_SOFTMAX, "torch_cross_entropy_half",
+        ),
+        (
+            "torch gelu", "float32", "out, dx", PRECISION,
+            "on a CPU, of a contiguous input, it is off by 3.4e-7 of itself, its formula in "
+            "float32 by a third of that; and the gradient by up to 2.4e-7, twice as much",
+            "torch_gelu",
+        ),
+        ("torch silu", "float32", "dx", PRECISION, ONE_LESS, "torch_silu_gradient"),
+        ("torch swiglu", "float32", "dgate, odd part, leading axes", PRECISION, ONE_LESS, ""),
+        (
+            "torch swiglu", HALVES, f"out, dgate, dup, {OF_GATES}", PRECISION,
+            f"{GATE}; and so have both gradients", "torch_swiglu_half",
+        ),
+        ("torch gelu tanh", ANY, "out, dx", PRECISION, TANH, "torch_gelu_tanh_tail"),
+        ("torch adam for-loop", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
+        ("torch adam for-loop", "bfloat16", "params", PRECISION, _ADAM, ""),
+        ("torch adam foreach", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
+        ("torch adam foreach", "bfloat16", "params", PRECISION, _ADAM, ""),
+    )
+)  # fmt: skip
