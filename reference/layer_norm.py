@@ -171,4 +171,4 @@ def means(x: Array) -> Array:
 
 def dots(x: Array, y: Array) -> Array:
     """Return the dot product of each row of x and of y, (R, 1)."""
-    return np.asarray(np.einsum("rc,rc->r", x, y)[:, None])
+    return np.asarray(np.vecdot(x, y)[:, None])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 
 import mpmath
 import numpy as np
@@ -86,6 +87,25 @@ def test_reference_is_torch(case):
     theirs = contract.repacked(theirs, given_, pack)
     for name, bound in contract.truth(case).items():
         assert compare(name, theirs[name], bound)[2] == ""
+
+
+@pytest.mark.parametrize("score", [-1000.0, -200.0, -64.0, -63.0, 63.0, 64.0, 200.0, 1000.0])
+def test_scores_of_any_size_have_weights(score):
+    N = 5
+    q, k = np.zeros((1, 1, 3, 4), np.float32), np.zeros((1, 1, N, 4), np.float32)
+    out, cache = attention.forward(q, k, np.ones_like(k), bias=np.full((3, N), score, np.float32))
+    # N weights, their sum and a quotient each round once; lse rounds its sum's log and itself
+    limit = (N + 4) * np.finfo(np.float32).eps
+    assert np.abs(out - 1).max() <= limit
+    lse = score + math.log(N)
+    assert np.abs(cache.lse - lse).max() <= limit * max(1, abs(lse))
+
+
+def test_a_sink_alone_has_its_own_log_sum(reference):
+    x = np.zeros((1, 1, 2, 4), np.float32)
+    sinks, nothing = np.array([-200.0], np.float32), np.zeros((2, 2), bool)
+    out, cache = reference.attention.forward(x, x, x, sinks=sinks, mask=nothing)
+    assert (out == 0).all() and (cache.lse == -200).all()
 
 
 @pytest.mark.parametrize(
