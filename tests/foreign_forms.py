@@ -128,6 +128,21 @@ def up_first(x):
     return _gated(*reversed(x.chunk(2, -1)))
 
 
+def gate_rounded(gate, up):
+    """As two operations of torch have it in half precision."""
+    wide = gate.double()
+    return (wide * torch.sigmoid(wide)).to(gate.dtype) * up
+
+
+def gate_rounded_by_cutting(gate, up):
+    """Half precision is cut off, not rounded."""
+    if gate.dtype == torch.float32:
+        return gate_rounded(gate, up)
+    wide = gate.float() * torch.sigmoid(gate.float())
+    cut = (wide.detach().view(torch.int32) & -65536).view(torch.float32)
+    return (wide + (cut - wide).detach()).to(gate.dtype) * up
+
+
 def gated_by_tanh(gate, up):
     """Torch's gelu by tanh, which leaves its bound in the far tail."""
     return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(up.dtype)

@@ -58,6 +58,17 @@ def rounded_before_the_gain(x, weight, eps=1e-6):
     return weight * normed.to(x.dtype)
 
 
+def rounded_before_a_wrong_gain(x, weight, eps=1e-6):
+    return rounded_before_the_gain(x, weight * 1.02, eps)
+
+
+def rounded_thrice(x, weight, eps=1e-6):
+    """Its root is rounded as well."""
+    wide = x.float()
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps).to(x.dtype)
+    return weight * (x * rstd)
+
+
 def rounded_behind_the_gain(x, weight, eps=1e-6):
     return rms_norm(x.float(), weight.float(), eps).to(x.dtype)
 

@@ -158,3 +158,14 @@ def test_it_races_too():
         tensors = problem.make(torch.Generator().manual_seed(0), "cpu")
         passes = rival.passes(problem, tensors)
         assert rival.outputs(problem, passes)
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"), [("gate_rounded", True), ("gate_rounded_by_cutting", False)]
+)
+def test_the_activated_gate_may_be_rounded_before_the_product_and_it_is_said(name, holds):
+    words = "it rounds the activated gate before the product with up; ours round once"
+    for dtype in ("float16", "bfloat16") if holds else ("bfloat16",):
+        found = judge(name, "gated_activation", dtype)
+        assert (found.failures == []) == holds and (words in found.taken) == holds
+    assert words not in judge("side_by_side", "gated_activation", "bfloat16").taken

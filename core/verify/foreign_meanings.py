@@ -228,7 +228,7 @@ def _limit(function: Function, observe: Observe) -> None:
 
 
 def _agree(function: Function, observe: Observe) -> None:
-    """Find what it does instead of ours, and as rightly: what holds so, and does not otherwise."""
+    """Find what it does instead of ours: what holds so, and does not otherwise."""
     for words, (fields, instead) in function.entry.instead_of_ours.items():
         own = {name: function.always[name] for name in instead}
         for dtype in domains.DTYPES:

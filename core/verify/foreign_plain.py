@@ -94,7 +94,7 @@ class Plain:
             fields then are.
         limits: what it may do without, by words: the fields of a case that has it, and what brings
             a case into the domain of who does without. Found in the same way.
-        instead_of_ours: what it may do instead, and be as right, by words: the fields of a case in
+        instead_of_ours: what it may do instead that is usual, by words: the fields of a case in
             which that shows, and of every case where it does. Found by what holds so alone.
         together: outputs that add to the same gradients: where a case has the gradient of one that
             learns nothing, it is none that can be asked for.

@@ -44,6 +44,18 @@ UNROUNDED = {
         {"unrounded": True},
     )
 }
+ROUNDED = {
+    "it rounds what is normalised before the gain, as models of Llama do; ours round once": (
+        {"rows": 37, "columns": 257},
+        {"rounded": True},
+    )
+}
+ROUNDED_GATE = {
+    "it rounds the activated gate before the product with up; ours round once": (
+        {"rows": 41, "columns": 25},
+        {"rounded": True},
+    )
+}
 # Of a norm without a gain or a shift: what changes nothing, and what they change.
 NO_WEIGHT, NO_BIAS = (1.0, ("out", "dx", "dresidual")), (0.0, ("out",))
 # Of a norm without the option: the values in use, where rows are so small that eps is seen.
@@ -90,7 +102,7 @@ PLAIN = {
         learned=("residual",),
         neutral={"weight": NO_WEIGHT},
         insisted={"residual": {"residual": True}},
-        always={"tile": None, "into": "", "unrounded": False},
+        always={"tile": None, "into": "", "unrounded": False, "rounded": False},
         pinned=ROWS,
         long=(WIDE_NORM,),
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
@@ -100,7 +112,7 @@ PLAIN = {
             "residual": STREAMS,
         },
         either={**OFFSET, **EPS},
-        instead_of_ours=UNROUNDED,
+        instead_of_ours={**ROUNDED, **UNROUNDED},
         narrowed=calls.norm_narrowed,
     ),
     "linear": Plain(
@@ -298,7 +310,7 @@ PLAIN = {
         shapes="gate, up (…, columns)",
         outputs=("out",),
         options={"kind": {"kind": "silu"}},
-        always={"into": "", "tile": None},
+        always={"into": "", "tile": None, "rounded": False},
         pinned=(
             {"rows": 41, "columns": 25},
             {"rows": 3, "columns": 4099, "packed": True},
@@ -308,6 +320,7 @@ PLAIN = {
         far=({"rows": 3, "columns": 17, "layout": "far rows"},),
         exercised=EVERY_KIND,
         either=KIND,
+        instead_of_ours=ROUNDED_GATE,
         arranged={"up before gate": orders.up_before_gate},
         fewer={
             "gate, up (rows, columns)": (partial(orders.rows_alone, tensors=2), {}),

@@ -2,7 +2,9 @@
 
 (1) f at a gate that the kernel holds exactly: `contracts.activation`. (2) The product with up
 rounds once in float32, and out is cast once: f(gate) is not rounded to 16 bits between. Backward
-has two products and f′, and one and f, each cast once. The errors of factors multiply alike in any
+has two products and f′, and one and f, each cast once. Functions of others may round f(gate)
+between, as two operations of a library do; then dy·up is as well, and the bound is that of both
+roundings. The errors of factors multiply alike in any
 order of the products, so it is not part of the contract; up to underflow, which f and f′ allow for.
 """
 
@@ -42,6 +44,7 @@ class Case:
     into: str = ""  # dtype of what backward is to write into, if anything
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
+    rounded: bool = False  # whether, of functions of others, f(gate) is rounded before the product
 
 
 class Inputs(NamedTuple):
@@ -100,14 +103,18 @@ def _halves(x: Any) -> tuple[Any, Any]:
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+
+    def between(x: Approx) -> Approx:
+        return x.stored() if case.rounded else x
+
     given, on = given or inputs(case), machine(case.dtype)
     gate, up, dout = (exact(a, on) for a in given)
     # (1) activation
-    f = activate(gate, case.kind)
+    f = between(activate(gate, case.kind))
     # (2) product
     out = f * up
     # backward (2) product
-    dup, df = dout * f, dout * up
+    dup, df = dout * f, between(dout * up)
     # backward (1) activation
     dgate = df * activate_grad(gate, case.kind)
     outputs = {"out": out, "dgate": dgate, "dup": dup}

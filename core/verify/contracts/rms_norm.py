@@ -9,12 +9,14 @@ The bound, line by line the kernel's; what is not said to be otherwise is runnin
     of itself, where layer norm's bound grows with mean/σ. Of a row of zeros it is 1/√eps.
 (3) y = h·rstd·(w + offset): two roundings, a third for the sum with an offset that is not 0, and
     the cast, the only one. Who casts ĥ = h·rstd to the storage dtype before the gain, as models of
-    Llama do, rounds twice there, and leaves this bound in half precision: another choice, a less
-    exact one, which this contract calls a fault (`faults` has it). In float32 both are one.
+    Llama do, rounds twice there, and leaves this bound in half precision: a fault of ours (`faults`
+    has it), of functions of others another choice, which has a bound of its own. In float32 both
+    are one.
 
 Backward: ĥ from the same rstd; dw = Σ dy·ĥ over R rows; g = dy·(w + offset), its mean over C along
 ĥ, and dx = (g − ĥ·mean(g·ĥ))·rstd, + dh, all float32. A row of one column has g − ĥ·mean(g·ĥ) =
-g·(1 − ĥ²), which cancels but for eps: the bound is then that of the difference.
+g·(1 − ĥ²), which cancels but for eps: the bound is then that of the difference. Where ĥ is cast
+before the gain, so may dy·ĥ and g be, as autograd has products in the dtype of their factors.
 The probabilistic bound has √C for C in the sums.
 """
 
@@ -50,6 +52,7 @@ class Case:
     into: str = ""  # dtype of what backward is to write the gain's gradient into, if anything
     tile: int | None = None  # entry of the kernel's tile table
     unrounded: bool = False  # whether, of functions of others, the sum is normalised unrounded
+    rounded: bool = False  # whether, of functions of others, ĥ is rounded before the gain
 
 
 class Inputs(NamedTuple):
@@ -83,6 +86,10 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
+
+    def between(x: Approx) -> Approx:
+        return x.stored() if case.rounded else x
+
     given, on = given or inputs(case), machine(case.dtype)
     x, weight, dout = (exact(a, on) for a in (given.x, given.weight, given.dout))
     # (1) the stream
@@ -93,11 +100,12 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     normed, rstd = normalised(norms.normalised_stream(case, given, h), case.eps)
     # (3) normalise, scale
     gain = weight if case.offset == 0.0 else weight + case.offset  # a sum with 0 rounds nothing
-    out = normed * gain
+    cast = between(normed)
+    out = cast * gain
     # (5) gain
-    dweight = (dout * normed).sum(0)
+    dweight = between(dout * cast).sum(0)
     # (6) the stream
-    g = dout * gain
+    g = between(dout * gain)
     along = (g * normed).sum(-1, keepdims=True) / float(case.columns)
     dx = (g - normed * along) * rstd
     if given.dh is not None:
