@@ -25,9 +25,15 @@ KINDS = {
 }
 
 
+def result() -> dict[str, Any]:
+    """Return the committed result."""
+    found: dict[str, Any] = json.loads(RESULT.read_text())
+    return found
+
+
 def page() -> str:
     """Return the page."""
-    found = json.loads(RESULT.read_text())
+    found = result()
     peers, on = found["peers"], found["ran_on"]
     versions = {p["distribution"]: p["version"] for p in peers if p["version"]}
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -46,6 +52,11 @@ def page() -> str:
             f"is written by `python benchmarks/{Path(__file__).name}`.",
             "",
             *(f"- **{kind}**: {words}" for kind, words in KINDS.items()),
+            "",
+            *by_library(peers),
+            "",
+            "Each line of the next table that is a way to call a function counts once, by the worst "
+            "that was found of it in any precision.",
             "",
             "| peer | operator | dtype | cases | forward | backward | properties | verdict |",
             "|---|---|---|--:|--:|--:|--:|---|",
@@ -76,6 +87,26 @@ def page() -> str:
             "",
         ]
     )
+
+
+def by_library(peers: list[dict[str, Any]]) -> Iterator[str]:
+    """Return a table of how many functions of each library hold, and of the worst kind of others."""
+    kinds = [kind for kind in KINDS if any(kind == _worst(p) for p in peers)]
+    yield f"| functions of | judged | hold | {' | '.join(kinds)} |"
+    yield f"|---|--:|--:|{'--:|' * len(kinds)}"
+    for library in dict.fromkeys(p["distribution"] for p in peers):
+        judged = [p for p in peers if p["distribution"] == library and not p["missing"]]
+        if judged:
+            worst = [_worst(p) for p in judged]
+            cells = (worst.count(kind) or "" for kind in ("", *kinds))
+            name = f"{library} {judged[0]['version']}"
+            yield f"| {name} | {len(judged)} | {' | '.join(map(str, cells))} |"
+
+
+def _worst(peer: dict[str, Any]) -> str:
+    """Return the worst kind of what was found of a peer, "" if that is nothing."""
+    found = {failure["kind"] for failure in peer["failures"]}
+    return next((kind for kind in KINDS if kind in found), "")
 
 
 def rows(peer: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pages
+import peers_page
 import raced
 from attention_measured import by_kernel, kind_of, over
 from attention_variants import CUDNN, FLASH
@@ -175,10 +176,22 @@ def between(path: Path, first: str, last: str) -> str:
     return textwrap.dedent("\n".join(lines[start:stop])).replace("  # fmt: skip", "")
 
 
+def peers() -> str:
+    """How many functions of other libraries hold, and where the page about them is from."""
+    found = peers_page.result()
+    kinds = "; ".join(f"{kind}: {words}" for kind, words in peers_page.KINDS.items())
+    made = (
+        f"By the worst that was found of each in any precision ({kinds}). `twofold verify peers`, "
+        f"{source(peers_page.RESULT)}."
+    )
+    return "\n".join([*peers_page.by_library(found["peers"]), "", pages.wrapped(made)])
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "attention": attention,
     "operators": operators,
+    "peers": peers,
     "race": race,
 }
 
