@@ -55,8 +55,8 @@ def page() -> str:
             "",
             *by_library(peers),
             "",
-            "Each line of the next table that is a way to call a function counts once, by the worst "
-            "that was found of it in any precision.",
+            "A function counts by the worst that was found of it in any precision; one that is "
+            "judged in several ways counts in each.",
             "",
             "| peer | operator | dtype | cases | forward | backward | properties | verdict |",
             "|---|---|---|--:|--:|--:|--:|---|",
@@ -90,7 +90,7 @@ def page() -> str:
 
 
 def by_library(peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return a table of how many functions of each library hold, and of the worst kind of others."""
+    """Return a table: how many functions of each library hold, or what at worst was found."""
     kinds = [kind for kind in KINDS if any(kind == _worst(p) for p in peers)]
     yield f"| functions of | judged | hold | {' | '.join(kinds)} |"
     yield f"|---|--:|--:|{'--:|' * len(kinds)}"
