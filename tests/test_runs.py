@@ -190,6 +190,20 @@ def test_the_second_fit_has_the_epochs_that_the_first_found_best(tmp_path):
         assert row["epoch"] == (row["step"] + 7) // 8 == refit[row["step"] - 1].epoch
 
 
+def test_a_run_that_stops_early_is_kept_as_it_is_then(tmp_path):
+    """With the time that it took; who goes on with it takes no step again."""
+    how = {"epochs": 40, "patience": 1, "refit": False, "lr": 3e-2, "checkpoint_steps": 1000}
+    run = begin(tmp_path / "run", toy(), **how)
+    _, state = train(run)
+    assert state.stopped and state.step < 40 * 7  # of 54, by 8
+    assert state.seconds >= state.stepping
+    found, _ = checkpoints.newest(run.checkpoints)
+    assert found.state["step"] == state.step and found.state["stopped"]
+    before, told = parameters(run), []
+    train(Run.open(run.folder), told.append)
+    assert not told and same_bits(before, parameters(run))
+
+
 @pytest.mark.parametrize("graded", [False, True])
 def test_both_parts_keep_labels_and_graded_targets_with_their_texts(tmp_path, graded):
     dataset = toy()
@@ -262,6 +276,31 @@ def test_a_result_that_lacks_something_is_refused(tmp_path):
 def test_more_parts_than_examples_are_refused():
     with pytest.raises(ValueError, match="^parts is 9; it must be at most batch_size, 8"):
         Recipe(parts=9, batch_size=8)
+
+
+LEAST = dict.fromkeys(("epochs", "batch_size", "parts", "checkpoint_steps"), (0, "at least 1"))
+LEAST |= dict.fromkeys(("lr", "weight_decay", "max_norm", "patience", "frozen"), (-1, "at least 0"))
+SHARES = ("warmup", "momentum", "label_smoothing", "word_dropout", "average")
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "must"),
+    [
+        *((name, *rest) for name, rest in LEAST.items()),
+        *((name, was, "at least 0 and below 1") for name in SHARES for was in (-0.1, 1.0)),
+        *(("layer_decay", was, "in (0, 1]") for was in (0.0, 1.1)),
+        ("seed", 2**63, "at least 0 and below 2**63"),
+        ("schedule", "'x'", "one of 'linear', "),
+        ("precision", "'x'", "one of 'float32', "),
+    ],
+)
+def test_every_field_of_a_recipe_has_its_range(name, was, must):
+    given = was.strip("'") if isinstance(was, str) else was
+    with pytest.raises(ValueError) as refusal:
+        Recipe(**{name: given})
+    assert str(refusal.value).startswith(f"{name} is {was}; it must be {must}")
+    with pytest.raises(ValueError, match="^a field of the recipe is 'steps'; it must be one of"):
+        Recipe.from_json({"steps": 3})
 
 
 def test_a_file_is_found_from_wherever_one_is(tmp_path, monkeypatch):
