@@ -95,3 +95,12 @@ def test_a_summary_has_the_middle_and_the_fifths_beside_it():
     assert found == pytest.approx(
         {"median_ms": 3.5, "p20_ms": 2.0, "p80_ms": 5.0, "calls": 6, "ratio": 3.5}
     )
+
+
+def test_a_race_goes_on_for_the_time_that_it_is_given(monkeypatch):
+    """From when all are warm; a round that has begun is ended."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    call = [lambda: clock.sleep(0.3)]
+    times = timing.race({"a": call, "b": call}, "cpu", 5.9)  # rounds of 0.62, with the rests
+    assert [len(taken) for taken in times.values()] == [10, 10]

@@ -45,6 +45,7 @@ def test_split_is_stratified(labels: list[int], share: float, seed: int) -> None
 def test_split_depends_on_the_seed_and_refuses_impossible_shares() -> None:
     y = np.arange(100) % 2
     assert stratified_split(y, 0.2, 0)[1].tolist() != stratified_split(y, 0.2, 1)[1].tolist()
+    assert [len(stratified_split(y[:n], 0.25, 0)[1]) for n in (14, 22)] == [4, 6]  # not down
     with pytest.raises(ValueError, match="share is 1.0; it must be at least 0 and below 1"):
         stratified_split(y, 1.0, 0)
     with pytest.raises(ValueError, match=r"y.shape is \(0,\)"):

@@ -95,9 +95,13 @@ def test_an_attention_of_others_is_called_as_it_is(norm_first):
     torch.testing.assert_close(found, expected)
 
 
-def test_inputs_are_one_where_they_are_one_tensor_and_not_where_two_of_them_are(monkeypatch):
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_inputs_are_one_where_they_are_one_tensor_and_not_where_two_of_them_are(
+    monkeypatch, batch_first
+):
     """All three make one product, and the output another."""
-    layers = twins(MultiheadAttention, torch.nn.MultiheadAttention, **ENCODER[MultiheadAttention])
+    options = {**ENCODER[MultiheadAttention], "batch_first": batch_first}
+    layers = twins(MultiheadAttention, torch.nn.MultiheadAttention, **options)
     found, expected = (layer.double() for layer in layers)
     x, y = normal(2, 5, 6).double(), normal(2, 5, 6).double()
     made, linear = [], modules.linear

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from twofold.core.model.parameters import INITIAL, Layout
 from twofold.core.training import batches
@@ -46,3 +47,12 @@ def test_first_values_are_drawn_from_the_seed_in_a_stream_of_their_own():
     assert np.array_equal(layout.initial(3), layout.initial(3))
     assert not np.array_equal(layout.initial(3), layout.initial(4))
     assert len({INITIAL, batches.ORDER, batches.WORDS}) == 3
+
+
+@pytest.mark.parametrize("extent", [(1,), (-1,), (0, 1)])
+def test_a_buffer_of_another_size_is_refused(extent):
+    """A longer one, too: it is of another model."""
+    layout = Layout(SHAPES)
+    shape = layout.numel + extent[0], *extent[1:]
+    with pytest.raises(ValueError, match="^flat.shape is .*; it must be"):
+        layout.views(np.zeros(shape, np.float32))

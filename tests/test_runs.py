@@ -14,6 +14,7 @@ from test_training import begin, parameters, same_bits, toy, train
 from twofold.core.commands import common, training
 from twofold.core.data.datasets import DataError
 from twofold.core.data.files import read_labelled
+from twofold.core.model.classifier import Classifier
 from twofold.core.ops import load
 from twofold.core.training import checkpoints, loop, plot
 from twofold.core.training.processes import ALONE, Lost, Processes
@@ -30,6 +31,27 @@ def test_a_run_is_finished_whatever_becomes_of_its_picture(tmp_path, monkeypatch
     training._draw(run, result)
     assert run.finished and run.result() == json.loads(json.dumps(result))
     assert "no picture: division by zero" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_result_says_what_was_learned_from_what(tmp_path, refit):
+    whole = toy()
+    dataset = replace(whole, test_x=whole.test_x[:20], test_y=whole.test_y[:20])
+    run = begin(tmp_path / "run", dataset, epochs=2, seed=5, refit=refit)
+    result, ops = training.finish(run, dataset, ALONE), load("reference")
+    assert np.array_equal(
+        run.first_model(ops).flat, Classifier(run.settings.model, ops, seed=5).flat
+    )
+    model = run.load_model(ops)
+    judged = [row["validation_accuracy"] for row in run.metrics() if row["phase"] == "fit"]
+    taken = 14 + 16 * refit  # of 54 and of 60, by 8, twice
+    assert result.items() >= {
+        "data": "toy", "side": "reference", "seed": 5, "refit": refit, "init": None,
+        "train_examples": 60, "test_examples": 20, "validation_accuracy": judged[-1],
+        "test_accuracy": loop.accuracy(model, run.codec.encode(dataset.test_x), dataset.test_y),
+        "parameters": sum(x.size for x in model.params.values()),
+    }.items()  # fmt: skip
+    assert abs(result["steps_per_second"] * result["seconds"] - taken) < 0.3 * taken
 
 
 ROWS = [
@@ -67,6 +89,18 @@ def test_a_loss_that_is_not_known_yet_is_not_shown():
     assert shown.loss is None
     shown(event._replace(loss=2.0))
     assert shown.loss == 2.0
+
+
+def test_a_line_says_how_an_epoch_went_where_there_is_no_terminal(capsys):
+    shown = training._Shown(live=False)
+    for n, (phase, step, accuracy) in enumerate(
+        [("fit", 1, None), ("fit", 9, 0.5), ("refit", 8, None), ("refit", 9, None)]
+    ):
+        shown(loop.Event(phase, 1, step, 9, 2.0 if n == 0 else 1.0, accuracy, 65.2))
+    assert capsys.readouterr().out.splitlines() == [
+        "fit epoch 1, step 9/9: loss 1.9500  validation 0.5000  1:05 left",
+        f"refit epoch 1, step 9/9: loss {1 + 0.95**3:.4f}  validation 0.5000  1:05 left",
+    ]
 
 
 def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):

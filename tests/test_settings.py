@@ -11,6 +11,7 @@ from twofold.core.data.datasets import Dataset
 from twofold.core.training.settings import (
     PREFERENCES,
     QUICK_EXAMPLES,
+    Settings,
     dataset_of,
     fingerprint,
     preferred,
@@ -81,3 +82,20 @@ def test_what_a_data_set_prefers_is_a_copy():
             found["epochs"] = -1
             assert "epochs" not in PREFERENCES[data][part] or preferred(data, part) != found
     assert preferred("movie", "recipe") == {}
+
+
+def test_settings_that_lack_something_or_hold_something_else_are_refused_by_its_name(tmp_path):
+    fields = begin(tmp_path / "run", toy()).settings.to_json()
+    of_old = {n: x for n, x in fields.items() if n not in ("init", "tokenizer_sha256")}
+    assert Settings.from_json(of_old).to_json().keys() == fields.keys()
+    for name in ("data", "data_sha256", "labels", "model", "recipe"):
+        lacking = {n: x for n, x in fields.items() if n != name}
+        with pytest.raises(ValueError, match=f"^{name} is missing in the run's settings$"):
+            Settings.from_json(lacking)
+    for name in ("model", "recipe"):
+        with pytest.raises(TypeError, match=f"^{name} is a list, not an object$"):
+            Settings.from_json(fields | {name: []})
+    with pytest.raises(ValueError, match="^more is unknown in the run's settings$"):
+        Settings.from_json(fields | {"more": 1})
+    with pytest.raises(TypeError, match="^the run's settings are a list, not an object$"):
+        Settings.from_json([])
