@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_known_yet_is_not_shown():
 def test_a_line_says_how_an_epoch_went_where_there_is_no_terminal(capsys):
     shown = training._Shown(live=False)
     for n, (phase, step, accuracy) in enumerate(
-        [("fit", 1, None), ("fit", 9, 0.5), ("refit", 8, None), ("refit", 9, None)]
+        [("fit", 9, None), ("fit", 9, 0.5), ("refit", 8, None), ("refit", 9, None)]
     ):
         shown(loop.Event(phase, 1, step, 9, 2.0 if n == 0 else 1.0, accuracy, 65.2))
     assert capsys.readouterr().out.splitlines() == [
@@ -297,6 +297,15 @@ def test_a_tokenizer_of_more_words_than_the_model_is_refused(tmp_path):
     path.write_text(json.dumps(settings))
     with pytest.raises(RunError, match="the tokenizer's vocabulary is .*; it must be at most"):
         Run.open(run.folder)
+
+
+def test_a_model_of_other_sizes_is_refused(tmp_path):
+    run = begin(tmp_path / "run", toy(), epochs=1, refit=False)
+    train(run)
+    for other in ({"d_ff": 12}, {"num_layers": 2}):
+        settings = replace(run.settings, model=replace(run.settings.model, **other))
+        with pytest.raises(RunError, match="model holds another model than run.json says$"):
+            replace(run, settings=settings).load_model(load("reference"))
 
 
 def test_a_result_that_lacks_something_is_refused(tmp_path):
