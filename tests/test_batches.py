@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -177,6 +178,20 @@ def test_the_next_batch_is_made_while_the_last_is_in_use():
         assert [next(batches) for _ in range(4)] == [-2, -3, -4, -5]
     assert made[-1] <= 6  # and not the rest
     assert list(ahead(make, range(3))) == [0, -1, -2] and list(ahead(make, [])) == []
+
+
+def test_batches_are_made_one_after_the_other():
+    """They share the order of their epoch."""
+    busy, most = [], []
+
+    def make(n):
+        busy.append(n)
+        time.sleep(0.005)
+        most.append(len(busy))
+        busy.remove(n)
+
+    assert len(list(ahead(make, range(9)))) == 9
+    assert set(most) == {1}
 
 
 def test_what_making_a_batch_raises_is_raised_in_its_place():

@@ -73,3 +73,34 @@ def test_a_short_call_is_timed_when_threads_are_awake(monkeypatch, first, then, 
 
     assert timing._Timer("cpu")(call) == pytest.approx(then)
     assert len(made) == calls
+
+
+def test_neighbours_and_inputs_rotate(monkeypatch):
+    """Nobody always follows the same one, and what is timed has not just been read."""
+    said = []
+    monkeypatch.setattr(timing, "_Timer", lambda device: lambda call: call() or 0.0)
+    calls = {
+        name: [lambda name=name, i=i: said.append(f"{name}{i}") for i in (0, 1)] for name in "abc"
+    }
+    timing.race(calls, "cpu", 0.0, before=lambda: said.append("-"))
+    words = "".join(said)
+    warm = "".join(f"-{name}0{name}1" + f"{name}0" * timing.WARMUP for name in "abc")
+    assert words.startswith(warm)
+    assert words[len(warm) :].startswith("-a0-b0-c0" + "-b1-c1-a1" + "-c0-a0-b0" + "-a1-b1-c1")
+
+
+def test_a_summary_has_the_middle_and_the_fifths_beside_it():
+    times = {"a": [n * 1e-3 for n in (3, 1, 2, 5, 4, 6)], "b": [1e-3, 1e-3, 9e-3]}
+    found = timing.summary(times, "b")["a"]
+    assert found == pytest.approx(
+        {"median_ms": 3.5, "p20_ms": 2.0, "p80_ms": 5.0, "calls": 6, "ratio": 3.5}
+    )
+
+
+def test_a_race_goes_on_for_the_time_that_it_is_given(monkeypatch):
+    """From when all are warm; a round that has begun is ended."""
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    call = [lambda: clock.sleep(0.3)]
+    times = timing.race({"a": call, "b": call}, "cpu", 5.9)  # rounds of 0.62, with the rests
+    assert [len(taken) for taken in times.values()] == [10, 10]

@@ -312,6 +312,16 @@ def of_types(token, kind):
     return inputs
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_there_is_a_state_of_every_layer_and_of_the_embeddings(reference, norm):
+    model = Classifier(dataclasses.replace(SHORT, norm=norm, num_layers=3), reference, seed=1)
+    inputs, lengths = np.array([[1, 2, 3], [3, 1, 0]]), np.array([3, 2])
+    states = model.hidden_states(inputs, lengths)
+    assert len(states) == 4 and len({x.tobytes() for x in states}) == 4
+    mean = reference.pooling.forward(states[-1], lengths, "mean")[0]
+    assert np.array_equal(mean, model.mean_state(inputs, lengths))
+
+
 @pytest.mark.parametrize("call", ["forward", "hidden_states", "mean_state"])
 @pytest.mark.parametrize(
     ("lengths", "words"),

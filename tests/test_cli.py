@@ -1,5 +1,6 @@
 """The command line as its users meet it: files in, runs out, errors without stack traces."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ from outside import twofold
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
+from twofold.core.commands import evaluate, training
 from twofold.core.commands.lines import texts_given
+from twofold.core.training.run import Run
 from twofold.core.verify import lockstep as locksteps
 
 TINY = ["--d-model", "16", "--heads", "2", "--d-ff", "24", "--epochs", "4", "--side", "reference"]
@@ -69,6 +72,27 @@ def test_evaluate_finds_what_training_found(run, tmp_path):
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["test_accuracy"] == result["test_accuracy"]
     assert set(found["recall"]) == {"yes", "no"} and "recall" in said
+
+
+def test_evaluate_says_what_follows_from_the_probabilities(run, tmp_path, monkeypatch):
+    """Of a class that the test part has none of, there is no recall."""
+    folder, _ = run
+    opened, dataset = training.reopened(folder)
+    y = np.array([0, 0, 0, 1, 1])
+    p = np.array([[0.5, 0.3, 0.2], [0.25, 0.7, 0.05], [0.6, 0.2, 0.2], [0.0, 1.0, 0.0], [1, 0, 0]])
+    labels = ("a", "b", "c")
+    dataset = dataclasses.replace(dataset, test_x=["film"] * 5, test_y=y, labels=labels)
+    opened = dataclasses.replace(opened, settings=SimpleNamespace(data="d", labels=labels))
+    monkeypatch.setattr(Run, "load_model", lambda *_: None)
+    monkeypatch.setattr(evaluate, "reopened", lambda _: (opened, dataset))
+    monkeypatch.setattr(evaluate, "predict", lambda *_: p.astype(np.float32))
+    said = call("evaluate", folder, "--json", tmp_path / "e.json", "--side", "reference")
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["recall"] == {"a": 2 / 3, "b": 1 / 2}
+    assert (found["test_accuracy"], found["test_examples"], found["data"]) == (3 / 5, 5, "d")
+    loss = -np.log([0.5, 0.25, 0.6, 1.0, 1e-30]).mean()  # of what is no more, that much
+    assert found["test_loss"] == pytest.approx(loss, rel=1e-6)
+    assert f"test accuracy 0.6000, loss {loss:.4f} nats, 5 examples" in said
 
 
 def test_predict_takes_arguments_and_lines(run, tmp_path):
@@ -283,13 +307,17 @@ def test_lines_are_the_same_however_they_come(monkeypatch, size):
     given = "\ufefffirst film\r\n\n   \nzweiter, größer\nthe last one has no end".encode()
 
     class Pipe:
-        def __init__(self):
-            self.rest = given
+        def __init__(self, rest):
+            self.rest = rest
 
         def read1(self, most):
             piece, self.rest = self.rest[:size], self.rest[size:]
             return piece
 
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Pipe()))
-    found = [text for lot in texts_given(None) for text in lot]
-    assert found == ["first film", "zweiter, größer", "the last one has no end"]
+    def found(given):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Pipe(given)))
+        return [text for lot in texts_given(None) for text in lot]
+
+    assert found(given) == ["first film", "zweiter, größer", "the last one has no end"]
+    # Such a mark is one where all begins; further on it belongs to a text.
+    assert found("\n\ufeffone\n".encode()) == ["\ufeffone"]

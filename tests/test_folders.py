@@ -46,6 +46,14 @@ def test_a_folder_in_which_anything_is_becomes_no_run(file, tmp_path, name):
     assert content(out) == before
 
 
+def test_where_we_are_becomes_no_run_though_it_is_empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for here in (Path("."), tmp_path):
+        with pytest.raises(RunError, match="where we are; it must be a folder of its own$"):
+            begin(here, toy())
+    assert not content(tmp_path)
+
+
 def test_an_empty_folder_becomes_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     assert begin(tmp_path / "run", toy()).folder.is_dir()
@@ -75,9 +83,21 @@ def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, 
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed clears nothing up
         begin(out, toy())
     assert content(out)
+    (out / f".{name}.77.part").write_text("another process's half")
     assert {path.name for path in begin(out, toy()).folder.iterdir()} == {
         "run.json", "tokenizer.json"
     }  # fmt: skip
+
+
+def test_a_run_is_unmade_only_where_nothing_was_done_yet(tmp_path):
+    """And what is there beside it stays."""
+    begun, noted, trained = (begin(tmp_path / name, toy()) for name in ("a", "b", "c"))
+    (noted.folder / "notes.txt").write_text("mine")
+    checkpoints.save(trained.checkpoints / "0-00000000", {}, {})
+    before = content(trained.folder)
+    assert begun.discard() and not begun.folder.exists()
+    assert noted.discard() and [path.name for path in noted.folder.iterdir()] == ["notes.txt"]
+    assert not trained.discard() and content(trained.folder) == before
 
 
 def test_what_another_run_left_is_not_taken_for_a_new_ones(file, tmp_path):
@@ -102,7 +122,8 @@ def test_only_what_a_run_wrote_itself_is_swept(tmp_path):
     for folder in (run.folder, run.checkpoints):
         for name in USERS:
             (folder / name).write_text("mine")
-    ours = [run.folder / f".{name}.77.part" for name in ("run.json", "tokenizer.json", "model")]
+    files = ("run.json", "tokenizer.json", "result.json", "metrics.csv", "plot.png")
+    ours = [run.folder / f".{name}.77.part" for name in (*files, "model", "huggingface")]
     ours += [run.folder / ".model.77.old", run.checkpoints / ".0-00000002.77.part"]
     for path in ours:
         path.mkdir()

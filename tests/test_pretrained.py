@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from bert_models import folder_of, theirs
+from made import kept_by
 
 from twofold.core import ops, pretrained
 from twofold.core.data.wordpiece import WordPieceTokenizer
@@ -116,6 +117,17 @@ def test_a_model_that_has_no_numbers_does_not_answer(small):
         bert.predict(TEXTS)
     with pytest.raises(ValueError, match="a vector is not finite"):
         bert.embed(TEXTS)
+
+
+def test_who_asks_for_answers_keeps_nothing_for_a_way_back(small, monkeypatch):
+    """Of the product with an activation that would be the activation's input."""
+    bert, text = pretrained.load(small), ["a film"]
+    for ask in (bert.predict, bert.embed):
+        kept = kept_by(monkeypatch, "linear")
+        ask(text)
+        assert kept.count(False) == bert.model.config.num_layers
+    bert.model.forward(np.ones((1, 3), np.int64), np.array([3]))
+    assert kept.count(False) == bert.model.config.num_layers
 
 
 def test_a_model_in_bfloat16_answers_in_numbers_of_numpy(triton, small):

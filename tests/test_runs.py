@@ -14,6 +14,7 @@ from test_training import begin, parameters, same_bits, toy, train
 from twofold.core.commands import common, training
 from twofold.core.data.datasets import DataError
 from twofold.core.data.files import read_labelled
+from twofold.core.model.classifier import Classifier
 from twofold.core.ops import load
 from twofold.core.training import checkpoints, loop, plot
 from twofold.core.training.processes import ALONE, Lost, Processes
@@ -30,6 +31,27 @@ def test_a_run_is_finished_whatever_becomes_of_its_picture(tmp_path, monkeypatch
     training._draw(run, result)
     assert run.finished and run.result() == json.loads(json.dumps(result))
     assert "no picture: division by zero" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_result_says_what_was_learned_from_what(tmp_path, refit):
+    whole = toy()
+    dataset = replace(whole, test_x=whole.test_x[:20], test_y=whole.test_y[:20])
+    run = begin(tmp_path / "run", dataset, epochs=2, seed=5, refit=refit)
+    result, ops = training.finish(run, dataset, ALONE), load("reference")
+    assert np.array_equal(
+        run.first_model(ops).flat, Classifier(run.settings.model, ops, seed=5).flat
+    )
+    model = run.load_model(ops)
+    judged = [row["validation_accuracy"] for row in run.metrics() if row["phase"] == "fit"]
+    taken = 14 + 16 * refit  # of 54 and of 60, by 8, twice
+    assert result.items() >= {
+        "data": "toy", "side": "reference", "seed": 5, "refit": refit, "init": None,
+        "train_examples": 60, "test_examples": 20, "validation_accuracy": judged[-1],
+        "test_accuracy": loop.accuracy(model, run.codec.encode(dataset.test_x), dataset.test_y),
+        "parameters": sum(x.size for x in model.params.values()),
+    }.items()  # fmt: skip
+    assert abs(result["steps_per_second"] * result["seconds"] - taken) < 0.3 * taken
 
 
 ROWS = [
@@ -67,6 +89,18 @@ def test_a_loss_that_is_not_known_yet_is_not_shown():
     assert shown.loss is None
     shown(event._replace(loss=2.0))
     assert shown.loss == 2.0
+
+
+def test_a_line_says_how_an_epoch_went_where_there_is_no_terminal(capsys):
+    shown = training._Shown(live=False)
+    for n, (phase, step, accuracy) in enumerate(
+        [("fit", 9, None), ("fit", 9, 0.5), ("refit", 8, None), ("refit", 9, None)]
+    ):
+        shown(loop.Event(phase, 1, step, 9, 2.0 if n == 0 else 1.0, accuracy, 65.2))
+    assert capsys.readouterr().out.splitlines() == [
+        "fit epoch 1, step 9/9: loss 1.9500  validation 0.5000  1:05 left",
+        f"refit epoch 1, step 9/9: loss {1 + 0.95**3:.4f}  validation 0.5000  1:05 left",
+    ]
 
 
 def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):
@@ -190,6 +224,20 @@ def test_the_second_fit_has_the_epochs_that_the_first_found_best(tmp_path):
         assert row["epoch"] == (row["step"] + 7) // 8 == refit[row["step"] - 1].epoch
 
 
+def test_a_run_that_stops_early_is_kept_as_it_is_then(tmp_path):
+    """With the time that it took; who goes on with it takes no step again."""
+    how = {"epochs": 40, "patience": 1, "refit": False, "lr": 3e-2, "checkpoint_steps": 1000}
+    run = begin(tmp_path / "run", toy(), **how)
+    _, state = train(run)
+    assert state.stopped and state.step < 40 * 7  # of 54, by 8
+    assert state.seconds >= state.stepping
+    found, _ = checkpoints.newest(run.checkpoints)
+    assert found.state["step"] == state.step and found.state["stopped"]
+    before, told = parameters(run), []
+    train(Run.open(run.folder), told.append)
+    assert not told and same_bits(before, parameters(run))
+
+
 @pytest.mark.parametrize("graded", [False, True])
 def test_both_parts_keep_labels_and_graded_targets_with_their_texts(tmp_path, graded):
     dataset = toy()
@@ -251,6 +299,15 @@ def test_a_tokenizer_of_more_words_than_the_model_is_refused(tmp_path):
         Run.open(run.folder)
 
 
+def test_a_model_of_other_sizes_is_refused(tmp_path):
+    run = begin(tmp_path / "run", toy(), epochs=1, refit=False)
+    train(run)
+    for other in ({"d_ff": 12}, {"num_layers": 2}):
+        settings = replace(run.settings, model=replace(run.settings.model, **other))
+        with pytest.raises(RunError, match="model holds another model than run.json says$"):
+            replace(run, settings=settings).load_model(load("reference"))
+
+
 def test_a_result_that_lacks_something_is_refused(tmp_path):
     run = begin(tmp_path / "run", toy())
     for content in ("{}", "[]", "{"):
@@ -262,6 +319,31 @@ def test_a_result_that_lacks_something_is_refused(tmp_path):
 def test_more_parts_than_examples_are_refused():
     with pytest.raises(ValueError, match="^parts is 9; it must be at most batch_size, 8"):
         Recipe(parts=9, batch_size=8)
+
+
+LEAST = dict.fromkeys(("epochs", "batch_size", "parts", "checkpoint_steps"), (0, "at least 1"))
+LEAST |= dict.fromkeys(("lr", "weight_decay", "max_norm", "patience", "frozen"), (-1, "at least 0"))
+SHARES = ("warmup", "momentum", "label_smoothing", "word_dropout", "average")
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "must"),
+    [
+        *((name, *rest) for name, rest in LEAST.items()),
+        *((name, was, "at least 0 and below 1") for name in SHARES for was in (-0.1, 1.0)),
+        *(("layer_decay", was, "in (0, 1]") for was in (0.0, 1.1)),
+        ("seed", 2**63, "at least 0 and below 2**63"),
+        ("schedule", "'x'", "one of 'linear', "),
+        ("precision", "'x'", "one of 'float32', "),
+    ],
+)
+def test_every_field_of_a_recipe_has_its_range(name, was, must):
+    given = was.strip("'") if isinstance(was, str) else was
+    with pytest.raises(ValueError) as refusal:
+        Recipe(**{name: given})
+    assert str(refusal.value).startswith(f"{name} is {was}; it must be {must}")
+    with pytest.raises(ValueError, match="^a field of the recipe is 'steps'; it must be one of"):
+        Recipe.from_json({"steps": 3})
 
 
 def test_a_file_is_found_from_wherever_one_is(tmp_path, monkeypatch):

@@ -1,7 +1,14 @@
 """Seeds that kernels read from memory: the bits of the number, wherever dropout is drawn."""
 
+import dataclasses
+import importlib
+
 import numpy as np
 import pytest
+
+from twofold.core.model.classifier import Classifier
+from twofold.core.model.config import ClassifierConfig
+from twofold.core.model.seeds import dropout_seeds
 
 SEED = 2**62 + 2**33 + 5  # both words of the key are in use
 
@@ -123,3 +130,34 @@ def test_a_seed_elsewhere_is_refused(triton):
     x = torch.ones(3, device="meta")
     with pytest.raises(ValueError, match="seed is on cpu; it must be on x's device, meta"):
         triton.dropout.forward(x, 0.4, torch.tensor(1))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("embedding_norm", [False, True])
+def test_every_place_of_a_model_has_a_seed_and_a_share_of_its_own(
+    reference, monkeypatch, norm, embedding_norm
+):
+    """Masks of one seed would be drawn alike; gradients are right all the same."""
+    config = ClassifierConfig(
+        input_size=9, num_classes=2, max_length=5, d_model=8, num_heads=2, num_layers=3, d_ff=12,
+        dropout=0.1, attention_dropout=0.2, hidden_dropout=0.3, embedding_dropout=0.4,
+        pooled_dropout=0.5,
+    )  # fmt: skip
+    config = dataclasses.replace(config, norm=norm, embedding_norm=embedding_norm)
+    drawn = []
+    for name in ("multi_head_attention", "layer_norm", "positional_encoding", "dropout"):
+        module = importlib.import_module(f"twofold.reference.{name}")
+
+        def forward(x, *args, name=name, forward=module.forward, **how):
+            p, seed = args if name == "dropout" else (how.get("dropout_p"), how.get("seed"))
+            if seed is not None:
+                drawn.append((seed, p))
+            return forward(x, *args, **how)
+
+        monkeypatch.setattr(module, "forward", forward)
+    seeds = dropout_seeds(7, 1, 0, config.sites)
+    model = Classifier(config, reference)
+    model.forward(np.ones((2, 5), np.int64), np.array([5, 3]), seeds)
+    # Embeddings, the pooled vector; weights, output, hidden features and output of every layer.
+    shares = [0.4, 0.5, *[0.2, 0.1, 0.3, 0.1] * config.num_layers]
+    assert sorted(drawn) == sorted(zip(seeds, shares, strict=True))

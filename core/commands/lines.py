@@ -45,7 +45,7 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
         if lines or ended:
             lines.insert(0, b"".join(begun))
             begun = [] if ended else [lines.pop()]
-        if count == 0 and lines:
+        if seen == 0 and lines:
             lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
         texts, fault = _decoded(lines)
         if lot := [text for text in texts if text.strip()]:

@@ -270,7 +270,8 @@ class _Loop:
                 state.stepping += time.perf_counter() - began
                 if state.step % feed.per_epoch == 0:
                     self._end_of_epoch(phase, state.step // feed.per_epoch, steps)
-                if state.step % recipe.checkpoint_steps == 0 or state.step == steps:
+                ended = state.stopped or state.step == steps
+                if ended or state.step % recipe.checkpoint_steps == 0:
                     self._checkpoint()
                 if self._asked_to_stop():
                     self._checkpoint()
