@@ -31,6 +31,12 @@ FOUND = tuple(
             "sglang_decode_products",
         ),
         (
+            "sglang verify", ANY, ANY, FAULT,
+            "of a sequence without keys before its new ones all splits have the log-sum-exp −∞, "
+            "and −∞ − (−∞) is NaN; the kernel that it stands in for has the right output",
+            "sglang_verify_no_prefix", "nan",
+        ),
+        (
             "sglang prefill", ANY, "out", FAULT,
             "numbers of tokens and heads are multiplied with their strides in 32 bits: past 2³¹ "
             "elements offsets wrap around, and other memory is read",

@@ -54,6 +54,11 @@ from sglang.kernels.ops.attention.extend_attention import (  # noqa: E402
 )
 from sglang.kernels.ops.attention.merge_state import merge_state_triton  # noqa: E402
 from sglang.kernels.ops.attention.prefill_attention import context_attention_fwd  # noqa: E402
+from sglang.kernels.ops.attention.rotary_triton import (  # noqa: E402
+    triton_ernie45_rope_fused_inplace,
+    triton_mrope_fused,
+)
+from sglang.kernels.ops.attention.verify_splitkv import VerifySplitKV  # noqa: E402
 from sglang.kernels.ops.layernorm.fused_rmsnorm import fused_rmsnorm  # noqa: E402
 from sglang.kernels.ops.layernorm.minimax_m3_rmsnorm import (  # noqa: E402
     gemma_fused_add_rmsnorm,
@@ -166,6 +171,48 @@ def extend_unified(
     return of.out.view(q.shape)
 
 
+def verify(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    key_lengths: Any,
+    block_table: Any,
+    softmax_scale: float,
+    causal: bool = False,
+    enable_gqa: bool = False,
+) -> Any:
+    """As many new queries for each sequence, as where they are speculated, and splits before them.
+
+    Its memory for splits is not initialised, and read where a split has no keys; here it is 0.
+    """
+    of = _Extended(q, k_cache, v_cache, key_lengths, block_table, None)
+    if not causal and of.longest > 1:
+        raise NotImplementedError("it is causal")
+    sizes = (len(q), q.shape[2], of.k.shape[1], q.shape[3], of.v.shape[2], of.longest)
+    kernels = VerifySplitKV(*sizes, device=q.device)
+    kernels.att_out.zero_()
+    of_new, starts = (of.k[of.new], of.v[of.new]), (of.starts, _starts(of.prefixes))
+    slots = of.slots[of.is_prefix]
+    kernels(of.q, *of_new, of.k, of.v, *starts, slots, softmax_scale, of.out)
+    return of.out.view(q.shape)
+
+
+def verify_with_prefix(
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    key_lengths: Any,
+    block_table: Any,
+    softmax_scale: float,
+    causal: bool = False,
+    enable_gqa: bool = False,
+) -> Any:
+    """As many new queries for each sequence, each of which has keys before them."""
+    if (key_lengths <= q.shape[1]).any():
+        raise NotImplementedError("every sequence has a prefix")
+    return verify(q, k_cache, v_cache, key_lengths, block_table, softmax_scale, causal)
+
+
 def merge(prefix_output: Any, prefix_lse: Any, suffix_output: Any, suffix_lse: Any) -> Any:
     """Merge two parts (tokens, heads, head_dim) with their lse (tokens, heads)."""
     parts = (prefix_output, prefix_lse, suffix_output, suffix_lse)
@@ -194,6 +241,46 @@ def geglu(gate: Any, up: Any, kind: str) -> Any:
     both = torch.cat((gate, up), dim=-1).flatten(0, -2)
     out, _ = gelu_and_mul_triton(both)
     return out.view(gate.shape)
+
+
+def rotary(
+    positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
+) -> None:
+    """Rotate by three positions that are the same, as those of text are, in sections."""
+    _rotate(positions, query, key, head_size, cos_sin_cache, is_neox, False)
+
+
+def rotary_interleaved(
+    positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
+) -> None:
+    """Rotate by three positions that are the same, in turns."""
+    _rotate(positions, query, key, head_size, cos_sin_cache, is_neox, True)
+
+
+def rotary_of_ernie(
+    positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
+) -> None:
+    """Rotate by three positions that are the same, two of them in turns."""
+    section, cache, (rows, columns) = _of_positions(positions, cos_sin_cache)
+    how = (cache, rows, section[::-1], head_size, columns, is_neox)
+    triton_ernie45_rope_fused_inplace(query, key, *how)
+
+
+def _rotate(
+    positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, *how: bool
+) -> None:
+    is_neox, in_turns = how
+    section, cache, (rows, columns) = _of_positions(positions, cos_sin_cache)
+    triton_mrope_fused(
+        query, key, cache, rows, section, head_size, columns, in_turns, False, is_neox, None
+    )
+
+
+def _of_positions(positions: Any, cache: Any) -> tuple[list[int], Any, tuple[Any, int]]:
+    """Return the pairs that each position turns, a cache that ends behind the last, and both."""
+    pairs = cache.shape[1] // 2
+    section = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+    return section, cache[: positions.max() + 1], (positions.expand(3, -1), cache.shape[1])
 
 
 def _decode(

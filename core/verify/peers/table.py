@@ -84,6 +84,13 @@ _OF_SGLANG = (
         "sglang extend, unified", "attention_decode", "sglang:extend_unified", "sglang",
         f"{_SGLANG}.attention.extend_attention.extend_attention_fwd_unified", HALVES, cost=2,
     ),
+    *(
+        Peer(
+            f"sglang verify{how}", "attention_decode", f"sglang:{function}", "sglang",
+            f"{_SGLANG}.attention.verify_splitkv.VerifySplitKV{how}", HALVES, cost=2,
+        )
+        for how, function in (("", "verify"), (", with a prefix", "verify_with_prefix"))
+    ),
     Peer(
         "sglang merge", "merge_attention", "sglang:merge", "sglang",
         f"{_SGLANG}.attention.merge_state.merge_state_triton", cost=2,
@@ -100,6 +107,17 @@ _OF_SGLANG = (
         "sglang rms_norm, gemma", "rms_norm", "sglang:rms_norm_of_gemma", "sglang",
         f"{_SGLANG}.layernorm.minimax_m3_rmsnorm.gemma_rmsnorm and gemma_fused_add_rmsnorm",
         cost=2,
+    ),
+    *(
+        Peer(
+            f"sglang rotary, {how}", "rotary", f"sglang:{function}", "sglang",
+            f"{_SGLANG}.attention.rotary_triton.{what}, three positions that are the same", cost=2,
+        )
+        for how, function, what in (
+            ("sections", "rotary", "triton_mrope_fused"),
+            ("interleaved", "rotary_interleaved", "triton_mrope_fused"),
+            ("ernie", "rotary_of_ernie", "triton_ernie45_rope_fused_inplace"),
+        )
     ),
     Peer(
         "sglang geglu", "gated_activation", "sglang:geglu", "sglang",
