@@ -48,6 +48,16 @@ FOUND = tuple(
             "offsets wrap around, and other memory is read",
             "sglang_gemma_norm_far", _WRAPS,
         ),
+        *(
+            (
+                f"sglang rotary, {how}", HALVES,
+                "q, k, norms, relative position, conjugation inverts, nobody learns", PRECISION,
+                "products and sums are in the dtype of the table, which its server casts to that "
+                "of the queries, where they cancel as well",
+                "sglang_rotary_half",
+            )
+            for how in ("sections", "interleaved", "ernie")
+        ),
         (
             "sglang geglu", HALVES, f"out, nobody learns, {OF_GATES}", PRECISION, GATE,
             "sglang_geglu_half",
