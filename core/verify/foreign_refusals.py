@@ -34,10 +34,11 @@ def refusals(options: Iterable[Any] = ()) -> Iterator[None]:
     `options` are the values it is given by name: of one that it has in no table of its own, what it
     raises is a KeyError.
     """
+    outer = sys.exception()
     try:
         yield
     except Exception as error:
-        causes = list(_causes(error))
+        causes = list(_causes(error, outer))
         faults = [e for e in causes if isinstance(e, Fault)]
         if faults:
             raise faults[0] from error
@@ -48,10 +49,13 @@ def refusals(options: Iterable[Any] = ()) -> Iterator[None]:
         raise
 
 
-def where(error: BaseException) -> str:
-    """Return the innermost line of the implementation's own code, "" where there is none."""
+def where(error: BaseException, outer: BaseException | None = None) -> str:
+    """Return the innermost line of the implementation's own code, "" where there is none.
+
+    `outer` was being handled already when the implementation was called.
+    """
     found = ""
-    for cause in _causes(error):
+    for cause in _causes(error, outer):
         for at in _frames(cause):
             if _package(at) not in _NOT_THEIRS:
                 found = f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}"
@@ -104,14 +108,17 @@ def _by_statement(error: BaseException) -> bool:
     return dis.opname[instruction] in STATEMENTS
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException, outer: BaseException | None = None) -> Iterator[BaseException]:
     """Go from an exception to what raised it: the interpreter wraps what a kernel raises.
 
-    What C made and never raised is passed over.
+    What C made and never raised is passed over. `outer` is where to stop: Python makes what is
+    handled the context of all that is raised meanwhile, as where an earlier failure is shrunk.
     """
     seen: BaseException | None = error
     before: list[BaseException] = []
-    while seen is not None and not any(seen is x for x in before):  # a `Fault` is its own cause
+    while (
+        seen is not None and seen is not outer and not any(seen is x for x in before)
+    ):  # a `Fault` is its own cause
         if seen.__traceback__ is not None:
             yield seen
         before.append(seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -112,6 +113,7 @@ class Trial:
 
     @contextlib.contextmanager
     def _violations(self, output: str, case: Any) -> Iterator[None]:
+        outer = sys.exception()
         try:
             yield
         except (Violation, Refused, Inapplicable):
@@ -119,7 +121,7 @@ class Trial:
         except (Exception, SystemExit) as error:
             ours = own_words(error)
             fault = str(error) if ours else f"{type(error).__name__}: {error}"
-            if at := "" if ours else where(error):
+            if at := "" if ours else where(error, outer):
                 fault += f" (at {at})"
             pass_ = self.contract.passes.get(output, PROPERTY)
             broken = Finding(

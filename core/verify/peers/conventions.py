@@ -62,6 +62,15 @@ def base_of_lse(attention: Callable[..., Any], device: str) -> str:
     return "e" if math.isclose(answer, math.log(2), rel_tol=2**-20) else "2"
 
 
+def nothing_merged(merge: Callable[..., Any], device: str) -> str:
+    """Ask for the output of a query of which neither of two parts attended a key."""
+    import torch
+
+    out, lse = torch.zeros(1, 1, 16, device=device), torch.full((1, 1), -math.inf, device=device)
+    answer = float(_first(merge(out, lse, out, lse))[0, 0, 0])
+    return "NaN" if answer != answer else f"{answer:g}"
+
+
 def nothing_shared(softmax: Callable[..., Any], device: str) -> str:
     """Ask for the softmax of a row that is −∞ throughout."""
     import torch
@@ -96,6 +105,7 @@ QUESTIONS = (
         fewer_queries,
     ),
     Question("attention", "the base of the log-sum-exp is", "e", base_of_lse),
+    Question("merge_attention", "parts that attended nothing give", "0", nothing_merged),
     Question("softmax", "a row of −∞ is", "0", nothing_shared),
     Question("softmax_cross_entropy", "the mean of no rows is", "0", nothing_counted),
     Question(

@@ -65,6 +65,65 @@ class Peer:
 _SDPA = "torch.nn.functional.scaled_dot_product_attention"
 _FLEX = "torch.nn.attention.flex_attention.flex_attention"
 _LIGER = "liger_kernel.ops.Liger"
+_SGLANG = "sglang.kernels.ops"
+
+_OF_SGLANG = (
+    Peer(
+        "sglang decode", "attention_decode", "sglang:decode", "sglang",
+        f"{_SGLANG}.attention.decode_attention.decode_attention_fwd_normal", cost=2,
+    ),
+    Peer(
+        "sglang decode, grouped", "attention_decode", "sglang:decode_grouped", "sglang",
+        f"{_SGLANG}.attention.decode_attention.decode_attention_fwd_grouped", HALVES, cost=2,
+    ),
+    Peer(
+        "sglang extend", "attention_decode", "sglang:extend", "sglang",
+        f"{_SGLANG}.attention.extend_attention.extend_attention_fwd", HALVES, cost=2,
+    ),
+    Peer(
+        "sglang extend, unified", "attention_decode", "sglang:extend_unified", "sglang",
+        f"{_SGLANG}.attention.extend_attention.extend_attention_fwd_unified", HALVES, cost=2,
+    ),
+    *(
+        Peer(
+            f"sglang verify{how}", "attention_decode", f"sglang:{function}", "sglang",
+            f"{_SGLANG}.attention.verify_splitkv.VerifySplitKV{how}", HALVES, cost=2,
+        )
+        for how, function in (("", "verify"), (", with a prefix", "verify_with_prefix"))
+    ),
+    Peer(
+        "sglang merge", "merge_attention", "sglang:merge", "sglang",
+        f"{_SGLANG}.attention.merge_state.merge_state_triton", cost=2,
+    ),
+    Peer(
+        "sglang prefill", "attention", "sglang:prefill", "sglang",
+        f"{_SGLANG}.attention.prefill_attention.context_attention_fwd", HALVES, cost=2,
+    ),
+    Peer(
+        "sglang rms_norm", "rms_norm", "sglang:rms_norm", "sglang",
+        f"{_SGLANG}.layernorm.fused_rmsnorm.fused_rmsnorm", cost=2,
+    ),
+    Peer(
+        "sglang rms_norm, gemma", "rms_norm", "sglang:rms_norm_of_gemma", "sglang",
+        f"{_SGLANG}.layernorm.minimax_m3_rmsnorm.gemma_rmsnorm and gemma_fused_add_rmsnorm",
+        cost=2,
+    ),
+    *(
+        Peer(
+            f"sglang rotary, {how}", "rotary", f"sglang:{function}", "sglang",
+            f"{_SGLANG}.attention.rotary_triton.{what}, three positions that are the same", cost=2,
+        )
+        for how, function, what in (
+            ("sections", "rotary", "triton_mrope_fused"),
+            ("interleaved", "rotary_interleaved", "triton_mrope_fused"),
+            ("ernie", "rotary_of_ernie", "triton_ernie45_rope_fused_inplace"),
+        )
+    ),
+    Peer(
+        "sglang geglu", "gated_activation", "sglang:geglu", "sglang",
+        f"{_SGLANG}.activation.gelu_and_mul_triton.gelu_and_mul_triton", cost=2,
+    ),
+)  # fmt: skip
 
 PEERS = (
     Peer("sdpa math", "attention", "torch_attention:math", "torch", f"{_SDPA}, MATH"),
@@ -201,6 +260,7 @@ PEERS = (
         "fla rotary", "rotary", "fla:rotary", "fla-core",
         "fla.modules.rotary.rotary_embedding", cost=2,
     ),
+    *_OF_SGLANG,
 )  # fmt: skip
 
 

@@ -1,0 +1,54 @@
+"""SGLang's plain kernel of decoding multiplies q and k in their dtype, and adds up in float32.
+
+Each product of two elements is rounded to 16 bits before it is added: where products cancel, the
+score is that rounding, and in float16 a product past 65504 is infinite. The kernel for heads that
+share keys has none of this; its matrix product is exact up to the sum, which is in float32.
+"""
+
+import importlib.util
+import math
+import os
+import sys
+import types
+
+import torch
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
+    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
+        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder + path]
+    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
+    for name in ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported"):
+        setattr(utils, name, lambda: False)
+    utils.get_device_core_count = lambda device_id: 0
+
+from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd_normal  # noqa: E402
+
+
+def weight_of_the_first(query, key, dtype):
+    """Return how much of the first of two keys is in the output; the second key is 0."""
+    q = torch.zeros(1, 1, 16, device=device, dtype=dtype)
+    keys = torch.zeros(2, 1, 16, device=device, dtype=dtype)
+    q[0, 0, :2], keys[0, 0, :2] = torch.tensor(query), torch.tensor(key)
+    values, out = torch.zeros_like(keys), torch.empty_like(q)
+    values[0] = 1.0
+    parts, lses = (torch.empty(1, 1, 1, *more, device=device) for more in ((16,), ()))
+    ends, one = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, 2], [1]))
+    places = torch.arange(2, device=device)
+    decode_attention_fwd_normal(q, keys, values, out, ends, places, parts, lses, one, 1, 1.0, 1.0)
+    return float(out[0, 0, 0])
+
+
+for dtype, query, key in (
+    (torch.bfloat16, (129.0, -130.0), (129.0, 128.0)),
+    (torch.float16, (300.0, -300.0), (300.0, 300.0)),
+):
+    score = sum(a * b for a, b in zip(query, key, strict=True))  # exact
+    right = 1 / (1 + math.exp(-score))
+    found = weight_of_the_first(query, key, dtype)
+    print(f"{dtype}: the first key's weight is {found:.3f}; it must be {right:.3f}")
+    assert not abs(found - right) < 0.2

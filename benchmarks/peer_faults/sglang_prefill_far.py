@@ -1,0 +1,46 @@
+"""SGLang's prefill attention multiplies token and head numbers with their strides in 32 bits.
+
+Past 2³¹ elements the offset wraps around, and the query is read in front of its tensor. Tokens of a
+view that are 2³⁰ elements apart show it with three; memory that is not touched costs none.
+"""
+
+import importlib.util
+import os
+import sys
+import types
+
+import numpy as np
+import torch
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
+    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
+        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder + path]
+    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
+    utils.is_cuda = utils.is_hip = lambda: False
+
+from sglang.kernels.ops.attention.prefill_attention import context_attention_fwd  # noqa: E402
+
+apart = 2**30
+memory = torch.from_numpy(np.zeros(4 * apart + 16, np.float16)).to(device)
+q = memory[2 * apart :].as_strided((3, 1, 16), (apart, 16, 1))
+q.fill_(0.25)
+keys = torch.zeros(3, 1, 16, device=device, dtype=torch.float16)
+keys[0] = 1.0  # its score is 4, that of the others 0
+start, length = (torch.tensor([x], dtype=torch.int32, device=device) for x in (0, 3))
+
+
+def weight_of_the_first(q):
+    """Return how much of the first key the last query's output has."""
+    out = torch.zeros_like(keys)
+    context_attention_fwd(q, keys, keys, out, start, length, 3, is_causal=False, sm_scale=1.0)
+    return float(out[2, 0, 0])
+
+
+found, right = weight_of_the_first(q), weight_of_the_first(q.contiguous())
+print(f"the first key's weight is {found:.3f}; it must be {right:.3f}")
+assert right > 0.9 and not found > 0.4

@@ -1,0 +1,53 @@
+"""SGLang's rotation by three positions in turns reads past the end of its table.
+
+Where fewer features of a head turn than the head has, the first position's cosines and sines are
+loaded for lanes that turn nothing, up to half of the head (padded to a power of two): behind its
+row, and at the last position behind the table. Nothing of it is stored. The addresses are looked at
+in the interpreter, which has no bounds of its own.
+"""
+
+import importlib.util
+import os
+import sys
+import types
+
+import numpy as np
+import torch
+
+os.environ["TRITON_INTERPRET"] = "1"
+from triton.runtime import interpreter  # noqa: E402
+
+folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
+for path in ("", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
+    name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder + path]
+
+from sglang.kernels.ops.attention.rotary_triton import triton_mrope_fused  # noqa: E402
+
+head_size, rotary_dim, last = 64, 16, 3
+# the table begins a memory that goes on behind it, so that nothing here depends on what is there
+memory = torch.zeros(1024)
+table = memory[: (last + 1) * rotary_dim].view(last + 1, rotary_dim)
+begin, end = table.data_ptr(), table.data_ptr() + table.nbytes
+furthest = end
+plain = interpreter.InterpreterBuilder.create_masked_load
+
+
+def looked_at(self, pointers, mask, *more, **how):
+    global furthest
+    addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+    near = addresses[(addresses >= begin) & (addresses < begin + memory.nbytes)]
+    furthest = max(furthest, int(near.max(initial=0)) + table.element_size())
+    return plain(self, pointers, mask, *more, **how)
+
+
+interpreter.InterpreterBuilder.create_masked_load = looked_at
+q, k = torch.ones(1, head_size), torch.ones(1, head_size)
+positions = torch.full((3, 1), last)
+triton_mrope_fused(
+    q, k, table, positions, [4, 2, 2], head_size, rotary_dim, True, False, True, None
+)  # fmt: skip
+found = (furthest - end) // table.element_size()
+print(f"{found} numbers behind the table's end are read; it must be 0")
+assert found > 0

@@ -1,0 +1,65 @@
+"""SGLang's two kernels of extension have two temperatures for the same `xai_temperature_len`.
+
+Of a query at position p past that length L, scores are multiplied by log2(p)/log2(L), as in both
+kernels of decoding; in the unified kernel, which deterministic inference takes, by L/(p + 1). One
+sharpens with the distance, the other flattens, so that turning determinism on is another model.
+"""
+
+import importlib.util
+import math
+import os
+import sys
+import types
+
+import torch
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
+    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
+        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder + path]
+    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
+    for name in ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported"):
+        setattr(utils, name, lambda: False)
+    utils.get_device_core_count = lambda device_id: 0
+
+from sglang.kernels.ops.attention.extend_attention import (  # noqa: E402
+    extend_attention_fwd,
+    extend_attention_fwd_unified,
+)
+
+length, position = 4, 15
+keys = torch.zeros(position + 1, 1, 16, device=device)
+keys[0] = 1.0  # its score is 1, that of all others 0
+values = keys.clone()
+q = torch.full((1, 1, 16), 1 / 16, device=device)
+
+
+def ints(*numbers):
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+
+places = torch.arange(position + 1, device=device)
+split, unified = torch.empty_like(q), torch.empty_like(q)
+extend_attention_fwd(
+    q, keys[position:], values[position:], split, keys, values, ints(0, 1), ints(0, position),
+    places[:position], None, True, None, 1, 1.0, 1.0, 1.0, xai_temperature_len=length,
+)  # fmt: skip
+extend_attention_fwd_unified(
+    q, unified, keys, values, 1.0, 1.0, ints(0, 1), ints(0, position + 1), places, ints(position),
+    1, sm_scale=1.0, xai_temperature_len=length,
+)  # fmt: skip
+
+
+def weight_of_the_first(temperature):
+    return math.exp(temperature) / (math.exp(temperature) + position)
+
+
+right = weight_of_the_first(math.log2(position) / math.log2(length))
+found, other = (float(x[0, 0, 0]) for x in (unified, split))
+print(f"the first key's weight is {found:.4f}; it must be {right:.4f}, as the other kernel's is")
+assert abs(other - right) < 1e-3 < abs(found - weight_of_the_first(1.0))
+assert abs(found - weight_of_the_first(length / (position + 1))) < 1e-3

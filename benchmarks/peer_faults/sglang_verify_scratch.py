@@ -1,0 +1,41 @@
+"""SGLang's split verification multiplies memory that it did not initialise by 0, and adds it up.
+
+A split without keys leaves its partial output as `torch.empty` made it, or an earlier batch left
+it, and has weight 0: where that memory holds a NaN or an infinity, the output is NaN. Sequences of
+up to 96 keys have such splits, for of the 4 or more each takes 32 keys before the next takes any.
+"""
+
+import importlib.util
+import os
+import sys
+import types
+
+import torch
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
+    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
+        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder + path]
+    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
+    utils.is_hip = lambda: False
+
+from sglang.kernels.ops.attention.verify_splitkv import verify_splitkv_fwd  # noqa: E402
+
+keys = torch.ones(10, 1, 16, device=device)
+ends, prefix = (torch.tensor([0, n], dtype=torch.int32, device=device) for n in (1, 9))
+places = torch.arange(9, device=device)
+
+
+# PyTorch's own mode, in which what is not initialised is NaN
+torch.use_deterministic_algorithms(True)
+new, out = keys[:1].clone(), torch.empty(1, 1, 16, device=device)
+ran = verify_splitkv_fwd(
+    new, new, new, out, keys, keys, ends, prefix, places, None, True, None, 1, 1.0, 1.0
+)
+found = float(out[0, 0, 0])
+print(f"the output is {found}; it must be 1.0, as all values are")
+assert ran and found != found
