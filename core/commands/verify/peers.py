@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
+from twofold.core.commands.verify.common import Jobs, cores
 
 if TYPE_CHECKING:
     from twofold.core.verify.peers.judging import Judged, Row
@@ -20,6 +21,7 @@ def command(
     peers: Annotated[list[str] | None, typer.Argument(help="names, all by default")] = None,
     examples: Annotated[int, typer.Option(min=1, help="random cases of a fast peer")] = EXAMPLES,
     limit: Annotated[float, typer.Option(min=1.0, help="seconds that one case may take")] = LIMIT,
+    jobs: Jobs = None,
     json: Json = None,
 ) -> None:
     """Judge other libraries' functions, all that run here, and list those that do not.
@@ -32,10 +34,11 @@ def command(
         from twofold.core.verify.peers import finding, findings, judging
         from twofold.core.verify.peers.table import named
 
-        judged = []
-        for peer in named(peers):
+        chosen, judged = named(peers), []
+        coming = judging.judge(chosen, examples, limit, jobs or cores())
+        for peer in chosen:
             with console.status(f"{peer.name} …"):
-                judged.append(judging.judge(peer, examples, limit))
+                judged.append(next(coming))
             show(judged[-1])
         console.print(table(judged))
         for words, ours, answers in differing(judged):

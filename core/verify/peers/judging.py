@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -142,17 +143,32 @@ class Row:
     kinds: tuple[str, ...]
 
 
-def judge(peer: Peer, examples: int, limit: float) -> Judged:
-    """Judge a peer by its share of `examples`; one that is not there is not."""
-    if missing := peer.missing():
-        return Judged(peer, missing)
+def judge(peers: Iterable[Peer], examples: int, limit: float, jobs: int) -> Iterator[Judged]:
+    """Judge peers, so many at a time, each by its share of `examples`; in their order.
+
+    One that is not there is not judged.
+    """
+    peers = list(peers)
+    with ThreadPoolExecutor(jobs) as pool:
+        verdicts = [pool.submit(_verdict, peer, examples, limit) for peer in peers]
+        try:
+            for peer, verdict in zip(peers, verdicts, strict=True):
+                found = verdict.result()
+                # In this process: not of a peer that ended its own, or did not end.
+                answers = conventions.answers(peer) if found.rows else {}
+                yield Judged(peer, peer.missing(), found, answers)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _verdict(peer: Peer, examples: int, limit: float) -> Verdict:
+    """Judge a peer in a process of its own."""
+    if peer.missing():
+        return Verdict()
     each = max(len(peer.precisions), examples // peer.cost)
-    verdict = foreign_apart.judge(
+    return foreign_apart.judge(
         peer.target, peer.operator, each, peer.precisions, limit, peer.claimed
     )
-    # In this process: not of a peer that ended its own, or did not end.
-    answers = conventions.answers(peer) if verdict.rows else {}
-    return Judged(peer, verdict=verdict, answers=answers)
 
 
 def _failures(peer: str, said: list[str]) -> Iterator[Failure]:
