@@ -51,6 +51,11 @@ def test_a_fault_beside_plain_training_is_named_and_comes_again(name, operator, 
         eval(failed[claim].again, {"foreign": foreign})
 
 
+def test_what_is_wrong_whoever_learns_is_no_fault_of_who_learns():
+    found = foreign.judge("foreign_norms:eps_outside", "rms_norm", 9, ["float32"])
+    assert found.failures and not LEARNING & {f.name for f in found.found}
+
+
 def test_who_says_that_a_graph_is_gone_through_once_is_not_held_to_more():
     found = judge("relu_once", "activation")
     assert found.failures == []

@@ -32,17 +32,14 @@ _LIGER_CROSS_ENTROPIES = (
 FOUND = tuple(
     Known(*entry)
     for entry in (
-        *(
-            (
-                peer, HALVES, "out, dweight, leading axes", PRECISION,
-                "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
-                "before the gain: the output is rounded twice, and the gain's gradient is summed "
-                "from rounded numbers",
-            )
-            for peer in ("liger rms_norm, llama", "liger rms_norm, in place")
+        (
+            "liger rms_norm, in place", HALVES, "out, dweight, leading axes", PRECISION,
+            "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
+            "before the gain: the output is rounded twice, and the gain's gradient is summed from "
+            "rounded numbers",
         ),
         (
-            "liger rms_norm, in place", ANY, "inputs", FAULT,
+            "liger rms_norm, in place", ANY, "inputs, back again", FAULT,
             "backward writes dx over the gradient that it is given, as it says; another summand "
             "has the same gradient, and gets dx",
         ),
@@ -72,9 +69,26 @@ FOUND = tuple(
             "liger cross_entropy, in place", ANY, _OF_STRIDED, FAULT, _STRIDED,
             "liger_cross_entropy_strided",
         ),
+        *(
+            (
+                peer, ANY, "back again", FAULT,
+                "backward multiplies the gradient that forward saved by the loss's, in place, and "
+                "each time anew: a second backward through one graph gives another gradient",
+                "liger_cross_entropy_twice",
+            )
+            for peer in _LIGER_CROSS_ENTROPIES
+        ),
+        *(
+            (
+                peer, ANY, "back again", FAULT,
+                "backward writes the gradients over gate and up, which forward saved, and does not "
+                "tell autograd: a second backward through one graph takes them for gate and up",
+                "liger_gated_twice",
+            )
+            for peer in ("liger gelu tanh", "liger swiglu", "liger geglu tanh")
+        ),
         ("liger gelu tanh", ANY, "out, dx", PRECISION, TANH, "liger_gelu_tanh_tail"),
         ("liger swiglu", "float32", "dgate, odd part, leading axes", PRECISION, ONE_LESS, ""),
-        ("liger swiglu", HALVES, f"out, {OF_GATES}", PRECISION, GATE, ""),
         (
             "liger geglu tanh", "float32", "out, dgate, dup, odd part, leading axes", PRECISION,
             TANH, "",

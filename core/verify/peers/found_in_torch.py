@@ -5,9 +5,7 @@ from __future__ import annotations
 from twofold.core.verify.peers.finding import (
     ANY,
     FAULT,
-    GATE,
     HALVES,
-    OF_GATES,
     ONE_LESS,
     PRECISION,
     PROPERTIES,
@@ -74,10 +72,6 @@ FOUND = tuple(
         ),
         ("torch silu", "float32", "dx", PRECISION, ONE_LESS, "torch_silu_gradient"),
         ("torch swiglu", "float32", "dgate, odd part, leading axes", PRECISION, ONE_LESS, ""),
-        (
-            "torch swiglu", HALVES, f"out, dgate, dup, {OF_GATES}", PRECISION,
-            f"{GATE}; and so have both gradients", "torch_swiglu_half",
-        ),
         ("torch gelu tanh", ANY, "out, dx", PRECISION, TANH, "torch_gelu_tanh_tail"),
         ("torch adam for-loop", "float16", "params", FAULT, _ADAM, "torch_adam_float16"),
         ("torch adam for-loop", "bfloat16", "params", PRECISION, _ADAM, ""),
