@@ -31,7 +31,6 @@ def test_every_reproduction_is_of_a_finding_or_says_what_it_shows():
     assert listed <= there
     by_hand = {  # what no contract asks
         "liger_cross_entropy_twice",  # a second backward
-        "sglang_rotary_past_end",  # partly turned heads of who may be of whole ones
         "sglang_temperature",  # a temperature of positions
         "sglang_verify_scratch",  # what is in memory that a kernel's host allocates
     }

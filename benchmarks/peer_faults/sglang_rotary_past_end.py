@@ -1,9 +1,9 @@
 """SGLang's rotation by three positions in turns reads past the end of its table.
 
-Where fewer features of a head turn than the head has, the first position's cosines and sines are
-loaded for lanes that turn nothing, up to half of the head (padded to a power of two): behind its
-row, and at the last position behind the table. Nothing of it is stored. The addresses are looked at
-in the interpreter, which has no bounds of its own.
+Where not all of a head turns, or its size is no power of two, lanes that turn nothing load cosines
+and sines of the first position, which stand behind its row: of the last position behind the table.
+Nothing of it is stored. The addresses are looked at in the interpreter, which has no bounds of its
+own.
 """
 
 import importlib.util

@@ -48,6 +48,13 @@ FOUND = tuple(
             "offsets wrap around, and other memory is read",
             "sglang_gemma_norm_far", _WRAPS,
         ),
+        (
+            "sglang rotary, interleaved", ANY, ANY, FAULT,
+            "lanes that turn nothing, as those beyond a head of no power of two, load the first "
+            "position's cosines and sines, which are behind its row, and at the last position "
+            "behind the table",
+            "sglang_rotary_past_end", "load from cos_sin_cache_ptr",
+        ),
         *(
             (
                 f"sglang rotary, {how}", HALVES,
@@ -56,7 +63,7 @@ FOUND = tuple(
                 "of the queries, where they cancel as well",
                 "sglang_rotary_half",
             )
-            for how in ("sections", "interleaved", "ernie")
+            for how in ("sections", "interleaved", "interleaved, full blocks", "ernie")
         ),
         (
             "sglang geglu", HALVES, f"out, nobody learns, {OF_GATES}", PRECISION, GATE,

@@ -257,6 +257,15 @@ def rotary_interleaved(
     _rotate(positions, query, key, head_size, cos_sin_cache, is_neox, True)
 
 
+def rotary_interleaved_of_full_blocks(
+    positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
+) -> None:
+    """Rotate by three positions that are the same, in turns, heads that leave no lane over."""
+    if head_size & (head_size - 1) or head_size != cos_sin_cache.shape[1]:
+        raise NotImplementedError("of heads that fill a block")
+    rotary_interleaved(positions, query, key, head_size, cos_sin_cache, is_neox)
+
+
 def rotary_of_ernie(
     positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
 ) -> None:

@@ -116,6 +116,10 @@ _OF_SGLANG = (
         for how, function, what in (
             ("sections", "rotary", "triton_mrope_fused"),
             ("interleaved", "rotary_interleaved", "triton_mrope_fused"),
+            (
+                "interleaved, full blocks", "rotary_interleaved_of_full_blocks",
+                "triton_mrope_fused, heads of a power of two",
+            ),
             ("ernie", "rotary_of_ernie", "triton_ernie45_rope_fused_inplace"),
         )
     ),
