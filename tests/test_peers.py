@@ -15,7 +15,13 @@ from twofold.core.verify.foreign import Verdict
 from twofold.core.verify.peers import finding, findings, judging, table
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "peer_faults"
-IMPORTED = {"torch": "torch", "liger": "liger_kernel", "fla": "fla"}
+IMPORTED = {
+    "torch": "torch",
+    "liger": "liger_kernel",
+    "fla": "fla",
+    "unsloth": "unsloth",
+    "cce": "cut_cross_entropy",
+}
 
 
 def test_the_table():
