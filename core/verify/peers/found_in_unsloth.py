@@ -31,7 +31,8 @@ FOUND = tuple(
         ),
         (
             "unsloth add_rms_norm", HALVES, "out, leading axes, nobody learns", PRECISION,
-            "it rounds as its two steps would alone: the sum, what is normalised, and the output",
+            "it rounds as its steps would alone, and says so: what is normalised is cast before "
+            "the gain, and the output is rounded twice",
         ),
         (
             "unsloth cross_entropy", "float32", "loss, dlogits", PRECISION,
