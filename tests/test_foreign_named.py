@@ -38,6 +38,7 @@ def test_a_sound_one_passes(name, operator, passes):
     ("name", "said"),
     [
         ("mean_of_those_that_count", "targets of −100 judged, though it takes no ignore_index"),
+        ("mean_of_those_not_minus_100", "targets of −100 judged, though it takes no ignore_index"),
         ("mean_that_refuses", "targets of −100 not judged: add ignore_index=…"),
         ("mean_of_all", "targets of −100 are not ignored, as torch's are: add ignore_index=… to "),
     ],

@@ -15,7 +15,14 @@ from twofold.core.verify.foreign import Verdict
 from twofold.core.verify.peers import finding, findings, judging, table
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "peer_faults"
-IMPORTED = {"torch": "torch", "liger": "liger_kernel", "fla": "fla", "sglang": "sglang"}
+IMPORTED = {
+    "torch": "torch",
+    "liger": "liger_kernel",
+    "fla": "fla",
+    "sglang": "sglang",
+    "unsloth": "unsloth",
+    "cce": "cut_cross_entropy",
+}
 
 
 def test_the_table():
@@ -30,7 +37,7 @@ def test_every_reproduction_is_of_a_finding_or_says_what_it_shows():
     there = {path.stem for path in SCRIPTS.glob("*.py")}
     assert listed <= there
     by_hand = {  # what no contract asks
-        "liger_cross_entropy_twice",  # a second backward
+        "cce_target_logit",  # products with more than an identity
         "sglang_temperature",  # a temperature of positions
         "sglang_verify_scratch",  # what is in memory that a kernel's host allocates
     }

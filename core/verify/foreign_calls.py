@@ -31,6 +31,7 @@ class Call(NamedTuple):
 
 
 STALE = -7.0  # what memory held before
+USUAL = -100  # what torch ignores, and who is not told what to ignore
 
 
 def with_stale(x: domains.Array, live: domains.Array) -> domains.Array:
@@ -140,6 +141,13 @@ def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
         "ignore_index": module.IGNORE_INDEX,
     }
     return Call(tensors, options, {"loss": side.asarray(given.dloss, case.dtype)})
+
+
+def usually_ignored(call: Call) -> Call:
+    """Return a call whose targets say `USUAL` of rows that do not count."""
+    targets = call.tensors["targets"]
+    targets = targets.masked_fill(targets == call.options["ignore_index"], USUAL)
+    return call._replace(tensors={**call.tensors, "targets": targets})
 
 
 def activation_call(side: ops.Side, case: Any, given: Any) -> Call:

@@ -77,6 +77,7 @@ class Plain:
         insisted: the case's fields where it has none of an option that a function must be given.
         far: cases whose offsets pass 2³¹, run where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
+        unsaid: how a call of who does without such an option says it all the same.
         outside: what no case has, by the option or output without which it means nothing.
         beyond: what no case has, by an option and what its value was found to mean.
         narrowed: brings a case into the plain domain, where `always` cannot say how.
@@ -124,6 +125,7 @@ class Plain:
     insisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     far: Sequence[Mapping[str, Any]] = ()
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    unsaid: Mapping[str, Callable[[Call], Call]] = field(default_factory=dict)
     either: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     meant: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     handed: Mapping[str, Mapping[str, Handed]] = field(default_factory=dict)

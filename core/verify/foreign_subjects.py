@@ -189,6 +189,9 @@ class Function:
     def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
         """Return a case as the function is called."""
         call = self.entry.call(side, case, given)
+        for option in self.implied:
+            if option in self.entry.unsaid:
+                call = self.entry.unsaid[option](call)
         return call._replace(
             tensors={n: x for n, x in call.tensors.items() if n not in self._lacking}
         )

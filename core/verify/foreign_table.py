@@ -279,6 +279,7 @@ PLAIN = {
             )
         },
         implied={"ignore_index": {"rows": 37, "classes": 33, "ignored": 0.3}},
+        unsaid={"ignore_index": calls.usually_ignored},
         outside={
             "loss": "logits that are −∞, but for those in front of all others; targets that are "
             "probabilities",

@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from twofold.core.verify.peers import (
+    found_in_cce,
     found_in_fla,
     found_in_liger,
     found_in_sglang,
     found_in_torch,
+    found_in_unsloth,
 )
 from twofold.core.verify.peers.finding import Known
 
@@ -30,6 +32,8 @@ KNOWN = (
     *found_in_liger.FOUND,
     *found_in_fla.FOUND,
     *found_in_sglang.FOUND,
+    *found_in_unsloth.FOUND,
+    *found_in_cce.FOUND,
 )
 
 

@@ -129,6 +129,73 @@ _OF_SGLANG = (
     ),
 )  # fmt: skip
 
+_UNSLOTH = "unsloth.kernels"
+
+_CCE = "cut_cross_entropy.linear_cross_entropy, filter_eps=None, of the identity"
+
+_OF_CCE = tuple(
+    Peer(
+        name, "softmax_cross_entropy", f"cce:{function}", "cut-cross-entropy", f"{_CCE}{of}",
+        ("float16", "bfloat16"), cost=2,
+    )
+    for name, function, of in (
+        ("cce", "cross_entropy", ""),
+        ("cce, one block", "cross_entropy_of_one_block", " of up to 128 classes"),
+    )
+)  # fmt: skip
+_OF_UNSLOTH = (
+    Peer(
+        "unsloth layer_norm", "layer_norm", "unsloth:layer_norm", "unsloth",
+        f"{_UNSLOTH}.fast_layernorm", cost=2,
+    ),
+    Peer(
+        "unsloth rms_norm", "rms_norm", "unsloth:rms_norm", "unsloth",
+        f"{_UNSLOTH}.fast_rms_layernorm, gemma=False", cost=2,
+    ),
+    Peer(
+        "unsloth rms_norm, gemma", "rms_norm", "unsloth:rms_norm_of_gemma", "unsloth",
+        f"{_UNSLOTH}.fast_rms_layernorm, gemma=True", cost=2,
+    ),
+    Peer(
+        "unsloth rms_norm, several rows", "rms_norm", "unsloth:rms_norm_of_several_rows",
+        "unsloth", f"{_UNSLOTH}.rms_layernorm: its kernels of narrow rows", cost=2,
+    ),
+    Peer(
+        "unsloth add_rms_norm", "rms_norm", "unsloth:add_rms_norm", "unsloth",
+        f"{_UNSLOTH}.fused_add_rms_layernorm.fast_add_rms_layernorm_inference, on copies", cost=2,
+    ),
+    Peer(
+        "unsloth cross_entropy", "softmax_cross_entropy", "unsloth:cross_entropy", "unsloth",
+        f"{_UNSLOTH}.fast_cross_entropy_loss", cost=2,
+    ),
+    Peer(
+        "unsloth swiglu, strided", "gated_activation", "unsloth:swiglu_of_strided", "unsloth",
+        f"{_UNSLOTH}.swiglu_fg_kernel, swiglu_DWf_DW_dfg_kernel", cost=4,
+    ),
+    Peer(
+        "unsloth swiglu, contiguous", "gated_activation", "unsloth:swiglu_of_contiguous",
+        "unsloth", f"{_UNSLOTH}.swiglu_fg_kernel, swiglu_DWf_DW_dfg_kernel, on contiguous copies",
+        cost=2,
+    ),
+    Peer(
+        "unsloth geglu, contiguous", "gated_activation", "unsloth:geglu_of_contiguous", "unsloth",
+        f"{_UNSLOTH}.geglu_exact_…_kernel, on contiguous copies", cost=2,
+    ),
+    Peer(
+        "unsloth geglu tanh, contiguous", "gated_activation",
+        "unsloth:geglu_tanh_of_contiguous", "unsloth",
+        f"{_UNSLOTH}.geglu_approx_…_kernel, on contiguous copies", cost=2,
+    ),
+    Peer(
+        "unsloth rope", "rotary", "unsloth:rotary", "unsloth",
+        f"{_UNSLOTH}.fast_rope_embedding, on copies", cost=2,
+    ),
+    Peer(
+        "unsloth rope, positions", "rotary", "unsloth:rotary_of_positions", "unsloth",
+        f"{_UNSLOTH}.fast_rope_embedding, rope_embedding_indices=…, on copies", cost=2,
+    ),
+)  # fmt: skip
+
 PEERS = (
     Peer("sdpa math", "attention", "torch_attention:math", "torch", f"{_SDPA}, MATH"),
     Peer("sdpa flash", "attention", "torch_attention:flash", "torch", f"{_SDPA}, FLASH_ATTENTION"),
@@ -265,6 +332,8 @@ PEERS = (
         "fla.modules.rotary.rotary_embedding", cost=2,
     ),
     *_OF_SGLANG,
+    *_OF_UNSLOTH,
+    *_OF_CCE,
 )  # fmt: skip
 
 
