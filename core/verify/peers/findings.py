@@ -17,10 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twofold.core.verify.peers import found_in_fla, found_in_liger, found_in_torch
+from twofold.core.verify.peers import (
+    found_in_fla,
+    found_in_flag_gems,
+    found_in_liger,
+    found_in_torch,
+)
 from twofold.core.verify.peers.finding import Known
 
-KNOWN = (*found_in_torch.FOUND, *found_in_liger.FOUND, *found_in_fla.FOUND)
+KNOWN = (
+    *found_in_torch.FOUND,
+    *found_in_liger.FOUND,
+    *found_in_fla.FOUND,
+    *found_in_flag_gems.FOUND,
+)
 
 
 def known(peer: str, precision: str, output: str, words: str) -> Known | None:

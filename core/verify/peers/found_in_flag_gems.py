@@ -1,0 +1,94 @@
+"""What judging FlagGems' functions found; `findings` says what the kinds mean."""
+
+from __future__ import annotations
+
+from twofold.core.verify.peers.finding import (
+    ANY,
+    FAULT,
+    LSE,
+    OF_GATES,
+    ONE_LESS,
+    PRECISION,
+    TANH,
+    UNDEFINED,
+    Known,
+)
+
+_MASKED = "masked lanes"
+_LEARNING = "nobody learns, one learns, back again"
+_CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
+
+FOUND = tuple(
+    Known(*entry)
+    for entry in (
+        (
+            "flag_gems sdpa", ANY, "out", FAULT,
+            "where it is not causal, the mask of numbers is added to logits of base 2 as it is, "
+            "not times log₂ e",
+            "flag_gems_sdpa_bias",
+        ),
+        (
+            "flag_gems sdpa", ANY, ANY, FAULT,
+            "backward is that of a causal call without a mask, whatever the call was, and is right "
+            "for as many queries as keys, in whole blocks",
+            "flag_gems_sdpa_backward",
+        ),
+        (
+            "flag_gems sdpa, forward", ANY, ANY, FAULT,
+            "offsets of a head's rows are of 32 bits, and pass 2³¹ where rows are far apart",
+            "", "int32 overflow",
+        ),
+        (
+            "flag_gems sdpa, forward", ANY, ANY, FAULT,
+            "the heads of the values are found by the strides of the keys: of values that lie "
+            "otherwise in memory it reads others, or past the end",
+            "flag_gems_sdpa_strides",
+        ),
+        (
+            "flag_gems softmax", ANY, ANY, UNDEFINED,
+            "backward adds up products of lanes that masked loads without `other` leave undefined; "
+            "Triton fills them with 0 for NVIDIA today",
+            "flag_gems_softmax_undefined", _MASKED,
+        ),
+        (
+            "flag_gems layer_norm", ANY, "leading axes", FAULT,
+            "backward takes the first axis for the rows and all others together for the columns, "
+            "whatever normalised_shape says: of three axes, rows have each other's statistics, and "
+            "it reads and writes past the end of weight, statistics and gradients",
+            "flag_gems_layer_norm_batch",
+        ),
+        (
+            "flag_gems layer_norm", ANY, ANY, UNDEFINED,
+            "backward adds up gradients, alone and times weights, in lanes that masked loads "
+            "without `other` leave undefined; Triton fills them with 0 for NVIDIA today",
+            "flag_gems_layer_norm_undefined", _MASKED,
+        ),
+        ("flag_gems swiglu", "float32", f"dgate, odd part, leading axes, {_LEARNING}", PRECISION,
+            ONE_LESS, ""),
+        (
+            "flag_gems geglu tanh", ANY, f"out, dgate, dup, {OF_GATES}, {_LEARNING}", PRECISION,
+            TANH, "flag_gems_gelu_tanh_tail",
+        ),
+        *(
+            (
+                peer, ANY, "NaN stays, NaN is seen", FAULT,
+                "what is not greater than 0 is 0, and so is NaN, which torch's ReLU keeps",
+                "flag_gems_relu_nan",
+            )
+            for peer in ("flag_gems reglu", "flag_gems relu")
+        ),
+        *(
+            entry
+            for peer in _CROSS_ENTROPIES
+            for entry in (
+                (
+                    peer, ANY, ANY, FAULT,
+                    "the running maximum begins at 0, so that of logits below −104 every "
+                    "exponential is 0: the loss is −∞, the gradient NaN",
+                    "flag_gems_cross_entropy_negative", "-inf",
+                ),
+                (peer, "float32", "loss", PRECISION, LSE, ""),
+            )
+        ),
+    )
+)  # fmt: skip
