@@ -77,6 +77,12 @@ FOUND = tuple(
             )
             for peer in ("flag_gems reglu", "flag_gems relu")
         ),
+        (
+            "flag_gems cross_entropy", ANY, ANY, FAULT,
+            "of logits that are not contiguous nothing is saved for backward, which raises: the "
+            "contiguous copy is asked whether it requires a gradient",
+            "flag_gems_cross_entropy_strided", "not enough values to unpack",
+        ),
         *(
             entry
             for peer in _CROSS_ENTROPIES
@@ -86,6 +92,12 @@ FOUND = tuple(
                     "the running maximum begins at 0, so that of logits below −104 every "
                     "exponential is 0: the loss is −∞, the gradient NaN",
                     "flag_gems_cross_entropy_negative", "-inf",
+                ),
+                (
+                    peer, ANY, ANY, FAULT,
+                    "the logit of a target that is to be ignored is read, 100 classes before the "
+                    "row, and times 0 added to the loss",
+                    "flag_gems_cross_entropy_ignored", "out of bounds",
                 ),
                 (peer, "float32", "loss", PRECISION, LSE, ""),
             )
