@@ -36,9 +36,11 @@ def refusals(options: Iterable[Any] = ()) -> Iterator[None]:
     `options` are the values it is given by name: of one that it has in no table of its own, what it
     raises is a KeyError.
     """
+    handled = sys.exc_info()[1]
     try:
         yield
     except Exception as error:
+        _separate(error, handled)
         causes = list(_causes(error))
         faults = [e for e in causes if isinstance(e, Fault)]
         if faults:
@@ -120,6 +122,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             yield seen
         before.append(seen)
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _separate(error: BaseException, handled: BaseException | None) -> None:
+    """Let what was handled meanwhile, such as another case's failure, be no cause of this one."""
+    for cause in _causes(error):
+        if cause.__context__ is handled:
+            cause.__context__ = None
+            return
 
 
 def _frames(error: BaseException) -> Iterator[TracebackType]:

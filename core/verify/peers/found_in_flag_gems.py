@@ -22,15 +22,27 @@ FOUND = tuple(
     Known(*entry)
     for entry in (
         (
-            "flag_gems sdpa", ANY, "out", FAULT,
+            "flag_gems sdpa", ANY, ANY, FAULT,
+            "backward loads rows of the gradient past the last without a mask, and multiplies them "
+            "by 0",
+            "flag_gems_sdpa_gradient_rows", "load from DO",
+        ),
+        (
+            "flag_gems sdpa", ANY, ANY, FAULT,
+            "programs are launched for blocks of 128 queries, and in two of three configurations "
+            "write the gradient of 64",
+            "flag_gems_sdpa_unwritten", "were written by no program",
+        ),
+        (
+            "flag_gems sdpa", ANY, "out, nobody learns", FAULT,
             "where it is not causal, the mask of numbers is added to logits of base 2 as it is, "
             "not times log₂ e",
             "flag_gems_sdpa_bias",
         ),
         (
             "flag_gems sdpa", ANY, ANY, FAULT,
-            "backward is that of a causal call without a mask, whatever the call was, and is right "
-            "for as many queries as keys, in whole blocks",
+            "backward is that of a causal call without a mask, whatever the call was; beside that, "
+            "it rounds keys to the dtype once they are scaled, and float32 products are tf32",
             "flag_gems_sdpa_backward",
         ),
         (
