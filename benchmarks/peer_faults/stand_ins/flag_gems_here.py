@@ -2,7 +2,9 @@
 
 Its packages' `__init__` ask for a device, and its `libentry` and `libtuner` look up compiled
 kernels, of which there are none: kernels are launched as Triton does it, and of what would be tuned
-a configuration with the least block of columns will do. Nothing of this computes.
+a configuration with the least block of columns will do. Its generator of pointwise kernels asks of
+functions what Triton knows of compiled ones, hands kernels a buffer of its own, and prefers block
+pointers, which are no longer in Triton. Nothing of this computes.
 
 Triton's own interpreter gives Python's `and`, `or` and `not` of blocks, which is one of them; the
 compiler takes each element, as & | and ~ do.
@@ -11,13 +13,16 @@ compiler takes each element, as & | and ~ do.
 import ast
 import contextlib
 import importlib.util
+import math
 import os
 import sys
+import tempfile
 import types
 
 import numpy as np
 import torch
 
+GENERATED = tempfile.TemporaryDirectory(prefix="flag_gems-")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
 device = "cpu" if INTERPRETED else "cuda"
 
@@ -53,6 +58,11 @@ def prepare():
         found = np.tanh(x.handle.data.astype(np.float64)).astype(np.float32)
         return triton.language.tensor(interpreter.TensorHandle(found, x.dtype), x.type)
 
+    def erf(x):
+        found = np.vectorize(math.erf)(x.handle.data.astype(np.float64)).astype(np.float32)
+        return triton.language.tensor(interpreter.TensorHandle(found, x.dtype), x.type)
+
+    libdevice.erf, libdevice.div_rn = erf, lambda x, y: x / y
     libdevice.tanh, libdevice.pow = tanh, lambda x, power: x * x  # of 2 alone
 
     plain = interpreter.FunctionRewriter._transform_ast
@@ -74,8 +84,38 @@ def prepare():
     from flag_gems import runtime
 
     runtime.torch_device_fn = types.SimpleNamespace(
-        device=contextlib.nullcontext, get_device_properties=None
+        device=contextlib.nullcontext,
+        get_device_properties=None,
+        current_device=lambda: 0,
+        get_device_capability=lambda device: (8, 0),
     )
+    prepare_pointwise()
+
+
+class View(torch.Tensor):
+    """A tensor with other strides, which knows whose memory it shows."""
+
+    def unwrap(self):  # noqa: D102
+        return self.base
+
+
+def view(base, shape, strides):
+    made = base.as_strided(shape, strides).as_subclass(View)
+    made.base = base
+    return made
+
+
+def prepare_pointwise():
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    InterpretedFunction.src = property(lambda self: JITFunction(self.fn).src)
+    InterpretedFunction.cache_key = property(lambda self: self.fn.__module__)
+    InterpretedFunction.__globals__ = property(lambda self: self.fn.__globals__)
+    os.environ["FLAGGEMS_CACHE_DIR"] = GENERATED.name
+    generator = importlib.import_module("flag_gems.utils.pointwise_dynamic")
+    generator.JITFunction, generator.StridedBuffer = InterpretedFunction, view
+    generator.get_codegen_config().prefer_block_pointer = False
 
 
 def masked_lanes_are_nan():

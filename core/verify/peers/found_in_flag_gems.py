@@ -75,8 +75,20 @@ FOUND = tuple(
             "without `other` leave undefined; Triton fills them with 0 for NVIDIA today",
             "flag_gems_layer_norm_undefined", _MASKED,
         ),
-        ("flag_gems swiglu", "float32", f"dgate, odd part, leading axes, {_LEARNING}", PRECISION,
-            ONE_LESS, ""),
+        (
+            "flag_gems gelu", "float16", f"out, {_LEARNING}", PRECISION,
+            "half of x is rounded to float16, which of its least numbers is another number",
+            "flag_gems_gelu_half",
+        ),
+        *(
+            (
+                peer, "float32", f"dgate, odd part, leading axes, {_LEARNING}", PRECISION, ONE_LESS,
+                "",
+            )
+            for peer in ("flag_gems swiglu", "flag_gems silu_and_mul")
+        ),
+        ("flag_gems silu", "float32", f"dx, {_LEARNING}", PRECISION, ONE_LESS,
+            "flag_gems_silu_gradient"),
         (
             "flag_gems geglu tanh", ANY, f"out, dgate, dup, {OF_GATES}, {_LEARNING}", PRECISION,
             TANH, "flag_gems_gelu_tanh_tail",
