@@ -5,6 +5,7 @@ from __future__ import annotations
 from twofold.core.verify.peers.finding import (
     ANY,
     FAULT,
+    HALVES,
     LSE,
     OF_GATES,
     ONE_LESS,
@@ -92,6 +93,17 @@ FOUND = tuple(
         (
             "flag_gems geglu tanh", ANY, f"out, dgate, dup, {OF_GATES}, {_LEARNING}", PRECISION,
             TANH, "flag_gems_gelu_tanh_tail",
+        ),
+        (
+            "flag_gems gelu_and_mul", "float32", f"out, dgate, dup, {OF_GATES}, {_LEARNING}",
+            PRECISION, TANH, "",
+        ),
+        (
+            "flag_gems gelu_and_mul", HALVES, f"out, dgate, dup, {OF_GATES}, {_LEARNING}",
+            PRECISION,
+            "backward of the exact form multiplies the gradient with up in their dtype, which "
+            f"rounds or overflows; and of the other, {TANH}",
+            "flag_gems_gelu_and_mul_half",
         ),
         *(
             (
