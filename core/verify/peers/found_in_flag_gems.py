@@ -16,6 +16,7 @@ from twofold.core.verify.peers.finding import (
 )
 
 _MASKED = "masked lanes"
+_HALVED = "half of x is rounded to float16, which of its least numbers is another number"
 _LEARNING = "nobody learns, one learns, back again"
 _CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
 
@@ -77,9 +78,16 @@ FOUND = tuple(
             "flag_gems_layer_norm_undefined", _MASKED,
         ),
         (
+            "flag_gems gelu tanh", "float16", f"out, dx, {_LEARNING}", PRECISION,
+            f"{TANH}; and {_HALVED}", "flag_gems_gelu_half",
+        ),
+        (
+            "flag_gems gelu tanh", "float32 bfloat16", f"out, dx, {_LEARNING}", PRECISION,
+            TANH, "",
+        ),
+        (
             "flag_gems gelu", "float16", f"out, {_LEARNING}", PRECISION,
-            "half of x is rounded to float16, which of its least numbers is another number",
-            "flag_gems_gelu_half",
+            _HALVED, "flag_gems_gelu_half",
         ),
         *(
             (
