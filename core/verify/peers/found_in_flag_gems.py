@@ -143,7 +143,7 @@ FOUND = tuple(
                     "row, and times 0 added to the loss",
                     "flag_gems_cross_entropy_ignored", "out of bounds",
                 ),
-                (peer, "float32", "loss", PRECISION, LSE, ""),
+                (peer, "float32", "loss", PRECISION, LSE, "flag_gems_cross_entropy_lse"),
             )
         ),
     )
