@@ -16,6 +16,10 @@ from twofold.core.verify.peers.finding import (
 )
 
 _MASKED = "masked lanes"
+_FROM_0 = (
+    "the running maximum begins at 0, so that of logits below −104 every exponential is 0: the "
+    "loss is −∞, the gradient NaN"
+)
 _HALVED = "half of x is rounded to float16, which of its least numbers is another number"
 _LEARNING = "nobody learns, one learns, back again"
 _CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
@@ -78,6 +82,11 @@ FOUND = tuple(
             "flag_gems_layer_norm_undefined", _MASKED,
         ),
         (
+            "flag_gems embedding", "float16", "dtable", PRECISION,
+            "the gradients of one row are added up in float16",
+            "flag_gems_embedding_half",
+        ),
+        (
             "flag_gems gelu tanh", "float16", f"out, dx, {_LEARNING}", PRECISION,
             f"{TANH}; and {_HALVED}", "flag_gems_gelu_half",
         ),
@@ -133,17 +142,18 @@ FOUND = tuple(
             for entry in (
                 (
                     peer, ANY, ANY, FAULT,
-                    "the running maximum begins at 0, so that of logits below −104 every "
-                    "exponential is 0: the loss is −∞, the gradient NaN",
-                    "flag_gems_cross_entropy_negative", "-inf",
-                ),
-                (
-                    peer, ANY, ANY, FAULT,
                     "the logit of a target that is to be ignored is read, 100 classes before the "
                     "row, and times 0 added to the loss",
                     "flag_gems_cross_entropy_ignored", "out of bounds",
                 ),
-                (peer, "float32", "loss", PRECISION, LSE, "flag_gems_cross_entropy_lse"),
+                (
+                    peer, "float32", "loss", FAULT, f"{_FROM_0}; and beside that {LSE}",
+                    "flag_gems_cross_entropy_lse",
+                ),
+                (
+                    peer, ANY, "loss, dlogits", FAULT, _FROM_0,
+                    "flag_gems_cross_entropy_negative",
+                ),
             )
         ),
     )
