@@ -16,5 +16,5 @@ try:
     loss.backward()
 except ValueError as error:
     raised = str(error)
-print(f"backward raises {raised!r}; it must give a gradient")
+print(f"backward raises {raised!r}; there must be a gradient")
 assert raised and logits.grad is None

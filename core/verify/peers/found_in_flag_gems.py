@@ -21,6 +21,10 @@ _FROM_0 = (
     "loss is −∞, the gradient NaN"
 )
 _HALVED = "half of x is rounded to float16, which of its least numbers is another number"
+_STRIDED = (
+    "backward takes the gradient for contiguous, as forward makes its inputs, and reads what is "
+    "not its own"
+)
 _LEARNING = "nobody learns, one learns, back again"
 _CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
 
@@ -81,9 +85,15 @@ FOUND = tuple(
             "without `other` leave undefined; Triton fills them with 0 for NVIDIA today",
             "flag_gems_layer_norm_undefined", _MASKED,
         ),
+        ("flag_gems embedding", ANY, ANY, FAULT, _STRIDED, "", "load from grad_out"),
         (
-            "flag_gems embedding", "float16", "dtable", PRECISION,
-            "the gradients of one row are added up in float16",
+            "flag_gems embedding", "float32 bfloat16", "dtable, adjoint", FAULT, _STRIDED,
+            "flag_gems_embedding_strided",
+        ),
+        (
+            "flag_gems embedding", "float16", ANY, PRECISION,
+            "the gradients of one row are added up in float16; where that overflows, Triton's "
+            "interpreter raises, and a GPU has ∞",
             "flag_gems_embedding_half",
         ),
         (
