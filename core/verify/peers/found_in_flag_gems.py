@@ -73,6 +73,11 @@ FOUND = tuple(
             "flag_gems_softmax_undefined", _MASKED,
         ),
         (
+            "flag_gems layer_norm, whole blocks", HALVES, "dx, dweight", PRECISION,
+            "mean and 1/std are kept for backward in the dtype of the input",
+            "flag_gems_layer_norm_half",
+        ),
+        (
             "flag_gems layer_norm", ANY, "leading axes", FAULT,
             "backward takes the first axis for the rows and all others together for the columns, "
             "whatever normalised_shape says: of three axes, rows have each other's statistics, and "

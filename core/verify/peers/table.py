@@ -87,6 +87,10 @@ _OF_FLAG_GEMS = tuple(
         ),
         ("layer_norm", "layer_norm", "layer_norm", "flag_gems.ops.layer_norm, its backward"),
         (
+            "layer_norm, whole blocks", "layer_norm", "layer_norm_of_whole_blocks",
+            "flag_gems.ops.layer_norm, its backward, rows filled up to whole blocks",
+        ),
+        (
             "layer_norm, forward", "layer_norm", "layer_norm_forward",
             "flag_gems.ops.layer_norm, without gradients",
         ),
