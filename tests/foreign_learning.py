@@ -68,6 +68,24 @@ class _OnceAlone(torch.autograd.Function):
         return dout * (x > 0)
 
 
+class _Forgetting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        if x.is_contiguous():
+            ctx.save_for_backward(x)
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx, dout):
+        (x,) = ctx.saved_tensors
+        return dout * (x > 0)
+
+
+def relu_of_contiguous(x):
+    """It has a gradient of what is contiguous alone, and does not say so."""
+    return _Forgetting.apply(x)
+
+
 def relu_once(x):
     """It says so where it is to go back again."""
     return _OnceAlone.apply(x)

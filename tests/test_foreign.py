@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 from twofold.core.cli import app
 from twofold.core.verify import foreign, foreign_apart, foreign_cases, foreign_trial
 from twofold.core.verify.contract import Violation
+from twofold.core.verify.foreign_refusals import Refused, refusals
 from twofold.core.verify.foreign_table import PLAIN
 from twofold.core.verify.report import contract_module
+from twofold.core.verify.strict_memory import Fault
 
 pytestmark = pytest.mark.usefixtures("importable")
 
@@ -154,6 +156,14 @@ def test_an_accident_in_a_library_is_no_refusal():
     (failure, *_) = judge("fails_in_numpy").failures
     assert "ValueError: could not broadcast" in failure
     assert re.search(r"\(at foreign_kernels.py:\d+\)", failure)
+
+
+def test_what_is_handled_meanwhile_is_no_cause_of_a_refusal():
+    try:
+        raise Fault("of the case that is made smaller")
+    except Fault:
+        with pytest.raises(Refused, match="no such head_dim"), refusals():
+            raise ValueError("no such head_dim")  # noqa: B904
 
 
 def test_who_refuses_most_is_told():

@@ -62,6 +62,11 @@ def test_who_says_that_a_graph_is_gone_through_once_is_not_held_to_more():
     assert outcomes(found, {"back again"}) == {"back again": foreign.UNSAID}
 
 
+def test_who_has_saved_nothing_does_not_refuse():
+    found = judge("relu_of_contiguous", "activation")
+    assert any("not enough values to unpack" in words for words in found.failures)
+
+
 def test_who_has_no_groups_is_not_asked_for_them():
     found = foreign.judge("foreign_forms:AdamOfNoBase", "optimizers", 9, ["float32"])
     said = outcomes(found, GROUPS)

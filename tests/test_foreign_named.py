@@ -59,6 +59,12 @@ def test_a_fault_is_found(name, operator, words):
     assert any(failure.startswith(words) for failure in judge(name, operator).failures)
 
 
+def test_logits_that_are_all_far_below_0_are_asked_for():
+    name = "foreign_named:loss_of_a_maximum_from_zero"
+    found = foreign.judge(name, "softmax_cross_entropy", 0, ["float32"], claimed=0)
+    assert found.failures and found.failures[0].startswith("forward float32 loss: loss[] is -inf")
+
+
 def test_what_is_written_over_is_said_without_a_measure():
     said = foreign_verdict.digest(judge("written_over", "softmax_cross_entropy"))
     assert said[0].startswith("it writes to what it was given, and autograd is not told (")

@@ -22,6 +22,7 @@ IMPORTED = {
     "sglang": "sglang",
     "unsloth": "unsloth",
     "cce": "cut_cross_entropy",
+    "flag": "flag_gems",
 }
 
 
@@ -38,6 +39,7 @@ def test_every_reproduction_is_of_a_finding_or_says_what_it_shows():
     assert listed <= there
     by_hand = {  # what no contract asks
         "cce_target_logit",  # products with more than an identity
+        "flag_gems_sdpa_mask",  # what True in a mask must mean
         "sglang_temperature",  # a temperature of positions
         "sglang_verify_scratch",  # what is in memory that a kernel's host allocates
     }

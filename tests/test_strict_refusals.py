@@ -115,7 +115,7 @@ WORDS = {
     "exp": "Expected dtype ['fp32', 'fp64'] but got fp16",
     "mixed": "Both operands must be same dtype. Got fp16 and fp32",
     "small": "K >= 16",
-    "condition": "ValueError: a block of shape (16,) is no condition of if, while, and, or",
+    "condition": "ValueError: a block of shape (16,) is no condition of if or while",
     "float index": "invalid operands of type pointer<fp32>",
     "shapes": "incompatible dimensions at index 0: 16 and 8",
     "float loop": "TypeError: a loop's bounds and step are scalar integers",

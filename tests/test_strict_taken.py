@@ -67,6 +67,26 @@ def printed(x_ptr):
     print(tl.load(x_ptr + tl.arange(0, 4)))
 
 
+@InterpretedFunction
+def by_words(x_ptr, y_ptr, n, HOW: tl.constexpr):
+    i = tl.arange(0, 4)
+    x = tl.load(x_ptr + i)
+    if HOW == "and":
+        found = i < n and x > 0 and x < 4
+    elif HOW == "or":
+        found = i < n or x > 3
+    elif HOW == "not":
+        found = not (x > 2) and i < 4
+    elif HOW == "scalar and":
+        found = n > 1 and x > 2
+    elif HOW == "constant and":
+        found = HOW is not None and x > 2
+    else:
+        found = HOW is None or x > 2
+    if n == 2 and not n == 3 or n == 4:
+        tl.store(y_ptr + i, found.to(tl.int32))
+
+
 NAMES = (
     "add", "sub", "mul", "floordiv", "mod", "and_", "or_", "xor", "lshift", "rshift",
     "lt", "le", "gt", "ge", "eq", "ne",
@@ -84,6 +104,23 @@ def test_a_constant_goes_with_a_tensor_by_every_operator(strict, name):
     x, y = torch.tensor([1, 2, 3, 4], dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     of_three[1,](x, y, NAME=name)
     assert y.tolist() == [int(getattr(operator, name)(3, int(n))) for n in x]
+
+
+@pytest.mark.parametrize(
+    "how, right",
+    [
+        ("and", [1, 1, 0, 0]),
+        ("or", [1, 1, 0, 1]),
+        ("not", [1, 1, 0, 0]),
+        ("scalar and", [0, 0, 1, 1]),
+        ("constant and", [0, 0, 1, 1]),
+        ("constant or", [0, 0, 1, 1]),
+    ],
+)
+def test_words_of_blocks_are_of_each_element(strict, how, right):
+    x, y = torch.tensor([1, 2, 3, 4], dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    by_words[1,](x, y, 2, HOW=how)
+    assert y.tolist() == right
 
 
 def test_constants_stay_constants(strict):

@@ -17,6 +17,8 @@ REFUSALS = (ValueError, AssertionError, NotImplementedError)
 STATEMENTS = ("RAISE_VARARGS", "UNPACK_SEQUENCE")  # the second is `R, C = x.shape`: two axes only
 # What torch's attention says where it is asked for both.
 WORDS = "Explicit attn_mask should not be set when is_causal=True"
+# Of a shape there is something; it is what a backward saved that is not there.
+NOTHING = re.compile(r"not enough values to unpack \(expected \d+, got 0\)")
 # What a RuntimeError says that was meant: Triton's kernels mostly say so of long rows.
 TOO_MUCH = re.compile(r"\bexceed|(does not|doesn't|not|only) support", re.IGNORECASE)
 _LIBRARIES = {"numpy", "torch"} | sys.stdlib_module_names - {"__main__"}
@@ -97,6 +99,8 @@ def _meant(error: BaseException) -> bool:
     if not isinstance(error, REFUSALS) or _package(innermost) in _LIBRARIES:
         return False
     if _module(innermost).startswith("triton.runtime"):  # a device_assert
+        return False
+    if NOTHING.fullmatch(str(error)):
         return False
     return _by_statement(error)
 

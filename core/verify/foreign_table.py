@@ -261,6 +261,7 @@ PLAIN = {
             {"rows": 37, "classes": 257},
             {"rows": 2, "classes": 4099},
             {"rows": 1, "classes": 19, "magnitude": "offset"},
+            {"rows": 37, "classes": 2, "magnitude": "huge"},  # of some rows both far below 0
             {"rows": 515, "classes": 17},
             {"rows": 2, "classes": 8192},
         ),

@@ -112,9 +112,13 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
     LINE = "strict_line"
     REFUSED = "strict_refused"
     GLOBAL = "strict_global"
+    DECIDED = "strict_decided"
+    JOINED = "strict_joined"
+    NEGATED = "strict_negated"
 
     def __init__(self) -> None:
         self._own: set[str] = set()  # names of the function
+        self._kept = 0  # operands of `and` and `or` that have a name
         self._loops = 0  # around the statement
 
     def visit(self, node: ast.AST) -> Any:
@@ -180,6 +184,28 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
             visited.func = function
         return visited
 
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:  # noqa: D102
+        visited: ast.AST = self.generic_visit(node)
+        assert isinstance(visited, ast.BoolOp)
+        every = ast.Constant(isinstance(visited.op, ast.And))
+        found, *others = visited.values
+        for other in others:
+            self._kept += 1
+            name = f"strict_operand_{self._kept}"
+            kept = ast.NamedExpr(ast.Name(name, ast.Store()), found)
+            found = ast.IfExp(
+                _call(self.DECIDED, every, kept),
+                ast.Name(name, ast.Load()),
+                _call(self.JOINED, every, ast.Name(name, ast.Load()), other),
+            )
+        return ast.copy_location(found, node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:  # noqa: D102
+        visited: ast.AST = self.generic_visit(node)
+        if not isinstance(node.op, ast.Not):
+            return visited
+        return ast.copy_location(_call(self.NEGATED, node.operand), node)
+
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: D102
         return node if isinstance(node.value, ast.Name) else self.generic_visit(node)  # of a module
 
@@ -191,6 +217,34 @@ def _call(name: str, *arguments: ast.expr) -> ast.Call:
 
 def _is_stored(name: ast.Name) -> bool:
     return isinstance(name.ctx, ast.Store)
+
+
+def _is_block(x: Any) -> bool:
+    return isinstance(x, tl.tensor) and bool(x.type.is_block())
+
+
+def decided(every: bool, first: Any) -> bool:
+    """Return whether the first operand of `and`, or else of `or`, is all there is to say."""
+    return not _is_block(first) and bool(first) is not every
+
+
+def joined(every: bool, first: Any, second: Any) -> Any:
+    """Return `and`, or else `or`, of an operand that does not decide and the next one.
+
+    Of blocks the compiler takes each pair of elements, and warns that & and | are meant.
+    """
+    if not _is_block(first) and not _is_block(second):
+        return second
+    if not isinstance(first, tl.tensor):
+        return second
+    if not isinstance(second, tl.tensor):
+        return first if bool(second) is every else second
+    return first.logical_and(second) if every else first.logical_or(second)
+
+
+def negated(x: Any) -> Any:
+    """Return `not`, of a block that of every element."""
+    return x.__not__() if _is_block(x) else not x
 
 
 def refused(what: str) -> None:
@@ -252,7 +306,7 @@ def _truth(x: Any) -> bool:
     data = x.handle.data
     asked_by = sys._getframe(1).f_code.co_filename
     if data.size != 1 and not asked_by.startswith(MACHINERY):
-        raise ValueError(f"a block of shape {data.shape} is no condition of if, while, and, or")
+        raise ValueError(f"a block of shape {data.shape} is no condition of if or while")
     return bool(data.all()) if data.size == 1 else True
 
 

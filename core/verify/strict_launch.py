@@ -31,8 +31,11 @@ from twofold.core.verify.strict_language import (
     REWRITTEN,
     Language,
     Rewriting,
+    decided,
+    joined,
     known_global,
     loop,
+    negated,
     refused,
 )
 from twofold.core.verify.strict_memory import (
@@ -252,6 +255,9 @@ def installed(strict: Strictness) -> Iterator[None]:
             (interpreter.interpreter_semantic, Rewriting.LINE, kernel_line),
             (interpreter.interpreter_semantic, Rewriting.REFUSED, refused),
             (interpreter.interpreter_semantic, Rewriting.GLOBAL, known_global),
+            (interpreter.interpreter_semantic, Rewriting.DECIDED, decided),
+            (interpreter.interpreter_semantic, Rewriting.JOINED, joined),
+            (interpreter.interpreter_semantic, Rewriting.NEGATED, negated),
             (semantic, "binary_op_sanitize_overflow_impl", overflow),
             (torch.cuda.device, "__init__", _null_on_cpu(torch.cuda.device.__init__)),
         ):

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from twofold.core.verify.peers import (
     found_in_cce,
     found_in_fla,
+    found_in_flag_gems,
     found_in_liger,
     found_in_sglang,
     found_in_torch,
@@ -34,6 +35,7 @@ KNOWN = (
     *found_in_sglang.FOUND,
     *found_in_unsloth.FOUND,
     *found_in_cce.FOUND,
+    *found_in_flag_gems.FOUND,
 )
 
 

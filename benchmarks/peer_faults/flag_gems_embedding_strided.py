@@ -1,0 +1,18 @@
+"""FlagGems' embedding: backward takes the gradient for contiguous, and does not look.
+
+Forward makes what it is given contiguous. The gradient of a sum, for one, is a single number that
+is said to be everywhere, and backward reads what stands behind it in memory.
+"""
+
+import torch
+from stand_ins.flag_gems_here import device
+
+from flag_gems.ops.embedding import embedding_backward  # isort: skip
+
+memory = torch.tensor([1.0, 5.0, 5.0, 5.0], device=device)
+dout = memory[:1].expand(2, 2)  # as of a sum
+ids = torch.tensor([0, 1], device=device)
+found = embedding_backward(dout, ids, 2).tolist()
+
+print(f"the gradient is {found}; it must be [[1.0, 1.0], [1.0, 1.0]]")
+assert found == [[1.0, 5.0], [5.0, 5.0]]

@@ -1,0 +1,175 @@
+"""What judging FlagGems' functions found; `findings` says what the kinds mean."""
+
+from __future__ import annotations
+
+from twofold.core.verify.peers.finding import (
+    ANY,
+    FAULT,
+    HALVES,
+    LSE,
+    OF_GATES,
+    ONE_LESS,
+    PRECISION,
+    TANH,
+    UNDEFINED,
+    Known,
+)
+
+_MASKED = "masked lanes"
+_FROM_0 = (
+    "the running maximum begins at 0, so that of logits below −104 every exponential is 0: the "
+    "loss is −∞, the gradient NaN"
+)
+_HALVED = "half of x is rounded to float16, which of its least numbers is another number"
+_STRIDED = (
+    "backward takes the gradient for contiguous, as forward makes its inputs, and reads what is "
+    "not its own"
+)
+_LEARNING = "nobody learns, one learns, back again"
+_CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
+
+FOUND = tuple(
+    Known(*entry)
+    for entry in (
+        (
+            "flag_gems sdpa", ANY, ANY, FAULT,
+            "backward loads rows of the gradient past the last without a mask, and multiplies them "
+            "by 0",
+            "flag_gems_sdpa_gradient_rows", "load from DO",
+        ),
+        (
+            "flag_gems sdpa", ANY, ANY, FAULT,
+            "programs are launched for blocks of 128 queries, and in two of three configurations "
+            "write the gradient of 64",
+            "flag_gems_sdpa_unwritten", "were written by no program",
+        ),
+        (
+            "flag_gems sdpa", ANY, "out, nobody learns", FAULT,
+            "where it is not causal, the mask of numbers is added to logits of base 2 as it is, "
+            "not times log₂ e",
+            "flag_gems_sdpa_bias",
+        ),
+        (
+            "flag_gems sdpa", ANY, ANY, FAULT,
+            "backward is that of a causal call without a mask, whatever the call was; beside that, "
+            "it rounds keys to the dtype once they are scaled, and float32 products are tf32",
+            "flag_gems_sdpa_backward",
+        ),
+        (
+            "flag_gems sdpa, forward", ANY, ANY, FAULT,
+            "offsets of a head's rows are of 32 bits, and pass 2³¹ where rows are far apart",
+            "", "int32 overflow",
+        ),
+        (
+            "flag_gems sdpa, forward", ANY, ANY, FAULT,
+            "the heads of the values are found by the strides of the keys: of values that lie "
+            "otherwise in memory it reads others, or past the end",
+            "flag_gems_sdpa_strides",
+        ),
+        (
+            "flag_gems softmax", ANY, ANY, UNDEFINED,
+            "backward adds up products of lanes that masked loads without `other` leave undefined; "
+            "Triton fills them with 0 for NVIDIA today",
+            "flag_gems_softmax_undefined", _MASKED,
+        ),
+        (
+            "flag_gems layer_norm, whole blocks", HALVES, "dx, dweight", PRECISION,
+            "mean and 1/std are kept for backward in the dtype of the input",
+            "flag_gems_layer_norm_half",
+        ),
+        (
+            "flag_gems layer_norm", ANY, "leading axes", FAULT,
+            "backward takes the first axis for the rows and all others together for the columns, "
+            "whatever normalised_shape says: of three axes, rows have each other's statistics, and "
+            "it reads and writes past the end of weight, statistics and gradients",
+            "flag_gems_layer_norm_batch",
+        ),
+        (
+            "flag_gems layer_norm", ANY, ANY, UNDEFINED,
+            "backward adds up gradients, alone and times weights, in lanes that masked loads "
+            "without `other` leave undefined; Triton fills them with 0 for NVIDIA today",
+            "flag_gems_layer_norm_undefined", _MASKED,
+        ),
+        ("flag_gems embedding", ANY, ANY, FAULT, _STRIDED, "", "load from grad_out"),
+        (
+            "flag_gems embedding", "float32 bfloat16", "dtable, adjoint", FAULT, _STRIDED,
+            "flag_gems_embedding_strided",
+        ),
+        (
+            "flag_gems embedding", "float16", ANY, PRECISION,
+            "the gradients of one row are added up in float16; where that overflows, Triton's "
+            "interpreter raises, and a GPU has ∞",
+            "flag_gems_embedding_half",
+        ),
+        (
+            "flag_gems gelu tanh", "float16", f"out, dx, {_LEARNING}", PRECISION,
+            f"{TANH}; and {_HALVED}", "flag_gems_gelu_half",
+        ),
+        (
+            "flag_gems gelu tanh", "float32 bfloat16", f"out, dx, {_LEARNING}", PRECISION,
+            TANH, "",
+        ),
+        (
+            "flag_gems gelu", "float16", f"out, {_LEARNING}", PRECISION,
+            _HALVED, "flag_gems_gelu_half",
+        ),
+        *(
+            (
+                peer, "float32", f"dgate, odd part, leading axes, {_LEARNING}", PRECISION, ONE_LESS,
+                "",
+            )
+            for peer in ("flag_gems swiglu", "flag_gems silu_and_mul")
+        ),
+        ("flag_gems silu", "float32", f"dx, {_LEARNING}", PRECISION, ONE_LESS,
+            "flag_gems_silu_gradient"),
+        (
+            "flag_gems geglu tanh", ANY, f"out, dgate, dup, {OF_GATES}, {_LEARNING}", PRECISION,
+            TANH, "flag_gems_gelu_tanh_tail",
+        ),
+        (
+            "flag_gems gelu_and_mul", "float32", f"out, dgate, dup, {OF_GATES}, {_LEARNING}",
+            PRECISION, TANH, "",
+        ),
+        (
+            "flag_gems gelu_and_mul", HALVES, f"out, dgate, dup, {OF_GATES}, {_LEARNING}",
+            PRECISION,
+            "backward of the exact form multiplies the gradient with up in their dtype, which "
+            f"rounds or overflows; and of the other, {TANH}",
+            "flag_gems_gelu_and_mul_half",
+        ),
+        *(
+            (
+                peer, ANY, "NaN stays, NaN is seen", FAULT,
+                "what is not greater than 0 is 0, and so is NaN, which torch's ReLU keeps",
+                "flag_gems_relu_nan",
+            )
+            for peer in ("flag_gems reglu", "flag_gems relu")
+        ),
+        (
+            "flag_gems cross_entropy", ANY, ANY, FAULT,
+            "of logits that are not contiguous nothing is saved for backward, which raises: the "
+            "contiguous copy is asked whether it requires a gradient",
+            "flag_gems_cross_entropy_strided", "not enough values to unpack",
+        ),
+        *(
+            entry
+            for peer in _CROSS_ENTROPIES
+            for entry in (
+                (
+                    peer, ANY, ANY, FAULT,
+                    "the logit of a target that is to be ignored is read, 100 classes before the "
+                    "row, and times 0 added to the loss",
+                    "flag_gems_cross_entropy_ignored", "out of bounds",
+                ),
+                (
+                    peer, "float32", "loss", FAULT, f"{_FROM_0}; and beside that {LSE}",
+                    "flag_gems_cross_entropy_lse",
+                ),
+                (
+                    peer, ANY, "loss, dlogits", FAULT, _FROM_0,
+                    "flag_gems_cross_entropy_negative",
+                ),
+            )
+        ),
+    )
+)  # fmt: skip
