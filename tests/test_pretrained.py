@@ -14,6 +14,8 @@ from made import kept_by
 from twofold.core import ops, pretrained
 from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.training import inference
+from twofold.core.training.processes import Processes
+from twofold.reference import softmax
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,33 @@ def test_who_asks_for_answers_keeps_nothing_for_a_way_back(small, monkeypatch):
         assert kept.count(False) == bert.model.config.num_layers
     bert.model.forward(np.ones((1, 3), np.int64), np.array([3]))
     assert kept.count(False) == bert.model.config.num_layers
+
+
+def test_answers_are_worked_out_in_float64_and_rounded_once(small, monkeypatch):
+    bert = pretrained.load(small)
+    ids = bert.encode("a film")
+    logits = bert.model.logits(ids[None], np.array([len(ids)]))
+    exact = softmax.forward(logits.astype(np.float64))[0]
+    assert np.array_equal(bert.predict(["a film"]), exact.astype(np.float32))
+    mean = np.zeros((1, bert.model.config.d_model), np.float32)
+    monkeypatch.setattr(inference.graphs, "begun", lambda *_: lambda: mean)
+    assert not bert.embed(["a film"]).any()  # without a direction
+    mean[0, :2] = 3e-6, 4e-6  # however short
+    exact = mean / np.linalg.norm(mean.astype(np.float64))
+    assert np.array_equal(bert.embed(["a film"]), exact.astype(np.float32))
+
+
+def test_who_judges_beside_another_that_found_no_number_does_not_wait_for_it(small):
+    class Beside(Processes):
+        size = 2
+
+        def count(self, n):
+            return n + 1
+
+    bert = pretrained.load(small, labels=("a", "b"))
+    inputs = [bert.encode("a film"), bert.encode("bad")]
+    with pytest.raises(inference.NotFinite, match="in another process; it must be a number"):
+        inference.accuracy(bert.model, inputs, np.array([0, 1]), Beside())
 
 
 def test_a_model_in_bfloat16_answers_in_numbers_of_numpy(triton, small):
