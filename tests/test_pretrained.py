@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from bert_models import folder_of, theirs
 from made import kept_by
+from test_cli import call, table
 
 from twofold.core import ops, pretrained
 from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.training import inference
 from twofold.core.training.processes import Processes
+from twofold.core.training.run import Run
 from twofold.reference import softmax
 
 
@@ -227,3 +229,12 @@ def test_a_token_may_hold_what_ends_lines_elsewhere(tmp_path):
     made = WordPieceTokenizer.read(tmp_path)
     assert made.vocabulary_size == len(tokens)
     assert made.encode("film", 8).tolist() == [2, 6, 3]
+
+
+def test_a_model_is_fine_tuned_changed_as_it_is_asked_for(small, tmp_path):
+    how = ["--dropout", 0.25, "--attention-dropout", 0.125, "--pooling", "mean", "--epochs", 1]
+    file, out = table(tmp_path / "reviews.csv"), tmp_path / "run"
+    call("finetune", "--data", file, "--init", small, "--out", out, "--side", "reference", *how)
+    model = Run.open(out).settings.model
+    found = model.dropout, model.embedding_dropout, model.attention_dropout
+    assert found == (0.25, 0.25, 0.125) and (model.pooling, model.pooler) == ("mean", False)
