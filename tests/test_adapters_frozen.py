@@ -1,5 +1,7 @@
 """What the custom operators of torch make where some of their inputs ask for no gradient."""
 
+import importlib
+
 import pytest
 import torch
 from made import kept_by, made_by
@@ -153,3 +155,23 @@ def test_a_rotations_gradients_lie_as_they_are_written(monkeypatch, side):
         dq, dk = torch.autograd.grad(a.sum() + b.square().sum(), (q, k))
     assert moved == [side != "triton"] * 2
     assert dq.stride() == (24, 4, 8, 1) and dk.stride() == (12, 4, 4, 1)
+
+
+def test_leave_to_take_tf32_reaches_the_kernel_and_its_way_back(monkeypatch):
+    x, weight = normal(2, 4, grad=True), normal(5, 4, seed=1, grad=True)
+    said, kernel = [], importlib.import_module("twofold.kernels.linear")
+
+    def forward(*args, forward=kernel.forward, **how):
+        said.append(how.get("allow_tf32"))
+        return forward(*args, **how)
+
+    def backward(dout, cache, backward=kernel.backward, **how):
+        said.append(cache.allow_tf32)
+        return backward(dout, cache, **how)
+
+    monkeypatch.setattr(kernel, "forward", forward)
+    monkeypatch.setattr(kernel, "backward", backward)
+    with use("triton"):
+        for allowed in (False, True):
+            linear(x, weight, allow_tf32=allowed).sum().backward()
+    assert said == [False, False, True, True]

@@ -25,20 +25,28 @@ def test_a_judge_remembers_what_it_said_of_a_name_an_operator_and_a_dtype():
     assert len(asked) == 8
 
 
-def test_a_result_has_what_was_counted_and_inputs_rotate():
-    seen = []
+def test_a_result_has_what_was_counted_and_inputs_rotate(monkeypatch):
+    seen, raced_with = [], []
+
+    def timed(calls, *rest):
+        seen.clear()
+        for call in calls["rival"]:
+            call()
+        raced_with.append(set(seen))
+        return {"rival": [1.0]}
 
     def rival(x):
         seen.append(x.data_ptr())
         return x.softmax(-1)
 
     problem = SMALL["softmax"]
+    monkeypatch.setattr(races.timing, "race", timed)
     for race in raced(problem, [Contender("rival", rival)]):
         cost = problem.costs[race["pass"]]
         assert (race["bytes"], race["operations"]) == (cost.bytes, cost.operations)
         assert race["least_ms"] == CEILINGS.least(cost) * 1e3
         assert (race["operator"], race["dtype"]) == ("softmax", "float32")
-    assert len(set(seen)) == races.INPUTS == 2
+    assert len(raced_with[0]) == races.INPUTS == 2
     figures = races._figures({"a": [1.0], "b": [1.0]}, COST, CEILINGS, {"a": 5, "b": 0})
     assert figures["a"]["peak_bytes"] == 5 and "peak_bytes" not in figures["b"]
 
@@ -83,8 +91,14 @@ def test_what_was_raced_is_written_though_a_later_race_ends_all(tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--plots", "FILE"], "--plots is 'FILE'; it must be a folder that can be written to"),
-        (["--growth", "--against", "a:b"], "--against is given; it must not be beside --growth"),
+        (
+            ["--plots", "FILE", "--limit", "0"],
+            "--plots is 'FILE'; it must be a folder that can be written to",
+        ),
+        (
+            ["--growth", "--against", "a:b", "--limit", "0"],
+            "--against is given; it must not be beside --growth",
+        ),
         (["--predict", "H200", "--plots", "x"], "--plots is given; it must not be beside --predi"),
         (["--predict", "H200", "--limit", "1"], "--limit is given; it must not be beside --predi"),
         (["--predict", "H200", "--against", "a:b"], "--against is given; it must not be beside"),

@@ -316,6 +316,18 @@ def test_the_all_reduce_adds_over_the_tree_in_as_many_bytes_as_are_counted(level
             assert 4 * leaving == counted.leaving
 
 
+def test_room_for_what_is_received_grows_and_is_used_again():
+    one = Several.__new__(Several)
+    one._torch, one._scratch = torch, {}
+    places = []
+    for n in (1, 9, 4, 20, 20):
+        room = one._received(torch.zeros(n))
+        assert room.shape == (n,)
+        places.append(room.data_ptr())
+    assert places[1] == places[2] and places[3] == places[4]
+    assert one._received(torch.zeros(5, dtype=torch.int64)).dtype == torch.int64
+
+
 @given(st.integers(0, 3), st.integers(1, 5), st.data())
 def test_shares_are_added_to_the_bits_of_the_whole(levels, each, data):
     """Of any number of parts, with the last ones missing: what N processes add, one adds."""

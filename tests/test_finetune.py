@@ -131,7 +131,7 @@ def test_a_run_ends_as_a_folder_for_transformers(run, small, tmp_path):
             expected = theirs(**given).logits.numpy()
         found, _ = ours.forward(ids[None], np.array([len(ids)]))
         assert np.abs(found - expected).max() <= NEAR * np.abs(expected).max()
-    assert theirs.config.id2label == {0: "no", 1: "yes"}
+    assert theirs.config.id2label == {0: "no", 1: "yes"} and opened.settings.longest == 12
     for n, where in enumerate((folder, folder / "huggingface")):
         call("predict", where, *TEXTS, "--json", tmp_path / f"{n}.json", "--side", "reference")
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1))
@@ -249,6 +249,8 @@ def test_a_pretrained_model_is_not_written_over(small, tmp_path):
         (["--layer-decay", "0"], "--layer-decay is 0.0; it must be in (0, 1]"),
         (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["--init", "SMALL", "--longest", "13"], "--longest is 13; it must be from 3 to 12"),
+        (["--init", "SMALL", "--longest", "2"], "--longest is 2; it must be from 3 to 12"),
+        (["--init", "nowhere", "--dropout", "1"], "--dropout is 1.0; it must be at least 0 and"),
         (["--init", "SMALL", "--longest", "9", "--data", "no.csv"], "no.csv: there is no such"),
         (["--init", "SMALL", "--pooling", "x"], "--pooling is 'x'; it must be one of 'mean'"),
     ],

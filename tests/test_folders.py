@@ -8,6 +8,7 @@ from test_cli import TINY, call, table
 from test_training import begin, toy
 
 from twofold.core import whole
+from twofold.core.commands import training
 from twofold.core.training import checkpoints
 from twofold.core.training.run import RunError
 
@@ -98,6 +99,25 @@ def test_a_run_is_unmade_only_where_nothing_was_done_yet(tmp_path):
     assert begun.discard() and not begun.folder.exists()
     assert noted.discard() and [path.name for path in noted.folder.iterdir()] == ["notes.txt"]
     assert not trained.discard() and content(trained.folder) == before
+
+
+def test_a_run_that_is_gone_on_with_is_not_unmade(file, tmp_path, monkeypatch):
+    """Where there is no room for it; a new one is."""
+    out = tmp_path / "run"
+    call("train", "--data", file, "--out", out, *TINY, "--epochs", "1")
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(out / name)
+
+    def large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(training, "finish", large)
+    before = content(out)
+    said = call("train", "--resume", out, status=2)
+    assert f"out of memory; {training.SMALLER}. Checkpoints are in {out / 'checkpoints'}" in said
+    assert content(out) == before
+    call("train", "--data", file, "--out", tmp_path / "new", *TINY, status=2)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_another_run_left_is_not_taken_for_a_new_ones(file, tmp_path):

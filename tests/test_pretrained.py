@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from bert_models import folder_of, theirs
 from made import kept_by
+from test_cli import call, table
 
 from twofold.core import ops, pretrained
 from twofold.core.data.wordpiece import WordPieceTokenizer
 from twofold.core.training import inference
+from twofold.core.training.processes import Processes
+from twofold.core.training.run import Run
+from twofold.reference import softmax
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +134,36 @@ def test_who_asks_for_answers_keeps_nothing_for_a_way_back(small, monkeypatch):
     assert kept.count(False) == bert.model.config.num_layers
 
 
+def test_answers_are_worked_out_in_float64_and_rounded_once(small, monkeypatch):
+    bert, text, rng = pretrained.load(small), ["a film"], np.random.default_rng(0)
+    made = {}
+    monkeypatch.setattr(inference.graphs, "begun", lambda _, function, __: lambda: made[function])
+    for _ in range(20):
+        logits, mean = (rng.standard_normal((1, n), np.float32) for n in (2, 24))
+        made |= {inference.graphs.logits: logits, inference.graphs.means: mean}
+        exact = softmax.forward(logits.astype(np.float64))[0]
+        assert np.array_equal(bert.predict(text), exact.astype(np.float32))
+        exact = mean / np.linalg.norm(mean.astype(np.float64))
+        assert np.array_equal(bert.embed(text), exact.astype(np.float32))
+    mean[:] = 0  # without a direction
+    assert not bert.embed(text).any()
+    mean[0, :2] = 3e-6, 4e-6  # however short
+    assert np.abs(bert.embed(text)[0, :2] - [0.6, 0.8]).max() < 1e-6
+
+
+def test_who_judges_beside_another_that_found_no_number_does_not_wait_for_it(small):
+    class Beside(Processes):
+        size = 2
+
+        def count(self, n):
+            return n + 1
+
+    bert = pretrained.load(small, labels=("a", "b"))
+    inputs = [bert.encode("a film"), bert.encode("bad")]
+    with pytest.raises(inference.NotFinite, match="in another process; it must be a number"):
+        inference.accuracy(bert.model, inputs, np.array([0, 1]), Beside())
+
+
 def test_a_model_in_bfloat16_answers_in_numbers_of_numpy(triton, small):
     bert = pretrained.load(small, ops=triton, dtype="bfloat16")
     exact = pretrained.load(small)
@@ -195,3 +229,12 @@ def test_a_token_may_hold_what_ends_lines_elsewhere(tmp_path):
     made = WordPieceTokenizer.read(tmp_path)
     assert made.vocabulary_size == len(tokens)
     assert made.encode("film", 8).tolist() == [2, 6, 3]
+
+
+def test_a_model_is_fine_tuned_changed_as_it_is_asked_for(small, tmp_path):
+    how = ["--dropout", 0.25, "--attention-dropout", 0.125, "--pooling", "mean", "--epochs", 1]
+    file, out = table(tmp_path / "reviews.csv"), tmp_path / "run"
+    call("finetune", "--data", file, "--init", small, "--out", out, "--side", "reference", *how)
+    model = Run.open(out).settings.model
+    found = model.dropout, model.embedding_dropout, model.attention_dropout
+    assert found == (0.25, 0.25, 0.125) and (model.pooling, model.pooler) == ("mean", False)

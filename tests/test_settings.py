@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_cli import table
+from test_cli import TINY, call, table
 from test_training import begin, toy
 
 from twofold.core.data.datasets import Dataset
+from twofold.core.training.run import Run
 from twofold.core.training.settings import (
     PREFERENCES,
     QUICK_EXAMPLES,
@@ -72,6 +73,21 @@ def test_a_run_reads_its_data_as_it_was_begun_with_them(tmp_path, monkeypatch):
     quick = dataclasses.replace(settings, quick=True).dataset()
     assert len(quick.train_x) == len(quick.train_y) == QUICK_EXAMPLES
     assert len(settings.dataset().train_x) > QUICK_EXAMPLES
+
+
+def test_a_run_keeps_which_data_it_was_given_and_how(tmp_path, monkeypatch):
+    """As it is read again from anywhere."""
+    file = table(tmp_path / "data.csv")
+    file.write_text(file.read_text().replace("text,label", "words,kind"))
+    monkeypatch.chdir(tmp_path)
+    how = ["--data", "data.csv", "--text-column", "words", "--label-column", "kind", "--quick"]
+    call("train", *how, "--out", "run", *TINY, "--epochs", 1)
+    settings = Run.open(tmp_path / "run").settings
+    assert (settings.data, settings.quick) == (str(file), True)
+    assert (settings.text_column, settings.label_column) == ("words", "kind")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    call("evaluate", tmp_path / "run")
 
 
 def test_what_a_data_set_prefers_is_a_copy():

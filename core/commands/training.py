@@ -130,7 +130,7 @@ def carry_out(begin: Begin, context: typer.Context) -> None:
         except MemoryError as large:
             gone = processes.first and resume is None and run.discard()
             kept = "" if gone else f". Checkpoints are in {run.checkpoints}"
-            raise MemoryError(f"{large or 'out of memory'}; {SMALLER}{kept}") from large
+            raise MemoryError(f"{str(large) or 'out of memory'}; {SMALLER}{kept}") from large
         if processes.first:
             _draw(run, result)
             write_json(json, result)  # first: it is there though nothing can be printed
