@@ -26,7 +26,7 @@ from twofold.core.verify import machine_code
 from twofold.core.verify.chips import CHIPS
 from twofold.core.verify.compiled import Compiled, describe
 from twofold.core.verify.compiles import compiling
-from twofold.core.verify.peers.table import installed
+from twofold.core.verify.peers.peer import installed
 from twofold.kernels import attention_tiles
 from twofold.kernels.attention_tiles import Tile
 

@@ -274,7 +274,7 @@ def test_the_command_refuses(arguments, words):
 
 
 def test_peers_that_are_not_there_are_listed(monkeypatch):
-    monkeypatch.setattr("twofold.core.verify.peers.table.Peer.version", lambda self: "")
+    monkeypatch.setattr("twofold.core.verify.peers.peer.Peer.version", lambda self: "")
     found = list(contenders._peers("layer_norm"))
     assert found and all("is not installed" in rival.missing for rival in found)
 

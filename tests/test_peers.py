@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from twofold.core.cli import app
 from twofold.core.verify.foreign import Verdict
-from twofold.core.verify.peers import finding, findings, judging, table
+from twofold.core.verify.peers import finding, findings, judging, peer, table
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "peer_faults"
 IMPORTED = {
@@ -59,7 +59,7 @@ def test_the_fault_is_still_there(path):
 
 
 def test_what_is_missing_is_a_line_and_the_rest_goes_on(tmp_path, monkeypatch):
-    ours = table.Peer("nothing", "attention", "nowhere:f", "no-such-distribution", "f")
+    ours = peer.Peer("nothing", "attention", "nowhere:f", "no-such-distribution", "f")
     gelu = next(peer for peer in table.PEERS if peer.name == "torch relu")
     monkeypatch.setattr(table, "PEERS", (ours, gelu))
     result = tmp_path / "peers.json"

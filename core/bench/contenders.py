@@ -322,18 +322,21 @@ def _adapter(operator: str) -> Callable[..., Any] | None:
 
 
 def _peers(operator: str) -> Iterator[Contender]:
+    """Return peers that race, and who does not, those of one reason together."""
+    missing: dict[str, list[str]] = {}
     for peer in PEERS:
         if peer.operator != operator or peer.name == "flex":
             continue
         if peer.distribution == "torch" and operator != "attention":
             continue  # it races already
-        missing = peer.missing()
-        if missing:
-            yield Contender(peer.name, missing=missing)
+        if reason := peer.missing():
+            missing.setdefault(reason, []).append(peer.name)
             continue
         try:
             module, function = peer.target.split(":")
             made = getattr(importlib.import_module(module), function)
             yield Contender(peer.name, made, compiles="compiled" in peer.name)
         except Exception as error:  # whatever its code raises
-            yield Contender(peer.name, missing=f"{type(error).__name__}: {error}")
+            missing.setdefault(f"{type(error).__name__}: {error}", []).append(peer.name)
+    for reason, names in missing.items():
+        yield Contender(", ".join(names), missing=reason)

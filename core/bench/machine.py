@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from twofold.core.bench import timing
 from twofold.core.bench.costs import Ceilings
-from twofold.core.verify.peers.table import installed
+from twofold.core.verify.peers.peer import installed
 
 PACKAGES = ("numpy", "torch", "triton", "liger-kernel")
 COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: no cache holds them

@@ -17,26 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twofold.core.verify.peers import (
-    found_in_cce,
-    found_in_fla,
-    found_in_flag_gems,
-    found_in_liger,
-    found_in_sglang,
-    found_in_torch,
-    found_in_unsloth,
-)
 from twofold.core.verify.peers.finding import Known
+from twofold.core.verify.peers.table import LIBRARIES
 
-KNOWN = (
-    *found_in_torch.FOUND,
-    *found_in_liger.FOUND,
-    *found_in_fla.FOUND,
-    *found_in_sglang.FOUND,
-    *found_in_unsloth.FOUND,
-    *found_in_cce.FOUND,
-    *found_in_flag_gems.FOUND,
-)
+KNOWN = tuple(known for library in LIBRARIES for known in library.FOUND)
 
 
 def known(peer: str, precision: str, output: str, words: str) -> Known | None:

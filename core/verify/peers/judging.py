@@ -14,7 +14,7 @@ from twofold.core.verify.foreign import BITS, HOLDS, Verdict
 from twofold.core.verify.peers import conventions
 from twofold.core.verify.peers.finding import UNEXPLAINED, Known
 from twofold.core.verify.peers.findings import known
-from twofold.core.verify.peers.table import Peer
+from twofold.core.verify.peers.peer import Peer
 
 _FAILURE = re.compile(r"(forward|backward|property) (\S+) (.+?): (.*)", re.DOTALL)
 

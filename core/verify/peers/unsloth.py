@@ -206,14 +206,6 @@ def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any
     )
 
 
-def rotary_of_positions(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
-    """Rotate q and k by tables that positions point into; here they are upside down."""
-    cos, sin = (x.flip(0) for x in _tables(q, cos, sin, interleaved))
-    batch, _, length, _ = q.shape
-    positions = torch.arange(length, device=q.device).flip(0).expand(batch, length)
-    return rope_embedding.fast_rope_embedding(q.clone(), k.clone(), cos, sin, positions)
-
-
 def _tables(q: Any, cos: Any, sin: Any, interleaved: bool) -> tuple[Any, Any]:
     """Return cos and sin as wide as a head, as models have them."""
     if interleaved:

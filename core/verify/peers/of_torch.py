@@ -1,4 +1,4 @@
-"""What judging PyTorch's functions found; `findings` says what the kinds mean."""
+"""What is judged of PyTorch, and what was found; the kinds are in `findings`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,61 @@ from twofold.core.verify.peers.finding import (
     TANH,
     Known,
 )
+from twofold.core.verify.peers.peer import Peer
+
+_SDPA = "torch.nn.functional.scaled_dot_product_attention"
+_FLEX = "torch.nn.attention.flex_attention.flex_attention"
+
+PEERS = (
+    Peer("sdpa math", "attention", "torch_attention:math", "torch", f"{_SDPA}, MATH"),
+    Peer("sdpa flash", "attention", "torch_attention:flash", "torch", f"{_SDPA}, FLASH_ATTENTION"),
+    Peer(
+        "sdpa efficient", "attention", "torch_attention:efficient", "torch",
+        f"{_SDPA}, EFFICIENT_ATTENTION", cuda=True,
+    ),
+    Peer(
+        "sdpa cudnn", "attention", "torch_attention:cudnn", "torch",
+        f"{_SDPA}, CUDNN_ATTENTION", cuda=True,
+    ),
+    Peer("flex", "attention", "torch_attention:flex", "torch", f"{_FLEX}, not compiled", cost=4),
+    Peer(
+        "flex compiled", "attention", "torch_attention:flex_compiled", "torch",
+        f"torch.compile({_FLEX})", ("float32",), cost=20, claimed=0,
+    ),
+    Peer(
+        "torch layer_norm", "layer_norm", "torch_functions:layer_norm", "torch",
+        "torch.nn.functional.layer_norm",
+    ),
+    Peer(
+        "torch rms_norm", "rms_norm", "torch_functions:rms_norm", "torch",
+        "torch.nn.functional.rms_norm",
+    ),
+    Peer("torch softmax", "softmax", "torch_functions:softmax", "torch", "torch.softmax"),
+    Peer(
+        "torch cross_entropy", "softmax_cross_entropy", "torch_functions:cross_entropy", "torch",
+        "torch.nn.functional.cross_entropy",
+    ),
+    Peer("torch relu", "activation", "torch_functions:relu", "torch", "torch.nn.functional.relu"),
+    Peer("torch gelu", "activation", "torch_functions:gelu", "torch", "torch.nn.functional.gelu"),
+    Peer("torch silu", "activation", "torch_functions:silu", "torch", "torch.nn.functional.silu"),
+    Peer(
+        "torch gelu tanh", "activation", "torch_functions:gelu_tanh", "torch",
+        "torch.nn.functional.gelu, approximate='tanh'",
+    ),
+    Peer(
+        "torch swiglu", "gated_activation", "torch_functions:swiglu", "torch",
+        "torch.nn.functional.silu of the gate, times up",
+    ),
+    *(
+        Peer(
+            f"torch adam {how}", "optimizers", f"torch_functions:{function}", "torch",
+            f"torch.optim.Adam and AdamW, {how}",
+        )
+        for how, function in (
+            ("for-loop", "adam"), ("foreach", "adam_foreach"), ("fused", "adam_fused")
+        )
+    ),
+)  # fmt: skip
 
 _LOG_SOFTMAX = (
     "on a CPU it is log_softmax and then nll_loss, and log_softmax is rounded to the logits' dtype "

@@ -1,4 +1,4 @@
-"""What judging Liger-Kernel's functions found; `findings` says what the kinds mean."""
+"""What is judged of Liger-Kernel, and what was found; the kinds are in `findings`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,66 @@ from twofold.core.verify.peers.finding import (
     TANH,
     Known,
 )
+from twofold.core.verify.peers.peer import Peer
+
+_LIGER = "liger_kernel.ops.Liger"
+
+PEERS = (
+    Peer(
+        "liger layer_norm", "layer_norm", "liger:layer_norm", "liger-kernel",
+        f"{_LIGER}LayerNormFunction", cost=2,
+    ),
+    Peer(
+        "liger rms_norm", "rms_norm", "liger:rms_norm", "liger-kernel",
+        f"{_LIGER}RMSNormFunction, casting_mode='gemma', in_place=False", cost=2,
+    ),
+    Peer(
+        "liger rms_norm, llama", "rms_norm", "liger:rms_norm_of_llama", "liger-kernel",
+        f"{_LIGER}RMSNormFunction, casting_mode='llama', in_place=False", cost=2,
+    ),
+    Peer(
+        "liger rms_norm, in place", "rms_norm", "liger:rms_norm_in_place", "liger-kernel",
+        f"{_LIGER}RMSNormFunction", cost=2,
+    ),
+    Peer(
+        "liger softmax", "softmax", "liger:softmax", "liger-kernel", f"{_LIGER}SoftmaxFunction",
+        cost=2,
+    ),
+    Peer(
+        "liger cross_entropy", "softmax_cross_entropy", "liger:cross_entropy", "liger-kernel",
+        f"{_LIGER}CrossEntropyFunction, on a copy of the logits", cost=2,
+    ),
+    Peer(
+        "liger cross_entropy, contiguous", "softmax_cross_entropy",
+        "liger:cross_entropy_of_contiguous", "liger-kernel",
+        f"{_LIGER}CrossEntropyFunction, on a contiguous copy",
+    ),
+    Peer(
+        "liger cross_entropy, in place", "softmax_cross_entropy",
+        "liger:cross_entropy_in_place", "liger-kernel",
+        f"{_LIGER}CrossEntropyFunction, on the logits", cost=2,
+    ),
+    Peer(
+        "liger gelu tanh", "activation", "liger:gelu_tanh", "liger-kernel",
+        f"{_LIGER}GELUMulFunction, times 1", cost=2,
+    ),
+    Peer(
+        "liger swiglu", "gated_activation", "liger:swiglu", "liger-kernel",
+        f"{_LIGER}SiLUMulFunction, on copies", cost=2,
+    ),
+    Peer(
+        "liger geglu tanh", "gated_activation", "liger:geglu_tanh", "liger-kernel",
+        f"{_LIGER}GELUMulFunction, on copies", cost=2,
+    ),
+    Peer(
+        "liger rope", "rotary", "liger:rotary", "liger-kernel",
+        f"{_LIGER}RopeFunction, on copies", cost=2,
+    ),
+    Peer(
+        "liger rope, own gradients", "rotary", "liger:rotary_with_own_gradients", "liger-kernel",
+        f"{_LIGER}RopeFunction, on copies, times 1", cost=2,
+    ),
+)  # fmt: skip
 
 _STRIDED = (
     "the gradient of logits that are not contiguous is the logits themselves: the contiguous copy "

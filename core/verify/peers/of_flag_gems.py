@@ -1,4 +1,4 @@
-"""What judging FlagGems' functions found; `findings` says what the kinds mean."""
+"""What is judged of FlagGems, and what was found; the kinds are in `findings`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,72 @@ from twofold.core.verify.peers.finding import (
     UNDEFINED,
     Known,
 )
+from twofold.core.verify.peers.peer import Peer
+
+PEERS = tuple(
+    Peer(
+        f"flag_gems {name}", operator, f"flag_gems:{function}", "flag-gems", what,
+        cost=4 if operator in ("attention", "softmax_cross_entropy") else 2,
+    )
+    for name, operator, function, what in (
+        (
+            "sdpa", "attention", "sdpa",
+            "flag_gems.ops.scaled_dot_product_attention, of contiguous tensors",
+        ),
+        (
+            "sdpa, forward", "attention", "sdpa_forward",
+            "flag_gems.ops.scaled_dot_product_attention, without gradients",
+        ),
+        ("softmax", "softmax", "softmax", "flag_gems.ops.softmax, its backward"),
+        (
+            "softmax, whole blocks", "softmax", "softmax_of_whole_blocks",
+            "flag_gems.ops.softmax, its backward, rows filled up to whole blocks",
+        ),
+        ("layer_norm", "layer_norm", "layer_norm", "flag_gems.ops.layer_norm, its backward"),
+        (
+            "layer_norm, whole blocks", "layer_norm", "layer_norm_of_whole_blocks",
+            "flag_gems.ops.layer_norm, its backward, rows filled up to whole blocks",
+        ),
+        (
+            "layer_norm, forward", "layer_norm", "layer_norm_forward",
+            "flag_gems.ops.layer_norm, without gradients",
+        ),
+        (
+            "skip_layer_norm", "layer_norm", "add_layer_norm",
+            "flag_gems.fused.skip_layer_norm, without gradients",
+        ),
+        ("rms_norm", "rms_norm", "rms_norm", "flag_gems.ops.rms_norm"),
+        (
+            "fused_add_rms_norm", "rms_norm", "add_rms_norm",
+            "flag_gems.fused.fused_add_rms_norm, on copies, without gradients",
+        ),
+        (
+            "cross_entropy", "softmax_cross_entropy", "cross_entropy",
+            "flag_gems.fused.cross_entropy_loss",
+        ),
+        (
+            "cross_entropy, contiguous", "softmax_cross_entropy", "cross_entropy_of_contiguous",
+            "flag_gems.fused.cross_entropy_loss, of contiguous logits",
+        ),
+        ("relu", "activation", "relu", "flag_gems.ops.relu, threshold_backward"),
+        ("gelu", "activation", "gelu", "flag_gems.ops.gelu, its backward"),
+        (
+            "gelu tanh", "activation", "gelu_tanh",
+            "flag_gems.ops.gelu, approximate='tanh', its backward",
+        ),
+        ("silu", "activation", "silu", "flag_gems.ops.silu, its backward"),
+        ("silu_and_mul", "gated_activation", "swiglu_of_two", "flag_gems.fused.silu_and_mul"),
+        ("gelu_and_mul", "gated_activation", "geglu_of_two", "flag_gems.fused.gelu_and_mul"),
+        ("swiglu", "gated_activation", "swiglu", "flag_gems.fused.swiglu, dswiglu"),
+        ("geglu tanh", "gated_activation", "geglu_tanh", "flag_gems.fused.geglu, dgeglu"),
+        ("reglu", "gated_activation", "reglu_of_gate", "flag_gems.fused.reglu, dreglu"),
+        (
+            "rotary", "rotary", "rotary",
+            "flag_gems.fused.apply_rotary_pos_emb, without gradients",
+        ),
+        ("embedding", "embedding", "embedding", "flag_gems.ops.embedding, its backward"),
+    )
+)  # fmt: skip
 
 _MASKED = "masked lanes"
 _FROM_0 = (
