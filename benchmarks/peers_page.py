@@ -13,6 +13,8 @@ from typing import Any
 
 import pages
 
+from twofold.core.verify.peers.findings import BY_HAND
+
 HERE = Path(__file__).resolve().parent
 PAGE, RESULT = HERE / "PEERS.md", HERE / "results" / "peers.json"
 
@@ -70,9 +72,12 @@ def page() -> str:
             *findings(peers),
             "## Seen by hand",
             "",
-            "No contract runs backward twice. Liger-Kernel's cross-entropy multiplies the gradient "
-            "that it saved in place, so that a second backward of the same graph gives another "
-            "gradient: [liger_cross_entropy_twice.py](peer_faults/liger_cross_entropy_twice.py).",
+            "What no contract asks:",
+            "",
+            *(
+                f"- {words}: [{script}.py](peer_faults/{script}.py)"
+                for script, words in BY_HAND.items()
+            ),
             "",
             "## What definitions leave open",
             "",
