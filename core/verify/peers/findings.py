@@ -27,8 +27,8 @@ BY_HAND = {
     "whose products are exact",
     "flag_gems_sdpa_mask": "in a boolean mask of FlagGems' attention True hides, where torch's "
     "shows; the judge finds out which of both it is",
-    "sglang_temperature": "SGLang's two kernels of extension have two formulas for a temperature by "
-    "position, of which one sharpens and the other flattens",
+    "sglang_temperature": "SGLang's two kernels of extension have two formulas for a temperature "
+    "by position, of which one sharpens and the other flattens",
     "sglang_verify_scratch": "SGLang's split verification multiplies with 0 what torch.empty left "
     "in the memory of splits without keys, be it NaN",
 }
