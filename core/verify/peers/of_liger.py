@@ -158,7 +158,7 @@ FOUND = tuple(
             f"{GATE}, as dup and dgate have; and {TANH}", "",
         ),
         (
-            "liger rope", ANY, "inputs", FAULT,
+            "liger rope", ANY, "inputs, back again", FAULT,
             "backward turns the gradient that it is given in place, in the layouts that it need "
             "not copy; another summand has the same gradient, and gets it turned",
             "liger_rope_gradient",
