@@ -229,17 +229,32 @@ def _limit(function: Function, observe: Observe) -> None:
 
 def _agree(function: Function, observe: Observe) -> None:
     """Find what it does instead of ours: what holds so, and does not otherwise."""
-    for words, (fields, instead) in function.entry.instead_of_ours.items():
-        own = {name: function.always[name] for name in instead}
-        for dtype in domains.DTYPES:
-            case = function.case_type(**fields)
-            if _keeps(function, function.fitting(case, dtype), observe):
-                continue
-            function.always |= instead
-            if _keeps(function, function.fitting(case, dtype), observe):
-                function.found_out.append(words)
-                break
-            function.always |= own
+    for words, (cases, instead) in function.entry.instead_of_ours.items():
+        each = itertools.product(cases, domains.DTYPES)
+        if any(_only_so(function, fields, dtype, instead, observe) for fields, dtype in each):
+            function.found_out.append(words)
+
+
+def _only_so(
+    function: Function,
+    fields: Mapping[str, Any],
+    dtype: str,
+    instead: Mapping[str, Any],
+    observe: Observe,
+) -> bool:
+    """Return whether it keeps the bounds of a case as it does that instead, and is then set so."""
+
+    def keeps() -> bool:
+        return _keeps(function, function.fitting(function.case_type(**fields), dtype), observe)
+
+    if keeps():
+        return False
+    own = {name: function.always[name] for name in instead}
+    function.always |= instead
+    if keeps():
+        return True
+    function.always |= own
+    return False
 
 
 def _keeps(function: Function, case: Any, observe: Observe) -> bool:

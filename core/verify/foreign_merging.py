@@ -177,7 +177,7 @@ PLAIN = Plain(
     },
     instead_of_ours={
         "its lses are to base 2, ours natural: judged so, and asked for no property": (
-            {"parts": 2},
+            ({"parts": 2},),
             {"base_2": True},
         )
     },

@@ -95,8 +95,9 @@ class Plain:
             fields then are.
         limits: what it may do without, by words: the fields of a case that has it, and what brings
             a case into the domain of who does without. Found in the same way.
-        instead_of_ours: what it may do instead that is usual, by words: the fields of a case in
-            which that shows, and of every case where it does. Found by what holds so alone.
+        instead_of_ours: what it may do instead that is usual, by words: the fields of cases in
+            which that shows, if it takes them, and of every case where it does. Found by what
+            holds so alone.
         together: outputs that add to the same gradients: where a case has the gradient of one that
             learns nothing, it is none that can be asked for.
         tables: gradients of tables, with the fields of a case in which every row is looked up.
@@ -139,7 +140,7 @@ class Plain:
     limits: Mapping[str, tuple[Mapping[str, Any], Callable[[Any], Any]]] = field(
         default_factory=dict
     )
-    instead_of_ours: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(
+    instead_of_ours: Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]] = field(
         default_factory=dict
     )
     together: Sequence[str] = ()

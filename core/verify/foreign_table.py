@@ -40,19 +40,19 @@ STREAMS = (
 )
 UNROUNDED = {
     "it normalises the sum with a residual before that is rounded; ours normalise what is stored": (
-        {"rows": 37, "columns": 257, "residual": True},
+        ({"rows": 37, "columns": 257, "residual": True},),
         {"unrounded": True},
     )
 }
 ROUNDED = {
     "it rounds what is normalised before the gain, as models of Llama do; ours round once": (
-        {"rows": 37, "columns": 257},
+        ({"rows": 37, "columns": 257}, {"rows": 37, "columns": 64}),
         {"rounded": True},
     )
 }
 ROUNDED_GATE = {
     "it rounds the activated gate before the product with up; ours round once": (
-        {"rows": 41, "columns": 25},
+        EVERY_KIND["kind"],
         {"rounded": True},
     )
 }

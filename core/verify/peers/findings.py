@@ -25,6 +25,8 @@ BY_HAND = {
     "cce_target_logit": "cut-cross-entropy rounds the products of the target's logit to 16 bits, "
     "which those in the log-sum-exp are not; here it is judged with the identity for a classifier, "
     "whose products are exact",
+    "flag_gems_sdpa_bias": "where FlagGems' attention is not causal, a mask of numbers is added to "
+    "logits of base 2 as it is, not times log₂ e; other faults end its cases before",
     "flag_gems_sdpa_mask": "in a boolean mask of FlagGems' attention True hides, where torch's "
     "shows; the judge finds out which of both it is",
     "sglang_temperature": "SGLang's two kernels of extension have two formulas for a temperature "

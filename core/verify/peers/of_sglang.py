@@ -89,7 +89,7 @@ FOUND = tuple(
             "sglang_decode_products", "nan",
         ),
         (
-            "sglang decode", HALVES, "out, nobody learns", PRECISION,
+            "sglang decode", HALVES, "out", PRECISION,
             "each product of q and k is rounded to their dtype before all are added up in float32; "
             "where they cancel, the score is that rounding. The kernel of heads that share keys "
             "has exact products",
@@ -123,16 +123,12 @@ FOUND = tuple(
         *(
             (
                 f"sglang rotary, {how}", HALVES,
-                "q, k, norms, relative position, conjugation inverts, nobody learns", PRECISION,
+                "q, k, norms, relative position, conjugation inverts", PRECISION,
                 "products and sums are in the dtype of the table, which its server casts to that "
                 "of the queries, where they cancel as well",
                 "sglang_rotary_half",
             )
             for how in ("sections", "interleaved", "interleaved, full blocks", "ernie")
-        ),
-        (
-            "sglang geglu", HALVES, f"out, nobody learns, {OF_GATES}", PRECISION, GATE,
-            "sglang_geglu_half",
         ),
     )
 )  # fmt: skip

@@ -67,46 +67,22 @@ PEERS = (
     ),
 )  # fmt: skip
 
-_LEARNING = "nobody learns, one learns, back again"  # where they show what all cases do
-_LLAMA = (
-    "as in Llama of Hugging Face, what is normalised is cast to the dtype of the weight before the "
-    "gain: the output is rounded twice, and the gain's gradient is summed from rounded numbers"
-)
 _BOTH_ROUNDED = f"{GATE}, as dup and dgate have"
 
 FOUND = tuple(
     Known(*entry)
     for entry in (
-        *(
-            (peer, HALVES, f"out, dweight, leading axes, {_LEARNING}", PRECISION, _LLAMA)
-            for peer in ("unsloth rms_norm", "unsloth rms_norm, several rows")
-        ),
-        (
-            "unsloth add_rms_norm", HALVES, "out, leading axes, nobody learns", PRECISION,
-            "it rounds as its steps would alone, and says so: what is normalised is cast before "
-            "the gain, and the output is rounded twice",
-        ),
         (
             "unsloth cross_entropy", "float32", "loss, dlogits", PRECISION,
             f"{LSE}; and the gradient's softmax is exp(x − lse)", "unsloth_cross_entropy_lse",
         ),
-        *(
-            ("unsloth swiglu, contiguous", precisions, outputs, PRECISION, why)
-            for precisions, outputs, why in (
-                ("float32", f"dgate, odd part, {_LEARNING}", ONE_LESS),
-                (HALVES, f"out, dgate, dup, odd part, {_LEARNING}", _BOTH_ROUNDED),
-            )
-        ),
-        (
-            "unsloth geglu, contiguous", HALVES, f"out, dgate, dup, {OF_GATES}, {_LEARNING}",
-            PRECISION, _BOTH_ROUNDED,
-        ),
+        ("unsloth swiglu, contiguous", "float32", "dgate, odd part", PRECISION, ONE_LESS),
         (
             "unsloth geglu tanh, contiguous", "float32",
-            f"out, dgate, dup, {OF_GATES}, {_LEARNING}", PRECISION, TANH,
+            f"out, dgate, dup, {OF_GATES}", PRECISION, TANH,
         ),
         (
-            "unsloth geglu tanh, contiguous", HALVES, f"out, dgate, dup, {OF_GATES}, {_LEARNING}",
+            "unsloth geglu tanh, contiguous", HALVES, f"out, dgate, dup, {OF_GATES}",
             PRECISION, f"{_BOTH_ROUNDED}; and {TANH}",
         ),
         (
@@ -117,7 +93,7 @@ FOUND = tuple(
         ),
         (
             "unsloth rope", HALVES,
-            f"q, k, dq, dk, norms, relative position, conjugation inverts, {_LEARNING}", PRECISION,
+            f"q, k, dq, dk, norms, relative position, conjugation inverts", PRECISION,
             "x·sin is rounded to the dtype of the tables before it is added, where the sum "
             "cancels as well",
             "unsloth_rope_half",
