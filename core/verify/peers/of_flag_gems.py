@@ -161,25 +161,25 @@ FOUND = tuple(
             "flag_gems_embedding_half",
         ),
         (
-            "flag_gems gelu tanh", "float16", f"out, dx", PRECISION,
+            "flag_gems gelu tanh", "float16", "out, dx", PRECISION,
             f"{TANH}; and {_HALVED}", "flag_gems_gelu_half",
         ),
         (
-            "flag_gems gelu tanh", "float32 bfloat16", f"out, dx", PRECISION,
+            "flag_gems gelu tanh", "float32 bfloat16", "out, dx", PRECISION,
             TANH, "",
         ),
         (
-            "flag_gems gelu", "float16", f"out", PRECISION,
+            "flag_gems gelu", "float16", "out", PRECISION,
             _HALVED, "flag_gems_gelu_half",
         ),
         *(
             (
-                peer, "float32", f"dgate, odd part, leading axes", PRECISION, ONE_LESS,
+                peer, "float32", "dgate, odd part, leading axes", PRECISION, ONE_LESS,
                 "",
             )
             for peer in ("flag_gems swiglu", "flag_gems silu_and_mul")
         ),
-        ("flag_gems silu", "float32", f"dx", PRECISION, ONE_LESS,
+        ("flag_gems silu", "float32", "dx", PRECISION, ONE_LESS,
             "flag_gems_silu_gradient"),
         (
             "flag_gems geglu tanh", ANY, f"out, dgate, dup, {OF_GATES}", PRECISION,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from twofold.core.verify.peers.finding import (
     ANY,
     FAULT,
-    GATE,
     HALVES,
-    OF_GATES,
     PRECISION,
     Known,
 )

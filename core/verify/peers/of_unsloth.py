@@ -93,7 +93,7 @@ FOUND = tuple(
         ),
         (
             "unsloth rope", HALVES,
-            f"q, k, dq, dk, norms, relative position, conjugation inverts", PRECISION,
+            "q, k, dq, dk, norms, relative position, conjugation inverts", PRECISION,
             "x·sin is rounded to the dtype of the tables before it is added, where the sum "
             "cancels as well",
             "unsloth_rope_half",
