@@ -222,7 +222,7 @@ def test_each_machine_has_one_result_the_latest(made):
     (found,) = made.committed.every("train_step", made.gpu)
     assert found[0].stem.endswith("2026-12-01")
     ran = [result["ran_on"] for _, result in made.committed.every("train_step")]
-    assert len({(on["cpu"], on["blas"]) for on in ran}) == len(ran) == 3
+    assert len({(on["cpu"], on["blas"]) for on in ran}) == len(ran) > 1
 
 
 def test_a_result_says_by_which_command_it_was_made(made):
