@@ -33,8 +33,6 @@ from twofold.reference.rotary import Rotary, check_rotary, turn, turn_back
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SMALL = 64.0  # float32 holds exp of a score up to it, and the sum of 10⁹ of them, to full precision
-
 
 class Cache(NamedTuple):
     """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
@@ -188,14 +186,12 @@ def forward(
     # (1) S = φ(scale·q·kᵀ) + …, −∞ where masked
     s = unfold_groups(fold_groups(q, k) @ scaled_transpose(k, scale), q)  # (B, H, M, N)
     s, slope = attention_scores.scores(s, options)
-    small = sinks is None and -SMALL <= s.min(initial=0) and s.max(initial=0) <= SMALL
     live = attention_scores.attended(s.shape, options)
     if live is not None:
         np.copyto(s, -np.inf, where=~live)
-    # (2) P̃ = exp(S − m), m the row's maximum, so that exp cannot overflow; 0 where it cannot
-    top = np.zeros((1, 1, 1, 1), s.dtype)
-    if not small:  # (B, H, M, 1); fmax is quicker than max and ignores NaN, which s itself keeps
-        top = np.fmax.reduce(s, axis=-1, keepdims=True, initial=-np.inf)
+    # (2) P̃ = exp(S − m), m the row's maximum, so that exp cannot overflow
+    # (B, H, M, 1); fmax is quicker than max and ignores NaN, which s itself keeps
+    top = np.fmax.reduce(s, axis=-1, keepdims=True, initial=-np.inf)
     if sinks is not None:
         sink = sinks.astype(s.dtype)[:, None, None]  # (H, 1, 1)
         top = np.maximum(top, sink)
