@@ -5,28 +5,12 @@ score is that rounding, and in float16 a product past 65504 is infinite. The ker
 share keys has none of this; its matrix product is exact up to the sum, which is in float32.
 """
 
-import importlib.util
 import math
-import os
-import sys
-import types
 
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
-    for name in ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported"):
-        setattr(utils, name, lambda: False)
-    utils.get_device_core_count = lambda device_id: 0
-
-from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd_normal  # noqa: E402
+from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd_normal  # isort: skip
 
 
 def weight_of_the_first(query, key, dtype):

@@ -4,24 +4,11 @@ Past 2³¹ elements the offset wraps around, and what lies in front of the tenso
 of a view that are 2³⁰ elements apart show it with three; memory that is not touched costs none.
 """
 
-import importlib.util
-import os
-import sys
-import types
-
 import numpy as np
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/kernels", "/kernels/ops", "/kernels/ops/layernorm"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-
-from sglang.kernels.ops.layernorm.minimax_m3_rmsnorm import gemma_rmsnorm  # noqa: E402
+from sglang.kernels.ops.layernorm.minimax_m3_rmsnorm import gemma_rmsnorm  # isort: skip
 
 apart = 2**30
 memory = torch.from_numpy(np.zeros(4 * apart + 2, np.float16)).to(device)

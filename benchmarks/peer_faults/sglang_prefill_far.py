@@ -4,26 +4,11 @@ Past 2³¹ elements the offset wraps around, and the query is read in front of i
 view that are 2³⁰ elements apart show it with three; memory that is not touched costs none.
 """
 
-import importlib.util
-import os
-import sys
-import types
-
 import numpy as np
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
-    utils.is_cuda = utils.is_hip = lambda: False
-
-from sglang.kernels.ops.attention.prefill_attention import context_attention_fwd  # noqa: E402
+from sglang.kernels.ops.attention.prefill_attention import context_attention_fwd  # isort: skip
 
 apart = 2**30
 memory = torch.from_numpy(np.zeros(4 * apart + 16, np.float16)).to(device)

@@ -5,24 +5,11 @@ and where they cancel what is left is that rounding; in float32 they are exact, 
 rounded once.
 """
 
-import importlib.util
-import os
-import sys
-import types
-
 import numpy as np
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-
-from sglang.kernels.ops.attention.rotary_triton import triton_mrope_fused  # noqa: E402
+from sglang.kernels.ops.attention.rotary_triton import triton_mrope_fused  # isort: skip
 
 c, s, q1, q2 = np.array([0.6015625, 0.77978515625, 0.796875, 0.61474609375], np.float16)
 q, table = (torch.tensor([x], device=device) for x in ((q1, q2), (c, s)))

@@ -6,24 +6,16 @@ Nothing of it is stored. The addresses are looked at in the interpreter, which h
 own.
 """
 
-import importlib.util
 import os
-import sys
-import types
 
 import numpy as np
 import torch
 
 os.environ["TRITON_INTERPRET"] = "1"
+from stand_ins import sglang_here  # noqa: E402, F401  isort: skip
 from triton.runtime import interpreter  # noqa: E402
 
-folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-for path in ("", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-    name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder + path]
-
-from sglang.kernels.ops.attention.rotary_triton import triton_mrope_fused  # noqa: E402
+from sglang.kernels.ops.attention.rotary_triton import triton_mrope_fused  # isort: skip  # noqa: E402
 
 head_size, rotary_dim, last = 64, 16, 3
 # the table begins a memory that goes on behind it, so that nothing here depends on what is there

@@ -5,28 +5,12 @@ kernels of decoding; in the unified kernel, which deterministic inference takes,
 sharpens with the distance, the other flattens, so that turning determinism on is another model.
 """
 
-import importlib.util
 import math
-import os
-import sys
-import types
 
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
-    for name in ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported"):
-        setattr(utils, name, lambda: False)
-    utils.get_device_core_count = lambda device_id: 0
-
-from sglang.kernels.ops.attention.extend_attention import (  # noqa: E402
+from sglang.kernels.ops.attention.extend_attention import (  # isort: skip
     extend_attention_fwd,
     extend_attention_fwd_unified,
 )

@@ -4,28 +4,11 @@ None of its splits has a key then: the largest of their log-sum-exps is −∞, 
 The kernel that it stands in for, `extend_attention_fwd`, has the right output.
 """
 
-import importlib.util
-import os
-import sys
-import types
-
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
-    for name in ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported"):
-        setattr(utils, name, lambda: False)
-    utils.get_device_core_count = lambda device_id: 0
-
-from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd  # noqa: E402
-from sglang.kernels.ops.attention.verify_splitkv import VerifySplitKV  # noqa: E402
+from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd  # isort: skip
+from sglang.kernels.ops.attention.verify_splitkv import VerifySplitKV  # isort: skip
 
 one = torch.ones(1, 1, 16, device=device)  # the query, its key and its value, and all of a cache
 ends, none = (torch.tensor([0, n], dtype=torch.int32, device=device) for n in (1, 0))

@@ -5,25 +5,10 @@ it, and has weight 0: where that memory holds a NaN or an infinity, the output i
 up to 96 keys have such splits, for of the 4 or more each takes 32 keys before the next takes any.
 """
 
-import importlib.util
-import os
-import sys
-import types
-
 import torch
+from stand_ins.sglang_here import device
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if device == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-    folder = importlib.util.find_spec("sglang").submodule_search_locations[0]
-    for path in ("", "/srt", "/kernels", "/kernels/ops", "/kernels/ops/attention"):
-        name = "sglang" + path.replace("/", ".")  # without its __init__, which wants a server
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [folder + path]
-    utils = sys.modules["sglang.srt.utils"] = types.ModuleType("sglang.srt.utils")
-    utils.is_hip = lambda: False
-
-from sglang.kernels.ops.attention.verify_splitkv import verify_splitkv_fwd  # noqa: E402
+from sglang.kernels.ops.attention.verify_splitkv import verify_splitkv_fwd  # isort: skip
 
 keys = torch.ones(10, 1, 16, device=device)
 ends, prefix = (torch.tensor([0, n], dtype=torch.int32, device=device) for n in (1, 9))

@@ -7,7 +7,7 @@ gradient's softmax is exp(x − lse). With the largest logit subtracted first, n
 
 import numpy as np
 import torch
-from bare import unsloth_kernels
+from stand_ins import unsloth_kernels
 
 cross_entropy = unsloth_kernels.load("cross_entropy_loss")
 if unsloth_kernels.DEVICE == "cpu":  # the interpreter knows tl.cast by no other name

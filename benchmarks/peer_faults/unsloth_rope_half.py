@@ -7,7 +7,7 @@ and the result is rounded once.
 
 import numpy as np
 import torch
-from bare import unsloth_kernels
+from stand_ins import unsloth_kernels
 
 rope = unsloth_kernels.load("rope_embedding")
 

@@ -6,7 +6,7 @@ gate is then the first up.
 
 import numpy as np
 import torch
-from bare import unsloth_kernels
+from stand_ins import unsloth_kernels
 
 swiglu = unsloth_kernels.load("swiglu")
 

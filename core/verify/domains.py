@@ -196,6 +196,11 @@ def tile(operator: Any, case: Any) -> dict[str, Any]:
     return {} if case.tile is None else {"tile": operator.TILES[case.tile][1]}
 
 
+def between(case: Any, x: Any) -> Any:
+    """Return an `Approx` on the way, as it is stored in the case's dtype by others that do so."""
+    return x.stored() if case.rounded else x
+
+
 def kept(case: Any) -> dict[str, Any]:
     """Return what a case tells forward to keep: nothing if all, which others need not know of."""
     return {} if case.keep else {"keep": False}

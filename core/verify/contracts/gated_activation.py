@@ -103,18 +103,14 @@ def _halves(x: Any) -> tuple[Any, Any]:
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
-
-    def between(x: Approx) -> Approx:
-        return x.stored() if case.rounded else x
-
     given, on = given or inputs(case), machine(case.dtype)
     gate, up, dout = (exact(a, on) for a in given)
     # (1) activation
-    f = between(activate(gate, case.kind))
+    f = domains.between(case, activate(gate, case.kind))
     # (2) product
     out = f * up
     # backward (2) product
-    dup, df = dout * f, between(dout * up)
+    dup, df = dout * f, domains.between(case, dout * up)
     # backward (1) activation
     dgate = df * activate_grad(gate, case.kind)
     outputs = {"out": out, "dgate": dgate, "dup": dup}

@@ -86,10 +86,6 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     """Return the outputs with their bounds: the steps of the kernel, in running error analysis."""
-
-    def between(x: Approx) -> Approx:
-        return x.stored() if case.rounded else x
-
     given, on = given or inputs(case), machine(case.dtype)
     x, weight, dout = (exact(a, on) for a in (given.x, given.weight, given.dout))
     # (1) the stream
@@ -100,12 +96,12 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     normed, rstd = normalised(norms.normalised_stream(case, given, h), case.eps)
     # (3) normalise, scale
     gain = weight if case.offset == 0.0 else weight + case.offset  # a sum with 0 rounds nothing
-    cast = between(normed)
+    cast = domains.between(case, normed)
     out = cast * gain
     # (5) gain
-    dweight = between(dout * cast).sum(0)
+    dweight = domains.between(case, dout * cast).sum(0)
     # (6) the stream
-    g = between(dout * gain)
+    g = domains.between(case, dout * gain)
     along = (g * normed).sum(-1, keepdims=True) / float(case.columns)
     dx = (g - normed * along) * rstd
     if given.dh is not None:
