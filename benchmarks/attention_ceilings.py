@@ -2,8 +2,8 @@
 
 Kernels are compiled for sm_90a without a device and disassembled; the loop over tiles without an
 edge is counted, and what each unit of a multiprocessor has to do in it gives the share of the
-matrix unit's peak that cannot be passed (`twofold.core.verify.machine_code` has rates and sources).
-Nothing is timed.
+matrix unit's peak that cannot be passed (`twofold.core.verify.compiling.machine_code` has rates and
+sources). Nothing is timed.
 
     python benchmarks/attention_ceilings.py            writes results/attention-ceilings.json
 """
@@ -22,10 +22,10 @@ import torch
 
 from twofold.core import ops
 from twofold.core.bench.problems import HIDDEN
-from twofold.core.verify import machine_code
-from twofold.core.verify.chips import CHIPS
-from twofold.core.verify.compiled import Compiled, describe
-from twofold.core.verify.compiles import compiling
+from twofold.core.verify.compiling import machine_code
+from twofold.core.verify.compiling.chips import CHIPS
+from twofold.core.verify.compiling.compiled import Compiled, describe
+from twofold.core.verify.compiling.compiles import compiling
 from twofold.core.verify.peers.peer import installed
 from twofold.kernels import attention_tiles
 from twofold.kernels.attention_tiles import Tile

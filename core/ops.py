@@ -107,7 +107,7 @@ def load(side: str) -> Side:
     Args:
         side: "reference" (NumPy) or "triton" (torch tensors: on the GPU where CUDA is, elsewhere on
             the CPU through Triton's interpreter, which is for checking and not for speed; it has
-            bfloat16 only where it is strict: `verify.strict_interpreter`).
+            bfloat16 only where it is strict: `verify.strict`).
 
     Raises:
         ValueError: `side` is neither.

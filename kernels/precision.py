@@ -12,7 +12,7 @@ from twofold.reference import checks
 DTYPES = ("float16", "bfloat16", "float32")
 INTERPRETED = (
     "float16 or float32 in Triton's own interpreter, whose bfloat16 is wrong; that of "
-    "twofold.core.verify.strict_interpreter has it"
+    "twofold.core.verify.strict has it"
 )
 
 

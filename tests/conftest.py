@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 from twofold.core import ops
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import strict_interpreter
 
 # Triton reads TRITON_INTERPRET when it is imported, which a test module may do.
 ops.triton_device()

@@ -10,9 +10,9 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from twofold.core.verify.chips import CHIPS
-from twofold.core.verify.compiled import gpu_target
-from twofold.core.verify.machine_code import disassemble
+from twofold.core.verify.compiling.chips import CHIPS
+from twofold.core.verify.compiling.compiled import gpu_target
+from twofold.core.verify.compiling.machine_code import disassemble
 from twofold.kernels.attention_hopper import ROWS, VARIANTS, Variant
 from twofold.kernels.attention_hopper_kernel import forward_kernel
 

@@ -7,7 +7,7 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify.strict_interpreter import Fault
+from twofold.core.verify.strict import Fault
 
 
 def ints(*values, dtype=torch.int32):

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.core.verify.chips import CHIPS
-from twofold.core.verify.compiled import Compiled, describe
-from twofold.core.verify.compiles import compiling
+from twofold.core.verify.compiling.chips import CHIPS
+from twofold.core.verify.compiling.compiled import Compiled, describe
+from twofold.core.verify.compiling.compiles import compiling
 
 
 @triton.jit

@@ -34,7 +34,7 @@ def use(side):
     """Compute on a side; interpreted kernels strictly."""
     with sides.use(side), contextlib.ExitStack() as stack:
         if side == "triton" and ops.triton_device() == "cpu":
-            from twofold.core.verify.strict_interpreter import strict_interpreter
+            from twofold.core.verify.strict import strict_interpreter
 
             stack.enter_context(strict_interpreter())
         yield

@@ -15,7 +15,7 @@ from twofold.core.verify import attention_bound, rounding
 from twofold.core.verify.contract import compare
 from twofold.core.verify.contracts import attention as contract
 from twofold.core.verify.derivatives import check_gradients
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import strict_interpreter
 from twofold.reference import attention
 from twofold.reference.attention_scores import Options, pack
 from twofold.reference.checks import dtype_name

@@ -10,10 +10,10 @@ import torch
 from hopper_machine import Descriptor, Machine, Pointer, Stuck
 from outside import python
 
+from twofold.core.verify.compiling.machine_code import LINE, disassembler, loops
 from twofold.core.verify.contract import hold
 from twofold.core.verify.contracts.attention import CONTRACT
 from twofold.core.verify.contracts.attention_domain import Case
-from twofold.core.verify.machine_code import LINE, disassembler, loops
 from twofold.kernels import attention_hopper
 from twofold.kernels.attention_hopper import LEAST_ROWS, Variant, mapped, plain, takes
 from twofold.kernels.attention_hopper import ROWS as GROUP_ROWS

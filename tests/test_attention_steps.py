@@ -10,9 +10,9 @@ import pytest
 
 from twofold.core.bench import problems
 from twofold.core.bench.costs import Ceilings
-from twofold.core.verify import foreign_subjects
 from twofold.core.verify.contract import judge
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.foreign import subjects
+from twofold.core.verify.strict import strict_interpreter
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -41,9 +41,7 @@ page = script("attention_page")
 @pytest.mark.parametrize("name", [*steps.STEPS, *steps.ASIDE])
 def test_every_step_holds_the_contract(triton, name, causal, length, dtype):
     """Forward and backward, over several tiles with and without an edge, at a padded head_dim."""
-    subject = foreign_subjects.subject(
-        steps.attention((steps.STEPS | steps.ASIDE)[name]), "attention"
-    )
+    subject = subjects.subject(steps.attention((steps.STEPS | steps.ASIDE)[name]), "attention")
     case = subject.fitting(subject.contract.pinned[0], dtype)
     keys = length if causal else length + 70
     case = replace(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from triton import knobs
 
-from twofold.core.verify import compiled_table
-from twofold.core.verify.chips import CHIPS
-from twofold.core.verify.compiles import compiling
+from twofold.core.verify.compiling import table as compiled_table
+from twofold.core.verify.compiling.chips import CHIPS
+from twofold.core.verify.compiling.compiles import compiling
 from twofold.core.verify.contracts.attention import CONTRACT
 from twofold.kernels import attention_tiles as tiles
 from twofold.kernels.device import architecture

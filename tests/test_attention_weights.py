@@ -19,8 +19,8 @@ from twofold.core.verify.contract import Inapplicable, compare, judge, subject
 from twofold.core.verify.contracts import attention as whole
 from twofold.core.verify.contracts import attention_domain
 from twofold.core.verify.contracts import attention_weights as contract
-from twofold.core.verify.foreign_operators import Operator
-from twofold.core.verify.foreign_subjects import subject as foreign
+from twofold.core.verify.foreign.operators import Operator
+from twofold.core.verify.foreign.subjects import subject as foreign
 from twofold.core.verify.rounding import gamma
 from twofold.kernels import attention_weights_tiles as tiles
 from twofold.reference import attention, attention_weights

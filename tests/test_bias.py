@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from twofold.core.verify import bias, strict_numerics
+from twofold.core.verify import bias
 from twofold.core.verify.contracts import (
     attention,
     layer_norm,
@@ -11,6 +11,7 @@ from twofold.core.verify.contracts import (
     rms_norm,
     softmax_cross_entropy,
 )
+from twofold.core.verify.strict import numerics
 
 CASES = {
     "attention": (
@@ -54,7 +55,7 @@ def test_a_right_kernel_leans_to_no_side(triton, operator, dtype):
 def test_a_kernel_that_truncates_leans_to_zero(triton, monkeypatch, operator, dtype):
     from triton.language import bfloat16, float16, float32
 
-    from twofold.core.verify.strict_builder import StrictBuilder
+    from twofold.core.verify.strict.builder import StrictBuilder
 
     if triton.device != "cpu":
         pytest.skip("the fault is planted in the interpreter")
@@ -63,7 +64,7 @@ def test_a_kernel_that_truncates_leans_to_zero(triton, monkeypatch, operator, dt
     def toward_zero(self, src, dst_type):
         result = nearest(self, src, dst_type)
         if src.dtype.scalar == float32 and dst_type.scalar in (float16, bfloat16):
-            result.data = strict_numerics.toward_zero(result.data, src.data)
+            result.data = numerics.toward_zero(result.data, src.data)
         return result
 
     monkeypatch.setattr(StrictBuilder, "cast_impl", toward_zero)
@@ -81,7 +82,7 @@ def test_the_signed_error_of_a_cast(reference):
     truth = exact(value, machine("float16"))
     r = bias.signed_errors(value.astype(np.float16), truth)
     assert np.abs(r).max() <= 0.5 and abs(r.mean()) <= bias.MOST * r.std() / 100
-    cut = strict_numerics.toward_zero(value.astype(np.float16), value)
+    cut = numerics.toward_zero(value.astype(np.float16), value)
     r = bias.signed_errors(cut, truth)
     assert -1 < r.min() and r.max() <= 0 and r.mean() < -0.4
 

@@ -9,9 +9,10 @@ from outside import python
 
 from twofold.core.commands.verify import compile as command
 from twofold.core.ops import OPERATORS
-from twofold.core.verify import compile_jobs, compiled_table
-from twofold.core.verify.chips import CHIPS, resident
-from twofold.core.verify.compiled import SPILLS_AND_IS_FAST, Compiled, Share
+from twofold.core.verify.compiling import jobs as compile_jobs
+from twofold.core.verify.compiling import table
+from twofold.core.verify.compiling.chips import CHIPS, resident
+from twofold.core.verify.compiling.compiled import SPILLS_AND_IS_FAST, Compiled, Share
 
 TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
 SOUND = Compiled(
@@ -97,23 +98,23 @@ def test_tensor_memory_limits_programs():
 def test_the_table_shows_what_differs(tmp_path):
     path = tmp_path / "compiled.txt"
     other = replace(SOUND, operator="attention")
-    compiled_table.write(path, [SOUND, other])
-    version, lines = compiled_table.read(path)
-    assert version == compiled_table.compilers() and len(lines) == 2
-    assert compiled_table.differences(lines, [other, SOUND]) == []
-    old, new = compiled_table.differences(lines, [other, replace(SOUND, registers=129)])
+    table.write(path, [SOUND, other])
+    version, lines = table.read(path)
+    assert version == table.compilers() and len(lines) == 2
+    assert table.differences(lines, [other, SOUND]) == []
+    old, new = table.differences(lines, [other, replace(SOUND, registers=129)])
     assert old.startswith("- linear") and " 128 " in old
     assert new.startswith("+ linear") and " 129 " in new
-    (gone,) = compiled_table.differences(lines, [SOUND])
+    (gone,) = table.differences(lines, [SOUND])
     assert gone.startswith("- attention")
-    only = compiled_table.of(lines, ["linear"], ["sm_90a"], Share())
-    assert compiled_table.differences(only, [SOUND]) == []
-    assert not compiled_table.of(lines, ["linear", "attention"], ["sm_80"], Share())
+    only = table.of(lines, ["linear"], ["sm_90a"], Share())
+    assert table.differences(only, [SOUND]) == []
+    assert not table.of(lines, ["linear", "attention"], ["sm_80"], Share())
 
 
 def test_shares_are_all_kernels_each_once():
-    _, lines = compiled_table.read(TABLE)
-    shares = [compiled_table.of(lines, OPERATORS, CHIPS, Share(3, seed)) for seed in (7, 8, 9)]
+    _, lines = table.read(TABLE)
+    shares = [table.of(lines, OPERATORS, CHIPS, Share(3, seed)) for seed in (7, 8, 9)]
     kernels = [{x for x in share if "unsupported" not in x} for share in shares]
     assert sum(map(len, kernels)) == len(set.union(*kernels))
     assert set.union(*map(set, shares)) == set(lines)
@@ -130,7 +131,7 @@ def test_the_table_says_where_a_kernel_spills():
         ([without, outside], "(4)"),
         ([outside, replace(SOUND, spilled=8)], "8"),
     ):
-        (line,) = compiled_table.lines(kernels)
+        (line,) = table.lines(kernels)
         assert line.split()[5] == want
 
 
@@ -167,7 +168,7 @@ def test_what_a_target_does_not_support_is_listed_and_no_fault(tmp_path):
     done = verify_compile(*only, "--table", path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "unsupported: has no e4m3" in done.stdout and "0 kernels, 0 faults" in done.stdout
-    (line,) = compiled_table.read(path)[1]
+    (line,) = table.read(path)[1]
     assert line.split()[:5] == ["attention_fp8", "-", "sm_80", "-", "unsupported"]
     assert verify_compile(*only, "--check", path).returncode == 0
 
@@ -193,7 +194,7 @@ def test_the_interpreter_is_refused():
 
 def test_what_differs_is_compiled_again_before_it_is_believed(monkeypatch):
     wanted, first = SOUND, replace(SOUND, registers=129)
-    (line,) = compiled_table.lines([wanted])
+    (line,) = table.lines([wanted])
 
     for answers, kernel in ((1, wanted), (3, wanted), (command.AGAIN, first)):
         made = [[first]] * (answers - 1) + [[kernel]]
@@ -217,17 +218,17 @@ PLANNED = """
 import sys
 from pathlib import Path
 from twofold.core import ops
-from twofold.core.verify import compiled_table, compiles
-from twofold.core.verify.chips import CHIPS
-version, lines = compiled_table.read(Path(sys.argv[1]))
-if version == compiled_table.compilers():
+from twofold.core.verify.compiling import compiles, table
+from twofold.core.verify.compiling.chips import CHIPS
+version, lines = table.read(Path(sys.argv[1]))
+if version == table.compilers():
     there = {
         kernel.name
         for operator in ops.OPERATORS
         for chip in CHIPS
         for kernel in compiles.compile_operator(operator, chip, make=lambda name, launch: name)
     }
-    for name in sorted(there ^ compiled_table.names(lines)):
+    for name in sorted(there ^ table.names(lines)):
         print("+" if name in there else "-", *name)
 """
 
@@ -240,8 +241,8 @@ def test_the_committed_table_has_every_kernel_there_is():
 
 SHARED = """
 from collections import Counter
-from twofold.core.verify import compiles
-from twofold.core.verify.compiled import ALL, Share
+from twofold.core.verify.compiling import compiles
+from twofold.core.verify.compiling.compiled import ALL, Share
 def planned(share):
     make = lambda name, launch: name
     kernels = compiles.compile_operator("optimizers", "sm_90a", share=share, make=make)
@@ -258,7 +259,7 @@ def test_a_kernel_that_two_cases_call_is_in_one_share():
 CHOSEN = """
 from pathlib import Path
 import sys
-from twofold.core.verify import compile_jobs
+from twofold.core.verify.compiling import jobs as compile_jobs
 def compiled(targets, only=None):
     ((made, _),) = compile_jobs.compile_all(["dropout"], targets, 1, only=only)
     return made, {str(p): p.stat().st_mtime_ns for p in Path(sys.argv[1]).glob("*/*.amdgcn")}

@@ -8,12 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
-from twofold.core.verify import foreign, foreign_apart, foreign_cases, foreign_trial
+from twofold.core.verify import foreign
 from twofold.core.verify.contract import Violation
-from twofold.core.verify.foreign_refusals import Refused, refusals
-from twofold.core.verify.foreign_table import PLAIN
+from twofold.core.verify.foreign import apart, trial
+from twofold.core.verify.foreign import cases as foreign_cases
+from twofold.core.verify.foreign.refusals import Refused, refusals
+from twofold.core.verify.foreign.table import PLAIN
 from twofold.core.verify.report import contract_module
-from twofold.core.verify.strict_memory import Fault
+from twofold.core.verify.strict.memory import Fault
 
 pytestmark = pytest.mark.usefixtures("importable")
 
@@ -242,7 +244,7 @@ def test_another_signature_is_refused():
     ],
 )
 def test_whatever_happens_in_another_process_is_a_line(name, words):
-    found = foreign_apart.judge(f"foreign_kernels:{name}", "attention", 3, ["float32"], limit=6.0)
+    found = apart.judge(f"foreign_kernels:{name}", "attention", 3, ["float32"], limit=6.0)
     (failure,) = found.failures
     assert words in failure
     assert ("foreign.again(" in failure) == (name in ("hangs", "ends_the_process"))
@@ -252,7 +254,7 @@ def test_who_is_slow_is_judged_as_far_as_there_is_time(monkeypatch):
     """By a clock on which every case takes a second, and nothing else any time."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
-    for module in (foreign, foreign_trial, foreign_cases):
+    for module in (foreign, trial, foreign_cases):
         monkeypatch.setattr(module, "time", clock)
 
     def timed(method):
@@ -263,8 +265,8 @@ def test_who_is_slow_is_judged_as_far_as_there_is_time(monkeypatch):
         return in_a_second
 
     for name in ("bound", "claim"):
-        method = getattr(foreign_trial.Trial, name)
-        monkeypatch.setattr(foreign_trial.Trial, name, timed(method))
+        method = getattr(trial.Trial, name)
+        monkeypatch.setattr(trial.Trial, name, timed(method))
     dtypes = ["float32", "tf32"]
     found = foreign.judge("foreign_kernels:torch_attention", "attention", 60, dtypes, seconds=60)
     assert found.failures == [] and found.rows

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from twofold.core.verify import foreign, foreign_verdict
+from twofold.core.verify import foreign
+from twofold.core.verify.foreign import verdict as foreign_verdict
 
 
 def judged(function, op, **how):

@@ -10,9 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
-from twofold.core.verify import foreign, foreign_apart, foreign_cases
+from twofold.core.verify import foreign
 from twofold.core.verify.contract import Violation
-from twofold.core.verify.foreign_verdict import FAR_OFF
+from twofold.core.verify.foreign import apart
+from twofold.core.verify.foreign import cases as foreign_cases
+from twofold.core.verify.foreign.verdict import FAR_OFF
 
 pytestmark = pytest.mark.usefixtures("importable")
 
@@ -195,7 +197,7 @@ def test_properties_alone_say_what_they_mean():
 
 def test_what_was_found_before_the_process_ended_is_kept():
     name = "foreign_kernels:wrong_and_then_ends_the_process"
-    found = foreign_apart.judge(name, "attention", 0, ["float32"], claimed=0)
+    found = apart.judge(name, "attention", 0, ["float32"], claimed=0)
     assert "ended the process by SIGSEGV" in found.failures[0]
     said = foreign.digest(found)
     assert said[0] == "it ended the process by SIGSEGV" and "again: python -c" in said[1]

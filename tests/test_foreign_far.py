@@ -7,7 +7,7 @@ import torch
 
 from twofold.core import ops
 from twofold.core.verify import domains, foreign
-from twofold.core.verify.foreign_table import PLAIN
+from twofold.core.verify.foreign.table import PLAIN
 from twofold.core.verify.report import contract_module
 
 pytestmark = [

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twofold.core.cli import app
-from twofold.core.verify import foreign_apart
+from twofold.core.verify.foreign import apart
 
 SOUND = "def f(x):\n    return x.softmax(-1)\n"
 BAD = {
@@ -31,7 +31,7 @@ def test_verify_tells_it_within_the_limit_and_goes_on(name, tmp_path):
     few = ["--op", "softmax", "--dtype", "float32", "--examples", "2", "--json", str(result)]
     done = CliRunner().invoke(app, ["verify", f"{name}:f", "sound:f", *few, "--limit", "3"])
     assert done.exit_code == 2 and BAD[name][1] in done.output, done.output
-    assert time.perf_counter() - began < foreign_apart.LIMIT
+    assert time.perf_counter() - began < apart.LIMIT
     said = json.loads(result.read_text())
     assert said["sound:f"]["holds"] and not said[f"{name}:f"]["judged"]
     (failure,) = said[f"{name}:f"]["failures"]
@@ -47,6 +47,6 @@ def test_bench_tells_it_before_it_races(name):
 
 
 def test_a_sound_import_says_nothing():
-    foreign_apart.check_import("sound:f")
+    apart.check_import("sound:f")
     with pytest.raises(ValueError, match="module 'sound' has no function 'g'"):
-        foreign_apart.check_import("sound:g")
+        apart.check_import("sound:g")

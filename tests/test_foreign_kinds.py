@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 from twofold.core import ops
 from twofold.core.bench import contenders
 from twofold.core.cli import app
-from twofold.core.verify import foreign, foreign_packed, report
-from twofold.core.verify.foreign_plain import names_of
-from twofold.core.verify.foreign_table import PLAIN
+from twofold.core.verify import foreign, report
+from twofold.core.verify.foreign import packed as foreign_packed
+from twofold.core.verify.foreign.plain import names_of
+from twofold.core.verify.foreign.table import PLAIN
 
 pytestmark = pytest.mark.usefixtures("importable")
 

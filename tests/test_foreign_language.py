@@ -4,8 +4,9 @@ import pytest
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from twofold.core.verify import foreign, foreign_gradients
-from twofold.core.verify.foreign_imports import load
+from twofold.core.verify import foreign
+from twofold.core.verify.foreign import gradients
+from twofold.core.verify.foreign.imports import load
 
 pytestmark = pytest.mark.usefixtures("importable", "interpreted")
 
@@ -41,8 +42,8 @@ def test_a_module_has_its_own_names_back():
 
 def test_who_launches_where_autograd_does_not_see_it_is_told():
     found = foreign.judge("foreign_language:softmax_untold", "softmax", 3, ["float32"], claimed=0)
-    assert {f.name for f in found.found} == {"dx"} and foreign_gradients.UNTOLD in found.notes
+    assert {f.name for f in found.found} == {"dx"} and gradients.UNTOLD in found.notes
     found = foreign.judge(
         "foreign_kernels:causal_off_by_one", "attention", 3, ["float32"], claimed=0
     )
-    assert foreign_gradients.UNTOLD not in found.notes
+    assert gradients.UNTOLD not in found.notes

@@ -2,7 +2,8 @@
 
 import pytest
 
-from twofold.core.verify import foreign, foreign_verdict
+from twofold.core.verify import foreign
+from twofold.core.verify.foreign import verdict
 
 pytestmark = pytest.mark.usefixtures("importable")
 
@@ -66,15 +67,15 @@ def test_logits_that_are_all_far_below_0_are_asked_for():
 
 
 def test_what_is_written_over_is_said_without_a_measure():
-    said = foreign_verdict.digest(judge("written_over", "softmax_cross_entropy"))
+    said = verdict.digest(judge("written_over", "softmax_cross_entropy"))
     assert said[0].startswith("it writes to what it was given, and autograd is not told (")
     assert not any("times its bound" in line for line in said)
 
 
 def test_strides_that_are_not_looked_at_have_a_remedy():
-    said = foreign_verdict.digest(judge("reads_dense", "softmax"))
+    said = verdict.digest(judge("reads_dense", "softmax"))
     assert any("layout" in line for line in said)
-    assert f"  {foreign_verdict.DENSE}" in said
+    assert f"  {verdict.DENSE}" in said
 
 
 def test_causal_with_fewer_keys_than_queries_is_said_to_be_left_out():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from twofold.core.verify.foreign_refusals import Refused, refusals, where
-from twofold.core.verify.strict_memory import Fault
+from twofold.core.verify.foreign.refusals import Refused, refusals, where
+from twofold.core.verify.strict.memory import Fault
 
 
 def refuse():

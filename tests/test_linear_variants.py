@@ -10,11 +10,11 @@ from hopper_machine import Descriptor, Machine, Pointer
 from outside import python
 from test_attention_steps import script
 
-from twofold.core.verify import foreign_subjects
+from twofold.core.verify.compiling.machine_code import LINE, disassembler, loops
 from twofold.core.verify.contract import judge
 from twofold.core.verify.contracts.linear import Case
-from twofold.core.verify.machine_code import LINE, disassembler, loops
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.foreign import subjects
+from twofold.core.verify.strict import strict_interpreter
 from twofold.kernels.device import architecture
 from twofold.kernels.linear_tiles import Tile
 from twofold.reference import activation
@@ -37,7 +37,7 @@ CASES = [
 
 def held(make, case):
     """Judge a layer whose products are made so."""
-    subject = foreign_subjects.subject(variants.Layer(make), "linear")
+    subject = subjects.subject(variants.Layer(make), "linear")
     found = judge(subject.contract, subject.side, case)
     assert [f.fault for f in found if f.fault] == []
     assert subject.ever >= {"out", "dx", "dweight"}

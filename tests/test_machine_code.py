@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from outside import python
 
-from twofold.core.verify import machine_code
+from twofold.core.verify.compiling import machine_code as machine_code
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "attention_ceilings.py"
 # A loop over tiles around one over features, and behind them one that multiplies nothing.

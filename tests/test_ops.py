@@ -7,7 +7,7 @@ import pytest
 from outside import by_triton_s_interpreter, python
 
 from twofold.core import ops
-from twofold.core.verify import foreign_operators
+from twofold.core.verify.foreign import operators
 
 # What a side of kernels takes beside the arguments of both: how to compute.
 OWN = {"tile", "dk_dv_tile", "dq_tile", "split", "allow_tf32", "numbers", "go"}
@@ -39,7 +39,7 @@ def test_both_sides_offer_the_same_calls(operator):
     reference = importlib.import_module(f"twofold.reference.{operator}")
     kernel = importlib.import_module(f"twofold.kernels.{operator}")
     offered = functions(reference).keys() & functions(kernel).keys()
-    assert {*foreign_operators.functions(operator)} <= offered
+    assert {*operators.functions(operator)} <= offered
     for name in offered:
         ours, theirs = (inspect.signature(getattr(side, name)) for side in (reference, kernel))
         for position, (argument, p) in enumerate(ours.parameters.items()):
@@ -60,7 +60,7 @@ def test_both_sides_offer_the_same_calls(operator):
 
 
 @pytest.mark.parametrize(
-    "operator", [o for o in ops.OPERATORS if "backward" in foreign_operators.functions(o)]
+    "operator", [o for o in ops.OPERATORS if "backward" in operators.functions(o)]
 )
 def test_both_sides_return_gradients_of_the_same_names(operator, reference, triton):
     fields = {getattr(side, operator).Gradients._fields for side in (reference, triton)}

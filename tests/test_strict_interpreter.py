@@ -10,7 +10,7 @@ from planted import add_up, copy, found, ints, store_alike, store_to_one, where
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify.strict_interpreter import Fault, strict_interpreter
+from twofold.core.verify.strict import Fault, strict_interpreter
 
 
 @InterpretedFunction

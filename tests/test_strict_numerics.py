@@ -9,8 +9,8 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify import strict_numerics
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import numerics as strict_numerics
+from twofold.core.verify.strict import strict_interpreter
 
 
 @InterpretedFunction

@@ -6,7 +6,7 @@ import triton.language as tl
 from planted import ints
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify.strict_interpreter import Fault, Unsupported, strict_interpreter
+from twofold.core.verify.strict import Fault, Unsupported, strict_interpreter
 
 PROGRAMS, N = 6, 8
 SEEDS = range(8)
@@ -141,7 +141,7 @@ def count_down(turn_ptr, out_ptr, PROGRAMS: tl.constexpr):
 
 
 def test_waiting_that_has_no_end_here_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("twofold.core.verify.strict_order.MOST_SPINS", 50)
+    monkeypatch.setattr("twofold.core.verify.strict.order.MOST_SPINS", 50)
     with strict_interpreter(shuffle=False), pytest.raises(Unsupported, match="waits for another"):
         count_down[2,](ints(0), ints(0, 0), 2)
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from planted import add_up, copy, found, ints, store_alike, store_to_one, where
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import strict_interpreter
 
 
 @InterpretedFunction

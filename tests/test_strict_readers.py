@@ -6,10 +6,10 @@ import triton.language as tl
 from planted import found, ints, where
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify import strict_marks
-from twofold.core.verify.strict_interpreter import strict_interpreter
-from twofold.core.verify.strict_marks import Touch
-from twofold.core.verify.strict_order import Order
+from twofold.core.verify.strict import marks as strict_marks
+from twofold.core.verify.strict import strict_interpreter
+from twofold.core.verify.strict.marks import Touch
+from twofold.core.verify.strict.order import Order
 
 
 @InterpretedFunction

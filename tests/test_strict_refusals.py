@@ -8,7 +8,7 @@ from planted import found, ints, where
 from triton.language.extra.libdevice import j0
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify.strict_interpreter import (
+from twofold.core.verify.strict import (
     Fault,
     StaticAssertion,
     Unsupported,

@@ -7,8 +7,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify import strict_speed
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import speed, strict_interpreter
 
 SCALARS = (tl.int1, tl.int64, tl.bfloat16, tl.float32)
 TYPES = (*SCALARS, *map(tl.pointer_type, SCALARS), tl.pointer_type(tl.int64, const=True))
@@ -32,7 +31,7 @@ def test_philox_draws_what_tritons_own_does(interpreted, monkeypatch, rounds, dt
     ours, theirs = torch.empty(2, 64, dtype=dtype)
     with strict_interpreter(overflow=False):
         draws[(1,)](c, ours, seed, rounds)
-        monkeypatch.setattr(strict_speed, "philox", lambda *words: None)
+        monkeypatch.setattr(speed, "philox", lambda *words: None)
         draws[(1,)](c, theirs, seed, rounds)
     assert torch.equal(ours, theirs)
     assert len(ours.unique()) == 64
@@ -42,7 +41,7 @@ def test_philox_draws_what_tritons_own_does(interpreted, monkeypatch, rounds, dt
 def zeros(y_ptr):
     i = tl.arange(0, 2)
     zero = tl.zeros([2], tl.uint32)
-    words = strict_speed.PHILOX(zero, zero, zero, zero, zero, zero)
+    words = speed.PHILOX(zero, zero, zero, zero, zero, zero)
     for j in tl.static_range(4):
         tl.store(y_ptr + 2 * j + i, words[j].to(tl.int64))
 

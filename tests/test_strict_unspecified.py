@@ -6,7 +6,7 @@ import triton.language as tl
 from planted import found, ints, where
 from triton.runtime.interpreter import InterpretedFunction
 
-from twofold.core.verify.strict_interpreter import Fault, strict_interpreter
+from twofold.core.verify.strict import Fault, strict_interpreter
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -7,10 +7,9 @@ from planted import found, ints, where
 from triton.runtime.interpreter import InterpretedFunction
 
 from twofold.core import ops
-from twofold.core.verify import strict_unwritten
 from twofold.core.verify.contract import Violation, hold
 from twofold.core.verify.contracts import dropout
-from twofold.core.verify.strict_interpreter import Fault, check_written, strict_interpreter
+from twofold.core.verify.strict import Fault, check_written, strict_interpreter, unwritten
 
 
 @InterpretedFunction
@@ -173,7 +172,7 @@ def test_the_check_can_be_left_out_and_the_innermost_context_says():
 
 
 def test_torch_is_as_it_was_afterwards(monkeypatch):
-    monkeypatch.setattr(strict_unwritten, "_poisons", [])  # as if no session had entered it
+    monkeypatch.setattr(unwritten, "_poisons", [])  # as if no session had entered it
     before = (torch.empty, torch.empty_like, torch.Tensor.new_empty)
     with strict_interpreter():
         assert torch.empty is not before[0]

@@ -8,14 +8,13 @@ import pytest
 import triton
 from triton.runtime import interpreter
 
-from twofold.core.verify import strict_versions
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import strict_interpreter, versions
 
 
 def test_this_triton_will_do_inside_and_outside():
-    strict_versions.check()
+    versions.check()
     with strict_interpreter(), strict_interpreter():
-        strict_versions.check()
+        versions.check()
 
 
 def test_what_is_missing_is_named(monkeypatch):
@@ -25,7 +24,7 @@ def test_what_is_missing_is_named(monkeypatch):
         pass
     assert str(refusal.value) == (
         f"the strict interpreter does not know Triton {triton.__version__}; it was tried with "
-        f"{strict_versions.TESTED}. Missing: "
+        f"{versions.TESTED}. Missing: "
         "triton.runtime.interpreter.GridExecutor._init_args_hst; "
         "triton.runtime.interpreter.InterpreterBuilder.create_dot that begins with "
         "(self, a, b, d, input_precision)"

@@ -17,9 +17,9 @@ import torch
 from twofold.core.bench import problems
 from twofold.core.bench.contenders import Contender, rival
 from twofold.core.bench.problems import Problem
-from twofold.core.verify import alone, foreign_imports
-from twofold.core.verify.foreign import strictly
-from twofold.core.verify.strict_interpreter import launches
+from twofold.core.verify import alone
+from twofold.core.verify.foreign import imports, strictly
+from twofold.core.verify.strict import launches
 
 INTERPRETED = "its kernels are interpreted without a GPU, and there is nothing to time"
 
@@ -125,7 +125,7 @@ class _Trial:
 def _child(pipe: Connection, name: str, device: str) -> None:
     listed = {p.name: p for p in (problems.on_gpu() if device == "cuda" else problems.on_cpu())}
     pipe.send(Said("its import"))
-    loaded = foreign_imports.load(name)
+    loaded = imports.load(name)
     contenders: dict[str, Contender] = {}  # by the operator
     judged: dict[tuple[str, str], str] = {}
     interpreted = False

@@ -18,17 +18,12 @@ import torch
 from twofold.core import ops
 from twofold.core.bench.problems import Problem
 from twofold.core.bench.torch_calls import OF_TORCH
-from twofold.core.verify import (
-    foreign_imports,
-    foreign_kinds,
-    foreign_refusals,
-    foreign_subjects,
-    report,
-)
+from twofold.core.verify import report
 from twofold.core.verify.contract import Finding, Inapplicable, fitting
 from twofold.core.verify.contract import judge as judged
-from twofold.core.verify.foreign_forms import plain
-from twofold.core.verify.foreign_table import PLAIN
+from twofold.core.verify.foreign import imports, kinds, refusals, subjects
+from twofold.core.verify.foreign.forms import plain
+from twofold.core.verify.foreign.table import PLAIN
 from twofold.core.verify.peers.table import PEERS
 
 TWOFOLD = "twofold"
@@ -60,7 +55,7 @@ class Contender:
     compiles: bool = False
     missing: str = ""
     foreign: bool = False
-    seen: foreign_kinds.Seen = field(default_factory=foreign_kinds.Seen)
+    seen: kinds.Seen = field(default_factory=kinds.Seen)
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
         """Return a call without arguments for each pass, those of the problem are timed.
@@ -98,9 +93,9 @@ class Contender:
             return _first(judged(contract, self.side, fitting(self.side, case)))
         if problem.operator not in PLAIN or self.function is None:
             return ""  # nobody can judge it as a plain call
-        subject = foreign_subjects.subject(self.function, problem.operator)
+        subject = subjects.subject(self.function, problem.operator)
         subject.find_out(lambda why, case: observe())
-        arranged = isinstance(subject, foreign_subjects.Function) and subject.arranged
+        arranged = isinstance(subject, subjects.Function) and subject.arranged
         if order := self.seen.order or arranged:
             return f"it takes {order}; races give {PLAIN[problem.operator].shapes}"
         pinned = subject.contract.pinned[: JUDGED if self.compiles else None]
@@ -108,7 +103,7 @@ class Contender:
             if subject.skips(case):
                 continue
             observe()
-            with contextlib.suppress(foreign_refusals.Refused, Inapplicable):
+            with contextlib.suppress(refusals.Refused, Inapplicable):
                 if fault := _first(judged(subject.contract, subject.side, case)):
                     return fault
         return ""
@@ -168,17 +163,17 @@ def _named_as_in(
     """Return a problem's options by the function's names for them, without those that are off.
 
     Tensors are among them that functions may do without, such as a residual. An option is off where
-    its value is the one that `foreign_table` has for functions without it. Who insists on a scale
+    its value is the one that `foreign.table` has for functions without it. Who insists on a scale
     is given it; that heads are shared is said where it can be.
 
     Raises:
         NotImplementedError: the function does not take an option that is on.
     """
     nothing = inspect.Parameter.empty
-    taken = foreign_kinds.parameters(function)
+    taken = kinds.parameters(function)
     without = _optional(problem)
     optional = {n: x for n, x in tensors.items() if n in without}
-    names = foreign_subjects.names(function, (*problem.options, *optional, "softmax_scale"))
+    names = subjects.names(function, (*problem.options, *optional, "softmax_scale"))
     if missing := [n for n in optional if n not in names]:
         raise NotImplementedError(f"it does not take {missing[0]}")
     found: dict[str, Any] = {names[n]: x for n, x in optional.items()}
@@ -282,7 +277,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
             yield Contender("a first Triton kernel", baseline.attention)
     for name in against:
-        yield rival(name, foreign_imports.load(name), operator)
+        yield rival(name, imports.load(name), operator)
 
 
 def rival(name: str, implementation: Any, operator: str) -> Contender:
@@ -291,7 +286,7 @@ def rival(name: str, implementation: Any, operator: str) -> Contender:
     Raises:
         TypeError: it is no plain call.
     """
-    seen = foreign_kinds.Seen()
+    seen = kinds.Seen()
     return Contender(name, plain(implementation, operator, seen), foreign=True, seen=seen)
 
 

@@ -1,6 +1,6 @@
 """What is raced: an operator's shapes, the tensors of each, and what they cost.
 
-A problem is a plain call, f(tensors…, options…) -> output or outputs, as `verify.foreign_table` has
+A problem is a plain call, f(tensors…, options…) -> output or outputs, as `verify.foreign.table` has
 it, so that whatever can be judged can be raced.
 
 `B` batch, `H` heads, `K` heads of keys, `M` queries, `N` keys, `D` head_dim, `R` rows, `C` columns.

@@ -73,8 +73,8 @@ def command(
             _refuse("--growth", against=against, operators=operators)
         from twofold.core import ops
         from twofold.core.bench import apart, races
-        from twofold.core.verify import foreign_apart
         from twofold.core.verify.alone import LIMIT
+        from twofold.core.verify.foreign import apart as foreign_apart
 
         device = "cuda" if ops.cuda_available() else "cpu"
         listed = _chosen(problems.on_gpu() if device == "cuda" else problems.on_cpu(), operators)

@@ -101,7 +101,7 @@ def interpreted_strictly(side: ops.Side) -> Iterator[None]:
     if side.name != "triton" or side.device != "cpu":
         yield
         return
-    from twofold.core.verify.strict_interpreter import strict_interpreter
+    from twofold.core.verify.strict import strict_interpreter
 
     with strict_interpreter():
         yield

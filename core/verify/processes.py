@@ -12,7 +12,7 @@ from twofold.core import ops
 from twofold.core.ops import Side
 from twofold.core.verify import report
 from twofold.core.verify.contract import Contract, Finding, fitting, judge_pinned
-from twofold.core.verify.strict_interpreter import strict_interpreter
+from twofold.core.verify.strict import strict_interpreter
 
 
 class Pool:

@@ -134,7 +134,7 @@ def _enter(stack: contextlib.ExitStack) -> str:
     before = "triton" in sys.modules
     device = ops.triton_device()
     if device == "cpu":
-        from twofold.core.verify.strict_interpreter import strict_interpreter
+        from twofold.core.verify.strict import strict_interpreter
 
         if before and not ops.interpreted():
             pytest.fail(TOO_LATE, pytrace=False)

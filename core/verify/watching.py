@@ -47,7 +47,7 @@ def unwritten_memory_is_nan(side: Side) -> Iterator[None]:
     if side.name != "triton":
         yield
         return
-    from twofold.core.verify import strict_unwritten
+    from twofold.core.verify.strict import unwritten as strict_unwritten
 
     with strict_unwritten.watched():
         yield
@@ -56,8 +56,8 @@ def unwritten_memory_is_nan(side: Side) -> Iterator[None]:
 def unwritten(side: Side, output: Any) -> str:
     """Say who left elements of an output unwritten, where that is known: "" elsewhere."""
     if side.name == "triton" and output is not None:
-        from twofold.core.verify.strict_interpreter import check_written
-        from twofold.core.verify.strict_memory import Fault
+        from twofold.core.verify.strict import check_written
+        from twofold.core.verify.strict.memory import Fault
 
         try:
             check_written(output)

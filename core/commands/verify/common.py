@@ -38,7 +38,7 @@ class Listing(TyperCommand):
 def list_calls() -> None:
     """Print what a function may be judged as, and how it is called."""
     with plain_errors():
-        from twofold.core.verify.foreign_signatures import ALSO, calls
+        from twofold.core.verify.foreign.signatures import ALSO, calls
 
     console.print(
         "--op, and the calls that are looked for (options may be missing, and all outputs"

@@ -19,7 +19,7 @@ from twofold.core.commands.common import (
     write_json,
 )
 from twofold.core.commands.verify.common import Jobs, chosen, cores
-from twofold.core.verify.compiled import Compiled, Share
+from twofold.core.verify.compiling.compiled import Compiled, Share
 
 AGAIN, FEW = 4, 50  # times that what differs is compiled, where it is no more than so many kernels
 LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
@@ -47,8 +47,9 @@ def command(
     """
     with plain_errors():
         names = chosen(operators)
-        from twofold.core.verify import compile_jobs, compiled_table
-        from twofold.core.verify.chips import CHIPS
+        from twofold.core.verify.compiling import jobs as compile_jobs
+        from twofold.core.verify.compiling import table as compiled_table
+        from twofold.core.verify.compiling.chips import CHIPS
 
         for name in target or ():
             if name not in CHIPS:
@@ -117,7 +118,8 @@ def settled(
     found: list[Compiled], lines: list[str], operators: list[str], targets: list[str], jobs: int
 ) -> tuple[list[Compiled], float]:
     """Return the kernels, those unlike a table's lines compiled again, and the time it took."""
-    from twofold.core.verify import compile_jobs, compiled_table
+    from twofold.core.verify.compiling import jobs as compile_jobs
+    from twofold.core.verify.compiling import table as compiled_table
 
     seconds = 0.0
     for _ in range(AGAIN):

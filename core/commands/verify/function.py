@@ -65,12 +65,14 @@ def command(
         if op not in ops.OPERATORS:
             known = ", ".join(ops.OPERATORS)
             raise ValueError(f"--op is {op!r}; it must be one of {known}")
-        from twofold.core.verify import foreign_apart, foreign_verdict, report
+        from twofold.core.verify import report
+        from twofold.core.verify.foreign import apart
+        from twofold.core.verify.foreign import verdict as foreign_verdict
 
         result: dict[str, dict[str, object]] = {}
         for name in functions:
             with console.status(f"{name} …"):
-                found = foreign_apart.judge(name, op, examples, dtype, limit, seconds=seconds)
+                found = apart.judge(name, op, examples, dtype, limit, seconds=seconds)
             show(name, op, found, everything)
             result[name] = {
                 "holds": not found.failures,
@@ -94,7 +96,8 @@ def command(
 
 def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
     """Print the bounds, the properties and what was not judged; of what fails each fault, first."""
-    from twofold.core.verify import foreign_verdict, report
+    from twofold.core.verify import report
+    from twofold.core.verify.foreign import verdict as foreign_verdict
 
     def said(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)

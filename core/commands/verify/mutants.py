@@ -49,7 +49,7 @@ def command(
     with plain_errors():
         names, start = chosen(operators), time.perf_counter()
         from twofold.core.verify import mutants
-        from twofold.core.verify.strict_interpreter import strict_interpreter
+        from twofold.core.verify.strict import strict_interpreter
 
         sides = [ops.load(name) for name in reversed(ops.SIDES)]
         processes = jobs or cores()

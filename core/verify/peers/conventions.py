@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from twofold.core import ops
 from twofold.core.verify.foreign import strictly
-from twofold.core.verify.foreign_refusals import REFUSALS
+from twofold.core.verify.foreign.refusals import REFUSALS
 from twofold.core.verify.peers.peer import Peer
 
 REFUSES = "refuses"

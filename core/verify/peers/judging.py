@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from twofold.core.verify import foreign_apart
-from twofold.core.verify.foreign import BITS, HOLDS, Verdict
+from twofold.core.verify.foreign import BITS, HOLDS, Verdict, apart
 from twofold.core.verify.peers import conventions
 from twofold.core.verify.peers.finding import UNEXPLAINED, Known
 from twofold.core.verify.peers.findings import known
@@ -166,9 +165,7 @@ def _verdict(peer: Peer, examples: int, limit: float) -> Verdict:
     if peer.missing():
         return Verdict()
     each = max(len(peer.precisions), examples // peer.cost)
-    return foreign_apart.judge(
-        peer.target, peer.operator, each, peer.precisions, limit, peer.claimed
-    )
+    return apart.judge(peer.target, peer.operator, each, peer.precisions, limit, peer.claimed)
 
 
 def _failures(peer: str, said: list[str]) -> Iterator[Failure]:

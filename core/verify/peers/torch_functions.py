@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from twofold.core.verify.foreign_optimizers import stepping
+from twofold.core.verify.foreign.optimizers import stepping
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:

@@ -1,0 +1,392 @@
+"""Implementations that are not ours, made to compute what a contract asks for.
+
+A `Function` is a plain call on torch tensors, an `Operator` an object with the functions of an
+operator's module (`forward`, `backward`, …) and their arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from twofold.core import ops
+from twofold.core.verify import disturbing, domains
+from twofold.core.verify.contract import Contract, Inapplicable, precision_name
+from twofold.core.verify.foreign import gradients as foreign_gradients
+from twofold.core.verify.foreign import lacking as foreign_lacking
+from twofold.core.verify.foreign import learning as foreign_learning
+from twofold.core.verify.foreign import meanings, optimizers, packed
+from twofold.core.verify.foreign.calls import Call
+from twofold.core.verify.foreign.forms import plain
+from twofold.core.verify.foreign.kinds import Seen, is_operator, parameters
+from twofold.core.verify.foreign.operators import Operator, functions, in_precision
+from twofold.core.verify.foreign.plain import Handed, dtypes_told, names_of
+from twofold.core.verify.foreign.refusals import refusals
+from twofold.core.verify.foreign.table import PLAIN
+from twofold.core.verify.foreign.written import VARIADIC
+from twofold.core.verify.report import contract_module
+from twofold.core.verify.rounding import Approx
+from twofold.core.verify.strict import launches
+from twofold.reference.activation import KINDS
+
+GRADIENTS = ("dout", "dh", "dloss", "dq_out", "dk_out")  # of outputs, by the names of inputs
+FAR_AWAY = "offsets past 2³¹ not judged: that is for interpreted kernels, where there are addresses"
+
+
+def subject(implementation: Any, operator: str) -> Function | Operator:
+    """Return what is to be judged.
+
+    Raises:
+        ValueError: nothing of the kind can be judged as this operator.
+        TypeError: it cannot be called and has not the operator's functions, or takes other
+            arguments.
+    """
+    if operator not in ops.OPERATORS:
+        known = ", ".join(ops.OPERATORS)
+        raise ValueError(f"--op is {operator!r}; it must be one of {known}")
+    wanted = functions(operator)
+    if is_operator(implementation, wanted):
+        return Operator(implementation, operator)
+    if operator not in PLAIN:
+        takes = f"as {operator} an object with {' and '.join(wanted)} can be taken"
+        missing = [n for n in wanted if not callable(getattr(implementation, n, None))]
+        if 0 < len(missing) < len(wanted):
+            raise TypeError(f"{implementation!r} has no function {missing[0]!r}; {takes}")
+        known = ", ".join(PLAIN)
+        raise ValueError(
+            f"--op is {operator!r}; it must be one of {known} for a plain function ({takes})"
+        )
+    seen = Seen()
+    return Function(plain(implementation, operator, seen), operator, seen)
+
+
+class Function:
+    """A plain call, f(tensors…, options…) -> output or outputs, differentiated by autograd.
+
+    Attributes:
+        function, entry, operator: what is called, and how and as what (`table`).
+        contract: the operator's, of what a plain call can be asked for.
+        case_type: of its cases.
+        side: where its tensors live.
+        missing: options that it does not have.
+        ever: outputs and gradients that it ever computed.
+        unexercised: options that it has and no judged case has set.
+        unpassed: parameters that it has and that are never given.
+        remarks: what it does otherwise than ours, and may.
+        found_out: what it was found to mean, in words.
+        implied: options that it does not have and may do without.
+        instead: outputs that the contract does not have.
+        without: fields of cases, by options that it does not have and that were found out.
+        meant: values of options that it has, as they were found out.
+        handed: what tensors of options say, as it was found out.
+        arranged: the order of its axes, where it is not the usual one.
+        ways: what it may be called as where that is left open, by words.
+        limits: bring a case into the domain of who does without something, as it was found out.
+        always: the values that fields of cases have.
+        long: cases that are run in one precision.
+        absent: gradients of the last call that are None.
+        learns, learning: whether any output ever required a gradient; which inputs are to now.
+    """
+
+    def __init__(self, function: Callable[..., Any], operator: str, seen: Seen) -> None:
+        self.function, self.entry, self.operator = function, PLAIN[operator], operator
+        self.side, module = ops.load("triton"), contract_module(operator)
+        self.case_type = module.Case
+        self.without: dict[str, Mapping[str, Any]] = {}
+        self.meant: dict[str, Any] = {}
+        self.handed: dict[str, Handed] = {}
+        self.limits: list[Callable[[Any], Any]] = []
+        self.arranged, self.found_out = seen.order, list(seen.said)
+        self.ways = seen.ways or {"": function}
+        self.learns, self.learning = False, foreign_learning.Learning()
+        self._names = names(function, (*self.entry.options, *self.entry.told))
+        self.missing = [o for o in self.entry.options if o not in self._names]
+        self.ever, self.absent, self.remarks = set[str](), set[str](), set[str]()
+        self.unexercised = [o for o in self._names if o not in self.entry.told]
+        self.always = {**self.entry.always, **seen.fields}
+        taken = parameters(function)
+        self._insisted = {
+            option: fields
+            for option, fields in self.entry.insisted.items()
+            if option in self._names
+            and taken[self._names[option]].default is inspect.Parameter.empty
+        }
+        self._lacking = self._optional(taken)
+        self.implied = [option for option in self.entry.implied if option in self.missing]
+        self._computed: set[str] = set()  # by the last call
+        self._launches, self._shapes = 0, dict[str, tuple[int, ...]]()  # as outputs must be
+        self.instead = set(self.entry.instead.values())
+        ours, plain = module.CONTRACT, self.entry
+        self._inputs = plain.inputs or ours.inputs
+        spared = {*plain.conventions, *self._spared(taken)}
+        claims = {n: p for n, p in ours.properties.items() if n not in spared}
+        claims |= foreign_learning.properties(self.learning, self._given_of, self._truth)
+        if seen.has_groups:
+            claims |= optimizers.properties(self._given_of, self._truth)
+        passes = {n: p for n, p in ours.passes.items() if p == "backward" or n in plain.outputs}
+        passes = {n: p for n, p in passes.items() if n not in {f"d{x}" for x in self._lacking}}
+        self.contract: Contract = replace(
+            ours,
+            inputs=self._given_of,
+            run=self._run,
+            truth=self._truth,
+            passes={**passes, **dict.fromkeys(self.instead, "forward")},
+            pinned=[module.Case(**fields) for fields in self._pinned()],
+            properties=claims,
+            small=plain.small or ours.small,
+            in_place=False,
+        )
+        self.long = [module.Case(**fields) for fields in self.entry.long]
+        self._module_truth = module.truth
+        self.unpassed = self._check_signature(module.Case(), seen)
+
+    def find_out(self, observe: meanings.Observe = lambda why, case: None) -> None:
+        """Try what it means where its signature leaves it open, and judge it so.
+
+        `observe` is told what for, and each case before it is tried.
+        """
+        meanings.find_out(self, observe)
+
+    def shown(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
+        """Return the outputs that properties know of."""
+        found = self._run(side, case, given)
+        for name, shape in self._shapes.items():
+            if name in found and tuple(found[name].shape) != shape:
+                was = tuple(found[name].shape)
+                raise AssertionError(f"{name} has shape {was}; it must be {shape}")
+        unknown = self.instead | foreign_lacking.unlike(self.entry, given, self._lacking)
+        return {n: x for n, x in found.items() if n not in unknown}
+
+    def _optional(self, taken: Mapping[str, inspect.Parameter]) -> list[str]:
+        """Return tensors that it lacks; cases have none of them, or always those it insists on."""
+        named, options = self.entry.may_lack, self._names.values()
+        known = dict(foreign_lacking.lacking(self.operator, named, taken, options))
+        for name, lacks in known.items():
+            without, given = self.entry.optional.get(name, ({}, {}))
+            self.always |= without if lacks else given
+        names = [name for name, lacks in known.items() if lacks]
+        self.remarks |= {f"it takes no {name}, and is judged without" for name in names}
+        return names
+
+    def _spared(self, taken: Mapping[str, inspect.Parameter]) -> Iterator[str]:
+        """Yield properties of another value than an option has by default, and say it."""
+        for option, (value, name) in self.entry.spared.items():
+            if option in self._names and taken[self._names[option]].default != value:
+                why = f"its {self._names[option]} is not {value:g} by default"
+                self.remarks.add(f"'{name}' not asked: {why}")
+                yield name
+
+    def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
+        """Return a case as the function is called."""
+        call = self.entry.call(side, case, given)
+        for option in self.implied:
+            if option in self.entry.unsaid:
+                call = self.entry.unsaid[option](call)
+        return call._replace(
+            tensors={n: x for n, x in call.tensors.items() if n not in self._lacking}
+        )
+
+    def _given_of(self, case: Any) -> Any:
+        """Return a case's inputs; gradients that are expanded are those of a sum, all alike."""
+        made = foreign_lacking.without(self.entry, self._inputs(case), self._lacking)
+        if getattr(case, "layout", "") != domains.EXPANDED:
+            return made
+        gradients = {n: getattr(made, n) for n in GRADIENTS if getattr(made, n, None) is not None}
+        return made._replace(**{n: np.full_like(x, x.flat[0]) for n, x in gradients.items()})
+
+    def _truth(self, case: Any, given: Any) -> dict[str, Approx]:
+        """Return what is true of the outputs that were computed."""
+        truth = {**self._module_truth(case, given)}
+        if self.instead & self._computed:
+            truth |= self.entry.truth(case, given)
+        return {n: x for n, x in truth.items() if n in self._computed}
+
+    def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
+        """Return the case in this precision, without what the function does not take.
+
+        `size` is a head_dim that more functions take than any.
+        """
+        fields = dict(self.always)
+        for option in self.missing:
+            fields |= self.without.get(option, self.entry.options[option])
+        for option, given in self._insisted.items():
+            if all(getattr(case, n) == x for n, x in self.entry.options[option].items()):
+                fields |= given
+        for option in self.entry.meant.keys() - set(self.missing):
+            fields[option] = self.meant.get(option, True) if getattr(case, option) else False
+        for option, handed in self.handed.items():
+            if any(getattr(case, n) != x for n, x in self.entry.options[option].items()):
+                fields |= handed.fields
+        case = self.entry.narrowed(in_precision(case, precision, fields), size)
+        for limit in self.limits:
+            case = limit(case)
+        return case
+
+    def implying(self, option: str, precision: str) -> Any:
+        """Return a case of an option of `implied`, which it is not told."""
+        case = self.case_type(**self.entry.implied[option])
+        own = {n: getattr(case, n) for n in self.entry.options[option]}
+        return replace(self.fitting(case, precision), **own)
+
+    def judged(self, case: Any) -> None:
+        """Remember which options a case has set."""
+        unset = self.entry.options
+        self.unexercised = [
+            o for o in self.unexercised if all(getattr(case, n) == x for n, x in unset[o].items())
+        ]
+
+    def skips(self, case: Any) -> bool:
+        """Return whether the case's offsets mean nothing here: they do to interpreted kernels.
+
+        What is no kernel may copy memory that nobody touched before, and that is large.
+        """
+        far = getattr(case, "layout", "") in domains.FAR
+        if far and not self._launches:
+            self.remarks.add(FAR_AWAY)
+        return far and not self._launches
+
+    def _pinned(self) -> list[Mapping[str, Any]]:
+        is_there = self.side.device == "cpu" and domains.far_is_there()
+        if self.entry.far and not is_there:
+            self.remarks.add(FAR_AWAY)
+        return self.entry.always_run(self._names, is_there, "layout" in vars(self.case_type()))
+
+    def outside(self) -> list[str]:
+        """Return what the domain leaves out that would mean something to the function."""
+        means = {*self._names, *self.ever} - self.meant.keys()
+        said = [x for name, x in self.entry.outside.items() if name in means]
+        known = {*self.meant.items(), *((n, way.get(n)) for n, way in self.without.items())}
+        said += [x for meaning, x in self.entry.beyond.items() if meaning in known]
+        return list(dict.fromkeys(said))
+
+    def _check_signature(self, case: Any, seen: Seen) -> list[str]:
+        """Refuse a function that cannot be called, before it is; return what it is never given."""
+        try:
+            signature = inspect.signature(self.function)
+        except ValueError:  # a builtin has none
+            return []
+        call = self._call(self.side, case, self.contract.inputs(case))
+        options = {self._names[n]: None for n in call.options if n in self._names}
+        try:
+            given = signature.bind(*call.tensors, **options).arguments
+        except TypeError as error:
+            takes = f"({', '.join(call.tensors)})"
+            if named := [o for o in self.entry.options if o != packed.OPTION]:
+                takes += f", and any of {', '.join(named)}"
+            words = f"the function takes {seen.signature or signature}"
+            words += "".join(f", {name} taken for the output" for name in seen.written)
+            words += f"; it must take {takes}, or be wrapped so: {self.entry.shapes}"
+            raise TypeError(words) from error
+        places = (p for p in signature.parameters.values() if p.kind not in VARIADIC)
+        return [p.name for p in places if p.name not in given]
+
+    def _run(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
+        """Call the function, and its gradient where there is one."""
+        import torch
+
+        precision = precision_name(case)
+        implied = [self.implying(option, precision) for option in self.implied]
+        if self.fitting(case, precision) != case and case not in implied:
+            raise Inapplicable("the function takes no such case")
+        call = self._call(side, case, given)
+        learned = {n: x for n, x in call.options.items() if n in self.entry.learned}
+        tensors = self.learning.leaves({**call.tensors, **learned})
+        leaves = {n: x for n, x in tensors.items() if x is not None and x.requires_grad}
+        learned = {n: tensors.pop(n) for n in learned}
+        options = self._given(call._replace(options={**call.options, **learned}))
+        before, self.absent = self._launches, set()
+        with self.learning.grad_mode(), refusals(options.values()), self._counting():
+            returned = disturbing.around(
+                side,
+                lambda: self.function(*tensors.values(), **options),
+                (*tensors.values(), options),
+            )
+            outputs = returned if isinstance(returned, tuple) else (returned,)
+            while len(outputs) > 1 and outputs[-1] is None:
+                outputs = outputs[:-1]
+            named = (self.entry.named or (lambda *_: self.entry.outputs))(tensors, outputs)
+            found = dict(zip(named, outputs, strict=False))
+            found.pop("", None)
+            if wrong := [x for x in found.values() if not isinstance(x, torch.Tensor)]:
+                raise TypeError(f"it returns {type(wrong[0]).__name__}; it must return a tensor")
+            self.remarks.update(dtypes_told(found, tensors, self.entry.any_dtype))
+            self._shapes = {n: tuple(x.shape) for n, x in call.gradients.items()}
+            self.learns |= any(x.requires_grad for x in found.values())
+            roots = {
+                n: x
+                for n, x in found.items()
+                if n in call.gradients and x.requires_grad and x.shape == call.gradients[n].shape
+            }
+            if getattr(case, "stream_gradient", False) and not self._is_fused(roots):
+                raise Inapplicable("the stream's gradient is not the function's to add")
+            if roots and any(n in call.gradients and n not in roots for n in self.entry.together):
+                raise Inapplicable("an output that is not there, or learns nothing, has a gradient")
+            if roots:
+                how = (call.gradients, self.learning.twice)
+                of = foreign_gradients.gradients(roots, leaves, *how)
+                found, self.absent = found | of[0], of[1]
+        if roots and self._launches > before and not foreign_gradients.are_told(roots):
+            self.remarks.add(foreign_gradients.UNTOLD)
+        found = {n: x for n, x in found.items() if n in self.contract.passes}
+        self._computed = set(found)
+        self.ever |= self._computed
+        return found
+
+    def _is_fused(self, roots: Mapping[str, Any]) -> bool:
+        """Return whether one backward has the gradients of both the norm and its stream.
+
+        Where autograd adds them it adds what was rounded, and that is not the function's doing.
+        """
+        if not {"out", "h"} <= roots.keys():
+            return False
+        fused = roots["out"].grad_fn is roots["h"].grad_fn
+        if not fused:
+            self.remarks.add("the stream's own gradient not judged: autograd adds it")
+        return fused
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count the kernels that are interpreted."""
+        interpreted = self.side.device == "cpu"
+        before = launches() if interpreted else 0
+        try:
+            yield
+        finally:
+            self._launches += launches() - before if interpreted else 0
+
+    def _given(self, call: Call) -> dict[str, Any]:
+        """Return the options by the function's names; one that is None is left to its default.
+
+        Where that is a number it cannot be what None stands for, and the call's value is given.
+        """
+        given = {self._names[n]: x for n, x in call.options.items() if n in self._names}
+        values = {self._names[n]: x for n, x in call.values.items() if n in self._names}
+        first = next(iter(call.tensors.values()))
+        for option, handed in self.handed.items():
+            for told in (given, values):
+                if (x := told.get(name := self._names[option])) is not None:
+                    told[name] = handed.change(x, first)
+        defaults = {n: inspect.signature(self.function).parameters[n].default for n in given}
+        for name, default in defaults.items():
+            if given[name] is None and name in values and default is not None:
+                given[name] = values[name]
+            elif given[name] is None and default in KINDS:
+                continue  # what it does by default is not what it does without
+            elif given[name] is None and default is not inspect.Parameter.empty:
+                del given[name]
+            elif isinstance(default, tuple) and isinstance(given[name], tuple):
+                pairs = zip(given[name], default, strict=True)  # such as −1 for no limit
+                given[name] = tuple(d if x is None else x for x, d in pairs)
+        return given
+
+
+def names(function: Callable[..., Any], options: Iterable[str]) -> dict[str, str]:
+    """Return what the function calls those options that it has."""
+    taken = parameters(function)
+    theirs = {option: [n for n in names_of(option) if n in taken] for option in options}
+    return {option: known[0] for option, known in theirs.items() if known}
