@@ -83,7 +83,7 @@ def test_who_writes_to_an_input_is_told():
         return F.softmax(x, -1) * 2
 
     said = foreign.digest(judged(softmax, "softmax"))
-    assert "  with it input 0 of shape (1, 1) was written to" in said
+    assert "  with it, input 0 of shape (1, 1) was written to" in said
 
 
 @triton.jit

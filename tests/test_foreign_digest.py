@@ -42,15 +42,17 @@ def test_what_failing_cases_have_in_common_is_said():
         for window in (None, (1, 2), (2, 3), (0, 7))
     ]
     found = shared(Case(window=(1, 2)), lambda c: c.window, cases)
-    assert found == "132 of 176 cases fail so, all with window given; no other has"
+    assert found == "132 of 176 cases fail this way, all with window given; none that holds has"
     right = [Case(rows, 4, (9, 9)) for rows in range(1, 12)]  # given, and no failure
     found = shared(Case(window=(1, 2)), lambda c: c.window and c.window != (9, 9), cases + right)
-    assert found.endswith("all with window given; so have 11 of the 55 others")
+    assert found.endswith("all with window given; so have 11 of the 55 that hold")
     found = shared(Case(rows=3), lambda c: c.rows % 2 and c.rows > 2, cases)
-    assert re.search("all with rows (odd and rows ≥ 3|≥ 3 and rows odd); no other has", found)
+    assert re.search(
+        "all with rows (odd and rows ≥ 3|≥ 3 and rows odd); none that holds has", found
+    )
     found = shared(Case(columns=130), lambda c: c.columns > 64 and c.rows > 1, cases)
-    assert found.endswith("all with columns ≥ 130; so have 8 of the 96 others")
-    assert shared(Case(), lambda c: True, cases) == "all 176 cases fail so"
+    assert found.endswith("all with columns ≥ 130; so have 8 of the 96 that hold")
+    assert shared(Case(), lambda c: True, cases) == "all 176 cases fail this way"
     assert shared(Case(), lambda c: False, cases) == ""
 
 
@@ -72,7 +74,7 @@ def test_what_may_be_chance_is_not_said():
         Case(rows, window=w, seed=s) for rows in (3, 5) for w in (None, (1, 1)) for s in (0, 1)
     ]
     found = shared(Case(3, window=(1, 1)), lambda c: c == Case(3, window=(1, 1)), cases)
-    assert found == "1 of 8 cases fail so"
+    assert found == "1 of 8 cases fail this way"
 
 
 def test_a_smaller_case_that_fails_is_found():
@@ -98,15 +100,15 @@ def test_a_crash_is_one_fault_whatever_it_breaks():
     assert said[0] == "it raises (float32, bfloat16)"
     assert re.fullmatch(r"  RuntimeError: 1 is odd \(at foreign_kernels.py:\d+\)", said[1])
     assert "seqlen_q=1, seqlen_k=1" in said[2]
-    assert "all with seqlen_q odd; no other has" in said[4]
-    assert re.match(r"  \d+ properties fail so: single key, ", said[5])
+    assert "all with seqlen_q odd; none that holds has" in said[4]
+    assert re.match(r"  \d+ properties fail this way: single key, ", said[5])
 
 
 def test_outputs_of_one_case_are_one_fault():
     said, _ = digest("ignores_window", examples=240, claimed=0, dtypes=["float32"])
-    assert len(said) == 6 and said[0] == "out, dq, dk, dv leave their bounds (float32)"
+    assert len(said) == 6 and said[0] == "out, dq, dk, dv exceed their bounds (float32)"
     assert re.search(r"it must be \S+ ± \S+ \(.*\), [\d,.]+ times its bound$", said[1])
-    assert re.match(r"  with it dq by \S+ times its bound, dk by ", said[2])
+    assert re.match(r"  with it, dq by \S+ times its bound, dk by ", said[2])
     assert "window_size given" in said[5]
 
 
@@ -127,7 +129,7 @@ def gelu_by_tanh(x):
 
 def test_what_is_no_number_in_one_precision_hides_no_number_of_another():
     found = foreign.judge(softmax_that_doubles_or_is_nan, "softmax", 30, claimed=0)
-    said = [line for line in foreign.digest(found) if "leave" in line]
+    said = [line for line in foreign.digest(found) if "exceed" in line]
     where = {re.search(r"\((.*)\)", line)[1] for line in said}
     assert {"float32", "float16, bfloat16"} <= where and len(where) == 2
 
@@ -135,7 +137,7 @@ def test_what_is_no_number_in_one_precision_hides_no_number_of_another():
 def test_the_precision_that_holds_is_said():
     found = foreign.judge(softmax_in_steps, "softmax", 30, claimed=0)
     (said,) = (line for line in foreign.digest(found) if "float32" in line)
-    assert re.fullmatch(r"float32 keeps its bounds in all \d\d cases", said)
+    assert re.fullmatch(r"float32 is within its bounds in all \d\d cases", said)
 
 
 def test_of_what_is_wrong_in_its_tail_alone_the_kind_is_known():
@@ -188,9 +190,9 @@ def test_properties_alone_say_what_they_mean():
     ]
     said = foreign.digest(foreign.Verdict(found=[one], claims=claims))
     assert said[:3] == [
-        "of the properties 1 fail, 1 hold",
+        "of the properties, 1 fail and 1 hold",
         "property 'single key' (float32): out is off",
-        "  it says: so it is",
+        "  it means: so it is",
     ]
     assert said[3].startswith("  again: python -c ")
 

@@ -83,7 +83,7 @@ def test_a_fault_is_found(name, operator, words):
 
 def test_who_smooths_by_default_is_not_asked_for_what_it_is_not_without():
     found, of_torch = (judge(x, "softmax_cross_entropy") for x in ("smoothed_loss", "plain_loss"))
-    said = "'impossible classes' not asked: its smoothing is not 0 by default"
+    said = "'impossible classes' not checked: its smoothing is not 0 by default"
     assert said in found.notes and not any(said in note for note in of_torch.notes)
     assert "impossible classes" not in {claim.name for claim in found.claims}
     assert "impossible classes" in {claim.name for claim in of_torch.claims}
@@ -128,7 +128,11 @@ def test_a_gain_of_one_more_is_found_out():
         ("weight_of_columns", "linear", "its tensors are taken to be weight (in, out)"),
         ("linear_with_gelu", "linear", "without activation, its activation is taken to be gelu"),
         ("losses_of_rows", "softmax_cross_entropy", "its reduction is taken to be none"),
-        ("gated_by_tanh", "gated_activation", "taken to be gelu_tanh, whose bounds most keep"),
+        (
+            "gated_by_tanh",
+            "gated_activation",
+            "taken to be gelu_tanh, whose bounds hold in most cases",
+        ),
         ("embedding_with_padding", "embedding", "gradient of row 0 is always 0: a padding_idx?"),
         ("BySign", "optimizers", "its optimizer is none of adam, adamw; judged as"),
     ],

@@ -51,7 +51,7 @@ def test_a_fault_is_found(name, words):
 
 def test_a_wrong_function_that_is_always_causal_is_wrong_as_such():
     found = judge("always_causal_without_scale")
-    assert "without causal, it is: later keys change nothing" in found.taken
+    assert "it is causal without being asked: later keys change nothing" in found.taken
     assert not any("reordered keys" in failure for failure in found.failures)
     assert any(failure.startswith("forward float32 out: out[") for failure in found.failures)
 

@@ -41,7 +41,7 @@ def test_a_sound_one_passes(name, operator, passes):
         ("mean_of_those_that_count", "targets of −100 judged, though it takes no ignore_index"),
         ("mean_of_those_not_minus_100", "targets of −100 judged, though it takes no ignore_index"),
         ("mean_that_refuses", "targets of −100 not judged: add ignore_index=…"),
-        ("mean_of_all", "targets of −100 are not ignored, as torch's are: add ignore_index=… to "),
+        ("mean_of_all", "targets of −100 are not ignored, unlike torch's: add ignore_index=… to "),
     ],
 )
 def test_it_is_said_whether_targets_that_do_not_count_were_asked(name, said):
@@ -68,7 +68,7 @@ def test_logits_that_are_all_far_below_0_are_asked_for():
 
 def test_what_is_written_over_is_said_without_a_measure():
     said = verdict.digest(judge("written_over", "softmax_cross_entropy"))
-    assert said[0].startswith("it writes to what it was given, and autograd is not told (")
+    assert said[0].startswith("it writes to its inputs without telling autograd (")
     assert not any("times its bound" in line for line in said)
 
 

@@ -104,7 +104,7 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
 
     verdict = "[red]FAIL[/red]" if found.failures else "holds"
     verdict = "[red]not judged:[/red]" if found.unjudged else verdict
-    said(f"{verdict} {name} as {operator}{', in what was asked' if found.unasked else ''}")
+    said(f"{verdict} {name} as {operator}{', as far as it was checked' if found.unasked else ''}")
     if found.largest and not found.failures:
         said(f"the largest sizes tried: {found.largest}")
     for line in found.taken:
@@ -120,13 +120,13 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
     for note in found.notes:
         said(escaped(note))
     if found.unasked:
-        said(f"--seconds were over, not asked: {found.unasked}")
+        said(f"stopped by --seconds; not checked: {found.unasked}")
     if everything and found.failures:
         for fault in found.failures:
             said(f"[red]FAIL[/red] {escaped(fault)}")
         said(f"({foreign_verdict.IMPORT})")
     elif len(found.failures) > 1:
-        said(f"--all shows all {len(found.failures)} failures and the tables, --json keeps them")
+        said(f"--all shows all {len(found.failures)} failures and the tables; --json saves them")
 
 
 def properties(found: Verdict) -> Table:

@@ -65,7 +65,7 @@ __all__ = [
 ]  # fmt: skip
 
 PRECISIONS = (*domains.DTYPES, "tf32")
-TF32 = "in tf32 it holds: its products may be that (--dtype tf32)"
+TF32 = "it holds as tf32: its products may be in that precision (--dtype tf32)"
 CLAIMED = 4  # cases for each property and precision
 RECOMPILED = 256  # times that torch.compile may compile a function in one precision
 

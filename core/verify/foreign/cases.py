@@ -38,12 +38,12 @@ def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str
     failing = [case for case, fails in tried.items() if key in fails]
     otherwise = [case for case, fails in tried.items() if fails and key not in fails]
     holding = [case for case, fails in tried.items() if not fails]
-    count = f"{len(failing)} of {len(tried)} cases fail so"
-    count += f", {len(otherwise)} otherwise" if otherwise else ""
+    count = f"{len(failing)} of {len(tried)} cases fail this way"
+    count += f", {len(otherwise)} in another" if otherwise else ""
     if not failing or not (holding or otherwise):
-        return f"all {len(tried)} cases fail so" if failing else ""
+        return f"all {len(tried)} cases fail this way" if failing else ""
     if not holding:
-        return f"{count}, none holds"
+        return f"{count}, and none holds"
     said: list[str] = []
     left = list(range(len(holding)))  # those that hold and have all of it
     looked_for = dict(_shared(failing, holding, smallest))
@@ -57,7 +57,9 @@ def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str
         left = having
     if not said or len(left) > MOST * len(holding):
         return count
-    others = f"so have {len(left)} of the {len(holding)} others" if left else "no other has"
+    others = (
+        f"so have {len(left)} of the {len(holding)} that hold" if left else "none that holds has"
+    )
     return f"{count}, all with {' and '.join(said)}; {others}"
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 UNTOLD = (
-    "its kernels write where autograd does not see it, and gradients are of what torch does beside "
-    "them: launch kernels in torch.no_grad, or in a torch.autograd.Function"
+    "its kernels write where autograd cannot see, so that gradients are only those of torch's own "
+    "operations: launch kernels in torch.no_grad, or in a torch.autograd.Function"
 )
 NOTHING = "backward gives None, or no output depends on it"
 

@@ -198,12 +198,17 @@ def _without(function: Function, observe: Observe) -> None:
             del function.without[option]
             if option == "causal" and _sees_nothing_later(function, observe):
                 take({"causal": True})
-                function.found_out.append("without causal, it is: later keys change nothing")
+                function.found_out.append(
+                    "it is causal without being asked: later keys change nothing"
+                )
             elif option != "causal" and tried.nearest is not None:
                 take(ways[tried.nearest])
                 words = _unlike(function.without[option], ways)
                 if tried.size == 0.0:  # the middle element of every output keeps its bound
-                    words = _like(option, function.without[option]) + ", whose bounds most keep"
+                    words = (
+                        _like(option, function.without[option])
+                        + ", whose bounds hold in most cases"
+                    )
                 function.found_out.append(words)
             continue
         take(ways[tried.best])

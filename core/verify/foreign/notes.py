@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from twofold.core.verify.foreign.trial import Trial
 
 IMPLIED = {"enable_gqa": "grouped heads", "ignore_index": "targets of −100"}
-UNLIKE = "are not ignored, as torch's are: add ignore_index=… to be held to it"
+UNLIKE = "are not ignored, unlike torch's: add ignore_index=… to have them judged"
 
 
 def notes(trial: Trial) -> list[str]:
@@ -28,7 +28,7 @@ def notes(trial: Trial) -> list[str]:
             asked = UNLIKE
         elif not trial.implied_asked:
             fails = any(v for cases in trial.tried.values() for v in cases.values())
-            asked = "not judged while other cases fail" if fails else "not judged: no time was left"
+            asked = "not judged while other cases fail" if fails else "not judged: out of time"
         notes.append(f"{IMPLIED[option]} {asked}")
     if judged.unpassed:
         notes.append(f"never passed: {', '.join(judged.unpassed)}")

@@ -178,7 +178,7 @@ class Function:
         for option, (value, name) in self.entry.spared.items():
             if option in self._names and taken[self._names[option]].default != value:
                 why = f"its {self._names[option]} is not {value:g} by default"
-                self.remarks.add(f"'{name}' not asked: {why}")
+                self.remarks.add(f"'{name}' not checked: {why}")
                 yield name
 
     def _call(self, side: ops.Side, case: Any, given: Any) -> Call:

@@ -19,15 +19,15 @@ LITTLE = 4.0  # bounds; what is off by less is said to be of this kind, and fail
 FAR_OFF = 64.0  # bounds, from where a case is shown before others that fail
 INPUTS = "inputs"  # the output that says whether somebody wrote to them
 DENSE = (
-    "so it may not look at strides: it must take them, call .contiguous(), or refuse others "
-    "(assert x.is_contiguous())"
+    "it may be ignoring strides: it must use them, call .contiguous(), or refuse other "
+    "layouts (assert x.is_contiguous())"
 )
 SPREAD = "with other leading axes"  # what a property says of rows that are spread over them
 UNPACKED = (
-    "with one it holds: what is written for rows and columns must refuse more axes, as "
-    "`R, C = x.shape` does"
+    "with one leading axis it holds: code written for rows and columns must refuse more "
+    "axes, as `R, C = x.shape` does"
 )
-ROUNDED = "so little may be less exact arithmetic: one more rounding, or a difference that cancels"
+ROUNDED = "an error this small may be one rounding more, or a difference that cancels"
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,16 @@ def digest(verdict: Verdict) -> list[str]:
             properties += _of_property(failures, not said)
         else:
             said += _of_bound(failures, verdict.common)
-    said += [f"{p} keeps its bounds in all {n} cases" for p, n in verdict.holding.items() if said]
+    said += [
+        f"{p} is within its bounds in all {n} cases" for p, n in verdict.holding.items() if said
+    ]
     outcomes: dict[str, set[str]] = {}
     for claim in verdict.claims:
         outcomes.setdefault(claim.name, set()).add(claim.outcome)
     fail = sum(FAILS in found for found in outcomes.values())
     hold = sum({FAILS, HOLDS} & found == {HOLDS} for found in outcomes.values())
     if fail:
-        said.append(f"of the properties {fail} fail, {hold} hold")
+        said.append(f"of the properties, {fail} fail and {hold} hold")
     said += properties
     return said or verdict.failures
 
@@ -186,18 +188,18 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
     shown = [f for f in failures if f.again == first.again]
     names = list(dict.fromkeys(f.name for f in failures if f.pass_ != PROPERTY))
     properties = list(dict.fromkeys(f.name for f in failures if f.pass_ == PROPERTY))
-    leave = "leaves its bound" if len(names) == 1 else "leave their bounds"
-    what = "it raises" if first.raised else f"{', '.join(names)} {leave}"
+    exceed = "exceeds its bound" if len(names) == 1 else "exceed their bounds"
+    what = "it raises" if first.raised else f"{', '.join(names)} {exceed}"
     if names == [INPUTS] and not first.raised:
-        what = "it writes to what it was given, and autograd is not told"
+        what = "it writes to its inputs without telling autograd"
     said = [f"{what} ({_precisions(failures)})", f"  {first.fault}"]
     if far := _far(first):
         said[-1] += f", {far}"
         if all(f.share < LITTLE for f in failures):
             said.append(f"  {ROUNDED}")
     if words := ", ".join(f"{f.name} by {far}" for f in shown[1:] if (far := _far(f))):
-        said.append(f"  with it {words}")
-    said += [f"  with it {f.fault}" for f in shown[1:] if f.name == INPUTS]
+        said.append(f"  with it, {words}")
+    said += [f"  with it, {f.fault}" for f in shown[1:] if f.name == INPUTS]
     said.append(f"  smallest case found: {first.precision}{first.case and ', '}{first.case}")
     said.append(f"  {_again(first.again)}")
     if words := common.get(first.again, ""):
@@ -205,7 +207,7 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
         if "layout" in words and "layout=far" not in words:  # its offsets are too small
             said.append(f"  {DENSE}")
     if properties:
-        said.append(f"  {len(properties)} properties fail so: {', '.join(properties)}")
+        said.append(f"  {len(properties)} properties fail this way: {', '.join(properties)}")
     return said
 
 
@@ -214,7 +216,7 @@ def _of_property(failures: Sequence[Failure], alone: bool) -> list[str]:
     first = min(failures, key=lambda f: len(f.again))
     names = ", ".join(f"'{name}'" for name in dict.fromkeys(f.name for f in failures))
     said = [f"property {names} ({_precisions(failures)}): {first.fault}"]
-    said += [f"  it says: {first.meaning}"] if alone and first.meaning else []
+    said += [f"  it means: {first.meaning}"] if alone and first.meaning else []
     said += [f"  {UNPACKED}"] if first.fault.startswith(SPREAD) and alone else []
     return [*said, f"  {_again(first.again) if alone else first.again}"]
 

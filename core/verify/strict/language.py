@@ -140,6 +140,14 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
         node.body = [self.visit(statement) for statement in node.body]
         return node
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:  # noqa: D102
+        if not hasattr(ASTTransformer, "visit_Assign"):
+            visited: ast.AST = self.generic_visit(node)
+            return visited
+        node.value = self.visit(node.value)  # Triton 3.6 wraps the value and looks at none of it
+        wrapped: ast.AST = super().visit_Assign(node)
+        return wrapped
+
     def visit_For(self, node: ast.For) -> ast.AST:  # noqa: D102
         call, unrolled = node.iter, False
         if isinstance(call, ast.Call):
