@@ -141,11 +141,10 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
         return node
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:  # noqa: D102
-        if not hasattr(ASTTransformer, "visit_Assign"):
-            visited: ast.AST = self.generic_visit(node)
-            return visited
-        node.value = self.visit(node.value)  # Triton 3.6 wraps the value and looks at none of it
-        wrapped: ast.AST = super().visit_Assign(node)
+        value, node.value = self.visit(node.value), ast.Constant(None)
+        wrapped: ast.Assign = super().visit_Assign(node)
+        assert isinstance(wrapped.value, ast.Call)
+        wrapped.value.args[0] = value  # visited once: Triton 3.6 never visits it, 3.9 does
         return wrapped
 
     def visit_For(self, node: ast.For) -> ast.AST:  # noqa: D102
