@@ -8,6 +8,7 @@ function that is not ours may order its sums as it likes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,10 +19,12 @@ from twofold.core.verify.contract import Bits, Outputs, Property, Subject, compa
 from twofold.core.verify.rounding import Approx, Array
 
 __all__ = [
+    "SPREAD",
     "Bits",
     "adjoint",
     "agree",
     "held",
+    "leading_axes",
     "numbers",
     "one_truth",
     "other_strides",
@@ -31,6 +34,8 @@ __all__ = [
     "slopes",
     "within",
 ]
+
+SPREAD = "with other leading axes"  # how failures of `leading_axes` are named
 
 
 def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
@@ -63,6 +68,35 @@ def one_truth(
     for name, bound in bounds.items():
         if name in first:
             agree(name, first[name], second[name], bound, what)
+
+
+def leading_axes(
+    subject: Subject,
+    case: Any,
+    spread: Callable[[tuple[int, ...]], Any],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    bounds: Mapping[str, Approx],
+) -> None:
+    """Raise unless rows have the same bits however many axes they are spread over.
+
+    Args:
+        subject, case: what is asked, and of which case.
+        spread: the inputs with the rows in a shape.
+        shapes: of the rows in one axis, and over several.
+        bounds: of the outputs; those that are as large as the rows must have their shape.
+    """
+
+    def results(shape: tuple[int, ...]) -> dict[str, Array]:
+        found = subject.compute(case, spread(shape))
+        for name in found.keys() & bounds.keys():
+            if bounds[name].value.size == math.prod(shape):
+                assert found[name].shape == shape, f"{name} of {shape} has another shape"
+        return {name: a.reshape(-1) for name, a in found.items()}
+
+    one, several = shapes
+    found = results(several)
+    held(found, bounds, SPREAD)
+    same_bits(results(one), found, SPREAD)
 
 
 def other_strides(
