@@ -32,6 +32,7 @@ __all__ = [
     "products",
     "same_bits",
     "slopes",
+    "unmoved",
     "within",
 ]
 
@@ -55,6 +56,21 @@ def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> N
     """Raise unless two results of one truth are no further apart than both may be off."""
     value = np.where(np.isfinite(first), first, bound.value).astype(np.float64)
     within(name, second, replace(bound, value=value, error=2 * bound.error), what)
+
+
+def unmoved(
+    found: Outputs, bounds: Mapping[str, Approx], others: Mapping[str, Approx], what: str
+) -> None:
+    """Raise unless outputs of other inputs are as before: off by no more than both may be.
+
+    Args:
+        found: what was computed of the others.
+        bounds: of what is asked, of the inputs before.
+        others: of the other inputs.
+        what: the others, in words.
+    """
+    for name, bound in bounds.items():
+        within(name, found[name], replace(bound, error=bound.error + others[name].error), what)
 
 
 def one_truth(
