@@ -101,6 +101,12 @@ class Side:
         return importlib.import_module(f"{self.package}.{operator}")
 
 
+def check_operator(named: str, operator: str) -> None:
+    """Raise `ValueError` unless it is one of `OPERATORS`; `named` is what it was given as."""
+    if operator not in OPERATORS:
+        raise ValueError(f"{named} is {operator!r}; it must be one of {', '.join(OPERATORS)}")
+
+
 def load(side: str) -> Side:
     """Return the side by name.
 

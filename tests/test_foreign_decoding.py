@@ -5,6 +5,7 @@ import torch
 
 from twofold.core.bench import contenders, problems
 from twofold.core.verify import foreign
+from twofold.core.verify.foreign import decoding
 
 pytestmark = pytest.mark.usefixtures("importable")
 
@@ -46,6 +47,13 @@ def test_a_sound_one_passes(name, order):
                                             ("of_one_cache", "(2, pages, …)")])  # fmt: skip
 def test_where_k_and_v_are_in_one_cache_is_found_out(name, axis):
     assert any(words.endswith(f", k and v in one tensor {axis}") for words in judge(name).taken)
+
+
+def test_what_one_sequence_does_not_have_stays_none():
+    of_batches = decoding.one_sequence(lambda q, k_cache, v_cache: (q, None))
+    q, cache = torch.ones(2, 3, 1, 4), torch.ones(2, 3, 5, 4)
+    out, lse = of_batches(q, cache, cache)
+    assert torch.equal(out, q) and lse is None
 
 
 def test_it_races():

@@ -23,6 +23,7 @@ from twofold.core.verify.contract import Finding, Inapplicable, fitting
 from twofold.core.verify.contract import judge as judged
 from twofold.core.verify.foreign import imports, kinds, refusals, subjects
 from twofold.core.verify.foreign.forms import plain
+from twofold.core.verify.foreign.plain import own_names
 from twofold.core.verify.foreign.table import PLAIN
 from twofold.core.verify.peers.table import PEERS
 
@@ -173,7 +174,7 @@ def _named_as_in(
     taken = kinds.parameters(function)
     without = _optional(problem)
     optional = {n: x for n, x in tensors.items() if n in without}
-    names = subjects.names(function, (*problem.options, *optional, "softmax_scale"))
+    names = own_names(taken, (*problem.options, *optional, "softmax_scale"))
     if missing := [n for n in optional if n not in names]:
         raise NotImplementedError(f"it does not take {missing[0]}")
     found: dict[str, Any] = {names[n]: x for n, x in optional.items()}

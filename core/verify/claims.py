@@ -8,6 +8,7 @@ function that is not ours may order its sums as it likes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,10 +19,12 @@ from twofold.core.verify.contract import Bits, Outputs, Property, Subject, compa
 from twofold.core.verify.rounding import Approx, Array
 
 __all__ = [
+    "SPREAD",
     "Bits",
     "adjoint",
     "agree",
     "held",
+    "leading_axes",
     "numbers",
     "one_truth",
     "other_strides",
@@ -29,8 +32,11 @@ __all__ = [
     "products",
     "same_bits",
     "slopes",
+    "unmoved",
     "within",
 ]
+
+SPREAD = "with other leading axes"  # how failures of `leading_axes` are named
 
 
 def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
@@ -52,6 +58,21 @@ def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> N
     within(name, second, replace(bound, value=value, error=2 * bound.error), what)
 
 
+def unmoved(
+    found: Outputs, bounds: Mapping[str, Approx], others: Mapping[str, Approx], what: str
+) -> None:
+    """Raise unless outputs of other inputs are as before: off by no more than both may be.
+
+    Args:
+        found: what was computed of the others.
+        bounds: of what is asked, of the inputs before.
+        others: of the other inputs.
+        what: the others, in words.
+    """
+    for name, bound in bounds.items():
+        within(name, found[name], replace(bound, error=bound.error + others[name].error), what)
+
+
 def one_truth(
     subject: Subject, case: Any, other: Any, given: Any, bounds: Mapping[str, Approx], what: str
 ) -> None:
@@ -63,6 +84,35 @@ def one_truth(
     for name, bound in bounds.items():
         if name in first:
             agree(name, first[name], second[name], bound, what)
+
+
+def leading_axes(
+    subject: Subject,
+    case: Any,
+    spread: Callable[[tuple[int, ...]], Any],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    bounds: Mapping[str, Approx],
+) -> None:
+    """Raise unless rows have the same bits however many axes they are spread over.
+
+    Args:
+        subject, case: what is asked, and of which case.
+        spread: the inputs with the rows in a shape.
+        shapes: of the rows in one axis, and over several.
+        bounds: of the outputs; those that are as large as the rows must have their shape.
+    """
+
+    def results(shape: tuple[int, ...]) -> dict[str, Array]:
+        found = subject.compute(case, spread(shape))
+        for name in found.keys() & bounds.keys():
+            if bounds[name].value.size == math.prod(shape):
+                assert found[name].shape == shape, f"{name} of {shape} has another shape"
+        return {name: a.reshape(-1) for name, a in found.items()}
+
+    one, several = shapes
+    found = results(several)
+    held(found, bounds, SPREAD)
+    same_bits(results(one), found, SPREAD)
 
 
 def other_strides(

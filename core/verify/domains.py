@@ -19,6 +19,8 @@ from twofold.core.ops import Side
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DTYPES = ("float32", "float16", "bfloat16")
+# Those of matrix products: a dtype, and whether they may be in tf32.
+PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
 OWN = ("contiguous", "transposed", "padded", "strided")
 MIXED = "each its own"  # every array of a call has another of them
 LAYOUTS = (*OWN, MIXED)
@@ -194,6 +196,11 @@ def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> 
 def tile(operator: Any, case: Any) -> dict[str, Any]:
     """Return the argument of that name for an operator of a side, if the case has a tile of it."""
     return {} if case.tile is None else {"tile": operator.TILES[case.tile][1]}
+
+
+def entry(side: Side, case: Any, entries: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the argument `tile` of kernels, if the case has one of their table's entries."""
+    return {} if side.name == "reference" or case.tile is None else {"tile": entries[case.tile][1]}
 
 
 def between(case: Any, x: Any) -> Any:

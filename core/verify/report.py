@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from twofold.core.ops import OPERATORS, Side
+from twofold.core.ops import Side, check_operator
 from twofold.core.verify.contract import PROPERTY, Contract, Finding, judge_pinned
 from twofold.core.verify.search import search
 
@@ -48,8 +48,7 @@ class Row:
 
 def contract(operator: str) -> Contract:
     """Return an operator's contract by name."""
-    if operator not in OPERATORS:
-        raise ValueError(f"operator is {operator!r}; it must be one of {', '.join(OPERATORS)}")
+    check_operator("operator", operator)
     found: Contract = contract_module(operator).CONTRACT
     return found
 

@@ -27,8 +27,6 @@ from twofold.core.verify.rounding import Approx
 
 Array = domains.Array
 
-PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
-
 # What attention calls large is a score, whatever the size of q and k.
 LOGITS = {"large": 10.0, "huge": 1000.0, "tiny": 1e-3}
 
@@ -281,7 +279,7 @@ class _Collected:
 def cases(operator: str) -> Iterator[Any]:
     """Yield an operator's cases: each of its shapes in each mode and precision."""
     module = report.contract_module(operator)
-    for dtype, allow_tf32 in getattr(module, "PRECISIONS", PRECISIONS):
+    for dtype, allow_tf32 in getattr(module, "PRECISIONS", domains.PRECISIONS):
         base = module.Case(dtype=dtype)
         if allow_tf32 and not hasattr(base, "allow_tf32"):
             continue

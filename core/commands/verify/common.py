@@ -66,9 +66,7 @@ def chosen(operators: list[str] | None) -> list[str]:
     """
     names = list(operators or ops.OPERATORS)
     for name in names:
-        if name not in ops.OPERATORS:
-            known = ", ".join(ops.OPERATORS)
-            raise ValueError(f"operator is {name!r}; it must be one of {known}")
+        ops.check_operator("operator", name)
     return names
 
 

@@ -62,9 +62,7 @@ def command(
     it is not imported or called so, or refuses every case or raises in it.
     """
     with plain_errors():
-        if op not in ops.OPERATORS:
-            known = ", ".join(ops.OPERATORS)
-            raise ValueError(f"--op is {op!r}; it must be one of {known}")
+        ops.check_operator("--op", op)
         from twofold.core.verify import report
         from twofold.core.verify.foreign import apart
         from twofold.core.verify.foreign import verdict as foreign_verdict

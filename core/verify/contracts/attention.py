@@ -16,7 +16,6 @@ from twofold.core.verify.contracts.attention_domain import (
     LAYOUTS,
     MASKS,
     MODELS,
-    PRECISIONS,
     Case,
     Inputs,
     cases,
@@ -36,7 +35,7 @@ from twofold.core.verify.contracts.attention_scoring import SQUASHED, STEEP, Sco
 from twofold.kernels.attention_tiles import ENTRIES
 
 __all__ = [
-    "CONTRACT", "LAYOUTS", "MASKS", "PRECISIONS", "SQUASHED", "Case", "Inputs", "Scoring", "inputs",
+    "CONTRACT", "LAYOUTS", "MASKS", "SQUASHED", "Case", "Inputs", "Scoring", "inputs",
     "padded", "place", "place_mask", "placed", "problem", "repacked", "run", "scale", "small",
     "truth", "with_score_mod",
 ]  # fmt: skip

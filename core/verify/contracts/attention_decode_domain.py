@@ -177,13 +177,11 @@ def spare(case: Case) -> int:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    call, how = whole(case), dict[str, Any]()
+    call, how = whole(case), domains.entry(side, case, ENTRIES)
     if side.name != "reference":
         how["allow_tf32"] = case.allow_tf32
         if case.split is not None:
             how["split"] = case.split
-        if case.tile is not None:
-            how["tile"] = ENTRIES[case.tile][1]
     placed = attention.placed(side, call, roomy(case, given.call))._asdict()
     of_values = replace(call, layout=OF_VALUES.get(case.layout, case.layout))
     out, lse = side.attention_decode.forward(
@@ -280,7 +278,7 @@ def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
 
     return st.builds(
         build,
-        precision=st.sampled_from(attention.PRECISIONS),
+        precision=st.sampled_from(domains.PRECISIONS),
         batch=st.integers(1, 3),
         heads=st.sampled_from(((1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (5, 5))),
         queries=st.sampled_from((1, 1, 1, 2, 3, 5, 9, 17)),

@@ -40,7 +40,6 @@ MASKS = tuple(
     for n in range(5)
     for axes in itertools.product(*("1" + a for a in "BHMN"[4 - n :]))
 )
-PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
 # A call as models make it: what `verify compile` compiles, with the tiles that are chosen.
 MODELS: dict[str, Any] = {
     "batch": 2, "heads": 3, "seqlen_q": 128, "seqlen_k": 128, "layout": "heads inside",
@@ -377,7 +376,7 @@ def calls(
 
     return st.builds(
         build,
-        precision=st.sampled_from(PRECISIONS),
+        precision=st.sampled_from(domains.PRECISIONS),
         heads=heads,
         seqlen_q=domains.lengths(70),
         seqlen_k=domains.lengths(70),

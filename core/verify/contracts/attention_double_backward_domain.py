@@ -52,9 +52,7 @@ def inputs(case: Case) -> Inputs:
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
-    how: dict[str, Any] = {}
-    if side.name != "reference" and case.tile is not None:
-        how["tile"] = ENTRIES[case.tile][1]
+    how = domains.entry(side, case, ENTRIES)
     call = given.call
     _, cache = called(side, case, call)
     dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))

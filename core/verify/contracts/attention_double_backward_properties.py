@@ -28,9 +28,8 @@ from twofold.core.verify.contracts.attention_packed import padded, repacked
 from twofold.core.verify.contracts.attention_sample import (
     as_padded,
     bare,
-    flipped,
-    flipped_call,
     full_live,
+    permuted_heads,
     plain,
     unmasked,
 )
@@ -80,17 +79,6 @@ def parts(subject: Subject, case: Case) -> None:
         total = np.sum([part[name].astype(np.float64) for part in found], axis=0)
         error = bounds[name].error + sum(part[name].error for part in errors)
         claims.within(name, x, Approx(total, error, bounds[name].on), "not the sum of its parts:")
-
-
-def permuted_heads(subject: Subject, case: Case) -> None:
-    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
-    case = replace(bare(case), dlse=case.dlse)  # a dropout mask belongs to its place
-    given = inputs(case)
-
-    other = Inputs(flipped_call(given.call), *(flipped(x) for x in given[1:]))
-    backwards = {name: flipped(x) for name, x in subject.compute(case, other).items()}
-    what = "with batches and heads in reverse"
-    claims.same_bits(subject.compute(case, given), backwards, what)
 
 
 def repeated_heads(subject: Subject, case: Case) -> None:
@@ -278,7 +266,7 @@ PROPERTIES: Mapping[str, Property] = {
     "zero cotangents": zero_cotangents,
     "powers of two": powers_of_two,
     "parts": parts,
-    "permuted heads": permuted_heads,
+    "permuted heads": permuted_heads(inputs, lambda case: replace(bare(case), dlse=case.dlse)),
     "repeated heads": repeated_heads,
     "symmetry": symmetry,
     "moved keys": moved_keys,

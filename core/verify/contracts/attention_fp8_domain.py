@@ -127,8 +127,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
         how["bias"] = attention_domain.place_mask(side, given.call.bias, case, "float64")
     else:
         held = replace(case, dtype="float8_e4m3fn")
-        if case.tile is not None:
-            how["tile"] = ENTRIES[case.tile][1]
+    how |= domains.entry(side, case, ENTRIES)
     q, k, v = (place(side, x, held) for x in (given.call.q, given.call.k, given.call.v))
     q_scale, k_scale, v_scale = (
         domains.beside(side, x, case, statistics(case))

@@ -19,9 +19,8 @@ from twofold.core.verify.contracts.attention_not_numbers import padding_is_not_r
 from twofold.core.verify.contracts.attention_packed import padded
 from twofold.core.verify.contracts.attention_sample import (
     bare,
-    flipped,
-    flipped_call,
     full_live,
+    permuted_heads,
     unmasked,
 )
 from twofold.core.verify.domains import representable
@@ -169,18 +168,6 @@ def unseen(subject: Subject, case: Case) -> None:
     claims.same_bits(before, after, "with other keys that nobody attends to")
 
 
-def permuted_heads(subject: Subject, case: Case) -> None:
-    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
-    case = replace(bare(case), scales="BH")
-    given = inputs(case)
-
-    other = Inputs(flipped_call(given.call), *(flipped(x) for x in given[1:]))
-    reverse = subject.compute(case, other)
-    backwards = {name: flipped(x) for name, x in reverse.items()}
-    what = "with batches and heads in reverse"
-    claims.same_bits(subject.compute(case, given), backwards, what)
-
-
 def grouped_heads(subject: Subject, case: Case) -> None:
     """Heads that share keys have what they have with keys of their own."""
     if case.groups == 1:
@@ -255,7 +242,7 @@ PROPERTIES: Mapping[str, Property] = {
     "equal keys": equal_keys,
     "unattended": unattended,
     "unseen": unseen,
-    "permuted heads": permuted_heads,
+    "permuted heads": permuted_heads(inputs, lambda case: replace(bare(case), scales="BH")),
     "grouped heads": grouped_heads,
     "packed as padded": packed_as_padded,
     "quarter turns": quarter_turns,

@@ -25,10 +25,9 @@ from twofold.core.verify.contracts.attention_sample import (
     Sample,
     as_padded,
     bare,
-    flipped,
-    flipped_call,
     full_live,
-    last,
+    last_batch,
+    permuted_heads,
     plain,
     unmasked,
 )
@@ -145,33 +144,13 @@ def clipped(subject: Subject, case: Any, having: Callable[..., Any], room: int) 
         claims.same_bits(first, other, "with lengths that no sequence has")
 
 
-def permuted_heads(subject: Subject, case: Case) -> None:
-    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
-    case = replace(bare(case), dlse=case.dlse)  # a dropout mask belongs to its place
-    given = inputs(case)
-
-    reverse = subject.compute(case, flipped_call(given))
-    backwards = {name: flipped(x) for name, x in reverse.items()}
-    what = "with batches and heads in reverse"
-    claims.same_bits(subject.compute(case, given), backwards, what)
-
-
 def batch_alone(subject: Subject, case: Case) -> None:
     """An element of a batch by itself has the same bits as among others."""
     case = replace(bare(case), batch=max(case.batch, 2), dlse=case.dlse)
     given = inputs(case)
-    alone = given._replace(
-        q=given.q[-1:],
-        k=given.k[-1:],
-        v=given.v[-1:],
-        dout=given.dout[-1:],
-        dlse=None if given.dlse is None else given.dlse[-1:],
-        mask=last(given.mask),
-        block_mask=last(given.block_mask),
-        key_lengths=None if given.key_lengths is None else given.key_lengths[-1:],
-    )
     among = {name: x[-1:] for name, x in subject.compute(case, given).items()}
-    claims.same_bits(among, subject.compute(replace(case, batch=1), alone), "alone in its batch")
+    alone = subject.compute(replace(case, batch=1), last_batch(given))
+    claims.same_bits(among, alone, "alone in its batch")
 
 
 def causality(subject: Subject, case: Case) -> None:
@@ -358,7 +337,7 @@ PROPERTIES: Mapping[str, Property] = {
     "hull": hull,
     "masked rows": masked_rows,
     "clipped lengths": clipped_lengths,
-    "permuted heads": permuted_heads,
+    "permuted heads": permuted_heads(inputs, lambda case: replace(bare(case), dlse=case.dlse)),
     "batch alone": batch_alone,
     "causality": causality,
     "powers of two": powers_of_two,

@@ -6,7 +6,7 @@ queries, what those add to dk and dv is exactly zero, so that its bounds are tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 
 from twofold.core.verify import attention_bound, claims
 from twofold.core.verify.attention_bound import partnered
+from twofold.core.verify.contract import Property, Subject
 from twofold.core.verify.contracts.attention_domain import Case, Inputs, options, scale
 from twofold.core.verify.rounding import Approx, Array, exact, machine
 from twofold.reference.attention_scores import attended
@@ -163,21 +164,58 @@ def outer(mask: Array | None) -> int:
     return 0 if mask is None else max(0, mask.ndim - 2)
 
 
-def flipped(x: Array | None, axes: int = 2) -> Any:
+def permuted_heads(inputs: Callable[[Any], Any], alike: Callable[[Any], Any]) -> Property:
+    """Return the property that no batch or head is anything to another.
+
+    Args:
+        inputs: the contract's: those of a call, or its `call` and arrays (B, H, …).
+        alike: the case without what belongs to a place, as a dropout mask does.
+    """
+
+    def permuted_heads(subject: Subject, case: Any) -> None:
+        """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
+        case = alike(case)
+        given = inputs(case)
+        other = _flipped_call(given) if isinstance(given, Inputs) else _flipped_all(given)
+        backwards = {name: _flipped(x) for name, x in subject.compute(case, other).items()}
+        what = "with batches and heads in reverse"
+        claims.same_bits(subject.compute(case, given), backwards, what)
+
+    return permuted_heads
+
+
+def _flipped(x: Array | None, axes: int = 2) -> Any:
     """Return an array with its batches and heads in reverse."""
     return None if x is None else np.flip(x, tuple(range(axes)))
 
 
-def flipped_call(given: Inputs) -> Inputs:
+def _flipped_call(given: Inputs) -> Inputs:
     """Return the inputs of a bare call with its batches and heads in reverse."""
     return given._replace(
-        **{name: flipped(getattr(given, name)) for name in ("q", "k", "v", "dout", "dlse")},
-        mask=flipped(given.mask, outer(given.mask)),
-        block_mask=flipped(given.block_mask, outer(given.block_mask)),
-        key_lengths=flipped(given.key_lengths, 1),
+        **{name: _flipped(getattr(given, name)) for name in ("q", "k", "v", "dout", "dlse")},
+        mask=_flipped(given.mask, outer(given.mask)),
+        block_mask=_flipped(given.block_mask, outer(given.block_mask)),
+        key_lengths=_flipped(given.key_lengths, 1),
     )
 
 
-def last(mask: Array | None) -> Array | None:
-    """Return a mask as the last batch has it."""
-    return mask[-1:] if mask is not None and mask.ndim == 4 else mask
+def _flipped_all(given: Any) -> Any:
+    return type(given)(_flipped_call(given.call), *(_flipped(x) for x in given[1:]))
+
+
+def last_batch(given: Inputs) -> Inputs:
+    """Return the inputs of a bare call that are its last batch's."""
+
+    def own(mask: Array | None) -> Array | None:
+        return mask[-1:] if mask is not None and mask.ndim == 4 else mask
+
+    return given._replace(
+        q=given.q[-1:],
+        k=given.k[-1:],
+        v=given.v[-1:],
+        dout=given.dout[-1:],
+        dlse=None if given.dlse is None else given.dlse[-1:],
+        mask=own(given.mask),
+        block_mask=own(given.block_mask),
+        key_lengths=None if given.key_lengths is None else given.key_lengths[-1:],
+    )

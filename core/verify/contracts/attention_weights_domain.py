@@ -97,8 +97,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     how = {name: x for name, x in how.items() if name not in APART}
     if side.name != "reference":
         how["allow_tf32"] = case.allow_tf32
-        if case.tile is not None:
-            how["tile"] = ENTRIES[case.tile][1]
+    how |= domains.entry(side, case, ENTRIES)
     q, k = (place(side, x, case) for x in (given.call.q, given.call.k))
     layout = "transposed" if case.layout == "heads inside" else case.layout
     lse = domains.place(side, given.lse, statistics(case), layout)

@@ -16,7 +16,7 @@ from twofold.core.verify.contract import Inapplicable, Property, Subject
 from twofold.core.verify.contracts import attention_packed
 from twofold.core.verify.contracts.attention_domain import scale, statistics
 from twofold.core.verify.contracts.attention_not_numbers import padding_is_not_read
-from twofold.core.verify.contracts.attention_sample import flipped, flipped_call, full_live, last
+from twofold.core.verify.contracts.attention_sample import full_live, last_batch, permuted_heads
 from twofold.core.verify.contracts.attention_weights_domain import (
     Case,
     Inputs,
@@ -132,31 +132,13 @@ def moved_lse(subject: Subject, case: Case) -> None:
     claims.within("weights", after, bound, "with another lse")
 
 
-def permuted_heads(subject: Subject, case: Case) -> None:
-    """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
-    case = bare(case)
-    given = inputs(case)
-
-    reverse = subject.compute(case, Inputs(flipped_call(given.call), flipped(given.lse)))
-    backwards = {name: flipped(x) for name, x in reverse.items()}
-    what = "with batches and heads in reverse"
-    claims.same_bits(subject.compute(case, given), backwards, what)
-
-
 def batch_alone(subject: Subject, case: Case) -> None:
     """An element of a batch by itself has the same bits as among others."""
     case = replace(bare(case), batch=max(case.batch, 2))
     given = inputs(case)
-    call = given.call
-    alone = call._replace(
-        q=call.q[-1:],
-        k=call.k[-1:],
-        mask=last(call.mask),
-        block_mask=last(call.block_mask),
-        key_lengths=None if call.key_lengths is None else call.key_lengths[-1:],
-    )
     among = {name: x[-1:] for name, x in subject.compute(case, given).items()}
-    found = subject.compute(replace(case, batch=1), Inputs(alone, given.lse[-1:]))
+    alone = Inputs(last_batch(given.call), given.lse[-1:])
+    found = subject.compute(replace(case, batch=1), alone)
     claims.same_bits(among, found, "alone in its batch")
 
 
@@ -226,7 +208,7 @@ PROPERTIES: Mapping[str, Property] = {
     "columns": columns,
     "some queries": some_queries,
     "moved lse": moved_lse,
-    "permuted heads": permuted_heads,
+    "permuted heads": permuted_heads(inputs, bare),
     "batch alone": batch_alone,
     "sequence alone": sequence_alone,
     "grouped heads": grouped_heads,

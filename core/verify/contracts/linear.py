@@ -37,8 +37,6 @@ from twofold.reference.activation import KINDS
 
 Array = domains.Array
 
-PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
-
 
 @dataclass(frozen=True)
 class Case:
@@ -90,9 +88,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
     """Compute the case on a side, from `given` where the inputs are not the case's own."""
     given = given or inputs(case)
     placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
-    how: dict[str, Any] = {}
-    if side.name != "reference" and case.tile is not None:
-        how["tile"] = ENTRIES[case.tile][1]
+    how = domains.entry(side, case, ENTRIES)
     products = {} if side.name == "reference" else {"allow_tf32": case.allow_tf32}
     x, weight, bias = (placed(a) for a in given[:3])
     out, cache = side.linear.forward(
@@ -174,7 +170,7 @@ def cases() -> st.SearchStrategy[Case]:
 
     return st.builds(
         build,
-        precision=st.sampled_from([p for p in PRECISIONS if p[0] in domains.DTYPES]),
+        precision=st.sampled_from(domains.PRECISIONS),
         batch=st.integers(1, 3),
         rows=domains.lengths(40),
         features_in=domains.lengths(140),
@@ -202,7 +198,7 @@ def with_every_tile(sizes: Sequence[tuple[int, int]], features_in: int) -> tuple
             tile=tile,
         )
         for tile, (rows, columns) in enumerate(sizes)
-        for dtype, allow_tf32 in PRECISIONS
+        for dtype, allow_tf32 in domains.PRECISIONS
         if (dtype == "float32") == (ENTRIES[tile][0] == 4)
     )
 

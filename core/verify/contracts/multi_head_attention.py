@@ -6,10 +6,10 @@ The domain, and the bound, derived, are `multi_head_attention_domain`; the prope
 
 from __future__ import annotations
 
+from twofold.core.verify import domains
 from twofold.core.verify.contract import Contract
 from twofold.core.verify.contracts.attention_scoring import SQUASHED
 from twofold.core.verify.contracts.multi_head_attention_domain import (
-    PRECISIONS,
     Case,
     Inputs,
     cases,
@@ -36,7 +36,7 @@ PINNED = tuple(
         rotary=rotary,
         allow_tf32=allow_tf32,
     )
-    for dtype, allow_tf32 in PRECISIONS
+    for dtype, allow_tf32 in domains.PRECISIONS
     for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (67, None))
 )
 GROUPED = tuple(

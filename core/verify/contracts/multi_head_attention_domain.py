@@ -46,7 +46,6 @@ from twofold.reference.attention_scores import BlockSize, Window, attended
 
 Array = domains.Array
 
-PRECISIONS = attention.PRECISIONS
 PARAMETERS = ("dw_qkv", "db_qkv", "dw_out", "db_out")
 
 
@@ -331,7 +330,7 @@ def calls(**features: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
     forms = [(form, fused) for form in attention_rotary.FORMS for fused in (False, True)]
     return st.builds(
         build,
-        precision=st.sampled_from(PRECISIONS),
+        precision=st.sampled_from(domains.PRECISIONS),
         batch=st.integers(1, 2),
         heads=st.sampled_from(((1, 1), (2, 1), (3, 1), (2, 2), (3, 3), (4, 2))),
         seqlen_q=domains.lengths(40),

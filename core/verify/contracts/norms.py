@@ -123,18 +123,12 @@ def properties(
         """However many axes the rows are spread over, the bits are the same."""
         columns = min(case.columns, 8)
         small = replace(plain(case), rows=3, columns=columns, layout="contiguous")
-        given = inputs(small)
+        given, shapes = inputs(small), ((3, columns), (1, 3, 1, columns))
 
-        def results(shape: tuple[int, ...]) -> dict[str, Array]:
-            x, dout = given.x.reshape(shape), given.dout.reshape(shape)
-            found = subject.compute(small, given._replace(x=x, dout=dout))
-            for name in found.keys() & {"out", "dx"}:
-                assert found[name].shape == shape, f"{name} of {shape} has another shape"
-            return {name: a.reshape(-1) for name, a in found.items()}
+        def spread(shape: tuple[int, ...]) -> Any:
+            return given._replace(x=given.x.reshape(shape), dout=given.dout.reshape(shape))
 
-        spread, what = results((1, 3, 1, columns)), "with other leading axes"
-        claims.held(spread, truth(small, given), what)
-        claims.same_bits(results((3, columns)), spread, what)
+        claims.leading_axes(subject, small, spread, shapes, truth(small, given))
 
     def stream_as_stored(subject: Subject, case: Any) -> None:
         """What is normalised is the stream as it is stored: given that alone, the same bits."""

@@ -108,18 +108,12 @@ def rows_apart(subject: Subject, case: Case) -> None:
 def leading_axes(subject: Subject, case: Case) -> None:
     """However many axes the rows are spread over, the bits are the same."""
     small = replace(case, rows=6, columns=min(case.columns, 70), layout="contiguous")
-    given, columns = inputs(small), min(case.columns, 70)
+    given, shapes = inputs(small), ((6, small.columns), (2, 1, 3, small.columns))
 
-    def results(shape: tuple[int, ...]) -> dict[str, Array]:
-        spread = Inputs(*(a.reshape(shape) for a in given))
-        found = subject.compute(small, spread)
-        for name, a in found.items():
-            assert a.shape == shape, f"{name} of {shape} has another shape"
-        return {name: a.reshape(-1) for name, a in found.items()}
+    def spread(shape: tuple[int, ...]) -> Inputs:
+        return Inputs(*(a.reshape(shape) for a in given))
 
-    spread, what = results((2, 1, 3, columns)), "with other leading axes"
-    claims.held(spread, truth(small, given), what)
-    claims.same_bits(results((6, columns)), spread, what)
+    claims.leading_axes(subject, small, spread, shapes, truth(small, given))
 
 
 def shares_add_up(subject: Subject, case: Case) -> None:
@@ -139,10 +133,8 @@ def shift_invariance(subject: Subject, case: Case) -> None:
     base = replace(case, magnitude="unit")
     given = inputs(base)
     here, there = (given._replace(x=np.round(8 * given.x) / 8 + shift) for shift in (0.0, 8.0))
-    found, bounds = subject.compute(base, there), [truth(base, at) for at in (here, there)]
-    for name, bound in bounds[0].items():
-        error = bound.error + bounds[1][name].error
-        claims.within(name, found[name], replace(bound, error=error), "of rows moved by 8")
+    found = subject.compute(base, there)
+    claims.unmoved(found, truth(base, here), truth(base, there), "of rows moved by 8")
 
 
 def not_a_number(subject: Subject, case: Case) -> None:

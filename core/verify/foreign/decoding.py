@@ -19,7 +19,7 @@ from twofold.core.verify.contracts import attention_domain as attention
 from twofold.core.verify.contracts.attention_decode_properties import live
 from twofold.core.verify.foreign.calls import STALE, Call, with_stale
 from twofold.core.verify.foreign.kinds import showing
-from twofold.core.verify.foreign.orders import each_output, heads_inside
+from twofold.core.verify.foreign.orders import each_output, heads_inside, stacked
 from twofold.core.verify.foreign.plain import Plain, names_of
 
 TOLD = ("key_heads", "page_size", "longest", "max_seqlen_q")  # where a function insists on it
@@ -125,15 +125,12 @@ def one_query_heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def one_sequence(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of q (heads, head_dim), caches (heads, seqlen, head_dim) as the usual."""
-    import torch
 
     def each(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
         if any(hasattr(x, "shape") for x in options.values()):
             raise NotImplementedError("an option is a tensor, where each sequence is a call")
         found = [function(q[b], k_cache[b], v_cache[b], **options) for b in range(len(q))]
-        if not isinstance(found[0], tuple):
-            return torch.stack(found)
-        return tuple(torch.stack(x) for x in zip(*found, strict=True))
+        return stacked(found)
 
     return one_query(showing(each, function))
 

@@ -175,7 +175,7 @@ def _without_bias(
 ) -> Callable[..., Any]:
     """Return a function that insists on a bias which the operator has not as one given None."""
     taken = parameters(function)
-    options = {name for option in PLAIN[operator].options for name in names_of(option)}
+    options = PLAIN[operator].called()
     if "bias" not in taken or taken["bias"].default is not Parameter.empty:
         return function
     variadic = any(p.kind in foreign_written.VARIADIC for p in taken.values())
@@ -202,7 +202,7 @@ def _in_order(
     """
     taken = parameters(function)
     alone = [n for n in tensors if n in taken and taken[n].kind is Parameter.KEYWORD_ONLY]
-    options = {name for option in PLAIN[operator].options for name in names_of(option)}
+    options = PLAIN[operator].called()
     between = options.intersection(list(taken)[: len(tensors)])
     theirs = _by_name(tensors, taken)
     if not alone and SHAPE not in taken and not between and not theirs:
@@ -249,7 +249,7 @@ def _side_by_side(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     taken = parameters(function)
-    options = {name for o in PLAIN["gated_activation"].options for name in names_of(o)}
+    options = PLAIN["gated_activation"].called()
     known = [p for n, p in taken.items() if n not in options]
     wanted = [p for p in known if p.default is p.empty and p.kind is not Parameter.VAR_KEYWORD]
     if len(wanted) != 1 or wanted[0] is not known[0] or wanted[0].kind not in IN_ORDER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twofold.core.verify.foreign.kinds import showing
@@ -48,18 +48,13 @@ def heads_as_batch(function: Call) -> Call:
 
 def one_head(function: Call) -> Call:
     """Return a function of (seqlen, head_dim) as one of the contract's order."""
-    import torch
 
     def each(q: Any, k: Any, v: Any, **options: Any) -> Any:
         _of_one_head(q, k, options)
         q_, k_, v_ = (x.flatten(0, 1) for x in (q, k, v))
         # by number: what is unbound may not be written to, as the interpreter does
         found = [function(q_[i], k_[i], v_[i], **options) for i in range(len(q_))]
-        several = isinstance(found[0], tuple)
-        outputs = zip(*found, strict=True) if several else (found,)
-        stacked = [None if x[0] is None else torch.stack(x) for x in outputs]
-        whole = tuple(stacked) if several else stacked[0]
-        return each_output(whole, lambda x: x.unflatten(0, q.shape[:2]))
+        return each_output(stacked(found), lambda x: x.unflatten(0, q.shape[:2]))
 
     return showing(each, function)
 
@@ -90,6 +85,15 @@ def each_output(found: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(found, tuple):
         return tuple(None if x is None else change(x) for x in found)
     return change(found)
+
+
+def stacked(found: Sequence[Any]) -> Any:
+    """Return the output of several calls, or all of a tuple, as that of one; None stays None."""
+    import torch
+
+    if isinstance(found[0], tuple):
+        return tuple(stacked(x) for x in zip(*found, strict=True))
+    return None if found[0] is None else torch.stack(tuple(found))
 
 
 def weight_of_columns(function: Call) -> Call:
@@ -133,7 +137,6 @@ def rotary_heads_inside(function: Call) -> Call:
 
 def rotary_tokens(function: Call) -> Call:
     """Return a rotation of (length, heads, head_dim), a sequence each, as one of batches."""
-    import torch
 
     def each(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
         found = [
@@ -142,7 +145,7 @@ def rotary_tokens(function: Call) -> Call:
         ]
         if not all(isinstance(one, tuple) for one in found):
             raise TypeError(f"it returns {type(found[0]).__name__}; it must return q and k")
-        return tuple(torch.stack(x).transpose(1, 2) for x in zip(*found, strict=True))
+        return each_output(stacked(found), lambda x: x.transpose(1, 2))
 
     return showing(each, function)
 

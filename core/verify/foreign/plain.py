@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -159,6 +159,28 @@ class Plain:
         """Return the tensors that a function may lack."""
         return (*self.optional, *self.neutral)
 
+    def called(self) -> set[str]:
+        """Return all that functions may call its options."""
+        return {name for option in self.options for name in names_of(option)}
+
+    def by_name(self, returned: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs that are judged, by name, of what a function returned of tensors.
+
+        Raises:
+            TypeError: one of them is no tensor.
+        """
+        import torch
+
+        outputs = returned if isinstance(returned, tuple) else (returned,)
+        while len(outputs) > 1 and outputs[-1] is None:
+            outputs = outputs[:-1]
+        named = self.outputs if self.named is None else self.named(tensors, outputs)
+        found = dict(zip(named, outputs, strict=False))
+        found.pop("", None)
+        if wrong := [x for x in found.values() if not isinstance(x, torch.Tensor)]:
+            raise TypeError(f"it returns {type(wrong[0]).__name__}; it must return a tensor")
+        return found
+
     def always_run(
         self, options: Iterable[str], far: bool, layouts: bool
     ) -> list[Mapping[str, Any]]:
@@ -183,6 +205,12 @@ class Plain:
 def names_of(option: str) -> tuple[str, ...]:
     """Return what functions may call an option."""
     return ALIASES.get(option, (option,))
+
+
+def own_names(taken: Collection[str], options: Iterable[str]) -> dict[str, str]:
+    """Return what a function that takes these parameters calls those options that it has."""
+    theirs = {option: [n for n in names_of(option) if n in taken] for option in options}
+    return {option: known[0] for option, known in theirs.items() if known}
 
 
 def dtypes_told(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from twofold.core.verify.foreign.calls import Call
 from twofold.core.verify.foreign.forms import plain
 from twofold.core.verify.foreign.kinds import Seen, is_operator, parameters
 from twofold.core.verify.foreign.operators import Operator, functions, in_precision
-from twofold.core.verify.foreign.plain import Handed, dtypes_told, names_of
+from twofold.core.verify.foreign.plain import Handed, dtypes_told, own_names
 from twofold.core.verify.foreign.refusals import refusals
 from twofold.core.verify.foreign.table import PLAIN
 from twofold.core.verify.foreign.written import VARIADIC
@@ -46,9 +46,7 @@ def subject(implementation: Any, operator: str) -> Function | Operator:
         TypeError: it cannot be called and has not the operator's functions, or takes other
             arguments.
     """
-    if operator not in ops.OPERATORS:
-        known = ", ".join(ops.OPERATORS)
-        raise ValueError(f"--op is {operator!r}; it must be one of {known}")
+    ops.check_operator("--op", operator)
     wanted = functions(operator)
     if is_operator(implementation, wanted):
         return Operator(implementation, operator)
@@ -104,12 +102,12 @@ class Function:
         self.arranged, self.found_out = seen.order, list(seen.said)
         self.ways = seen.ways or {"": function}
         self.learns, self.learning = False, foreign_learning.Learning()
-        self._names = names(function, (*self.entry.options, *self.entry.told))
+        taken = parameters(function)
+        self._names = own_names(taken, (*self.entry.options, *self.entry.told))
         self.missing = [o for o in self.entry.options if o not in self._names]
         self.ever, self.absent, self.remarks = set[str](), set[str](), set[str]()
         self.unexercised = [o for o in self._names if o not in self.entry.told]
         self.always = {**self.entry.always, **seen.fields}
-        taken = parameters(function)
         self._insisted = {
             option: fields
             for option, fields in self.entry.insisted.items()
@@ -121,29 +119,38 @@ class Function:
         self._computed: set[str] = set()  # by the last call
         self._launches, self._shapes = 0, dict[str, tuple[int, ...]]()  # as outputs must be
         self.instead = set(self.entry.instead.values())
-        ours, plain = module.CONTRACT, self.entry
-        self._inputs = plain.inputs or ours.inputs
-        spared = {*plain.conventions, *self._spared(taken)}
+        self._inputs = self.entry.inputs or module.CONTRACT.inputs
+        self._module_truth = module.truth
+        self.contract = self._contract(module.CONTRACT, taken, seen)
+        self.long = [module.Case(**fields) for fields in self.entry.long]
+        self.unpassed = self._check_signature(module.Case(), seen)
+
+    def _contract(
+        self, ours: Contract, taken: Mapping[str, inspect.Parameter], seen: Seen
+    ) -> Contract:
+        """Return the operator's contract of what the function can be asked for."""
+        spared = {*self.entry.conventions, *self._spared(taken)}
         claims = {n: p for n, p in ours.properties.items() if n not in spared}
         claims |= foreign_learning.properties(self.learning, self._given_of, self._truth)
         if seen.has_groups:
             claims |= optimizers.properties(self._given_of, self._truth)
-        passes = {n: p for n, p in ours.passes.items() if p == "backward" or n in plain.outputs}
-        passes = {n: p for n, p in passes.items() if n not in {f"d{x}" for x in self._lacking}}
-        self.contract: Contract = replace(
+        unknown = {f"d{x}" for x in self._lacking}
+        passes = {
+            n: p
+            for n, p in ours.passes.items()
+            if n not in unknown and (p == "backward" or n in self.entry.outputs)
+        }
+        return replace(
             ours,
             inputs=self._given_of,
             run=self._run,
             truth=self._truth,
             passes={**passes, **dict.fromkeys(self.instead, "forward")},
-            pinned=[module.Case(**fields) for fields in self._pinned()],
+            pinned=[self.case_type(**fields) for fields in self._pinned()],
             properties=claims,
-            small=plain.small or ours.small,
+            small=self.entry.small or ours.small,
             in_place=False,
         )
-        self.long = [module.Case(**fields) for fields in self.entry.long]
-        self._module_truth = module.truth
-        self.unpassed = self._check_signature(module.Case(), seen)
 
     def find_out(self, observe: meanings.Observe = lambda why, case: None) -> None:
         """Try what it means where its signature leaves it open, and judge it so.
@@ -287,8 +294,6 @@ class Function:
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
         """Call the function, and its gradient where there is one."""
-        import torch
-
         precision = precision_name(case)
         implied = [self.implying(option, precision) for option in self.implied]
         if self.fitting(case, precision) != case and case not in implied:
@@ -306,36 +311,39 @@ class Function:
                 lambda: self.function(*tensors.values(), **options),
                 (*tensors.values(), options),
             )
-            outputs = returned if isinstance(returned, tuple) else (returned,)
-            while len(outputs) > 1 and outputs[-1] is None:
-                outputs = outputs[:-1]
-            named = (self.entry.named or (lambda *_: self.entry.outputs))(tensors, outputs)
-            found = dict(zip(named, outputs, strict=False))
-            found.pop("", None)
-            if wrong := [x for x in found.values() if not isinstance(x, torch.Tensor)]:
-                raise TypeError(f"it returns {type(wrong[0]).__name__}; it must return a tensor")
+            found = self.entry.by_name(returned, tensors)
             self.remarks.update(dtypes_told(found, tensors, self.entry.any_dtype))
             self._shapes = {n: tuple(x.shape) for n, x in call.gradients.items()}
             self.learns |= any(x.requires_grad for x in found.values())
-            roots = {
-                n: x
-                for n, x in found.items()
-                if n in call.gradients and x.requires_grad and x.shape == call.gradients[n].shape
-            }
-            if getattr(case, "stream_gradient", False) and not self._is_fused(roots):
-                raise Inapplicable("the stream's gradient is not the function's to add")
-            if roots and any(n in call.gradients and n not in roots for n in self.entry.together):
-                raise Inapplicable("an output that is not there, or learns nothing, has a gradient")
+            roots = self._roots(case, call, found)
             if roots:
-                how = (call.gradients, self.learning.twice)
-                of = foreign_gradients.gradients(roots, leaves, *how)
-                found, self.absent = found | of[0], of[1]
+                gradients, self.absent = foreign_gradients.gradients(
+                    roots, leaves, call.gradients, self.learning.twice
+                )
+                found |= gradients
         if roots and self._launches > before and not foreign_gradients.are_told(roots):
             self.remarks.add(foreign_gradients.UNTOLD)
         found = {n: x for n, x in found.items() if n in self.contract.passes}
         self._computed = set(found)
         self.ever |= self._computed
         return found
+
+    def _roots(self, case: Any, call: Call, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs from which gradients go back.
+
+        Raises:
+            Inapplicable: the case has a gradient that is not the function's to take.
+        """
+        roots = {
+            n: x
+            for n, x in found.items()
+            if n in call.gradients and x.requires_grad and x.shape == call.gradients[n].shape
+        }
+        if getattr(case, "stream_gradient", False) and not self._is_fused(roots):
+            raise Inapplicable("the stream's gradient is not the function's to add")
+        if roots and any(n in call.gradients and n not in roots for n in self.entry.together):
+            raise Inapplicable("an output that is not there, or learns nothing, has a gradient")
+        return roots
 
     def _is_fused(self, roots: Mapping[str, Any]) -> bool:
         """Return whether one backward has the gradients of both the norm and its stream.
@@ -383,10 +391,3 @@ class Function:
                 pairs = zip(given[name], default, strict=True)  # such as −1 for no limit
                 given[name] = tuple(d if x is None else x for x, d in pairs)
         return given
-
-
-def names(function: Callable[..., Any], options: Iterable[str]) -> dict[str, str]:
-    """Return what the function calls those options that it has."""
-    taken = parameters(function)
-    theirs = {option: [n for n in names_of(option) if n in taken] for option in options}
-    return {option: known[0] for option, known in theirs.items() if known}

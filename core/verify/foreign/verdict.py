@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from twofold.core.verify.claims import SPREAD
 from twofold.core.verify.contract import PROPERTY, Bits, Violation
 from twofold.core.verify.foreign.refusals import raised_by
 from twofold.core.verify.report import Row
@@ -22,7 +23,6 @@ DENSE = (
     "it may be ignoring strides: it must use them, call .contiguous(), or refuse other "
     "layouts (assert x.is_contiguous())"
 )
-SPREAD = "with other leading axes"  # what a property says of rows that are spread over them
 UNPACKED = (
     "with one leading axis it holds: code written for rows and columns must refuse more "
     "axes, as `R, C = x.shape` does"
