@@ -10,6 +10,7 @@ from raced import CEILINGS, COST, SMALL, of_the_command, raced
 from typer.testing import CliRunner
 
 from twofold.core.bench import (
+    baseline,
     contenders,
     costs,
     growth,
@@ -57,6 +58,12 @@ def test_contenders_of_a_gpu_run(problem, ours, triton):
     for race in raced(problem, rivals, races.Judge(), triton.device):
         forward_alone = {"a first Triton kernel"} if race["pass"] == "backward" else set()
         assert ours - forward_alone <= set(race["contenders"]), race["reasons"]
+
+
+def test_the_first_kernel_keeps_the_contract_in_the_dtypes_it_races_in(triton):
+    first = Contender("a first Triton kernel", baseline.attention)
+    for dtype in ("bfloat16", "float16"):
+        assert first.fault(problems.attention(1, 2, 2, 7, 7, 16, dtype)) == ""
 
 
 def test_what_every_side_and_torch_compute_is_the_same():
