@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from twofold.core import ops
 from twofold.core.verify import domains, tightness
+from twofold.core.verify.contracts.dropout import Case
+from twofold.core.verify.rounding import Approx, machine
 
 
 @pytest.mark.parametrize("operator", ops.OPERATORS)
@@ -28,3 +31,33 @@ def test_a_right_kernel_is_measured_and_a_wrong_one_seen(triton, monkeypatch):
     )
     for row in tightness.measure("dropout", nearly):
         assert row.violations > 0 and row.worst > 1
+
+
+def test_shares_of_elements_are_told_apart():
+    """Those a bound decides, those that must be exact and are, and those nothing is said of."""
+    on, nothing = machine("float32"), np.zeros(6)
+    value = np.array([0.0, 0.0, 0.0, 0.0, 0.0, np.inf])
+    certain = Approx(value, np.array([1.0, 2.0, 4.0, np.inf, 0.0, 0.0]), on)
+    likely = Approx(value, np.array([0.5, 1.0, 2.0, np.inf, 0.0, 0.0]), on)
+    found = tightness._Collected("forward")
+    for case, x in ((Case(rows=2), 1.0), (Case(rows=30), -4.0), (Case(rows=4), 4.0)):
+        found.add(case, nothing + [x, x, x, x, 0, np.inf], certain, likely)
+    row = found.summary("dropout", "out", "float32")
+    assert (row.pass_, row.output, row.precision, row.case) == (
+        "forward",
+        "out",
+        "float32",
+        "rows=30",
+    )
+    assert (row.elements, row.exact, row.vacuous) == (18, 6, pytest.approx(3 / 18))
+    # Of 1, ½, ¼ and twice 4, 2, 1; by the other bound, twice as much.
+    assert (row.violations, row.median, row.worst) == (4, 1.0, 4.0)
+    assert (row.likely_violations, row.likely_median, row.likely_worst) == (7, 2.0, 8.0)
+    found = tightness._Collected("forward")
+    few = Approx(value[:2], np.array([0.0, np.inf]), on)
+    found.add(Case(), nothing[:2] + [0, 7], few, few)
+    row = found.summary("dropout", "out", "float32")
+    assert (row.elements, row.exact, row.vacuous, row.worst, row.median) == (2, 1, 0.5, 0.0, 0.0)
+    wrong = tightness._Collected("forward")
+    wrong.add(Case(), nothing + [0, 0, 0, 0, 1, 0], certain, likely)
+    assert wrong.summary("dropout", "out", "float32").violations == 2  # neither is exact
