@@ -37,8 +37,8 @@ def test_shares_of_elements_are_told_apart():
     """Those a bound decides, those that must be exact and are, and those nothing is said of."""
     on, nothing = machine("float32"), np.zeros(6)
     value = np.array([0.0, 0.0, 0.0, 0.0, 0.0, np.inf])
-    certain = Approx(value, np.array([1.0, 2.0, 4.0, np.inf, 0.0, 0.0]), on)
-    likely = Approx(value, np.array([0.5, 1.0, 2.0, np.inf, 0.0, 0.0]), on)
+    certain = Approx(value, np.array([1.0, 2.0, 2.0, np.inf, 0.0, 3.0]), on)
+    likely = Approx(value, np.array([0.5, 1.0, 1.0, np.inf, 0.0, 3.0]), on)
     found = tightness._Collected("forward")
     for case, x in ((Case(rows=2), 1.0), (Case(rows=30), -4.0), (Case(rows=4), 4.0)):
         found.add(case, nothing + [x, x, x, x, 0, np.inf], certain, likely)
@@ -50,9 +50,9 @@ def test_shares_of_elements_are_told_apart():
         "rows=30",
     )
     assert (row.elements, row.exact, row.vacuous) == (18, 6, pytest.approx(3 / 18))
-    # Of 1, ½, ¼ and twice 4, 2, 1; by the other bound, twice as much.
-    assert (row.violations, row.median, row.worst) == (4, 1.0, 4.0)
-    assert (row.likely_violations, row.likely_median, row.likely_worst) == (7, 2.0, 8.0)
+    # Of 1, ½, ½ and twice 4, 2, 2; by the other bound, twice as much.
+    assert (row.violations, row.median, row.worst) == (6, 2.0, 4.0)
+    assert (row.likely_violations, row.likely_median, row.likely_worst) == (7, 4.0, 8.0)
     found = tightness._Collected("forward")
     few = Approx(value[:2], np.array([0.0, np.inf]), on)
     found.add(Case(), nothing[:2] + [0, 7], few, few)
