@@ -20,12 +20,20 @@ def test_every_mode_meets_six_shapes_in_every_precision(operator):
     assert {dtype for dtype, _ in precisions} == set(domains.DTYPES)
 
 
+def test_large_scores_are_those_of_attention_whatever_its_inputs_size():
+    found = {c.magnitude: c.logits for c in tightness.cases("attention")}
+    assert found == dict.fromkeys(domains.MAGNITUDES, 1.0) | tightness.LOGITS
+
+
 def test_a_right_kernel_is_measured_and_a_wrong_one_seen(triton, monkeypatch):
     monkeypatch.setitem(tightness.SHAPES, "dropout", ({"rows": 5, "columns": 13},))
     for row in tightness.measure("dropout", triton):
         assert row.elements == 65 * len(domains.MAGNITUDES) and row.exact > 0
         assert row.violations == row.likely_violations == 0 and row.vacuous == 0
         assert 0 < row.worst <= 1 and 0 <= row.median <= row.worst
+    monkeypatch.setitem(tightness.SHAPES, "linear", ({"rows": 1, "features_in": 1},))
+    rows = tightness.measure("linear", triton)
+    assert {row.precision for row in rows} == {"float32", "tf32", "float16", "bfloat16"}
     nearly = dataclasses.replace(
         triton, to_numpy=lambda x, to_numpy=triton.to_numpy: to_numpy(x) * 1.01
     )
@@ -54,10 +62,10 @@ def test_shares_of_elements_are_told_apart():
     assert (row.violations, row.median, row.worst) == (6, 2.0, 4.0)
     assert (row.likely_violations, row.likely_median, row.likely_worst) == (7, 4.0, 8.0)
     found = tightness._Collected("forward")
-    few = Approx(value[:2], np.array([0.0, np.inf]), on)
-    found.add(Case(), nothing[:2] + [0, 7], few, few)
+    few = Approx(value[:3], np.array([0.0, np.inf, np.inf]), on)
+    found.add(Case(), nothing[:3] + [0, 7, 7], few, few)
     row = found.summary("dropout", "out", "float32")
-    assert (row.elements, row.exact, row.vacuous, row.worst, row.median) == (2, 1, 0.5, 0.0, 0.0)
+    assert (row.elements, row.exact, row.vacuous, row.worst, row.median) == (3, 1, 2 / 3, 0.0, 0.0)
     wrong = tightness._Collected("forward")
     wrong.add(Case(), nothing + [0, 0, 0, 0, 1, 0], certain, likely)
     assert wrong.summary("dropout", "out", "float32").violations == 2  # neither is exact
