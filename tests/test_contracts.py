@@ -146,8 +146,11 @@ FAULTS = {
 @pytest.mark.parametrize("words", FAULTS)
 def test_what_is_wrong_is_named(reference, words):
     assert not [f for f in judge(doubling(lambda x: 2 * x), reference, Case()) if f.fault]
+    given = np.ones(3)
+    contract = dataclasses.replace(doubling(FAULTS[words]), inputs=lambda case: given)
     with pytest.raises(Violation, match=re.escape(words)):
-        hold(doubling(FAULTS[words]), reference, Case())
+        hold(contract, reference, Case())
+    assert given.tolist() == [1, 1, 1]  # of which the truth is worked out
 
 
 def raising(x):
