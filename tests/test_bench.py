@@ -1,6 +1,7 @@
 """Races: what is counted, what is timed, and that one who fails keeps nobody from running."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from raced import CEILINGS, COST, SMALL, of_the_command, raced
 from typer.testing import CliRunner
 
 from twofold.core.bench import (
+    baseline,
     contenders,
     costs,
     growth,
@@ -56,6 +58,12 @@ def test_contenders_of_a_gpu_run(problem, ours, triton):
     for race in raced(problem, rivals, races.Judge(), triton.device):
         forward_alone = {"a first Triton kernel"} if race["pass"] == "backward" else set()
         assert ours - forward_alone <= set(race["contenders"]), race["reasons"]
+
+
+def test_the_first_kernel_keeps_the_contract_in_the_dtypes_it_races_in(triton):
+    first = Contender("a first Triton kernel", baseline.attention)
+    for dtype in ("bfloat16", "float16"):
+        assert first.fault(problems.attention(1, 2, 2, 7, 7, 16, dtype)) == ""
 
 
 def test_what_every_side_and_torch_compute_is_the_same():
@@ -147,6 +155,40 @@ def test_costs_are_those_of_the_tensors():
     assert costs.attention(B, H, H, M, M, D, 4, causal=True)["forward"].operations == (
         B * H * M * M * D * 2
     )
+
+
+def test_costs_count_every_argument_and_result_once():
+    """What is told apart by no test above: keys that are shared, halves of bytes, backwards."""
+
+    def bytes_of(*shapes):
+        return sum(2 * math.prod(shape) for shape in shapes)
+
+    B, H, K, M, N, D = 2, 6, 3, 5, 7, 8
+    q, kv, lse = (B, H, M, D), (B, K, N, D), 4 * B * H * M
+    cost = costs.attention(B, H, K, M, N, D, 2)
+    assert cost["forward"].bytes == bytes_of(q, kv, kv, q) + lse
+    assert cost["backward"].bytes == bytes_of(q, kv, kv, q, q, q, kv, kv) + lse
+    assert costs.decode(B, H, K, M, N, D, 2) == {
+        "forward": Cost(bytes_of(q, kv, kv, q), 2 * 2 * B * H * M * N * D)
+    }
+    x, weight, out = (3, 5), (5, 7), (3, 7)
+    for activation, kept in ((False, ()), (True, (out,))):
+        cost = costs.linear(3, 5, 7, 2, activation)
+        assert cost["forward"] == (bytes_of(x, weight, out, *kept), 2 * 3 * 5 * 7)
+        assert cost["backward"] == (bytes_of(x, weight, out, x, weight, *kept), 4 * 3 * 5 * 7)
+    for norm in (costs.layer_norm, costs.rms_norm):
+        for residual, numbers in ((False, (2, 3)), (True, (4, 4))):
+            found = norm(3, 5, 2, residual)
+            assert tuple(c.bytes for c in found.values()) == tuple(bytes_of(x) * n for n in numbers)
+    assert costs.cross_entropy(3, 5, 2)["forward and backward"] == Cost(bytes_of(x, x))
+    assert costs.dropout(15, 2) == costs.rotary(15, 2)
+    assert [c.bytes for c in costs.dropout(15, 2).values()] == [bytes_of(x, x)] * 2
+    places, table, positions = (6, 5), (4, 5), (3, 5)
+    found = costs.embedding(6, 4, 5, 2), costs.positions(6, 3, 4, 5, 2)
+    for cost, more in zip(found, ((), (positions,)), strict=True):
+        assert cost["forward"].bytes == bytes_of(places, places, *more)
+        assert cost["backward"].bytes == bytes_of(places, table, *more)
+    assert costs.adam(9)["step"] == Cost(4 * 9 * (4 + 3))  # grads read, three written besides
 
 
 def test_problems_for_a_gpu_can_be_made_small():
@@ -305,6 +347,45 @@ def test_settings_of_torch_that_a_contender_changes_are_set_back():
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
     words = "it changes the number of threads and whether gradients are made for all"
     assert words in found[0]["reasons"]["selfish"]
+
+
+def test_growth_has_a_size_for_every_doubling():
+    quick, whole = growth.axes("cpu", True), growth.axes("cpu", False)
+    assert list(quick["length"]) == [128, 256, 512] and list(quick["batch"]) == [1, 2, 4]
+    assert max(whole["length"]) == growth.LONGEST["cpu"] and max(whole["width"]) == 64
+    for axis, listed in quick.items():
+        for n, problem in listed.items():
+            B, H, L = {"length": (1, 1, n), "batch": (n, 4, 256), "width": (2, n, 256)}[axis]
+            assert problem.title == f"B={B} H={H} M={L} N={L} D=64"
+
+
+def test_growth_has_a_curve_of_each_pass_and_contender(monkeypatch):
+    """Who runs out of memory at a size, as it is made or as it is called, is out there alone."""
+    sizes, called = {n: problems.attention(1, 1, 1, n, n, 8, "float32") for n in (2, 4, 8)}, []
+
+    def narrow(q, k, v, causal):
+        called.append(q.shape[2])
+        if q.shape[2] == 8 or called.count(4) > 1:
+            raise MemoryError
+        return torch_calls.torch_attention(q, k, v, causal)
+
+    rivals = [*contenders.of("attention", "cpu"), Contender("other", narrow)]
+    rivals[1] = Contender("torch", narrow, named=True)
+    monkeypatch.setattr(contenders, "of", lambda *_: rivals)
+    monkeypatch.setattr(growth, "axes", lambda *_: {"length": sizes})
+    timed = {n: [1e-3, 2e-3, 9e-3] for n in ("twofold", "torch")}
+    monkeypatch.setattr(timing, "race", lambda calls, *_: {n: timed[n] for n in calls})
+    found = {(c["pass"], c["contender"]): c for c in growth.curves("cpu", 0.0)}
+    assert found.keys() == {(p, c) for p in ("forward", "backward") for c in timed}
+    for (_, who), curve in found.items():
+        few = [2] if who == "torch" else [2, 4, 8]
+        assert curve["axis"] == "length" and curve["sizes"] == few
+        assert curve["median_ms"] == [2.0] * len(few)
+        if who == "twofold":
+            assert len(curve["peak_bytes"]) == 3 and curve["time_exponent"] == pytest.approx(0)
+            assert curve["memory_exponent"] == growth.exponent(few, curve["peak_bytes"])
+        else:
+            assert curve["peak_bytes"] == [] and curve["memory_exponent"] is None
 
 
 def test_growth_ends_in_time():

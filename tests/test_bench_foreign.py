@@ -117,7 +117,9 @@ def test_outputs_agree_to_half_of_their_digits():
 
     assert said(ours) == said(ours * (1 + 2.0**-13)) == ""
     assert "5 of 5 rows" in said(ours * (1 + 2.0**-11))
-    assert "1 of 5 rows" in said(ours.clone().index_fill_(0, torch.tensor([2]), torch.nan))
+    for wrong, off in ((torch.nan, "nan"), (torch.inf, "inf"), (3.0, "2")):
+        words = said(ours.clone().index_fill_(0, torch.tensor([2]), wrong))
+        assert f"1 of 5 rows are not twofold's: one is off by {off} of its norm" in words
     assert "its shape at this size is (4, 5), twofold's (5, 4)" in said(ours.T)
     assert agreement.stray([torch.zeros(5, 4)], [torch.zeros(5, 4)], problem) == ""
     assert agreement.stray([torch.tensor(1.1)], [torch.tensor(1.0)], problem)

@@ -1,18 +1,21 @@
 """Every operator's contract, on both sides; and what judging makes of what it is shown."""
 
 import dataclasses
+import io
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from twofold.core import ops
 from twofold.core.verify import report
 from twofold.core.verify.contract import (
     PROPERTY,
     Contract,
+    Finding,
     Inapplicable,
     Subject,
     Violation,
@@ -143,8 +146,11 @@ FAULTS = {
 @pytest.mark.parametrize("words", FAULTS)
 def test_what_is_wrong_is_named(reference, words):
     assert not [f for f in judge(doubling(lambda x: 2 * x), reference, Case()) if f.fault]
+    given = np.ones(3)
+    contract = dataclasses.replace(doubling(FAULTS[words]), inputs=lambda case: given)
     with pytest.raises(Violation, match=re.escape(words)):
-        hold(doubling(FAULTS[words]), reference, Case())
+        hold(contract, reference, Case())
+    assert given.tolist() == [1, 1, 1]  # of which the truth is worked out
 
 
 def raising(x):
@@ -173,6 +179,43 @@ def test_what_is_raised_is_a_finding_and_where(reference):
         hold(contract, reference, Case(x=3.0))
     assert isinstance(violation.value.__cause__, IndexError)
     assert report.summarise(judge_pinned(contract, reference))[0].faults
+
+
+def test_findings_become_rows_of_a_pass_and_a_precision():
+    def finding(x, share, *figures, pass_="forward", dtype="float32", output="out", fault=""):
+        median, vacuous, likely = figures or (0.0, 0.0, 0.0)
+        case = Case(x=x)
+        return Finding("op", pass_, output, dtype, case, share, median, vacuous, fault, likely)
+
+    found = [
+        finding(2.0, 0.2, 0.1, 0.5, 0.3),
+        finding(3.0, 0.9, 0.3, 0.0, 0.1),
+        *(finding(3.0, 0.4, 0.8, 0.1, 0.2, output="lse", fault="is off") for _ in range(2)),
+        finding(4.0, 0.0, dtype="float16"),
+        finding(5.0, 0.5, pass_="backward"),
+        finding(6.0, 0.0, pass_=PROPERTY, output="holding"),
+        finding(7.0, np.inf, pass_=PROPERTY, output="asked", dtype="float16", fault="breaks"),
+    ]
+    rows = report.summarise(found)
+    assert [(r.pass_, r.precision, r.cases, r.case) for r in rows] == [
+        ("forward", "float32", 2, "x=3.0"), ("forward", "float16", 1, "x=4.0"),
+        ("backward", "float32", 1, "x=5.0"), (PROPERTY, "float32", 1, "x=6.0"),
+        (PROPERTY, "float16", 1, "x=7.0"),
+    ]  # fmt: skip
+    first = rows[0]
+    assert (first.share, first.output, first.likely) == (0.9, "out", 0.3)
+    assert first.median == pytest.approx(0.55) and first.vacuous == pytest.approx(0.175)
+    assert first.faults == (f"is off — {Case(x=3.0)}",)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(report.table(rows))
+    assert [" ".join(line.split()) for line in console.export_text().splitlines()[1:]] == [
+        "op forward float32 2 FAIL 0.900 0.300 0.5500 17.5% out: x=3.0",
+        "op forward float16 1 0.000 0.000 0.0000 0.0% out: x=4.0",
+        "op backward float32 1 0.500 0.000 0.0000 0.0% out: x=5.0",
+        "op property float32 1 holds",
+        "op property float16 1 FAIL asked: x=7.0",
+    ]
+    assert report.short(dataclasses.replace(Case(), dtype="float16")) == ""
 
 
 def test_what_fails_in_some_runs_alone_is_a_finding(reference):

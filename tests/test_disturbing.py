@@ -17,6 +17,7 @@ from twofold.reference import rms_norm
 from twofold.reference.rotary import Rotary
 
 CASE = contract.Case(rows=3, columns=5)
+
 CLAIM = contract.CONTRACT.claims()["other calls between"]
 
 
@@ -91,6 +92,19 @@ def test_an_operator_that_keeps_nothing_passes(reference):
     CLAIM(subject(contract.CONTRACT, kept(reference)), CASE)
 
 
+def test_what_refuses_other_numbers_is_asked_without_them(reference):
+    seen, usual = [], float(np.float32(contract.CONTRACT.inputs(CASE).x[0, 0]))
+
+    def forward(x, weight, **options):
+        seen.append(float(x[0, 0]))
+        if seen[-1] != usual:
+            raise ValueError("these are other numbers")
+        return rms_norm.forward(x, weight, **options)
+
+    CLAIM(subject(contract.CONTRACT, kept(reference, forward)), CASE)
+    assert {usual, -0.5 * usual} <= set(seen)
+
+
 def test_what_has_other_bits_every_time_is_not_asked(reference):
     draws = np.random.default_rng(0)
 
@@ -107,11 +121,13 @@ def test_numbers_are_changed_and_changed_back(reference, triton):
     read_only.flags.writeable = False
     tensor = triton.asarray(x, "float32")
     wide = triton.asarray(np.ones(1), "float32").expand(3)
-    given = ((x, Rotary(tensor, wide)), {"ids": ids, "other": read_only, "none": None})
-    with other_numbers(given):
-        assert [*x] == [*triton.to_numpy(tensor)] == [0, -0.5, -1]
+    y, twice = np.arange(3.0), np.arange(3.0)
+    given = ((x, Rotary(tensor, wide)), {"ids": ids, "other": read_only, "none": None, "y": y})
+    with other_numbers((given, twice, twice)):
+        assert [*x] == [*y] == [*triton.to_numpy(tensor)] == [0, -0.5, -1]
+        assert [*twice] == [0, 0.25, 0.5]
         assert [*ids] == [0, 1, 2] and [*read_only] == [*triton.to_numpy(wide)] == [1, 1, 1]
-    assert [*x] == [*triton.to_numpy(tensor)] == [0, 1, 2]
+    assert [*x] == [*y] == [*twice] == [*triton.to_numpy(tensor)] == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("importable")

@@ -14,7 +14,7 @@ from test_cli import call, table
 
 from twofold.core import ops, pretrained
 from twofold.core.data.wordpiece import WordPieceTokenizer
-from twofold.core.training import inference
+from twofold.core.training import inference, threads
 from twofold.core.training.processes import Processes
 from twofold.core.training.run import Run
 from twofold.reference import softmax
@@ -193,19 +193,24 @@ def test_threads_wait_their_turn(small):
             if np.abs(bert.predict([text]) - expected[text]).max() > 1e-5:
                 wrong.append(text)
 
-    threads = [threading.Thread(target=ask, args=(text,)) for text in TEXTS]
-    for thread in threads:
+    asking = [threading.Thread(target=ask, args=(text,)) for text in TEXTS]
+    for thread in asking:
         thread.start()
-    for thread in threads:
+    for thread in asking:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_what_is_not_finite_is_seen_in_the_result_and_not_warned_of(items):
+    """However many batches there are: a text alone is a batch alone."""
+    found = threads.parallel(lambda x: np.float32(3e38) * x, [np.float32(10)] * items)
+    assert found == [np.inf] * items
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 def test_a_fork_has_threads_of_its_own():
-    from twofold.core.training import threads
-
     assert threads.parallel(lambda x: x + 1, [1, 2, 3]) == [2, 3, 4]
     child = os.fork()
     if child == 0:

@@ -27,12 +27,10 @@ os.register_at_fork(after_in_child=lambda: use_threads(_threads))
 
 
 def parallel(work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_Y]:
-    """Apply `work` to every item, in threads."""
-    if len(items) == 1:
-        return [work(items[0])]
+    """Apply `work` to every item, in threads; to one alone, in this one."""
 
     def quiet(item: _X) -> _Y:
         with np.errstate(all="ignore"):  # what is not finite is seen in the loss; see Diverged
             return work(item)
 
-    return list(_pool.map(quiet, items))
+    return [quiet(items[0])] if len(items) == 1 else list(_pool.map(quiet, items))

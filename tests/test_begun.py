@@ -1,0 +1,82 @@
+"""What a run is begun with: what was asked for, what data prefer, what stands in a short form."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+from test_cli import table
+from test_finetune import small  # noqa: F401, a fixture
+
+from twofold.core import pretrained
+from twofold.core.commands import finetune, train
+from twofold.core.data.fetch import sha256_of
+from twofold.core.training.processes import ALONE
+from twofold.core.training.recipe import Recipe
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """Return what a command gives the run that it would begin, and its codec."""
+    file = table(tmp_path / "reviews.csv")
+
+    def begun(command, **given):
+        seen = {}
+        how = {"data": str(file), "side": "reference", "quick": False} | given
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "begun", lambda _, data, codec, **own: seen.update(own, c=codec))
+            command._begin(how, ALONE)
+        return SimpleNamespace(**seen)
+
+    return begun
+
+
+def test_fine_tuning_begins_with_what_was_asked_for(begin, small, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(small.parent)
+
+    def found(**given):
+        return begin(finetune, init=small.name, **given)
+
+    run, model = found(), pretrained.load(small, labels=["no", "yes"]).model.config
+    usual = {"epochs": 2, "batch_size": 32, "lr": 5e-5, "warmup": 0.1, "weight_decay": 0.01}
+    usual |= {"word_dropout": 0.0, "average": 0.0, "frozen": 1, "refit": False}
+    assert run.recipe == Recipe(**usual) and run.model == model
+    assert (run.init, run.longest, run.c.max_length) == (str(small), 12, 12)
+    assert run.init_sha256 == sha256_of(small / "model.safetensors")
+    assert found(quick=True).recipe == Recipe(**usual | {"epochs": 1})
+    run = found(quick=True, epochs=3, longest=5)
+    assert run.recipe.epochs == 3 and run.longest == run.c.max_length == 5
+    run = found(dropout=0.3)
+    assert run.model == dataclasses.replace(model, dropout=0.3, embedding_dropout=0.3)
+    changed = {"attention_dropout": 0.4, "pooling": "max"}
+    assert found(**changed).model == dataclasses.replace(model, pooler=False, **changed)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "missing", "words"),
+    [
+        (("x", "y"), set(), "the head is drawn: the model's classes are x, y; those of the data"),
+        (("b", "a"), set(), ""),
+        (("x", "y"), {"classifier.weight"}, ""),
+    ],
+)
+def test_a_head_that_is_drawn_though_there_was_one_is_said(capsys, theirs, missing, words):
+    finetune._say_drawn(SimpleNamespace(labels=theirs, missing=missing), ("a", "b"))
+    assert capsys.readouterr().err == (f"{words} are a, b\n" if words else "")
+
+
+def test_training_begins_with_what_was_asked_for(begin, monkeypatch):
+    run = begin(train)
+    assert run.recipe == Recipe() and (run.tokenizer, run.patch) == ("words", 2)
+    assert run.model.num_classes == 2
+    assert begin(train, quick=True).recipe == Recipe(epochs=4, refit=False)
+    run = begin(train, quick=True, epochs=3, refit=True, word_dropout=0.0, tokenizer="bpe")
+    assert run.recipe == Recipe(epochs=3, refit=True, word_dropout=0.0) and run.tokenizer == "bpe"
+    assert type(run.c.tokenizer).__name__ == "BPETokenizer"
+    given = {"num_layers": 3, "d_model": 24, "num_heads": 3, "pooling": "max", "dropout": 0.0}
+    run = begin(train, **given)
+    assert given.items() <= dataclasses.asdict(run.model).items()
+    own = {"recipe": {"epochs": 9, "lr": 0.5}, "model": {"d_ff": 48, "num_layers": 2}}
+    monkeypatch.setattr(train, "preferred", lambda data, part: dict(own[part]))
+    run = begin(train, quick=True, num_layers=3)
+    assert run.recipe == Recipe(epochs=4, refit=False, lr=0.5)
+    assert (run.model.d_ff, run.model.num_layers) == (48, 3)
