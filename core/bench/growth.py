@@ -76,12 +76,14 @@ def _measured(
     found = {}
     for name in problem.costs:
         calls: dict[str, Callable[[], object]] = {}
+        peaks: dict[str, int] = {}
         for rival in rivals:
             try:
-                calls[rival.name] = rival.passes(problem, tensors)[name]
+                call = rival.passes(problem, tensors)[name]
+                peaks[rival.name] = peak(call, device, rivals[0] is rival)
             except (RuntimeError, MemoryError):  # out of memory
                 continue
-        peaks = {n: peak(call, device, rivals[0].name == n) for n, call in calls.items()}
+            calls[rival.name] = call
         times = timing.race({n: [call] for n, call in calls.items()}, device, seconds, {})
         for n, taken in times.items():
             found[name, n] = (float(np.median(taken)), peaks[n])
