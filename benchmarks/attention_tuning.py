@@ -21,7 +21,7 @@ import tuning
 
 from twofold.core import ops
 from twofold.core.bench import problems
-from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS
+from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS, Problem
 from twofold.kernels.attention_tiles import Tile, choose_tile
 
 KERNELS = ("forward", "dk_dv", "dq")
@@ -76,13 +76,17 @@ def trials(shape: Shape, kernels: Sequence[str]) -> list[Trial]:
     return [Trial(k, shape, tile) for k in kernels for tile in tiles(k, shape.head_dim)]
 
 
+def problem_of(shape: Shape) -> Problem:
+    """Return the race's problem."""
+    B, H, L, D, causal, dtype = shape
+    return problems.attention(B, H, H, L, L, D, dtype, causal)
+
+
 def inputs(shape: Shape) -> list[torch.Tensor]:
     """Return q, k, v and dout."""
-    B, H, L, D, causal, dtype = shape
     draw = torch.Generator("cuda").manual_seed(0)
-    problem = problems.attention(B, H, H, L, L, D, dtype, causal)
-    dout = problems.normal(draw, "cuda", dtype, B, H, L, D)
-    return [*problem.make(draw, "cuda").values(), dout]
+    q, k, v = problem_of(shape).make(draw, "cuda").values()
+    return [q, k, v, problems.normal(draw, "cuda", shape.dtype, *q.shape)]
 
 
 def calls(trial: Trial, tensors: Sequence[torch.Tensor]) -> Callable[[], object]:
@@ -116,7 +120,7 @@ def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> di
         def call(tile: Tile, kernel: str = kernel) -> Callable[[], object]:
             return calls(Trial(kernel, shape, tile), tensors)
 
-        figures = tuning.timed(own, call, call(chosen), seconds)
+        figures = tuning.timed(own, call, call(chosen), problem_of(shape), seconds)
         found[kernel] = {"table": str(tuple(chosen)), **figures}
     return found
 

@@ -11,7 +11,8 @@ Three questions, 16,384 tokens of 2,048 features in bfloat16 each:
 
     python benchmarks/attention_variants.py --kernels --tiles --features --save
 
-Questions asked one after the other, with the same --json or on one day, have one result.
+Questions asked one after the other, with the same --json or on one day, have one result. Who fails,
+or does not compute what the first does, is left out with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from twofold.core import ops
-from twofold.core.bench import machine, problems, timing
+from twofold.core.bench import agreement, machine, problems, timing
 from twofold.core.bench.problems import HIDDEN, TOKENS, Problem
 from twofold.kernels import attention, attention_hopper
 from twofold.kernels.attention_hopper import Variant
@@ -104,9 +105,10 @@ def kernels(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
     tile = choose_tile("forward", head_dim, 2, architecture="sm_90", rows=length)
 
     def hopper(variant: Variant) -> Call:
-        def call() -> None:
+        def call() -> torch.Tensor:
             out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
             attention_hopper.forward(q, k, v, out, lse, scale, causal, variant)
+            return out
 
         return call
 
@@ -135,6 +137,7 @@ def tiled(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
 def in_tiles(head_dim: int, length: int, causal: bool, which: str) -> dict[str, Call]:
     """Return a pass of the plain kernel with its features in two tiles, and in one; and torch's."""
     tensors = inputs(problem_of(head_dim, length, causal))
+    dout = torch.randn_like(tensors[0])  # the same for both, so that both compute the same
     found: dict[str, Call] = {}
     for who, padded in (("in two tiles", False), ("in one, padded", True)):
 
@@ -146,18 +149,22 @@ def in_tiles(head_dim: int, length: int, causal: bool, which: str) -> dict[str, 
             return attention.forward(*tensors, causal=causal, tile=tile("forward"))
 
         if which == BACKWARD:
-            out, cache = forward()
+            _, cache = attention.forward(*tensors, causal=causal)
             how = {"dk_dv_tile": tile("dk_dv"), "dq_tile": tile("dq")}
-            found[who] = functools.partial(attention.backward, torch.randn_like(out), cache, **how)
+            found[who] = functools.partial(attention.backward, dout, cache, **how)
         else:
             found[who] = forward
     return found if which == BACKWARD else found | of_torch(tensors, causal)
 
 
-def raced(calls: dict[str, Call], work: float, seconds: float) -> dict[str, dict[str, Any]]:
-    """Return TFLOP/s of everybody who runs, of so many operations, and why others do not."""
-    lost: dict[str, str] = {}
-    times = timing.race({who: [call] for who, call in calls.items()}, "cuda", seconds, lost)
+def raced(
+    calls: dict[str, Call], problem: Problem, which: str, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Return TFLOP/s of a pass of everybody who runs and agrees, and why others are left out."""
+    lost = agreement.unlike(calls, problem)
+    ready = {who: [call] for who, call in calls.items() if who not in lost}
+    times = timing.race(ready, "cuda", seconds, lost)
+    work = problem.costs[which].operations
     rates = {who: work / float(np.median(taken)) * 1e-12 for who, taken in times.items()}
     return {"tera_operations_per_second": rates, "left_out": {w: x[:200] for w, x in lost.items()}}
 
@@ -188,8 +195,8 @@ def main() -> None:
     for question, which, make in races:
         shapes = itertools.product(questions[question], (False, True))
         for (head_dim, length), causal in shapes if getattr(asked, question) else ():
-            work = problem_of(head_dim, length, causal).costs[which].operations
-            found = raced(make(head_dim, length, causal), work, asked.seconds)
+            problem = problem_of(head_dim, length, causal)
+            found = raced(make(head_dim, length, causal), problem, which, asked.seconds)
             race = {"head_dim": head_dim, "length": length, "causal": causal, "pass": which}
             result.setdefault(question, []).append(race | found)
             print(race, harness.leading(found["tera_operations_per_second"]), flush=True)

@@ -8,7 +8,7 @@ them at once among the sizes. Both sides have the same number of threads; on a G
 kernels, replayed as CUDA graphs, and beside that with every kernel launched each time. Time is the
 clock's, from ids on the host to probabilities there, on a GPU too: events would leave out what the
 host does before it first waits. (`bench_bert.py` has MiniLM itself against `transformers`,
-tokenizing included.)
+tokenizing included.) The result is written after every size; who fails is in it with the reason.
 
     python benchmarks/bench_inference.py [--save]
 """
@@ -85,10 +85,12 @@ def ours(size: str, inputs: Sequence[Array], side: ops.Side) -> dict[str, Call]:
     return found
 
 
-def raced(calls: Mapping[str, Call], device: str, seconds: float) -> dict[str, list[float]]:
-    """Return the seconds of every prediction, by the clock."""
+def raced(
+    calls: Mapping[str, Call], device: str, seconds: float, lost: dict[str, str]
+) -> dict[str, list[float]]:
+    """Return the seconds of every prediction, by the clock; `lost` takes reasons of who fails."""
     whole = timing.waited if device == "cuda" else (lambda call: call)
-    return timing.race({name: [whole(call)] for name, call in calls.items()}, "cpu", seconds)
+    return timing.race({name: [whole(call)] for name, call in calls.items()}, "cpu", seconds, lost)
 
 
 def main() -> None:
@@ -97,22 +99,27 @@ def main() -> None:
     )
     harness.use_threads(asked.threads)
     side = ops.load("triton" if ops.cuda_available() else "reference")
-    races, rates = {}, {}
+    result = harness.begun(asked.threads, side.device)
+    result["product_rates"] = {} if side.device == "cuda" else machine.product_rates(1.0)
+    result |= {"races": {}, "sentences_per_second": {}, "reasons": {}}
     for size in SIZES:
         inputs = examples(np.random.default_rng(0), 64 if asked.quick else SENTENCES, *LENGTHS)
         peers = theirs(size, inputs, side.device)
-        calls = peers | ours(size, inputs, side)
-        times = raced(calls, side.device, 2.0 if asked.quick else asked.seconds)
-        best = harness.quickest(times, peers)
-        races[f"{size}, {len(inputs)} sentences"] = harness.summary(times, best)
-        rates[size] = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
-    result = {
-        **harness.begun(asked.threads, side.device),
-        "product_rates": {} if side.device == "cuda" else machine.product_rates(1.0),
-        "races": races,
-        "sentences_per_second": rates,
-    }
+        calls, lost = peers | ours(size, inputs, side), dict[str, str]()
+        times = raced(calls, side.device, 2.0 if asked.quick else asked.seconds, lost)
+        title = f"{size}, {len(inputs)} sentences"
+        result["reasons"][title] = {who: " ".join(x.split())[:300] for who, x in lost.items()}
+        if times:
+            best = harness.quickest(times, (peers.keys() & times) or times)
+            result["races"][title] = harness.summary(times, best)
+        rates = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
+        result["sentences_per_second"][size] = rates
+        if asked.json:
+            asked.json.write_text(harness.written(result))
     harness.report("inference", result, asked)
+    for title, reasons in result["reasons"].items():
+        for who, reason in reasons.items():
+            print(f"{title}: {who} did not run: {reason}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ KINDS = (
 MACHINE = "machine"  # what results that do not say so were measured on
 # Entries of a list, and what tells them apart.
 TOLD_BY = {"races": ("operator", "problem", "dtype", "pass"), "runs": ("precision", "seed")}
+BY_TITLE = ("races", "utilisation", "kernels", "reasons")  # of whole models, by their race's title
 ASIDE = {"bench", "command", "left", "note", "carried"}  # of a result: nothing that is measured
 
 
@@ -89,14 +90,33 @@ def together(before: Found, result: Found) -> Found:
         if lists:
             told = {tuple(x.get(key) for key in keys): x for each in lists for x in each}
             both[name] = list(told.values())
+    for name in BY_TITLE:
+        if titles := _titled(before, name) | _titled(result, name):
+            both[name] = titles
     return both
 
 
 def measured(result: Found) -> set[str]:
-    """Return what a result has: operators, precisions, parts, or other lists by name."""
+    """Return what a result has: operators, precisions, models, parts, calls, or lists by name."""
     lists = {name for name, x in result.items() if isinstance(x, list)} - ASIDE - TOLD_BY.keys()
-    entries = {f"{name} {x}" for name in harness.GROUPED for x in result.get(name, ())}
-    return lists | entries | {about(x) for name in TOLD_BY for x in _listed(result, name)}
+    entries = {_part(x) for x in result.get("parts", ())} | set(_calls(result))
+    models = {_model(title) for title in _titled(result, "races")}
+    return lists | entries | models | {about(x) for name in TOLD_BY for x in _listed(result, name)}
+
+
+def _part(name: str) -> str:
+    return f"part {name}"
+
+
+def _model(title: str) -> str:
+    """Return what a race of whole models is of: its sizes may change."""
+    return f"race of {title.partition(',')[0]}"
+
+
+def _calls(result: Found) -> Iterator[str]:
+    """Yield the calls that were tuned: in which group, is nothing to a page."""
+    for group in result.get("groups", {}).values():
+        yield from (call for call, figures in group.items() if isinstance(figures, dict))
 
 
 def about(entry: Found) -> str:
@@ -107,8 +127,16 @@ def about(entry: Found) -> str:
 def only(result: Found, wanted: set[str]) -> Found:
     """Return a result with no more measured than that."""
     kept = {name: x for name, x in result.items() if not isinstance(x, list) or name in wanted}
-    for name in harness.GROUPED & result.keys():
-        kept[name] = {x: y for x, y in result[name].items() if f"{name} {x}" in wanted}
+    if "parts" in result:
+        kept["parts"] = {x: y for x, y in result["parts"].items() if _part(x) in wanted}
+    if "groups" in result:
+        kept["groups"] = {
+            group: {call: figures for call, figures in of.items() if call in wanted}
+            for group, of in result["groups"].items()
+        }
+    for name in BY_TITLE:
+        if titles := _titled(result, name):
+            kept[name] = {title: x for title, x in titles.items() if _model(title) in wanted}
     for name in TOLD_BY:
         if entries := [x for x in _listed(result, name) if about(x) in wanted]:
             kept[name] = entries
@@ -118,6 +146,11 @@ def only(result: Found, wanted: set[str]) -> Found:
 def _listed(result: Found, name: str) -> list[Found]:
     entries = result.get(name, [])
     return entries if isinstance(entries, list) else []
+
+
+def _titled(result: Found, name: str) -> Found:
+    entries = result.get(name, {})
+    return entries if isinstance(entries, dict) else {}
 
 
 def completed(kind: str, result: Found, carry: bool) -> Found | None:

@@ -116,7 +116,9 @@ def of_kernels(found: dict[str, Any]) -> list[str]:
         whole = sum(ms for ms, *_ in filter(None, taken.values()))
         if whole:
             lines += [f"| {race}: kernel | launches | ms | share |", "|---|--:|--:|--:|"]
-            for kernel, (ms, times) in list(taken.items())[:MOST]:
+            # A result's keys may be in the order of the alphabet.
+            longest = sorted((x for x in taken.items() if x[1]), key=lambda x: -x[1][0])
+            for kernel, (ms, times) in longest[:MOST]:
                 lines.append(f"| `{kernel}` | {times:.0f} | {ms:.3f} | {ms / whole:.1%} |")
             lines.append("")
     return lines

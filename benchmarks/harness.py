@@ -126,11 +126,16 @@ def earlier(path: Path, on: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result with what an earlier one has besides; both have their commands."""
+    """Return a result with what an earlier one has besides; both have their commands.
+
+    A part is measured whole, of a group each call by itself.
+    """
     both = {**before, **result}
     both["command"] = joined(before.get("command"), result.get("command"))
     for name in GROUPED & both.keys():
         both[name] = {**before.get(name, {}), **result.get(name, {})}
+    for group, calls in before.get("groups", {}).items():
+        both["groups"][group] = {**calls, **both["groups"][group]}
     return both
 
 

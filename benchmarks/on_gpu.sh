@@ -94,11 +94,11 @@ part tile_tuning 200 python3 benchmarks/tile_tuning.py --minutes 2.5 --json KEPT
 
 group call8
 for dtype in bfloat16 float16 float32; do
-  part "properties_$dtype" 60 "${twofold[@]}" verify properties attention --at batch=2 \
-    --at heads=16 --at seqlen_q=4096 --at seqlen_k=4096 --at head_dim=128 --at dtype="$dtype" \
+  part "properties_$dtype" 60 "${twofold[@]}" verify properties attention --at batch=1 \
+    --at heads=4 --at seqlen_q=4096 --at seqlen_k=4096 --at head_dim=128 --at dtype="$dtype" \
     --json "KEPT/properties-$dtype.json"
   part "properties_decode_$dtype" 60 "${twofold[@]}" verify properties attention_decode \
-    --at batch=4 --at heads=32 --at groups=4 --at capacity=8192 --at page_size=16 \
+    --at batch=2 --at heads=16 --at groups=4 --at capacity=8192 --at page_size=16 \
     --at head_dim=128 --at dtype="$dtype" --json "KEPT/properties-decode-$dtype.json"
 done
 part peers 180 "${twofold[@]}" verify peers --json KEPT/peers.json
@@ -108,8 +108,8 @@ for precision in float32 bfloat16; do
   part "train_$precision" 120 "${twofold[@]}" train --side triton --precision "$precision" \
     --out "SCRATCH/$precision" --json "KEPT/train-movie-$precision.json"
 done
-part growth 300 "${twofold[@]}" bench --growth --seconds 0.3 --json KEPT/growth.json \
-  --plots KEPT/growth
+part growth 300 "${twofold[@]}" bench --growth --seconds 0.3 --limit 270 \
+  --json KEPT/growth.json --plots KEPT/growth
 
 group call10
 for tool in memcheck racecheck; do

@@ -9,7 +9,6 @@ other; one that cannot be is left out with the reason. The table's own choice ra
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -82,15 +81,15 @@ def races() -> list[Race]:
     return found
 
 
-def call(race: Race, tensors: Mapping[str, torch.Tensor], tile: Any) -> Callable[[], object]:
-    """Return a call of the pass with this tile, or with the table's for None."""
+def calls(race: Race, tensors: Mapping[str, torch.Tensor]) -> Callable[[Any], tuning.Call]:
+    """Return what makes a call of the pass with a tile, or with the table's for None."""
     operator = getattr(ops.load("triton"), race.problem.operator)
     options = dict(race.problem.options)
     if not race.backward:
-        return lambda: operator.forward(**tensors, **options, tile=tile)
+        return lambda tile: lambda: operator.forward(**tensors, **options, tile=tile)
     out, cache = operator.forward(**tensors, **options)
-    dout = torch.randn_like(out)
-    return lambda: operator.backward(dout, cache, tile=tile)
+    dout = torch.randn_like(out)  # the same for all, so that all compute the same
+    return lambda tile: lambda: operator.backward(dout, cache, tile=tile)
 
 
 def inputs(race: Race) -> Mapping[str, torch.Tensor]:
@@ -101,15 +100,16 @@ def inputs(race: Race) -> Mapping[str, torch.Tensor]:
 def compiled(place: tuple[int, int]) -> str:
     """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
     race = races()[place[0]]
-    return tuning.first_call(lambda: call(race, inputs(race), race.tiles[place[1]]))
+    return tuning.first_call(lambda: calls(race, inputs(race))(race.tiles[place[1]]))
 
 
 def tuned(place: int, seconds: float, pool: Any) -> dict[str, Any]:
     """Return the milliseconds of every tile that runs, the quickest first, and what others say."""
     race = races()[place]
     said = pool.map(compiled, [(place, i) for i in range(len(race.tiles))], chunksize=1)
-    own = functools.partial(call, race, inputs(race))
-    return tuning.timed(zip(race.tiles, said, strict=True), own, own(None), seconds)
+    own = calls(race, inputs(race))
+    tiles = zip(race.tiles, said, strict=True)
+    return tuning.timed(tiles, own, own(None), race.problem, seconds)
 
 
 def main() -> None:

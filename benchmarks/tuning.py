@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from twofold.core import ops
-from twofold.core.bench import timing
+from twofold.core.bench import agreement, timing
+from twofold.core.bench.problems import Problem
 
 PROCESSES = 14  # that compile
 TABLE = "table"  # who is called with the tile that the table has
@@ -33,16 +34,22 @@ def first_call(make: Callable[[], Call]) -> str:
 
 
 def timed(
-    tiles: Iterable[tuple[Any, str]], call: Callable[[Any], Call], table: Call, seconds: float
+    tiles: Iterable[tuple[Any, str]],
+    call: Callable[[Any], Call],
+    table: Call,
+    problem: Problem,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Return the milliseconds of every tile that runs, the quickest first, and what others say.
+    """Return the milliseconds of every tile that is right, the quickest first, and why others not.
 
-    `tiles` come with what their first call raised.
+    `tiles` come with what their first call raised. Right is what computes what the table's does.
     """
     said = dict(tiles)
-    ready = {str(tuple(tile)): [call(tile)] for tile, fault in said.items() if not fault}
-    ready[TABLE] = [table]
+    calls = {TABLE: table}
+    calls |= {str(tuple(tile)): call(tile) for tile, fault in said.items() if not fault}
     left_out = {str(tuple(tile)): fault for tile, fault in said.items() if fault}
+    left_out |= agreement.unlike(calls, problem)
+    ready = {who: [each] for who, each in calls.items() if who not in left_out}
     times = timing.race(ready, "cuda", seconds, left_out)
     ms = {name: round(1e3 * float(np.median(taken)), 4) for name, taken in times.items()}
     return {"median_ms": dict(sorted(ms.items(), key=lambda x: x[1])), "left_out": left_out}

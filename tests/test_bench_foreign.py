@@ -1,5 +1,6 @@
 """Races with functions that are not ours, and who is wrong in a race."""
 
+import collections
 import json
 
 import pytest
@@ -124,6 +125,25 @@ def test_outputs_agree_to_half_of_their_digits():
     assert agreement.stray([torch.zeros(5, 4)], [torch.zeros(5, 4)], problem) == ""
     assert agreement.stray([torch.tensor(1.1)], [torch.tensor(1.0)], problem)
     assert agreement.stray([ours], [], problem) == "", "there is no second opinion"
+
+
+def test_ways_to_compute_one_thing_agree_but_in_rows_of_rounding_errors():
+    """Gradients have such rows; an output is compared without what is kept beside it."""
+    ours, nothing = torch.ones(5, 4), torch.full((1, 4), 1e-8)
+    with_noise, other_noise = (torch.cat([ours, x]) for x in (nothing, -nothing))
+    problem = SMALL["softmax"]
+    assert agreement.stray([other_noise], [with_noise], problem)
+    gradients = collections.namedtuple("gradients", "dx dbias")
+    calls = {
+        "first": lambda: gradients(with_noise, None),
+        "other": lambda: gradients(other_noise, None),
+        "half": lambda: gradients(with_noise * torch.tensor([1, 1, 1, 1, 0.5, 1])[:, None], None),
+        "output": lambda: (with_noise, ours),
+        "shape": lambda: with_noise[1:],
+    }
+    found = agreement.unlike(calls, problem)
+    assert list(found) == ["half", "shape"]
+    assert "1 of 6 rows" in found["half"]
 
 
 def test_options_are_given_by_the_names_that_a_function_has():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from twofold.core.cli import app
 from twofold.core.commands import common, embed, predict, training
 from twofold.core.training import loop
+from twofold.core.verify.foreign import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +194,43 @@ def test_what_was_answered_before_an_interruption_is_written(
                       if n in json.loads(out.read_text()))  # fmt: skip
         assert [one["text"] for one in written] == ["one"]
     assert signal.getsignal(number) == before_it
+
+
+@pytest.mark.parametrize(
+    "what, asker, asked",
+    [
+        (("operators", "softmax", "dropout"), "report.verify", ["dropout"]),
+        (("properties", "rotary", "--examples", "1"), "contract.check_properties", None),
+        (("peers", "torch relu", "torch silu"), "peers.judging._verdict", ["torch silu"]),
+    ],
+    ids=lambda x: x[0] if isinstance(x, tuple) else "",
+)
+def test_what_was_judged_before_it_is_cut_off_is_written(what, asker, asked, tmp_path, monkeypatch):
+    """And who was not asked any more is named; in the end nobody is."""
+    command, *names = what
+    written = tmp_path / "found.json"
+    name = f"twofold.core.verify.{asker}"
+    function, given = pkgutil.resolve_name(name), []
+    if command == "peers":  # whose processes take their time
+        function = lambda *_: Verdict()  # noqa: E731
+
+    def cut_off(*arguments, **how):
+        given.append(arguments)
+        if len(given) == 2:
+            raise KeyboardInterrupt
+        return function(*arguments, **how)
+
+    def left():
+        found = json.loads(written.read_text())
+        return (found if command == "peers" else found[command]).get("left")
+
+    how = ["--json", str(written)]
+    how += ["--side", "reference"] if command != "peers" else ["--examples", "1"]
+    how += ["--jobs", "1"] if command != "properties" else []
+    how += ["--examples", "0"] if command == "operators" else []
+    monkeypatch.setattr(name, cut_off)
+    assert CliRunner().invoke(app, ["verify", command, *names, *how]).exit_code != 0
+    assert left() == asked if asked else all(x.startswith("rotary: ") for x in left())
+    monkeypatch.setattr(name, function)
+    call("verify", command, *names, *how)
+    assert left() is None

@@ -122,12 +122,42 @@ def test_a_result_that_lacks_what_pages_have_is_not_put_there(collect, tmp_path,
 
 
 def test_nothing_is_carried_over_from_other_versions(collect, tmp_path):
-    old = {"ran_on": OLDER | {"torch": "2.10.0"}, "groups": {"long": {}, "small": {}}}
+    old = {"ran_on": OLDER | {"torch": "2.10.0"}, "groups": {"all": {"L=1": {}, "L=2": {}}}}
     write(tmp_path / "gpu", **{"attention_tuning-A-GPU-2026-01-01": old})
-    new = {"ran_on": ON, "groups": {"long": {}}}
+    new = {"ran_on": ON, "groups": {"long": {"L=2": {}}}}
     assert collect.collect([write(tmp_path / "one", attention_tuning=new)], True) == []
-    new["groups"]["small"] = {}
+    new["groups"]["small"] = {"L=1": {}}
     assert collect.collect([write(tmp_path / "one", attention_tuning=new)], False)
+
+
+def test_calls_that_were_not_tuned_in_time_are_missed(collect, tmp_path, capsys):
+    """In whichever group they were; one that is measured again keeps what it has not reached."""
+    old = {"ran_on": OLDER, "groups": {"long": {"L=1": {"dq": 1}, "L=2": {"dq": 1}}}}
+    write(tmp_path / "gpu", **{"attention_tuning-A-GPU-2026-01-01": old})
+    new = {"ran_on": ON, "groups": {"long": {"L=2": {"dq": 2}}, "small": {"L=3": {"dq": 2}}}}
+    given = write(tmp_path / "one", attention_tuning=new)
+    assert collect.collect([given], False) == []
+    assert "attention_tuning lacks L=1, which" in capsys.readouterr().out
+    collect.collect([given], True)
+    found = result(tmp_path, "attention_tuning-A-GPU-2026-02-03.json")["groups"]
+    assert found == {"long": {"L=1": {"dq": 1}, "L=2": {"dq": 2}}, "small": {"L=3": {"dq": 2}}}
+
+
+def test_models_that_were_not_raced_in_time_are_missed(collect, tmp_path, capsys):
+    """Whatever their sizes then were: a race is of a model."""
+    titles = {"a, 64 sentences": {"us": {"ratio": 1.0}}, "b, 64 sentences": {"us": {"ratio": 2.0}}}
+    shares = {title: {"us": 0.5} for title in titles}
+    old = {"ran_on": OLDER, "races": titles, "utilisation": shares}
+    write(tmp_path / "gpu", **{"train_step-A-GPU-2026-01-01": old})
+    again = {"a, 512 sentences": {"us": {"ratio": 3.0}}}
+    new = {"ran_on": ON, "races": again, "utilisation": {"a, 512 sentences": {"us": 0.6}}}
+    given = write(tmp_path / "one", train_step=new)
+    assert collect.collect([given], False) == []
+    assert "train_step lacks race of b, which" in capsys.readouterr().out
+    collect.collect([given], True)
+    found = result(tmp_path, "train_step-A-GPU-2026-02-03.json")
+    kept = {"b, 64 sentences": titles["b, 64 sentences"], **again}
+    assert found["races"] == kept and found["utilisation"].keys() == kept.keys()
 
 
 def test_two_machines_are_not_one(collect, tmp_path):

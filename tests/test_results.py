@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from twofold.core.bench import timing
+from twofold.core.bench import problems, timing
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ON = {"date": "2026-01-31", "cpu": "a CPU", "gpu": "a GPU", "torch": "2.11.0"}
@@ -86,26 +86,43 @@ def test_what_one_machine_measures_lies_in_one_result(harness, tmp_path):
         assert json.loads(asked.json.read_text()) == other, "another machine's is begun anew"
 
 
-def test_variants_of_attention_lose_who_fails_while_timed(harness, on_cpu):
+ROWS = torch.arange(1.0, 9.0).reshape(2, 4)
+SHAPE = problems.softmax(2, 4, "float32")
+WRONG = "at this size 1 of 2 rows are not twofold's"
+
+
+def off(rows):
+    """Return rows of which the last is not as it was."""
+    return torch.cat([rows[:-1], 2 * rows[-1:]])
+
+
+def test_variants_of_attention_lose_who_fails_or_is_wrong(harness, on_cpu):
+    """Who is wrong is not timed; an output may stand with what is kept for backward."""
     import attention_variants
 
-    calls = {"plain": lambda: None, "Hopper": fails_at(2, lambda: None)}
-    found = attention_variants.raced(calls, 1e9, 0.0)
+    calls = {
+        "plain": lambda: (ROWS, None),
+        "Hopper": fails_at(3, lambda: ROWS),
+        "never": fails_at(1, lambda: ROWS),
+        "wrong": fails_at(2, lambda: off(ROWS)),
+    }
+    found = attention_variants.raced(calls, SHAPE, "forward", 0.0)
     assert list(found["tera_operations_per_second"]) == ["plain"]
-    assert found["left_out"] == {"Hopper": "RuntimeError: out of resources"}
+    assert found["left_out"].pop("wrong").startswith(WRONG)
+    assert found["left_out"] == dict.fromkeys(("Hopper", "never"), "RuntimeError: out of resources")
 
 
-def test_tiles_that_fail_while_timed_are_left_out(harness, on_cpu):
+def test_tiles_that_fail_or_are_wrong_are_left_out(harness, on_cpu):
+    """A tile that skips some of the work would be the quickest."""
     import tuning
 
-    fails = fails_at(2, lambda: None)
+    made = {(1,): lambda: ROWS, (2,): fails_at(3, lambda: ROWS), (4,): lambda: off(ROWS)}
     found = tuning.timed(
-        [((1,), ""), ((2,), ""), ((3,), "too large")],
-        lambda tile: fails if tile == (2,) else lambda: None,
-        lambda: None,
-        0.0,
-    )
+        [((1,), ""), ((2,), ""), ((3,), "too large"), ((4,), "")],
+        made.__getitem__, lambda: ROWS, SHAPE, 0.0,
+    )  # fmt: skip
     assert found["median_ms"].keys() == {"(1,)", tuning.TABLE}
+    assert found["left_out"].pop("(4,)").startswith(WRONG)
     assert found["left_out"] == {"(2,)": "RuntimeError: out of resources", "(3,)": "too large"}
     assert len(tuning.told(found)) == 2
 

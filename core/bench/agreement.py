@@ -8,11 +8,16 @@ dtype, ‖a − b‖ ≤ √ε·‖b‖. Kernels that round well differ by some 
 of which a tile is missing, by some 1.
 
 Random numbers and what a step writes in place are not compared, and neither are gradients.
+
+Where ways to compute one thing race, such as tiles of a kernel, gradients are compared, too
+(`unlike`). They have rows that are nothing but rounding errors, as those of the first query under a
+causal mask: so a row counts as no shorter than rows are on average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -25,9 +30,15 @@ def comparable(problem: Problem) -> bool:
 
 
 def stray(
-    outputs: Sequence[torch.Tensor], twofolds: Sequence[torch.Tensor], problem: Problem
+    outputs: Sequence[torch.Tensor],
+    twofolds: Sequence[torch.Tensor],
+    problem: Problem,
+    on_average: bool = False,
 ) -> str:
-    """Say how outputs differ from twofold's, "" if they do not; more outputs than those may be."""
+    """Say how outputs differ from twofold's, "" if they do not; more outputs than those may be.
+
+    `on_average`: a row counts as no shorter than rows are on average.
+    """
     allowed = torch.finfo(getattr(torch, problem.dtype)).eps ** 0.5
     for theirs, ours in zip(outputs, twofolds, strict=False):
         if theirs.shape != ours.shape:
@@ -36,6 +47,8 @@ def stray(
             x.detach().reshape(-1, x.shape[-1] if x.dim() else 1).float() for x in (theirs, ours)
         )
         apart, length = (a - b).norm(dim=-1), b.norm(dim=-1)  # (rows,)
+        if on_average:
+            length = length.clamp(min=float(length.mean()))
         out = ~(apart <= allowed * length)  # NaN is out, too
         if count := int(out.sum()):
             return (
@@ -44,3 +57,31 @@ def stray(
                 f"{problem.dtype}'s digits"
             )
     return ""
+
+
+def unlike(calls: Mapping[str, Callable[[], Any]], problem: Problem) -> dict[str, str]:
+    """Make every call once; return why not to time those that fail, or differ from the first.
+
+    A call returns a tensor, gradients, or an output with what is kept for them.
+    """
+    reasons: dict[str, str] = {}
+    wanted: list[torch.Tensor] | None = None
+    for who, call in calls.items():
+        try:
+            found = _compared(call())
+            wanted = found if wanted is None else wanted
+            reason = stray(found, wanted, problem, on_average=True)
+        except Exception as error:  # its own: the others go on
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            reasons[who] = reason[:200]
+    return reasons
+
+
+def _compared(found: Any) -> list[torch.Tensor]:
+    """Return the tensors of what a call returns, heads and batches as rows."""
+    if isinstance(found, tuple):
+        several = found if hasattr(found, "_fields") else found[:1]
+    else:
+        several = (found,)
+    return [x.reshape(-1, x.shape[-1] if x.dim() else 1) for x in several if x is not None]

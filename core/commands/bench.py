@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +44,11 @@ def command(
     ] = False,
     limit: Annotated[
         float | None,
-        typer.Option(help="seconds after which no problem is begun; races left are named", min=0.0),
+        typer.Option(
+            help="seconds after which no problem is begun; operators take turns, and races left "
+            "are named",
+            min=0.0,
+        ),
     ] = None,
     predict: Annotated[
         str | None,
@@ -84,9 +89,11 @@ def command(
         if quick:
             listed = [next(p for p in listed if p.operator == o) for o in _operators(listed)]
             seconds = min(seconds, 0.1)
+        if limit is not None:
+            listed = _in_turns(listed)
         result: dict[str, Any] = {
             "ran_on": machine.ran_on(threads, device),
-            "command": _command(operators, against, seconds, quick, growth),
+            "command": _command(operators, against, seconds, quick, judge, growth),
         }
 
         ends = math.inf if limit is None else began + limit
@@ -181,6 +188,12 @@ def _operators(listed: list[Any]) -> list[str]:
     return list(dict.fromkeys(problem.operator for problem in listed))
 
 
+def _in_turns(listed: list[Any]) -> list[Any]:
+    """Return problems operator by operator in turn: where time runs out, each has had its first."""
+    each = ([p for p in listed if p.operator == o] for o in _operators(listed))
+    return [p for turn in itertools.zip_longest(*each) for p in turn if p is not None]
+
+
 def _chosen(listed: list[Any], operators: list[str] | None) -> list[Any]:
     known = _operators(listed)
     for name in operators or ():
@@ -194,10 +207,11 @@ def _command(
     against: list[str] | None,
     seconds: float,
     quick: bool,
+    judge: bool,
     growth: bool,
 ) -> str:
     parts = ["twofold bench", *(operators or ()), *(f"--against {a}" for a in against or ())]
-    parts += ["--growth"] if growth else []
+    parts += [*(["--growth"] if growth else []), *([] if judge else ["--no-judge"])]
     return " ".join([*parts, *(["--quick"] if quick else [f"--seconds {seconds:g}"])])
 
 

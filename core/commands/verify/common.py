@@ -70,6 +70,11 @@ def chosen(operators: list[str] | None) -> list[str]:
     return names
 
 
+def left(names: list[str]) -> dict[str, list[str]]:
+    """Return what a result that is written meanwhile says of those that are not yet judged."""
+    return {"left": names} if names else {}
+
+
 @contextmanager
 def judged_side(name: str) -> Iterator[ops.Side]:
     """Give a side, in the strict interpreter where its kernels are not compiled, and say so."""

@@ -14,6 +14,7 @@ from twofold.core.commands.verify.common import (
     chosen,
     cores,
     judged_side,
+    left,
 )
 
 
@@ -26,7 +27,8 @@ def command(
 ) -> None:
     """Judge operators by their contracts: random and pinned cases, each within its error bound.
 
-    Without a GPU the kernels run in the strict interpreter.
+    Without a GPU the kernels run in the strict interpreter. A result is written after every
+    operator; it names those that are left.
     """
     with plain_errors():
         names = chosen(operators)
@@ -34,11 +36,13 @@ def command(
         from twofold.core.verify import report
         from twofold.core.verify.processes import processes
 
-        rows = []
+        rows: list[report.Row] = []
         with judged_side(side) as judged, processes(judged, jobs or cores()) as pool:
-            for name in names:
+            for done, name in enumerate(names, 1):
                 with console.status(f"{name} …"):
                     rows += report.verify(name, judged, examples, pool)
+                found = {"holds": not any(x.faults for x in rows), "rows": report.as_json(rows)}
+                write_json(json, {"operators": {**found, **left(names[done:])}})
         console.print(report.table(rows))
         faults = [(row, fault) for row in rows for fault in row.faults]
         for row, fault in faults:
@@ -47,6 +51,5 @@ def command(
                 highlight=False,
                 soft_wrap=True,
             )
-        write_json(json, {"operators": {"holds": not faults, "rows": report.as_json(rows)}})
     if faults:
         raise typer.Exit(FAILED)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from twofold.core.commands.common import FAILED, Json, console, escaped, plain_errors, write_json
-from twofold.core.commands.verify.common import Jobs, cores
+from twofold.core.commands.verify.common import Jobs, cores, left
 
 if TYPE_CHECKING:
     from twofold.core.verify.peers.judging import Judged, Row
@@ -28,7 +28,7 @@ def command(
 
     A failure is shown with its kind (fault, precision, undefined) and reason, as
     `core/verify/peers/findings.py` lists them, and its smallest input. Exit status 1 if one is not
-    listed.
+    listed. A result is written after every peer; it names those that are left.
     """
     with plain_errors():
         from twofold.core.verify.peers import finding, findings, judging
@@ -40,6 +40,8 @@ def command(
             with console.status(f"{peer.name} …"):
                 judged.append(next(coming))
             show(judged[-1])
+            names = [other.name for other in chosen[len(judged) :]]
+            write_json(json, {**report(judged), **left(names)})
         console.print(table(judged))
         for words, ours, answers in differing(judged):
             console.print(f"convention: {words} {ours}; {answers}", soft_wrap=True)
@@ -48,7 +50,6 @@ def command(
         gone = findings.gone(ran, [f.known for f in failures if f.known])
         for known in gone:
             console.print(f"gone: {known.peer} {known.outputs}: {known.reason}", soft_wrap=True)
-        write_json(json, report(judged))
     if any(f.kind == finding.UNEXPLAINED for f in failures):
         raise typer.Exit(FAILED)
 

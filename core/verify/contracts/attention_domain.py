@@ -122,7 +122,7 @@ def inputs(case: Case) -> Inputs:
             (case.heads, case.seqlen_q, "unit"),
         )
     )
-    largest = np.abs(scale(case) * (fold_groups(q, k) @ k.mT)).max()
+    largest = abs(scale(case)) * _most(q, k)
     if largest > 0:
         balance = math.sqrt(np.abs(q).max() / np.abs(k).max())
         factor = math.sqrt(case.logits / largest)
@@ -161,6 +161,16 @@ def inputs(case: Case) -> Inputs:
         queries, keys = (starts(rng, case.batch, n) for n in (case.seqlen_q, case.seqlen_k))
         made = packed(made, np.diff(queries), np.diff(keys))
     return made._replace(rotary=attention_rotary.drawn(rng, case, made))
+
+
+def _most(q: Array, k: Array) -> float:
+    """Return the largest |q·k|, head by head: scores of long sequences would not fit in memory."""
+    most = 0.0
+    for batch, heads in zip(fold_groups(q, k), k, strict=True):
+        for queries, keys in zip(batch, heads, strict=True):
+            scores = queries @ keys.T
+            most = max(most, float(scores.max()), -float(scores.min()))
+    return most
 
 
 def call_within(case: Any, **own: Any) -> Case:
