@@ -23,16 +23,16 @@ from twofold.core.verify.peers.table import LIBRARIES
 # What no contract asks, by the script in benchmarks/peer_faults that shows it.
 BY_HAND = {
     "cce_target_logit": "cut-cross-entropy rounds the products of the target's logit to 16 bits, "
-    "which those in the log-sum-exp are not; here it is judged with the identity for a classifier, "
-    "whose products are exact",
-    "flag_gems_sdpa_bias": "where FlagGems' attention is not causal, a mask of numbers is added to "
-    "logits of base 2 as it is, not times log₂ e; other faults end its cases before",
+    "but not those in the log-sum-exp; it is judged here with an identity classifier matrix, whose "
+    "products are exact",
+    "flag_gems_sdpa_bias": "where FlagGems' attention is not causal, a float mask is added to "
+    "base-2 logits without the factor log₂ e; other faults stop its cases earlier",
     "flag_gems_sdpa_mask": "in a boolean mask of FlagGems' attention True hides, where torch's "
-    "shows; the judge finds out which of both it is",
-    "sglang_temperature": "SGLang's two kernels of extension have two formulas for a temperature "
-    "by position, of which one sharpens and the other flattens",
-    "sglang_verify_scratch": "SGLang's split verification multiplies with 0 what torch.empty left "
-    "in the memory of splits without keys, be it NaN",
+    "shows; the contract finds out by trial which is meant",
+    "sglang_temperature": "SGLang's two extend kernels use different formulas for a temperature by "
+    "position: one sharpens, the other flattens",
+    "sglang_verify_scratch": "SGLang's split verification multiplies by 0 what torch.empty left in "
+    "the memory of splits without keys, which may be NaN",
 }
 KNOWN = tuple(known for library in LIBRARIES for known in library.FOUND)
 
