@@ -186,8 +186,8 @@ def descriptors() -> str:
         listed(f"{b[x] / a[x]:.2f}" for a, b in pairs) for x in ("apart", "together")
     )
     return (
-        f"With descriptors, at head_dim {listed(map(str, HEAD_DIMS))}: {fewer} registers fewer than "
-        f"in the step before, and ceilings {apart} times as high apart, {together} together."
+        f"With descriptors, at head_dim {listed(map(str, HEAD_DIMS))}: {fewer} registers fewer "
+        f"than in the step before, and ceilings {apart} times as high apart, {together} together."
     )
 
 
@@ -214,7 +214,8 @@ def dtypes() -> str:
     )  # fmt: skip
     return pages.wrapped(
         f"In *together*, float16 differs from bfloat16 by at most {halves:.3f}, and causal calls "
-        f"from full ones by at most {causal:.3f}. Triton {counted()['triton']}, {counted()['target']}."
+        f"from full ones by at most {causal:.3f}. "
+        f"Triton {counted()['triton']}, {counted()['target']}."
     )
 
 
@@ -222,8 +223,8 @@ def order() -> str:
     """Return how much of the slots a causal call at head_dim 128 keeps busy, by order."""
     (row,) = (r for r in rows(PRESENT, 128, True) if r["kernel"] == "forward_kernel")
     slots, block = MULTIPROCESSORS * row["programs"], row["block_m"]
-    lines = ["| length | programs | unordered | long rows first in each head | in each group of heads "
-             "| heads per group | over all heads |"]  # fmt: skip
+    lines = ["| length | programs | unordered | long rows first in each head "
+             "| in each group of heads | heads per group | over all heads |"]  # fmt: skip
     lines.append("|--:|--:|--:|--:|--:|--:|--:|")
     for length in LENGTHS:
         heads = TOKENS // length * HIDDEN // 128
