@@ -352,7 +352,7 @@ def weigh(s, top, total):
     """(2) P̃ = exp(S − m) of a tile, m the maximum so far; (3) ℓ = rowsum P̃, so far.
 
     Returns:
-        P̃, what rescales that before, m and ℓ.
+        P̃, the factor that rescales what was summed before, m and ℓ.
     """
     new_top = tl.maximum(top, tl.max(s, axis=1))
     safe = tl.where(new_top == -float("inf"), 0.0, new_top)  # 0 stands in for −∞ − (−∞)
