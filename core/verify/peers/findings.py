@@ -1,16 +1,16 @@
 """What judging the peers found, each finding with its kind and reason.
 
-Nothing is filtered by this list: a failure is shown with its kind, one that is not listed as
-unexplained, and a listed one that no longer shows as gone. The kinds, from worst to least:
+Nothing is filtered by this list: a failure is shown with its kind (an unlisted one as unexplained),
+and a listed failure that no longer occurs is shown as gone. The kinds, from worst to mildest:
 
-- fault: wrong by any reading, such as another gradient, a NaN, memory that is not the function's;
-- precision: further off than arithmetic in float32 with one rounding of each stored result may be;
-- undefined: right only if the language fills in what it leaves undefined.
+- fault: wrong by any reading, such as a wrong gradient, a NaN, access to others' memory;
+- precision: less accurate than float32 arithmetic with one rounding of each stored result allows;
+- undefined: right only by relying on behaviour that the language leaves undefined.
 
-Another choice that is documented or common, where ours differs, is no failure: `conventions`.
+A documented or common choice that differs from ours is not a failure: see `conventions`.
 
-A bound is that of a kernel which computes in float32 and rounds what it stores, once. To leave it
-is not to be useless; how far off, and why, is in the reason.
+The bound is that of a kernel that computes in float32 and rounds each stored result once. A
+function beyond it may still be useful; the reason says how far off it is, and why.
 """
 
 from __future__ import annotations
