@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 PAGE, RESULT = HERE / "PEERS.md", HERE / "results" / "peers.json"
 
 KINDS = {
-    "fault": "wrong by any reading: a wrong gradient, NaN, access to memory not the function's own",
+    "fault": "wrong by any reading, such as a wrong gradient, NaN, or access to memory not its own",
     "precision": "less accurate than float32 arithmetic with one rounding of each stored result "
     "allows",
     "undefined": "right only by relying on behaviour that the language leaves undefined",
