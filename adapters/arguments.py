@@ -1,4 +1,4 @@
-"""What the functions do with their arguments before an operator: autocast, seeds, what is kept."""
+"""What happens to arguments before an operator is called: autocast, seeds, what is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention with all its options, as a custom operator of torch with gradients of gradients."""
+"""Attention with all its options, as a custom torch operator with gradients of gradients."""
 
 from __future__ import annotations
 

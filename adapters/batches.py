@@ -1,4 +1,4 @@
-"""What operators that return gradients do under vmap, and where a gradient is taken of them."""
+"""What operators that return gradients do under vmap, and when they are differentiated again."""
 
 from __future__ import annotations
 

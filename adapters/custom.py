@@ -1,13 +1,13 @@
-"""Custom operators of torch out of operators of a side: what `torch.library` wants, in one place.
+"""Custom torch operators made from a side's operators: what `torch.library` needs, in one place.
 
-Batches may be empty, as they are for torch's own modules: then the outputs are, and gradients of
-what else was given are 0. Neither side takes empty batches: `empty` tells what is wrong with them.
+Batches may be empty, as in torch's own modules: then the outputs are empty, and the gradients of
+all other inputs are 0. As neither side takes empty batches, `empty` checks such calls.
 
-Each becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees both
-whole, with implementations for fake tensors and a formula for autograd. Saved for backward are the
-arguments and outputs that it reads; kernels need no more, and NumPy, which keeps more, computes
-again. What was made under `torch.inference_mode` cannot be saved, as with torch: where weights are
-to learn from it, `x.clone()` can.
+Each operator becomes two, `twofold::name` and `twofold::name_backward`, so that torch.compile sees
+both whole, with implementations for fake tensors and a formula for autograd. Saved for backward are
+the arguments and outputs that it reads; the kernels need no more, and NumPy, which keeps more,
+recomputes it. A tensor made under `torch.inference_mode` cannot be saved, as in torch: if weights
+are to be trained on it, use `x.clone()`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls with empty batches: neither side takes them, so a small full batch is tried instead."""
+"""Checks of calls with empty batches: as neither side takes them, a small full batch is tried."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What `torch.utils.flop_counter.FlopCounterMode` counts of our operators, as it counts torch's.
+"""How `torch.utils.flop_counter.FlopCounterMode` counts our operators, as it counts torch's.
 
     from twofold.adapters import flops
 
     flops.register()
 
-A multiplication and an addition are two operations; those of the whole square are counted where
-attention is causal, as of torch's; of packed sequences those of all pairs there could be.
+A multiplication and an addition are two operations. Causal attention counts as the whole square, as
+in torch; packed sequences count with every query paired with every key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`scaled_dot_product_attention`, called as torch's own is."""
+"""`scaled_dot_product_attention`, with the signature of torch's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gated activation as a custom operator of torch: SwiGLU, GEGLU, ReGLU without the projections."""
+"""Gated activation as a custom torch operator: SwiGLU, GEGLU, ReGLU without the projections."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Checks of what is called as something of torch's, by the names that its callers know.
+"""Argument checks for functions with torch's signatures, under torch's names for the arguments.
 
-Operators check all that they are given themselves, by names of their own.
+The operators also check everything themselves, under their own names.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@
     hugging_face.register()
     model = AutoModel.from_pretrained("…", attn_implementation="twofold")
 
-Masks are made as for torch's attention: none where a model is causal and nothing is padded, unless
-its layers are not known to say whether they are causal, as those of models need not that torch's
-attention is not offered for. A model with attention of its own that asks for no mask (DeBERTa,
-XLNet, FNet, ProphetNet) is not told what it was asked for, and goes on by itself. Falcon and
-GPT-Neo look for the name in tables of their own, and cannot be built with it: a KeyError says so.
+Masks are made as for torch's attention: there is none where a model is causal and nothing is
+padded, unless its layers may not say whether they are causal, as in models without support for
+torch's attention. A model with its own attention that never asks for a mask (DeBERTa, XLNet, FNet,
+ProphetNet) does not see the setting, and uses its own attention. Falcon and GPT-Neo look the name
+up in tables of their own, and cannot be built with it: they raise a KeyError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The other operators of a Transformer as custom operators of torch, each one launch or a few."""
+"""The other operators of a Transformer as custom torch operators, each one launch or a few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of torch with our operators inside: the same constructors, state and results.
+"""torch's modules with our operators inside: the same constructors, state and results.
 
 `B` batch, `H` heads, `M` queries, `N` keys, `E` features, `D` head_dim.
 """

@@ -1,4 +1,4 @@
-"""Multi-head attention, projections and all, as one custom operator of torch."""
+"""Multi-head attention, projections included, as one custom torch operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers of torch around the fused Adam."""
+"""torch optimizers around the fused Adam."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Root mean square layer normalisation as a custom operator of torch, one launch forward.
+"""Root mean square layer normalisation as a custom torch operator, one launch forward.
 
-What `layers.layer_norm` is to layer norm.
+It corresponds to `layers.layer_norm`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which side computes: the kernels for tensors on a GPU, NumPy for others.
 
-NumPy is the mathematics, not a way to be fast: on a CPU this is for trying things out. Kernels can
-be had there, too, in Triton's interpreter, which is slower still: `with use("triton")`.
+The NumPy side is the mathematics and not made for speed: on a CPU this is for trying things out.
+Kernels can run there too, in Triton's interpreter, which is slower still: `with use("triton")`.
 """
 
 from __future__ import annotations

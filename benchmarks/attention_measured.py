@@ -20,8 +20,8 @@ CHANGES: tuple[tuple[str, dict[str, bool], dict[str, bool]], ...] = (
     ("turns", {"turns": True}, {}),
     ("pairs", {"pairs": True}, {}),
     ("pairs, both early", {"early": True, "pairs": True}, {"early": True}),
-    ("a grid of a program for each tile", {"persistent": False}, {}),
-    ("that grid, to pairs", {"persistent": False}, {"pairs": True}),
+    ("a grid with one program per tile", {"persistent": False}, {}),
+    ("that grid over pairs", {"persistent": False}, {"pairs": True}),
 )
 
 
@@ -93,8 +93,8 @@ def unraced(races: Iterable[Race]) -> list[str]:
             said.append(f"{call}, length {race['length']}, “{variant(own)}” did not run.")
         elif own not in (PLAIN, name(VARIANTS[key])):
             said.append(
-                f"{call}, the figures of Hopper's kernel are those of “{variant(own)}”: "
-                f"“{variant(name(VARIANTS[key]))}”, which is chosen by now, was not raced."
+                f"{call}, the figures of the Hopper kernel are those of “{variant(own)}”: "
+                f"“{variant(name(VARIANTS[key]))}”, which is chosen now, was not raced."
             )
     return ["", pages.wrapped(" ".join(dict.fromkeys(said)))] if said else []
 
@@ -110,7 +110,7 @@ def kernels() -> str:
     for results, races in by_kernel():
         lines += [
             "| head_dim | | length | torch, flash | plain kernel | chosen "
-            "| quickest variant of Hopper's | torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
+            "| quickest Hopper variant | torch, cuDNN | chosen ÷ flash | ÷ cuDNN |",
             "|--:|---|--:|--:|--:|--:|---|--:|--:|--:|",
         ]
         for race in races:
@@ -182,7 +182,7 @@ def tuned() -> str:
     """Return milliseconds of the quickest tiles, and of the one that the table then had."""
     lines = []
     for path, found in every("attention_tuning", GPU):
-        lines += ["| call | kernel | the table's, when timed | quickest |", "|---|---|---|---|"]
+        lines += ["| call | kernel | table's tile when timed | quickest |", "|---|---|---|---|"]
         for shape, of in merged(found["groups"]).items():
             call = dict(part.split("=") for part in shape.split())
             title = ", ".join(call[k] for k in ("batch", "heads", "length", "head_dim"))
@@ -235,4 +235,8 @@ def limits() -> str:
         ]
         if reached:
             said.append(f"{'; '.join(reached)} in `results/gpu/{path.name}`")
-    return pages.wrapped(f"Large products and copies reached {', '.join(said)}.") if said else ""
+    return (
+        pages.wrapped(f"Large matrix products and copies reached {', '.join(said)}.")
+        if said
+        else ""
+    )

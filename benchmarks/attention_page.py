@@ -186,8 +186,8 @@ def descriptors() -> str:
         listed(f"{b[x] / a[x]:.2f}" for a, b in pairs) for x in ("apart", "together")
     )
     return (
-        f"Descriptors, at head_dim {listed(map(str, HEAD_DIMS))}: {fewer} registers fewer than the "
-        f"step before them, and ceilings that are {apart} times as high apart, {together} together."
+        f"With descriptors, at head_dim {listed(map(str, HEAD_DIMS))}: {fewer} registers fewer "
+        f"than in the step before, and ceilings {apart} times as high apart, {together} together."
     )
 
 
@@ -213,8 +213,9 @@ def dtypes() -> str:
         for p in zip(rows(PRESENT, D, False), rows(PRESENT, D, True), strict=True)
     )  # fmt: skip
     return pages.wrapped(
-        f"Together, float16 differs from bfloat16 by at most {halves:.3f}, and causal calls from "
-        f"full ones by at most {causal:.3f}. Triton {counted()['triton']}, {counted()['target']}."
+        f"In *together*, float16 differs from bfloat16 by at most {halves:.3f}, and causal calls "
+        f"from full ones by at most {causal:.3f}. "
+        f"Triton {counted()['triton']}, {counted()['target']}."
     )
 
 
@@ -222,8 +223,8 @@ def order() -> str:
     """Return how much of the slots a causal call at head_dim 128 keeps busy, by order."""
     (row,) = (r for r in rows(PRESENT, 128, True) if r["kernel"] == "forward_kernel")
     slots, block = MULTIPROCESSORS * row["programs"], row["block_m"]
-    lines = ["| length | programs | as they come | long rows first in each head | in each group of "
-             "heads | heads of a group | in all |"]  # fmt: skip
+    lines = ["| length | programs | unordered | long rows first in each head "
+             "| in each group of heads | heads per group | over all heads |"]  # fmt: skip
     lines.append("|--:|--:|--:|--:|--:|--:|--:|")
     for length in LENGTHS:
         heads = TOKENS // length * HIDDEN // 128
@@ -261,7 +262,7 @@ def small() -> str:
     """Return what forward of small batches has to do at the least, and in how many programs."""
     lines = [
         "| batch, heads, length, head_dim | tile | programs | per slot "
-        "| scores made of those needed | bytes, µs | products, µs |",
+        "| scores made ÷ needed | bytes, µs | products, µs |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for B, H, L, D in SMALL:
@@ -324,14 +325,14 @@ def _lines(races: list[dict[str, Any]], way: list[str]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
     if any(set(c["contenders"]) & set(c.get("wrong", c["reasons"])) for c in columns.values()):
         yield ""
-        yield "\\* not within the contract's bound: the result says how."
+        yield "\\* not within the contract's bound; the result file says how."
 
 
 def rates() -> str:
     """Return the rates that predictions are made with."""
     per_clock = ", ".join(f"{unit} {rate:.0f}" for unit, rate in counted()["rates"].items())
     return pages.wrapped(
-        f"In a clock of a multiprocessor: {per_clock}; `mma.sync` {counted()['synchronous']} of "
+        f"Per clock of a multiprocessor: {per_clock}; `mma.sync` {counted()['synchronous']} of "
         f"matrix. Memory {BANDWIDTH * 1e-12} TB/s, matrix units {PEAK * 1e-12:.0f} TFLOP/s."
     )
 

@@ -13,7 +13,7 @@ from harness import OF_GPUS as GPU
 from twofold.core.bench.contenders import COMPILED, TWOFOLD
 
 OURS, MOST = "twofold, bfloat16", 12  # whose kernels are shown, and how many
-UNCOMPILED = " torch.compile was not raced yet."
+UNCOMPILED = " torch.compile has not been raced yet."
 
 
 def attention() -> list[str]:
@@ -37,9 +37,8 @@ def attention() -> list[str]:
             f"{made(found, 'benchmarks/attention_variants.py')}, {source(path)}."
             for path, found in results
         )
-        lines += [
-            *unraced(races), "", f"{how} FlashAttention-2 and cuDNN as PyTorch brings them.", "",
-        ]  # fmt: skip
+        shipped = "FlashAttention-2 and cuDNN are those shipped with PyTorch."
+        lines += [*unraced(races), "", f"{how} {shipped}", ""]
     return lines
 
 
@@ -66,7 +65,7 @@ def operators() -> list[str]:
             cells.append(f"{shares[0]:.0%} to {shares[-1]:.0%}" if shares else "")
             lines.append(f"| {operator} | {' | '.join(cells)} |")
         lines += ["", *map(_of_operators, results)]
-        lines += ["Cross-entropy is both passes, an optimizer a step.", *raced.notes(races), ""]
+        lines += [raced.PASSES, *raced.notes(races), ""]
     return lines
 
 
@@ -75,8 +74,8 @@ def _of_operators(result: Result) -> str:
     limit = found["bench"]["ceilings"]
     return (
         f"{made(found, 'twofold bench')}, {source(path)}. Limits measured in the same run: "
-        f"{limit['bandwidth'] * 1e-12:.2f} TB/s copied, {limit['rate'] * 1e-12:.0f} TFLOP/s of "
-        "products."
+        f"{limit['bandwidth'] * 1e-12:.2f} TB/s copied, {limit['rate'] * 1e-12:.0f} TFLOP/s in "
+        "matrix products."
     )
 
 
@@ -134,11 +133,11 @@ def accuracy() -> list[str]:
             each = ", ".join(f"{run['test_accuracy']:.3f} (seed {run['seed']})" for run in of)
             said.append(f"{precision}: {each}")
         lines += [
-            f"The default run, test accuracy in {'; in '.join(said)}. "
+            f"Test accuracy of the default run in {'; in '.join(said)}. "
             f"{made(found, 'twofold train')}, {source(path)}.",
             "",
         ]
-    return [*lines, f"Figures on GPUs are of {machines(shown())}."]
+    return [*lines, f"GPU figures were measured on {machines(shown())}."]
 
 
 def shown() -> list[dict[str, Any]]:

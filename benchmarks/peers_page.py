@@ -19,11 +19,11 @@ HERE = Path(__file__).resolve().parent
 PAGE, RESULT = HERE / "PEERS.md", HERE / "results" / "peers.json"
 
 KINDS = {
-    "fault": "wrong by any reading: another gradient, NaN, memory that is not the function's",
-    "precision": "further off than arithmetic in float32, with one rounding of each stored result, "
-    "may be",
-    "undefined": "right only if the language fills in what it leaves undefined",
-    "unexplained": "not looked into",
+    "fault": "wrong by any reading, such as a wrong gradient, NaN, or access to memory not its own",
+    "precision": "less accurate than float32 arithmetic with one rounding of each stored result "
+    "allows",
+    "undefined": "right only by relying on behaviour that the language leaves undefined",
+    "unexplained": "not yet investigated",
 }
 
 
@@ -43,11 +43,12 @@ def page() -> str:
         [
             "# Other libraries before the same contracts",
             "",
-            "Each function is judged as ours are: random cases against the derived bounds, and "
-            "the properties. Triton kernels run in the strict interpreter where there is no GPU. "
-            "The bound is that of a kernel that computes in float32 and rounds what it stores, "
-            "once; a peer that leaves it may be good enough for its purpose, and the reason says "
-            "what it does instead.",
+            "Each function is judged as twofold's own are: by random cases against the derived "
+            "error bounds, and by properties that need no reference (see [TRUST.md](TRUST.md)). "
+            "Without a GPU, Triton kernels run in the strict interpreter. The bound is that of a "
+            "kernel that computes in float32 and rounds each stored result once; a function that "
+            "exceeds it may still be good enough for its purpose, and the reason given says what "
+            "it does instead.",
             "",
             f"`twofold verify peers --json benchmarks/results/{RESULT.name}` on {on['device']}, "
             f"Python {on['python']}, NumPy {on['numpy']}, Triton {on['triton']}; {said}. This page "
@@ -57,22 +58,22 @@ def page() -> str:
             "",
             *by_library(peers),
             "",
-            "A function counts by the worst that was found of it in any precision; one that is "
-            "judged in several ways counts in each.",
+            "A function counts once, by the worst found in any precision; one that is judged in "
+            "several ways counts once for each.",
             "",
             "| peer | operator | dtype | cases | forward | backward | properties | verdict |",
             "|---|---|---|--:|--:|--:|--:|---|",
             *(line for peer in peers for line in rows(peer)),
             "",
             "Forward and backward: the worst |computed − truth| ÷ bound. Properties: how many hold "
-            "(the last bits may differ).",
+            "(to within the last bits).",
             "",
             "## What was found",
             "",
             *findings(peers),
-            "## Seen by hand",
+            "## Found by hand",
             "",
-            "What no contract asks:",
+            "What no contract checks:",
             "",
             *(
                 f"- {words}: [{script}.py](peer_faults/{script}.py)"
@@ -144,7 +145,7 @@ def findings(peers: list[dict[str, Any]]) -> Iterator[str]:
         reasons.items(), key=lambda item: (list(KINDS).index(item[0][0]), item[1][0][0])
     ):
         names = list(dict.fromkeys(name for name, _ in failures))
-        yield f"**{kind}**: {', '.join(names)}. {reason or 'Not looked into'}."
+        yield f"**{kind}**: {', '.join(names)}. {reason or 'Not yet investigated'}."
         if script:
             yield f"[{script}.py](peer_faults/{script}.py)"
         yield ""

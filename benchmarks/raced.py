@@ -11,6 +11,7 @@ from harness import RESULTS
 from twofold.core.bench.contenders import BOTH, TORCH, TWOFOLD
 
 SAME = ("operator", "problem", "dtype", "pass")  # of races that are the same one
+PASSES = "Cross-entropy: both passes together; optimizers: one step."
 FIRST, BACKWARD = ("forward", BOTH, "step"), ("backward",)  # passes, as tables have them
 
 
@@ -79,7 +80,7 @@ def notes(races: Iterable[Race], of_torch: bool = True) -> list[str]:
     off = dict.fromkeys(r["operator"] for r in races if set(ways(r)) & set(r.get("wrong", ())))
     if off and of_torch:
         said.append(
-            f"There torch is compared with though it is not within the contract's bound: in "
+            "In this run torch is compared with although it is not within the contract's bound, in "
             f"{', '.join(off)}."
         )
     return said

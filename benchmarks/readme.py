@@ -110,10 +110,11 @@ def race() -> str:
     )
     ran = [r for races in both_races for r in races if (r["operator"], r["pass"]) in RACED]
     sentences = (
-        "Range over the sizes and machines that were raced, against PyTorch's fastest eager way "
-        "where nothing else is said. On a GPU steps are captured "
-        "and in bfloat16, as PyTorch's are, predictions captured and in float32 on both sides. A "
-        "selection: SPEED.md has all, what is slowest here among them.",
+        "Ranges are over the sizes and machines raced; PyTorch's time is that of its fastest eager "
+        "implementation unless stated otherwise. On a GPU, both sides train in bfloat16 and "
+        "predict in float32; twofold's steps and predictions are captured as CUDA graphs, "
+        "PyTorch's are not. This is a selection; SPEED.md has every race, including twofold's "
+        "slowest.",
         *raced.notes(ran, of_torch=False),
         f"CPUs: {cpus}. GPUs: {gpus}.",
     )
@@ -144,8 +145,8 @@ def operators() -> str:
         )
     lines += [
         "",
-        f"`twofold verify --json …`, {source(path)}. Near 1 is as it should be where a result is "
-        "one rounding of an exact number: then the bound is that rounding.",
+        f"`twofold verify --json …`, {source(path)}. A share near 1 is expected where a result is "
+        "a single rounding of an exact number: the bound is then that rounding.",
     ]
     return "\n".join(lines)
 
@@ -163,7 +164,7 @@ def attention() -> str:
             f"<pre>{html.escape(reference)}</pre>",
             "</td><td>",
             f"<pre>{html.escape(kernel)}</pre>",
-            "and behind the loop",
+            "and after the loop",
             f"<pre>{html.escape(after)}</pre>",
             "and from kernels/attention_parts.py",
             f"<pre>{html.escape(weigh)}</pre>",
@@ -185,7 +186,8 @@ def peers() -> str:
     found = peers_page.result()
     kinds = "; ".join(f"{kind}: {words}" for kind, words in peers_page.KINDS.items())
     made = (
-        f"By the worst that was found of each in any precision ({kinds}). `twofold verify peers`, "
+        f"Each function counts once, by the worst found in any precision ({kinds}). "
+        f"`twofold verify peers`, "
         f"{source(peers_page.RESULT)}."
     )
     return "\n".join([*peers_page.by_library(found["peers"]), "", pages.wrapped(made)])

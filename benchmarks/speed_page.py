@@ -47,7 +47,7 @@ def operator_by_operator() -> list[str]:
             for passes in (raced.FIRST, raced.BACKWARD)
         )
         lines.append(f"| {operator} | {' | '.join(cells)} |")
-    lines += ["", "Cross-entropy is both passes, an optimizer a step."]
+    lines += ["", raced.PASSES]
     for each in machines:
         for path, found in each.results:
             on = machine(ran_on(found))
@@ -76,7 +76,7 @@ def growth() -> list[str]:
         )
     on = machine(ran_on(found))
     said = f"`{found['bench']['command']} --json … --plots …`, {source(path)}: {on}."
-    return [*lines, "", f"Memory is {who[0]}'s; torch's is not counted on a CPU. {said}"]
+    return [*lines, "", f"Memory is that of {who[0]}; torch's is not counted on a CPU. {said}"]
 
 
 def bert() -> list[str]:
@@ -88,7 +88,7 @@ def bert() -> list[str]:
         "|---|---|--:|--:|",
         *rows(found["races"], digits=0),
         "",
-        f"Sentences a second: {rates}. {from_what('bert', path, found)}.",
+        f"Sentences per second: {rates}. {from_what('bert', path, found)}.",
         *elsewhere("bert", OURS),
     ]
 
@@ -109,7 +109,7 @@ def profile() -> list[str]:
             if max(of) >= LEAST_SHARE
         ),
         "",
-        f"Parts of at least {LEAST_SHARE:.0%}, {source(path)}. The step waits for its batch: "
+        f"Parts of at least {LEAST_SHARE:.0%}, {source(path)}. The step waits for its batch for "
         + ", ".join(f"{share['waited']:.1%} of its time ({race})" for race, share in waits.items())
         + ".",
     ]

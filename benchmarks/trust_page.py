@@ -44,9 +44,9 @@ def tightness() -> str:
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     lines += [
         "",
-        "The median over outputs of the median over elements; after a dot by the probabilistic "
-        "bound, where that is another number. "
-        f"{sum(row['elements'] for row in rows):,} elements, the largest error "
+        "Each figure is the median over outputs of the median over elements; after the dot, the "
+        "same for the probabilistic bound, where it differs. "
+        f"{sum(row['elements'] for row in rows):,} elements; the largest error is "
         f"{max(row['worst'] for row in rows):.3f} of its bound. `twofold verify tightness --json "
         f"…`, {source(TIGHTNESS)}: {found['side']}, {versions}.",
     ]
@@ -74,9 +74,10 @@ def mutants() -> str:
     lines += [
         "",
         f"`{found['command']} --json …`, {source(MUTANTS)}: {found['seconds']} s with "
-        f"{found['jobs']} processes, {versions}. Of equivalent ones nothing can be seen; others "
-        "would show in cases too large to be asked, mostly of more than 2³¹ elements. All of both "
-        "and their reasons are in [core/verify/equivalents](../core/verify/equivalents).",
+        f"{found['jobs']} processes, {versions}. *Killed*: caught by a contract. *Equivalent*: no "
+        "input can show a difference. *Beyond these cases*: would show only in cases too large to "
+        "run, mostly of more than 2³¹ elements. Each mutant of these two kinds is listed with its "
+        "reason in [core/verify/equivalents](../core/verify/equivalents).",
     ]
     return "\n".join(lines)
 

@@ -1,16 +1,17 @@
 """Activations and their derivatives: two small device functions, and one pass over memory for each.
 
 Bytes: forward 2·n·b (read x, write out), backward 3·n·b (read dout and x, write dx); nothing else
-is saved, since to compute f′(x) from x costs less than to load it. `linear` applies the same two
-functions while its product is still in registers, and then they cost no bytes at all.
+is saved, since computing f′(x) from x costs less than loading it. `linear` applies the same two
+functions while its product is still in registers; there they cost no bytes at all.
 
-A bias is added in registers, both ways: z is neither written nor rounded. Its kernels go by rows
-and columns. Backward sums dbias on its way, over shares of the rows, as partial sums that a small
-second kernel adds up: no atomics, the same bits in every run. The shares are as many as fill a GPU;
-their sums, read and written, are about 2 MB. `linear` has the same pass for its own bias.
+A bias is added in registers, both ways: z is neither written nor rounded. The kernels with a bias
+go by rows and columns. Backward also sums dbias: partial sums over shares of the rows, which a
+small second kernel adds up: no atomics, the same bits in every run. There are as many shares as
+fill a GPU; their sums, written and read, are about 2 MB. `linear` uses the same pass for its own
+bias.
 
-tanh is built from one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ); so are
-σ(z) and its derivative, from e⁻|ᶻ|. Steps (1) and (2) are those of the reference.
+tanh takes one exponential: z·½(1 + tanh a) = z/(1 + e⁻²ᵃ), tanh z = 1 − 2/(1 + e²ᶻ); so do σ(z)
+and its derivative, from e⁻|ᶻ|. Steps (1) and (2) are those of the reference.
 """
 
 from __future__ import annotations

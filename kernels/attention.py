@@ -5,17 +5,18 @@ maximum and sum (online softmax: Milakov & Gimelshein 2018; FlashAttention-2: Da
 backward: out, and one float32 per row, lse. Bytes: q read and out written once, k and v read once
 per tile of queries; operations: 4·M·N·D per head, half of it where causal.
 
-Backward is `attention_backward` and `attention_bias`, how a tile is loaded and scored
-`attention_parts`, how large it is `attention_tiles`, in which order programs begin
-`attention_order`. Long plain calls go forward by `attention_hopper` where the GPU is Hopper's.
+Backward is in `attention_backward` and `attention_bias`; how a tile is loaded and scored is in
+`attention_parts`, its size in `attention_tiles`, the order in which programs begin in
+`attention_order`. On Hopper GPUs `attention_hopper` runs the forward of long calls without extras.
 
-`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
-Steps (0)–(9) are those of the reference. Scores are kept in base 2: exp2 is what the hardware has,
-log₂e is folded into the scale where nothing else is done to them. Tiles that no query of a program
-may see are not visited, nor those without a live block (`attention_blocks`); tiles that all of them
-see are not masked. Packed sequences, and keys that heads share, are read where they are; a program
-behind the end of its sequence does nothing. Any head_dim is padded to a power of two in registers
-by masks, or to two of them (`attention_features`). (0) makes rotated copies of q and k, each way.
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim. Steps (0)–(9)
+are those of the reference. Scores are kept in base 2: the hardware has exp2, and log₂e is folded
+into the scale where nothing else is done to the scores. Tiles that no query of a program may attend
+to are not visited, nor those without a live block (`attention_blocks`); tiles that all queries
+attend to are not masked. Packed sequences, and keys shared by heads, are read in place; a program
+past the end of its sequence does nothing. Any head_dim is padded by masks to a power of two in
+registers, or to two of them (`attention_features`). (0) makes rotated copies of q and k, in forward
+and in backward.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The backward of attention, two kernels without atomics: the same bits in every run.
 
-The weights are computed again from lse. One kernel holds a tile of keys and sums dk and dv over the
-queries of all heads that share them, the other holds a tile of queries and sums dq over the keys; a
-third computes Δ for both, and what the sinks get. Operations: 14·M·N·D per head, half of it where
-causal; of more than 256 features the scores are computed again for every 128 (`attention`'s
-`MOST_SUMMED`, `SLICE`). No M×N matrix is stored.
+The weights are recomputed from lse. One kernel holds a tile of keys and sums dk and dv over the
+queries of all heads that share them; the other holds a tile of queries and sums dq over the keys; a
+small third one computes Δ for both, and the gradient of the sinks. Operations: 14·M·N·D per head,
+half of it where causal; with more than 256 features the scores are recomputed for every 128
+(`attention`'s `MOST_SUMMED`, `SLICE`). No M×N matrix is stored.
 
 `B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim. Steps
 (5)–(9) are those of the reference.

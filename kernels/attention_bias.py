@@ -1,9 +1,9 @@
 """The gradient of attention's bias: that of the scores, summed where the bias was broadcast.
 
-A program has a tile of the bias and goes through everything that was added to: all batches and
-heads that share it, and where one row or one column of it serves all, those. Nothing of size M×N is
-stored but the gradient itself, and the sums have one order: the same bits in every run. Operations:
-4·M·N·D per head, half of it where causal.
+A program has a tile of the bias and goes through all the scores it was added to: all batches and
+heads that share it, and all rows or columns where one row or column of it was broadcast. Nothing of
+size M×N is stored but the gradient itself, and the sums have one order: the same bits in every run.
+Operations: 4·M·N·D per head, half of it where causal.
 
 `B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim. Steps (5), (6) and (8) are those of the
 reference; (7) is `delta_kernel`'s.

@@ -1,15 +1,15 @@
-"""Which tiles of attention a block mask leaves: the others are not visited.
+"""Which tiles of attention a block mask leaves to visit.
 
 Blocks need not be multiples of tiles, nor tiles of blocks. A tile is live if any block that it
-touches is. For each row of tiles, those that a program goes through, a kernel is handed two lists:
+touches is. For each row of tiles (those that one program goes through) a kernel gets two lists:
 
     live    where its live tiles start, the first of them first
     before  how many of its live tiles start before each tile
 
-What the kernels know without a block mask, between which keys tiles are to be visited (`seen`),
-becomes places in the list of live tiles by the second, and a place becomes a key again by the
-first. The loops are the same, and know how often they run. Made on the device, by one kernel, of
-8 bytes a tile: nothing of size M×N, and nothing is waited for.
+Without a block mask the kernels know the range of keys to visit (`seen`). `before` turns this range
+into places in the list of live tiles, and `live` turns a place back into a key. So the loops stay
+the same, and their length is known. One kernel makes the lists on the device, 8 bytes a tile:
+nothing of size M×N, and the host waits for nothing.
 
 `B` batch, `H` heads, `M` queries, `N` keys.
 """

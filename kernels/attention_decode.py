@@ -1,26 +1,26 @@
-"""Decoding with a cache in two launches: parts of every sequence's keys side by side, then merged.
+"""Decoding with a cache in two launches: parts of every sequence's keys in parallel, then merged.
 
-One query of a few sequences has too few heads to keep a GPU busy, and a long cache to read. So the
-keys are split (Flash-Decoding: Dao, Haziza, Massa & Sizov 2023): a program has one head of keys and
-`split` keys of one sequence, for which it is `attention`'s forward kernel, and leaves a partial
+A few sequences with one query each have too few heads to keep a GPU busy, and a long cache to read.
+So the keys are split (Flash-Decoding: Dao, Haziza, Massa & Sizov 2023): a program takes one KV head
+and `split` keys of one sequence, runs `attention`'s forward kernel on them, and leaves a partial
 output and log-sum-exp in float32. A second kernel merges a sequence's parts, as `merge_attention`
 does.
 
-All G·M rows, the queries of the heads that share keys, go through one program, or block after block
-of them: keys are read once from memory. Rows are numbered query by query, r = m·G + g. Queries are
-rotated to their positions as they are read, keys when they were put into the cache. Tiles without a
-live block are not visited: of each it is looked up before keys are read.
+All G·M rows, the queries of the heads that share keys, go through one program, together or block by
+block: keys are read once from memory. Rows are numbered query by query, r = m·G + g. Queries are
+rotated to their positions as they are read; keys were rotated when they entered the cache. Tiles
+without a live block are not visited: this is looked up for each tile before its keys are read.
 
-What a sequence gets depends on nothing but itself: a part is a fixed number of keys, whatever the
-batch, the capacity or the device; parts are merged in their order; there are no atomics. A sequence
-has the same bits alone as among others, in pages as in one piece, and its queries packed as in a
-batch of its own; but `max_seqlen_q` chooses the tile and whether there are parts, as the number of
-queries does. The lengths stay on the device: the grid is that of the cache's capacity and of the
-most queries, and programs past a sequence's own end at once.
+A sequence's result depends on nothing but that sequence: a part is a fixed number of keys, whatever
+the batch, the capacity or the device; parts are merged in their order; there are no atomics. A
+sequence has the same bits alone as among others, in pages as in one piece, and its queries packed
+as in a batch of its own; only, `max_seqlen_q`, like the number of queries, chooses the tile and
+whether there are parts. The lengths stay on the device: the grid covers the cache's capacity and
+the largest number of queries, and programs past a sequence's end return at once.
 
-Bytes: the keys and values that there are, once. Every part's G·M·D partial outputs are written and
-read again in float32: beside keys in 16 bits 2·G·M/split as much, 6 % for 16 rows. Operations:
-4·G·M·D per key. Memory: S·B·H·M·(D + 1) float32, S the number of parts that the capacity has.
+Bytes: the keys and values present, once. Every part's G·M·D partial outputs are written and read
+again in float32: beside 16-bit keys, 2·G·M/split as much, 6 % for 16 rows. Operations: 4·G·M·D per
+key. Memory: S·B·H·M·(D + 1) float32, S the number of parts in the capacity.
 
 `B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys that a sequence
 has room for, `P` pages, `S` parts, `D` head_dim. Steps (0)–(4) are those of attention. Where

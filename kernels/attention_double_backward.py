@@ -1,21 +1,23 @@
 """The backward of attention's backward, three kernels without atomics: the same bits in every run.
 
-Everything of size M×N is computed again, tile by tile. The first kernel sums over the keys what a
-row of them has in common, three float32 for each query: Δ, g and c. With those a tile of queries
-sums dq and ddout over the keys, and a tile of keys sums dk and dv over the queries of all heads
-that share them. Saved of forward: lse. Operations: 48·M·N·D per head, half of it where causal, of
-which 14 are for the three numbers. Of more than 256 features (128: dropout beside a mask or what a
-`score_mod` reads) a program sums 64, and computes the tiles of size M×N again for each such part.
+Everything of size M×N is recomputed, tile by tile. The first kernel sums over the keys what they
+have in common for each query, three float32 numbers: Δ, g and c. With those, a tile of queries sums
+dq and ddout over the keys, and a tile of keys sums dk and dv over the queries of all heads that
+share them. Saved by forward: lse. Operations: 48·M·N·D per head, half of it where causal, 14 of
+them for the three numbers. With more than 256 features (128 for dropout together with a mask or
+with what a `score_mod` reads) a program sums 64, and recomputes the tiles of size M×N for each such
+part.
 
-Δ comes before c, in a pass of its own, so that c sums what is centred and is no difference of large
-sums. In half precision Δ is better known so than by `out`, which was rounded.
+Δ comes before c, in a pass of its own, so that c sums centred numbers instead of being a difference
+of large sums. In half precision this Δ is also more accurate than one from `out`, which was
+rounded.
 
-What is of queries is to have one set of strides, and so is what is of keys, with rows that begin at
-multiples of 16 elements; else it is copied: M·D numbers, beside products of M·N·D. Addresses would
-take the registers otherwise. Queries, keys, ddq and ddk that are rotated to their positions, (0),
-are so once, into copies, instead of at every read.
+All tensors of queries must share one set of strides, and so must those of keys, with rows that
+begin at multiples of 16 elements; otherwise they are copied: M·D numbers, beside products of M·N·D.
+Separate addresses would take too many registers. For rotary positions, (0), q, k, ddq and ddk are
+rotated once, into copies, instead of at every read.
 
-A tile of everything that is of size M×N is `attention_double_backward_parts`. `B` batch, `H` heads,
+The tiles of size M×N are computed in `attention_double_backward_parts`. `B` batch, `H` heads,
 `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim. Steps (0) and (5)–(17) are
 those of the reference; all tiles are (queries, keys).
 """

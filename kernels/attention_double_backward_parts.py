@@ -1,7 +1,7 @@
-"""What the kernels of attention's double backward share: a tile of all that is of size M×N.
+"""What the kernels of attention's double backward share: a tile of everything of size M×N.
 
-What is of queries has the strides of q, what is of keys those of k, as the registers have no room
-for the addresses of more. Steps (5)–(15) are those of the reference; tiles are (queries, keys).
+Tensors of queries have the strides of q, tensors of keys those of k, as the registers have no room
+for more addresses. Steps (5)–(15) are those of the reference; tiles are (queries, keys).
 
 `B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim.
 """

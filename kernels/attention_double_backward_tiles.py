@@ -1,4 +1,4 @@
-"""The tile table of attention's double backward, and what chooses from it; it needs no triton."""
+"""The tile table of attention's double backward, and how one is chosen; it needs no triton."""
 
 from __future__ import annotations
 

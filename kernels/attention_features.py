@@ -1,7 +1,8 @@
-"""The features of a head, in one tile or in two: 96 are 64 and 32, since tiles are powers of two.
+"""A head's features in one tile or two, as tiles are powers of two: 96 features are 64 and 32.
 
-Padded to 128, a product over 96 features would do a third too much. So what has features is a tuple
-of tiles in the attention kernels, (rows, BLOCK_D) and, where TAIL_D is not None, (rows, TAIL_D).
+Padded to 128, a product over 96 features would be a third too large. So in the attention kernels
+whatever has features is a tuple of tiles, (rows, BLOCK_D) and, if TAIL_D is not None, (rows,
+TAIL_D).
 """
 
 from __future__ import annotations

@@ -1,26 +1,25 @@
-"""Attention of numbers of 8 bits, e4m3, in one pass over the keys.
+"""Attention in FP8 (e4m3), in one pass over the keys.
 
-It is `attention`'s forward with half the bytes of 16 bits and, where a matrix unit has such
-products, twice its speed: bytes: q read once, k and v for every tile of queries, one for a number;
+This is `attention`'s forward with half the bytes of 16 bits and, on a matrix unit that has such
+products, twice its rate. Bytes, one per number: q read once, k and v once per tile of queries;
 operations: 4·M·N·D per head, half of it where causal.
 
 Products of e4m3 are exact in float32. The scales of q and k multiply a tile of products, that of v
-the output. The weights, between 0 and 1, are cast to e4m3 for their product with v, 256 times as
-large: a power of two, so that nothing but the cast rounds, and the largest below 448 that is one.
-The smallest weight that is left is then 2⁻¹⁷. The sum of weights is taken before the cast.
-Dropout's scale multiplies the output and not the weights, so that kept weights round as they do
-without dropout.
+the output. The weights, between 0 and 1, are multiplied by 256 and cast to e4m3 for their product
+with v: 256 is a power of two, so that only the cast rounds, and the largest one below 448. The
+smallest nonzero weight is then 2⁻¹⁷. The sum of weights is taken before the cast. Dropout's scale
+multiplies the output and not the weights, so that kept weights round as they do without dropout.
 
-(0) A number that has been rotated to its position is none of e4m3. Where there are any, q is
-multiplied by kᵀ in float16, which has those of e4m3 exactly, and to which each rotated one, at most
-448·√2, is rounded once; the weights' product with v stays as it is.
+(0) A rotated number is no longer in e4m3. With rotary positions q is multiplied by kᵀ in float16,
+which represents e4m3 exactly, and to which each rotated number, at most 448·√2, is rounded once;
+the weights' product with v is unchanged.
 
 Hopper sums products of 8 bits with 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report",
-section 3.3.2): it is asked for SUMMED products at a time, and those sums are added in float32.
-Values whose keys lie side by side in memory (`v.mT` contiguous) are read as its matrix unit wants
-them; others take a detour through registers. NVIDIA's GPUs before the L4 and H100 have no e4m3. On
-AMD's before the MI350, whose own format is another, and on Hopper in tiles of fewer than 64 rows,
-Triton multiplies in float16, where products of e4m3 are exact, too.
+section 3.3.2): it sums only SUMMED products at a time, and those sums are added in float32. Values
+whose keys are adjacent in memory (`v.mT` contiguous) are read as its matrix unit wants them; others
+take a detour through registers. NVIDIA GPUs before the L4 and H100 have no e4m3. On AMD GPUs before
+the MI350, which have a different format, and on Hopper in tiles of fewer than 64 rows, Triton
+multiplies in float16, where products of e4m3 are exact too.
 
 `B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (0) to (4) are those of the reference. Any head_dim is padded to a power of two by masks.

@@ -1,6 +1,7 @@
-"""Numbers of 8 bits and their scales, made of others for attention.
+"""Quantisation to FP8 (e4m3) with a scale per head, for attention.
 
-Bytes: x is read twice, for the largest magnitudes of its heads and to be cast, and x8 written once.
+Bytes: x is read twice, once for the largest magnitude per head and once to be cast; x8 is written
+once.
 
 `B` batch, `H` heads, `L` length, `D` head_dim.
 """

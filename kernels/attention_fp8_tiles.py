@@ -1,4 +1,4 @@
-"""The tile table of attention in 8 bits, and what chooses from it; it needs no triton."""
+"""The tile table of attention in FP8, and how a tile is chosen; it needs no triton."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Attention forward on Hopper by a kernel of its own: which calls it takes, and how it is launched.
+"""Hopper's own kernel for attention forward: which calls take it, and how it is launched.
 
-The kernel is `attention_hopper_kernel`. It needs Gluon, which some versions of Triton do not have
-and which changes: that module is imported when the first call is one for it.
+The kernel is `attention_hopper_kernel`. It needs Gluon, which some versions of Triton lack and
+which changes between versions, so that module is imported only by the first call that takes it.
 
 `B` batch, `H` heads, `K` KV heads, `M` queries, `N` keys, `D` head_dim.
 """

@@ -1,22 +1,24 @@
 """Attention forward for Hopper: warps that load, warps that multiply, and barriers between them.
 
 FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608) in Gluon, the layer of Triton that leaves the
-layouts and the pipeline to the author. A program has one warp that brings tiles of keys and values
-into a ring of shared memory, and CONSUMERS groups of four warps with ROWS queries each, that share
-what is brought. Each issues the product of scores of the next keys before that of the weights and
-values of these, so that the matrix unit works while the exponentials of the next are taken.
+layouts and the pipeline to the author. A program has one warp, the producer, that copies tiles of
+keys and values into a ring of slots in shared memory, and CONSUMERS groups of four warps with ROWS
+queries each, which share these tiles. Each consumer issues the score product of the next keys
+before the product of the current weights and values, so that the matrix unit works while the
+exponentials of the next keys are computed.
 
 `B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
-A *tile* is what a program works at: CONSUMERS·ROWS queries of one head; a *block* is BLOCK_N keys.
-Steps (1)–(4) are those of the reference. Blocks are visited from the last that the tile sees to
-the first, so that those where something is masked come first.
+A *tile* is a program's unit of work: CONSUMERS·ROWS queries of one head; a *block* is BLOCK_N keys.
+Steps (1)–(4) are those of the reference. Blocks are visited from the last one that the tile attends
+to back to the first, so that those where something is masked come first.
 
 Every slot of the ring has a barrier `full`, completed by the bytes of a copy, and one `empty`,
 completed by one arrival of each consumer. The n-th use of a barrier is its phase n: a consumer
 waits for phase n of `full` before it reads, the producer for phase n − 1 of `empty` before it
 writes. `mbarrier.wait` takes the parity of a phase, and that of the phase before the first one
-counts as completed. All sides visit the same blocks of the same tiles in the same order, at least
-one of each tile (masked where it sees none): nobody waits for what does not come.
+counts as completed. Producer and consumers visit the same blocks of the same tiles in the same
+order, at least one block of each tile (masked if the tile attends to none), so that none of them
+waits for a block that never comes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Which tile of which head a program takes: programs begin in the order of their numbers.
 
-Where causal, the programs of a head visit from one tile to all of them: the longest should begin
-first, as those that begin last are what all wait for. But were it so over all heads, all their keys
-and values would be read at the same time, and the L2 cache does not hold them. So it is
-done for as many heads as fit, one such group after the other: see benchmarks/ATTENTION.md.
+Where causal, the programs of a head visit between one tile and all of them. The longest should
+begin first, as the whole launch waits for those that begin last. But ordered like this over all
+heads, the keys and values of all of them would be read at the same time, and do not fit into the L2
+cache. So the order is within groups of as many heads as fit, one group after the other: see
+benchmarks/ATTENTION.md.
 """
 
 from __future__ import annotations

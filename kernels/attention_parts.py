@@ -1,9 +1,9 @@
 """What the attention kernels share: what they read, how a tile is loaded and scored.
 
-A kernel is handed one `Call`; what a call does not have is None there, and costs nothing.
+A kernel gets one `Call`; a feature that the call does not use is None there, and costs nothing.
 
-A program works on one `Sequence`: a batch, or where sequences lie packed, one after the other,
-some rows of the only batch. Dropout, mask, bias and the user's function know it by its number.
+A program works on one `Sequence`: a batch element, or, if sequences are packed one after the other,
+some rows of the only one. Dropout, mask, bias and the user's function identify it by its number.
 
 `B` batch, `H` heads, `G` of them for each KV head, `M` queries, `N` keys, `D` head_dim.
 """
@@ -352,7 +352,7 @@ def weigh(s, top, total):
     """(2) P̃ = exp(S − m) of a tile, m the maximum so far; (3) ℓ = rowsum P̃, so far.
 
     Returns:
-        P̃, what rescales that before, m and ℓ.
+        P̃, the factor that rescales what was summed before, m and ℓ.
     """
     new_top = tl.maximum(top, tl.max(s, axis=1))
     safe = tl.where(new_top == -float("inf"), 0.0, new_top)  # 0 stands in for −∞ − (−∞)

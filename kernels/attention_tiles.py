@@ -1,4 +1,4 @@
-"""The tile tables of the attention kernels, and what chooses from them; it needs no triton."""
+"""The tile tables of the attention kernels, and how a tile is chosen; they need no triton."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Attention's weights made again from lse: to be looked at, or summed over the queries.
+"""Attention's weights recomputed from lse: for inspection, or summed over the queries.
 
-`weights` is bound by what it writes: a program makes one tile of p, so that one query of a long
+`weights` is bound by its writes: a program computes one tile of p, so that one query of a long
 text keeps as many programs busy as it has tiles of keys. Bytes: 4·R·N per head written, k read
 once for every tile of queries and q once for every tile of keys; operations: 2·R·N·D per head. A
-tile that no query may see is written as zeros without a product. Packed sequences are read where
-they are; their weights have a batch for each.
+tile that no query may attend to is written as zeros without a product. Packed sequences are read in
+place; their weights are unpacked, a batch element for each.
 
 `received` stores nothing but its result: a program holds a tile of keys and goes through the
-queries that see it, as dk and dv do, one order of summation and no atomics, the same bits in every
-run. Bytes: q read once for every tile of keys; operations: 2·M·N·D per head, half of it where
+queries that attend to it, as for dk and dv; one order of summation and no atomics: the same bits in
+every run. Bytes: q read once for every tile of keys; operations: 2·M·N·D per head, half of it where
 causal.
 
-`B` batch, `H` heads, `G` of them for each KV head, `M` queries, `R` of them looked at, `N`
+`B` batch, `H` heads, `G` of them for each KV head, `M` queries, `R` of them inspected, `N`
 keys, `D` head_dim. Steps (0)–(3) are those of the reference.
 """
 

@@ -1,4 +1,4 @@
-"""What the kernels run on, asked in one place."""
+"""What device the kernels run on, asked in one place."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Dropout in one pass: the mask is drawn in registers, used, and drawn again in backward.
 
-Bytes: 2·n·b; no mask is stored. Operations: as `keep` is written, a Philox 4x32-10 per element, of
-whose eight draws one is used. Eight neighbours have the same counter, though, and where sizes are
-multiples of 16 the compiler sees that a thread has them, and leaves one Philox for all eight.
-Kernels draw by `keep` and `attention_keep`: a mask has one definition on this side, too.
+Bytes: 2·n·b; no mask is stored. Operations: as `keep` is written, one Philox 4x32-10 per element,
+with one of its eight draws used. But eight neighbours have the same counter, and where sizes are
+multiples of 16 the compiler sees that one thread has them all, and keeps one Philox for all eight.
+All kernels draw with `keep` and `attention_keep`, so a mask has one definition on this side, too.
 Steps (1)–(3) are those of the reference.
 """
 

@@ -4,12 +4,12 @@ Bytes: forward reads N·D·b of the table and writes as much. Backward sorts the
 and as many for their places), reads N·D·b of dout once, writes V·D·b, zeros included. Nothing is
 saved but the ids.
 
-Backward: after a stable sort the places that looked up one row stand side by side, and one program
+Backward: after a stable sort, the places that looked up the same row are adjacent, and one program
 adds them up in that order. A frequent id would keep its program busy for long, so the sorted places
 are cut into chunks of `CHUNK`; a chunk that holds a single id is summed by a program of its own, in
 float32, and the row's program reads that sum instead: N/CHUNK·D·4 bytes more, written and read, and
-a row takes n/CHUNK steps instead of n. The order of every sum is that of the places: the same bits
-in every run. Dropout after the look-up is drawn again here, in registers.
+a row takes n/CHUNK steps instead of n. Every sum is in the order of the places: the same bits in
+every run. Dropout after the look-up is drawn again here, in registers.
 
 `N` places, `V` rows of the table, `D` columns. Steps (1)–(3) are those of the reference.
 """

@@ -1,9 +1,9 @@
 """Gated activation in one pass: the activated gate stays in registers, and so does its slope.
 
 Bytes, for n elements of b bytes: forward 3·n·b (read gate and up, write out), backward 5·n·b (read
-dout, gate and up, write dgate and dup). f(gate) is computed again, not kept: to write it and read
-it back would be 2·n·b more, a quarter, for a few dozen operations that wait for memory anyhow. In
-16 bits it is so never rounded, either: out and the gradients are, once.
+dout, gate and up, write dgate and dup). f(gate) is recomputed, not kept: to write it and read it
+back would be 2·n·b more, a quarter, to save a few dozen operations that wait for memory anyhow. So
+in 16 bits f(gate) is never rounded either; out and the gradients are, once.
 
 Both halves of a packed projection (..., 2·C) are read in place, and their gradients may be written
 into the halves of one packed gradient: rows have strides. Backward loads all it reads of an element

@@ -2,16 +2,16 @@
 
 Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes out (and h where it
 is not x itself): 2nb, with dropout alone 3nb, with a residual 4nb. Backward reads dout and h, and
-dh if given, writes dx, and dresidual beside dropout: 3nb, 4nb or 5nb. Saved: h, and two float32
+dh if given, and writes dx, with dropout also dresidual: 3nb, 4nb or 5nb. Saved: h, and two float32
 numbers a row.
 
-A program holds whole rows in registers, up to 8192 columns; wider ones spill, at 16384 backward's
-0.4 to 2.4 KB of a thread (sm_90a). The backward's sums over rows (dweight, dbias) are kept in
+A program holds whole rows in registers, up to 8192 columns; wider ones spill, at 16384 in backward
+0.4 to 2.4 KB per thread (sm_90a). The backward's sums over rows (dweight, dbias) are kept in
 registers by a fixed number of programs that each take a contiguous share of the rows, written once
 as partial sums and added up by a second small kernel: no atomics, the same bits in every run. So
-few programs keep memory busy only if each asks for much at a time: several rows, and the next of
-them before it works on these (`stages`). Not timed yet; a row at a time, 768 wide, came to
-0.3 of an H200's bandwidth.
+few programs keep memory busy only if each requests much at a time: several rows, and the next ones
+before it works on these (`stages`). Not timed yet; one row at a time, 768 wide, reached 0.3 of an
+H200's bandwidth.
 
 `R` rows, `C` columns; steps (1)–(7) are those of the reference.
 """

@@ -1,4 +1,4 @@
-"""How tensors lie in memory: new ones, and what attention reads, or a copy that it can address."""
+"""Memory layout: of new tensors, and of what attention reads, copied if it cannot address it."""
 
 from __future__ import annotations
 

@@ -4,14 +4,14 @@ The same kernel computes all three products, a transpose being no more than a sw
 
     y = f(x·Wᵀ + b),   dx = dz·W,   dW = dzᵀ·x
 
-Bytes, for elements of b bytes: forward reads x and W and writes y; with an activation also z, what
-it was applied to, which costs R·N·b and saves backward a product of 2·R·N·K operations. (ReLU's
-derivative can be read off y, and z is not written where there will be no backward.) Backward needs
-dz = dout·f′(z) in two products, each of which loads it once for every column of its tiles: it is
-computed in a pass of its own, 3·R·N·b, not again and again in the prologue of both. The same pass,
-which is `activation`'s, sums db over shares of the rows: no atomics, the same bits in every run.
-Without an activation dz is dout, and what remains of the pass is to read it; without a bias, or
-with a frozen one, nothing remains.
+Bytes, for elements of b bytes: forward reads x and W and writes y; with an activation also z, the
+input of the activation, which costs R·N·b and saves backward a product of 2·R·N·K operations.
+(ReLU's derivative can be read off y, and z is not written where there will be no backward.)
+Backward needs dz = dout·f′(z) in two products, each of which loads it once for every column of its
+tiles: it is computed in a pass of its own, 3·R·N·b, not again and again in the prologue of both.
+The same pass, which is `activation`'s, sums db over shares of the rows: no atomics, the same bits
+in every run. Without an activation dz is dout, and the pass only reads it; without a bias, or with
+a frozen one, there is no pass.
 
 The programs that run at one time form compact groups of tiles, so that they share what L2 holds.
 Where dW has fewer tiles than the machine has room for, the rows that each adds up are split among

@@ -1,15 +1,15 @@
 """Tiles of matrix products, and among how many programs each tile's features are split.
 
-`M` × `K` times `K` × `N`, as in `linear`. Which tile a product takes, and whether its K features
-are split, is decided by how long it should take: programs run in waves of as many as the machine
-holds, and a wave takes what its multiprocessors have to multiply, or to wait for. The gradient of a
-weight is what may be split. It has few tiles of many features, which are rows of the batch: 36 of
-128 × 128 at width 768, on 132 multiprocessors. Split three times, 108 programs add up a third each;
-a second kernel adds what they wrote, in the order of their numbers, so that the bits are the same
-in every run. Other products are not split: a row has the same bits whatever stands beside it.
+`M` × `K` times `K` × `N`, as in `linear`. The tile of a product, and whether its K features are
+split, are chosen by an estimate of its time: programs run in waves of as many as the machine holds,
+and a wave takes as long as its multiprocessors multiply, or wait. Only the gradient of a weight may
+be split. It has few tiles with many features, which are rows of the batch: 36 of 128 × 128 at width
+768, on 132 multiprocessors. Split in three, 108 programs add up a third each; a second kernel adds
+what they wrote, in the order of their numbers, so that the bits are the same in every run. Other
+products are not split: a row has the same bits whatever the other rows hold.
 
-The constants are of one H200 with 128 × 128 and nothing behind the product, where that was measured
-(577 TFLOP/s; `benchmarks/results/gpu`), otherwise estimates; no choice has been timed yet.
+The constants were measured on one H200 with tiles of 128 × 128 and no epilogue (577 TFLOP/s;
+`benchmarks/results/gpu`) or are estimates; no choice has been timed yet.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Partial attention merged in one launch, forward and backward; the parts are read where they lie.
+"""Partial attention merged in one launch, forward and backward; the parts are read in place.
 
-A program owns a block of rows, (h, m) in turn, of one batch, and goes through the parts one after
-the other: a sum has one order, in which a part that was left out adds a zero, and there are no
-atomics. The weights are known before the first output is read: nothing is ever rescaled, and no sum
-passes the largest of the outputs by more than roundings.
+A program owns a block of rows, (h, m) in turn, of one batch element, and goes through the parts one
+after the other: a sum has one order, in which a part that was left out adds a zero, and there are
+no atomics. The weights are known before the first output is read: nothing is ever rescaled, and no
+sum exceeds the largest of the outputs by more than roundings.
 
 Bytes, for n = B·H·M·D elements of b bytes: forward reads S·n·b of outs and 4·S·n/D of lses (twice
 again from the cache for each part) and writes n·b. Backward reads outs and dout and writes S·n·b.

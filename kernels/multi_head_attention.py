@@ -1,18 +1,18 @@
-"""Multi-head attention out of the kernels of its parts, with no copy between them.
+"""Multi-head attention from the kernels of its parts, with no copy between them.
 
-A self-attention is three launches forward: one product for q, k and v together, attention, one
-product out. Rotary positions are one more before attention, or two, of q and of k, where attention
-itself rotates them. What would be copies are views:
+Self-attention takes three launches forward: one product for q, k and v together, attention, one
+product out. Rotary positions are one more before attention, or two, for q and for k, where
+attention itself rotates them. What would be copies are views:
 
 - heads apart: q, k and v of a head are strided views of the packed projection, (B, M, (H + 2K)·D);
-- keys that heads share: attention reads the one head where it is, and sums dk and dv of it;
+- keys that heads share: attention reads the one head in place, and sums its dk and dv;
 - heads together: attention lays the heads of a query side by side, as the output product reads
   them;
 - backward: attention writes dq, dk and dv straight into views of one packed gradient, `rotary`
   rotates dq and dk there in place, and the projection's backward reads it as one matrix.
 
-So between the products only the packed projection and the heads travel: 2·B·M·(H + K)·D·b bytes
-written and read once each way; rotated, q and k are copies, (H + K)·B·M·D·b more. Saved: x, the
+So only the packed projection and the heads pass between the products: 2·B·M·(H + K)·D·b bytes
+written and read once each way; rotated q and k are copies, (H + K)·B·M·D·b more. Saved: x, the
 packed projection, the heads, and lse; and q and k rotated, unless attention itself rotates them,
 which does so again in backward.
 

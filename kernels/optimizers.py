@@ -3,15 +3,16 @@
 Bytes, for n elements of b bytes: Adam reads params, grads, m, v and writes three of them, 7nb; SGD
 3nb, with momentum 5nb; Adagrad 5nb; the norm nb. The arithmetic is hidden behind these bytes.
 
-The norm stays on the device: a step reads it there and works out the clipping factor for itself, so
-the host never waits for the gradient. `global_norm` gives each of a fixed number of programs a
+The norm stays on the device: a step reads it there and computes the clipping factor itself, so the
+host never waits for the gradient. `global_norm` gives each of a fixed number of programs a
 contiguous share; their sums are written once and added up by a second kernel: no atomics, the same
 bits in every run.
 
-Arithmetic is float32 whatever the buffers hold. The host works out what depends on the step and the
-betas alone, in float64: 1 − β₂ from a rounded β₂ would be off in the fifth digit. What changes
-from step to step is not specialised on, so a schedule compiles nothing. A captured CUDA graph would
-replay these numbers, so there they are read from memory, as is whether to take the step at all.
+Arithmetic is float32 whatever the buffers hold. What depends only on the step and the betas is
+computed by the host in float64: 1 − β₂ from a rounded β₂ would be off in the fifth digit. Kernels
+are not specialised on what changes from step to step, so a schedule recompiles nothing. A captured
+CUDA graph would replay these numbers, so there they are read from memory, as is whether to take the
+step at all.
 Steps (1)–(4) are those of the reference.
 """
 

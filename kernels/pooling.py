@@ -1,4 +1,4 @@
-"""Pooling in one pass over what is no padding; backward writes every element of dx once.
+"""Pooling in one pass over what is not padding; backward writes every element of dx once.
 
 Bytes: forward reads the Σ lengths·D elements that count (for "first" B·D) and writes B·D or 2·B·D,
 and with a maximum the position of each as an int32. Backward reads those and writes B·L·D.

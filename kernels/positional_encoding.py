@@ -2,8 +2,8 @@
 
 Bytes: forward reads a row of each table per place and writes the sum: 3·N·D·b, where four kernels
 would move 9·N·D·b. Backward reads dout once for each table, in the order of that table's ids (see
-`embedding`), and draws the mask anew each time: to draw twice costs less than to write dropout's
-gradient and read it again, and nothing is rounded in between. Default positions need no sort.
+`embedding`), and draws the mask anew each time: drawing twice costs less than writing dropout's
+gradient and reading it back, and nothing is rounded in between. Default positions need no sort.
 Saved: ids and positions.
 
 `B` batch, `L` length, `N` = B·L places, `V` rows of the table, `P` rows of the position table, `D`

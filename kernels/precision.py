@@ -1,4 +1,4 @@
-"""The dtypes that kernels take, and how matrix products of float32 are taken."""
+"""The dtypes that kernels take, and how they multiply matrices in float32."""
 
 from __future__ import annotations
 

@@ -2,14 +2,14 @@
 
 Bytes, for n = R·C elements of b bytes: forward reads x (and residual), writes out (and h where it
 is not x itself): 2nb, with a residual 4nb. Backward reads dout and h, and dh if given, and writes
-dx, which is the residual's gradient too: 3nb or 4nb. Saved: h, and one float32 number a row; to
-find it again would take a second sum over each row, to load it takes 4 bytes.
+dx, which is the residual's gradient too: 3nb or 4nb. Saved: h, and one float32 number a row;
+recomputing it would take a second sum over each row, loading it takes 4 bytes.
 
-A program holds whole rows in registers, as `layer_norm` does, with less beside them: neither a
-mean nor a shift. So it has the tiles of `layer_norm`, and its way to dweight without atomics, the
-same bits in every run: a fixed number of programs sum a contiguous share of the rows each, and a
-second small kernel adds up their partial sums. That is the one which adds up a bias's gradient for
-`activation`. Not timed yet.
+A program holds whole rows in registers, as in `layer_norm`, with less beside them: neither a mean
+nor a shift. So the tiles are those of `layer_norm`, and so is dweight, without atomics and with the
+same bits in every run: a fixed number of programs each sum a contiguous share of the rows, and a
+small second kernel, the one that adds up a bias's gradient in `activation`, adds up their partial
+sums. Not timed yet.
 
 `R` rows, `C` columns; steps (1)–(6) are those of the reference.
 """

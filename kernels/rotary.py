@@ -1,4 +1,4 @@
-"""Rotary positions of queries and keys in one launch, read where they lie; backward is the same.
+"""Rotary positions of queries and keys in one launch, read in place; backward is the same kernel.
 
 Bytes: q and k read once and written once, 2·(H + K)·B·L·D·b; cos and sin, read for every `block_h`
 heads, mostly come from the L2 cache. Operations: 6 per pair. Only the tables are saved. Any

@@ -2,10 +2,10 @@
 
 Bytes, for n = R·C elements of b bytes: forward 2·n·b (read x, write y), backward 3·n·b (read y and
 dout, write dx). A row that does not fit is taken in blocks, twice: once for the running maximum and
-sum (online softmax: Milakov & Gimelshein 2018), backward once for Σ dout·y, and once for the
-result: 3·n·b and 5·n·b, less what L2 still has of the rows under way when they are read again.
-Saved: y. Of short rows a program takes several. No atomics: the same bits in every run, and of a
-row, whatever rows are beside it.
+sum (online softmax: Milakov & Gimelshein 2018), or in backward for Σ dout·y, and once for the
+result: 3·n·b and 5·n·b, less what the L2 cache still holds when the rows are read again. Saved: y.
+A program takes several short rows. No atomics: the same bits in every run, and for a row whatever
+the rows beside it.
 
 `R` rows (all leading axes), `C` columns; steps (1)–(5) are those of the reference.
 """

@@ -2,26 +2,26 @@
 
 A program takes whole rows in blocks of classes, twice: once for the running maximum and sum (online
 softmax: Milakov & Gimelshein 2018), once for loss and gradient. Bytes, for n = R·C elements of b
-bytes: n·b read, n·b written, and n·b read again unless L2 has it. It can where the rows that are
-under way fit: four on each multiprocessor, five of 16 bits, on an H100 528 or 660 in 50 MB, so up
-to 24,000 classes of float32, 39,000 of 16 bits. Probabilities as targets are read like the logits.
-Saved: the gradient, to which backward adds 2·n·b to multiply it by that of the loss. Where there
-will be no backward pass it is not made, and the loss of a class index without smoothing takes the
-first pass alone.
+bytes: n·b read, n·b written, and n·b read again unless L2 still has it. It can where all rows in
+flight fit: four on each multiprocessor, five in 16 bits, on an H100 528 or 660 in 50 MB, so up to
+24,000 classes in float32, 39,000 in 16 bits. Targets that are probabilities are read like the
+logits. Saved: the gradient; backward takes 2·n·b more to multiply it by that of the loss. Where
+there will be no backward pass it is not computed, and the loss of a class index without smoothing
+takes only the first pass.
 
-Instructions for each element, not bytes, are what this kernel can run out of. A class index without
-smoothing is one number of a row's targets: its mass and its loss need no sum over the classes, and
-what is left of an element is two exponentials, the maximum, the sum and the gradient: 27
-instructions for sm_90a; with the sums, of smoothed targets, 54, and with weights of classes 63.
-(Counted; not timed yet.) exp2 is what the hardware has.
+The limit of this kernel may be instructions per element, not bytes. A class index without smoothing
+is a single nonzero target per row: its mass and its loss need no sum over the classes, and what is
+left per element is two exponentials, the maximum, the sum and the gradient: 27 instructions for
+sm_90a; with the sums for smoothed targets 54, and with class weights 63. (Counted; not timed yet.)
+Exponentials are exp2, which the hardware has.
 
 The mean divides by a sum over all rows, which the gradient needs before any of it is written. So a
-small kernel comes first and writes partial sums, one for each share of the rows; whoever needs the
-divisor adds those up, in the same order. The rows' losses are summed last, by one program. No
-atomics: the same bits in every run.
+small kernel comes first and writes partial sums, one for each share of the rows; every program that
+needs the divisor adds those up, in the same order. The rows' losses are summed last, by one
+program. No atomics: the same bits in every run.
 
-A class index outside 0 … C − 1 that is not `ignore_index` gives NaN: to raise would be to wait for
-the GPU.
+A class index outside 0 … C − 1 that is not `ignore_index` gives NaN: raising an error would mean
+waiting for the GPU.
 
 `R` rows, `C` classes; steps (1)–(5) are those of the reference.
 """

@@ -1,4 +1,4 @@
-r"""Activations: GELU, its tanh form, ReLU and SiLU of the feed-forward, tanh of BERT's pooler.
+r"""Activations: GELU, its tanh form, ReLU and SiLU for the feed-forward, tanh for BERT's pooler.
 
     gelu(z)      = z·Φ(z),  Φ the normal CDF, ½(1 + erf(z/√2))
     gelu_tanh(z) = ½z·(1 + tanh a) = z/(1 + e⁻²ᵃ),  a = √(2/π)·(z + 0.044715·z³)
@@ -6,11 +6,11 @@ r"""Activations: GELU, its tanh form, ReLU and SiLU of the feed-forward, tanh of
     tanh(z)      = 1 − 2/(1 + e²ᶻ),  tanh′(z) = 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)²
     silu(z)      = z·σ(z) = z/(1 + e⁻ᶻ),  silu′(z) = σ(z) + z·σ′(z),  σ′(z) = σ(z)·σ(−z)
 
-of z = x, or of z = x + bias where a bias of the last axis is given.
+with z = x, or z = x + bias if a bias over the last axis is given.
 
-Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010; its
-derivative at 0 is taken as 0; for SiLU Elfwing, Uchibe & Doya 2017, "Sigmoid-Weighted Linear
-Units", equations 2 and 5, which Ramachandran, Zoph & Le 2017 call swish. Forward keeps the
+Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", section 2; for ReLU Nair & Hinton 2010 (its
+derivative at 0 is taken to be 0); for SiLU Elfwing, Uchibe & Doya 2017, "Sigmoid-Weighted Linear
+Units", equations 2 and 5, called swish by Ramachandran, Zoph & Le 2017. Forward keeps the
 transcendental part, Φ(z), e⁻²ᵃ, e⁻²|ᶻ| or e⁻|ᶻ|, for backward.
 """
 

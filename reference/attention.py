@@ -1,13 +1,13 @@
 r"""Scaled dot-product attention.
 
-    out = softmax(q·kᵀ·scale)·v,   lse_i = log(Σ_j exp(s_ij) + exp(sink)), if there is a sink
+    out = softmax(q·kᵀ·scale)·v,   lse_i = log(Σ_j exp(s_ij) + exp(sink)), exp(sink) only with sinks
 
 Vaswani et al. 2017, "Attention Is All You Need", equation (1); the backward as in Dao et al. 2022,
-"FlashAttention", appendix B.2, with the gradient of lse beside it. What is m, ℓ and D there is
-`top`, `total` and `delta` here.
+"FlashAttention", appendix B.2, with the gradient of lse added. The paper's m, ℓ and D are `top`,
+`total` and `delta` here.
 
-What else the scores are made of, and which pairs take part, is in `attention_scores`. A sink is a
-key without a value, which takes its share of the weights away (the Zero Sink of Xiao et al. 2023,
+What else enters the scores, and which pairs take part, is in `attention_scores`. A sink is a key
+without a value, which takes its share of the weights away (the Zero Sink of Xiao et al. 2023,
 "Efficient Streaming Language Models with Attention Sinks", whose score is 0); its score is learned
 for each head, as in OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card".
 
@@ -16,8 +16,8 @@ The steps are numbered; the kernel carries the same numbers where it does the sa
 
 A query that may attend to no key has output 0, lse −∞ (its sink if there are sinks) and gradient 0.
 
-Sequences that lie packed, one after the other in one batch, are here given a batch each and packed
-again; the kernel reads them where they are.
+Packed sequences (varlen), which follow one another in a single batch, are unpacked here into one
+batch element each, and packed again; the kernel reads them in place.
 """
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
-r"""Attention of one or a few new queries of every sequence to a cache of keys and values.
+r"""Attention of one or a few new queries per sequence over a cache of keys and values.
 
     out = softmax(q·kᵀ·scale)·v,   lse_i = log Σ_j exp(s_ij)
 
-over a sequence's own keys, however many there are: what generates a text, token by token (Shazeer
-2019, "Fast Transformer Decoding: One Write-Head is All You Need"). A cache may be cut into pages of
-as many keys each, which lie anywhere; a table says where each sequence's are (Kwon et al. 2023,
-"Efficient Memory Management for Large Language Model Serving with PagedAttention").
+over each sequence's own keys, however many it has: the attention of token-by-token generation
+(Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need"). A cache may be divided
+into pages of equally many keys, stored anywhere; a table lists each sequence's pages (Kwon et al.
+2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention").
 
-The M queries are the sequence's last M positions: query i is at length − M + i, from which
-`causal`, `window_size` and `alibi_slopes` count, which a `score_mod` is given as the query's
-index, and by whose angles it is rotated if asked; keys lie in the cache rotated already. In
-`attention`, whose `key_lengths` is padding, all sequences have the diagonal of N keys. For a
-sequence that fills its cache both mean the same.
+The M queries are the sequence's last M positions: query i is at position length − M + i. `causal`,
+`window_size` and `alibi_slopes` count from this position, a `score_mod` gets it as the query's
+index, and a rotary query is rotated by its angles; the keys in the cache are already rotated. In
+`attention`, by contrast, `key_lengths` only marks padding, and all sequences have the diagonal of N
+keys. For a sequence that fills its cache both mean the same.
 
-Sequences may bring as many queries each as they have, packed one after the other: a prompt beside
-single tokens, as serving has them. What is said of M queries is then said of each one's own.
+Sequences may each have their own number of queries, packed one after the other: a prompt beside
+single tokens, as in serving. What is said of M queries then holds for each sequence's own number.
 
 `B` batch, `H` heads, `K` KV heads, `M` queries, `N` keys that a sequence has room
 for, `P` pages, `D` head_dim. Steps (0) to (4) are those of `attention`, which is called for each
-sequence; the kernel takes them over parts of the keys and merges those by the steps of
+sequence; the kernel applies them to parts of the keys and merges the parts by the steps of
 `merge_attention`. There is no backward.
 
 A query that may attend to no key has output 0 and lse −∞ (its sink if there are sinks).
 
-Dropout drops what `attention` drops where it is given the same queries and keys: its rows are the
-indices of the queries, not their positions. So each step of a text wants a seed of its own.
+Dropout drops what `attention` would drop for the same queries and keys: its rows are the indices of
+the queries, not their positions. So each step of generation needs a seed of its own.
 """
 
 from __future__ import annotations

@@ -1,65 +1,66 @@
 r"""The backward of attention's backward: gradients of gradients.
 
-Given a loss ℓ of dq, dk and dv, by its derivatives ddq = ∂ℓ/∂dq, ddk and ddv, what are those by q,
-k, v, dout and dlse? They are what a gradient penalty (Gulrajani et al. 2017, "Improved Training of
-Wasserstein GANs"), forces in a loss, and products with the Hessian (Pearlmutter 1994) ask for.
+Let ℓ be a loss that depends on dq, dk and dv, with derivatives ddq = ∂ℓ/∂dq, ddk and ddv. What are
+its derivatives by q, k, v, dout and dlse? They are needed for a gradient penalty (Gulrajani et al.
+2017, "Improved Training of Wasserstein GANs"), for forces in a loss, and for products with the
+Hessian (Pearlmutter 1994).
 
-Backward is (`attention`; P the weights, X the dropout mask with its scale, sums over j are over
-keys; the scores are φ(Z) of Z = scale·q·kᵀ, and what is added to that)
+Backward is (see `attention`; P the weights, X the dropout mask with its scale, sums over j are over
+keys; the scores are φ(Z), Z = scale·q·kᵀ, plus what is added to them)
 
     (6) dP = (dout·vᵀ)∘X    (7) Δ_i = Σ_j P_ij·dP_ij − dlse_i    (8) dS = P∘(dP − Δ)
     (9) dq = scale·dZ·k,  dk = scale·dZᵀ·q,  dv = (P∘X)ᵀ·dout,  with dZ = φ′∘dS
 
-and here it is taken back line by line. ℓ moves with dZ and with P∘X as (9) says:
+and is differentiated here line by line. By (9), ℓ depends on dZ and on P∘X:
 
     (10) A = ∂ℓ/∂dZ = scale·(ddq·kᵀ + q·ddkᵀ),   G = ∂ℓ/∂dS = φ′∘A,   E = ∂ℓ/∂(P∘X) = dout·ddvᵀ
 
-dS moves with Δ by −P, so ∂ℓ/∂Δ_i = −g_i, and lse's gradient, which is subtracted there, gets
+The derivative of dS by Δ is −P, so ∂ℓ/∂Δ_i = −g_i, and dlse, which (7) subtracts, gets
 
     (11) ddlse = g,   g_i = Σ_j P_ij·G_ij.
 
-dP moves dS by P, and Δ by P, so ∂ℓ/∂dP = P∘(G − g), and with the X of (6)
+The derivatives of dS and of Δ by dP are both P, so ∂ℓ/∂dP = P∘(G − g), and with the X of (6)
 
     (12) R = P∘X∘(G − g)
 
-is what goes to v and dout. What is left is P, which stands in (8), in Δ and in P∘X:
+is passed on to v and dout. What is left is P, which occurs in (8), in Δ and in P∘X:
 
     ∂ℓ/∂P = W = (dP − Δ)∘G − g·dP + X∘E,   and   T = ∂ℓ/∂S = P∘(W − Σ_j P∘W).
 
-W is (dP − Δ)∘(G − g) + X∘E but for −g·Δ, which is the same for all keys of a query, so that nothing
-of it is left in T. As Σ_j P∘dP = Δ + dlse, what the mean of W takes away is then
+W is (dP − Δ)∘(G − g) + X∘E up to −g·Δ, which is the same for all keys of a query and so cancels
+in T. As Σ_j P∘dP = Δ + dlse, the mean that T subtracts from W is then
 
     (13) c_i = Σ_j P_ij·(dP_ij − Δ_i)·G_ij + Σ_j P_ij·X_ij·E_ij − g_i·dlse_i
     (14) T = P∘((dP − Δ)∘(G − g) − c) + P∘X∘E.
 
 A sink is one more column of P, a share π_i of the sum, with dP = G = E = 0 and hence W = 0. Without
-−g·Δ its W would be g·Δ, so the mean takes away π·g·Δ more; and as the weights of the keys add up to
-1 − π only, their Σ_j P_ij·(dP_ij − Δ_i) is dlse + π·Δ, which takes as much off again: (13) and
-(14), whose sums are over keys, stand as they are.
+−g·Δ its W would be g·Δ, so the mean is larger by π·g·Δ; and as the weights of the keys add up to
+only 1 − π, their Σ_j P_ij·(dP_ij − Δ_i) is dlse + π·Δ, which makes up for it: (13) and (14), whose
+sums are over keys, hold unchanged.
 
-Z is in the scores, and in dZ, whose φ′ moves by φ″, element by element: there ℓ moves by A∘dS.
+Z enters the scores, and also dZ = φ′∘dS, where φ′ changes by φ″, element by element, and ℓ by A∘dS:
 
     (15) U = ∂ℓ/∂Z = φ′∘T + φ″∘dS∘A
     (16) ∂ℓ/∂q = scale·(U·k + dZ·ddk),   ∂ℓ/∂k = scale·(Uᵀ·q + dZᵀ·ddq),   ∂ℓ/∂v = Rᵀ·dout,
          ∂ℓ/∂dout = R·v + (P∘X)·ddv
 
-where the second terms of ∂ℓ/∂q and ∂ℓ/∂k come from (9), in which k and q multiply dZ. These four
+where the second terms of ∂ℓ/∂q and ∂ℓ/∂k come from (9), in which dZ multiplies k and q. These four
 and ddlse are returned, as dq, dk, dv, ddout and ddlse. Without softcap U = T and dZ = dS. With it
 φ(Z) = κ·tanh(Z/κ), so with r = tanh(Z/κ)
 
     φ′ = 1 − r²,   φ″ = −2·r·φ′/κ,
 
-and a function ψ of the capped scores makes ψ′·φ′ of φ′, and ψ″·φ′² + ψ′·φ″ of φ″.
+and a function ψ of the capped scores turns φ′ into ψ′·φ′, and φ″ into ψ″·φ′² + ψ′·φ″.
 
 ddout and ddlse are the derivatives of out and lse along (ddq, ddk, ddv); ∂ℓ/∂(q, k, v) is
 the Hessian of ⟨out, dout⟩ + ⟨lse, dlse⟩ times it.
 
-Where q and k are rotated to their positions, q → R_q·q and k → R_k·k, they are so above, and
-backward rotated dq and dk back. A rotation's transpose is its inverse:
+With rotary positions, q → R_q·q and k → R_k·k, the q and k above are the rotated ones, and backward
+has rotated dq and dk back. A rotation's transpose is its inverse:
 
     (0) R_q·ddq and R_k·ddk stand for ddq and ddk    (17) ∂ℓ/∂q and ∂ℓ/∂k are rotated back.
 
-ALiBi, a bias and sinks are constants here. Packed sequences have a batch each, as in `attention`.
+ALiBi, a bias and sinks are constants here. Packed sequences are unpacked, as in `attention`.
 
 `B` batch, `H` heads, `K` KV heads, `M` queries, `N` keys, `D` head_dim.
 """

@@ -1,12 +1,12 @@
-r"""Attention of numbers of 8 bits, e4m3, with a scale for every head.
+r"""Attention in FP8 (e4m3), with a scale per head.
 
     out = softmax(q·kᵀ·scale)·v,   q = q8·q_scale,   k = k8·k_scale,   v = v8·v_scale
 
 e4m3 has four bits of exponent and three of significand: magnitudes from 2⁻⁹ to 448 and no
 infinities (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; OCP "8-bit Floating Point
-Specification"). A scale brings the largest number of a head to 448. Here the numbers of 8 bits are
-arrays of any floating dtype whose elements e4m3 holds; what is computed with them is exact
-mathematics, so that all that a kernel loses is its own.
+Specification"). A scale maps the largest number of a head to 448. Here 8-bit numbers are held in
+arrays of any floating dtype whose elements e4m3 can represent; the mathematics on them is exact, so
+that any loss of a kernel is its own.
 
 `B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 Steps (0) to (4) are those of `attention`, which is called. There is no backward.

@@ -1,13 +1,14 @@
-"""What becomes of q·k before the softmax, and which pairs of query and key take part.
+"""What is done to q·k before the softmax, and which pairs of query and key take part.
 
-In this order, each where it is asked for:
+In this order, each only if requested:
 
     s = scale·q_i·k_j,   s = softcap·tanh(s/softcap),   s = f(s),   s = s − slope·|i + shift − j|,
     s = s + bias_ij,   s = −∞ where query i may not attend to key j
 
-f is the user's, `ScoreMod`; the slope is ALiBi's; the diagonal is where j = i + shift, `band`.
+f is the user's function (`ScoreMod`), the slope is ALiBi's, and j = i + shift is the diagonal
+(`band`).
 
-Where sequences lie packed, one after the other, each has a batch here, with padding behind it.
+Packed sequences are unpacked here into one batch element each, padded at the end.
 
 `B` batch, `H` heads, `M` queries, `N` keys.
 """

@@ -1,22 +1,23 @@
-r"""The weights of attention, to be looked at, and how much attention each key receives.
+r"""Attention weights for inspection, and how much attention each key receives.
 
     p_ij = exp(s_ij − lse_i),   received_j = Σ_i p_ij
 
 Given lse, which `attention.forward` saves, a weight depends on its own query and key alone: the
-weights of one query can be computed without those of the others. To compute a softmax again from
-its log-sum-exp is what the backward of FlashAttention does (Dao et al. 2022, appendix B.2); the
-sums of its columns are what "heavy hitters" are chosen by (Zhang et al. 2023, "H2O:
-Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models").
+weights of one query can be computed without those of the others. The backward of FlashAttention
+recomputes the softmax from its log-sum-exp in the same way (Dao et al. 2022, appendix B.2); "heavy
+hitters" are chosen by the column sums of the weights (Zhang et al. 2023, "H2O: Heavy-Hitter Oracle
+for Efficient Generative Inference of Large Language Models").
 
-The weights are those before dropout. A sink has its share through lse: what is left of a row's 1 is
-the sink's.
+The weights are those before dropout. Sinks enter through lse: the weights of a row sum to 1 minus
+the sink's share.
 
-`B` batch, `H` heads, `K` heads of keys, `G` = H/K, `M` queries, `R` of them looked at, `N` keys,
+`B` batch, `H` heads, `K` KV heads, `G` = H/K, `M` queries, `R` of them inspected, `N` keys,
 `D` head_dim. The steps are numbered; the kernel carries the same numbers where it does the same
 thing.
 
-A query that may attend to no key has lse −∞ and weights 0. Weights of packed sequences have a batch
-for each, 0 where it has no such query or key; what keys receive is packed as they are.
+A query that may attend to no key has lse −∞ and weights 0. The weights of packed sequences are
+unpacked, one batch element each, 0 where a sequence has no such query or key; what keys receive is
+packed as the keys are.
 """
 
 from __future__ import annotations

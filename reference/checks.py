@@ -1,11 +1,11 @@
 """Argument checks: one place for the words in which every operator refuses bad input.
 
-A check reads shapes and dtypes, never a value that a GPU would have to be waited for, so it serves
-NumPy arrays and torch tensors alike. `seed` and `offsets` read values if they are at hand;
-`in_range` and `sequence_lengths` are for arrays that are. Each operator's reference module composes
-these into a `check…` function of its own; the kernel of the same name calls that function, so both
-sides refuse the same input with the same words: the argument's name, what it was, and what it must
-be.
+A check reads shapes and dtypes, never a value that would mean waiting for a GPU, so it works for
+NumPy arrays and torch tensors alike. `seed` and `offsets` read values that are in host memory;
+`in_range` and `sequence_lengths` are for arrays that always are. Each operator's reference module
+composes these into a `check…` function of its own; the kernel of the same name calls that function,
+so both sides refuse the same input with the same words: the argument's name, what it was, and what
+it must be.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ inverted form that needs no scaling at test time.
 The bits come from Philox 4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2,
 3", section 3.3), the generator behind `tl.rand`: a bijection of a 128-bit counter, so the mask
 of any element is a function of (seed, index) alone. Backward draws it again instead of storing it,
-and the kernel, whatever its tiles, draws the same bits.
+and the kernel draws the same bits, whatever its tiles.
 
 One call of Philox gives eight 16-bit draws; element `n` takes draw ``n % 8`` of counter ``n // 8``,
 so `p` is rounded to the nearest 1/65536 and the scale is that of the rounded `p`: E[y] = x exactly.
 
-A dropped ±∞ or NaN is NaN, as 0·∞ is; the kernel, which chooses and does not multiply, has 0.
+A dropped ±∞ or NaN becomes NaN, as 0·∞ is; in the kernel, which selects instead of multiplying, it
+becomes 0.
 
 The steps are numbered; the kernel carries the same numbers where it does the same thing.
 """

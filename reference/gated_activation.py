@@ -7,8 +7,8 @@ are `linear`'s: SwiGLU with f = silu, GEGLU with gelu, ReGLU with relu. Differen
 
     dup = dout·f(gate),   dgate = dout·up·f′(gate)
 
-Only gate and up are kept, and f is computed again. Here that saves the memory of one more array;
-the kernel saves time with it, too, as reading f would take longer.
+Only gate and up are kept for backward, and f is recomputed. Here that saves the memory of another
+array; in the kernel it saves time too, as reading f would take longer.
 """
 
 from __future__ import annotations

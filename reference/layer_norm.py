@@ -1,10 +1,11 @@
-r"""Layer normalisation, fused with the residual add and dropout that stand before it.
+r"""Layer normalisation, fused with the residual add and dropout that precede it.
 
     h = residual + dropout(x)
     out = (h − μ) / √(σ² + ε) · w + b,    μ, σ² the mean and variance of h over the last axis
 
-Ba, Kiros & Hinton 2016, "Layer Normalization", section 3. A pre-norm Transformer needs both: h is
-its residual stream, out what the next sublayer reads. A post-norm one uses out alone.
+Ba, Kiros & Hinton 2016, "Layer Normalization", section 3. A pre-norm Transformer needs both
+results: h is its residual stream, out the input of the next sublayer. A post-norm one needs only
+out.
 
 `R` rows (all leading axes), `C` columns (the normalised axis).
 """

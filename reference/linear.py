@@ -1,7 +1,6 @@
 r"""A linear layer with an optional activation: y = f(x·Wᵀ + b).
 
-`R` rows (all leading axes), `K` features in, `N` features out; the weight is (N, K), as torch has
-it.
+`R` rows (all leading axes), `K` features in, `N` features out; the weight is (N, K), as in torch.
 """
 
 from __future__ import annotations

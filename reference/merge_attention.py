@@ -2,8 +2,8 @@ r"""Attention over disjoint sets of keys, merged into attention over all of them
 
     lse = log Σ_s exp(lse_s),   w_s = exp(lse_s − lse),   out = Σ_s w_s·out_s
 
-For out_s = Σ_j exp(s_j − lse_s)·v_j over the keys of part s, so that exp(lse_s)·out_s adds up over
-parts as it does over keys: the online softmax of Milakov & Gimelshein 2018, "Online normalizer
+where out_s = Σ_j exp(s_j − lse_s)·v_j over the keys of part s, so that exp(lse_s)·out_s adds up
+over parts as over keys: the online softmax of Milakov & Gimelshein 2018, "Online normalizer
 calculation for softmax", applied to parts as in FlashAttention-2 (Dao 2023, section 3.1) and
 Flash-Decoding (Dao, Haziza, Massa & Sizov 2023).
 
@@ -18,9 +18,9 @@ whose sums over the parts are dout and dlse.
 `S` parts, `B` batch, `H` heads, `M` queries, `D` head_dim. The steps are numbered; the kernel
 carries the same numbers where it does the same thing.
 
-A part that attended nothing has lse −∞: it is left out, whatever its output holds, NaN as well, and
-has gradient 0. A query of which all parts are so has output 0, lse −∞ and gradient 0. An lse of NaN
-or +∞ is no log-sum-exp of anything: it makes its query's output and lse NaN.
+A part that attended to nothing has lse −∞: it is left out, whatever its output holds, even NaN, and
+has gradient 0. A query for which all parts are like that has output 0, lse −∞ and gradient 0. An
+lse of NaN or +∞ is the log-sum-exp of nothing: it makes its query's output and lse NaN.
 """
 
 from __future__ import annotations

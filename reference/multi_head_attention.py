@@ -2,12 +2,12 @@ r"""Multi-head attention: project, attend with every head on its own slice, proj
 
     (q, k, v) = x·W_qkvᵀ + b_qkv,   out = concat_h(attention(q_h, k_h, v_h))·W_outᵀ + b_out
 
-Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2. The three projections stand in one
-matrix, one GEMM, and a head is a strided view of its result. In the kernels heads are never copied
-apart or together; here heads that share a KV head are, and `join` copies. For cross-attention q is
-projected from x, k and v from the context.
+Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2. The three projections are one
+matrix and one GEMM, and a head is a strided view of its result. The kernels never copy heads apart
+or together; here, heads that share a KV head are copied, and `join` copies. For cross-attention q
+is projected from x, k and v from the context.
 
-G = H/K heads in a row may share a KV head: grouped-query attention (Ainslie et al. 2023, "GQA:
+G = H/K consecutive heads may share a KV head: grouped-query attention (Ainslie et al. 2023, "GQA:
 Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints"), multi-query where
 K = 1 (Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need"). Then the matrix
 is that much smaller, and nothing is repeated.

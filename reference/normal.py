@@ -4,8 +4,8 @@ r"""The CDF of the standard normal, which NumPy lacks.
 
 float64: Cody 1969, "Rational Chebyshev approximations for the error function", Math. Comp. 23, with
 the coefficients for Φ itself of Cody 1993, "Algorithm 715: SPECFUN", ACM TOMS 19. One rational
-function serves |z| < 0.67, two more the tail divided by exp(−z²/2), so that Φ(z) keeps its relative
-accuracy down to where it underflows.
+function covers |z| < 0.67, two more the tail divided by exp(−z²/2), so that Φ(z) keeps its relative
+accuracy until it underflows.
 
 float32: Φ(z) = ½(1 + tanh(z·P(z²))), P of degree 6 fitted here by iteratively reweighted least
 squares (absolute error 2.9e-8) and evaluated within 2.5 units of 2⁻²⁴; past ±5.75 it gives 0 or 1.

@@ -1,6 +1,6 @@
 r"""Optimizers over one flat buffer: Adam, AdamW, SGD with momentum, Adagrad; clipping by the norm.
 
-All parameters of a model stand in one 1-D buffer, gradients and moments in buffers of the same
+All parameters of a model are in one 1-D buffer, gradients and moments in buffers of the same
 layout, so an optimizer is one sweep over memory. Every step here has the form
 
     (1) g ← g · min(1, max_norm / ‖g‖)        clipping (Pascanu et al. 2013, algorithm 1)
@@ -9,8 +9,8 @@ layout, so an optimizer is one sweep over memory. Every step here has the form
     (4) θ ← θ − lr·step
 
 and only the first `decay_numel` elements decay: a model puts its matrices first, biases after them.
-Buffers are changed in place. The sweep goes block by block, so that each stays in cache; a block of
-float16 is worked on in float32, as the kernel does, and rounded at the end.
+Buffers are changed in place. The sweep goes block by block, so that each block stays in cache; a
+float16 block is computed in float32, as in the kernel, and rounded at the end.
 """
 
 from __future__ import annotations

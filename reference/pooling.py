@@ -1,4 +1,4 @@
-r"""From a sequence to one vector: its first position, mean or maximum, or mean beside maximum.
+r"""From a sequence to one vector: first position, mean, maximum, or mean beside maximum.
 
 Padding (positions at or after a sequence's length) never counts. The gradient of a maximum goes to
 the first position that attains it.

@@ -2,8 +2,8 @@ r"""Positions added to embeddings, fused with the look-up, scale and dropout aro
 
     out[b, t] = dropout(scale · table[ids[b, t]] + position_table[positions[b, t]])
 
-The position table is learned, or the sinusoids of Vaswani et al. 2017, "Attention Is All You Need",
-section 3.5:
+The position table is learned, or holds the sinusoids of Vaswani et al. 2017, "Attention Is All You
+Need", section 3.5:
 
     PE(pos, 2i)     = sin(pos / 10000^(2i/d_model))
     PE(pos, 2i + 1) = cos(pos / 10000^(2i/d_model))

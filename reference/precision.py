@@ -1,10 +1,11 @@
-"""float16 is worked with in float32, and rounded where a result is handed on, as in the kernels.
+"""float16 is computed in float32 and rounded where a result is returned, as in the kernels.
 
-So is bfloat16, which NumPy has from `ml_dtypes` alone. The residual stream h of a norm is handed
-on, and rounded before it is normalised: its statistics are of the numbers that backward reads.
+So is bfloat16, which NumPy knows only through `ml_dtypes`. The residual stream h of a norm is such
+a result, and is rounded before it is normalised: its statistics are those of the numbers that
+backward reads.
 
 In float16 itself a sum of ones stops at 2,048, the square of 300 is infinite and 10⁻⁸ is 0. float32
-and float64 stay what they are, and are not copied.
+and float64 are left as they are, and not copied.
 """
 
 from __future__ import annotations

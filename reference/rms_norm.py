@@ -1,12 +1,12 @@
-r"""Root mean square layer normalisation, fused with the residual add that stands before it.
+r"""Root mean square layer normalisation, fused with the residual add that precedes it.
 
     h = residual + x
     out = h / √(mean(h²) + ε) · (w + offset),    the mean over the last axis
 
-Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4; ε is not in it. There is
-neither a mean to subtract nor a bias. Models like Llama have this norm before each sublayer: h is
-their residual stream, out what the sublayer reads. Gemma stores its weight minus 1: its
-offset is 1, that of the others 0.
+Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4, with ε added. There
+is no mean to subtract, and no bias. Models like Llama have this norm before each sublayer: h is
+their residual stream, out the input of the sublayer. Gemma stores its weight minus 1, so its offset
+is 1; for the others it is 0.
 
 `R` rows (all leading axes), `C` columns (the normalised axis).
 """

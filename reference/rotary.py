@@ -3,7 +3,7 @@ r"""Rotary positions: pairs of features are rotated by an angle that grows with 
     (x₁, x₂) ↦ (x₁·cos θ − x₂·sin θ, x₁·sin θ + x₂·cos θ),   θ = pos / base^(2i/rotary_dim)
 
 Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
-Queries and keys so rotated have products that depend on the difference of their positions alone.
+The product of a query and a key rotated this way depends only on the difference of their positions.
 Pair i is (i, i + rotary_dim/2), half (GPT-NeoX, Llama as transformers has it: rotate_half), or
 (2i, 2i + 1), interleaved (the paper, GPT-J). A rotation's transpose is its inverse, so backward is
 forward with −θ.

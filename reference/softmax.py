@@ -3,8 +3,8 @@ r"""Softmax over the last axis.
     y_rc = e^(x_rc − m_r) / Σ_c e^(x_rc − m_r),   m_r = max_c x_rc
 
 Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs"; the
-maximum is taken out so that no exponential overflows. A row that is −∞ throughout has nothing to
-share out and gives 0, as attention does to a query without keys.
+maximum is subtracted so that no exponential overflows. A row that is −∞ throughout gives 0, as
+attention does for a query without keys.
 
 `R` rows (all leading axes), `C` columns (the last axis).
 """

@@ -4,9 +4,9 @@ r"""Softmax and cross-entropy in one, loss and gradient together.
 
 For a class index y with smoothing ε the target is t = (1 − ε)·onehot(y) + ε/C (Szegedy et al. 2016,
 "Rethinking the Inception Architecture for Computer Vision", section 7); given probabilities are
-smoothed the same way. The mean divides by Σ w_y of the rows that count, or by the number of rows
-where targets are probabilities, as torch does; if no row counts it is 0, where torch has NaN. With
-T = t·w, as ∂lse_r/∂x_rc = p_rc,
+smoothed the same way. The mean divides by Σ w_y over the rows that count, or, if targets are
+probabilities, by the number of rows, as torch does; if no row counts it is 0, where torch gives
+NaN. With T = t·w, as ∂lse_r/∂x_rc = p_rc,
 
     ∂loss_r/∂x_rc = p_rc·Σ_k T_rk − T_rc
 

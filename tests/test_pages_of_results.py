@@ -257,6 +257,8 @@ def test_tiles_of_a_call_that_several_groups_have_timed_are_in_one_line(made):
 def test_gains_and_limits_are_those_of_the_results(made):
     early = row(made.attention_measured.changes(), "early | 128 | full")
     assert early[3:] == ["+0.3", "-0.4", "+3.3"]
-    assert row(made.attention_measured.changes(), "that grid, to pairs | 128 | causal")[0] == "-8.7"
+    assert (
+        row(made.attention_measured.changes(), "that grid over pairs | 128 | causal")[0] == "-8.7"
+    )
     assert "799 TFLOP/s and 4.17 TB/s in" in made.attention_measured.limits()
     assert "765 TFLOP/s and 4.15 TB/s in" in made.attention_measured.limits()

@@ -28,40 +28,40 @@ def command(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="module:function to race besides, as twofold verify takes it, but for optimizers; "
-            "may be repeated"
+            help="a module:function to race as well, as for twofold verify; no optimizers; may be "
+            "repeated"
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="for each pass of each problem", min=0.0)] = 2.0,
+    seconds: Annotated[float, typer.Option(help="seconds per pass and problem", min=0.0)] = 2.0,
     quick: Annotated[bool, typer.Option("--quick", help="one problem each, few repeats")] = False,
-    threads: Annotated[int, typer.Option(help="of every contender, on a CPU", min=1)] = 2,
+    threads: Annotated[int, typer.Option(help="threads of each contender, on a CPU", min=1)] = 2,
     judge: Annotated[
         bool,
-        typer.Option("--judge/--no-judge", help="first the contract, for yours in a process apart"),
+        typer.Option("--judge/--no-judge", help="check contracts first, yours in its own process"),
     ] = True,
     growth: Annotated[
-        bool, typer.Option("--growth", help="attention over length, batch and width instead")
+        bool, typer.Option("--growth", help="instead, race attention over length, batch and width")
     ] = False,
     limit: Annotated[
         float | None,
         typer.Option(
-            help="seconds after which no problem is begun; operators take turns, and races left "
-            "are named",
+            help="seconds after which no race is begun; operators take turns, and those left are "
+            "listed",
             min=0.0,
         ),
     ] = None,
     predict: Annotated[
         str | None,
-        typer.Option(help="no race: the least times on sm_80, sm_90a, H200, sm_100a or gfx942"),
+        typer.Option(help="no race: least times on sm_80, sm_90a, H200, sm_100a or gfx942"),
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="draw the result into this folder")] = None,
     json: Json = None,
 ) -> None:
     """Race operators against torch and others, beside the least time that the machine allows.
 
-    On a GPU kernels race; on a CPU the NumPy side does. Contenders are interleaved. A result is
-    written after every problem, of --growth after every axis, so that nothing is lost. A function
-    of yours that is wrong, or races nowhere, makes the exit status 1.
+    On a GPU the kernels race, on a CPU the NumPy side. Contenders take turns. The result is written
+    after every problem (with --growth after every axis), so that nothing is lost. The exit status
+    is 1 if a function given by --against is wrong, or can be raced nowhere.
     """
     began = time.perf_counter()
     with plain_errors():

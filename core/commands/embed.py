@@ -35,12 +35,12 @@ def command(
     texts: Texts = None,
     model: options.Pretrained = "minilm",
     out: Annotated[
-        Path | None, typer.Option(help="write the vectors here: .npy, a row for each text")
+        Path | None, typer.Option(help="write the vectors to this .npy file, a row per text")
     ] = None,
     side: options.Side = "auto",
     json: Json = None,
 ) -> None:
-    """Embed texts as vectors of length 1 whose dot products say how near their meanings are."""
+    """Embed texts as unit vectors whose dot products say how near their meanings are."""
     with plain_errors():
         check_file("--out", out)
         if out is not None and out.suffix != ".npy":

@@ -26,11 +26,11 @@ from twofold.core.training.inference import predict
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="folder that `twofold train` left")],
+    run: Annotated[Path, typer.Argument(help="folder of a finished run of train or finetune")],
     side: options.Side = "auto",
     json: Json = None,
 ) -> None:
-    """Judge a finished run on the test part of its data: accuracy, and recall by class."""
+    """Evaluate a finished run on the test part of its data: accuracy, and recall by class."""
     with plain_errors():
         chosen_side = choose_side(side)
         opened, dataset = reopened(run)

@@ -61,10 +61,11 @@ def command(
     schedule: options.Schedule = None,
     warmup: options.Warmup = None,
     layer_decay: Annotated[
-        float | None, typer.Option(help="times the rate, once for every part above")
+        float | None, typer.Option(help="factor on the learning rate, once for each layer above")
     ] = None,
     frozen: Annotated[
-        int | None, typer.Option(help="0: all learns; 1: embeddings do not; 1 + n: nor n layers")
+        int | None,
+        typer.Option(help="0: none; 1: embeddings; 1 + n: embeddings and first n layers"),
     ] = None,
     weight_decay: float | None = None,
     max_norm: options.MaxNorm = None,
@@ -76,13 +77,13 @@ def command(
     checkpoint_steps: int | None = None,
     precision: options.Precision = None,
     longest: Annotated[
-        int | None, typer.Option(help=f"tokens of a text that are read, {LONGEST} by default")
+        int | None, typer.Option(help=f"tokens read of each text; {LONGEST} by default")
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option(help="mean, max, mean_max: without BERT's pooler")
+        str | None, typer.Option(help="mean, max or mean_max, in place of BERT's pooler")
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="of embeddings and sublayers' outputs")
+        float | None, typer.Option(help="of embeddings and sublayer outputs")
     ] = None,
     attention_dropout: options.AttentionDropout = None,
 ) -> None:

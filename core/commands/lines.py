@@ -14,7 +14,7 @@ from twofold.core.commands.common import tell
 
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(help="texts; without any, lines of standard input, but blank ones"),
+    typer.Argument(help="texts; if none are given, the non-blank lines of standard input"),
 ]
 CHUNK = 1 << 16  # bytes at a time: enough of one length for full batches, few enough to show soon
 

@@ -7,30 +7,32 @@ from typing import Annotated
 
 import typer
 
-Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by default")]
+Operators = Annotated[list[str] | None, typer.Argument(help="operators; all by default")]
 Pretrained = Annotated[str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")]
-Side = Annotated[str, typer.Option(help="reference (NumPy), triton, or auto: triton where CUDA is")]
+Side = Annotated[
+    str, typer.Option(help="reference (NumPy), triton, or auto: triton if there is CUDA")
+]
 
 # Of `train` and `finetune`: a run, and how it learns.
-Column = Annotated[str | None, typer.Option(help="of the file")]
-Out = Annotated[Path | None, typer.Option(help="folder of the run, runs/… by default")]
-Resume = Annotated[Path | None, typer.Option(help="go on with this run")]
-Quick = Annotated[bool, typer.Option("--quick", help="a short form, to see that it runs")]
-Seed = Annotated[int | None, typer.Option(help="of everything that is drawn")]
+Column = Annotated[str | None, typer.Option(help="column of the data file")]
+Out = Annotated[Path | None, typer.Option(help="folder of the run; runs/… by default")]
+Resume = Annotated[Path | None, typer.Option(help="continue this run")]
+Quick = Annotated[bool, typer.Option("--quick", help="a short run, to check that everything works")]
+Seed = Annotated[int | None, typer.Option(help="seed of all random numbers")]
 Parts = Annotated[
     int | None,
-    typer.Option(help="pieces of a batch; 2 (on a GPU 1), or as many as there are processes"),
+    typer.Option(help="pieces of a batch; by default 2 (on a GPU 1), or one per process"),
 ]
 Optimizer = Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")]
 LearningRate = Annotated[float | None, typer.Option(help="peak learning rate")]
 Schedule = Annotated[str | None, typer.Option(help="linear, cosine, constant")]
-Warmup = Annotated[float | None, typer.Option(help="share of the steps")]
-MaxNorm = Annotated[float | None, typer.Option(help="clip the gradient; 0 does not")]
+Warmup = Annotated[float | None, typer.Option(help="warm-up, as a share of all steps")]
+MaxNorm = Annotated[float | None, typer.Option(help="clip the gradient to this norm; 0: do not")]
 SoftTargets = Annotated[bool | None, typer.Option(help="learn from graded labels")]
-Average = Annotated[float | None, typer.Option(help="decay of the weights' average")]
-Patience = Annotated[int | None, typer.Option(help="epochs; 0 never stops early")]
-Refit = Annotated[bool | None, typer.Option(help="fit again on train and validation together")]
+Average = Annotated[float | None, typer.Option(help="decay of the weights' moving average")]
+Patience = Annotated[int | None, typer.Option(help="epochs without improvement; 0: no early stop")]
+Refit = Annotated[bool | None, typer.Option(help="train again on train and validation together")]
 Precision = Annotated[
-    str | None, typer.Option(help="float32; bfloat16 between float32 parameters, on kernels")
+    str | None, typer.Option(help="float32, or bfloat16 with float32 parameters (kernels only)")
 ]
-AttentionDropout = Annotated[float | None, typer.Option(help="of weights")]
+AttentionDropout = Annotated[float | None, typer.Option(help="of attention weights")]

@@ -30,13 +30,13 @@ from twofold.core.training.run import SETTINGS_FILE, Run, RunError
 
 def command(
     run: Annotated[
-        Path, typer.Argument(help="folder that `twofold train` left, or a Hugging Face BERT's")
+        Path, typer.Argument(help="folder of a finished run, or of a Hugging Face BERT")
     ],
     texts: Texts = None,
     side: options.Side = "auto",
     json: Json = None,
 ) -> None:
-    """Classify texts, given as arguments or as lines on standard input, answered as they come."""
+    """Classify texts, given as arguments or as lines on standard input, answered as they arrive."""
     with plain_errors():
         chosen_side = choose_side(side)
         predictions: list[dict[str, Any]] = []

@@ -38,7 +38,7 @@ def command(
     json: Json = None,
     tokenizer: Annotated[str | None, typer.Option(help="words or bpe; words by default")] = None,
     patch: Annotated[
-        int | None, typer.Option(help="edge of an image's patches, pixels; 2 by default")
+        int | None, typer.Option(help="edge of an image patch in pixels; 2 by default")
     ] = None,
     seed: options.Seed = None,
     epochs: int | None = None,
@@ -68,7 +68,7 @@ def command(
     norm: Annotated[str | None, typer.Option(help="pre, post")] = None,
     positions: Annotated[str | None, typer.Option(help="sinusoidal, learned, rotary")] = None,
     pooling: Annotated[str | None, typer.Option(help="first, mean, max, mean_max")] = None,
-    dropout: Annotated[float | None, typer.Option(help="of sublayers' outputs")] = None,
+    dropout: Annotated[float | None, typer.Option(help="of sublayer outputs")] = None,
     attention_dropout: options.AttentionDropout = None,
     embedding_dropout: float | None = None,
 ) -> None:

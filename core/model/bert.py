@@ -1,7 +1,7 @@
-"""BERT as Hugging Face writes it: its names of tensors and of sizes, and ours for them.
+"""BERT as saved by Hugging Face: its names of tensors and sizes, and ours for them.
 
-`places` is the one table of parameters: files are read and written through it. Where BERT keeps
-three matrices for queries, keys and values, ours is one, three times as high.
+`places` is the one table of parameters: files are read and written through it. Where BERT has three
+matrices for queries, keys and values, we have one, three times as high.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ BERT (Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers
 Understanding") is one of its configurations: learned positions and token types, their sum
 normalised, post-norm layers, the first position pooled and passed through a linear layer with tanh.
 
-Forward and backward are written out, wired from a side's operators alone, so the same lines run on
-NumPy arrays and on torch tensors. Gradients go into a buffer of the parameters' layout.
+Forward and backward are written out with a side's operators alone, so the same lines run on NumPy
+arrays and on torch tensors. Gradients go into a buffer with the parameters' layout.
 
 `B` batch, `L` length, `C` classes.
 """

@@ -1,12 +1,13 @@
 """The encoder: attention and feed-forward, each in a residual with a layer norm before or after.
 
-Layer norm comes fused with dropout and the residual add before it, so it stands *between* two
-sublayers: it takes what one adds to the stream and gives what the next one reads.
+Layer norm is fused with the dropout and the residual add before it, so it sits *between* two
+sublayers: it takes what one adds to the stream and returns what the next one reads.
 
     pre-norm    h₀ = x,  y₀ = norm₀(h₀);   hᵢ₊₁ = hᵢ + dropout(subᵢ(yᵢ)),  yᵢ₊₁ = normᵢ₊₁(hᵢ₊₁)
     post-norm   y₀ = x;                    hᵢ₊₁ = yᵢ + dropout(subᵢ(yᵢ)),  yᵢ₊₁ = normᵢ(hᵢ₊₁)
 
-Backward, from the last to the first, f′(d) the gradient of f's input where d is that of its output:
+Backward, from the last to the first; f′(d) is the gradient of f's input, given d, that of its
+output:
 
     pre-norm    dhᵢ = dhᵢ₊₁ + normᵢ′(dyᵢ),  dyᵢ₋₁ = subᵢ₋₁′(dropout′(dhᵢ));  dx = dh₀
     post-norm   dhᵢ₊₁ = normᵢ′(dyᵢ₊₁),      dyᵢ = dhᵢ₊₁ + subᵢ′(dropout′(dhᵢ₊₁));  dx = dy₀

@@ -1,7 +1,7 @@
 """The two sublayers of an encoder: self-attention and feed-forward.
 
 Each names its parameters, runs on views of the flat buffer, and writes its gradients into views of
-another, so that what an optimizer reads is complete once backward has passed.
+another, so that the buffer an optimizer reads is complete once backward is done.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """All parameters of a model in one flat buffer, each a named view of it.
 
-Gradients, moments and averages stand in buffers of the same layout, so an optimizer is one launch,
-a gradient norm one reduction, a checkpoint one tensor. Matrices come first and vectors (biases,
-norms) after them: weight decay touches the first `decay_numel` elements and no others.
+Gradients, moments and averages are in buffers of the same layout, so an optimizer step is one
+launch, a gradient norm one reduction, a checkpoint one tensor. Matrices come first and vectors
+(biases, norms) after them: weight decay touches the first `decay_numel` elements and no others.
 """
 
 from __future__ import annotations

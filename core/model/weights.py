@@ -1,7 +1,7 @@
-"""Weights in files: safetensors read and held against what must be in them; pickles refused.
+"""Weight files: safetensors are read and checked against what they must contain; pickles refused.
 
-A pickle is a program: to load one from somebody else is to run it. safetensors is a header of
-names, dtypes, shapes and places, and numbers behind it.
+A pickle is a program: loading one from somebody else means running it. A safetensors file is a
+header of names, dtypes, shapes and offsets, followed by the numbers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The loop: a fit that holds validation out, then one on all training examples, step by step.
+"""The loop: a fit that holds out a validation set, then one on all training examples.
 
-Everything a step does is a function of the settings and of the step's number, and a checkpoint
-holds the rest, so a run that was interrupted, however, ends with the bits it would have ended with.
-While a step is taken, the batch of the next one is made; how long it is waited for is measured.
-Several processes take the same steps side by side; the first one writes the run's files.
+Everything a step does is a function of the settings and the step number, and a checkpoint holds the
+rest, so a run that was interrupted in any way ends with the same bits as without the interruption.
+While a step runs, the next batch is prepared; the time spent waiting for it is measured. Several
+processes take the same steps side by side; the first one writes the run's files.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
 """One step of training, on either side: forward, loss, backward, clipping, update, average.
 
-A batch is worked on in parts, each with dropout masks of its own; their gradients are added
-pairwise, so the result depends on the number of parts but not on what runs at the same time, be it
-in other processes. On the NumPy side every part has a thread. The update has none: its many short
-sweeps would spend more on handing Python's lock to and fro than they gain (9 ms in two threads, 4
-in one).
+A batch is processed in parts, each with its own dropout masks; their gradients are added pairwise,
+so the result depends on the number of parts but not on which of them run at the same time, or in
+which process. On the NumPy side every part has a thread. The update has none: its many short sweeps
+would lose more to contention for Python's lock than they gain (9 ms in two threads, 4 in one).
 
-In bfloat16 the passes go through a copy of the parameters, rounded anew after every step; each part
-of the model hands back gradients that were summed in float32 and rounded once, and from there on,
-as in the loss, everything is float32 (Micikevicius et al. 2018, "Mixed Precision Training", 3.1;
-bfloat16 reaches as far as float32, so nothing is scaled).
+In bfloat16 the passes use a copy of the parameters that is rounded anew after every step; each part
+of the model returns gradients that were summed in float32 and rounded once, and from there on, as
+in the loss, everything is float32 (Micikevicius et al. 2018, "Mixed Precision Training", 3.1;
+bfloat16 has the range of float32, so nothing is scaled).
 
-Here stands what both sides do, and the NumPy side's step; the Triton side's is `resident`.
+This file has what both sides share, and the NumPy side's step; the Triton side's is in `resident`.
 """
 
 from __future__ import annotations

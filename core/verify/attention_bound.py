@@ -1,18 +1,18 @@
 r"""How far a flash-attention kernel may be from attention: a componentwise bound, derived.
 
 `B` batch, `H` heads, `M` queries, `N` keys, `D` head_dim; steps (1)–(9) are those of
-`reference.attention`. A hat is what the kernel computed, no hat the mathematics; u = 2⁻²⁴ and the
-other constants are those of `rounding.Machine`; γ_n = nu/(1 − nu). Every step is the kernel's own
-formula in running error analysis (`rounding.Approx`) but for the softmax, whose weights the kernel
-never has in its hands: tile by tile it sums against a maximum that still moves. There the errors
-are relative, so they are bounded as logarithms, where factors add up and shifts cancel.
+`reference.attention`. A hat marks what the kernel computed, no hat the mathematics; u = 2⁻²⁴ and
+the other constants are those of `rounding.Machine`; γ_n = nu/(1 − nu). Every step is the kernel's
+own formula in running error analysis (`rounding.Approx`), except the softmax, whose weights the
+kernel never holds: tile by tile it sums against a maximum that still changes. There the errors are
+relative, so they are bounded as logarithms, where factors add up and shifts cancel.
 
-**(1) Scores**, in base 2, as exp2 wants them: t = (q·k)·c with c = scale·log₂e. The product is one
+**(1) Scores**, in base 2, as exp2 needs them: t = (q·k)·c with c = scale·log₂e. The product is one
 of the matrix unit (`rounding.matmul`); c carries at most three roundings (of scale, log₂e and their
 product) and the multiplication one more. E_t bounds |t̂ − t|.
 
 **(2) Weights.** Let m_b be the running maximum after tile b, m_T the last. A weight of tile b is
-computed as exp2(t̂ − m_b) and from then on multiplied by α = exp2(m_{b'−1} − m_{b'}) at every later
+computed as exp2(t̂ − m_b) and then multiplied by α = exp2(m_{b'−1} − m_{b'}) at every later
 tile. The subtractions round, δ ≤ u each, so the exponents add up to
 
     (t̂ − m_b)(1 + δ) + Σ (m_{b'−1} − m_{b'})(1 + δ_{b'}) = t̂ − m_T + η,   |η| ≤ u·(m_T − t̂),
@@ -28,45 +28,45 @@ So, up to the common shift m_T, log ŵ = ln 2·t ± Φ with
 log Σ P·e^−Φ ≥ −Σ P·Φ ≥ −log Σ P·e^Φ by Jensen's inequality (the conditioning of log-sum-exp:
 Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax functions"), and
 max Φ is no less, where e^Φ is too large for a number.
-N − 1 additions, in any order and tiling, multiply by 1 ± γ_N. Together Θ. The shift cancels in
-lse = (m_T + log₂ l)·ln 2; what rounds there is the logarithm, a sum, ln 2 and a product.
+N − 1 additions, in any order and tiling, multiply by 1 ± γ_N. Together they are Θ. The shift
+cancels in lse = (m_T + log₂ l)·ln 2, where the logarithm, a sum, ln 2 and a product round.
 
 **(4) Output.** A normalised weight ŵ/l̂ is P·e^±(Φ + Θ), and the cast of ŵ to the storage dtype
 changes it by u_storage of itself at most. Underflow (exp2, the rescaling and the cast flush to
 zero) is an absolute error at most tiny + tiny_storage of a weight whose row maximum is 1, hence
 twice that of a normalised one, for l̂ ≥ ½. The rest is a product with v on the matrix unit, a
 division, the dropout scale and the final cast. However wrong the weights, the output is an average
-of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps the bound finite where the scores are known
-too badly for it to say anything. A score that may be infinite is not among these: ∞ − ∞ is no
-number, and of such a row nothing is claimed.
+of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps the bound finite where the scores are too
+uncertain to say more. This does not cover a score that may be infinite: ∞ − ∞ is not a number, and
+nothing is claimed of such a row.
 
 **(5) Weights again**, P = exp2(t − lse·log₂e), with t recomputed in tiles of another shape (E_t
 again) and lse as stored, so E_lse. **(6) dP**, **(7) Δ** with the output as stored, so E_o, **(8)
 dS** and **(9) dv** are running error analysis; dS and the dropped P are cast to the storage dtype
-before their products. In **(9) dq** one thing is better known: the error ε_i of Δ_i is one number
+before their products. In **(9) dq** one error is known better: the error ε_i of Δ_i is one number
 for all keys of a query, so it moves dq_i by ε_i·Σⱼ P̂ᵢⱼkⱼ, not by |ε_i|·Σⱼ P̂ᵢⱼ|kⱼ|.
 
-Masked pairs are exact: no error, and a query or key without a partner has bound 0. But where an
-output overflows, Δ is infinite, and 0·∞ is no number: of all that such a query takes part in,
-masked or not, nothing is claimed.
+Masked pairs are exact: they have no error, and a query or key without a partner has bound 0. But
+where an output overflows, Δ is infinite, and 0·∞ is not a number: nothing is claimed of anything
+that such a query takes part in, masked or not.
 
-**What else is done to the scores** (`attention_scores`) is running error analysis in base e, a
-multiplication by log₂e after it; a sink is one more column of scores, of value 0. A function of the
-user's is run on numbers that carry their errors (`rounding.Approx` is what it is given). Through
-softcap and such a function the gradient is multiplied by their slope. Queries of heads that share
-keys are rows of one matrix. dbias is a sum of dS before its cast, in any order, that of a sink a
-sum of −exp(sink − lse)·Δ.
+**What else is done to the scores** (`attention_scores`) is running error analysis in base e,
+followed by a multiplication by log₂e; a sink is one more column of scores, with value 0. The user's
+function runs on numbers that carry their errors (it is given `rounding.Approx`). Softcap and such
+a function multiply the gradient by their slope. Queries of heads that share keys are rows of one
+matrix. dbias is a sum of dS before its cast, in any order, a sink's gradient a sum of
+−exp(sink − lse)·Δ.
 
 **The probabilistic bound** (`rounding` has the assumptions). The casts of the weights, relative
-errors δᵢⱼ of at most u_storage, and those of dS are fresh in the products that they enter, so add
-up in quadrature there. The scores, the approximate functions, lse and the matrix unit's truncated
-sums stay as they are. Δ holds casts that are two sums away:
+errors δᵢⱼ of at most u_storage, and those of dS are fresh in the products that they enter, so they
+add up in quadrature there. The bounds on the scores, the approximate functions, lse and the matrix
+unit's truncated sums stay as they are. Δ holds casts that are two sums away:
 
     Δ̂ᵢ − Δᵢ = (what no cast accounts for) + Σⱼ δᵢⱼPᵢⱼ·dPᵢⱼ + Σ_d ρᵢ_d·dout_d,
 
-for Σ_d dout_d·Σⱼ δᵢⱼPᵢⱼvⱼ_d is Σⱼ δᵢⱼPᵢⱼ(dout·vⱼ); ρ is the cast of the output. The two sums are of
+as Σ_d dout_d·Σⱼ δᵢⱼPᵢⱼvⱼ_d is Σⱼ δᵢⱼPᵢⱼ(dout·vⱼ); ρ is the cast of the output. The two sums are of
 independent terms, σᵢ² their variance: Δ is off by λσᵢ instead of Σ|dout|·E_o. In dk the errors of
-different queries meet, Σᵢ Pᵢⱼqᵢεᵢ, made of casts of different rows of weights: λ·√(Σᵢ (Pᵢⱼqᵢσᵢ)²),
+different queries add up, Σᵢ Pᵢⱼqᵢεᵢ, from casts of different rows of weights: λ·√(Σᵢ (Pᵢⱼqᵢσᵢ)²),
 where rows of equal weights count as one.
 """
 

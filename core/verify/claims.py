@@ -1,9 +1,9 @@
 """What properties are made of: the same bits, within a bound, products that must agree, slopes.
 
 A property compares what an implementation computed for one case with what it computed for another.
-Where both must be the same numbers in the same order it asks for the same bits; where the order may
-differ, for a distance of at most what both may be off. `Bits` tells the first from the second: a
-function that is not ours may order its sums as it likes.
+If both must add the same numbers in the same order, it asks for the same bits; if the order may
+differ, for a distance of at most the sum of both bounds. A failure of the first kind is a `Bits`,
+which is not held against a foreign function: that may order its sums as it likes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What a contract is, and how a side is judged by it.
 
-A contract says, for every case of an operator's domain, what the outputs are and how far a kernel
-may be from them. Judging compares element by element: NaN and infinities must stand where the
-truth has them, everything else within its bound; what the bound cannot decide (it is infinite) is
-counted.
+A contract says, for every case in an operator's domain, what the outputs are (the *truth*) and how
+far a kernel may be from them (the *bound*). Judging compares element by element: NaN and infinities
+must be where the truth has them, everything else must be within its bound; elements that the bound
+cannot decide, because it is infinite, are counted.
 
-Beside the truth a contract has properties: claims about any correct implementation, which know of
-it only what a `Subject` shows, outputs for inputs. So they serve every side, anyone's function
-(`foreign`), and sizes at which no truth could be computed.
+Beside the truth a contract has properties: claims about any correct implementation, which see only
+its outputs for given inputs (`Subject`). So they apply to either side, to anyone's function
+(`foreign`), and at sizes at which no truth could be computed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Contract:
             `dtype`.
         inputs: makes a case's inputs, float64 arrays that its dtype holds exactly.
         run: computes all outputs of (side, case, inputs), forward and backward, by name. It places
-            its inputs with `side.asarray` (or `domains.place`), which is how they are watched.
+            its inputs with `side.asarray` (or `domains.place`), so that they can be watched.
         truth: the same outputs of (case, inputs) with their bounds, in float64.
         passes: the pass each output belongs to, "forward" or "backward".
         pinned: cases that are always run, such as one for each entry of the tile table.
@@ -56,9 +56,9 @@ class Contract:
         small: cuts a case down to a size at which properties cost little.
         in_place: whether the operator may change its inputs.
         compiled: cases whose kernels `twofold verify compile` compiles, where not the pinned ones.
-        usual: cases that are compiled besides: 16 divides their sizes, as it does in most models,
-            and the compiler makes accesses wider.
-        unsupported: why a target has no such kernels, by its name.
+        usual: further cases that are compiled: 16 divides their sizes, as it does in most models,
+            so that the compiler makes accesses wider.
+        unsupported: why a target has no such kernels, by the target's name.
     """
 
     operator: str
@@ -110,11 +110,11 @@ class Contract:
 
 
 class Inapplicable(Exception):
-    """A property asks for what an implementation does not have: an option, or an output."""
+    """A property needs something an implementation does not have: an option, or an output."""
 
 
 class Outputs(dict[str, Array]):
-    """What was computed, by name; to ask for what was not is `Inapplicable`."""
+    """What was computed, by name; asking for anything else raises `Inapplicable`."""
 
     def __missing__(self, name: str) -> Array:
         raise Inapplicable(f"there is no {name}")
@@ -125,10 +125,10 @@ class Subject:
     """An implementation as a property sees it.
 
     Attributes:
-        name: "reference", "triton", or what a function that is not ours is called.
+        name: "reference", "triton", or the name of a foreign function.
         compute: the outputs of (case, inputs), forward and backward.
         full_products: whether bounds are those of `machines.full_products`.
-        disturbed: the outputs, where other calls are made in between (`disturbing`).
+        disturbed: the same with other calls made in between (`disturbing`).
     """
 
     name: str
@@ -138,7 +138,7 @@ class Subject:
 
 
 class Bits(AssertionError):
-    """Two results differ that are made of the same operations in the same order."""
+    """Two results differ that come from the same operations in the same order."""
 
 
 def same_bits(first: Mapping[str, Array], second: Mapping[str, Array], what: str) -> None:
@@ -155,10 +155,10 @@ PROPERTY = "property"  # where a finding has the pass
 
 @dataclass(frozen=True)
 class Finding:
-    """How one output of one case fared, or one property of it (`pass_` is PROPERTY).
+    """The result for one output of one case, or for one property (`pass_` is PROPERTY).
 
     `share` is the largest |computed − truth| / bound over the elements that the bound decides,
-    `median` the middle one; `vacuous` is the share of elements that it does not decide; `fault`
+    `median` the median of them; `vacuous` is the share of elements that it does not decide; `fault`
     says what is wrong, "" if nothing is; `likely` is the largest share of the probabilistic bound.
     """
 
@@ -175,7 +175,7 @@ class Finding:
 
 
 class Violation(AssertionError):
-    """A side left its contract; carries the findings that say where."""
+    """A side broke its contract; carries the findings that say where."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = [f for f in findings if f.fault]

@@ -1,29 +1,30 @@
-"""Running error analysis: numbers that carry how far a kernel's float32 arithmetic may take them.
+"""Running error analysis: numbers that carry a bound on a kernel's float32 rounding error.
 
 An `Approx` is a pair (value, error) of float64 arrays. `value` is the mathematics; `error` bounds,
-element by element, the distance of anything the kernel may have computed for it:
+element by element, its distance to whatever the kernel may have computed:
 
     |computed − value| ≤ error
 
 Every operation below propagates that invariant: the operands' errors pass through the operation,
 and the operation's own rounding is added. An operator's bound is then its kernel's formula,
-written once more in this arithmetic; the derivation is read line by line, and no tolerance is
+written once more in this arithmetic; the derivation can be read line by line, and no tolerance is
 chosen by hand. The technique is Wilkinson's (1986, "Error analysis revisited"); the rules and γ_n
 = nu/(1 − nu) are in Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 3 and
 4. The bounds hold for any order of summation and with or without fused multiply-add (a fused
-operation rounds once where the rule counts twice). A number that may have passed the largest of the
-arithmetic has no bound: its error is infinite. What hardware does beyond IEEE 754 is in `machines`.
+operation rounds once where the rule counts twice). A number that may have overflowed has no bound:
+its error is infinite. What hardware does beyond IEEE 754 is in `machines`.
 
-**The probabilistic bound.** A sum of n rounded terms is off by the sum of n roundings only if they
-conspire. Under `machines.probabilistic` they are taken not to, as far as that can be defended:
+**The probabilistic bound.** The error of a sum of n rounded terms is the sum of n roundings only if
+they conspire. Under `machines.probabilistic` they are assumed not to, as far as that is defensible:
 
-(a) A cast to nearest of a number that was computed errs uniformly over its unit in the last place,
+(a) A cast to nearest of a computed number errs uniformly over its unit in the last place,
     |ρ| ≤ c, and independently of other casts. A uniform ρ has E exp(tρ) = sinh(tc)/(tc)
     ≤ exp(t²c²/6), so Σ bⱼρⱼ exceeds λ·√(Σ bⱼ²cⱼ²/3) with probability at most 2·exp(−λ²/2)
     (Hoeffding 1963, theorem 2, with the variance of a uniform variable for that of its range).
     `Approx.fresh` is c: the part of `error` that is the number's own cast and nothing else's.
-    `stored` sets it, `sum` and `matmul` spend it; any other operation forgets it, which is safe, as
-    `error` has it too. Errors that reach two terms of a sum by one road are never taken apart.
+    `stored` sets it, `sum` and `matmul` use it up; any other operation drops it, which is safe, as
+    `error` includes it. Errors that reach two terms of a sum from one source are never taken to be
+    independent.
 (b) Equal numbers are rounded equally, and nearly equal ones nearly so. Terms of one sum that differ
     by less than a quarter of a unit in the last place are taken to be rounded alike; n alike ones
     count as one n times as large: (Σ bc)² ≤ n·Σ b²c² (Cauchy). Constant rows gain nothing.
@@ -31,13 +32,13 @@ conspire. Under `machines.probabilistic` they are taken not to, as far as that c
     (Higham & Mary 2019, "A new approach to probabilistic rounding error analysis", theorem 2.4;
     Connolly, Higham & Mary 2021 for roundings that depend on those before), √n more where all terms
     are alike. A term below a unit in the last place of the sum that it is added to is rounded as
-    that sum is, whatever its own bits: long sums of terms of two such sizes are not what is meant.
+    that sum is, whatever its own bits: long sums of terms of two such sizes are not covered.
 (d) What may be one-sided or systematic is not averaged: truncation in the matrix unit and of its
     operands, approximate functions, rounded constants, underflow.
 
-The smaller of the two bounds is taken everywhere. Both are asserted (`contract.judge`): the one is
-a theorem about the machine, the other one about casts of numbers without a pattern, and a violation
-of the second alone is reported as what it is.
+The smaller of the two bounds is used everywhere. Both are asserted (`contract.judge`): the first is
+a theorem about the machine, the second about casts of numbers without a pattern, and a violation of
+the second alone is reported as such.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Approx:
-    """A float64 array and a bound on the distance of whatever the kernel computed for it.
+    """A float64 array and a bound on its distance to whatever the kernel computed.
 
     `fresh` is the part of `error` that is a cast of the element itself (see the module), None if
-    that is not known.
+    that part is unknown.
     """
 
     value: Array

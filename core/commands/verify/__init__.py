@@ -47,7 +47,8 @@ app = typer.Typer(
     cls=WithDefault,
     no_args_is_help=False,
     help=(
-        "Hold kernels against the mathematics. `twofold verify [OPERATOR…]` is `verify operators`, "
+        "Check kernels, or your own functions, against the mathematics. "
+        "`twofold verify [OPERATOR…]` is `verify operators`, "
         "`twofold verify module:function` is `verify function`. Exit status 1 if anything fails."
     ),
 )

@@ -23,7 +23,7 @@ EXAMPLES = 20
 
 Examples = Annotated[int, typer.Option(min=0, help="random cases of each operator")]
 SideName = Annotated[str, typer.Option("--side", help="side to judge: triton or reference")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one a core by default")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one per core by default")]
 
 
 class Listing(TyperCommand):
@@ -41,9 +41,9 @@ def list_calls() -> None:
         from twofold.core.verify.foreign.signatures import ALSO, calls
 
     console.print(
-        "--op, and the calls that are looked for (options may be missing, and all outputs"
+        "The calls recognised for each --op (options may be missing, and every output but the"
     )
-    console.print("but the first):")
+    console.print("first):")
     for operator, call, others in calls():
         console.print(
             f"  [bold]{operator}[/bold]: {escaped(call)}", highlight=False, soft_wrap=True

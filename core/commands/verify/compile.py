@@ -28,22 +28,23 @@ LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
 def command(
     operators: options.Operators = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="sm_80, sm_90a, sm_100a, gfx942; all by default")
+        list[str] | None, typer.Option(help="sm_80, sm_90a, sm_100a or gfx942; all by default")
     ] = None,
     jobs: Jobs = None,
     table: Annotated[
         Path | None, typer.Option(help="write every kernel's figures to this file")
     ] = None,
     check: Annotated[
-        Path | None, typer.Option(help="fail where the figures are not those of this file")
+        Path | None, typer.Option(help="fail if the figures differ from those in this file")
     ] = None,
-    one_in: Annotated[int, typer.Option(help="compile one kernel in so many", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="names which: seeds in sequence, other kernels")] = 0,
+    one_in: Annotated[int, typer.Option(help="compile only one kernel in this many", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="which of them; successive seeds: other kernels")] = 0,
     json: Json = None,
 ) -> None:
-    """Compile, and show what each kernel needs at most, and everything that is wrong.
+    """Compile every kernel for GPUs that need not be present; show resources and all faults.
 
-    Of programs and warps on a multiprocessor it shows the fewest.
+    A line shows the most that any variant of a kernel needs, and the fewest programs and warps that
+    fit on a multiprocessor.
     """
     with plain_errors():
         names = chosen(operators)

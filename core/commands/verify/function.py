@@ -30,36 +30,37 @@ SECONDS = 60.0
 
 
 def command(
-    functions: Annotated[list[str], typer.Argument(help="module:function, yours or anyone's")],
-    op: Annotated[str, typer.Option(help="the operator that it should be")] = "attention",
+    functions: Annotated[list[str], typer.Argument(help="module:function, yours or any library's")],
+    op: Annotated[str, typer.Option(help="the operator it implements")] = "attention",
     dtype: Annotated[
         list[str] | None,
         typer.Option(help="float32, tf32, float16, bfloat16; all but tf32 by default"),
     ] = None,
     examples: Examples = MORE * EXAMPLES,
     limit: Annotated[
-        float, typer.Option(min=1.0, help="seconds that the import, or one case, may take")
+        float, typer.Option(min=1.0, help="seconds allowed for the import, and for one case")
     ] = LIMIT,
     seconds: Annotated[
-        float, typer.Option(min=1.0, help="after which no case is begun; what is left is said")
+        float,
+        typer.Option(min=1.0, help="seconds per function; cases left then are listed"),
     ] = SECONDS,
     everything: Annotated[
-        bool, typer.Option("--all", help="of what fails every failure and table, not each fault")
+        bool, typer.Option("--all", help="show every failure and all tables, not one per fault")
     ] = False,
     json: Json = None,
 ) -> None:
     """Judge functions on torch tensors by an operator's contract: f(q, k, v, …) -> out.
 
-    What is named may also be an nn.Module (an instance, whose weight, bias, eps and the like are
-    set for every case), a class derived from torch.autograd.Function (its apply is called) or from
-    torch.optim.Optimizer, or an object or module with forward(…) -> (out, cache) and
-    backward(dout, cache); with forward alone, that is the function. Norms may take normalized_shape
-    as torch's do, gated activations one tensor of gate and up side by side, rotations q alone. What
-    is written into an argument `out`, or over the input, is taken as if it were returned. In which
-    order axes are is found out. What fails comes as the smallest case that does, with a line that
-    runs it again. Each function has a process of its own: one that hangs or crashes is a failure,
-    and the rest goes on. The exit status is 1 where one fails, else 2 where one cannot be judged:
-    it is not imported or called so, or refuses every case or raises in it.
+    The name may also be that of an nn.Module (an instance, whose weight, bias, eps and the like are
+    set for every case), of a class derived from torch.autograd.Function (its apply is called) or
+    from torch.optim.Optimizer, or of an object or module with forward(…) -> (out, cache) and
+    backward(dout, cache); if it has forward alone, that is the function. Norms may take
+    normalized_shape as torch's do, gated activations one tensor of gate and up side by side,
+    rotations q alone. What is written into an argument `out`, or over the input, counts as
+    returned. The order of axes is found by trial. A failure is shown as the smallest case that
+    fails, with a line that runs it again. Each function has a process of its own: one that hangs or
+    crashes fails, and the others go on. The exit status is 1 if a function fails, else 2 if one
+    cannot be judged: it cannot be imported or called, or refuses or raises in every case.
     """
     with plain_errors():
         ops.check_operator("--op", op)

@@ -16,7 +16,7 @@ def command(
     side: SideName = "triton",
     json: Json = None,
 ) -> None:
-    """Train on a side and on the reference from one seed; compare after every step."""
+    """Train a side and the reference from the same seed; compare them after every step."""
     with plain_errors():
         from twofold.core.verify import lockstep
 

@@ -31,19 +31,19 @@ def command(
     operators: options.Operators = None,
     examples: Examples = EXAMPLES,
     sample: Annotated[
-        int | None, typer.Option(help="judge so many of each operator and side", min=1)
+        int | None, typer.Option(help="judge only this many mutants per operator and side", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="names the sample")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
     jobs: Jobs = None,
     listed: Annotated[
         bool,
-        typer.Option("--listed", help="also run what is listed as equivalent: it must survive"),
+        typer.Option("--listed", help="also run mutants listed as equivalent: they must survive"),
     ] = False,
     json: Json = None,
 ) -> None:
-    """Judge the mutants of both sides, and show which of them nothing saw.
+    """Plant small faults in both sides, and show which of them no contract notices.
 
-    They are small changes of the kernels and of the backward functions in NumPy, and faults that
+    Mutants are small changes of the kernels and of the NumPy backward functions, and faults that
     have shipped elsewhere. Exit status 1 if one survives that is not listed as equivalent.
     """
     with plain_errors():

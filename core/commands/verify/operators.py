@@ -25,7 +25,7 @@ def command(
     jobs: Jobs = None,
     json: Json = None,
 ) -> None:
-    """Judge operators by their contracts: random and pinned cases, each within its error bound.
+    """Judge operators by their contracts: every random and pinned case within its error bound.
 
     Without a GPU the kernels run in the strict interpreter. A result is written after every
     operator; it names those that are left.

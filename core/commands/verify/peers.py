@@ -18,17 +18,17 @@ LIMIT = 300.0  # a case may have to be compiled
 
 
 def command(
-    peers: Annotated[list[str] | None, typer.Argument(help="names, all by default")] = None,
-    examples: Annotated[int, typer.Option(min=1, help="random cases of a fast peer")] = EXAMPLES,
-    limit: Annotated[float, typer.Option(min=1.0, help="seconds that one case may take")] = LIMIT,
+    peers: Annotated[list[str] | None, typer.Argument(help="names; all by default")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="random cases for a fast peer")] = EXAMPLES,
+    limit: Annotated[float, typer.Option(min=1.0, help="seconds allowed for one case")] = LIMIT,
     jobs: Jobs = None,
     json: Json = None,
 ) -> None:
-    """Judge other libraries' functions, all that run here, and list those that do not.
+    """Judge other libraries' functions, and list those that do not run here.
 
-    A failure is shown with its kind (fault, precision, undefined) and reason, as
-    `core/verify/peers/findings.py` lists them, and its smallest input. Exit status 1 if one is not
-    listed. A result is written after every peer; it names those that are left.
+    A failure is shown with its smallest input, and with its kind (fault, precision, undefined) and
+    reason as listed in `core/verify/peers/findings.py`. Exit status 1 if a failure is not listed.
+    The result is written after every function, and names those that are left.
     """
     with plain_errors():
         from twofold.core.verify.peers import finding, findings, judging

@@ -20,17 +20,17 @@ def command(
     operators: options.Operators = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="a field of the case, such as seqlen_k=4096; of one operator"),
+        typer.Option(help="a field of the case, such as seqlen_k=4096; for one operator"),
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="random cases, where no --at is")] = DRAWN,
+    examples: Annotated[int, typer.Option(min=1, help="random cases, if there is no --at")] = DRAWN,
     side: SideName = "triton",
     json: Json = None,
 ) -> None:
-    """Check what is true of any implementation: permutations, parts that merge, slopes.
+    """Check properties of any correct implementation: permutations, parts that merge, slopes.
 
-    With --at the case is as large as it says, and no reference is computed of it: for sizes at
-    which no truth could be. Every claim is run on every case. A result is written after every
-    claim; it names those that are left.
+    No reference is computed, so --at may set sizes at which none could be. Every property is
+    checked on every case. The result is written after every property, and names those that are
+    left.
     """
     with plain_errors():
         names = chosen(operators)

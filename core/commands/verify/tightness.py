@@ -17,9 +17,9 @@ from twofold.core.commands.verify.common import SideName, chosen, judged_side
 def command(
     operators: options.Operators = None, side: SideName = "triton", json: Json = None
 ) -> None:
-    """Run every mode of input on six shapes of each operator; show error ÷ bound of each output.
+    """Measure how much of each bound is used: error ÷ bound over all input modes and six shapes.
 
-    Of two numbers the first is by the deterministic bound, the second by the probabilistic one.
+    Of two numbers the first is for the deterministic bound, the second for the probabilistic one.
     """
     with plain_errors():
         names = chosen(operators)

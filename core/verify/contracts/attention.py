@@ -1,7 +1,7 @@
 """The contract of attention.
 
-The domain is `attention_domain`, the bound `attention_bound`; the properties of
-`attention_properties` hold for any correct implementation, and between them catch a faulty one
+The domain is in `attention_domain`, the bound in `attention_bound`. The properties in
+`attention_properties` hold for any correct implementation, and together they catch a faulty one
 without knowing the truth, hence at any size.
 """
 

@@ -1,13 +1,13 @@
 """The contract of softmax.
 
-(1) The maximum rounds nothing, x − m once. (2) Exponentials err by u_function and what their
-argument does; their sum is bounded as cross-entropy's (`running_sum`), for rows in any blocks.
-(3) Their share: a division, a product, and the cast. What is −∞ has a share of 0, exactly, and a
-row that is −∞ throughout nothing but such.
+(1) The maximum rounds nothing, x − m once. (2) Exponentials err by u_function and by the error of
+their argument; their sum is bounded as in cross-entropy (`running_sum`), for rows in any blocks.
+(3) Each one's share of the sum: a division, a product, and the cast. An element that is −∞ has a
+share of exactly 0; in a row that is −∞ throughout, all shares are 0.
 
-Backward takes y as it was stored, so with half a unit in the last place. (4) δ = Σ dout·y: C
+Backward takes y as stored, with an error of half a unit in the last place. (4) δ = Σ dout·y: C
 products and C − 1 sums. (5) dx = (dout − δ)·y, two roundings and the cast. In the probabilistic
-bound a sum has √C for C.
+bound a sum counts √C instead of C.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Anyone's function judged by an operator's contract, bound by bound and property by property.
 
-The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
-options of `table.PLAIN` that its signature has. It returns the output; for attention also (output,
-lse), or (output, weights), for norms also (output, stream), the stream being x or its sum with a
-residual. Options it does not have are left out of the domain, and so is what conventions differ
-about: a query without keys, and causal with more keys than queries or fewer. If the output requires
-grad, the gradients are judged too. A case that the function refuses (`refusals.REFUSALS`) is
-counted, not held against it. An object with `forward` and `backward` that take what ours do is
-judged as any operator. What fails is shrunk.
+The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those options
+of `table.PLAIN` that its signature has. It returns the output; for attention it may also return
+(output, lse) or (output, weights), for norms (output, stream), the stream being x or its sum with a
+residual. Options that it does not have are left out of the domain, and so are cases that
+conventions differ on: a query without keys, and causal with more keys than queries or fewer. If the
+output requires grad, the gradients are judged too. A case that the function refuses
+(`refusals.REFUSALS`) is counted, not held against it. An object whose `forward` and `backward` take
+the same arguments as ours is judged like our own operators. A failing case is shrunk.
 
-In here a function that hangs or crashes takes the judge with it; `apart` keeps them apart.
+In this process, a function that hangs or crashes takes the judge down with it; `apart` runs it in a
+process of its own.
 
 How a judgement goes, by file:
 
@@ -18,10 +19,10 @@ How a judgement goes, by file:
   `optimizers`, `steps`, `sizes`, `written`; other orders of axes are in `orders`.
 - *a contract's case becomes arguments of that call*: `plain` and `table` say what an operator's
   call is, `calls` makes it, for some operators with `attention`, `decoding`, `merging`, `pooling`.
-- *what the signature leaves open is found out by trying*: `meanings`.
+- *what the signature leaves open is found by trial*: `meanings`.
 - *cases are judged*: `trial`, of a `subjects.Function` or an `operators.Operator`; gradients are in
-  `gradients`, what only learning shows in `learning`, tensors it lacks in `lacking`.
-- *what came of it is said*: `refusals`, `cases` (what failures share), `verdict`, `notes`.
+  `gradients`, what only training shows in `learning`, missing tensors in `lacking`.
+- *the result is reported*: `refusals`, `cases` (what failures share), `verdict`, `notes`.
 """
 
 from __future__ import annotations
@@ -79,16 +80,16 @@ def judge(
     claimed: int = CLAIMED,
     seconds: float = math.inf,
 ) -> Verdict:
-    """Judge a function, an object, or what "module:function" names, as an operator.
+    """Judge a function, an object, or what "module:function" names, by an operator's contract.
 
     Args:
         function: what is judged.
-        operator: what it should be.
-        examples: cases in all for the bounds.
+        operator: the operator it implements.
+        examples: total number of cases for the bounds.
         precisions: of `PRECISIONS`; by default all but tf32.
-        observe: is told the line that repeats a case before the case is run, and what fails.
-        claimed: cases for each property and precision; with 0, no property is asked.
-        seconds: after which no case is begun, a share of them for each precision.
+        observe: called with the line that repeats a case before the case is run, and with failures.
+        claimed: cases for each property and precision; with 0, no property is checked.
+        seconds: after which no case is begun; each precision has an equal share of them.
 
     Raises:
         ValueError, TypeError: naming what cannot be judged, and why.

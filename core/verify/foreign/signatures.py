@@ -13,8 +13,8 @@ from twofold.core.verify.foreign.rotary import OF_POSITIONS
 from twofold.core.verify.foreign.table import PLAIN, tensor_names
 
 ALSO = (
-    "An argument that the output is written to (out, output, …), sizes that are told (M, N, d, "
-    "n_rows, …) and weights that a module holds are seen to; what is written over its input, too."
+    "Also handled: an argument that the output is written to (out, output, …), output written over "
+    "the input, sizes passed as numbers (M, N, d, n_rows, …), and weights held by a module."
 )
 
 

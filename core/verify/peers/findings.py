@@ -1,16 +1,16 @@
 """What judging the peers found, each finding with its kind and reason.
 
-Nothing is filtered by this list: a failure is shown with its kind, one that is not listed as
-unexplained, and a listed one that no longer shows as gone. The kinds, from worst to least:
+Nothing is filtered by this list: a failure is shown with its kind (an unlisted one as unexplained),
+and a listed failure that no longer occurs is shown as gone. The kinds, from worst to mildest:
 
-- fault: wrong by any reading, such as another gradient, a NaN, memory that is not the function's;
-- precision: further off than arithmetic in float32 with one rounding of each stored result may be;
-- undefined: right only if the language fills in what it leaves undefined.
+- fault: wrong by any reading, such as a wrong gradient, a NaN, access to others' memory;
+- precision: less accurate than float32 arithmetic with one rounding of each stored result allows;
+- undefined: right only by relying on behaviour that the language leaves undefined.
 
-Another choice that is documented or common, where ours differs, is no failure: `conventions`.
+A documented or common choice that differs from ours is not a failure: see `conventions`.
 
-A bound is that of a kernel which computes in float32 and rounds what it stores, once. To leave it
-is not to be useless; how far off, and why, is in the reason.
+The bound is that of a kernel that computes in float32 and rounds each stored result once. A
+function beyond it may still be useful; the reason says how far off it is, and why.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from twofold.core.verify.peers.table import LIBRARIES
 # What no contract asks, by the script in benchmarks/peer_faults that shows it.
 BY_HAND = {
     "cce_target_logit": "cut-cross-entropy rounds the products of the target's logit to 16 bits, "
-    "which those in the log-sum-exp are not; here it is judged with the identity for a classifier, "
-    "whose products are exact",
-    "flag_gems_sdpa_bias": "where FlagGems' attention is not causal, a mask of numbers is added to "
-    "logits of base 2 as it is, not times log₂ e; other faults end its cases before",
+    "but not those in the log-sum-exp; it is judged here with an identity classifier matrix, whose "
+    "products are exact",
+    "flag_gems_sdpa_bias": "where FlagGems' attention is not causal, a float mask is added to "
+    "base-2 logits without the factor log₂ e; other faults stop its cases earlier",
     "flag_gems_sdpa_mask": "in a boolean mask of FlagGems' attention True hides, where torch's "
-    "shows; the judge finds out which of both it is",
-    "sglang_temperature": "SGLang's two kernels of extension have two formulas for a temperature "
-    "by position, of which one sharpens and the other flattens",
-    "sglang_verify_scratch": "SGLang's split verification multiplies with 0 what torch.empty left "
-    "in the memory of splits without keys, be it NaN",
+    "shows; the contract finds out by trial which is meant",
+    "sglang_temperature": "SGLang's two extend kernels use different formulas for a temperature by "
+    "position: one sharpens, the other flattens",
+    "sglang_verify_scratch": "SGLang's split verification multiplies by 0 what torch.empty left in "
+    "the memory of splits without keys, which may be NaN",
 }
 KNOWN = tuple(known for library in LIBRARIES for known in library.FOUND)
 
