@@ -27,10 +27,10 @@ from twofold.core import whole
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
-KEPT = 2  # checkpoints of a run that stay
-DAMAGED = ".damaged"  # behind the names of those that were refused
+KEPT = 2  # latest checkpoints of a run
+DAMAGED = ".damaged"  # appended to the name of a refused checkpoint
 
-NAME = re.compile(r"\d+-\d{8,}")  # of a checkpoint: its phase and step; what else lies there stays
+NAME = re.compile(r"\d+-\d{8,}")  # a checkpoint's: phase and step; all else is left alone
 
 
 class CheckpointError(ValueError):

@@ -36,7 +36,7 @@ from twofold.core.training.trainer import Diverged, Trainer
 
 VALIDATION_SHARE, VALIDATION_SEED = 0.1, 0
 CHOICES = "choices"  # key in a checkpoint, beside the state: the choices the run was begun with
-ROW_STEPS = 10  # steps that a row of the metrics averages
+ROW_STEPS = 10  # steps that a row of the metrics covers
 
 
 class Interrupted(Exception):

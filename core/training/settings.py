@@ -134,7 +134,7 @@ def located(data: str) -> str:
 
 
 def there_or_here(located: str) -> str:
-    """Return the path, or if it no longer exists, a file of that name in the current folder."""
+    """Return the path or, if it no longer exists, what has its name in the current folder."""
     path = Path(located)
     return path.name if not path.exists() and Path(path.name).exists() else located
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 def stoppable() -> Iterator[threading.Event]:
     """Turn SIGINT, SIGTERM and SIGHUP into an event that is checked between steps.
 
-    A second signal kills. A SIGHUP that was ignored, as under nohup, stays ignored.
+    A second signal of the same kind acts as it did before. A SIGHUP that was ignored, as under
+    nohup, stays ignored.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

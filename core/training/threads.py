@@ -22,7 +22,7 @@ def use_threads(n: int) -> None:
     _pool = ThreadPoolExecutor(n, "twofold")
 
 
-# A fork has none of its parent's threads, and would wait for them forever.
+# A fork has none of its parent's threads, and would wait for them.
 os.register_at_fork(after_in_child=lambda: use_threads(_threads))
 
 
