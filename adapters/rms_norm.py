@@ -1,6 +1,6 @@
-"""Root mean square layer normalisation as a custom operator of torch, one launch forward.
+"""Root mean square layer normalisation as a custom torch operator, one launch forward.
 
-What `layers.layer_norm` is to layer norm.
+The counterpart of `layers.layer_norm`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rms_norm(
     """Add x to the residual and divide the sum by its root mean square over the last axis.
 
     Arguments are those of `reference.rms_norm.forward`. Under autocast all are cast to float32, as
-    torch's are on a GPU.
+    torch does on a GPU.
 
     Returns:
         out, shaped as x, and with `return_stream` what was normalised, residual + x.
