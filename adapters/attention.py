@@ -48,11 +48,12 @@ SCORE_MODS: dict[str, dict[str, ScoreMod]] = {}  # by name and side
 
 
 def register_score_mod(name: str, **sides_: ScoreMod) -> None:
-    """Give a function of the scores a name, by which an operator of torch can be told of it.
+    """Give a function of the scores a name, since a torch operator cannot take the function itself.
 
     Args:
-        name: what `attention` is called with; a second registration replaces the first.
-        sides_: `triton` (functions of `@triton.jit`) and `reference` (of NumPy arrays), or one.
+        name: to be passed to `attention`; a second registration replaces the first.
+        sides_: `triton` (`@triton.jit` functions), `reference` (functions of NumPy arrays), or
+            both.
 
     Raises:
         ValueError: another side is named.
@@ -90,12 +91,12 @@ def attention(
     allow_tf32: bool = False,
     return_lse: bool = False,
 ) -> Any:
-    """Let every query gather the values of the keys it attends to, differentiably, twice.
+    """Gather, for every query, the values of the keys it attends to; twice differentiable.
 
-    Arguments are those of `reference.attention.forward`, but `score_mod` is a registered name and
-    `seed`, a number or a tensor of one, is drawn by torch where it is None. q, k, v, bias and sinks
-    have gradients, and lse's gradient counts too; second derivatives want a bias and sinks that
-    require no gradient. Under autocast q, k, v and bias are cast.
+    Arguments are those of `reference.attention.forward`, except that `score_mod` is a registered
+    name and `seed`, a number or a tensor of one, is drawn by torch if None. q, k, v, bias and sinks
+    have gradients, to which lse's contributes; second derivatives are available only if bias and
+    sinks require no gradient. Under autocast q, k, v and bias are cast.
 
     Returns:
         out (B, H, M, D), and with `return_lse` also lse (B, H, M), float32 (float64 of float64).
@@ -138,7 +139,7 @@ def listed(
     block_size: BlockSize | None = None,
     allow_tf32: bool = False,
 ) -> tuple[Any, ...]:
-    """Return options of attending from x in the order and types of `OPTIONS`; see `attention`."""
+    """Return the options of `attention` from x, in the order and with the types of `OPTIONS`."""
     if score_mod and score_mod not in SCORE_MODS:
         known = f", as are {', '.join(SCORE_MODS)}" if SCORE_MODS else " first; none is yet"
         raise ValueError(f"score_mod is {score_mod!r}; it must be registered{known}")
@@ -198,7 +199,7 @@ def _shapes(a: SimpleNamespace) -> Tensors:
 
 
 def _cache(place: Place, given: SimpleNamespace, outputs: Sequence[Any]) -> Any:
-    """Return what backward needs: on the kernels' side from what was saved, else made again."""
+    """Return backward's cache: for the kernels, of what was saved; in NumPy, recomputed."""
     how = options(place, given)
     if place.side.name == "reference":
         return place.side.attention.forward(given.q, given.k, given.v, **how)[1]
@@ -235,7 +236,7 @@ OPERATOR = Operator(
     backward=_backward,
     differentiable=("q", "k", "v", "bias", "sinks"),
     read=lambda a: (0, 1),
-    optional=(1,),  # which is cheaper without
+    optional=(1,),  # backward is cheaper without it
     twice=True,
 )
 
@@ -276,7 +277,7 @@ def _run_second(
 ) -> list[torch.Tensor]:
     a = OPERATOR.named(args)
     likes = (a.q, a.k, a.v, dout) if dlse is None else (a.q, a.k, a.v, dout, dlse)
-    if not dout.numel():  # which neither side takes
+    if not dout.numel():  # neither side takes an empty dout
         return zeros(likes)
     place = sides.of(a.q)
     with sides.current(a.q):

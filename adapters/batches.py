@@ -8,7 +8,7 @@ import torch
 
 
 def one_by_one(op: Any) -> None:
-    """Let an operator that returns a list be called under vmap, once for each of the batch."""
+    """Let an operator that returns a list run under vmap, called once for each batch element."""
 
     def picked(x: Any, axis: Any, i: int) -> Any:
         if isinstance(x, (list, tuple)):
@@ -28,7 +28,7 @@ def one_by_one(op: Any) -> None:
 
 
 def refuse_further(op: Any, must: str) -> None:
-    """Let an operator raise where its own gradient is asked for, in words."""
+    """Let an operator raise an explained error if it is differentiated."""
 
     def refuse(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(f"a gradient is differentiated again; it must be that of {must}")
@@ -37,9 +37,9 @@ def refuse_further(op: Any, must: str) -> None:
 
 
 def refuse_batches(library: torch.library.Library, name: str) -> None:
-    """Let an operator raise, in words, under the vmap of `is_grads_batched` and of `jacobian`.
+    """Let an operator raise an explained error under the vmap of `is_grads_batched` and `jacobian`.
 
-    That one does not know operators that return a list.
+    That vmap does not support operators that return a list.
     """
 
     def refuse(*args: Any) -> Any:

@@ -33,29 +33,30 @@ class Operator:
 
     Args:
         name: after "twofold::".
-        arguments: as a schema has them, such as "Tensor x, Tensor? bias", the first a tensor.
-        outputs: how many tensors it returns; one that is not there is empty.
-        forward: computes them, of (place, arguments, arguments as the side takes them).
-        shapes: allocates them, of the arguments.
-        alike: arguments that share one dtype where they are floating. Kernels refuse others; NumPy
-            would not see that they differ, as it is given those of 16 bits in 32.
-        backward: the gradients of what is `differentiable`, of (place, arguments, arguments as the
-            side takes them, outputs, gradients of the outputs), by name. `wanted` is one of the
-            arguments: the names of those whose gradient is asked for. Others may be missing, or
-            made for nothing, as dweight and dbias of a frozen layer norm are.
+        arguments: as in a schema, such as "Tensor x, Tensor? bias"; the first is a tensor.
+        outputs: how many tensors it returns; one that does not exist is empty.
+        forward: computes the outputs from (place, arguments, arguments as the side takes them).
+        shapes: allocates the outputs, given the arguments.
+        alike: arguments that share one dtype if they are floating. Kernels refuse a mixture; NumPy
+            would not notice one, as it gets 16-bit tensors in 32 bits.
+        backward: returns the gradients of `differentiable` by name, from (place, arguments,
+            arguments as the side takes them, outputs, gradients of the outputs). Among the
+            arguments is `wanted`, the names of those whose gradient is needed. The gradients of
+            others may be missing, or be computed in vain, as dweight and dbias of a frozen layer
+            norm are.
         differentiable: arguments that have a gradient.
-        unread: given the arguments and `wanted`, returns those that `backward` asks for their
-            shape, dtype and device alone: they are not kept, may be changed in place, and hold
-            nothing there.
+        unread: given the arguments and `wanted`, returns those of which `backward` uses only the
+            shape, dtype and device: they are not kept, may be changed in place, and have no data in
+            `backward`.
         read: given the arguments, returns the indices of the outputs that `backward` reads; others
-            are not kept, may be changed in place, and stand empty in its `outputs`.
+            are not kept, may be changed in place, and are empty in its `outputs`.
         steady: indices of outputs that have no gradient.
-        same: given the arguments, returns those whose gradient is that of another, by name; it is
-            made once.
-        rows: whether gradients lie as `side_by_side`, else they are contiguous.
+        same: given the arguments, maps each whose gradient equals another's to that other one, by
+            name; the gradient is computed once.
+        rows: whether gradients are laid out as by `side_by_side`; otherwise they are contiguous.
         twice: whether there is a formula for gradients of gradients, registered elsewhere.
-        optional: outputs whose gradient `backward` takes as None where there is none; of others
-            it gets zeros.
+        optional: outputs whose gradient `backward` takes as None if there is none; for others it
+            gets zeros.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class Operator:
         self._steady, self._optional = steady, optional
         self._same, self._room = same, side_by_side if rows else dense
         returned = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
-        # As `torch.library.custom_op` would, whose formula for autograd takes time that grows with
-        # the square of the number of arguments: half a millisecond of the host for attention's.
+        # As `torch.library.custom_op` would, but its autograd formula takes time quadratic in the
+        # number of arguments: half a millisecond on the host for attention.
         LIBRARY.define(f"{name}({arguments}) -> {returned}", tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"twofold::{name}", self._fake, lib=LIBRARY)
@@ -110,7 +111,7 @@ class Operator:
         return self.op(*args)
 
     def named(self, args: Sequence[Any]) -> SimpleNamespace:
-        """Return the arguments of a call by name."""
+        """Return a call's arguments by name."""
         return SimpleNamespace(**dict(zip(self.names, args, strict=True)))
 
     def _run(self, *args: Any) -> Any:
@@ -127,7 +128,7 @@ class Operator:
             checks.floating(**{n: x for n, x in given if x is not None and x.is_floating_point()})
         with sides.current(args[0]):
             found = self._forward(place, a, self.given(place, a))
-        if place.side.name == "reference":  # which has strides and dtypes of its own
+        if place.side.name == "reference":  # its results have other strides and dtypes
             found = tuple(to.copy_(x) for to, x in zip(self._shapes(a), found, strict=True))
         return found if len(found) > 1 else found[0]
 
@@ -141,12 +142,12 @@ class Operator:
         return SimpleNamespace(**{name: place.give(x) for name, x in vars(a).items()})
 
     def present(self, a: SimpleNamespace, wanted: Sequence[bool]) -> list[str]:
-        """Return the arguments that are there and whose gradient is asked for."""
+        """Return the names of arguments that are not None and whose gradient is needed."""
         asked = zip(self.differentiable, wanted, strict=True)
         return [name for name, this in asked if this and getattr(a, name) is not None]
 
     def made(self, a: SimpleNamespace, wanted: Sequence[bool]) -> list[str]:
-        """Return those of them whose gradient is not the same as that of another of them."""
+        """Return those of `present` whose gradient is computed, not the same as another's."""
         present, same = self.present(a, wanted), self._same(a)
         return [name for name in present if same.get(name) not in present]
 
@@ -173,7 +174,7 @@ class Operator:
         return apart(self._laid_out(place.take(found[n], getattr(a, n))) for n in names)
 
     def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
-        """Return a gradient as `_fake_backward` says that it lies: as it is, or a copy."""
+        """Return a gradient in the layout that `_fake_backward` declares, copied if need be."""
         if self._room is dense:
             return x.contiguous()
         if x.stride() == self._room(x.to("meta")).stride():
@@ -192,7 +193,7 @@ class Operator:
         return [self._room(getattr(a, n)) for n in self.made(a, wanted)]
 
     def _recorded(self, *args: Any) -> Any:
-        """Compute, and have autograd record how to differentiate where it is asked to."""
+        """Compute, and let autograd record how to differentiate if it must."""
         sides.refuse_nested(zip(self.names, args, strict=True))
         if forward_ad._current_level >= 0:
             self._refuse_tangents(args)
@@ -205,25 +206,25 @@ class Operator:
         return self._unrecorded(args)
 
     def _refuse_tangents(self, args: Sequence[Any]) -> None:
-        """Raise where a derivative is asked for forwards, which autograd would take for zero."""
+        """Raise for a forward-mode derivative, which autograd would take for zero."""
         for name, x in zip(self.names, args, strict=True):
             if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
                 must = "it must have none: only torch.autograd's derivatives, backwards, are there"
                 raise RuntimeError(f"{name} of {self.op} has a tangent; {must}")
 
     def _refuse_learning(self, args: Sequence[Any]) -> None:
-        """Raise where a gradient is asked for that is never made."""
+        """Raise if an argument without a gradient requires one."""
         for i in self._constant:
             if isinstance(args[i], torch.Tensor) and args[i].requires_grad:
                 must = "it must not, as it gets none: x.detach() does not"
                 raise RuntimeError(f"{self.names[i]} of {self.op} requires a gradient; {must}")
 
     def _refuse_some_of_meta(self, args: Sequence[Any]) -> None:
-        """Raise where some tensors have numbers and others none, for which nothing is computed."""
+        """Raise if some tensors have data and others, on meta, do not."""
         tensors = [
             (name, x)
             for name, x in zip(self.names, args, strict=True)
-            if isinstance(x, torch.Tensor) and x.ndim  # a seed may be the host's
+            if isinstance(x, torch.Tensor) and x.ndim  # a seed may be on the host
         ]
         for name, x in tensors:
             if x.is_meta != tensors[0][1].is_meta:
@@ -235,7 +236,7 @@ class Operator:
             return self.op(*args)
 
     def _formula(self) -> dict[str, Any]:
-        """Return what a function of autograd is made of."""
+        """Return the methods of an `autograd.Function`."""
 
         def forward(ctx: Any, *args: Any) -> Any:
             found = self._unrecorded(args)
@@ -257,7 +258,7 @@ class Operator:
         return {"forward": staticmethod(forward), "backward": staticmethod(backward)}
 
     def _asked(self, ctx: Any) -> list[bool]:
-        """Return for each argument that has a gradient whether it is asked for."""
+        """Return, for each differentiable argument, whether its gradient is needed."""
         asked = dict(zip(self.names, ctx.needs_input_grad, strict=True))
         return [asked[name] for name in self.differentiable]
 
@@ -271,7 +272,7 @@ class Operator:
             shapes = self._shapes(self.named(args))
             there |= {i: torch.zeros_like(shapes[i]) for i in missing}
         which, wanted = sorted(there), self._asked(ctx)
-        # No list with a None in it: autograd would take it for one that has no gradient.
+        # Pass no list that contains None: autograd would treat it as not differentiable.
         found = self.backward_op([there[i] for i in which], which, outputs, wanted, *args)
         a = self.named(args)
         by_name = dict(zip(self.made(a, wanted), found, strict=True))
@@ -281,7 +282,7 @@ class Operator:
 
 
 def keep(ctx: Any, args: Sequence[Any], more: Sequence[torch.Tensor]) -> None:
-    """Keep a call's arguments, tensors or not, and further tensors for its backward."""
+    """Save a call's arguments, tensors or not, and further tensors for its backward."""
     ctx.where = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor)]
     ctx.rest = [None if i in ctx.where else x for i, x in enumerate(args)]
     ctx.save_for_backward(*(args[i] for i in ctx.where), *more)
@@ -289,7 +290,7 @@ def keep(ctx: Any, args: Sequence[Any], more: Sequence[torch.Tensor]) -> None:
 
 
 def kept(ctx: Any) -> tuple[list[Any], list[torch.Tensor]]:
-    """Return the arguments and the further tensors that `keep` kept."""
+    """Return the arguments and the further tensors that `keep` saved."""
     args, more = list(ctx.rest), list(ctx.saved_tensors)
     for i in ctx.where:
         args[i] = more.pop(0)
@@ -297,7 +298,7 @@ def kept(ctx: Any) -> tuple[list[Any], list[torch.Tensor]]:
 
 
 def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return tensors of which no two share memory, as torch asks for: a copy of one that does."""
+    """Return tensors of which no two share memory, as torch requires, copied where they do."""
     found: list[torch.Tensor] = []
     for x in tensors:
         places = {y.untyped_storage().data_ptr() for y in found}
@@ -306,31 +307,31 @@ def apart(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """Allocate a contiguous tensor, shaped as x."""
+    """Allocate a contiguous tensor of x's shape."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def zeros(likes: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return contiguous gradients of what nothing came of, shaped as these."""
+    """Return contiguous zero gradients of these tensors' shapes."""
     return [dense(x).zero_() for x in likes]
 
 
 def shaped(x: torch.Tensor) -> torch.Tensor:
-    """Return what has the shape, dtype and device of a tensor, and room for one number."""
+    """Return a tensor of the shape, dtype and device of x that stores a single number."""
     return x.new_empty(()).expand(x.shape)
 
 
 def side_by_side(x: torch.Tensor) -> torch.Tensor:
-    """Allocate (B, H, L, D) with the heads of a position side by side, as kernels do."""
+    """Allocate (B, H, L, D) with the heads of a position adjacent, as kernels do."""
     B, H, L, D = x.shape
     return x.new_empty_strided((B, H, L, D), (L * H * D, D, H * D, 1))
 
 
 def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the dtype of what is counted up beside a tensor: float32, of float64 its own."""
+    """Return the dtype of statistics of a tensor: float32, or float64 for float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def nothing(like: torch.Tensor) -> torch.Tensor:
-    """Return what stands for an output that is not there."""
+    """Return an empty tensor, which stands for an output that does not exist."""
     return like.new_empty(0)

@@ -10,13 +10,13 @@ import torch
 
 
 def check(run: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Raise what is wrong with a call beside that axes are empty.
+    """Raise what is wrong with a call, apart from its empty axes.
 
-    It is run with a length in place of their 0. That is one that nothing in the call has, or
-    lengths that differ would agree by it.
+    The call is run with another length in place of 0, one that occurs nowhere else in the call, so
+    that lengths that differ do not come to agree.
 
     Args:
-        run: computes, of the arguments in order.
+        run: computes the result from the arguments in order.
         given: the arguments by name.
 
     Raises:
@@ -32,7 +32,7 @@ def check(run: Callable[..., Any], given: Mapping[str, Any]) -> None:
 
 
 def _stand_in(x: Any, length: int) -> Any:
-    """Return zeros, of this length along every empty axis, for a tensor that has no elements."""
+    """Return zeros, with this length along every empty axis, for a tensor without elements."""
     if not isinstance(x, torch.Tensor) or x.numel() > 0:
         return x
     return x.new_zeros([n or length for n in x.shape])

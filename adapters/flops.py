@@ -25,10 +25,9 @@ FORWARD, BACKWARD = 2, 5  # products of queries and keys: scores again, and four
 
 @functools.cache
 def register() -> None:
-    """Let torch's counter of operations know of linear layers, attention and multi-head attention.
+    """Register linear layers, attention and multi-head attention with torch's operation counter.
 
-    The counter imports Triton: where kernels are to be interpreted, `sides.use("triton")` comes
-    before.
+    The counter imports Triton: if kernels are to be interpreted, call `sides.use("triton")` first.
     """
     from torch.utils.flop_counter import register_flop_formula
 
@@ -62,7 +61,7 @@ def _of_backward(
 
 
 def _product(x: Shape, weight: Shape, wanted: set[str] | None, *names: str) -> int:
-    """Return the operations of x·Wᵀ, or of those gradients of it that are wanted by name."""
+    """Return the operations of x·Wᵀ, or of its gradients that are wanted, by name."""
     passes = 1 if wanted is None else sum(name in wanted for name in names)
     return 2 * math.prod(x) * weight[0] * passes
 

@@ -12,13 +12,13 @@ from twofold.adapters.given import alike, masks
 from twofold.adapters.sides import refuse_nested
 from twofold.reference import checks
 
-HEADS, BATCH = slice(-3, -2), slice(0, -3)  # axes of a shape, none where there are fewer
+HEADS, BATCH = slice(-3, -2), slice(0, -3)  # axes of a shape, which may be absent
 
 
 def mask_and_bias(
     given: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Tell what torch calls a mask apart: a mask where it is boolean, else a bias of this dtype."""
+    """Return torch's mask as a mask if it is boolean, otherwise as a bias of this dtype."""
     if given is None or given.dtype == torch.bool:
         return given, None
     return None, given.to(dtype)
@@ -36,17 +36,17 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """Attend, with the arguments of `torch.nn.functional.scaled_dot_product_attention`.
 
-    A row that may attend to nothing is 0. A mask of floating numbers has a gradient. The mask of
-    dropout is drawn from a seed that is drawn from torch's generator of the CPU.
+    A row that may attend to nothing is 0. A floating mask has a gradient. The seed of the dropout
+    mask is drawn from torch's generator for the query's device.
 
     Args:
-        query: (..., H, M, E); what stands before H, and H, may be missing.
-        key, value: (..., K, N, E) and (..., K, N, V); what stands before N is broadcastable with
-            query's, but that K divides H with `enable_gqa`.
+        query: (..., H, M, E); H and the axes before it may be absent.
+        key, value: (..., K, N, E) and (..., K, N, V); the axes before N are broadcastable with
+            query's, except that with `enable_gqa` K divides H.
         attn_mask: broadcastable to (..., H, M, N): True where a query may attend, or floating and
             added to the scores; or torch's `causal_upper_left` or `causal_lower_right`.
         dropout_p: probability of dropping a weight, whether a model is in training or not.
-        is_causal: query i attends to keys j ≤ i; not along with a mask.
+        is_causal: query i attends to keys j ≤ i; not allowed with a mask.
         scale: 1/√E by default.
         enable_gqa: whether heads may share keys.
 
@@ -54,7 +54,7 @@ def scaled_dot_product_attention(
         (..., H, M, V).
 
     Raises:
-        RuntimeError: a mask and `is_causal`, as torch.
+        RuntimeError: a mask was given with `is_causal`, as in torch.
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     if is_causal and attn_mask is not None:
@@ -70,7 +70,7 @@ def scaled_dot_product_attention(
         checks.require(math.isfinite(scale), "scale", scale, "finite")
     causal: bool | str = "top-left" if is_causal else False
     mask_given = attn_mask
-    # By its name: to import its module would import Triton before it is known who interprets.
+    # By name: importing its module would import Triton before the interpreter can be chosen.
     if attn_mask is not None and type(attn_mask).__name__ == "CausalBias":
         diagonal: Any = attn_mask
         lengths = (diagonal.seq_len_q, diagonal.seq_len_kv)
@@ -79,7 +79,7 @@ def scaled_dot_product_attention(
         upper = diagonal.variant.name == "UPPER_LEFT"
         causal, attn_mask = "top-left" if upper else "bottom-right", None
     masks(query, "query", attn_mask=attn_mask)
-    if 0 in (query.numel(), key.numel(), value.numel()):  # all that is left to do has a shape
+    if 0 in (query.numel(), key.numel(), value.numel()):  # torch has only to make the shape
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, mask_given, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -87,7 +87,7 @@ def scaled_dot_product_attention(
     if key.shape[-2:] != (N, E):
         raise ValueError(f"key.shape is {tuple(key.shape)}; it must be (…, {N}, {E})")
     batch = _broadcast("batch", BATCH, **given)
-    H: tuple[int, ...]  # none, where all have two axes
+    H: tuple[int, ...]  # empty if all have two axes
     if enable_gqa:
         H, K = query.shape[HEADS], _broadcast("heads", HEADS, key=key, value=value)
         if math.prod(H) % math.prod(K):
@@ -96,7 +96,7 @@ def scaled_dot_product_attention(
     else:
         H = K = _broadcast("heads, unless enable_gqa,", HEADS, **given)
     B, width = math.prod(batch), max(E, V)
-    if scale is None and width != E:  # or it is attention's own, which no compiled graph rests on
+    if scale is None and width != E:  # else attention's default, with no guard in a graph
         scale = 1 / math.sqrt(E)
     q = _heads(query, (*batch, *H, M, E), B, width)
     k = _heads(key, (*batch, *K, N, E), B, width)
@@ -123,7 +123,7 @@ def scaled_dot_product_attention(
 
 
 def _broadcast_or_none(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return what shapes broadcast to, or None where they do not."""
+    """Return the shape that shapes broadcast to, or None if they do not."""
     try:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
@@ -131,7 +131,7 @@ def _broadcast_or_none(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _broadcast(what: str, axes: slice, **given: torch.Tensor) -> tuple[int, ...]:
-    """Return what some axes of all tensors broadcast to; `what` is what these are called."""
+    """Return the shape that some axes of all tensors broadcast to; `what` names these axes."""
     shape: tuple[int, ...] = ()
     for name, x in given.items():
         found = _broadcast_or_none(shape, x.shape[axes])
@@ -143,12 +143,12 @@ def _broadcast(what: str, axes: slice, **given: torch.Tensor) -> tuple[int, ...]
 
 
 def _heads(x: torch.Tensor, shape: tuple[int, ...], B: int, width: int) -> torch.Tensor:
-    """Return x as (B, heads, length, width); one head where the shape has none."""
+    """Return x as (B, heads, length, width); with one head if the shape has none."""
     heads = shape[HEADS] or (1,)
     return wide(x.expand(shape).reshape(B, *heads, *shape[-2:]), width)
 
 
 def wide(x: torch.Tensor, width: int) -> torch.Tensor:
-    """Put zeros behind the features of x until it has so many."""
+    """Pad the features of x with zeros to `width`."""
     missing = width - x.shape[-1]
     return torch.nn.functional.pad(x, (0, missing)) if missing else x

@@ -14,7 +14,7 @@ from twofold.adapters.sides import Place
 
 
 def gated_activation(gate: torch.Tensor, up: torch.Tensor, kind: str = "silu") -> torch.Tensor:
-    """Return f(gate)·up of two tensors (..., C), such as the halves of one projection.
+    """Return f(gate)·up for two tensors (..., C), such as the halves of one projection.
 
     Arguments are those of `reference.gated_activation.forward`. Under autocast both are cast to the
     wider of their dtypes, as torch's product does.
@@ -41,7 +41,7 @@ def _backward(
     outputs: Sequence[Any],
     grads: Sequence[Any],
 ) -> Mapping[str, Any]:
-    up = given.up if "gate" in a.wanted else given.gate  # which is there: dup does not see it
+    up = given.up if "gate" in a.wanted else given.gate  # a stand-in: dup does not depend on it
     cache = place.side.gated_activation.Cache(given.gate, up, a.kind)
     found = place.side.gated_activation.backward(place.give(grads[0]), cache)
     return {"gate": found.dgate, "up": found.dup}

@@ -23,7 +23,7 @@ def tensors(**given: Any) -> None:
 
 
 def alike(**given: Any) -> None:
-    """Each is a floating tensor on the device of the first, and of its dtype but under autocast.
+    """Check that all are floating tensors on one device and, except under autocast, of one dtype.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -35,14 +35,14 @@ def alike(**given: Any) -> None:
         x.dtype in FLOATING and (cast or x.dtype == first.dtype) and x.device == first.device
         for x in given.values()
     ):
-        return  # without the words, whose names are cached: of that torch.compile warns
+        return  # before the checks below, whose names are cached: torch.compile warns of a cache
     for alone in [{name: x} for name, x in given.items()] if cast else [given]:
         checks.floating(**alone)
     checks.same_device(**given)
 
 
 def masks(like: torch.Tensor, name_like: str, **given: Any) -> None:
-    """Each is a boolean or floating tensor on the device of another one; None is passed over.
+    """Check that each is a boolean or floating tensor on `like`'s device; None is skipped.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -28,8 +28,8 @@ from twofold.adapters.functional import mask_and_bias, wide
 from twofold.adapters.given import masks
 
 NAME = "twofold"
-SKIPS = ("allow_is_causal_skip", "allow_is_bidirectional_skip")  # of masks that say nothing
-# Tensors that layers hand on, and whose meaning is in the mask or in q and k already.
+SKIPS = ("allow_is_causal_skip", "allow_is_bidirectional_skip")  # omit masks that say nothing
+# Tensors that layers pass on, and whose meaning is already in the mask or in q and k.
 HARMLESS = (
     "position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
     "max_length_k", "cu_seqlens", "max_seqlen", "position_embeddings", "token_type_ids",
@@ -38,7 +38,7 @@ HARMLESS = (
 
 
 def register(name: str = NAME) -> None:
-    """Make the kernels known to `transformers` as an attention implementation.
+    """Register the kernels with `transformers` as an attention implementation.
 
     Raises:
         ModuleNotFoundError: `transformers` is not installed.
@@ -59,14 +59,14 @@ def register(name: str = NAME) -> None:
 
 
 def _modeling(config: Any) -> ModuleType | None:
-    """Return the module of a config's models."""
+    """Return the module that defines a config's models, if it is imported."""
     return sys.modules.get(type(config).__module__.replace(".configuration_", ".modeling_"))
 
 
 def _says_causal(model: ModuleType | None) -> bool:
-    """Return whether layers are known to say that they are causal, where a mask does not.
+    """Return whether layers are known to say that they are causal if no mask does.
 
-    So they must for torch's attention. Others may, as those of gpt-oss, whose sinks it lacks.
+    To use torch's attention they must. Others may too, as in gpt-oss, whose sinks torch's lacks.
     """
     from transformers import PreTrainedModel
 
@@ -77,13 +77,13 @@ def _says_causal(model: ModuleType | None) -> bool:
         return True
     try:
         source = "" if model is None else inspect.getsource(model)
-    except OSError:  # there is none to be read
+    except OSError:  # its source cannot be read
         return False
     return re.search(r"\bis_causal\s*=\s*True\b", source) is not None
 
 
 def _refuse_a_model_of_its_own_attention(model: ModuleType | None, config: Any, name: str) -> None:
-    """Raise for models that ask for a mask and then attend by themselves, which would add it."""
+    """Raise for models that ask for a mask but use their own attention, which would add it."""
     if model is not None and not hasattr(model, "ALL_ATTENTION_FUNCTIONS"):
         kind = getattr(config, "model_type", type(config).__name__)
         must = "it must be 'eager': the model has no other attention than its own"
@@ -104,31 +104,31 @@ def attention_forward(
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend, as a model of `transformers` asks for it.
+    """Attend, called as an attention implementation of `transformers`.
 
     A sliding window is in the mask; heads that share keys need no argument.
 
     Args:
-        module: the layer; `is_causal` is its own where it is not given.
+        module: the layer, whose `is_causal` is used if none is given.
         query: (B, H, M, D).
         key, value: (B, K, N, D) and (B, K, N, V).
         attention_mask: None, True where a query may attend, or floating and added to the scores;
-            broadcastable to (B, H, M, N) after what passes N is cut off.
+            broadcastable to (B, H, M, N) once cut off at N.
         dropout: probability of dropping a weight.
         scaling: of the products; 1/√D by default.
-        is_causal: looked at without a mask and with more than one query, which are then the first.
+        is_causal: used only without a mask and with more than one query, which are then the first.
         softcap: caps the scores (Gemma 2).
         s_aux: sinks (H,) (gpt-oss).
         position_bias: added to the scores (T5).
-        kwargs: what other implementations take, `sliding_window` among it. Tensors that are none of
+        kwargs: what other implementations take, such as `sliding_window`. Tensors not in
             `HARMLESS` would change the result (`sinks`, `indices`, …), and are refused.
 
     Returns:
-        (B, M, H, V), and None for the weights, which are never made; a warning says so where a
+        (B, M, H, V), and None for the weights, which are never computed; a warning says so if a
         model asks for them.
 
     Raises:
-        ValueError: a tensor that is unknown here was given by name.
+        ValueError: a tensor was given by a name that is unknown here.
     """
     for name, x in kwargs.items():
         if name not in HARMLESS and isinstance(x, torch.Tensor):

@@ -13,12 +13,12 @@ from twofold.adapters.arguments import autocast, read_seed, recorded, seed_tenso
 from twofold.adapters.custom import Operator, Tensors, nothing, side_by_side, statistics_dtype
 from twofold.adapters.sides import Place
 
-# Arguments of an operator: as tensors, and as the side takes them.
+# Arguments of an operator by name, as tensors or as the side takes them.
 Arguments = SimpleNamespace
 
 
 def _products(place: Place, a: Arguments) -> dict[str, Any]:
-    """Return how a side with kernels takes float32 products."""
+    """Return the option for float32 products, which only the kernels have."""
     return {} if place.side.name == "reference" else {"allow_tf32": a.allow_tf32}
 
 
@@ -32,8 +32,8 @@ def linear(
 ) -> torch.Tensor:
     """Multiply x (..., K) by the transposed weight (N, K), add the bias, apply the activation.
 
-    Arguments are those of `reference.linear.forward`. Under autocast all are cast. Where autograd
-    does not record it, what backward would need is not written.
+    Arguments are those of `reference.linear.forward`. Under autocast all are cast. If autograd does
+    not record the call, what backward would need is not written.
     """
     x, weight, bias = autocast(x, weight, bias)
     out, _ = LINEAR(x, weight, bias, activation, recorded(x, weight, bias), allow_tf32)
@@ -41,7 +41,7 @@ def linear(
 
 
 def _has_z(a: Arguments) -> bool:
-    """Return whether the activation's input is saved; ReLU needs its output alone."""
+    """Return whether the activation's input is saved; ReLU needs only its output."""
     return a.keep and a.activation not in (None, "relu")
 
 
@@ -86,7 +86,7 @@ LINEAR = Operator(
     alike=("x", "weight", "bias"),
     backward=_linear_backward,
     differentiable=("x", "weight", "bias"),
-    # A factor is read by the gradient of the other one.
+    # Each factor is read only by the other one's gradient.
     unread=lambda a: (
         "bias",
         *(() if "weight" in a.wanted else ("x",)),
@@ -110,8 +110,8 @@ def layer_norm(
 ) -> Any:
     """Add dropout(x) to the residual and normalise over the last axis.
 
-    Arguments are those of `reference.layer_norm.forward`; a seed of None is drawn by torch. Under
-    autocast all are cast to float32, as torch's are on a GPU.
+    Arguments are those of `reference.layer_norm.forward`; torch draws the seed if it is None. Under
+    autocast all are cast to float32, as torch does on a GPU.
 
     Returns:
         out, shaped as x, and with `return_stream` what was normalised, residual + dropout(x).
@@ -203,9 +203,9 @@ def rotary(
     *,
     interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn the first features of q and k (B, H, L, D) by their positions.
+    """Rotate the first features of q and k (B, H, L, D) by their positions.
 
-    Arguments are those of `reference.rotary.forward`, the angles constants.
+    Arguments are those of `reference.rotary.forward`; the angles are constants.
     """
     turned_q, turned_k = ROTARY(q, k, cos, sin, interleaved)
     return turned_q, turned_k
@@ -282,7 +282,7 @@ EMBEDDING = Operator(
 def softmax(x: torch.Tensor) -> torch.Tensor:
     """Return the softmax of x (..., C) over its last axis; a row of −∞ is 0.
 
-    Under autocast x is cast to float32, as torch's is on a GPU.
+    Under autocast x is cast to float32, as torch does on a GPU.
     """
     return SOFTMAX(*autocast(x, dtype=torch.float32))
 
@@ -329,8 +329,8 @@ def cross_entropy(
     """Return the cross-entropy of softmax(logits) with the targets.
 
     Arguments are those of `reference.softmax_cross_entropy.forward`; the targets have no gradient.
-    Under autocast all are cast to float32, as torch's are on a GPU. The gradient is made with the
-    loss, where autograd records it.
+    Under autocast all are cast to float32, as torch does on a GPU. The gradient is computed with
+    the loss if autograd records the call.
     """
     logits, targets, weight = autocast(logits, targets, weight, dtype=torch.float32)
     options = label_smoothing, ignore_index, reduction, recorded(logits)

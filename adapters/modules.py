@@ -20,10 +20,10 @@ from twofold.reference import checks
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention`, whose attention makes no M×N matrix unless asked for weights.
+    """`torch.nn.MultiheadAttention` without the M×N matrix, unless weights are needed.
 
-    Where a query may attend to nothing the output is that of zeros; torch's is NaN. What is empty
-    or nested is left to torch.
+    For a query that may attend to nothing, attention gives zeros; torch's gives NaN. Empty and
+    nested tensors are left to torch.
     """
 
     def forward(
@@ -39,13 +39,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from the query to the key; arguments and results are torch's.
 
-        Weights that are asked for are those before dropout, and are made by torch. `is_causal` is
-        taken at its word where they are not and no key is padding: the mask is then not looked at.
-        With keys of its own (`add_bias_kv`, `add_zero_attn`) it is, and all queries attend to those
-        keys; torch looks at the hint alone, and counts those keys as the last ones.
+        Weights, if needed, are those before dropout, and are computed by torch. If they are not and
+        no key is padding, `is_causal` is trusted and the mask is not read. If the module adds keys
+        of its own (`add_bias_kv`, `add_zero_attn`), the mask is read, and all queries attend to the
+        added keys; torch would trust the hint, and treat the added keys as the last ones.
 
         Raises:
-            RuntimeError: `is_causal` without a mask, as torch.
+            RuntimeError: `is_causal` without a mask, as in torch.
             TypeError, ValueError: naming the argument, what it was and what it must be.
         """
         tensors(query=query, key=key, value=value)
@@ -81,7 +81,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         (B, H, M, D), N = q.shape, k.shape[2]
         hinted = is_causal and not need_weights and key_padding_mask is None and not more
         causal = "top-left" if hinted else False
-        L = N - more  # keys that were given
+        L = N - more  # keys given by the caller
         padding = attends = None
         if key_padding_mask is not None:
             checks.shape("key_padding_mask", key_padding_mask, (B, L) if batched else (L,))
@@ -104,7 +104,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return out if self.batch_first else out.transpose(0, 1), weights
 
     def _check(self, **given: torch.Tensor) -> None:
-        """Refuse what the weights do not take, or has not the axes and batch of the first."""
+        """Refuse tensors that do not fit the weights, or the axes and batch of the first one."""
         own = "in_proj_weight" if self._qkv_same_embed_dim else "q_proj_weight"
         alike(**{own: getattr(self, own)}, **given)
         name_first, first = next(iter(given.items()))
@@ -122,7 +122,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 checks.require(was == must, where, was, f"that of {name_first}, {must}")
 
     def _projected(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return q, k and v, (B, L, E), in one product where they come of one tensor."""
+        """Return q, k and v, (B, L, E), by one product if they have the same input."""
         bias = self.in_proj_bias
         if self._qkv_same_embed_dim and inputs[0] is inputs[1] is inputs[2]:
             return linear(inputs[0], self.in_proj_weight, bias).chunk(3, dim=-1)
@@ -141,7 +141,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     def _with_own_keys(
         self, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Append what `add_bias_kv` and `add_zero_attn` ask for; return how many keys those are."""
+        """Append the keys of `add_bias_kv` and `add_zero_attn`; return also how many they are."""
         more = 0
         if self.bias_k is not None and self.bias_v is not None:
             own = (self._heads(x.to(k.dtype)) for x in (self.bias_k, self.bias_v))  # (1, H, 1, D)
@@ -157,15 +157,15 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
 
 def _left_to_torch(x: torch.Tensor) -> bool:
-    """Return whether a tensor is one that our operators do not take."""
+    """Return whether our operators do not take a tensor."""
     return x.is_nested or x.numel() == 0
 
 
 def _merged(dtype: torch.dtype, more: int, *several: torch.Tensor | None) -> tuple[Any, Any]:
-    """Return a mask, True where a query may attend, and a bias: all of torch's masks in one.
+    """Merge torch's masks into one mask, True where a query may attend, and one bias.
 
-    Theirs are True where a query may not attend, or added to the scores. `more` keys stand behind
-    those that they know, to which all may attend.
+    torch's masks are True where a query may not attend, or are added to the scores. They do not
+    cover the last `more` keys, to which all queries may attend.
     """
     mask = bias = None
     for given in several:
@@ -182,8 +182,8 @@ def _merged(dtype: torch.dtype, more: int, *several: torch.Tensor | None) -> tup
 def _weights(q: torch.Tensor, k: torch.Tensor, mask: Any, bias: Any) -> torch.Tensor:
     """Return the weights (B, H, M, N), in the dtype of q; rows without a key are 0.
 
-    All is in float32 (float64 of float64): scores of float16 would be infinite, and those of
-    bfloat16 too far off for an exponential.
+    All is computed in float32 (float64 for float64): scores could overflow float16, and in bfloat16
+    they would be too inaccurate for an exponential.
     """
     wide = statistics_dtype(q)
     with without_autocast(q):
@@ -191,22 +191,22 @@ def _weights(q: torch.Tensor, k: torch.Tensor, mask: Any, bias: Any) -> torch.Te
     s = s if bias is None else s + bias
     if mask is not None:
         s = s.masked_fill(~mask, -torch.inf)
-    empty = (s == -torch.inf).all(-1, keepdim=True)  # whose softmax, and its gradient, is NaN
+    empty = (s == -torch.inf).all(-1, keepdim=True)  # softmax and its gradient are NaN there
     return s.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0).to(q.dtype)
 
 
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer`: residual, dropout and norm are one launch each.
 
-    A part that was replaced, or has hooks, is called as it is, and nothing is fused with it; a
-    subclass with blocks of its own has the forward pass of torch, which calls them. What
-    is empty or nested is left to torch: so are all batches with padding that a
-    `torch.nn.TransformerEncoder` in evaluation sees, unless `enable_nested_tensor` is False.
+    A submodule that was replaced or has hooks is called as it is, with nothing fused; a subclass
+    with its own `_sa_block` or `_ff_block` gets torch's forward, which calls them. Empty and nested
+    tensors are left to torch, and so are all batches with padding in a
+    `torch.nn.TransformerEncoder` in evaluation mode, unless `enable_nested_tensor` is False.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Of the same attributes; another one would draw from the generator that drew this one.
+        # Same attributes, new class: a new module would draw from the random generator again.
         self.self_attn.__class__ = MultiheadAttention
 
     def forward(
@@ -222,7 +222,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks(src, "src", src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
         as_it_is = not self.norm_first or _as_made(self.norm1, torch.nn.LayerNorm)
-        if type(self.self_attn) is MultiheadAttention and as_it_is:  # attention sees its like
+        if type(self.self_attn) is MultiheadAttention and as_it_is:  # it gets a tensor like src
             self.self_attn._check(src=src)
 
         def attended(x: torch.Tensor) -> torch.Tensor:
@@ -244,7 +244,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         return stream + self.dropout2(self._fed(x))
 
     def _has_own_blocks(self) -> bool:
-        """Return whether a subclass has written one of the methods that torch's forward calls."""
+        """Return whether a subclass overrides one of the methods that torch's forward calls."""
         torchs = torch.nn.TransformerEncoderLayer
         return any(
             getattr(type(self), name) is not getattr(torchs, name) or name in vars(self)
@@ -258,7 +258,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         residual: torch.Tensor | None = None,
         dropout: Any = None,
     ) -> Any:
-        """Return the norm of residual + dropout(x), and that sum."""
+        """Return the norm of residual + dropout(x), and the sum itself."""
         fused, p = _as_made(norm, torch.nn.LayerNorm) and norm.weight is not None, 0.0
         fused = fused and len(norm.normalized_shape) == 1
         if dropout is not None:
@@ -279,7 +279,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             eps=norm.eps,
             return_stream=True,
         )
-        # Autocast has norms in float32; a sum has the dtype of what was added.
+        # Under autocast norms are in float32; the sum has the dtype of its terms.
         own = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         return y, stream.to(own)
 
@@ -294,7 +294,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
 
 class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
-    """`torch.nn.TransformerDecoderLayer` with our attention, to itself and to the encoder's output.
+    """`torch.nn.TransformerDecoderLayer` with our self-attention and cross-attention.
 
     Norms, dropout and feed-forward are torch's.
     """
@@ -306,10 +306,10 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """`torch.nn.RMSNorm`; several axes are one, and without a weight the gain is 1.
+    """`torch.nn.RMSNorm`; several axes are flattened to one, and without a weight the gain is 1.
 
-    An eps of None is, as torch's, the machine epsilon of what is computed in: that of float32, of
-    float64 its own. The weight must have the dtype of the input. What is empty or nested is left to
+    As in torch, an eps of None is the machine epsilon of the dtype computed in: float32, or float64
+    for float64. The weight must have the dtype of the input. Empty and nested tensors are left to
     torch.
     """
 
@@ -338,7 +338,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 def _as_made(module: Any, kind: type[torch.nn.Module]) -> bool:
-    """Return whether a part is torch's own and does nothing but what its class does."""
+    """Return whether a module is torch's own, without hooks or another forward."""
     if type(module) is not kind or "forward" in vars(module):
         return False
     hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
@@ -355,7 +355,7 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _activation(function: Any) -> str | None:
-    """Return what an activation is called that the product's epilogue has."""
+    """Return the name of an activation that the product's epilogue supports, otherwise None."""
     if function is torch.nn.functional.relu or _as_made(function, torch.nn.ReLU):
         return "relu"
     if _as_made(function, torch.nn.GELU):

@@ -35,11 +35,11 @@ def multi_head_attention(
 ) -> torch.Tensor:
     """Attend from x (B, M, E) to itself or to a context (B, N, E).
 
-    Arguments are those of `reference.multi_head_attention.forward`; `how` are the other ones of
-    `adapters.attention.attention`, but `return_lse`. Weights, biases, x, the context, bias and
+    Arguments are those of `reference.multi_head_attention.forward`; `how` takes the other ones of
+    `adapters.attention.attention` except `return_lse`. Weights, biases, x, the context, bias and
     sinks have gradients. Under autocast x, the context, weights, biases and `bias` are cast.
-    Backward computes the projections again: saved is what was given. Gradients of all the weights
-    and biases are made where one is learned, of w_qkv too where that is w_out.
+    Backward recomputes the projections: only the arguments are saved. If any weight or bias learns,
+    the gradients of all are computed, even that of w_qkv if only w_out learns.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -16,24 +16,24 @@ MOMENTS = "exp_avg", "exp_avg_sq"
 
 
 class AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov & Hutter 2019), a parameter's step one launch.
+    """AdamW (Loshchilov & Hutter 2019), one launch for each parameter.
 
-    It is built, saved and loaded as `torch.optim.AdamW` is, whose state it has: either takes the
-    state of the other. `foreach`, `fused` and `capturable` choose among torch's own ways and are
-    not looked at.
+    It is built, saved and loaded as `torch.optim.AdamW` is, and has the same state: either loads
+    the other's. `foreach`, `fused` and `capturable` choose among torch's implementations and are
+    ignored.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._step_supports_amp_scaling = False  # or, if `fused`, GradScaler leaves it to us
+        self._step_supports_amp_scaling = False  # or GradScaler, if `fused`, leaves it to us
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own.
 
         Raises:
-            TypeError, ValueError: naming the option that is none that Adam takes here.
+            TypeError, ValueError: naming the option whose value Adam does not take here.
         """
-        if isinstance(param_group, dict):  # what is none torch refuses
+        if isinstance(param_group, dict):  # torch refuses anything else
             _numbers({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
@@ -41,21 +41,20 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` computes the loss again and returns it.
 
-        What holds no numbers, on meta or under FakeTensorMode, gets its state, and steps are
-        counted.
+        Parameters without data, on meta or under FakeTensorMode, get their state, and their steps
+        are counted.
 
         Raises:
-            ValueError, TypeError: `amsgrad`, `maximize` or `differentiable` is asked for, a number
-                is none that Adam takes, a shape that of another parameter, or a dtype none that
-                there is a kernel for.
+            ValueError, TypeError: `amsgrad`, `maximize` or `differentiable` is set, a number is one
+                that Adam does not take, a shape is not the parameter's, or no kernel has the dtype.
             RuntimeError: a tensor is sparse, complex or expanded, or a CUDA graph is being
                 captured.
-            In any case nothing is changed.
+            In all these cases nothing is changed.
         """
         if capturing():
             must = "it must be outside: a replay would take the same step again, at the same rate"
             raise RuntimeError(f"AdamW steps while a CUDA graph is captured; {must}")
-        # Once for all parameters of a group: a GPU is waited for where a number is a tensor there.
+        # Once for each group: a number that is a tensor on a GPU makes the host wait.
         numbers = [_numbers(group) for group in self.param_groups]
         loss = None
         if closure is not None:
@@ -76,7 +75,7 @@ class AdamW(torch.optim.AdamW):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check(self, name: str, parameter: torch.Tensor, grad: torch.Tensor) -> None:
-        """Refuse a parameter that cannot take its step, before any has taken its own."""
+        """Refuse a parameter that cannot take its step, before any has taken one."""
         state = self.state.get(parameter) or {}
         written = {name: parameter, **{f"{m} of {name}": state[m] for m in MOMENTS if state}}
         tensors = {**written, f"the gradient of {name}": grad}
@@ -108,7 +107,7 @@ class AdamW(torch.optim.AdamW):
             state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
             for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        if state["step"].is_cuda:  # of torch's fused one: it would be waited for at every step
+        if state["step"].is_cuda:  # torch's fused AdamW put it there: every step would wait
             state["step"] = state["step"].cpu()
         state["step"] += 1
         if parameter.numel() == 0 or not _has_numbers(parameter):
@@ -121,24 +120,24 @@ class AdamW(torch.optim.AdamW):
             place.side.optimizers.adam(*given, step=int(state["step"]), **numbers)
         for x, y in zip(tensors, given, strict=True):
             computed = torch.as_tensor(y)
-            if x is not tensors[1] and computed.data_ptr() != x.data_ptr():  # of a copy
+            if x is not tensors[1] and computed.data_ptr() != x.data_ptr():  # a copy was updated
                 x.copy_(computed.reshape(x.shape))
-        # What has been saved for backward must not be taken for what it was.
+        # Autograd must notice if a tensor that it saved for backward has changed.
         torch.autograd.graph.increment_version(own)
 
 
 def _local(x: torch.Tensor) -> torch.Tensor:
-    """Return a process's own share of a tensor of several, any other as it is."""
+    """Return this process's share of a distributed tensor, any other tensor as it is."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _has_numbers(x: torch.Tensor) -> bool:
-    """Return whether a tensor is more than a shape: one on meta and a fake one are not."""
+    """Return whether a tensor has data, as those on meta and fake ones do not."""
     return _local(x).untyped_storage().device.type != "meta"
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group's options as Adam takes them; refuse what it does not take here."""
+    """Return a group's options as Adam takes them; refuse those it does not take here."""
     for name in ("amsgrad", "maximize", "differentiable"):
         if group[name]:
             raise ValueError(f"{name} is {group[name]}; it must be False")

@@ -29,7 +29,7 @@ def rms_norm(
     """Add x to the residual and divide the sum by its root mean square over the last axis.
 
     Arguments are those of `reference.rms_norm.forward`. Under autocast all are cast to float32, as
-    torch's are on a GPU.
+    torch does on a GPU.
 
     Returns:
         out, shaped as x, and with `return_stream` what was normalised, residual + x.

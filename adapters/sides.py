@@ -30,16 +30,16 @@ _said: set[str] = set()
 
 @contextmanager
 def use(side: str) -> Iterator[None]:
-    """Compute with "reference" or "triton" wherever tensors are, in all threads; "auto" is usual.
+    """Compute on "reference" or "triton" whatever the device, in all threads; default is "auto".
 
     Raises:
         ValueError: `side` is none of these.
-        RuntimeError: kernels are to be interpreted, and Triton was imported before that was known.
+        RuntimeError: kernels must be interpreted, and Triton was already imported without that.
     """
     global _chosen
     if side not in CHOICES:
         raise ValueError(f"side is {side!r}; it must be one of {', '.join(map(repr, CHOICES))}")
-    # Before a kernel is imported.
+    # This comes before any kernel is imported.
     if side == "triton" and ops.triton_device() == "cpu" and not ops.interpreted():
         raise RuntimeError(
             "Triton was imported before its interpreter was turned on; "
@@ -53,21 +53,21 @@ def use(side: str) -> Iterator[None]:
 
 
 def say_once(what: str) -> None:
-    """Log a warning, the first time that it is asked for."""
+    """Log a warning the first time it is given."""
     if what not in _said:
         _said.add(what)
         _log.warning(what)
 
 
 class Place(NamedTuple):
-    """A side, and how tensors get there and back."""
+    """A side, and how tensors get to it and back."""
 
     side: ops.Side
 
     def give(self, x: Any) -> Any:
-        """Return an argument as the side takes it; what is no tensor stays as it is.
+        """Return an argument as the side takes it; anything but a tensor is unchanged.
 
-        NumPy has float16 in name only, and no bfloat16: there they are float32.
+        NumPy barely supports float16, and has no bfloat16: there they become float32.
         """
         if isinstance(x, (list, tuple)):
             return [self.give(y) for y in x]
@@ -82,17 +82,17 @@ class Place(NamedTuple):
         return given if given.flags.writeable else host.numpy()
 
     def take(self, x: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return a result as a tensor where `like` is and of its dtype, or another."""
+        """Return a result as a tensor on `like`'s device, of its dtype or the given one."""
         if not isinstance(x, torch.Tensor):
             x = torch.from_numpy(np.array(x, order="C"))
         return x.to(device=like.device, dtype=dtype or like.dtype)
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Refuse tensors that no side can be given, by name; of any others a side tells by itself.
+    """Refuse tensors that cannot be given to a side, by name; sides check the others themselves.
 
     Raises:
-        TypeError: one is sparse or of another layout than strides, or its dtype not one of NumPy's.
+        TypeError: a tensor is not strided, or its dtype is neither bfloat16 nor one of NumPy's.
     """
     for name, x in given.items():
         if not isinstance(x, torch.Tensor):
@@ -105,7 +105,7 @@ def check(given: Mapping[str, Any]) -> None:
 
 
 def refuse_nested(given: Iterable[tuple[str, Any]]) -> None:
-    """Refuse tensors of several lengths, by name.
+    """Refuse nested tensors, by name.
 
     Raises:
         TypeError: one is nested.
@@ -116,7 +116,7 @@ def refuse_nested(given: Iterable[tuple[str, Any]]) -> None:
 
 
 def current(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """Return what makes a tensor's GPU the current one meanwhile: kernels are launched there."""
+    """Return a context in which a tensor's GPU is the current one, where kernels are launched."""
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         return torch.cuda.device(x.device)
     return nullcontext()

@@ -1,17 +1,17 @@
-"""What waits for nobody: functions replayed as CUDA graphs, copies that go on by themselves.
+"""Functions replayed as CUDA graphs, and asynchronous copies to and from the host.
 
-A captured CUDA graph repeats its launches with the arguments they had: the host, which is slower at
+A captured CUDA graph repeats its launches with the same arguments: the host, which is slower at
 launching small kernels than a GPU is at running them, launches once. So everything that is to
 differ the next time must lie in memory that is written in between, and nothing may wait for the
-host, or ask it for memory, on the way.
+host, or ask it for memory, along the way.
 
-All graphs take what they need beside that from one pool, in which each has as much as it uses at a
-time, at addresses that were planned when it was captured: the arena of the activations. torch's
-documentation ("CUDA semantics: Sharing memory across captures", with pytorch#166975) has graphs
-share a pool in whatever order they are replayed, if they never run at the same time and none reads
-what another left there. They run on one stream, and leave everything in buffers outside.
+All graphs take their other memory from one pool, the arena of the activations, in which each has as
+much as it uses at a time, at addresses planned when it was captured. According to torch's
+documentation ("CUDA semantics: Sharing memory across captures", with pytorch#166975), graphs may
+share a pool, in whatever order they are replayed, if they never run at the same time and none reads
+what another left there. Ours run on one stream, and leave all results in buffers outside the pool.
 
-Without CUDA a function is simply called. This is the only module that knows torch's graphs.
+Without CUDA a function is simply called. This is the only module that uses torch's graphs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ import torch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ALIGNED = 16  # bytes, from one buffer to the next: what compiled kernels are told of pointers
-# Runs before a function is captured: kernels are compiled, and modules loaded, which capturing
-# forbids, and what is not run again is not captured.
+ALIGNED = 16  # bytes: every buffer starts on a multiple, as kernels are compiled for
+# Calls that run a function before it is captured: they compile kernels and load modules, which
+# capturing forbids, and a function that is not called again is never captured.
 EAGER = 1
 
 
 class Captured:
-    """A function of no arguments that returns nothing, replayed from its third call on.
+    """A function of no arguments that returns nothing, replayed as a graph from its second call on.
 
-    The first calls run it, the next one captures and replays it; each does once what it does. An
-    error while it is captured is raised, and there is no graph.
+    The first `EAGER` calls, one, run it; the next captures and replays it. Every call has its
+    effect once. An error during capture is raised, and leaves no graph.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -45,27 +45,27 @@ class Captured:
         self.graph: Any = None
 
     def __call__(self) -> None:
-        """Do what the function does, with what now lies in the buffers it reads."""
+        """Have the function's effect, on what its buffers now hold."""
         if self.graph is None and self.runs < EAGER:
             self.runs += 1
             self.function()
             return
         if self.graph is None:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            # Other threads may do what this one may not: NCCL's watches over its connections.
+            # Other threads may make calls forbidden to this one: NCCL's watches its connections.
             how = torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local")
             try:
                 with nothing_collected(), how:
                     self.function()
             finally:
-                torch.cuda.set_stream(stream)  # which a capture that cannot be ended leaves
+                torch.cuda.set_stream(stream)  # a capture that fails to end does not restore it
             self.graph = graph
         self.graph.replay()
 
 
 @contextlib.contextmanager
 def nothing_collected() -> Iterator[None]:
-    """Collect no garbage: a graph among it must not be destroyed while another is captured."""
+    """Suspend garbage collection: a graph must not be destroyed while another is captured."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -77,20 +77,20 @@ def nothing_collected() -> Iterator[None]:
 
 @functools.cache
 def pool() -> Any:
-    """Return the memory that all graphs share."""
+    """Return the memory pool that all graphs share."""
     return torch.cuda.graph_pool_handle()
 
 
 def capturing(device: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Return what makes a function one that is captured, on a device that has graphs."""
+    """Return the wrapper that captures a function on CUDA, and elsewhere returns it unchanged."""
     return Captured if device == "cuda" else lambda function: function
 
 
 class Buffers:
-    """Arrays that lie in one memory, so that one copy writes all of them.
+    """Arrays in one block of memory, so that one copy writes all of them.
 
     Attributes:
-        arrays: tensors of the shapes and dtypes of those they were made for.
+        arrays: tensors with the shapes and dtypes of `like`.
     """
 
     def __init__(self, like: Sequence[Array], device: str) -> None:
@@ -99,7 +99,7 @@ class Buffers:
             start = -(-end // ALIGNED) * ALIGNED
             end = start + x.nbytes
             self._at.append((slice(start, end), x.dtype, x.shape))
-        with torch.inference_mode(False):  # else they could be written in that mode alone
+        with torch.inference_mode(False):  # else they could be written only in that mode
             self._memory = torch.empty(end, dtype=torch.uint8, device=device)
         self.arrays = [
             self._memory[at].view(getattr(torch, dtype.name)).view(shape)
@@ -107,10 +107,10 @@ class Buffers:
         ]
 
     def write(self, arrays: Sequence[Array]) -> None:
-        """Copy arrays of those shapes into them, without waiting.
+        """Copy arrays of the same shapes into the buffers, without waiting.
 
-        What is copied to a GPU goes through pinned memory, which torch does not use again before
-        the copy is done, so the arrays may be changed at once.
+        A copy to a GPU goes through pinned memory, which torch does not reuse before the copy is
+        done, so the given arrays may be changed at once.
         """
         host = torch.empty_like(self._memory, device="cpu", pin_memory=self._memory.is_cuda)
         places = host.numpy()
@@ -125,7 +125,7 @@ def known(x: torch.Tensor) -> torch.Tensor:
 
 
 def read(x: torch.Tensor) -> Callable[[], Array]:
-    """Begin to bring back an array as it is now, in a dtype that is `known`; the result waits."""
+    """Start copying an array back as it is now, in a `known` dtype; calling the result waits."""
     x = known(x)
     if not x.is_cuda:
         now = x.clone().numpy()

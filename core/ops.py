@@ -1,7 +1,7 @@
-"""The table of operators, and the two sides on which each of them stands.
+"""The table of operators and the two sides that implement them.
 
-A *side* is a namespace with one attribute per operator, plus the few array functions that code
-wired from operators needs. The same lines run on either:
+A *side* is a namespace with one attribute per operator, plus the few array functions needed by
+code that wires operators together. The same lines run on either side:
 
     ops = load("reference")                      # or load("triton")
     out, cache = ops.attention.forward(q, k, v, causal=True)
@@ -49,36 +49,37 @@ SIDES = ("reference", "triton")
 
 
 class Buffers:
-    """NumPy arrays that are written together."""
+    """NumPy arrays that are overwritten together."""
 
     def __init__(self, like: Sequence[Array]) -> None:
         self.arrays = [np.empty_like(x) for x in like]
 
     def write(self, arrays: Sequence[Array]) -> None:
-        """Copy arrays of the same shapes into them."""
+        """Copy arrays of the same shapes into the buffers."""
         for buffer, x in zip(self.arrays, arrays, strict=True):
             buffer[...] = x
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of every operator, and where its arrays live.
+    """One side: every operator, and the device its arrays live on.
 
     Attributes:
         name: "reference" or "triton".
-        package: that the operators are imported from.
+        package: the package that the operators are imported from.
         device: "cpu" or "cuda".
-        asarray: takes a NumPy array, or one of the side's own, to this side, cast to a dtype if one
-            is named.
+        asarray: moves a NumPy array, or one of the side's own, to this side, cast to a dtype if one
+            is given.
         to_numpy: brings an array back (bfloat16 and float8_e4m3fn as float32, which holds
             them exactly).
-        zeros, empty: allocate a shape, float32 unless a dtype is named.
+        zeros, empty: allocate an array of a given shape, float32 unless a dtype is given.
         arange: counts from 0, int64.
-        captured: makes a function of no arguments, that returns nothing and finds all that changes
-            in memory, one that is replayed as a CUDA graph; elsewhere the function itself.
-        buffers: allocates, for NumPy arrays, as many that lie in one memory: `arrays`; `write`
-            copies others of their shapes into all of them at once, without waiting for a GPU.
-        read: begins to bring an array back as it is now; what it returns is to be called for it.
+        captured: turns a function that takes no arguments, returns nothing and reads from memory
+            all that changes into one replayed as a CUDA graph; off the GPU, the function itself.
+        buffers: allocates arrays like the given NumPy arrays in one block of memory (`arrays`);
+            `write` copies others of the same shapes into all of them at once, without waiting for
+            a GPU.
+        read: starts bringing an array back as it is now; calling what it returns gives the array.
 
     Every name in `OPERATORS` is an attribute too: the operator's module, imported at first use.
     """
@@ -108,16 +109,17 @@ def check_operator(named: str, operator: str) -> None:
 
 
 def load(side: str) -> Side:
-    """Return the side by name.
+    """Return the side of this name.
 
     Args:
-        side: "reference" (NumPy) or "triton" (torch tensors: on the GPU where CUDA is, elsewhere on
-            the CPU through Triton's interpreter, which is for checking and not for speed; it has
-            bfloat16 only where it is strict: `verify.strict`).
+        side: "reference" (NumPy) or "triton" (torch tensors: on the GPU if CUDA is available,
+            otherwise on the CPU through Triton's interpreter, which is for checking, not for speed,
+            and supports bfloat16 only when strict: `verify.strict`).
 
     Raises:
         ValueError: `side` is neither.
-        ModuleNotFoundError: "triton" without torch and triton installed, naming the command.
+        ModuleNotFoundError: "triton" without torch and triton installed; the message gives the
+            command that installs them.
         RuntimeError: the kernels were imported for a GPU, and there is none.
     """
     if side == "reference":
@@ -137,9 +139,9 @@ def cuda_available() -> bool:
 
 
 def triton_device() -> str:
-    """Return the device the kernels run on, turning Triton's interpreter on where it must be.
+    """Return the device the kernels run on, turning on Triton's interpreter where it is needed.
 
-    Triton reads TRITON_INTERPRET when a kernel is defined: this comes before a kernel's import.
+    Triton reads TRITON_INTERPRET when a kernel is defined, so call this before importing kernels.
     """
     missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
     if missing:
@@ -160,7 +162,7 @@ def triton_device() -> str:
 
 
 def interpreted() -> bool:
-    """Return whether Triton's own functions are its interpreter's, as they were imported."""
+    """Return whether Triton's own functions were imported as its interpreter's."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -210,7 +212,7 @@ def _triton(device: str) -> Side:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
 
     def empty(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
-        with torch.inference_mode(False):  # else it could be written in that mode alone
+        with torch.inference_mode(False):  # else it could be written only in that mode
             return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
     def arange(n: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A pretrained BERT with its tokenizer: loaded, asked, taught, written back.
+"""A pretrained BERT with its tokenizer: load, predict, train, save.
 
 bert = pretrained.load("minilm", labels=("bad", "good"))
 trainer = bert.trainer(optimizer="adam")
@@ -26,24 +26,24 @@ from twofold.reference import checks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Fields of a recipe that a trainer looks at; the others say how a whole run goes.
+# Fields of a recipe that a trainer uses; the others govern a whole run.
 TAUGHT_BY = (
     "seed", "parts", "optimizer", "weight_decay", "momentum", "frozen", "layer_decay", "max_norm",
     "label_smoothing", "average", "precision",
 )  # fmt: skip
-# What an optimizer does where nobody asks for more: its own steps, and nothing beside them.
+# Defaults with which an optimizer takes its plain steps and nothing else.
 PLAIN = {"parts": 1, "weight_decay": 0.0, "max_norm": 0.0, "average": 0.0}
 
 
 class Pretrained(NamedTuple):
-    """A model, and what goes in and comes out of it.
+    """A model with its tokenizer and the names of its classes.
 
     Attributes:
         model: of BERT's architecture.
-        tokenizer: its own.
+        tokenizer: the model's own.
         labels: names of the classes.
-        missing: tensors that were not in the file, and are drawn.
-        longest: how many ids a text is cut to.
+        missing: tensors that were not taken from the file but drawn.
+        longest: most ids of a text; longer texts are cut.
     """
 
     model: Classifier
@@ -53,7 +53,7 @@ class Pretrained(NamedTuple):
     longest: int
 
     def encode(self, text: str, second: str | None = None) -> Array:
-        """Return a text's ids (L,), or a pair's with their types (L, 2); cut where too long."""
+        """Return a text's ids (L,), or a pair's with their types (L, 2); too long a text is cut."""
         if second is None:
             return self.tokenizer.encode(text, self.longest)
         return self.tokenizer.encode_pair(text, second, self.longest)
@@ -64,15 +64,15 @@ class Pretrained(NamedTuple):
         return inference.predict(self.model, [self.encode(text) for text in texts])
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Return mean-pooled embeddings of length 1, (n, d_model) float32."""
+        """Return mean-pooled embeddings of norm 1, (n, d_model) float32."""
         texts = _several("texts", texts)
         return inference.embed(self.model, [self.encode(text) for text in texts])
 
     def trainer(self, **recipe: Any) -> trainer.Trainer:
-        """Return what teaches the model; fields of `Recipe` that are not given do nothing.
+        """Return a trainer of the model, by default with one part and the plain optimizer.
 
         Raises:
-            TypeError, ValueError: a field is unknown, impossible, or none that a trainer looks at.
+            TypeError, ValueError: a field of `Recipe` is unknown, impossible, or not a trainer's.
         """
         for name in recipe:
             checks.choice("a field of the recipe", name, TAUGHT_BY)
@@ -88,14 +88,14 @@ def load(
     dtype: str = "float32",
     **changed: Any,
 ) -> Pretrained:
-    """Return a BERT by name, "minilm", or from a folder as Hugging Face writes them.
+    """Return a BERT by name, "minilm", or from a folder in Hugging Face's format.
 
     Args:
         name_or_path: of the model; "minilm" is fetched at first use.
-        labels: names of the classes; the folder's own by default, in any order. With others, the
-            head is drawn.
-        ops: the side, NumPy's by default.
-        seed: of what the file does not have.
+        labels: names of the classes; by default the folder's own, which may be given in any order.
+            With other names, the head is drawn.
+        ops: the side; NumPy by default.
+        seed: of the parameters that are drawn.
         dtype: of everything.
         changed: other fields of `ClassifierConfig`, such as dropouts.
 
@@ -129,21 +129,21 @@ def save(
     *,
     longest: int | None = None,
 ) -> None:
-    """Write a folder that `transformers.BertForSequenceClassification` loads, or leave it be.
+    """Write a folder for `transformers.BertForSequenceClassification`, or leave it unchanged.
 
-    A model that was saved there is replaced; what else there is, is not.
+    A model saved there is replaced; a folder with anything else in it is refused.
 
     Args:
-        folder: its name.
+        folder: where to write.
         model: of BERT's architecture.
         tokenizer: the model's.
         labels: names of the classes.
-        longest: how many ids `transformers` is to cut texts to; as many as the model takes, if
-            None.
+        longest: how many ids `transformers` is to cut texts to; None for as many as the model
+            takes.
 
     Raises:
-        TypeError, ValueError: naming what of the model is no BERT's, what else there is, or the
-            argument and what it must be.
+        TypeError, ValueError: naming the choice of the model that is not BERT's, what else is in
+            the folder, or the argument and what it must be.
     """
     labels = _several("labels", labels)
     _names(labels, model.config.num_classes)
@@ -166,7 +166,7 @@ def save(
 
 
 def _several(name: str, texts: Iterable[str]) -> list[str]:
-    """Return the texts; one where several are asked for would be taken letter by letter."""
+    """Return the texts as a list; a single string is refused, as it would be read by letters."""
     checks.require(not isinstance(texts, str), name, f"the text {texts!r:.40}", "a list of them")
     if not isinstance(texts, Iterable):
         raise TypeError(f"{name} is a {type(texts).__name__}; it must be a list of texts")
@@ -178,7 +178,7 @@ def _several(name: str, texts: Iterable[str]) -> list[str]:
 
 
 def _names(labels: list[str], classes: int) -> None:
-    """Refuse names of classes of which a class would have two, or none of its own."""
+    """Refuse names of classes unless there is one for each, all different."""
     fits = len(set(labels)) == len(labels) == classes > 0
     must = f"{max(classes, 1)} names, no two alike"
     checks.require(fits, "labels", tuple(labels), must)

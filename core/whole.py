@@ -1,8 +1,8 @@
-"""Files and folders that are there with all of their content, or as they were before.
+"""Files and folders written atomically: complete, or as they were before.
 
 Each is written under a temporary name beside its own, its files synced to disk, then renamed:
-whenever the process is killed, what stands under the name itself is complete. What is left under a
-temporary one is known by that, and whose it was.
+whenever the process is killed, what has the name itself is complete. A temporary name that is left
+over says which name it was for.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # what an interrupted write leaves, of a name
+LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # left by an interrupted write of name \1
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there with all of its content or is as it was before."""
+    """Write a file so that it is complete or as it was before."""
     write_files(path.parent, {path.name: text.encode()})
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files of a folder so, and wait until their names are on disk, too."""
+    """Write files of a folder likewise, and wait until their names are on disk too."""
     replace_files({folder / name: content for name, content in files.items()})
     _sync_folder(folder)
 
 
 def replace_files(files: Mapping[Path, bytes]) -> None:
-    """Write files so; none of them takes its place before all are written.
+    """Write files likewise; none takes its name before all are written.
 
-    A file that takes another one's place has its mode.
+    A file that replaces another keeps its mode.
     """
     parts = {path: _beside(path, "part") for path in files}
     try:
@@ -46,9 +46,9 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files that is there with all of them or is as it was before.
+    """Write a folder of files so that it is complete or as it was before.
 
-    Between two renames there is none: who is killed there finds the old one by `put_back`.
+    Between two renames there is no folder: after a kill there, `put_back` restores the old one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     parts = _beside(folder, "part")
@@ -57,7 +57,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, content in files.items():
             write_synced(parts / name, content)
-    except OSError:  # a full disk needs the room
+    except OSError:  # if the disk is full, the space is needed
         shutil.rmtree(parts, ignore_errors=True)
         raise
     _sync_folder(parts)
@@ -73,14 +73,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def put_back(folder: Path, ours: Callable[[str], object]) -> None:
-    """Give their names back to folders that were moved aside for new ones that never came."""
+    """Give their names back to folders that were moved aside for new ones not put in place."""
     for aside, name in _left(folder, ours):
         if aside.suffix == ".old" and not name.exists():
             os.rename(aside, name)
 
 
 def sweep(folder: Path, ours: Callable[[str], object]) -> None:
-    """Delete what interrupted writes of our names left behind; nobody may be writing there."""
+    """Delete what interrupted writes of `ours` left behind; nobody may be writing there."""
     for path, _ in _left(folder, ours):
         if path.is_dir():
             shutil.rmtree(path)
@@ -89,19 +89,19 @@ def sweep(folder: Path, ours: Callable[[str], object]) -> None:
 
 
 def left_of(name: str, ours: Callable[[str], object]) -> str | None:
-    """Return of which of our names an interrupted write left what has this name, if one did."""
+    """Return the name of ours whose interrupted write left this temporary name, or None."""
     found = LEFT.fullmatch(name)
     return found[1] if found is not None and ours(found[1]) else None
 
 
 def _left(folder: Path, ours: Callable[[str], object]) -> list[tuple[Path, Path]]:
-    """Return what interrupted writes of our names left in a folder, and what was to be written."""
+    """Return what interrupted writes of `ours` left in a folder, each with its intended path."""
     found = ((path, left_of(path.name, ours)) for path in folder.glob(".*"))
     return [(path, folder / name) for path, name in found if name is not None]
 
 
 def _beside(path: Path, end: str) -> Path:
-    """Return the temporary name beside a name, which `LEFT` knows."""
+    """Return a temporary path beside a path, which `LEFT` matches."""
     return path.with_name(f".{path.name}.{os.getpid()}.{end}")
 
 
@@ -109,7 +109,7 @@ def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on disk.
 
     Raises:
-        OSError: with the file's name, which those of writing do not have.
+        OSError: with the file's name, which errors from writing lack.
     """
     try:
         with path.open("wb") as file:

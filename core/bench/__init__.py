@@ -1,1 +1,1 @@
-"""Races: kernels and their peers side by side, beside what the machine allows."""
+"""Races: kernels and their peers side by side, beside the machine's limits."""

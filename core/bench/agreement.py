@@ -1,11 +1,11 @@
-"""Whether two contenders compute the same of the tensors that are raced.
+"""Whether two contenders compute the same from the tensors that are raced.
 
 The contract's bound is for small cases: at the sizes of a race its truth in float64 would take
-longer than the race. Accuracy is what the contract judges; what is left to see at a race's size is
-whether the same thing is computed there, all of it. So no truth is needed, only a second opinion:
-every row of the outputs (the last axis) is to agree with twofold's to half of the digits of its
-dtype, ‖a − b‖ ≤ √ε·‖b‖. Kernels that round well differ by some ε, a row that was not computed, or
-of which a tile is missing, by some 1.
+longer than the race. The contract judges accuracy; what remains to check at a race's size is that
+the same thing is computed, and all of it. That needs no truth, only a second opinion: every row of
+the outputs (along the last axis) must agree with twofold's to half the digits of its dtype,
+‖a − b‖ ≤ √ε·‖b‖. Kernels that round well differ by about ε; a row that was not computed, or lacks a
+tile, by about 1.
 
 Random numbers and what a step writes in place are not compared, and neither are gradients.
 
@@ -25,7 +25,7 @@ from twofold.core.bench.problems import Problem
 
 
 def comparable(problem: Problem) -> bool:
-    """Whether twofold and others compute the same: they do not drop the same elements."""
+    """Whether twofold and others should compute the same: not if dropout draws random masks."""
     return problem.operator != "dropout" and not problem.options.get("dropout_p")
 
 

@@ -1,7 +1,8 @@
 """Functions that are not ours, tried in a process of their own before they race in this one.
 
-There a function meets its contract and, once for each pass, the tensors that are raced. What
-crashes, exits or hangs ends that process, and is left out of the race with the reason.
+There a function is held to its contract and called once for each pass on the tensors of the race.
+One that crashes, exits or hangs ends only that process, and is left out of the race with the
+reason.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ INTERPRETED = "its kernels are interpreted without a GPU, and there is nothing t
 
 
 class LeftOut(Exception):
-    """A contender that cannot race a problem, and why."""
+    """A contender cannot race a problem; the message says why."""
 
 
 class Ended(LeftOut):
-    """One that crashed, exited or hung."""
+    """A contender crashed, exited or hung."""
 
 
 class Said(NamedTuple):
-    """What a process says: what it does next, or what came of it.
+    """A message from a process: its next step, or its result.
 
     Attributes:
-        words: the step; at the end what the contract does not allow, "" if nothing.
-        done: whether it is the end.
+        words: the step; in the result, what violates the contract, "" if nothing.
+        done: whether this is the result.
         out: why the function cannot be raced, "" if it can.
     """
 
@@ -47,10 +48,11 @@ class Said(NamedTuple):
 
 
 class Apart:
-    """A process for each function that is not ours, which tries one problem after the other.
+    """Processes, one for each function that is not ours, which try one problem after another.
 
-    One that crashed or failed, which may leave a GPU unusable, begins anew with the next problem;
-    one that hung, for `limit` seconds in a case of the contract or a pass, is not tried again.
+    A function that crashed or failed, which may leave a GPU unusable, gets a new process for the
+    next problem; one that hung, for `limit` seconds in a case of the contract or a pass, is not
+    tried again.
     """
 
     def __init__(self, device: str, limit: float = alone.LIMIT) -> None:
@@ -71,10 +73,10 @@ class Apart:
             trial.end()
 
     def fault(self, contender: Contender, problem: Problem) -> str:
-        """Judge it by the contract and call every pass once; return what is wrong, "" if nothing.
+        """Judge by the contract and call every pass once; return what is wrong, "" if nothing.
 
         Raises:
-            Ended: it crashes, exits or hangs.
+            Ended: the function crashes, exits or hangs.
             LeftOut: it fails.
         """
         name = contender.name
@@ -98,7 +100,7 @@ class Apart:
 
 
 class _Trial:
-    """The process of one function, as this one sees it."""
+    """One function's process, seen from this one."""
 
     def __init__(self, name: str, device: str) -> None:
         self._process = alone.Alone(_child, name, device)
@@ -106,7 +108,7 @@ class _Trial:
         self.end = self._process.end
 
     def ask(self, problem: str, limit: float) -> Said:
-        """Return what came of a problem; raise `TimeoutError` or `Ended` where nothing did."""
+        """Return the result for a problem; raise `TimeoutError` or `Ended` if there is none."""
         step = "its process"
         self._process.ask(problem)
         try:
@@ -126,7 +128,7 @@ def _child(pipe: Connection, name: str, device: str) -> None:
     listed = {p.name: p for p in (problems.on_gpu() if device == "cuda" else problems.on_cpu())}
     pipe.send(Said("its import"))
     loaded = imports.load(name)
-    contenders: dict[str, Contender] = {}  # by the operator
+    contenders: dict[str, Contender] = {}  # by operator
     judged: dict[tuple[str, str], str] = {}
     interpreted = False
     while True:
@@ -147,7 +149,7 @@ def _child(pipe: Connection, name: str, device: str) -> None:
                 pipe.send(Said("", True, INTERPRETED + more))
                 continue
             _try(contender, problem, device, pipe.send)
-        except Exception as error:  # the function's own, whatever it is
+        except Exception as error:  # any, from the function itself
             pipe.send(Said("", True, f"{type(error).__name__}: {error}"))
         else:
             pipe.send(Said(judged[key], True))
@@ -156,7 +158,7 @@ def _child(pipe: Connection, name: str, device: str) -> None:
 def _try(
     contender: Contender, problem: Problem, device: str, say: Callable[[Said], object]
 ) -> None:
-    """Call every pass once; one that fails without harm, such as a missing backward, may."""
+    """Call every pass once; only forward must not raise, as backward may be missing."""
     tensors = problem.make(torch.Generator(device).manual_seed(0), device)
     say(Said("the first call"))
     passes = contender.passes(problem, tensors)

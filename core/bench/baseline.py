@@ -1,7 +1,7 @@
-"""Attention as a first Triton kernel has it: the loop over keys, and nothing done to be fast.
+"""Attention as a first Triton kernel: the loop over keys, with nothing done for speed.
 
-It is raced so that what the rest of `kernels.attention` buys can be seen. Lengths and features are
-padded by masks, where causal the loop ends at the diagonal; there is no backward.
+It is raced to show what the rest of `kernels.attention` gains. Lengths and features are padded by
+masks, and if causal the loop ends at the diagonal; there is no backward.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def attention(
     softmax_scale: float | None = None,
     causal: bool = False,
 ) -> Any:
-    """Return softmax(q·kᵀ·scale)·v of contiguous copies; as many heads of keys as of queries."""
+    """Return softmax(q·kᵀ·scale)·v from contiguous copies; keys have as many heads as queries."""
     (B, H, M, D), N = q.shape, k.shape[2]
     if k.shape[1] != H or (causal and M != N):
         raise NotImplementedError("heads of its own for every query, and as many queries as keys")

@@ -1,7 +1,7 @@
-"""Who races: twofold, PyTorch, other libraries, anyone's function; and whether each may.
+"""The contenders: twofold, PyTorch, other libraries, anyone's function; and whether each may race.
 
-What can be timed as a plain call is judged as one (`verify.foreign`): the contract's pinned cases
-in the problem's dtype, before it is timed. The peers are those of `twofold verify peers`.
+What can be timed as a plain call is first judged as one (`verify.foreign`), on the contract's
+pinned cases in the problem's dtype. The peers are those of `twofold verify peers`.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ TWOFOLD = "twofold"
 TORCH = "torch"
 Passes = Mapping[str, Callable[[], object]]  # by name
 BOTH = "forward and backward"
-JUDGED = 2  # cases of who compiles for each, seconds long
+JUDGED = 2  # cases judged for a contender that compiles, for seconds, for each
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that race.
+    """One contender in a race.
 
     Attributes:
-        name: how tables call it.
+        name: its name in tables.
         function: a plain call, differentiated by autograd; None for the operators of a side.
-        side: those, called without autograd.
-        named: whether the function takes tensors and options by the names that the operators have.
-        compiles: whether torch.compile makes it anew for every shape.
+        side: the side whose operators race, called without autograd; None for a function.
+        named: whether the function takes tensors and options by the operators' names for them.
+        compiles: whether torch.compile compiles it again for every shape.
         missing: why it cannot race here, "" if it can.
-        foreign: whether it is nobody's that is known here, and is tried in a process apart.
-        seen: what it was found to be as it was made a plain call.
+        foreign: whether it is the user's, not known here, and tried in a separate process.
+        seen: what was found out about it when it was made a plain call.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Contender:
     seen: kinds.Seen = field(default_factory=kinds.Seen)
 
     def passes(self, problem: Problem, tensors: Mapping[str, torch.Tensor]) -> Passes:
-        """Return a call without arguments for each pass, those of the problem are timed.
+        """Return a call without arguments for each pass; those that the problem names are timed.
 
         Raises:
-            NotImplementedError: there is none that could be compared.
+            NotImplementedError: it has no call that could be compared.
         """
         if self.seen.written:
             to = ", ".join(self.seen.written)
@@ -75,7 +75,7 @@ class Contender:
         return _of_function(self.function, self.named, problem, tensors)
 
     def outputs(self, problem: Problem, passes: Passes) -> list[torch.Tensor]:
-        """Return what forward computes, nothing where there is none."""
+        """Return what forward computes, an empty list if there is no forward."""
         if "forward" not in passes:
             return []
         found: Any = passes["forward"]()
@@ -84,7 +84,7 @@ class Contender:
         return [torch.as_tensor(x) for x in (found if isinstance(found, tuple) else (found,))]
 
     def fault(self, problem: Problem, observe: Callable[[], object] = lambda: None) -> str:
-        """Judge it by the operator's contract in the problem's dtype; "" if it holds.
+        """Judge by the operator's contract in the problem's dtype; return the fault, "" if none.
 
         `observe` is called before every case of a plain call.
         """
@@ -93,7 +93,7 @@ class Contender:
             case = next(c for c in contract.pinned if c.dtype == problem.dtype)
             return _first(judged(contract, self.side, fitting(self.side, case)))
         if problem.operator not in PLAIN or self.function is None:
-            return ""  # nobody can judge it as a plain call
+            return ""  # it cannot be judged as a plain call
         subject = subjects.subject(self.function, problem.operator)
         subject.find_out(lambda why, case: observe())
         arranged = isinstance(subject, subjects.Function) and subject.arranged
@@ -135,7 +135,7 @@ def _of_function(
     def forward() -> Any:
         return function(*positional, **options)
 
-    # Which gradients are given is no part of what is timed.
+    # Making the gradients of the outputs is not timed.
     whole = forward()
     outputs = whole if isinstance(whole, tuple) else (whole,)
     grads = [torch.randn_like(y) if y.dim() else torch.ones_like(y) for y in outputs]
@@ -154,7 +154,7 @@ def _of_function(
 
 
 def _optional(problem: Problem) -> Mapping[str, Mapping[str, Any]]:
-    """Return what a plain call may do without, with what it is then judged as."""
+    """Return the options that a plain call may lack, with what it is then judged as."""
     return PLAIN[problem.operator].options if problem.operator in PLAIN else {}
 
 
@@ -163,9 +163,9 @@ def _named_as_in(
 ) -> dict[str, Any]:
     """Return a problem's options by the function's names for them, without those that are off.
 
-    Tensors are among them that functions may do without, such as a residual. An option is off where
-    its value is the one that `foreign.table` has for functions without it. Who insists on a scale
-    is given it; that heads are shared is said where it can be.
+    They include tensors that functions may lack, such as a residual. An option is off if its value
+    is the one that `foreign.table` has for functions without it. A function that requires a scale
+    is given it; one that can be told that heads are shared is told.
 
     Raises:
         NotImplementedError: the function does not take an option that is on.
@@ -193,7 +193,7 @@ def _named_as_in(
     return found
 
 
-# Tensors that have a gradient: cos and sin have none on either side.
+# Tensors that have gradients: cos and sin have none on either side.
 LEARNED = (
     "q", "k", "v", "x", "weight", "bias", "residual", "logits", "table", "position_table",
     "gate", "up",
@@ -226,7 +226,7 @@ def _of_side(side: ops.Side, problem: Problem, tensors: Mapping[str, torch.Tenso
 def _step(
     name: str, side: ops.Side | None, problem: Problem, tensors: Mapping[str, torch.Tensor]
 ) -> Callable[[], object]:
-    """Return a step of AdamW, of a side or of torch."""
+    """Return a step of AdamW, a side's or torch's."""
     params = tensors["params"].clone()
     if side is None:
         parameter = torch.nn.Parameter(params)
@@ -246,7 +246,7 @@ FUSED, COMPILED = "torch, fused", "torch.compile"
 
 
 def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Contender]:
-    """Yield who races an operator on a device: twofold first, then torch.
+    """Yield the contenders for an operator on a device: twofold first, then torch.
 
     Args:
         operator: its name.
@@ -254,7 +254,7 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
         against: further functions, "module:function".
 
     Raises:
-        ValueError, TypeError: one of `against` cannot be imported, or is no plain call.
+        ValueError, TypeError: one of `against` cannot be imported, or made a plain call.
     """
     if device == "cpu":
         yield Contender(TWOFOLD, side=ops.load("reference"))
@@ -282,17 +282,17 @@ def of(operator: str, device: str, against: Sequence[str] = ()) -> Iterator[Cont
 
 
 def rival(name: str, implementation: Any, operator: str) -> Contender:
-    """Return the contender that an implementation of anyone's is, as a plain call.
+    """Return anyone's implementation as a contender, made a plain call.
 
     Raises:
-        TypeError: it is no plain call.
+        TypeError: it cannot be made a plain call.
     """
     seen = kinds.Seen()
     return Contender(name, plain(implementation, operator, seen), foreign=True, seen=seen)
 
 
 def _no_step(name: str) -> str:
-    """Say why a function is no optimizer that races, and what can be done with it."""
+    """Say why a function cannot race as an optimizer, and what can be done with it."""
     return (
         "a race of optimizers is one of steps, which keep their moments and write in place; a "
         "function (params, grads, …) -> params does neither, so that those of torch.optim and "
@@ -301,16 +301,16 @@ def _no_step(name: str) -> str:
 
 
 def forget() -> None:
-    """Let torch.compile begin anew.
+    """Reset torch.compile.
 
-    After eight shapes of a function it would go on uncompiled and say nothing, and from the second
-    one on it may compile for any shape instead of the one at hand.
+    After eight shapes of a function it would silently go on uncompiled, and from the second on it
+    may compile for any shape instead of the one at hand.
     """
     torch.compiler.reset()
 
 
 def _adapter(operator: str) -> Callable[..., Any] | None:
-    """Return the operator as torch's users call it, None where they cannot."""
+    """Return the operator's torch adapter, None if it has none."""
     own = operator in ("attention", "rms_norm", "gated_activation")
     file = operator if own else "layers"
     name = {"softmax_cross_entropy": "cross_entropy"}.get(operator, operator)
@@ -318,13 +318,13 @@ def _adapter(operator: str) -> Callable[..., Any] | None:
 
 
 def _peers(operator: str) -> Iterator[Contender]:
-    """Return peers that race, and who does not, those of one reason together."""
+    """Yield peers that race, then those that do not, grouped by reason."""
     missing: dict[str, list[str]] = {}
     for peer in PEERS:
         if peer.operator != operator or peer.name == "flex":
             continue
         if peer.distribution == "torch" and operator != "attention":
-            continue  # it races already
+            continue  # it is already in the race
         if reason := peer.missing():
             missing.setdefault(reason, []).append(peer.name)
             continue
@@ -332,7 +332,7 @@ def _peers(operator: str) -> Iterator[Contender]:
             module, function = peer.target.split(":")
             made = getattr(importlib.import_module(module), function)
             yield Contender(peer.name, made, compiles="compiled" in peer.name)
-        except Exception as error:  # whatever its code raises
+        except Exception as error:  # any, from the peer's code
             missing.setdefault(f"{type(error).__name__}: {error}", []).append(peer.name)
     for reason, names in missing.items():
         yield Contender(", ".join(names), missing=reason)

@@ -15,12 +15,12 @@ from twofold.core.bench import contenders, problems, timing
 from twofold.core.bench.contenders import Contender
 from twofold.core.bench.problems import Problem
 
-HIGHEST = 4  # sizes from the top that an exponent is fitted to: what lies below is overhead
-LONGEST = {"cpu": 16384, "cuda": 131072}  # keys; on a CPU what 8 GB hold
+HIGHEST = 4  # largest sizes, to which an exponent is fitted: smaller ones show overhead
+LONGEST = {"cpu": 16384, "cuda": 131072}  # keys; on a CPU as many as fit in 8 GB
 
 
 def axes(device: str, quick: bool) -> dict[str, dict[int, Problem]]:
-    """Return attention over each axis, by size: one a doubling."""
+    """Return attention problems along each axis, by size, doubling each time."""
     dtype, D = ("bfloat16", 128) if device == "cuda" else ("float32", 64)
     B, H = (8, 16) if device == "cuda" else (2, 4)
     longest = 512 if quick else LONGEST[device]
@@ -43,7 +43,7 @@ def curves(
 ) -> Iterator[dict[str, Any]]:
     """Yield a curve for each axis, pass and contender: sizes, times, memory, exponents.
 
-    No size is begun after `ends`, of `time.perf_counter`; what was measured until then is a curve.
+    No size is begun after `ends`, by `time.perf_counter`; the curve has what was measured before.
     """
     rivals = [c for c in contenders.of("attention", device) if c.name in ("twofold", "torch")]
     for axis, listed in axes(device, quick).items():
@@ -71,7 +71,7 @@ def curves(
 def _measured(
     problem: Problem, rivals: list[Contender], device: str, seconds: float
 ) -> dict[tuple[str, str], tuple[float, int]]:
-    """Return median seconds and bytes at most of each pass and contender; one that fails is out."""
+    """Return median seconds and peak bytes by pass and contender, without those that fail."""
     tensors = problem.make(torch.Generator(device).manual_seed(0), device)
     found = {}
     for name in problem.costs:
@@ -91,7 +91,7 @@ def _measured(
 
 
 def peak(call: Callable[[], object], device: str, numpy: bool) -> int:
-    """Return the most bytes that a call allocates, 0 where nobody counts them: torch on a CPU."""
+    """Return the peak bytes that a call allocates, 0 where they are not counted: torch on a CPU."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -111,6 +111,6 @@ def peak(call: Callable[[], object], device: str, numpy: bool) -> int:
 
 
 def exponent(sizes: list[int], values: list[float] | list[int]) -> float:
-    """Return n of values ∝ sizeⁿ, by least squares of the logarithms of the highest sizes."""
+    """Return n in values ∝ sizeⁿ, by least squares on the logarithms at the largest sizes."""
     x, y = (np.log(np.asarray(a[-HIGHEST:], float)) for a in (sizes, values))
     return float(np.polyfit(x, y, 1)[0]) if len(x) > 1 else float("nan")

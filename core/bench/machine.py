@@ -1,4 +1,4 @@
-"""What a race ran on, how warm it was, and what the machine gives at the most."""
+"""The machine of a race: its name and versions, its clocks and temperature, its limits."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from twofold.core.bench.costs import Ceilings
 from twofold.core.verify.peers.peer import installed
 
 PACKAGES = ("numpy", "torch", "triton", "liger-kernel")
-COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: no cache holds them
+COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes: more than any cache holds
 MULTIPLIED = {"cpu": 1024, "cuda": 8192}  # rows and columns
 GAUGES = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
-# Published peaks (data sheets: bytes and dense operations of bfloat16 a second) of a chip of each
-# target, and of others by their names.
+# Published peaks (data sheets: bytes and dense bfloat16 operations a second) of one chip for each
+# target, and of others by name.
 PUBLISHED = {
     "sm_80": ("A100 80 GB SXM", Ceilings(2.039e12, 312e12)),
     "sm_90a": ("H100 SXM", Ceilings(3.35e12, 989e12)),
@@ -36,7 +36,7 @@ PUBLISHED = {
 
 
 def ran_on(threads: int, device: str) -> dict[str, Any]:
-    """Return the machine and the versions that a result belongs to."""
+    """Return the machine and the versions that a result was obtained with."""
     gpu = {"gpu": gpu_name(), "driver": _driver()} if device == "cuda" else {}
     versions = {name: installed(name) for name in PACKAGES}
     return {
@@ -52,9 +52,9 @@ def ran_on(threads: int, device: str) -> dict[str, Any]:
 
 
 def _blas() -> str:
-    """Return the library that multiplies for NumPy, and for which processors its kernels are.
+    """Return NumPy's BLAS, and the processor that its kernels are for.
 
-    OPENBLAS_CORETYPE, where it is set, chooses others than the library would.
+    OPENBLAS_CORETYPE, if set, overrides the library's choice of kernels.
     """
     found = (each for each in threadpool_info() if each["user_api"] == "blas")
     parts = ("internal_api", "version", "architecture")
@@ -72,8 +72,8 @@ def _cpu_name() -> str:
 def processor(cpuinfo: str) -> str:
     """Return the first processor's name in /proc/cpuinfo, "" if it has none.
 
-    Family and model stand behind one without a number, as virtual machines have them: two
-    generations of "AMD EPYC" differ twofold in products.
+    Family and model are appended to a name without a number, as in virtual machines: two
+    generations of "AMD EPYC" differ by a factor of two in matrix products.
     """
     first = cpuinfo.split("\n\n")[0].splitlines()
     said = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in first)}
@@ -84,7 +84,7 @@ def processor(cpuinfo: str) -> str:
 
 
 def gpu_name() -> str:
-    """Return the GPU that torch sees."""
+    """Return the name of the GPU that torch sees."""
     import torch
 
     return torch.cuda.get_device_name()
@@ -95,7 +95,7 @@ def _driver() -> str:
 
 
 def gauges(names: tuple[str, ...] = GAUGES) -> dict[str, str]:
-    """Return clocks (MHz), temperature (°C) and power (W) of the GPU, as far as it tells."""
+    """Return clocks (MHz), temperature (°C) and power (W) of the GPU, as far as available."""
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
@@ -106,7 +106,7 @@ def gauges(names: tuple[str, ...] = GAUGES) -> dict[str, str]:
 
 @contextlib.contextmanager
 def gauged(result: dict[str, Any], device: str) -> Iterator[None]:
-    """Note in a result what a GPU's gauges show before and after."""
+    """Record a GPU's gauges before and after in a result."""
     if device == "cuda":
         result["gauges"] = {"before": gauges()}
     yield
@@ -115,7 +115,7 @@ def gauged(result: dict[str, Any], device: str) -> Iterator[None]:
 
 
 def published(target: str) -> tuple[str, Ceilings]:
-    """Return the name of a chip, and what its data sheet says.
+    """Return the name of a chip and its data sheet's limits.
 
     Raises:
         ValueError: there is no such target.
@@ -140,7 +140,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def ceilings(device: str, seconds: float) -> Ceilings:
-    """Measure what the machine gives: a copy's bytes, and a matrix product's operations, a second.
+    """Measure the machine's limits: bytes a second of a copy, operations of a matrix product.
 
     On a GPU the product is torch's in bfloat16, on a CPU the faster of NumPy's and torch's in
     float32.
@@ -158,9 +158,9 @@ def ceilings(device: str, seconds: float) -> Ceilings:
 
 
 def product_rates(seconds: float) -> dict[str, float]:
-    """Measure what NumPy and torch multiply on one thread of the CPU: float32 operations a second.
+    """Measure matrix products of NumPy and torch on one CPU thread: float32 operations a second.
 
-    They bring different libraries, which can differ by a factor of two on the same processor.
+    They ship different libraries, which can differ by a factor of two on the same processor.
     """
     multiply, operations = _products("cpu")
     with threads(1):
@@ -169,7 +169,7 @@ def product_rates(seconds: float) -> dict[str, float]:
 
 
 def _products(device: str) -> tuple[dict[str, timing.Calls], float]:
-    """Return who multiplies two square matrices on a device, and the operations that it takes."""
+    """Return calls that multiply two square matrices on a device, and the operations of each."""
     import torch
 
     n = MULTIPLIED[device]

@@ -1,4 +1,4 @@
-"""Pictures of results: times as ratios, the roofline, speed over sizes, and growth."""
+"""Plots of results: times as ratios, the roofline, speed over size, and growth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DPI, COLUMNS = 110, 4
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what a result has into a folder; return the files."""
+    """Draw the plots that a result has data for into a folder; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     on = result["ran_on"]
     where = f"{on.get('gpu', on['cpu'])}, {on['date']}"
@@ -38,12 +38,12 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _right(race: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of those that are not wrong, which are the ones with a ratio."""
+    """Return the figures of contenders that are not wrong: those with a ratio."""
     return {name: f for name, f in race["contenders"].items() if "ratio" in f}
 
 
 def _ratios(result: Mapping[str, Any], where: str, folder: Path) -> Path:
-    """One bar for each race: torch's time as a multiple of ours."""
+    """Plot a bar for each race: torch's time as a multiple of ours."""
     bars = [
         (f"{r['operator']} {r['problem']} {r['dtype']}, {r['pass']}", 1 / ours["ratio"])
         for r in result["races"]
@@ -60,7 +60,7 @@ def _ratios(result: Mapping[str, Any], where: str, folder: Path) -> Path:
 
 
 def _roofline(result: Mapping[str, Any], where: str, folder: Path) -> Path:
-    """Operations a second over operations a byte, under what was measured as the limit."""
+    """Plot operations a second over operations a byte, under the measured limit."""
     figure, axes = plt.subplots(figsize=(7, 5))
     bandwidth, rate = (result["ceilings"][name] for name in ("bandwidth", "rate"))
     products = [r for r in result["races"] if r["operations"]]
@@ -82,7 +82,7 @@ def _roofline(result: Mapping[str, Any], where: str, folder: Path) -> Path:
 
 
 def _curves(races: Sequence[Mapping[str, Any]], operator: str) -> dict[str, list[Any]]:
-    """Return the races of an operator that lie on a curve, by what they share."""
+    """Return an operator's races that lie on a curve, by what they share."""
     curves: dict[str, list[Any]] = {}
     for race in races:
         if race["operator"] == operator and race["curve"]:
@@ -98,7 +98,7 @@ def _speed(
     where: str,
     folder: Path,
 ) -> Path:
-    """Every contender's speed over length, or bytes, and what was measured as the limit."""
+    """Plot every contender's speed over length or bytes, and the measured limit."""
     rows = -(-len(curves) // COLUMNS)
     figure, panels = plt.subplots(rows, COLUMNS, figsize=(16, 3.2 * rows), squeeze=False)
     if operator == "attention":
@@ -123,7 +123,7 @@ def _speed(
 
 
 def _growth(result: Mapping[str, Any], where: str, folder: Path) -> Path:
-    """Time and memory over each axis, with the fitted exponents."""
+    """Plot time and memory along each axis, with the fitted exponents."""
     names = list(dict.fromkeys(curve["axis"] for curve in result["growth"]))
     figure, grid = plt.subplots(2, len(names), figsize=(4.5 * len(names), 7), squeeze=False)
     for column, axis in enumerate(names):

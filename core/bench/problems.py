@@ -1,7 +1,7 @@
-"""What is raced: an operator's shapes, the tensors of each, and what they cost.
+"""The problems raced: an operator's shapes, the tensors of each, and what they cost.
 
-A problem is a plain call, f(tensors…, options…) -> output or outputs, as `verify.foreign.table` has
-it, so that whatever can be judged can be raced.
+A problem is a plain call, f(tensors…, options…) -> output or outputs, as in `verify.foreign.table`,
+so that whatever can be judged can be raced.
 
 `B` batch, `H` heads, `K` heads of keys, `M` queries, `N` keys, `D` head_dim, `R` rows, `C` columns.
 """
@@ -18,8 +18,8 @@ import torch
 from twofold.core.bench import costs
 from twofold.core.bench.costs import Cost
 
-TOKENS, HIDDEN = 16384, 2048  # of a batch of attention on a GPU
-# A classifier's: batch, heads, length, head_dim.
+TOKENS, HIDDEN = 16384, 2048  # of a batch for attention on a GPU
+# Batch, heads, length, head_dim of classifiers.
 SMALL = ((512, 12, 48, 64), (64, 12, 512, 64), (256, 12, 128, 64), (64, 16, 128, 128))
 
 
@@ -29,13 +29,13 @@ class Problem:
 
     Attributes:
         operator: its name.
-        title: what is special about it.
+        title: its sizes and options.
         dtype: of floating tensors.
         costs: the least that each pass must move and compute, by pass.
-        make: its tensors in the order of the call, of a generator and a device.
-        options: the rest of the call.
-        size: what a curve over sizes is drawn against.
-        curve: what it shares with problems of other sizes, with which it lies on one curve.
+        make: returns the tensors in the order of the call, given a generator and a device.
+        options: the other arguments of the call.
+        size: the abscissa in a curve over sizes.
+        curve: what it has in common with problems of other sizes on the same curve.
     """
 
     operator: str
@@ -49,7 +49,7 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """Return what tells it from every other problem."""
+        """Return a name that identifies the problem."""
         return f"{self.operator} {self.title} {self.dtype}"
 
 
@@ -62,7 +62,7 @@ def normal(draw: torch.Generator, device: str, dtype: str, *shape: int) -> torch
 def attention(
     B: int, H: int, K: int, M: int, N: int, D: int, dtype: str, causal: bool = False
 ) -> Problem:
-    """Scaled dot products of M queries and N keys."""
+    """Scaled dot-product attention of M queries and N keys."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         return {
@@ -80,7 +80,7 @@ def attention(
 
 
 def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
-    """Rows normalised, if fused behind dropout and the residual."""
+    """Rows normalised; if fused, after dropout and the residual add."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         x = normal(draw, device, dtype, R, C)
@@ -95,7 +95,7 @@ def layer_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
 
 
 def rms_norm(R: int, C: int, dtype: str, fused: bool = False) -> Problem:
-    """Rows divided by their root mean square, if fused behind the residual."""
+    """Rows divided by their root mean square; if fused, after the residual add."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         made = {
@@ -122,7 +122,7 @@ def linear(R: int, C: int, F: int, dtype: str, activation: str | None = None) ->
 
 
 def activation(n: int, dtype: str, kind: str = "gelu", bias: bool = False) -> Problem:
-    """An activation of n elements, in rows of 1024, to which a bias is added first or not."""
+    """An activation of n elements, in rows of 1024; with `bias`, one is added first."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         made = {"x": normal(draw, device, dtype, n // 1024, 1024)}
@@ -136,7 +136,7 @@ def activation(n: int, dtype: str, kind: str = "gelu", bias: bool = False) -> Pr
 def gated_activation(
     R: int, C: int, dtype: str, kind: str = "silu", packed: bool = False
 ) -> Problem:
-    """A gate and what it is of, R rows of C columns: tensors apart, or halves of one."""
+    """A gate and what it multiplies, R rows of C columns: two tensors, or halves of one."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         if packed:
@@ -173,7 +173,7 @@ def cross_entropy(R: int, C: int, dtype: str) -> Problem:
 
 
 def rotary(B: int, H: int, L: int, D: int, dtype: str) -> Problem:
-    """q and k of H heads each turned."""
+    """q and k, of H heads each, rotated."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         angle = torch.rand(L, D // 2, generator=draw, device=device) * 6.0
@@ -186,7 +186,7 @@ def rotary(B: int, H: int, L: int, D: int, dtype: str) -> Problem:
 
 
 def embedding(places: int, rows: int, C: int, dtype: str) -> Problem:
-    """Rows looked up, some often, as words are."""
+    """Rows looked up, some of them often, as words are."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         spread = torch.rand(places, generator=draw, device=device) ** 4
@@ -199,7 +199,7 @@ def embedding(places: int, rows: int, C: int, dtype: str) -> Problem:
 
 
 def positional_encoding(B: int, L: int, rows: int, C: int, dtype: str) -> Problem:
-    """Rows looked up, and those of their positions added."""
+    """Rows looked up, and the rows of their positions added."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         ids = torch.randint(rows, (B, L), generator=draw, device=device)
@@ -233,7 +233,7 @@ def adam(n: int) -> Problem:
 
 
 def decode(B: int, H: int, K: int, N: int, D: int, dtype: str) -> Problem:
-    """One new query of every sequence to a cache that is full."""
+    """One new query for every sequence, with a full cache."""
 
     def make(draw: torch.Generator, device: str) -> dict[str, torch.Tensor]:
         q = normal(draw, device, dtype, B, H, 1, D)
@@ -251,7 +251,7 @@ def _bytes(dtype: str) -> int:
 
 
 def on_cpu() -> list[Problem]:
-    """Return what is raced on a CPU: sizes of a small classifier, in float32."""
+    """Return the problems raced on a CPU: sizes of a small classifier, in float32."""
     f = "float32"
     return [
         *(attention(64, 4, 4, L, L, 32, f) for L in (24, 48)),
@@ -282,9 +282,9 @@ def on_cpu() -> list[Problem]:
 
 
 def on_gpu() -> list[Problem]:
-    """Return what is raced on a GPU: attention of 16k tokens, the rest from 1 MB to 512 MB."""
+    """Return the problems raced on a GPU: attention of 16k tokens, the rest from 1 MB to 512 MB."""
     b = "bfloat16"
-    # What tells most comes first, here and below: time may run out.
+    # The most informative come first, here and below: time may run out.
     shapes = [(L, D, b) for D in (128, 64, 256) for L in (4096, 16384, 512, 8192, 1024, 2048)]
     shapes += [(4096, D, "float16") for D in (128, 64, 256)]
     found = [attention(B, H, H, L, L, D, b) for B, H, L, D in SMALL]
@@ -301,7 +301,7 @@ def on_gpu() -> list[Problem]:
             found += [norm(n // C, C, b, fused) for norm in (layer_norm, rms_norm)]
         found += [softmax(n // C, C, b) for C in (1024, 4096)]
         found += [dropout(n, b), positional_encoding(n // 2**18 or 1, 256, 32768, 1024, b)]
-        length = min(n // 2048, 1024)  # of 16 heads of 64 features, of q and of k
+        length = min(n // 2048, 1024)  # with 16 heads of 64 features each in q and k
         found += [activation(n, b, bias=bias) for bias in (False, True)]
         found += [gated_activation(n // 8192, 8192, b, packed=packed) for packed in (False, True)]
         found.append(rotary(n // 2048 // length, 16, length, 64, b))

@@ -1,4 +1,4 @@
-"""A race: contenders judged, timed side by side, and put beside the least that is possible."""
+"""A race: contenders judged, timed side by side, and compared with the least possible time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from twofold.core.bench.growth import peak
 from twofold.core.bench.problems import Problem
 from twofold.core.bench.settings import Settings
 
-INPUTS = 2  # sets that rotate
+INPUTS = 2  # sets of tensors, used in rotation
 
 
 class Judge:
-    """Remembers what it said of a contender, an operator and a dtype.
+    """Judges contenders, once for each contender, operator and dtype.
 
-    `apart` has processes for those that are not known here; each problem is tried there.
+    `apart` has the processes for users' functions, in which each problem is tried.
     """
 
     def __init__(self, apart: Apart | None = None) -> None:
@@ -30,7 +30,7 @@ class Judge:
         self._said: dict[tuple[str, str, str], str] = {}
 
     def __call__(self, contender: Contender, problem: Problem) -> str:
-        """Return what is wrong, "" if nothing is; raise `LeftOut` for one that cannot race."""
+        """Return what is wrong, "" if nothing; raise `LeftOut` if the contender cannot race."""
         if contender.foreign and self._apart is not None:
             return self._apart.fault(contender, problem)
         key = (contender.name, problem.operator, problem.dtype)
@@ -50,10 +50,10 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Race one problem; yield the result of each pass.
 
-    A contender that is missing, fails or does not hold its contract is in the result with the
-    reason. One that does not hold, crashes, hangs or, of the tensors that are raced, computes
-    something else than twofold is wrong: if it is timed, it has no ratio. `settings` of torch, by
-    default those that are found, are set back whenever a contender has changed them.
+    A contender that is missing, fails or violates its contract is in the result with the reason.
+    One that violates it, crashes, hangs or, on the tensors of the race, does not compute what
+    twofold does is wrong: if it is timed, it has no ratio. `settings` of torch, by default the
+    present ones, are restored whenever a contender has changed them.
     """
     settings = settings or Settings()
     if any(contender.compiles for contender in contenders):
@@ -63,7 +63,7 @@ def run(
     calls: dict[str, dict[str, list[Callable[[], object]]]] = {n: {} for n in problem.costs}
     reasons: dict[str, str] = {}
     wrong: list[str] = []
-    twofolds: list[torch.Tensor] = []  # who is first
+    twofolds: list[torch.Tensor] = []  # twofold comes first
     compared = agreement.comparable(problem)
     memory: dict[str, dict[str, int]] = {name: {} for name in problem.costs}
     for contender in contenders:
@@ -80,7 +80,7 @@ def run(
                 reasons[contender.name] = _short(str(error))
                 wrong += [contender.name] if isinstance(error, Ended) else []
                 continue
-            except Exception as error:  # its own, whatever it is: the others go on
+            except Exception as error:  # any, from the contender: the others go on
                 reasons[contender.name] = f"{type(error).__name__}: {error}"
                 continue
             finally:
@@ -138,9 +138,9 @@ def _figures(
     memory: Mapping[str, int],
     wrong: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
-    """Return times and what follows of them, by contender; ratios are to torch, where it ran.
+    """Return times and what follows from them, by contender; ratios are to torch, if it ran.
 
-    Who is wrong has no ratio, but for torch: to its time the others' are, right or wrong.
+    A contender that is wrong has no ratio, except torch: ratios are to its time, right or wrong.
     """
     if not times:
         return {}

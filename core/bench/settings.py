@@ -1,4 +1,4 @@
-"""Settings of torch that are everybody's: a function that changes them changes others' times."""
+"""torch's global settings: a function that changes them changes other functions' times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# How each is asked for, and set.
+# How to get and set each.
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "whether gradients are made": (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -25,13 +25,13 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 class Settings:
-    """Torch's settings as they are when this is made."""
+    """torch's settings at the time of construction."""
 
     def __init__(self) -> None:
         self._were = {name: get() for name, (get, _) in SETTINGS.items()}
 
     def restore(self) -> list[str]:
-        """Set back what is otherwise now, and return the names of that."""
+        """Restore the settings that have changed, and return their names."""
         changed = []
         for name, (get, put) in SETTINGS.items():
             if get() != self._were[name]:

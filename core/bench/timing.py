@@ -1,19 +1,19 @@
 """Timing: contenders interleaved in one process, medians and spreads.
 
-A ratio of two medians taken side by side survives a busy machine better than either of them, so
-ratios are what races report; the times stand beside them.
+A ratio of two medians taken side by side withstands a busy machine better than either of them, so
+races report ratios, with the times beside them.
 
-On a GPU a call is timed by events on its stream, after its second-level cache has been written over
-and with inputs that rotate: what is timed reads memory. It is written over several times, which
-keeps the stream busy while the host launches: what is timed is the device's time, as in a training
-step that keeps its stream full. The host's time is measured apart (`host`): behind a stream that
-is empty it is what a small call takes.
+On a GPU a call is timed by events on its stream, after the second-level cache has been overwritten
+and with inputs used in rotation, so that it reads memory. The cache is overwritten several times,
+which keeps the stream busy while the host launches: what is timed is the device's time, as in a
+training step that keeps its stream full. The host's time is measured separately (`host`): on an
+empty stream it is what a small call takes.
 
-On a CPU a contender begins when the process has come to rest: threads of torch (OpenMP) go on
-spinning for some 15 ms after a call, those of OpenBLAS for some 100, and would take the cores from
-whoever comes next (here a product of NumPy's took up to 1.7 times as long right behind one of
-torch's, and torch's GELU ten times as long behind a product of NumPy's). Threads that sleep take
-some 5 ms to be spread over the cores again, so a short call is made for a while before it is timed.
+On a CPU a contender begins once the process has come to rest: torch's threads (OpenMP) go on
+spinning for some 15 ms after a call, OpenBLAS's for some 100, and would take the cores from
+whoever comes next (here a product of NumPy's took up to 1.7 times as long right after one of
+torch's, and torch's GELU ten times as long after a product of NumPy's). Sleeping threads take some
+5 ms to spread over the cores again, so a short call is repeated for a while before it is timed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 
-Calls = Sequence[Callable[[], object]]  # the same with different inputs
+Calls = Sequence[Callable[[], object]]  # the same call with different inputs
 WARMUP = 3
 FEWEST = 5  # calls of each
-PAUSE, PATIENCE = 0.01, 0.5  # seconds of sleep at a time, and at the most
-AT_REST = 0.05  # of one core, that the process may use meanwhile
-AWAKE, LONG = 0.015, 0.1  # seconds of calls before the one that is timed; calls that need none
+PAUSE, PATIENCE = 0.01, 0.5  # seconds of sleep at a time, and at most
+AT_REST = 0.05  # share of one core that a process at rest may use
+AWAKE, LONG = 0.015, 0.1  # seconds of calls before the timed one; a longer call needs none
 FLUSHED = 256 * 2**20  # bytes: more than any second-level cache
-FLUSHES = 10  # of some 60 µs, while which the host launches
+FLUSHES = 10  # of some 60 µs, during which the host launches
 HOST_CALLS = 20
 
 
@@ -43,20 +43,20 @@ def race(
     lost: dict[str, str] | None = None,
     before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time every contender in turn, round by round, until `seconds` have gone by.
+    """Time every contender in turn, round by round, until `seconds` have passed.
 
-    The order rotates, so that nobody always follows the same neighbour into its caches.
+    The order rotates, so that none always finds the caches left by the same neighbour.
 
     Args:
         contenders: calls by name.
         device: "cpu" or "cuda".
-        seconds: of the race; each is called a few times even if they are over.
-        lost: takes the reason of each contender that fails, which is then out of the race; without
-            it the race ends with the error.
+        seconds: of the race; each contender is called at least `FEWEST` times all the same.
+        lost: receives the reason for each contender that fails and leaves the race; without it, the
+            error ends the race.
         before: called before each call, untimed.
 
     Returns:
-        the seconds of each call, by contender that did not fail.
+        the seconds of each call, by contender, without those that failed.
     """
     timed = _Timer(device)
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -79,10 +79,10 @@ def race(
 
 @contextmanager
 def _dropping(name: str, names: list[str], lost: dict[str, str] | None) -> Iterator[None]:
-    """Take a contender that raises from the names, and keep its reason, if reasons are wanted."""
+    """Remove a contender that raises from `names` and record its reason, if `lost` is given."""
     try:
         yield
-    except Exception as error:  # its own, whatever it is
+    except Exception as error:  # any, from the contender
         if lost is None:
             raise
         names.remove(name)
@@ -90,7 +90,7 @@ def _dropping(name: str, names: list[str], lost: dict[str, str] | None) -> Itera
 
 
 class _Timer:
-    """How long a call takes, in seconds."""
+    """Times a call on a device, in seconds."""
 
     def __init__(self, device: str) -> None:
         self._gpu = device == "cuda"
@@ -118,7 +118,7 @@ class _Timer:
 
 
 def waited(call: Callable[[], object]) -> Callable[[], None]:
-    """Return a call that begins on a GPU without work and ends when the GPU has ended.
+    """Return a call that begins on an idle GPU and ends when the GPU has finished.
 
     Raced as on a CPU, by the clock and with nothing before it, it shows all that a caller waits
     for: between events, what the host does before it first waits would be hidden by the flushes.
@@ -134,7 +134,7 @@ def waited(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def host(call: Callable[[], object]) -> float:
-    """Return how many seconds the host takes to have a call launched on a GPU that has no work."""
+    """Return how many seconds the host takes to launch a call on an idle GPU."""
     import torch
 
     found = []
@@ -152,7 +152,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def come_to_rest() -> None:
-    """Sleep until no thread of this process is running, or patience ends."""
+    """Sleep until no thread of this process is running, for `PATIENCE` seconds at most."""
     for _ in range(round(PATIENCE / PAUSE)):
         before = time.process_time()
         time.sleep(PAUSE)
@@ -161,7 +161,7 @@ def come_to_rest() -> None:
 
 
 def summary(times: Mapping[str, list[float]], against: str) -> dict[str, dict[str, float]]:
-    """Return median, p20 and p80 in milliseconds, and the ratio of medians to one contender's."""
+    """Return median, p20 and p80 in milliseconds, and the ratio to the median of `against`."""
     base = float(np.median(times[against]))
     result = {}
     for name, taken in times.items():

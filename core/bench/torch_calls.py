@@ -1,4 +1,4 @@
-"""PyTorch's own functions as plain calls, with the arguments that the operators have."""
+"""PyTorch's own functions as plain calls, with the operators' arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def torch_attention(
     causal: bool = False,
     softmax_scale: Any = None,
 ) -> Any:
-    """torch's attention, the backend its own choice."""
+    """torch's attention, with the backend it chooses."""
     shared = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, is_causal=causal, enable_gqa=shared, scale=softmax_scale
@@ -41,7 +41,7 @@ def torch_layer_norm(
     seed: int = 0,
     eps: float = 1e-5,
 ) -> Any:
-    """torch's layer norm, behind its dropout and a sum."""
+    """torch's layer norm, after its dropout and a sum."""
     if residual is not None:
         x = residual + F.dropout(x, dropout_p)
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
@@ -50,47 +50,47 @@ def torch_layer_norm(
 def torch_rms_norm(
     x: Any, weight: Any, residual: Any = None, eps: float = 1e-6, offset: float = 0.0
 ) -> Any:
-    """torch's RMSNorm, behind a sum."""
+    """torch's RMSNorm, after a sum."""
     if residual is not None:
         x = residual + x
     return F.rms_norm(x, x.shape[-1:], weight + offset if offset else weight, eps)
 
 
 def torch_dropout(x: Any, p: float, seed: int = 0) -> Any:
-    """torch's dropout, whose seed is the generator's."""
+    """torch's dropout, with the generator's seed."""
     return F.dropout(x, p)
 
 
 def torch_positions(ids: Any, table: Any, position_table: Any) -> Any:
-    """torch's look-up, and the positions added."""
+    """torch's embedding look-up, with positions added."""
     return F.embedding(ids, table) + position_table
 
 
 def torch_decode(q: Any, k_cache: Any, v_cache: Any, key_lengths: Any) -> Any:
-    """torch's attention to a cache that is full."""
+    """torch's attention to a full cache."""
     return F.scaled_dot_product_attention(q, k_cache, v_cache, enable_gqa=True)
 
 
 def torch_linear(x: Any, weight: Any, bias: Any, activation: str | None = None) -> Any:
-    """torch's linear layer, and the activation behind it."""
+    """torch's linear layer, then the activation."""
     out = F.linear(x, weight, bias)
     return out if activation is None else torch_activation(out, activation)
 
 
 def torch_activation(x: Any, kind: str = "gelu", bias: Any = None) -> Any:
-    """torch's activations, behind a sum."""
+    """torch's activations, after a sum with the bias if there is one."""
     if bias is not None:
         x = x + bias
     return ACTIVATIONS[kind](x)
 
 
 def torch_gated_activation(gate: Any, up: Any, kind: str = "silu") -> Any:
-    """torch's activation of the gate, times up: two operations, of which each reads and writes."""
+    """torch's activation of the gate, times up: two operations, each of which reads and writes."""
     return ACTIVATIONS[kind](gate) * up
 
 
 def torch_softmax(x: Any) -> Any:
-    """torch's softmax of the last axis."""
+    """torch's softmax over the last axis."""
     return torch.softmax(x, dim=-1)
 
 
@@ -100,12 +100,12 @@ def torch_cross_entropy(logits: Any, targets: Any) -> Any:
 
 
 def torch_embedding(ids: Any, table: Any) -> Any:
-    """torch's look-up."""
+    """torch's embedding look-up."""
     return F.embedding(ids, table)
 
 
 def torch_rotary(q: Any, k: Any, cos: Any, sin: Any) -> Any:
-    """Rotary positions as models of torch write them, the halves of a head against each other."""
+    """Rotary positions as torch models write them, rotating the halves of a head together."""
     angles = [torch.cat((t, t), dim=-1).to(q.dtype) for t in (cos, sin)]
     return tuple(_turned(x, *angles) for x in (q, k))
 

@@ -1,1 +1,1 @@
-"""Data: sets fetched and checked, files read, splits, tokenizers, patches, plain baselines."""
+"""Data: data sets fetched and checked, files, splits, tokenizers, patches, simple baselines."""

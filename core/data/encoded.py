@@ -1,9 +1,9 @@
-"""Texts are tokenised once: their ids stay in the cache folder, under a name that says of what.
+"""A cache of token ids, so that texts are tokenised once.
 
-The name is the hash of all that the ids depend on: the texts, the tokenizer, how many ids of a text
-are read, the code that splits texts into words and the versions of what it stands on. A file begins
-with the hash of its own name and content, so that a damaged one, or another's, is made anew; it
-takes its place in one step. A cache that cannot be read or written costs time and nothing else.
+A file's name is the hash of all that the ids depend on: the texts, the tokenizer, how many ids of a
+text are read, the code that splits texts into words and the versions of the libraries it uses. A
+file begins with the hash of its own name and content, so a damaged or foreign one is made again; it
+is put in place in one step. A cache that cannot be read or written costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from twofold.core.data.fetch import cache_folder, scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FOLDER, KEPT = "ids", 32  # files that stay: those used last
+FOLDER, KEPT = "ids", 32  # files kept: those used last
 STORED = np.dtype("<i4")  # lengths of the texts, then their ids
 DIGEST = hashlib.sha256().digest_size
 
 
 class Tokenizer(Protocol):
-    """What turns texts into ids."""
+    """Turns texts into ids."""
 
     def encode(self, text: str, max_length: int) -> Array:
         """Return the first ids, (L,) int64 with 1 ≤ L ≤ max_length."""
 
     def to_json(self) -> str:
-        """Return all that the ids depend on, besides the text."""
+        """Return all that the ids depend on besides the text."""
 
 
 def encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Array]:
-    """Return the ids of every text, (L,) int64 with 1 ≤ L ≤ max_length, from the cache if there."""
+    """Return every text's ids, (L,) int64 with 1 ≤ L ≤ max_length, from the cache if possible."""
     path = _path(tokenizer, texts, max_length)
     found = None if path is None else _read(path, len(texts))
     if found is None:
@@ -53,12 +53,12 @@ def encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list
 
 
 def keep(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, ids: list[Array]) -> None:
-    """Put ids into the cache that `encoded` would find with these arguments."""
+    """Put ids into the cache, where `encoded` finds them with the same arguments."""
     _write(_path(tokenizer, texts, max_length), ids)
 
 
 def _path(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Path | None:
-    """Return where the ids are kept, or None where no folder can be for that."""
+    """Return where the ids are cached, or None if there can be no cache folder."""
     try:
         folder = cache_folder()
     except DataError:
@@ -78,7 +78,7 @@ def _parts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Itera
 
 @functools.cache
 def _code() -> bytes:
-    """Return the hash of what splits texts: our code, the library's and Unicode's versions."""
+    """Return the hash of what splits texts: our code, and the versions of library and Unicode."""
     digest = hashlib.sha256(f"{hf.__version__} {unicodedata.unidata_version}".encode())
     for module in (tokenizers, wordpiece):
         digest.update(Path(inspect.getfile(module)).read_bytes())
@@ -86,10 +86,10 @@ def _code() -> bytes:
 
 
 def _read(path: Path, texts: int) -> list[Array] | None:
-    """Return the ids that a file holds, or None if it is not there or not what was written."""
+    """Return the ids in a file, or None if it is missing or not as it was written."""
     try:
         content = path.read_bytes()
-        os.utime(path)  # it was used
+        os.utime(path)  # mark it as used
     except OSError:
         return None
     if content[:DIGEST] != _signature(path, content[DIGEST:]):

@@ -7,11 +7,11 @@ from typing import NoReturn
 
 
 class DataError(ValueError):
-    """Data cannot be had or read; the message names file, line, the fault and the cure."""
+    """Data cannot be fetched or read; the message names file, line, fault and remedy."""
 
 
 def refuse(path: str | Path, line: int | None, was: str, must: str) -> NoReturn:
-    """Raise `DataError`: where (a line counts from 1), what was found, what must be.
+    """Raise `DataError`, saying where (lines count from 1), what was found, and what must be.
 
     ``refuse("a.csv", 3, "the label is empty", "every row needs a label")`` says
     ``a.csv, line 3: the label is empty; every row needs a label``.

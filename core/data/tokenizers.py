@@ -1,8 +1,8 @@
-"""Text to ids: by words, or by byte-pair pieces of words. Both save themselves as JSON.
+"""Tokenizers: text to ids, by words or by byte-pair pieces of words, both saved as JSON.
 
 Both read the same words: lower-cased runs of letters and digits, apostrophes inside them kept
-("isn't"), and every other visible character by itself. Only as much of a text is looked at as the
-ids asked for can come from, so that a text of ten million characters costs no more than it shows.
+("isn't"), and every other visible character by itself. Only as much of a text is read as the
+requested ids can come from, so a text of ten million characters costs no more than that.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from twofold.reference import checks
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PADDING, UNKNOWN = 0, 1
-RESERVED = ("[PAD]", "[UNK]")  # no word contains these: brackets are words by themselves
+RESERVED = ("[PAD]", "[UNK]")  # never in a text: brackets are words by themselves
 LONGEST_PIECE = 32
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
 def words(text: str) -> Iterator[str]:
     """Yield the words and punctuation marks of a text, lower-cased."""
-    # Half of a surrogate pair (from a badly decoded command line) has no UTF-8 and becomes "?".
+    # A lone surrogate (from a badly decoded command line) has no UTF-8 and becomes "?".
     text = text.encode("utf-8", "replace").decode("utf-8")
     return (match[0] for match in WORD.finditer(text.lower()))
 
@@ -75,7 +75,7 @@ class WordTokenizer:
 
 
 class BPETokenizer:
-    """Pieces of words, joined from characters by how often they stand together (Sennrich 2016)."""
+    """Byte-pair encoding: pieces of words, merged by how often they adjoin (Sennrich 2016)."""
 
     unknown = UNKNOWN
 
@@ -84,11 +84,11 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], pieces: int = 4000) -> Self:
-        """Return a tokenizer of at most so many ids; every character of the texts is a piece."""
+        """Return a tokenizer of at most `pieces` ids; every character of the texts is a piece."""
         checks.require(pieces > len(RESERVED), "pieces", pieces, f"above {len(RESERVED)}")
         tokenizer = hf.Tokenizer(hf.models.BPE(unk_token=RESERVED[UNKNOWN]))
-        # Marks where words begin. The library could mark where they continue instead, but then it
-        # numbers the characters as its hash table has them, and two trainings differ.
+        # Mark where words begin. The library could instead mark where they continue, but it would
+        # then number characters in the order of its hash table, and two trainings would differ.
         tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace()
         trainer = hf.trainers.BpeTrainer(
             vocab_size=pieces,
@@ -125,7 +125,7 @@ class BPETokenizer:
 
 
 def load_tokenizer(json_or_path: str | Path) -> WordTokenizer | BPETokenizer | WordPieceTokenizer:
-    """Return the tokenizer that `to_json` described, or that `save` wrote into the file named."""
+    """Return the tokenizer from its `to_json`, or from a file that `save` wrote."""
     given = str(json_or_path)
     in_place = given.lstrip().startswith("{")
     named = "the tokenizer's JSON" if in_place else given

@@ -1,8 +1,8 @@
-"""WordPiece, the tokenizer of BERT, as Hugging Face writes it: `tokenizer.json` or `vocab.txt`.
+"""WordPiece, BERT's tokenizer, as Hugging Face stores it: `tokenizer.json` or `vocab.txt`.
 
-Words and punctuation marks, lower-cased or not, are split into the longest pieces of a vocabulary
-(Wu et al. 2016, "Google's Neural Machine Translation System", section 4.1); a text stands between
-[CLS] and [SEP], a pair of texts has one more [SEP] behind it.
+Words and punctuation marks, lower-cased or not, are split into the longest pieces in a vocabulary
+(Wu et al. 2016, "Google's Neural Machine Translation System", section 4.1); a text is enclosed in
+[CLS] and [SEP], and the second text of a pair is followed by another [SEP].
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TOKENIZER_FILE, VOCABULARY_FILE, SETTINGS_FILE = (
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NEEDED = SPECIAL[:4]
 LONGEST_WORD = 100  # characters; a longer word is unknown
-SHOWN = 1000  # characters of a text that are looked at, for each id asked for
-PADDED = 128  # tables of embeddings are made higher, up to a multiple of this
+SHOWN = 1000  # characters of a text that are read, for each id requested
+PADDED = 128  # an embedding table's rows may be padded to a multiple of this
 
 
 class WordPieceTokenizer:
-    """Ids as BERT was trained with."""
+    """A WordPiece tokenizer, giving the ids that BERT was trained with."""
 
     def __init__(self, tokenizer: hf.Tokenizer) -> None:
         tokenizer.no_padding()
@@ -48,11 +48,11 @@ class WordPieceTokenizer:
 
     @classmethod
     def read(cls, folder: Path, rows: int | None = None) -> Self:
-        """Return the tokenizer of a folder, from `tokenizer.json` or else from `vocab.txt`.
+        """Return the tokenizer in a folder, from `tokenizer.json` or else from `vocab.txt`.
 
         Args:
             folder: a model's.
-            rows: of the model's table of embeddings, which the vocabulary must fit.
+            rows: of the model's embedding table, which the vocabulary must fit.
 
         Raises:
             DataError: naming the file and the fault.
@@ -64,7 +64,7 @@ class WordPieceTokenizer:
             if path.name == TOKENIZER_FILE:
                 made = cls(hf.Tokenizer.from_str(path.read_text(encoding="utf-8")))
             else:
-                # Tokens may hold what else `splitlines` takes for the end of a line.
+                # Not splitlines: tokens may contain other characters that it splits at.
                 lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
                 made = cls.of_vocabulary(lines, lower_case=_lower_case(folder))
         except OSError as fault:
@@ -119,7 +119,7 @@ class WordPieceTokenizer:
     def encode_pair(self, first: str, second: str, max_length: int) -> Array:
         """Return [CLS] first [SEP] second [SEP] with their types, 0 and 1: (L, 2) int64.
 
-        Where both do not fit, the longer one is cut, then both to equal halves.
+        If they do not fit, the longer one is cut; if that is not enough, each gets half the room.
         """
         checks.require(max_length >= 3, "max_length", max_length, "at least 3")
         one, two = (self._pieces(text, max_length) for text in (first, second))
@@ -136,7 +136,7 @@ class WordPieceTokenizer:
         return np.stack([ids, types.astype(np.int64)], axis=1)
 
     def _pieces(self, text: str, max_length: int) -> list[int]:
-        # Half of a surrogate pair (from a badly decoded command line) has no UTF-8: "?".
+        # A lone surrogate (from a badly decoded command line) has no UTF-8 and becomes "?".
         shown = text[: SHOWN * max_length].encode("utf-8", "replace").decode("utf-8")
         return list(self._tokenizer.encode(shown, add_special_tokens=False).ids)
 
@@ -146,7 +146,7 @@ class WordPieceTokenizer:
         return json.dumps({"kind": "wordpiece", "tokenizer": tokenizer}, ensure_ascii=False)
 
     def files(self, max_length: int) -> dict[str, str]:
-        """Return the files that `transformers` reads, by name; it cuts texts to that many ids."""
+        """Return, by name, the files for `transformers`, which cuts texts to `max_length` ids."""
         numbered = self._tokenizer.get_vocab()
         tokens = sorted(numbered, key=lambda token: numbered[token])
         normalizer = json.loads(self._tokenizer.to_str())["normalizer"] or {}
@@ -164,13 +164,13 @@ class WordPieceTokenizer:
 
 
 def longest_of(folder: Path, most: int) -> int:
-    """Return how many ids the texts of a folder's model are cut to, `most` where it does not say.
+    """Return how many ids a folder's model cuts texts to, `most` if it does not say.
 
     Raises:
-        DataError: what it says is no number of ids that a text can have.
+        DataError: the number in the folder is not at least 1.
     """
     said = _settings(folder).get("model_max_length", most)
-    if not isinstance(said, int | float) or not said >= 1:  # nor is NaN, which JSON may hold
+    if not isinstance(said, int | float) or not said >= 1:  # refuses NaN too, which JSON may hold
         raise DataError(
             f"{folder / SETTINGS_FILE}: model_max_length is {said!r}; it must be a number from 1 on"
         )
@@ -182,7 +182,7 @@ def _lower_case(folder: Path) -> bool:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Return what a folder says of its tokenizer, nothing where there is no file."""
+    """Return a folder's tokenizer settings, empty if there is no file."""
     path = folder / SETTINGS_FILE
     if not path.exists():
         return {}

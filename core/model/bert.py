@@ -34,12 +34,12 @@ LAYER = {
 }
 POOLER = {"pooler.dense.weight": "pooler.weight", "pooler.dense.bias": "pooler.bias"}
 HEAD = {"classifier.weight": "head.weight", "classifier.bias": "head.bias"}
-PREFIX = "bert."  # of everything but the classifier, where there is one
-# Of older files, and of models trained for something else, whose heads are not ours.
+PREFIX = "bert."  # on every tensor but the classifier's, in files that have a classifier
+# Names in older files, and in models trained for another task, whose heads we do not use.
 OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 UNUSED = ("embeddings.position_ids", "cls.predictions.", "cls.seq_relationship.")
 
-# Our names of BERT's activations, all of ours; the first of each is written.
+# BERT's names for activations, and ours; of several that mean one of ours, the first is written.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -50,7 +50,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-# Our names of BERT's sizes, each of which must be in its config.
+# BERT's names for sizes, each of which must be in its config, and ours.
 SIZES = {
     "vocab_size": "input_size",
     "max_position_embeddings": "max_length",
@@ -65,7 +65,7 @@ DROPOUTS = {
     "attention_probs_dropout_prob": ("attention_dropout",),
 }
 OF_POOLED = ("classifier_dropout", "pooled_dropout")
-# What makes ours a BERT.
+# The choices that make our classifier a BERT.
 ARCHITECTURE: dict[str, Any] = {
     "input": "tokens",
     "norm": "post",
@@ -79,14 +79,17 @@ EPS = 1e-12
 
 
 class Place(NamedTuple):
-    """Their name of a tensor, our name of a parameter, and which third of it that is, if one is."""
+    """BERT's name of a tensor, our name of the parameter, and which third of it the tensor is.
+
+    `third` is None where the tensor is the whole parameter.
+    """
 
     theirs: str
     ours: str
     third: int | None = None
 
     def of(self, params: Mapping[str, Any]) -> Any:
-        """Return the tensor's view of our parameters, or of gradients, by name."""
+        """Return the tensor's view of our parameters, or gradients, given by name."""
         whole = params[self.ours]
         if self.third is None:
             return whole
@@ -95,7 +98,7 @@ class Place(NamedTuple):
 
 
 def places(num_layers: int) -> list[Place]:
-    """Return where every tensor of a BERT belongs, its pooler's and its classifier's last."""
+    """Return where every tensor of a BERT belongs, the pooler's and the classifier's last."""
     found = [Place(*names) for names in EMBEDDINGS.items()]
     for n in range(num_layers):
         theirs, ours = f"encoder.layer.{n}.", f"layers.{n}."
@@ -107,7 +110,7 @@ def places(num_layers: int) -> list[Place]:
 
 
 def plain_name(name: str) -> str | None:
-    """Return a tensor's name without what differs between files, or None if it is of no use."""
+    """Return a tensor's name without what differs between files, or None if it is not used."""
     name = name.removeprefix(PREFIX)
     for old, new in OLD_ENDINGS.items():
         if name.endswith(old):
@@ -116,7 +119,7 @@ def plain_name(name: str) -> str | None:
 
 
 def config_of(theirs: Mapping[str, Any], **changed: Any) -> ClassifierConfig:
-    """Return our config of a BERT's, with some fields changed.
+    """Return our config for a BERT's, with some fields changed.
 
     Raises:
         TypeError, ValueError: naming the field, what it was and what it must be.
@@ -135,24 +138,25 @@ def config_of(theirs: Mapping[str, Any], **changed: Any) -> ClassifierConfig:
         fields[ours] = theirs[name]
     for name, several in DROPOUTS.items():
         fields |= dict.fromkeys(several, theirs.get(name, 0.1))
-    if "dropout" not in changed:  # which would stand in for both
+    if "dropout" not in changed:  # a changed dropout holds for the pooled vector too
         fields[OF_POOLED[1]] = theirs.get(OF_POOLED[0])
     fields |= {"eps": theirs.get("layer_norm_eps", EPS), "num_classes": len(labels_of(theirs))}
     try:
         return ClassifierConfig(**(fields | changed))
     except (TypeError, ValueError) as error:
         text = str(error)
-        for name, ours in (*SIZES.items(), OF_POOLED):  # in the words of the file
+        for name, ours in (*SIZES.items(), OF_POOLED):  # name the field as the file does
             if text.startswith(f"{ours} is"):
                 raise type(error)(text.replace(ours, name, 1)) from None
         raise
 
 
 def labels_of(theirs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a BERT's classes, in order; two of them where it says nothing.
+    """Return the names of a BERT's classes, in order; two classes if its config says nothing.
 
     Raises:
-        TypeError, ValueError: they are not numbered from 0, or their number is none.
+        TypeError, ValueError: the classes are not numbered from 0, or `num_labels` is not a
+            positive integer.
     """
     named = theirs.get("id2label")
     if not named:
@@ -165,15 +169,15 @@ def labels_of(theirs: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def is_bert(config: ClassifierConfig) -> bool:
-    """Return whether a model is a BERT with its own pooler, as it can be written for others."""
+    """Return whether a model is a BERT with BERT's own pooler, so that it can be exported."""
     return all(getattr(config, name) == value for name, value in ARCHITECTURE.items())
 
 
 def config_for(config: ClassifierConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the config that `transformers` reads for a BERT classifier of ours.
+    """Return the config from which `transformers` reads our BERT classifier.
 
     Raises:
-        ValueError: naming what is no BERT's.
+        ValueError: naming the choice that is not BERT's.
     """
     for name, value in ARCHITECTURE.items():
         was = getattr(config, name)

@@ -1,8 +1,9 @@
 """The classifier: embeddings and positions, the encoder, pooling, a linear head.
 
 BERT (Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding") is one of its configurations: learned positions and token types, their sum
-normalised, post-norm layers, the first position pooled and passed through a linear layer with tanh.
+Understanding") is one of its configurations: learned positions and token types, the sum of the
+embeddings normalised, post-norm layers, the first position pooled and passed through a linear layer
+with tanh.
 
 Forward and backward are written out with a side's operators alone, so the same lines run on NumPy
 arrays and on torch tensors. Gradients go into a buffer with the parameters' layout.
@@ -30,7 +31,7 @@ EMBEDDING_SITE, POOLED_SITE, FIRST_LAYER_SITE = 0, 1, 2
 
 
 class EmbeddingCache(NamedTuple):
-    """The caches of the embeddings' parts, None where there was none."""
+    """The caches of the steps of the embedding, None for a step that was not taken."""
 
     patches: Any
     sum: Any
@@ -40,7 +41,7 @@ class EmbeddingCache(NamedTuple):
 
 
 class HeadCache(NamedTuple):
-    """The caches of what stands on the encoder, None where there was none."""
+    """The caches of the steps after the encoder, None for a step that was not taken."""
 
     pooling: Any
     pooler: Any
@@ -49,7 +50,7 @@ class HeadCache(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The caches of the parts."""
+    """The caches of the classifier's parts."""
 
     embedding: EmbeddingCache
     encoder: EncoderCache
@@ -62,10 +63,10 @@ class Classifier:
     Args:
         config: sizes and choices.
         ops: the side, from `core.ops.load`.
-        flat: the parameters, a buffer of `layout.numel` elements on that side, used as it is (a
-            model of averaged parameters shares everything else); drawn from `seed` by default.
-        seed: of the first parameters.
-        dtype: of everything; float64 is for checking gradients. Rotary tables are float32 at least.
+        flat: the parameters, a buffer of `layout.numel` elements on that side, used without a copy
+            (for example averaged parameters); by default they are drawn from `seed`.
+        seed: of the initial parameters.
+        dtype: of everything; float64 is for checking gradients. Rotary tables are at least float32.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class Classifier:
         self.layout = Layout(self._shapes())
         self.flat = ops.asarray(self.layout.initial(seed), dtype) if flat is None else flat
         self.params = self.layout.views(self.flat)
-        self.graphs: dict[Any, Any] = {}  # what `training.graphs` has captured of it
-        # Of the last layer, the rest of the positions would be worked out in vain.
+        self.graphs: dict[Any, Any] = {}  # what `training.graphs` has captured of this model
+        # Then the last layer need not compute any position but the first.
         self._first_only = (
             config.pooling == "first" and config.norm == "post" and config.positions != "rotary"
         )
-        # What positions are made of is a constant unless it is learned.
+        # Position tables are constants unless they are learned.
         self._sinusoids = self._rotary = None
         positions = ops.asarray(np.arange(config.max_length))
         if config.positions == "sinusoidal":
@@ -118,9 +119,9 @@ class Classifier:
         return shapes | self.encoder.shapes() | {"head.bias": (c.num_classes,)}
 
     def part(self, name: str) -> int:
-        """Return how high a parameter stands: 0 in the embeddings, 1 + n in layer n, then the top.
+        """Return which part of the model a parameter belongs to, counted from below.
 
-        The top, 1 + num_layers, is everything behind the layers.
+        0 is the embeddings, 1 + n is layer n, and 1 + num_layers is everything after the layers.
         """
         first, second, *_ = name.split(".")
         if first == "layers":
@@ -134,15 +135,15 @@ class Classifier:
         """Return logits (B, C) and the cache.
 
         Args:
-            inputs: token ids (B, L), or with their types (B, L, 2), or patches (B, L, input_size).
+            inputs: token ids (B, L), ids with their types (B, L, 2), or patches (B, L, input_size).
             lengths: (B,), each at least 1 and at most L; positions at or after them are padding.
             seeds: of the dropout masks by site, from `dropout_seeds`, or 0-d arrays that
                 hold them; None drops nothing.
 
         Raises:
             TypeError, ValueError: naming the argument, what it was and what it must be.
-            IndexError: a token or a type without a row. Values on a GPU are not looked at: a
-                sequence with a wrong one has NaN.
+            IndexError: a token or a type has no row in its table. Values on a GPU are not checked:
+                a sequence with an invalid one gives NaN.
         """
         self._check(inputs, lengths)
         x, embedding_cache = self._embed(inputs, seeds)
@@ -151,7 +152,7 @@ class Classifier:
         return logits, Cache(embedding_cache, encoder_cache, head_cache)
 
     def logits(self, inputs: Any, lengths: Any) -> Any:
-        """Return logits (B, C) for nobody who goes back: no cache is kept, nothing dropped.
+        """Return logits (B, C) when there will be no backward: no cache is kept, nothing dropped.
 
         Arguments and errors are those of `forward`.
         """
@@ -161,11 +162,11 @@ class Classifier:
         return self._head(x, lengths, inputs.shape[1], None)[0]
 
     def hidden_states(self, inputs: Any, lengths: Any) -> list[Any]:
-        """Return the embeddings and what each layer hands on, (B, L, d_model) each.
+        """Return the embeddings and what each layer passes on, (B, L, d_model) each.
 
-        Post-norm: each layer's output. Pre-norm: what the norm behind each layer gives, not the
-        residual stream, of which the embeddings are the beginning. Arguments and errors are those
-        of `forward`; what stands in the padding means nothing.
+        Post-norm: each layer's output. Pre-norm: the output of the norm after each layer, not the
+        residual stream, although that begins with the embeddings. Arguments and errors are those of
+        `forward`; values at padding positions are meaningless.
         """
         self._check(inputs, lengths)
         x = self._embed(inputs, None)[0]
@@ -174,7 +175,7 @@ class Classifier:
         return states
 
     def mean_state(self, inputs: Any, lengths: Any) -> Any:
-        """Return the mean over each sequence of what the last layer gives, (B, d_model).
+        """Return the mean over each sequence of the encoder's output, (B, d_model).
 
         Arguments and errors are those of `forward`.
         """
@@ -186,8 +187,8 @@ class Classifier:
     def backward(self, dlogits: Any, cache: Cache, grads: Views) -> None:
         """Write gradients into `grads`, views of a buffer.
 
-        They are of every parameter, or of those of the parts above some: what lies lower than all
-        that `grads` names is frozen, and not passed through.
+        `grads` names every parameter, or those from some part of the model upwards: the parts below
+        are frozen, and backward does not pass through them.
         """
         dx = self._head_backward(dlogits, cache.head, grads)
         of_embeddings = "embedding.table" in grads or "patches.weight" in grads
@@ -232,7 +233,7 @@ class Classifier:
                 ops.embedding.backward(g_norm.dresidual, cache.types, into=into)
         into = [grads.get("embedding.table"), grads.get("positions.table")]
         g = ops.positional_encoding.backward(dx, cache.sum, into=into)
-        if cache.patches is not None:  # what was looked up is what they were projected to
+        if cache.patches is not None:  # the table that was read is the projected patches
             into = [grads[f"patches.{name}"] for name in ("weight", "bias")]
             ops.linear.backward(g.dtable, cache.patches, of_x=False, into=into)
 
@@ -245,7 +246,7 @@ class Classifier:
         first_only: bool = False,
         keep: bool = True,
     ) -> tuple[Any, EncoderCache]:
-        """Return what the last layer gives, (B, L, d_model), or of its first position alone."""
+        """Return the encoder's output, (B, L, d_model), or only its first position."""
         rotary = None
         if self._rotary is not None:
             cos, sin = (t[: x.shape[1]] for t in self._rotary)
@@ -257,10 +258,10 @@ class Classifier:
     def _head(
         self, x: Any, lengths: Any, L: int, seeds: Sequence[Any] | None
     ) -> tuple[Any, HeadCache]:
-        """Return logits (B, C) of inputs of length L."""
+        """Return logits (B, C) for inputs of length L."""
         ops, params = self.ops, self.params
         if self._first_only:
-            # Lengths from 1 to L become 1; others stay invalid, and pooling makes NaN of them.
+            # Lengths from 1 to L become 1; others stay invalid, and pooling turns them into NaN.
             lengths = 1 + (lengths - 1) // L
         pooled, pooling_cache = ops.pooling.forward(x, lengths, self.config.pooling)
         pooler_cache = dropout_cache = None
@@ -274,7 +275,7 @@ class Classifier:
         return logits, HeadCache(pooling_cache, pooler_cache, dropout_cache, head_cache)
 
     def _head_backward(self, dlogits: Any, cache: HeadCache, grads: Views) -> Any:
-        """Return the gradient of what the last layer gave."""
+        """Return the gradient of the encoder's output."""
         ops = self.ops
         into = [grads[f"head.{name}"] for name in ("weight", "bias")]
         dx = ops.linear.backward(dlogits, cache.head, into=into).dx
@@ -286,9 +287,9 @@ class Classifier:
         return ops.pooling.backward(dx, cache.pooling).dx
 
     def _table(self, inputs: Any) -> tuple[Any, Any, Any, Any]:
-        """Return the table to look up in, ids, token types, and a projection's cache, if any.
+        """Return the embedding table, ids, token types, and the projection's cache, if any.
 
-        Projected patches are a table in which every patch has a row of its own.
+        Projected patches form a table in which every patch has a row of its own.
         """
         ops, params = self.ops, self.params
         if self.config.input == "tokens":
@@ -321,7 +322,7 @@ class Classifier:
             checks.sequence_lengths(lengths, int(inputs.shape[1]), "inputs.shape[1]")
         if self.config.input == "tokens" and checks.at_hand(inputs):
             ids = np.asarray(inputs)
-            if len(ids.shape) == 3:  # the others of each pair are left out
+            if len(ids.shape) == 3:  # each product keeps one of the pair: types here, ids below
                 checks.in_range("inputs", ids * (0, 1), self.config.token_types)
                 ids = ids * (1, 0)
             checks.in_range("inputs", ids, self.config.input_size)

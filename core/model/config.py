@@ -1,4 +1,4 @@
-"""What a classifier is made of: one dataclass, written as JSON beside its parameters."""
+"""The classifier's configuration: one dataclass, written as JSON beside the parameters."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from twofold.reference.pooling import KINDS as POOLINGS
 INPUTS = ("tokens", "patches")
 POSITIONS = ("sinusoidal", "learned", "rotary")
 NORMS = ("pre", "post")
-# Where a layer drops out: attention weights, attention output, hidden features, feed-forward output
+# Dropout sites of a layer: attention weights, attention output, hidden features, its last output
 SITES_PER_LAYER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Sizes and choices of a Transformer classifier; refused with a named error where impossible.
+    """Sizes and choices of a Transformer classifier; an impossible one raises, and is named.
 
     Attributes:
         input: "tokens" (ids, looked up in a table) or "patches" (vectors, projected).
-        input_size: rows of the table, or numbers in a patch.
+        input_size: rows of the table, or values in a patch.
         num_classes: width of the output.
-        max_length: longest sequence the position table reaches.
+        max_length: length of the longest sequence.
         d_model, num_heads, num_layers, d_ff: sizes of the encoder.
         activation: of the feed-forward, one of `reference.activation.KINDS`.
         norm: "pre" (normalise what a sublayer reads, and once more at the end) or "post"
-            (normalise the sum of the stream and what a sublayer adds, as Vaswani et al. 2017).
+            (normalise the sum of the stream and what a sublayer adds, as in Vaswani et al. 2017).
         positions: "sinusoidal", "learned" (a table) or "rotary" (in attention).
-        token_types: rows of a third table, of which part of a pair a token belongs to; 0 for none.
+        token_types: rows of the table for which part of a pair a token belongs to; 0 for none.
         scaled_embeddings: multiply embeddings by √d_model (Vaswani et al. 2017, 3.4).
         embedding_norm: normalise the sum of the embeddings, as BERT does.
         pooling: one of `reference.pooling.KINDS`.
         pooler: put a linear layer with tanh between the pooled vector and the head, as BERT does.
         dropout: of each sublayer's output.
-        pooled_dropout: of the pooled vector; None is `dropout`.
+        pooled_dropout: of the pooled vector; None means `dropout`.
         attention_dropout: of attention weights.
         hidden_dropout: between the two linear layers of the feed-forward.
-        embedding_dropout: of embeddings with their positions, after their norm.
+        embedding_dropout: of embeddings plus positions, after their norm.
         eps: of the layer norms.
     """
 
@@ -107,7 +107,7 @@ class ClassifierConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """What multiplies embeddings before positions are added."""
+        """Factor on embeddings before positions are added."""
         return math.sqrt(self.d_model) if self.scaled_embeddings else 1.0
 
     @property
@@ -122,12 +122,12 @@ class ClassifierConfig:
 
     @property
     def sites(self) -> int:
-        """How many places drop out: embeddings, the pooled vector, and four in every layer."""
+        """Number of dropout sites: embeddings, the pooled vector, and four in every layer."""
         return 2 + SITES_PER_LAYER * self.num_layers
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the config written as these fields; a missing or unknown one is a `ValueError`."""
+        """Return the config from its fields; a missing or unknown one raises `ValueError`."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         for name in fields:
             checks.choice("a field of the model's config", name, tuple(known))
@@ -137,5 +137,5 @@ class ClassifierConfig:
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name, fit for `json.dump`."""
+        """Return the fields by name, ready for `json.dump`."""
         return dataclasses.asdict(self)

@@ -12,8 +12,8 @@ output:
     pre-norm    dhᵢ = dhᵢ₊₁ + normᵢ′(dyᵢ),  dyᵢ₋₁ = subᵢ₋₁′(dropout′(dhᵢ));  dx = dh₀
     post-norm   dhᵢ₊₁ = normᵢ′(dyᵢ₊₁),      dyᵢ = dhᵢ₊₁ + subᵢ′(dropout′(dhᵢ₊₁));  dx = dy₀
 
-Pre-norm (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture") has one norm
-more than sublayers and a residual stream hᵢ that no norm interrupts; post-norm is Vaswani et al.
+Pre-norm (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture") has one more
+norm than sublayers and a residual stream hᵢ that no norm interrupts; post-norm is Vaswani et al.
 2017.
 
 `B` batch, `L` length.
@@ -66,9 +66,9 @@ class Encoder:
         return shapes
 
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Cache]:
-        """Return what the last norm gives, (B, L, d_model), and the cache.
+        """Return the output of the last norm, (B, L, d_model), and the cache.
 
-        L is 1 where `batch.first_only` says so, and the cache empty if not `batch.keep`.
+        L is 1 if `batch.first_only`; the cache is empty unless `batch.keep`.
         """
         cache = Cache([], [])
         if self.config.norm == "pre":
@@ -91,8 +91,8 @@ class Encoder:
     def backward(self, dy: Any, cache: Cache, grads: Views, of_x: bool = True) -> Any:
         """Write the parameters' gradients into `grads` and return the input's.
 
-        Layers are frozen from below: at the first whose parameters `grads` does not name, that
-        is the end, and None is returned. Nobody reads the input's gradient if not `of_x`.
+        Layers are frozen from below: backward ends at the first sublayer whose parameters `grads`
+        does not name, and returns None. The input's gradient is not read unless `of_x`.
         """
         if self.config.norm == "pre":
             dh = None
@@ -116,12 +116,12 @@ class Encoder:
 
     @staticmethod
     def _hand_on(passed: int, x: Any, batch: Pass) -> None:
-        """At a layer's end, two sublayers on, give what the next reads to whoever asked for it."""
+        """After each layer (two sublayers), append what the next one reads to `batch.states`."""
         if batch.states is not None and passed > 0 and passed % 2 == 0:
             batch.states.append(x)
 
     def _learns(self, k: int, grads: Views) -> bool:
-        """Return whether gradients of a sublayer, and of the norm named after it, are asked for."""
+        """Return whether `grads` names the parameters of norm k (and of sublayer k, if any)."""
         return f"{self.norms[k]}.weight" in grads
 
     @staticmethod
@@ -154,7 +154,7 @@ class Encoder:
     ) -> tuple[Any, Any]:
         """Return the gradients of what was added and of what it was added to.
 
-        `dh` is what reaches the sum of both past the norm, if anything does.
+        `dh` is the gradient that reaches their sum without passing through the norm, if any.
         """
         into = [grads[f"{self.norms[k]}.{name}"] for name in ("weight", "bias")]
         g = self.ops.layer_norm.backward(dy, cache.norms[k], dh, into=into)

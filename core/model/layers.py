@@ -18,17 +18,17 @@ Views = Mapping[str, Any]
 
 
 class Pass(NamedTuple):
-    """What all layers see of one batch.
+    """What all layers share in one pass over a batch.
 
     Attributes:
         lengths: (B,), positions at or after them are padding.
         rotary: (cos, sin, interleaved) or None.
-        seeds: of the dropout masks by site; None where nothing is dropped.
-        states: a list that is given what each layer hands on, or None.
-        first_only: nobody reads more of the last layer than its first position, so that only
-            that one attends there. Of post-norm layers without rotary positions.
-        keep: whether what backward needs is kept. If not, a layer's arrays lie where those of the
-            layer before it did: in a CPU's cache, and in pages that the process has already.
+        seeds: of the dropout masks by site; None if nothing is dropped.
+        states: a list to which what each layer passes on is appended, or None.
+        first_only: only the first position of the last layer's output is read, so only that
+            position attends there. For post-norm layers without rotary positions.
+        keep: whether what backward needs is kept. If not, a layer's arrays reuse the memory of the
+            layer before it, which is in the CPU's cache and already mapped to the process.
     """
 
     lengths: Any
@@ -40,15 +40,15 @@ class Pass(NamedTuple):
 
 
 class Sublayer(Protocol):
-    """What stands in a residual: (B, L, d_model) in and out."""
+    """The branch of a residual: (B, L, d_model) in and out."""
 
     @property
     def name(self) -> str:
-        """What the names of its parameters begin with."""
+        """Prefix of its parameters' names."""
 
     @property
     def output_site(self) -> int:
-        """Where its output drops out."""
+        """Dropout site of its output."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters by name."""
@@ -62,7 +62,7 @@ class Sublayer(Protocol):
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """Multi-head self-attention over the positions that are no padding."""
+    """Multi-head self-attention over the positions that are not padding."""
 
     name: str
     config: ClassifierConfig
@@ -82,7 +82,7 @@ class SelfAttention:
         }
 
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Any]:
-        """Return the output, of the first position alone if only that attends, and the cache."""
+        """Return the output, only of the first position if only that attends, and the cache."""
         queries, context = (x[:, :1], x) if self.last and batch.first_only else (x, None)
         out, cache = self.ops.multi_head_attention.forward(
             queries,

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-ALIGNMENT = 32  # elements: views start on 128 bytes, as vector loads and coalescing like it
-INITIAL = 0x1217  # the stream of first values, beside those of `training.batches`
+ALIGNMENT = 32  # elements: views start on 128 bytes, which suits vector loads and coalescing
+INITIAL = 0x1217  # random stream of the initial values, apart from those of `training.batches`
 
 
 class Layout:
@@ -23,8 +23,8 @@ class Layout:
     Attributes:
         shapes: of each parameter by name, in the order of the buffer.
         offsets: of each parameter's first element.
-        numel: length of the buffer, with the few unused elements between views (always zero).
-        decay_numel: end of the matrices, the part that weight decay touches.
+        numel: length of the buffer, including the few unused elements between views (always zero).
+        decay_numel: end of the matrices, the part that weight decay applies to.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -42,11 +42,11 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has, unused elements not counted."""
+        """Number of parameters in the model, not counting unused elements."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def extent(self, name: str) -> tuple[int, int]:
-        """Return where a parameter begins, and where the next one may."""
+        """Return where a parameter begins, and where the next one may begin."""
         start = self.offsets[name]
         return start, start + -(-math.prod(self.shapes[name]) // ALIGNMENT) * ALIGNMENT
 
@@ -60,12 +60,12 @@ class Layout:
         }
 
     def initial(self, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return a buffer of first values, drawn by NumPy so that both sides start from the same.
+        """Return a buffer of initial values, drawn by NumPy so that both sides start alike.
 
-        Tables are normal with deviation 1/√d_model, other matrices uniform with the variance of
-        Glorot & Bengio 2010 (equation 16), norms' weights 1, biases 0. A packed matrix counts as
-        one, as in torch: in w_qkv, (3E, E), the projections of q, k and v begin with half of the
-        variance that matrices (E, E) of their own would have.
+        Tables are normal with standard deviation 1/√d_model, other matrices uniform with the
+        variance of Glorot & Bengio 2010 (equation 16), norms' weights 1, biases 0. A packed matrix
+        counts as one, as in torch: in w_qkv, (3E, E), the projections of q, k and v begin with half
+        the variance that separate (E, E) matrices would have.
         """
         rng = np.random.default_rng([seed, INITIAL])
         flat = np.zeros(self.numel, np.float32)

@@ -25,7 +25,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # a zip file, as torch.save writes, or a pickle itself
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
-DRAWN = (*bert.POOLER, *bert.HEAD)  # what may be missing, and is drawn then
+DRAWN = (*bert.POOLER, *bert.HEAD)  # what may be missing and is then drawn
 
 
 class WeightsError(ValueError):
@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        WeightsError: it cannot be read, or holds something else.
+        WeightsError: the file cannot be read, or holds something else.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
     try:
         found = deserialize(blob)  # type: ignore[no-untyped-call]
     except SafetensorError as fault:
-        if blob.startswith(PICKLE_STARTS):  # so may a header's length, but then it is read
+        if blob.startswith(PICKLE_STARTS):  # a sound header's length may too, but would have loaded
             _refuse_pickle(path)
         raise WeightsError(f"{path}: is damaged, or no safetensors file ({fault})") from fault
     return {name: _array(path, name, x) for name, x in found}
@@ -105,27 +105,27 @@ def _array(path: Path, name: str, x: Mapping[str, Any]) -> Array:
 
 
 def classes_of(labels: Sequence[str], own: Sequence[str]) -> list[int] | None:
-    """Return which of a file's own classes each label names; None where these are others."""
+    """Return which of a file's own classes each label names; None if the labels differ."""
     if tuple(labels) == tuple(own):
         return list(range(len(own)))
     return [own.index(label) for label in labels] if sorted(labels) == sorted(own) else None
 
 
 def read_into(model: Classifier, path: Path, classes: Sequence[int] | None) -> list[str]:
-    """Fill a BERT's parameters from a file; what stands on the encoder may be missing from it.
+    """Fill a BERT's parameters from a file, which may lack the pooler and the head.
 
     Args:
-        model: of the config that the file's is; a pooler and a head that are not in the file stay
-            as they were drawn.
+        model: with the config of the file's model; a pooler and a head that are not in the file
+            stay as they were drawn.
         path: of the safetensors file.
-        classes: which of the file's each of the model's is; None where these are others, and the
-            file's classifier is not wanted. It fits no other pooling than BERT's own.
+        classes: for each of the model's classes, which of the file's it is; None if the classes
+            differ, and the file's head is ignored. It is also ignored for any pooling but BERT's.
 
     Returns:
-        their names of the tensors that were missing.
+        BERT's names of the tensors that were missing or ignored.
 
     Raises:
-        WeightsError: naming the file, and the tensor that is missing, foreign or of a wrong shape.
+        WeightsError: naming the file and the tensor that is missing, unknown or wrongly shaped.
     """
     tensors = read_tensors(path)
     by_name: dict[str, str] = {}
@@ -169,7 +169,7 @@ def files(model: Classifier, labels: tuple[str, ...]) -> dict[str, bytes]:
         labels: names of the classes.
 
     Raises:
-        ValueError: naming what is no BERT's.
+        ValueError: naming the choice that is not BERT's.
     """
     config = bert.config_for(model.config, labels)
     tensors = {}

@@ -1,7 +1,7 @@
-"""Batches of similar lengths, drawn from the seed: a pure function of seed and epoch.
+"""Batches of examples of similar length: a pure function of seed and epoch.
 
-Examples are shuffled, sorted by length within pools of a few batches, cut, and the batches shuffled
-again, so that little is padded and little of the order is lost.
+Examples are shuffled, sorted by length within pools of a few batches and cut into batches, which
+are shuffled again, so that there is little padding and the order stays nearly random.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 POOL = 16  # batches sorted together
-ORDER, WORDS = 1, 2  # streams of random numbers beside each other
+ORDER, WORDS = 1, 2  # independent streams of random numbers
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a model is trained or judged on.
+    """Encoded examples that a model is trained or evaluated on.
 
     Attributes:
         inputs: token ids (L,) int64 of every example, or patches (L, P) float32.
         labels: (n,) int64.
-        soft: (n, C) float32, graded labels, or None.
+        soft: (n, C) float32, soft labels, or None.
     """
 
     inputs: Sequence[Array]
@@ -51,7 +51,7 @@ class Examples:
 
 
 class Batch(NamedTuple):
-    """Inputs (B, L) or (B, L, P), zero where padded, and lengths (B,)."""
+    """Inputs (B, L) or (B, L, P), zero in the padding, and lengths (B,)."""
 
     inputs: Array
     lengths: Array
@@ -61,8 +61,8 @@ class Prepared(NamedTuple):
     """A batch as a step takes it.
 
     Attributes:
-        examples: of the whole batch.
-        parts: (inputs, targets) of the parts that fall to this process, by their number.
+        examples: how many the whole batch holds.
+        parts: (inputs, targets) of the parts that belong to this process, by their number.
     """
 
     examples: int
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
 def check_alike(inputs: Sequence[Array]) -> None:
     """Raise `TypeError` or `ValueError` unless all examples can share a batch.
 
-    Padded beside others, one of another dtype would be cast to theirs.
+    Padding them into one array would silently cast an example of another dtype.
     """
     for n, x in enumerate(inputs):
         named, must = f"inputs[{n}]", "it must be that of inputs[0]"
@@ -85,7 +85,7 @@ def check_alike(inputs: Sequence[Array]) -> None:
 
 
 def collate(inputs: Sequence[Array]) -> Batch:
-    """Pad examples to the longest of them; all are alike (`check_alike`)."""
+    """Pad examples to the longest of them; `check_alike` must have passed."""
     lengths = np.array([len(x) for x in inputs], np.int64)
     shape = (len(inputs), int(lengths.max()), *inputs[0].shape[1:])
     padded = np.zeros(shape, inputs[0].dtype)
@@ -95,12 +95,12 @@ def collate(inputs: Sequence[Array]) -> Batch:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Return how many batches there are; the last may be smaller."""
+    """Return the number of batches in an epoch; the last may be smaller."""
     return -(-examples // batch_size)
 
 
 def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> list[Array]:
-    """Return the examples' indices batch by batch; every example comes once.
+    """Return the examples' indices batch by batch, each example once.
 
     Args:
         lengths: (n,) of the examples.
@@ -122,22 +122,23 @@ def epoch_batches(lengths: Array, batch_size: int, seed: int, epoch: int) -> lis
 
 
 def even_batches(lengths: Array, positions: int, padding: int, workers: int) -> list[Array]:
-    """Return the examples' indices batch by batch, from the shortest on; every example comes once.
+    """Return the examples' indices batch by batch, shortest first, each example once.
 
-    Batches are the smallest with which no worker has one more than needed.
+    Their number is rounded up to a multiple of `workers`, and they are then made as small as that
+    number allows.
 
     Args:
         lengths: (n,) of the examples.
-        positions: what a batch holds of them, padded, unless one example alone has more.
+        positions: most positions in a batch, padding included, unless one example alone has more.
         padding: how many of the positions may be padding.
-        workers: that batches are dealt to.
+        workers: how many share the batches.
     """
     order = np.argsort(lengths, kind="stable")
     ordered: list[int] = lengths[order].tolist()
     sums = [0, *accumulate(ordered)]
 
     def ends(most: int) -> list[int]:
-        """Return where batches end that hold so many positions."""
+        """Return where batches end if each holds at most so many positions."""
 
         def too_much(last: int) -> bool:
             padded = ordered[last] * (last + 1 - start)
@@ -157,6 +158,6 @@ def even_batches(lengths: Array, positions: int, padding: int, workers: int) -> 
 
 
 def drop_words(ids: Array, p: float, unknown: int, seed: int, step: int) -> Array:
-    """Replace each token by the unknown one with probability `p`, drawn from seed and step."""
+    """Replace each token by the unknown token with probability `p`, drawn from seed and step."""
     rng = np.random.default_rng([seed, WORDS, step])
     return np.where(rng.random(ids.shape) < p, unknown, ids)

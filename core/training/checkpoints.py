@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
+"""Checkpoints: safetensors and JSON in a folder that appears complete or not at all.
 
 A checkpoint is a folder with `tensors.safetensors` and `state.json`, written so that whenever the
-process is killed, what stands under a checkpoint's name is complete (`whole`). `state.json` carries
-the checksum of both files, so one that was cut short or changed afterwards is refused, and the one
-before it is still there.
+process is killed, whatever has a checkpoint's name is complete (`whole`). `state.json` carries the
+checksum of both files, so a checkpoint that was cut short or changed afterwards is refused, and the
+one before it is still there.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from twofold.core import whole
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
-KEPT = 2  # checkpoints of a run that stay
-DAMAGED = ".damaged"  # behind the names of those that were refused
+KEPT = 2  # latest checkpoints of a run
+DAMAGED = ".damaged"  # appended to the name of a refused checkpoint
 
-NAME = re.compile(r"\d+-\d{8,}")  # of a checkpoint: its phase and step; what else lies there stays
+NAME = re.compile(r"\d+-\d{8,}")  # a checkpoint's: phase and step; all else is left alone
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, and why."""
+    """A checkpoint cannot be used; the message says why."""
 
 
 class Checkpoint(NamedTuple):
-    """Arrays by name, and plain data."""
+    """A checkpoint's content: arrays by name, and plain data."""
 
     tensors: dict[str, Array]
     state: dict[str, Any]
 
 
 def save(folder: Path, tensors: Mapping[str, Array], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; `folder` exists afterwards, complete, or is as it was before.
+    """Write a checkpoint; afterwards `folder` is complete, or is as it was before.
 
     Args:
-        folder: its name; what stood there is replaced.
+        folder: where to write; a checkpoint already there is replaced.
         tensors: arrays by name.
         state: anything `json` takes.
     """
@@ -57,7 +57,7 @@ def save(folder: Path, tensors: Mapping[str, Array], state: Mapping[str, Any]) -
 
 
 def digest(tensors: Mapping[str, Array], state: Mapping[str, Any]) -> str:
-    """Return the checksum of what a checkpoint would hold."""
+    """Return the checksum of a checkpoint with this content."""
     found: str = _signed(tensors, state)[1]["sha256"]
     return found
 
@@ -73,7 +73,7 @@ def load(folder: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, cut short or changed since it was written.
+        CheckpointError: it is missing, was cut short, or was changed since it was written.
     """
     try:
         blob, text = (folder / TENSORS).read_bytes(), (folder / STATE).read_bytes()
@@ -104,10 +104,11 @@ def load(folder: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the latest sound checkpoint of a folder of them, and why later ones were refused.
+    """Return the latest sound checkpoint in a folder, and why any later ones were refused.
 
-    These have `DAMAGED` behind their names from then on: what is written next is older than they
-    are, and would be deleted in their place. Nobody may be writing there.
+    `DAMAGED` is appended to the names of the refused ones: the next checkpoint written may be of an
+    earlier step, and `prune` would otherwise delete it instead of them. Nobody may be writing
+    there.
     """
     whole.put_back(folder, NAME.fullmatch)
     refused: list[str] = []
@@ -131,7 +132,7 @@ def names(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path) -> None:
-    """Delete all but the latest checkpoints, and what interrupted writes left behind."""
+    """Delete all but the latest `KEPT` checkpoints, and what interrupted writes left behind."""
     for path in names(folder)[:-KEPT]:
         shutil.rmtree(path)
     whole.sweep(folder, NAME.fullmatch)

@@ -1,4 +1,4 @@
-"""From texts and images to what a model reads: token ids, or patches."""
+"""Codecs: from texts and images to what a model reads, token ids or patches."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from twofold.core.training.settings import LONGEST, Settings
 from twofold.reference import checks
 
 TOKENIZER_FILE = "tokenizer.json"
-FILES = (TOKENIZER_FILE,)  # that `stored` may name
+FILES = (TOKENIZER_FILE,)  # the names that `stored` may return
 TOKENIZERS = ("words", "bpe")
 
 
 class Codec(Protocol):
-    """Turns examples into inputs of a model; `unknown` stands for what it does not know."""
+    """Turns examples into inputs of a model; `unknown` is the id of an unknown word."""
 
     unknown: int
 
     def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
-        """Return ids (L,) int64 or patches (L, P) float32 of every example."""
+        """Return ids (L,) int64 or patches (L, P) float32 for every example."""
 
     def encode_set(self, examples: Sequence[Any] | Array) -> list[Array]:
-        """Return the same of a data set, whose texts are tokenised once and then in the cache."""
+        """Return the same for a data set, whose texts are tokenised once and then cached."""
 
     def sizes(self) -> dict[str, Any]:
-        """Return what the model's config must know: `input`, `input_size`, `max_length`."""
+        """Return the model config's fields `input`, `input_size` and `max_length`."""
 
 
 class TextCodec:
@@ -48,11 +48,11 @@ class TextCodec:
         self.unknown = tokenizer.unknown
 
     def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
-        """Return ids (L,) int64 of every text."""
+        """Return ids (L,) int64 for every text."""
         return [self.tokenizer.encode(text, self.max_length) for text in examples]
 
     def encode_set(self, examples: Sequence[Any] | Array) -> list[Array]:
-        """Return the same of a data set, from the cache if it was asked for before."""
+        """Return the same for a data set, from the cache if it was encoded before."""
         return encoded.encoded(self.tokenizer, list(examples), self.max_length)
 
     def sizes(self) -> dict[str, Any]:
@@ -69,14 +69,14 @@ class PatchCodec:
 
     def __init__(self, size: int, input_size: int, max_length: int) -> None:
         self.size, self.input_size, self.max_length = size, input_size, max_length
-        self.unknown = 0  # nothing is unknown
+        self.unknown = 0  # never used: no patch is unknown
 
     def encode(self, examples: Sequence[Any] | Array) -> list[Array]:
-        """Return patches (L, P) float32 of every image."""
+        """Return patches (L, P) float32 for every image."""
         return list(patches(np.asarray(examples, np.float32), self.size))
 
     def encode_set(self, examples: Sequence[Any] | Array) -> list[Array]:
-        """Return the same: cutting is as quick as reading."""
+        """Return the same, uncached: cutting patches is as quick as reading a cache."""
         return self.encode(examples)
 
     def sizes(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class PatchCodec:
 
 
 def new(dataset: Dataset, tokenizer: str, patch: int) -> Codec:
-    """Make the codec of a data set: a vocabulary from its training texts, or its patches' size."""
+    """Make a data set's codec: a vocabulary from its training texts, or the size of its patches."""
     if dataset.kind == "images":
         first = patches(np.asarray(dataset.train_x[:1], np.float32), patch)
         return PatchCodec(patch, first.shape[2], first.shape[1])
@@ -97,13 +97,13 @@ def new(dataset: Dataset, tokenizer: str, patch: int) -> Codec:
     made = BPETokenizer.train(texts) if tokenizer == "bpe" else WordTokenizer.train(texts)
     ids = [made.encode(text, LONGEST) for text in texts]
     codec = TextCodec(made, -(-max(len(x) for x in ids) // 8) * 8)
-    # None of them is longer than what the codec reads, so it would find the same.
+    # No text is longer than max_length, so the codec would compute the same ids.
     encoded.keep(made, texts, codec.max_length, ids)
     return codec
 
 
 def stored(codec: Codec) -> dict[str, bytes]:
-    """Return the files with what the run's settings do not hold, the vocabulary, by name."""
+    """Return, by name, the files for what the run's settings do not hold: the vocabulary."""
     if not isinstance(codec, TextCodec):
         return {}
     return {TOKENIZER_FILE: codec.tokenizer.to_json().encode()}

@@ -1,7 +1,7 @@
-"""Batches prepared ahead: while a step is taken, a thread draws and pads the batch of the next.
+"""Batches prepared ahead: during a step, a thread draws and pads the batch for the next one.
 
-What a batch holds is a function of the seed and of the step's number, so it has the same bits
-wherever and whenever it is made, and a run that is resumed makes those it would have made.
+A batch is a function of the seed and the step number alone, so it has the same bits wherever and
+whenever it is made, and a resumed run makes the batches it would have made.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Feed:
     """The batches of one fit, by the number of the step that learns from them.
 
     Args:
-        examples: what is learned from.
-        recipe: how many make a batch, what is drawn, and from which seed.
-        unknown: the id that stands for a dropped word; None where inputs are no words.
+        examples: the training examples.
+        recipe: the batch size, what is drawn, and the seed.
+        unknown: the id that stands for a dropped word; None if inputs are not words.
     """
 
     def __init__(self, examples: Examples, recipe: Recipe, unknown: int | None) -> None:
@@ -38,7 +38,7 @@ class Feed:
         self.unknown = unknown if recipe.word_dropout > 0.0 else None
         self.per_epoch = steps_per_epoch(len(examples), recipe.batch_size)
         self._lengths = examples.lengths
-        self._epoch: tuple[int, list[Array]] = (-1, [])  # the one drawn last
+        self._epoch: tuple[int, list[Array]] = (-1, [])  # the last one drawn
 
     def batch(self, step: int) -> tuple[list[Array], Array]:
         """Return the inputs and the targets of a step, which counts from 1 over all epochs."""
@@ -59,9 +59,9 @@ class Feed:
 
 
 def ahead(make: Callable[[int], _X], numbers: Iterable[int]) -> Generator[_X, None, None]:
-    """Yield `make` of every number, in order, each made in a thread while the last is in use.
+    """Yield `make(n)` for every number, in order, each made in a thread while the last is in use.
 
-    What `make` raises is raised where its result would have been. To be closed.
+    What `make` raises is raised in place of its result. The generator must be closed.
     """
     pool = ThreadPoolExecutor(1, "twofold-feed")
     try:

@@ -1,8 +1,9 @@
-"""What a model makes of a batch; on a GPU a CUDA graph that is replayed (`core.captured`).
+"""A model's output for a batch; on a GPU from a replayed CUDA graph (`core.captured`).
 
-A graph is of one shape, so there batches are padded to few: lengths to a multiple of 16, and the
-examples, by some that are empty, to a number with four binary digits before its zeros. No example
-sees another or the padding behind it; their results differ by how sums are split, if at all.
+A graph has one shape, so on a GPU batches are padded to a few shapes: lengths to a multiple of 16,
+and the number of examples, by adding empty ones, to one with four binary digits before its zeros.
+No example sees another or the padding behind it; if results differ at all from those of the
+unpadded batch, it is by how sums are split.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from twofold.core.training.batches import Array, Batch
 from twofold.reference.checks import dtype_name
 
 MULTIPLE, DIGITS = 16, 4
-MOST = 64  # shapes that are captured for a model; batches of others run as they are
+MOST = 64  # shapes captured for a model; batches of other shapes run as they are
 
-# Held from writing a batch until the copy of its result is queued: a graph has one place for each,
-# and threads share the graphs.
+# Held from writing a batch until the copy of its result is queued: a graph has one buffer for its
+# input and one for its result, and threads share the graphs.
 TURN = threading.Lock()
 
-# What of (model, inputs, lengths) is asked for: logits (B, C), or mean states (B, d_model).
+# What to compute from (model, inputs, lengths): logits (B, C), or mean states (B, d_model).
 Function = Callable[[Classifier, Any, Any], Any]
 
 
@@ -39,7 +40,7 @@ def means(model: Classifier, inputs: Any, lengths: Any) -> Any:
 
 
 def begun(model: Classifier, function: Function, batch: Batch) -> Callable[[], Array]:
-    """Begin what a function of the model makes of a batch; what is returned waits for it."""
+    """Start applying a function of the model to a batch; calling what is returned waits for it."""
     ops, graphs = model.ops, model.graphs
     if ops.device == "cuda":
         wide = padded(batch, model.config.max_length)
@@ -53,7 +54,7 @@ def begun(model: Classifier, function: Function, batch: Batch) -> Callable[[], A
 
 
 def padded(batch: Batch, max_length: int) -> Batch:
-    """Return a batch of a shape that many batches have, the rest of it empty."""
+    """Return a batch padded to a shape that many batches share."""
     B, L, *rest = batch.inputs.shape
     unit = 1 << max(B.bit_length() - DIGITS, 0)
     shape = (-(-B // unit) * unit, max(L, min(-(-L // MULTIPLE) * MULTIPLE, max_length)))
@@ -65,7 +66,7 @@ def padded(batch: Batch, max_length: int) -> Batch:
 
 
 class _Replayed:
-    """A function of batches of one shape, which are written where it reads them."""
+    """A captured function of batches of one shape, which are written where it reads them."""
 
     def __init__(self, model: Classifier, function: Function, batch: Batch) -> None:
         self.ops, self.made = model.ops, None

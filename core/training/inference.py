@@ -1,4 +1,4 @@
-"""Predictions, embeddings and accuracy of a model, batch by batch, on either side."""
+"""A model's predictions, embeddings and accuracy, batch by batch, on either side."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from twofold.core.training.processes import ALONE, Processes
 from twofold.core.training.threads import parallel
 from twofold.reference import softmax
 
-# Elements of a layer's widest array in a batch that is predicted; on the NumPy side they are to
-# stay in cache (6 MB: quickest of 2 to 9 for MiniLM).
+# Elements of a layer's widest array for a batch to predict; on the NumPy side it should stay in
+# cache (6 MB: quickest of 2 to 9 for MiniLM).
 ELEMENTS = {"reference": 6 << 18, "triton": 1 << 26}
-# Positions of padding beside which one more batch is no dearer.
+# Positions of padding that cost as much as one more batch.
 PADDING = {"reference": 128, "triton": 1 << 16}
-WORKERS = {"reference": 4, "triton": 1}  # that batches are dealt to, whatever threads there are
+WORKERS = {"reference": 4, "triton": 1}  # that share the batches, however many threads there are
 
 
 class NotFinite(ValueError):
-    """What a model makes of an input is no number."""
+    """A model's output for an input is not finite."""
 
 
 def predict(
@@ -30,7 +30,7 @@ def predict(
 ) -> Array:
     """Return probabilities (n, C) float32; examples of similar length share a batch.
 
-    With `batches`, arrays of the numbers of their examples, only their rows are filled.
+    With `batches`, arrays of example indices, only the rows of those examples are filled.
 
     Raises:
         NotFinite: a logit is not finite.
@@ -47,19 +47,19 @@ def predict(
 
 
 def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
-    """Return embeddings (n, d_model) float32: the mean of the last layer's vectors, of length 1.
+    """Return embeddings (n, d_model) float32: the mean of the last layer's vectors, with norm 1.
 
     The dot product of two is the cosine of the angle between them (Reimers & Gurevych 2019,
     "Sentence-BERT", section 3).
 
     Raises:
-        NotFinite: a number of them is not finite.
+        NotFinite: a value in an embedding is not finite.
     """
 
     def directions(means: Array) -> Array:
         if not np.isfinite(means).all():
             raise NotFinite("a vector is not finite; it must be of numbers")
-        mean = means.astype(np.float64)  # one without a direction, 0, stays 0
+        mean = means.astype(np.float64)  # a zero mean, with no direction, stays 0
         return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
 
     rows = np.zeros((len(inputs), model.config.d_model), np.float32)
@@ -68,11 +68,11 @@ def embed(model: Classifier, inputs: Sequence[Array]) -> Array:
 
 
 def similar(model: Classifier, inputs: Sequence[Array]) -> list[Array]:
-    """Return numbers of the examples batch by batch, those of similar length together."""
+    """Return the examples' indices batch by batch, those of similar length together."""
     lengths = np.array([len(x) for x in inputs], np.int64)
     side = model.ops.name
     most = ELEMENTS[side] // model.config.d_ff
-    return even_batches(lengths, most, PADDING[side], WORKERS[side])[::-1]  # small ones last
+    return even_batches(lengths, most, PADDING[side], WORKERS[side])[::-1]  # the longest first
 
 
 def _by_batches(
@@ -83,7 +83,7 @@ def _by_batches(
     finish: Callable[[Array], Array],
     rows: Array,
 ) -> Array:
-    """Return `rows`, filled with what a function makes of batches, finished on the host."""
+    """Return `rows`, filled with `finish(function(batch))`, where `finish` runs on the host."""
     check_alike(inputs)
 
     def begin(chosen: Array) -> Callable[[], None]:
@@ -102,7 +102,7 @@ def _by_batches(
 
 
 def _overlapped(begin: Callable[[Array], Callable[[], None]], items: Sequence[Array]) -> None:
-    """Begin every item, and end each when the next has begun: a GPU need not wait for the host."""
+    """Begin every item, and end each once the next has begun: a GPU need not wait for the host."""
     before = None
     for item in items:
         end = begin(item)
@@ -118,10 +118,10 @@ def accuracy(
 ) -> float:
     """Return the share of examples whose most probable class is their label.
 
-    Each process judges some of the batches, the same ones as one process would make.
+    Each process takes some of the batches, which are those that one process would make.
 
     Raises:
-        NotFinite: in all of them, if a logit is not finite in one.
+        NotFinite: in every process, if a logit is not finite in any.
     """
     batches, fault = similar(model, inputs)[processes.rank :: processes.size], None
     try:

@@ -35,16 +35,16 @@ from twofold.core.training.stopping import stoppable
 from twofold.core.training.trainer import Diverged, Trainer
 
 VALIDATION_SHARE, VALIDATION_SEED = 0.1, 0
-CHOICES = "choices"  # in a checkpoint, beside the state: those that the run was begun with
-ROW_STEPS = 10  # steps that a row of the metrics sums up
+CHOICES = "choices"  # key in a checkpoint, beside the state: the choices the run was begun with
+ROW_STEPS = 10  # steps that a row of the metrics covers
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; a checkpoint was written first."""
+    """The run was asked to stop, and wrote a checkpoint first."""
 
 
 class Event(NamedTuple):
-    """What an observer is told: after every step, and with an accuracy after every epoch."""
+    """What an observer is told after every step and, with an accuracy, after every epoch."""
 
     phase: str
     epoch: int
@@ -60,7 +60,7 @@ Observer = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Phase:
-    """One fit: what it learns from, and what it is judged on after each epoch, if anything."""
+    """One fit: its training examples, and those it is evaluated on after each epoch, if any."""
 
     name: str
     train: Examples
@@ -68,7 +68,7 @@ class Phase:
     epochs: int
 
     def steps(self, recipe: Recipe) -> int:
-        """Return how many steps it takes."""
+        """Return the number of steps."""
         return self.epochs * steps_per_epoch(len(self.train), recipe.batch_size)
 
 
@@ -79,21 +79,21 @@ class State:
     phase: int = 0
     step: int = 0  # of the phase
     done: int = 0  # steps of all phases
-    epochs: int | None = None  # that the first fit found best, for the second
+    epochs: int | None = None  # the first fit's best epoch, for the refit
     validation_accuracy: float | None = None
     best_accuracy: float = -1.0
     best_epoch: int = 0
     stopped: bool = False  # early
-    unjudged: bool = False  # an epoch whose last step is taken, and its validation is not
+    unjudged: bool = False  # an epoch has taken its last step and is not yet validated
     seconds: float = 0.0
     stepping: float = 0.0  # seconds spent in steps
     waiting: float = 0.0  # of these, seconds spent waiting for batches
-    losses: list[float] = field(default_factory=list)  # of the row that is not written yet
+    losses: list[float] = field(default_factory=list)  # for the next row of the metrics
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def waiting_share(self) -> float:
-        """Which part of the steps' time went by waiting for their batches."""
+        """Share of the steps' time spent waiting for their batches."""
         return self.waiting / self.stepping if self.stepping > 0.0 else 0.0
 
 
@@ -105,25 +105,26 @@ def train(
     passed_over: Callable[[str], None] = lambda why: None,
     processes: Processes = ALONE,
 ) -> tuple[Classifier, State]:
-    """Train to the end, from the latest checkpoint if there is one, and keep the model.
+    """Train to the end, from the latest checkpoint if there is one, and save the model.
 
     Args:
         run: where everything is kept.
-        dataset: what the run's settings name.
+        dataset: the data set that the run's settings name.
         ops: the side.
-        observe: is told how it goes.
-        passed_over: is told of each checkpoint that was refused, and why.
-        processes: what to share the work with.
+        observe: called with the progress.
+        passed_over: called with the reason for each checkpoint that was refused.
+        processes: that share the work.
 
     Returns:
-        the model, and the state it ended in.
+        the model and the final state.
 
     Raises:
         Diverged: the loss is no longer finite; the last checkpoint is still good.
         Interrupted: by SIGINT, SIGTERM or SIGHUP, after a checkpoint; in all processes at the same
             step.
-        Lost: another process died; there is a checkpoint of the last step, if the first one lives.
-        Apart: processes came to have different parameters.
+        Lost: another process died; there is a checkpoint of the last step if the first process
+            lives.
+        Apart: the processes' parameters differ.
     """
     with threadpool_limits(1, "blas"), np.errstate(all="ignore"), stoppable() as stop:
         return _Loop(run, dataset, ops, observe, passed_over, stop, processes).train()
@@ -148,10 +149,10 @@ def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
 def held_out_accuracy(
     model: Classifier, inputs: Sequence[Array], labels: Array, state: State, processes: Processes
 ) -> float:
-    """Return the share of examples that a model of this state names rightly.
+    """Return the model's accuracy on held-out examples.
 
     Raises:
-        Diverged: it no longer makes numbers of them, as the next loss would not be one.
+        Diverged: a logit is not finite, as the next loss would not be.
     """
     try:
         return accuracy(model, inputs, labels, processes)
@@ -187,13 +188,13 @@ class _Loop:
 
     def train(self) -> tuple[Classifier, State]:
         if self.state.phase == 0:
-            held = self.held if len(self.held) else None  # of classes with one example, none is
+            held = self.held if len(self.held) else None  # empty if each class has one example
             self._phase(Phase("fit", self.fit, held, self.recipe.epochs))
             self.state.epochs = self.state.best_epoch if self.best is not None else None
             if self.recipe.refit:
                 self.state.phase, self.state.step, self.state.stopped = 1, 0, False
                 self.best = None
-                # What it has on a GPU goes first: it and its graphs know each other.
+                # Free its GPU memory first: the trainer and its graphs refer to each other.
                 del self.trainer
                 gc.collect()
                 self.trainer = self._trainer()
@@ -210,7 +211,7 @@ class _Loop:
         return model, self.state
 
     def _latest(self, passed_over: Callable[[str], None]) -> checkpoints.Checkpoint | None:
-        """Return the checkpoint to go on from, which the first process finds and names."""
+        """Return the checkpoint to resume from, which the first process finds and names."""
         found, name, folder = None, "", self.run.checkpoints
         if self.processes.first:
             self.run.sweep()
@@ -226,7 +227,7 @@ class _Loop:
         return found
 
     def _state(self, found: checkpoints.Checkpoint) -> State:
-        """Return where a checkpoint stands, if it is one of this run as it was begun."""
+        """Return a checkpoint's state, if this run made it with the choices it has now."""
         held, path = dict(found.state), self.run.checkpoints / _name(found.state)
         self.run.check_choices(held.pop(CHOICES, {}), path)
         for name in sorted(held.keys() - asdict(self.state).keys()):
@@ -236,7 +237,7 @@ class _Loop:
         return State(**held)
 
     def _agree(self, what: str) -> None:
-        """Make sure that all processes have the same state and parameters, frozen ones too."""
+        """Check that all processes have the same state and parameters, including frozen ones."""
         if self.processes.size > 1:
             clocks = {"rows": [], "seconds": 0, "stepping": 0, "waiting": 0}  # each has its own
             state = asdict(self.state) | clocks
@@ -247,7 +248,7 @@ class _Loop:
         return Trainer(self.run.first_model(self.ops), self.recipe, self.processes)
 
     def _phase(self, phase: Phase) -> None:
-        """Take the steps of a phase that are not taken yet."""
+        """Take the remaining steps of a phase."""
         state, recipe = self.state, self.recipe
         steps = phase.steps(recipe)
         unknown = self.run.codec.unknown if self.run.settings.model.input == "tokens" else None
@@ -279,7 +280,7 @@ class _Loop:
                     raise Interrupted(f"stopped at step {state.step} of {phase.name}")
 
     def _asked_to_stop(self) -> bool:
-        """Whether this process was, or among several any of them before the step."""
+        """Whether this process was asked to stop; of several, whether any was before the step."""
         return self.stop.is_set() if self.processes.size == 1 else self.trainer.stop
 
     def _step(self, phase: Phase, batch: Prepared, steps: int) -> None:
@@ -300,12 +301,12 @@ class _Loop:
         self._tell(phase, steps, None)
 
     def _take_losses(self) -> None:
-        """Take over the losses of the steps that are known of."""
+        """Move the losses known so far from the trainer to the state."""
         self.state.losses += self.trainer.losses
         self.trainer.losses.clear()
 
     def _settle(self) -> None:
-        """Wait for what the last step gave, before anything is said or kept of it."""
+        """Wait for the last step's result, before it is reported or saved."""
         self.trainer.settle()
         self._take_losses()
 
@@ -332,7 +333,7 @@ class _Loop:
         self._agree("parameters after an epoch")
 
     def _row(self, phase: Phase, steps: int, accuracy: float | None) -> None:
-        """Sum up the steps since the last row."""
+        """Add a row to the metrics for the steps since the last row."""
         self._settle()
         state = self.state
         if not state.losses and accuracy is None:
@@ -354,7 +355,7 @@ class _Loop:
         state.losses.clear()
 
     def _tell(self, phase: Phase, steps: int, accuracy: float | None) -> None:
-        """Tell the observer, with the time left in this phase and the ones to come."""
+        """Tell the observer the progress, with the time left in this phase and those to come."""
         left = steps - self.state.step
         if phase.name == "fit" and self.recipe.refit:
             both = len(self.fit) + len(self.held)
@@ -369,7 +370,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
-        """Where a process is lost, write a checkpoint of how far it came, if there is none."""
+        """If a process is lost, write a checkpoint of the last step, unless there is one."""
         try:
             yield
         except Lost:
@@ -393,5 +394,5 @@ class _Loop:
 
 
 def _name(state: Mapping[str, Any]) -> str:
-    """Return the name of a state's checkpoint, from which `checkpoints` knows its age."""
+    """Return the name of a state's checkpoint, by which `checkpoints` orders them."""
     return f"{state['phase']}-{state['step']:08d}"

@@ -1,7 +1,7 @@
-"""The optimizer a recipe names, over the flat buffer, and its state in buffers beside it.
+"""The optimizer a recipe names, over the flat buffer, with its state in buffers beside it.
 
-Parameters that are frozen have no state and no gradient: what learns lies in buffers of its own
-layout. Parameters that learn at one rate and lie side by side are one launch.
+Frozen parameters have no state and no gradient: state and gradients lie in buffers with a layout of
+the learning parameters alone. Adjacent parameters with the same learning rate share a launch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ STATE = {"adamw": ("m", "v"), "adam": ("m", "v"), "sgd": ("momentum",), "adagrad
 
 
 class Stretch(NamedTuple):
-    """Neighbours that learn at one rate.
+    """Adjacent parameters with the same learning rate.
 
     Attributes:
         params: where they lie in the buffer of all parameters.
-        learned: where in those of what learns.
+        learned: where they lie in buffers of the learning parameters alone.
         decay_numel: how many leading elements decay.
-        factor: by which their learning rate differs from the step's.
+        factor: their learning rate divided by the step's.
     """
 
     params: slice
@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(layout: Layout, learned: Layout, factors: Mapping[str, float]) -> list[Stretch]:
-    """Return the parameters of `learned`, some of those of `layout`, in as few as there can be."""
+    """Return the parameters of `learned`, a subset of those of `layout`, in as few as possible."""
     found: list[Stretch] = []
     for name in learned.shapes:
         (start, stop), (first, last) = layout.extent(name), learned.extent(name)
@@ -58,7 +58,7 @@ class Optimizer:
         self.state = {name: ops.zeros((numel,), dtype) for name in STATE[recipe.optimizer]}
 
     def numbers(self, step: int, lr: float) -> list[tuple[float, ...]]:
-        """Return the numbers that each stretch's kernel takes for a step: `count` of them."""
+        """Return, for each stretch, the `count` numbers that its kernel takes for a step."""
         rates = [lr * at.factor for at in self.over]
         if self.count == 1:
             return [(rate,) for rate in rates]
@@ -67,7 +67,7 @@ class Optimizer:
 
     @property
     def count(self) -> int:
-        """How many numbers change from step to step."""
+        """How many numbers of a stretch change from step to step."""
         return 3 if self.recipe.optimizer in ("adam", "adamw") else 1
 
     def step(
@@ -83,8 +83,8 @@ class Optimizer:
     ) -> None:
         """Take one step; `step` counts from 1.
 
-        On the Triton side the step may be that of the `numbers` in memory, one row for each
-        stretch, and `go` say there whether it is to change anything.
+        On the Triton side, `numbers` in memory, one row for each stretch, may take the place of
+        `step` and `lr`, and `go`, in memory too, says whether the step may change anything.
         """
         recipe, optimizers = self.recipe, self.ops.optimizers
         how: dict[str, Any] = {"weight_decay": recipe.weight_decay}

@@ -1,4 +1,4 @@
-"""Loss and validation accuracy over the steps of a run, drawn to a file."""
+"""The plot of a run: loss and validation accuracy over its steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ INK, LOSS, ACCURACY, BASELINE = "#333333", "#c44e52", "#4c72b0", "#888888"
 
 
 def plot(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-    """Draw what a run's metrics and result say, whole or not at all.
+    """Plot a run's metrics and result to a file, which appears complete or not at all.
 
-    The ending of `path` chooses the format.
+    The extension of `path` chooses the format.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any
     title = f"{result['data']}: {result['parameters']:,} parameters, seed {result['seed']}"
     left.set_title(title, parse_math=False)  # a file's name may hold a dollar
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of scripts that the font lacks
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # in scripts that the font lacks
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=120, format=path.suffix[1:])
     write_files(path.parent, {path.name: drawn.getvalue()})

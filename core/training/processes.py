@@ -1,28 +1,28 @@
-"""One process or several, on one machine or more: who works on what, and how they add it up.
+"""One process or several, on one machine or more: how they share the work and add it up.
 
-`torchrun` starts the processes and says so in the environment. Each has a copy of the model and the
-parts of every batch that fall to it; the only thing they exchange in a step is one buffer, the
-gradient with the losses and the wish to stop at its end, added over all by one all-reduce.
+`torchrun` starts the processes and says so in the environment. Each has a copy of the model and
+takes its share of the parts of every batch; all they exchange in a step is one buffer, the gradient
+followed by the losses and the stop flag, summed over all processes by one all-reduce.
 
-The all-reduce is written out, for the sake of its order of addition. A library's adds in an order
-that depends on how many there are; this one, recursive halving and doubling (Thakur, Rabenseifner &
-Gropp 2005, "Optimization of Collective Communication Operations in MPICH", 4.5), adds every element
-over a balanced binary tree,
+The all-reduce is written out to fix its order of addition. A library's order depends on the number
+of processes; this one, recursive halving and doubling (Thakur, Rabenseifner & Gropp 2005,
+"Optimization of Collective Communication Operations in MPICH", 4.5), adds every element over a
+balanced binary tree,
 
     ((g0 + g1) + (g2 + g3)) + ((g4 + g5) + (g6 + g7))
 
 which is also how one process adds its parts (`trainer.added`). So a run has the same bits on any
-number of processes that divides its parts and is a power of two, and may change it when it is
-resumed. Every process sends and receives 2·(1 − 1/N) times the buffer, as in a ring, in 2·log₂N
-exchanges, where a ring takes 2·(N − 1). Neighbours come first, and with them the largest halves:
-of N processes, 8 to a machine, an eighth of the bytes leaves the machine. How far that scales, and
-why the exchange is not begun while the backward pass still runs, is counted in `scaling`.
+number of processes that divides its parts and is a power of two, and the number may change when it
+is resumed. Every process sends and receives 2·(1 − 1/N) times the buffer, as in a ring, in 2·log₂N
+exchanges, where a ring takes 2·(N − 1). Neighbours exchange first, when the halves are largest:
+of N processes, 8 to a machine, an eighth of the bytes leaves the machine. `scaling` estimates how
+far that scales, and why the exchange does not begin while the backward pass still runs.
 
-NumPy's buffers, and those of kernels that run on the CPU, go through Gloo, a GPU's through NCCL. A
-process that dies closes its connections, so that over Gloo its partner notices at once; over NCCL
-`torchrun` ends the others, 30 s later at the most. This is the only module that knows
-`torch.distributed`, and it imports torch only where there are several processes. The folder of a
-run must be one that all of them see.
+Buffers in NumPy, or of kernels that run on the CPU, go through Gloo, a GPU's through NCCL. A
+process that dies closes its connections, so over Gloo its partner notices at once; over NCCL
+`torchrun` ends the others at most 30 s later. This is the only module that uses
+`torch.distributed`, and it imports torch only if there are several processes, all of which must see
+the run's folder.
 """
 
 from __future__ import annotations
@@ -38,41 +38,41 @@ import numpy as np
 
 from twofold.reference import checks
 
-# As long as anyone may have the others wait: the first for its data, all for their kernels to be
-# compiled. It ends a run whose process hangs; one that dies is noticed at once.
+# Longest that a process may keep the others waiting: the first to read its data, any to compile its
+# kernels. It ends a run in which a process hangs; one that dies is noticed at once.
 TIMEOUT = 600.0
-LINGERING = 5.0  # seconds, well inside the 30 after which torchrun kills
+LINGERING = 5.0  # seconds, well within the 30 after which torchrun kills
 SIZES, PORTS = range(1, 2**31), range(2**16)
-AWARE = "twofold/aware"  # how many know of a loss, in the store
+AWARE = "twofold/aware"  # key in the store: how many processes know of a loss
 
 
 class Lost(RuntimeError):
-    """Another process no longer answers; what was begun with it is undone."""
+    """Another process no longer answers; the step begun with it is undone."""
 
 
 class Apart(ValueError):
-    """The processes do not have the same, where they must."""
+    """The processes differ in something that must be the same."""
 
 
 class Processes:
-    """One process alone, and what several have in common with it.
+    """A process on its own, and the interface of several.
 
     Attributes:
-        rank, size: which one this is, counted from 0, and of how many.
+        rank, size: the number of this process, counted from 0, and of how many.
     """
 
     rank, size = 0, 1
 
     @property
     def first(self) -> bool:
-        """Whether it is this one that writes files and shows how it goes."""
+        """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
     def share(self, parts: int) -> range:
-        """Return the parts of every batch that fall to this process: neighbours.
+        """Return this process's parts of every batch, which are adjacent.
 
         Raises:
-            ValueError: they cannot be dealt out evenly.
+            ValueError: the parts cannot be divided evenly.
         """
         must = f"a multiple of {self.size}, the number of processes"
         checks.require(parts % self.size == 0, "parts", parts, must)
@@ -80,7 +80,7 @@ class Processes:
         return range(self.rank * each, (self.rank + 1) * each)
 
     def add(self, buffer: Any) -> None:
-        """Replace a buffer (n,), of either side, by its sum over all processes, in place.
+        """Replace a buffer (n,) of either side by its sum over all processes, in place.
 
         Raises:
             Lost: a process died or hangs; the buffer's content is undefined.
@@ -93,24 +93,24 @@ class Processes:
         return int(total[0])
 
     def told(self, text: str) -> str:
-        """Return the text of the first process; what the others have is passed over."""
+        """Return the first process's text; the others' is ignored."""
         said = np.frombuffer((text if self.first else "").encode(), np.uint8)
         buffer = np.zeros(self.count(len(said)), np.uint8)
-        buffer[: len(said)] = said  # and zeros elsewhere: the sum is what the first one says
+        buffer[: len(said)] = said  # zeros in the others, so the sum is the first's text
         self.add(buffer)
         return buffer.tobytes().decode()
 
     def agreed(self, what: str, digest: str) -> None:
-        """Make sure that all processes have the same.
+        """Check that all processes have the same digest.
 
         Raises:
-            Apart: in all of them, if one has another digest than the first.
+            Apart: in all of them, if any digest differs from the first process's.
         """
         if others := self.count(digest != self.told(digest)):
             raise Apart(f"{others} of {self.size} processes have other {what} than the first one")
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have reached this call."""
         self.count(0)
 
 
@@ -118,7 +118,7 @@ ALONE = Processes()
 
 
 class Several(Processes):
-    """One process among those that `torchrun` started."""
+    """One of the processes that `torchrun` started."""
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -130,7 +130,7 @@ class Several(Processes):
         size = _number("WORLD_SIZE", SIZES)
         local = _number("LOCAL_RANK", range(size), "0")
         for name, among in (("RANK", range(size)), ("MASTER_PORT", PORTS)):
-            _number(name, among)  # torch names none
+            _number(name, among)  # torch's own error names no variable
         checks.require(size & (size - 1) == 0, "the number of processes", size, "a power of two")
         try:
             import torch
@@ -157,11 +157,11 @@ class Several(Processes):
             raise Lost(f"not all of {size} processes came: {_short(fault)}") from fault
 
     def leave(self) -> None:
-        """End the connections.
+        """Close the connections.
 
-        After a loss that is how the news spreads. The first process then stays until all have it,
-        since the store that says who was lost may live in it. NCCL's, where there are any, are left
-        to the process's end: to end them one by one would wait for the lost one.
+        After a loss, that is how the others learn of it. The first process then stays until all
+        know, since the store that says who was lost may live in it. NCCL's connections, if any, are
+        left to the end of the process: closing them one by one would wait for the lost process.
         """
         if not self._broken or not self._on_gpu:
             self._dist.destroy_process_group()
@@ -172,7 +172,7 @@ class Several(Processes):
                     time.sleep(0.01)
 
     def add(self, buffer: Any) -> None:
-        """Add over all processes by recursive halving and doubling, nearest neighbours first."""
+        """Sum over all processes by recursive halving and doubling, nearest neighbours first."""
         x = self._torch.from_numpy(buffer) if isinstance(buffer, np.ndarray) else buffer
         if x.is_cuda and self._backend == "gloo":
             raise ValueError(f"process {self.rank} has no GPU of its own; start one for each GPU")
@@ -195,7 +195,7 @@ class Several(Processes):
             self._exchange(partner, kept, given)
 
     def _received(self, like: Any) -> Any:
-        """Return room for what is received: the first, largest half's is used again."""
+        """Return a buffer for what is received, reusing that of the first, largest half."""
         key = (like.dtype, like.device)
         if key not in self._scratch or self._scratch[key].numel() < like.numel():
             self._scratch[key] = self._torch.empty_like(like)
@@ -217,8 +217,8 @@ class Several(Processes):
             ) from fault
 
     def _first_lost(self, partner: int) -> int:
-        """Return who was lost first: a partner may have left because it lost its own."""
-        with contextlib.suppress(RuntimeError):  # the store may have died with the lost one
+        """Return which process was lost first: a partner may have left because it lost its own."""
+        with contextlib.suppress(RuntimeError):  # the store may have died with the lost process
             partner = int(self._store.compare_set("twofold/lost", "", str(partner)))
             self._store.add(AWARE, 1)
         return partner
@@ -226,15 +226,16 @@ class Several(Processes):
 
 @contextlib.contextmanager
 def joined(timeout: float = TIMEOUT) -> Iterator[Processes]:
-    """Be one of the processes that the environment speaks of, or alone where it speaks of none.
+    """Join the processes that the environment describes, or be alone if it describes none.
 
     Args:
         timeout: seconds that a process waits for another.
 
     Raises:
-        ValueError: the environment is not torchrun's, or the number no power of two.
+        ValueError: the environment is not torchrun's, or the number of processes is not a power of
+            two.
         ImportError: torch is not installed.
-        Lost: they do not all come.
+        Lost: not all processes join.
     """
     if _number("WORLD_SIZE", SIZES, "1") == 1:
         yield ALONE
@@ -247,10 +248,10 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Processes]:
 
 
 def _number(name: str, among: range, default: str = "") -> int:
-    """Return the number that the environment has by this name.
+    """Return the number in an environment variable.
 
     Raises:
-        ValueError: it has none, or one that is not among those.
+        ValueError: it is missing, not a number, or not in `among`.
     """
     text = os.environ.get(name, default)
     fits = text.isdecimal() and int(text) in among
@@ -259,5 +260,5 @@ def _number(name: str, among: range, default: str = "") -> int:
 
 
 def _short(fault: Exception) -> str:
-    """Return the sentence of torch's message that says what happened, without where in torch."""
+    """Return the sentence of torch's message that says what happened, not where in torch."""
     return str(fault).strip().splitlines()[0].split("] ", 1)[-1].split(". ")[0][:200]

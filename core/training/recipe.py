@@ -18,36 +18,36 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Choices of a training run; refused with a named error where impossible.
+    """Choices of a training run; an impossible one raises an error that names it.
 
     Attributes:
-        seed: of everything that is drawn: first parameters, order, dropout.
+        seed: of everything that is drawn: initial parameters, order, dropout.
         epochs, batch_size: passes over the examples, and how many of them make a step.
-        parts: micro-batches that a batch is worked on in, each with dropout masks of its own; the
+        parts: micro-batches that a batch is split into, each with dropout masks of its own; their
             gradients are added. On the NumPy side every part has a thread. Several processes share
-            them evenly.
-        optimizer: one of `OPTIMIZERS`; "adam" couples weight decay to the gradient, "adamw" not.
+            the parts evenly.
+        optimizer: one of `OPTIMIZERS`; "adam" adds weight decay to the gradient, "adamw" does not.
         lr: peak learning rate.
         schedule: "linear" or "cosine" decay towards 0 after the peak, or "constant".
         warmup: share of all steps in which the rate climbs linearly to its peak.
         weight_decay: of matrices; biases and norms do not decay.
         momentum: of SGD.
         frozen: how many parts of the model, from below, do not learn: 1 for the embeddings, 1 + n
-            for them and n layers.
-        layer_decay: what the learning rate of each part is multiplied by, once for every part above
-            it; 1 makes no difference between them.
+            for the embeddings and n layers.
+        layer_decay: factor on the learning rate of each part, applied once for every part above
+            it; 1 gives all parts the same rate.
         max_norm: the gradient is clipped to this norm; 0 does not clip.
         label_smoothing: share of every target spread over all classes.
-        soft_targets: learn from graded labels where the data has them.
+        soft_targets: learn from soft labels where the data has them.
         word_dropout: share of training tokens replaced by the unknown word.
-        average: decay of the running average of parameters that the model ends with; 0 for none.
+        average: decay of the running average of parameters that becomes the model; 0 for none.
         patience: stop after this many epochs without a better validation accuracy and go back to
             the best; 0 trains to the end.
-        refit: after the fit that holds validation out, fit again on train and validation together.
+        refit: after the fit that holds validation out, fit again on training and validation data.
         checkpoint_steps: steps between checkpoints.
-        precision: of the model's forward and backward pass, one of `PRECISIONS`. Parameters, their
-            gradients' sums, moments, averages and the loss are float32 in either, and so is the
-            model that training ends with. bfloat16 is for the kernels alone.
+        precision: of the model's forward and backward pass, one of `PRECISIONS`. In either,
+            parameters, sums of gradients, moments, averages and the loss are float32, and so is the
+            model that training ends with. Only the kernels have bfloat16.
     """
 
     seed: int = 0
@@ -89,25 +89,25 @@ class Recipe:
         checks.choice("precision", self.precision, PRECISIONS)
 
     def check_side(self, side: str) -> None:
-        """Refuse what a side, by its name, cannot do."""
+        """Raise `ValueError` if the side of this name cannot do what the recipe asks."""
         able = self.precision == "float32" or side == "triton"
         checks.require(able, "precision", repr(self.precision), "'float32' on the NumPy side")
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the recipe written as these fields; an unknown one is a `ValueError`."""
+        """Return the recipe from its fields; an unknown one raises `ValueError`."""
         known = tuple(f.name for f in dataclasses.fields(cls))
         for name in fields:
             checks.choice("a field of the recipe", name, known)
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name, fit for `json.dump`."""
+        """Return the fields by name, ready for `json.dump`."""
         return dataclasses.asdict(self)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate of a step, 1 ≤ step ≤ steps: it climbs, then keeps to a schedule."""
+    """Return the learning rate of a step, 1 ≤ step ≤ steps: warmup, then the schedule."""
     climbing = round(recipe.warmup * steps)
     if step <= climbing:
         return recipe.lr * step / climbing

@@ -1,19 +1,19 @@
-"""The step on the Triton side: everything it reads lies where it lay, so it can be captured.
+"""The step on the Triton side: it reads everything from fixed addresses, so it can be captured.
 
-A batch, its seeds, the optimizer's numbers for the step and the wish to stop are written into
-buffers; forward, loss, backward, sum of the parts, norm, clipping, update, rounding to bfloat16 and
-average then run with the host nowhere in between, on a GPU as one CUDA graph for each shape of a
-batch (`core.captured`). Shapes are those of the batch, padded to its longest example and no
-further: which features are dropped depends on their place in the padded batch, so that padding to a
-few lengths would draw other masks than the NumPy side does. Batches hold examples of similar
-length; the shapes that come back are the ones that are captured.
+A batch, its seeds, the optimizer's numbers for the step and the stop flag are written into buffers;
+forward, loss, backward, sum of the parts, norm, clipping, update, rounding to bfloat16 and
+average then run without the host in between, on a GPU as one CUDA graph for each batch shape
+(`core.captured`). A batch is padded to its longest example and no further: which features are
+dropped depends on their position in the padded batch, so padding to a few lengths would draw other
+masks than the NumPy side does. Batches hold examples of similar length; only shapes that recur are
+captured.
 
-Where the loss or the norm is not finite the update changes nothing, nor does any later one, until
-the host has read it and raised `Diverged`. On a GPU that is a step late: losses are brought back
-while the next step runs. Whoever needs everything that is known calls `settle`.
+If the loss or the norm is not finite, neither this update nor any later one changes anything until
+the host has read the result and raised `Diverged`. On a GPU that is a step late: losses are brought
+back while the next step runs. `settle` waits for the last result.
 
-Several processes add their gradients between backward and update, in Python, step by step: there
-the passes and the update are captured each by itself, and every step's losses are waited for.
+Several processes add their gradients between backward and update, from Python: the passes and the
+update are then captured separately, and every step waits for its losses.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from twofold.core.training.batches import Array, Prepared
 if TYPE_CHECKING:
     from twofold.core.training.trainer import Trainer
 
-# Shapes that are captured; whatever others there are run as they come. Eight epochs over the movie
-# reviews have 78, and 93 in the refit, in batches of 64; 118 and 129 in batches of 32.
+# Most shapes that are captured; any others run uncaptured. Eight epochs over the movie reviews have
+# 78, and 93 in the refit, in batches of 64; 118 and 129 in batches of 32.
 MOST = 128
-ALIGNED = 2  # int64 from one seed to the next: compiled kernels are told of 16-byte alignment
-SHARE, MOVE = 0, 1  # places in the first row of the numbers
+ALIGNED = 2  # int64 from one seed to the next: kernels are compiled for 16-byte alignment
+SHARE, MOVE = 0, 1  # positions in the first row of the numbers
 
 
 class Pending(NamedTuple):
-    """A step whose result is on its way: its number, its examples, and what waits for it."""
+    """A step whose result is on its way: its number, its examples, and the call that waits."""
 
     step: int
     examples: int
@@ -49,7 +49,7 @@ class Resident:
     """Takes a trainer's steps.
 
     Attributes:
-        late: whether a step's result is read when the next one has begun.
+        late: whether a step's result is read only after the next one has begun.
         alone: whether there is no other process.
     """
 
@@ -63,8 +63,8 @@ class Resident:
         self._seeds, self._numbers, self._stop = self._told.arrays
         self._seeds_at = [[row[site, 0] for site in range(sites)] for row in self._seeds]
         self._go = ops.asarray(np.array(True))
-        # The loss of every part, the wish to stop, the norm. What processes add up, all but the
-        # norm, is written behind the gradient, which they add up as well.
+        # The loss of every part, the stop flag, the norm. All but the norm are summed over
+        # processes, and so are written behind the gradient, which is summed too.
         self._result = ops.zeros((trainer.recipe.parts + 2,))
         self.alone = trainer.processes.size == 1
         numel = trainer.learned.numel
@@ -74,7 +74,7 @@ class Resident:
         self._pending: Pending | None = None
 
     def learn(self, batch: Prepared, step: int, lr: float, stop: bool) -> None:
-        """Take a step: `Trainer.learn`, whose arguments and errors these are."""
+        """Take a step; arguments and errors are those of `Trainer.learn`."""
         trainer, ops = self.trainer, self.ops
         taken = self._step(batch)
         taken.batch.write(_arrays(batch))
@@ -94,7 +94,7 @@ class Resident:
         """Wait for the last step's result.
 
         Raises:
-            Diverged: it is not finite.
+            Diverged: the result is not finite.
         """
         last, self._pending = self._pending, None
         if last is not None:
@@ -118,7 +118,7 @@ class Resident:
         return self._steps[key]
 
     def _drawn(self, step: int) -> Array:
-        """Return the seeds of a step's masks, as they lie."""
+        """Return the seeds of a step's masks, laid out as in their buffer."""
         trainer = self.trainer
         seeds, sites = np.zeros(tuple(self._seeds.shape), np.int64), self._seeds.shape[1]
         for row, part in zip(seeds, trainer.parts, strict=True):
@@ -126,7 +126,7 @@ class Resident:
         return seeds
 
     def _scalars(self, examples: int, step: int, lr: float) -> Array:
-        """Return the numbers of a step, as they lie: worked out in float64, rounded once."""
+        """Return a step's numbers, laid out as in their buffer: float64 results rounded once."""
         numbers = np.zeros(tuple(self._numbers.shape), np.float32)
         decay = self.trainer.decay(step)
         numbers[0, :2] = 1 / examples, 1 - decay
@@ -135,7 +135,7 @@ class Resident:
         return numbers
 
     def passes(self, parts: Sequence[tuple[Any, ...]]) -> None:
-        """Write the gradient of this process's parts, the loss of each, and the wish to stop.
+        """Write the gradient of this process's parts, the loss of each, and the stop flag.
 
         Args:
             parts: inputs, lengths and targets of each.
@@ -147,20 +147,20 @@ class Resident:
         ]
         trainer.sum_of_parts(len(losses))
         if len(losses) < trainer.recipe.parts:
-            self._found[:-1] = -0.0  # which changes nothing that other processes add to it
+            self._found[:-1] = -0.0  # adding −0 changes no other process's loss
         for i, loss in enumerate(losses, trainer.parts.start):
             self._found[i] = loss
         self._found[-1:] = self._stop
 
     def update(self) -> None:
-        """Take the optimizer's step, if all is finite, with what follows it."""
+        """Take the optimizer's step, if all is finite, then round and average."""
         trainer, numel = self.trainer, self.trainer.learned.numel
         grads = trainer.grads[0]
         norm = self.ops.optimizers.global_norm(grads[:numel])
         if not self.alone:
             self._result[:-1] = self._found
         self._result[-1] = norm
-        self._go &= self._result.norm(math.inf) < math.inf  # of NaN it is NaN
+        self._go &= self._result.norm(math.inf) < math.inf  # NaN if any is NaN
         numbers = [row[: trainer.optimizer.count] for row in self._numbers[1:]]
         trainer.optimizer.step(
             trainer.model.flat, grads[:numel], step=1, lr=0.0, grad_norm=norm,
@@ -168,13 +168,13 @@ class Resident:
         )  # fmt: skip
         trainer.round()
         if trainer.average is not trainer.model:
-            move = self._numbers[0, MOVE] * self._go  # by 0 it stays where it is
+            move = self._numbers[0, MOVE] * self._go  # 0 leaves the average unchanged
             for at in trainer.optimizer.over:
                 trainer.average.flat[at.params].lerp_(trainer.model.flat[at.params], move)
 
 
 class _Step:
-    """What runs for batches of one shape, and where they are written for it."""
+    """What runs for batches of one shape, with the buffers they are written to."""
 
     def __init__(self, resident: Resident, batch: Prepared, captured: Any) -> None:
         self.batch = resident.ops.buffers(_arrays(batch))
@@ -190,7 +190,7 @@ class _Step:
 
 
 def _arrays(batch: Prepared) -> list[Array]:
-    """Return inputs, lengths and targets of every part, one after the other."""
+    """Return inputs, lengths and targets of every part, in turn."""
     return [x for part, targets in batch.parts.values() for x in (*part, targets)]
 
 

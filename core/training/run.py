@@ -1,13 +1,13 @@
-"""A run's folder: settings, vocabulary, checkpoints, metrics, the model, results, a plot.
+"""A run's folder: settings, vocabulary, checkpoints, metrics, the model, the result, a plot.
 
-run.json          what was asked for
+run.json          the settings
 tokenizer.json    the vocabulary, for texts
 checkpoints/      the last two
 metrics.csv       loss and accuracy along the way
 model/            the parameters that training ended with
-huggingface/      the same for `transformers`, where it is a BERT
-result.json       what came of it
-plot.png          the same, to look at
+huggingface/      the same for `transformers`, if the model is a BERT
+result.json       baselines, test accuracy, times
+plot.png          loss and accuracy, plotted
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ SETTINGS_FILE, RESULT_FILE, METRICS_FILE, PLOT_FILE = (
     "metrics.csv",
     "plot.png",
 )
-BEGUN = (SETTINGS_FILE, *codecs.FILES)  # what a new run's folder holds
+BEGUN = (SETTINGS_FILE, *codecs.FILES)  # files in a new run's folder
 COLUMNS = ("phase", "epoch", "step", "lr", "loss", "grad_norm", "validation_accuracy", "seconds")
 
-# What a result is asked for, at the least.
+# Keys that a result must have.
 RESULT = {
     "baselines", "parameters", "seconds", "steps_per_second", "test_accuracy",
     "validation_accuracy",
@@ -55,12 +55,12 @@ RESULT = {
 
 
 class RunError(ValueError):
-    """A folder that is no run, or one that cannot be used as asked."""
+    """A folder is not a run's, or cannot be used as asked."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder, the settings in it, and the codec they name."""
+    """A run: its folder, the settings in it, and the codec they name."""
 
     folder: Path
     settings: Settings
@@ -71,7 +71,7 @@ class Run:
         """Write a new run's folder.
 
         Raises:
-            RunError: there is something in it already, it is where we are, or it cannot be made.
+            RunError: the folder is not empty, is the current one, or cannot be made.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Run:
         """Read a run's folder.
 
         Raises:
-            RunError: it is none, or its settings cannot be read; the message says why.
+            RunError: it is not a run's folder, or cannot be read; the message says why.
         """
         path = folder / SETTINGS_FILE
         try:
@@ -111,12 +111,12 @@ class Run:
             raise RunError(f"{folder} has no vocabulary that fits it: {broken}") from broken
 
     def discard(self) -> bool:
-        """Unmake a new run's folder, in which nothing was done yet; return whether it was so."""
+        """Delete a new run's folder if training has not begun in it; return whether it was new."""
         if self.checkpoints.exists():
             return False
         for name in BEGUN:
             (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # there was more in it
+        with suppress(OSError):  # it holds other files
             self.folder.rmdir()
         return True
 
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def plot(self) -> Path:
-        """The picture of the run."""
+        """The plot of the run."""
         return self.folder / PLOT_FILE
 
     @property
@@ -148,7 +148,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training has come to its end, and what it ended with is still whole."""
+        """Whether training has ended, and its model and result are still intact."""
         try:
             checkpoints.load(self.model_folder)
         except checkpoints.CheckpointError:
@@ -156,7 +156,7 @@ class Run:
         return (self.folder / RESULT_FILE).exists()
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `RunError` unless it is the data, with the labels, that the run was begun with."""
+        """Raise `RunError` unless data and labels are those that the run was begun with."""
         same = fingerprint(dataset) == self.settings.data_sha256
         if not same or dataset.labels != self.settings.labels:
             was = f"{self.settings.data} is not the data that {self.folder} was begun with"
@@ -164,14 +164,14 @@ class Run:
             raise RunError(was + named)
 
     def choices(self) -> dict[str, Any]:
-        """Return the settings that steps depend on, by name, as JSON has them."""
+        """Return the settings that steps depend on, by name, as JSON stores them."""
         settings = self.settings.to_json()
         found: dict[str, Any] = json.loads(json.dumps(settings["model"] | settings["recipe"]))
         del found["checkpoint_steps"]
         return found
 
     def check_choices(self, begun: Mapping[str, Any], path: Path) -> None:
-        """Raise `RunError` where settings are not those that a checkpoint was made with."""
+        """Raise `RunError` if settings differ from those that a checkpoint was made with."""
         ours, file = self.choices(), self.folder / SETTINGS_FILE
         for name in sorted(ours.keys() & begun.keys()):
             if ours[name] != begun[name]:
@@ -196,7 +196,7 @@ class Run:
         return model
 
     def write_model(self, model: Classifier) -> None:
-        """Keep the parameters, one tensor each, by name; a BERT also as Hugging Face does."""
+        """Save the parameters, one tensor each, by name; a BERT also in Hugging Face's format."""
         tensors = {n: model.ops.to_numpy(x) for n, x in model.params.items()}
         checkpoints.save(self.model_folder, tensors, {"config": model.config.to_json()})
         if isinstance(self.codec, TextCodec) and bert.is_bert(model.config):
@@ -229,7 +229,7 @@ class Run:
         return model
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the metrics, a row each."""
+        """Write the metrics, row by row."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -237,7 +237,7 @@ class Run:
         whole.write_text(self.folder / METRICS_FILE, text.getvalue())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metrics, a row each; of their numbers those that were none are None."""
+        """Return the rows of the metrics; empty values are None."""
         with (self.folder / METRICS_FILE).open(newline="") as file:
             rows = [dict(row) for row in csv.DictReader(file)]
         return [
@@ -246,14 +246,14 @@ class Run:
         ]
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write what came of the run; from now on it is finished."""
+        """Write the run's result, which marks it as finished."""
         whole.write_text(self.folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
 
     def result(self) -> dict[str, Any]:
-        """Return what came of the run.
+        """Return the run's result.
 
         Raises:
-            RunError: the file was changed.
+            RunError: the file was damaged or changed.
         """
         path = self.folder / RESULT_FILE
         try:
@@ -270,15 +270,15 @@ class Run:
 def check_vacant(named: str, folder: Path) -> None:
     """Refuse a new run's folder that is not empty.
 
-    What is in it could be written over, or taken for the run's own; but for what the beginning of
-    a run leaves behind that was interrupted.
+    Its content could be overwritten, or taken for the run's own. What the interrupted beginning of
+    a run left behind does not count.
 
     Args:
         named: what the folder is for, in words.
-        folder: it may not be there yet.
+        folder: need not exist yet.
 
     Raises:
-        RunError: it is not empty, no folder, or where we are.
+        RunError: it is not empty, not a folder, or the current one.
     """
     was = f"{named} is {str(folder)!r}"
     if folder.resolve() == Path.cwd():
@@ -296,14 +296,14 @@ def check_vacant(named: str, folder: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a run's folder; a process that dies lets go of it.
+    """Lock a run's folder against other processes; a process that dies releases the lock.
 
     Raises:
         RunError: another process holds it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of file systems that cannot
+        with suppress(OSError):  # the file system may have no locks
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

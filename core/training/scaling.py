@@ -1,21 +1,22 @@
-"""How far data parallelism scales, on paper: bytes, latency, and the share of time that is work.
+"""How far data parallelism scales, on paper: bytes, latency, and the share of time spent working.
 
 Nothing here is measured. A step exchanges one buffer by recursive halving and doubling
 (`processes`): with partner r XOR 2ᵏ at level k, k = 0 … log₂N − 1, two exchanges of n/2ᵏ⁺¹ bytes,
-one on the way down and one on the way up; the first levels stay in the machine. An exchange takes
+one on the way down and one on the way up; the first levels stay within a machine. An exchange takes
 α + bytes/β. Both directions of a link work at the same time.
 
 Links of a machine with eight H100s: NVLink 900 GB/s for both directions together (NVIDIA H100
 Tensor Core GPU data sheet), so β = 450 GB/s; InfiniBand NDR 400 Gb/s for each GPU (NVIDIA
-ConnectX-7 data sheet), so β = 50 GB/s. α is what NCCL's own model takes, a ring's with the protocol
+ConnectX-7 data sheet), so β = 50 GB/s. α is from NCCL's own model, for a ring with the protocol
 "Simple" (NCCL, src/graph/tuning.cc, `baseLat` and `hwLat`, commit 01afd20): 8.4 µs for a launch,
 and 3.4 µs over NVLink or 9.6 µs over the network.
 
-The work of a step is taken at its least, 6 operations for each weight and token (Kaplan et al.
-2020, "Scaling Laws for Neural Language Models", 2.1) at the H100's 495·10¹² operations a second
-(tf32, dense, data sheet), so that the efficiency, work ÷ (work + exchange), is at its least too:
-work that takes longer hides more. This is `twofold finetune` for MiniLM, whose 10,795,394 weights
-above the embeddings learn, with as many tokens on every GPU however many there are:
+The work of a step is a lower bound, 6 operations for each weight and token (Kaplan et al. 2020,
+"Scaling Laws for Neural Language Models", 2.1) at the H100's 495·10¹² operations a second
+(tf32, dense, data sheet), so the efficiency, work ÷ (work + exchange), is a lower bound too: the
+longer the work, the smaller the share of the exchange. The table is for `twofold finetune` of
+MiniLM, whose 10,795,394 weights above the embeddings learn, with the same number of tokens on every
+GPU however many GPUs there are:
 
 tokens a GPU    GPUs    MB sent    of them leave    ms exchange    efficiency    begun early
         8192       8         76                0           0.24         0.818          0.874
@@ -25,32 +26,32 @@ tokens a GPU    GPUs    MB sent    of them leave    ms exchange    efficiency   
       131072      64         85                9           0.54         0.970          0.980
       131072    1024         86               11           0.70         0.961          0.971
 
-The last column is what it would give, at the most, to begin the exchange while the backward pass
+The last column is the most that could be reached by beginning the exchange while the backward pass
 still runs: two halves of the gradient, each exchanged as soon as it is ready; more pieces gain less
-on many machines, since each has its own launches. It is not done. With tokens enough to keep a GPU
-busy it gains one point. It needs a backward pass that says when a layer is through, and a buffer in
-the order of layers, where now all matrices stand before all vectors. It gains nothing where a
-process has several parts, since no sum is ready before the last part's backward; and of the model
-that `twofold train` makes, 85% of the gradient is the embedding's table, which is ready last.
+on many machines, since each has its own launches. This is not done. With enough tokens to keep a
+GPU busy it gains one point. It needs a backward pass that says when a layer is finished, and a
+buffer in the order of layers, where now all matrices precede all vectors. It gains nothing if a
+process has several parts, since no sum is ready before the last part's backward; and in the model
+of `twofold train`, 85% of the gradient is the embedding table's, which is ready last.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-MACHINE = 8  # GPUs that NVLink joins
+MACHINE = 8  # GPUs joined by NVLink
 H100_FLOPS = 495e12  # tf32, dense, operations a second
 BACKWARD = 2 / 3  # of a step's operations
 
 
 class Link(NamedTuple):
-    """What an exchange takes: seconds, and bytes a second each way."""
+    """A link's latency in seconds, and its bytes a second each way."""
 
     alpha: float
     beta: float
 
     def seconds(self, size: float) -> float:
-        """Return how long it takes to send so many bytes and receive as many."""
+        """Return how long it takes to send `size` bytes and receive as many."""
         return self.alpha + size / self.beta
 
 
@@ -62,10 +63,10 @@ class Exchange(NamedTuple):
     """One all-reduce, for each process.
 
     Attributes:
-        sent: bytes that it sends, and receives.
-        leaving: how many of them go to another machine.
-        exchanges: with a partner, one after the other.
-        seconds: in all.
+        sent: bytes sent, which are also those received.
+        leaving: how many of these go to another machine.
+        exchanges: number of exchanges with a partner, one after another.
+        seconds: total time.
     """
 
     sent: float
@@ -104,8 +105,9 @@ def efficiency(seconds: float, size: float, processes: int, pieces: int = 1) -> 
         seconds: of work in a step.
         size: bytes of the gradient.
         processes: N, a power of two.
-        pieces: of the gradient, ready one after the other in the backward pass and each exchanged
-            as soon as it is ready and the one before it is through; 1 begins after the pass.
+        pieces: of the gradient, ready one after another in the backward pass and each exchanged
+            once it is ready and the one before it has been exchanged; with 1, the exchange begins
+            after the pass.
     """
     each = exchange(size / pieces, processes).seconds
     end = 0.0
@@ -116,7 +118,7 @@ def efficiency(seconds: float, size: float, processes: int, pieces: int = 1) -> 
 
 
 def table(weights: int = 10_795_394) -> str:
-    """Return the figures above."""
+    """Return the table in the module's docstring."""
     columns = ("tokens a GPU", "GPUs", "MB sent", "of them leave", "ms exchange", "efficiency")
     rows = ["    ".join((*columns, "begun early"))]
     for tokens in (8192, 131072):

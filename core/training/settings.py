@@ -1,7 +1,7 @@
-"""What a run was asked for, in one dataclass: `run.json` in the run's folder.
+"""A run's settings, in one dataclass: `run.json` in the run's folder.
 
-Defaults are those of the movie reviews; where another data set wants others, the table below says
-so. All of them were chosen on validation.
+The defaults are for the movie reviews; the table below has other data sets' different ones. All
+were chosen on validation data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twofold.core.model.config import ClassifierConfig
 from twofold.core.training.recipe import Recipe
 from twofold.reference import checks
 
-# Where a data set wants something else than the defaults of ClassifierConfig and Recipe.
+# Where a data set's defaults differ from those of ClassifierConfig and Recipe.
 PREFERENCES: dict[str, dict[str, dict[str, Any]]] = {
     "trec": {"model": {}, "recipe": {"epochs": 16, "batch_size": 32}},
     "digits": {
@@ -39,28 +39,28 @@ PREFERENCES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-LONGEST = 256  # tokens of a text that are read
-QUICK_EXAMPLES = 3000  # to train on in the short form
+LONGEST = 256  # most tokens read of a text
+QUICK_EXAMPLES = 3000  # training examples of a quick run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything needed to start a run, or to go on with it.
+    """Everything needed to start or resume a run.
 
     Attributes:
         data: name of a data set, or path of a file.
         text_column, label_column: of such a file; None for the usual names.
-        data_sha256: of what was read, so that a run never goes on with other data.
+        data_sha256: of the data that were read, so that a run never resumes with others.
         labels: names of the classes.
         side: "reference" or "triton".
         tokenizer: "words" or "bpe"; "wordpiece" is a pretrained model's.
-        tokenizer_sha256: of the vocabulary's file, so that a run never goes on with another; None
-            of images, and in runs from before it was kept.
+        tokenizer_sha256: of the vocabulary file, so that a run never resumes with another; None
+            for images, and in runs from before it was recorded.
         init: name or folder of the pretrained model that training begins with, or None.
-        init_sha256: of its weights, so that a run never goes on from others.
-        longest: tokens of a text that are read; None for as many as the model has positions.
+        init_sha256: of its weights, so that a run never resumes with others.
+        longest: most tokens read of a text; None for as many as the model has positions.
         patch: edge of an image's patches, in pixels.
-        quick: a short form: few examples, few epochs.
+        quick: a short run: few examples, few epochs.
         model, recipe: sizes and choices.
     """
 
@@ -81,11 +81,11 @@ class Settings:
     recipe: Recipe
 
     def dataset(self) -> Dataset:
-        """Return the data that the run was begun with, if it is still there, or here."""
+        """Return the run's data, from the path it had or, failing that, from the current folder."""
         return dataset_of(there_or_here(self.data), self.text_column, self.label_column, self.quick)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name, fit for `json.dump`."""
+        """Return the fields by name, ready for `json.dump`."""
         return dataclasses.asdict(self)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the settings written as these fields.
+        """Return the settings from their fields.
 
         Raises:
             ValueError, TypeError: naming a field that is missing, unknown or impossible.
@@ -129,12 +129,12 @@ class Settings:
 
 
 def located(data: str) -> str:
-    """Return a data set's name as it is, a file's path from wherever one may be."""
+    """Return a data set's name unchanged, a file's path as an absolute one."""
     return data if data in NAMES else str(Path(data).resolve())
 
 
 def there_or_here(located: str) -> str:
-    """Return the same, or what is here by its name where it is not there any more."""
+    """Return the path or, if it no longer exists, what has its name in the current folder."""
     path = Path(located)
     return path.name if not path.exists() and Path(path.name).exists() else located
 
@@ -142,7 +142,7 @@ def there_or_here(located: str) -> str:
 def dataset_of(
     data: str, text_column: str | None, label_column: str | None, quick: bool
 ) -> Dataset:
-    """Return a data set as a run reads it: whole, or in its short form."""
+    """Return a data set as a run reads it: whole, or shortened for a quick run."""
     dataset = load_dataset(data, text_column=text_column, label_column=label_column)
     return shortened(dataset, QUICK_EXAMPLES) if quick else dataset
 
@@ -153,7 +153,7 @@ def preferred(data: str, part: str) -> dict[str, Any]:
 
 
 def shortened(dataset: Dataset, examples: int) -> Dataset:
-    """Return a data set with so many training examples, drawn evenly over those there are."""
+    """Return a data set with this many training examples, taken evenly from all of them."""
     n = len(dataset.train_y)
     if n <= examples:
         return dataset

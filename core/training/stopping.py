@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by signals, which it looks at between two steps."""
+"""Stopping a run by signals, which are checked between two steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an event that is looked at between steps.
+    """Turn SIGINT, SIGTERM and SIGHUP into an event that is checked between steps.
 
-    A second one kills. A SIGHUP that is ignored, as under nohup, stays so.
+    A second signal of the same kind acts as it did before. A SIGHUP that was ignored, as under
+    nohup, stays ignored.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals belong to the main thread
+        yield stop  # only the main thread can handle signals
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     if before[signal.SIGHUP] == signal.SIG_IGN:

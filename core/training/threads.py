@@ -1,4 +1,4 @@
-"""The threads that the NumPy side works in; its results do not depend on how many there are."""
+"""The NumPy side's threads; results do not depend on their number."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _pool = ThreadPoolExecutor(_threads, "twofold")
 
 
 def use_threads(n: int) -> None:
-    """Let the NumPy side work on so many parts of a batch at a time; results do not change."""
+    """Let the NumPy side work on `n` parts of a batch at a time; results do not change."""
     global _pool, _threads
     _threads = n
     _pool = ThreadPoolExecutor(n, "twofold")
 
 
-# A fork has none of its parent's threads, which it would wait for.
+# A fork has none of its parent's threads, and would wait for them.
 os.register_at_fork(after_in_child=lambda: use_threads(_threads))
 
 
@@ -30,7 +30,7 @@ def parallel(work: Callable[[_X], _Y], items: Sequence[_X]) -> list[_Y]:
     """Apply `work` to every item, in threads; to one alone, in this one."""
 
     def quiet(item: _X) -> _Y:
-        with np.errstate(all="ignore"):  # what is not finite is seen in the loss; see Diverged
+        with np.errstate(all="ignore"):  # non-finite values show in the loss; see Diverged
             return work(item)
 
     return [quiet(items[0])] if len(items) == 1 else list(_pool.map(quiet, items))

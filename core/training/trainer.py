@@ -33,7 +33,7 @@ from twofold.core.training.threads import parallel
 from twofold.reference import checks
 from twofold.reference.checks import dtype_name
 
-SLICE = 1 << 15  # elements that are averaged at a time, so that they stay in cache
+SLICE = 1 << 15  # elements averaged at a time, so that they stay in cache
 
 
 class Diverged(ArithmeticError):
@@ -45,17 +45,17 @@ class Trainer:
 
     Attributes:
         model: learns in place.
-        working: the model that the passes go through: `model` itself, or its copy in bfloat16.
-        average: the model with running averages of the parameters, or `model` itself without them.
+        working: the model that the passes use: `model` itself, or its copy in bfloat16.
+        average: a model of the parameters' running averages, or `model` itself without them.
         grads: the buffers of the parts' gradients; the first one becomes their sum.
-        loss, grad_norm: of the last step that is known of.
-        losses: of all steps since somebody took them from here.
-        stop: whether any process was asked to stop, as of the last step that is known of.
-        resident: what takes the steps on the Triton side, None on the other.
+        loss, grad_norm: of the last step whose result is known.
+        losses: of all steps since the list was last emptied.
+        stop: whether any process was asked to stop, as of the last step whose result is known.
+        resident: what takes the steps on the Triton side; None on the NumPy side.
 
     Raises:
-        ValueError: the recipe freezes more than there is, its precision is none of the side's, or
-            its parts cannot be dealt out evenly to the processes.
+        ValueError: the recipe freezes more parts than there are, the side does not have its
+            precision, or its parts cannot be divided evenly among the processes.
     """
 
     def __init__(self, model: Classifier, recipe: Recipe, processes: Processes = ALONE) -> None:
@@ -77,7 +77,7 @@ class Trainer:
         if recipe.precision != "float32":
             rounded = self.ops.asarray(model.flat, recipe.precision)
             self.working = Classifier(model.config, self.ops, rounded, dtype=recipe.precision)
-        # After a gradient there is room for the loss of every part and for the wish to stop.
+        # After the gradient there is room for the loss of every part and the stop flag.
         numel = self.learned.numel
         size = (numel + recipe.parts + 1,)
         self.grads = [self.ops.zeros(size, dtype) for _ in self.parts]
@@ -90,19 +90,19 @@ class Trainer:
     def step(
         self, inputs: Sequence[Array], targets: Array, step: int, lr: float, stop: bool = False
     ) -> None:
-        """Learn from one batch: `prepare`, `learn` and `settle`: see there."""
+        """Learn from one batch: `prepare`, `learn` and `settle` in one call."""
         self.learn(self.prepare(inputs, targets), step, lr, stop)
         self.settle()
 
     def prepare(self, inputs: Sequence[Array], targets: Array) -> Prepared:
-        """Return this process's parts of a batch, padded; may run while a step is taken.
+        """Return this process's parts of a batch, padded; may run during a step.
 
         Args:
             inputs: token ids (L,) or patches (L, P) of every example.
             targets: (B,) int64 labels or (B, C) float32 probabilities.
 
         Raises:
-            TypeError, ValueError: there are none, or they cannot share a batch.
+            TypeError, ValueError: there are no examples, or they cannot share a batch.
         """
         checks.require(len(inputs) > 0, "inputs", "empty", "at least one example")
         check_alike(inputs)
@@ -118,11 +118,11 @@ class Trainer:
             batch: from `prepare`.
             step: counts from 1.
             lr: learning rate of this step.
-            stop: this process was asked to stop.
+            stop: whether this process was asked to stop.
 
         Raises:
             Diverged: the loss or the gradient's norm of this step, or on a GPU of the one before,
-                is not finite; that step changed nothing, nor did one after it.
+                is not finite; neither that step nor any later one changed anything.
             Lost: another process died; nothing was changed.
         """
         checks.count("step", step, 1)
@@ -146,7 +146,7 @@ class Trainer:
             self._follow(step)
 
     def settle(self) -> None:
-        """Wait for the result of the last step, if it is still to come.
+        """Wait for the result of the last step, if it is not known yet.
 
         Raises:
             Diverged: its loss or the gradient's norm is not finite; it changed nothing.
@@ -157,7 +157,7 @@ class Trainer:
     def record(
         self, step: int, losses: list[float], examples: int, norm: float, stop: bool
     ) -> None:
-        """Take note of a step's result: the loss of its parts, the norm, whether to stop.
+        """Record a step's result: the loss of its parts, the norm, whether to stop.
 
         Raises:
             Diverged: the loss or the norm is not finite.
@@ -173,7 +173,7 @@ class Trainer:
         self.losses.append(self.loss)
 
     def _sum(self, losses: list[float], stop: bool) -> tuple[Any, list[float]]:
-        """Return the gradient of all parts, of all processes, and the loss of each."""
+        """Return the gradient over all parts of all processes, and the loss of each part."""
         numel, parts = self.learned.numel, self.recipe.parts
         grads = self.sum_of_parts(len(losses))
         tail = np.full(parts + 1, -0.0)
@@ -186,9 +186,10 @@ class Trainer:
         return grads[:numel], found
 
     def sum_of_parts(self, present: int) -> Any:
-        """Return the first of the gradients' buffers, the sum of those that are `present`.
+        """Return the first gradient buffer, holding the sum of the first `present`.
 
-        Minus zero is what changes no number that it is added to, not even a zero's sign.
+        If none is, it is filled with −0, which added to a number changes nothing, not even the sign
+        of a zero.
         """
         some = iter(self.grads[:present])
         grads = added([next(some, None) for _ in self.parts])
@@ -198,16 +199,16 @@ class Trainer:
         return grads
 
     def round(self) -> None:
-        """Copy what learns into the model that the passes go through, rounded to nearest."""
+        """Copy the learning parameters into the model that the passes use, rounded to nearest."""
         if self.working is not self.model:
             for at in self.optimizer.over:
                 self.working.flat[at.params] = self.model.flat[at.params]
 
     def decay(self, step: int) -> float:
-        """Return how much of the average stays; less early on, to forget where it began.
+        """Return the decay of the average, smaller early on so that it forgets where it began.
 
-        With n updates behind it, at most (1 + n)/(10 + n), as TensorFlow's
-        `ExponentialMovingAverage` has it with `num_updates`; here n = step − 1.
+        After n updates it is at most (1 + n)/(10 + n), as in TensorFlow's
+        `ExponentialMovingAverage` with `num_updates`; here n = step − 1.
         """
         return min(self.recipe.average, step / (step + 9))
 
@@ -225,7 +226,7 @@ class Trainer:
     def forward_backward(
         self, inputs: Any, lengths: Any, targets: Any, seeds: Sequence[Any], share: Any, slot: int
     ) -> Any:
-        """Write the gradient of one part's share of the mean loss; return its examples' loss.
+        """Write the gradient of one part's share of the mean loss; return the sum of its losses.
 
         Args:
             inputs, lengths, targets: the part, padded, on this side.
@@ -250,7 +251,7 @@ class Trainer:
     def tensors(self) -> dict[str, Array]:
         """Return a copy of everything that a checkpoint must hold, by name.
 
-        Frozen parameters are not among it. `Diverged` is raised as by `settle`.
+        Frozen parameters are not included. `Diverged` is raised as by `settle`.
         """
         self.settle()
         return {
@@ -259,10 +260,10 @@ class Trainer:
         }
 
     def restore(self, tensors: dict[str, Array]) -> None:
-        """Take up the state of `tensors()`.
+        """Restore the state that `tensors()` returned.
 
         Raises:
-            TypeError, ValueError: it is not that of a model of this size and its optimizer.
+            TypeError, ValueError: it does not fit this model and its optimizer.
         """
         buffers = self._buffers()
         for name, parts in buffers.items():
@@ -277,7 +278,7 @@ class Trainer:
         self.round()
 
     def _buffers(self) -> dict[str, list[Any]]:
-        """Return what changes as the model learns, in stretches of the flat buffers, by name."""
+        """Return, by name, all that changes as the model learns, as slices of the flat buffers."""
         models = {"params": self.model}
         if self.average is not self.model:
             models["average"] = self.average
@@ -289,10 +290,10 @@ class Trainer:
 
 
 def added(buffers: Sequence[Any]) -> Any:
-    """Add buffers pairwise, in place, and return the sum, the first of them; None of none.
+    """Add buffers pairwise, in place, and return their sum, the first one; None if all are None.
 
-    The tree is that of how many there could be, so that N processes, a power of two that divides
-    them, each with a share of neighbours, add what one process does.
+    The tree is that of all buffers, absent ones included, so that N processes (a power of two that
+    divides their number), each with adjacent ones, add in the same order as one process.
 
     Args:
         buffers: (n,) each; the last ones may be None.
