@@ -1,4 +1,4 @@
-"""A process of its own for what may hang or crash: nobody else ends with it."""
+"""A separate process for what may hang or crash, so that nothing else goes down with it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-LIMIT = 60.0  # seconds, for one case, or an import that is not ours
-STARTING = 300.0  # seconds, until the process has imported what is ours
+LIMIT = 60.0  # seconds, for one case, or for importing code that is not ours
+STARTING = 300.0  # seconds, until the process has imported our own modules
 
 
 class Ended(Exception):
-    """The process is gone; in words, by which signal or with which exit status."""
+    """The process is gone; the message names the signal or the exit status."""
 
     def __init__(self, status: int) -> None:
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
@@ -20,7 +20,7 @@ class Ended(Exception):
 
 
 class Alone:
-    """A process that runs target(pipe, …) and is listened to."""
+    """A process that runs target(pipe, …), and our end of its pipe."""
 
     def __init__(self, target: Callable[..., None], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
@@ -30,18 +30,18 @@ class Alone:
         theirs.close()
 
     def ask(self, question: object) -> None:
-        """Send something, whether or not anybody is there to receive it."""
+        """Send something, whether or not the process is still there to receive it."""
         try:
             self._pipe.send(question)
         except ConnectionError:
-            pass  # it is heard of soon enough
+            pass  # `hear` will say so soon enough
 
     def hear(self, wait: float) -> Any:
-        """Return what it says next.
+        """Return what the process says next.
 
         Raises:
-            TimeoutError: it says nothing for `wait` seconds.
-            Ended: it is gone.
+            TimeoutError: the process says nothing for `wait` seconds.
+            Ended: the process is gone.
         """
         if not self._pipe.poll(wait):
             raise TimeoutError(f"does not end within {wait:.3g} s")
@@ -52,7 +52,7 @@ class Alone:
             raise Ended(self._process.exitcode or 0) from None
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         self._process.join()
         self._pipe.close()

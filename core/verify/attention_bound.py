@@ -19,7 +19,7 @@ tile. The subtractions round, δ ≤ u each, so the exponents add up to
 
 because all terms are negative: they telescope, errors and all. m_T is one of the t̂, so m_T − t̂ is
 at most max t − t + 2·max E_t. Each exp2 errs by ε = `u_function`, each product with α by u, and
-there are T − 1 of these at most, T the number of tiles; no matrix unit takes fewer than 16 keys.
+there are at most T − 1 of these, T the number of tiles; no matrix unit takes fewer than 16 keys.
 So, up to the common shift m_T, log ŵ = ln 2·t ± Φ with
 
     Φ = ln 2·(E_t + u·(max t − t + 2·max E_t)) + ε' + (T − 1)(ε' + u'),   x' = −log(1 − x).
@@ -32,9 +32,9 @@ N − 1 additions, in any order and tiling, multiply by 1 ± γ_N. Together they
 cancels in lse = (m_T + log₂ l)·ln 2, where the logarithm, a sum, ln 2 and a product round.
 
 **(4) Output.** A normalised weight ŵ/l̂ is P·e^±(Φ + Θ), and the cast of ŵ to the storage dtype
-changes it by u_storage of itself at most. Underflow (exp2, the rescaling and the cast flush to
-zero) is an absolute error at most tiny + tiny_storage of a weight whose row maximum is 1, hence
-twice that of a normalised one, for l̂ ≥ ½. The rest is a product with v on the matrix unit, a
+changes it by at most u_storage of itself. Underflow (exp2, the rescaling and the cast flush to
+zero) is an absolute error of at most tiny + tiny_storage in a weight whose row maximum is 1, hence
+twice that in a normalised one, as l̂ ≥ ½. The rest is a product with v on the matrix unit, a
 division, the dropout scale and the final cast. However wrong the weights, the output is an average
 of values up to rounding, so |ô| ≤ 2·max|v̂|: that keeps the bound finite where the scores are too
 uncertain to say more. This does not cover a score that may be infinite: ∞ − ∞ is not a number, and
@@ -62,7 +62,7 @@ errors δᵢⱼ of at most u_storage, and those of dS are fresh in the products 
 add up in quadrature there. The bounds on the scores, the approximate functions, lse and the matrix
 unit's truncated sums stay as they are. Δ holds casts that are two sums away:
 
-    Δ̂ᵢ − Δᵢ = (what no cast accounts for) + Σⱼ δᵢⱼPᵢⱼ·dPᵢⱼ + Σ_d ρᵢ_d·dout_d,
+    Δ̂ᵢ − Δᵢ = (what casts do not account for) + Σⱼ δᵢⱼPᵢⱼ·dPᵢⱼ + Σ_d ρᵢ_d·dout_d,
 
 as Σ_d dout_d·Σⱼ δᵢⱼPᵢⱼvⱼ_d is Σⱼ δᵢⱼPᵢⱼ(dout·vⱼ); ρ is the cast of the output. The two sums are of
 independent terms, σᵢ² their variance: Δ is off by λσᵢ instead of Σ|dout|·E_o. In dk the errors of
@@ -106,12 +106,12 @@ SMALLEST_TILE = 16  # keys a matrix unit takes at once
 class Forward(NamedTuple):
     """What forward hands to backward: scores in base 2, output and log-sum-exp as stored.
 
-    `weights` are those that were multiplied with v, normalised; `steady` is the part of the
-    output's error that no cast of a weight or of the output accounts for.
+    `weights` are the normalised ones that were multiplied by v; `steady` is the part of the
+    output's error that neither the casts of the weights nor that of the output account for.
     """
 
     t: Approx  # (B, H, M, N)
-    slope: Approx | None  # (B, H, M, N), of the scores by q·k·scale; None where that is 1
+    slope: Approx | None  # (B, H, M, N), d(score)/d(q·k·scale); None where that is 1
     weights: Approx  # (B, H, M, N)
     out: Approx  # (B, H, M, D)
     steady: Array  # (B, H, M, D)
@@ -119,7 +119,7 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """The gradients; None for those of what is not there."""
+    """The gradients; None for those of inputs that are absent."""
 
     dq: Approx
     dk: Approx
@@ -142,7 +142,7 @@ def forward(x: Problem) -> Forward:
         w = np.exp2(every.value - top.value)
         rescales = -(-N // SMALLEST_TILE) - 1
         if x.options.sinks is not None or x.options.window_size is not None:
-            rescales += 2  # from the sink to the first tile, and a tile at either edge
+            rescales += 2  # from the sink to the first tile, and one for a tile at either edge
         log_error = LN2 * (every.error + on.u * (top.value - every.value + 2 * top.error))
         log_error += factor(on.u_function) + rescales * (factor(on.u_function) + factor(on.u))
         log_error = np.where(live, log_error, 0.0)
@@ -173,7 +173,7 @@ def forward(x: Problem) -> Forward:
 
 
 def output(x: Problem, weights: Approx, t: Approx) -> Approx:
-    """Return the output before it is stored, of weights (B, H, M, N), normalised, of scores t."""
+    """Return the output before it is stored, from normalised weights (B, H, M, N) of scores t."""
     scale, N = x.dropout.max(), x.k.value.shape[-2]
     out = unfold_groups(matmul(fold_groups(weights, x), x.v), x)
     out = out * Approx(np.asarray(scale), np.asarray(x.q.on.u * scale), x.q.on)
@@ -242,7 +242,7 @@ def backward(x: Problem, forward: Forward, dout: Approx, dlse: Approx) -> Backwa
 def mean_gradient(
     forward: Forward, dout: Approx, dp: Approx, dlse: Approx
 ) -> tuple[Approx, Array, Array]:
-    """Return Δ (B, H, M, 1), the error that casts do not account for, and what casts add to it."""
+    """Return Δ (B, H, M, 1), the error that casts do not account for, and what they add to it."""
     on, out = dout.on, forward.out
     delta = (dout * out).sum(-1, keepdims=True) - dlse
     if on.confidence is None or forward.weights.fresh is None or out.fresh is None:
@@ -266,12 +266,12 @@ def mean_gradient(
 
 
 def exchanged(product: Approx, counted: Array, better: Array) -> Approx:
-    """Replace a part that a product's error counts by a better bound of that part."""
+    """Replace a part counted in a product's error by a better bound of that part."""
     return Approx(product.value, product.error - counted + np.fmin(counted, better), product.on)
 
 
 def partnered(pairs: Array) -> Array:
-    """Return (..., rows, 1): whether a row of `pairs` has any."""
+    """Return (..., rows, 1): whether a row of `pairs` has any that is True."""
     return np.asarray(pairs.any(-1, keepdims=True))
 
 
@@ -281,5 +281,5 @@ def factor(x: float) -> float:
 
 
 def dropped(x: Problem) -> Approx:
-    """Return the dropout mask and scale; 1/(1 − p) is rounded."""
+    """Return the dropout mask times its scale; 1/(1 − p) is rounded."""
     return Approx(x.dropout, x.q.on.u * x.dropout, x.q.on)

@@ -1,6 +1,6 @@
-"""A call of attention as its bound takes it: the inputs, and the scores made of them.
+"""A call of attention as its bound takes it: the inputs, and the scores computed from them.
 
-See `attention_bound` for what is derived of them. `B` batch, `H` heads, `K` heads of keys and
+See `attention_bound` for what is derived from them. `B` batch, `H` heads, `K` heads of keys and
 values, `G` = H/K, `M` queries, `N` keys, `D` head_dim.
 """
 
@@ -19,12 +19,12 @@ Numbers = TypeVar("Numbers", Approx, Array)
 
 
 class Problem(NamedTuple):
-    """One call of attention: inputs the kernel holds exactly, and what it knows exactly.
+    """One call of attention: the inputs that the kernel holds, and what it knows exactly.
 
     `live` says which keys a query may attend, `dropout` what its weights are multiplied by: 0 or
-    1/(1 − p). `rows` are the numbers of the queries, of `queries` in all, where these are some.
-    `factor` multiplies the products of a head before anything else does. q and k may be of another
-    arithmetic than v, which is that of the weights.
+    1/(1 − p). `rows` numbers the queries among `queries` in all, where these are only some.
+    `factor` multiplies the products of a head before anything else does. q and k may be in another
+    arithmetic than v; the weights are in v's.
     """
 
     q: Approx  # (B, H, M, D)
@@ -67,7 +67,7 @@ def problem(
 
 
 def scores(x: Problem) -> tuple[Approx, Approx | None]:
-    """Return the scores in base 2, (B, H, M, N), and their slope by q·k·scale, None for 1."""
+    """Return the scores in base 2, (B, H, M, N), and their slope in q·k·scale, None for 1."""
     on, options = x.q.on, x.options
     product = unfold_groups(matmul(fold_groups(x.q, x), x.k.mT), x)
     if x.factor is not None:
@@ -101,7 +101,7 @@ def sinks(x: Problem) -> Approx:
 
 
 def with_sinks(x: Problem, t: Approx) -> tuple[Approx, Array]:
-    """Put the sinks beside the scores, and say which of all may be attended."""
+    """Put the sinks beside the scores; return both, and which of them may be attended."""
     if x.options.sinks is None:
         return t, x.live
     column, shape = sinks(x), (*t.value.shape[:-1], 1)
@@ -119,7 +119,7 @@ def fold_groups(a: Numbers, x: Problem) -> Numbers:
 
 
 def unfold_groups(a: Numbers, x: Problem) -> Numbers:
-    """Take the queries of each head apart again: (B, H, M, …)."""
+    """Undo `fold_groups`: (B, H, M, …)."""
     return a.reshape(*x.live.shape[:3], -1)
 
 
@@ -140,7 +140,7 @@ def folded(scale: float, on: Machine) -> Approx:
 
 
 def exp2(x: Approx) -> Approx:
-    """2^x̂ ≤ 2^(x + e), and below 2^x it errs by less."""
+    """Bound 2^x: 2^x̂ ≤ 2^(x + e), and below 2^x the error is smaller."""
     value = np.exp2(x.value)
     error = grown(value, LN2 * x.value, LN2 * x.error)
     return Approx(value, error + x.on.u_function * (value + error) + x.on.tiny, x.on)

@@ -1,12 +1,12 @@
 """How far BERT may be from its mathematics, one step at a time.
 
-Through a whole model a bound is worth nothing: every layer multiplies the errors of what it reads
-by the norms of its weights, and attention takes their exponential. In float32 that is so within one
-layer: of MiniLM's, most bounds are infinite, and behind attention's half alone they are typically
-10 to 16 % of what comes out. So each step of a layer is judged from what the step before it stored,
-as it was stored: that is known exactly, whatever it ought to have been. Then the bound is that of
-one operator, or of a product and the residual that it is added to, typically 0.002 to 0.12 % of
-what comes out, and step after step it judges the whole.
+Carried through a whole model, a bound is worthless: every layer multiplies the errors of what it
+reads by the norms of its weights, and attention takes their exponential. In float32 one layer is
+enough: through one of MiniLM's, most bounds are infinite, and after its attention half alone they
+are typically 10 to 16 % of the output. So each step of a layer is judged from what the step before
+it stored, as it was stored: that is known exactly, whatever it ought to have been. The bound is
+then that of one operator, or of a product and the residual that it is added to, typically 0.002 to
+0.12 % of the output, and step by step it judges the whole.
 
 `B` batch, `L` length, `E` features, `F` hidden features, `H` heads.
 """
@@ -36,17 +36,17 @@ class Layer(NamedTuple):
     x: Array  # (B, L, E)
     qkv: Array  # (B, L, 3E)
     heads: Array  # (B, L, E), side by side
-    attended: Array  # (B, L, E), x and what attention adds
-    y: Array  # (B, L, E), that normalised
-    hidden: Array  # (B, L, F), behind the activation
-    fed: Array  # (B, L, E), y and what the feed-forward adds
-    out: Array  # (B, L, E), that normalised
+    attended: Array  # (B, L, E), x plus what attention adds
+    y: Array  # (B, L, E), `attended` normalised
+    hidden: Array  # (B, L, F), after the activation
+    fed: Array  # (B, L, E), y plus what the feed-forward adds
+    out: Array  # (B, L, E), `fed` normalised
 
 
 def embeddings(
     config: ClassifierConfig, params: Params, ids: Array, types: Array, on: Machine
 ) -> Approx:
-    """Return the normalised sum, in any order, of words, positions and token types, (B, L, E)."""
+    """Return the normalised sum of words, positions and token types, in any order, (B, L, E)."""
     words, kinds = params["embedding.table"][ids], params["types.table"][types]
     positions = np.broadcast_to(params["positions.table"][: ids.shape[1]], words.shape)
     total = exact(np.stack([words, positions, kinds]), on).sum(0)
@@ -56,14 +56,14 @@ def embeddings(
 def layer(
     config: ClassifierConfig, params: Params, n: int, found: Layer, lengths: Array, on: Machine
 ) -> dict[str, Approx]:
-    """Return what each step of layer n makes of what was found before it, by the step's name.
+    """Return what each step of layer n makes of its stored input, by the step's name.
 
     Args:
         config: a BERT's.
         params: float64 arrays by name, as the model's dtype holds them.
         n: which layer.
         found: what an implementation read and stored there, in any dtype that `on` has.
-        lengths: (B,), the positions that are no padding; what is said of the others means nothing.
+        lengths: (B,), how many positions are not padding; bounds at the others mean nothing.
         on: the arithmetic.
     """
     (B, L, E), H = found.x.shape, config.num_heads
@@ -85,7 +85,7 @@ def layer(
 
 
 def logits(config: ClassifierConfig, params: Params, x: Array, on: Machine) -> Approx:
-    """Return what pooler and head make of the last layer's output, (B, L, E)."""
+    """Return the logits that pooler and head make of the last layer's output, (B, L, E)."""
     pooled = _linear(params, exact(x[:, 0], on), "pooler.weight", "pooler.bias")
     return _linear(params, activate(pooled, "tanh").stored(), "head.weight", "head.bias").returned()
 
@@ -100,10 +100,10 @@ def _norm(config: ClassifierConfig, params: Params, name: str, h: Approx) -> App
 
 
 def _activated(config: ClassifierConfig, z: Approx) -> Approx:
-    """Return the activation's bound, whichever way its tanh form is written.
+    """Return the activation with its bound, whichever way its tanh form is written.
 
-    In z·½(1 + tanh a), as others have it, the sum cancels where a < 0: there the error is absolute,
-    as in erf's form.
+    In z·½(1 + tanh a), the usual form elsewhere, the sum cancels where a < 0: there the error is
+    absolute, as in erf's form.
     """
     hidden = activate(z, config.activation)
     if config.activation != "gelu_tanh":

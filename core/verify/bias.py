@@ -1,17 +1,17 @@
-"""Whether a kernel's errors lean to one side: what no bound on their size can see.
+"""Whether a kernel's errors lean to one side, which no bound on their size can see.
 
-A cast that truncates stays within every bound that a cast to nearest is allowed twice of, but its
-errors all have one sign, add up over layers and steps, and have broken training (Qiu & Yao 2025,
-arXiv 2510.04212). So the *signed* errors are looked at: of each element
+A cast that truncates stays within any bound that allows twice the error of a cast to nearest, but
+its errors all have one sign, add up over layers and steps, and have broken training (Qiu & Yao
+2025, arXiv 2510.04212). So the *signed* error of each element is measured:
 
     r = sign(truth)·(computed − truth) / unit in the last place of the storage dtype at truth,
 
 which for a cast to nearest is uniform over ±½ whatever the truth, hence of mean 0, and for one
 toward zero uniform over (−1, 0], of mean −½. Elements of one row share roundings (of the row's
-weights, mean or maximum), rows do not. So the mean of each row is one observation, and the mean of
-all is given in standard errors, estimated from how the rows differ: no variance is assumed. For a
-right kernel that is a Student variable, near normal for many rows; |r̄| beyond 4 standard errors
-has probability 6·10⁻⁵.
+weights, mean or maximum); rows do not. So the mean of each row is one observation, and the overall
+mean is given in standard errors, estimated from how the rows differ: no variance is assumed. For a
+correct kernel it follows Student's t, near normal for many rows; |r̄| beyond 4 standard errors has
+probability 6·10⁻⁵.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def signed_errors(output: Array, truth: Approx) -> Array:
 
 
 def measure(contract: Contract, side: Side, case: Any, given: Any) -> list[Bias]:
-    """Run a case in float16 or bfloat16 and return the bias of every output that is cast to it.
+    """Run a case in float16 or bfloat16; return the bias of every output cast to that dtype.
 
-    Outputs that are exact, and those of one row, are left out.
+    Outputs that are exact, or have a single row, are left out.
 
     Raises:
         ValueError: the case is in float32, whose results are not cast.

@@ -1,4 +1,4 @@
-"""What properties are made of: the same bits, within a bound, products that must agree, slopes.
+"""What properties are made of: equal bits, distances within a bound, products that agree, slopes.
 
 A property compares what an implementation computed for one case with what it computed for another.
 If both must add the same numbers in the same order, it asks for the same bits; if the order may
@@ -40,20 +40,20 @@ SPREAD = "with other leading axes"  # how failures of `leading_axes` are named
 
 
 def within(name: str, computed: Array, bound: Approx, what: str = "") -> None:
-    """Raise unless an output keeps its bound."""
+    """Raise unless an output is within its bound."""
     if fault := compare(name, computed, bound)[2]:
         raise AssertionError(f"{what} {fault}".strip())
 
 
 def held(found: Mapping[str, Any], bounds: Mapping[str, Approx], what: str) -> None:
-    """Raise unless outputs keep their bounds, whatever their shape."""
+    """Raise unless all outputs are within their bounds, whatever their shape."""
     for name, bound in bounds.items():
         if name in found:
             within(name, found[name].reshape(bound.value.shape), bound, what)
 
 
 def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> None:
-    """Raise unless two results of one truth are no further apart than both may be off."""
+    """Raise unless two results of one truth are no further apart than both together may be off."""
     value = np.where(np.isfinite(first), first, bound.value).astype(np.float64)
     within(name, second, replace(bound, value=value, error=2 * bound.error), what)
 
@@ -76,9 +76,9 @@ def unmoved(
 def one_truth(
     subject: Subject, case: Any, other: Any, given: Any, bounds: Mapping[str, Approx], what: str
 ) -> None:
-    """Raise unless the results of two cases, of which the same is true, may be of one truth.
+    """Raise unless the results of two cases with one truth agree within its bounds.
 
-    What is not computed is not compared.
+    Outputs that are not computed are not compared.
     """
     first, second = subject.compute(case, given), subject.compute(other, given)
     for name, bound in bounds.items():
@@ -120,7 +120,7 @@ def other_strides(
     truth: Callable[[Any, Any], Mapping[str, Approx]],
     layout: str,
 ) -> Property:
-    """Return the property that a layout, this one or contiguous, is no part of the result."""
+    """Return the property that the result does not depend on how the inputs lie in memory."""
 
     def other_strides(subject: Subject, case: Any) -> None:
         """However the inputs lie in memory, the results are within the bound of one truth."""
@@ -138,11 +138,11 @@ def other_tiles(
     entries: Sequence[tuple[Any, Any]],
     fits: Callable[[Any, Any], bool] = lambda key, case: True,
 ) -> Property:
-    """Return the property that a tile is no part of the result.
+    """Return the property that the result does not depend on the tile.
 
     Args:
-        entries: of the table, a key and a tile each.
-        fits: says of a key whether a case may have its tile.
+        entries: the tile table's, a key and a tile each.
+        fits: whether a case may use the tile of a key.
     """
 
     def other_tiles(subject: Subject, case: Any) -> None:
@@ -159,7 +159,7 @@ def other_tiles(
 def products(
     what: str, *pairs: tuple[Array, Array, Array | float], slack: Array | float = 0.0
 ) -> None:
-    """Raise unless Σ x·y is the same for all pairs (x, what x may be off by, y), y being exact.
+    """Raise unless Σ x·y is the same for all triples (x, y, what x may be off by), y being exact.
 
     Float64 sums of n products, taken here, are off by at most 2(n + 1)·2⁻⁵³ of Σ|x·y|.
     """
@@ -169,7 +169,7 @@ def products(
         sums.append(float((x * y).sum()))
         allowed += float((error * np.abs(y)).sum())
         allowed += 2 * (x.size + 1) * 2.0**-53 * float(np.abs(x * y).sum())
-    with np.errstate(invalid="ignore"):  # a NaN is found, not warned of
+    with np.errstate(invalid="ignore"):  # a NaN is reported, not warned about
         distance = max(sums) - min(sums)
     if not distance <= allowed and np.isfinite(allowed):
         raise AssertionError(f"{what}: {sums[0]:.9g} and {sums[1]:.9g} ± {allowed:.3g}")
@@ -186,7 +186,7 @@ def adjoint(
     Args:
         found, bounds: what was computed, and its bounds.
         dout: the output's gradient.
-        gradients: by the name of each argument, the name of its gradient, and the argument.
+        gradients: by each argument's name, the name of its gradient and the argument itself.
     """
     out = (found["out"], dout, bounds["out"].error)
     for argument, (name, x) in gradients.items():
@@ -203,7 +203,7 @@ def slopes(
     error: Array,
     what: str,
 ) -> None:
-    """Raise unless a gradient gives the slope of a value that is known to within its noise.
+    """Raise unless a gradient gives the slope of a value that is known up to its noise.
 
     Central differences at a step h and at h/2, whose distance says how far they are off: an error
     of order h² shrinks to a quarter, so the finer is off by a third of it, and by the whole of it
@@ -215,7 +215,7 @@ def slopes(
         direction: the step.
         held: rounds a point to what the implementation can be given.
         gradient, error: what is claimed, and how far it may be off.
-        what: of what the gradient is.
+        what: what the gradient is of.
     """
     claimed, found, noise = [], [], []
     for h in (1.0, 0.5):
@@ -235,5 +235,5 @@ def slopes(
 
 
 def numbers(found: Outputs, *names: str) -> dict[str, Array]:
-    """Return some of the outputs; `Inapplicable` where one is not computed."""
+    """Return the outputs of these names; raise `Inapplicable` where one is not computed."""
     return {name: found[name] for name in names}

@@ -31,7 +31,7 @@ from twofold.core.verify.watching import Watched, unwritten, unwritten_memory_is
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-if not __debug__:  # what is wrong would hold
+if not __debug__:  # without asserts, what is wrong would hold
     raise ImportError(
         "python's assert is turned off, by -O or PYTHONOPTIMIZE; it must be on where anything is "
         "judged: properties are made of it"
@@ -76,11 +76,11 @@ class Contract:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def of_properties(self, case: Any) -> Any:
-        """Return the case as properties are asked it: small, and all arrays in one layout."""
+        """Return the case as properties take it: small, and with all arrays in one layout."""
         return in_one_layout(self.small(case))
 
     def claims(self) -> dict[str, Property]:
-        """Return the properties, and those that every operator has."""
+        """Return the contract's own properties and those that every operator has."""
 
         def same_bits_again(subject: Subject, case: Any) -> None:
             """Nothing but the inputs decides: computed twice, the same bits."""
@@ -150,7 +150,7 @@ def same_bits(first: Mapping[str, Array], second: Mapping[str, Array], what: str
 
 # Takes the subject and a case; raises AssertionError, or `Inapplicable`.
 Property = Callable[[Subject, Any], None]
-PROPERTY = "property"  # where a finding has the pass
+PROPERTY = "property"  # in place of the pass, in a property's finding
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Violation(AssertionError):
 def shares(computed: Array, truth: Approx) -> tuple[Array, Array]:
     """Return |computed − truth| / bound of every element, and where the bound does not decide.
 
-    It is 0 or ∞ where the truth is NaN or infinite, and 0 where nothing is decided.
+    The share is 0 or ∞ where the truth is NaN or infinite, and 0 where nothing is decided.
     """
     value, error = np.asarray(truth.value), np.asarray(truth.error)
     computed = computed.astype(np.float64)
@@ -201,7 +201,7 @@ def shares(computed: Array, truth: Approx) -> tuple[Array, Array]:
 
 
 def compare(name: str, computed: Array, truth: Approx) -> tuple[float, float, str, float]:
-    """Return (worst share of the bound, share of vacuous elements, fault or "", median share)."""
+    """Return (worst share of the bound, vacuous fraction, fault or "", median share)."""
     value, error = np.asarray(truth.value), np.asarray(truth.error)
     if computed.shape != value.shape:
         return np.inf, 0.0, f"{name} has shape {computed.shape}; it must be {value.shape}", np.inf
@@ -233,7 +233,7 @@ def subject(contract: Contract, side: Side) -> Subject:
         if fitting(side, case) != case:
             raise Inapplicable(f"the {side.name} side has no such case")
         found = contract.run(how(Watched(side).side), case, given)
-        # Copies: what is computed next may be written to the same memory, and is not to.
+        # Copies, as the next call may write to the same memory.
         return Outputs({n: np.array(side.to_numpy(x)) for n, x in found.items() if x is not None})
 
     between = None if contract.in_place else functools.partial(compute, how=disturbed)
@@ -243,10 +243,10 @@ def subject(contract: Contract, side: Side) -> Subject:
 def computed(
     contract: Contract, side: Side, case: Any, given: Any
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """Run one case on a side: every output that is there, and what is wrong with memory, by name.
+    """Run one case on a side; return its outputs, and what is wrong with memory, both by name.
 
-    Memory that was allocated and not written to is NaN, and wrong in an output; so are "inputs"
-    that were written to.
+    Memory that was allocated and never written is NaN, and wrong in an output; so are "inputs" that
+    were written to.
     """
     with unwritten_memory_is_nan(side):
         watched = Watched(side)
@@ -277,9 +277,9 @@ def certain_and_likely(
 def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
     """Run one case on a side and compare every output with the truth, by both its bounds.
 
-    A fault of the probabilistic bound alone says so: it is one of the kernel, or of the assumption
-    that its casts are independent (`rounding`). Of an output with elements that no one wrote it is
-    said who did not, where that is known.
+    A violation of the probabilistic bound alone is reported as such: at fault is the kernel, or the
+    assumption that its casts are independent (`rounding`). For an output with unwritten elements,
+    the finding names who should have written them, where that is known.
     """
     given = contract.inputs(case)
     outputs, wrong = computed(contract, side, case, given)
@@ -311,7 +311,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
 
 
 def raised(contract: Contract, case: Any, error: Exception) -> Finding:
-    """Return the finding that an operator raised something, which none of its cases should."""
+    """Return the finding that an operator raised an exception, which no case should cause."""
     pass_, output = next(iter(contract.passes.values())), next(iter(contract.passes))
     return Finding(
         contract.operator, pass_, output, precision_name(case), case, np.inf, np.inf, 0.0,
@@ -320,7 +320,7 @@ def raised(contract: Contract, case: Any, error: Exception) -> Finding:
 
 
 def _said(error: Exception) -> str:
-    """Return what was raised, and where; a `Fault` of the strict interpreter says so itself."""
+    """Return what was raised, and where; a `Fault` of the strict interpreter says where itself."""
     if isinstance(error, AssertionError):
         return str(error)
     *_, at = traceback.extract_tb(error.__traceback__)
@@ -330,7 +330,7 @@ def _said(error: Exception) -> str:
 def check_properties(
     contract: Contract, judged: Subject, case: Any, names: Iterable[str] | None = None
 ) -> list[Finding]:
-    """Check the properties of these names, or all; what does not apply is left out."""
+    """Check the properties of these names, or all; those that do not apply are left out."""
     findings, claims = [], contract.claims()
     for name in claims if names is None else dict.fromkeys(names):
         fault = ""
@@ -354,9 +354,9 @@ def check_properties(
 def hold(
     contract: Contract, side: Side, case: Any, properties: Iterable[str] | None = None
 ) -> list[Finding]:
-    """Judge one case, check its properties, and raise `Violation` where the contract is left.
+    """Judge one case, check its properties, and raise `Violation` where the contract is broken.
 
-    `properties` names those that are checked, by default all.
+    `properties` names those to check, by default all.
     """
     try:
         findings = judge(contract, side, case)
@@ -384,7 +384,7 @@ def judge_pinned(
 
 
 def fitting(side: Side, case: Any) -> Any:
-    """Return the case as a side can run it: the reference has float32, no tiles and no parts."""
+    """Return the case as a side can run it: the reference has only float32, no tiles, no parts."""
     if side.name != "reference":
         return case
     fields = {"dtype": "float32", "tile": None, "split": None, "allow_tf32": False}

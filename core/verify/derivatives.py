@@ -1,4 +1,4 @@
-"""Gradients against differences: an oracle that knows nothing of how a backward was derived.
+"""Gradients against finite differences: an oracle independent of how a backward was derived.
 
 Ridders 1982, "Accurate computation of F′(x) and F′(x)F″(x)", Adv. Eng. Software 4(2): central
 differences at shrinking steps, extrapolated to step 0 by Neville's scheme. The spread of the
@@ -26,7 +26,7 @@ def ridders(f: Callable[[float], float]) -> tuple[float, float]:
         h = STEP / shrink**i
         above, below = f(h), f(-h)
         tableau[i, 0] = (above - below) / (2 * h)
-        rounding = 2.0**-50 * max(abs(above), abs(below)) / h  # what the subtraction cannot know
+        rounding = 2.0**-50 * max(abs(above), abs(below)) / h  # what the subtraction may lose
         for j in range(1, i + 1):
             factor = shrink ** (2 * j)
             tableau[i, j] = (factor * tableau[i, j - 1] - tableau[i - 1, j - 1]) / (factor - 1)
@@ -63,8 +63,8 @@ def check_gradients(
 
             slope, error = ridders(along)
             claimed = float((gradient * direction).sum())
-            # Ridders' spread is an estimate, no bound, hence ten of it; the gradients and their sum
-            # carry roundings of float64, of which 2⁻⁴⁰ of all that is added leaves room for 8192.
+            # Ridders' spread is an estimate, not a bound, hence ten times it; the gradients and
+            # their sum carry float64 roundings, and 2⁻⁴⁰ of all that is added has room for 8192.
             allowed = 10 * error + 2.0**-40 * float(np.abs(gradient * direction).sum())
             assert abs(claimed - slope) <= allowed, (
                 f"gradient of {name} along a random direction is {claimed:.12g}; "

@@ -1,8 +1,8 @@
-"""Other calls between those of a case: what an operator keeps from one to the next is seen.
+"""Other calls between those of a case, which expose what an operator keeps from call to call.
 
-A kernel may keep memory that it writes to again, copies of weights, or tables, and be right as long
-as one forward is followed by its one backward. Models call it in other orders: weights are trained
-in place, layers of the same shape take turns, a graph is gone through twice.
+An operator may keep buffers that it reuses, copies of weights, or tables, and be right as long as
+each forward is followed by its own single backward. Models call it in other orders: weights are
+trained in place, layers of the same shape take turns, a graph is traversed twice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from twofold.core.ops import Side
 def disturbed(side: Side) -> Side:
     """Return the side with other calls around every `forward` and `backward`, for one run.
 
-    Before and behind a forward comes one of other numbers in the same memory; a backward is
-    followed by that forward's, and by itself once more.
+    Before and after a forward comes one on other numbers in the same memory; a backward is followed
+    by the backward of that other forward, and then repeated.
     """
     made = _Disturbed(**{f.name: getattr(side, f.name) for f in dataclasses.fields(side)})
     vars(made).update(inner=side, others={})
@@ -29,14 +29,14 @@ def disturbed(side: Side) -> Side:
 
 
 def of(side: Side, operator: Any) -> Any:
-    """Return somebody's operator with other calls around its own where the side has them."""
+    """Return an operator from elsewhere, with other calls around its own if the side makes them."""
     if not isinstance(side, _Disturbed):
         return operator
     return _Operator(operator, side.to_numpy, vars(side)["others"])
 
 
 def around(side: Side, call: Callable[[], Any], given: Any) -> Any:
-    """Return what a call makes of what it is given, with others before and behind it there."""
+    """Return what a call makes of what it is given, with other calls around it on such a side."""
     if not isinstance(side, _Disturbed):
         return call()
 
@@ -51,9 +51,9 @@ def around(side: Side, call: Callable[[], Any], given: Any) -> Any:
 
 
 class _Disturbed(Side):
-    """A side whose operators are those of an `inner` one as `_Operator`s.
+    """A side whose operators are those of an `inner` side, wrapped in `_Operator`.
 
-    `others` are the caches of other calls by the number of the call's own, which stands beside.
+    `others` holds the caches of the other calls by the id of the call's own cache, kept with it.
     """
 
     def __getattr__(self, operator: str) -> Any:
@@ -62,7 +62,7 @@ class _Disturbed(Side):
 
 
 class _Operator:
-    """An operator's module, or what stands for one, with other calls around two functions."""
+    """An operator's module, or a stand-in for one, with other calls around forward and backward."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class _Operator:
         made = self._module.forward(*arguments, **options)
         after = _tried(other)
         if isinstance(made, tuple) and isinstance(after, tuple):
-            self._others[id(made[-1])] = (made[-1], after[-1])  # kept, so that no id comes twice
+            self._others[id(made[-1])] = (made[-1], after[-1])  # kept, so that no id is reused
         return made
 
     def backward(self, *arguments: Any, **options: Any) -> Any:
         gradients = self._module.backward(*arguments, **options)
         cache = next((a for a in arguments if id(a) in self._others), None)
-        if cache is None or options.get("into") is not None:  # which may be what was given
+        if cache is None or options.get("into") is not None:  # whose arrays may be the inputs
             return gradients
         other = tuple(self._others[id(cache)][1] if a is cache else a for a in arguments)
         was = self._numbers(gradients)
@@ -99,33 +99,33 @@ class _Operator:
             if not np.array_equal(before, now, equal_nan=True):
                 return gradients  # which the other call has written to
         again = _tried(lambda: self._module.backward(*arguments, **options))
-        return gradients if again is None else again  # autograd's can go through a graph but once
+        return gradients if again is None else again  # autograd may traverse a graph only once
 
     def _numbers(self, gradients: Any) -> list[np.ndarray[Any, Any]]:
         return [np.array(self._to_numpy(x)) for x in gradients if x is not None]
 
 
 def _tried(call: Callable[[], Any]) -> Any:
-    """Return what a call that is nobody's business returns, None where it fails."""
+    """Return what a call beside the case's own returns, None where it fails."""
     with contextlib.suppress(Exception):
         return call()
 
 
 @contextlib.contextmanager
 def other_numbers(given: Any) -> Iterator[None]:
-    """Let floating arrays hold −½ of their numbers in their own memory, if they can be written."""
+    """Multiply floating arrays by −½ in their own memory, where they can be written."""
     held = []
     try:
         for x in _arrays(given):
             if not isinstance(x, np.ndarray):
-                x = x.data  # what is kept for a backward is to be taken for what it was
+                x = x.data  # autograd must not notice that what it keeps for a backward changed
             was = x.copy() if isinstance(x, np.ndarray) else x.clone()
             with contextlib.suppress(Exception):  # read-only, expanded, of 8 bits
                 x *= -0.5
                 held.append((x, was))
         yield
     finally:
-        for x, was in reversed(held):  # one that is given twice was changed twice
+        for x, was in reversed(held):  # an array that was given twice was changed twice
             x[...] = was
 
 

@@ -22,13 +22,13 @@ DTYPES = ("float32", "float16", "bfloat16")
 # Those of matrix products: a dtype, and whether they may be in tf32.
 PRECISIONS = (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False))
 OWN = ("contiguous", "transposed", "padded", "strided")
-MIXED = "each its own"  # every array of a call has another of them
+MIXED = "each its own"  # every array of a call has a layout of its own
 LAYOUTS = (*OWN, MIXED)
 EXPANDED = "expanded"  # not drawn: what is constant has strides of 0, as gradients of a sum do
-PADDING = 3  # elements behind a row
-# Not drawn: the axis whose elements lie 2³⁰ apart, so that offsets of three of them pass 2³¹.
+PADDING = 3  # elements after a row
+# Not drawn: the axis whose elements lie 2³⁰ apart, so that the offsets of three pass 2³¹.
 FAR = {"far batches": 0, "far heads": 1, "far rows": -2}
-# Axes without which an array has no such layout; of any the contiguous one is none to be made.
+# How many axes an array needs for a layout; the contiguous one is never made.
 AXES = {"contiguous": np.inf, "transposed": 2, "padded": 2, "strided": 1} | dict.fromkeys(FAR, 2)
 AXES |= {EXPANDED: 1, "heads inside": 4}
 STRIDE = 2**30
@@ -47,7 +47,7 @@ MAGNITUDES = (
     "near-duplicate",
     "zeros",
 )
-# "huge": in float16 near the largest, elsewhere so large that its square is just held in float32.
+# "huge": in float16 near the largest, elsewhere so large that float32 can just hold its square.
 HUGE = {"float16": 1e4, "bfloat16": 1e15, "float32": 1e15, "float64": 1e15}
 # Spacing of the numbers above 1, in which "near-duplicate" rows differ.
 SPACING = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -70,9 +70,9 @@ def values(
 ) -> Array:
     """Draw a float64 array of `shape` in one of the `MAGNITUDES`, meant for `dtype`.
 
-    "mixed rows" and "mixed columns" spread over decades along the first and last axis, "outliers"
-    makes one element in a hundred 50 times larger, "offset" adds 1000 to a unit normal, the rows of
-    "near-duplicate" differ in the last two bits or so of their elements.
+    "mixed rows" and "mixed columns" spread over decades along the first and the last axis,
+    "outliers" makes one element in a hundred 50 times larger, "offset" adds 1000 to a unit normal,
+    and the rows of "near-duplicate" differ in the last two bits or so of their elements.
     """
     x = rng.standard_normal(shape)
     if magnitude == "large":
@@ -119,9 +119,9 @@ def place(side: Side, x: Array | None, dtype: str | None, layout: str = "contigu
     """Return `x` on a side in a memory layout, with NaN in the memory that is not part of it.
 
     "transposed" has the last two axes swapped in memory, "padded" rows longer than their content,
-    "strided" every second element. Arrays with fewer axes than that takes stay contiguous. Those of
-    `FAR` are for tensors on a CPU, and their memory is 0 elsewhere; nobody sees who writes there.
-    What has no NaN has a large integer or True there. None stays None.
+    "strided" every second element. Arrays with too few axes for a layout stay contiguous. Those of
+    `FAR` are for tensors on a CPU, and the rest of their memory is 0; writes there go unnoticed.
+    A dtype without NaN gets a large integer or True instead. None stays None.
     """
     if x is None:
         return None
@@ -145,21 +145,21 @@ def place(side: Side, x: Array | None, dtype: str | None, layout: str = "contigu
 
 
 def own(x: Array, layouts: Sequence[str] = OWN) -> str:
-    """Return the layout of an array where each has its own: what stands in it says which."""
+    """Return the layout of an array where each has its own: its content decides which."""
     return layouts[crc32(np.ascontiguousarray(x).tobytes()) % len(layouts)]
 
 
 def in_one_layout(case: Any) -> Any:
     """Return the case, contiguous where every array has its own layout.
 
-    What stands in an array says how it lies then, and bits may depend on how it does.
+    Otherwise an array's content decides its layout, on which bits may depend.
     """
     mixed = getattr(case, "layout", "") == MIXED
     return replace(case, layout="contiguous") if mixed else case
 
 
 def room(side: Side, shape: tuple[int, ...], dtype: str, layout: str, name: str = "") -> Any:
-    """Return an array to be written, in a memory layout of `place`'s."""
+    """Return an array to be written, in one of the memory layouts of `place`."""
     layout = own(np.array([*shape, *name.encode()])) if layout == MIXED else layout
     if layout == EXPANDED or len(shape) < AXES[layout]:
         return side.empty(shape, dtype)
@@ -177,7 +177,7 @@ def _memory(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 
 def _part(memory: Any, layout: str) -> Any:
-    """Return the array that lies in its memory in a layout."""
+    """Return the part of the memory that is the array, in a layout."""
     if layout == "heads inside":
         return memory.swapaxes(-2, -3)
     if layout == "transposed":
@@ -186,7 +186,7 @@ def _part(memory: Any, layout: str) -> Any:
 
 
 def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> Any:
-    """Return what a call has beside its tensors on a side: every second element if they are so."""
+    """Return a smaller argument of a call on a side, strided if the case's tensors are."""
     if x is None:
         return None
     layout = own(x, ("strided", "contiguous")) if case.layout == MIXED else case.layout
@@ -194,7 +194,7 @@ def beside(side: Side, x: Array | None, case: Any, dtype: str | None = None) -> 
 
 
 def tile(operator: Any, case: Any) -> dict[str, Any]:
-    """Return the argument of that name for an operator of a side, if the case has a tile of it."""
+    """Return the argument `tile` for an operator of a side, if the case names an entry."""
     return {} if case.tile is None else {"tile": operator.TILES[case.tile][1]}
 
 
@@ -204,25 +204,25 @@ def entry(side: Side, case: Any, entries: Sequence[tuple[Any, Any]]) -> dict[str
 
 
 def between(case: Any, x: Any) -> Any:
-    """Return an `Approx` on the way, as it is stored in the case's dtype by others that do so."""
+    """Return an intermediate `Approx`, cast to the case's dtype for functions that store it so."""
     return x.stored() if case.rounded else x
 
 
 def kept(case: Any) -> dict[str, Any]:
-    """Return what a case tells forward to keep: nothing if all, which others need not know of."""
+    """Return forward's argument `keep`; none if all is kept, as other functions may not take it."""
     return {} if case.keep else {"keep": False}
 
 
 def holds_features(key: tuple[Any, int], case: Any) -> bool:
-    """Return whether tiles of a key, (…, head_dim), are for as many features as a case has."""
+    """Return whether the tiles of a key, (…, head_dim), are for as many features as a case has."""
     return key[1] >= int(case.head_dim)
 
 
 def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[str, Any]:
-    """Return the arrays that backward is to write gradients into, laid out as the case has it.
+    """Return the arrays that backward is to write gradients into, in the case's layout.
 
-    There are none where `case.into` is empty, None where a shape is; "own" has the case's dtype,
-    and so have NumPy's arrays: only kernels write what they sum in another.
+    There are none where `case.into` is empty, and None where a shape is None; "own" means the
+    case's dtype, which NumPy's arrays have too: only kernels write their sums in another dtype.
     """
     if not case.into:
         return {}
@@ -234,7 +234,7 @@ def receivers(side: Side, case: Any, **shapes: tuple[int, ...] | None) -> dict[s
 
 
 def into(written: dict[str, Any]) -> dict[str, Any]:
-    """Return the argument of that name for backward, if there are `receivers`."""
+    """Return the argument `into` for backward, if there are `receivers`."""
     return {"into": tuple(written.values())} if written else {}
 
 
@@ -244,7 +244,7 @@ def received(case: Any) -> str | None:
 
 
 def returned(case: Any, outputs: Mapping[str, Any], *parameters: str) -> dict[str, Any]:
-    """Return outputs with the bounds of what is returned, of `parameters` as they are received."""
+    """Return the outputs as cast, those of `parameters` to the dtype of their receivers."""
     dtypes = dict.fromkeys(parameters, received(case))
     return {name: x.returned(dtypes.get(name)) for name, x in outputs.items()}
 
@@ -252,7 +252,7 @@ def returned(case: Any, outputs: Mapping[str, Any], *parameters: str) -> dict[st
 def far(x: Any, axis: int) -> Any:
     """Return a copy of a tensor whose elements along an axis lie 2³⁰ apart.
 
-    Memory is taken for the pages that are touched alone: NumPy's zeros are, torch's need not be.
+    Only the pages that are touched take memory: NumPy's zeros are lazy, torch's need not be.
     """
     import torch
 
@@ -267,7 +267,7 @@ def far(x: Any, axis: int) -> Any:
 
 
 def far_is_there() -> bool:
-    """Return whether this machine has addresses enough for three elements that far apart."""
+    """Return whether this machine has enough addresses for three elements that far apart."""
     try:
         np.zeros(3 * STRIDE, np.float32)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Which lines of a side's files ran, so that a fault is only asked about where it is reached."""
+"""Which lines of a side's files ran, so that a fault is judged only by what reaches it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-Line = tuple[str, int]  # a file from the top of the repository, and a line of it
+Line = tuple[str, int]  # a file's path from the top of the repository, and a line of it
 
 _parsed = functools.cache(ast.parse)  # a file has many faults
 _kernels: set[tuple[str, int]] = set()  # lines of kernels that were interpreted, by full path
@@ -29,8 +29,8 @@ def lines(folder: Path, kernels: bool) -> Iterator[set[Line]]:
 
     Args:
         folder: holds the files.
-        kernels: look at what is interpreted alone; at every function else, which is too slow for
-            an interpreter.
+        kernels: watch interpreted kernels only; otherwise every function, which is too slow for
+            the interpreter.
     """
     found: set[Line] = set()
     top = f"{folder}/"
@@ -59,7 +59,7 @@ def lines(folder: Path, kernels: bool) -> Iterator[set[Line]]:
 
 
 def statement(source: str, line: int) -> range:
-    """Return the lines of the innermost statement at a line; of one with a body, its head."""
+    """Return the lines of the innermost statement at a line, or of its head if it has a body."""
     found = range(line, line + 1)
     for node in ast.walk(_parsed(source)):  # outer ones come first
         if isinstance(node, ast.stmt):

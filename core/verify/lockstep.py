@@ -1,14 +1,14 @@
 """Both sides trained from one seed, dropout on, compared after every step.
 
-Every operator keeps its contract by itself; this asks whether they still agree once they are wired
-up, with the optimizer and the dropout masks. How far they may drift apart is measured, not derived:
-a third run, the reference in float64, stands for the truth, and
+Each operator keeps its contract by itself; this asks whether the sides still agree once operators,
+optimizer and dropout masks are wired together. How far they may drift apart is measured, not
+derived: a third run, the reference in float64, stands for the truth, and
 
     |triton − float64| ≤ ρ·|NumPy float32 − float64|
 
 in the maximum norm of each parameter and of the loss. Errors are linear in the roundoff to first
 order, and a kernel's is at most ρ times NumPy's: ρ = u_product/u, 2⁻²⁰ for three tf32 products
-against 2⁻²⁴ (`rounding.machine`). One rounding of the largest value is always allowed.
+against 2⁻²⁴ (`machines.machine`). One rounding of the largest value is always allowed.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def lockstep(
     seed: int = 0,
     observe: Callable[[list[Difference]], None] = lambda found: None,
 ) -> list[Difference]:
-    """Train on `side`, on the reference and on it in float64; return all differences.
+    """Train on `side`, on the reference and on the reference in float64; return all differences.
 
     Args:
         side: what is judged.
-        config: the model, of tokens.
-        steps, batch_size: how long, on how many random examples a step.
-        seed: of everything.
-        observe: is given the differences after each step.
+        config: of a model that reads tokens.
+        steps, batch_size: how many steps, and how many random examples in each.
+        seed: for everything.
+        observe: called with the differences after each step.
     """
     recipe = Recipe(seed=seed, epochs=1, batch_size=batch_size, word_dropout=0.0)
     reference = load("reference")

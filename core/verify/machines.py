@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 CONFIDENCE = 9.0
-E4M3 = 32  # products of 8 bits that an instruction of Hopper's matrix unit sums
+E4M3 = 32  # 8-bit products that one instruction of Hopper's matrix unit sums
 
 _confidence: ContextVar[float | None] = ContextVar("confidence", default=None)
 _full: ContextVar[bool] = ContextVar("full", default=False)
@@ -32,7 +32,7 @@ class Machine:
         u_sum: roundoff of the matrix unit's accumulator, which may truncate.
         u_function: relative error of division, square roots, exponentials and logarithms.
         confidence: λ of the probabilistic bound, None for the deterministic one (see `rounding`).
-        summed: products that the matrix unit sums at a time with fewer bits, 0 where it does not.
+        summed: how many products the matrix unit sums at a time with fewer bits, 0 if it does not.
         u_summed: roundoff of such a sum.
     """
 
@@ -57,40 +57,41 @@ def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None
     Elementwise arithmetic and `tl.sum` are IEEE float32, rounded to nearest: u = 2⁻²⁴. Whether
     subnormals survive depends on flags and units, so an operation may lose 2⁻¹²⁶.
 
-    Casts round to nearest, ties to even: u_storage = 2⁻¹¹ and 2⁻⁸. float16 has subnormals, so what
-    underflows errs by half of 2⁻²⁴; bfloat16's are taken to be flushed. float32 is not cast at all.
+    Casts round to nearest, ties to even: u_storage = 2⁻¹¹ (float16) and 2⁻⁸ (bfloat16). float16 has
+    subnormals, so what underflows errs by half of 2⁻²⁴; bfloat16's are taken to be flushed. float32
+    is not cast at all.
 
     Functions. `div.full.f32` errs by 2 ulp over its whole range, unlike `div.approx`, which gives 0
-    where the divisor passes 2¹²⁶. `ex2.approx.ftz.f32` and `lg2.approx.ftz.f32` err by 2⁻²² (the
-    latter absolutely near 1; Triton may take a polynomial that errs by no more), and
-    `sqrt.approx.ftz.f32` by less; their subnormal arguments are flushed,
-    which only a root notices (`rounding.sqrt`). 2 ulp are 2⁻²² too. (PTX ISA, "Floating Point
-    Instructions"; AMD's v_exp_f32, v_log_f32, v_sqrt_f32 err by 1 ulp, CDNA 3 ISA.)
+    where the divisor exceeds 2¹²⁶. `ex2.approx.ftz.f32` and `lg2.approx.ftz.f32` err by 2⁻²² (the
+    latter absolutely near 1; Triton may use a polynomial that errs by no more), and
+    `sqrt.approx.ftz.f32` by less; their subnormal arguments are flushed, which matters only to a
+    root (`rounding.sqrt`). 2 ulp are 2⁻²² too. (PTX ISA, "Floating Point Instructions"; AMD's
+    v_exp_f32, v_log_f32, v_sqrt_f32 err by 1 ulp, CDNA 3 ISA.)
 
-    Products on the matrix unit. Those of float16 and bfloat16 are exact in float32. tf32 cuts an
-    operand off after 11 bits, so loses less than 2⁻¹⁰ of it: (1 + 2⁻¹⁰)² − 1 per product. tf32x3,
-    as Triton compiles it, takes a = h + r, h the nearest tf32 number: |r| ≤ 2⁻¹¹|a| and a multiple
+    Products on the matrix unit. Those of float16 and bfloat16 are exact in float32. tf32 truncates
+    an operand to 11 bits, so it loses less than 2⁻¹⁰ of it: (1 + 2⁻¹⁰)² − 1 per product. tf32x3,
+    as Triton compiles it, splits a = h + r, h the nearest tf32 number: |r| ≤ 2⁻¹¹|a| and a multiple
     of a's last place, so it has at most 12 bits, and the unit, which keeps 11, loses at most
     2⁻²³|a|. With r·r dropped a product errs by 2·2⁻²³ + 2⁻²² = 2⁻²¹; the small products are summed
     first, from zero, and add 2n roundings of 2⁻¹⁰ and one addition to the n of the large ones.
-    2⁻²⁰ holds all of it up to n = 1024, and beyond that the quarter to spare in the next paragraph.
-    A true float32 product (AMD's matrix unit, NumPy) errs by 2⁻²⁴ and is within that too; it is
-    all that the reference has (`full_products`). An operand so large that h is infinite, or
-    subnormal, is `rounding.matmul`'s business.
+    2⁻²⁰ covers all of it up to n = 1024, and beyond that the quarter to spare in the next paragraph
+    does. A true float32 product (AMD's matrix unit, NumPy) errs by 2⁻²⁴, within that too; the
+    reference has no other (`full_products`). An operand that is subnormal, or so large that h is
+    infinite, is left to `rounding.matmul`.
 
     Sums on the matrix unit are truncated, not rounded: a unit that adds k products to its
     accumulator aligns k + 1 numbers to the largest (Fasi, Higham, Mikaitis & Pranesh 2021,
     "Numerical behavior of NVIDIA tensor cores", PeerJ CS 7:e330) with at least one extra bit,
     k ≥ 4, since the A100 (Khattak & Mikaitis 2025, "Accurate models of NVIDIA tensor cores"). So it
-    loses at most 2⁻²⁴ of the largest for each of the other k, and then cuts the sum off, 2⁻²³:
+    loses at most 2⁻²⁴ of the largest for each of the other k, and then truncates the sum, 2⁻²³:
     (k/2 + 1)·2⁻²³ for k products, within γ_k at u_sum = 2⁻²³ by a quarter.
 
     float8_e4m3fn has u_storage = 2⁻⁴, and what underflows errs by half of 2⁻⁹; its products are
     exact in float32. Hopper's matrix unit aligns E4M3 = 32 products to the largest and keeps about
     14 bits of each and of their sum (DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section
     3.3.2), which the kernels add to others in float32: `accumulator` is how many bits, None for all
-    of float32. Of b bits the last is 2^(1 − b) of the largest, which n products and their sum each
-    lose at most, if there are two or more: (n + 1)·2^(1 − b), within γ_n at u_summed = 2^(2 − b).
+    of float32. The last of b bits is 2^(1 − b) of the largest; n ≥ 2 products and their sum each
+    lose at most that much: (n + 1)·2^(1 − b), within γ_n at u_summed = 2^(2 − b).
     """
     u, tiny = 2.0**-24, 2.0**-126
     confidence = _confidence.get()
@@ -118,15 +119,15 @@ def machine(dtype: str, allow_tf32: bool = False, accumulator: int | None = None
 
 
 def chance(on: Machine) -> float:
-    """Return the probability with which a probabilistic bound fails, for each sum it is made of."""
+    """Return the probability that a probabilistic bound fails, for each sum it is made of."""
     return 0.0 if on.confidence is None else 2 * math.exp(-(on.confidence**2) / 2)
 
 
 @contextmanager
 def full_products(full: bool) -> Iterator[None]:
-    """Let `machine` return arithmetics without a matrix unit, as NumPy has, or with one.
+    """Let `machine` return arithmetics without a matrix unit (`full`, as in NumPy) or with one.
 
-    Products of float32 in a matrix product, and their sums, then round to nearest as all else does.
+    Without one, float32 matrix products, and their sums, round to nearest like everything else.
     """
     token = _full.set(full)
     try:
@@ -137,11 +138,11 @@ def full_products(full: bool) -> Iterator[None]:
 
 @contextmanager
 def probabilistic() -> Iterator[None]:
-    """Let `machine` return arithmetics whose independent roundings add up as such do.
+    """Let `machine` return arithmetics in which independent roundings add up in quadrature.
 
     A bound then fails with probability 2·exp(−λ²/2) for each sum, λ the `CONFIDENCE`: at 9 that is
-    5·10⁻¹⁸. A run of `twofold verify` takes fewer than 10⁸ sums, an element of an output with at
-    most three of them counted three times, so it raises a false alarm with probability 5·10⁻¹⁰.
+    5·10⁻¹⁸. A run of `twofold verify` takes fewer than 10⁸ sums (an element of an output has at
+    most three and is counted three times), so it raises a false alarm with probability 5·10⁻¹⁰.
     """
     token = _confidence.set(CONFIDENCE)
     try:

@@ -1,8 +1,8 @@
 """How many small faults a contract sees: every mutant of an operator is judged by its cases.
 
 The mutants are syntactic ones (`mutation`), and faults that shipped elsewhere (`faults`).
-A mutant that keeps every case (`trial`) survives: the contract has a gap, or nothing about the
-change can be seen, and `equivalents` says why.
+A mutant that passes every case (`trial`) survives: either the contract has a gap, or the change
+cannot be seen, and `equivalents` says why.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from twofold.core.verify.trial import KILLED, SURVIVED, TIMEOUT, Trial, Verdict
 __all__ = ["BEYOND", "EQUIVALENT", "KILLED", "MISJUDGED", "SURVIVED", "TIMEOUT", "Trial", "Verdict"]
 __all__ += ["count", "judge", "of_operator", "sample"]
 
-# On the list, as nobody can see it or the cases do not go so far; on the list, and killed.
+# On the list, because no test can see it or no case goes so far; on the list, but killed.
 EQUIVALENT, BEYOND, MISJUDGED = "equivalent", "beyond", "misjudged"
 FOLDERS = {"triton": "kernels", "reference": "reference"}
-# Functions that another operator's contract runs than that of their file.
+# Functions that are run by the contract of another operator than their file's.
 ELSEWHERE = {
     ("kernels/dropout.py", "attention_keep"): "attention",
     ("kernels/attention_parts.py", "turned"): "attention_fp8",
     ("reference/normal.py", "density"): "activation",
-    # With a scale and dropout, which embedding has not.
+    # With a scale and dropout, which embedding does not have.
     ("reference/embedding.py", "scatter_add"): "positional_encoding",
     ("kernels/embedding.py", "add_places"): "positional_encoding",
     ("kernels/embedding.py", "chunk_kernel"): "positional_encoding",
     ("kernels/embedding.py", "row_kernel"): "positional_encoding",
 }
-# What the interpreter does not run, of which tests have a machine of their own; and a model of how
-# long products take: whatever it chooses computes the same.
+# What the interpreter does not run (tests have a simulated machine for it); and a model of how long
+# products take: whatever it chooses computes the same.
 LEFT_OUT = ("attention_hopper", "attention_hopper_kernel", "linear_tiles")
-# Where the gradient is made, if not in `backward`.
+# Where the gradient is computed, if not in `backward`.
 GRADIENT = {"softmax_cross_entropy": "forward"}
 
 
 def of_operator(operator: str, side: str) -> list[Mutant]:
     """Return the mutants of an operator's kernels, or of its backward functions in NumPy.
 
-    What has no kernel of its own (multi-head attention) has its backward function changed on both
-    sides. The faults of the catalogue follow.
+    An operator without a kernel of its own (multi-head attention) has its backward function mutated
+    on both sides. The faults of the catalogue follow.
     """
     folder = FOLDERS[side]
     spec = importlib.util.find_spec(f"twofold.{folder}.{operator}")
@@ -81,15 +81,15 @@ def of_operator(operator: str, side: str) -> list[Mutant]:
 
 
 def _operator(stem: str) -> str:
-    """Return the operator that a file is of by its name: the longest that it begins with."""
+    """Return the operator that a file belongs to: the longest name that its own begins with."""
     mine = [o for o in OPERATORS if stem == o or stem.startswith(f"{o}_")]
     return max(mine, key=len, default="")
 
 
 def sample(mutants: Sequence[Mutant], size: int, seed: int) -> list[Mutant]:
-    """Draw `size` mutants in the order of the file.
+    """Draw `size` mutants, in the file's order.
 
-    From every function come about as many, and among those of a function the kinds take turns.
+    Each function contributes about equally many, and within a function the kinds take turns.
     """
     rng = random.Random(seed)
     shuffled = rng.sample(list(mutants), len(mutants))
@@ -123,8 +123,8 @@ def judge(
 ) -> list[Verdict]:
     """Judge an operator's mutants on a side, or a sample of `size`, `jobs` at a time.
 
-    What stands on the list of equivalents is not run, unless `listed`: then it must survive, and
-    is "misjudged" where it does not. `observe` sees each verdict.
+    Mutants on the list of equivalents are not run, unless `listed`: then they must survive, and
+    one that does not is "misjudged". `observe` is called with each verdict.
     """
 
     def on_the_list(reason: str) -> str:
@@ -150,7 +150,7 @@ def judge(
 
 
 def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """Return how many there are of each fate; a timeout is counted as killed, too."""
+    """Return how many mutants met each fate; a timeout also counts as killed."""
     fates = [v.fate for v in verdicts]
     known = (KILLED, TIMEOUT, EQUIVALENT, BEYOND, MISJUDGED, SURVIVED)
     counts = {fate: fates.count(fate) for fate in known}

@@ -1,9 +1,9 @@
-"""Small faults for a source file: one operator of Python swapped, one mask lost, one term dropped.
+"""Small faults for a source file: a Python operator swapped, a mask lost, a term dropped.
 
-A mutant differs from its file in one place and keeps every other character, so that its lines can
-be named. The places are those of the syntax tree of the functions asked for: their bodies, without
-docstrings, annotations, what is raised, and what only tiles or schedules (`tl.arange`'s bounds,
-`num_stages`).
+A mutant differs from its file in one place and keeps every other character, so that line numbers
+still hold. The places are nodes of the syntax tree of the chosen functions: their bodies, without
+docstrings, annotations, raised exceptions, and whatever only tiles or schedules (`tl.arange`'s
+bounds, `num_stages`).
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Mutant:
     """One fault.
 
     Attributes:
-        file: where, from the top of the repository: "kernels/rotary.py".
+        file: its path from the top of the repository: "kernels/rotary.py".
         function, line: where in the file.
-        text: that line without the space around it.
+        text: that line, stripped.
         kind: what is changed: "arithmetic", "comparison", "number", "mask", …
-        what: the change, with a number where the line has several such; with `file`, `function`
-            and `text` it names the mutant for good.
+        what: the change, numbered where the line has several alike; with `file`, `function` and
+            `text` it identifies the mutant for good.
         source: the file's text with the fault in it.
     """
 
@@ -83,7 +83,7 @@ class Mutant:
 
 
 def mutants(source: str, file: str, chosen: Chosen) -> list[Mutant]:
-    """Return every mutant of the functions of a source text that `chosen` takes."""
+    """Return every mutant of those functions of a source text that `chosen` accepts."""
     lines, starts = source.splitlines(), _line_starts(source)
     raw, found = source.encode(), {}
     names: Counter[tuple[str, str, str]] = Counter()
@@ -108,14 +108,14 @@ def mutants(source: str, file: str, chosen: Chosen) -> list[Mutant]:
 
 
 def jitted(function: ast.FunctionDef) -> bool:
-    """Return whether a function is a kernel, or what a kernel calls."""
+    """Return whether a function is a kernel, or is called by one."""
     return any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list)
 
 
 def differentiates(source: str, name: str = "backward") -> Chosen:
-    """Return a test for a function of a file and what it calls there, but no checks.
+    """Return a test that accepts a file's function of this name and what it calls, but no checks.
 
-    Where there is no such function it is for every one.
+    Where there is no such function, every one is accepted.
     """
     functions = {f.name: f for f in ast.parse(source).body if isinstance(f, ast.FunctionDef)}
     wanted, ahead = set(), [name] if name in functions else []
@@ -134,7 +134,7 @@ def _checks(name: str) -> bool:
 
 
 def _line_starts(source: str) -> list[int]:
-    """Return the offset in bytes of every line, which is how the syntax tree counts."""
+    """Return the offset of every line in bytes, in which the syntax tree counts columns."""
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line.encode()))
@@ -142,7 +142,7 @@ def _line_starts(source: str) -> list[int]:
 
 
 class _Edits(ast.NodeVisitor):
-    """Collects (node, what to write in its place, kind of change, what it is)."""
+    """Collects (node, its replacement, kind of change, description of the change)."""
 
     def __init__(self) -> None:
         self.found: list[tuple[ast.expr | ast.stmt, str, str, str]] = []

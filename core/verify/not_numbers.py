@@ -1,15 +1,15 @@
-"""The property that a NaN is seen: an output that depends on one is NaN, too.
+"""The property that a NaN propagates: an output that depends on one is NaN, too.
 
-A kernel may well lose one: a maximum passes it over, `where(x == x, …)` puts a number in its place,
-and what was to end a run that diverged goes on with numbers that mean nothing. Two numbers of each
-input in turn are made NaN, one near its beginning and one near its end. Where the reference then
-has NaN, and with other numbers another result, an implementation has to; and a kernel of ours has
-NaN nowhere that the reference has none.
+A kernel can easily lose one: a maximum ignores it, `where(x == x, …)` puts a number in its place,
+and a run that diverged and should have ended goes on with meaningless numbers. In each input in
+turn two numbers are made NaN, one as far from its beginning as the other is from its end. Where the
+reference then has NaN, and other numbers there would change its result, an implementation must have
+NaN too; and a kernel of ours has NaN nowhere that the reference has none.
 
-Where other numbers change no output, NaN may come of it or not: there it is multiplied by 0, as is
-what may not be attended, and tiles in which all is masked are not visited.
+Where other numbers change no output, the result may be NaN or not: there the NaN is multiplied by
+0, as masked pairs are, and tiles that are masked entirely are not visited.
 
-Dropout is left out: what is dropped of a NaN is NaN in NumPy and torch, and 0 in a kernel.
+Dropout is left out: a NaN that is dropped is NaN in NumPy and torch, and 0 in a kernel.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def seen(
     """Return the property for a contract of these inputs and this `run`.
 
     Args:
-        but: says of a case which inputs need not be looked at, or count for nothing.
-        across: axes of an output, from the last, along which 0·NaN may stand in one side and not in
-            the other.
+        but: names, for a case, the inputs that need not be tried, or do not count.
+        across: axes of an output, from the last, along which one side may have 0·NaN and the other
+            not.
     """
 
     def nan_is_seen(subject: Subject, case: Any) -> None:
@@ -68,9 +68,9 @@ def seen(
 
 
 def with_nan(given: Any, seed: int) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each floating array's name, the inputs with NaN in it, and with other numbers there.
+    """Yield each floating array's name, the inputs with NaNs in it, and with other numbers there.
 
-    Both are near the beginning and near the end of those that it has.
+    Both stand at two places, one as far from the beginning as the other is from the end.
     """
     for name, x, put in arrays(given):
         numbers = np.flatnonzero(np.isfinite(x) if x.dtype.kind == "f" else [])
@@ -78,7 +78,7 @@ def with_nan(given: Any, seed: int) -> Iterator[tuple[str, Any, Any]]:
             at = numbers[[seed % numbers.size, -1 - seed % numbers.size]]
             holed, other = x.copy(), x.copy()
             holed.flat[at] = np.nan
-            # Every dtype has these.
+            # Every dtype holds these exactly.
             number = x.flat[at]
             factor = np.where(np.abs(number) < 1, 2.0, 0.5)
             other.flat[at] = np.where(number == 0, 1.0, factor * number)
@@ -86,7 +86,7 @@ def with_nan(given: Any, seed: int) -> Iterator[tuple[str, Any, Any]]:
 
 
 def arrays(given: Any) -> Iterator[tuple[str, Array, Callable[[Array], Any]]]:
-    """Yield the arrays among inputs by name, and what puts another in the place of each."""
+    """Yield each array among inputs: its name, the array, and a function that replaces it."""
     for name, x in (given if isinstance(given, dict) else given._asdict()).items():
 
         def put(changed: Any, name: str = name) -> Any:

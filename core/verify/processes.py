@@ -16,13 +16,13 @@ from twofold.core.verify.strict import strict_interpreter
 
 
 class Pool:
-    """Processes that judge pinned cases of one side; `processes` makes it."""
+    """Processes that judge pinned cases of one side, as `processes` starts them."""
 
     def __init__(self, side: Side, executor: ProcessPoolExecutor) -> None:
         self._side, self._executor = side, executor
 
     def judge_pinned(self, contract: Contract) -> Iterator[Finding]:
-        """Begin to judge every pinned case; the findings come in the order of the cases."""
+        """Start judging every pinned case; the findings come in the order of the cases."""
         asked, numbers = (self._side.name, contract.operator), range(len(contract.pinned))
         begun = [self._executor.submit(_judge, *asked, number) for number in numbers]
         return self._wait(contract, begun)
@@ -35,9 +35,9 @@ class Pool:
 
 @contextmanager
 def processes(side: Side, jobs: int) -> Iterator[Pool | None]:
-    """Give `jobs` processes that judge cases of a side, none (None) if one would do.
+    """Yield a pool of `jobs` processes that judge cases of a side, or None if one is enough.
 
-    None, too, on a GPU, whose time would be shared among them.
+    Also None on a GPU, whose time they would share.
     """
     if jobs < 2 or side.device != "cpu":
         yield None
@@ -52,7 +52,7 @@ def processes(side: Side, jobs: int) -> Iterator[Pool | None]:
 
 
 def _judge(side_name: str, operator: str, number: int) -> list[Finding]:
-    """Judge one pinned case; its functions cannot be sent, so the findings go without it."""
+    """Judge one pinned case; its functions cannot be pickled, so the findings go without it."""
     side = ops.load(side_name)
     with strict_interpreter() if side_name == "triton" else nullcontext():
         findings = judge_pinned(report.contract(operator), side, [number])

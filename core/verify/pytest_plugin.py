@@ -1,10 +1,10 @@
-"""A pytest plugin: your Triton kernels in the strict interpreter, your operators by a contract.
+"""A pytest plugin: your Triton kernels in the strict interpreter, your operators under a contract.
 
     pytest --strict-triton              # or strict_triton = true in the configuration
 
-runs every test of a project in the strict interpreter: kernels are interpreted, on CPU tensors,
-and what hardware does not define, or the compiler refuses, fails the test with a message that
-names kernel, line, program and tensor. For single tests, and next to compiled kernels on a GPU:
+runs every test of a project in the strict interpreter: kernels are interpreted on CPU tensors, and
+whatever hardware leaves undefined or the compiler refuses fails the test with a message that names
+kernel, line, program and tensor. For single tests, and alongside compiled kernels on a GPU:
 
     def test_kernel(strict_triton):     # the device: "cpu" in the interpreter, or "cuda"
         x = torch.randn(100, device=strict_triton)
@@ -36,11 +36,11 @@ TOO_LATE = (
     "run pytest --strict-triton, put strict_triton = true into the configuration, or set "
     "TRITON_INTERPRET=1"
 )
-NO_DRIVER = "0 active drivers"  # what Triton says of a kernel that is compiled without a GPU
+NO_DRIVER = "0 active drivers"  # what Triton says when a kernel is to be compiled without a GPU
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option, and the same in a configuration file."""
+    """Add the option, and the setting of the same name in a configuration file."""
     words = "run every test in twofold's strict interpreter of Triton kernels"
     group = parser.getgroup("twofold")
     group.addoption("--strict-triton", action="store_true", default=False, help=words)
@@ -49,21 +49,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Turn Triton's interpreter on, if asked, before a conftest or a test imports Triton."""
+    """Turn Triton's interpreter on, if requested, before a conftest or a test imports Triton."""
     if early_config.known_args_namespace.strict_triton or early_config.getini("strict_triton"):
         os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Turn it on where a conftest has loaded this plugin."""
+    """Turn the interpreter on where a conftest has loaded this plugin."""
     if _asked(config):
         os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _every_test_strict(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Be in the strict interpreter from the first test to the last, if asked."""
+    """Stay in the strict interpreter from the first test to the last, if requested."""
     with contextlib.ExitStack() as stack:
         if _asked(request.config):
             _enter(stack)
@@ -74,8 +74,8 @@ def _every_test_strict(request: pytest.FixtureRequest) -> Iterator[None]:
 def strict_triton() -> Iterator[str]:
     """Run the test's kernels in the strict interpreter where no GPU compiles them.
 
-    Gives the device that tensors belong on: "cpu", or "cuda" where CUDA is and TRITON_INTERPRET is
-    not set. There kernels run compiled, and nothing is checked but what the test checks.
+    Gives the device that tensors belong on: "cpu", or "cuda" where there is CUDA and
+    TRITON_INTERPRET is not set. There kernels run compiled, and only the test's own checks apply.
     """
     with contextlib.ExitStack() as stack:
         yield _enter(stack)
@@ -86,18 +86,18 @@ def hold_to_contract() -> Callable[..., Verdict]:
     """Give `hold_to_contract(function, op, *, examples, dtypes)`.
 
     It judges a function on torch tensors by an operator's contract, as `twofold verify
-    module:function` does, and fails the test with what it found: each fault, the smallest case
-    that has it, and a line that runs that case again. What it was found to mean is in `taken` of
-    the verdict that it returns, what was not judged, and why, in `notes`.
+    module:function` does, and fails the test with its findings: each fault, the smallest case that
+    has it, and a line that runs that case again. The verdict that it returns says in `taken` how
+    the signature was understood, and in `notes` what was not judged and why.
 
     Args of the function given:
         function: such as `f(q, k, v, causal=False)`; see `twofold.core.verify.foreign`.
-        op: the operator that it should be, such as "attention".
+        op: the operator that it implements, such as "attention".
         examples: how many cases are drawn.
         dtypes: of "float32", "float16", "bfloat16" and "tf32"; all but the last by default.
 
     Raises:
-        ValueError: there is no such operator, or dtype.
+        ValueError: there is no such operator or dtype.
     """
 
     def hold(
@@ -127,7 +127,7 @@ def _asked(config: pytest.Config) -> bool:
 
 
 def _enter(stack: contextlib.ExitStack) -> str:
-    """Enter the strict interpreter, where there is no GPU or it was asked for."""
+    """Enter the strict interpreter where there is no GPU or interpreting was requested."""
     from twofold.core import ops
     from twofold.core.verify.peers import interpreted
 

@@ -1,4 +1,4 @@
-"""Many findings made into the table that `twofold verify` prints."""
+"""Findings summarised as the table that `twofold verify` prints."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one pass of one operator in one precision.
+    """The result of one pass of one operator in one precision.
 
     Attributes:
         operator, pass_, precision: what was judged.
         cases: how many cases were run.
         share: the worst |kernel − truth| as a share of its bound; above 1 the contract is broken.
         output, case: where that was.
-        median: the middle element's share, in the middle of the outputs.
-        vacuous: the mean share of elements whose bound is infinite and hence decides nothing.
+        median: the median over outputs of the median element's share.
+        vacuous: the mean fraction of elements whose bound is infinite and so decides nothing.
         likely: the worst share of the probabilistic bound.
-        faults: what is wrong, each with its case; empty if the contract holds.
+        faults: the faults, each with its case; empty if the contract holds.
     """
 
     operator: str

@@ -26,11 +26,11 @@ they conspire. Under `machines.probabilistic` they are assumed not to, as far as
     `error` includes it. Errors that reach two terms of a sum from one source are never taken to be
     independent.
 (b) Equal numbers are rounded equally, and nearly equal ones nearly so. Terms of one sum that differ
-    by less than a quarter of a unit in the last place are taken to be rounded alike; n alike ones
+    by less than a quarter of a unit in the last place are taken to be rounded alike; n such terms
     count as one n times as large: (Σ bc)² ≤ n·Σ b²c² (Cauchy). Constant rows gain nothing.
 (c) Additions of a float32 sum round to nearest: n of them err by λ·√(n/3)·u of what they reach
     (Higham & Mary 2019, "A new approach to probabilistic rounding error analysis", theorem 2.4;
-    Connolly, Higham & Mary 2021 for roundings that depend on those before), √n more where all terms
+    Connolly, Higham & Mary 2021 for roundings that depend on earlier ones), √n more where all terms
     are alike. A term below a unit in the last place of the sum that it is added to is rounded as
     that sum is, whatever its own bits: long sums of terms of two such sizes are not covered.
 (d) What may be one-sided or systematic is not averaged: truncation in the matrix unit and of its
@@ -90,13 +90,13 @@ class Approx:
     fresh: Array | None = None
 
     def _other(self, x: Approx | Array | float) -> Approx:
-        """An array is an input, held exactly; a number is a constant, rounded to float32."""
+        """Wrap an operand: an array is an input, held exactly; a number is rounded to float32."""
         if isinstance(x, Approx):
             return x
         return constant(x, self.on) if isinstance(x, float | int) else exact(x, self.on)
 
     def _rounded(self, value: Array, error: Array, u: float | None = None) -> Approx:
-        """Add one rounding of the computed number, at most |value| + error; a sure 0 has none."""
+        """Add one rounding of the computed number, at most |value| + error; an exact 0 has none."""
         u = self.on.u if u is None else u
         reach = np.abs(value) + error
         with np.errstate(invalid="ignore"):
@@ -141,14 +141,14 @@ class Approx:
         return self._other(x) / self
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Let a formula of NumPy's functions bound itself, run on numbers with errors."""
+        """Let a formula written with NumPy's functions run on numbers with errors."""
         rule = UFUNCS.get(ufunc.__name__)
         if rule is None or method != "__call__" or options:
             return NotImplemented
         return rule(*(self._other(x) for x in inputs))
 
     def __array_function__(self, f: Any, types: Any, args: Any, options: Any) -> Any:
-        """`np.where`, by a condition that the kernel knows exactly; no other function."""
+        """Support `np.where` by a condition that the kernel knows exactly; no other function."""
         if f is not np.where or len(args) != 3 or options:
             return NotImplemented
         condition, x, y = args[0], *(self._other(x) for x in args[1:])
@@ -169,14 +169,14 @@ class Approx:
         return self.moved(lambda x: np.reshape(x, shape))
 
     def moved(self, f: Callable[[Array], Array]) -> Approx:
-        """The numbers that a function takes from their places to others, or copies."""
+        """The numbers as rearranged, or copied, by a function that changes none of them."""
         fresh = None if self.fresh is None else f(self.fresh)
         return Approx(f(self.value), f(self.error), self.on, fresh)
 
     def sum(self, axis: int = -1, keepdims: bool = False) -> Approx:
         """Sum in any order: the errors add up, and n − 1 additions round (Higham 2002, (4.4)).
 
-        To add a zero rounds nothing.
+        Adding an exact zero does not round.
         """
         magnitude = np.abs(self.value) + self.error
         n = np.maximum((magnitude > 0).sum(axis=axis, keepdims=keepdims) - 1, 0)
@@ -203,7 +203,7 @@ class Approx:
         return self.sum(axis, keepdims) / float(self.value.shape[axis])
 
     def max(self, axis: int = -1, keepdims: bool = False) -> Approx:
-        """The largest is at most as wrong as the most wrong: a choice does not round."""
+        """The largest, which is at most as wrong as the most wrong: a choice does not round."""
         value, error = (x.max(axis=axis, keepdims=keepdims) for x in (self.value, self.error))
         return Approx(value, error, self.on)
 
@@ -214,10 +214,10 @@ class Approx:
         return Approx(value, np.where(condition, self.error, 0.0), self.on, fresh)
 
     def stored(self) -> Approx:
-        """Cast to the storage dtype, to nearest: off by half a unit in the last place.
+        """Cast to the storage dtype, to nearest: off by at most half a unit in the last place.
 
-        A number that may pass the dtype's largest has no finite bound. Where a float16 underflows,
-        casts lean to zero: that part is not `fresh`.
+        A number that may overflow the dtype has no finite bound. Where a float16 underflows, casts
+        lean to zero: that part is not `fresh`.
         """
         reach = np.abs(self.value) + self.error
         half = np.maximum(half_unit(reach, self.on.u_storage), self.on.tiny_storage)
@@ -230,10 +230,10 @@ class Approx:
         return Approx(self.value, error, self.on, fresh)
 
     def returned(self, dtype: str | None = None) -> Approx:
-        """Cast as an output, of its own dtype or of another.
+        """Cast as an output, to the storage dtype or to another.
 
-        What surely passes the dtype's largest is ±∞, exactly. In float64 `value`, computed in
-        float64 too, is as far from the mathematics as the output.
+        What is certain to overflow the dtype is ±∞, exactly. In float64 `value`, itself computed in
+        float64, is as far from the mathematics as the output.
         """
         if dtype is not None:
             return Approx(self.value, self.error, machine(dtype)).returned()
@@ -248,7 +248,7 @@ class Approx:
     def function(
         self, f: Callable[[Array], Array], slope: Callable[[Array], Array], curvature: float
     ) -> Approx:
-        """A smooth function: |f(x̂) − f(x)| ≤ |f′(x)|·e + ½ max|f″|·e², then its own rounding."""
+        """Apply a smooth f: |f(x̂) − f(x)| ≤ |f′(x)|·e + ½ max|f″|·e², then its own rounding."""
         value = f(self.value)
         error = np.abs(slope(self.value)) * self.error + 0.5 * curvature * self.error**2
         return self._rounded(value, error, self.on.u_function)
@@ -267,10 +267,10 @@ def constant(x: float, on: Machine) -> Approx:
 
 
 def matmul(a: Approx, b: Approx) -> Approx:
-    """a @ b on the matrix unit: each product and each of K sums rounds (Higham 2002, (3.12)).
+    """Bound a @ b on the matrix unit: each product and each of K sums rounds (Higham 2002, (3.12)).
 
-    A subnormal operand may be flushed, or lose its bits to tf32: 2⁻¹²⁶ of each. One within 2⁻¹² of
-    the largest float32 has no finite nearest tf32, which NumPy does not need.
+    A subnormal operand may be flushed, or lose its bits to tf32: 2⁻¹²⁶ of each. An operand within
+    2⁻¹² of the largest float32 has no finite nearest tf32; NumPy does not use tf32.
     """
     on, k = a.on, a.value.shape[-1]
     size_a, size_b = np.abs(a.value), np.abs(b.value)
@@ -297,9 +297,9 @@ def matmul(a: Approx, b: Approx) -> Approx:
 
 
 def exp(x: Approx) -> Approx:
-    """e^x̂ ≤ e^(x + e), and below e^x it errs by less.
+    """Bound e^x: e^x̂ ≤ e^(x + e), and below e^x the error is smaller.
 
-    The kernel computes exp2(x·log₂e), where the product rounds: another 2u|x| in x.
+    The kernel computes exp2(x·log₂e), whose product rounds: another 2u|x| in x.
     """
     value = np.exp(x.value)
     shift = x.error + 2 * x.on.u * np.where(np.isfinite(x.value), np.abs(x.value) + x.error, 0.0)
@@ -313,9 +313,9 @@ def grown(value: Array, x: Array, shift: Array) -> Array:
 
 
 def log(x: Approx) -> Approx:
-    """|log x̂ − log x| ≤ −log(1 − e/x); near 1 the result is small and its error is absolute.
+    """Bound log x: |log x̂ − log x| ≤ −log(1 − e/x); near 1, where it is small, it errs absolutely.
 
-    It may be that to base 2 times ln 2, which is rounded, as is the product.
+    The kernel may compute log₂x·ln 2, where ln 2 is rounded, as is the product.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(x.error == 0, 0.0, x.error / x.value)
@@ -326,7 +326,7 @@ def log(x: Approx) -> Approx:
 
 
 def sqrt(x: Approx) -> Approx:
-    """|√x̂ − √x| ≤ e/√x, and never more than √e; a subnormal x̂ may be taken for 0."""
+    """Bound √x: |√x̂ − √x| ≤ e/√x and never more than √e; a subnormal x̂ may be taken for 0."""
     value = np.sqrt(x.value)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(x.error == 0, 0.0, np.minimum(x.error / value, np.sqrt(x.error)))
@@ -338,8 +338,9 @@ def sqrt(x: Approx) -> Approx:
 def tanh(a: Approx) -> Approx:
     """Bound tanh a = 1 − w with w = 2/(1 + e²ᵃ), as kernels compute it.
 
-    tanh′ is at most its value nearest to 0. The exponential errs by δ of itself, two roundings of
-    2a·log₂e and its own, w by δ·e²ᵃ/(1 + e²ᵃ), a sum and a division; 1 − w rounds once.
+    tanh′ is at most its value at the point in reach nearest to 0. The exponential errs by δ of
+    itself (two roundings of 2a·log₂e and its own), w by δ·e²ᵃ/(1 + e²ᵃ), a sum and a division;
+    1 − w rounds once.
     """
     on, value = a.on, np.tanh(a.value)
     nearest = np.maximum(np.abs(a.value) - a.error, 0.0)
@@ -353,17 +354,17 @@ def tanh(a: Approx) -> Approx:
 
 
 def absolute(x: Approx) -> Approx:
-    """A sign is exact."""
+    """|x|: changing a sign is exact."""
     return Approx(np.abs(x.value), x.error, x.on)
 
 
 def maximum(x: Approx, y: Approx) -> Approx:
-    """The larger of two is at most as wrong as the more wrong."""
+    """The larger of two, which is at most as wrong as the more wrong."""
     return Approx(np.maximum(x.value, y.value), np.maximum(x.error, y.error), x.on)
 
 
 def concatenate(parts: Sequence[Approx], axis: int = 0) -> Approx:
-    """Arrays, one after the other."""
+    """Join arrays along an axis."""
     value, error = (
         np.concatenate(x, axis) for x in ([p.value for p in parts], [p.error for p in parts])
     )
@@ -371,11 +372,11 @@ def concatenate(parts: Sequence[Approx], axis: int = 0) -> Approx:
 
 
 def stack(parts: Sequence[Approx]) -> Approx:
-    """Arrays, beside each other along a new first axis."""
+    """Join arrays along a new first axis."""
     return concatenate([x.moved(lambda a: a[None]) for x in parts])
 
 
-# What NumPy's functions, by name, are for numbers with errors.
+# NumPy's functions, by name, for numbers with errors.
 UFUNCS: dict[str, Callable[..., Approx]] = {
     "add": Approx.__add__,
     "subtract": Approx.__sub__,

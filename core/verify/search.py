@@ -1,4 +1,4 @@
-"""Cases that are drawn: the same ones every time, and the smallest that leaves a contract."""
+"""Drawn cases: the same ones every time, shrunk to the smallest that breaks a contract."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from twofold.core.verify.contract import (
     subject,
 )
 
-FEW_PROPERTIES = 2  # of each drawn case
-LEAST = 3  # drawn cases of which each property is asked at least
+FEW_PROPERTIES = 2  # checked on each drawn case
+LEAST = 3  # drawn cases on which each property is checked at least
 
 
 def derandomised(examples: int, *phases: Phase) -> settings:
@@ -42,9 +42,9 @@ def derandomised(examples: int, *phases: Phase) -> settings:
 def search(contract: Contract, side: Side, examples: int) -> list[Finding]:
     """Judge `examples` drawn cases; a violation is shrunk and ends the search.
 
-    Each case is asked for a few of the properties, which are drawn, too; those that few draws named
-    are asked of the last cases, as the first are single elements. The draw is derandomised: the
-    same contract gives the same cases.
+    A few properties, also drawn, are checked on each case; those drawn too seldom are checked on
+    the last cases, since the first are single elements. The draw is derandomised: the same contract
+    gives the same cases.
     """
     found: list[Finding] = []
     violations: list[Violation] = []
@@ -58,7 +58,7 @@ def search(contract: Contract, side: Side, examples: int) -> list[Finding]:
 
     try:
         _draw(contract, examples, judged, Phase.generate, Phase.shrink)
-    except (Violation, Flaky):  # of what fails in some runs alone, the last time that it did
+    except (Violation, Flaky):  # where it fails in some runs only, the last failure counts
         return [*found, *violations[-1].findings]
     asked = Counter(f.output for f in found if f.pass_ == PROPERTY)
     left = [name for name in contract.claims() if asked[name] < LEAST]
@@ -69,7 +69,7 @@ def search(contract: Contract, side: Side, examples: int) -> list[Finding]:
 
 
 def drawn(contract: Contract, examples: int) -> list[Any]:
-    """Draw cases: those that `search` judges."""
+    """Draw the cases that `search` judges."""
     found: list[Any] = []
     _draw(contract, examples, lambda case, names: found.append(case), Phase.generate)
     return found
@@ -78,8 +78,8 @@ def drawn(contract: Contract, examples: int) -> list[Any]:
 def _draw(
     contract: Contract, examples: int, see: Callable[[Any, list[str]], None], *phases: Phase
 ) -> None:
-    """Show drawn cases and names of properties: what is drawn depends on this function alone."""
-    if not examples:  # which Hypothesis would not take
+    """Pass drawn cases and property names to `see`; only this function decides what is drawn."""
+    if not examples:  # Hypothesis refuses 0
         return
 
     @derandomised(examples, *phases)

@@ -1,9 +1,9 @@
 """How much of each bound a kernel uses: |kernel − truth| / bound, element by element.
 
-A bound that nothing can reach says little, one that is infinite nothing. So every operator is run
-in every mode of input, on six shapes of its own (single elements, odd ones, ones that cross a tile,
-and one where sums are long), in every precision, and of each output the shares are collected: their
-middle, their largest, and how many elements the bound did not decide.
+A bound that nothing can reach says little, and an infinite one nothing. So every operator is run in
+every mode of input, on six shapes of its own (single elements, odd ones, ones that cross a tile,
+and one where sums are long), in every precision, and the shares of each output are collected: their
+median, their largest, and how many elements the bound did not decide.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ SHAPES: dict[str, tuple[dict[str, Any], ...]] = {
 
 @dataclass(frozen=True)
 class Tightness:
-    """What became of one output in one precision over all modes and shapes.
+    """The shares of one output in one precision over all modes and shapes.
 
     The deterministic bound comes first, then the probabilistic one (`rounding`); a share is
     |kernel − truth| / bound.
@@ -205,10 +205,10 @@ class Tightness:
         operator, pass_, output, precision: what was measured.
         elements: how many; `exact` of them have bound 0 or an infinite truth, and were exact.
         violations, likely_violations: how many were outside their bound.
-        median, likely_median: middle share of the elements that a bound decides, exact ones apart.
+        median, likely_median: median share of the elements a bound decides, without exact ones.
         worst, likely_worst: largest share.
-        vacuous: share of the elements that neither bound decides.
-        case: where the largest share of the deterministic bound was.
+        vacuous: fraction of the elements that neither bound decides.
+        case: where the largest share of the deterministic bound occurred.
     """
 
     operator: str

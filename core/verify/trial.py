@@ -1,11 +1,12 @@
-"""A contract's cases made ready to judge many mutants of a side, each in a fork of this process.
+"""A contract's cases prepared to judge many mutants of a side, each in a fork of this process.
 
 Everything slow is done once: torch, triton and hypothesis are imported, the truths of the cases
-computed and each case run on the code as it is. A fork then loads the changed file in the place of
+computed, and each case run on the unchanged code. A fork then loads the mutated file in place of
 the right one and asks question after question until one is answered wrongly. A question is one
-claim about one case: the bounds, or a property. Those that found the most faults for their time,
-above all near by, come first, so that a fault costs little; only what survives them makes more
-questions ready. A question that does not run the changed line is not asked: it would see nothing.
+claim about one case: the bounds, or a property. Questions that found the most faults for their
+time, above all near the mutant, come first, so that a fault costs little; more questions are
+prepared only for mutants that survive these. A question that does not run the changed line is not
+asked: it could see nothing.
 """
 
 from __future__ import annotations
@@ -48,20 +49,20 @@ from twofold.core.verify.mutation import Mutant
 from twofold.core.verify.search import drawn
 
 KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
-FIRST = 16  # questions made ready before the first mutant; as many again whenever one survives
-MOST = 100  # properties are asked until there are so many questions; the bounds of every case
-LEAST = 60  # properties, however many cases there are
-TILES = 16  # the smallest of the pinned cases that are there for a tile: a fault is in all of them
+FIRST = 16  # questions prepared before the first mutant; as many again whenever one survives
+MOST = 100  # properties are added up to this many questions; bounds are asked of every case
+LEAST = 60  # properties asked, however many cases there are
+TILES = 16  # how many, the smallest, of the pinned cases for a tile: all of them show a fault
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant.
+    """The fate of a mutant.
 
     Attributes:
         mutant: the fault.
-        fate: "killed" by a fault found, "timeout" (it did not end: killed too), "survived";
-            "equivalent", "beyond" or "misjudged" where `mutants.judge` looked at the list.
+        fate: "killed" where a fault was found, "timeout" (it did not end: killed too), "survived";
+            "equivalent", "beyond" or "misjudged" where `mutants.judge` consulted the list.
         by: what was found, or the reason on the list.
         seconds: how long the process took.
     """
@@ -78,7 +79,7 @@ class Question:
 
     Attributes:
         seconds: what it costs.
-        lines: what it runs of the side's files.
+        lines: which lines of the side's files it runs.
         kills: where it found faults.
     """
 
@@ -89,14 +90,14 @@ class Question:
     kills: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
     def price(self, mutant: Mutant) -> float:
-        """Return the seconds for a fault found, where a fault near by counts for many."""
+        """Return the seconds per fault found, where a fault near the mutant counts for many."""
         near = sum(worth * self.kills[place] for place, worth in _places(mutant))
         return self.seconds / (1 + near)
 
 
 @dataclass
 class _Fork:
-    """A process with a mutant, and how many questions were ready when it began."""
+    """A process that judges a mutant, and how many questions were ready when it began."""
 
     mutant: Mutant
     process: int
@@ -110,22 +111,22 @@ class Trial:
 
     Args:
         contract: says what is right.
-        side: what the mutants are of. In the interpreter, enter `strict_interpreter` first.
-        examples: how many cases are drawn beside the pinned ones.
+        side: the side that is mutated. In the interpreter, enter `strict_interpreter` first.
+        examples: how many cases are drawn besides the pinned ones.
 
     Raises:
         ValueError: the side is a GPU's.
-        Violation: the side leaves its contract as it is. (Cases are first run when they are
-            needed: `verdicts` may raise it, too.)
+        Violation: the unchanged side breaks its contract. (Cases are first run when they are
+            needed, so `verdicts` may raise it, too.)
     """
 
     def __init__(self, contract: Contract, side: Side, examples: int) -> None:
         if side.device == "cuda":
             raise ValueError("CUDA does not outlive a fork; set TRITON_INTERPRET=1 for mutants")
-        threadpool_limits(1)  # a fork has none of the threads, and would wait for them
+        threadpool_limits(1)  # a fork inherits no threads, and would wait for them
         self.side = side
         self.folder = Path(next(iter(importlib.import_module(side.package).__path__)))
-        # A mutant changes neither a case's inputs nor what is true of them.
+        # A mutant changes neither a case's inputs nor their truth.
         made = functools.cache(contract.inputs)
 
         @functools.cache
@@ -144,7 +145,7 @@ class Trial:
     def verdicts(self, mutants: Iterable[Mutant], jobs: int = 1) -> Iterable[Verdict]:
         """Judge mutants, `jobs` at a time; verdicts come as they are found."""
         waiting = deque((mutant, 0) for mutant in mutants)
-        parked: list[tuple[Mutant, int]] = []  # they wait for questions, which the others do not
+        parked: list[tuple[Mutant, int]] = []  # survivors, which wait until more are ready
         goal, forks = 0, dict[int, _Fork]()
         while waiting or parked or forks:
             while waiting and len(forks) < jobs:
@@ -171,7 +172,7 @@ class Trial:
                     parked.append((fork.mutant, fork.asked))
 
     def _all(self, examples: int) -> list[tuple[Any, str]]:
-        """Return the questions: bounds, of small cases first; then properties, which cost more."""
+        """Return the questions: bounds, small cases first; then properties, which cost more."""
         contract = self.contract
         found = [*drawn(contract, examples), *contract.pinned]
         cases = list(dict.fromkeys(fitting(self.side, case) for case in found))
@@ -180,7 +181,7 @@ class Trial:
         left_out = set(tiled[TILES:])
         bounds = [(case, "") for case in by_size if case not in left_out]
         small = list(dict.fromkeys(contract.of_properties(case) for case in cases))
-        # Every property of another case, and again.
+        # Each property on a different case, and round again.
         claims = [
             (small[(turn + i) % len(small)], claim)
             for turn in range(len(small))
@@ -189,7 +190,7 @@ class Trial:
         return bounds + claims[: max(LEAST, MOST - len(bounds))]
 
     def _prepare(self, number: int) -> None:
-        """Ask the next questions of the code as it is, which must answer them rightly."""
+        """Ask the next questions of the unchanged code, which must answer them rightly."""
         for _ in range(min(number, len(self._ahead))):
             case, claim = self._ahead.popleft()
             start = time.process_time()
@@ -198,7 +199,7 @@ class Trial:
             self.questions.append(Question(case, claim, time.process_time() - start, lines))
 
     def _fork(self, mutant: Mutant, asked: int) -> _Fork:
-        """Ask a mutant in a process of its own what reaches it, but the first `asked`."""
+        """Ask a mutant, in its own process, the questions that reach it, from number `asked` on."""
         reached = self._reached(mutant)
         questions = [
             (i, question)
@@ -210,7 +211,7 @@ class Trial:
         return _Fork(mutant, process, pipe, time.perf_counter(), len(self.questions))
 
     def _reached(self, mutant: Mutant) -> set[executed.Line]:
-        """Return the lines one of which must run for a mutant to be seen; none if unknown."""
+        """Return lines of which one must run for a mutant to be seen; none if unknown."""
         source = (self.folder.parent / mutant.file).read_text()
         watched = self.side.name != "triton" or "@triton.jit" in source
         if mutant.kind == faults.KIND or not watched:  # may change several places
@@ -222,7 +223,7 @@ class Trial:
     ) -> tuple[str, str, int | None]:
         installed = False
         for index, question in questions:
-            # Processor time, so that a busy machine kills no mutant; the default action ends us.
+            # Processor time, so that a busy machine kills no mutant; by default it ends us.
             signal.setitimer(signal.ITIMER_PROF, 2.0 + 10.0 * question.seconds)
             try:
                 if not installed:
@@ -237,7 +238,7 @@ class Trial:
 
 
 def _ask(contract: Contract, side: Side, case: Any, claim: str) -> None:
-    """Raise `Violation` where a claim about a case is wrong."""
+    """Raise `Violation` where a claim about a case does not hold."""
     if claim:
         findings = check_properties(contract, subject(contract, side), case, (claim,))
     else:
@@ -247,13 +248,13 @@ def _ask(contract: Contract, side: Side, case: Any, claim: str) -> None:
 
 
 def _places(mutant: Mutant) -> tuple[tuple[tuple[str, ...], int], ...]:
-    """Return where a mutant is: anywhere, a function, a line; and what a fault there is worth."""
+    """Return where a mutant is (anywhere, its function, its line) and a fault's weight there."""
     function = (mutant.file, mutant.function)
     return ((), 1), (function, 10), ((*function, mutant.text), 100)
 
 
 def _size(contract: Contract, case: Any) -> int:
-    """Return how many numbers the outputs of a case have: small cases cost less."""
+    """Return how many numbers the outputs of a case hold: small cases cost less."""
     reference = ops.load("reference")
     case = fitting(reference, case)
     outputs = contract.run(reference, case, contract.inputs(case))
@@ -261,7 +262,7 @@ def _size(contract: Contract, case: Any) -> int:
 
 
 def _install(mutant: Mutant, side: Side) -> None:
-    """Load a mutant in its module's place; what imported that module is loaded again, too."""
+    """Load a mutant in its module's place, and reload whatever imported that module."""
     package = importlib.import_module(side.package)
     stem = Path(mutant.file).stem
     name = f"{side.package}.{stem}"
@@ -272,8 +273,8 @@ def _install(mutant: Mutant, side: Side) -> None:
     assert spec is not None and spec.origin is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # The interpreter rewrites a kernel's source, which it gets from here: without a time of
-    # change this entry is not compared with the file.
+    # The interpreter rewrites a kernel's source, which it reads from here: without a modification
+    # time this entry is not compared with the file.
     lines = mutant.source.splitlines(keepends=True)
     linecache.cache[spec.origin] = (len(mutant.source), None, lines, spec.origin)
     exec(compile(mutant.source, spec.origin, "exec"), vars(module))
@@ -281,7 +282,7 @@ def _install(mutant: Mutant, side: Side) -> None:
 
 
 def _importers(name: str, package: str) -> set[str]:
-    """Return the loaded modules of a package that hold something of a module, and itself."""
+    """Return the loaded modules of a package that hold something of a module, and the module."""
     found = {name} & sys.modules.keys()
     ahead = list(found)
     while ahead:
@@ -304,10 +305,10 @@ def _module(x: Any) -> str | None:
 
 
 def _start(work: Callable[[], tuple[str, str, int | None]]) -> tuple[int, int]:
-    """Do the work in a fork of this process, which cannot change anything here.
+    """Do the work in a fork of this process, so that it cannot change anything here.
 
     Returns:
-        the process, and the pipe through which it says what it found.
+        the process, and the pipe on which it reports what it found.
     """
     read, write = os.pipe()
     with warnings.catch_warnings():
@@ -317,7 +318,7 @@ def _start(work: Callable[[], tuple[str, str, int | None]]) -> tuple[int, int]:
         status = 1
         try:
             os.close(read)
-            gc.freeze()  # or a collection would copy every page it looks at
+            gc.freeze()  # or a collection would copy every page that it visits
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (1, 2):
                 os.dup2(nowhere, stream)
@@ -333,7 +334,7 @@ def _start(work: Callable[[], tuple[str, str, int | None]]) -> tuple[int, int]:
 
 
 def _end(fork: _Fork) -> tuple[str, str, int | None]:
-    """Read what a process found, or say how it ended."""
+    """Return what a process found, or how it ended."""
     with os.fdopen(fork.pipe) as pipe:
         said = pipe.read()
     _, status = os.waitpid(fork.process, 0)

@@ -1,4 +1,4 @@
-"""Roundings of numbers: how large one is, which numbers share one, where the numbers end."""
+"""Roundings of numbers: how large one is, which numbers share one, where numbers overflow."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def half_unit(x: Array, u: float) -> Array:
 
 
 def overflow(on: Machine) -> float:
-    """Return from where on a number is cast to infinity: half a unit beyond the largest."""
+    """Return the least number that is cast to infinity: half a unit beyond the largest."""
     return on.huge + float(half_unit(np.asarray(on.huge), on.u_storage))
 
 
 def alike(x: Array, u: float, axis: int) -> Array:
-    """Return with how many numbers along an axis each shares its rounding, itself counted, not 0.
+    """Return how many numbers along an axis share each one's rounding, itself included; 0 for a 0.
 
-    Those are the ones nearer than a quarter of a unit in the last place, u the unit roundoff: cells
-    of a logarithmic grid an eighth wide, and both their neighbours.
+    Those are all nearer than a quarter of a unit in the last place, u the unit roundoff: those in
+    the number's cell of a logarithmic grid of eighths of it, and in both neighbouring cells.
     """
     if u == 0.0:
         return np.ones_like(x)

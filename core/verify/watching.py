@@ -1,4 +1,4 @@
-"""A side watched while a contract runs on it: inputs that are written to, outputs that are not."""
+"""A watched side: notes inputs that a call writes to, and outputs that it leaves unwritten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Watched:
-    """A side that remembers what was placed on it, to see whether anyone wrote there.
+    """A side that remembers what was placed on it, to see whether it was written to.
 
     What is placed is a copy: a case's inputs stay as they are, whatever is done to them.
     """
@@ -43,7 +43,7 @@ class Watched:
 
 @contextlib.contextmanager
 def unwritten_memory_is_nan(side: Side) -> Iterator[None]:
-    """Let `torch.empty` give NaN, so that an element no program wrote is seen."""
+    """Let `torch.empty` give NaN, so that an element that no program wrote is seen."""
     if side.name != "triton":
         yield
         return
@@ -54,7 +54,7 @@ def unwritten_memory_is_nan(side: Side) -> Iterator[None]:
 
 
 def unwritten(side: Side, output: Any) -> str:
-    """Say who left elements of an output unwritten, where that is known: "" elsewhere."""
+    """Say who left elements of an output unwritten, where that is known, else ""."""
     if side.name == "triton" and output is not None:
         from twofold.core.verify.strict import check_written
         from twofold.core.verify.strict.memory import Fault

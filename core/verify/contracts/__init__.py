@@ -1,1 +1,1 @@
-"""One contract per operator: its domain, how a side is run, how far it may be from the truth."""
+"""One contract per operator: its domain, how to run a side, how far it may be from the truth."""

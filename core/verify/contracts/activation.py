@@ -1,25 +1,25 @@
-r"""The contract of the activations, and the two bounds that `linear` needs of them.
+r"""The contract of the activations, and the two bounds that `linear` takes from it.
 
-The kernel's formulas in running error analysis give what f and f′ round at a number z that the
-kernel holds exactly: for GELU z·½(1 + erf(z/√2)), where 1 + erf cancels for z < 0 and the error is
-absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), relative throughout, e⁻²ᵃ
-having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow. tanh is
-`rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout. SiLU's σ is 1 or
-e⁻|ᶻ| over 1 + e⁻|ᶻ|, relative too, as is σ′; where σ + z·σ′ passes 0 it errs absolutely. Who writes
-σ·(1 + z·(1 − σ)), as is common, rounds a σ near 1 and multiplies what is left by z: in float32 that
-leaves this bound by a few hundredths where z is large, a less exact form, and a fault by it.
+The kernel's formulas in running error analysis give the roundings of f and f′ at a number z that
+the kernel holds exactly: for GELU z·½(1 + erf(z/√2)), where 1 + erf cancels for z < 0 and the error
+is absolute, of the size of u_function·|z|; for its tanh form z/(1 + e⁻²ᵃ), relative throughout,
+e⁻²ᵃ having a relative error of 2u|2a| from its argument. z is clamped before e⁻²ᵃ can overflow.
+tanh is `rounding.tanh`, its derivative 4e⁻²|ᶻ|/(1 + e⁻²|ᶻ|)², relative throughout. SiLU's σ is 1 or
+e⁻|ᶻ| over 1 + e⁻|ᶻ|, relative too, as is σ′; where σ + z·σ′ passes 0 it errs absolutely. The common
+form σ·(1 + z·(1 − σ)) rounds a σ near 1 and multiplies what is left by z: in float32 that exceeds
+this bound by a few hundredths where z is large; it is less exact, and a fault by this contract.
 
 Where z itself carries an error e (of the bias's sum, or in `linear`), f moves by at most
 
     |f(ẑ) − f(z)| ≤ min(|f′(z)|·e + ½·max|f″|·e²,  max|f′|·e),
 
-f′ by the same with one more prime, and what they round grows by at most `GROWTH` roundings for
+f′ by the same with one more prime, and their own rounding grows by at most `GROWTH` roundings for
 each unit that z moves. The largest slopes are in `STEEPEST`; where all of z ± e lies beyond ±FLAT,
-the largest slope in reach is that of the end nearest to 0. (Formulas on a z with an error would
-bound f too, but lose that z and Φ(z) move together, and overflow where e⁻²ᵃ does.)
+the largest slope in reach is that at the end nearest to 0. (Formulas on a z with an error would
+bound f too, but forget that z and Φ(z) move together, and overflow where e⁻²ᵃ does.)
 
-ReLU rounds nothing. It is monotone, so f(z ± e) says how far it moves; its derivative is not known
-where z is not known to be positive or not.
+ReLU rounds nothing. It is monotone, so f(z ± e) says how far it moves; its derivative is unknown
+where the sign of z is.
 
 erf is libdevice's on NVIDIA (2 ulp, CUDA C++ Programming Guide, "Mathematical Functions"), ocml's
 on AMD (4 ulp, HIP math API), and one rounding of libm's in the interpreter; 4 ulp are 2⁻²¹.
@@ -51,7 +51,7 @@ STEEPEST = {
     "silu": (1.09984, 0.5, 0.30819),
 }
 GROWTH = 16  # the tests measure it
-FLAT = 3.5  # beyond ±FLAT, f′ and f″ fall steadily in size, or f′ to 1; the tests look
+FLAT = 3.5  # beyond ±FLAT, |f′| and |f″| fall steadily, or f′ falls to 1; the tests check
 ERF_CURVATURE = math.sqrt(8 / (math.pi * math.e))  # max|erf″|, where x² = ½
 
 
@@ -67,7 +67,7 @@ class Case:
     magnitude: str = "unit"
     layout: str = "contiguous"
     seed: int = 0
-    split: int | None = None  # shares of the rows that the kernel sums apart
+    split: int | None = None  # into how many shares of rows the kernel splits its sums
 
 
 class Inputs(NamedTuple):
@@ -82,7 +82,7 @@ def inputs(case: Case) -> Inputs:
     """Make a case's arrays; three times the unit normal, so that the tails are seen."""
     rng = np.random.default_rng(case.seed)
     x = domains.values(rng, (case.rows, case.columns), case.magnitude, case.dtype)
-    x *= 1.0 if case.magnitude == "huge" else 3.0  # which float16 would not hold
+    x *= 1.0 if case.magnitude == "huge" else 3.0  # huge ones times 3 would overflow float16
     dout = domains.values(rng, x.shape, "unit")
     bias = domains.draw(rng, (case.columns,), "unit", case.dtype) if case.bias else None
     x, dout = (domains.representable(a, case.dtype) for a in (x, dout))
@@ -90,7 +90,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
 
     def placed(a: Array) -> Any:
@@ -160,7 +160,7 @@ def derivatives(z: Array, kind: str) -> tuple[Array, Array]:
 
 
 def _moved(at: Approx, z: Approx, order: int, kind: str) -> Approx:
-    """Add to f or f′ (`order` 0 or 1), evaluated at z, what z's error does to it."""
+    """Add the effect of z's error to f or f′ (`order` 0 or 1) evaluated at z."""
     e, slope = z.error, np.abs(derivatives(z.value, kind)[order])
     steepest, curvature = STEEPEST[kind][order : order + 2]
     moved = np.fmin(slope * e + 0.5 * curvature * e * e, steepest * e)
@@ -171,7 +171,7 @@ def _moved(at: Approx, z: Approx, order: int, kind: str) -> Approx:
 
 
 def _formula(z: Approx, kind: str) -> Approx:
-    """The kernel's `activate`, at an exact z."""
+    """Run the kernel's `activate` at an exact z."""
     if kind == "tanh":
         return tanh(z)
     if kind == "silu":
@@ -183,7 +183,7 @@ def _formula(z: Approx, kind: str) -> Approx:
 
 
 def _formula_grad(z: Approx, kind: str) -> Approx:
-    """The kernel's `activate_grad`, at an exact z."""
+    """Run the kernel's `activate_grad` at an exact z."""
     if kind == "gelu":
         return _normal_cdf(z) + z * (exp(-0.5 * z * z) * INVERSE_SQRT_2PI)
     if kind == "tanh":
@@ -203,7 +203,7 @@ def _formula_grad(z: Approx, kind: str) -> Approx:
 def _normal_cdf(z: Approx) -> Approx:
     x = z * math.sqrt(0.5)
     erf = x.function(_erf, lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x), ERF_CURVATURE)
-    # `function` adds 2 ulp for its own rounding; erf's 4 ask for as much again
+    # `function` adds 2 ulp for its own rounding; erf's 4 need as much again
     erf = Approx(erf.value, erf.error + z.on.u_function * (np.abs(erf.value) + erf.error), z.on)
     return 0.5 * (1.0 + erf)
 
@@ -211,7 +211,7 @@ def _normal_cdf(z: Approx) -> Approx:
 def _sigmoid(z: Approx) -> tuple[Approx, Approx]:
     decay = exp(-exact(np.abs(z.value), z.on))
     near = 1.0 / (1.0 + decay)
-    # 1 is given the error of e⁻|ᶻ|: a bound that jumped at 0 would grow without limit there
+    # 1 is given the error of e⁻|ᶻ|: a bound that jumped at 0 would have unlimited growth there
     top = Approx(np.where(z.value < 0, decay.value, 1.0), decay.error, z.on)
     return top * near, near * (decay * near)
 
@@ -225,14 +225,14 @@ def _clamped(z: Approx) -> Approx:
 
 
 def _gone(clamped: Approx, z: Approx) -> Approx:
-    """Take what is beyond the limit, and nearer to 0 than there, for 0 give or take as much."""
+    """Replace values beyond the limit, smaller than the one at it, by 0 give or take that one."""
     value, beyond = clamped.value, z.value < -SATURATED
     error = clamped.error + np.where(beyond, np.abs(value), 0.0)
     return Approx(np.where(beyond, 0.0, value), error, z.on)
 
 
 def _erf(x: Array) -> Array:
-    """Return erf by libm, which neither side uses."""
+    """Return erf as libm computes it, which neither side uses."""
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
 
 
@@ -281,7 +281,7 @@ def bias_may_stand_elsewhere(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),
@@ -319,7 +319,7 @@ CONTRACT = Contract(
             )  # a tile is 16 × 128
             for dtype in domains.DTYPES
         ),
-        # Shares of several tiles, and more shares than are added up at a time.
+        # Shares of several tiles, and more shares than are added at a time.
         *(Case(rows=67, columns=130, bias=True, split=2, kind=kind) for kind in KINDS),
         Case(rows=531, columns=3, bias=True, layout="strided"),
     ),

@@ -47,7 +47,7 @@ BLOCKS: dict[str, Any] = {"block_mask": "1HMN", "block_size": 64, "groups": 3}
 PACKED: dict[str, Any] = {**EVERYTHING, "packed": True, "groups": 3}
 ROTARY: dict[str, Any] = {"rotary": "half", "dropout_p": 0.1, "groups": 3}
 NEIGHBOURS: dict[str, Any] = {"rotary": "interleaved"}
-# Lengths between which Hopper's tables differ, and where its own kernel is the quicker one.
+# Lengths between which Hopper's tables differ, and at which its own kernel is the faster one.
 SHORT: dict[str, Any] = {"seqlen_q": 64, "seqlen_k": 64}
 LONG: dict[str, Any] = {"seqlen_q": 144, "seqlen_k": 144}
 LONGEST: dict[str, Any] = {"seqlen_q": 1024, "seqlen_k": 1024}
@@ -67,7 +67,7 @@ PACKINGS: tuple[dict[str, Any], ...] = (
     {"causal": True, "block_mask": "BHMN", "block_size": (17, 24), "bias": "B1MN"},
 )
 
-# Angles and lengths lie strided, too.
+# Angles and lengths are strided, too.
 STRIDED: dict[str, Any] = {
     "batch": 2, "heads": 2, "groups": 2, "bias": "1HMN", "causal": True, "key_lengths": True,
     "layout": "strided",
@@ -99,7 +99,7 @@ CONTRACT = Contract(
         *(
             Case(
                 dtype="float32" if element_size == 4 else ("float16", "bfloat16")[i % 2],
-                # Of more than 256 features a pair costs the most.
+                # Beyond 256 features, a pair is costly.
                 seqlen_q=tile.block_m + 1 if head_dim <= 256 else 5,
                 seqlen_k=(2 if head_dim <= 256 else 1) * tile.block_n + 1,
                 head_dim=head_dim,
@@ -118,13 +118,13 @@ CONTRACT = Contract(
             Case(seqlen_q=49, seqlen_k=49 + n, window_size=window, groups=2, heads=2, dlse=True)
             for n, window in ((0, (16, 16)), (1, (17, 15)), (16, (47, 31)), (-1, (0, 0)))
         ),
-        # More keys than queries see, and queries beyond the keys that still see some, or none.
+        # More keys than the queries see, and queries past the last key that see some, or none.
         *(
             Case(seqlen_q=m, seqlen_k=n, window_size=(left, None), causal="top-left", sinks=True)
             for m, n, left in ((40, 70, 20), (100, 33, 40))
         ),
         *(Case(seqlen_q=9, seqlen_k=n, window_size=(2**31 - 2,) * 2) for n in (5, 9, 17)),
-        # A bias, and packed sequences, of less than a tile: most faults are in these already.
+        # A bias, and packed sequences, smaller than a tile: most faults show in these already.
         *(
             Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, bias=axes, dropout_p=0.5)
             for axes in ("BHMN", "1H1N")
@@ -161,7 +161,7 @@ CONTRACT = Contract(
         Case("bfloat16", heads=2, seqlen_q=5, seqlen_k=9, bias="N", alibi="H"),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(seqlen_q=3, seqlen_k=5, softcap=2.0, logits=300.0),  # e²ᵃ of tanh a is infinite
-        # More features than a program sums, and where the tables of tiles change.
+        # More features than a program sums at a time, and where the tile tables change.
         Case(seqlen_q=3, seqlen_k=5, head_dim=257, causal=True),
         *(Case(seqlen_q=2, seqlen_k=3, head_dim=head_dim) for head_dim in (256, 512)),
         # Features in two tiles.
@@ -184,10 +184,10 @@ CONTRACT = Contract(
                 ("float16", 96, True),
             )
         ),
-        # Of some batches all keys are padding.
+        # In some batches all keys are padding.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dlse=True),
-        # Of one query a key's gradient is one product, which the cast of dS alone may move; times
-        # the scale, dS would underflow.
+        # With one query, a key's gradient is a single product, which only the cast of dS may move;
+        # times the scale, dS would underflow.
         Case("bfloat16", seqlen_q=1, seqlen_k=200),
         Case("float16", seqlen_q=1, seqlen_k=20, softmax_scale=1e-5),
         # In half precision a sink is known to its last bit.
@@ -205,12 +205,12 @@ CONTRACT = Contract(
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, score_mod=SQUASHED),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
-        # Turned by their positions: some of many features, both forms, packed or not.
+        # Rotary positions: on some of many features, in both forms, packed or not.
         *(
             Case(**{"seqlen_q": 17, "seqlen_k": 35, **how}, rotary=form, seed=seed)
             for seed, (form, how) in enumerate(ROTATED)
         ),
-        # Blocks smaller and larger than a tile, of tiles that a window cuts and that it does not.
+        # Blocks smaller and larger than a tile, for tiles that a window cuts and does not cut.
         *(
             Case(
                 batch=2,
@@ -231,9 +231,9 @@ CONTRACT = Contract(
                 ("B1M1", (20, 1), None, None),
             )
         ),
-        # More tiles of 16 keys, dq's, than are listed together, and such whose last block may live.
+        # More tiles of 16 keys, dq's, than are listed at once, the last block of which may live.
         Case(seqlen_q=3, seqlen_k=2048, block_mask="MN", block_size=(3, 64)),
-        # A last block that would hold three tiles more.
+        # A last block that has room for three more tiles.
         Case(batch=2, heads=3, seqlen_q=3, seqlen_k=65, block_mask="BHMN", block_size=(3, 64)),
         Case(
             batch=2,
@@ -260,7 +260,7 @@ CONTRACT = Contract(
         ),
         # Where a query may not attend, the slope of a function may be anything.
         Case(seqlen_q=5, seqlen_k=5, score_mod=STEEP, causal="top-left"),
-        # More of everything than elsewhere, scores turned round, and all that there is at once.
+        # More of everything than elsewhere, scores with their sign turned, and everything at once.
         Case(batch=5, heads=9, seqlen_q=3, seqlen_k=5),
         Case("float16", seqlen_q=2, seqlen_k=1025),
         Case(seqlen_q=3, seqlen_k=5, softmax_scale=-0.7),
@@ -281,7 +281,7 @@ CONTRACT = Contract(
             dropout_p=0.2,
             dlse=True,
         ),
-        # Written into arrays that lie as the inputs do, and each unlike the others.
+        # Gradients written into arrays laid out like the inputs, and each unlike the others.
         *(
             Case(dtype, batch=2, heads=4, groups=2, seqlen_q=5, seqlen_k=9, **how, into="own")
             for dtype, how in (
@@ -298,9 +298,9 @@ CONTRACT = Contract(
     ),
     properties=PROPERTIES,
     small=small,
-    # As models call it, with the tiles that are chosen: the least there is, dropout, what else is
-    # done to scores, everything (from 64 features on in packed sequences), also in rows that are
-    # not aligned; rotary positions, and blocks; heads that share keys, and other lengths.
+    # As models call it, with the tiles that are chosen: the plainest call, dropout, what else is
+    # done to scores, everything (from 64 features on in packed sequences), also in unaligned rows;
+    # rotary positions, and blocks; heads that share keys, and other lengths.
     compiled=tuple(
         Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **(MODELS | flags))
         for head_dims, precisions in (

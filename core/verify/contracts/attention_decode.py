@@ -41,13 +41,13 @@ MASKED: dict[str, Any] = {
     **EVERYTHING, "bias": "BHMN", "mask": "B1MN", "block_mask": "1HMN", "block_size": 16,
     "rotary": "half", "packed": True, "dropout_p": 0.1,
 }  # fmt: skip
-# Parts, pages and blocks, none of which ends where another does.
+# Parts, pages and blocks that never end in the same place.
 UNEVEN: dict[str, Any] = {
     "groups": 2, "capacity": 37, "split": 16, "page_size": 5, "causal": True, "bias": "BHMN",
     "mask": "B1MN", "block_mask": "1HMN", "block_size": (2, 7), "rotary": "half",
 }  # fmt: skip
-# Every tile with everything but masks and positions, with those, and the commonest calls; then rows
-# that are not aligned.
+# Every tile: with everything but masks and positions, with those, and the commonest calls; then
+# unaligned rows.
 COMPILED: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("bfloat16", 128, 1, LEAST),
     ("bfloat16", 128, 1, PAGED),
@@ -77,7 +77,7 @@ CONTRACT = Contract(
     passes={"out": "forward", "lse": "forward"},
     pinned=(
         Case(head_dim=512),  # the most that there is a tile for
-        # A block of rows and one more; parts of two tiles, of which the last has one key.
+        # A block of rows and one row more; parts of two tiles, the second with a single key.
         *(
             Case(
                 dtype="float32" if element_size == 4 else ("float16", "bfloat16")[i % 2],
@@ -102,7 +102,7 @@ CONTRACT = Contract(
         Case(batch=1, heads=1, head_dim=256),
         # A sequence ends with a part, a key before it and after it.
         *(Case(capacity=n, split=16, full=True) for n in (15, 16, 17, 31, 32, 33)),
-        # Parts that nobody sees, seen by some queries, whose tiles begin within the one before.
+        # Parts that no query sees, or only some do, whose tiles begin within the part before.
         *(
             Case(capacity=99, split=split, queries=5, window_size=window, full=True, sinks=sinks)
             for split, window, sinks in (
@@ -112,8 +112,8 @@ CONTRACT = Contract(
                 (16, (40, None), True),
             )
         ),
-        # The second block of rows sees keys of another tile than the first: later ones, and ones
-        # that a row of a larger number would not.
+        # The second block of rows sees keys of other tiles than the first: later ones, and ones
+        # that a row with a larger number would not see.
         Case(batch=1, heads=1, queries=40, capacity=70, full=True, causal=True, split=32),
         Case(
             batch=1,
@@ -140,7 +140,7 @@ CONTRACT = Contract(
             split=16,
             page_size=5,
         ),
-        # A bias and masks of two blocks of rows, of parts, and of pages that have more room.
+        # A bias and masks over two blocks of rows, over parts, and over pages with room to spare.
         Case(heads=2, queries=9, **UNEVEN),
         *(
             Case(
@@ -148,7 +148,7 @@ CONTRACT = Contract(
             )
             for axes in ("1HM1", "B11N")
         ),
-        # A block of more rows than there are queries.
+        # A block with more rows than there are queries.
         Case(heads=4, groups=2, queries=2, capacity=20, block_mask="BHMN", block_size=2),
         # The last key ends a block.
         *(
@@ -157,10 +157,10 @@ CONTRACT = Contract(
             for s in (0, 1)
         ),
         Case(heads=4, capacity=9, page_size=2),  # more heads than keys in a page
-        Case(batch=1, capacity=3, page_size=4, seed=1),  # one page, which nobody has
-        # Tiles of keys behind the first, in live blocks or not, one with a block's last key alone.
+        Case(batch=1, capacity=3, page_size=4, seed=1),  # one page, which no sequence has
+        # Tiles of keys after the first, in live blocks or not, one with only a block's last key.
         Case(batch=2, heads=4, capacity=300, split=300, block_mask="BHMN", block_size=(1, 65)),
-        # Sequences with a prompt, a token or nothing to ask: blocks of rows that end within one.
+        # Sequences with a prompt, one token or no query: blocks of rows that end within one.
         Case(batch=4, heads=4, queries=19, packed=True, dropout_p=0.3, seed=1, **UNEVEN),
         Case(
             batch=5,

@@ -1,18 +1,18 @@
 """How far decoding with a cache may be from the mathematics: a bound, derived.
 
-The bound is that of the two steps, one after the other. A part of a sequence's keys is a call of
-attention (`attention_bound`) with keys lo … hi of it: what looks at positions (the band, ALiBi, a
-function of the scores) is told where it begins, and a sink is in the first part alone. Its output
-is not cast, so that the bound is that before `stored`, and it and the log-sum-exp are in float32
-what the merge (`merge_attention_domain.merge`) takes for parts known up to an error. Only what the
-merge returns is cast.
+The bound is that of the two steps, one after the other. A part of a sequence is a call of attention
+(`attention_bound`) with its keys lo … hi: what looks at positions (the band, ALiBi, a function of
+the scores) is told where the part begins, and only the first part has a sink. The part's output is
+not cast, so its bound is the one before `stored`; output and log-sum-exp, in float32, go into the
+merge (`merge_attention_domain.merge`) as parts known up to an error. Only what the merge returns is
+cast.
 
-Log-sum-exps err by u of themselves beside the errors of the sums, and weigh whole parts: where they
-are large the bound is wider than attention's, which never rounds one in between. The reference has
-no parts, nor have its cases (`contract.fitting`), but for a pinned one of `SPLIT` keys and another:
-to merge that key rounds more often than to add it.
+Log-sum-exps err by u of themselves, besides the errors of the sums, and weigh whole parts: where
+they are large the bound is wider than attention's, which rounds none in between. The reference has
+no parts, and neither have its cases (`contract.fitting`), except for a pinned one of `SPLIT` keys
+and one more: merging that key rounds more often than adding it.
 
-Queries are turned to their positions as attention's are (`attention_rotary`).
+Queries are rotated to their positions as attention's are (`attention_rotary`).
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
 """
@@ -51,7 +51,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def beside(sequences: list[Approx], given: Inputs) -> Approx:
-    """Put what sequences have, (1, H, M, …) each, into batches, or one after the other."""
+    """Join the sequences' arrays, (1, H, M, …) each, into batches, or one after the other."""
     if given.starts is None:
         return concatenate(sequences)
     moved = [x.moved(lambda a: a.swapaxes(0, 2)) for x in sequences]  # (M, H, 1, …)
@@ -63,7 +63,7 @@ def sequence(case: Case, given: Inputs, b: int) -> Merged:
     length = int(given.lengths[b])
     size = case.split or choose_split(case.groups * case.queries, case.capacity)
     if case.dropout_p > 0.0:
-        size = -(-size // 8) * 8  # neighbours that are drawn together
+        size = -(-size // 8) * 8  # dropout draws 8 neighbours together
     on = machine(attention.statistics(whole(case)))
     outs, lses = zip(
         *(part(case, given, b, lo, min(lo + size, length)) for lo in range(0, length or 1, size)),
@@ -73,7 +73,7 @@ def sequence(case: Case, given: Inputs, b: int) -> Merged:
 
 
 def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, Approx]:
-    """Return what keys lo … hi make of one sequence: out (1, H, M, D) and lse (1, H, M).
+    """Return attention to keys lo … hi of one sequence: out (1, H, M, D) and lse (1, H, M).
 
     A sequence without keys is taken to have one that nobody may attend.
     """
@@ -94,7 +94,7 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
         weights = kept[..., lo : max(hi, 1)] * dropout.scale(case.dropout_p)
     problem = attention_bound.Problem(
         q, k, v, live, weights, attention.scale(call), there(options, M, b, lo, hi),
-        # The diagonal of `attention_problem` ends at the last key, here that of the part.
+        # The diagonal of `attention_problem` ends at the last key, here the part's.
         np.arange(M) + length - hi, M,
     )  # fmt: skip
     forward = attention_bound.forward(problem)
@@ -103,7 +103,7 @@ def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, A
 
 
 def own(case: Case, given: Inputs, b: int, queries: int) -> Options:
-    """Return the options of so many queries of a sequence and its keys, or one it does not have."""
+    """Return the options of a sequence's queries and keys, or of one key where it has none."""
     options = attention.options(whole(case), given.call)
     every = (case.queries, case.capacity)
     here = (queries, max(int(given.lengths[b]), 1))
@@ -138,7 +138,7 @@ def at_positions(rotary: Rotary, b: int, first: int, M: int) -> attention_rotary
 
 
 def there(options: Options, M: int, b: int, lo: int, hi: int) -> Options:
-    """Return the options of keys lo … hi of one sequence, which count from where those begin."""
+    """Return the options of keys lo … hi of one sequence, with positions counted from lo."""
     mod = options.score_mod
 
     def function(s: Any, one: Array, h: Array, i: Array, j: Array, args: tuple[Any, ...]) -> Any:

@@ -3,8 +3,8 @@
 The bound is `attention_decode_bound`. Packed queries are drawn as those of a batch for each
 sequence and packed; the bound takes each sequence's own.
 
-Keys after a sequence's last, and pages that no sequence has, hold NaN; the table's entries after
-its last page are −1, and a bias is NaN past the capacity. So whatever looks there is seen.
+Keys after a sequence's last, and pages that no sequence has, hold NaN; the table's entries after a
+sequence's last page are −1, and a bias is NaN past the capacity. So whatever reads there shows.
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
 """
@@ -30,7 +30,7 @@ from twofold.reference.rotary import Rotary
 Array = domains.Array
 
 LAYOUTS = attention.LAYOUTS
-# Values need not lie as keys do.
+# Values need not be laid out as keys are.
 OF_VALUES = {"transposed": "padded", "padded": "strided", "strided": "transposed"}
 SPARE = 2  # pages that no sequence has, where there are several
 OPTIONS = (
@@ -43,10 +43,10 @@ OPTIONS = (
 class Case:
     """Lengths, and everything that varies about a call.
 
-    `capacity` is how many keys a sequence has room for, in pages of `page_size`, in one piece where
-    that is 0; how many it has is drawn, unless `full`. `split` is how many keys make a part, None
-    for as many as the kernel chooses. Where it is `packed` no sequence has more than `queries`. The
-    rest is attention's.
+    `capacity` is how many keys a sequence has room for, in pages of `page_size`, or in one piece
+    where that is 0; how many it has is drawn, unless `full`. `split` is how many keys make a part,
+    None for as many as the kernel chooses. If `packed`, no sequence has more than `queries`
+    queries. The rest is attention's.
     """
 
     dtype: str = "float32"
@@ -82,10 +82,10 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """A call of attention to all that there is room for, and where things are.
+    """A call of attention to all keys that there is room for, and where things are.
 
-    `table` (B, pages) says where the pages are, `starts` (B + 1,) where the queries of sequences
-    begin, which are packed in the call then.
+    `table` (B, pages) says where the pages are, `starts` (B + 1,) where each sequence's queries
+    begin if they are packed in the call.
     """
 
     call: attention.Inputs
@@ -109,7 +109,7 @@ class Inputs(NamedTuple):
         return 0, slice(int(self.starts[b]), int(self.starts[b + 1]))
 
     def of(self, x: Array, b: int) -> Array:
-        """Return what sequence b has of q, out or lse: (1, H, M, …)."""
+        """Return sequence b's part of q, out or lse: (1, H, M, …)."""
         batch, rows = self.rows(b)
         return x[batch, :, rows][None]
 
@@ -119,7 +119,7 @@ class Inputs(NamedTuple):
 
 
 def whole(case: Case) -> attention.Case:
-    """Return the call of attention to all that there is room for."""
+    """Return the call of attention to all keys that there is room for."""
     return attention.call_within(
         case,
         seqlen_q=case.queries,
@@ -145,7 +145,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def angles(case: Case) -> Rotary | None:
-    """Draw the angles of all positions that there is room for, and sometimes of some more."""
+    """Draw the angles of all positions that there is room for, and sometimes of a few more."""
     rng = np.random.default_rng(case.seed)
     rows = np.zeros((case.batch, 1, room(case) + case.seed % 3, case.head_dim))
     all_alike = attention.Inputs(rows, rows, rows, rows, None, None, None)
@@ -170,12 +170,12 @@ def table(case: Case, lengths: Array, seed: int) -> Array | None:
 
 
 def spare(case: Case) -> int:
-    """Return how many pages no sequence has: none beside one sequence alone."""
+    """Return how many pages no sequence has: none if there is only one sequence."""
     return SPARE if case.batch > 1 else 0
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     call, how = whole(case), domains.entry(side, case, ENTRIES)
     if side.name != "reference":
@@ -198,7 +198,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 
 def roomy(case: Case, call: attention.Inputs) -> attention.Inputs:
-    """Return a call whose bias and masks have all keys that there is room for."""
+    """Return the call with bias and masks widened to all keys that there is room for."""
 
     def more(x: Array | None, size: int, filling: Any) -> Array | None:
         keys, wanted = (-(-n // size) for n in (case.capacity, room(case)))
@@ -214,7 +214,7 @@ def roomy(case: Case, call: attention.Inputs) -> attention.Inputs:
 
 
 def paged(x: Array, case: Case, given: Inputs) -> Array:
-    """Put (B, K, N, D) into pages (P, K, page_size, D), NaN where nothing belongs."""
+    """Put (B, K, N, D) into pages (P, K, page_size, D), with NaN where nothing belongs."""
     if given.table is None:
         return x
     B, K, N, D = x.shape
@@ -228,7 +228,7 @@ def paged(x: Array, case: Case, given: Inputs) -> Array:
 
 
 def of_nothing(case: Case) -> tuple[str, ...]:
-    """Name what a mean of no values may be divided by: sinks, where a sequence may have no keys."""
+    """Name the inputs that may divide a mean of no values: sinks, where there may be no keys."""
     return () if case.full else ("sinks",)
 
 
@@ -247,7 +247,7 @@ def small(case: Case) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain: plain calls, and calls with everything that may be done to scores."""
+    """Return the operator's domain: plain calls, and ones with all that may be done to scores."""
     causal = st.sampled_from([False, True, "bottom-right"])
     return st.one_of(
         calls(causal=st.booleans()),

@@ -1,9 +1,9 @@
 """What is true of any decoding with a cache: claims that need no reference.
 
 Each compares what an implementation computed for one call with what it computed for another, or
-with what mathematics says without a softmax. A sequence is alone in its batch, its pages may lie
-anywhere, and what it does not have is never looked at: those are claims about bits. Where sums have
-another order, the derived bound says how far apart the results may be.
+with what mathematics says without a softmax. That a sequence does not depend on others in its
+batch, that its pages may lie anywhere, and that nothing else is ever read are claims about bits.
+Where sums have another order, the derived bound says how far apart the results may be.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OTHER_SPLITS = (1, 5, 16, 64)
 
 def pages_or_none(subject: Subject, case: Case) -> None:
     """Keys in pages, of whatever size, give the bits of the same keys in one piece."""
-    case = replace(case, layout="contiguous")  # as pages that are put together are
+    case = replace(case, layout="contiguous")  # as pages put together are
     size = OTHER_PAGES[case.seed % len(OTHER_PAGES)]
     pages = replace(case, page_size=size if size != case.page_size else 3)
     there = inputs(pages)
@@ -86,12 +86,12 @@ def pages_outside(subject: Subject, case: Case) -> None:
 def alone(subject: Subject, case: Case) -> None:
     """A sequence by itself, with no more room than it needs, has the same bits as among others."""
     alone_in_parts(subject, case)
-    with suppress(Inapplicable):  # what has no parts
+    with suppress(Inapplicable):  # implementations without parts
         alone_in_parts(subject, replace(case, split=4))
 
 
 def alone_in_parts(subject: Subject, case: Case) -> None:
-    """Hold the case to the property above in parts as they are."""
+    """Hold the case to the property above, with its parts as they are."""
     case = replace(case, batch=max(case.batch, 2))
     given = inputs(case)
     among = subject.compute(case, given)
@@ -188,7 +188,7 @@ def step_by_step(subject: Subject, case: Case) -> None:
 
 
 def of_row(x: Array | None, i: int) -> Array | None:
-    """Return what a bias or mask has for one query."""
+    """Return a bias's or mask's row for one query."""
     return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., i : i + 1, :]
 
 
@@ -258,7 +258,7 @@ def check(
     claimed: Mapping[str, tuple[Array, Array]],
     what: str,
 ) -> None:
-    """Raise unless outputs are these, within their bounds, where so much is claimed."""
+    """Raise unless outputs are these, within their bounds, wherever something is claimed."""
     found, bounds = subject.compute(case, given), truth(case, given)
     for name, (value, where) in ((n, x) for n, x in claimed.items() if n in found):
         bound = bounds[name]
@@ -312,12 +312,12 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
 
 def heads_apart(subject: Subject, case: Case) -> None:
     """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
-    # Functions of scores and dropout look at numbers.
+    # Functions of the scores, and dropout, depend on the numbers of heads and sequences.
     case = replace(case, score_mod=None, packed=False, dropout_p=0.0)
     given, K = inputs(case), case.heads // case.groups
 
     def turned(a: Any, axis: int | None = 0) -> Any:
-        """Reverse heads of keys, those that share one kept in their order, and sequences."""
+        """Reverse the heads of keys and the sequences; heads that share keys keep their order."""
         if a is None:
             return None
         if axis is not None:
@@ -327,7 +327,7 @@ def heads_apart(subject: Subject, case: Case) -> None:
         return a if axis == 0 else np.flip(a, 0)
 
     def full(a: Array | None) -> Array | None:
-        """Give all sequences and heads a bias, a mask or slopes of their own."""
+        """Broadcast a bias, a mask or slopes to all sequences and heads."""
         if a is None:
             return None
         after = (1, 1, *a.shape)[-2:]

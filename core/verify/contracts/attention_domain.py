@@ -1,4 +1,4 @@
-"""Attention's domain: the cases, their inputs, how a side runs them, what is true of them.
+"""Attention's domain: its cases, their inputs, how a side runs them, and their truth.
 
 `attention` makes the contract of it; the bound is `attention_bound`.
 """
@@ -52,10 +52,10 @@ LOGITS = (1e-6, 1e-2, 1.0, 10.0, 100.0, 1e4)
 class Case:
     """Lengths, and everything that varies about a call.
 
-    `logits` is the size of the largest product; `groups` is how many heads share one of keys;
+    `logits` is the size of the largest product; `groups` is how many heads share one head of keys;
     `mask`, `block_mask`, `bias` and `alibi` name the axes that each has, "1" for one that is
-    broadcast ("" is a mask of no axes at all, None no mask). Where it is `packed` a batch is a
-    sequence no longer than `seqlen_q` and `seqlen_k`, and maybe empty.
+    broadcast ("" is a mask without axes, None no mask). If `packed`, each batch is a sequence no
+    longer than `seqlen_q` and `seqlen_k`, and possibly empty.
     """
 
     dtype: str = "float32"
@@ -87,7 +87,7 @@ class Case:
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernels' tile tables
-    into: str = ""  # "own" where backward is to write dq, dk and dv into arrays it is given
+    into: str = ""  # "own" where backward writes dq, dk and dv into arrays that it is given
 
 
 class Inputs(NamedTuple):
@@ -110,7 +110,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(case: Case) -> Inputs:
-    """Make a case's arrays. Some queries have no key left by the mask."""
+    """Make a case's arrays. The mask leaves some queries without a key."""
     rng = np.random.default_rng(case.seed)
     sizes = {"B": case.batch, "H": case.heads, "M": case.seqlen_q, "N": case.seqlen_k, "1": 1}
     q, k, v, dout = (
@@ -174,18 +174,18 @@ def _most(q: Array, k: Array) -> float:
 
 
 def call_within(case: Any, **own: Any) -> Case:
-    """Return the call of attention in a case of more than that: the fields of both, and `own`."""
+    """Return the call of attention within a larger case: the fields that both have, and `own`."""
     both = vars(case).keys() & {f.name for f in fields(Case)}
     return Case(**{name: getattr(case, name) for name in both} | own)
 
 
 def scale(case: Case) -> float:
-    """Return the softmax scale that a case means."""
+    """Return a case's softmax scale, its default filled in."""
     return case.head_dim**-0.5 if case.softmax_scale is None else case.softmax_scale
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     forward: dict[str, Any] = {}
     backward: dict[str, Any] = {}
@@ -253,7 +253,7 @@ def options(case: Case, given: Inputs) -> Options:
 
 
 def statistics(case: Case) -> str:
-    """Return the dtype of what is not in the case's own."""
+    """Return the dtype of the arrays that are not in the case's own."""
     return "float64" if case.dtype == "float64" else "float32"
 
 
@@ -275,7 +275,7 @@ def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None
 def problem(case: Case, given: Inputs) -> attention_bound.Problem:
     """Return the case as the bound takes it.
 
-    A packed sequence is a batch whose other pairs are dead: they add nothing but length to a sum.
+    A packed sequence is a batch whose other pairs are dead: they add only length to a sum.
     """
     batches, on = padded(case, given), machine(case.dtype, case.allow_tf32)
     x = attention_bound.problem(
@@ -285,7 +285,7 @@ def problem(case: Case, given: Inputs) -> attention_bound.Problem:
 
 
 def dropped(case: Case) -> Array | None:
-    """Return what dropout multiplies weights (B, H, M, N) by, None where there is none."""
+    """Return what dropout multiplies the weights (B, H, M, N) by, None if there is no dropout."""
     if case.dropout_p == 0.0:
         return None
     pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
@@ -321,12 +321,12 @@ def small(case: Case) -> Case:
         seqlen_q=min(case.seqlen_q, 37),
         seqlen_k=min(case.seqlen_k, 37),
         head_dim=min(case.head_dim, 24),
-        rotary=None,  # what holds of all queries and keys holds of turned ones
+        rotary=None,  # what holds of all queries and keys holds of rotated ones
     )
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain: plain calls, and calls with everything that may be done to scores."""
+    """Return the operator's domain: plain calls, and ones with all that may be done to scores."""
     heads = st.sampled_from(((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 3, 1), (3, 1, 1), (2, 2, 1)))
     grouped = st.sampled_from(((1, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3), (2, 4, 2)))
     return st.one_of(
@@ -341,7 +341,7 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def features(score_mod: Scoring = SQUASHED) -> dict[str, st.SearchStrategy[Any]]:
-    """Draw what may be done to scores, by the name of the field, for every kind of attention."""
+    """Return strategies, by field name, of all that may be done to scores in any attention."""
     window = st.tuples(*[st.one_of(st.none(), domains.lengths(40))] * 2)
     return {
         "causal": st.sampled_from([False, True, "top-left", "bottom-right"]),
@@ -355,12 +355,12 @@ def features(score_mod: Scoring = SQUASHED) -> dict[str, st.SearchStrategy[Any]]
 
 
 def maybe_axes() -> st.SearchStrategy[str | None]:
-    """Draw which axes a mask or bias has; often there is none."""
+    """Draw which axes a mask or bias has; often there is no mask or bias."""
     return st.sampled_from([None, None, *MASKS])
 
 
 def maybe_blocks() -> st.SearchStrategy[tuple[str, BlockSize] | None]:
-    """Draw which axes a mask of blocks has, and their size; most often none."""
+    """Draw which axes a block mask has, and the size of blocks; most often there is no mask."""
     size = domains.lengths(40)
     drawn = st.tuples(st.sampled_from(MASKS), st.one_of(size, st.tuples(size, size)))
     return st.one_of(st.none(), st.none(), drawn)
@@ -369,7 +369,7 @@ def maybe_blocks() -> st.SearchStrategy[tuple[str, BlockSize] | None]:
 def calls(
     heads: st.SearchStrategy[tuple[int, int, int]], **features: st.SearchStrategy[Any]
 ) -> st.SearchStrategy[Case]:
-    """Return cases of so many batches, heads, and heads for each of keys, with these features."""
+    """Return cases of drawn (batch, heads, heads per head of keys), with these features."""
 
     def build(
         precision: tuple[str, bool],

@@ -56,7 +56,7 @@ CONTRACT = Contract(
     truth=truth,
     passes=dict.fromkeys(("dq", "dk", "dv", "ddout", "ddlse"), "backward"),
     pinned=(
-        # The gradients of dq, dk and dv do not lie as q, k and v do.
+        # The gradients of dq, dk and dv are laid out unlike q, k and v.
         *(Case(heads=2, seqlen_q=5, seqlen_k=7, head_dim=16, layout=x) for x in LAYOUTS[1:]),
         *(
             Case(
@@ -92,11 +92,11 @@ CONTRACT = Contract(
             key_lengths=True,
         ),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SMOOTH, key_lengths=True),
-        # Where a query may not attend the derivatives may be anything; it knows its own place.
+        # Where a query may not attend, the derivatives may be anything; they depend on its place.
         Case(seqlen_q=35, seqlen_k=35, score_mod=STEEP, window_size=(8, 0)),
         # Three slices of the features.
         Case(dtype="bfloat16", seqlen_q=5, seqlen_k=7, head_dim=257, causal=True),
-        # Turned by their positions, in both forms, packed or not.
+        # Rotary positions, in both forms, packed or not.
         *(
             Case(**{"seqlen_q": 17, "seqlen_k": 21, **how}, rotary=form, seed=seed)
             for seed, (form, how) in enumerate(ROTATED)
@@ -113,7 +113,7 @@ CONTRACT = Contract(
     properties=PROPERTIES,
     small=small,
     # As models call it, with the tiles that are chosen: each with everything, some packed; with
-    # what else is done to scores, in rows that are not aligned; and the least there is.
+    # what else is done to scores, in unaligned rows; and the plainest call.
     compiled=tuple(
         Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions in (

@@ -1,18 +1,18 @@
 r"""How far a kernel may be from the backward of attention's backward, derived.
 
-Running error analysis (`rounding.Approx`) of the kernel's steps (5)–(16), in its own order; E with
-an index is what a number is off by, u and the other constants are those of `rounding.Machine`.
+Running error analysis (`rounding.Approx`) of the kernel's steps (5)–(16), in the kernel's order; E
+with an index bounds a number's error, u and the other constants are those of `machines.Machine`.
 
 (5) P = exp2(t − lse·log₂e) with the scores t of `attention_problem` and lse as forward stored it:
-    E_t and E_lse are those of attention (`attention_bound`, steps (1) to (3)), so that whatever lse
-    is off by is in P, and P is step (5) there.
+    E_t and E_lse are those of attention (`attention_bound`, steps (1) to (3)), so P includes the
+    error of lse, and is step (5) there.
 (6) dP and (10) A and E are products on the matrix unit; A is the sum of two, times a scale. φ′ and
-    φ″ are formulas of one more product, softcap's own, or those of a function of the user's, which
-    are run on numbers that carry their errors; G is φ′∘A.
+    φ″ are formulas of one more product, softcap's own, or those of a user's function, which are run
+    on numbers that carry their errors; G is φ′∘A.
 (7) Δ = ΣP∘dP − dlse, (11) g = ΣP∘G, (13) c = Σ(P∘(dP − Δ)∘G + P∘X∘E) − g·dlse are float32 sums, in
-    any order, of numbers that were never cast. Unlike backward's, which is made of the stored
-    output, Δ has no cast in it, and needs no analysis of its own.
-    Nothing is said of c beyond its formula: Δ's error moves c by E_Δ·Σ P|G|, which is u-sized, as
+    any order, of numbers that were never cast. Unlike backward's Δ, which is computed from the
+    stored output, this one contains no cast and needs no analysis of its own.
+    Nothing is used of c beyond its formula: Δ's error moves c by E_Δ·Σ P|G|, which is of size u, as
     E_Δ is. Centred, dP − Δ keeps that sum free of cancellation of large sums: its rounding is
     u·Σ P|dP − Δ||G|, not u·Σ P|dP||G|.
 (12) R, (14) T and (15) U, dZ are sums of products, each with its rounding; dZ, R, U and P∘X are
@@ -20,14 +20,14 @@ an index is what a number is off by, u and the other constants are those of `rou
 (16) What is summed on the matrix unit is one sum: dq of the 2N products of (U, dZ) with (k, ddk),
     dk of 2·G·M, ddout of 2N, dv of G·M. The scale and the cast of the result round.
 
-A pair that does not take part is exact: no error. Where Δ, g or c have no bound, a number passed
-the largest, and 0·∞ is no number: of all that such a query takes part in nothing is claimed.
+A pair that does not take part is exact: no error. Where Δ, g or c have no bound, a number may have
+overflowed, and 0·∞ is no number: nothing is claimed of anything that such a query takes part in.
 
 In the probabilistic bound the casts of dZ, R, U and P∘X are fresh in the sums of (16), and float32
 sums have √n for n; the rest is as above.
 
-(0) Rotary positions turn q, k, ddq and ddk in float32, each is cast, and what is summed in (16) is
-stored, read again, turned back and stored again, (17), as attention's gradients are
+(0) Rotary positions rotate q, k, ddq and ddk in float32, each is cast, and what is summed in (16)
+is stored, read again, rotated back and stored again, (17), as attention's gradients are
 (`attention_rotary`).
 
 A packed sequence is a batch whose other pairs are dead (`attention_domain.problem`).
@@ -120,7 +120,7 @@ def backward(
 
 
 def second_derivative(x: Problem) -> Approx:
-    """Bound φ″, the second derivative of the scores by q·k·scale, (B, H, M, N)."""
+    """Bound φ″, the second derivative of the scores in q·k·scale, (B, H, M, N)."""
     options, curvature, slope = x.options, exact(0.0, x.q.on), exact(1.0, x.q.on)
     s = unfold_groups(matmul(fold_groups(x.q, x), x.k.mT), x) * x.scale
     if options.softcap is not None:
@@ -135,7 +135,7 @@ def second_derivative(x: Problem) -> Approx:
 
 
 def beside(a: Approx, b: Approx) -> Approx:
-    """Put the columns of one matrix after those of another."""
+    """Put the columns of one matrix beside those of another."""
     fresh = None
     if a.fresh is not None or b.fresh is not None:
         none = (np.zeros_like(a.value), np.zeros_like(b.value))

@@ -1,7 +1,7 @@
-"""The domain of attention's double backward: cases, inputs, how a side runs them, what is true.
+"""The domain of attention's double backward: cases, inputs, how a side runs them, their truth.
 
-A case is one of attention (`attention_domain`), where a function of the scores has a second
-derivative; its inputs have the gradients of dq, dk and dv beside them. The bound is
+A case is one of attention (`attention_domain`), whose function of the scores, if any, has a second
+derivative; its inputs include the gradients of dq, dk and dv. The bound is
 `attention_double_backward_bound`.
 """
 
@@ -50,13 +50,13 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = domains.entry(side, case, ENTRIES)
     call = given.call
     _, cache = called(side, case, call)
     dlse = domains.beside(side, call.dlse, case, attention_domain.statistics(case))
-    # What comes from elsewhere need not lie as q and k do.
+    # Gradients that come from elsewhere need not be laid out as q and k are.
     second = (side.asarray(x, case.dtype) for x in given[1:])
     gradients = side.attention_double_backward.backward(
         *second, place(side, call.dout, case), cache, dlse, **how
@@ -84,7 +84,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     heads = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 4, 2), (1, 3, 3))
     return attention_domain.calls(
         heads=st.sampled_from(heads),
@@ -95,7 +95,7 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def affordable(case: Case) -> Case:
-    """Return the case cut down to a size that the interpreter can pay for: 24 products a pair."""
+    """Return the case cut down to a size that the interpreter can afford: 24 products a pair."""
     return replace(
         case,
         seqlen_q=min(case.seqlen_q, 37),

@@ -1,8 +1,8 @@
 """What is true of any backward of attention's backward: claims that need no reference.
 
 With u = (ddq, ddk, ddv) the gradients of q, k and v are H·u, H the Hessian of F = ⟨out, dout⟩ +
-⟨lse, dlse⟩, and those of dout and dlse the derivatives of out and lse along u. What F does not
-notice, H does not either. How far apart two results may be is the derived bound.
+⟨lse, dlse⟩, and those of dout and dlse the derivatives of out and lse along u. Where F is
+invariant, so is H. How far apart two results may be is the derived bound.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def symmetry(subject: Subject, case: Case) -> None:
 
 
 def joined(arrays: Any) -> Array:
-    """Put all elements of some arrays into one row."""
+    """Concatenate all elements of several arrays into one row."""
     return np.concatenate([np.ravel(x) for x in arrays])
 
 
@@ -170,7 +170,7 @@ def gradient_sums(subject: Subject, case: Case) -> None:
 
 
 def invariant(case: Case) -> tuple[Case, Inputs]:
-    """Return a case of products alone, without a gradient of lse, and its inputs."""
+    """Return a case whose scores are plain products, without a gradient of lse, and its inputs."""
     case = bare(case)
     return case, inputs(case)
 

@@ -89,27 +89,27 @@ CONTRACT = Contract(
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, alibi="BH", sinks=True),
         Case(batch=2, heads=2, seqlen_q=9, seqlen_k=5, score_mod=SQUASHED, key_lengths=True),
-        # Of some batches all keys are padding; a sink in half precision.
+        # In some batches all keys are padding; a sink in half precision.
         Case(batch=4, seqlen_q=3, seqlen_k=1, key_lengths=True, dtype="float16"),
         Case(heads=2, seqlen_q=5, seqlen_k=3, sinks=True),
-        # Rows that are copied, as they are long and not aligned.
+        # Rows that are copied because they are long and unaligned.
         *(
             Case(heads=2, groups=2, seqlen_q=3, seqlen_k=5, head_dim=head_dim, causal=True)
             for head_dim in (136, 257)
         ),
-        # Turned by their positions: some features of several chunks, both forms, packed or not.
+        # Rotary positions: on some features of several chunks, in both forms, packed or not.
         *(
             Case(**{"seqlen_q": 17, "seqlen_k": 70, "dtype": "float32", **how}, rotary=form, seed=i)
             for i, (form, how) in enumerate(ROTATED)
         ),
-        # Draws of keys far apart, of every batch and head its own.
+        # Dropout draws for keys far apart, different in every batch and head.
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=150, dropout_p=0.5, dtype="float32"),
         # The draw of the first key is just enough, that of the second.
         *(Case(dropout_p=draw / 65536) for draw in (59605, 26151)),
-        # Weights that underflow, and values that do.
+        # Weights that underflow, and values that do, too.
         Case(seqlen_q=5, seqlen_k=200, logits=10.0, dtype="float32"),
         Case(seqlen_q=5, seqlen_k=70, magnitude="mixed rows", dtype="float32"),
-        # Blocks smaller and larger than a tile, of tiles that a window cuts and that it does not.
+        # Blocks smaller and larger than a tile, for tiles that a window cuts and does not cut.
         *(
             Case(
                 batch=2,
@@ -145,8 +145,8 @@ CONTRACT = Contract(
     ),
     properties=PROPERTIES,
     small=small,
-    # As models call it, with the tiles that are chosen: the least there is, everything, packed
-    # sequences, rotary positions; then rows that are not aligned, and many features.
+    # As models call it, with the tiles that are chosen: the plainest call, everything, packed
+    # sequences, rotary positions; then unaligned rows, and many features.
     compiled=tuple(
         Case(head_dim=head_dim, **{**MODELS, **flags, **how})
         for head_dims, flags, how in (

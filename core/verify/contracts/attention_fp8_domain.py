@@ -1,42 +1,42 @@
 """The domain of attention in 8 bits, and its bound; `attention_fp8` makes the contract.
 
 A case is one of attention (`attention_domain`) without gradients, quantised: the truth
-is that of the numbers of 8 bits and their scales, which are inputs here. `dtype` is that of the
-output, of bias and sinks; lse is float32. `quantize` is asked for x in that dtype, too.
+is that of the 8-bit numbers and their scales, which are inputs here. `dtype` is that of the output,
+of bias and sinks; lse is float32. `quantize` is given x in that dtype, too.
 
-u = 2⁻²⁴ and the other constants are those of `rounding.Machine`, of `machine("float8_e4m3fn")`:
-u₈ = 2⁻⁴ for a cast to e4m3, which has three bits behind the point and is rounded to nearest, and
-2⁻¹⁰ for one that underflows, half of the 2⁻⁹ by which numbers below 2⁻⁶ are apart. The bound, step
-by step the kernel's, in running error analysis (`rounding.Approx`):
+u = 2⁻²⁴ and the other constants are those of `machines.machine("float8_e4m3fn")`: u₈ = 2⁻⁴ for a
+cast to e4m3, which has three fraction bits and rounds to nearest, and 2⁻¹⁰ for one that underflows,
+half of the spacing 2⁻⁹ of numbers below 2⁻⁶. The bound follows the kernel's steps in running error
+analysis (`rounding.Approx`):
 
-(0) Where positions are rotary, a number of q8 or k8 is turned in float32 and cast to float16
+(0) Where positions are rotary, a number of q8 or k8 is rotated in float32 and cast to float16
     (`rotary.turn`): that changes it by 2⁻¹¹ of itself, or, below float16's least normal number,
-    2⁻¹⁴, by half of the 2⁻²⁴ by which its subnormals are apart. Numbers of e4m3 are 2⁻⁹ apart at
-    least, but turned they may cancel: that is an absolute term, 2⁻²⁵ of q8 or k8, hence of q or k
-    2⁻²⁵·scale, 2⁻³³ of the head's largest. The largest, 448·√2, is far from 65504.
-(1) Scores in base 2: t = (q8·k8)·f·c, f = q_scale·k_scale and c = scale·log₂e. The product is one
-    of the matrix unit (`rounding.matmul`): those of e4m3 have 8 bits and are exact, D of them are
-    summed in float32 and err by γ_D at u_sum; Hopper sums 32 at a time with 14 bits and errs by
-    another γ_32 at 2⁻¹² (`machine`'s `accumulator`), but not those of turned numbers, which are of
-    float16, exact in float32 too. f rounds once, and so does the multiplication
-    by it; the rest is attention's (`attention_problem.scores`), as is what else is done to scores.
+    2⁻¹⁴, by half of the spacing 2⁻²⁴ of its subnormals. Numbers of e4m3 are at least 2⁻⁹ apart, but
+    rotated ones may cancel: that is an absolute term, 2⁻²⁵ in q8 or k8, hence 2⁻²⁵·scale in q or k,
+    2⁻³³ of the head's largest. The largest, 448·√2, is far from 65504.
+(1) Scores in base 2: t = (q8·k8)·f·c, f = q_scale·k_scale and c = scale·log₂e. The product is taken
+    on the matrix unit (`rounding.matmul`): products of e4m3 have 8 bits and are exact, D of them
+    are summed in float32 and err by γ_D at u_sum; Hopper sums 32 at a time with 14 bits and errs by
+    another γ_32 at 2⁻¹² (`machine`'s `accumulator`), except for rotated numbers, which are float16,
+    their products exact in float32 too. f rounds once, and so does the multiplication by it; the
+    rest is attention's (`attention_problem.scores`), as is what else is done to scores.
 (2) Weights ŵ = exp2(t − m) against a running maximum m, all between 0 and 1, rescaled as it grows,
     and (3) log-sum-exp, of the weights before their cast: those of `attention_bound`, unchanged.
-(4) Output. A normalised weight is P·e^±(Φ + Θ) as there. It is cast 256 times as large, which is
-    exact: 256·ŵ ≤ 256(1 + u_function) < 448, so that none is too large, and the cast changes it by
-    u₈ of itself, or, where 256·ŵ is below 2⁻⁶, by 2⁻¹⁰. Of ŵ that is 2⁻¹⁸, of a normalised weight
-    twice that, for l̂ ≥ ½. What exp2 or the rescaling flush to zero is counted as in attention.
-    Then comes a product with v8 on the matrix unit, of N terms, tile by tile, each tile summed as
-    in (1); a division of 1/(1 − p), rounded once, by 256·l̂; and multiplications by the quotient and
-    by v_scale, a rounding each, before the cast to the output's dtype. Weights that dropout keeps
-    are cast without that factor, so what a cast, or an underflow, changes is as much larger after
-    it as the output is.
+(4) Output. A normalised weight is P·e^±(Φ + Θ) as there. It is multiplied by 256, exactly, before
+    its cast: 256·ŵ ≤ 256(1 + u_function) < 448, so none is too large, and the cast changes it by
+    u₈ of itself, or, where 256·ŵ is below 2⁻⁶, by 2⁻¹⁰. That is 2⁻¹⁸ in ŵ, twice that in a
+    normalised weight, as l̂ ≥ ½. What exp2 or the rescaling flush to zero is counted as in
+    attention. Then comes a product with v8 on the matrix unit, of N terms, tile by tile, each tile
+    summed as in (1); a division of 1/(1 − p), rounded once, by 256·l̂; and multiplications by the
+    quotient and by v_scale, a rounding each, before the cast to the output's dtype. Weights that
+    dropout keeps are cast without the factor 1/(1 − p), which later scales the errors of the cast
+    and of underflow as it scales the output.
 
-With the probabilistic bound the casts of weights add up in quadrature, those that underflow do not.
+In the probabilistic bound the casts of weights add up in quadrature; those that underflow do not.
 
-`quantize`: the largest magnitude of a head is a choice and exact; a division by 448 rounds, and so
-does x/scale, of which the cast is off by half a unit of e4m3. A number that lies near the middle
-between two of e4m3 may become either.
+`quantize`: the largest magnitude of a head is a choice and exact; the division by 448 rounds, and
+so does x/scale, whose cast is off by half a unit of e4m3. A number near the midpoint of two numbers
+of e4m3 may become either.
 
 `B` batch, `H` heads, `K` heads of keys and values, `M` queries, `N` keys, `D` head_dim.
 """
@@ -64,7 +64,7 @@ from twofold.reference.attention_scores import pack, unpack
 Array = domains.Array
 
 WEIGHTS = 256.0  # what a weight is multiplied by before its cast
-BITS = 14  # of a sum of products of 8 bits on Hopper
+BITS = 14  # of a sum of 8-bit products on Hopper
 SCALES = ("BH", "1H", "B1", "11", "H", "1", "")
 
 
@@ -77,9 +77,9 @@ class Case(attention_domain.Case):
 
 
 class Inputs(NamedTuple):
-    """The inputs of the call, q, k and v of e4m3; their scales, of float32; and what is quantised.
+    """The inputs of the call, q, k and v in e4m3; their float32 scales; and x, to be quantised.
 
-    `x` (B, H, L, D) is held exactly by the case's dtype.
+    The case's dtype holds `x` (B, H, L, D) exactly.
     """
 
     call: attention_domain.Inputs
@@ -119,11 +119,11 @@ def quantized(
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = attention_domain.placed(side, case, given.call)._asdict()
     held, how["out_dtype"] = case, case.dtype
-    if side.name == "reference":  # takes a bias of any dtype
+    if side.name == "reference":  # which takes a bias of any dtype
         how["bias"] = attention_domain.place_mask(side, given.call.bias, case, "float64")
     else:
         held = replace(case, dtype="float8_e4m3fn")
@@ -141,13 +141,13 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 
 def accumulator() -> int | None:
-    """Return with how many bits products of 8 bits are summed where kernels run; None for all."""
+    """Return with how many bits 8-bit products are summed where kernels run; None for all."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" or not ops.cuda_available()
     return None if interpreted else BITS
 
 
 def arithmetic(case: Case) -> Machine:
-    """Return the arithmetic of a call; a reference in float64 casts no weights."""
+    """Return the arithmetic of a call; the reference in float64 casts no weights."""
     if case.dtype == "float64":
         return machine(case.dtype)
     on = machine("float8_e4m3fn", accumulator=accumulator())
@@ -208,7 +208,7 @@ def small(case: Case) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain: that of attention, with any scales."""
+    """Return the operator's domain: that of attention, with any scales."""
 
     def build(case: attention_domain.Case, scales: str) -> Case:
         without = {"dlse": False, "allow_tf32": False}

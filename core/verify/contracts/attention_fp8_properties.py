@@ -30,7 +30,7 @@ from twofold.reference.attention_fp8 import LARGEST, nearest
 from twofold.reference.rotary import Rotary, turn
 
 CALL = ("out", "lse")
-QUARTERS = np.array([0.0, 1.0, 0.0, -1.0, 0.0])  # the sine of 0 … 4 of them
+QUARTERS = np.array([0.0, 1.0, 0.0, -1.0, 0.0])  # the sine of 0 … 4 quarter turns
 
 
 def half_a_unit(subject: Subject, case: Case) -> None:
@@ -193,7 +193,7 @@ def packed_as_padded(subject: Subject, case: Case) -> None:
     if starts_q is None or starts_k is None:
         raise Inapplicable("nothing is packed")
     lengths = np.diff(starts_k)
-    # What knows of diagonals is that of a sequence in one and of the longest in the other.
+    # A diagonal is that of the sequence in one call and that of the longest in the other.
     case = replace(
         case, key_lengths=True, causal=False, window_size=None, alibi=None, score_mod=None
     )

@@ -1,6 +1,6 @@
-"""What is true of any attention where numbers are none: −∞ hides, padding is not read.
+"""What is true of any attention about NaN and −∞: −∞ hides a key, padding is not read.
 
-Shared by the contracts of attention and of what stands around it; that a NaN is seen is in
+Shared by the contracts of attention and of operators around it; that a NaN propagates is in
 `not_numbers`.
 """
 
@@ -24,7 +24,7 @@ HIDDEN = "BHMN"
 def padding_is_not_read(inputs: Callable[[Any], Any], *of_keys: str) -> Property:
     """Return the property for a contract of these inputs; `of_keys` names its (B, K, N, D).
 
-    Other numbers in the padding must be finite, but a kernel of ours does not read NaN either.
+    For other functions the numbers in the padding are finite; a kernel of ours must not read NaN.
     """
 
     def padding_is_not_read(subject: Subject, case: Any) -> None:

@@ -1,6 +1,6 @@
-"""Packed sequences of attention's contract: drawn, padded to batches, each taken by itself.
+"""Packed sequences in attention's contract: drawn, padded to batches, or taken one by one.
 
-What is true of them is what is true of a batch for each, with padding behind it.
+What is true of packed sequences is what is true of a batch for each, followed by padding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def starts(rng: np.random.Generator, sequences: int, longest: int) -> Array:
-    """Draw where sequences begin, and where the last ends: of any lengths, but not all empty."""
+    """Draw where sequences begin, and where the last ends: any lengths, but not all empty."""
     lengths = rng.integers(1, longest + 1, sequences) * (rng.random(sequences) < 0.8)
     lengths[rng.integers(sequences)] = rng.integers(1, longest + 1)
     return _starts(lengths)
@@ -33,7 +33,7 @@ def _starts(lengths: Array) -> Array:
 
 
 def packed(given: Inputs, queries: Array, keys: Array) -> Inputs:
-    """Return inputs of batches with those packed, of so many queries and keys each."""
+    """Return inputs of batches as packed ones, with so many queries and keys in each."""
     q, k = _starts(queries), _starts(keys)
     made = along(given, lambda a: pack(a, q), lambda a: pack(a, k))
     return made._replace(cu_seqlens_q=q, cu_seqlens_k=k)
@@ -42,7 +42,7 @@ def packed(given: Inputs, queries: Array, keys: Array) -> Inputs:
 def along(
     given: Inputs, queries: Callable[[Array], Array], keys: Callable[[Array], Array]
 ) -> Inputs:
-    """Return the inputs with everything changed that has an axis of queries, or one of keys."""
+    """Return the inputs with every array changed that has an axis of queries, or one of keys."""
     return given._replace(
         q=queries(given.q),
         k=keys(given.k),
@@ -53,7 +53,7 @@ def along(
 
 
 def padded(case: Case, given: Inputs) -> Inputs:
-    """Return the inputs with a batch for each packed sequence, zeros behind it."""
+    """Return the inputs with a batch for each packed sequence, zeros after it."""
     batches = along(
         given,
         lambda a: unpack(a, given.cu_seqlens_q, case.seqlen_q),
@@ -105,17 +105,17 @@ def alone(case: Case, given: Inputs, s: int) -> tuple[Case, Inputs]:
 
 
 def pack_approx(x: Approx, starts: Array | None) -> Approx:
-    """Return what is known of batches as `pack` returns an array of them."""
+    """Pack an `Approx` of batches, as `pack` does an array of them."""
     return x.moved(lambda a: pack(a, starts))
 
 
 def unpack_approx(x: Approx, starts: Array | None, longest: int | None) -> Approx:
-    """Return what is known of packed sequences as `unpack` returns an array of them."""
+    """Unpack an `Approx` of packed sequences, as `unpack` does an array of them."""
     return x.moved(lambda a: unpack(a, starts, longest))
 
 
 def repacked(found: Mapping[str, T], given: Inputs, move: Callable[[T, Any], T]) -> dict[str, T]:
-    """Return outputs of batches as those of packed sequences; `move` moves one as `pack` does."""
+    """Return outputs of batches as those of packed sequences; `move` packs one as `pack` does."""
     starts = dict.fromkeys(("out", "lse", "dq", "ddout", "ddlse"), given.cu_seqlens_q)
     starts |= dict.fromkeys(("dk", "dv"), given.cu_seqlens_k)
     return {name: move(x, starts.get(name)) for name, x in found.items()}

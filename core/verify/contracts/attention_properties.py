@@ -2,8 +2,8 @@
 
 Each compares what an implementation computed for one call with what it computed for another, or
 with what mathematics says without a softmax. How far apart they may be comes from the derived bound
-of a few rows (`attention_sample`), so that they hold at any size. `attention_gradients` has those
-of the gradients.
+of a few rows (`attention_sample`), so that the claims work at any size. `attention_gradients` has
+those about gradients.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def single_key(subject: Subject, case: Case) -> None:
         return
     dv = replace(sample.backward().dv, value=sparse.dout.sum(-2, keepdims=True))
     claims.within("dv", found["dv"], dv)
-    # The output is v itself, so that only the two sums of dP − Δ round.
+    # The output is v itself, so only the two sums of dP − Δ round.
     x = sample.problem
     dout = exact(sample.of(sparse.dout), x.q.on)
     delta = (dout * x.v).sum(-1, keepdims=True)
@@ -131,13 +131,13 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
 
 
 def clipped(subject: Subject, case: Any, having: Callable[..., Any], room: int) -> None:
-    """Raise unless lengths that no sequence of two has give the bits of those they count as.
+    """Raise unless out-of-range lengths of two sequences give the bits of the lengths they clip to.
 
-    `having` makes the case's inputs with `key_lengths` of its own.
+    `having` makes the case's inputs with the `key_lengths` that it is given.
     """
     first, *others = (
         subject.compute(case, having(key_lengths=np.array(lengths)))
-        # The last 32 bits of each are those of 1.
+        # The low 32 bits of each are those of 1.
         for lengths in ((0, room), (-1, room + 1), (1 - PAST_32_BITS, 1 + PAST_32_BITS))
     )
     for other in others:
@@ -175,7 +175,7 @@ def powers_of_two(subject: Subject, case: Case) -> None:
     case = replace(plain(case), magnitude="unit", softmax_scale=scale(case))
     given = inputs(case)
     before = subject.compute(case, given)
-    # Below the normal numbers a rounding is not relative: each of the five may be off by `tiny`.
+    # Below the normal range a rounding is not relative: each of the five may be off by `tiny`.
     off = 5 * machine(case.dtype).tiny_storage
     larger = subject.compute(case, given._replace(v=4 * given.v))["out"].astype(np.float64)
     moved = np.abs(4.0 * before["out"].astype(np.float64) - larger)
@@ -201,7 +201,7 @@ def other_tiles(subject: Subject, case: Case) -> None:
 
 
 def same_in(subject: Subject, case: Case, other: Case, what: str) -> None:
-    """Raise unless two cases of one truth give results that may be of one truth."""
+    """Raise unless two cases with one truth give results within its bound of each other."""
     sample, given = sparse_call(case)
     sample.check_agree(subject.compute(case, given), subject.compute(other, given), what)
 

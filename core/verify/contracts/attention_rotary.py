@@ -1,9 +1,9 @@
-"""Rotary positions in attention's contract: drawn, placed on a side, and what they do to a bound.
+"""Rotary positions in attention's contract: drawn, placed on a side, and their part in the bound.
 
-A query or key is turned in float32 and cast to its own dtype; from there on the bound is that of
-attention of the turned ones, which carry that error (`rotary.turn`; no cast is averaged here, as
-one of them is in many sums). The gradients of q and k are stored, read again, turned back and
-stored again.
+A query or key is rotated in float32 and cast to its own dtype; from there on the bound is that of
+attention to the rotated ones, which carry that error (`rotary.turn`; no cast is averaged here, as
+each one is in many sums). The gradients of q and k are stored, read again, rotated back and stored
+again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Turns = tuple[Array, Array, bool]  # cos, sin, interleaved
 
 
 def drawn(rng: np.random.Generator, case: Case, given: Inputs) -> Rotary | None:
-    """Draw angles for some or all features, of each batch or of all, of k its own or those of q."""
+    """Draw angles: for some or all features, per batch or shared, k's own or those of q."""
     if case.rotary is None or case.head_dim < 2:
         return None
     most = case.head_dim // 2
@@ -75,7 +75,7 @@ def turning(x: Problem, given: Inputs, on: Machine) -> Problem:
 
 
 def turned_back(x: Approx, turns: Turns) -> Approx:
-    """Return the gradient of q or k, given that of what attention read; ∞ may become anything."""
+    """Return the gradient of q or k, given that of its rotated form; ∞ may become anything."""
     finite = np.isfinite(x.value)
     stored = Approx(np.where(finite, x.value, 0.0), np.where(finite, x.error, np.inf), x.on)
     cos, sin, interleaved = turns
@@ -83,7 +83,7 @@ def turned_back(x: Approx, turns: Turns) -> Approx:
 
 
 def gradients(found: dict[str, Approx], given: Inputs) -> dict[str, Approx]:
-    """Return the outputs with the gradients of q and k turned back."""
+    """Return the outputs with the gradients of q and k rotated back."""
     if given.rotary is None:
         return found
     return found | {

@@ -1,7 +1,7 @@
-"""A few rows of a call of attention, with their bounds: what properties hold an output against.
+"""A few rows of a call of attention, with their bounds, against which properties hold an output.
 
-No M×N matrix is needed for the bounds of a few queries, and where `dout` is zero on all other
-queries, what those add to dk and dv is exactly zero, so that its bounds are those of the few.
+The bounds of a few queries need no M×N matrix, and where `dout` is zero on all other queries, these
+add exactly zero to dk and dv, whose bounds are then those of the few.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from twofold.reference.attention_scores import attended
 C = TypeVar("C", bound=Case)
 
 QUERIES = {"out", "lse", "dq"}  # outputs with an axis of queries
-ALL = 64  # queries, up to which all are taken
-FEW = 5  # drawn, of more
+ALL = 64  # up to so many queries, all are taken
+FEW = 5  # so many are drawn from more
 
 
 class Sample:
     """All queries of a short call; the first, the last and some others of a long one.
 
     Attributes:
-        rows: their numbers, (R,).
+        rows: the queries' numbers, (R,).
         full_live: which pairs attend, (B, H, M, N).
-        problem: the call of these queries, without dropout.
-        attends: which of them have a key, (B, H, R, 1).
+        problem: the call with these queries, without dropout.
+        attends: which of these queries have a key, (B, H, R, 1).
     """
 
     def __init__(self, case: Case, given: Inputs) -> None:
@@ -82,9 +82,9 @@ class Sample:
     def check_forward(
         self, found: Mapping[str, Array], out: Array, lse: Array | None, rows_only: bool = False
     ) -> None:
-        """Raise unless out and lse are these; NaN, and a row without keys, claim nothing.
+        """Raise unless out and lse are these; NaN, or a row without keys, claims nothing.
 
-        `rows_only` says that the claims are of the sample's rows already.
+        `rows_only` says that `out` and `lse` hold only the sample's rows.
         """
         bounds = {"out": self.forward.out, "lse": self.forward.lse[..., 0]}
         for name, value in (("out", out), ("lse", lse)):
@@ -103,7 +103,7 @@ class Sample:
     def check_agree(
         self, first: Mapping[str, Array], second: Mapping[str, Array], what: str
     ) -> None:
-        """Raise unless two calls' results, of inputs made `sparse`, may be of one truth."""
+        """Raise unless the results of two calls with `sparse` inputs agree within the bounds."""
         bounds: dict[str, Approx] = {"out": self.forward.out, "lse": self.forward.lse[..., 0]}
         if "dq" in first:
             bounds |= self.backward()._asdict()
@@ -115,10 +115,10 @@ class Sample:
 
 
 def plain(case: C) -> C:
-    """Return the case without what belongs to no other call: dropout, a gradient of lse.
+    """Return the case without what does not carry over to other calls: dropout, a gradient of lse.
 
-    Nor is it packed: what holds of batches holds of packed sequences, which are as batches are, and
-    what holds of all queries and keys holds of those that are turned.
+    Nor is it packed or rotary: what holds of batches holds of packed sequences, and what holds of
+    all queries and keys holds of rotated ones.
     """
     return replace(case, dropout_p=0.0, dlse=False, packed=False, rotary=None)
 
@@ -132,16 +132,16 @@ def unmasked(case: C) -> C:
 
 
 def bare(case: C) -> C:
-    """Return the plain case whose scores are products and whose heads have keys of their own."""
+    """Return the plain case whose scores are plain products and whose heads share no keys."""
     return replace(
         plain(case), groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False
     )
 
 
 def as_padded(case: C) -> C:
-    """Return the packed case with all that makes its bits those of its padded batches.
+    """Return the packed case, changed so that its bits are those of its padded batches.
 
-    See the property "packed is padded" of attention.
+    See attention's property "packed is padded".
     """
     case = replace(
         case, causal=case.causal and "top-left", mask=case.mask or "", layout="contiguous",
@@ -153,14 +153,14 @@ def as_padded(case: C) -> C:
 
 
 def full_live(case: Case, given: Inputs) -> Array:
-    """Return which pairs attend, (B, H, M, N), a view where the mask is broadcast."""
+    """Return which pairs attend, (B, H, M, N), as a view where the mask is broadcast."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.seqlen_k)
     live = attended(pairs, options(case, given))
     return np.broadcast_to(True if live is None else live, pairs)
 
 
 def outer(mask: Array | None) -> int:
-    """Return how many of a mask's axes are of batches and heads."""
+    """Return how many axes of batches and heads a mask has."""
     return 0 if mask is None else max(0, mask.ndim - 2)
 
 

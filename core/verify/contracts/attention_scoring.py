@@ -1,9 +1,9 @@
-"""Functions of the scores for attention's contracts: they look at everything that one may look at.
+"""Functions of the scores for attention's contracts, which use everything that one may use.
 
-As examples: what a user writes is a function of arrays and its derivative by the scores, twice, in
-NumPy and in Triton, and its second derivative where gradients of gradients are asked for. The bound
-is made of the NumPy functions, which are run on numbers that carry their errors
-(`rounding.Approx`): operators, and NumPy's elementary functions, take them.
+They also serve as examples: a user writes a function of arrays and its derivative in the scores,
+both in NumPy and in Triton, and its second derivative where gradients of gradients are needed. The
+bound runs the NumPy functions on numbers that carry their errors (`rounding.Approx`), which
+operators and NumPy's elementary functions accept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twofold.reference.attention_scores import ScoreMod
 
 @dataclass(frozen=True)
 class Scoring:
-    """A function of the scores as each side takes it; `triton` makes it, so that none is needed."""
+    """A function of the scores as each side takes it; only calling `triton` needs Triton."""
 
     name: str
     reference: Callable[[], ScoreMod]
@@ -36,39 +36,39 @@ def squashed(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
 
 
 def squashed_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """Return the derivative of `squashed` by s."""
+    """Return the derivative of `squashed` in s."""
     limit, _ = args
     room = 1.0 + np.abs(s)
     return limit / (room * room)
 
 
 def smooth(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """Do as `squashed` with a function that has a second derivative at 0, too."""
+    """Do as `squashed` does, with a function that has a second derivative at 0, too."""
     limit, slope = args
     return limit * s / np.sqrt(1.0 + s * s) - slope * (h + 1) * np.abs(i - j) + b
 
 
 def smooth_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """Return the derivative of `smooth` by s."""
+    """Return the derivative of `smooth` in s."""
     limit, _ = args
     room = 1.0 + s * s
     return limit / (room * np.sqrt(room))
 
 
 def smooth_bend(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """Return the second derivative of `smooth` by s."""
+    """Return the second derivative of `smooth` in s."""
     limit, _ = args
     room = 1.0 + s * s
     return -3.0 * limit * s / (room * room * np.sqrt(room))
 
 
 def steep_slope(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """That of `smooth`, but ∞ at keys after the query, and at those more than FAR before it."""
+    """Return `smooth`'s slope, but ∞ at keys after the query or more than FAR before it."""
     return smooth_slope(s, b, h, i, j, args) * np.where((j > i) | (j < i - FAR), np.inf, 1.0)
 
 
 def steep_bend(s: Any, b: Any, h: Any, i: Any, j: Any, args: Any) -> Any:
-    """Return as `steep_slope` does the second derivative."""
+    """Return `smooth`'s second derivative, but ∞ where `steep_slope` is."""
     return smooth_bend(s, b, h, i, j, args) * np.where((j > i) | (j < i - FAR), np.inf, 1.0)
 
 

@@ -19,7 +19,7 @@ def squashed(s, b, h, i, j, args):
 
 @triton.jit
 def squashed_slope(s, b, h, i, j, args):
-    """Return the derivative of `squashed` by s."""
+    """Return the derivative of `squashed` in s."""
     limit, slope = args
     room = 1.0 + tl.abs(s)
     return limit / (room * room)
@@ -27,14 +27,14 @@ def squashed_slope(s, b, h, i, j, args):
 
 @triton.jit
 def smooth(s, b, h, i, j, args):
-    """Do as `squashed` with a function that has a second derivative at 0, too."""
+    """Do as `squashed` does, with a function that has a second derivative at 0, too."""
     limit, slope = args
     return limit * s / tl.sqrt(1.0 + s * s) - slope * (h + 1) * tl.abs(i - j) + b
 
 
 @triton.jit
 def smooth_slope(s, b, h, i, j, args):
-    """Return the derivative of `smooth` by s."""
+    """Return the derivative of `smooth` in s."""
     limit, _ = args
     room = 1.0 + s * s
     return limit / (room * tl.sqrt(room))
@@ -42,7 +42,7 @@ def smooth_slope(s, b, h, i, j, args):
 
 @triton.jit
 def smooth_bend(s, b, h, i, j, args):
-    """Return the second derivative of `smooth` by s."""
+    """Return the second derivative of `smooth` in s."""
     limit, _ = args
     room = 1.0 + s * s
     return -3.0 * limit * s / (room * room * tl.sqrt(room))
@@ -50,11 +50,11 @@ def smooth_bend(s, b, h, i, j, args):
 
 @triton.jit
 def steep_slope(s, b, h, i, j, args):
-    """That of `smooth`, but ∞ at keys after the query, and at those more than FAR before it."""
+    """Return `smooth`'s slope, but ∞ at keys after the query or more than FAR before it."""
     return smooth_slope(s, b, h, i, j, args) * tl.where((j > i) | (j < i - FAR), float("inf"), 1.0)
 
 
 @triton.jit
 def steep_bend(s, b, h, i, j, args):
-    """Return as `steep_slope` does the second derivative."""
+    """Return `smooth`'s second derivative, but ∞ where `steep_slope` is."""
     return smooth_bend(s, b, h, i, j, args) * tl.where((j > i) | (j < i - FAR), float("inf"), 1.0)

@@ -61,7 +61,7 @@ CONTRACT = Contract(
         ),
         # The diagonal goes through the last key of a tile, of the one before it, and beside both.
         *(Case(seqlen_q=3, seqlen_k=n, causal=True) for n in (32, 33, 34, 64, 65, 66)),
-        # So do both edges of a window, for queries of which the first is at the edge of a tile.
+        # So do both edges of a window, for queries the first of which is at the edge of a tile.
         *(
             Case(
                 seqlen_q=97,
@@ -82,7 +82,7 @@ CONTRACT = Contract(
         ),
         Case(seqlen_q=70, seqlen_k=40, window_size=(20, None), causal="top-left", sinks=True),
         Case(seqlen_q=70, seqlen_k=40, window_size=(20, None)),
-        # One query, the last or one among others, of everything that has a number for it.
+        # One query, the last or one among others, with everything that depends on its number.
         *(
             Case(
                 batch=2,
@@ -98,18 +98,18 @@ CONTRACT = Contract(
             )
             for first, causal, axes in ((-1, True, "BHMN"), (35, "top-left", "MN"))
         ),
-        # Some queries, and one row of a bias and a mask for all, with an axis for it and without.
+        # Some queries, and one row of a bias and a mask for all, with an axis for it or without.
         *(
             Case(seqlen_q=9, seqlen_k=7, bias=axes, mask=axes, first_row=3, queries=4)
             for axes in ("1N", "N")
         ),
         Case(batch=2, heads=2, seqlen_q=5, seqlen_k=9, softcap=2.0, key_lengths=True, lse="lost"),
-        # Some queries among those that are turned, and all.
+        # Some of the rotated queries, and all.
         Case(batch=2, seqlen_q=9, seqlen_k=5, rotary="half", first_row=3, queries=4),
         Case(heads=2, groups=2, seqlen_q=5, seqlen_k=9, rotary="interleaved", head_dim=12),
         Case(seqlen_q=5, seqlen_k=9, rotary="half", head_dim=140, dtype="bfloat16"),
         *(Case(dtype=d, seqlen_q=3, seqlen_k=5, head_dim=512) for d in ("float32", "bfloat16")),
-        # Some queries whose blocks are others than those of the first.
+        # Some queries, in other blocks than the first ones.
         Case(
             batch=2,
             heads=2,
@@ -128,8 +128,8 @@ CONTRACT = Contract(
     ),
     properties=PROPERTIES,
     small=small,
-    # As a person calls it, with the tiles that are chosen: everything, the least there is where
-    # products are taken in another way; then rows that are not aligned.
+    # As a person calls it, with the tiles that are chosen: everything, and the plainest call where
+    # products are taken in another way; then unaligned rows.
     compiled=tuple(
         Case(dtype=dtype, allow_tf32=allow_tf32, head_dim=head_dim, **MODELS, **flags)
         for head_dims, precisions, flags in (

@@ -1,16 +1,15 @@
 """The domain of attention's weights, and its bound; `attention_weights` makes the contract.
 
 A case is one of attention (`attention_domain`) without dropout and gradients, and an lse, which is
-an input here: the float32 numbers that are handed in are exact, whatever they are the lse of. The
-bound, step by step the kernel's, in running error analysis (`rounding.Approx`):
+an input here: the float32 numbers handed in are exact, whatever they are the lse of. The bound
+follows the kernel's steps in running error analysis (`rounding.Approx`):
 
 (1) Scores in base 2, t ± E_t: those of attention (`attention_problem.scores`).
 (2) p = exp2(t − lse·log₂e): log₂e is a rounded constant, the product and the difference round, and
-    exp2 errs by `u_function` and passes on what its argument is off by. It is step (5) of
-    attention, but for the error of lse that is not there. Where a query may not attend, or its lse
-    is −∞, p is 0 and exact.
-(3) received = Σ_i p_ij: at most M − 1 additions, in any order, of numbers none of which is
-    negative; to add a weight that is 0 rounds nothing.
+    exp2 errs by `u_function` and passes on its argument's error. It is step (5) of attention,
+    without an error of lse. Where a query may not attend, or its lse is −∞, p is 0 and exact.
+(3) received = Σ_i p_ij: at most M − 1 additions, in any order, of nonnegative numbers; adding a
+    weight that is 0 rounds nothing.
 
 Nothing is cast: both outputs are float32.
 
@@ -39,17 +38,17 @@ from twofold.reference.attention_scores import unpack
 Array = domains.Array
 
 LSES = ("true", "moved", "lost")
-# What attention is asked for that its weights know of through lse, or not at all.
+# Options of attention that reach its weights only through lse, or not at all.
 APART = ("sinks", "dropout_p", "seed")
 
 
 @dataclass(frozen=True)
 class Case(attention_domain.Case):
-    """A case of attention, which lse it is given, and the queries whose weights are looked at.
+    """A case of attention, the lse that it is given, and the queries whose weights are taken.
 
-    The lse is the case's own ("true"); another one of about its size ("moved"); or −∞ for some
-    queries that attend to keys all the same ("lost"). Weights are of `queries` queries, all where
-    that is None, from the one whose number is `first_row` modulo M on.
+    The lse is the case's own ("true"), another one of about its size ("moved"), or −∞ for some
+    queries that do attend to keys ("lost"). Weights are those of `queries` queries, all if None,
+    from number `first_row` modulo M on.
     """
 
     lse: str = "true"
@@ -58,7 +57,7 @@ class Case(attention_domain.Case):
 
     @property
     def rows(self) -> slice | None:
-        """The queries whose weights are looked at."""
+        """The queries whose weights are taken."""
         if self.queries is None:
             return None
         first = self.first_row % self.seqlen_q
@@ -66,13 +65,13 @@ class Case(attention_domain.Case):
 
 
 class Inputs(NamedTuple):
-    """The inputs of the call of attention, and an lse (B, H, M) that its dtype holds exactly."""
+    """The inputs of the call of attention, and an lse (B, H, M) held exactly in its own dtype."""
 
     call: attention_domain.Inputs
     lse: Array
 
     def of_batches(self, case: Case) -> Array:
-        """The lse with a batch for each packed sequence."""
+        """The lse, with a batch for each packed sequence."""
         return unpack(self.lse, self.call.cu_seqlens_q, case.seqlen_q)
 
 
@@ -91,7 +90,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = attention_domain.placed(side, case, given.call)._asdict()
     how = {name: x for name, x in how.items() if name not in APART}
@@ -133,13 +132,13 @@ def small(case: Case) -> Case:
     """Return the case cut down to a size at which properties cost little."""
     cut = replace(
         attention_domain.small(case), packed=False
-    )  # as batches are, packed sequences are
+    )  # what holds of batches holds of packed sequences
     assert isinstance(cut, Case)
     return cut
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain: that of attention, any lse, all queries or some."""
+    """Return the operator's domain: that of attention, any lse, all queries or some."""
 
     def build(case: attention_domain.Case, **mine: Any) -> Case:
         return Case(**{**vars(case), "dropout_p": 0.0, "dlse": False, **mine})

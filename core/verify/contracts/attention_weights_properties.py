@@ -102,7 +102,7 @@ def columns(subject: Subject, case: Case) -> None:
     given = inputs(case)
     found, bounds = subject.compute(case, given), truth(case, given)
     summed = found["weights"].astype(np.float64).sum(-2)
-    # Float64 additions, in which the sum is taken here.
+    # The roundings of the float64 sum taken here.
     slack = case.seqlen_q * 2.0**-53 * np.abs(summed)
     bound = replace(bounds["received"], error=bounds["received"].error + slack)
     claims.agree("received", summed, found["received"], bound, "beside the sum of the weights")
@@ -190,12 +190,12 @@ def powers_of_two(subject: Subject, case: Case) -> None:
 
 
 def bare(case: Case) -> Case:
-    """Return the case whose scores are products and whose heads have keys of their own."""
+    """Return the case whose scores are plain products and whose heads share no keys."""
     return replace(case, groups=1, softcap=None, score_mod=None, alibi=None, bias=None, sinks=False)
 
 
 def by_rounding(lse: Array, case: Case) -> Array:
-    """Return by what share of itself a weight is moved where lse was rounded."""
+    """Return by what share of itself the rounding of lse moves a weight."""
     finite = np.where(np.isfinite(lse), np.abs(lse), 0.0)
     return np.expm1(half_unit(finite, machine(statistics(case)).u))
 

@@ -1,9 +1,10 @@
-"""The contract of dropout: the mask bit for bit, what passes it within one product's rounding.
+"""The contract of dropout: the mask bit for bit, kept elements within one product's rounding.
 
-A dropped element is 0 and has bound 0, so one wrong bit of a mask leaves the contract. A kept one
+A dropped element is 0 and has bound 0, so one wrong bit of a mask breaks the contract. A kept one
 is x·s, s = 1/(1 − p) rounded once to float32: |s|·(relative error of s, computed)·|x| for the
 constant, u|x·s| for the product (none where s is a power of two), half a unit in the last place for
-the cast. No sum, so the probabilistic bound is the same. Beyond 65519 a float16 is ∞, exactly.
+the cast. There is no sum, so the probabilistic bound is the same. Beyond 65519 a float16 is ∞,
+exactly.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given or inputs(case))
     out, cache = side.dropout.forward(x, case.dropout_p, case.seed)
     return {"out": out, **side.dropout.backward(dout, cache)._asdict()}
@@ -71,7 +72,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def kept(subject: Subject, case: Case) -> domains.Array:
-    """Return which elements are kept: those of a tensor of ones that are not zero."""
+    """Return which elements are kept: those of a tensor of ones that do not become zero."""
     ones = np.ones((case.rows, case.columns))
     return np.asarray(subject.compute(case, Inputs(ones, ones))["out"] != 0)
 
@@ -99,7 +100,7 @@ def nan_is_seen(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),

@@ -2,8 +2,8 @@
 
 Forward copies bits: bound 0. dtable[v] = Σ dout over the n places that looked up v, in float32, in
 whatever order and chunks: γ_{n−1}·Σ|dout| (Higham 2002, (4.4)), and the cast, half a unit in the
-last place. n = 1 is a copy, n = 0 is zero: bound 0. The probabilistic bound has √n for n, but where
-all n are alike.
+last place. n = 1 is a copy, n = 0 is zero: bound 0. The probabilistic bound has √n for n, except
+where all n terms are alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPREADS = ("uniform", "frequent", "one", "distinct")
 
 @dataclass(frozen=True)
 class Case:
-    """Places, rows and columns; `spread` says how often an id comes back."""
+    """Places, rows and columns; `spread` says how often an id recurs."""
 
     dtype: str = "float32"
     batch: int = 2
@@ -38,7 +38,7 @@ class Case:
     magnitude: str = "unit"
     layout: str = "contiguous"
     seed: int = 0
-    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
+    into: str = ""  # dtype of the arrays that backward writes parameters' gradients into
     tile: int | None = None  # entry of the kernel's tile table
 
 
@@ -63,7 +63,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def draw_ids(rng: np.random.Generator, shape: tuple[int, ...], rows: int, spread: str) -> Array:
-    """Draw ids below `rows`, nine in ten of the "frequent" the same, all of "one"."""
+    """Draw ids below `rows`: of "frequent" nine in ten are the same, of "one" all."""
     size = int(np.prod(shape))
     ids = rng.integers(0, rows, size)
     if spread == "frequent":
@@ -76,7 +76,7 @@ def draw_ids(rng: np.random.Generator, shape: tuple[int, ...], rows: int, spread
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = domains.tile(side.embedding, case)
     table = domains.place(side, given.table, case.dtype, case.layout)
@@ -95,7 +95,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     dtable = dtable.returned(domains.received(case))
     return {
         "out": exact(given.table[given.ids], on),
-        # A row looked up once is a copy, one never looked up zero.
+        # A row looked up once is a copy, one never looked up is zero.
         "dtable": replace(dtable, error=np.where(once, 0.0, dtable.error)),
     }
 
@@ -139,7 +139,7 @@ def adjoint(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),
@@ -170,7 +170,7 @@ CONTRACT = Contract(
             for dtype in domains.DTYPES
         ),
         Case("bfloat16", length=130, spread="frequent", layout="strided", into="float32"),
-        # more columns than a program takes, of rows, of places and of chunks
+        # more columns than a program takes, in rows, in places and in chunks
         Case(batch=1, length=64, rows=2, columns=1025, spread="one"),
         Case(rows=2, spread="one"),  # the last row of the table alone
     ),

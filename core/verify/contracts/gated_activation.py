@@ -1,11 +1,12 @@
 """The contract of gated activation.
 
 (1) f at a gate that the kernel holds exactly: `contracts.activation`. (2) The product with up
-rounds once in float32, and out is cast once: f(gate) is not rounded to 16 bits between. Backward
-has two products and f′, and one and f, each cast once. Functions of others may round f(gate)
-between, as two operations of a library do; then dy·up is as well, and the bound is that of both
-roundings. The errors of factors multiply alike in any
-order of the products, so it is not part of the contract; up to underflow, which f and f′ allow for.
+rounds once in float32, and out is cast once: f(gate) is not rounded to 16 bits in between. Backward
+has two products and f′ for one gradient, one product and f for the other, each cast once. Foreign
+functions may round f(gate) in between, as two separate operations of a library do; then dy·up is
+rounded too, and the bound includes both roundings. The errors of factors multiply alike in any
+order of the products, so the order is not part of the contract, up to underflow, which f and f′
+allow for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from twofold.reference.activation import KINDS
 
 Array = domains.Array
 
-SHIFTS = (4.0, 0.25)  # what up is multiplied by, of which no product rounds
+SHIFTS = (4.0, 0.25)  # factors for up, by which no product rounds
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Case:
     kind: str = "silu"
     magnitude: str = "unit"
     layout: str = "contiguous"
-    packed: bool = False  # gate and up are halves of one array, and so is what `into` names
-    into: str = ""  # dtype of what backward is to write into, if anything
+    packed: bool = False  # gate and up are halves of one array, as are the arrays of `into`
+    into: str = ""  # dtype of the arrays that backward writes into
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
-    rounded: bool = False  # whether, of functions of others, f(gate) is rounded before the product
+    rounded: bool = False  # foreign functions: whether f(gate) is rounded before the product
 
 
 class Inputs(NamedTuple):
@@ -59,15 +60,15 @@ def inputs(case: Case) -> Inputs:
     rng = np.random.default_rng(case.seed)
     shape, huge = (case.batch, case.rows, case.columns), case.magnitude == "huge"
     gate = domains.values(rng, shape, case.magnitude, case.dtype)
-    gate *= 1.0 if huge else 3.0  # which float16 would not hold
-    # Both huge, all products of float16 would be infinite.
+    gate *= 1.0 if huge else 3.0  # huge ones times 3 would overflow float16
+    # If both were huge, all products of float16 would be infinite.
     of_up = "unit" if huge and case.dtype == "float16" else case.magnitude
     up, dout = domains.values(rng, shape, of_up, case.dtype), domains.values(rng, shape, "unit")
     return Inputs(*(domains.representable(a, case.dtype) for a in (gate, up, dout)))
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     gate, up = placed(side, case, given.gate, given.up)
     dout = domains.place(side, given.dout, case.dtype, case.layout)
@@ -88,7 +89,7 @@ def placed(side: Side, case: Case, gate: Array, up: Array) -> tuple[Any, Any]:
 
 
 def _receivers(side: Side, case: Case, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return what backward is to write into, nothing if that is new."""
+    """Return the arrays that backward is to write into, none if it makes its own."""
     if not case.packed:
         return domains.receivers(side, case, dgate=shape, dup=shape)
     both = domains.receivers(side, case, both=(*shape[:-1], 2 * shape[-1]))
@@ -120,7 +121,7 @@ def linear_in_up(subject: Subject, case: Case) -> None:
     """A power of two times up is one times out and dgate, bit by bit, and dup does not see it."""
     base = replace(case, dtype="float32", magnitude="unit", into="")
     given = inputs(base)
-    given = given._replace(gate=np.clip(given.gate, -4.0, 4.0))  # else f may all but underflow
+    given = given._replace(gate=np.clip(given.gate, -4.0, 4.0))  # else f may nearly underflow
     found = subject.compute(base, given)
     for shift in SHIFTS:
         other = subject.compute(base, given._replace(up=shift * given.up))
@@ -198,7 +199,7 @@ def nan_stays(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),
@@ -236,13 +237,13 @@ CONTRACT = Contract(
         ),
         *(Case(kind=kind, magnitude="zeros") for kind in KINDS),  # the kink of ReLU
         *(Case(rows=5, columns=300, layout=x, into="own", packed=True) for x in domains.LAYOUTS),
-        # rows that are no single stride apart, read and written
+        # rows that are not one stride apart, read and written
         Case(batch=2, columns=5, layout="transposed", into="own"),
-        Case(columns=9, layout=domains.MIXED, into="own"),  # written to rows that lie unlike
+        Case(columns=9, layout=domains.MIXED, into="own"),  # written to rows laid out differently
         Case("bfloat16", rows=5, columns=33, packed=True, into="float32"),
         Case(rows=3, columns=1, packed=True),
     ),
-    # Odd sizes by each tile, for what the masks cost; each activation where sizes are usual.
+    # Odd sizes by each tile, which shows what the masks cost; each activation at usual sizes.
     compiled=tuple(
         Case(dtype=dtype, rows=7, columns=columns, tile=tile, packed=True)
         for tile, columns in enumerate((65, 1025))

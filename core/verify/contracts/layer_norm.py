@@ -1,22 +1,22 @@
 """The contract of layer normalisation, with the residual add and dropout before it.
 
-The bound, line by line the kernel's; what is not said to be otherwise is running error analysis.
+The bound follows the kernel line by line, by running error analysis unless stated otherwise.
 
 (1) h = residual + dropout(x) is stored, and what was stored is normalised. Without dropout that is
     one IEEE sum and one cast, known to the last bit; with it the product may be fused or not, so h
     is known to half a unit in the last place.
 (2) μ = Σh/C, any order of C − 1 additions and a division: E_μ = (Σ E_h + γ_{C−1}·Σ|h|)/C + 2u_f|μ|.
     c = h − μ then errs by E_h + E_μ and a rounding ρ. All of a row's c are moved by the same E_μ:
-    Σ(c + ε)² = Σc² + 2ε·Σc + Cε², and Σc is 0, so of the variance's error the first-order part in
-    E_μ is taken out again (twice Cε² is left in, for a float64 Σc that is not quite 0). Then
+    Σ(c + ε)² = Σc² + 2ε·Σc + Cε², and Σc is 0, so the part of the variance's error of first order
+    in E_μ is taken out again (twice Cε² is left in, as a float64 Σc is not quite 0). Then
     rstd = 1/√(var + eps): where var + eps may be 0 by its bound, nothing is known.
 (3) y = c·rstd·w + b, four roundings, and the cast.
 
 Backward: x̂ from the same μ and rstd, rounded once more; dw = Σ dy·x̂ and db = Σ dy over R rows;
 g = dy·w, its means over C along 1 and x̂, and dx = (g − ḡ − x̂·mean(g·x̂))·rstd, + dh, all float32.
 
-Where rows are offsets far above their spread the bound is loose by as much as the sum of h is
-conditioned badly; a shift-invariant kernel shows the property "scale invariance" all the same.
+Where the offset of rows is far above their spread, the bound is as loose as the sum of h is badly
+conditioned; a shift-invariant kernel has the property "scale invariance" all the same.
 The probabilistic bound has √C for C in the sums.
 """
 
@@ -50,9 +50,9 @@ class Case:
     dropout_p: float = 0.0
     eps: float = 1e-5
     seed: int = 0
-    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
+    into: str = ""  # dtype of the arrays that backward writes parameters' gradients into
     tile: int | None = None  # entry of the kernel's tile table
-    unrounded: bool = False  # whether, of functions of others, the sum is normalised unrounded
+    unrounded: bool = False  # foreign functions: whether the sum is normalised unrounded
 
 
 class Inputs(NamedTuple):
@@ -80,7 +80,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     parameters = {"weight": given.weight, "bias": given.bias}
     options = {"dropout_p": case.dropout_p, "seed": case.seed}
@@ -128,8 +128,8 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
     """Return x̂ and 1/√(σ² + ε) of rows.
 
-    The mean is off by the same in a whole row, whose Σ (h − μ) is 0: that part of the errors of
-    h − μ does not reach σ².
+    The error of the mean is the same for a whole row, whose Σ (h − μ) is 0: that part of the errors
+    of h − μ does not reach σ².
     """
     C = float(h.value.shape[-1])
     mean = h.sum(-1, keepdims=True) / C
@@ -177,12 +177,12 @@ def gradient_sums(subject: Subject, case: Case) -> None:
 
 
 def plain(case: Case) -> Case:
-    """Return the case without what stands before the norm."""
+    """Return the case without what precedes the norm."""
     return replace(case, dropout_p=0.0, residual=False, stream_gradient=False)
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         **norms.drawn(),
@@ -213,7 +213,7 @@ CONTRACT = Contract(
             for tile, columns in enumerate((127, 257, 300, 513, 700, 1031))
             for dtype in domains.DTYPES
         ),
-        # More rows than programs in backward, so that each of them adds up several.
+        # More rows than programs in backward, so that each program sums several.
         Case(rows=261, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=2),
         Case(rows=515, columns=3, residual=True, stream_gradient=True, dropout_p=0.1, tile=1),
         Case("bfloat16", rows=67, residual=True, layout="strided", into="float32"),

@@ -14,7 +14,7 @@ either sign its derivative is unknown, and E is 1.
 (1) dz is cast (unless it is dout itself, held exactly), and dx = dz·W, dW = dzᵀ·x are products as
     above of operands with an error: |A||E_B| + |E_A|(|B| + E_B). Their cast.
 
-In the probabilistic bound the casts of dz are independent, and dx and dW have √(Σ (E·w)²) of them.
+In the probabilistic bound the casts of dz are independent, and add √(Σ (E·w)²) to dx and dW.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Case:
     bias: bool = True
     magnitude: str = "unit"
     layout: str = "contiguous"
-    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
-    unread: tuple[str, ...] = ()  # arguments whose gradients backward is told that nobody reads
-    keep: bool = True  # what backward needs; without it there is none
+    into: str = ""  # dtype of the arrays that backward writes parameters' gradients into
+    unread: tuple[str, ...] = ()  # arguments whose gradients, backward is told, nobody reads
+    keep: bool = True  # whether forward keeps what backward needs; if not, there is no backward
     allow_tf32: bool = False
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(case: Case) -> Inputs:
-    """Make a case's arrays; the weights keep z about as large as x, as a layer's do."""
+    """Make a case's arrays; the weights keep z about as large as x, like a layer's."""
     rng = np.random.default_rng(case.seed)
     lead, K, N = (case.batch, case.rows), case.features_in, case.features_out
     x = domains.values(rng, (*lead, K), case.magnitude, case.dtype)
@@ -85,7 +85,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
     how = domains.entry(side, case, ENTRIES)
@@ -158,12 +158,12 @@ def adjoint(subject: Subject, case: Case) -> None:
 
 
 def bare(case: Case) -> Case:
-    """Return the case of the product alone."""
+    """Return the case with the product alone."""
     return replace(case, bias=False, activation=None)
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
 
     def build(precision: tuple[str, bool], **drawn: Any) -> Case:
         return Case(dtype=precision[0], allow_tf32=precision[1], **drawn)
@@ -186,7 +186,7 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def with_every_tile(sizes: Sequence[tuple[int, int]], features_in: int) -> tuple[Case, ...]:
-    """Return a case for each entry of the tile table and each precision, of (rows, columns)."""
+    """Return a case of (rows, columns) for each entry of the tile table and each precision."""
     return tuple(
         Case(
             dtype=dtype,
@@ -215,24 +215,24 @@ CONTRACT = Contract(
             ((127, 129), (65, 63), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129), (65, 257)),
             65,
         ),
-        # rows that are no single stride apart, read and written
+        # rows that are not one stride apart, read and written
         Case(batch=2, rows=3, layout="transposed", into="own"),
-        # gradients of parameters that are kept in more bits than they have
+        # parameters' gradients kept in more bits than the parameters have
         Case("bfloat16", rows=67, activation="gelu", layout="strided", into="float32"),
-        # what nobody reads, beside what is read
+        # gradients that nobody reads, beside ones that are read
         Case(unread=("x",), activation="gelu", into="own"),
         Case(unread=("weight",), activation="relu", into="own"),
         Case(unread=("bias",), into="own"),
         Case(unread=("weight", "bias")),
-        # nobody goes back
+        # no backward
         *(
             Case(dtype, rows=67, features_in=33, activation=activation, keep=False)
             for dtype, activation in (("float32", "relu"), ("bfloat16", "gelu"), ("float16", None))
         ),
         Case("bfloat16", rows=3, features_in=1100, features_out=5),
-        # shares of the rows that are several blocks, and more of them than are added up at a time
+        # shares of the rows of several blocks each, and more shares than are added at a time
         Case(rows=2049, features_in=3, features_out=2, activation="relu"),
-        # rows that several programs share in the weight's gradient
+        # rows split among several programs in the weight's gradient
         Case("bfloat16", rows=1450, features_in=40, features_out=24, layout="strided", into="own"),
     ),
     properties={
@@ -240,7 +240,7 @@ CONTRACT = Contract(
         "adjoint": adjoint,
         "NaN is seen": not_numbers.seen(inputs, run),
     },
-    # The tiles of aligned rows with such rows, the others with odd ones; Hopper's if it is chosen.
+    # Tiles for aligned rows with aligned rows, the others with odd ones; Hopper's where chosen.
     compiled=(
         *with_every_tile(
             ((128, 128), (64, 64), (33, 31), (129, 65), (63, 65), (31, 33), (65, 129)), 64
@@ -249,7 +249,7 @@ CONTRACT = Contract(
             Case(dtype=dtype, rows=2048, features_in=64, features_out=4096)
             for dtype in ("float16", "bfloat16")
         ),
-        # Nobody goes back: the activation's input is not written.
+        # No backward: the activation's input is not written.
         *(
             Case(dtype, rows=2048, features_in=64, features_out=4096, activation="gelu", keep=False)
             for dtype in domains.DTYPES
@@ -261,7 +261,7 @@ CONTRACT = Contract(
             if case.dtype == "bfloat16"
         ),
         Case("bfloat16", rows=64, features_in=2048, features_out=4096, into="float32"),
-        # The weight's gradient by rows that several programs share, in every tile; in Hopper's.
+        # The weight's gradient with rows split among programs, in every tile; in Hopper's.
         *(
             replace(case, activation=None, bias=False)
             for case in with_every_tile(

@@ -27,7 +27,7 @@ __all__ = [
     "truth",
 ]  # fmt: skip
 
-# (tile, parts, queries, head_dim, magnitude): beyond a block of rows, where it ends within a head.
+# (tile, parts, queries, head_dim, magnitude): more than a block of rows, which ends within a head.
 SHAPES = (
     (0, 17, 11, 17, "unit"),
     (1, 16, 5, 65, "unit"),

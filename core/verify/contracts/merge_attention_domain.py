@@ -1,29 +1,30 @@
 """The domain of merging partial attention, and its bound; `merge_attention` makes the contract.
 
-The bound, line by line the kernel's: running error analysis (`rounding.Approx`) of steps (1)–(6).
+The bound follows the kernel line by line: running error analysis (`rounding.Approx`) of steps
+(1)–(6).
 
 (1) The largest lse, m, is one of the inputs, and a choice: exact. In p_s = exp(lse_s − m) one
-    difference of exact numbers is rounded, which moves the exponent by u·(m − lse_s) at most, and
+    difference of exact numbers is rounded, which moves the exponent by at most u·(m − lse_s), and
     exp adds its own error, so that log p̂_s = lse_s − m ± Φ_s. Nothing in Φ_s grows with |lse_s|,
     only with the distance from the largest, where the weight is e^−(m − lse_s). Were the weights
-    exp(lse_s − lse) with lse as stored, its rounding u·|lse| would be in every one of them; the
-    domain has lses of 10⁴, to tell the two apart.
-    l = Σ p_s takes S − 1 additions: they start from 0, to which the first term adds without a
-    rounding, and so does a part that is left out, wherever it stands. log l̂ − log l is at most
+    exp(lse_s − lse) with lse as stored, each would contain its rounding u·|lse|; the domain has
+    lses of 10⁴, to tell the two apart.
+    l = Σ p_s takes S − 1 additions: they start from 0, to which the first term is added without a
+    rounding, as is a part that is left out, wherever it stands. log l̂ − log l is at most
     log Σ w_s·e^Φ_s and no less than −Σ w_s·Φ_s, w the true weights (the conditioning of
     log-sum-exp: Blanchard, Higham & Higham 2021, "Accurately computing the log-sum-exp and softmax
     functions"): to first order a mean of the Φ_s. |l̂ − l|/l ≤ Σ |p̂_s − p_s|/l says the same.
     lse = m + log l rounds once more.
 (2) w_s = p_s·(1/l): a division and a product.
 (3) out = Σ w_s·out_s: S products and S − 1 additions (fused or not), the cast. Weights that sum to
-    1 keep the sum within the largest out_s; Σ p_s·out_s, divided at the end, passes the largest
-    float32 where out_s are within it. The domain has outs near the largest, to tell the two apart.
-(4) Backward has the same w and out, in float32, before any cast.
+    1 keep the sum within the largest out_s; Σ p_s·out_s, divided at the end, may overflow float32
+    although all out_s are finite. The domain has outs near the largest, to tell the two apart.
+(4) Backward uses the same w and out, in float32, before any cast.
 (5) dout_s = w_s·dout: a product and the cast.
 (6) dlse_s = w_s·(Σ_d dout·(out_s − out) + dlse): the difference comes before the product, then
     D − 1 additions.
 
-A part left out has weight 0, gradient 0 and bound 0; where all are, out 0 and lse −∞ are exact.
+A part left out has weight 0, gradient 0 and bound 0; if all are, out = 0 and lse = −∞ are exact.
 The probabilistic bound has √n for n in the sums; nothing is cast on the way into one.
 
 `S` parts, `B` batch, `H` heads, `M` queries, `D` head_dim.
@@ -53,10 +54,10 @@ class Case:
     """Lengths, and everything that varies about a call.
 
     `dtype` is that of out; `float32_parts` says that outs are float32 all the same. `lse_scale` is
-    the standard deviation of the lses, `dead` the probability that a part attended nothing. Of
-    magnitude "largest" are outs within half of the largest of their dtype, with a sign that parts
-    share, and douts so small that gradients stay within it, too. `base_2` has logarithms to base 2,
-    as others have them: the inputs are natural ones of numbers that are held exactly in base 2.
+    the standard deviation of the lses, `dead` the probability that a part attended nothing.
+    Magnitude "largest" has outs up to half of the largest of their dtype, with a sign that parts
+    share, and douts so small that gradients do not overflow either. `base_2` has lses to base 2, as
+    some functions do: the inputs are natural ones whose values in base 2 are held exactly.
     """
 
     dtype: str = "float32"
@@ -105,7 +106,7 @@ class Inputs(NamedTuple):
 
     @property
     def attends(self) -> Array:
-        """Queries (B, H, M) of which any part attended something."""
+        """Queries (B, H, M) for which any part attended something."""
         return np.asarray(self.live.any(0))
 
     @property
@@ -136,7 +137,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = domains.tile(side.merge_attention, case)
     chosen = {"out_dtype": case.dtype} if case.dtype != case.parts_dtype else {}
@@ -152,7 +153,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 
 def place(side: Side, x: Array, dtype: str, layout: str, has_parts: bool) -> Any:
-    """Return ([S,] B, H, M[, D]) on a side in a layout.
+    """Return ([S,] B, H, M[, D]) on a side, in a layout.
 
     "heads inside" has the heads of a query side by side in memory, "parts inside" its parts.
     """
@@ -166,7 +167,7 @@ def place(side: Side, x: Array, dtype: str, layout: str, has_parts: bool) -> Any
 
 
 class Merged(NamedTuple):
-    """Parts without those left out, and what forward makes of them before anything is cast."""
+    """Parts, those left out being 0, and what forward makes of them before anything is cast."""
 
     outs: Approx  # (S, B, H, M, D)
     w: Approx  # (S, B, H, M)
@@ -175,7 +176,7 @@ class Merged(NamedTuple):
 
 
 def merge(outs: Approx, lses: Approx) -> Merged:
-    """Return steps (1) to (3), of parts that may be known up to an error."""
+    """Return steps (1) to (3) of parts that may be known only up to an error."""
     live = np.asarray(lses.value > -np.inf)
     attends = np.asarray(live.any(0))  # (B, H, M)
     # (1) log-sum-exp
@@ -204,7 +205,7 @@ def gradients(
 
 
 def column(x: Approx) -> Approx:
-    """Return (…, 1)."""
+    """Return `x` with a last axis of length 1 added."""
     return x.moved(lambda a: a[..., None])
 
 
@@ -237,7 +238,7 @@ def small(case: Case) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),

@@ -141,7 +141,7 @@ def nothing_attended(subject: Subject, case: Case) -> None:
 def shifted(subject: Subject, case: Case) -> None:
     """A number added to all lses moves lse by it and changes no other bit."""
     given = inputs(case)
-    lses = np.round(16 * given.lses) / 16  # so that the sum is exact
+    lses = np.round(16 * given.lses) / 16  # so that adding to it is exact
     first, second = (
         subject.compute(case, given._replace(lses=lses + shift)) for shift in (0.0, 8.0)
     )
@@ -184,7 +184,7 @@ def infinity_is_seen(subject: Subject, case: Case) -> None:
 
 
 def makes_nan(subject: Subject, case: Case, what: float) -> None:
-    """Check that such an lse makes its own query's output and lse NaN, and no other."""
+    """Check that an lse of `what` makes its own query's output and lse NaN, and no other."""
     given = inputs(case)
     rng = np.random.default_rng(case.seed + 1)
     s, *row = (int(rng.integers(0, n)) for n in given.lses.shape)

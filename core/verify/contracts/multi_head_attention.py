@@ -43,7 +43,7 @@ GROUPED = tuple(
     Case(heads=6, groups=3, seqlen_q=5, seqlen_k=seqlen_k, rotary=rotary, fused=rotary == "half")
     for seqlen_k, rotary in ((None, "half"), (None, "interleaved"), (7, None))
 )
-# All that attention is asked for beside: of rows of one projection, and of two.
+# All of attention's other options: on rows of one projection, and of two.
 EVERYTHING = tuple(
     Case(
         batch=3,
@@ -70,13 +70,13 @@ EVERYTHING = tuple(
     for packed in (False, True)
 )
 
-# Gradients of parameters in more bits than they have, each of two projections in its part.
+# Parameters' gradients in more bits than the parameters have, each of two projections in its part.
 WRITTEN = tuple(
     Case("bfloat16", seqlen_q=5, seqlen_k=seqlen_k, layout=layout, into="float32")
     for seqlen_k, layout in ((None, "contiguous"), (7, "transposed"))
 )
 
-# What nobody reads, beside what is read.
+# Gradients that nobody reads, beside ones that are read.
 UNREAD = tuple(
     Case(seqlen_q=5, seqlen_k=seqlen_k, bias="BHMN", sinks=True, unread=unread)
     for seqlen_k, unread in (
@@ -104,7 +104,7 @@ CONTRACT = Contract(
     ),
     properties=PROPERTIES,
     small=small,
-    # Its kernels are compiled with their own operators; here with an odd head_dim, out of a packed
+    # The kernels are compiled with their own operators; here with an odd head_dim, out of a packed
     # projection.
     compiled=tuple(
         case

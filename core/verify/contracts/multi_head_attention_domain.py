@@ -1,25 +1,24 @@
-"""The domain of multi-head attention: cases, inputs, how a side runs them, what is true.
+"""The domain of multi-head attention: cases, inputs, how a side runs them, their truth.
 
-The bound is its parts' bounds, one after the other.
+The bound is that of its parts, one after the other.
 
-(1) q, k, v = x·Wᵀ + b as `contracts.linear` has it, cast. (2) Rotary turns q and k
+(1) q, k, v = x·Wᵀ + b as in `contracts.linear`, cast. (2) Rotary positions rotate q and k
     (`contracts.rotary`), cast again. (3) Attention's bound (`attention_bound`) takes q, k and v
-    known up to an error: the score's is |q|E_k + E_q(|k| + E_k) and the product's own. (4) The
+    known up to an error: the score's is |q|E_k + E_q(|k| + E_k) plus the product's own. (4) The
     output projection of heads known to E_o.
 
 Backward: dheads = dout·W_out, cast; dW_out = doutᵀ·heads and db_out = Σ dout; attention's gradients
-with dout known to E; rotary turned back; dW_qkv, db_qkv and dx as products and sums of those. Every
-kernel's result is cast before the next reads it.
+with dout known to E; rotary rotated back; dW_qkv, db_qkv and dx as products and sums of those.
+Every kernel's result is cast before the next reads it.
 
 Errors multiply along the chain: a rounding of q is amplified by |k| into the score, by P into a
-weight, by v into the output, and backward meets it again on other roads, all of which are added up.
-So the bound is loose by orders of magnitude (`twofold verify tightness` says by how much); it is
-there for what goes wrong between the parts, whose own bounds are tight.
+weight, by v into the output, and backward meets it again along other paths, all of which are added
+up. So the bound is loose by orders of magnitude (`twofold verify tightness` says by how much); it
+is there for what goes wrong between the parts, whose own bounds are tight.
 
-Heads that share keys change nothing of that: queries of G heads are rows of one matrix for
-attention's bound, so its dk and dv are sums over them, and (1) has that many columns less. What
-else attention is asked for is drawn by `attention_domain` and bounded as it is there; of packed
-sequences attention's bound has a batch for each.
+Heads that share keys change none of this: queries of G heads are rows of one matrix for attention's
+bound, so its dk and dv are sums over them, and (1) has fewer columns. Attention's other options are
+drawn and bounded as in `attention_domain`; its bound takes each packed sequence as a batch.
 
 `B` batch, `M` queries, `N` keys, `E` features, `H` heads, `K` heads of keys and values, `G` = H/K,
 `D` head_dim.
@@ -53,9 +52,9 @@ PARAMETERS = ("dw_qkv", "db_qkv", "dw_out", "db_out")
 class Case:
     """Lengths, and everything that varies about a call.
 
-    `groups` is how many heads share one of keys and values; `seqlen_k` is None for self-attention,
-    else the length of a context; `fused` says that attention turns queries and keys by rotary
-    positions, as it must those of a context; `biases` are those of the projections. The rest is
+    `groups` is how many heads share one head of keys and values; `seqlen_k` is None for
+    self-attention, else the length of a context; `fused` says that attention itself applies rotary
+    positions, as it must with a context; `biases` are those of the projections. The rest is
     attention's.
     """
 
@@ -87,8 +86,8 @@ class Case:
     fused: bool = False
     allow_tf32: bool = False
     seed: int = 0
-    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
-    # What backward is told that nobody reads: x, context, weights, bias.
+    into: str = ""  # dtype of the arrays that backward writes parameters' gradients into
+    # Whose gradients backward is told that nobody reads: x, context, weights, bias.
     unread: tuple[str, ...] = ()
 
     @property
@@ -158,7 +157,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
     options = attention.placed(side, whole(case), given.call)
@@ -236,13 +235,13 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def linear(x: Approx, weight: Array, bias: Array | None, part: slice) -> Approx:
-    """Return x·Wᵀ + b as stored; `part` of the bias is meant."""
+    """Return x·Wᵀ + b as stored, with this `part` of the bias."""
     z = matmul(x, exact(weight, x.on).mT)
     return z if bias is None else z + exact(bias[part], x.on)
 
 
 def parts(case: Case) -> tuple[slice, slice, slice]:
-    """Return where queries, keys and values stand in the packed projection."""
+    """Return the slices of queries, keys and values in the packed projection."""
     E, values = case.features, case.features + case.shared
     return slice(E), slice(E, values), slice(values, None)
 
@@ -262,7 +261,7 @@ def attention_problem(
 
 
 def turned(x: Approx, turns: attention_rotary.Turns, way: int = 1) -> Approx:
-    """Return queries or keys turned by the angles of their rows, or back (`way` is −1)."""
+    """Return queries or keys rotated by the angles of their rows, or back (`way` is −1)."""
     cos, sin, interleaved = turns
     return turn(x, exact(cos, x.on), exact(way * sin, x.on), interleaved)
 
@@ -294,7 +293,7 @@ def small(case: Case) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain: plain calls, and calls with all that attention may be asked for."""
+    """Return the operator's domain: plain calls, and calls with any of attention's options."""
     return st.one_of(
         calls(causal=st.booleans(), mask=st.sampled_from([None, "MN", "B11N", "1H1N"])),
         calls(

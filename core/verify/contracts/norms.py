@@ -1,7 +1,7 @@
-"""What the contracts of layer norm and of its twin without a mean have in common.
+"""What the contracts of layer norm and RMS norm have in common.
 
-Each normalises rows, and the sum with a residual as it is stored; functions of others may do so
-with the sum before it is rounded, which is more exact.
+Each normalises rows, with a residual their sum as it is stored; foreign functions may normalise the
+sum before it is rounded, which is more exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = domains.Array
 
 
 def drawn() -> dict[str, st.SearchStrategy[Any]]:
-    """Draw the fields that cases of every norm begin with."""
+    """Return strategies for the fields that cases of every norm begin with."""
     return {
         "dtype": st.sampled_from(domains.DTYPES),
         "rows": domains.lengths(40),
@@ -36,7 +36,7 @@ def drawn() -> dict[str, st.SearchStrategy[Any]]:
 
 
 def drawing(case: Any) -> tuple[Callable[[str], Array], Callable[[], Array]]:
-    """Return what draws rows (R, C) of a magnitude, and what draws a parameter (C,)."""
+    """Return functions that draw rows (R, C) of a magnitude, and a parameter (C,)."""
     rng = np.random.default_rng(case.seed)
 
     def rows(magnitude: str) -> Array:
@@ -61,8 +61,8 @@ def run(
     Args:
         operator: the norm, of this side.
         given: the inputs: x, residual, dout and dh.
-        parameters: what follows x in the call, by name.
-        options: of the call, beside residual and eps.
+        parameters: the arguments that follow x in the call, by name.
+        options: the call's, besides residual and eps.
     """
     placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
     how = domains.tile(operator, case)
@@ -84,7 +84,7 @@ def run(
 
 
 def stored_sum(x: Array, y: Array, dtype: str) -> Array:
-    """Return x + y as every machine has it, bit for bit: a float32 sum and a cast (IEEE 754)."""
+    """Return x + y as any machine computes it, bit for bit: a float32 sum and a cast (IEEE 754)."""
     if dtype == "float64":
         return x + y
     with np.errstate(over="ignore"):
@@ -106,13 +106,13 @@ def properties(
     """Return the properties of every norm of rows.
 
     Args:
-        inputs, truth: the contract's; among the inputs x, dout and residual, (R, C).
-        plain: a case without what stands before the norm.
+        inputs, truth: the contract's; the inputs include x, dout and residual, (R, C).
+        plain: makes a case without what precedes the norm.
     """
 
     def rows_apart(subject: Subject, case: Any) -> None:
         """A row alone has the same bits as among others, but for the sums over rows."""
-        base = replace(plain(case), layout="contiguous")  # NumPy adds up other layouts otherwise
+        base = replace(plain(case), layout="contiguous")  # NumPy sums others otherwise
         given, one = inputs(base), replace(base, rows=1)
         last = given._replace(x=given.x[-1:], dout=given.dout[-1:])
         among = subject.compute(base, given)

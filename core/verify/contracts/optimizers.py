@@ -1,12 +1,12 @@
 """The contract of the optimizers: parameters and state after one step or several, and the norm.
 
-Scalars (lr, betas, eps, what is worked out of them in float64) reach the kernel rounded once to
-float32; how far that takes each is computed, not estimated (`rounding.constant`). One step is:
+Scalars (lr, betas, eps, and what is computed from them in float64) reach the kernel rounded once to
+float32; by how much is computed, not estimated (`rounding.constant`). One step is:
 
 Norm: Σg², n products and n − 1 additions in any order, γ_{n−1}·Σg², a root, the cast.
 (1) g·(max_norm / max(‖g‖, max_norm)), the norm as stored: a division and a product. The kernel
-    compares first; written so it is the same number, and a norm too close to call costs nothing.
-    A norm that is surely beyond the dtype is ∞, and what it clips 0.
+    compares first; written like this it is the same number, and a norm too close to call costs
+    nothing. A norm that certainly overflows the dtype is ∞, and what it clips is 0.
 (2) decay: a product, and a sum where it is coupled.
 (3) m = β₁m + (1 − β₁)g and v = β₂v + (1 − β₂)g², two and three products and a sum each. m may as
     well be m + (1 − β₁)(g − m), as PyTorch has it, where the difference and its product round.
@@ -14,9 +14,9 @@ Norm: Σg², n products and n − 1 additions in any order, γ_{n−1}·Σg², a
     product, a difference. Where √v + eps may be 0 by its bound, θ is unknown: a v kept in float16
     underflows where (1 − β₂)g² does, below 3·10⁻⁸.
 
-Between two steps every buffer is cast: half a unit in the last place, so that errors of one step
-are operands' errors of the next. In float16 a v or a sum of squares beyond 65519 is ∞, exactly,
-and stays so; what is divided by its root is 0.
+Between two steps every buffer is cast: half a unit in the last place, so the errors of one step are
+the operands' errors of the next. In float16 a v or a sum of squares beyond 65519 is ∞, exactly, and
+stays so; what is divided by its root is 0.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from twofold.core.verify.rounding import Approx, Array, constant, exact, machine
 
 
 def in_memory(side: Side, case: Case, how: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that say in memory what `how` says of a step, and what now stands there.
+    """Return the options of a step with its numbers, from `how`, in memory.
 
-    Step and rate beside them are to be passed over.
+    The step and rate given beside them are to be ignored.
     """
     numbers: tuple[float, ...] = (how["lr"],)
     changed: dict[str, Any] = {"lr": 0.5}
@@ -111,19 +111,19 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def returned(norm: Approx) -> Approx:
-    """Return the norm as it is handed on: in float32, of float64 in float64."""
+    """Return the norm as it is handed on: in float32, or in float64 for float64."""
     return norm.returned("float64" if norm.on.storage == "float64" else "float32")
 
 
 def past(before: Approx, moving: Approx, step: Approx, after: Approx) -> tuple[Approx, Approx]:
-    """Return step and sum of squares: one surely ∞ stays so, and `moving` over its root is 0."""
+    """Return step and sum of squares: a sum certain to be ∞ stays so, and the step by it is 0."""
     sure = np.isinf(before.value) & (before.error == 0)
     still = sure & np.isfinite(moving.value) & np.isfinite(moving.error)
     return step.where(~still), after.where(~sure, np.inf)
 
 
 def choose(condition: Array, x: Approx, otherwise: Approx) -> Approx:
-    """Choose between two by a condition that the kernel knows, or that errs on the safe side."""
+    """Choose between two by a condition that the kernel knows or that errs on the safe side."""
     value, error = (
         np.where(condition, a, b)
         for a, b in ((x.value, otherwise.value), (x.error, otherwise.error))
@@ -235,7 +235,7 @@ def held(subject: Subject, case: Case) -> None:
 
 
 def begun(case: Case) -> tuple[str, ...]:
-    """Name the state that a first step need not look at, as it begins at 0."""
+    """Name the state that a first step need not read, as it begins at 0."""
     return STATE[case.optimizer] if case.first_step == 1 else ()
 
 
@@ -280,7 +280,7 @@ CONTRACT = Contract(
             for optimizer in ("adam", "adagrad")
             for clip in (None, 1.0)
         ),
-        # Longer than what the norm's programs, and the reference, work on at a time.
+        # More elements than the norm's programs, and the reference, take at a time.
         Case(optimizer="sgd", numel=(1 << 20) + 9, weight_decay=0.1, decaying=0.5),
     ),
     usual=tuple(

@@ -1,4 +1,4 @@
-"""The optimizers' domain: buffers and steps, and everything that may vary about them."""
+"""The optimizers' domain: buffers and steps, and everything that varies about them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE = {  # what each optimizer remembers, by its arguments' names
     "nesterov": ("momentum_buffer",),
     "adagrad": ("sum_of_squares",),
 }
-# How many elements lie between those of a buffer where each has its own layout.
+# How many other elements lie between those of a buffer where each has its own layout.
 STRIDES = {"params": 1, "grads": 0, "m": 2, "v": 3, "momentum_buffer": 2, "sum_of_squares": 3}
 SQUARES = ("v", "sum_of_squares")  # buffers that hold no negative number
 BLOCK = 1024  # elements of one program
@@ -32,8 +32,8 @@ class Case:
     """An optimizer, a number of elements and of steps, and everything that varies about them.
 
     `first_step` is 1 where the state begins at zero; `decaying` is the share of elements that
-    decay; `clip` is the largest norm allowed, in units of the first gradient's own. Where it is
-    `captured`, the kernels find in memory what changes from step to step, and whether to `go`.
+    decay; `clip` is the largest norm allowed, as a multiple of the first gradient's. If `captured`,
+    the kernels read from memory what changes from step to step, and whether to `go`.
     """
 
     dtype: str = "float32"
@@ -88,7 +88,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def place(side: Side, x: Array, case: Case, name: str) -> Any:
-    """Return a buffer on a side: of a longer one every second element, or as its name says."""
+    """Return a buffer on a side: every second element of a longer one, or as its name says."""
     stride = {"contiguous": 1, "strided": 2, domains.MIXED: 1 + STRIDES[name]}[case.layout]
     if stride == 1:
         return side.asarray(x, case.dtype)
@@ -98,7 +98,7 @@ def place(side: Side, x: Array, case: Case, name: str) -> Any:
 
 
 def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
-    """Return the keyword arguments of a step but for the norm, which lives on a side."""
+    """Return the keyword arguments of a step without the norm, which is on a side."""
     how: dict[str, Any] = {
         "lr": case.lr,
         "weight_decay": case.weight_decay,
@@ -116,7 +116,7 @@ def options(case: Case, given: Inputs, step: int) -> dict[str, Any]:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),

@@ -2,8 +2,8 @@
 
 "first" and "max" copy bits: bound 0. A mean of n is Σx, n − 1 additions in any order, γ_{n−1}·Σ|x|,
 and one division, u_function; then the cast, half a unit in the last place. Backward multiplies dout
-by 1/n, a division and a product, adds the maximum's dout where that is taken, one rounding, and is
-cast. A maximum's gradient alone is a copy. The probabilistic bound has √n for n in the sum.
+by 1/n, a division and a product, adds the maximum's dout where it was taken, one rounding, and
+casts. A maximum's gradient alone is a copy. The probabilistic bound has √n for n in the sum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twofold.reference.pooling import KINDS
 Array = domains.Array
 
 FAR = 128  # positions, as many as a tile has
-LEAST = (-np.inf, 0)  # the largest of a feature that is −∞ everywhere, and where it is
+LEAST = (-np.inf, 0)  # the maximum of a feature that is −∞ everywhere, and its position
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = domains.tile(side.pooling, case)
     x = domains.place(side, given.x, case.dtype, case.layout)
@@ -180,7 +180,7 @@ def adjoint(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),
@@ -210,7 +210,7 @@ CONTRACT = Contract(
             for kind in KINDS
             for dtype in domains.DTYPES
         ),
-        # The largest is at a place that 16 bits do not count.
+        # The largest is at a position that 16 bits cannot hold.
         Case("float16", 1, length=33_000, features=1, kind="max", full=True, seed=196),
         Case("float16", length=2500, features=3, kind="mean_max"),
     ),

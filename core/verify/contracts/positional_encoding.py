@@ -7,9 +7,9 @@ Backward: dropout's product, then the sums by id of `contracts.embedding` (γ_{n
 places), dtable times scale, the cast.
 
 Sinusoids are float64 arithmetic on either side, and one cast: the angle is position/10000^(2i/d),
-where the exponent is a rounded quotient, the power errs by that times log 10000 and by its own
-rounding, and the quotient by one more (`rotary.angles`). sin and cos move by at most
-|cos|·e + e²/2 and |sin|·e + e²/2.
+where the exponent is a rounded quotient, the power errs by that rounding times log 10000 and by its
+own, and the quotient by one more (`rotary.angles`). sin and cos move by at most |cos|·e + e²/2 and
+|sin|·e + e²/2.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Case:
     layout: str = "contiguous"
     first: int = 0  # position of the first sinusoid
     seed: int = 0
-    into: str = ""  # dtype of what backward is to write parameters' gradients into, if anything
+    into: str = ""  # dtype of the arrays that backward writes parameters' gradients into
     tile: int | None = None  # entry of the kernel's tile table
 
 
@@ -89,7 +89,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     placed = partial(domains.place, side, dtype=case.dtype, layout=case.layout)
 
@@ -126,12 +126,12 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 
 def sinusoid_positions(case: Case) -> Array:
-    """Return the positions that the case asks sinusoids of."""
+    """Return the positions at which the case takes sinusoids."""
     return case.first + np.arange(case.length)
 
 
 def sinusoid_dtype(case: Case) -> str:
-    """Return the dtype that the case asks sinusoids in."""
+    """Return the dtype of the case's sinusoids."""
     return "float64" if case.dtype == "float64" else "float32"
 
 
@@ -164,7 +164,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def sinusoids(case: Case) -> Approx:
-    """Return the sinusoids: what float64 does not know of the angle, and one rounding."""
+    """Return the sinusoids, with the float64 error of the angle and one rounding."""
     columns = np.arange(case.columns)
     pair = columns // 2
     angle = rotary.angles(sinusoid_positions(case), 2 * pair / case.columns, 10000.0)
@@ -209,7 +209,7 @@ def adjoint(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),
@@ -261,7 +261,7 @@ CONTRACT = Contract(
             )
             for dtype in domains.DTYPES
         ),
-        # more columns than a program takes, of rows, of places and of chunks
+        # more columns than a program takes, in rows, in places and in chunks
         Case(batch=1, length=64, rows=2, columns=1025, spread="one"),
         Case(batch=1, length=64, rows=1),  # a chunk of places that ends the row
         Case(batch=1, length=199, spread="frequent"),  # chunks of a row that is not the first

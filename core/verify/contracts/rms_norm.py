@@ -1,22 +1,22 @@
 """The contract of root mean square layer normalisation, with the residual add before it.
 
-The bound, line by line the kernel's; what is not said to be otherwise is running error analysis.
+The bound follows the kernel line by line, by running error analysis unless stated otherwise.
 
 (1) h = residual + x is stored, and what was stored is normalised: one IEEE sum and one cast, known
     to the last bit.
 (2) A sum of squares cancels nothing: C products and C − 1 additions in any order err by γ_C of the
     sum itself, whatever the row, and the root halves that: rstd is known to ½(γ_{C+2} + u_f) + 2u_f
-    of itself, where layer norm's bound grows with mean/σ. Of a row of zeros it is 1/√eps.
+    of itself, where layer norm's bound grows with mean/σ. For a row of zeros rstd is 1/√eps.
 (3) y = h·rstd·(w + offset): two roundings, a third for the sum with an offset that is not 0, and
-    the cast, the only one. Who casts ĥ = h·rstd to the storage dtype before the gain, as models of
-    Llama do, rounds twice there, and leaves this bound in half precision: a fault of ours (`faults`
-    has it), of functions of others another choice, which has a bound of its own. In float32 both
-    are one.
+    the cast, the only one. Casting ĥ = h·rstd to the storage dtype before the gain, as Llama models
+    do, rounds twice, and exceeds this bound in half precision: in our kernels that is a fault
+    (`faults` has it), in foreign functions a different choice, with a bound of its own. In float32
+    the two are the same.
 
 Backward: ĥ from the same rstd; dw = Σ dy·ĥ over R rows; g = dy·(w + offset), its mean over C along
 ĥ, and dx = (g − ĥ·mean(g·ĥ))·rstd, + dh, all float32. A row of one column has g − ĥ·mean(g·ĥ) =
 g·(1 − ĥ²), which cancels but for eps: the bound is then that of the difference. Where ĥ is cast
-before the gain, so may dy·ĥ and g be, as autograd has products in the dtype of their factors.
+before the gain, dy·ĥ and g may be too, as autograd keeps products in the dtype of their factors.
 The probabilistic bound has √C for C in the sums.
 """
 
@@ -49,10 +49,10 @@ class Case:
     eps: float = 1e-6
     offset: float = 0.0
     seed: int = 0
-    into: str = ""  # dtype of what backward is to write the gain's gradient into, if anything
+    into: str = ""  # dtype of the array that backward writes the gain's gradient into
     tile: int | None = None  # entry of the kernel's tile table
-    unrounded: bool = False  # whether, of functions of others, the sum is normalised unrounded
-    rounded: bool = False  # whether, of functions of others, ĥ is rounded before the gain
+    unrounded: bool = False  # foreign functions: whether the sum is normalised unrounded
+    rounded: bool = False  # foreign functions: whether ĥ is rounded before the gain
 
 
 class Inputs(NamedTuple):
@@ -78,7 +78,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     parameters = {"weight": given.weight}
     return norms.run(side, side.rms_norm, case, given, parameters, offset=case.offset)
@@ -151,12 +151,12 @@ def gradient_sums(subject: Subject, case: Case) -> None:
 
 
 def plain(case: Case) -> Case:
-    """Return the case without what stands before the norm."""
+    """Return the case without what precedes the norm."""
     return replace(case, residual=False, stream_gradient=False)
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         **norms.drawn(),
@@ -186,7 +186,7 @@ CONTRACT = Contract(
             for tile, columns in enumerate((127, 257, 300, 513, 700, 1031))
             for dtype in domains.DTYPES
         ),
-        # More rows than programs in backward, so that each of them adds up several.
+        # More rows than programs in backward, so that each program sums several.
         Case(rows=261, columns=3, residual=True, stream_gradient=True, tile=2),
         Case(rows=515, columns=3, residual=True, stream_gradient=True, offset=1.0, tile=1),
         Case("bfloat16", rows=67, residual=True, layout="strided", into="float32"),

@@ -1,12 +1,12 @@
-"""The contract of rotary positions: two products and a sum per feature, and what a rotation is.
+"""The contract of rotary positions: two products and a sum per feature, and rotation's properties.
 
 y₁ = x₁cos − x₂sin and y₂ = x₁sin + x₂cos, cos and sin as given, exactly: two products and a sum are
 three roundings, u(|x₁cos| + |x₂sin|) + u|y| to first order (the running analysis has the rest),
 with or without fma; then the cast. Features without a pair are copies: bound 0. Backward is the
 same with −sin. Where y₁ cancels, the error stays that of the products.
 
-The tables are float64 arithmetic rounded once, to whatever dtype is asked for; their bound is here
-as `angles`, which the sinusoids of positional encoding share.
+The tables are float64 arithmetic rounded once, to whatever dtype is requested; their bound is
+`angles`, which the sinusoids of positional encoding share.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ LAYOUTS = (*domains.LAYOUTS, "packed")  # q and k as views of one projection (B,
 class Case:
     """Heads and lengths, and everything that varies about a call.
 
-    `batched` gives every sequence positions of its own, `first` is the least of them; `own_tables`
-    has cos and sin in the dtype of q instead of float32.
+    `batched` gives every sequence positions of its own, `first` is the smallest position;
+    `own_tables` has cos and sin in the dtype of q instead of float32.
     """
 
     dtype: str = "float32"
@@ -87,10 +87,10 @@ def table_dtype(case: Case) -> str:
 
 
 def angles(positions: Array, exponents: Array, base: float) -> Approx:
-    """Return positions/base^exponents as float64 arithmetic may have them, here and on a side.
+    """Return positions/base^exponents as float64 arithmetic may compute them, here and on a side.
 
-    `exponents` are quotients rounded once; what this file computes as the truth is no better than
-    what a side computes, so the distance between the two is twice the error of one.
+    `exponents` are quotients rounded once; the truth computed here is no better than what a side
+    computes, so the distance between the two is up to twice the error of one.
     """
     on = machine("float64")
     exponent = Approx(exponents, on.u * exponents, on)
@@ -102,12 +102,12 @@ def angles(positions: Array, exponents: Array, base: float) -> Approx:
 
 
 def sine(angle: Approx) -> Approx:
-    """|sin x̂ − sin x| ≤ |cos x|·e + ½e²."""
+    """Bound sin x: |sin x̂ − sin x| ≤ |cos x|·e + ½e²."""
     return angle.function(np.sin, np.cos, 1.0)
 
 
 def cosine(angle: Approx) -> Approx:
-    """|cos x̂ − cos x| ≤ |sin x|·e + ½e²."""
+    """Bound cos x: |cos x̂ − cos x| ≤ |sin x|·e + ½e²."""
     return angle.function(np.cos, np.sin, 1.0)
 
 
@@ -118,7 +118,7 @@ def tables(case: Case, positions: Array) -> tuple[Approx, Approx]:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = domains.tile(side.rotary, case)
     made = side.rotary.tables(
@@ -133,7 +133,7 @@ def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
 
 
 def made_dtype(case: Case) -> str:
-    """Return the dtype that `tables` is asked for."""
+    """Return the dtype that `tables` is to return."""
     return "float64" if case.dtype == "float64" else "float32"
 
 
@@ -154,7 +154,7 @@ def turn(
     interleaved: bool,
     finish: Callable[[Approx], Approx] = Approx.stored,
 ) -> Approx:
-    """Return x with its pairs turned and cast; a feature without a pair passes exactly."""
+    """Return x with its pairs rotated and cast; a feature without a pair passes exactly."""
     F = cos.value.shape[-1]
     cos, sin = (a.reshape(-1, 1, *a.value.shape[-2:]) for a in (cos, sin))
     one, two = (
@@ -197,7 +197,7 @@ def true_tables(case: Case, positions: Array, on: Machine) -> tuple[Approx, Appr
 
 
 def cast(x: Approx, storage: Machine) -> Approx:
-    """Return float64 numbers cast to a dtype: also float32, which float32 arithmetic is not."""
+    """Return float64 numbers cast to a dtype, float32 too, which float32 results are already."""
     u = storage.u_storage or storage.u
     return replace(x, on=replace(storage, u_storage=u, tiny_storage=storage.tiny)).stored()
 
@@ -226,7 +226,7 @@ def relative_position(subject: Subject, case: Case) -> None:
         out = [found[name].astype(np.float64)[:, :G] for name in "qk"]
         table = true_tables(moved, given.positions, on)
         q, k = (turn(exact(x[:, :G], on), *table, case.interleaved) for x in (given.q, given.k))
-        with np.errstate(invalid="ignore"):  # a NaN is found, not warned of
+        with np.errstate(invalid="ignore"):  # a NaN is reported, not warned about
             scores.append(out[0] @ out[1].mT)
         reach = np.abs(k.value) + k.error
         error = np.abs(q.value) @ k.error.mT + q.error @ reach.mT
@@ -237,7 +237,7 @@ def relative_position(subject: Subject, case: Case) -> None:
 
 
 def in_float64(n: int) -> float:
-    """Return what n float64 products and sums, taken here, are off by at most, relatively."""
+    """Return the largest relative error of n float64 products and sums, taken here."""
     return 4 * (n + 1) * 2.0**-53
 
 
@@ -258,7 +258,7 @@ def conjugation_inverts(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
 
     def build(head_dim: int, share: float, **rest: Any) -> Case:
         pairs = max(1, int(share * head_dim) // 2)
@@ -300,7 +300,7 @@ CONTRACT = Contract(
             )
             for dtype in domains.DTYPES
         ),
-        Case(head_dim=9, pairs=3, interleaved=True),  # and three that do not turn
+        Case(head_dim=9, pairs=3, interleaved=True),  # and three features that do not rotate
         Case(batch=5, heads=3, key_heads=1, length=3, batched=True),
     ),
     usual=tuple(

@@ -26,9 +26,9 @@ from twofold.core.verify.rounding import Approx, exact, exp, machine
 
 Array = domains.Array
 
-MASKED = 0.2  # share of the elements, and of the rows, that are −∞ where some are
-FRONT = 4096  # columns of the block in which long rows are taken
-LONG = 6  # entry of the kernel's tile table that takes them
+MASKED = 0.2  # fraction of the elements, and of the rows, that are −∞ where some are
+FRONT = 4096  # columns of the blocks in which long rows are taken
+LONG = 6  # entry of the kernel's tile table that takes long rows
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Case:
     columns: int = 8
     masked: bool = False  # some elements are −∞, and some whole rows
     magnitude: str = "unit"
-    shift: float = 0.0  # is added to every element
+    shift: float = 0.0  # added to every element
     gradient: str = "unit"  # magnitude of dout
     layout: str = "contiguous"
     seed: int = 0
@@ -58,7 +58,7 @@ def inputs(case: Case) -> Inputs:
     """Make a case's arrays."""
     rng = np.random.default_rng(case.seed)
     R, C = case.rows, case.columns
-    # The rows of "near-duplicate" are alike: here it is the columns that must be.
+    # The rows of "near-duplicate" are alike: here the columns must be.
     x = domains.draw(rng, (C, R), case.magnitude, case.dtype).T.copy()
     x = domains.representable(x + case.shift, case.dtype)
     dout = domains.draw(rng, (R, C), case.gradient, case.dtype)
@@ -69,7 +69,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     x, dout = (domains.place(side, a, case.dtype, case.layout) for a in given or inputs(case))
     how = domains.tile(side.softmax, case)
     out, cache = side.softmax.forward(x, **how)
@@ -98,7 +98,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 def rows_apart(subject: Subject, case: Case) -> None:
     """A row alone has the same bits as among others."""
-    base = replace(case, layout="contiguous")  # NumPy adds up other layouts otherwise
+    base = replace(case, layout="contiguous")  # NumPy sums others otherwise
     given = inputs(base)
     last = Inputs(*(a[-1:] for a in given))
     together = {name: a[-1:] for name, a in subject.compute(base, given).items()}
@@ -183,12 +183,12 @@ def gradient_of_what_is_stored(subject: Subject, case: Case) -> None:
 
 
 def small(case: Case) -> Case:
-    """Cut the rows down, of which some properties make long ones."""
+    """Return the case with few rows, which some properties make long."""
     return replace(case, rows=min(case.rows, 7))
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),

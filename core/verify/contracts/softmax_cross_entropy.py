@@ -2,22 +2,22 @@
 
 (1) Targets: t = (1 − ε)·y + ε/C, times class weights: rounded constants (computed), two roundings.
     mass = Σt, γ_{C−1}·Σ|t|.
-(2) Softmax: x − max is one rounding of a number that is at most 0; the sum is told below;
+(2) Softmax: x − max is one rounding of a number that is at most 0; the sum is explained below;
     P = e^(x − max)/Σ errs by u_function for either.
 (3) Loss: Σ t·(log Σ − (x − max)), |log x̂ − log x| ≤ −log(1 − E/x); terms with t = 0 are left out
     by the kernel and here. A masked target has loss ∞, exactly.
-(4) Gradient: P·mass − t, two roundings. The kernel multiplies e^(x − max) by mass/Σ, which is as
-    many roundings, but mass/Σ may underflow where P does not.
+(4) Gradient: P·mass − t, two roundings. The kernel multiplies e^(x − max) by mass/Σ, with as many
+    roundings, but mass/Σ may underflow where P does not.
 (5) Times 1/Σw, a sum over the rows and a division; cast.
 
 Backward multiplies the gradient as stored by that of the loss: another rounding and another cast.
 
-All of it is running error analysis, but for the sum of the softmax, which the kernel builds up
+All of it is running error analysis, except for the sum of the softmax, which the kernel builds up
 block by block against a maximum that still moves. There the errors are bounded as logarithms (see
 `attention_bound`, (2)): a term's exponents telescope, x − m_b and the later m_{b−1} − m_b adding up
-to x − m, and so do their errors, which are proportional to them. What does not telescope is a
-rounding of exp and of a product whenever the maximum moves. It moves at most as often as the row,
-from left to right, sets a new record: that is counted, and holds for any blocks.
+to x − m, and so do their errors, which are proportional to them. What does not telescope is one
+rounding of exp and one of a product whenever the maximum moves. It moves at most as often as the
+row, from left to right, sets a new record: that is counted, and holds for any blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from twofold.reference.softmax_cross_entropy import REDUCTIONS
 
 Array = domains.Array
 
-IMPOSSIBLE = 8192  # a tile of many classes
+IMPOSSIBLE = 8192  # classes: those of a large tile
 IGNORE_INDEX = -7
 EACH_WAY: tuple[dict[str, Any], ...] = (
     {}, {"keep": False}, {"probabilities": True, "weight": True}
@@ -57,12 +57,12 @@ class Case:
     weight: bool = False
     label_smoothing: float = 0.0
     reduction: str = "mean"
-    keep: bool = True  # the gradient; without it there is no backward
+    keep: bool = True  # whether to keep the gradient; without it there is no backward
     magnitude: str = "unit"
     layout: str = "contiguous"
     seed: int = 0
     tile: int | None = None  # entry of the kernel's tile table
-    block: tuple[int, int] | None = None  # rows and classes of a tile that is no entry
+    block: tuple[int, int] | None = None  # rows and classes of a tile that is not in the table
 
 
 class Inputs(NamedTuple):
@@ -82,7 +82,7 @@ def inputs(case: Case) -> Inputs:
     def held(x: Array) -> Array:
         return domains.representable(x, case.dtype)
 
-    # The rows of "near-duplicate" are alike: here it is the classes that must be.
+    # The rows of "near-duplicate" are alike: here the classes must be.
     logits = domains.draw(rng, (C, R), case.magnitude, case.dtype).T.copy()
     if case.masked:
         logits[:, 1:][rng.random((R, C - 1)) < 0.2] = -np.inf
@@ -97,7 +97,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def run(side: Side, case: Case, given: Inputs | None = None) -> dict[str, Any]:
-    """Compute the case on a side, from `given` where the inputs are not the case's own."""
+    """Compute the case on a side, on its own inputs or on those `given`."""
     given = given or inputs(case)
     how = domains.tile(side.softmax_cross_entropy, case)
     if case.block is not None and side.name == "triton":
@@ -139,7 +139,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
     p = (exp(shifted) / total).where(seen)
     # (3) loss
     loss = (t * (log(total) - shifted)).where(seen & (t.value != 0)).sum(-1)  # (R,)
-    # Targets that are masked make the loss ∞, with a negative class weight −∞, with both NaN.
+    # Masked targets make the loss ∞, with a negative class weight −∞, with both signs NaN.
     more, less = ((~seen & (sign * t.value > 0)).any(axis=1) for sign in (1, -1))
     masked = np.where(more & less, np.nan, np.where(more, np.inf, -np.inf))
     loss = Approx(np.where(more | less, masked, loss.value), loss.error, on)
@@ -178,7 +178,7 @@ def _targets(case: Case, given: Inputs) -> tuple[Approx, Approx]:
 
 
 def running_sum(shifted: Approx, seen: Array, logits: Array) -> Approx:
-    """Σ exp(x − max), (R, 1), in blocks of any size against the running maximum."""
+    """Return Σ exp(x − max), (R, 1), in blocks of any size against the running maximum."""
     on, C = shifted.on, logits.shape[1]
     before = np.maximum.accumulate(logits, axis=1)[:, :-1]
     moves = (logits[:, 1:] > before).sum(axis=1, keepdims=True)  # (R, 1)
@@ -210,7 +210,7 @@ def gradient_sums(subject: Subject, case: Case) -> None:
     found, bound = subject.compute(case, given)["dlogits"], truth(case, given)["dlogits"]
     nothing = (np.zeros(1), np.zeros(1), 0.0)
     for d, value, error in zip(found, bound.value, bound.error, strict=True):
-        # Targets that are rounded sum to 1 only nearly, and the true sum shows it.
+        # Rounded targets sum to 1 only nearly, and the true sum shows it.
         total = abs(float(value.sum()))
         claims.products("Σ dlogits is not 0", (d, np.ones_like(error), error), nothing, slack=total)
 
@@ -269,7 +269,7 @@ def impossible_classes(subject: Subject, case: Case) -> None:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """The operator's domain."""
+    """Return the operator's domain."""
     return st.builds(
         Case,
         dtype=st.sampled_from(domains.DTYPES),
@@ -307,15 +307,15 @@ CONTRACT = Contract(
         Case(rows=1025, classes=3, weight=True, ignored=0.3),  # more than a block of rows
         # shares of more than one such block, in few programs
         Case(rows=65537, classes=2, weight=True, block=(1024, 2)),
-        # logits beside which the logarithm is small
+        # logits next to which the logarithm is small
         Case(rows=7, reduction="none", magnitude="offset"),
         Case(label_smoothing=0.1, magnitude="large"),  # whose softmax underflows
-        Case(weight=True, layout="strided"),  # of which one class is read at a time
+        Case(weight=True, layout="strided"),  # whose classes are read one at a time
         Case(classes=1, ignored=0.3),  # no other class to look at instead
         Case(ignored=1.0),  # the mean of nothing
         Case(rows=1),  # the mean of one
         Case(rows=1, weight=True, label_smoothing=0.1, seed=1),  # whose weight is 0
-        # nobody goes back: a class alone, and what needs all of them
+        # no backward: a class alone, and what needs all of them
         *(
             Case(dtype=dtype, rows=37, classes=4099, keep=False, **of)
             for dtype in domains.DTYPES
