@@ -1,11 +1,11 @@
-"""One process or several, on one machine or more: who works on what, and how they add it up.
+"""One process or several, on one machine or more: who works on what, and how results are summed.
 
-`torchrun` starts the processes and says so in the environment. Each has a copy of the model and the
-parts of every batch that fall to it; the only thing they exchange in a step is one buffer, the
-gradient with the losses and the wish to stop at its end, added over all by one all-reduce.
+`torchrun` starts the processes and sets their environment. Each has a copy of the model and its
+share of the parts of every batch; all they exchange in a step is one buffer, the gradient with the
+losses and a request to stop at its end, summed by one all-reduce.
 
-The all-reduce is written out, for the sake of its order of addition. A library's adds in an order
-that depends on how many there are; this one, recursive halving and doubling (Thakur, Rabenseifner &
+The all-reduce is written out for the sake of its order of addition. A library's order depends on
+the number of processes; this one, recursive halving and doubling (Thakur, Rabenseifner &
 Gropp 2005, "Optimization of Collective Communication Operations in MPICH", 4.5), adds every element
 over a balanced binary tree,
 
@@ -20,9 +20,9 @@ why the exchange is not begun while the backward pass still runs, is counted in 
 
 NumPy's buffers, and those of kernels that run on the CPU, go through Gloo, a GPU's through NCCL. A
 process that dies closes its connections, so that over Gloo its partner notices at once; over NCCL
-`torchrun` ends the others, 30 s later at the most. This is the only module that knows
-`torch.distributed`, and it imports torch only where there are several processes. The folder of a
-run must be one that all of them see.
+`torchrun` ends the others, at most 30 s later. This is the only module that uses
+`torch.distributed`, and it imports torch only if there are several processes. All of them must be
+able to see the run's folder.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""The step on the Triton side: everything it reads lies where it lay, so it can be captured.
+"""The step on the Triton side: everything it reads stays at fixed addresses, so it can be captured.
 
-A batch, its seeds, the optimizer's numbers for the step and the wish to stop are written into
+A batch, its seeds, the optimizer's numbers for the step and a request to stop are written into
 buffers; forward, loss, backward, sum of the parts, norm, clipping, update, rounding to bfloat16 and
-average then run with the host nowhere in between, on a GPU as one CUDA graph for each shape of a
-batch (`core.captured`). Shapes are those of the batch, padded to its longest example and no
-further: which features are dropped depends on their place in the padded batch, so that padding to a
-few lengths would draw other masks than the NumPy side does. Batches hold examples of similar
-length; the shapes that come back are the ones that are captured.
+average then run without the host in between, on a GPU as one CUDA graph for each shape of a batch
+(`core.captured`). A batch is padded to its longest example and no further: which features are
+dropped depends on their place in the padded batch, so padding to a few fixed lengths would draw
+other masks than the NumPy side does. Batches hold examples of similar length; shapes that recur are
+captured.
 
-Where the loss or the norm is not finite the update changes nothing, nor does any later one, until
-the host has read it and raised `Diverged`. On a GPU that is a step late: losses are brought back
-while the next step runs. Whoever needs everything that is known calls `settle`.
+If the loss or the norm is not finite, neither this update nor any later one changes anything, until
+the host has read it and raised `Diverged`. On a GPU that is one step late: losses are copied back
+while the next step runs. To wait for all results so far, call `settle`.
 
 Several processes add their gradients between backward and update, in Python, step by step: there
-the passes and the update are captured each by itself, and every step's losses are waited for.
+the passes and the update are captured separately, and every step's losses are waited for.
 """
 
 from __future__ import annotations

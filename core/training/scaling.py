@@ -11,11 +11,11 @@ ConnectX-7 data sheet), so β = 50 GB/s. α is what NCCL's own model takes, a ri
 "Simple" (NCCL, src/graph/tuning.cc, `baseLat` and `hwLat`, commit 01afd20): 8.4 µs for a launch,
 and 3.4 µs over NVLink or 9.6 µs over the network.
 
-The work of a step is taken at its least, 6 operations for each weight and token (Kaplan et al.
+The work of a step is taken at its minimum, 6 operations for each weight and token (Kaplan et al.
 2020, "Scaling Laws for Neural Language Models", 2.1) at the H100's 495·10¹² operations a second
-(tf32, dense, data sheet), so that the efficiency, work ÷ (work + exchange), is at its least too:
-work that takes longer hides more. This is `twofold finetune` for MiniLM, whose 10,795,394 weights
-above the embeddings learn, with as many tokens on every GPU however many there are:
+(tf32, dense, data sheet), so that the efficiency, work ÷ (work + exchange), is a minimum too: work
+that takes longer hides more. The case is `twofold finetune` for MiniLM, whose 10,795,394 weights
+above the embeddings are trained, with the same number of tokens on every GPU (weak scaling):
 
 tokens a GPU    GPUs    MB sent    of them leave    ms exchange    efficiency    begun early
         8192       8         76                0           0.24         0.818          0.874
@@ -25,13 +25,13 @@ tokens a GPU    GPUs    MB sent    of them leave    ms exchange    efficiency   
       131072      64         85                9           0.54         0.970          0.980
       131072    1024         86               11           0.70         0.961          0.971
 
-The last column is what it would give, at the most, to begin the exchange while the backward pass
+The last column is the most that could be had by beginning the exchange while the backward pass
 still runs: two halves of the gradient, each exchanged as soon as it is ready; more pieces gain less
-on many machines, since each has its own launches. It is not done. With tokens enough to keep a GPU
-busy it gains one point. It needs a backward pass that says when a layer is through, and a buffer in
-the order of layers, where now all matrices stand before all vectors. It gains nothing where a
-process has several parts, since no sum is ready before the last part's backward; and of the model
-that `twofold train` makes, 85% of the gradient is the embedding's table, which is ready last.
+on many machines, since each has its own launches. This is not implemented. With enough tokens to
+keep a GPU busy it gains one point. It needs a backward pass that reports when a layer is done, and
+a buffer in the order of layers, whereas now all matrices come before all vectors. It gains nothing
+if a process has several parts, since no sum is ready before the last part's backward; and in the
+model of `twofold train`, 85% of the gradient is the embedding's table, which is ready last.
 """
 
 from __future__ import annotations
