@@ -66,9 +66,9 @@ class Encoder:
         return shapes
 
     def forward(self, x: Any, params: Views, batch: Pass) -> tuple[Any, Cache]:
-        """Return what the last norm gives, (B, L, d_model), and the cache.
+        """Return the output of the last norm, (B, L, d_model), and the cache.
 
-        L is 1 where `batch.first_only` says so, and the cache empty if not `batch.keep`.
+        L is 1 with `batch.first_only`, and the cache is empty without `batch.keep`.
         """
         cache = Cache([], [])
         if self.config.norm == "pre":
@@ -91,8 +91,8 @@ class Encoder:
     def backward(self, dy: Any, cache: Cache, grads: Views, of_x: bool = True) -> Any:
         """Write the parameters' gradients into `grads` and return the input's.
 
-        Layers are frozen from below: at the first whose parameters `grads` does not name, that
-        is the end, and None is returned. Nobody reads the input's gradient if not `of_x`.
+        Layers are frozen from below: backward ends at the first whose parameters `grads` does not
+        name, and returns None. Without `of_x` the input's gradient is not needed.
         """
         if self.config.norm == "pre":
             dh = None

@@ -24,11 +24,11 @@ class Pass(NamedTuple):
         lengths: (B,), positions at or after them are padding.
         rotary: (cos, sin, interleaved) or None.
         seeds: of the dropout masks by site; None where nothing is dropped.
-        states: a list that is given what each layer hands on, or None.
-        first_only: nobody reads more of the last layer than its first position, so that only
-            that one attends there. Of post-norm layers without rotary positions.
-        keep: whether what backward needs is kept. If not, a layer's arrays lie where those of the
-            layer before it did: in a CPU's cache, and in pages that the process has already.
+        states: a list to which each layer's output is appended, or None.
+        first_only: only the first position of the last layer is read, so that only it attends
+            there. For post-norm layers without rotary positions.
+        keep: whether what backward needs is kept. If not, a layer's arrays reuse the memory of the
+            layer before: it is in the CPU's cache, and the process already has its pages.
     """
 
     lengths: Any
@@ -40,7 +40,7 @@ class Pass(NamedTuple):
 
 
 class Sublayer(Protocol):
-    """What stands in a residual: (B, L, d_model) in and out."""
+    """What a residual connection goes around: (B, L, d_model) in and out."""
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class Sublayer(Protocol):
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """Multi-head self-attention over the positions that are no padding."""
+    """Multi-head self-attention over the positions that are not padding."""
 
     name: str
     config: ClassifierConfig

@@ -44,7 +44,7 @@ class Interrupted(Exception):
 
 
 class Event(NamedTuple):
-    """What an observer is told: after every step, and with an accuracy after every epoch."""
+    """What an observer gets: after every step, and with an accuracy after every epoch."""
 
     phase: str
     epoch: int
@@ -60,7 +60,7 @@ Observer = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Phase:
-    """One fit: what it learns from, and what it is judged on after each epoch, if anything."""
+    """One fit: what it trains on, and what it is evaluated on after each epoch, if anything."""
 
     name: str
     train: Examples
@@ -74,7 +74,7 @@ class Phase:
 
 @dataclass
 class State:
-    """Where a run stands, besides its tensors."""
+    """The state of a run, besides its tensors."""
 
     phase: int = 0
     step: int = 0  # of the phase
@@ -111,9 +111,9 @@ def train(
         run: where everything is kept.
         dataset: what the run's settings name.
         ops: the side.
-        observe: is told how it goes.
-        passed_over: is told of each checkpoint that was refused, and why.
-        processes: what to share the work with.
+        observe: called with every `Event`.
+        passed_over: called with each checkpoint that was refused, and why.
+        processes: those that share the work.
 
     Returns:
         the model, and the state it ended in.
@@ -123,7 +123,7 @@ def train(
         Interrupted: by SIGINT, SIGTERM or SIGHUP, after a checkpoint; in all processes at the same
             step.
         Lost: another process died; there is a checkpoint of the last step, if the first one lives.
-        Apart: processes came to have different parameters.
+        Apart: the processes' parameters have come to differ.
     """
     with threadpool_limits(1, "blas"), np.errstate(all="ignore"), stoppable() as stop:
         return _Loop(run, dataset, ops, observe, passed_over, stop, processes).train()
@@ -148,10 +148,10 @@ def prepare(run: Run, dataset: Dataset) -> tuple[Examples, Examples]:
 def held_out_accuracy(
     model: Classifier, inputs: Sequence[Array], labels: Array, state: State, processes: Processes
 ) -> float:
-    """Return the share of examples that a model of this state names rightly.
+    """Return the share of examples that a model of this state classifies correctly.
 
     Raises:
-        Diverged: it no longer makes numbers of them, as the next loss would not be one.
+        Diverged: its outputs are no longer finite, as the next loss would not be.
     """
     try:
         return accuracy(model, inputs, labels, processes)

@@ -41,21 +41,21 @@ class Diverged(ArithmeticError):
 
 
 class Trainer:
-    """A model and everything that changes as it learns.
+    """A model and everything that changes in training.
 
     Attributes:
-        model: learns in place.
-        working: the model that the passes go through: `model` itself, or its copy in bfloat16.
+        model: is trained in place.
+        working: the model used for the passes: `model` itself, or its copy in bfloat16.
         average: the model with running averages of the parameters, or `model` itself without them.
         grads: the buffers of the parts' gradients; the first one becomes their sum.
-        loss, grad_norm: of the last step that is known of.
-        losses: of all steps since somebody took them from here.
-        stop: whether any process was asked to stop, as of the last step that is known of.
-        resident: what takes the steps on the Triton side, None on the other.
+        loss, grad_norm: of the last step whose result is known.
+        losses: of all steps since they were last taken from here.
+        stop: whether any process was asked to stop, as of the last step whose result is known.
+        resident: what takes the steps on the Triton side, None on the NumPy side.
 
     Raises:
-        ValueError: the recipe freezes more than there is, its precision is none of the side's, or
-            its parts cannot be dealt out evenly to the processes.
+        ValueError: the recipe freezes more layers than there are, the side does not have its
+            precision, or its parts cannot be shared evenly by the processes.
     """
 
     def __init__(self, model: Classifier, recipe: Recipe, processes: Processes = ALONE) -> None:
@@ -90,12 +90,12 @@ class Trainer:
     def step(
         self, inputs: Sequence[Array], targets: Array, step: int, lr: float, stop: bool = False
     ) -> None:
-        """Learn from one batch: `prepare`, `learn` and `settle`: see there."""
+        """Train on one batch: `prepare`, `learn` and `settle`; see there."""
         self.learn(self.prepare(inputs, targets), step, lr, stop)
         self.settle()
 
     def prepare(self, inputs: Sequence[Array], targets: Array) -> Prepared:
-        """Return this process's parts of a batch, padded; may run while a step is taken.
+        """Return this process's parts of a batch, padded; may run while a step runs.
 
         Args:
             inputs: token ids (L,) or patches (L, P) of every example.
@@ -188,7 +188,7 @@ class Trainer:
     def sum_of_parts(self, present: int) -> Any:
         """Return the first of the gradients' buffers, the sum of those that are `present`.
 
-        Minus zero is what changes no number that it is added to, not even a zero's sign.
+        Adding minus zero changes no number, not even the sign of a zero.
         """
         some = iter(self.grads[:present])
         grads = added([next(some, None) for _ in self.parts])
@@ -198,7 +198,7 @@ class Trainer:
         return grads
 
     def round(self) -> None:
-        """Copy what learns into the model that the passes go through, rounded to nearest."""
+        """Copy the trained parameters into the working model, rounded to nearest."""
         if self.working is not self.model:
             for at in self.optimizer.over:
                 self.working.flat[at.params] = self.model.flat[at.params]
@@ -206,8 +206,8 @@ class Trainer:
     def decay(self, step: int) -> float:
         """Return how much of the average stays; less early on, to forget where it began.
 
-        With n updates behind it, at most (1 + n)/(10 + n), as TensorFlow's
-        `ExponentialMovingAverage` has it with `num_updates`; here n = step − 1.
+        After n updates at most (1 + n)/(10 + n), as in TensorFlow's `ExponentialMovingAverage` with
+        `num_updates`; here n = step − 1.
         """
         return min(self.recipe.average, step / (step + 9))
 
@@ -250,7 +250,7 @@ class Trainer:
     def tensors(self) -> dict[str, Array]:
         """Return a copy of everything that a checkpoint must hold, by name.
 
-        Frozen parameters are not among it. `Diverged` is raised as by `settle`.
+        Frozen parameters are not included. `Diverged` is raised as by `settle`.
         """
         self.settle()
         return {
@@ -277,7 +277,7 @@ class Trainer:
         self.round()
 
     def _buffers(self) -> dict[str, list[Any]]:
-        """Return what changes as the model learns, in stretches of the flat buffers, by name."""
+        """Return what changes in training, as ranges of the flat buffers, by name."""
         models = {"params": self.model}
         if self.average is not self.model:
             models["average"] = self.average
@@ -289,10 +289,10 @@ class Trainer:
 
 
 def added(buffers: Sequence[Any]) -> Any:
-    """Add buffers pairwise, in place, and return the sum, the first of them; None of none.
+    """Add buffers pairwise, in place, and return the first, now the sum; None if there are none.
 
-    The tree is that of how many there could be, so that N processes, a power of two that divides
-    them, each with a share of neighbours, add what one process does.
+    The tree of additions covers all buffers, present or not, so that N processes, a power of two
+    that divides their number, each with neighbouring ones, add exactly as one process does.
 
     Args:
         buffers: (n,) each; the last ones may be None.
