@@ -1,8 +1,8 @@
-"""Attention on its way from the first kernel to the present one, a flag for each step.
+"""Attention on the way from a first kernel to the present one, a flag for each step.
 
-Forward is one kernel whose flags are the steps; backward is one kernel that adds dq up with
-atomics, which the present one does without. Contiguous tensors, as many heads of keys as of
-queries, as many keys as queries where causal; lengths and features are padded by masks.
+Forward is one kernel whose flags are the steps; backward is one kernel that sums dq with atomics,
+which the present one does without. Tensors are contiguous, with as many KV heads as heads of
+queries, and, where causal, as many keys as queries; lengths and features are padded by masks.
 
 `Z` batches times heads, `M` queries, `N` keys, `D` head_dim. Steps (1)–(9) are those of
 `reference.attention`.
@@ -27,16 +27,16 @@ LN_2 = tl.constexpr(math.log(2.0))
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel of the way; every flag is a step.
+    """One kernel on the way; every flag is a step.
 
     Attributes:
-        exp2: log₂e is folded into the scale, and powers are of two.
-        skip: tiles that no query of a program sees are not visited.
-        edges: masks are looked at only in tiles that need them.
+        exp2: log₂e is folded into the scale, and exp becomes exp2.
+        skip: tiles that no query of a program attends to are not visited.
+        edges: masks are applied only in tiles that need them.
         table: tiles are those of the present kernel's table.
         long_first: programs with the most keys begin first.
-        descriptors: tiles are copied by the unit for whole tiles, which needs no addresses.
-        persistent: as many programs as fit, each takes one block after the other.
+        descriptors: tiles are copied by the unit for whole tiles (TMA), which needs no addresses.
+        persistent: as many programs as fit, each taking one block after the other.
     """
 
     exp2: bool = False

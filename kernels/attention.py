@@ -89,7 +89,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, bias and sinks, shaped as they are; None for those that were None."""
+    """Gradients of q, k, v, bias and sinks, with their shapes; None for those that were None."""
 
     dq: torch.Tensor
     dk: torch.Tensor
@@ -211,10 +211,11 @@ def forward(
     """Let every query gather the values of the keys it attends to.
 
     Arguments and results are those of `reference.attention.forward`, in float16, bfloat16 or
-    float32, any strides; the functions of `score_mod` are `@triton.jit` functions, called for
-    whole tiles, also past the lengths. float32 products are accurate to float32 (three tf32
-    products) unless `allow_tf32`; `tile` overrides the table's choice. Long plain calls in 16 bits
-    have a kernel of their own on Hopper, unless `tile` is given: see `attention_hopper`.
+    float32, any strides; the functions of `score_mod` are `@triton.jit` functions, called on
+    whole tiles, even past the lengths. float32 products are accurate to float32 (three tf32
+    products) unless `allow_tf32`; `tile` overrides the table's choice. Long 16-bit calls
+    without extras have a kernel of their own on Hopper, unless `tile` is given: see
+    `attention_hopper`.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
@@ -257,7 +258,7 @@ def backward(
     """Return the gradients of q, k, v, bias and sinks.
 
     Arguments and results are those of `reference.attention.backward`. `into`, (dq, dk, dv),
-    receives those three instead of new tensors, in any strides: multi-head attention hands in views
+    receives those three instead of new tensors, in any strides: multi-head attention passes views
     of the packed projection's gradient. The tiles override the table's choice.
     """
     checks.flag("of_bias", of_bias)

@@ -47,11 +47,11 @@ store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_globa
 
 @gluon.jit
 def place_in_pairs(tile, blocks, heads, H, programs):
-    """Return (block, b, h) of a tile of B·H = `heads` heads, of which programs take their shares.
+    """Return (block, b, h) of a tile of B·H = `heads` heads, whose tiles the programs share.
 
     Program p takes tiles p, p + programs and so on. A pair is the i-th block of one head and the
-    i-th but last of the next: as much work as any other pair. Heads are even, and a program's next
-    two tiles are a pair, until fewer pairs than programs are left.
+    i-th last of the next: as much work as any other pair. The number of heads is even, and a
+    program's next two tiles are a pair, until fewer pairs than programs are left.
     """
     first = tile // (2 * programs) * programs  # of the pairs of this turn
     width = gl.minimum(programs, blocks * heads // 2 - first)
@@ -77,8 +77,8 @@ def place(tile, sizes, TILE_M: gl.constexpr, PAIRS: gl.constexpr):
 def blocks_seen(first, last, M, N, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr):
     """Return how many blocks all queries first … last see, and how many some of them see.
 
-    Query i sees keys 0 … i + N − M where causal. What lies behind the end of the keys no query
-    sees. A tile visits one block at least.
+    Where causal, query i sees keys 0 … i + N − M. No query sees beyond the last key. A tile visits
+    at least one block.
     """
     stop = N
     end = N
@@ -90,7 +90,7 @@ def blocks_seen(first, last, M, N, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr):
 
 @gluon.jit
 def wait_full(full, step, STAGES: gl.constexpr, present=True):
-    """Wait until what the ring holds in this step, if anything, has come; return its slot."""
+    """Wait until the ring's block for this step, if there is one, has arrived; return its slot."""
     slot = step % STAGES
     mbarrier.wait(full.index(slot), step // STAGES & 1, pred=present)
     return slot
@@ -98,7 +98,7 @@ def wait_full(full, step, STAGES: gl.constexpr, present=True):
 
 @gluon.jit
 def bring(desc, b, h, row, ring, full, empty, step, STAGES: gl.constexpr):
-    """Copy a block of rows into the ring as soon as all have left the slot of this step."""
+    """Copy a block of rows into the ring as soon as all consumers have left this step's slot."""
     slot = step % STAGES
     mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(slot), desc.block_type.nbytes)
@@ -146,7 +146,7 @@ def weigh(s, top, total, scale):
     `top` is a maximum of products: times scale, which is positive, it is one of base-2 scores.
 
     Returns:
-        the weights, what rescales those before, the maximum and the sum.
+        the weights, the factor that rescales earlier ones, the maximum and the sum.
     """
     new_top = gl.maximum(top, gl.max(s, axis=1))
     safe = gl.where(new_top == -float("inf"), 0.0, new_top)  # 0 stands in for −∞ − (−∞)
@@ -289,7 +289,7 @@ def forward_kernel(
     EARLY: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Attend from the tiles of a program: of as many as the grid leaves it."""
+    """Attend from a program's share of the tiles."""
     layout: gl.constexpr = mbarrier.MBarrierLayout()
     q_tiles = gl.allocate_shared_memory(
         q_desc.dtype, [CONSUMERS] + q_desc.block_type.shape, q_desc.layout

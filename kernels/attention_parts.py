@@ -86,7 +86,7 @@ def call(
     options: Options,
     room: int | None = None,
 ) -> Call:
-    """Return what every kernel reads, of values where it does; `room` is N if not k's length."""
+    """Return what every kernel reads, v only if given; `room` is N if that is not k's length."""
     (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
     N = N if room is None else room
     q, k = with_32bit_offsets(q), with_32bit_offsets(k)
@@ -145,7 +145,7 @@ def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
 
 
 class Sequence(NamedTuple):
-    """M queries and N keys, `present` of them no padding, in memory from these rows of a batch.
+    """M queries and N keys, `present` of them not padding, in memory from these rows of a batch.
 
     The diagonal is where key = query + shift.
     """
@@ -176,7 +176,7 @@ def sequence(x, b):
 
 @triton.jit
 def keys_present(lengths, b, N):
-    """Return how many of N keys of sequence b are no padding."""
+    """Return how many of the N keys of sequence b are not padding."""
     if lengths is not None:
         return tl.minimum(tl.maximum(tl.load(lengths + b), 0), N).to(tl.int32)
     else:
@@ -185,7 +185,7 @@ def keys_present(lengths, b, N):
 
 @triton.jit
 def at(ptr, strides, b, h, start, rows, columns):
-    """Point at [b, h, start + rows, columns]; what may pass 2³¹ is 64 bits wide."""
+    """Point at [b, h, start + rows, columns]; offsets that may pass 2³¹ are 64 bits wide."""
     base = tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[1]
     start = tl.cast(start, tl.int64)
     return ptr + base + start * strides[2] + rows * strides[2] + columns * strides[3]
@@ -206,7 +206,7 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
 
 @triton.jit
 def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angle):
-    """(0) Rotate a tile x that has been loaded, where `inside`; row 0 by the angles of this index.
+    """(0) Rotate a loaded tile x, where `inside`; row 0 by the angles of this index.
 
     `turn` is (cos, sin, stride of their batches, F) for pairs of neighbours, and has F once more
     for pairs (i, i + F): its length tells them apart, as Triton 3.6 cannot compare tuples that hold
@@ -236,7 +236,7 @@ def products(
 ):  # fmt: skip
     """Multiply rows of x by rows of y, CHUNK_D features at a time: registers hold no more of them.
 
-    `x_rows` (X, 1) and `y_rows` (Y, 1) are numbers within the tiles; the result is (X, Y).
+    `x_rows` (X, 1) and `y_rows` (Y, 1) are row numbers within the tiles; the result is (X, Y).
     """
     acc = tl.zeros([x_rows.shape[0], y_rows.shape[0]], tl.float32)
     for chunk in range(0, D, CHUNK_D):
@@ -256,7 +256,7 @@ def place(program, blocks, H):
 
 @triton.jit
 def seen(first, last, behind, ahead, length, BLOCK: tl.constexpr):
-    """Say what rows first … last see, row i from i − behind to i + ahead, of `length` in all.
+    """Return what rows first … last see, row i from i − behind to i + ahead, of `length` in all.
 
     Returns:
         (begin, full, stop, end): all rows see [full, stop), some [begin, full) and [stop, end).
@@ -276,7 +276,7 @@ def seen(first, last, behind, ahead, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def tiles_seen(begin, full, stop, end, behind, EDGE: tl.constexpr, BLOCK: tl.constexpr):
-    """Return how many tiles are seen by some rows only (EDGE), or by all."""
+    """Return how many tiles are seen by only some rows (EDGE), or by all."""
     if EDGE:
         count = tl.cdiv(tl.maximum(end - stop, 0), BLOCK)
         if behind is not None:
@@ -306,8 +306,8 @@ def scores(
     """(1) S = φ(scale·q·kᵀ) + … in base 2, of a tile of products; −∞ where a query may not attend.
 
     `rows` and `columns` are the tile's query and key indices in sequence b, in either orientation.
-    Only an EDGE tile needs to look at the lengths and the band. The user's function is told the
-    indices of the queries, or these `positions`.
+    Only an EDGE tile needs to check the lengths and the band. The user's function gets the indices
+    of the queries, or these `positions`.
     """
     s = product * x.scale
     if x.softcap is not None:
@@ -388,5 +388,5 @@ def through_scores(
 
 @triton.jit
 def tanh(a):
-    """Return tanh a = 1 − 2/(1 + e²ᵃ); the largest e²ᵃ is infinite, and right."""
+    """Return tanh a = 1 − 2/(1 + e²ᵃ); right also where e²ᵃ overflows to infinity."""
     return 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2_E)))

@@ -30,9 +30,9 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# (most columns, tile); rows wider than the last entry's are taken by its tile as well. A thread
-# has at least 16 elements, which two-byte ones fill two wide accesses with; backward holds two rows
-# and spills beyond 32 of each (`twofold verify compile softmax`).
+# (most columns, tile); rows wider than the last entry's take its tile as well. A thread has at
+# least 16 elements, with two bytes each two wide accesses; backward holds two rows and spills
+# beyond 32 elements of each (`twofold verify compile softmax`).
 TILES = (
     (32, Tile(64, None, 4)),
     (128, Tile(16, None, 4)),
@@ -79,13 +79,13 @@ def store(y_ptr, y, rows, columns, R, C):
 
 @triton.jit
 def zero_if_empty(top):
-    """(1) Return the maxima of rows; 0 stands in for that of one that is −∞ throughout."""
+    """(1) Return the maxima of rows; 0 stands in for the maximum of a row that is all −∞."""
     return tl.where(top == -float("inf"), 0.0, top)
 
 
 @triton.jit
 def share(total):
-    """(3) Return what exponentials are multiplied by: 1 where all of them are 0."""
+    """(3) Return the factor of the exponentials, 1/sum, or 1 where all of them are 0."""
     return 1.0 / tl.where(total == 0.0, 1.0, total)
 
 
@@ -99,7 +99,7 @@ def forward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # C or more
 ):
-    """Softmax of BLOCK_R rows that are held whole."""
+    """Softmax of BLOCK_R rows, each held whole in registers."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.arange(0, BLOCK_C).to(tl.int64)
     x = load(x_ptr, x_strides, rows, columns, R, C, -float("inf"))
@@ -155,7 +155,7 @@ def backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,  # C or more
 ):
-    """Differentiate BLOCK_R rows that are held whole."""
+    """Differentiate BLOCK_R rows, each held whole in registers."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.arange(0, BLOCK_C).to(tl.int64)
     y = load(y_ptr, y_strides, rows, columns, R, C, 0.0)
@@ -199,7 +199,7 @@ def forward(x: torch.Tensor, *, tile: Tile | None = None) -> tuple[torch.Tensor,
     """Return the softmax of each row, over the last axis.
 
     Arguments and results are those of `reference.softmax.forward`; x in float16, bfloat16 or
-    float32, any strides (it is copied only if its rows are no single stride apart). `tile`
+    float32, any strides (it is copied only if its rows do not have one common stride). `tile`
     overrides the table's choice.
     """
     check(x)
@@ -228,7 +228,7 @@ def _launch(
     written: torch.Tensor,
     tile: Tile | None,
 ) -> None:
-    """Run one of two kernels on the rows of what is read, and write contiguous ones."""
+    """Run one of two kernels on the rows of the inputs; the output's rows are contiguous."""
     C = written.shape[-1]
     R = written.numel() // C
     tile = tile or choose_tile(C)

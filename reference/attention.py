@@ -35,11 +35,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs. `lse` and the weights `p` are there to be looked at, too.
+    """What `backward` needs; `lse` and the weights `p` are also there for inspection.
 
-    q and k are rotated to their positions where those are rotary. Of packed sequences `out` and
-    `lse` are packed, all else has a batch for each. Of float16 all but `out` is float32. There is
-    no `scaled_mask` without dropout.
+    With rotary positions q and k are the rotated ones. With packed sequences `out` and `lse` are
+    packed, and all else is unpacked, one batch element each. For float16 inputs all but `out` is
+    float32. Without dropout `scaled_mask` is None.
     """
 
     q: Array
@@ -55,7 +55,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, bias and sinks, shaped as they are; None for those that were None."""
+    """Gradients of q, k, v, bias and sinks, with their shapes; None for those that were None."""
 
     dq: Array
     dk: Array
@@ -71,7 +71,7 @@ def check(q: Any, k: Any, v: Any, options: Options) -> None:
 
 
 def check_shapes(q: Any, k: Any, v: Any, options: Options) -> tuple[int, int, int, int, int]:
-    """Refuse all but dtypes that either side cannot take; return B, H, M, K and N."""
+    """Refuse what either side cannot take, except dtypes; return B, H, M, K and N."""
     checks.shape("q", q, ("B", "H", "M", "D"))
     B, H, M, D = (int(n) for n in q.shape)
     checks.head_dim("q", D)
@@ -129,12 +129,12 @@ def forward(
 
     Args:
         q: (B, H, M, D), floating, D ≤ 512.
-        k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K heads of q in a row share a head
-            of k and v (grouped-query attention; multi-query where K = 1).
+        k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K consecutive heads of q share a
+            head of k and v (grouped-query attention; multi-query where K = 1).
         softmax_scale: multiplies the products; 1/√D by default.
         causal: query i attends to keys j ≤ i + N − M (True or "bottom-right": the last query sees
             every key) or j ≤ i ("top-left").
-        window_size: (left, right): at most so many keys before and after that diagonal, None for
+        window_size: (left, right): at most this many keys before and after that diagonal, None for
             any number. `causal` leaves none after it.
         softcap: positive; s becomes softcap·tanh(s/softcap) (Gemma 2).
         score_mod: a function of the scores, and its derivative.
@@ -142,30 +142,31 @@ def forward(
             (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input
             Length Extrapolation").
         bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N). In the kernel, which
-            works in powers of 2, what passes ±2.3e38 is ±∞.
-        sinks: (H,), floating: the score of a key without a value, of every query of a head.
+            works in powers of 2, anything beyond ±2.3e38 is ±∞.
+        sinks: (H,), floating: the score of a key without a value, for every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
-        key_lengths: (B,), int32 or int64; keys at or after a batch's length are padding, which must
-            be finite (the kernel does not read it). One below 0 counts as 0, one above N as N.
+        key_lengths: (B,), int32 or int64; keys at or after a batch element's length are padding,
+            which must be finite (the kernel does not read it). A length below 0 counts as 0, one
+            above N as N.
         dropout_p: probability of dropping a weight, after the softmax.
-        seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
+        seed: determines the dropout mask: a number, or a 0-d int64 array that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
             sequences of queries one after the other, k and v those of their keys; sequence s is
-            rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. From 0 to M and N, never
-            falling. The batch of everything else is then the number of the sequence: `mask` and
-            `bias` broadcast to (S, H, max_seqlen_q, max_seqlen_k), `key_lengths` is (S,), and the
-            diagonal is that of each sequence.
-        max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor what
-            cu_seqlens hold is checked: that would wait for it.
+            rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. They start at 0, never
+            decrease, and end at M and N. In all other arguments the batch axis is then the number
+            of the sequence: `mask` and `bias` broadcast to (S, H, max_seqlen_q, max_seqlen_k),
+            `key_lengths` is (S,), and each sequence has its own diagonal.
+        max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor the values of
+            cu_seqlens are checked: that would mean waiting for it.
         rotary: rotates q and k by their positions before all else (Su et al. 2021, "RoFormer").
         block_mask: bool, broadcastable to (B, H, ⌈M/rows⌉, ⌈N/columns⌉), or if packed to
             (S, H, ⌈max_seqlen_q/rows⌉, ⌈max_seqlen_k/columns⌉): True where the queries of a block
-            may attend to its keys. Beside `mask` and all else that hides pairs.
+            may attend to its keys. It adds to `mask` and to all else that hides pairs.
         block_size: (rows, columns) of a block, ≥ 1, or one number for both.
 
     Returns:
-        out (B, H, M, D), of q's dtype, and a cache whose `lse` (B, H, M), float32 or beside float64
-        float64, is the natural-log log-sum-exp.
+        out (B, H, M, D), of q's dtype, and a cache whose `lse` (B, H, M) is the natural-log
+        log-sum-exp, in float32 (float64 for float64 inputs).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -234,20 +235,19 @@ def backward(
         (8) dS = P∘(dP − Δ),  dbias = dS,  dsink = −Σ exp(sink − lse)·Δ,  dZ = φ′∘dS
         (9) dq = scale·dZ·k,  dk = scale·dZᵀ·q,  dv = (P∘X)ᵀ·dout
 
-    The softmax's Jacobian is diag(p) − p·pᵀ, so it takes Σ_j p_ij·dP_ij from dP_ij, which is
-    Σ_d dout_id·out_id; ∂lse_i/∂s_ij = p_ij gives it dlse_i. A sink is one more score, with dP = 0.
+    The softmax's Jacobian is diag(p) − p·pᵀ, so it subtracts Σ_j p_ij·dP_ij from dP_ij, which is
+    Σ_d dout_id·out_id; ∂lse_i/∂s_ij = p_ij adds dlse_i. A sink is one more score, with dP = 0.
 
     Args:
         dout: gradient of out, (B, H, M, D), of q's dtype.
         cache: from `forward`.
         dlse: gradient of `cache.lse`, (B, H, M), floating, or None.
-        of_bias: whether dbias is made, if there is a bias.
-        into: (dq, dk, dv), arrays that are written and returned instead of new ones, or None for
-            one.
+        of_bias: whether dbias is computed, if there is a bias.
+        into: (dq, dk, dv), arrays to write to and return instead of new ones; each may be None.
 
     Returns:
-        dq, dk and dv, shaped as q, k and v; dbias and dsinks, shaped as bias and sinks, None for
-        those that there were none of. dbias is summed over the axes along which bias was broadcast.
+        dq, dk and dv, with the shapes of q, k and v; dbias and dsinks, with those of bias and
+        sinks, or None. dbias is summed over the axes along which bias was broadcast.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -44,9 +44,9 @@ ALIGNMENTS = ("bottom-right",)
 
 
 class Queries(NamedTuple):
-    """Where the queries of sequences begin that lie packed, and how many the longest has at most.
+    """Where the queries of packed sequences begin, and the most queries that one may have.
 
-    Both are None where each has a batch of its own.
+    Both are None if sequences are not packed.
     """
 
     starts: Any = None  # (B + 1,)
@@ -96,7 +96,7 @@ def check(
 
 
 def check_packing(q: Any, queries: Queries) -> None:
-    """Refuse what does not say where the queries of every sequence are."""
+    """Refuse arguments that do not say where the queries of every sequence are."""
     starts, longest = queries
     if starts is None:
         checks.require(longest is None, "max_seqlen_q", longest, "None without cu_seqlens_q")
@@ -106,7 +106,7 @@ def check_packing(q: Any, queries: Queries) -> None:
 
 
 def check_positions(rotary: Any, q: Any, B: int, room: int) -> None:
-    """Refuse angles that are not those of all positions that there is room for."""
+    """Refuse angles that do not cover all positions of the capacity."""
     if rotary is None:
         return
     check_is_rotary(rotary)
@@ -159,40 +159,40 @@ def forward(
     Args:
         q: (B, H, M, D), floating, D ≤ 512: the new queries, whose keys are in the cache already.
         k_cache, v_cache: (B, K, N, D), or pages (P, K, page_size, D) with a `block_table`, of q's
-            dtype; K divides H, and G = H/K heads of q in a row share a head of k and v.
-        key_lengths: (B,), int32 or int64: how many keys each sequence has; one below 0 counts as 0,
-            one above the room there is as that. What lies after them is never looked at.
-        block_table: (B, pages), int32 or int64: keys p·page_size … of sequence b lie in page
-            block_table[b, p], at least 0 and below P. Entries after a sequence's last key, and of
-            one without queries, may be anything.
+            dtype; K divides H, and G = H/K consecutive heads of q share a head of k and v.
+        key_lengths: (B,), int32 or int64: how many keys each sequence has; a length below 0 counts
+            as 0, one above the capacity as the capacity. What lies after them is never read.
+        block_table: (B, pages), int32 or int64: keys p·page_size … of sequence b are in page
+            block_table[b, p], at least 0 and below P. Entries after a sequence's last key, and
+            those of a sequence without queries, may be anything.
         softmax_scale: multiplies the products; 1/√D by default.
         causal: query i attends to keys j ≤ length − M + i (True or "bottom-right").
-        window_size: (left, right): at most so many keys before and after that one, None for any
+        window_size: (left, right): at most this many keys before and after that one, None for any
             number. `causal` leaves none after it.
         softcap: s becomes softcap·tanh(s/softcap).
         score_mod: a function of the scores; its derivative is not called.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|length − M + i − j|.
         bias: added to the scores, of q's dtype, broadcastable to (B, H, M, N).
-        sinks: (H,), floating: the score of a key without a value, of every query of a head.
+        sinks: (H,), floating: the score of a key without a value, for every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
-        block_mask, block_size: as for `attention.forward`, its keys the N that there is room for.
+        block_mask, block_size: as for `attention.forward`, over the N keys of the capacity.
         rotary: rotates every query by the angles of its position, as a row of cos and sin, (L, F)
-            or (B, L, F), L ≥ N; one before the first key is not rotated. Keys are not, as they lie
-            in the cache rotated already: `k_cos` and `k_sin` must be None.
+            or (B, L, F), L ≥ N; a query before the first key is not rotated. Keys are not
+            rotated, as those in the cache already are: `k_cos` and `k_sin` must be None.
         cu_seqlens_q: (B + 1,), int32: q (1, H, T, D) holds the queries of B sequences one after the
             other; those of sequence b, possibly none, are rows cu_seqlens_q[b] …
-            cu_seqlens_q[b + 1] − 1. From 0 to T, never falling. The batch of everything else is the
-            number of the sequence, and M is max_seqlen_q: `mask` and `bias` broadcast to
-            (B, H, max_seqlen_q, N), and have the queries of each sequence counted from 0.
-        max_seqlen_q: no sequence has more queries. On a GPU neither this nor what cu_seqlens_q
-            holds is checked: that would wait for it.
-        dropout_p: probability of dropping a weight, after the softmax; lse is of all of them.
-        seed: names the dropout mask; a weight's place in it is the number of its sequence and head,
-            of its query, i, and of its key, as in `attention.forward`.
+            cu_seqlens_q[b + 1] − 1. They start at 0, never decrease, and end at T. In all other
+            arguments the batch axis is the number of the sequence, and M is max_seqlen_q: `mask`
+            and `bias` broadcast to (B, H, max_seqlen_q, N), each sequence's queries counted from 0.
+        max_seqlen_q: no sequence has more queries. On a GPU neither this nor the values of
+            cu_seqlens_q are checked: that would mean waiting for it.
+        dropout_p: probability of dropping a weight, after the softmax; lse is of all weights.
+        seed: determines the dropout mask; a weight's place in it is the number of its sequence and
+            head, of its query, i, and of its key, as in `attention.forward`.
 
     Returns:
-        out (B, H, M, D), of q's dtype, and lse (B, H, M), float32 or beside float64 float64, the
-        natural-log log-sum-exp; packed as q is.
+        out (B, H, M, D), of q's dtype, and lse (B, H, M), the natural-log log-sum-exp, in float32
+        (float64 for float64 inputs); packed as q is.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -33,12 +33,12 @@ ALIGNMENTS = ("bottom-right", "top-left")
 
 
 class ScoreMod(NamedTuple):
-    """A function of the scores, element by element, and its derivatives by them.
+    """An elementwise function of the scores, and its derivatives by the scores.
 
-    All are called as f(s, b, h, i, j, args): the scores, the indices of batch, head, query and key
-    of each of them (integers that broadcast with s), and `args`. On the NumPy side they are NumPy
-    functions of arrays, on the other `@triton.jit` functions of tiles. The second derivative is for
-    gradients of gradients alone.
+    All are called as f(s, b, h, i, j, args): the scores, each one's indices of batch, head, query
+    and key (integers that broadcast with s), and `args`. On the NumPy side they are NumPy functions
+    of arrays, on the Triton side `@triton.jit` functions of tiles. The second derivative is needed
+    only for gradients of gradients.
     """
 
     function: Callable[..., Any]
@@ -48,7 +48,7 @@ class ScoreMod(NamedTuple):
 
 
 class Options(NamedTuple):
-    """All that a call of attention may ask for beside q, k and v; see `attention.forward`."""
+    """All options of a call of attention besides q, k and v; see `attention.forward`."""
 
     softmax_scale: float | None = None
     causal: bool | str = False
@@ -100,7 +100,7 @@ class Options(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Query i may attend to keys from i + shift − behind to i + shift + ahead; None is no end."""
+    """Query i may attend to keys from i + shift − behind to i + shift + ahead; None: no limit."""
 
     shift: Any
     behind: int | None
@@ -139,7 +139,7 @@ def check(options: Options, B: int, H: int, M: int, N: int) -> None:
 
 
 def check_packing(options: Options, B: int, M: int, N: int) -> None:
-    """Raise TypeError or ValueError for packed sequences that are none."""
+    """Raise TypeError or ValueError for invalid packed sequences."""
     both = (options.cu_seqlens_k is None) == (options.cu_seqlens_q is None)
     was = "None" if options.cu_seqlens_k is None else "given"
     checks.require(both, "cu_seqlens_k", was, "given if cu_seqlens_q is, and only then")
@@ -157,7 +157,7 @@ def check_packing(options: Options, B: int, M: int, N: int) -> None:
 
 
 def check_causal(causal: Any, alignments: tuple[str, ...] = ALIGNMENTS) -> None:
-    """Refuse what is neither a bool nor says where the diagonal is."""
+    """Refuse what is neither a bool nor the name of a diagonal."""
     if isinstance(causal, str):
         checks.choice("causal", causal, alignments)
     else:
@@ -181,7 +181,7 @@ def check_score_mod(mod: Any) -> None:
 
 
 def check_window(size: Any) -> None:
-    """Refuse a window that is no pair of numbers of keys."""
+    """Refuse a window that is not a pair of numbers of keys."""
     if size is None:
         return
     checks.require(isinstance(size, tuple | list) and len(size) == 2, "window_size", size, "a pair")
@@ -191,7 +191,7 @@ def check_window(size: Any) -> None:
 
 
 def check_block_size(size: Any) -> None:
-    """Refuse a size of blocks that is neither a number nor two."""
+    """Refuse a block size that is neither one number nor two."""
     both = pair(size)
     fits = isinstance(both, tuple) and len(both) == 2
     fits = fits and all(checks.whole(n) and n >= 1 for n in both)
@@ -210,7 +210,7 @@ def check_blocks(options: Options, B: int, H: int, M: int, N: int) -> None:
 
 
 def pair(size: Any) -> Any:
-    """Return the queries and the keys of a block, of a number twice that."""
+    """Return a block's numbers of queries and of keys; one number stands for both."""
     return (size, size) if checks.whole(size) else size
 
 
@@ -237,7 +237,7 @@ def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
 
 
 def unpack(x: Array, starts: Array | None, longest: int | None, behind: float = 0.0) -> Array:
-    """Give each sequence in x (1, H, T, …) a batch of its own, (S, H, longest, …), padded behind.
+    """Give each sequence in x (1, H, T, …) its own batch element, (S, H, longest, …), end-padded.
 
     Without `starts` x is returned as it is, by `pack` too.
     """
@@ -253,7 +253,7 @@ def unpack(x: Array, starts: Array | None, longest: int | None, behind: float = 
 
 
 def pack(x: Array, starts: Array | None) -> Array:
-    """Put the sequences of batches x (S, H, longest, …) one after the other, (1, H, T, …)."""
+    """Put the sequences of x (S, H, longest, …) one after the other, (1, H, T, …)."""
     if starts is None:
         return x
     there = np.arange(x.shape[2]) < np.diff(starts)[:, None]  # (S, longest)
@@ -294,9 +294,10 @@ def scores(
 
 
 def changed(function: Callable[..., Array], s: Array, *rest: Any) -> Array:
-    """Return scores as a function of yours changes them, of the same shape.
+    """Return the scores as the user's function changes them, of the same shape.
 
-    As an array of its own: what is returned may be one of `score_mod.args`, or read-only.
+    The result is a new array: what the function returns may be one of `score_mod.args`, or
+    read-only.
     """
     found = function(s, *rest)
     checks.array("what score_mod.function returns", found)
@@ -341,8 +342,8 @@ def pairs_of_blocks(options: Options, M: int, N: int) -> Array:
 def band(options: Options, M: Any, N: Any) -> Band:
     """Return the band that `causal` and `window_size` leave of M queries and N keys.
 
-    Its diagonal ends at the last query and the last key, or where "top-left" is asked for begins at
-    the first of both.
+    Its diagonal ends at the last query and the last key, or, for "top-left", begins at the first of
+    both.
     """
     behind, ahead = (None if n is None else int(n) for n in options.window_size or (None, None))
     if options.causal:

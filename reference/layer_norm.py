@@ -75,10 +75,10 @@ def forward(
 
     Args:
         x: (..., C), floating.
-        weight, bias: (C,), of x's dtype, multiplied by and added after normalising.
-        residual: (..., C), of x's dtype, or None, the stream that x is added to.
+        weight, bias: (C,), of x's dtype; multiply and add to the normalised h.
+        residual: (..., C), of x's dtype, or None: the stream that x is added to.
         dropout_p: probability of dropping an element of x.
-        seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
+        seed: determines the dropout mask: a number, or a 0-d int64 array that holds it.
         eps: added to the variance, inside the root.
 
     Returns:
@@ -126,8 +126,7 @@ def backward(
         dout: gradient of out, (..., C), of x's dtype.
         cache: from `forward`.
         dh: gradient of the residual stream `cache.h`, (..., C), of x's dtype, or None.
-        into: (dweight, dbias), arrays (C,) that are written instead of new ones; None for a new
-            one.
+        into: (dweight, dbias), arrays (C,) to write to instead of new ones; each may be None.
 
     Returns:
         dx and dresidual (..., C), the latter None without a residual; dweight and dbias (C,).

@@ -99,14 +99,14 @@ def forward(
         targets: class indices (R,), int32 or int64, or probabilities (R, C) in the logits' dtype.
         weight: (C,), of the logits' dtype, or None, multiplies each class's term.
         label_smoothing: ε, the share of the target that is spread evenly over all classes.
-        ignore_index: rows with this class index have loss 0, and are not counted; of logits that
+        ignore_index: rows with this class index have loss 0, and are not counted; if their logits
             are finite, their gradient is 0.
         reduction: "mean", "sum" or "none".
-        keep: whether the gradient is made and kept; without it there is no backward.
+        keep: whether the gradient is computed and kept; without it there is no backward.
 
     Returns:
-        the loss, 0-d or (R,) for "none", in nats, and the cache. A row with NaN or +∞, or of −∞
-        alone, has NaN for a gradient, as in torch, and if it counts for a loss.
+        the loss in nats, 0-d, or (R,) for "none", and the cache. A row with NaN or +∞, or with
+        nothing but −∞, has a gradient of NaN, as in torch, and a loss of NaN if it counts.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -74,7 +74,7 @@ class Phase:
 
 @dataclass
 class State:
-    """Where a run stands, besides its tensors."""
+    """The state of a run, besides its tensors."""
 
     phase: int = 0
     step: int = 0  # of the phase

@@ -41,7 +41,7 @@ class Diverged(ArithmeticError):
 
 
 class Trainer:
-    """A model and everything that changes as it learns.
+    """A model and everything that changes in training.
 
     Attributes:
         model: learns in place.
