@@ -1,4 +1,4 @@
-"""Options that several commands have, each with its help; the defaults stand with the commands."""
+"""Options shared by several commands, with their help; the commands set the defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Operators = Annotated[list[str] | None, typer.Argument(help="operators, all by d
 Pretrained = Annotated[str, typer.Option(help="minilm, or a folder with a Hugging Face BERT")]
 Side = Annotated[str, typer.Option(help="reference (NumPy), triton, or auto: triton where CUDA is")]
 
-# Of `train` and `finetune`: a run, and how it learns.
+# For `train` and `finetune`: the run, and how it learns.
 Column = Annotated[str | None, typer.Option(help="of the file")]
 Out = Annotated[Path | None, typer.Option(help="folder of the run, runs/… by default")]
 Resume = Annotated[Path | None, typer.Option(help="go on with this run")]
