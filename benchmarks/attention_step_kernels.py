@@ -1,8 +1,8 @@
-"""Attention on its way from the first kernel to the present one, a flag for each step.
+"""Attention on its way from the first kernel to the present one, with a flag for each step.
 
-Forward is one kernel whose flags are the steps; backward is one kernel that adds dq up with
-atomics, which the present one does without. Contiguous tensors, as many heads of keys as of
-queries, as many keys as queries where causal; lengths and features are padded by masks.
+Forward is one kernel, whose flags are the steps; backward is one kernel that sums dq with atomics,
+which the present one does without. Tensors are contiguous, keys have as many heads as queries, and
+if causal there are as many keys as queries; lengths and features are padded by masks.
 
 `Z` batches times heads, `M` queries, `N` keys, `D` head_dim. Steps (1)–(9) are those of
 `reference.attention`.

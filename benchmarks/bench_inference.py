@@ -1,14 +1,14 @@
-"""Sentences a second: ours against the same model in PyTorch eager, on the GPU where there is one.
+"""Race predictions: ours against the same model in PyTorch eager, on a GPU if there is one.
 
 Token ids of short and long sentences become probabilities, in batches of similar length, padded to
-their longest; at the default sizes and at MiniLM's. Both have sinusoidal positions, which are all
-that torch's modules take; ours with rotary ones, our default, race besides. Ours are batches as
-large as `predict` makes them, theirs of as many sentences as proved quickest in this run, all of
-them at once among the sizes. Both sides have the same number of threads; on a GPU ours are the
-kernels, replayed as CUDA graphs, and beside that with every kernel launched each time. Time is the
-clock's, from ids on the host to probabilities there, on a GPU too: events would leave out what the
-host does before it first waits. (`bench_bert.py` has MiniLM itself against `transformers`,
-tokenizing included.)
+their longest; at the default sizes and at MiniLM's. Both models have sinusoidal positions, the only
+ones in torch's model; ours with rotary positions, our default, races too. Our batches are as large
+as `predict` makes them, torch's of as many sentences as proved quickest in this run, where all at
+once is one of the sizes. Both have the same number of threads; on a GPU ours are the kernels,
+replayed as CUDA graphs and, in a second contender, launched one by one. Time is wall-clock time,
+from ids on the host to probabilities there, on a GPU too: events would leave out what the host does
+before it first waits. (`bench_bert.py` has MiniLM itself against `transformers`, tokenizing
+included.)
 
     python benchmarks/bench_inference.py [--save]
 """
