@@ -36,8 +36,8 @@ EAGER = 1
 class Captured:
     """A function of no arguments that returns nothing, replayed as a graph from its second call on.
 
-    The first `EAGER` calls, one, run it; the next captures and replays it. Every call has its
-    effect once. An error during capture is raised, and leaves no graph.
+    The first call runs it (`EAGER` says how many do); the next captures and replays it. Every call
+    has its effect once. An error during capture is raised, and leaves no graph.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:

@@ -90,7 +90,7 @@ def new_folder(data: str) -> Path:
 
 
 def recipe_of(fields: Mapping[str, Any], processes: Processes, side: str) -> Recipe:
-    """Return a recipe; without `parts`, one for each process, and on a CPU two if there is room.
+    """Return a recipe; without `parts`, one part a process, on a CPU at least two if they fit.
 
     Two are for the threads of a CPU; a GPU takes all of a process's examples at once.
 
