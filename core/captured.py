@@ -52,7 +52,7 @@ class Captured:
             return
         if self.graph is None:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            # Other threads may make calls forbidden to this one: NCCL's watches its connections.
+            # Other threads may make calls forbidden to this one: NCCL has one that watches.
             how = torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local")
             try:
                 with nothing_collected(), how:
