@@ -1,9 +1,9 @@
 """The ceilings of attention's kernels, and of every step to them, from their machine code.
 
-Kernels are compiled for sm_90a without a device and disassembled; the loop over tiles without an
-edge is counted, and what each unit of a multiprocessor has to do in it gives the share of the
-matrix unit's peak that cannot be passed (`twofold.core.verify.compiling.machine_code` has rates and
-sources). Nothing is timed.
+Kernels are compiled for sm_90a without a device and disassembled. The instructions in the loop over
+tiles without an edge are counted; the work of each unit of a multiprocessor in it gives the share
+of the matrix unit's peak that cannot be exceeded (`twofold.core.verify.compiling.machine_code` has
+rates and sources). Nothing is timed.
 
     python benchmarks/attention_ceilings.py            writes results/attention-ceilings.json
 """

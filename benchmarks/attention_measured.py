@@ -1,4 +1,4 @@
-"""What was measured of attention's kernels and tiles on GPUs, as tables for ATTENTION.md."""
+"""Measurements of attention's kernels and tiles on GPUs, as tables for ATTENTION.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Write the figures of ATTENTION.md anew: predictions from counts, and what was measured.
+"""Write the figures in ATTENTION.md: predictions from counts, and measurements.
 
-python benchmarks/attention_page.py            rewrites what stands between the page's markers
-python benchmarks/attention_page.py --check    exits with status 1 where that would change anything
+python benchmarks/attention_page.py            rewrites what is between the page's markers
+python benchmarks/attention_page.py --check    exits with status 1 if that would change anything
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Every step of attention's kernel from the first to the present one, and its peers, on a GPU.
+"""Race every step of attention's kernel, from the first to the present one, and peers, on a GPU.
 
 Three parts of less than nine minutes each: 1 is bfloat16 at head_dim 128, and small batches; 2 is
-bfloat16 at head_dim 64 and 256; 3 is float16. A part stops where its minutes are over and names
-what it has left out; the result is written after every race. Whoever races is first judged by the
-contract in its dtype; what is wrong with it stands beside its times.
+bfloat16 at head_dim 64 and 256; 3 is float16. A part stops when its minutes are over and names what
+it left out; the result is written after every race. Each contender is first judged by the contract
+in the race's dtype; anything wrong with it is reported beside its times.
 
     python benchmarks/attention_steps.py --part 1 --save      and 2, and 3, into one result
     python benchmarks/attention_steps.py --part 1 --list      what would be raced; needs no GPU

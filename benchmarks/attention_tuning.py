@@ -1,9 +1,9 @@
-"""Every tile that attention's kernels might have, timed on the GPU at hand, the table's among them.
+"""Time every tile that attention's kernels might use, the table's included, on the GPU at hand.
 
 What `attention_ceilings.py` counts for a few tiles is measured here for all that may be worth it:
-forward, and the two kernels of backward, each apart, as one varies while the other keeps its tile.
-All are compiled first, in processes beside each other. A tile that does not fit is left out with
-the reason; one that spills is timed, and says so.
+forward, and the two kernels of backward separately, one varying while the other keeps its tile.
+All are compiled first, in parallel processes. A tile that does not fit is left out with the reason;
+one that spills is timed and marked.
 
     python benchmarks/attention_tuning.py --save        and with --small, into one result
     python benchmarks/attention_tuning.py --list        how many tiles there are; needs no GPU

@@ -1,13 +1,13 @@
-"""Attention on a GPU as the same call may be computed: kernels, tiles, ways to copy.
+"""Race ways to compute the same call of attention on a GPU: kernels, tiles, ways to copy.
 
-Three questions, 16,384 tokens of 2,048 features in bfloat16 each:
+Three questions, each for 16,384 tokens of 2,048 features in bfloat16:
 
     --kernels   the plain kernel, Hopper's in its variants, and torch's (flash, cuDNN), by length
     --tiles     tiles of the plain kernel, and of the last of the steps with and without descriptors
                 and persistence (`attention_step_kernels.py`), at one length
     --features  80 and 96 features in two tiles and in one of 128, forward and backward. Products
-                are 0.63 and 0.75 of the padded ones and about four fifths of the time: expected is
-                0.7 and 0.8 of it, both ways
+                are 0.63 and 0.75 of the padded ones, and about four fifths of the time: expected
+                are 0.7 and 0.8 of the time, both ways
 
     python benchmarks/attention_variants.py --kernels --tiles --features --save
 

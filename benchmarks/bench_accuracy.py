@@ -1,9 +1,9 @@
-"""What `twofold train` or `finetune` reaches: test accuracy, time and memory, seeds from 0 on.
+"""Measure `twofold train` or `finetune`: test accuracy, time and memory, for seeds from 0 on.
 
     python benchmarks/bench_accuracy.py [--save]
     python benchmarks/bench_accuracy.py --command finetune [--seeds 1] [--save]
 
-Each run is a process of its own, as a user would start it. With --save the figures and the plot of
+Each run is a process of its own, started as a user would. With --save the figures and the plot of
 seed 0 go to results/.
 """
 

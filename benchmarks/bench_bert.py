@@ -1,9 +1,9 @@
-"""BERT on the CPU: the NumPy side against `transformers` on torch, with the same weights.
+"""Race BERT on the CPU: the NumPy side against `transformers` on torch, with the same weights.
 
 Sentences: MiniLM with a head classifies movie reviews, tokenizing included, in batches of 64 of
-similar length, padded to their longest; `transformers` runs them without gradients, with its own
-attention of the default kind (SDPA). Fine-tuning: a step on 32 reviews with dropout .1, frozen
-embeddings, clipping and AdamW. Both sides have the same number of threads.
+similar length, padded to their longest; `transformers` runs them without gradients, with its
+default attention (SDPA). Fine-tuning: a step on 32 reviews with dropout .1, frozen embeddings,
+clipping and AdamW. Both have the same number of threads.
 
     python benchmarks/bench_bert.py [--save]
 """

@@ -1,4 +1,4 @@
-"""Sentences a second: ours against the same model in PyTorch eager, on the GPU where there is one.
+"""Race predictions: ours against the same model in PyTorch eager, on a GPU if there is one.
 
 Token ids of short and long sentences become probabilities, in batches of similar length, padded to
 their longest; at the default sizes and at MiniLM's. Both have sinusoidal positions, which are all

@@ -1,15 +1,15 @@
-"""One training step on the CPU: the NumPy side against the same model in PyTorch eager.
+"""Race one training step on the CPU: the NumPy side against the same model in PyTorch eager.
 
-Both do the same work: embedding, positions, pre-norm layers, mean and max pooled, all dropouts,
-cross-entropy on graded targets, clipping, AdamW, averaged weights; at the default sizes and at
-MiniLM's. PyTorch has torch.optim.AdamW in its default and in its fused form, and ratios are to
-the quicker of them. Both sides have the same number of threads.
+Both do the same work: embedding, positions, pre-norm layers, mean and max pooling, all dropouts,
+cross-entropy on soft targets, clipping, AdamW, averaged weights; at the default sizes and at
+MiniLM's. PyTorch uses torch.optim.AdamW in its default and in its fused form, and ratios are to
+the quicker of the two. Both have the same number of threads.
 
-Beside the races: where our step's time goes, operator by operator, one part of the batch after the
-other on one thread; and what share of it the batch takes to be drawn and padded, in the thread that
-does it while the step before is taken, and what share the step waits for it.
+Also measured: where our step's time goes, operator by operator, with one part of the batch after
+another on one thread; and, as shares of it, the time to draw and pad a batch, which a thread does
+during the step before, and the time that the step waits for its batch.
 
-Where there is a GPU, the races of `gpu_steps.py` are run instead.
+On a machine with a GPU, the races of `gpu_steps.py` are run instead.
 
     python benchmarks/bench_train_step.py [--save]
 """

@@ -1,14 +1,14 @@
-"""Put what was measured on one GPU where the pages look: results/gpu, named by device and date.
+"""File one GPU's results where the pages look for them: results/gpu, named by device and date.
 
-    python benchmarks/collect.py FOLDER…            of `on_gpu.sh`, or of whoever named files alike
+    python benchmarks/collect.py FOLDER…            from `on_gpu.sh`, or with files named alike
     python benchmarks/collect.py FOLDER… --carry
 
-Read are all files KIND.json and KIND-….json in the folders, and in archives there. Those of one
-kind become one result, with what the same machine measured on the same day: races of several
-operators, parts of attention's steps, questions, runs of a precision. A result that lacks what the
-newest of its kind has is not put there, as the pages would lose it. With --carry it is, and has
-what it lacks from the other, if that is of the same machine and versions; it then says of what
-result that is.
+All files KIND.json and KIND-….json in the folders, and in archives there, are read. Those of one
+kind are merged, together with what the same machine measured on the same day: races of several
+operators, parts of attention's steps, questions, runs of a precision. A result that lacks something
+that the newest of its kind has is not filed, as the pages would lose it. With --carry it is filed,
+and what it lacks is taken from that one, if that is of the same machine and versions; the result
+then names the one it was taken from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Committed results: the newest of a kind, and in words what it ran on and what made it."""
+"""Committed results: the newest of a kind, and in words what it ran on and what command made it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Write the tables of reference/README.md anew: what attention can be asked for.
+"""Write the tables in reference/README.md: attention's features.
 
-python benchmarks/features_page.py            rewrites what stands between the page's markers
-python benchmarks/features_page.py --check    exits with status 1 where that would change anything
+python benchmarks/features_page.py            rewrites what is between the page's markers
+python benchmarks/features_page.py --check    exits with status 1 if that would change anything
 """
 
 from __future__ import annotations

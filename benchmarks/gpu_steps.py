@@ -1,21 +1,21 @@
-"""One training step on a GPU: ours against the same model in torch, eager and compiled.
+"""Race one training step on a GPU: ours against the same model in torch, eager and compiled.
 
-Both do the same work, as `bench_train_step.py` says, with sinusoidal positions on both sides; torch
-has its fused AdamW, autocast where the precision is bfloat16, no attention mask where nothing is
-padded, and torch.compile in the mode "max-autotune". In float32 torch multiplies in float32, ours
-in three tf32 products, which are as exact.
+Both do the same work, described in `bench_train_step.py`, with sinusoidal positions in both; torch
+uses its fused AdamW, autocast if the precision is bfloat16, no attention mask if nothing is padded,
+and torch.compile in the mode "max-autotune". In float32 torch multiplies in float32, our kernels
+with three tf32 products, which are as accurate.
 
-Our step is a CUDA graph that is replayed (`core.captured`); beside it stands the same step with
-every kernel launched each time.
+Our step is a CUDA graph that is replayed (`core.captured`); the same step with every kernel
+launched each time races too.
 
-Who needs no compiling of the whole step races first, with both models; then those are compiled,
-one after the other, and each races beside the others of its model. The result is written before
-every compiling, which may take minutes: it is begun only where that much time is left. A contender
-that fails is in the result with the reason, and so is one for which there was no time.
+Contenders that need not compile the whole step race first, on both models; then the others are
+compiled, one after another, and each races beside the contenders of its model. The result is
+written before every compilation, which may take minutes and is begun only if that much time is
+left. A contender that fails is in the result with the reason, and so is one without time left.
 
 Beside the times: the share of the machine's rate of matrix products, measured in bfloat16, that a
-step makes use of (model FLOPs utilisation, Chowdhery et al. 2022, "PaLM", appendix B); and which
-kernels its time goes to, as torch's profiler says, in a few steps more.
+step reaches (model FLOPs utilisation, Chowdhery et al. 2022, "PaLM", appendix B); and the kernels
+that its time goes to, from torch's profiler, in a few further steps.
 """
 
 from __future__ import annotations

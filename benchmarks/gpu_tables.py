@@ -1,4 +1,4 @@
-"""What was measured on GPUs, as tables for SPEED.md: those of each GPU apart, the latest first."""
+"""Measurements on GPUs, as tables for SPEED.md: separate for each GPU, the latest first."""
 
 from __future__ import annotations
 

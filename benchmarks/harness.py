@@ -1,6 +1,6 @@
 """What the scripts here share: their options, and where their results go.
 
-How things are timed, and on what, is `twofold.core.bench`.
+Timing, and the description of the machine, are in `twofold.core.bench`.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """A matrix product for Hopper, to be raced with the plain one: c = f(a·b + bias).
 
-One warp copies tiles of a and b into a ring of shared memory, two groups of four warps multiply.
-Either the groups share a tile (each has half of its rows, and b is read by both), or they take
+One warp copies tiles of a and b into a ring of shared memory, and two groups of four warps
+multiply. Either the groups share a tile (each has half its rows, and both read b), or they take
 tiles in turn: while one adds the bias, activates and stores, the other has the matrix unit. The
-first has more to multiply for what it loads, the second hides what is not a product.
+first way multiplies more for what it loads, the second hides what is not a product.
 
-In turn, a group may not start waiting for its slots until the other has finished waiting for the
+In turn, a group must not start waiting for its slots until the other has finished waiting for the
 earlier ones: a parity does not tell a phase from the one before the last. So each has a barrier
 among `turns`, at which the other arrives when it has begun its tile's last product.
 
 `M` × `K` times `K` × `N`. A *step* is a slice of BLOCK_K features of one tile; slots, barriers and
 phases are those of `twofold.kernels.attention_hopper_kernel`. Steps (1) and (2) are those of
-`reference.linear`. Nobody has run it yet but `tests/hopper_machine.py`.
+`reference.linear`. So far only `tests/hopper_machine.py` has run it, not a GPU.
 """
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
-"""A matrix product on Hopper as it may be computed: tiles, ways to copy, a kernel of its own.
+"""Race ways to compute a matrix product on Hopper: tiles, ways to copy, a kernel of its own.
 
 The products of a layer of BERT-base at 16,384 tokens, and of a wider one, each by itself: forward
-(x·Wᵀ + b, with GELU behind the first of the feed-forward), dx = dz·W and dW = dzᵀ·x. Raced are the
-plain kernel in its tiles, with features split or not, the same with tiles copied by descriptors, in
-a persistent grid or not, Hopper's own (`linear_hopper_kernel.py`), and torch's, which is cuBLAS.
-Who does not run, or whose rows are not torch's to half of their digits, is left out and named; who
-is accurate, `tests/test_linear_variants.py` asks of the contract.
+(x·Wᵀ + b, with GELU after the first of the feed-forward), dx = dz·W and dW = dzᵀ·x. The contenders
+are the plain kernel in its tiles, with features split or not; the same with tiles copied by
+descriptors, in a persistent grid or not; Hopper's own (`linear_hopper_kernel.py`); and torch's,
+which is cuBLAS. One that does not run, or whose rows do not agree with torch's to half their
+digits, is left out and named; `tests/test_linear_variants.py` judges accuracy by the contract.
 
     python benchmarks/linear_variants.py --save
     python benchmarks/linear_variants.py --hopper --save      Hopper's own and torch's, beside these
 
-Hopper's own is raced by itself, as a kernel that waits in vain or writes where it must not would
-take its process along. The results of both lie in one file.
+Hopper's own is raced separately, as a kernel that waits in vain or writes out of bounds would take
+its process down. The results of both are in one file.
 
-Predicted in November 2026, before any of it ran, in TFLOP/s of an H200. There cuBLAS had made 425
-with GELU behind it at 768 features and 613 at 2048, the plain kernel 277 and 381; both products of
-backward, with the pass over dz taken off by its bytes, some 415 at 768 and 577 at 2048.
+Predictions of November 2026, before any of it ran, in TFLOP/s on an H200. There cuBLAS had reached
+425 followed by GELU at 768 features and 613 at 2048, the plain kernel 277 and 381; both products of
+backward, less the time for the bytes of the pass over dz, some 415 at 768 and 577 at 2048.
 
 - GELU in parts, two programs on a multiprocessor: 277 → 390 at 768, 381 → 520 at 2048. What is
-  left out of the product (bias, GELU, two stores) takes as many instructions as it has clocks.
-- Features of dW split: 768×768 from 155 to 395, 3072×768 from 315 to 435, as `linear_tiles` says.
-- 128×256 in one program: 600 at 2048, and no gain at 768, where nothing hides what is behind the
+  not part of the product (bias, GELU, two stores) takes as many instructions as it has clocks.
+- Features of dW split: 768×768 from 155 to 395, 3072×768 from 315 to 435, as in `linear_tiles`.
+- 128×256 in one program: 600 at 2048, and no gain at 768, where nothing hides what follows the
   12 steps of the product.
 - Descriptors: fewer instructions in the loop (134 → 70), 1.05; persistent 1.05 more at 768.
 - Hopper's own, tiles in turn: 550 at 768, with GELU too, as its groups hide it; a tile shared: 640
-  at 2048 and for dW. Its loop has 65 instructions in a step and nothing to wait for but copies.
+  at 2048 and for dW. Its loop has 65 instructions in a step and waits for nothing but copies.
 """
 
 from __future__ import annotations

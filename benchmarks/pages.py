@@ -1,4 +1,4 @@
-"""Pages with figures from committed results: a script writes them, or checks that it would not."""
+"""Pages with figures from committed results, which a script writes, or checks to be up to date."""
 
 from __future__ import annotations
 

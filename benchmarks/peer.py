@@ -1,7 +1,7 @@
 """The classifier in PyTorch's own modules, for the benchmarks to race.
 
-It has nn.TransformerEncoderLayer with the padding mask, and sinusoidal positions where ours are
-rotary (it has none).
+It uses nn.TransformerEncoderLayer with the padding mask, and sinusoidal positions in place of our
+rotary ones, which torch does not have.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The page of peers, from the committed result of `twofold verify peers`.
+"""Write PEERS.md from the committed result of `twofold verify peers`.
 
 python benchmarks/peers_page.py            writes benchmarks/PEERS.md
-python benchmarks/peers_page.py --check    exits with status 1 where that would change anything
+python benchmarks/peers_page.py --check    exits with status 1 if that would change anything
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Races of operators in committed results: whose time counts, and to whose it is a ratio."""
+"""Races of operators in committed results: which times count, and what their ratios are to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Write the figures of the README anew from the committed results and the sources.
+"""Write the figures in the README from the committed results and the sources.
 
-python benchmarks/readme.py            rewrites what stands between the README's markers
-python benchmarks/readme.py --check    exits with status 1 where that would change anything
+python benchmarks/readme.py            rewrites what is between the README's markers
+python benchmarks/readme.py --check    exits with status 1 if that would change anything
 """
 
 from __future__ import annotations

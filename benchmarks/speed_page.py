@@ -1,7 +1,7 @@
-"""Write the figures of SPEED.md anew from the committed results.
+"""Write the figures in SPEED.md from the committed results.
 
-python benchmarks/speed_page.py            rewrites what stands between the page's markers
-python benchmarks/speed_page.py --check    exits with status 1 where that would change anything
+python benchmarks/speed_page.py            rewrites what is between the page's markers
+python benchmarks/speed_page.py --check    exits with status 1 if that would change anything
 """
 
 from __future__ import annotations

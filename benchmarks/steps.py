@@ -1,4 +1,4 @@
-"""What takes a training step, for the benchmarks to race: ours on either side, and theirs."""
+"""Training steps for the benchmarks to race: ours on either side, and PyTorch's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every tile that norms, cross-entropy and products might have, timed on the GPU at hand.
+"""Time every tile that norms, cross-entropy and products might use, on the GPU at hand.
 
-What `attention_tuning.py` is to attention. Tiles are compiled first, in processes beside each
-other; one that cannot be is left out with the reason. The table's own choice races among them.
+The counterpart of `attention_tuning.py`. Tiles are compiled first, in parallel processes; one that
+cannot be compiled is left out with the reason. The table's own choice is among them.
 
     python benchmarks/tile_tuning.py --save
     python benchmarks/tile_tuning.py --list        how many tiles there are; needs no GPU

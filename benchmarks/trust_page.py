@@ -1,7 +1,7 @@
-"""Write the figures of TRUST.md anew: how near kernels come to their bounds, which faults are seen.
+"""Write the figures in TRUST.md: how near kernels come to their bounds, which faults are caught.
 
-python benchmarks/trust_page.py            rewrites what stands between the page's markers
-python benchmarks/trust_page.py --check    exits with status 1 where that would change anything
+python benchmarks/trust_page.py            rewrites what is between the page's markers
+python benchmarks/trust_page.py --check    exits with status 1 if that would change anything
 """
 
 from __future__ import annotations

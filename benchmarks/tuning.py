@@ -1,4 +1,4 @@
-"""Tiles timed against each other on a GPU: what the tuning scripts share."""
+"""What the tuning scripts share: tiles timed against each other on a GPU."""
 
 from __future__ import annotations
 

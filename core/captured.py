@@ -36,8 +36,8 @@ EAGER = 1
 class Captured:
     """A function of no arguments that returns nothing, replayed as a graph from its second call on.
 
-    The first `EAGER` calls, one, run it; the next captures and replays it. Every call has its
-    effect once. An error during capture is raised, and leaves no graph.
+    The first call runs it (`EAGER` says how many do); the next captures and replays it. Every call
+    has its effect once. An error during capture is raised, and leaves no graph.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -52,7 +52,7 @@ class Captured:
             return
         if self.graph is None:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            # Other threads may make calls forbidden to this one: NCCL's watches its connections.
+            # Other threads may make calls forbidden to this one: NCCL has one that watches.
             how = torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local")
             try:
                 with nothing_collected(), how:

@@ -80,7 +80,7 @@ def put_back(folder: Path, ours: Callable[[str], object]) -> None:
 
 
 def sweep(folder: Path, ours: Callable[[str], object]) -> None:
-    """Delete what interrupted writes of `ours` left behind; nobody may be writing there."""
+    """Delete what interrupted writes left of names that `ours` accepts; nobody may be writing."""
     for path, _ in _left(folder, ours):
         if path.is_dir():
             shutil.rmtree(path)
@@ -89,13 +89,13 @@ def sweep(folder: Path, ours: Callable[[str], object]) -> None:
 
 
 def left_of(name: str, ours: Callable[[str], object]) -> str | None:
-    """Return the name of ours whose interrupted write left this temporary name, or None."""
+    """Return the name whose interrupted write left this temporary one; None if not of `ours`."""
     found = LEFT.fullmatch(name)
     return found[1] if found is not None and ours(found[1]) else None
 
 
 def _left(folder: Path, ours: Callable[[str], object]) -> list[tuple[Path, Path]]:
-    """Return what interrupted writes of `ours` left in a folder, each with its intended path."""
+    """Return what interrupted writes of `ours` left in a folder, each with the path it was for."""
     found = ((path, left_of(path.name, ours)) for path in folder.glob(".*"))
     return [(path, folder / name) for path, name in found if name is not None]
 

@@ -31,7 +31,7 @@ TWOFOLD = "twofold"
 TORCH = "torch"
 Passes = Mapping[str, Callable[[], object]]  # by name
 BOTH = "forward and backward"
-JUDGED = 2  # cases judged for a contender that compiles, for seconds, for each
+JUDGED = 2  # cases judged of a contender that takes seconds to compile for each
 
 
 @dataclass(frozen=True)

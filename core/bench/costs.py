@@ -48,7 +48,7 @@ def attention(
 
 
 def decode(B: int, H: int, K: int, M: int, N: int, D: int, b: int) -> dict[str, Cost]:
-    """Keys and values read once, 2·B·K·N·D·b; queries and outputs."""
+    """Keys and values read once, 2·B·K·N·D·b, and queries and outputs."""
     return {"forward": Cost((2 * B * K * N + 2 * B * H * M) * D * b, 4.0 * B * H * M * N * D)}
 
 

@@ -11,7 +11,7 @@ empty stream it is what a small call takes.
 
 On a CPU a contender begins once the process has come to rest: torch's threads (OpenMP) go on
 spinning for some 15 ms after a call, OpenBLAS's for some 100, and would take the cores from
-whoever comes next (here a product of NumPy's took up to 1.7 times as long right after one of
+the next contender (here a product of NumPy's took up to 1.7 times as long right after one of
 torch's, and torch's GELU ten times as long after a product of NumPy's). Sleeping threads take some
 5 ms to spread over the cores again, so a short call is repeated for a while before it is timed.
 """

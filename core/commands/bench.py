@@ -127,7 +127,7 @@ def command(
 
 
 def _refuse(mode: str, **options: Any) -> None:
-    """Refuse options that mean nothing beside a mode."""
+    """Refuse options that mean nothing with a mode's option."""
     for name, given in options.items():
         if given:
             named = f"--{name}" if name != "operators" else name
@@ -154,14 +154,14 @@ def _race(
     judged: Any,
     ends: float,
 ) -> list[str]:
-    """Race every problem, a bar counting them; return those that there was no time for."""
+    """Race every problem, with a progress bar; return those for which no time was left."""
     from rich.progress import Progress
 
     from twofold.core.bench import contenders, races
     from twofold.core.bench.costs import Ceilings
     from twofold.core.bench.settings import Settings
 
-    settings = Settings()  # before anything that is not ours is imported
+    settings = Settings()  # before other people's code is imported
     entered = {o: list(contenders.of(o, device, against)) for o in _operators(listed)}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=len(listed))
@@ -216,7 +216,7 @@ def _command(
 
 
 def _show(result: dict[str, Any]) -> None:
-    """Print a table of all races or curves, and the machine."""
+    """Print a table of all races or curves, with the machine."""
     if "races" in result:
         _show_races(result)
     for name in result.get("left", ()):
@@ -233,7 +233,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _least(listed: list[Any], chip: str, ceilings: Any) -> dict[str, Any]:
-    """Return the least that each pass must move and compute on a chip, and how long that takes."""
+    """Return the least that each pass must move and compute on a chip, and the time it takes."""
     passes = [
         {
             "problem": problem.name,
@@ -272,7 +272,7 @@ def _show_least(least: dict[str, Any]) -> None:
 
 
 def _show_races(result: dict[str, Any]) -> None:
-    """Print all races, the reasons of those that did not run, and the limits."""
+    """Print all races, why contenders did not run, and the limits."""
     from rich.table import Table
 
     view = Table(box=None, pad_edge=False)

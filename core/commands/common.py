@@ -25,9 +25,9 @@ if not console.is_terminal:
 errors = Console(emoji=False, stderr=True)
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
-# What only the kernels need, and who judges them.
+# Packages that only the kernels and their verification need.
 OF_KERNELS = ("torch", "triton", "hypothesis", "ml_dtypes")
-# What a command says of its input, too large among it.
+# Errors that a command reports of its input, such as one that is too large.
 WRONG = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
@@ -50,15 +50,15 @@ def refused(error: Exception) -> typer.Exit:
 
 
 def tell(markup: str) -> None:
-    """Print a line to standard error, where that can be: no work ends because it is full."""
+    """Print a line to standard error if possible: no work ends because that is full."""
     with unprinted():
         errors.print(markup, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def unprinted() -> Iterator[None]:
-    """Go on where nothing can be printed any more: who read it is gone, or a disk is full."""
-    with suppress(OSError, SystemExit):  # rich exits where a pipe is broken
+    """Go on even if nothing can be printed: the reader is gone, or a disk is full."""
+    with suppress(OSError, SystemExit):  # rich exits if a pipe is broken
         yield
 
 
@@ -68,14 +68,14 @@ def escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text as it is, but what would steer a terminal (not a tab) as Python writes it."""
+    """Return text with control characters, except tabs, written as in Python."""
     return "".join(
         repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c != "\t" else c for c in text
     )
 
 
 def say(line: str) -> None:
-    """Print a line that holds texts of users, without markup, unwrapped, at once."""
+    """Print a line that holds a user's text, without markup or wrapping, and flush it."""
     try:
         console.file.write(f"{visible(line)}\n")
         console.file.flush()
@@ -84,7 +84,7 @@ def say(line: str) -> None:
 
 
 def choose_side(name: str) -> ops.Side:
-    """Return a side by name; "auto" takes the kernels where CUDA is."""
+    """Return a side by name; "auto" takes the kernels if CUDA is available."""
     if name == "auto":
         name = "triton" if ops.cuda_available() else "reference"
     if name not in ops.SIDES:
@@ -94,9 +94,9 @@ def choose_side(name: str) -> ops.Side:
 
 @contextmanager
 def interpreted_strictly(side: ops.Side) -> Iterator[None]:
-    """Be in the strict interpreter where a side's kernels are interpreted.
+    """Use the strict interpreter if a side's kernels are interpreted.
 
-    Triton's plain one is slower, and its bfloat16 is wrong.
+    Triton's plain interpreter is slower, and its bfloat16 is wrong.
     """
     if side.name != "triton" or side.device != "cpu":
         yield
@@ -108,7 +108,7 @@ def interpreted_strictly(side: ops.Side) -> Iterator[None]:
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written, before the work for it; make the folder it is in.
+    """Refuse a file that cannot be written, before the work for it; make its folder.
 
     Raises:
         ValueError: naming the option.
@@ -124,7 +124,7 @@ def check_file(option: str, path: Path | None) -> None:
 
 
 def check_folder(option: str, path: Path | None) -> None:
-    """Refuse a folder that cannot be written to, before the work for it; make it.
+    """Make a folder and refuse one that cannot be written to, before the work for it.
 
     Raises:
         ValueError: naming the option.
@@ -143,23 +143,23 @@ def _writable(path: Path | None) -> Path | None:
     return path
 
 
-# Of every command that has a machine-readable result: refused, if it must be, before the work.
+# Option of every command with a machine-readable result; a bad path is refused before the work.
 Json = Annotated[
     Path | None, typer.Option(help="write the result to this file", callback=_writable)
 ]
 
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Write a machine-readable result where one was asked for."""
+    """Write a machine-readable result, if a path was given."""
     if path is not None:
         write_file("--json", path, (json.dumps(result, indent=1) + "\n").encode())
 
 
 @contextmanager
 def kept(write: Callable[[], None]) -> Iterator[None]:
-    """Write what grows meanwhile at the end, also where that comes too early.
+    """Call `write` at the end of a block in which results grow, even if it ends early.
 
-    SIGTERM and SIGHUP end it as SIGINT does.
+    SIGTERM and SIGHUP end the block as SIGINT does.
     """
     with interruptible():
         try:
@@ -169,10 +169,10 @@ def kept(write: Callable[[], None]) -> Iterator[None]:
 
 
 def write_file(option: str, path: Path, content: bytes) -> None:
-    """Write a file that an option asks for, whole, or it is as it was before.
+    """Write a file that an option names, so that it is complete or as it was before.
 
-    A link, which /dev/stdout is too, a pipe or a device is written to as it is, and so is a file in
-    a folder that cannot be written to.
+    A link (such as /dev/stdout), a pipe, a device, and a file in a folder that cannot be written to
+    are written directly.
 
     Raises:
         ValueError: naming the option.

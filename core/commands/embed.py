@@ -1,4 +1,4 @@
-"""`twofold embed "text" …`: sentence embeddings, and how near texts are to each other."""
+"""`twofold embed "text" …`: sentence embeddings, and how similar texts are."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def command(
         if out is not None and out.suffix != ".npy":
             raise ValueError(f"--out is {str(out)!r}; it must end with .npy")
         chosen_side = choose_side(side)
-        done: list[tuple[list[str], Any]] = []  # texts and their vectors, as they came
+        done: list[tuple[list[str], Any]] = []  # texts and their vectors, in order
 
         def write() -> None:
             if done:
@@ -68,12 +68,12 @@ def _joined(done: list[tuple[list[str], Any]]) -> tuple[list[str], Any]:
 
 
 def _write(model: str, out: Path | None, json: Path | None, texts: list[str], vectors: Any) -> None:
-    """Write the vectors that there are, a row for each text."""
+    """Write the vectors so far, a row for each text."""
     if out is not None:
         saved = io.BytesIO()
         np.save(saved, vectors)
         write_file("--out", out, saved.getvalue())
-    if json is not None:  # as lists the vectors take twelve times the memory
+    if json is not None:  # as lists, vectors take twelve times the memory
         pairs = zip(texts, vectors.tolist(), strict=True)
         rows = [{"text": text, "vector": vector} for text, vector in pairs]
         write_json(json, {"model": model, "embeddings": rows})

@@ -1,4 +1,4 @@
-"""`twofold evaluate RUN`: judge a finished run on the test part of its data."""
+"""`twofold evaluate RUN`: evaluate a finished run on the test part of its data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def command(
             "test_examples": len(y),
             "recall": recall,
         }
-        write_json(json, result)  # first: it is there though nothing can be printed
+        write_json(json, result)  # first, in case nothing can be printed
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("class")
         table.add_column("recall", justify="right")

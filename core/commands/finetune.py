@@ -1,4 +1,4 @@
-"""`twofold finetune`: a pretrained BERT taught to classify, with our own backward pass and Adam."""
+"""`twofold finetune`: train a pretrained BERT to classify, with our own backward pass and Adam."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from twofold.core.training.run import Run
 from twofold.core.training.settings import LONGEST, dataset_of
 from twofold.reference import checks
 
-# The embeddings, half of the parameters, are frozen: without them an epoch takes less time.
+# The embeddings, half of the parameters, are frozen: an epoch then takes less time.
 RECIPE: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 32,
@@ -98,7 +98,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     recipe_names = {f.name for f in dataclasses.fields(Recipe)}
     recipe = RECIPE | (QUICK if given["quick"] else {})
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
-    # Refused, if it must be, before anything is fetched.
+    # Refuse a bad recipe before anything is fetched.
     checked = recipe_of(recipe, processes, given["side"])
     changed = {n: given[n] for n in ("attention_dropout",) if n in given}
     if "dropout" in given:
@@ -135,7 +135,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
 
 
 def _say_drawn(loaded: pretrained.Pretrained, labels: tuple[str, ...]) -> None:
-    """Say that a head which the model was taught is not gone on from, where it is so."""
+    """Print that the head is drawn, if the model has a trained head for other classes."""
     if weights.classes_of(labels, loaded.labels) is None and not bert.HEAD.keys() & loaded.missing:
         theirs, ours = (", ".join(names[:9]) for names in (loaded.labels, labels))
         said = f"the model's classes are {theirs}; those of the data are {ours}"

@@ -1,4 +1,4 @@
-"""Texts that a command is given, as arguments or as lines that come one after the other."""
+"""Texts given to a command, as arguments or as lines of standard input."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Texts = Annotated[
     list[str] | None,
     typer.Argument(help="texts; if none are given, the non-blank lines of standard input"),
 ]
-CHUNK = 1 << 16  # bytes at a time: enough of one length for full batches, few enough to show soon
+CHUNK = 1 << 16  # bytes at a time: enough similar lengths for full batches, few enough to show soon
 
 
 def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
     """Yield the texts in lots: the arguments, or lines of standard input as they arrive.
 
-    Blank lines do not count. At the end, standard error is told how fast lines went.
+    Blank lines are skipped. At the end, the rate of lines is printed to standard error.
 
     Raises:
         ValueError: there was no text at all, or one is not UTF-8; those before it were yielded.
     """
     if arguments:
         for text in arguments:
-            if any("\ud800" <= c <= "\udfff" for c in text):  # as Python hands over other bytes
+            if any("\ud800" <= c <= "\udfff" for c in text):  # Python's form of other bytes
                 raise ValueError(f"the text {text!r} is not UTF-8; it must be")
         yield list(arguments)
         return
-    count, seen, began = 0, 0, time.perf_counter()  # texts, and lines, also blank ones
+    count, seen, began = 0, 0, time.perf_counter()  # texts; lines, blank ones included
     begun: list[bytes] = []  # parts of a line that has not ended
     source: Any = None if sys.stdin is None else sys.stdin.buffer
-    ended = source is None  # who starts us may have closed it
+    ended = source is None  # the parent process may have closed it
     while not ended:
-        chunk = source.read1(CHUNK)  # whatever is there, waiting only for the first byte
+        chunk = source.read1(CHUNK)  # whatever there is, waiting only for the first byte
         ended = not chunk
         first, *lines = chunk.split(b"\n")
         begun.append(first)
@@ -62,7 +62,7 @@ def texts_given(arguments: Sequence[str] | None) -> Iterator[list[str]]:
 
 
 def _decoded(lines: Sequence[bytes]) -> tuple[list[str], UnicodeDecodeError | None]:
-    """Return the lines before the first that is not UTF-8, and what is wrong with that."""
+    """Return the lines before the first that is not UTF-8, and that one's error."""
     texts: list[str] = []
     for line in lines:
         try:

@@ -1,4 +1,4 @@
-"""Options that several commands have, each with its help; the defaults stand with the commands."""
+"""Options shared by several commands, with their help; the commands set the defaults."""
 
 from __future__ import annotations
 

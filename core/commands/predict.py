@@ -1,4 +1,4 @@
-"""`twofold predict RUN "text" …`: what a finished run, or a BERT of others, makes of texts."""
+"""`twofold predict RUN "text" …`: classify texts with a finished run or a Hugging Face BERT."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def command(
 
 
 def _opened(folder: Path, side: Side) -> tuple[Classifier, Codec, tuple[str, ...]]:
-    """Return the model of a run or of a Hugging Face folder, its codec, and names of classes."""
+    """Return the model of a run or of a Hugging Face folder, its codec, and its class names."""
     if not (folder / SETTINGS_FILE).exists() and (folder / CONFIG_FILE).exists():
         bert = pretrained.load(folder, ops=side)
         if bert.missing:

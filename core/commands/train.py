@@ -1,4 +1,4 @@
-"""`twofold train`: fetch data, train, judge, and leave a run's folder behind."""
+"""`twofold train`: fetch data, train, evaluate, and leave a run's folder."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
     recipe |= {name: value for name, value in given.items() if name in recipe_names}
     model = preferred(data, "model")
     model |= {name: value for name, value in given.items() if name in model_names}
-    # Refused, if it must be, before anything is fetched.
+    # Refuse a bad recipe before anything is fetched.
     checked = recipe_of(recipe, processes, given["side"])
     tokenizer, patch = given.get("tokenizer", "words"), given.get("patch", Settings.patch)
     if tokenizer not in codec.TOKENIZERS:
@@ -108,7 +108,7 @@ def _begin(given: Mapping[str, Any], processes: Processes) -> tuple[Run, Dataset
 
 
 def _check_kind(dataset: Dataset, given: Mapping[str, Any], patch: int) -> None:
-    """Refuse options that are for texts where there are images, and the other way round."""
+    """Refuse options for texts if the data are images, and the other way round."""
     for name, kind in (("tokenizer", "text"), ("word_dropout", "text"), ("patch", "images")):
         fits, must = dataset.kind == kind, f"left out where data is {dataset.kind}"
         checks.require(name not in given or fits, name, repr(given.get(name)), must)

@@ -1,4 +1,4 @@
-"""What `train` and `finetune` share: go on with a run to its end, and show what comes of it."""
+"""What `train` and `finetune` share: carry a run to its end, and show the result."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from twofold.reference import checks
 
 
 def reopened(folder: Path) -> tuple[Run, Dataset]:
-    """Return a run to go on with, and its data, if they are still the same.
+    """Return a run to resume, with its data, if they are still the same.
 
     Raises:
-        RunError: they are not, or the folder is no run.
+        RunError: the data have changed, or the folder is not a run's.
     """
     run = Run.open(folder)
     dataset = run.settings.dataset()
@@ -59,7 +59,7 @@ def reopened(folder: Path) -> tuple[Run, Dataset]:
 
 
 def begun(given: Mapping[str, Any], dataset: Dataset, codec: Codec, **own: Any) -> Run:
-    """Make a new run's folder, of what every command is given and of settings of its own."""
+    """Make a new run's folder from the options that both commands share and settings of its own."""
     settings = Settings(
         data=located(given["data"]),
         text_column=given.get("text_column"),
@@ -74,14 +74,14 @@ def begun(given: Mapping[str, Any], dataset: Dataset, codec: Codec, **own: Any) 
 
 
 def new_folder(data: str) -> Path:
-    """Make the folder of a new run that nobody named, and that no other run has."""
+    """Make a folder with a name of its own for a new run without --out."""
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for n in itertools.count(1):
         folder = Path("runs") / f"{Path(data).stem}-{now}{f'-{n}' if n > 1 else ''}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue  # begun in the same second
+            continue  # another run began in the same second
         except OSError as fault:
             must = f"it must be one that can be made ({fault.strerror}); --out names another"
             raise RunError(f"the run's folder is {str(folder)!r}; {must}") from fault
@@ -90,12 +90,12 @@ def new_folder(data: str) -> Path:
 
 
 def recipe_of(fields: Mapping[str, Any], processes: Processes, side: str) -> Recipe:
-    """Return a recipe; without `parts` there is one for every process, two where there is room.
+    """Return a recipe; without `parts`, one part a process, on a CPU at least two if they fit.
 
-    Two are for the threads of a CPU: a GPU takes all that a process has at once.
+    Two are for the threads of a CPU; a GPU takes all of a process's examples at once.
 
     Raises:
-        TypeError, ValueError: a field is impossible, or its parts cannot be shared so.
+        TypeError, ValueError: a field is impossible, or its parts cannot be shared evenly.
     """
     size = fields.get("batch_size", Recipe.batch_size)
     room = size if checks.whole(size) and size >= 1 else Recipe.parts
@@ -110,18 +110,18 @@ SMALLER = "smaller --d-model, --d-ff, --layers or --batch-size take less"
 
 
 def carry_out(begin: Begin, context: typer.Context) -> None:
-    """Begin a run or go on with one, to its end, and show what came of it.
+    """Begin or resume a run, carry it to its end, and show the result.
 
     Args:
         begin: makes the folder of a new run.
-        context: of the command, whose options `out`, `resume` and `json` say in which folder, of
-            which run instead, and where the result is wanted too.
+        context: of the command; its options are `out`, the folder of a new run, `resume`, the run
+            to resume instead, and `json`, where the result is to be written too.
     """
     out, resume, json = (context.params[name] for name in ("out", "resume", "json"))
     with plain_errors():
         if resume is not None:
             _refuse_beside_resume(context)
-    # Said inside `joined`, before the others know; outside it, of those that never came.
+    # Inside `joined`, losses are printed before the others know; outside, those that never joined.
     with plain_errors(), _losses(), joined() as processes, _losses():
         processes.agreed("options", _choices(context))
         run, dataset = _opened(begin, out, resume, processes, context)
@@ -133,13 +133,13 @@ def carry_out(begin: Begin, context: typer.Context) -> None:
             raise MemoryError(f"{str(large) or 'out of memory'}; {SMALLER}{kept}") from large
         if processes.first:
             _draw(run, result)
-            write_json(json, result)  # first: it is there though nothing can be printed
+            write_json(json, result)  # first, in case nothing can be printed
             show(run, result)
         processes.wait()
 
 
 def _refuse_beside_resume(context: typer.Context) -> None:
-    """Refuse options that nobody would look at."""
+    """Refuse options that would be ignored with --resume."""
     for option in context.command.params:
         name = option.name or ""
         source = context.get_parameter_source(name)
@@ -150,22 +150,22 @@ def _refuse_beside_resume(context: typer.Context) -> None:
 
 
 def _choices(context: typer.Context) -> str:
-    """Return the options that every process must be given, but for files that the first writes."""
+    """Return the options that must be the same in all processes: all but files and folders."""
     places = ("out", "resume", "json")
     return repr(sorted((n, x) for n, x in context.params.items() if n not in places))
 
 
-# What a refusal is of, and in what must be: something quoted, or a setting of several words.
+# The subject of a refusal; in what must be: something quoted, or a setting with an underscore.
 SUBJECT = r"\w+(?: / \w+)*(?= (?:is|has) )"
 SETTING = r"""'[^']*'|"[^"]*"|(?<![\w./-])\w+_\w+(?![\w./-])"""
 
 
 def _by_option(error: Exception, context: typer.Context) -> Exception:
-    """Return an error that names options, where it named the settings that they are for.
+    """Return an error that names options instead of the settings that they are for.
 
-    They are looked for where a message has them, not among what it quotes of users: in front of
-    "is" or "has", and in what must be, outside quotation marks. There a setting of one word is left
-    alone: it may be a word.
+    Settings are replaced only where messages name them, not in what a message quotes from users:
+    before "is" or "has", and in what must be, outside quotation marks. There a setting of one word
+    is left alone, since it may be an ordinary word.
     """
     words = str(error)
     if not isinstance(error, ValueError | TypeError):
@@ -185,7 +185,7 @@ def _by_option(error: Exception, context: typer.Context) -> Exception:
 
 @contextmanager
 def _losses() -> Iterator[None]:
-    """Print which process was lost, and exit."""
+    """Print which process was lost, if one is, and exit."""
     try:
         yield
     except Lost as lost:
@@ -200,10 +200,10 @@ def _opened(
     processes: Processes,
     context: typer.Context,
 ) -> tuple[Run, Dataset]:
-    """Return the run; the first process makes or finds it, and the others open it after that."""
+    """Return the run, which the first process makes or finds, and the others then open."""
     if not processes.first:
         folder = processes.told("")
-        if not folder:  # the first one said why
+        if not folder:  # the first process printed why
             raise typer.Exit(REFUSED)
         return reopened(Path(folder))
     try:
@@ -219,7 +219,7 @@ def _opened(
 
 
 def finish(run: Run, dataset: Dataset, processes: Processes) -> dict[str, Any]:
-    """Train to the end, judge on test, and write the result, in the first process."""
+    """Train to the end and evaluate on the test part; the first process writes the result."""
     side = choose_side(run.settings.side)
     alone = held(run.folder) if processes.first else nullcontext()
     with alone, interpreted_strictly(side):
@@ -279,17 +279,17 @@ def _train_on(side: Side, run: Run, dataset: Dataset, processes: Processes) -> d
 
 
 def _draw(run: Run, result: Mapping[str, Any]) -> None:
-    """Draw a finished run, where that is not done yet."""
+    """Plot a finished run, unless that was done before."""
     if run.plot.exists():
         return
     try:
         plot(run.plot, run.metrics(), result)
-    except Exception as fault:  # whatever a library has against it: the run is finished
+    except Exception as fault:  # any, from a library: the run is finished all the same
         tell(f"[yellow]no picture:[/yellow] {escaped(str(fault))}")
 
 
 def _unseen(_: Event) -> None:
-    """What the other processes tell is not shown."""
+    """Show nothing: only the first process's progress is shown."""
 
 
 def _passed_over(why: str) -> None:
@@ -312,7 +312,7 @@ def _say_what(run: Run, dataset: Dataset, side: Side, processes: Processes) -> N
 
 
 def show(run: Run, result: Mapping[str, Any]) -> None:
-    """Print what came of a run."""
+    """Print a run's result."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     table.add_column("test accuracy", justify="right")
@@ -335,7 +335,7 @@ def show(run: Run, result: Mapping[str, Any]) -> None:
 
 
 def _waited(result: Mapping[str, Any]) -> str:
-    """Say what share of the steps' time went by waiting for data, where a run measured it."""
+    """Return the share of the steps' time spent waiting for data, in words, if it was measured."""
     share = result.get("waiting_share")
     return "" if share is None else f", {share:.2%} of their time waiting for data"
 
@@ -367,7 +367,7 @@ class _Shown:
 
     def __call__(self, event: Event) -> None:
         """Show a step."""
-        if math.isfinite(event.loss):  # on a GPU that of the first step is not known yet
+        if math.isfinite(event.loss):  # on a GPU the first step's is not known yet
             self.loss = event.loss if self.loss is None else 0.95 * self.loss + 0.05 * event.loss
         if event.validation_accuracy is not None:
             self.accuracy = f"{event.validation_accuracy:.4f}"

@@ -184,7 +184,7 @@ def _object(path: Path, line: int, source: str) -> Mapping[str, Any]:
 
 
 def _column(path: Path, top: int, columns: list[str], role: str, named: str | None) -> str:
-    """Return the column named or, without a name, the one called as its role."""
+    """Return the column named or, if none is, the one called like its role in any case."""
     wanted = role if named is None else named.strip()
     alike = [name for name in columns if name.lower() == role] if named is None else []
     if wanted in columns:

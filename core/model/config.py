@@ -16,13 +16,13 @@ from twofold.reference.pooling import KINDS as POOLINGS
 INPUTS = ("tokens", "patches")
 POSITIONS = ("sinusoidal", "learned", "rotary")
 NORMS = ("pre", "post")
-# Dropout sites of a layer: attention weights, attention output, hidden features, its last output
+# A layer's dropout sites: attention weights, attention output, hidden features, feed-forward output
 SITES_PER_LAYER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Sizes and choices of a Transformer classifier; an impossible one raises, and is named.
+    """Sizes and choices of a Transformer classifier; an impossible one raises a named error.
 
     Attributes:
         input: "tokens" (ids, looked up in a table) or "patches" (vectors, projected).

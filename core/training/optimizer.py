@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(layout: Layout, learned: Layout, factors: Mapping[str, float]) -> list[Stretch]:
-    """Return the parameters of `learned`, a subset of those of `layout`, in as few as possible."""
+    """Return the parameters of `learned`, some of `layout`'s, in as few stretches as possible."""
     found: list[Stretch] = []
     for name in learned.shapes:
         (start, stop), (first, last) = layout.extent(name), learned.extent(name)

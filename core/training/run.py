@@ -148,7 +148,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training has ended, and its model and result are still intact."""
+        """Whether training has ended: its model is intact, and there is a result."""
         try:
             checkpoints.load(self.model_folder)
         except checkpoints.CheckpointError:

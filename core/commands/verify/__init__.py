@@ -1,6 +1,6 @@
-"""`twofold verify`: what holds the kernels against the mathematics, a command each.
+"""`twofold verify`: the checks of kernels against the mathematics, one command each.
 
-Without a command's name, `operators` is meant, or `function` where a module:function is named.
+Without a command's name, `operators` is run, or `function` if a module:function is named.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class WithDefault(TyperGroup):
-    """A group whose commonest command needs no name."""
+    """A group of commands with defaults, run if no command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name in front where it is left out."""
+        """Insert the command's name if it is left out."""
         if not args or (args[0] not in self.commands and args[0] != "--help"):
             named = any(FUNCTION.fullmatch(arg) for arg in args)
             args = ["function" if named else "operators", *args]
@@ -38,7 +38,7 @@ class WithDefault(TyperGroup):
         return rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help, and the calls that functions are judged by."""
+        """Write the help, then the calls that functions are judged as."""
         super().format_help(ctx, formatter)
         common.list_calls()
 

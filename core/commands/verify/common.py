@@ -27,16 +27,16 @@ Jobs = Annotated[int | None, typer.Option(min=1, help="processes; one per core b
 
 
 class Listing(TyperCommand):
-    """A command whose help ends with the calls that functions are judged by."""
+    """A command whose help ends with the calls that functions are judged as."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help, and every operator's call."""
+        """Write the help, then every operator's call."""
         super().format_help(ctx, formatter)
         list_calls()
 
 
 def list_calls() -> None:
-    """Print what a function may be judged as, and how it is called."""
+    """Print the operators that a function may be judged as, with the calls of each."""
     with plain_errors():
         from twofold.core.verify.foreign.signatures import ALSO, calls
 
@@ -59,10 +59,10 @@ def cores() -> int:
 
 
 def chosen(operators: list[str] | None) -> list[str]:
-    """Return the operators named, all if none is.
+    """Return the operators named, or all if none is.
 
     Raises:
-        ValueError: one of them is none.
+        ValueError: a name is not an operator's.
     """
     names = list(operators or ops.OPERATORS)
     for name in names:
@@ -77,7 +77,7 @@ def left(names: list[str]) -> dict[str, list[str]]:
 
 @contextmanager
 def judged_side(name: str) -> Iterator[ops.Side]:
-    """Give a side, in the strict interpreter where its kernels are not compiled, and say so."""
+    """Give a side, in the strict interpreter if its kernels are interpreted, and print which."""
     side = choose_side(name)
     where = ", in the strict interpreter" if (side.name, side.device) == ("triton", "cpu") else ""
     console.print(f"{side.name} side on {side.device}{where}", highlight=False)

@@ -1,4 +1,4 @@
-"""`twofold verify compile`: every kernel compiled for GPUs that need not be there."""
+"""`twofold verify compile`: every kernel compiled for several GPUs, none of which is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twofold.core.commands.common import (
 from twofold.core.commands.verify.common import Jobs, chosen, cores
 from twofold.core.verify.compiling.compiled import Compiled, Share
 
-AGAIN, FEW = 4, 50  # times that what differs is compiled, where it is no more than so many kernels
+AGAIN, FEW = 4, 50  # times that differing kernels are compiled again, if they are at most so many
 LINE = "{:43} {:8} {:>8} {:>9} {:>7} {:>7} {:>8} {:>5}  {}"
 
 
@@ -118,7 +118,7 @@ def command(
 def settled(
     found: list[Compiled], lines: list[str], operators: list[str], targets: list[str], jobs: int
 ) -> tuple[list[Compiled], float]:
-    """Return the kernels, those unlike a table's lines compiled again, and the time it took."""
+    """Compile kernels that differ from a table's lines again; return all, and the time it took."""
     from twofold.core.verify.compiling import jobs as compile_jobs
     from twofold.core.verify.compiling import table as compiled_table
 
@@ -141,7 +141,7 @@ def settled(
 
 
 def _show(kernels: list[Compiled]) -> None:
-    """Print the most that variants of one kernel need, and what is wrong with each."""
+    """Print the most that the variants of one kernel need, and the faults of each."""
     if why := kernels[0].unsupported:
         line = f"{kernels[0].operator:43} {kernels[0].target:8} unsupported: {escaped(why)}"
         console.print(line, highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from twofold.core.commands.verify.common import EXAMPLES, Examples
 if TYPE_CHECKING:
     from twofold.core.verify.foreign import Verdict
 
-# So many times the examples of `operators`: no case is chosen by the function's tiles.
+# Times the examples of `operators`, since no case is chosen to suit the function's tiles.
 MORE = 12
 LIMIT = 60.0
 SECONDS = 60.0
@@ -94,7 +94,7 @@ def command(
 
 
 def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
-    """Print the bounds, the properties and what was not judged; of what fails each fault, first."""
+    """Print bounds, properties and what was not judged; for a failure, first its faults."""
     from twofold.core.verify import report
     from twofold.core.verify.foreign import verdict as foreign_verdict
 
@@ -129,7 +129,7 @@ def show(name: str, operator: str, found: Verdict, everything: bool) -> None:
 
 
 def properties(found: Verdict) -> Table:
-    """Lay out what became of every property in every precision."""
+    """Return a table of the outcome of every property in every precision."""
     precisions = list(dict.fromkeys(claim.precision for claim in found.claims))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("property", no_wrap=True)

@@ -1,4 +1,4 @@
-"""`twofold verify lockstep`: both sides trained from one seed, compared after every step."""
+"""`twofold verify lockstep`: both sides trained from one seed, and compared after every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`twofold verify mutants`: how many small faults the contracts see."""
+"""`twofold verify mutants`: how many small planted faults the contracts catch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def command(
 
 
 def _say(verdict: Verdict) -> None:
-    """Show what should not be."""
+    """Print a mutant that survived or was misjudged."""
     if verdict.fate in ("survived", "misjudged"):
         said = f"{verdict.mutant} | {verdict.mutant.text} | {verdict.by}".rstrip(" |")
         line = f"[red]{verdict.fate.upper()}[/red] {escaped(said)}"

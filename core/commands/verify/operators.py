@@ -1,4 +1,4 @@
-"""`twofold verify operators`: a side judged by the contracts."""
+"""`twofold verify operators`: a side's operators judged by their contracts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(
     """
     with plain_errors():
         names = chosen(operators)
-        # They need hypothesis, which only verification does.
+        # They need hypothesis, as only verification does.
         from twofold.core.verify import report
         from twofold.core.verify.processes import processes
 

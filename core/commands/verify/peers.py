@@ -1,4 +1,4 @@
-"""`twofold verify peers`: functions of other libraries before the contracts of our operators."""
+"""`twofold verify peers`: other libraries' functions judged by our operators' contracts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def command(
 
 
 def show(judged: Judged) -> None:
-    """Print what is wrong with a peer, and why."""
+    """Print what is wrong with a peer, and the reason if known."""
     for f in judged.failures():
         where = " ".join(filter(None, (judged.peer.name, f.precision, f.output)))
         console.print(
@@ -68,7 +68,7 @@ def show(judged: Judged) -> None:
 
 
 def table(judged: list[Judged]) -> Table:
-    """Lay out a row for each peer and precision."""
+    """Return a table with a row for each peer and precision."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("peer", "operator", "dtype"):
         view.add_column(column, no_wrap=True)
@@ -92,7 +92,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def differing(judged: list[Judged]) -> list[tuple[str, str, str]]:
-    """Return what definitions leave open: in words, our answer, and each other one's peers."""
+    """Return questions that definitions leave open: words, our answer, others with their peers."""
     from twofold.core.verify.peers.conventions import QUESTIONS
 
     lines = []
@@ -109,7 +109,7 @@ def differing(judged: list[Judged]) -> list[tuple[str, str, str]]:
 
 
 def report(judged: list[Judged]) -> dict[str, object]:
-    """Return everything, and what it ran on."""
+    """Return all results for JSON, and what they ran on."""
     import platform
 
     import numpy as np

@@ -76,7 +76,7 @@ def command(
 
 
 def _case(contract: Any, fields: list[str]) -> Any:
-    """Return the case of these fields, each of the type that its default has."""
+    """Return the case with these fields, each of its default's type."""
     default = type(contract.pinned[0])()
     known = vars(default)
     values: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def _case(contract: Any, fields: list[str]) -> Any:
 
 
 def _parsed(field: str, text: str, default: Any) -> Any:
-    """Read a value as its default's type; None stands for itself."""
+    """Return a value parsed as its default's type; "None" is None."""
     if text == "None":
         return None
     kind: Any = str if default is None else type(default)

@@ -23,7 +23,7 @@ def command(
     """
     with plain_errors():
         names = chosen(operators)
-        from twofold.core.verify import tightness  # needs hypothesis, which only verification does
+        from twofold.core.verify import tightness  # needs hypothesis, as only verification does
 
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         for column in ("operator", "pass", "output", "precision"):
