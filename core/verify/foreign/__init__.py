@@ -1,27 +1,27 @@
-"""Anyone's function judged by an operator's contract, bound by bound and property by property.
+"""Judges anyone's function by an operator's contract: its bounds and its properties.
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those of the
 options of `table.PLAIN` that its signature has. It returns the output; for attention also (output,
 lse), or (output, weights), for norms also (output, stream), the stream being x or its sum with a
-residual. Options it does not have are left out of the domain, and so is what conventions differ
-about: a query without keys, and causal with more keys than queries or fewer. If the output requires
-grad, the gradients are judged too. A case that the function refuses (`refusals.REFUSALS`) is
-counted, not held against it. An object with `forward` and `backward` that take what ours do is
-judged as any operator. What fails is shrunk.
+residual. Options it does not have are left out of the domain, and so are cases on which conventions
+differ: a query without keys, and causal with more keys than queries or fewer. If the output
+requires grad, the gradients are judged too. A case that the function refuses (`refusals.REFUSALS`)
+is counted, not held against it. An object with `forward` and `backward` that take the arguments of
+ours is judged like our operators. Failing cases are shrunk.
 
-In here a function that hangs or crashes takes the judge with it; `apart` keeps them apart.
+In this process a function that hangs or crashes takes the judge with it; `apart` separates them.
 
-How a judgement goes, by file:
+How a judgement proceeds, by file:
 
-- *what was given becomes a plain call*: `imports`, then `kinds` (function, module, class) and
-  `forms`, each brought to f(tensors…, options…): `joined`, `packed`, `pages`, `merging`, `rotary`,
-  `optimizers`, `steps`, `sizes`, `written`; other orders of axes are in `orders`.
+- *the function becomes a plain call*, f(tensors…, options…): `imports`, then `kinds` (function,
+  module, class) and `forms`, with `joined`, `packed`, `pages`, `merging`, `rotary`, `optimizers`,
+  `steps`, `sizes`, `written`; other orders of axes are in `orders`.
 - *a contract's case becomes arguments of that call*: `plain` and `table` say what an operator's
   call is, `calls` makes it, for some operators with `attention`, `decoding`, `merging`, `pooling`.
-- *what the signature leaves open is found out by trying*: `meanings`.
+- *what the signature leaves open is found by trial*: `meanings`.
 - *cases are judged*: `trial`, of a `subjects.Function` or an `operators.Operator`; gradients are in
-  `gradients`, what only learning shows in `learning`, tensors it lacks in `lacking`.
-- *what came of it is said*: `refusals`, `cases` (what failures share), `verdict`, `notes`.
+  `gradients`, what depends on which inputs learn in `learning`, missing tensors in `lacking`.
+- *the outcome is reported*: `refusals`, `cases` (what failures share), `verdict`, `notes`.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ def judge(
     claimed: int = CLAIMED,
     seconds: float = math.inf,
 ) -> Verdict:
-    """Judge a function, an object, or what "module:function" names, as an operator.
+    """Judge a function, an object, or the one that "module:function" names, as an operator.
 
     Args:
         function: what is judged.
-        operator: what it should be.
-        examples: cases in all for the bounds.
+        operator: the operator it should implement.
+        examples: how many cases in all for the bounds.
         precisions: of `PRECISIONS`; by default all but tf32.
-        observe: is told the line that repeats a case before the case is run, and what fails.
-        claimed: cases for each property and precision; with 0, no property is asked.
+        observe: called with the line that repeats a case before the case is run, and with failures.
+        claimed: cases for each property and precision; with 0, no property is checked.
         seconds: after which no case is begun, a share of them for each precision.
 
     Raises:
@@ -146,7 +146,7 @@ def judge(
 
 
 def _computes_nothing(trial: Trial) -> bool:
-    """Return whether every case was refused, or raised what is no fault that a kernel has."""
+    """Return whether every case was refused, or raised what no fault of a kernel would."""
     tried = [violation for cases in trial.tried.values() for violation in cases.values()]
     return all(v and raised(v) and not isinstance(v.__cause__, Fault) for v in tried)
 
@@ -154,14 +154,14 @@ def _computes_nothing(trial: Trial) -> bool:
 def _mostly_fails(trial: Trial) -> bool:
     """Return whether most cases fail in float32, as they do where its products are not exact.
 
-    A bound of products in tf32 is so wide that what a block adds is lost in it, too.
+    The bound of tf32 products is so wide that even a missing block would be within it.
     """
     tried = trial.tried["float32"].values()
     return 2 * sum(v is not None for v in tried) >= len(tried)
 
 
 def _holds_in_tf32(trial: Trial, case: Any) -> bool:
-    """Return whether a case that fails in float32 keeps the bound of products in tf32."""
+    """Return whether a case that fails in float32 is within the bound of tf32 products."""
     if not hasattr(case, "allow_tf32"):
         return False
     try:
@@ -195,7 +195,7 @@ def again(function: str | Any, operator: str, *, claim: str = "", **fields: Any)
 
 @contextlib.contextmanager
 def strictly() -> Iterator[None]:
-    """Be in the strict interpreter where there is no GPU."""
+    """Enter the strict interpreter where there is no GPU."""
     with contextlib.ExitStack() as stack:
         if ops.triton_device() == "cpu":
             from twofold.core.verify.strict import strict_interpreter
@@ -206,9 +206,9 @@ def strictly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled_anew() -> Iterator[None]:
-    """Let torch.compile compile for every kind of case, not give up after eight and run as it is.
+    """Let torch.compile compile for every kind of case, not give up after eight and run eagerly.
 
-    What it compiled for other precisions is forgotten.
+    What it compiled for other precisions is discarded.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
