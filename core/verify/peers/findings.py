@@ -1,16 +1,16 @@
-"""What judging the peers found, each finding with its kind and reason.
+"""What was found by judging the peers, each finding with its kind and reason.
 
-Nothing is filtered by this list: a failure is shown with its kind, one that is not listed as
-unexplained, and a listed one that no longer shows as gone. The kinds, from worst to least:
+Nothing is filtered by this list: a listed failure is shown with its kind, an unlisted one as
+unexplained, and an entry that no longer shows as gone. The kinds, from the worst down:
 
-- fault: wrong by any reading, such as another gradient, a NaN, memory that is not the function's;
-- precision: further off than arithmetic in float32 with one rounding of each stored result may be;
-- undefined: right only if the language fills in what it leaves undefined.
+- fault: wrong by any reading, such as a wrong gradient, a NaN, access to memory not its own;
+- precision: further off than float32 arithmetic with one rounding of each stored result may be;
+- undefined: right only by relying on what the language leaves undefined.
 
-Another choice that is documented or common, where ours differs, is no failure: `conventions`.
+A choice that is documented or common, but differs from ours, is no failure: see `conventions`.
 
-A bound is that of a kernel which computes in float32 and rounds what it stores, once. To leave it
-is not to be useless; how far off, and why, is in the reason.
+A bound is that of a kernel that computes in float32 and rounds what it stores, once. A function
+that exceeds it need not be useless; how far it is off, and why, is in the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from twofold.core.verify.peers.finding import Known
 from twofold.core.verify.peers.table import LIBRARIES
 
-# What no contract asks, by the script in benchmarks/peer_faults that shows it.
+# Findings outside the contracts, by the script in benchmarks/peer_faults that shows each.
 BY_HAND = {
     "cce_target_logit": "cut-cross-entropy rounds the products of the target's logit to 16 bits, "
     "which those in the log-sum-exp are not; here it is judged with the identity for a classifier, "
@@ -38,7 +38,7 @@ KNOWN = tuple(known for library in LIBRARIES for known in library.FOUND)
 
 
 def known(peer: str, precision: str, output: str, words: str) -> Known | None:
-    """Return the first entry of a failure, if it has one."""
+    """Return the first entry that describes a failure, if there is one."""
     return next((k for k in KNOWN if k.names(peer, precision, output, words)), None)
 
 
