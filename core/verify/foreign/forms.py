@@ -195,7 +195,7 @@ def _in_order(
 ) -> Callable[..., Any]:
     """Return a function with its tensors in order, including those that it takes by name only.
 
-    Options may stand between them.
+    Options may come between them.
 
     A normalised shape is that of the last axis.
     """
