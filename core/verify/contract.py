@@ -279,7 +279,7 @@ def judge(contract: Contract, side: Side, case: Any) -> list[Finding]:
 
     A violation of the probabilistic bound alone is reported as such: at fault is the kernel, or the
     assumption that its casts are independent (`rounding`). For an output with unwritten elements,
-    the finding names who should have written them, where that is known.
+    the finding says what left them unwritten, where that is known.
     """
     given = contract.inputs(case)
     outputs, wrong = computed(contract, side, case, given)

@@ -54,7 +54,7 @@ def unwritten_memory_is_nan(side: Side) -> Iterator[None]:
 
 
 def unwritten(side: Side, output: Any) -> str:
-    """Say who left elements of an output unwritten, where that is known, else ""."""
+    """Say what left elements of an output unwritten, where that is known, else ""."""
     if side.name == "triton" and output is not None:
         from twofold.core.verify.strict import check_written
         from twofold.core.verify.strict.memory import Fault

@@ -1,33 +1,33 @@
-"""The chips that kernels are compiled for: their limits, and how many programs one holds at a time.
+"""The chips that kernels are compiled for: their limits, and how many programs one can hold.
 
 NVIDIA's limits are those of the CUDA C++ Programming Guide, "Technical Specifications per Compute
-Capability" (8.0, 9.0, 10.0). Registers come in units of 256 a warp; of shared memory a program
-takes a kilobyte more than it asks for. Tensor memory, where compute capability 10.0 keeps
-accumulators, has 512 columns a multiprocessor (PTX ISA, "Tensor Memory").
+Capability" (8.0, 9.0, 10.0). Registers are allocated in units of 256 per warp; a program takes a
+kilobyte more shared memory than it asks for. Tensor memory, where compute capability 10.0 keeps
+accumulators, has 512 columns per multiprocessor (PTX ISA, "Tensor Memory").
 
 AMD's are those of the "AMD Instinct MI300" (CDNA3) instruction set architecture guide and of LLVM's
-AMDGPU back end for gfx942: a compute unit has four SIMDs with 512 vector registers a lane each,
-accumulators included, in units of 8; up to 8 waves a SIMD, and 16 work-groups of several waves.
+AMDGPU back end for gfx942: a compute unit has four SIMDs with 512 vector registers per lane,
+accumulators included, in units of 8; up to 8 waves per SIMD, and 16 work-groups of several waves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROGRAM_THREADS = 1024  # of a program, on all of them
+PROGRAM_THREADS = 1024  # most threads of a program, on all chips
 TENSOR_COLUMNS = 512  # of a multiprocessor's tensor memory
-RESERVED_SHARED = 1024  # bytes of a program's shared memory that CUDA takes for itself
+RESERVED_SHARED = 1024  # bytes of each program's shared memory that CUDA reserves
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A multiprocessor (NVIDIA) or compute unit (AMD), as far as it limits what runs on it.
+    """A multiprocessor (NVIDIA) or compute unit (AMD): the limits on what runs on it.
 
     Attributes:
-        backend, arch: how Triton calls it.
-        warp_size: threads of a warp.
-        thread_registers: most registers of a thread.
-        program_shared: most bytes of shared memory of a program.
+        backend, arch: what Triton calls it.
+        warp_size: threads per warp.
+        thread_registers: most registers per thread.
+        program_shared: most bytes of shared memory per program.
         shared: bytes of shared memory in all.
         warps, programs: most of each at a time.
     """
@@ -42,7 +42,7 @@ class Chip:
     programs: int
 
 
-# A program of sm_80 gets 163 KiB; of sm_86, sm_89 and sm_120, which are given the same tiles, 99.
+# A program on sm_80 gets 163 KiB; on sm_86, sm_89 and sm_120, which use the same tiles, 99.
 LEAST_SHARED = 99 * 1024
 
 CHIPS = {
@@ -54,19 +54,19 @@ CHIPS = {
 
 
 def resident(chip: Chip, registers: int, shared: int, warps: int, tensor_columns: int = 0) -> int:
-    """Return how many programs a chip holds at a time, 0 if not one fits.
+    """Return how many programs a chip holds at a time, 0 if none fits.
 
     Args:
-        registers: of a thread.
-        shared: bytes of a program.
-        warps: of a program.
-        tensor_columns: columns of tensor memory of a program.
+        registers: per thread.
+        shared: bytes per program.
+        warps: per program.
+        tensor_columns: columns of tensor memory per program.
     """
     by_warps = min(chip.programs, chip.warps // warps)
     if chip.backend == "hip":
         if warps > 1:
             by_warps = min(by_warps, 16)
-        a_simd = 512 // max(8, -(-registers // 8) * 8)  # waves that the registers of a SIMD hold
+        a_simd = 512 // max(8, -(-registers // 8) * 8)  # waves for which a SIMD has registers
         by_registers = 4 * a_simd // warps
         by_shared = chip.shared // shared if shared else chip.programs
     else:

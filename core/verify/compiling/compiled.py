@@ -1,9 +1,9 @@
 """What a compiler made of a kernel, and what is wrong with it.
 
 Registers are counted by the assembler. What it keeps on a thread's stack need not be a spill (the
-slow path of a function of the mathematics library has a frame too): where there is a frame, the
-assembler runs once more to say how much of it are spills, and the machine code says whether those
-are in a loop that multiplies matrices. Before such a loop and behind it they cost next to nothing.
+slow path of a math library function has a frame, too): if there is a frame, the assembler runs once
+more to say how much of it is spills, and the machine code shows whether those are in a loop that
+multiplies matrices. Before and after such a loop they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any
 from twofold.core.verify.compiling import machine_code
 from twofold.core.verify.compiling.chips import CHIPS, PROGRAM_THREADS, Chip, resident
 
-# What multiplies matrices, and the type of what it multiplies.
+# Instructions that multiply matrices, and the type of their operands.
 MATRIX = {
     "mma": re.compile(r"\bmma\.sync\.\S+\.row\.col\.\w+\.(\w+)\."),
     "wgmma": re.compile(r"\bwgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.f\d+\.(\w+)\."),
     "tcgen05": re.compile(r"\btcgen05\.mma\.\S*kind::(\w+)"),
     "mfma": re.compile(r"\bv_mfma_f32_\d+x\d+x\d+_?(?:\d+b_)?(\w+)"),
 }
-# How many bytes a thread loads or stores at a time: numbers of so many bits, or so many words.
+# How many bytes a thread loads or stores at a time: elements of so many bits, or so many words.
 NVIDIA_ACCESS = re.compile(r"\b(ld|st)\.(?:\w+\.)*global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s")
 NVIDIA_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\b[^;]*?\], *(0x[0-9a-f]+|\d+)")
 AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_(dword|short|byte|ushort|ubyte)x?(\d?)")
 AMD_BYTES = {"dword": 4, "short": 2, "ushort": 2, "byte": 1, "ubyte": 1}
-# A product left to the multiply-add of each thread has the layout of a tile in plain registers.
+# A product left to the threads' multiply-adds has the layout of a tile in plain registers.
 WITHOUT_MATRIX_UNIT = re.compile(r"\btt\.dot .*-> tensor<[^>]*#blocked\d*>")
-# What wgmma takes has another name than tt.dot by then: these rows were left to mma.sync.
+# Products taken by wgmma no longer have the name tt.dot by then: these rows went to mma.sync.
 SYNCHRONOUS = re.compile(r"\btt\.dot .*: tensor<\w*xb?f16\b.*-> tensor<(\d+)x")
 GROUP_ROWS = 64  # of a product that wgmma takes
-# What spills in its loop, by any compiler, and was measured to be faster than what does not
-# (ATTENTION.md), by kernel and target.
+# By kernel and target: what spills in its loop, with any compiler, and was measured to be faster
+# than what does not (ATTENTION.md).
 SPILLS_AND_IS_FAST = {
     ("dk_dv_kernel", "sm_90a"): (
         "BLOCK_M=32 BLOCK_N=64 BLOCK_D=128 CHUNK_D=128 num_warps=4",
@@ -55,18 +55,18 @@ NONE = "-"  # kernel and precision of what a target does not support
 
 @dataclass(frozen=True)
 class Share:
-    """One kernel in so many, told by its name: all shares together are all kernels.
+    """One kernel in so many, chosen by name: all shares together are all kernels.
 
     Attributes:
         of: how many shares there are, at least 1.
-        number: which of them, counted round.
+        number: which of them, modulo `of`.
     """
 
     of: int = 1
     number: int = 0
 
     def has(self, name: Name) -> bool:
-        """Return whether a kernel is in it; what a target does not support is in all."""
+        """Return whether a kernel is in the share; what a target does not support is in all."""
         mixed = zlib.crc32(" ".join(name).encode())
         return name[1] == NONE or mixed % self.of == self.number % self.of
 
@@ -80,21 +80,21 @@ class Compiled:
 
     Attributes:
         operator, kernel, target, precision: what was compiled.
-        constants: its constexpr arguments (flags by name where they are set), and warps and stages.
-        warps: of a program.
-        registers: of a thread.
+        constants: its constexpr arguments (flags by name where they are set), warps and stages.
+        warps: per program.
+        registers: per thread.
         spilled: bytes a thread keeps in local memory because registers ran out.
-        outside: whether it keeps them outside of the loops that multiply matrices.
-        shared: bytes of a program.
-        tensor_columns: columns of tensor memory of a program.
+        outside: whether it spills only outside of the loops that multiply matrices.
+        shared: bytes per program.
+        tensor_columns: columns of tensor memory per program.
         matrix: kinds of matrix instructions.
         dots: whether the source multiplies matrices.
-        loads, stores: most bytes of memory that a thread takes at a time.
-        plain_dots: products that the matrix unit does not take.
-        synchronous_dots: products of 16 bits on Hopper that wgmma should take, and does not.
+        loads, stores: most bytes that a thread loads or stores at a time.
+        plain_dots: products that do not use the matrix unit.
+        synchronous_dots: 16-bit products on Hopper that should use wgmma, and do not.
         failure: why it did not compile, "" if it did.
-        unsupported: why the target has no kernels of the operator, "" if it has: then there are
-            no figures.
+        unsupported: why the target has no kernels of the operator, "" if it has; if it has none,
+            there are no figures.
     """
 
     operator: str
@@ -133,11 +133,11 @@ class Compiled:
 
     @property
     def occupancy(self) -> float:
-        """The share of a multiprocessor's warps that these programs are."""
+        """The share of a multiprocessor's warps that these programs fill."""
         return self.programs * self.warps / CHIPS[self.target].warps
 
     def faults(self) -> list[str]:
-        """Return what is wrong with it, if anything."""
+        """Return what is wrong with the kernel, if anything."""
         if self.failure:
             return [f"does not compile: {self.failure}"]
         if self.unsupported:
@@ -164,7 +164,7 @@ class Compiled:
 
 
 def gpu_target(chip: Chip) -> Any:
-    """Return the chip as Triton names it."""
+    """Return the chip as Triton's target."""
     from triton.backends.compiler import GPUTarget
 
     return GPUTarget(chip.backend, chip.arch, chip.warp_size)
@@ -180,7 +180,7 @@ def describe(name: Compiled, kernel: Any) -> Compiled:
     else:
         text = kernel.asm["ptx"]
         registers, frame = _resources(kernel)
-        # A frame may hold what is no spill; only the assembler tells them apart.
+        # A frame may hold other things than spills; only the assembler tells them apart.
         spilled = _spilled(kernel, chip) if frame else 0
         tool = machine_code.disassembler() if spilled else None
         inside = not tool or machine_code.spills_in_loops(
@@ -228,7 +228,7 @@ def _count(amdgcn: str, name: str) -> int:
 
 
 def _resources(kernel: Any) -> tuple[int, int]:
-    """Return registers and bytes of local memory of a thread, as the binary states them."""
+    """Return a thread's registers and bytes of local memory, as the binary states them."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -246,7 +246,7 @@ def _resources(kernel: Any) -> tuple[int, int]:
 
 
 def _spilled(kernel: Any, chip: Chip) -> int:
-    """Return the bytes that a thread spills, as the assembler says when it runs once more."""
+    """Return the bytes that a thread spills, as the assembler says when run once more."""
     from triton import knobs
     from triton.compiler.compiler import make_backend
 

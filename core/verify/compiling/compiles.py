@@ -2,8 +2,8 @@
 
 Triton asks its driver which device it compiles for, and needs the device itself only to launch.
 Here the driver names a target and nothing is launched: the contracts' cases run on CPU tensors, so
-every kernel is compiled as it is called, for every entry of its tile table and every dtype, and
-what the compiler says is kept. Kernels that differ in no dtype and no constant are compiled once.
+every kernel is compiled as it is called, for every entry of its tile table and every dtype, and the
+compiler's output is kept. Kernels with the same dtypes and constants are compiled once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from twofold.core.verify.compiling.compiled import (
 )
 from twofold.core.verify.contract import precision_name
 
-# Given a kernel without figures and what compiles it, returns it with them.
+# Given a kernel without figures and a function that compiles it, returns it with its figures.
 Make = Callable[[Compiled, Callable[[], Any]], Compiled]
-# Twice the same call: what tells one compilation from another, by name.
+# Identifies a compilation, so that equal calls compile once.
 Key = tuple[str, tuple[str, ...], str]
 
 
 def check_interpreter() -> None:
-    """Raise ValueError where Triton's interpreter is on: kernels then cannot be compiled."""
+    """Raise ValueError if Triton's interpreter is on: kernels then cannot be compiled."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ValueError("TRITON_INTERPRET is 1; it must be unset, kernels compile only without it")
 
@@ -53,15 +53,15 @@ def compile_operator(
 ) -> list[Compiled]:
     """Compile all kernels of an operator for a target, as its contract's cases call them.
 
-    Of a target that the contract says is unsupported there is one entry, which says so.
+    For a target that the contract calls unsupported there is one entry, which says so.
 
     Args:
         operator, target: names from `ops.OPERATORS` and `CHIPS`.
-        skip: kernels that are left out.
-        share: those of the operator's kernels that are compiled.
-        only: those of the share that are; they are compiled even where a cache has them.
-        begin, end: told of every kernel before and after it is compiled.
-        make: what is called for each kernel; compiles it if not given.
+        skip: kernels to leave out.
+        share: which of the operator's kernels to compile.
+        only: which of the share; they are compiled even if a cache has them.
+        begin, end: called with every kernel before and after it is compiled.
+        make: called for each kernel; by default it compiles it.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -84,7 +84,7 @@ def compile_operator(
         key = (f"{function.__module__}.{name.kernel}", dtypes, name.constants)
         if key in seen:
             return
-        seen.add(key)  # whether it is compiled or not: a kernel has the name of its first call
+        seen.add(key)  # even if not compiled: a kernel is named after its first call
         if not share.has(name.name) or (only is not None and name.name not in only):
             return
         begin(key, name)
@@ -105,11 +105,11 @@ Launch = Callable[[Any, Any, Any, Callable[[], Any]], None]
 
 @contextmanager
 def compiling(chip: Chip, compile_once: Launch, *, anew: bool = False) -> Iterator[None]:
-    """Let launches compile for a chip instead of running, `anew` whatever a cache has.
+    """Make launches compile for a chip instead of running; `anew` ignores caches.
 
     `compile_once` is given the function, its arguments, its options, and what compiles it.
 
-    Binaries have no line numbers: with them, a comment above a kernel or the folder it lies in
+    Binaries have no line numbers: with them, a comment above a kernel or the name of its folder
     changes what some compilers allocate.
     """
     import torch
@@ -154,12 +154,12 @@ def compiling(chip: Chip, compile_once: Launch, *, anew: bool = False) -> Iterat
 def _make(name: Compiled, launch: Callable[[], Any]) -> Compiled:
     try:
         return describe(name, launch())
-    except Exception as error:  # whatever the compiler raises is this kernel's fault alone
+    except Exception as error:  # whatever the compiler raises concerns this kernel alone
         return replace(name, failure=_reason(error))
 
 
 def _reason(error: BaseException) -> str:
-    """Return what an error says in one line, and behind it what it was raised from."""
+    """Return an error's message in one line, followed by those of its causes."""
     words = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return words if error.__cause__ is None else f"{words}; from {_reason(error.__cause__)}"
 
@@ -174,10 +174,10 @@ def _dtypes(args: Any) -> Iterator[str]:
 
 
 def _given(args: Any) -> Iterator[str]:
-    """Yield what the compiler takes for a constant in the tuples of a call, as the call has it.
+    """Yield what the compiler takes for constants in the tuples of a call.
 
-    That is what may be left out, fields with default None, where it is given, and numbers without a
-    default that are 1: a loop over heads that share keys is none where each has its own.
+    That is optional fields, with default None, that are given, and numbers without a default that
+    are 1: a loop over heads that share keys vanishes if each head has its own.
     """
     for a in args:
         for field, value in a._asdict().items() if hasattr(a, "_fields") else ():
@@ -189,7 +189,7 @@ def _given(args: Any) -> Iterator[str]:
 
 
 def _constants(function: Any, options: dict[str, Any]) -> str:
-    """Return the constants of a call in one line: set flags by name, everything else with value."""
+    """Return the constants of a call in one line: set flags by name, all else with its value."""
     given = {p.name: options[p.name] for p in function.params if p.is_constexpr}
     given |= {name: options[name] for name in ("num_warps", "num_stages") if name in options}
     return " ".join(

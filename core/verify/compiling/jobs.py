@@ -1,7 +1,7 @@
-"""Many compilations, a process for each operator and target, several at a time.
+"""Many compilations, one process per operator and target, several at a time.
 
-A compiler can end its process instead of raising an error: what it died of is then the fault of the
-kernel it was at, and a new process goes on with the others.
+A compiler can crash its process instead of raising an error: the crash is then attributed to the
+kernel being compiled, and a new process goes on with the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTEXT.set_forkserver_preload([__name__, "torch", "triton"])
 
 @dataclass
 class _Job:
-    """One operator for one target; what its processes have said so far."""
+    """One operator for one target, and what its processes have reported so far."""
 
     operator: str
     target: str
@@ -67,7 +67,7 @@ class _Job:
         reason = f"its process ended with status {self.process.exitcode}: {' '.join(last)[:300]}"
         whole = Compiled(self.operator, "", self.target, "", "")
         at = [*self.begun.values()][-1:] if len(self.begun) > len(self.made) else [whole]
-        self.done = at == [whole]  # it would die again
+        self.done = at == [whole]  # it would crash again
         self.made.append(replace(at[0], failure=reason))
 
 
@@ -78,10 +78,10 @@ def compile_all(
     share: Share = ALL,
     only: Collection[Name] | None = None,
 ) -> Iterator[tuple[list[Compiled], float]]:
-    """Yield (kernels, seconds of processor time) of each operator and target, `jobs` at a time.
+    """Yield (kernels, seconds of processor time) for each operator and target, `jobs` at a time.
 
-    Kernels of one `share` are compiled; `only` these of them if it is given, and whatever a cache
-    has of them.
+    Kernels of one `share` are compiled; if `only` is given, just these of them, whatever a cache
+    has.
 
     Raises:
         ValueError: Triton's interpreter is on in this process.
@@ -124,7 +124,7 @@ def _work(
     only: Collection[Name] | None,
     log: Path,
 ) -> None:
-    """Compile, telling of every kernel before and after; nothing is printed."""
+    """Compile, reporting every kernel before and after; nothing is printed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     with log.open("w") as file:
         for stream in (1, 2):

@@ -1,11 +1,11 @@
-"""What a loop of a kernel keeps busy, counted in its machine code, and the ceiling that follows.
+"""Which units a kernel's loop keeps busy, counted in its machine code, and the resulting ceiling.
 
-A kernel is disassembled; its innermost loop that multiplies matrices is what a long call spends its
-time in. Each instruction of the loop takes a unit of the multiprocessor for a known time; the unit
-that is taken longest is what the loop cannot be faster than, however well it is overlapped.
+A kernel is disassembled; a long call spends its time in the innermost loop that multiplies
+matrices. Each instruction of the loop occupies a unit of the multiprocessor for a known time; the
+loop cannot be faster than the unit occupied longest, however well work is overlapped.
 
-What is not in the model: latencies, barriers, memory behind the multiprocessor, what lies outside
-the loop, clocks that fall when the power does. So these are ceilings: no measured time.
+Not in the model: latencies, barriers, memory beyond the multiprocessor, what lies outside the loop,
+clocks that fall under the power limit. So these are ceilings, not measured times.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What a multiprocessor of compute capability 9.0 does in a clock, of a thread's operations unless
-# said otherwise. Matrix: the H100 data sheet's 989 TFLOP/s of 132 multiprocessors at 1.83 GHz.
+# What a multiprocessor of compute capability 9.0 does per clock, in operations of threads unless
+# stated otherwise. Matrix: the H100 data sheet's 989 TFLOP/s of 132 multiprocessors at 1.83 GHz.
 # Threads' instructions: CUDA C++ Programming Guide, "Arithmetic Instructions", table of
 # throughputs. Shared memory: 32 banks of 4 bytes.
 RATES: Mapping[str, float] = {
-    "matrix": 4096.0,  # operations, two for a multiplication and sum
+    "matrix": 4096.0,  # operations, two for a multiply-add
     "special": 16.0,  # exp2, reciprocals, logarithms
     "shuffle": 32.0,
     "float": 128.0,  # sums and products of float32
     "other": 64.0,  # maxima, comparisons, choices, conversions, integers
     "shared": 128.0,  # bytes
-    "issue": 128.0,  # instructions of any kind: one of a warp for each of four schedulers
+    "issue": 128.0,  # instructions of any kind: one warp's on each of four schedulers
 }
-# mma.sync reaches this share of what wgmma does: Luo et al. 2024, "Benchmarking and Dissecting the
-# Nvidia Hopper GPU Architecture" (arXiv 2402.13499). No ceiling of attention hangs on it: where
+# mma.sync reaches this share of wgmma's rate: Luo et al. 2024, "Benchmarking and Dissecting the
+# Nvidia Hopper GPU Architecture" (arXiv 2402.13499). No ceiling of attention depends on it: where
 # mma.sync is used, shared memory is busy for longer.
 SYNCHRONOUS = 0.629
 WARP, WARPGROUP = 32, 128  # threads
@@ -42,7 +42,7 @@ LABEL = re.compile(r"^(\.L_\w+):")
 TARGET = re.compile(r"^BRA\b.*`\((\.L_\w+)\)")
 GROUP_PRODUCT = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)\.\S+ R\d+, (R|gdesc)")
 WARP_PRODUCT = re.compile(r"^HMMA\.(16)(8)(16|8)\.")
-# Bytes of a thread: matrices of 8 by 8 numbers of two bytes, or words.
+# Bytes per thread: matrices of 8 by 8 two-byte numbers, or words.
 MATRICES = re.compile(r"^(?:LDSM|STSM)\.\S*88(?:\.(\d))?")
 WORDS = re.compile(r"^(LDS|STS|LDGSTS|LDG)\b\S*")
 KINDS = {
@@ -62,12 +62,12 @@ class Loop:
     """One trip of a warp through a loop.
 
     Attributes:
-        instructions: how often each opcode is met, without its modifiers.
+        instructions: how often each opcode, without modifiers, occurs.
         exponentials: MUFU.EX2 among them.
-        operations: of matrix products, of each thread's share: those of a warp through 32.
+        operations: those of matrix products, per thread: a warp's divided by 32.
         synchronous: those of them that mma.sync does.
-        shared: bytes that the matrix unit and the threads take to and from shared memory, a
-            thread's share.
+        shared: bytes that the matrix unit and the threads move to and from shared memory, per
+            thread.
         copied: bytes that a thread brings from memory.
     """
 
@@ -79,7 +79,7 @@ class Loop:
     copied: float = 0.0
 
     def clocks(self, threads: int) -> dict[str, float]:
-        """Return how long a trip of so many threads takes each unit of a multiprocessor."""
+        """Return for how long a trip of so many threads occupies each unit of a multiprocessor."""
         work = dict.fromkeys(RATES, 0.0)
         for opcode, times in self.instructions.items():
             work["issue"] += times
@@ -95,9 +95,9 @@ class Ceiling:
     """The shares of the matrix unit's peak that a loop cannot pass.
 
     Attributes:
-        apart: where products and everything else take turns.
-        together: where all units work at the same time.
-        limit: the unit that is then taken longest.
+        apart: if products and everything else take turns.
+        together: if all units work at the same time.
+        limit: the unit that is then occupied longest.
     """
 
     apart: float
@@ -106,7 +106,7 @@ class Ceiling:
 
 
 def ceiling(clocks: Mapping[str, float], needed: float) -> Ceiling:
-    """Return the ceiling of a trip that these units take, and of which so many operations count."""
+    """Return the ceiling of a trip that occupies units for `clocks`, with `needed` operations."""
     products = max(clocks["matrix"], clocks["shared"])
     rest = max(t for unit, t in clocks.items() if unit not in ("matrix", "shared"))
     limit = max(clocks, key=clocks.__getitem__)
@@ -139,14 +139,14 @@ def loops(listing: str) -> list[Loop]:
 def spills_in_loops(listing: str) -> bool:
     """Return whether a disassembled kernel that spills does so where it spends its time.
 
-    That is in a loop that multiplies matrices, or anywhere if there is none.
+    That is in a loop that multiplies matrices, or anywhere if there is no such loop.
     """
-    found = [x for x in loops(listing) if not x.instructions["EXIT"]]  # else it is no loop
+    found = [x for x in loops(listing) if not x.instructions["EXIT"]]  # otherwise it is no loop
     return not found or any(x.instructions["LDL"] + x.instructions["STL"] for x in found)
 
 
 def count(code: Iterable[str]) -> Loop:
-    """Count instructions, without predicates, as one warp meets them."""
+    """Count the instructions that one warp executes, ignoring predicates."""
     found = Loop()
     for line in code:
         found.instructions[re.split(r"[.\s]", line, maxsplit=1)[0]] += 1
@@ -154,7 +154,7 @@ def count(code: Iterable[str]) -> Loop:
         if group := GROUP_PRODUCT.match(line):
             M, N, K = (int(group[i]) for i in (1, 2, 3))
             found.operations += 2 * M * N * K / WARPGROUP
-            # Both operands are read where they lie, unless the first is in registers.
+            # Both operands are read from shared memory, unless the first is in registers.
             rows = N + (M if group[4] == "gdesc" else 0)
             found.shared += rows * K * 2 / WARPGROUP
         elif warp := WARP_PRODUCT.match(line):
@@ -175,7 +175,7 @@ def _product(line: str) -> bool:
 
 
 def disassembler() -> Path | None:
-    """Return the disassembler that Triton comes with, None where it does not."""
+    """Return the disassembler that Triton comes with, None if it comes without."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
@@ -186,7 +186,7 @@ def disassemble(binary: bytes) -> str:
     """Return the listing of a compiled kernel, with labels.
 
     Raises:
-        FileNotFoundError: Triton has come without a disassembler.
+        FileNotFoundError: Triton came without a disassembler.
     """
     tool = disassembler()
     if tool is None:

@@ -1,9 +1,9 @@
-"""The committed table of compiled kernels: one line each, sorted, the same whenever it is made.
+"""The committed table of compiled kernels: one line each, sorted, reproducible.
 
-It names the compilers and neither day nor machine, so that it changes only when a kernel, a tile or
-a compiler does. Compilers themselves waver, rarely: of the same source and for the same options,
-AMD's makes one of two binaries, by where its objects lie in memory. So what differs from the table
-is compiled again before it is believed.
+It names the compilers but neither day nor machine, so that it changes only when a kernel, a tile or
+a compiler does. Compilers themselves vary, rarely: from the same source and options AMD's makes one
+of two binaries, depending on where its objects lie in memory. So a difference from the table is
+compiled again before it is believed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def compilers() -> str:
 def lines(kernels: Iterable[Compiled]) -> list[str]:
     """Return a line for each kernel, target, precision and constants, sorted.
 
-    Where several differ only in what a line does not show, it has the most of each.
+    If several differ only in what a line does not show, the line has the most of each figure.
     """
     return list(_lines(kernels).values())
 
@@ -66,14 +66,14 @@ def unlike(committed: Iterable[str], kernels: Iterable[Compiled]) -> set[Name]:
 
 
 def names(lines: Iterable[str]) -> set[Name]:
-    """Return the kernels that lines of a table are of."""
+    """Return the names of the kernels in lines of a table."""
     return set(map(_name, lines))
 
 
 def of(
     lines: Iterable[str], operators: Collection[str], targets: Collection[str], share: Share
 ) -> list[str]:
-    """Return the lines of these operators and targets, of kernels in a share."""
+    """Return the lines for kernels of these operators and targets that are in a share."""
     named = ((line, _name(line)) for line in lines)
     return [
         line
@@ -83,7 +83,7 @@ def of(
 
 
 def _name(line: str) -> Name:
-    """Return the kernel that a line is of."""
+    """Return the name of the kernel in a line."""
     starts = [HEADER.index(column) for column in ("target", "dtype", "regs", "constants")]
     operator, kernel = line[: starts[0]].split()
     target, precision = (line[a:b].strip() for a, b in itertools.pairwise(starts[:3]))
@@ -147,7 +147,7 @@ def read(path: Path) -> tuple[str, list[str]]:
     """Return the compilers that a table names, and its lines.
 
     Raises:
-        ValueError: the file is no such table.
+        ValueError: the file is not such a table.
     """
     text = path.read_text().splitlines()
     if text[:1] != [TITLE] or HEADER not in text:

@@ -211,7 +211,7 @@ def _normal_cdf(z: Approx) -> Approx:
 def _sigmoid(z: Approx) -> tuple[Approx, Approx]:
     decay = exp(-exact(np.abs(z.value), z.on))
     near = 1.0 / (1.0 + decay)
-    # 1 is given the error of e⁻|ᶻ|: a bound that jumped at 0 would have unlimited growth there
+    # 1 is given the error of e⁻|ᶻ|: a bound that jumped at 0 would grow without limit there
     top = Approx(np.where(z.value < 0, decay.value, 1.0), decay.error, z.on)
     return top * near, near * (decay * near)
 
@@ -225,7 +225,7 @@ def _clamped(z: Approx) -> Approx:
 
 
 def _gone(clamped: Approx, z: Approx) -> Approx:
-    """Replace values beyond the limit, smaller than the one at it, by 0 give or take that one."""
+    """Replace values beyond the limit by 0, off by at most the larger value at the limit."""
     value, beyond = clamped.value, z.value < -SATURATED
     error = clamped.error + np.where(beyond, np.abs(value), 0.0)
     return Approx(np.where(beyond, 0.0, value), error, z.on)

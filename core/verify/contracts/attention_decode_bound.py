@@ -75,7 +75,7 @@ def sequence(case: Case, given: Inputs, b: int) -> Merged:
 def part(case: Case, given: Inputs, b: int, lo: int, hi: int) -> tuple[Approx, Approx]:
     """Return attention to keys lo … hi of one sequence: out (1, H, M, D) and lse (1, H, M).
 
-    A sequence without keys is taken to have one that nobody may attend.
+    A sequence without keys is given one that no query may attend.
     """
     call, x, M, length = whole(case), given.call, given.queries(b), int(given.lengths[b])
     on, pairs = machine(case.dtype, case.allow_tf32), (1, case.heads, M, max(length, 1))

@@ -91,7 +91,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """Float64 arrays that the case's dtype holds exactly, and what says who attends whom."""
+    """Float64 arrays that the case's dtype holds exactly, and what says which pairs attend."""
 
     q: Array
     k: Array

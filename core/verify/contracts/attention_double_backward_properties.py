@@ -143,8 +143,8 @@ def moved_values(subject: Subject, case: Case) -> None:
 def gradient_sums(subject: Subject, case: Case) -> None:
     """Σ dk = Σ dv = 0 over the keys; ⟨v, dv⟩ = ⟨dout, ddout⟩ and ⟨q, dq⟩ = ⟨k, dk⟩ where they must.
 
-    F notices no vector added to all keys, and one added to all values by a constant. Without ddv
-    both dv and ddout are of R alone; F knows q and k only by their products.
+    A vector added to all keys leaves F unchanged, one added to all values changes it by a constant.
+    Without ddv, dv and ddout depend only on R; F depends on q and k only through their products.
     """
     case, given = invariant(case)
     found, bounds = subject.compute(case, given), truth(case, given)
@@ -236,7 +236,7 @@ def causality(subject: Subject, case: Case) -> None:
 def packed_is_padded(subject: Subject, case: Case) -> None:
     """Packed sequences have the bits of batches that are as long as the longest, and padded.
 
-    As for attention, whose property of this name says what has to be alike for that.
+    As for attention, whose property of this name says what must be equal for that.
     """
     if not case.packed:
         raise Inapplicable("nothing is packed")

@@ -278,9 +278,9 @@ def merged_parts(subject: Subject, case: Case) -> None:
 def packed_is_padded(subject: Subject, case: Case) -> None:
     """Packed sequences have the bits of batches that are as long as the longest, and padded.
 
-    Where the diagonal counts it begins at the first query and key: at the last it would be that of
-    the padding. A mask that hides nothing, and rows that lie alike, make the tiles the same, and
-    NumPy's order of sums. Those over all queries of a head (dsinks) have another order.
+    If causal, the diagonal begins at the first query and key: one that ends at the last would be
+    that of the padding. A mask that hides nothing, and equal layouts of rows, give the same tiles
+    and the same order of NumPy's sums. Sums over all queries of a head (dsinks) have another order.
     """
     if not case.packed:
         raise Inapplicable("nothing is packed")

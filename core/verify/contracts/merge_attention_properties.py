@@ -52,7 +52,7 @@ def one_part_alone(subject: Subject, case: Case) -> None:
 def merged_halves(subject: Subject, case: Case) -> None:
     """Halves of the parts merged, then merged with each other, are all parts merged: both passes.
 
-    The chain's bound is that of its steps, one after the other; it is asked for the truth of the
+    The chain's bound is that of its steps, one after the other; it must contain the truth of the
     whole.
     """
     case = replace(case, float32_parts=False)

@@ -269,9 +269,9 @@ CONTRACT = Contract(
             for captured in (False, True)
         ),
         Case(optimizer="momentum", momentum=0.0, first_step=2),
-        # Long after the first step, with much of what was before.
+        # Long after the first step, with much of the past remembered.
         *(Case(optimizer=o, momentum=0.99, first_step=10**5) for o in ("adam", "nesterov")),
-        Case(numel=4, magnitude="tiny", clip=0.5),  # norms beside which 10⁻⁶ is something
+        Case(numel=4, magnitude="tiny", clip=0.5),  # norms next to which 10⁻⁶ matters
         *(Case(optimizer=o, layout=domains.MIXED, first_step=2) for o in STATE if o != "adamw"),
         Case(dtype="float16", magnitude="offset"),  # squares beyond the dtype, the norm within
         # both beyond it, and what comes after

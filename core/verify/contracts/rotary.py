@@ -197,7 +197,7 @@ def true_tables(case: Case, positions: Array, on: Machine) -> tuple[Approx, Appr
 
 
 def cast(x: Approx, storage: Machine) -> Approx:
-    """Return float64 numbers cast to a dtype, float32 too, which float32 results are already."""
+    """Return float64 numbers cast to a dtype, where float32 is a rounding, too."""
     u = storage.u_storage or storage.u
     return replace(x, on=replace(storage, u_storage=u, tiny_storage=storage.tiny)).stored()
 

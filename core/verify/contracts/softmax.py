@@ -168,7 +168,7 @@ def nothing_in_front(subject: Subject, case: Case) -> None:
 def gradient_of_what_is_stored(subject: Subject, case: Case) -> None:
     """The gradient is of the shares as they are stored, whose own rounding is none of it.
 
-    Asked of a long row in 16 bits, too, whose Σ dout·y is far larger than the gradient.
+    Checked also on a long row in 16 bits, whose Σ dout·y is far larger than the gradient.
     """
     if subject.name != "triton":
         raise Inapplicable("it may have kept other shares than it returned")

@@ -1,12 +1,12 @@
 """Mutants that no contract kills, each with the reason.
 
-Of most of them nothing can be seen. Some would show in cases that are too large to be asked, of
-which the reason says so (`is_beyond`).
+Most of them cannot be seen at all. Some would show in cases that are too large to run, and their
+reason says so (`is_beyond`).
 
-An entry names its mutant by file, function, line of code (where the function has several such) and
+An entry names its mutant by file, function, line of code (if the function has several such) and
 change, so that it goes stale when the line changes and is then reported. `ANY` stands for every
 value, a trailing `*` for every ending. The list is in the files beside this one; `twofold verify
-mutants --listed` runs what it names, all of which has to survive.
+mutants --listed` runs the mutants that it names, all of which must survive.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def reason(mutant: Mutant) -> str:
 
 
 def is_beyond(reason: str) -> bool:
-    """Return whether a reason is that the cases do not go so far."""
+    """Return whether a reason is that no case goes so far."""
     return reason.endswith(THESE)
 
 

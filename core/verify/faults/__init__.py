@@ -1,8 +1,8 @@
-"""Faults as they have shipped: semantic mutants, beside the syntactic ones of `mutation`.
+"""Faults that have shipped elsewhere: semantic mutants, beside the syntactic ones of `mutation`.
 
-An entry says what the fault is, where something like it shipped, and what it does to a file of this
-project. Its texts have to stand there exactly once, so that an entry goes stale when the code
-changes and is then reported. The catalogue is in the files beside this one.
+An entry says what the fault is, where something like it shipped, and how it changes a file of this
+project. The text it replaces must occur there exactly once, so that an entry goes stale when the
+code changes and is then reported. The catalogue is in the files beside this one.
 """
 
 from __future__ import annotations

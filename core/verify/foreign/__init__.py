@@ -1,4 +1,4 @@
-"""Anyone's function judged by an operator's contract, bound by bound and property by property.
+"""Judges anyone's function by an operator's contract: its bounds and its properties.
 
 The function takes tensors in the operator's order, such as `f(q, k, v)`, and by name those options
 of `table.PLAIN` that its signature has. It returns the output; for attention it may also return
@@ -12,11 +12,11 @@ the same arguments as ours is judged like our own operators. A failing case is s
 In this process, a function that hangs or crashes takes the judge down with it; `apart` runs it in a
 process of its own.
 
-How a judgement goes, by file:
+How a judgement proceeds, by file:
 
-- *what was given becomes a plain call*: `imports`, then `kinds` (function, module, class) and
-  `forms`, each brought to f(tensors…, options…): `joined`, `packed`, `pages`, `merging`, `rotary`,
-  `optimizers`, `steps`, `sizes`, `written`; other orders of axes are in `orders`.
+- *the function becomes a plain call*, f(tensors…, options…): `imports`, then `kinds` (function,
+  module, class) and `forms`, with `joined`, `packed`, `pages`, `merging`, `rotary`, `optimizers`,
+  `steps`, `sizes`, `written`; other orders of axes are in `orders`.
 - *a contract's case becomes arguments of that call*: `plain` and `table` say what an operator's
   call is, `calls` makes it, for some operators with `attention`, `decoding`, `merging`, `pooling`.
 - *what the signature leaves open is found by trial*: `meanings`.
@@ -147,7 +147,7 @@ def judge(
 
 
 def _computes_nothing(trial: Trial) -> bool:
-    """Return whether every case was refused, or raised what is no fault that a kernel has."""
+    """Return whether every case was refused, or raised what no fault of a kernel would."""
     tried = [violation for cases in trial.tried.values() for violation in cases.values()]
     return all(v and raised(v) and not isinstance(v.__cause__, Fault) for v in tried)
 
@@ -155,14 +155,14 @@ def _computes_nothing(trial: Trial) -> bool:
 def _mostly_fails(trial: Trial) -> bool:
     """Return whether most cases fail in float32, as they do where its products are not exact.
 
-    A bound of products in tf32 is so wide that what a block adds is lost in it, too.
+    The bound of tf32 products is so wide that even a missing block would be within it.
     """
     tried = trial.tried["float32"].values()
     return 2 * sum(v is not None for v in tried) >= len(tried)
 
 
 def _holds_in_tf32(trial: Trial, case: Any) -> bool:
-    """Return whether a case that fails in float32 keeps the bound of products in tf32."""
+    """Return whether a case that fails in float32 is within the bound of tf32 products."""
     if not hasattr(case, "allow_tf32"):
         return False
     try:
@@ -196,7 +196,7 @@ def again(function: str | Any, operator: str, *, claim: str = "", **fields: Any)
 
 @contextlib.contextmanager
 def strictly() -> Iterator[None]:
-    """Be in the strict interpreter where there is no GPU."""
+    """Enter the strict interpreter where there is no GPU."""
     with contextlib.ExitStack() as stack:
         if ops.triton_device() == "cpu":
             from twofold.core.verify.strict import strict_interpreter
@@ -207,9 +207,9 @@ def strictly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled_anew() -> Iterator[None]:
-    """Let torch.compile compile for every kind of case, not give up after eight and run as it is.
+    """Let torch.compile compile for every kind of case, not give up after eight and run eagerly.
 
-    What it compiled for other precisions is forgotten.
+    What it compiled for other precisions is discarded.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:

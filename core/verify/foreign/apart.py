@@ -1,4 +1,4 @@
-"""A judge in a process of its own: a function that hangs or crashes ends that, and is named."""
+"""A judge in a process of its own: a function that hangs or crashes ends only that process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twofold.core.verify.foreign import Failure, Verdict
 from twofold.core.verify.foreign.imports import load
 from twofold.core.verify.peers import interpreted
 
-OURS = "between what is its own"  # imports and preparations
+OURS = "between what is its own"  # during imports and preparations
 
 
 def judge(
@@ -25,10 +25,10 @@ def judge(
     claimed: int = foreign.CLAIMED,
     seconds: float = math.inf,
 ) -> Verdict:
-    """Judge "module:function" as `foreign.judge` does; whatever happens is in the verdict.
+    """Judge "module:function" as `foreign.judge` does; the verdict says whatever happens.
 
     An import or a case that takes longer than `limit` seconds, or ends the process, is the last
-    failure; what was found before it stays, but for tables and notes.
+    failure; earlier findings are kept, except for tables and notes.
     """
     child = Alone(_child, function, operator, examples, precisions, claimed, seconds)
     try:
@@ -38,10 +38,10 @@ def judge(
 
 
 def check_import(function: str, limit: float = LIMIT) -> None:
-    """Import "module:function" in a process of its own, before it is imported in this one.
+    """Import "module:function" in a separate process, before it is imported in this one.
 
     Raises:
-        ValueError: it cannot be imported, does not end within `limit` seconds or ends the process.
+        ValueError: the import fails, takes longer than `limit` seconds, or ends the process.
     """
     child = Alone(_import, function)
     try:
@@ -72,7 +72,7 @@ def _child(
     claimed: int,
     seconds: float,
 ) -> None:
-    interpreted.prepare()  # imports what is ours
+    interpreted.prepare()  # imports our own modules
     try:
         pipe.send(_importing(function))
         load(function)
@@ -82,7 +82,7 @@ def _child(
         )
     except (ValueError, TypeError) as refused:
         verdict = Verdict(failures=[str(refused)], unjudged=True)
-    except Exception:  # the judge's own, which nobody would see here
+    except Exception:  # the judge's own, which would go unseen here
         verdict = Verdict(failures=[f"the judge failed:\n{traceback.format_exc()}"])
     pipe.send(verdict)
 
@@ -92,7 +92,7 @@ def _importing(function: str) -> str:
 
 
 def _listen(child: Alone, limit: float, function: str) -> Verdict:
-    """Wait for the verdict, as long as something is said: what is begun, or what fails."""
+    """Wait for the verdict for as long as the process reports: a case begun, or a failure."""
     line = OURS
     found: list[Failure] = []
     while True:

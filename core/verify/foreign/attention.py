@@ -25,9 +25,9 @@ BLOCKS = ("block_mask", "block_size")
 
 
 def inputs(case: attention.Case) -> attention.Inputs:
-    """Return the contract's inputs, but every query has its first key.
+    """Return the contract's inputs, changed so that every query attends to its first key.
 
-    A packed sequence has as many keys as queries, or more, where causal or a window says so.
+    A packed sequence has as many keys as queries, or more, where causal or a window needs it.
     """
     made = attention.inputs(replace(case, packed=False))
     if made.mask is not None:
@@ -73,7 +73,7 @@ def call(side: ops.Side, case: attention.Case, given: attention.Inputs) -> Call:
 
 
 def _whole(side: ops.Side, case: attention.Case) -> dict[str, Any]:
-    """Return what options say that change nothing, for those who insist on them."""
+    """Return options with values that change nothing, for functions that require them."""
     batch, queries, keys = case.batch, case.seqlen_q, case.seqlen_k
     return {
         "softmax_scale": attention.scale(case),
@@ -89,7 +89,7 @@ def key_mask(mask: Any, q: Any) -> Any:
 
 
 def added(mask: Any, q: Any) -> Any:
-    """Return what is added to scores where a mask is False, −∞, and where it is True, 0."""
+    """Return a mask as a bias: −∞ where it is False, 0 where it is True."""
     import torch
 
     nothing = torch.zeros(mask.shape, dtype=q.dtype, device=mask.device)
@@ -97,9 +97,9 @@ def added(mask: Any, q: Any) -> Any:
 
 
 def outputs_named(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:
-    """Name the outputs: one for every pair of query and key is weights, not lse.
+    """Name the outputs: one with an element for every query and key is weights, not lse.
 
-    With one key, weights (B, H, M, 1) may be an lse of one axis too many: they are not judged.
+    With one key, weights (B, H, M, 1) may be an lse with an extra axis: they are not judged.
     """
     q, k = tensors["q"], tensors["k"]
     if len(outputs) > 1 and shape_of(outputs[1]) == (*q.shape[:3], k.shape[2]):
@@ -108,9 +108,9 @@ def outputs_named(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequenc
 
 
 def weights(case: attention.Case, given: attention.Inputs) -> Mapping[str, Approx]:
-    """Return the weights with their bound: those that are multiplied with v, divided by their sum.
+    """Return the normalised weights that multiply v, with their bound.
 
-    They are cast to v's dtype, or more exact.
+    The bound allows a cast to v's dtype; they may be more exact.
     """
     with np.errstate(all="ignore"):
         p = attention_bound.forward(attention.problem(case, given)).weights  # (B, H, M, N)
@@ -119,12 +119,12 @@ def weights(case: attention.Case, given: attention.Inputs) -> Mapping[str, Appro
 
 
 def narrowed(case: attention.Case, size: int | None) -> attention.Case:
-    """Give masks and biases four axes, and make causal attention square but where it is aligned.
+    """Give masks and biases four axes, and make causal attention square unless it is aligned.
 
     Packed sequences have neither.
 
-    `size` is a head_dim, mostly a power of two. A window is then all that hides a key, so that
-    every query has one, and so it has where it is aligned at the bottom right of as many keys.
+    `size` is a head_dim, usually a power of two. Beside a window nothing else hides keys, so that
+    every query has one, as it has where causal is aligned at the bottom right of enough keys.
     """
     case = case if size is None else replace(case, head_dim=size)
     if case.window_size is not None:
@@ -144,21 +144,21 @@ def narrowed(case: attention.Case, size: int | None) -> attention.Case:
 
 
 def small(case: attention.Case) -> attention.Case:
-    """Cut down what costs, mask nothing, and make every other case square."""
+    """Cut down what is costly, mask nothing, and make every other case square."""
     small = replace(attention.small(case), head_dim=case.head_dim, mask=None, key_lengths=False)
     square = small.causal or small.window_size is not None or case.seed % 2 == 0
     return replace(small, seqlen_k=small.seqlen_q) if square else small
 
 
 SMALL: dict[str, Any] = {"batch": 2, "heads": 3, "seqlen_q": 21, "seqlen_k": 37, "head_dim": 16}
-# What is left out where the order of axes knows nothing of heads.
+# What is left out where the order of axes has no heads.
 OF_ONE_HEAD: dict[str, Any] = {
     "groups": 1, "mask": None, "key_lengths": False, "alibi": None, "bias": None, "sinks": False,
 }  # fmt: skip
 SQUARE: dict[str, Any] = {**SMALL, "seqlen_q": 49, "seqlen_k": 49}
 SHOWS, HIDES = "True where a key is attended", "True where a key is not attended"
 OF_KEYS = {"mask": "B11N"}
-# What a mask says: of four axes, or (batch, keys), as torch's and Hugging Face's padding masks.
+# What a mask may say: with four axes, or (batch, keys) as padding masks of torch or Hugging Face.
 MASKS = {
     SHOWS: Handed(lambda mask, q: mask),
     HIDES: Handed(lambda mask, q: ~mask),
@@ -208,9 +208,9 @@ PLAIN = Plain(
         {"seqlen_q": 3, "seqlen_k": 4099, "head_dim": 16},
         {"seqlen_q": 1, "seqlen_k": 1025, "head_dim": 64},
         {"batch": 5, "heads": 9, "seqlen_q": 3, "seqlen_k": 5, "head_dim": 16},
-        # Values of one sign, in which what is rounded from tile to tile adds up.
+        # Values of one sign, in which the roundings of successive tiles add up.
         {"seqlen_q": 3, "seqlen_k": 2051, "head_dim": 16, "magnitude": "constant"},
-        # Whole tiles and no more, where kernels have a way of their own, without masks.
+        # Whole tiles only, for which kernels have a code path without masks.
         {"seqlen_q": 128, "seqlen_k": 256, "head_dim": 64},
         {"seqlen_q": 256, "seqlen_k": 256, "head_dim": 16, "causal": True},
     ),

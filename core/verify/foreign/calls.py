@@ -1,7 +1,7 @@
-"""Cases of contracts as plain calls on torch tensors; which are judged is in `table`.
+"""Cases of contracts as plain calls on torch tensors; `table` says which operators can be judged.
 
-Those of attention are in `attention`, those of decoding in `decoding`, of merging
-in `merging`, of pooling in `pooling`.
+Those of attention are in `attention`, of decoding in `decoding`, of merging in `merging`, of
+pooling in `pooling`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twofold.core.verify.report import contract_module
 class Call(NamedTuple):
     """A case as a plain call: tensors in order, options by name, and the outputs' gradients.
 
-    `values` are those of options that are None, for functions that do not take None for them.
+    `values` gives a value for each option that is None, for functions that do not accept None.
     """
 
     tensors: Mapping[str, Any]
@@ -31,16 +31,16 @@ class Call(NamedTuple):
 
 
 STALE = -7.0  # what memory held before
-USUAL = -100  # what torch ignores, and who is not told what to ignore
+USUAL = -100  # the index that is ignored by torch, and by functions not told which
 
 
 def with_stale(x: domains.Array, live: domains.Array) -> domains.Array:
-    """Return x with a number where it is NaN and not live."""
+    """Return x with a stale number where it is NaN and not live."""
     return np.where(live | ~np.isnan(x), x, STALE)
 
 
 def shape_of(x: Any) -> tuple[int, ...] | None:
-    """Return the shape of a tensor, None of what is none."""
+    """Return the shape of a tensor, None for anything else."""
     return tuple(x.shape) if hasattr(x, "shape") else None
 
 
@@ -69,13 +69,13 @@ def _norm_call(
 
 
 def norm_outputs(tensors: Mapping[str, Any], outputs: Sequence[Any]) -> Sequence[str]:
-    """Name the outputs: what is shaped as x beside out is the stream h; statistics are not."""
+    """Name the outputs: one besides out with the shape of x is the stream h; statistics are not."""
     stream = len(outputs) > 1 and shape_of(outputs[1]) == tuple(tensors["x"].shape)
     return ("out", "h" if stream else "")
 
 
 def norm_narrowed(case: Any, size: int | None) -> Any:
-    """Let the stream have a gradient of its own only where there is a residual."""
+    """Give the stream a gradient of its own only where there is a residual."""
     return replace(case, stream_gradient=case.residual and case.stream_gradient)
 
 
@@ -108,7 +108,7 @@ def rotary_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 
 def whole_heads(case: Any) -> Any:
-    """Let every feature be one of a pair that is turned."""
+    """Make every feature one of a pair that is rotated."""
     pairs = max(1, case.head_dim // 2)
     return replace(case, head_dim=2 * pairs, pairs=pairs)
 
@@ -120,7 +120,7 @@ def softmax_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 
 def cross_entropy_inputs(case: Any) -> Any:
-    """Return the contract's inputs, but the first row counts."""
+    """Return the contract's inputs, changed so that the first row is not ignored."""
     module = contract_module("softmax_cross_entropy")
     made = module.inputs(case)
     if made.targets[0] == module.IGNORE_INDEX:
@@ -129,7 +129,7 @@ def cross_entropy_inputs(case: Any) -> Any:
 
 
 def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
-    """Return softmax with cross-entropy as a plain call; raise `Inapplicable` for no rows' mean."""
+    """Return softmax cross-entropy as a plain call; raise `Inapplicable` for a mean of no rows."""
     module = contract_module("softmax_cross_entropy")
     if case.reduction == "mean" and np.all(given.targets == module.IGNORE_INDEX):
         raise Inapplicable("a mean of no rows is what its conventions make it")
@@ -144,7 +144,7 @@ def cross_entropy_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 
 def usually_ignored(call: Call) -> Call:
-    """Return a call whose targets say `USUAL` of rows that do not count."""
+    """Return the call with targets of `USUAL` in ignored rows."""
     targets = call.tensors["targets"]
     targets = targets.masked_fill(targets == call.options["ignore_index"], USUAL)
     return call._replace(tensors={**call.tensors, "targets": targets})
@@ -164,7 +164,7 @@ def gated_activation_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 
 def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:
-    """Return the steps of Adam, from moments of zero, as a plain call; grads are (steps, n)."""
+    """Return steps of Adam, from moments of zero, as a plain call; grads are (steps, n)."""
     tensors = {n: side.asarray(getattr(given, n), case.dtype) for n in ("params", "grads")}
     options = {
         "lr": case.lr,
@@ -178,7 +178,7 @@ def optimizer_call(side: ops.Side, case: Any, given: Any) -> Call:
 
 
 def optimizer_narrowed(case: Any, size: int | None) -> Any:
-    """Make every optimizer an Adam, whose moments float16 can hold: they may be float32."""
+    """Make every optimizer Adam or AdamW, with moments small enough for float16 (or in float32)."""
     case = case if case.optimizer == "adamw" else replace(case, optimizer="adam")
     overflows = case.dtype == "float16" and case.magnitude in ("huge", "offset")
     return replace(case, magnitude="unit") if overflows else case

@@ -1,4 +1,4 @@
-"""Cases that fail: what they have in common, and smaller ones."""
+"""Failing cases: what they have in common, and smaller ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 TILES = (2, 16, 32, 64, 128)  # sizes that a kernel may take for granted to divide a length
-# Sizes that are compared: the one may be more than so many times the other.
+# Sizes that are compared: the first may be more than so many times the second.
 RELATED = (("head_dim", 2, "pairs"), ("seqlen_q", 1, "seqlen_k"), ("seqlen_k", 1, "seqlen_q"))
-CHANCE = 0.1  # in so many reports something may be said that means nothing
-MOST = 0.5  # of the cases that hold: what more of them have does not tell the others apart
-NEITHER = ("seed", "tile")  # say nothing of an input
-NO_SIZES = (*NEITHER, "first", "first_step")  # numbers that are no sizes of tensors
+CHANCE = 0.1  # the fraction of reports that may say something meaningless
+MOST = 0.5  # of the cases that hold: what more of them share does not set the failing ones apart
+NEITHER = ("seed", "tile")  # say nothing about an input
+NO_SIZES = (*NEITHER, "first", "first_step")  # numbers that are not sizes of tensors
 
 
 def largest(cases: Collection[Any]) -> str:
-    """Say the largest of each size that these cases have; "" of none."""
+    """Return, in words, the largest of each size in these cases; "" if there are none."""
     first = next(iter(cases), None)
     sizes = {
         name: max(getattr(case, name) for case in cases)
@@ -29,11 +29,11 @@ def largest(cases: Collection[Any]) -> str:
 
 
 def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str:
-    """Say in how many cases this fails and what they, but not the others, have in common.
+    """Say in how many cases this fails, and what they have in common and the others do not.
 
-    `tried` has what fails in every case. What the smallest case has as usual is not looked at.
-    Nothing is said that may be chance: where a share p of the cases that hold has it, so have n
-    others with probability pⁿ, and of all that is looked for `CHANCE` may be expected so.
+    `tried` has what fails in each case. Where the smallest case has a usual value, nothing is said.
+    Nor is anything said that may be chance: where a share p of the holding cases has something, n
+    others all have it with probability pⁿ, and over all candidates `CHANCE` such may be expected.
     """
     failing = [case for case, fails in tried.items() if key in fails]
     otherwise = [case for case, fails in tried.items() if fails and key not in fails]
@@ -45,7 +45,7 @@ def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str
     if not holding:
         return f"{count}, and none holds"
     said: list[str] = []
-    left = list(range(len(holding)))  # those that hold and have all of it
+    left = list(range(len(holding)))  # holding cases that have all of it
     looked_for = dict(_shared(failing, holding, smallest))
     while left and looked_for:
         words, have = min(looked_for.items(), key=lambda one: sum(one[1][i] for i in left))
@@ -66,7 +66,7 @@ def common(tried: Mapping[Any, Collection[str]], key: str, smallest: Any) -> str
 def _shared(
     failing: Sequence[Any], holding: Sequence[Any], smallest: Any
 ) -> Iterator[tuple[str, list[bool]]]:
-    """Yield what all failing cases share in words, and which of the others do, too."""
+    """Yield, in words, what all failing cases share, and which of the others share it, too."""
     for name, usual in vars(type(smallest)()).items():
         if name in NEITHER or getattr(smallest, name) == usual:
             continue
@@ -99,12 +99,12 @@ def _shared(
 
 
 def smaller(case: Any, fails: Callable[[Any], Any], seconds: float) -> Any:
-    """Return a case that fails, too, and is as small and as usual as is found in so much time.
+    """Return a failing case that is as small and as ordinary as can be found in the time given.
 
     Args:
-        case: fails.
-        fails: returns the case as it was run, where it fails, None where it does not.
-        seconds: after which no more is tried.
+        case: one that fails.
+        fails: returns the case as it was run if it fails, else None.
+        seconds: after which no more cases are tried.
     """
     until = time.monotonic() + seconds
     usual = type(case)()
@@ -123,7 +123,7 @@ def smaller(case: Any, fails: Callable[[Any], Any], seconds: float) -> Any:
             continue
         if isinstance(value, int) and not isinstance(value, bool):
             least = 1
-            while least < value:  # as if it failed from some number on
+            while least < value:  # bisecting as if it failed from some number on
                 middle = (least + value) // 2
                 if attempt(name, middle):
                     value = middle

@@ -1,7 +1,7 @@
 """Decoding with a cache as a plain call: f(q, k_cache, v_cache, options…) -> out, or out and lse.
 
-What lies behind a sequence's last key is finite, as what a cache held before is, and entries of the
-table behind its last page name a page that is there. Every query has a key.
+What lies after a sequence's last key is finite, like earlier contents of a cache, and entries of
+the table after its last page name an existing page. Every query has a key.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from twofold.core.verify.foreign.kinds import showing
 from twofold.core.verify.foreign.orders import each_output, heads_inside, stacked
 from twofold.core.verify.foreign.plain import Plain, names_of
 
-TOLD = ("key_heads", "page_size", "longest", "max_seqlen_q")  # where a function insists on it
+TOLD = ("key_heads", "page_size", "longest", "max_seqlen_q")  # for functions that require them
 OPTIONS = ("softmax_scale", "causal", "window_size", "softcap", "alibi_slopes", "sinks")
 
 
 def inputs(case: domain.Case) -> domain.Inputs:
-    """Return the contract's inputs, but every query has a key."""
+    """Return the contract's inputs, changed so that every query has a key."""
     drawn = domain.inputs(case).lengths
     lengths = np.maximum(drawn, case.queries if _aligned(case) else 1)
     made = domain.inputs(replace(case, full=True)).having(key_lengths=lengths)
@@ -68,14 +68,14 @@ def call(side: ops.Side, case: domain.Case, given: domain.Inputs) -> Call:
 
 
 def finite(x: domain.Array, case: domain.Case, given: domain.Inputs) -> domain.Array:
-    """Return what a cache holds of x, a number wherever no sequence has a key."""
+    """Return x as a cache holds it, with a stale number wherever no sequence has a key."""
     there = np.arange(case.capacity)[:, None] < given.lengths[:, None, None, None]  # (B, 1, N, 1)
     nowhere = np.isnan(domain.paged(np.zeros_like(x), case, given))
     return np.where(nowhere, STALE, domain.paged(with_stale(x, there), case, given))
 
 
 def narrowed(case: domain.Case, size: int | None) -> domain.Case:
-    """Give causal queries, and those of a window, as many keys; `size` is a head_dim."""
+    """Give causal queries, and windowed ones, as many keys; `size` is a head_dim."""
     case = case if size is None else replace(case, head_dim=size)
     case = replace(case, causal=bool(case.causal))
     return replace(case, capacity=max(case.capacity, case.queries)) if _aligned(case) else case
@@ -86,7 +86,7 @@ def _aligned(case: domain.Case) -> bool:
 
 
 def inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of tensors with heads inside as the usual one.
+    """Return a function of tensors with heads inside as one of the usual order.
 
     Packed queries are (total, heads, head_dim) then.
     """
@@ -103,7 +103,7 @@ def inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_query(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of q (batch, heads, head_dim) as the usual one, of one query."""
+    """Return a function of q (batch, heads, head_dim) as one of the usual order, for one query."""
 
     def single(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
         if q.shape[2] != 1:
@@ -115,7 +115,7 @@ def one_query(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_query_heads_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of q (batch, heads, head_dim) and caches with heads inside as the usual."""
+    """Return a function of q (batch, heads, head_dim), caches with heads inside as the usual."""
 
     def turned(q: Any, k_cache: Any, v_cache: Any, **options: Any) -> Any:
         return function(q, k_cache.transpose(1, 2), v_cache.transpose(1, 2), **options)

@@ -1,13 +1,12 @@
-"""Forms in which operators of others stand, each brought to the plain call that a contract makes.
+"""Forms in which operators are written elsewhere, each brought to the plain call of a contract.
 
-That is f(tensors…, options…) -> outputs, the tensors in order. Taken besides: a module that holds
-its weight; a norm that is told `normalized_shape`, as torch's are; a gated activation of gate and
-up side by side in one tensor; a rotation of one tensor; tensors that are given by name alone, or
-with options between them. Those of attention alone are in `joined`, its packed sequences in
-`packed`, caches of decoding in `pages`, two parts that are merged in
-`merging`, a rotation that looks angles up in `rotary`, a class of torch.optim in
-`optimizers`, one step of Adam in `steps`, sizes that are numbers in
-`sizes`, what is written to where it is told in `written`.
+That is f(tensors…, options…) -> outputs, with the tensors in order. Accepted besides: a module that
+holds its weight; a norm that takes `normalized_shape`, like torch's; a gated activation of gate and
+up side by side in one tensor; a rotation of one tensor; tensors that are passed by name only, or
+with options between them. Forms of attention alone are in `joined`, its packed sequences in
+`packed`, caches of decoding in `pages`, merging of two parts in `merging`, a rotation that looks
+angles up in `rotary`, a class of torch.optim in `optimizers`, one step of Adam in `steps`, sizes
+passed as numbers in `sizes`, an output that is an argument in `written`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from twofold.core.verify.foreign.table import PLAIN, tensor_names
 
 IN_ORDER = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPE = "normalized_shape"
-# Options that are set on a module which keeps a number or a word of their name.
+# Options that are set on a module if it has a number or a string of that name.
 KEPT = ("eps", "offset", "softmax_scale", "kind", "label_smoothing", "reduction", "ignore_index")
-# What modules also keep of a number: 1 without it.
+# What modules also keep of such a number: 1 minus it.
 REST = {"smoothing": "confidence"}
-# What tensors are called, in small letters; modules hold them by these names.
+# What tensors are called, in lower case; modules hold them by these names.
 CALLED = {
     "x": ("x", "input", "hidden_states", "inp"),
     "weight": ("weight", "w", "gamma", "scale"),
@@ -56,12 +55,12 @@ CALLED = {
 
 
 def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Callable[..., Any]:
-    """Return it as a plain call of this operator; what is in no form known here stays as it is.
+    """Return an implementation as a plain call of this operator; unknown forms stay as they are.
 
-    `seen` is told what it is taken to be.
+    `seen` notes what it is taken to be.
 
     Raises:
-        TypeError: it is nothing that can be called so.
+        TypeError: it cannot be called like this.
     """
     import torch
 
@@ -103,11 +102,11 @@ def plain(implementation: Any, operator: str, seen: Seen | None = None) -> Calla
 def _of_what_it_holds(
     module: Any, function: Callable[..., Any], operator: str, tensors: Sequence[str], seen: Seen
 ) -> Callable[..., Any]:
-    """Return a module as a function that is given by name what it holds; its own is kept.
+    """Return a module as a function that takes by name what the module holds, which is kept.
 
-    What is None it does not hold; `seen` is told what stays as it is.
+    The module does not hold what is None; `seen` notes what stays as it is.
 
-    A norm made for one size is told the size at hand.
+    A norm made for one size is given the size at hand.
     """
     import torch
 
@@ -136,7 +135,7 @@ def _of_what_it_holds(
         return function
     replica = copy.deepcopy(module)
     for own in held.values():
-        delattr(replica, own)  # so that what is no nn.Parameter may take its place
+        delattr(replica, own)  # so that a tensor that is no nn.Parameter can take its place
 
     def holding(*args: Any, **how: Any) -> Any:
         for name, own in held.items():
@@ -173,7 +172,7 @@ def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
 def _without_bias(
     function: Callable[..., Any], operator: str, tensors: Sequence[str], seen: Seen
 ) -> Callable[..., Any]:
-    """Return a function that insists on a bias which the operator has not as one given None."""
+    """Return a function that requires a bias the operator does not have as one given None."""
     taken = parameters(function)
     options = PLAIN[operator].called()
     if "bias" not in taken or taken["bias"].default is not Parameter.empty:
@@ -194,11 +193,11 @@ def _without_bias(
 def _in_order(
     function: Callable[..., Any], tensors: Sequence[str], operator: str
 ) -> Callable[..., Any]:
-    """Return a function with its tensors in order, also those that it has by name alone.
+    """Return a function with its tensors in order, including those that it takes by name only.
 
-    Options may stand between them.
+    Options may come between them.
 
-    One that is told the normalised shape is told what the last axis is.
+    A normalised shape is that of the last axis.
     """
     taken = parameters(function)
     alone = [n for n in tensors if n in taken and taken[n].kind is Parameter.KEYWORD_ONLY]
@@ -226,14 +225,14 @@ def _in_order(
 
 
 def _dense(x: Any) -> Any:
-    """Return what a module holds as it holds it, contiguous."""
+    """Return a tensor contiguous, as a module would hold it."""
     return x if x is None else x.contiguous()
 
 
 def _by_name(tensors: Sequence[str], taken: Mapping[str, Parameter]) -> list[str]:
-    """Return what a function calls its tensors, where it has them in another order by names known.
+    """Return what a function calls its tensors, if it takes them in another order by known names.
 
-    Nothing where a name is unknown: then they are given in order.
+    The list is empty if a name is unknown: then they are given in order.
     """
     small = {n.lower(): n for n, p in taken.items() if p.kind in IN_ORDER}
     found = [[small[n] for n in CALLED.get(name, (name,)) if n in small] for name in tensors]
@@ -245,7 +244,7 @@ def _by_name(tensors: Sequence[str], taken: Mapping[str, Parameter]) -> list[str
 
 
 def _side_by_side(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of gate and up where it takes one tensor of both, gate first."""
+    """Return a function of one tensor holding both, gate first, as one of gate and up."""
     import torch
 
     taken = parameters(function)

@@ -1,4 +1,4 @@
-"""The gradients of a plain call, and what autograd does not know of it."""
+"""The gradients of a plain call, and whether autograd knows of the call."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def gradients(
     of_roots: Mapping[str, Any],
     twice: bool = False,
 ) -> tuple[dict[str, Any], set[str]]:
-    """Return the leaves' gradients by name, and which are None, and NaN here.
+    """Return the leaves' gradients by name, NaN for those that are None, and the names of these.
 
     Args:
         roots, leaves: outputs and inputs that require a gradient.
         of_roots: the gradients of the outputs.
-        twice: whether the graph is gone through again, and what that gives is returned.
+        twice: whether to run backward again, and return the second run's gradients.
     """
     import torch
 
@@ -48,7 +48,7 @@ def gradients(
 
 
 def are_told(roots: Mapping[str, Any]) -> bool:
-    """Return whether a function of somebody stands between outputs and inputs for autograd."""
+    """Return whether autograd sees a custom function between outputs and inputs."""
     import torch
 
     own = torch.autograd.function.BackwardCFunction

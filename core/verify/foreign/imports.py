@@ -1,4 +1,4 @@
-"""What is named as "module:function", imported."""
+"""Imports what "module:function" names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twofold.core.verify.peers import interpreted
 
 
 def load(name: str) -> Any:
-    """Import "module:function", from the current folder too.
+    """Import "module:function", also from the current folder.
 
     Raises:
         ValueError: there is no such module or function, or it cannot be imported.
@@ -22,7 +22,7 @@ def load(name: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever its code raises
+    except Exception as error:  # whatever the module's code raises
         words = f"{type(error).__name__}: {error}"
         raise ValueError(f"{name!r} cannot be imported: {words}") from error
     if not hasattr(module, function_name):

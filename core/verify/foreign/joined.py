@@ -1,10 +1,10 @@
-"""Attention that is given its tensors otherwise: in one tensor, or after the module that calls it.
+"""Attention that takes its tensors differently: in one tensor, or after the module that calls it.
 
 - q, k, v side by side, as `qkv` (batch, seqlen, 3, heads, head_dim), or k and v, as `kv`
   (batch, seqlen, 2, heads, head_dim); of packed sequences (total, 3, heads, head_dim).
 - Hugging Face's attention interface: (module, query, key, value, attention_mask, …) of
-  (batch, heads, seqlen, head_dim), whose output has heads inside. The mask is one that is added; it
-  is all that hides keys where there is one, and one query alone is the last, which sees every key.
+  (batch, heads, seqlen, head_dim), whose output has heads inside. The mask is additive; if there is
+  one, nothing else hides keys, and a single query is the last, which sees every key.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ OF_MODULE = "(module, q, k, v, attention_mask), the output (batch, seqlen, heads
 
 
 def of_joined(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
-    """Return a function of q, k, v in one tensor, or of k, v, as a plain call; others as they are.
+    """Return a function of q, k, v, or k, v, in one tensor as a plain call; others as they are.
 
-    `seen` is told.
+    This is noted in `seen`.
     """
     import torch
 
@@ -49,9 +49,9 @@ def of_joined(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
 
 
 def of_module(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
-    """Return what has Hugging Face's attention interface as a plain call; others as they are.
+    """Return a function with Hugging Face's interface as a plain call; others as they are.
 
-    `seen` is told.
+    This is noted in `seen`.
     """
     taken = parameters(function)
     module, *rest = [*taken, ""]

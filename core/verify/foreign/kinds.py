@@ -1,4 +1,4 @@
-"""What may be given to be judged or raced, made a plain call: f(tensors…, options…) -> outputs."""
+"""Whatever is given to be judged or raced, as a plain call: f(tensors…, options…) -> outputs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 @dataclass
 class Seen:
-    """What was seen of a function as it was made a plain call.
+    """What was seen of a function while it was made a plain call.
 
     Attributes:
-        order: of the axes of its tensors, where that is known without trying.
-        written: arguments that it writes its output to, once it was seen to.
+        order: the order of its tensors' axes, where that is known without trying.
+        written: arguments that it was seen to write its output to.
         said: what else it is taken to be, in words.
         signature: its own, as its author wrote it.
-        ways: what it may be where that is left open, by words; found out by trying.
-        fields: of every case that it is asked.
-        has_groups: whether it is a class of torch.optim, of whose groups properties speak.
+        ways: what it may be where that is left open, by words; found by trial.
+        fields: those that every case given to it has.
+        has_groups: whether it is a class of torch.optim, whose parameter groups are tested.
     """
 
     order: str = ""
@@ -43,9 +43,9 @@ class Seen:
 
 
 def plain(implementation: Any) -> Callable[..., Any]:
-    """Return it as a plain call, whose signature shows what it takes.
+    """Return an implementation as a plain call, whose signature shows what it takes.
 
-    Of an object with `forward` alone what that returns is the output, or (output, cache).
+    If it is an object with only `forward`, that returns the output, or (output, cache).
 
     Raises:
         TypeError: it is nothing that can be called so.
@@ -54,7 +54,7 @@ def plain(implementation: Any) -> Callable[..., Any]:
 
     owner = getattr(implementation, "__self__", None)
     if getattr(implementation, "__name__", "") == "apply" and isinstance(owner, type):
-        implementation = owner  # attention = _attention.apply, as Triton's tutorial has it
+        implementation = owner  # attention = _attention.apply, as in Triton's tutorial
     if isinstance(implementation, type):
         if issubclass(implementation, torch.autograd.Function):
             return _applied(implementation)
@@ -73,7 +73,7 @@ def plain(implementation: Any) -> Callable[..., Any]:
 
 
 def made(implementation: Any) -> Any:
-    """Return an instance of a module's class that takes no arguments; all else as it is."""
+    """Return an instance of a module class that needs no arguments; anything else as it is."""
     import torch
 
     if not isinstance(implementation, type) or not issubclass(implementation, torch.nn.Module):
@@ -87,9 +87,9 @@ def made(implementation: Any) -> Any:
 
 
 def is_operator(implementation: Any, functions: tuple[str, ...]) -> bool:
-    """Return whether it has all functions of an operator's module.
+    """Return whether an object has all functions of an operator's module.
 
-    Modules and functions of torch have them by the same names, and mean something else.
+    Modules and functions of torch have ones of the same names that mean something else.
     """
     import torch
 
@@ -100,7 +100,7 @@ def is_operator(implementation: Any, functions: tuple[str, ...]) -> bool:
 
 
 def _applied(function: Any) -> Callable[..., Any]:
-    """Return `function.apply` with the signature of its forward, whose context nobody gives."""
+    """Return `function.apply` with the signature of its forward, without the context."""
     import torch
 
     base = torch.autograd.Function
@@ -113,14 +113,14 @@ def _applied(function: Any) -> Callable[..., Any]:
 
     def applied(*args: Any, **how: Any) -> Any:
         bound = signature.bind(*args, **how)
-        bound.apply_defaults()  # apply takes no names
+        bound.apply_defaults()  # apply takes no keyword arguments
         return function.apply(*bound.args)
 
     return showing(applied, signature)
 
 
 def _documented(builtin: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the signature with which the docs of a builtin begin, as those of torch do."""
+    """Return the signature that a builtin's docstring begins with, as those of torch do."""
     name, docs = getattr(builtin, "__name__", ""), builtin.__doc__ or ""
     found = re.match(rf"\s*{re.escape(name)}(\(.*?\))\s*->", docs, re.DOTALL) if name else None
     try:
@@ -158,7 +158,7 @@ def _output(forward: Callable[..., Any], *args: Any, **how: Any) -> Any:
 def showing(
     call: Callable[..., Any], shown: Callable[..., Any] | inspect.Signature
 ) -> Callable[..., Any]:
-    """Return a call that shows this signature, or that of a function."""
+    """Return a call that shows this signature, or this function's."""
     signature = shown if isinstance(shown, inspect.Signature) else inspect.signature(shown)
 
     def function(*args: Any, **how: Any) -> Any:
@@ -171,7 +171,7 @@ def showing(
 def taking(
     call: Callable[..., Any], tensors: Iterable[str], rest: Iterable[inspect.Parameter]
 ) -> Callable[..., Any]:
-    """Return a call that shows tensors of these names in order, and the rest by name alone."""
+    """Return a call that shows tensors of these names in order, and the rest by name only."""
     places = [inspect.Parameter(name, EITHER) for name in tensors]
     named = [
         p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)

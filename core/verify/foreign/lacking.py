@@ -1,4 +1,4 @@
-"""Tensors that a function may lack, such as a bias: it is judged as if they changed nothing."""
+"""Tensors that a function may lack, such as a bias: it is judged with ones that change nothing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def lacking(
     taken: Mapping[str, Parameter],
     options: Container[str],
 ) -> Iterator[tuple[str, bool]]:
-    """Yield those of these tensors that a function lacks or insists on, and whether it lacks it.
+    """Yield those of these tensors that a function lacks or requires, and whether it lacks each.
 
-    `options` are what it calls those that it has. What it may be given is neither; whose parameters
-    are unknown, or any number, may be given anything.
+    `options` are the options that it has. A tensor with a default is neither; a function whose
+    parameters are unknown, or any number, may be given anything.
     """
     places = [p for p in taken.values() if p.kind not in VARIADIC]
     if not taken or any(p.kind is p.VAR_POSITIONAL for p in taken.values()):
@@ -35,7 +35,7 @@ def lacking(
 
 
 def without(entry: Plain, given: Any, names: Iterable[str]) -> Any:
-    """Return inputs with what changes nothing in place of these tensors."""
+    """Return inputs with these tensors replaced by values that change nothing."""
     changed = {
         n: np.full_like(getattr(given, n), entry.neutral[n][0]) for n in names if n in entry.neutral
     }
@@ -43,7 +43,7 @@ def without(entry: Plain, given: Any, names: Iterable[str]) -> Any:
 
 
 def unlike(entry: Plain, given: Any, names: Iterable[str]) -> set[str]:
-    """Return outputs that these tensors would change, which properties may give as they like."""
+    """Return outputs that these tensors, to which properties may give any values, would change."""
     outputs: set[str] = set()
     for name in names:
         value, depend = entry.neutral.get(name, (0.0, ()))

@@ -1,8 +1,8 @@
-"""Which inputs learn is no part of a result: properties of a plain call that autograd calls.
+"""Properties of a plain call under autograd: results do not depend on which inputs learn.
 
-In training every input has a gradient, and so it is judged. A prediction has none, a frozen weight
-or the first layer's input has none, and functions take other ways there: they save nothing, skip a
-product, or give gradients in other places.
+In training every input has a gradient, and functions are judged like this. In prediction none has,
+and frozen weights or the first layer's input have none; there functions take other paths: they save
+nothing, skip a product, or return gradients in other places.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from twofold.core.verify.rounding import Approx
 
 @dataclass
 class Learning:
-    """What of the next calls is to learn.
+    """Which inputs of the next calls are to learn.
 
     Attributes:
-        alone: the one tensor that does, "" for all.
+        alone: the only tensor that learns, "" for all.
         nobody: whether there is no gradient at all, as in `torch.no_grad`.
-        twice: whether backward goes through its graph a second time, whose gradients are taken.
+        twice: whether backward runs through its graph a second time, whose gradients are taken.
     """
 
     alone: str = ""
@@ -34,7 +34,7 @@ class Learning:
     twice: bool = False
 
     def leaves(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return tensors that require a gradient where they are to learn; None stays None."""
+        """Return the tensors, requiring a gradient where they are to learn; None stays None."""
         return {n: x if x is None else self._leaf(n, x) for n, x in tensors.items()}
 
     def grad_mode(self) -> Any:
@@ -50,7 +50,7 @@ class Learning:
 
     @contextlib.contextmanager
     def being(self, **how: Any) -> Iterator[None]:
-        """Let calls in here learn so."""
+        """Let calls in this context learn like that."""
         before = {**vars(self)}
         vars(self).update(how)
         try:
@@ -69,11 +69,11 @@ def properties(
     Args:
         learning: what the function's calls go by.
         inputs: the contract's.
-        truth: of what the last call computed.
+        truth: the bounds of what the last call computed.
     """
 
     def held(subject: Subject, case: Any, given: Any, what: str, **how: Any) -> None:
-        """Hold what differs from the results where all learn, which are judged themselves."""
+        """Hold results to their bounds where they differ from those judged, in which all learn."""
         usual = subject.compute(case, given)
         with learning.being(**how):
             found = subject.compute(case, given)
@@ -81,7 +81,7 @@ def properties(
         claims.held({n: x for n, x in found.items() if n not in same}, truth(case, given), what)
 
     def gradients(subject: Subject, case: Any, given: Any) -> list[str]:
-        """Return the names of tensors that have a gradient where all may learn."""
+        """Return the names of tensors that have a gradient when all learn."""
         found = subject.compute(case, given)
         learned = [n[1:] for n in found if n[:1] == "d" and not np.isnan(found[n]).all()]
         if not learned:

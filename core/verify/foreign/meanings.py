@@ -1,8 +1,8 @@
-"""What a function means where its signature leaves it open, found out by trying it.
+"""What a function means where its signature leaves it open, found by trial.
 
-Such are the order of the axes of q, how causal aligns fewer queries with more keys, whether True in
-a mask shows or hides, and the eps of a norm that takes none. What is least wrong is what it means,
-and is said; where all is wrong, what is nearest by the size of its errors is what it is judged as.
+Examples are the order of the axes of q, how causal aligns fewer queries with more keys, whether
+True in a mask shows or hides, and the eps of a norm that takes none. The least wrong meaning is
+taken and reported; where all are wrong, the function is judged by the one with the smallest errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Call = Callable[..., Any]
 Observe = Callable[[str, Any], object]
 
 
-# Values of fields that go without saying where an option is not there.
+# Values of fields that need no mention where an option is missing.
 SAID_BY_NOTHING = {"causal": False, "activation": None}
 UNPACKED = "to be judged so it must refuse more axes, as `M, D = q.shape` does"
 DENSE = "it refuses their strides in this order, and is given contiguous tensors"
@@ -37,17 +37,17 @@ DENSE = "it refuses their strides in this order, and is given contiguous tensors
 class _Tried(NamedTuple):
     """Indices of ways: the least wrong, the nearest, the first in which anything is computed."""
 
-    best: int | None  # None if all is wrong
-    nearest: int | None  # by size of error where all is wrong; None if nothing has a size
+    best: int | None  # None if all are wrong
+    nearest: int | None  # by size of error where all are wrong; None if none has a size
     size: float  # of the errors of the nearest
-    computed: int | None  # None if nothing is
-    refused: bool  # whether it took no case, in its own words
+    computed: int | None  # None if nothing is computed
+    refused: bool  # whether the function refused every case, in its own words
     right: bool  # whether nothing is wrong with the best
-    in_library: bool  # whether what it calls took no case, as torch.einsum does of other axes
+    in_library: bool  # whether a library it calls did, as torch.einsum refuses other axes
 
 
 def find_out(function: Function, observe: Observe) -> None:
-    """Try what a function means, and set it so; `observe` is told what for, and each case first."""
+    """Find what a function means, and set it so; `observe` gets the purpose and each case first."""
     _arrange(function, observe)
     _hand(function, observe)
     _align(function, observe)
@@ -59,7 +59,7 @@ def find_out(function: Function, observe: Observe) -> None:
 
 
 def _arrange(function: Function, observe: Observe) -> None:
-    """Find the order of the axes of its tensors, where it is not known, and say it."""
+    """Find the order of the axes of the function's tensors, if unknown, and record it."""
     if not function.arranged and (function.entry.arranged or function.entry.fewer):
         _try_orders(function, observe)
     if function.arranged:
@@ -67,7 +67,7 @@ def _arrange(function: Function, observe: Observe) -> None:
 
 
 def _try_orders(function: Function, observe: Observe) -> None:
-    """Try orders of axes, and take the one that is least wrong."""
+    """Try orders of axes, and take the least wrong."""
     usual, case, ways = function.function, function.entry.arranged_case, function.ways
     arranged = {"": lambda call: call, **function.entry.arranged}
     what = "in which order its axes are"
@@ -76,9 +76,9 @@ def _try_orders(function: Function, observe: Observe) -> None:
         function.function = call
 
     def tried(orders: Mapping[str, Callable[..., Any]]) -> _Tried:
-        """Try orders; where all is wrong, each also with what it may be without an option.
+        """Try orders; if all are wrong, also each with what missing options may stand for.
 
-        Of orders that are all wrong it is the nearest, with whatever option it is so.
+        If all orders are wrong, the nearest is taken, whichever option makes it the nearest.
         """
 
         def once() -> _Tried:
@@ -118,7 +118,7 @@ def _try_orders(function: Function, observe: Observe) -> None:
     if of_fewer is not None and (found.refused or (found.in_library and of_fewer.right)):
         settle(of_fewer, fewer)
         function.always |= fields.get(function.arranged, {})
-    else:  # what is wrong with the axes that it does not refuse is wrong
+    else:  # errors with axes that it does not refuse are faults
         settle(found, orders)
         if of_fewer is not None and of_fewer.best is not None and of_fewer.right:
             words = f"with {list(fewer)[of_fewer.best]} it agrees in a case; {UNPACKED}"
@@ -128,7 +128,7 @@ def _try_orders(function: Function, observe: Observe) -> None:
 def _in_every_way(
     orders: Mapping[str, Callable[[Call], Call]], ways: Mapping[str, Call]
 ) -> dict[str, Call]:
-    """Return what orders make of all that a function may be, by the words for both."""
+    """Return each order combined with each thing that a function may be, by the words for both."""
     return {
         _both(words, way): order(call)
         for way, call in ways.items()
@@ -141,7 +141,7 @@ def _both(order: str, way: str) -> str:
 
 
 def _align(function: Function, observe: Observe) -> None:
-    """Find what options mean that it has; what is nothing that they may mean is wrong."""
+    """Find what the function's options mean; if none of the known meanings fits, it is wrong."""
     for option, ways in function.entry.meant.items():
         if option in function.missing:
             continue
@@ -151,7 +151,7 @@ def _align(function: Function, observe: Observe) -> None:
 
         tried = _least_wrong(function, ways, take, dict, f"what {option} means", observe)
         if tried.computed is None:
-            del function.meant[option]  # it refuses: what it means is not judged
+            del function.meant[option]  # it refuses: its meaning is not judged
             continue
         take(ways[tried.best or 0])
         known = " nor ".join(str(fields[option]) for fields in ways)
@@ -161,7 +161,7 @@ def _align(function: Function, observe: Observe) -> None:
 
 
 def _hand(function: Function, observe: Observe) -> None:
-    """Find what the tensors of options say that it has, such as a mask what True is."""
+    """Find what the tensors of the function's options say, such as True in a mask."""
     for option, ways in function.entry.handed.items():
         if option in function.missing:
             continue
@@ -177,14 +177,14 @@ def _hand(function: Function, observe: Observe) -> None:
         tried = _least_wrong(function, words, take, asked, f"what {option} says", observe)
         at = tried.computed if tried.best is None else tried.best
         if not at:
-            del function.handed[option]  # the contract's own, or it refuses
+            del function.handed[option]  # it is the contract's own, or the function refuses
             continue
         take(words[at])
         function.found_out.append(f"{option} is taken to be {words[at]}")
 
 
 def _without(function: Function, observe: Observe) -> None:
-    """Find what it is without options that it does not have."""
+    """Find what the function does in place of options that it does not have."""
     for option, ways in function.entry.either.items():
         if option not in function.missing:
             continue
@@ -218,9 +218,9 @@ def _without(function: Function, observe: Observe) -> None:
 
 
 def _limit(function: Function, observe: Observe) -> None:
-    """Find what it does without: what it raises with it and not without it.
+    """Find what the function does without: features with which it raises, and without which not.
 
-    What it computes with it, and wrongly, is wrong.
+    If it computes something with a feature, and wrongly, that is wrong.
     """
     for words, (fields, limit) in function.entry.limits.items():
         cases = [function.fitting(function.case_type(**fields), d) for d in domains.DTYPES]
@@ -233,7 +233,7 @@ def _limit(function: Function, observe: Observe) -> None:
 
 
 def _agree(function: Function, observe: Observe) -> None:
-    """Find what it does instead of ours: what holds so, and does not otherwise."""
+    """Find what the function does instead of what ours do: what holds only if judged like that."""
     for words, (cases, instead) in function.entry.instead_of_ours.items():
         each = itertools.product(cases, domains.DTYPES)
         if any(_only_so(function, fields, dtype, instead, observe) for fields, dtype in each):
@@ -247,7 +247,7 @@ def _only_so(
     instead: Mapping[str, Any],
     observe: Observe,
 ) -> bool:
-    """Return whether it keeps the bounds of a case as it does that instead, and is then set so."""
+    """Return whether the function keeps a case's bounds only with `instead`; if so, set it so."""
 
     def keeps() -> bool:
         return _keeps(function, function.fitting(function.case_type(**fields), dtype), observe)
@@ -263,7 +263,7 @@ def _only_so(
 
 
 def _keeps(function: Function, case: Any, observe: Observe) -> bool:
-    """Return whether it keeps the bounds of its outputs, whatever its gradients are."""
+    """Return whether the function keeps the bounds of its outputs, whatever its gradients are."""
     observe("to see what it does instead", case)
     try:
         found = judge_case(function.contract, function.side, case)
@@ -273,9 +273,9 @@ def _keeps(function: Function, case: Any, observe: Observe) -> bool:
 
 
 def _leave_out(function: Function, observe: Observe) -> None:
-    """Find the one row of a table whose gradient is 0 whatever is asked, and say it: it is wrong.
+    """Find the one row of a table whose gradient is always 0, and record it, as it is wrong.
 
-    So is the row of a padding_idx.
+    The row of a padding_idx is such a row.
     """
     for table, fields in function.entry.tables.items():
         silent: list[set[int]] = []
@@ -288,7 +288,7 @@ def _leave_out(function: Function, observe: Observe) -> None:
                 found = function.side.to_numpy(function.shown(function.side, case, given)[table])
                 true = np.asarray(function.contract.truth(case, given)[table].value)
             except (Exception, SystemExit):
-                return  # it has no gradient, or is wrong otherwise
+                return  # it has no gradient, or is wrong in another way
             lost = (found == 0).all(-1) & (true != 0).any(-1) if found.shape == true.shape else ()
             silent.append(set(map(int, np.flatnonzero(lost))))
         rows = set.intersection(*silent)
@@ -298,7 +298,7 @@ def _leave_out(function: Function, observe: Observe) -> None:
 
 
 def _computes(function: Function, case: Any, observe: Observe) -> bool:
-    """Return whether it computes anything of a case, right or wrong."""
+    """Return whether the function computes anything for a case, right or wrong."""
     observe("to see whether it takes it", case)
     try:
         judge_case(function.contract, function.side, case)
@@ -308,13 +308,13 @@ def _computes(function: Function, case: Any, observe: Observe) -> bool:
 
 
 def _like(option: str, fields: Mapping[str, Any]) -> str:
-    """Say as what it is judged without an option."""
+    """Say what the function is judged as without an option."""
     value = " and ".join(map(str, fields.values()))
     return f"without {option}, its {', '.join(fields)} is taken to be {value}"
 
 
 def _unlike(fields: Mapping[str, Any], ways: Sequence[Mapping[str, Any]]) -> str:
-    """Say as what it is judged where nothing that it may be without an option is right."""
+    """Say what the function is judged as if nothing that it may be without an option is right."""
     known = ", ".join(" and ".join(str(way[n]) for n in fields) for way in ways)
     values = " and ".join(map(str, fields.values()))
     return f"its {' and '.join(fields)} is none of {known}; judged as {values}, the nearest"
@@ -323,7 +323,7 @@ def _unlike(fields: Mapping[str, Any], ways: Sequence[Mapping[str, Any]]) -> str
 def _sees_nothing_later(function: Function, observe: Observe) -> bool:
     """Return whether another last key changes the last query's output, and no other's.
 
-    So is a function that is always causal told apart whose values are wrong.
+    This detects a function that is always causal even if its values are wrong.
     """
     function.without["causal"] = {"causal": True}
     try:
@@ -346,14 +346,14 @@ def _sees_nothing_later(function: Function, observe: Observe) -> bool:
 
 
 def _ways_without(function: Function) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield options that it does not have with what it may be without."""
+    """Yield options that the function does not have, with what it may do without each."""
     for option, ways in function.entry.either.items():
         for fields in ways if option in function.missing else ():
             yield option, _of_option(function, option, fields)
 
 
 def _of_option(function: Function, option: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return those of a case's fields that an option sets."""
+    """Return the fields of a case that an option sets."""
     return {n: fields[n] for n in function.entry.options[option]}
 
 
@@ -365,10 +365,10 @@ def _least_wrong(
     what: str,
     observe: Observe,
 ) -> _Tried:
-    """Try cases of these fields, each in its way, until one is right in a precision.
+    """Try cases with these fields, each in its way, until one is right in a precision.
 
-    Ways as wrong as each other, as where every output has one element out, are told apart by the
-    size of their errors.
+    Ways that are equally wrong, as where every output has one element out of bounds, are told apart
+    by the size of their errors.
     """
     best, nearest, computed, refused, in_library = None, None, None, True, True
     least = (1.0, np.inf)
@@ -380,7 +380,7 @@ def _least_wrong(
             findings = judge_case(function.contract, function.side, case)
         except Refused:
             continue
-        except (Exception, SystemExit) as error:  # whatever its code raises: it is not meant so
+        except (Exception, SystemExit) as error:  # whatever its code raises: not its meaning
             refused, in_library = False, in_library and raised_in_library(error)
             continue
         refused = in_library = False
@@ -395,8 +395,8 @@ def _least_wrong(
 
 
 def _size(findings: Sequence[Finding]) -> float:
-    """Return the size of errors: log(error ÷ bound) of the middle element, a mean of outputs.
+    """Return the size of errors: log(error ÷ bound) of the median element, a mean over outputs.
 
-    Not of the worst, which an element in the far tail of a gelu may be. What keeps its bound is 0.
+    Not of the worst, which may be one element in the far tail of a gelu. Within the bound it is 0.
     """
     return float(np.mean([np.log(max(1.0, f.median)) for f in findings]))

@@ -1,8 +1,8 @@
 """Merging partial attention as a plain call: f(outs, lses) -> out, or out and lse.
 
-What a part holds that attended nothing is finite, and every query has a part that attended
-something. Functions of two parts, f(out, lse, out, lse), are taken as functions of parts that are
-two.
+A part that attended nothing holds finite numbers, and every query has a part that attended
+something. Functions of two parts, f(out, lse, out, lse), are taken as functions of exactly two
+parts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTS, LSES = "sbhmd", "sbhm"  # parts, batch, heads, queries, head_dim
 
 
 def inputs(case: domain.Case) -> domain.Inputs:
-    """Return the contract's inputs, but parts are numbers, and every query has one that counts."""
+    """Return the contract's inputs, with finite parts, one of which counts for every query."""
     made, whole = domain.inputs(case), domain.inputs(replace(case, dead=0.0))
     counts = made.live | ~made.attends
     return whole._replace(lses=np.where(counts, whole.lses, -np.inf))
@@ -58,22 +58,22 @@ def _to_base(case: domain.Case, lses: domain.Array) -> domain.Array:
 
 
 def narrowed(case: domain.Case, size: int | None) -> domain.Case:
-    """Let outs be near their largest in float16 alone."""
+    """Allow outs near the dtype's largest in float16 only."""
     case = case if size is None else replace(case, head_dim=size)
     largest = case.magnitude == "largest" and case.dtype != "float16"
     return replace(case, magnitude="huge") if largest else case
 
 
 def small(case: domain.Case) -> domain.Case:
-    """Cut down what costs; properties are of natural logarithms, and mostly of all parts."""
+    """Cut down what is costly; properties use natural logarithms, and mostly all parts."""
     dead = case.dead if case.dead < 0.5 else 0.0
     return replace(domain.small(case), dead=dead, base_2=False)
 
 
 def of_two(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
-    """Return a function of two parts as one of all parts, which refuses others; any other as it is.
+    """Return a function of two parts as one of all parts that refuses more; others as they are.
 
-    Each part's lse follows its out, but where names say "lse". `seen` is told.
+    Each part's lse follows its out, unless names contain "lse". This is noted in `seen`.
     """
     taken = parameters(function)
     wanted = [n for n, p in taken.items() if p.default is p.empty and p.kind not in VARIADIC]
@@ -86,7 +86,7 @@ def of_two(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
     def both(given_outs: Any, given_lses: Any, **how: Any) -> Any:
         if len(given_outs) != 2:
             raise NotImplementedError("it merges two parts")
-        # by number: what is unbound may not be written to, as the interpreter does
+        # by index: views from unbind may not be written to, as the interpreter does
         given = {n: given_outs[i] for i, n in enumerate(outs)}
         given |= {n: given_lses[i] for i, n in enumerate(lses)}
         return function(**given, **how)
@@ -101,8 +101,8 @@ def in_order(
 ) -> Callable[..., Any]:
     """Return a function of axes in these orders as one of the contract's order.
 
-    Where it is of `tokens`, the queries of all batches are one axis, which is no view of theirs: it
-    is given contiguous tensors.
+    If it takes `tokens`, the queries of all batches are one axis, which needs a copy: it is given
+    contiguous tensors.
     """
 
     def turned(given_outs: Any, given_lses: Any, **options: Any) -> Any:
@@ -125,7 +125,7 @@ def _turned(x: Any, usual: str, own: str, tokens: bool) -> Any:
 
 
 def _back(x: Any, own: str, usual: str, tokens: bool, batches: tuple[int, int]) -> Any:
-    """Return an output, which has no parts, in the usual order; what has other axes as it is."""
+    """Return an output, without parts, in the usual order; one with other axes as it is."""
     own, usual = own.replace("s", ""), usual.replace("s", "")
     if getattr(x, "ndim", 0) != len(own) - tokens:
         return x
@@ -159,7 +159,7 @@ PLAIN = Plain(
             (PARTS_INSIDE, "bmshd", "bmsh", True),
         )
     },
-    # What attended nothing has no weight to any base, and all others the same.
+    # A part that attended nothing has no weight to any base, and others have equal weights.
     arranged_case={
         "parts": 2,
         "batch": 3,

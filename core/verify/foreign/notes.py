@@ -1,4 +1,4 @@
-"""What is said of a judged function beside what holds and what fails."""
+"""What is reported of a judged function besides what holds and what fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects of others that have an operator's functions, called as ours are."""
+"""Foreign objects with an operator's functions, called as ours are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FUNCTIONS = {
     "attention_fp8": ("forward", "quantize"),
     "attention_double_backward": ("backward",),
 }
-# Fields of cases that only our operators are asked for, as they are otherwise.
+# Fields of cases that only our operators are tried on, with the values that others get.
 OURS_ALONE = {"tile": None, "into": "", "unread": (), "keep": True}
 
 
@@ -61,28 +61,28 @@ class Operator:
         )
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
-        """Return the case in this precision, without what only ours are asked for."""
+        """Return the case in this precision, without what only our operators are tried on."""
         return in_precision(case, precision, OURS_ALONE)
 
     def find_out(self, observe: Callable[[str, Any], object] = lambda why, case: None) -> None:
-        """Find out nothing: it has every option."""
+        """Do nothing: an operator has every option."""
 
     def implying(self, option: str, precision: str) -> Any:
         """Return nothing: there is no such option."""
 
     def judged(self, case: Any) -> None:
-        """Remember nothing: it has every option."""
+        """Do nothing: an operator has every option."""
 
     def skips(self, case: Any) -> bool:
-        """Return False: its cases are the operator's."""
+        """Return False: the cases are the operator's own."""
         return False
 
     def outside(self) -> list[str]:
-        """Return nothing: its domain is the operator's."""
+        """Return nothing: the domain is the operator's own."""
         return []
 
     def shown(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
-        """Return the outputs that properties know of."""
+        """Return the outputs that properties know."""
         return self._run(side, case, given)
 
     def _run(self, side: ops.Side, case: Any, given: Any) -> Mapping[str, Any]:
@@ -94,7 +94,7 @@ class Operator:
         return found
 
     def __getattr__(self, name: str) -> Any:
-        """Return the implementation's, whose functions need not know of tf32."""
+        """Return the implementation's function, without allow_tf32 if it does not take it."""
         theirs = getattr(self._implementation, name)
         if name not in self._wanted:
             return theirs
@@ -109,7 +109,7 @@ class Operator:
 
 
 class _With:
-    """A side, but one operator is somebody else's."""
+    """A side with one operator replaced by a foreign one."""
 
     def __init__(self, side: ops.Side, operator: Operator) -> None:
         self._side, self._theirs = side, operator
@@ -120,7 +120,7 @@ class _With:
 
 
 def _named(returned: Any, gradients: Any) -> Any:
-    """Return what a backward returned with the names of gradients, where it has them in order."""
+    """Return what a backward returned, naming the gradients if it returned them in order."""
     if gradients is None or hasattr(returned, "_asdict"):
         return returned
     wanted = gradients._fields
@@ -138,7 +138,7 @@ def _named(returned: Any, gradients: Any) -> Any:
 
 
 def in_precision(case: Any, precision: str, fields: Mapping[str, Any]) -> Any:
-    """Return the case with these fields, as far as it has them, in this precision."""
+    """Return the case in this precision, with those of these fields that it has."""
     tf32 = precision == "tf32"
     fields = {**fields, "dtype": "float32" if tf32 else precision, "allow_tf32": tf32}
     return replace(case, **{n: x for n, x in fields.items() if hasattr(case, n)})

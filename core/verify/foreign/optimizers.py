@@ -1,8 +1,8 @@
-"""A class of torch.optim as a plain call, and what one does that a function of two arrays cannot.
+"""A class of torch.optim as a plain call, and what it does that a function of arrays cannot.
 
-A model has many parameters, in groups that have options of their own, some of them without a
-gradient at times, and a schedule changes the rate after the optimizer was made: properties say that
-each parameter is stepped as if it were alone.
+A model has many parameters, in groups with options of their own, some at times without a gradient,
+and a schedule changes the rate after the optimizer was made: properties say that each parameter is
+stepped as if it were alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 ALONE, APART, BESIDE, GROUPS, LATER = "", "apart", "beside", "groups", "later"
-# How the parameters are handed to it in the calls to come.
+# How the coming calls hand the parameters to the optimizer.
 _handed: ContextVar[str] = ContextVar("handed", default=ALONE)
 
 
@@ -67,7 +67,7 @@ def _made(
     idle: torch.Tensor,
     options: Mapping[str, Any],
 ) -> Any:
-    """Return the optimizer of what is held, and of what is idle beside it where there is that."""
+    """Return the optimizer of the parameters held, and of the idle one besides, if there is one."""
     if how not in (ALONE, APART) and not hasattr(optimizer(held, **options), "param_groups"):
         raise Inapplicable("it has no param_groups, as torch's have")
     if how == BESIDE:
@@ -83,7 +83,7 @@ def _made(
 
 
 def is_one(implementation: Any) -> bool:
-    """Return whether it is a class as torch.optim's, or makes one with some arguments given."""
+    """Return whether it is a class like torch.optim's, or a partial application of one."""
     import torch
 
     made = implementation.func if isinstance(implementation, functools.partial) else implementation
@@ -109,7 +109,7 @@ def properties(
 
     Args:
         inputs: the contract's.
-        truth: of what the last call computed.
+        truth: the bounds of what the last call computed.
     """
 
     def held(subject: Subject, case: Any, how: str, what: str) -> None:

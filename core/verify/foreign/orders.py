@@ -1,4 +1,4 @@
-"""Orders of axes that others have, each made that of the operator's plain call."""
+"""Other orders of axes, each brought to that of the operator's plain call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Call = Callable[..., Any]
 
 
 def contiguous(function: Call) -> Call:
-    """Return a function that refuses other strides, as who calls .view does, as one of any."""
+    """Return a function that refuses other strides, as .view does, as one of any strides."""
 
     def dense(*tensors: Any, **options: Any) -> Any:
         return function(*(x.contiguous() for x in tensors), **options)
@@ -29,7 +29,7 @@ def heads_inside(function: Call) -> Call:
 
 
 def heads_outside(found: Any) -> Any:
-    """Return outputs, the first of which was (batch, seqlen, heads, head_dim), in usual order."""
+    """Return outputs, the first one (batch, seqlen, heads, head_dim), in the usual order."""
     out, *rest = found if isinstance(found, tuple) else (found,)
     out = out.transpose(1, 2) if getattr(out, "ndim", 0) == 4 else out
     return (out, *rest) if isinstance(found, tuple) else out
@@ -52,7 +52,7 @@ def one_head(function: Call) -> Call:
     def each(q: Any, k: Any, v: Any, **options: Any) -> Any:
         _of_one_head(q, k, options)
         q_, k_, v_ = (x.flatten(0, 1) for x in (q, k, v))
-        # by number: what is unbound may not be written to, as the interpreter does
+        # by index: views from unbind may not be written to, as the interpreter does
         found = [function(q_[i], k_[i], v_[i], **options) for i in range(len(q_))]
         return each_output(stacked(found), lambda x: x.unflatten(0, q.shape[:2]))
 
@@ -72,7 +72,7 @@ def each_row(function: Call) -> Call:
 
 
 def _of_one_head(q: Any, k: Any, options: Mapping[str, Any]) -> None:
-    """Refuse what heads share, and tensors of options: whose head theirs are is not known."""
+    """Refuse heads that share keys, and tensors of options, whose head is unknown."""
     if q.shape[1] != k.shape[1]:
         raise NotImplementedError("heads share keys, where each is a call of its own")
     for name, value in options.items():
@@ -81,7 +81,7 @@ def _of_one_head(q: Any, k: Any, options: Mapping[str, Any]) -> None:
 
 
 def each_output(found: Any, change: Callable[[Any], Any]) -> Any:
-    """Return an output, or all of a tuple but those that are None, changed."""
+    """Return an output, or all of a tuple except those that are None, changed."""
     if isinstance(found, tuple):
         return tuple(None if x is None else change(x) for x in found)
     return change(found)
@@ -151,10 +151,10 @@ def rotary_tokens(function: Call) -> Call:
 
 
 def tables_of_features(function: Call, *, batches: bool = False, beside: bool = False) -> Call:
-    """Return a rotation with cos and sin of each feature, (length, head_dim), as the usual one.
+    """Return a rotation with cos and sin per feature, (length, head_dim), as the usual one.
 
     Those of a pair stand half a head apart, or `beside` each other; there is one table, or one for
-    each of `batches`. Features are all turned: where there are more than pairs have, it is refused.
+    each of `batches`. All features are rotated: a case with unpaired features is refused.
     """
 
     def doubled(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:
@@ -166,7 +166,7 @@ def tables_of_features(function: Call, *, batches: bool = False, beside: bool = 
 
 
 def _of_features(table: Any, q: Any, beside: bool) -> Any:
-    """Return a table (length, head_dim) of that of pairs."""
+    """Return a table (length, head_dim) made from that of pairs."""
     if 2 * table.shape[-1] != q.shape[-1]:
         raise NotImplementedError("some features are not turned, where cos and sin are of each")
     return table.repeat_interleave(2, -1) if beside else table.repeat(1, 2)

@@ -1,9 +1,9 @@
 """Attention of packed sequences: q (total, heads, head_dim), and where each sequence begins.
 
-Such a function is told `cu_seqlens_q` and `cu_seqlens_k`, mostly also the longest of both; or
-`cu_seqlens`, where queries and keys are of the same sequences. The plain call it is made has q
-(1, heads, total, head_dim) and an option of all four. Without it batches are sequences of the same
-length, so that it is asked for all that attention is asked for.
+Such a function takes `cu_seqlens_q` and `cu_seqlens_k`, usually also the longest of both; or
+`cu_seqlens`, where queries and keys have the same sequences. As a plain call it has q
+(1, heads, total, head_dim) and one option for all four. Without that option batches are passed as
+sequences of equal length, so that it is tried on every case of attention.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twofold.core.verify.foreign.orders import each_output
 TENSORS = ("q", "k", "v")
 SHAPE = "(total, heads, head_dim)"
 OF_Q, OF_K = ("cu_seqlens_q", "max_seqlen_q"), ("cu_seqlens_k", "max_seqlen_k")
-# What a function may call each, or both at once.
+# What a function may call each of them, or both at once.
 NAMES = {
     OF_Q[:1]: ("cu_seqlens_q", "cu_seq_q", "cu_seqlen_q"),
     OF_K[:1]: ("cu_seqlens_k", "cu_seqlens_kv", "cu_seq_k", "cu_seqlen_k"),
@@ -40,9 +40,9 @@ class Sequences(NamedTuple):
 
 
 def of_packed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
-    """Return a function that insists on packed sequences as a plain call; others as they are.
+    """Return a function that requires packed sequences as a plain call; others as they are.
 
-    `seen` is told.
+    This is noted in `seen`.
     """
     taken = parameters(function)
     names = {name: ours for ours, known in NAMES.items() for name in known if name in taken}
@@ -74,10 +74,10 @@ def of_packed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
 
 
 def _of(told: Sequences, names: Sequence[str]) -> Any:
-    """Return one of these, or what stands for both: beginnings must be alike, the longest counts.
+    """Return one of these, or one that stands for both: starts must agree, the longest counts.
 
     Raises:
-        NotImplementedError: they are not, which the function cannot be told.
+        NotImplementedError: the starts differ, which the function has no way to take.
     """
     import torch
 
@@ -90,7 +90,7 @@ def _of(told: Sequences, names: Sequence[str]) -> Any:
 
 
 def _batches(q: Any, k: Any) -> Sequences:
-    """Return batches as sequences, all of the same lengths."""
+    """Return batches as sequences of equal length."""
     import torch
 
     starts = (

@@ -1,10 +1,10 @@
-"""Decoding whose cache stands otherwise: pages listed one after the other, k and v in one tensor.
+"""Decoding whose cache is laid out differently: pages in one list, or k and v in one tensor.
 
-- The pages of all sequences in one list, as FlashInfer has them: those of sequence b are
-  `kv_indices[kv_indptr[b]:kv_indptr[b + 1]]`, and it is told how many keys each has, or its last
-  page. Who is told neither has a list of keys, as SGLang's kernels, of caches
-  (slots, heads, head_dim) and one query of each sequence.
-- Caches in one tensor, (pages, 2, …) or (2, pages, …): which of the two is found out by trying.
+- The pages of all sequences in one list, as in FlashInfer: those of sequence b are
+  `kv_indices[kv_indptr[b]:kv_indptr[b + 1]]`, and the function is told how many keys each sequence
+  has, or its last page has. A function told neither takes a list of keys, like SGLang's kernels,
+  with caches (slots, heads, head_dim) and one query per sequence.
+- Caches in one tensor, (pages, 2, …) or (2, pages, …): which of the two is found by trial.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ STARTS = ("kv_indptr", "paged_kv_indptr", "kv_page_indptr")
 PAGES = ("kv_indices", "paged_kv_indices", "kv_page_indices")
 LAST = ("kv_last_page_len", "paged_kv_last_page_len", "kv_last_page_lens", "last_page_len")
 OF_SLOTS = "q (batch, heads, head_dim), caches (slots, heads, head_dim)"
-# What is made out of the options of the plain call that the function does not have.
+# Options of the plain call that the function's own are made from.
 MADE_OF = [Parameter(n, Parameter.KEYWORD_ONLY) for n in ("key_lengths", "block_table")]
 SIZE = Parameter("page_size", Parameter.KEYWORD_ONLY)
 
 
 def of_one_cache(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
-    """Return a function of a cache with k and v in it as one of two caches; others as they are.
+    """Return a function of one cache holding k and v as one of two caches; others as they are.
 
-    `seen` is told the ways in which they may be in it.
+    `seen` notes the ways in which the cache may hold them.
     """
     import torch
 
@@ -52,9 +52,9 @@ def of_one_cache(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]
 
 
 def of_listed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
-    """Return a function of a list of pages, or of keys, as one of a table; others as they are.
+    """Return a function of a list of pages, or of keys, as one of a page table; others as they are.
 
-    `seen` is told where that leaves no order of axes to be found out.
+    `seen` notes the order of axes where this leaves none to be found.
     """
     taken = parameters(function)
     starts, pages, last, lengths, size = (
@@ -87,14 +87,14 @@ def of_listed(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
 
 
 def _sums(counts: Any) -> Any:
-    """Return where each begins and the last ends, (B + 1,) int32."""
+    """Return where each sequence begins and the last ends, (B + 1,) int32."""
     import torch
 
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
 
 
 def _listed(table: Any, counts: Any, page_size: int) -> Any:
-    """Return the first so many pages of each sequence's row, or of their keys, int32."""
+    """Return the first `counts` pages, or slots of keys, of each sequence's row, int32."""
     import torch
 
     within = torch.arange(page_size, device=table.device, dtype=table.dtype)

@@ -1,4 +1,4 @@
-"""What is said of an operator to judge it as a plain call, and what options may be called."""
+"""What judging an operator as a plain call needs to know, and what options may be called."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ ALIASES = {
 
 
 class Handed(NamedTuple):
-    """What the tensor of an option may say.
+    """One thing that the tensor of an option may say.
 
     Attributes:
-        change: makes it of (the contract's, the first tensor).
-        fields: of every case that has the option.
+        change: makes the tensor from (the contract's, the first tensor).
+        fields: those of every case that has the option.
     """
 
     change: Callable[[Any, Any], Any]
@@ -56,54 +56,55 @@ class Plain:
     """How an operator's contract becomes a plain call.
 
     Attributes:
-        call: makes it of (side, case, inputs).
-        shapes: of its tensors, in words.
+        call: makes the call from (side, case, inputs).
+        shapes: of the tensors, in words.
         outputs: what the function returns, in order; the first is a tensor or all of it.
         instead: what may stand in an output's place, told by its shape.
         named: the names of outputs, by (tensors, outputs); "" is not judged. By default in order.
-        truth: of (case, inputs), what the contract does not have.
+        truth: by (case, inputs), of outputs that the contract does not have.
         options: the options a function may have, each with the values that the case's fields take
-            where it has not.
+            if it does not.
         always: the values that fields of the case have in every plain call.
         pinned: cases that are always run, some of them past the first tile of an ordinary kernel.
-        long: cases past the sizes that small kernels know, which cost: run in one precision, last.
-        exercised: cases that are always run of a function that has the option.
-        told: options that say what the tensors do, too, and that no function need have.
+        long: costly cases, past the sizes that small kernels know: run in one precision, last.
+        exercised: cases that are always run if the function has the option.
+        told: options that repeat what the tensors say, and that no function need have.
         learned: options that are tensors whose gradients are judged.
-        optional: tensors that a function may lack, or must be given, with the case's fields then:
-            where it lacks it, and where it must be given it.
-        neutral: tensors that a function may lack, with the value of which they change nothing, and
-            the outputs that they do change.
-        insisted: the case's fields where it has none of an option that a function must be given.
+        optional: tensors that a function may lack or require, with the fields of cases where it
+            lacks them, and where it requires them.
+        neutral: tensors that a function may lack, with the value at which they change nothing, and
+            the outputs that other values change.
+        insisted: by an option that a function may require, the fields of a case without it.
         far: cases whose offsets pass 2³¹, run where that costs no memory.
         implied: a case of an option that a function may do without, reading it from the shapes.
-        unsaid: how a call of who does without such an option says it all the same.
-        outside: what no case has, by the option or output without which it means nothing.
+        unsaid: how a call without such an option conveys it all the same.
+        outside: what no case has, by the option or output without which it is meaningless.
         beyond: what no case has, by an option and what its value was found to mean.
-        narrowed: brings a case into the plain domain, where `always` cannot say how.
-        inputs: where they are not the contract's.
-        small: cuts a case down for the properties, where the contract's asks for too much.
-        either: of an option that is not there, what it may be without: as which it is judged is
-            found by trying the cases of these fields.
-        meant: of an option that is there, what its values may mean: found in the same way.
-        handed: of an option that is there, what its tensor may say, by words; the first is the
+        narrowed: brings a case into the plain domain, where `always` cannot.
+        inputs: makes them, where they are not the contract's.
+        small: cuts a case down for the properties, where the contract's own is too costly.
+        either: for a missing option, what the function may do without it: which of these it is
+            judged as is found by trying cases with these fields.
+        meant: for an option it has, what its values may mean: found in the same way.
+        handed: for an option it has, what its tensor may say, by words; the first is the
             contract's. Found in the same way.
-        arranged: other orders of axes, by what they are called: each makes a function that has it
-            one of the usual order, and is found in the same way.
-        arranged_case: with which, where no order reads past a tensor's end.
-        fewer: orders with fewer axes, tried where it refuses all others, and what the case's
-            fields then are.
-        limits: what it may do without, by words: the fields of a case that has it, and what brings
-            a case into the domain of who does without. Found in the same way.
-        instead_of_ours: what it may do instead that is usual, by words: the fields of cases in
-            which that shows, if it takes them, and of every case where it does. Found by what
-            holds so alone.
-        together: outputs that add to the same gradients: where a case has the gradient of one that
-            learns nothing, it is none that can be asked for.
+        arranged: other orders of axes, by name: each makes a function of that order one of the
+            usual order, and is found in the same way.
+        arranged_case: the case to try them with, in which no order reads past a tensor's end.
+        fewer: orders with fewer axes, tried if the function refuses all others, and the fields of
+            cases for them.
+        limits: what it may do without, by words: the fields of a case with the feature, and what
+            brings a case into the domain without it. Found in the same way.
+        instead_of_ours: common alternatives to what ours do, by words: the fields of cases that
+            show the difference, if it takes them, and those of every case if it does so. Found
+            where only the alternative holds.
+        together: outputs that add to the same gradients: a case with a gradient for one that
+            learns nothing cannot be run.
         tables: gradients of tables, with the fields of a case in which every row is looked up.
         any_dtype: outputs whose dtype need not be their input's.
         conventions: properties that no plain call is held to.
-        spared: a property of an option's value that nobody is held to whose own default is another.
+        spared: by option, a value and a property of it, to which a function with another default
+            is not held.
     """
 
     call: Callable[[ops.Side, Any, Any], Call]
@@ -184,14 +185,14 @@ class Plain:
     def always_run(
         self, options: Iterable[str], far: bool, layouts: bool
     ) -> list[Mapping[str, Any]]:
-        """Return the cases that are always run of a function that has these options.
+        """Return the cases that are always run for a function that has these options.
 
-        What is small and alone in asking for something comes first, while there is time. Offsets
-        that are far come behind one case: they mean nothing before a kernel was launched.
+        Small cases that are the only ones to test something come first, while there is time. Far
+        offsets come after one other case: they mean nothing before a kernel was launched.
 
         Args:
             options: those that it has.
-            far: whether there are addresses for such offsets.
+            far: whether there are enough addresses for such offsets.
             layouts: whether cases have a layout.
         """
         cases = [case for option in options for case in self.exercised.get(option, ())]
@@ -216,9 +217,9 @@ def own_names(taken: Collection[str], options: Iterable[str]) -> dict[str, str]:
 def dtypes_told(
     found: Mapping[str, Any], tensors: Mapping[str, Any], any_dtype: Sequence[str]
 ) -> Iterator[str]:
-    """Refuse outputs in other dtypes than their input's, or say it of those that may be so.
+    """Refuse outputs in another dtype than their input's, or report those that may have one.
 
-    The input is the first of floating point. That of lse is float32.
+    The input is the first floating-point one. An lse is expected in float32.
 
     Raises:
         TypeError: naming the output.

@@ -1,7 +1,7 @@
-"""Pooling as a plain call: f(x, lengths), or with a mask in their place, -> out.
+"""Pooling as a plain call: f(x, lengths), or f(x, mask), -> out.
 
-What stands in the padding is finite. The gradient of a maximum goes to the first position that
-attains it, or is shared by all that do: there is one.
+What stands in the padding is finite. Functions differ in whether a maximum's gradient goes to the
+first position that attains it or is shared by all; cases have only one such position.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twofold.reference.pooling import KINDS
 
 
 def inputs(case: pooling.Case) -> pooling.Inputs:
-    """Return the contract's inputs, but every feature has one maximum, the first there was."""
+    """Return the contract's inputs, changed so that only the first maximum of a feature remains."""
     made = pooling.inputs(case)
     counting = np.where(live(case, made), made.x, -np.inf)
     top = counting.argmax(axis=1)[:, None]  # (B, 1, D)
@@ -52,7 +52,7 @@ def call(side: ops.Side, case: pooling.Case, given: pooling.Inputs) -> Call:
 def of_mask(function: Callable[..., Any], says: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     """Return a function of x and a mask (batch, length) as one of x and lengths.
 
-    `says` makes the mask of what is True where a position counts, and of x.
+    `says` makes the mask from one that is True where a position counts, and from x.
     """
     import torch
 
@@ -65,7 +65,7 @@ def of_mask(function: Callable[..., Any], says: Callable[[Any, Any], Any]) -> Ca
 
 
 def small(case: pooling.Case) -> pooling.Case:
-    """Return a case for properties, in which hardly any maximum is attained twice."""
+    """Return a case for properties, in which maxima are hardly ever attained twice."""
     return replace(case, magnitude="unit") if case.magnitude in ALIKE else case
 
 

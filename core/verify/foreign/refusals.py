@@ -1,4 +1,4 @@
-"""What an implementation refuses, told from what it does wrong, and where in its code that is."""
+"""Tells what an implementation refuses from what it does wrong, and where in its code that is."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from twofold.core.verify.strict.memory import Fault, StaticAssertion, Unsupporte
 
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
 STATEMENTS = ("RAISE_VARARGS", "UNPACK_SEQUENCE")  # the second is `R, C = x.shape`: two axes only
-# What torch's attention says where it is asked for both.
+# What torch's attention says when given both.
 WORDS = "Explicit attn_mask should not be set when is_causal=True"
-# Of a shape there is something; it is what a backward saved that is not there.
+# A shape is never empty; what a missing backward would have saved is.
 NOTHING = re.compile(r"not enough values to unpack \(expected \d+, got 0\)")
-# What a RuntimeError says that was meant: Triton's kernels mostly say so of long rows.
+# What a deliberate RuntimeError says: Triton kernels usually say so of long rows.
 TOO_MUCH = re.compile(r"\bexceed|(does not|doesn't|not|only) support", re.IGNORECASE)
 _LIBRARIES = {"numpy", "torch"} | sys.stdlib_module_names - {"__main__"}
 _NOT_THEIRS = _LIBRARIES | {"triton", "twofold"}
 
 
 class Refused(Exception):
-    """The implementation does not take a case, in its own words."""
+    """The implementation does not accept a case; the message is its own."""
 
 
 @contextlib.contextmanager
 def refusals(options: Iterable[Any] = ()) -> Iterator[None]:
     """Tell what an implementation refuses from what it does wrong.
 
-    `options` are the values it is given by name: of one that it has in no table of its own, what it
-    raises is a KeyError.
+    `options` are the values it is given by name: for one missing from a table of its own, it raises
+    a KeyError.
     """
     outer = sys.exception()
     try:
@@ -52,7 +52,7 @@ def refusals(options: Iterable[Any] = ()) -> Iterator[None]:
 
 
 def where(error: BaseException, outer: BaseException | None = None) -> str:
-    """Return the innermost line of the implementation's own code, "" where there is none.
+    """Return the innermost line of the implementation's own code, "" if there is none.
 
     `outer` was being handled already when the implementation was called.
     """
@@ -71,7 +71,7 @@ def raised_by(error: BaseException) -> str:
 
 
 def raised_in_library(error: BaseException) -> bool:
-    """Return whether code of a library raised it, as torch's does of other shapes."""
+    """Return whether a library's code raised it, as torch does for other shapes."""
     cause = list(_causes(error))[-1]
     return raised_by(cause) in _LIBRARIES or (
         raised_by(cause) not in _NOT_THEIRS and not _by_statement(cause)
@@ -84,12 +84,12 @@ def _unknown(error: BaseException, options: Iterable[Any]) -> bool:
 
 
 def _meant(error: BaseException) -> bool:
-    """Return whether it is of `REFUSALS` and a statement raised it, in no library that was called.
+    """Return whether it is deliberate: of `REFUSALS`, raised by a statement, not inside a library.
 
-    Or a RuntimeError that says of what there is too much.
+    Or a RuntimeError that says what there is too much of.
 
-    NumPy and torch raise ValueError where shapes do not go together, which is a fault of whoever
-    calls them. What Triton's language refuses, the compiler would.
+    NumPy and torch raise ValueError for shapes that do not match, which is the caller's fault.
+    What Triton's language refuses, the compiler would refuse.
     """
     *_, innermost = _frames(error)
     if WORDS in str(error):
@@ -106,17 +106,17 @@ def _meant(error: BaseException) -> bool:
 
 
 def _by_statement(error: BaseException) -> bool:
-    """Return whether a statement of Python raised it, not what it called."""
+    """Return whether a Python statement raised it, and not something that it called."""
     *_, innermost = _frames(error)
     instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
     return dis.opname[instruction] in STATEMENTS
 
 
 def _causes(error: BaseException, outer: BaseException | None = None) -> Iterator[BaseException]:
-    """Go from an exception to what raised it: the interpreter wraps what a kernel raises.
+    """Yield an exception and its causes: the interpreter wraps what a kernel raises.
 
-    What C made and never raised is passed over. `outer` is where to stop: Python makes what is
-    handled the context of all that is raised meanwhile, as where an earlier failure is shrunk.
+    Exceptions made in C and never raised are skipped. `outer` is where to stop: Python makes the
+    exception being handled the context of any raised meanwhile, as while a failure is shrunk.
     """
     seen: BaseException | None = error
     before: list[BaseException] = []

@@ -1,8 +1,8 @@
-"""Rotations that look angles up, as serving engines have them, made plain calls.
+"""Rotations that look angles up, as in serving engines, made plain calls.
 
 Such a function takes positions (tokens,), query and key (tokens, heads · head_dim), head_size,
 cos_sin_cache (positions, 2 · pairs), the cosines before the sines, and is_neox: whether the
-features of a pair stand half a head apart. It writes over query and key, or returns both.
+features of a pair stand half a head apart. It overwrites query and key, or returns both.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ OF_POSITIONS = f"f({', '.join(x for own in CALLED.values() for x in own[:1])}) o
 def looking_up(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
     """Return a rotation that looks angles up as f(q, k, cos, sin); others as they are.
 
-    The rows of its cache are those of cos and sin in reverse, with NaN between them. `seen` is
-    told.
+    The rows of its cache are those of cos and sin in reverse, with NaN between them. This is noted
+    in `seen`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The calls that are looked for of each operator, read from the tables that make them."""
+"""The calls that are accepted for each operator, read from the tables that make them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALSO = (
 
 
 def calls() -> Iterator[tuple[str, str, list[str]]]:
-    """Yield operators, what they are taken as, and what else: a plain call, or an object alone."""
+    """Yield operators, how each is taken (a plain call, or only an object), and further forms."""
     objects: dict[str, list[str]] = {}
     for operator in ops.OPERATORS:
         wanted = " and ".join(functions(operator))

@@ -1,8 +1,8 @@
-"""Functions that are told sizes as numbers, as solve(Q, K, V, output, M, N, d), as plain calls.
+"""Functions that take sizes as numbers, such as solve(Q, K, V, output, M, N, d), as plain calls.
 
-Who is told sizes reads tensors as they stand in memory, one row after the other: they are given
-contiguous. With fewer sizes than tensors have axes it is a function of fewer axes, and refuses more
-(`plain.Plain.fewer`). A softmax may be told its axis, too, which is the last.
+Such a function reads tensors as they stand in memory, row after row, so they are passed contiguous.
+If it takes fewer sizes than tensors have axes, it is a function of fewer axes, and refuses more
+(`plain.Plain.fewer`). A softmax may also take its axis, which is the last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from twofold.core.verify.foreign.kinds import Seen, parameters, showing
 from twofold.core.verify.foreign.written import OUT, VARIADIC
 
-# What each size may be called, in small letters.
+# What each size may be called, in lower case.
 LEADING = {
     "batch": ("b", "z", "bs", "batch", "batch_size"),
     "heads": ("h", "heads", "num_heads", "n_heads", "nheads"),
@@ -38,7 +38,7 @@ OF_CLASSES = {
     "rows": ("n", "m", "b", "r", "rows", "n_rows", "num_rows", "num_tokens", "batch_size"),
     "columns": ("c", "v", "cols", "n_cols", "num_classes", "n_classes", "classes", "vocab_size"),
 }
-SIZES = {  # by the operator
+SIZES = {  # by operator
     "attention": OF_ATTENTION,
     "softmax_cross_entropy": OF_CLASSES,
     "softmax": {**OF_ROWS, LAST: ("dim", "axis")},
@@ -47,9 +47,9 @@ SIZES = {  # by the operator
 
 
 def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..., Any]:
-    """Return a function that insists on sizes as one that does not; any other as it is.
+    """Return a function that requires sizes as one that does not; others as they are.
 
-    `seen` is told.
+    This is noted in `seen`.
     """
     import torch
 
@@ -69,7 +69,7 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
         read = {n: x if n in kept else x.contiguous() for n, x in tensors.items()}
         found = function(**{**given, **read}, **{n: sizes[of] for n, of in names.items()})
         for n, x in read.items() if found is None else ():
-            if x is not tensors[n]:  # it may have been written over
+            if x is not tensors[n]:  # it may have been overwritten
                 tensors[n].detach().copy_(x.detach())
         return found
 
@@ -79,9 +79,9 @@ def told(function: Callable[..., Any], operator: str, seen: Seen) -> Callable[..
 
 
 def _names(taken: Mapping[str, Parameter], operator: str) -> dict[str, str]:
-    """Return what sizes are called that a function must be told, and which they are.
+    """Return the names of the sizes that a function requires, and which size each is.
 
-    One small letter alone, which is not said to be an int, may be a mask, a bias or a scale.
+    A single lower-case letter that is not annotated as int may be a mask, a bias or a scale.
     """
     names = {
         n: size
@@ -104,7 +104,7 @@ def _says_so(parameter: Any) -> bool:
 
 
 def _of_attention(tensors: Sequence[Any], wanted: Sequence[str]) -> dict[str, int]:
-    """Return the sizes of q, k, v, of as many axes as the function is told of."""
+    """Return the sizes of q, k, v, for as many axes as the function takes sizes of."""
     q, k, *_ = tensors
     leading = [size for size in LEADING if size in wanted]
     if q.ndim != 2 + len(leading):
@@ -118,7 +118,7 @@ def _of_attention(tensors: Sequence[Any], wanted: Sequence[str]) -> dict[str, in
 
 
 def _of_rows(tensors: Sequence[Any], wanted: Sequence[str]) -> dict[str, int]:
-    """Return the sizes of the first tensor; one row alone where none are told of."""
+    """Return the sizes of the first tensor, which has a single row if no row count is taken."""
     x = tensors[0]
     columns, elements = x.shape[-1], x.numel()
     if "columns" in wanted and "rows" not in wanted and columns != elements:

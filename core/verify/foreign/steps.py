@@ -1,7 +1,7 @@
-"""One step of Adam as a function, step(param, grad, exp_avg, exp_avg_sq, step, lr, …), as a call.
+"""Functions of one Adam step, step(param, grad, exp_avg, exp_avg_sq, step, lr, …), as plain calls.
 
-It writes over the parameters and the moments, or returns all three. It is called for every row of
-gradients, with moments that are 0 at first, float32, and a number of steps that begins with 1.
+Such a function overwrites the parameters and the moments, or returns all three. It is called for
+every row of gradients, with float32 moments that are 0 at first and step numbers that begin at 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPTIONS = {
 def of_one_step(function: Callable[..., Any], seen: Seen) -> Callable[..., Any]:
     """Return a function of one step as f(params, grads, options…) -> params; others as they are.
 
-    `seen` is told.
+    This is noted in `seen`.
     """
     import torch
 

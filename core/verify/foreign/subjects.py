@@ -1,4 +1,4 @@
-"""Implementations that are not ours, made to compute what a contract asks for.
+"""Foreign implementations, made to compute what a contract needs.
 
 A `Function` is a plain call on torch tensors, an `Operator` an object with the functions of an
 operator's module (`forward`, `backward`, …) and their arguments.
@@ -34,17 +34,16 @@ from twofold.core.verify.rounding import Approx
 from twofold.core.verify.strict import launches
 from twofold.reference.activation import KINDS
 
-GRADIENTS = ("dout", "dh", "dloss", "dq_out", "dk_out")  # of outputs, by the names of inputs
+GRADIENTS = ("dout", "dh", "dloss", "dq_out", "dk_out")  # outputs' gradients, among the inputs
 FAR_AWAY = "offsets past 2³¹ not judged: that is for interpreted kernels, where there are addresses"
 
 
 def subject(implementation: Any, operator: str) -> Function | Operator:
-    """Return what is to be judged.
+    """Return an implementation as a `Function` or an `Operator`.
 
     Raises:
-        ValueError: nothing of the kind can be judged as this operator.
-        TypeError: it cannot be called and has not the operator's functions, or takes other
-            arguments.
+        ValueError: nothing of its kind can be judged as this operator.
+        TypeError: it cannot be called and lacks the operator's functions, or takes other arguments.
     """
     ops.check_operator("--op", operator)
     wanted = functions(operator)
@@ -67,28 +66,28 @@ class Function:
     """A plain call, f(tensors…, options…) -> output or outputs, differentiated by autograd.
 
     Attributes:
-        function, entry, operator: what is called, and how and as what (`table`).
-        contract: the operator's, of what a plain call can be asked for.
+        function, entry, operator: what is called, how (`table`), and as what.
+        contract: the operator's, restricted to what a plain call can compute.
         case_type: of its cases.
         side: where its tensors live.
         missing: options that it does not have.
         ever: outputs and gradients that it ever computed.
         unexercised: options that it has and no judged case has set.
-        unpassed: parameters that it has and that are never given.
-        remarks: what it does otherwise than ours, and may.
+        unpassed: parameters that it has and that are never passed.
+        remarks: permitted differences from ours.
         found_out: what it was found to mean, in words.
         implied: options that it does not have and may do without.
         instead: outputs that the contract does not have.
-        without: fields of cases, by options that it does not have and that were found out.
+        without: fields of cases, by missing options, as they were found out.
         meant: values of options that it has, as they were found out.
-        handed: what tensors of options say, as it was found out.
-        arranged: the order of its axes, where it is not the usual one.
+        handed: what tensors of options say, as was found out.
+        arranged: the order of its axes, if not the usual one.
         ways: what it may be called as where that is left open, by words.
-        limits: bring a case into the domain of who does without something, as it was found out.
+        limits: functions that bring a case into the domain without a feature, as was found out.
         always: the values that fields of cases have.
         long: cases that are run in one precision.
         absent: gradients of the last call that are None.
-        learns, learning: whether any output ever required a gradient; which inputs are to now.
+        learns, learning: whether any output ever required a gradient; which inputs now do.
     """
 
     def __init__(self, function: Callable[..., Any], operator: str, seen: Seen) -> None:
@@ -153,14 +152,14 @@ class Function:
         )
 
     def find_out(self, observe: meanings.Observe = lambda why, case: None) -> None:
-        """Try what it means where its signature leaves it open, and judge it so.
+        """Find what the function means where its signature leaves it open, and judge it as such.
 
-        `observe` is told what for, and each case before it is tried.
+        `observe` is called with the purpose and each case before it is tried.
         """
         meanings.find_out(self, observe)
 
     def shown(self, side: ops.Side, case: Any, given: Any) -> dict[str, Any]:
-        """Return the outputs that properties know of."""
+        """Return the outputs that properties know."""
         found = self._run(side, case, given)
         for name, shape in self._shapes.items():
             if name in found and tuple(found[name].shape) != shape:
@@ -170,7 +169,7 @@ class Function:
         return {n: x for n, x in found.items() if n not in unknown}
 
     def _optional(self, taken: Mapping[str, inspect.Parameter]) -> list[str]:
-        """Return tensors that it lacks; cases have none of them, or always those it insists on."""
+        """Return tensors that it lacks; cases never have these, and always those it requires."""
         named, options = self.entry.may_lack, self._names.values()
         known = dict(foreign_lacking.lacking(self.operator, named, taken, options))
         for name, lacks in known.items():
@@ -181,7 +180,7 @@ class Function:
         return names
 
     def _spared(self, taken: Mapping[str, inspect.Parameter]) -> Iterator[str]:
-        """Yield properties of another value than an option has by default, and say it."""
+        """Yield properties of another value than an option's default, noting it."""
         for option, (value, name) in self.entry.spared.items():
             if option in self._names and taken[self._names[option]].default != value:
                 why = f"its {self._names[option]} is not {value:g} by default"
@@ -189,7 +188,7 @@ class Function:
                 yield name
 
     def _call(self, side: ops.Side, case: Any, given: Any) -> Call:
-        """Return a case as the function is called."""
+        """Return a case as the call that the function gets."""
         call = self.entry.call(side, case, given)
         for option in self.implied:
             if option in self.entry.unsaid:
@@ -199,7 +198,7 @@ class Function:
         )
 
     def _given_of(self, case: Any) -> Any:
-        """Return a case's inputs; gradients that are expanded are those of a sum, all alike."""
+        """Return a case's inputs; expanded gradients are those of a sum, all elements equal."""
         made = foreign_lacking.without(self.entry, self._inputs(case), self._lacking)
         if getattr(case, "layout", "") != domains.EXPANDED:
             return made
@@ -207,16 +206,16 @@ class Function:
         return made._replace(**{n: np.full_like(x, x.flat[0]) for n, x in gradients.items()})
 
     def _truth(self, case: Any, given: Any) -> dict[str, Approx]:
-        """Return what is true of the outputs that were computed."""
+        """Return the bounds of the outputs that were computed."""
         truth = {**self._module_truth(case, given)}
         if self.instead & self._computed:
             truth |= self.entry.truth(case, given)
         return {n: x for n, x in truth.items() if n in self._computed}
 
     def fitting(self, case: Any, precision: str, size: int | None = None) -> Any:
-        """Return the case in this precision, without what the function does not take.
+        """Return the case in this precision, without what the function does not accept.
 
-        `size` is a head_dim that more functions take than any.
+        `size` is a head_dim that more functions accept than an arbitrary one.
         """
         fields = dict(self.always)
         for option in self.missing:
@@ -235,22 +234,22 @@ class Function:
         return case
 
     def implying(self, option: str, precision: str) -> Any:
-        """Return a case of an option of `implied`, which it is not told."""
+        """Return a case with an option of `implied`, which the function is not passed."""
         case = self.case_type(**self.entry.implied[option])
         own = {n: getattr(case, n) for n in self.entry.options[option]}
         return replace(self.fitting(case, precision), **own)
 
     def judged(self, case: Any) -> None:
-        """Remember which options a case has set."""
+        """Record which options a case has set."""
         unset = self.entry.options
         self.unexercised = [
             o for o in self.unexercised if all(getattr(case, n) == x for n, x in unset[o].items())
         ]
 
     def skips(self, case: Any) -> bool:
-        """Return whether the case's offsets mean nothing here: they do to interpreted kernels.
+        """Return whether the case has far offsets, which only test interpreted kernels.
 
-        What is no kernel may copy memory that nobody touched before, and that is large.
+        Other code may copy the memory between, which is large and untouched so far.
         """
         far = getattr(case, "layout", "") in domains.FAR
         if far and not self._launches:
@@ -264,7 +263,7 @@ class Function:
         return self.entry.always_run(self._names, is_there, "layout" in vars(self.case_type()))
 
     def outside(self) -> list[str]:
-        """Return what the domain leaves out that would mean something to the function."""
+        """Return what the domain leaves out although the function could be given it."""
         means = {*self._names, *self.ever} - self.meant.keys()
         said = [x for name, x in self.entry.outside.items() if name in means]
         known = {*self.meant.items(), *((n, way.get(n)) for n, way in self.without.items())}
@@ -272,10 +271,10 @@ class Function:
         return list(dict.fromkeys(said))
 
     def _check_signature(self, case: Any, seen: Seen) -> list[str]:
-        """Refuse a function that cannot be called, before it is; return what it is never given."""
+        """Refuse a function that cannot be called; return the parameters that are never passed."""
         try:
             signature = inspect.signature(self.function)
-        except ValueError:  # a builtin has none
+        except ValueError:  # a builtin has no signature
             return []
         call = self._call(self.side, case, self.contract.inputs(case))
         options = {self._names[n]: None for n in call.options if n in self._names}
@@ -346,9 +345,9 @@ class Function:
         return roots
 
     def _is_fused(self, roots: Mapping[str, Any]) -> bool:
-        """Return whether one backward has the gradients of both the norm and its stream.
+        """Return whether one backward takes the gradients of both the norm and its stream.
 
-        Where autograd adds them it adds what was rounded, and that is not the function's doing.
+        If autograd adds them, it adds rounded ones, which is not the function's doing.
         """
         if not {"out", "h"} <= roots.keys():
             return False
@@ -359,7 +358,7 @@ class Function:
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
-        """Count the kernels that are interpreted."""
+        """Count the kernels that are interpreted in this context."""
         interpreted = self.side.device == "cpu"
         before = launches() if interpreted else 0
         try:
@@ -370,7 +369,7 @@ class Function:
     def _given(self, call: Call) -> dict[str, Any]:
         """Return the options by the function's names; one that is None is left to its default.
 
-        Where that is a number it cannot be what None stands for, and the call's value is given.
+        If the default is a number, None cannot be meant, and the call's value is passed.
         """
         given = {self._names[n]: x for n, x in call.options.items() if n in self._names}
         values = {self._names[n]: x for n, x in call.values.items() if n in self._names}
@@ -384,7 +383,7 @@ class Function:
             if given[name] is None and name in values and default is not None:
                 given[name] = values[name]
             elif given[name] is None and default in KINDS:
-                continue  # what it does by default is not what it does without
+                continue  # its default is not what it does without the option
             elif given[name] is None and default is not inspect.Parameter.empty:
                 del given[name]
             elif isinstance(default, tuple) and isinstance(given[name], tuple):

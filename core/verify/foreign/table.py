@@ -12,8 +12,8 @@ from twofold.core.verify.foreign.plain import Plain
 from twofold.core.verify.report import contract_module
 from twofold.reference.activation import KINDS
 
-# Of rows that are worked on alone, the widest past what a single block mostly holds. The last two
-# are whole tiles and no more: kernels have a way of their own there, without masks.
+# For rows that are independent, the widest past what a single block usually holds. The last two are
+# whole tiles only: kernels have a code path for them, without masks.
 ROWS = (
     {"rows": 37, "columns": 257},
     {"rows": 2, "columns": 4099},
@@ -22,12 +22,12 @@ ROWS = (
     {"rows": 256, "columns": 64},
     {"rows": 2, "columns": 8192},
 )
-# No wider: who has a row in one block mostly takes no more than 16,384, or 65,536, columns.
+# No wider: functions with a row in one block usually take at most 16,384, or 65,536, columns.
 WIDE_NORM, WIDE_SOFTMAX = {"rows": 1, "columns": 12301}, {"rows": 1, "columns": 40009}
-# Of an activation: every kind is exercised, and a smaller case tells which one it is.
+# For an activation: every kind is exercised, and a smaller case tells which one it is.
 EVERY_KIND = {"kind": tuple({"rows": 41, "columns": 25, "kind": kind} for kind in KINDS)}
 KIND = {"kind": tuple({"rows": 5, "columns": 33, "kind": kind} for kind in KINDS)}
-# Of a norm, with the sum that is normalised: the residual stream.
+# For a norm, the fields without the residual stream, the sum that is normalised.
 RESIDUAL = {"residual": False, "stream_gradient": False}
 STREAMS = (
     {"rows": 37, "columns": 257, "residual": True},
@@ -51,16 +51,16 @@ ROUNDED_GATE = {
         {"rounded": True},
     )
 }
-# Of a norm without a gain or a shift: what changes nothing, and what they change.
+# For a norm without a gain or a shift: the value that changes nothing, and what others change.
 NO_WEIGHT, NO_BIAS = (1.0, ("out", "dx", "dresidual")), (0.0, ("out",))
-# Of a norm without the option: the values in use, where rows are so small that eps is seen.
+# For a norm without the option: the values in use, in rows so small that eps shows.
 EPS = {
     "eps": tuple(
         {"rows": 5, "columns": 33, "magnitude": "tiny", "eps": eps}
         for eps in (1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
     )
 }
-# Of a root mean square, whether it multiplies with its weight or, as Gemma's, with 1 + weight.
+# For RMS norm, whether it multiplies by its weight or, like Gemma's, by 1 + weight.
 OFFSET = {"offset": tuple({"rows": 5, "columns": 33, "offset": offset} for offset in (0.0, 1.0))}
 
 PLAIN = {
@@ -256,7 +256,7 @@ PLAIN = {
             {"rows": 37, "classes": 257},
             {"rows": 2, "classes": 4099},
             {"rows": 1, "classes": 19, "magnitude": "offset"},
-            {"rows": 37, "classes": 2, "magnitude": "huge"},  # of some rows both far below 0
+            {"rows": 37, "classes": 2, "magnitude": "huge"},  # some rows have both far below 0
             {"rows": 515, "classes": 17},
             {"rows": 2, "classes": 8192},
         ),

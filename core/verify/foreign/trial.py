@@ -1,4 +1,4 @@
-"""An implementation before its contract: cases, properties, and what it refuses."""
+"""The trial of an implementation under its contract: cases, properties, and what it refuses."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ from twofold.core.verify.foreign.verdict import (
 )
 from twofold.core.verify.search import derandomised
 
-SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds, for each failure; where time is up
-# What of a precision's time drawn cases may take, and bounds in all; properties have the rest.
+SHRINKING, LEAST_SHRINKING = 15.0, 2.0  # seconds for each failure; the latter once time is up
+# The share of a precision's time for drawn cases, and for bounds in all; properties have the rest.
 DRAWN, BOUNDS = 0.4, 0.7
 SIZES = (16, 32, 64)  # head_dims
 NOT_OURS = "foreign"  # the name that properties know it by
-MORE = 3  # so many times the cases wanted may be drawn: some do not apply
-REFUSED = 6  # so many times the cases wanted may be refused
+MORE = 3  # at most so many times the cases wanted are drawn: some do not apply
+REFUSED = 6  # at most so many times the cases wanted are refused
 
 
 class Trial:
-    """An implementation before its contract, and what it refused."""
+    """An implementation under its contract, and what it refused."""
 
     def __init__(
         self,
@@ -76,20 +76,20 @@ class Trial:
         shown = replace(self.contract, run=judged.shown)
         self.subject = replace(subject_of(shown, judged.side), name=NOT_OURS)
         self.refused: dict[str, dict[Any, str]] = {}
-        # By the precision: the cases for bounds, and what is violated in each.
+        # By precision: the cases for bounds, and what is violated in each.
         self.tried: dict[str, dict[Any, Violation | None]] = {}
-        self.long = list(judged.long)  # those that were not run yet
+        self.long = list(judged.long)  # those not yet run
         self.taken: set[Any] = set()
-        self.turned_away: set[Any] = set()  # in every form that they were tried in
-        self.implied: set[str] = set()  # those of `Function.implied` that it can be asked for
-        self.unlike: set[str] = set()  # those that it was asked for, and does otherwise
-        self.implied_asked = False  # whether it was found out in any precision
+        self.turned_away: set[Any] = set()  # refused cases, in every form tried
+        self.implied: set[str] = set()  # those of `Function.implied` that it computes
+        self.unlike: set[str] = set()  # those that were tried, and that it does differently
+        self.implied_asked = False  # whether they were tried in any precision
         self.asked: set[str] = set()  # properties
-        self.until = np.inf  # when to stop: no case is begun then
-        self.unasked: dict[str, list[str]] = {}  # by the precision: what there was no time for
+        self.until = np.inf  # the time after which no case is begun
+        self.unasked: dict[str, list[str]] = {}  # by precision: what there was no time for
 
     def bound(self, case: Any) -> list[Finding]:
-        """Judge a case; whatever is raised, but a refusal, is a violation too."""
+        """Judge a case; any exception except a refusal is a violation, too."""
         self.observe(self.line(case))
         with self._violations(next(iter(self.contract.passes)), case):
             findings = judge_case(self.contract, self.judged.side, case)
@@ -105,7 +105,7 @@ class Trial:
         return findings
 
     def claim(self, name: str, case: Any) -> list[Finding]:
-        """Check one property of a case; a `Violation` says `Bits` where only they differ."""
+        """Check one property of a case; a `Violation` is caused by `Bits` if only bits differ."""
         small = self.contract.of_properties(case)
         self.observe(self.line(small))
         with self._violations(name, small), np.errstate(all="ignore"):
@@ -134,9 +134,9 @@ class Trial:
     def bounds(
         self, precision: str, examples: int
     ) -> tuple[list[Finding], list[Finding], list[Failure]]:
-        """Judge drawn and pinned cases; return what held, and the faults of the smallest case.
+        """Judge drawn and pinned cases; return what held, and the failures of the smallest case.
 
-        What does not fail in that one, but in another, comes with its own smallest case.
+        Failures that only other cases have come with their own smallest case.
         """
         began, end = time.monotonic(), self.until
         self.until = began + DRAWN * (end - began)
@@ -184,7 +184,7 @@ class Trial:
         return held, findings, [f for v in violations for f in self._failures(v)]
 
     def _others(self, precision: str, first: Violation) -> Iterator[Violation]:
-        """Yield what is raised elsewhere, or leaves its bound, and nothing yielded before has."""
+        """Yield further violations, each with something that none before it has."""
         said = set(outputs_of(first))
         for case, found in list(self.tried[precision].items()):
             new = [i for i, x in enumerate(outputs_of(found)) if x not in said] if found else []
@@ -200,11 +200,11 @@ class Trial:
         self.unasked.setdefault(precision, []).append(what)
 
     def _shrinking(self) -> float:
-        """Return for how many seconds a failure may be made smaller."""
+        """Return for how many seconds a failure may be shrunk."""
         return max(LEAST_SHRINKING, min(SHRINKING, self.until - time.monotonic()))
 
     def _smallest(self, case: Any, precision: str, violation: Violation, key: str) -> Violation:
-        """Return a violation that has this key, too, on a smaller case, where there is one."""
+        """Return a violation with this key on a smaller case, if there is one."""
         known: dict[Any, Violation | None] = {case: violation}
 
         def fails(smaller: Any) -> Any:
@@ -224,7 +224,7 @@ class Trial:
         return known[smallest] or violation
 
     def _failures(self, violation: Violation, again: str = "", meaning: str = "") -> list[Failure]:
-        """Return what is wrong in words, and tell who observes."""
+        """Return what is wrong in words, and pass it to the observer."""
         failures = [
             Failure(
                 f.pass_, f.output, f.dtype, f.fault, f.share, raised(violation),
@@ -236,9 +236,9 @@ class Trial:
         return failures
 
     def _imply(self, precision: str, held: list[Finding]) -> Violation | None:
-        """Judge what the function may do without being told; what it raises there is no fault.
+        """Judge options that the function may do without; exceptions there are no fault.
 
-        Not on a GPU: a kernel that knows nothing of it leaves its tensors there, and goes on.
+        Not on a GPU: a kernel that does not support one reads past its tensors there, and goes on.
         """
         for option in self.judged.implied if self.judged.side.device == "cpu" else ():
             try:
@@ -248,7 +248,7 @@ class Trial:
             except Violation as violation:
                 if violation.__cause__ is not None:
                     continue
-                if option == "ignore_index":  # who does not take it need not know of it
+                if option == "ignore_index":  # a function without it need not support it
                     self.unlike.add(option)
                     continue
                 self.implied.add(option)
@@ -257,7 +257,7 @@ class Trial:
         return None
 
     def properties(self, precision: str, claimed: int) -> tuple[list[Claim], list[Failure]]:
-        """Ask every property of a few cases, those first that no precision was asked yet."""
+        """Check every property on a few cases, first those not yet checked in any precision."""
         claims: list[Claim] = []
         failures: list[Failure] = []
         known = self.contract.claims() if claimed else {}
@@ -293,10 +293,10 @@ class Trial:
         check: Callable[[Any], object],
         tried: dict[Any, Violation | None] | None = None,
     ) -> tuple[int, Violation | None]:
-        """Check drawn cases; return how many applied, and the violation of the smallest.
+        """Check drawn cases; return how many applied, and the violation of the smallest, if any.
 
-        All are checked, to see which fail; then the first of these is shrunk, of those that are far
-        off if there are any. `tried` is told of all but those that shrinking tries.
+        All are checked, to see which fail; then the first failing one is shrunk, preferably one
+        that is far off. `tried` records all cases except those tried while shrinking.
         """
         failed: dict[Any, Violation] = {}
         applied: set[Any] = set()
@@ -305,7 +305,7 @@ class Trial:
         wanted, until, shrinking, far = examples, self.until, False, False
 
         def attempt(case: Any) -> bool:
-            """Check a case that was not; return whether it is taken."""
+            """Check a case if it is new; return whether it is accepted."""
             if case in failed and shrinking and is_far_off(failed[case]) >= far:
                 raise failed[case]
             if case in refused:
@@ -339,7 +339,7 @@ class Trial:
             @derandomised(max(1, MORE * examples), *phases)
             @given(self.contract.cases, st.sampled_from(SIZES))
             def drawn(case: Any, size: int) -> None:
-                # As it is drawn, and where that is refused with a head_dim that more take.
+                # As drawn, and if that is refused, with a head_dim that more functions accept.
                 fits = (self.judged.fitting(case, precision, s) for s in (None, size))
                 taken = any(attempt(one) for one in fits)
                 if not taken:
@@ -356,7 +356,7 @@ class Trial:
         asked = len(applied)
         shrinking, until = True, time.monotonic() + self._shrinking()
         far = any(map(is_far_off, failed.values()))
-        wanted += MORE * examples  # to shrink needs more
+        wanted += MORE * examples  # shrinking needs more
         try:
             search(Phase.generate, Phase.shrink)
         except Violation as violation:
@@ -364,6 +364,6 @@ class Trial:
         return asked, max(failed.values(), key=is_far_off)
 
     def _refuse(self, refusal: Refused, case: Any) -> None:
-        """Remember a refusal; those that differ in numbers alone are one."""
+        """Record a refusal; those that differ only in numbers are one."""
         words = str(refusal).splitlines()[0]
         self.refused.setdefault(alike(words), {}).setdefault(case, words)

@@ -1,4 +1,4 @@
-"""What came of a judged function: rows, properties, failures, and what of it is shown first."""
+"""The verdict on a function: rows, properties, failures, and which of these are shown first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from twofold.core.verify.report import Row
 HOLDS, FAILS, BITS, UNSAID = "holds", "fails", "bits differ", "does not apply"
 UNASKED = "not asked"
 IMPORT = "from twofold.core.verify import foreign"
-LITTLE = 4.0  # bounds; what is off by less is said to be of this kind, and fails all the same
-FAR_OFF = 64.0  # bounds, from where a case is shown before others that fail
-INPUTS = "inputs"  # the output that says whether somebody wrote to them
+LITTLE = 4.0  # bounds; errors all below this are reported as roundings, and fail all the same
+FAR_OFF = 64.0  # bounds; a case this far off is shown before others that fail
+INPUTS = "inputs"  # the output that says whether they were written to
 DENSE = (
     "it may be ignoring strides: it must use them, call .contiguous(), or refuse other "
     "layouts (assert x.is_contiguous())"
@@ -32,14 +32,14 @@ ROUNDED = "an error this small may be one rounding more, or a difference that ca
 
 @dataclass(frozen=True)
 class Claim:
-    """What became of a property in one precision.
+    """The outcome of a property in one precision.
 
     Attributes:
         name, precision: which.
         outcome: "holds"; "fails"; "bits differ", where the numbers keep their bound but are not
-            the same bits, which is no fault; "does not apply", where no case could be asked; "not
-            asked", where there was no time to.
-        cases: how many were.
+            the same bits, which is no fault; "does not apply", where it applied to no case; "not
+            asked", where there was no time.
+        cases: how many were checked.
         fault: what is wrong.
         again: the line of Python that shows it again.
     """
@@ -63,7 +63,7 @@ class Failure:
         raised: whether the function raised it.
         case: the fields of the case that are not their defaults.
         again: the line of Python that shows it again.
-        meaning: of a property, what it says.
+        meaning: what a property claims.
     """
 
     pass_: str
@@ -78,28 +78,28 @@ class Failure:
 
     @property
     def key(self) -> str:
-        """Return what fails and how, the same in every case of one fault."""
+        """Return what fails and how, which is the same in every case of one fault."""
         return key_of(self.fault, self.name, self.share, self.raised)
 
 
 @dataclass
 class Verdict:
-    """What came of it.
+    """All that was found of a function.
 
     Attributes:
-        rows: of the table of bounds.
-        claims: what became of properties.
-        failures: everything that is wrong in words; the last output of a case has its line.
-        taken: what it was found to mean where its signature leaves it open.
+        rows: those of the table of bounds.
+        claims: the outcomes of properties.
+        failures: everything that is wrong, in words; the last output of a case has its line.
+        taken: what the function was found to mean where its signature leaves it open.
         notes: what was not judged.
-        largest: of each size the largest that was taken, in words.
+        largest: the largest of each size that was accepted, in words.
         found: the failures that have a case.
-        holding: precisions in which every case keeps its bounds, with how many there were.
-        common: by the line of the smallest case, in how many of its precision the same fails, and
-            what these have in common.
+        holding: precisions in which every case keeps its bounds, and how many cases there were.
+        common: by the line of the smallest case, in how many cases of its precision the same fails,
+            and what these have in common.
         ended: how the process ended before there was a verdict, and in which case.
         unasked: what there was no time for, if anything.
-        unjudged: whether it could not be judged at all, as it cannot be imported or called so, or
+        unjudged: whether it could not be judged at all, because it cannot be imported or called, or
             refuses every case or raises in it.
     """
 
@@ -118,11 +118,11 @@ class Verdict:
 
 
 def digest(verdict: Verdict) -> list[str]:
-    """Return what is wrong in few lines: each fault once, on the smallest input that has it.
+    """Return what is wrong in a few lines: each fault once, on the smallest input that shows it.
 
-    Faults are one where the same is raised, where the same outputs leave their bounds, by numbers
-    or by NaN and infinities, or where the same property fails. Of several precisions it is shown in
-    the one that is furthest off, and what holds in another is said.
+    Failures are one fault if they raise the same, if the same outputs leave their bounds, by
+    numbers or by NaN and infinities, or if the same property fails. Of several precisions the one
+    that is furthest off is shown, and those in which it holds are named.
     """
     causes: dict[tuple[str, ...], list[Failure]] = {}
     for case in _by_case(verdict.found):
@@ -154,20 +154,20 @@ def digest(verdict: Verdict) -> list[str]:
 
 
 def key_of(fault: str, name: str, share: float, raised: bool) -> str:
-    """Return what is raised, but for numbers, or the output that is off, and whether by far."""
+    """Return what is raised, without numbers, or the output that is off, and whether by far."""
     if raised:
         return alike(fault)
     return f"{name} by far" if share >= FAR_OFF else name
 
 
 def alike(words: str) -> str:
-    """Return words without numbers: what differs in those alone is one fault."""
+    """Return words without numbers: failures that differ only in numbers are one fault."""
     words = re.sub(r"\b(bfloat16|float(16|32))\b", "#", words)
     return re.sub(r"-?(\d+\.?\d*(e[-+]?\d+)?|\bnan\b|\binf\b)", "#", words)
 
 
 def _again(line: str) -> str:
-    """Return how to run a case again: a command, where the function has a name to import."""
+    """Return how to run a case again: as a command if the function can be imported by name."""
     if "again('" in line:
         return f'again: python -c "{IMPORT}; {line}"'
     return f"again: {line}  # {IMPORT}"
@@ -181,7 +181,7 @@ def _by_case(found: Iterable[Failure]) -> list[list[Failure]]:
 
 
 def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[str]:
-    """Say what leaves its bound or is raised, on the worst of these cases."""
+    """Return, in words, what leaves its bound or is raised, on the worst of these cases."""
     bounds = [f for f in failures if f.pass_ != PROPERTY]
     worst = min(bounds, key=lambda f: (-f.share, f.precision != "float32", len(f.again)))
     first = next(f for f in bounds if f.again == worst.again)
@@ -212,7 +212,7 @@ def _of_bound(failures: Sequence[Failure], common: Mapping[str, str]) -> list[st
 
 
 def _of_property(failures: Sequence[Failure], alone: bool) -> list[str]:
-    """Say which properties fail and how; if `alone`, nothing was said yet."""
+    """Say which properties fail and how; if `alone`, nothing was reported before."""
     first = min(failures, key=lambda f: len(f.again))
     names = ", ".join(f"'{name}'" for name in dict.fromkeys(f.name for f in failures))
     said = [f"property {names} ({_precisions(failures)}): {first.fault}"]
@@ -226,7 +226,7 @@ def _precisions(failures: Sequence[Failure]) -> str:
 
 
 def _far(failure: Failure) -> str:
-    """Say how far it is off, where that is a number, as a multiple of its bound."""
+    """Say how far a failure is off as a multiple of its bound, if that is a number."""
     if not 1 < failure.share < np.inf or failure.name == INPUTS:
         return ""
     times = f"{failure.share:,.0f}" if failure.share >= 100 else f"{failure.share:.3g}"
@@ -234,13 +234,13 @@ def _far(failure: Failure) -> str:
 
 
 def raised(violation: Violation) -> bool:
-    """Return whether the function raised it, in words that are not ours."""
+    """Return whether the function raised the violation, in words that are not ours."""
     cause = violation.__cause__
     return cause is not None and not own_words(cause)
 
 
 def own_words(error: BaseException) -> bool:
-    """Return whether a contract or a property says it, and not the function or a library of it."""
+    """Return whether a contract or property raised the error, not the function or its libraries."""
     return type(error) in (AssertionError, Bits) and raised_by(error) == "twofold"
 
 
@@ -253,11 +253,11 @@ def keys(violation: Violation | None) -> list[str]:
 
 
 def outputs_of(violation: Violation) -> list[str]:
-    """Return what is raised, but for numbers, or the outputs that are off."""
+    """Return what is raised, without numbers, or the outputs that are off."""
     whether = raised(violation)
     return [alike(f.fault) if whether else f.output for f in violation.findings]
 
 
 def is_far_off(violation: Violation) -> bool:
-    """Return whether any of it is, or is no number."""
+    """Return whether any of its errors is far off, or not a number."""
     return any(f.share >= FAR_OFF for f in violation.findings)

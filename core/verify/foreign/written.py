@@ -1,6 +1,6 @@
-"""Functions that write what they compute into tensors they are given, as plain calls.
+"""Functions that write their results into tensors they are given, as plain calls.
 
-Either an argument is there for it, such as `out`, or it is written over the input.
+The result goes into an argument such as `out`, or overwrites the input.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from twofold.core.verify.foreign.plain import names_of
 
 OUT = ("out", "output", "result", "o")
 LOSS = ("loss", *OUT)  # of one element
-LSE = ("output_lse", "out_lse", "lse_out")  # beside it, like the second tensor
+LSE = ("output_lse", "out_lse", "lse_out")  # besides the output, shaped like the second tensor
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 LARGEST = 2**28  # bytes that are copied
-# Operators whose one output is like their first tensor, and what is written over of others.
+# Operators whose only output is shaped like their first tensor, and what others overwrite.
 LIKE_FIRST = (
     "attention", "attention_decode", "merge_attention", "layer_norm", "rms_norm", "softmax",
     "activation", "gated_activation",
@@ -33,10 +33,10 @@ OVER = {
 
 
 def filling(function: Callable[..., Any], operator: str, written: list[str]) -> Callable[..., Any]:
-    """Return a function that is given where to write as one that returns it.
+    """Return a function that is given where to write its output as one that returns it.
 
-    Of gate and up in one tensor the output has half of the columns, and a loss is one element. Of
-    two parts that are merged, the lse may be written, too. `written` is told where to.
+    For gate and up in one tensor the output has half of the columns, and a loss is one element. If
+    two parts are merged, the lse may be written, too. `written` notes the arguments.
     """
     import torch
 
@@ -49,7 +49,7 @@ def filling(function: Callable[..., Any], operator: str, written: list[str]) -> 
     lses = [n for n in LSE if merges and n in taken]
     rest = [p for n, p in taken.items() if n not in (out, *lses) and p.kind not in VARIADIC]
     wanted = [p for p in rest if p.default is p.empty]
-    if merges and len(wanted) != 4:  # out may be that of a part
+    if merges and len(wanted) != 4:  # `out` may be a part's
         return function
     written.extend((out, *lses))
     halves = operator == "gated_activation" and len(wanted) == 1
@@ -72,10 +72,10 @@ def filling(function: Callable[..., Any], operator: str, written: list[str]) -> 
 def writing_over(
     function: Callable[..., Any], operator: str, tensors: Sequence[str], written: list[str]
 ) -> Callable[..., Any]:
-    """Return a function as one that returns what it wrote over its input, where it returns nothing.
+    """Return a function as one that returns what it wrote over its input, if it returns nothing.
 
-    A case in which it does neither is refused in its name, until it ever wrote something; `written`
-    is told over what.
+    A case in which it does neither counts as refused, until it has once written something;
+    `written` notes what it overwrote.
     """
     import torch
 
@@ -108,7 +108,7 @@ def writing_over(
 
 
 def _copy(x: Any) -> Any:
-    """Return a copy with the strides of x, for which there is memory."""
+    """Return a copy with the strides of x, unless that would take too much memory."""
     import torch
 
     if x.untyped_storage().nbytes() > LARGEST:

@@ -1,1 +1,1 @@
-"""Functions of other libraries, each behind the call that a contract judges; `table` lists them."""
+"""Functions of other libraries, each wrapped in the call that a contract judges; see `table`."""

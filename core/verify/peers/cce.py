@@ -1,7 +1,7 @@
-"""Apple's cut cross-entropy (PyPI: cut-cross-entropy), whose logits are products it does not store.
+"""Apple's cut cross-entropy (PyPI: cut-cross-entropy), which computes logits without storing them.
 
-Their classifier is the identity here, so that the logits are what it is given, exactly. Backward
-takes embeddings of 16 bits, and by default leaves out gradients that are small; here it does not.
+The classifier is the identity here, so that the logits are exactly the embeddings it is given.
+Backward takes 16-bit embeddings, and by default drops small gradients; here it does not.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ interpreted.prepare()
 
 from cut_cross_entropy import linear_cross_entropy  # noqa: E402  (the interpreter is fit first)
 
-BLOCK = 128  # classes to a program
-MOST = 1024  # classes: the identity has the square of it
+BLOCK = 128  # classes per program
+MOST = 1024  # classes: the identity has the square of that
 
 
 def cross_entropy(logits: Any, targets: Any, reduction: str = "mean") -> Any:
-    """Cross-entropy of products with the identity."""
+    """Take the cross-entropy of products with the identity."""
     return _cross_entropy(logits, targets, reduction, MOST)
 
 
 def cross_entropy_of_one_block(logits: Any, targets: Any, reduction: str = "mean") -> Any:
-    """Cross-entropy of so few classes that no two programs have the same rows."""
+    """Take the cross-entropy of so few classes that no two programs have the same rows."""
     return _cross_entropy(logits, targets, reduction, BLOCK)
 
 

@@ -1,7 +1,7 @@
-"""What definitions leave open, asked of every peer: answers differ, and none of them is a fault.
+"""What definitions leave open, asked of every peer: answers differ, and none is a fault.
 
-No contract asks a plain function any of this. Each question is one small call, and the answer a
-few words; ours is beside theirs.
+No contract tests a plain function on any of this. Each question is one small call, and the answer a
+few words; ours stands beside theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REFUSES = "refuses"
 
 
 class Question(NamedTuple):
-    """What is asked of an operator's peers, what ours does, and how theirs are asked."""
+    """A question to an operator's peers, what ours does, and the call that asks theirs."""
 
     operator: str
     words: str
@@ -63,7 +63,7 @@ def base_of_lse(attention: Callable[..., Any], device: str) -> str:
 
 
 def nothing_merged(merge: Callable[..., Any], device: str) -> str:
-    """Ask for the output of a query of which neither of two parts attended a key."""
+    """Ask for the output of a query that attended no key in either of two parts."""
     import torch
 
     out, lse = torch.zeros(1, 1, 16, device=device), torch.full((1, 1), -math.inf, device=device)
@@ -80,7 +80,7 @@ def nothing_shared(softmax: Callable[..., Any], device: str) -> str:
 
 
 def nothing_counted(cross_entropy: Callable[..., Any], device: str) -> str:
-    """Ask for the mean over rows that are all to be ignored (all of these ignore −100)."""
+    """Ask for the mean over rows that are all to be ignored (all peers ignore −100)."""
     import torch
 
     logits = torch.zeros(2, 3, device=device)
@@ -90,7 +90,7 @@ def nothing_counted(cross_entropy: Callable[..., Any], device: str) -> str:
 
 
 def dtype_of_loss(cross_entropy: Callable[..., Any], device: str) -> str:
-    """Ask for the loss's dtype where the logits are bfloat16."""
+    """Ask for the dtype of the loss of bfloat16 logits."""
     import torch
 
     logits = torch.zeros(2, 3, device=device, dtype=torch.bfloat16)
@@ -115,7 +115,7 @@ QUESTIONS = (
 
 
 def answers(peer: Peer) -> dict[str, str]:
-    """Ask a peer what its operator's definition leaves open; refusing is an answer."""
+    """Ask a peer what its operator's definition leaves open; a refusal is an answer."""
     said = {}
     module, _, name = peer.target.partition(":")
     for question in QUESTIONS:

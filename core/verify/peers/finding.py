@@ -1,4 +1,4 @@
-"""What a finding is, and the words that findings in several libraries share."""
+"""What a finding is, and the wording that findings in several libraries share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ ANY = "*"
 
 
 class Known(NamedTuple):
-    """A finding, or several of one cause.
+    """A finding, or several with one cause.
 
-    `precisions` and `outputs` are those that it shows in, separated by spaces, or `ANY`;
+    `precisions` and `outputs` are those in which it shows, separated by spaces, or `ANY`;
     `reproduction` is a script in benchmarks/peer_faults, "" where another entry has it, and
-    `saying` is in the words of the failure, where outputs alone do not tell causes apart.
+    `saying` is part of the failure's words, where outputs alone do not tell causes apart.
     """
 
     peer: str
@@ -26,7 +26,7 @@ class Known(NamedTuple):
     saying: str = ""
 
     def names(self, peer: str, precision: str, output: str, words: str) -> bool:
-        """Return whether this is the entry of a failure."""
+        """Return whether this entry describes a failure."""
         return (
             self.peer == peer
             and (self.precisions == ANY or precision in self.precisions.split())

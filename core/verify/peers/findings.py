@@ -1,4 +1,4 @@
-"""What judging the peers found, each finding with its kind and reason.
+"""What was found by judging the peers, each finding with its kind and reason.
 
 Nothing is filtered by this list: a failure is shown with its kind (an unlisted one as unexplained),
 and a listed failure that no longer occurs is shown as gone. The kinds, from worst to mildest:
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from twofold.core.verify.peers.finding import Known
 from twofold.core.verify.peers.table import LIBRARIES
 
-# What no contract asks, by the script in benchmarks/peer_faults that shows it.
+# Findings outside the contracts, by the script in benchmarks/peer_faults that shows each.
 BY_HAND = {
     "cce_target_logit": "cut-cross-entropy rounds the products of the target's logit to 16 bits, "
     "but not those in the log-sum-exp; it is judged here with an identity classifier matrix, whose "
@@ -38,7 +38,7 @@ KNOWN = tuple(known for library in LIBRARIES for known in library.FOUND)
 
 
 def known(peer: str, precision: str, output: str, words: str) -> Known | None:
-    """Return the first entry of a failure, if it has one."""
+    """Return the first entry that describes a failure, if there is one."""
     return next((k for k in KNOWN if k.names(peer, precision, output, words)), None)
 
 

@@ -1,6 +1,6 @@
-"""flash-linear-attention's Triton kernels (PyPI: fla-core): those that are operators here too.
+"""flash-linear-attention's Triton kernels (PyPI: fla-core): those that are also operators here.
 
-Its attention is causal, (B, L, H, D), and takes float32 products in tf32, Triton's default.
+Its attention is causal, takes (B, L, H, D), and multiplies float32 in tf32, Triton's default.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 def attention(
     q: Any, k: Any, v: Any, softmax_scale: float | None = None, causal: bool = False
 ) -> Any:
-    """softmax(q·kᵀ·scale)·v, causal."""
+    """Compute softmax(q·kᵀ·scale)·v, causal."""
     if not causal:
         raise NotImplementedError("it is causal")
     turned = (x.transpose(1, 2) for x in (q, k, v))
@@ -38,7 +38,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
 
 
 def layer_norm_of_full_blocks(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
-    """Normalise rows whose length is a power of two, which leave no lane of a block masked."""
+    """Normalise rows whose length is a power of two, which leaves no lane of a block masked."""
     _fills_a_block(x)
     return layer_norm(x, weight, bias, eps)
 
@@ -49,7 +49,7 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
 
 
 def rms_norm_of_full_blocks(x: Any, weight: Any, eps: float = 1e-6) -> Any:
-    """Divide by their root mean square rows whose length is a power of two."""
+    """Divide rows whose length is a power of two by their root mean square."""
     _fills_a_block(x)
     return rms_norm(x, weight, eps)
 
@@ -63,7 +63,7 @@ def _fills_a_block(x: Any) -> None:
 def cross_entropy(
     logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Any:
-    """Softmax with cross-entropy; the kernels' loss of each row is reduced as its module does."""
+    """Take softmax cross-entropy; the loss per row is reduced as in the library's module."""
     loss, _ = cross_entropy_loss(logits, targets, label_smoothing=label_smoothing)
     if reduction == "none":
         return loss
@@ -73,12 +73,12 @@ def cross_entropy(
 
 
 def swiglu(gate: Any, up: Any) -> Any:
-    """SwiGLU."""
+    """Compute SwiGLU."""
     return fused_swiglu(gate, up)
 
 
 def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
-    """Rotate q and k; the tables have their dtype."""
+    """Rotate q and k, with tables of their dtype."""
     q, k = (
         rotary_embedding(x.transpose(1, 2), cos, sin, interleaved=interleaved).transpose(1, 2)
         for x in (q, k)

@@ -1,8 +1,8 @@
-"""FlagGems' Triton kernels, which stand in for torch's operators.
+"""FlagGems' Triton kernels, which replace torch's operators.
 
-Where torch's autograd would call one of its functions for the way back, an autograd function here
-does: FlagGems registers both with torch on a GPU alone. Of fused ones that have no way back, or
-write over their inputs, as they say, there is a way forward alone, on copies.
+Where torch's autograd would call one of FlagGems' functions for the backward pass, an autograd
+function here does, as FlagGems registers both passes with torch only on a GPU. Fused functions that
+have no backward, or are documented to overwrite their inputs, run forward only, on copies.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from twofold.core.verify.peers import interpreted
 
 interpreted.prepare()
 
-_GENERATED = tempfile.TemporaryDirectory(prefix="flag_gems-")  # is emptied at the end
+_GENERATED = tempfile.TemporaryDirectory(prefix="flag_gems-")  # deleted at exit
 
 
 def _without_a_gpu() -> None:
-    """Let its modules be imported, and its kernels be launched, where there is no GPU.
+    """Make its modules importable, and its kernels launchable, where there is no GPU.
 
-    Its package finds out the vendor by asking for a device, and keeps what it tuned in a data base
+    The package detects the vendor by asking for a device, and keeps tuning results in a database
     that need not be installed. Its `libentry` and `libtuner` look up compiled kernels, of which
-    there are none: kernels are launched, and tuned, as Triton does it. None of this computes.
+    there are none here: kernels are launched, and tuned, by Triton. None of this computes anything.
     """
     import triton
 
@@ -50,7 +50,7 @@ def _without_a_gpu() -> None:
 
 
 class _View(torch.Tensor):
-    """A tensor with other strides, which knows whose memory it shows."""
+    """A tensor with other strides, which knows the tensor whose memory it shows."""
 
     base: Any
 
@@ -65,11 +65,11 @@ def _view(base: Any, shape: Any, strides: Any) -> Any:
 
 
 def _pointwise() -> None:
-    """Let its generator of pointwise kernels work with functions that are interpreted.
+    """Make its generator of pointwise kernels work with interpreted functions.
 
-    It asks of them what Triton knows of the compiled ones, and hands kernels a buffer of its own
-    where the interpreter has tensors alone. Of its two ways to address memory the one it prefers,
-    block pointers, is no longer in Triton.
+    The generator reads attributes that only compiled functions have, and passes kernels a buffer
+    type of its own where the interpreter accepts only tensors. Of its two ways to address memory
+    the preferred one, block pointers, is no longer in Triton.
     """
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
@@ -81,7 +81,7 @@ def _pointwise() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no GPU
         generator: Any = importlib.import_module("flag_gems.utils.pointwise_dynamic")
-        generator.get_device_capability()  # which is kept
+        generator.get_device_capability()  # which is cached
     generator.JITFunction, generator.StridedBuffer = InterpretedFunction, _view
     generator.get_codegen_config().prefer_block_pointer = False
 
@@ -109,7 +109,7 @@ from flag_gems.ops import silu as silus  # noqa: E402
 from flag_gems.ops import softmax as softmaxes  # noqa: E402
 from flag_gems.ops import threshold as thresholds  # noqa: E402
 
-if ops.triton_device() == "cpu":  # what its kernel asserts, and else does not compile
+if ops.triton_device() == "cpu":  # the kernel asserts this, and otherwise does not compile
     attentions._attn_fwd.early_config_prune = lambda configs, given, **_: [
         config for config in configs if config.kwargs["BLOCK_N"] <= given["HEAD_DIM"]
     ]
@@ -123,7 +123,7 @@ def _applied(function: Any, *inputs: Any) -> Any:
 def sdpa_forward(
     q: Any, k: Any, v: Any, softmax_scale: float | None = None, causal: bool = False
 ) -> Any:
-    """softmax(q·kᵀ·scale)·v, and no more."""
+    """Compute softmax(q·kᵀ·scale)·v, forward only."""
     return _attended(q, k, v, None, causal, softmax_scale)
 
 
@@ -135,7 +135,7 @@ def sdpa(
     causal: bool = False,
     bias: Any = None,
 ) -> Any:
-    """softmax(q·kᵀ·scale + bias)·v, of contiguous tensors; the bias is its mask of numbers."""
+    """Compute softmax(q·kᵀ·scale + bias)·v of contiguous tensors; the bias is its float mask."""
     q, k, v = (x.contiguous() for x in (q, k, v))
     if bias is not None:
         bias = bias.expand(*q.shape[:-1], k.shape[-2])
@@ -163,12 +163,12 @@ class _Softmax(torch.autograd.Function):
 
 
 def softmax(x: Any) -> Any:
-    """Softmax of the last axis."""
+    """Take the softmax over the last axis."""
     return _applied(_Softmax, x, -1)
 
 
 def softmax_of_whole_blocks(x: Any) -> Any:
-    """Softmax of rows that −∞ fills up to what every configuration has whole blocks of."""
+    """Take the softmax of rows padded with −∞ to whole blocks of every configuration."""
     columns = x.shape[-1]
     return softmax(functional.pad(x, (0, -columns % 1024), value=-math.inf))[..., :columns]
 
@@ -196,7 +196,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
 
 
 def layer_norm_of_whole_blocks(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
-    """Normalise rows that every configuration has whole blocks of, filled up by rows of 0."""
+    """Normalise rows of whole blocks in every configuration, padded by rows of 0."""
     if x.shape[-1] % 2048:
         raise NotImplementedError("of rows that fill a block")
     rows = x.reshape(-1, x.shape[-1])
@@ -205,14 +205,14 @@ def layer_norm_of_whole_blocks(x: Any, weight: Any, bias: Any, eps: float = 1e-5
 
 
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
-    """Normalise the rows, and no more."""
+    """Normalise the rows, forward only."""
     with torch.no_grad():
         return layer_norm(x, weight, bias, eps)
 
 
 @torch.no_grad()
 def add_layer_norm(x: Any, weight: Any, bias: Any, residual: Any, eps: float = 1e-5) -> Any:
-    """Normalise the rows of a sum; it has no way back."""
+    """Normalise the rows of a sum; it has no backward."""
     return skip_layer_norm(x, residual, x.shape[-1:], weight, bias, eps)
 
 
@@ -223,7 +223,7 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
 
 @torch.no_grad()
 def add_rms_norm(x: Any, weight: Any, residual: Any, eps: float = 1e-6) -> Any:
-    """Divide the rows of a sum by their root mean square, on copies; it has no way back."""
+    """Divide the rows of a sum by their root mean square, on copies; it has no backward."""
     return fused_add_rms_norm(x.clone(), residual.clone(), x.shape[-1:], weight, eps)
 
 
@@ -234,7 +234,7 @@ def cross_entropy(
     reduction: str = "mean",
     ignore_index: int = -100,
 ) -> Any:
-    """Softmax with cross-entropy."""
+    """Take softmax cross-entropy."""
     return cross_entropy_loss(
         logits,
         targets,
@@ -251,7 +251,7 @@ def cross_entropy_of_contiguous(
     reduction: str = "mean",
     ignore_index: int = -100,
 ) -> Any:
-    """Softmax with cross-entropy of a contiguous copy."""
+    """Take softmax cross-entropy of a contiguous copy."""
     return cross_entropy(logits.contiguous(), targets, label_smoothing, reduction, ignore_index)
 
 
@@ -269,7 +269,7 @@ class _Pointwise(torch.autograd.Function):
 
 def _activation(name: str, function: Any, way_back: Any) -> Callable[..., Any]:
     def activation(x: Any, kind: str) -> Any:
-        """One of the activations; the others are refused."""
+        """Apply one of the activations; the others are refused."""
         if kind != name:
             raise NotImplementedError(f"it is {name}")
         return _applied(_Pointwise, x, function, way_back)
@@ -288,25 +288,25 @@ silu = _activation("silu", silus.silu, silus.silu_backward)
 
 
 def swiglu_of_two(gate: Any, up: Any) -> Any:
-    """SwiGLU."""
+    """Compute SwiGLU."""
     return silu_and_mul(gate, up)
 
 
 def geglu_of_two(gate: Any, up: Any, kind: str) -> Any:
-    """GEGLU, of either form."""
+    """Compute GEGLU, in either form."""
     if kind not in ("gelu", "gelu_tanh"):
         raise NotImplementedError("it is gelu or gelu_tanh")
     return gelu_and_mul(gate, up, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 class _OnGPU(torch.Tensor):
-    """A tensor for a function that takes none of the CPU."""
+    """A tensor that claims to be on a GPU, for a function that refuses CPU tensors."""
 
     is_cuda = True
 
 
 def swiglu(gate: Any, up: Any) -> Any:
-    """SwiGLU of one tensor that has both."""
+    """Compute SwiGLU of one tensor holding both."""
 
     def function(both: Any) -> Any:
         return swiglu_of_both(both.as_subclass(_OnGPU)).as_subclass(torch.Tensor)
@@ -315,14 +315,14 @@ def swiglu(gate: Any, up: Any) -> Any:
 
 
 def geglu_tanh(gate: Any, up: Any, kind: str) -> Any:
-    """GEGLU of the tanh form, of one tensor that has both."""
+    """Compute GEGLU in its tanh form, of one tensor holding both."""
     if kind != "gelu_tanh":
         raise NotImplementedError("it is gelu_tanh")
     return _applied(_Pointwise, torch.cat((gate, up), dim=-1), geglu, dgeglu)
 
 
 def reglu_of_gate(gate: Any, up: Any, kind: str) -> Any:
-    """ReGLU of one tensor that has both."""
+    """Compute ReGLU of one tensor holding both."""
     if kind != "relu":
         raise NotImplementedError("it is relu")
     return _applied(_Pointwise, torch.cat((gate, up), dim=-1), reglu, dreglu)
@@ -330,7 +330,7 @@ def reglu_of_gate(gate: Any, up: Any, kind: str) -> Any:
 
 @torch.no_grad()
 def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
-    """Rotate q and k, on contiguous copies of its order of axes; it has no way back."""
+    """Rotate q and k, on contiguous copies in its order of axes; it has no backward."""
     turned = (x.transpose(1, 2).contiguous() for x in (q, k))
     q, k = apply_rotary_pos_emb(*turned, cos, sin, rotary_interleaved=interleaved)
     return q.transpose(1, 2), k.transpose(1, 2)

@@ -1,15 +1,15 @@
-"""What other libraries' kernels need that is not there without a GPU.
+"""What other libraries' kernels need that is missing without a GPU.
 
-Two things of Triton, put in place before such a library is imported where kernels are interpreted:
+Where kernels are interpreted, two parts of Triton are replaced before such a library is imported:
 
-- libdevice's functions are declarations that a compiler fills in; here NumPy does, in float64, and
-  rounds once to the argument's dtype. Those that are approximate by their name (fast_…) are not
-  there: NumPy would flatter them.
+- libdevice's functions are declarations that a compiler fills in; here NumPy computes them in
+  float64 and rounds once to the argument's dtype. Those whose name says that they are approximate
+  (fast_…) are left out: NumPy would flatter them.
 - An autotuner measures its configurations on a GPU. Any of them may win, so all must be right: the
   one that runs is drawn by its tuning key, the same in every process.
 
-And of packages whose `__init__` wants a GPU, or all that they depend on, the modules of kernels
-alone: `bare`.
+For packages whose `__init__` needs a GPU, or all their dependencies, `bare` makes the modules with
+kernels importable alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {  # on float64
 
 
 def prepare() -> None:
-    """Make the interpreter fit for other libraries; nothing where kernels are compiled."""
+    """Make the interpreter fit for other libraries; do nothing where kernels are compiled."""
     if ops.triton_device() != "cpu":
         return
     from triton.language.extra import libdevice
@@ -57,12 +57,12 @@ def prepare() -> None:
 
 
 def bare(package: str) -> None:
-    """Let modules of an installed package be imported without its `__init__`.
+    """Make an installed package's modules importable without its `__init__`.
 
-    Of a package within one, both are named, the outer one first.
+    For a package within a package, call this for the outer one first, then for the inner.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: the package is not installed.
     """
     if package in sys.modules:
         return
@@ -76,7 +76,7 @@ def bare(package: str) -> None:
 
 
 class _OnTensors:
-    """A function of NumPy's, as kernels call it; no Python function, which are libdevice's own."""
+    """A NumPy function as kernels call it; not a Python function, which libdevice's own are."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name, self._function = name, function
@@ -98,7 +98,7 @@ class _OnTensors:
 
 
 def _drawn_by_key(autotuner: Any, *args: Any, config: Any, **meta: Any) -> list[float]:
-    """Stand in for the three quantiles of a configuration's time."""
+    """Return stand-ins for the three quantiles of a configuration's time."""
     values = {**autotuner.nargs, **meta}
     key = [values.get(name) for name in autotuner.keys]
     return [float(zlib.crc32(f"{config} {key}".encode()))] * 3

@@ -1,4 +1,4 @@
-"""A peer judged in a process of its own, and each of its failures looked up in `findings`."""
+"""Judges each peer in a process of its own, and looks its failures up in `findings`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FAILURE = re.compile(r"(forward|backward|property) (\S+) (.+?): (.*)", re.DOTAL
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that a peer does not hold to.
+    """One failure of a peer.
 
     Attributes:
-        precision, output: where: an output, a gradient, a property; "" where it is the whole run.
+        precision, output: where: an output, a gradient, a property; "" for the whole run.
         words: what is wrong.
-        again: the line of Python that shows it again, on the smallest input found.
+        again: the line of Python that repeats it, on the smallest input found.
         known: its entry in `findings`.
     """
 
@@ -43,9 +43,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Judged:
-    """A peer and what became of it: a verdict, or why there is none.
+    """A peer and its verdict, or the reason why there is none.
 
-    `answers` are to what its operator's definition leaves open.
+    `answers` are those to what its operator's definition leaves open.
     """
 
     peer: Peer
@@ -58,7 +58,7 @@ class Judged:
         return list(_failures(self.peer.name, self.verdict.failures))
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
+        """Return everything as plain data."""
         return {
             "peer": self.peer.name,
             "operator": self.peer.operator,
@@ -84,7 +84,7 @@ class Judged:
         }
 
     def rows(self) -> list[Row]:
-        """Return a row for each precision, or one where there was no run."""
+        """Return a row for each precision, or a single one if there was no run."""
         failures, verdict = self.failures(), self.verdict
         if self.missing or not (verdict.rows or verdict.claims):
             kinds = [f.kind for f in failures]
@@ -125,7 +125,7 @@ class Row:
         precision: which.
         cases: how many were run against the bounds.
         forward, backward: the worst |computed − truth| as a share of its bound, 0 if none was.
-        properties, bits: those that hold, and those that hold but for the last bits.
+        properties, bits: those that hold, and those that hold except for the last bits.
         failures: how many outputs and properties fail.
         missing: why it was not run.
         kinds: of the failures.
@@ -143,9 +143,9 @@ class Row:
 
 
 def judge(peers: Iterable[Peer], examples: int, limit: float, jobs: int) -> Iterator[Judged]:
-    """Judge peers, so many at a time, each by its share of `examples`; in their order.
+    """Judge peers, `jobs` at a time, each by its share of `examples`; yield them in order.
 
-    One that is not there is not judged.
+    A peer that is not installed is not judged.
     """
     peers = list(peers)
     with ThreadPoolExecutor(jobs) as pool:
@@ -153,7 +153,7 @@ def judge(peers: Iterable[Peer], examples: int, limit: float, jobs: int) -> Iter
         try:
             for peer, verdict in zip(peers, verdicts, strict=True):
                 found = verdict.result()
-                # In this process: not of a peer that ended its own, or did not end.
+                # Asked in this process, so not of a peer that crashed its own, or hung.
                 answers = conventions.answers(peer) if found.rows else {}
                 yield Judged(peer, peer.missing(), found, answers)
         finally:
@@ -169,7 +169,7 @@ def _verdict(peer: Peer, examples: int, limit: float) -> Verdict:
 
 
 def _failures(peer: str, said: list[str]) -> Iterator[Failure]:
-    """Take failures apart; of several outputs of one case the last has the line."""
+    """Parse failures; of several outputs of one case the last has the line that repeats it."""
     waiting: list[tuple[str, str, str]] = []
     for text in said:
         words, _, again = text.partition("\n  foreign.")
@@ -184,7 +184,7 @@ def _failures(peer: str, said: list[str]) -> Iterator[Failure]:
 
 
 def _failure(peer: str, precision: str, output: str, fault: str, again: str) -> Failure:
-    """Look a failure up; a compiler's words are cut short, and paths begin at their package."""
+    """Look a failure up; compiler output is shortened, and paths begin at their package."""
     words = "\n".join(fault.splitlines()[:3])
     for folder in filter(None, sys.path):
         words = words.replace(f"{folder.rstrip('/')}/", "")

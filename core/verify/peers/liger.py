@@ -1,8 +1,8 @@
 """Liger-Kernel's Triton kernels.
 
-Its cross-entropy writes the gradient over the logits to save their memory, and says so; its GEGLU,
-its SwiGLU and its rotary embedding write over their inputs too, the latter in some memory layouts.
-So that the judge's inputs stay what they are, each gets a copy.
+Its cross-entropy is documented to overwrite the logits by the gradient, to save memory; its GEGLU,
+its SwiGLU and its rotary embedding overwrite their inputs too, the latter in some memory layouts.
+Each gets a copy, so that the judge's inputs stay unchanged.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6, offset: float = 0.0) -> Any
 
 
 def rms_norm_of_llama(x: Any, weight: Any, eps: float = 1e-6, offset: float = 0.0) -> Any:
-    """Divide the rows by their root mean square, and cast them before the gain."""
+    """Divide the rows by their root mean square, casting them before the gain."""
     return LigerRMSNormFunction.apply(x, weight, eps, offset, "llama", False)
 
 
 def rms_norm_in_place(x: Any, weight: Any, eps: float = 1e-6, offset: float = 0.0) -> Any:
-    """Divide the rows by their root mean square, with the defaults: dx is written over dout."""
+    """Divide the rows by their root mean square, with the defaults: dx overwrites dout."""
     return LigerRMSNormFunction.apply(x, weight, eps, offset)
 
 
 def softmax(x: Any) -> Any:
-    """Softmax of the last axis."""
+    """Take the softmax over the last axis."""
     return LigerSoftmaxFunction.apply(x)
 
 
 def cross_entropy(
     logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Any:
-    """Softmax with cross-entropy, on a copy in the same memory layout."""
+    """Take softmax cross-entropy, on a copy in the same memory layout."""
     return _cross_entropy(logits.clone(), targets, label_smoothing, reduction)
 
 
 def cross_entropy_of_contiguous(
     logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Any:
-    """Softmax with cross-entropy, on a contiguous copy."""
+    """Take softmax cross-entropy, on a contiguous copy."""
     copy = logits.clone(memory_format=torch.contiguous_format)
     return _cross_entropy(copy, targets, label_smoothing, reduction)
 
@@ -69,24 +69,24 @@ def cross_entropy_of_contiguous(
 def cross_entropy_in_place(
     logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Any:
-    """Softmax with cross-entropy, on the logits themselves."""
+    """Take softmax cross-entropy, on the logits themselves."""
     return _cross_entropy(logits, targets, label_smoothing, reduction)
 
 
 def gelu_tanh(x: Any, kind: str) -> Any:
-    """GEGLU's tanh GELU: the other half of its input is 1."""
+    """Compute tanh GELU as GEGLU, with the other half of its input 1."""
     if kind != "gelu_tanh":
         raise NotImplementedError("it is gelu_tanh")
     return LigerGELUMulFunction.apply(x.clone(), torch.ones_like(x))
 
 
 def swiglu(gate: Any, up: Any) -> Any:
-    """SwiGLU, on copies."""
+    """Compute SwiGLU, on copies."""
     return LigerSiLUMulFunction.apply(gate.clone(), up.clone())
 
 
 def geglu_tanh(gate: Any, up: Any, kind: str) -> Any:
-    """GEGLU of the tanh form, on copies."""
+    """Compute GEGLU in its tanh form, on copies."""
     if kind != "gelu_tanh":
         raise NotImplementedError("it is gelu_tanh")
     return LigerGELUMulFunction.apply(gate.clone(), up.clone())
@@ -103,7 +103,7 @@ def rotary(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any
 
 
 def rotary_with_own_gradients(q: Any, k: Any, cos: Any, sin: Any, interleaved: bool = False) -> Any:
-    """Rotate q and k; a product makes the gradients that come back nobody else's."""
+    """Rotate q and k; a product gives the incoming gradients memory of their own."""
     return tuple(x * 1.0 for x in rotary(q, k, cos, sin, interleaved))
 
 

@@ -9,7 +9,7 @@ from twofold.core import ops
 from twofold.core.verify.domains import DTYPES
 from twofold.core.verify.foreign import CLAIMED
 
-IN_TF32 = ("tf32", "float16", "bfloat16")  # of a kernel whose float32 products are tf32
+IN_TF32 = ("tf32", "float16", "bfloat16")  # for a kernel whose float32 products are tf32
 
 
 def installed(distribution: str) -> str:
@@ -22,17 +22,17 @@ def installed(distribution: str) -> str:
 
 @dataclass(frozen=True)
 class Peer:
-    """A function of another library, behind the call that a contract judges.
+    """A function of another library, wrapped in the call that a contract judges.
 
     Attributes:
-        name: how the tables call it.
+        name: its name in the tables.
         operator: whose contract it is held to.
         function: "file:function" in this folder.
         distribution: the package that it is from, as `pip install` names it.
-        what: the function as its library knows it.
+        what: the function's name in its library.
         precisions: those that it is judged in.
-        cuda: whether it runs on CUDA alone.
-        cost: its share of the cases is one in so many.
+        cuda: whether it runs only on CUDA.
+        cost: it gets one in so many of the cases.
         claimed: cases for each property and precision.
     """
 
@@ -56,7 +56,7 @@ class Peer:
         return installed(self.distribution)
 
     def missing(self) -> str:
-        """Say why it cannot be judged on this machine, "" if it can."""
+        """Say why the peer cannot be judged on this machine, "" if it can."""
         if not self.version():
             return f"{self.distribution} is not installed"
         return "needs CUDA" if self.cuda and not ops.cuda_available() else ""

@@ -1,8 +1,8 @@
-"""SGLang's Triton kernels for serving: those that are operators here too.
+"""SGLang's Triton kernels for serving: those that are also operators here.
 
-They are forward alone, write to what they are given and take for granted that the last axis of
-their tensors is contiguous. Products of float32 are in tf32, Triton's default, but in the plain
-kernel of decoding, which has no matrix product.
+They are forward only, write to arrays they are given, and assume that the last axis of their
+tensors is contiguous. Products of float32 are in tf32, Triton's default, except in the plain
+decoding kernel, which has no matrix product.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from twofold.core.verify.peers import interpreted
 
 interpreted.prepare()
 
-SPLITS = 8  # of a sequence's keys at most, as its server does by default
-LEAST_HEAD_DIM = 16  # that a matrix product takes
+SPLITS = 8  # at most, of a sequence's keys, its server's default
+LEAST_HEAD_DIM = 16  # that a matrix product accepts
 
 
 def _kernels_alone() -> None:
-    """Make their modules of kernels importable where not all that the server needs is there.
+    """Make the kernels' modules importable where the server's dependencies are missing.
 
-    They ask one module of the server which GPU there is. It imports all that serving takes; where
-    that is absent, these answers, the same as its own but on AMD, stand in.
+    They ask one module of the server which GPU there is. It imports all that serving needs; if that
+    is missing, these answers, equal to its own except on AMD, stand in.
     """
     ops = "sglang.kernels.ops"
     of_kernels = (ops, f"{ops}.activation", f"{ops}.attention", f"{ops}.layernorm")
@@ -37,7 +37,7 @@ def _kernels_alone() -> None:
         utils: Any = ModuleType("sglang.srt.utils")
         utils.is_cuda = lambda: torch.cuda.is_available() and torch.version.cuda is not None
         utils.is_hip = utils.is_gfx95_supported = utils.is_gfx1250_supported = lambda: False
-        utils.get_device_core_count = lambda device_id=0: 0  # asked on AMD alone
+        utils.get_device_core_count = lambda device_id=0: 0  # called only on AMD
         sys.modules[utils.__name__] = utils
 
 
@@ -76,7 +76,7 @@ def decode(
     softcap: float = 0.0,
     sinks: Any = None,
 ) -> Any:
-    """Decode by the plain kernel, which has a head of keys for each head of queries."""
+    """Decode with the plain kernel, which has a head of keys for each head of queries."""
     if q.shape[1] != k_buffer.shape[1]:
         raise NotImplementedError("where heads share keys its other kernel is taken")
     how = (softmax_scale, softcap, sinks)
@@ -94,7 +94,7 @@ def decode_grouped(
     sinks: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Decode by the kernel of heads that share keys, which takes heads that share none, too."""
+    """Decode with the kernel for heads that share keys, which also takes heads that share none."""
     if q.shape[2] < LEAST_HEAD_DIM:
         raise NotImplementedError(f"head_dim below {LEAST_HEAD_DIM}")
     how = (softmax_scale, softcap, sinks)
@@ -111,7 +111,7 @@ def prefill(
     causal: bool = False,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q·kᵀ·scale)·v of sequences that have as many keys as queries."""
+    """Compute softmax(q·kᵀ·scale)·v of sequences that have as many keys as queries."""
     if q.shape[2] < LEAST_HEAD_DIM:
         raise NotImplementedError(f"head_dim below {LEAST_HEAD_DIM}")
     q, k, v = _dense(q, k, v)
@@ -136,7 +136,7 @@ def extend(
     cu_seqlens_q: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """New queries with the keys before theirs in pages, and their own beside them."""
+    """Attend from new queries to earlier keys in pages, and to their own keys passed separately."""
     of = _Extended(q, k_cache, v_cache, key_lengths, block_table, cu_seqlens_q)
     (causal, window), (sinks,) = _window(window_size, causal), _dense(sinks)
     extend_attention_fwd(
@@ -161,7 +161,7 @@ def extend_unified(
     cu_seqlens_q: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """New queries with all keys in pages, as its server has it where bits must not change."""
+    """Attend from new queries to keys all in pages, as its server does for reproducible bits."""
     of = _Extended(q, k_cache, v_cache, key_lengths, block_table, cu_seqlens_q)
     (causal, window), (sinks,) = _window(window_size, causal), _dense(sinks)
     extend_attention_fwd_unified(
@@ -181,9 +181,9 @@ def verify(
     causal: bool = False,
     enable_gqa: bool = False,
 ) -> Any:
-    """As many new queries for each sequence, as where they are speculated, and splits before them.
+    """Attend from equally many new queries per sequence, as in speculation, with a split prefix.
 
-    Its memory for splits is not initialised, and read where a split has no keys; here it is 0.
+    Its memory for splits is uninitialised, and read where a split has no keys; here it is 0.
     """
     of = _Extended(q, k_cache, v_cache, key_lengths, block_table, None)
     if not causal and of.longest > 1:
@@ -207,7 +207,7 @@ def verify_with_prefix(
     causal: bool = False,
     enable_gqa: bool = False,
 ) -> Any:
-    """As many new queries for each sequence, each of which has keys before them."""
+    """Do as `verify` does, where every sequence has keys before the new queries."""
     if (key_lengths <= q.shape[1]).any():
         raise NotImplementedError("every sequence has a prefix")
     return verify(q, k_cache, v_cache, key_lengths, block_table, softmax_scale, causal)
@@ -222,7 +222,7 @@ def merge(prefix_output: Any, prefix_lse: Any, suffix_output: Any, suffix_lse: A
 
 
 def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
-    """Divide the rows, which are contiguous, by their root mean square."""
+    """Divide contiguous rows by their root mean square."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     return fused_rmsnorm(rows, weight.contiguous(), eps).view(x.shape)
 
@@ -235,7 +235,7 @@ def rms_norm_of_gemma(x: Any, weight: Any, eps: float = 1e-6, residual: Any = No
 
 
 def geglu(gate: Any, up: Any, kind: str) -> Any:
-    """GEGLU of both in one tensor."""
+    """Compute GEGLU of one tensor holding both."""
     if kind != "gelu":
         raise NotImplementedError("it is gelu")
     both = torch.cat((gate, up), dim=-1).flatten(0, -2)
@@ -246,21 +246,21 @@ def geglu(gate: Any, up: Any, kind: str) -> Any:
 def rotary(
     positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
 ) -> None:
-    """Rotate by three positions that are the same, as those of text are, in sections."""
+    """Rotate by three equal positions, as for text, in sections."""
     _rotate(positions, query, key, head_size, cos_sin_cache, is_neox, False)
 
 
 def rotary_interleaved(
     positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
 ) -> None:
-    """Rotate by three positions that are the same, in turns."""
+    """Rotate by three equal positions, interleaved."""
     _rotate(positions, query, key, head_size, cos_sin_cache, is_neox, True)
 
 
 def rotary_interleaved_of_full_blocks(
     positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
 ) -> None:
-    """Rotate by three positions that are the same, in turns, heads that leave no lane over."""
+    """Rotate by three equal positions, interleaved, heads that leave no lane masked."""
     if head_size & (head_size - 1) or head_size != cos_sin_cache.shape[1]:
         raise NotImplementedError("of heads that fill a block")
     rotary_interleaved(positions, query, key, head_size, cos_sin_cache, is_neox)
@@ -269,7 +269,7 @@ def rotary_interleaved_of_full_blocks(
 def rotary_of_ernie(
     positions: Any, query: Any, key: Any, head_size: int, cos_sin_cache: Any, is_neox: bool
 ) -> None:
-    """Rotate by three positions that are the same, two of them in turns."""
+    """Rotate by three equal positions, two of them interleaved."""
     section, cache, (rows, columns) = _of_positions(positions, cos_sin_cache)
     how = (cache, rows, section[::-1], head_size, columns, is_neox)
     triton_ernie45_rope_fused_inplace(query, key, *how)
@@ -286,7 +286,7 @@ def _rotate(
 
 
 def _of_positions(positions: Any, cache: Any) -> tuple[list[int], Any, tuple[Any, int]]:
-    """Return the pairs that each position turns, a cache that ends behind the last, and both."""
+    """Return how many pairs each position turns, the cache as far as used, and both sizes."""
     pairs = cache.shape[1] // 2
     section = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
     return section, cache[: positions.max() + 1], (positions.expand(3, -1), cache.shape[1])
@@ -303,7 +303,7 @@ def _decode(
     softcap: float,
     sinks: Any,
 ) -> Any:
-    """Decode with the keys of each sequence split otherwise, 8 to 1 parts."""
+    """Decode with the keys of each sequence split differently, into 8 to 1 parts."""
     q, k_buffer, v_buffer, sinks = _dense(q, k_buffer, v_buffer, sinks)
     (batch, heads, _), head_dim = q.shape, v_buffer.shape[2]
     out = q.new_full((batch, heads, head_dim), torch.nan)
@@ -318,10 +318,10 @@ def _decode(
 
 
 class _Extended:
-    """What both kernels of extension are told, of a cache in pages (pages, page_size, heads, D).
+    """The arguments of both extension kernels, from a cache in pages (pages, page_size, heads, D).
 
     Queries are (batch, queries, heads, D), or packed. The last keys of a sequence, as many as it
-    has queries, are those that were computed with them: behind its prefix, and `new` in the cache.
+    has queries, were computed with them: they follow its prefix, and are `new` in the cache.
     """
 
     def __init__(
@@ -355,9 +355,9 @@ def _starts(counts: Any) -> Any:
 
 
 def _window(window_size: Any, causal: bool) -> tuple[bool, int]:
-    """Return whether it is causal and how far a query looks, −1 for any.
+    """Return whether attention is causal and how far a query looks, −1 for any distance.
 
-    Where it is not causal, that is to both sides.
+    If it is not causal, that is to both sides.
     """
     if window_size is None:
         return causal, -1
@@ -369,5 +369,5 @@ def _window(window_size: Any, causal: bool) -> tuple[bool, int]:
 
 
 def _dense(*tensors: Any) -> tuple[Any, ...]:
-    """Return tensors whose last axis is contiguous, as its server hands them over; None is left."""
+    """Return tensors with a contiguous last axis, as its server passes them; None stays None."""
     return tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors)

@@ -1,4 +1,4 @@
-"""The table of peers: what is judged of other libraries, and what was found of it."""
+"""The table of peers: what is judged of other libraries, and what was found in it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PEERS = tuple(peer for library in LIBRARIES for peer in library.PEERS)
 
 
 def named(names: list[str] | None) -> list[Peer]:
-    """Return the peers of these names, all if there are none.
+    """Return the peers of these names, or all if none are given.
 
     Raises:
-        ValueError: there is no peer of a name.
+        ValueError: there is no peer of such a name.
     """
     by_name = {peer.name: peer for peer in PEERS}
     for name in names or ():

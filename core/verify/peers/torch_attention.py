@@ -1,6 +1,6 @@
 """PyTorch's attention: each backend of scaled_dot_product_attention, and FlexAttention.
 
-A backend that does not take a case says so with a RuntimeError, which is made a refusal here.
+A backend that does not accept a case raises RuntimeError, which is turned into a refusal here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
-# What scaled_dot_product_attention says where the backend asked for has no kernel for a case.
+# What scaled_dot_product_attention says if the requested backend has no kernel for a case.
 REFUSALS = ("No available kernel", "No viable backend")
 
 
@@ -23,11 +23,11 @@ def _scaled_dot_product(backend: SDPBackend) -> Callable[..., Any]:
     def attention(
         q: Any, k: Any, v: Any, softmax_scale: Any = None, causal: bool = False, mask: Any = None
     ) -> Any:
-        """softmax(q·kᵀ·scale)·v by one backend."""
+        """Compute softmax(q·kᵀ·scale)·v with one backend."""
         if causal and mask is not None:
             raise NotImplementedError("it takes a mask or is_causal, not both")
         with sdpa_kernel(backend), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a warning for each backend that was not asked for
+            warnings.simplefilter("ignore")  # a warning for each backend that was not requested
             try:
                 return functional.scaled_dot_product_attention(
                     q,
@@ -55,7 +55,7 @@ cudnn = _scaled_dot_product(SDPBackend.CUDNN_ATTENTION)
 def flex(
     q: Any, k: Any, v: Any, softmax_scale: Any = None, causal: bool = False, mask: Any = None
 ) -> Any:
-    """FlexAttention as its own mathematics: without torch.compile it is not fused, and warns."""
+    """Run FlexAttention uncompiled: without torch.compile it is not fused, and warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out, aux = flex_attention(
@@ -73,7 +73,7 @@ def flex(
 def flex_compiled(
     q: Any, k: Any, v: Any, softmax_scale: Any = None, causal: bool = False, mask: Any = None
 ) -> Any:
-    """FlexAttention compiled; on a CPU that is C++, without the log-sum-exp."""
+    """Run FlexAttention compiled; on a CPU that is C++, without the log-sum-exp."""
     with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
         return _compiled(
             _input(q),
@@ -85,16 +85,16 @@ def flex_compiled(
         )
 
 
-_compiled = torch.compile(flex_attention)  # anew for sizes of any kind, when a size changes
+_compiled = torch.compile(flex_attention)  # compiles again, for dynamic sizes, when a size changes
 
 
 def _shared(q: Any, k: Any) -> bool:
-    """Whether several heads of queries have one head of keys."""
+    """Return whether several heads of queries share one head of keys."""
     return bool(q.shape[1] != k.shape[1])
 
 
 def _input(x: Any) -> Any:
-    """Leave gradients to CUDA: on a CPU FlexAttention has none, and refuses where one is asked."""
+    """Detach tensors except on CUDA: on a CPU FlexAttention refuses inputs that need gradients."""
     return x if x.is_cuda else x.detach()
 
 
@@ -117,5 +117,5 @@ def _block_mask(q: Any, k: Any, causal: bool, mask: Any) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _causal_mask(M: int, N: int, device: Any) -> Any:
-    """Return the mask, made once: a model makes it for all layers, and it is none of the work."""
+    """Return the mask, made once: a model makes one for all layers, so it is not timed."""
     return create_block_mask(lambda b, h, i, j: i >= j, None, None, M, N, device=device)

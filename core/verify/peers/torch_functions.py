@@ -23,14 +23,14 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
 
 
 def softmax(x: Any) -> Any:
-    """Softmax of the last axis."""
+    """Take the softmax over the last axis."""
     return functional.softmax(x, dim=-1)
 
 
 def cross_entropy(
     logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Any:
-    """Softmax with cross-entropy."""
+    """Take softmax cross-entropy."""
     return functional.cross_entropy(
         logits, targets, reduction=reduction, label_smoothing=label_smoothing
     )
@@ -38,7 +38,7 @@ def cross_entropy(
 
 def _activation(name: str, function: Callable[[Any], Any]) -> Callable[..., Any]:
     def activation(x: Any, kind: str) -> Any:
-        """One of the activations; the others are refused."""
+        """Apply one of the activations; the others are refused."""
         if kind != name:
             raise NotImplementedError(f"it is {name}")
         return function(x)
@@ -53,7 +53,7 @@ gelu_tanh = _activation("gelu_tanh", lambda x: functional.gelu(x, approximate="t
 
 
 def swiglu(gate: Any, up: Any) -> Any:
-    """SiLU of the gate, and a product."""
+    """Compute SwiGLU as SiLU of the gate and a product."""
     return functional.silu(gate) * up
 
 
@@ -68,7 +68,7 @@ def _adam(**how: bool) -> Callable[..., Any]:
         weight_decay: float = 0.0,
         decoupled: bool = False,
     ) -> Any:
-        """Take a step of Adam, or AdamW where the decay is decoupled, for each row of grads."""
+        """Take a step of Adam, or AdamW if the decay is decoupled, for each row of grads."""
         kind: Any = torch.optim.AdamW if decoupled else torch.optim.Adam
         steps = stepping(functools.partial(kind, **how))
         return steps(

@@ -1,8 +1,8 @@
 """Unsloth's Triton kernels: norms, cross-entropy, gated activations, rotary embedding.
 
-Its rotary embedding writes over q and k in some memory layouts, and says so; what its gated
-activations have for backward writes over all three inputs; its norm for decoding writes over x and
-the residual. So that the judge's inputs stay what they are, each gets a copy.
+Its rotary embedding is documented to overwrite q and k in some memory layouts; the backward of its
+gated activations overwrites all three inputs; its norm for decoding overwrites x and the residual.
+Each gets a copy, so that the judge's inputs stay unchanged.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from twofold.core.verify.peers import interpreted
 
 
 def _stand_in() -> None:
-    """Stand in for what its modules of kernels import, and none of what is judged uses.
+    """Stand in for what the kernels' modules import but nothing judged here uses.
 
-    Its companion unsloth_zoo wants a GPU and much more: of it only how versions are compared, a
-    log, torch.compile for its FP8, and patches of other libraries that nobody asks for here.
+    Its companion unsloth_zoo needs a GPU and much more: only its version comparison, a logger,
+    torch.compile for FP8, and patches of other libraries, unused here, are provided.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")  # its own: modules load as where CUDA is
+        os.environ.setdefault("UNSLOTH_ALLOW_CPU", "1")  # Unsloth's own: modules load as with CUDA
     if importlib.util.find_spec("unsloth_zoo") is not None:
         return
     from packaging.version import Version
@@ -64,7 +64,7 @@ with warnings.catch_warnings():
     from unsloth.kernels import fused_add_rms_layernorm, geglu, rms_layernorm, rope_embedding
     from unsloth.kernels import swiglu as silu
 
-    if not torch.cuda.is_available():  # whether loads may be hinted at: asks the current GPU
+    if not torch.cuda.is_available():  # whether loads may have hints: it queries the current GPU
         rope_embedding._eviction_hints_ok = lambda device: False
     from unsloth.kernels.cross_entropy_loss import Fast_CrossEntropyLoss, fast_cross_entropy_loss
     from unsloth.kernels.layernorm import fast_layernorm
@@ -77,7 +77,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
 
 
 def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Any:
-    """Divide the rows by their root mean square, and cast them before the gain."""
+    """Divide the rows by their root mean square, casting them before the gain."""
     return rms_layernorm.fast_rms_layernorm(SimpleNamespace(weight=weight, eps=eps), x)
 
 
@@ -88,15 +88,15 @@ def rms_norm_of_gemma(x: Any, weight: Any, eps: float = 1e-6) -> Any:
 
 
 def rms_norm_of_several_rows(x: Any, weight: Any, eps: float = 1e-6) -> Any:
-    """Divide by their root mean square rows of 33 to 128 columns, several to a program."""
+    """Divide rows of 33 to 128 columns by their root mean square, several rows per program."""
     return _several_rows(x, weight, eps)
 
 
 class _SeveralRows(torch.autograd.Function):
-    """Its own function, but for a trial beforehand.
+    """The library's own function, without its trial run beforehand.
 
-    That wants the bits of one row to a program, which add up in the order of a GPU's lanes; the
-    interpreter has none.
+    The trial needs the same bits as with one row per program, whose sums follow the order of a
+    GPU's lanes; the interpreter has no such order.
     """
 
     @staticmethod
@@ -128,7 +128,7 @@ _several_rows: Any = _SeveralRows.apply
 
 
 def add_rms_norm(x: Any, weight: Any, residual: Any, eps: float = 1e-6) -> Any:
-    """Add, and normalise the sum, as in decoding: without a backward, on copies."""
+    """Add the residual and normalise the sum, as in decoding: without a backward, on copies."""
     x, residual = x.detach().clone(), residual.detach().clone()
     weight = weight.detach().contiguous()
     if any(fused_add_rms_layernorm._rows(a) is None for a in (x, residual)):
@@ -138,7 +138,7 @@ def add_rms_norm(x: Any, weight: Any, residual: Any, eps: float = 1e-6) -> Any:
 
 
 def cross_entropy(logits: Any, targets: Any, reduction: str = "mean") -> Any:
-    """Softmax with cross-entropy; of `none` the losses of the rows, which its function adds up."""
+    """Take softmax cross-entropy; "none" gives the losses of rows, which its function adds up."""
     if reduction == "none":
         return Fast_CrossEntropyLoss.apply(logits, targets)
     n_items = {"mean": None, "sum": 1}[reduction]
@@ -146,7 +146,7 @@ def cross_entropy(logits: Any, targets: Any, reduction: str = "mean") -> Any:
 
 
 class _Gated(torch.autograd.Function):
-    """Its pair of functions, one for each pass; backward's writes over copies."""
+    """The library's pair of functions, one for each pass; backward's overwrites copies."""
 
     @staticmethod
     def forward(ctx: Any, gate: Any, up: Any, forward: Any, backward: Any) -> Any:
@@ -156,7 +156,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Any) -> Any:
-        # out, dup and dgate are written over dout, gate and up, in this order
+        # out, dup and dgate overwrite dout, gate and up, in this order
         rows = (x.reshape(-1, x.shape[-1]) for x in (dout, *ctx.saved_tensors))
         copies = (x.clone(memory_format=torch.contiguous_format) for x in rows)
         _, dup, dgate = ctx.of_gradients(*copies)
@@ -168,19 +168,19 @@ _SWIGLU = silu.swiglu_fg_kernel, silu.swiglu_DWf_DW_dfg_kernel
 
 
 def swiglu_of_strided(gate: Any, up: Any) -> Any:
-    """SwiGLU of what is not contiguous, as it is."""
+    """Compute SwiGLU of tensors that are not contiguous, as they are."""
     if gate.is_contiguous() and up.is_contiguous():
         raise NotImplementedError("of what is not contiguous")
     return _gated(gate, up, *_SWIGLU)
 
 
 def swiglu_of_contiguous(gate: Any, up: Any) -> Any:
-    """SwiGLU of contiguous copies."""
+    """Compute SwiGLU of contiguous copies."""
     return _gated(*_contiguous(gate, up), *_SWIGLU)
 
 
 def geglu_of_contiguous(gate: Any, up: Any, kind: str) -> Any:
-    """GEGLU of contiguous copies."""
+    """Compute GEGLU of contiguous copies."""
     if kind != "gelu":
         raise NotImplementedError("it is gelu")
     passes = geglu.geglu_exact_forward_kernel, geglu.geglu_exact_backward_kernel
@@ -188,7 +188,7 @@ def geglu_of_contiguous(gate: Any, up: Any, kind: str) -> Any:
 
 
 def geglu_tanh_of_contiguous(gate: Any, up: Any, kind: str) -> Any:
-    """GEGLU of the tanh form, of contiguous copies."""
+    """Compute GEGLU in its tanh form, of contiguous copies."""
     if kind != "gelu_tanh":
         raise NotImplementedError("it is gelu_tanh")
     passes = geglu.geglu_approx_forward_kernel, geglu.geglu_approx_backward_kernel

@@ -98,7 +98,7 @@ def strict_interpreter(
     """Run interpreted kernels strictly; a `Fault` names kernel, statement, program and argument.
 
     Contexts nest: the innermost says what is checked. Call `ops.load("triton")`, or set
-    TRITON_INTERPRET, before: Triton is imported here.
+    TRITON_INTERPRET, before entering: Triton is imported here.
     """
     from twofold.core.verify.strict import versions
 
@@ -112,10 +112,10 @@ def strict_interpreter(
 
 
 def check_written(tensor: Any) -> None:
-    """Raise `Fault` where a tensor came uninitialised and has elements that no program wrote.
+    """Raise `Fault` if a tensor was allocated uninitialised and has elements that no program wrote.
 
-    Asked of a kernel's outputs while the context is entered. Where an operation of torch wrote to
-    the tensor, nothing is known of it, and nothing is said.
+    Call it on a kernel's outputs inside the context. If an operation of torch wrote to the tensor,
+    nothing is known of it, and nothing is raised.
     """
     from twofold.core.verify.strict import memory, unwritten
 
@@ -123,7 +123,7 @@ def check_written(tensor: Any) -> None:
 
 
 def launches() -> int:
-    """Return how many kernels were launched in here so far."""
+    """Return how many kernels this process has launched strictly so far."""
     from twofold.core.verify.strict import launch
 
     return launch.launches

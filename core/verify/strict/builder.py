@@ -1,7 +1,7 @@
-"""The operations of Triton's interpreter, strict: what a kernel's statements come down to.
+"""The strict operations of Triton's interpreter, to which a kernel's statements come down.
 
-`launch` puts this in the place of Triton's builder. Triton is imported here, and it reads
-TRITON_INTERPRET when it is: `strict_interpreter` imports this file no earlier than it is used.
+`launch` puts this in place of Triton's builder. Triton is imported here, and reads TRITON_INTERPRET
+at import, so `strict_interpreter` imports this file only when it is used.
 """
 
 # ruff: noqa: D102  (the builder's methods are Triton's, and do what theirs do)
@@ -44,7 +44,7 @@ class Strictness:
 
 
 class Found(TensorHandle):  # type: ignore[misc]  # Triton has no types
-    """What an atomic found, which orders nothing before it is looked at."""
+    """What an atomic found, which orders nothing until it is looked at."""
 
     def __init__(self, data: Array, dtype: Any, look: Callable[[], None]) -> None:
         self._look: Callable[[], None] | None = None
@@ -53,7 +53,7 @@ class Found(TensorHandle):  # type: ignore[misc]  # Triton has no types
 
     @property
     def data(self) -> Array:
-        """The numbers, by looking at them."""
+        """The values; reading them counts as looking."""
         look, self._look = self._look, None
         if look is not None:
             look()
@@ -65,12 +65,12 @@ class Found(TensorHandle):  # type: ignore[misc]  # Triton has no types
 
 
 class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no types
-    """The interpreter's operations, strict. Triton's one builder becomes one; none is made."""
+    """The interpreter's operations, strict: Triton's only builder is turned into one of these."""
 
     strict: Strictness
     memory: Memory
-    other_given: bool  # to the load that is going on
-    kind: str  # of the accesses that are going on, "" for what they are by themselves
+    other_given: bool  # to the current load
+    kind: str  # of the current accesses, "" for their own kind
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("create_"):
@@ -99,7 +99,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         plain = TensorHandle(addresses, ptrs.dtype)
         result = super().create_masked_store(plain, value, mask, *how, **more)
         if self.strict.races:
-            # A lane that reads back another value than it wrote shared its address.
+            # A lane that reads back another value than it wrote shared its address with another.
             written = np.ascontiguousarray(np.broadcast_to(value.data, addresses.shape))
             found = interpreter._interpreter.load(addresses, live, written, written.dtype)
             bits = f"u{written.dtype.itemsize}"
@@ -135,7 +135,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return self._ordering(plain, how, exchange, True, in_vain=not fits)
 
     def _held(self, ptr: Any) -> bool:
-        """Return whether a lock is to be found held."""
+        """Return whether the program is to find a lock held."""
         return self.strict.races and self.memory.order.held(int(ptr.data.item()))
 
     def _ordering(
@@ -146,7 +146,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         exchanges: bool,
         in_vain: bool = False,
     ) -> Any:
-        """Run an atomic of one lane, by which accesses of several programs may be ordered."""
+        """Run an atomic of one lane, which may order accesses of several programs."""
         order, address, before = self.memory.order, int(ptr.data.item()), self._bits(ptr)
         published, found = order.published(address), atomic()
         after = self._bits(ptr)
@@ -157,7 +157,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return self._asked(found, address, how, published, before != after)
 
     def _released(self, address: int, how: tuple[Any, ...]) -> None:
-        """Let what the program has done be relied on, where an atomic says so."""
+        """Let others rely on what the program has done, if the atomic releases."""
         semantic, scope = (x.name for x in how)
         if "RELEASE" in semantic and scope != "CTA":
             self.memory.release(address)
@@ -165,7 +165,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
     def _asked(
         self, found: Any, address: int, how: tuple[Any, ...], published: Clock, changed: bool
     ) -> Any:
-        """Return what an atomic found, which orders what comes after its being looked at."""
+        """Return what an atomic found, which orders whatever comes after it is looked at."""
         semantic, scope = (x.name for x in how)
 
         def look() -> None:
@@ -177,7 +177,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return Found(found.data, found.dtype, look)
 
     def _bits(self, ptr: Any) -> bytes:
-        """Return what lies at one address."""
+        """Return the bytes at one address."""
         dtype = interpreter._get_np_dtype(ptr.get_element_ty())
         one = np.zeros(ptr.data.shape, dtype)
         live = np.ones(ptr.data.shape, bool)
@@ -218,7 +218,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
 
     @contextlib.contextmanager
     def _accessing(self, kind: str) -> Iterator[None]:
-        """Let loads and stores count as this kind of access."""
+        """Count loads and stores in this context as this kind of access."""
         self.kind = kind
         try:
             yield
@@ -226,7 +226,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
             self.kind = ""
 
     def check_use(self, kind: str, ptrs: Any, value: Any, live: Array) -> None:
-        """Refuse to store what came from masked lanes of a load."""
+        """Refuse to store values that came from masked lanes of a load."""
         if self.memory.unspecified and value.dtype.scalar in _FLOATS:
             used = numerics.is_poison(np.broadcast_to(value.data, ptrs.data.shape)) & live
             if used.any():
@@ -252,7 +252,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return TensorHandle(bits, target)
 
     def _float_to_int(self, src: Any, source: Any, target: Any) -> Any:
-        """Truncate; what the integer cannot hold is unspecified."""
+        """Truncate a float; the result is unspecified if the integer cannot hold it."""
         x = numerics.from_bfloat16(src.data) if source == tl.bfloat16 else src.data
         dtype = interpreter._get_np_dtype(target)
         whole = np.trunc(x).astype(np.float64)
@@ -264,7 +264,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return TensorHandle(result, target)
 
     def create_splat(self, ret_ty: Any, arg: Any) -> Any:
-        """Spread a number; a comparison is a flag, not what it compared, as Triton has it."""
+        """Spread a number; a comparison gives a flag, where Triton keeps the type it compared."""
         if arg.data.dtype == np.bool_:
             arg = TensorHandle(arg.data, tl.int1)
         return super().create_splat(ret_ty, arg)
@@ -295,7 +295,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return self._undefined(super().create_ashr, lhs, rhs, where=_too_far(lhs, rhs))
 
     def _undefined(self, operation: Callable[..., Any], *operands: Any, where: Array) -> Any:
-        """Apply an operation on integers; where it is not defined the result is unspecified."""
+        """Apply an operation on integers; `where` it is undefined, the result is unspecified."""
         result = operation(*operands)
         if self.strict.poison and where.any() and result.data.dtype.kind in "iu":
             value = numerics.poison(result.data.dtype, False)
@@ -315,7 +315,7 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return result
 
     def _with_e4m3(self, src: Any, target: Any) -> Any:
-        """Cast; from or to float8_e4m3fn by way of float32, which holds it exactly."""
+        """Cast from or to float8_e4m3fn via float32, which holds it exactly."""
         if src.dtype.scalar == tl.float8e4nv:
             src = TensorHandle(numerics.from_e4m3(src.data), tl.float32)
         if target != tl.float8e4nv:
@@ -357,13 +357,13 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         return result
 
     def _keep_poison(self, result: Array, *operands: Array) -> Array:
-        """Give a result of floats poison where an operand has it."""
+        """Put poison into a float result where an operand has it."""
         if not self.memory.unspecified:
             return result
         return numerics.keep_poison(result, *operands)
 
     def ternary_op(self, lhs: Any, rhs: Any, other: Any, op: Any) -> Any:
-        if op is np.where:  # moves bits, whatever they mean
+        if op is np.where:  # which moves bits, whatever they mean
             return super().ternary_op(lhs, rhs, other, op)
         return self._in_float32(super().ternary_op, (lhs, rhs, other), op)
 

@@ -1,11 +1,11 @@
-"""Hints to the compiler, which believes them: whether they are true of the values they are given.
+"""Checks that hints, which the compiler trusts, are true of the values that they are given.
 
-What `tl.multiple_of`, `tl.max_contiguous` and `tl.max_constancy` say is what wider loads and stores
-rest on, and the interpreter only writes it down. Meanings as in Triton's documentation of each.
+Wider loads and stores rest on `tl.multiple_of`, `tl.max_contiguous` and `tl.max_constancy`, which
+the interpreter only records. Their meanings are those of Triton's documentation.
 
 Two hints are left alone. Offsets that start over at 0 (`offs % M`, `tl.where(offs < M, offs, 0)`)
-are said to be contiguous in Triton's own tutorials: lanes past the end, whose results are dropped.
-And of an address no more than 16 bytes are asked, on which memory of the CPU begins.
+are called contiguous in Triton's own tutorials: those lanes are past the end, and their results are
+dropped. And an address need only be a multiple of 16 bytes, the alignment of CPU memory.
 
 Triton is imported here: see `builder`.
 """
@@ -25,14 +25,14 @@ _ALIGNED = 16  # bytes
 
 
 def _uneven(x: Array, step: int, of: int) -> Array:
-    """Return where a contiguous group begins at no multiple of `of`."""
+    """Return where a contiguous group does not begin at a multiple of `of`."""
     follows = np.zeros(x.shape, bool)
     follows[1:] = x[1:] == x[:-1] + step
     return np.asarray(~follows & (x % of != 0))
 
 
 def _apart(x: Array, step: int, group: int) -> Array:
-    """Return where an element of a group does not come after the one before it."""
+    """Return where an element of a group neither follows the one before it nor starts over at 0."""
     broken = _moved(x, step, group)
     return broken & (x != 0) if step == 1 else broken
 
@@ -51,12 +51,12 @@ def multiple_of(input: Any, values: Any, **_: Any) -> Any:
 
 
 def max_contiguous(input: Any, values: Any, **_: Any) -> Any:
-    """Check that groups of elements count up."""
+    """Check that groups of elements are consecutive."""
     return _checked("max_contiguous", input, values, _apart)
 
 
 def max_constancy(input: Any, values: Any, **_: Any) -> Any:
-    """Check that groups of elements are the same."""
+    """Check that groups of elements are constant."""
     return _checked("max_constancy", input, values, lambda x, _, group: _moved(x, 0, group))
 
 
@@ -64,7 +64,7 @@ HINTS = {f.__name__: f for f in (multiple_of, max_contiguous, max_constancy)}
 
 
 def _checked(name: str, input: Any, values: Any, wrong: Callable[[Array, int, int], Array]) -> Any:
-    """Return the input, of which the hint must be true."""
+    """Return the input, after checking that the hint is true of it."""
     if not isinstance(input, tl.tensor):
         return input
     axes: Any = values if isinstance(values, list | tuple | tl.tuple) else [values]

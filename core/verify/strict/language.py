@@ -1,4 +1,4 @@
-"""Triton's language as the interpreter runs it, set up once, and as strict as the compiler's.
+"""Triton's language as the interpreter runs it: set up once, and as strict as the compiler's.
 
 Triton is imported here: see `builder`.
 """
@@ -31,7 +31,7 @@ MACHINERY = (
     os.path.dirname(np.__file__),
     os.path.dirname(__file__),
 )
-# Of a constant and a tensor, in this order: the compiler asks the tensor.
+# For a constant and a tensor, in this order, the compiler calls the tensor's operator.
 _OPERATORS = tuple(
     f"__{name}__"
     for name in (
@@ -39,7 +39,7 @@ _OPERATORS = tuple(
         "lshift", "rshift", "lt", "le", "gt", "ge", "eq", "ne",
     )
 )  # fmt: skip
-# Functions as `Rewriting` made them; Triton keeps its own beside.
+# Functions as rewritten by `Rewriting`; Triton keeps its own besides.
 REWRITTEN: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
@@ -57,7 +57,7 @@ class Language:
         self._modules: set[tuple[bool, bool]] = set()
 
     def patch(self, fn: Any) -> None:
-        """See to it that the modules a function knows are replaced, and members it has by name."""
+        """Patch the modules that a function refers to, and members that it imported by name."""
         if fn in self._known:
             return
         self._known.add(fn)
@@ -87,12 +87,12 @@ class Language:
             for name, hint in HINTS.items():
                 scope.set_attr(language, name, hint)
         for stub in vars(libdevice).values():
-            if inspect.isfunction(stub):  # by its code: kernels have it under names of their own
+            if inspect.isfunction(stub):  # by its code: kernels import it under other names
                 scope.set_attr(stub, "__code__", _no_libdevice.__code__)
         self._scopes.append(scope)
 
     def restore(self) -> None:
-        """Take everything back."""
+        """Undo all patches."""
         while self._aliases:
             known, name, x = self._aliases.pop()
             known[name] = x
@@ -101,13 +101,13 @@ class Language:
 
 
 class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
-    """What the interpreter makes of a kernel's source; and loops that count in typed numbers.
+    """Rewrites a kernel's source as the interpreter does; and makes loops count in typed numbers.
 
-    What the compiler has not is refused where it is reached, as it may stand in a branch that a
-    constant closes, where the compiler does not look.
+    What the compiler does not support is refused only where it is reached, as it may stand in a
+    branch that a constant rules out, which the compiler skips.
     """
 
-    # Of the interpreter's semantic, which every kernel sees.
+    # Names in the interpreter's `semantic`, which every kernel sees.
     LOOP = "strict_loop"
     LINE = "strict_line"
     REFUSED = "strict_refused"
@@ -117,12 +117,12 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
     NEGATED = "strict_negated"
 
     def __init__(self) -> None:
-        self._own: set[str] = set()  # names of the function
-        self._kept = 0  # operands of `and` and `or` that have a name
-        self._loops = 0  # around the statement
+        self._own: set[str] = set()  # the function's own names
+        self._kept = 0  # how many operands of `and` and `or` have been named
+        self._loops = 0  # how many are around the statement
 
     def visit(self, node: ast.AST) -> Any:
-        """Begin every statement of a block with a note of its line."""
+        """Precede every statement of a block by a note of its line."""
         node = super().visit(node)
         if isinstance(node, ast.FunctionDef | ast.If | ast.For | ast.While):
             node.body = self._noted(node.body)
@@ -185,7 +185,7 @@ class Rewriting(ASTTransformer):  # type: ignore[misc]  # Triton has no types
         return ast.copy_location(_call(self.GLOBAL, ast.Constant(node.id), node), node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: D102
-        function = node.func  # by its name it may be global
+        function = node.func  # a plain name may be global
         visited: ast.Call = self.generic_visit(node)
         if isinstance(function, ast.Name):
             visited.func = function
@@ -231,14 +231,14 @@ def _is_block(x: Any) -> bool:
 
 
 def decided(every: bool, first: Any) -> bool:
-    """Return whether the first operand of `and`, or else of `or`, is all there is to say."""
+    """Return whether the first operand of `and` (if `every`), or of `or`, decides the result."""
     return not _is_block(first) and bool(first) is not every
 
 
 def joined(every: bool, first: Any, second: Any) -> Any:
-    """Return `and`, or else `or`, of an operand that does not decide and the next one.
+    """Return `and` (if `every`), or `or`, of an operand that does not decide and the next one.
 
-    Of blocks the compiler takes each pair of elements, and warns that & and | are meant.
+    For blocks the compiler works elementwise, and warns that & and | are meant.
     """
     if not _is_block(first) and not _is_block(second):
         return second
@@ -250,17 +250,17 @@ def joined(every: bool, first: Any, second: Any) -> Any:
 
 
 def negated(x: Any) -> Any:
-    """Return `not`, of a block that of every element."""
+    """Return `not x`, elementwise for a block."""
     return x.__not__() if _is_block(x) else not x
 
 
 def refused(what: str) -> None:
-    """Refuse what the compiler has not."""
+    """Refuse what the compiler does not support."""
     raise SyntaxError(f"the compiler has no {what}")
 
 
 def known_global(name: str, value: Any) -> Any:
-    """Return a global variable that a kernel reads, where the compiler lets it."""
+    """Return a global variable that a kernel reads, if the compiler allows it."""
     plain = isinstance(value, int | float | str | list | dict) or type(value) is tuple
     if plain and not triton.knobs.compilation.allow_non_constexpr_globals:
         raise NameError(f"a kernel may read the global variable {name} only as a tl.constexpr")
@@ -268,7 +268,7 @@ def known_global(name: str, value: Any) -> Any:
 
 
 def _at(place: ast.stmt, new: ast.stmt) -> ast.stmt:
-    """Return a copy of a statement that stands at the first line of another."""
+    """Return a copy of a statement, placed at the first line of another."""
     new = copy.deepcopy(new)
     for node in ast.walk(new):
         if isinstance(node, ast.expr | ast.stmt):
@@ -278,10 +278,10 @@ def _at(place: ast.stmt, new: ast.stmt) -> ast.stmt:
 
 
 def loop(arg1: Any, arg2: Any = None, step: Any = None, *_: Any, **__: Any) -> Iterator[Any]:
-    """Do what `range` and `tl.range` do in a compiled kernel: count in the type of the bounds.
+    """Act like `range` and `tl.range` in a compiled kernel: count in the type of the bounds.
 
-    The interpreter counts in Python's integers, which never wrap, and become 32 bits wide where
-    they meet a block though the bounds have 64.
+    The interpreter counts in Python integers, which never wrap, and become 32 bits wide when they
+    meet a block even if the bounds have 64.
     """
     semantic = interpreter.interpreter_semantic
     start, end = (0, arg1) if arg2 is None else (arg1, arg2)
@@ -296,9 +296,9 @@ def loop(arg1: Any, arg2: Any = None, step: Any = None, *_: Any, **__: Any) -> I
 
 
 def _replaced(x: Any) -> Any:
-    """Return what stands for a member of the language that a module has under a name of its own.
+    """Return the replacement of a member of the language that a module has under its own name.
 
-    Such are `cast = tl.cast`, and functions of a libdevice that was imported afresh.
+    Examples are `cast = tl.cast`, and functions of a libdevice that was imported again.
     """
     name, module = getattr(x, "__name__", ""), str(getattr(x, "__module__", ""))
     if not inspect.isfunction(x) or not module.startswith("triton.language"):
@@ -309,7 +309,7 @@ def _replaced(x: Any) -> Any:
 
 
 def _truth(x: Any) -> bool:
-    """Say whether a tensor of one element is true: of more, only Triton's own code may ask."""
+    """Return whether a tensor of one element is true; for more, only Triton's own code may ask."""
     data = x.handle.data
     asked_by = sys._getframe(1).f_code.co_filename
     if data.size != 1 and not asked_by.startswith(MACHINERY):
@@ -318,16 +318,16 @@ def _truth(x: Any) -> bool:
 
 
 def _shown(x: Any) -> str:
-    """Show a tensor's elements to a kernel that prints them, and its type in what Triton raises.
+    """Return a tensor's elements if a kernel prints them, and its type for what Triton raises.
 
-    So one fault has the same words whatever the elements are.
+    So a fault has the same words whatever the elements are.
     """
     asked_by = sys._getframe(1).f_code.co_filename
     return str(x.type) if asked_by.startswith(MACHINERY) else str(x.handle.data)
 
 
 def _of_constant(name: str, plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return an operator of `tl.constexpr`, which the interpreter's own makes a constant of."""
+    """Return an operator of `tl.constexpr` whose result with a tensor is not made a constant."""
     by_value = getattr(operator, name)
 
     def operation(self: Any, other: Any) -> Any:

@@ -1,7 +1,6 @@
-"""A strict launch: tagged pointers, typed numbers, programs in disorder, faults with their place.
+"""A strict launch: tagged pointers, typed numbers, shuffled programs, faults with their place.
 
-`installed` puts everything in place and takes it back. Triton is imported here: see
-`builder`.
+`installed` puts everything in place and restores it. Triton is imported here: see `builder`.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ def launch(
     }
     programs = turns.programs(fn, grid, bound.values(), strict.seed if strict.shuffle else None)
     builder.set_grid_dim(*grid)
-    # Overflow, NaN and infinity are no exceptions on the hardware.
+    # Overflow, NaN and infinity raise nothing on hardware.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for program in programs:
@@ -105,13 +104,13 @@ def launch(
 
 
 def _check_warps(kernel: str, warps: Any) -> None:
-    """Refuse a number of warps that no block has; where none is given Triton has its own."""
+    """Refuse a number of warps that no block can have; if none is given, Triton has a default."""
     if isinstance(warps, int) and warps not in _WARPS:
         raise Fault(f"{kernel}: num_warps is {warps}; it must be a power of 2 and at most 32")
 
 
 def _check_grid(kernel: str, grid: tuple[int, ...]) -> None:
-    """Refuse a grid that no GPU takes."""
+    """Refuse a grid that no GPU accepts."""
     if len(grid) > len(_MOST_PROGRAMS):
         raise Fault(f"{kernel}: a grid has at most 3 axes, this one is {grid}")
     for axis, (programs, most) in enumerate(zip(grid, _MOST_PROGRAMS, strict=False)):
@@ -123,7 +122,7 @@ def _check_grid(kernel: str, grid: tuple[int, ...]) -> None:
 
 
 def _explained(error: Exception, memory: Memory) -> Exception:
-    """Return an exception that a statement of a kernel raised, with the statement's place."""
+    """Return an exception that a kernel's statement raised, with the place of the statement."""
     site = memory.site(error.__traceback__)
     if isinstance(error, NotImplementedError):
         return Unsupported(memory.located(str(error), site))
@@ -133,13 +132,13 @@ def _explained(error: Exception, memory: Memory) -> Exception:
 
 
 def _records(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Record]:
-    """Return what is known of uninitialised memory among the arguments, by its address."""
+    """Return the records of uninitialised memory among the arguments, by address."""
     found, rest = {}, [*args, *kwargs.values()]
     while rest:
         x = rest.pop()
         if isinstance(x, tuple):
             rest += x
-        elif hasattr(x, "base"):  # of a descriptor, of a tensor with another dtype
+        elif hasattr(x, "base"):  # a descriptor, or a tensor reinterpreted in another dtype
             rest.append(x.base)
         elif isinstance(x, torch.Tensor) and (record := unwritten.record(x)) is not None:
             found[record.first] = record
@@ -180,7 +179,7 @@ def _pointer(name: str, x: Any, memory: Memory, records: dict[int, Record]) -> A
 
 @contextlib.contextmanager
 def installed(strict: Strictness) -> Iterator[None]:
-    """Make the interpreter strict, and what it was at the end."""
+    """Make the interpreter strict, and restore it at the end."""
     builder, language, turns = interpreter.interpreter_builder, Language(), Turns()
     semantic = interpreter.TritonSemantic
     plain_load = semantic.load
@@ -209,7 +208,7 @@ def installed(strict: Strictness) -> Iterator[None]:
                 raise builder.memory.fault(f"{lhs.type.scalar} overflow in {binary_op.__name__}")
 
     def load(self: Any, ptr: Any, mask: Any, other: Any, *how: Any, **more: Any) -> Any:
-        # Triton asks `if other`, which for one element is false where it is 0.
+        # Triton tests `if other`, which is false for a single element of 0.
         builder.other_given = other is not None
         try:
             return plain_load(self, ptr, mask, other, *how, **more)
@@ -217,7 +216,7 @@ def installed(strict: Strictness) -> Iterator[None]:
             builder.other_given = False
 
     def atomic(self: Any, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
-        # After this an extreme of floats is one of integers.
+        # After this, a maximum or minimum of floats is one of integers.
         found = ptr, val, mask = plain_atomic(self, ptr, val, mask, *how)
         if self.builder is builder:
             builder.check_use("atomic", ptr.handle, val.handle, mask.handle.data)
@@ -277,9 +276,9 @@ def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def _null_on_cpu(plain: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Return how `torch.cuda.device` is made where tensors are on the CPU: one that does nothing.
+    """Return an `__init__` of `torch.cuda.device` that does nothing where tensors are on the CPU.
 
-    So its documentation has it of None, which a launcher gives it by `torch.cuda.device(
+    Its documentation promises that for None, which launchers pass by `torch.cuda.device(
     x.device.index)`; without CUDA torch raises.
     """
 
@@ -290,9 +289,9 @@ def _null_on_cpu(plain: Callable[[Any, Any], None]) -> Callable[[Any, Any], None
 
 
 def _least_dot(builder: Any) -> Any:
-    """Return the rule for the least shapes of `tl.dot` that NVIDIA's compiler has, if it is there.
+    """Return NVIDIA's rule for the smallest shapes of `tl.dot`, if its compiler is installed.
 
-    The interpreter's own takes any, and so does AMD's.
+    The interpreter's own rule accepts any, and so does AMD's.
     """
     try:
         from triton.backends.nvidia.compiler import min_dot_size

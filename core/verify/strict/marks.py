@@ -1,13 +1,13 @@
-"""Who touched which element in one launch: what shows that two programs, or two lanes, race.
+"""Who touched which element in one launch, which shows that two programs, or two lanes, race.
 
-Per element of a storage stands the number of the access that read, wrote or atomically updated it.
-Programs run one after the other, so a number below that at which the running program began was left
-by another program, and clashes unless atomics order the two (`order`). Where atomics order
-some programs, whoever comes after one of several readers need not come after the others: they all
-stand there, as the negative number of a set of accesses. Before the first atomic nothing is
-ordered, so one reader is enough. Within a program, one lane's store is seen by another lane only
-after a barrier: which lane stored stands beside the number. Everything is done on whole blocks of
-addresses, and a storage that is never written costs no more than a list of its loads.
+Each element of a storage has the number of the access that read, wrote or atomically updated it.
+Programs run one after the other, so a number below the one at which the running program began was
+left by another program, and clashes unless atomics order the two (`order`). Once atomics order some
+programs, an access ordered after one of several readers need not be ordered after the others: then
+all of them are kept, as the negative number of a set of accesses. Before the first atomic nothing
+is ordered, so one reader is enough. Within a program, one lane's store is visible to another lane
+only after a barrier: the lane that stored is kept beside the number. Everything is done on whole
+blocks of addresses, and a storage that is never written costs no more than a list of its loads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twofold.core.verify.strict.order import Order
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _PENDING_LANES = 1 << 22  # loads that are kept before they become marks
-_FEW_SETS = 1 << 10  # of which those that no element has are not looked for
+_FEW_SETS = 1 << 10  # new sets, up to which unused ones are not looked for
 _CLASHES = {
     "load": ("store", "atomic"),
     "store": ("store", "load", "atomic"),
@@ -37,9 +37,9 @@ class Touch(NamedTuple):
         kind: "load", "store" or "atomic".
         number: counts the launch's accesses, from 1.
         began: the number at which the running program began.
-        settled: the number from which on its stores are not yet behind a barrier.
+        settled: the number from which its stores are not yet followed by a barrier.
         addresses: in bytes.
-        lanes: where in the block each address stands.
+        lanes: the position of each address in the block.
         size: of an element, in bytes.
     """
 
@@ -53,7 +53,7 @@ class Touch(NamedTuple):
 
 
 class Clash(NamedTuple):
-    """Two accesses to one element of which the hardware does not say which is first."""
+    """Two accesses to one element whose order the hardware does not define."""
 
     address: int
     earlier: int  # number of the access
@@ -65,7 +65,7 @@ class Marks:
     def __init__(self) -> None:
         self._first, self._last, self._unit = 1 << 63, 0, 64
         self._marks: dict[str, Array] = {}
-        self._sets: dict[int, Array] = {}  # of accesses of programs without an order
+        self._sets: dict[int, Array] = {}  # accesses of programs that are not ordered
         self._made, self._most = 0, _FEW_SETS
         self._stored_by: Array | None = None
         self._pending: list[tuple[int, Array]] = []
@@ -117,13 +117,13 @@ class Marks:
         return None
 
     def settle(self, order: Order) -> None:
-        """Mark the loads so far, as of what was before them."""
+        """Turn the pending loads into marks."""
         for number, at in self._pending:
             self._mark("load", number, at, order)
         self._pending, self._pending_lanes = [], 0
 
     def _mark(self, kind: str, number: int, at: Array, order: Order) -> None:
-        """Add a mark to those of other programs, but the ones before this access by atomics."""
+        """Add a mark to those of other programs, dropping ones that atomics order before it."""
         marks = self._of(kind)
         found = marks[at]
         if not order.active:
@@ -137,7 +137,7 @@ class Marks:
             self._most = 2 * len(held) + _FEW_SETS
 
     def _with(self, mark: int, number: int, began: int, order: Order) -> int:
-        """Return a mark with another access, of a program that began with this one."""
+        """Return a mark extended by an access of a program whose first access is `began`."""
         others = self._sets[mark] if mark < 0 else np.array([mark] if mark else [], np.int64)
         others = others[(others < began) & ~order.before(others)]
         if not others.size:
@@ -147,7 +147,7 @@ class Marks:
         return self._made
 
     def _unordered(self, mark: int, began: int, order: Order) -> int:
-        """Return an access of a set that is of another program and not before what comes, or 0."""
+        """Return an access of a set by another program that is not ordered before now, or 0."""
         if mark >= 0:
             return mark
         clashes = self._sets[mark]
@@ -164,7 +164,7 @@ class Marks:
 
 
 def _each(marks: Array, f: Callable[[int], int]) -> Array:
-    """Return what a function makes of marks, asked once for each that there is."""
+    """Return a function of marks, called once for each distinct one."""
     if (marks == marks[0]).all():
         return np.full_like(marks, f(int(marks[0])))
     distinct, which = np.unique(marks, return_inverse=True)

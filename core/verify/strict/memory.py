@@ -1,10 +1,10 @@
-"""Every address a launch touches, checked: is it in its tensor, was it written, does it race.
+"""Checks every address that a launch touches: whether it is in bounds, was written, or races.
 
 Each pointer argument gets a tag in bits that no address uses. Pointer arithmetic carries it along,
-so that an address says by itself which argument it was computed from, and nothing has to follow
-the arithmetic. An address must lie among the elements of its own argument's view: running from one
-tensor into its neighbour is a fault even where the neighbour is an argument too. `marks`
-knows who touched an element before, `unwritten` whether anyone ever wrote it.
+so an address itself says which argument it was computed from, and nothing has to track the
+arithmetic. An address must lie among the elements of its own argument's view: running from one
+tensor into its neighbour is a fault even if the neighbour is an argument too. `marks` knows who
+touched an element before, `unwritten` whether it was ever written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from twofold.core.verify.strict.marks import Marks, Touch
 from twofold.core.verify.strict.order import Clock, Order
 
-if TYPE_CHECKING:  # it imports torch, which a reader of `Fault` need not have
+if TYPE_CHECKING:  # it imports torch, which users of `Fault` need not have
     from twofold.core.verify.strict.unwritten import Record
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,7 +41,7 @@ class StaticAssertion(AssertionError):
 
 
 class Unsupported(NotImplementedError):
-    """Triton's interpreter cannot do what a kernel does; nothing is said about the kernel."""
+    """Triton's interpreter cannot do what a kernel does; that says nothing about the kernel."""
 
 
 class View:
@@ -90,11 +90,11 @@ class View:
         return np.asarray(inside & held)
 
     def holds_all(self, low: int, high: int, size: int) -> bool:
-        """Return whether everything between two byte addresses is known to be of this view."""
+        """Return whether everything between two byte addresses is known to be in this view."""
         return self._dense and self.first <= low and high + size <= self.last
 
     def element(self, address: int) -> int:
-        """Return the number of the element at an address, from the view's first."""
+        """Return the index of the element at an address, counted from the view's first."""
         return (address - self.first) // self.itemsize
 
     def __str__(self) -> str:
@@ -126,10 +126,10 @@ class Memory:
 
     Args:
         kernel: its name.
-        code: of the function that runs.
+        code: that of the function that runs.
         checks: what is looked for.
-        skip: frames of files that begin like this are not the kernel's.
-        seed: of what is drawn.
+        skip: frames of files whose paths begin like this are not the kernel's.
+        seed: for random choices.
 
     `unspecified` holds the loads that left lanes unspecified: masked, without `other`.
     """
@@ -159,7 +159,7 @@ class Memory:
         return np.array([view.first + (len(self._views) << TAG)], np.uint64)
 
     def begin(self, program: Program) -> None:
-        """Let a program run, until the next."""
+        """Note that a program begins to run."""
         self._program = program
         self._began = self._settled = len(self._accesses) + 1
         if self.order.active:
@@ -167,16 +167,16 @@ class Memory:
         self.order.begin(self._began)
 
     def barrier(self) -> None:
-        """Let every lane see what the program has stored."""
+        """Make what the program has stored visible to all its lanes."""
         self._settled = len(self._accesses) + 1
 
     def acquire(self, published: Clock) -> None:
-        """Let the program rely on what others have published."""
+        """Order what others have published before what the program does next."""
         self._settle_marks()
         self.order.acquire(published)
 
     def release(self, address: int) -> None:
-        """Let others rely on what the program has done, who find this by an atomic."""
+        """Publish what the program has done to others that find this by an atomic."""
         self.order.release(address, self._settled, len(self._accesses))
 
     def _settle_marks(self) -> None:
@@ -203,7 +203,7 @@ class Memory:
         )
 
     def leave_unspecified(self, pointers: Array) -> None:
-        """Remember that a load gives some lanes no value."""
+        """Record that a load gives some lanes no value."""
         self.unspecified.setdefault((self._argument(int(pointers.ravel()[0])), self.site()))
 
     def fault(self, what: str, site: Site = ()) -> Fault:
@@ -211,7 +211,7 @@ class Memory:
         return Fault(self.located(what, site))
 
     def located(self, what: str, site: Site = ()) -> str:
-        """Say where the kernel is, or was, and what is to be said of it."""
+        """Return a message with the place where the kernel is, or was."""
         return f"{self._kernel}, {_place(site or self.site())}, program {self._program}: {what}"
 
     def disagreement(self, pointers: Array) -> Fault:
@@ -225,12 +225,12 @@ class Memory:
         return self.fault(f"two lanes of one store write different values to {where}")
 
     def put_back(self, pointers: Array) -> Fault:
-        """Return the fault of an exchange that puts back a lock of another program's."""
+        """Return the fault of an exchange that releases another program's lock."""
         lock = self._argument(int(pointers.ravel()[0]))
         return self.fault(f"{_WORDS['atomic']} {lock} puts it back, though it was found held")
 
     def use(self, kind: str, pointers: Array, count: int) -> Fault:
-        """Return the fault of a store, or atomic, of values that masked lanes were given."""
+        """Return the fault of a store, or atomic, of values that came from masked lanes."""
         loads = "; ".join(f"{name} at {_place(site)}" for name, site in self.unspecified)
         return self.fault(
             f"{_WORDS[kind]} {self._argument(int(pointers.ravel()[0]))}: {count} values come from "
@@ -240,7 +240,7 @@ class Memory:
     def site(self, traceback: TracebackType | None = None) -> Site:
         """Return the kernel's frames, from the statement that runs out to the kernel itself.
 
-        With a traceback: the statement that raised.
+        With a traceback, from the statement that raised.
         """
         found = []
         for code, line in _raised(traceback) if traceback else _running():
@@ -324,7 +324,7 @@ class Memory:
 
 
 def check_written(tensor: Any, record: Record | None) -> None:
-    """Raise `Fault` where a tensor has elements that no one has written."""
+    """Raise `Fault` if a tensor has elements that were never written."""
     if record is None or not tensor.numel():
         return
     offsets = np.zeros((), np.int64)
@@ -373,5 +373,5 @@ def _place(site: Site) -> str:
 
 
 def untagged(pointers: Array) -> Array:
-    """Return the addresses that pointers mean."""
+    """Return the addresses of pointers, without their tags."""
     return np.asarray(pointers & _ADDRESS)

@@ -1,9 +1,9 @@
 """What the hardware computes where Triton's interpreter computes something else, on NumPy arrays.
 
-bfloat16 travels as the bits of a uint16 array, as it does in the interpreter, and float8_e4m3fn as
-those of a uint8 array. Products on the matrix unit are taken in float32, where those of float8,
-float16, bfloat16 and tf32 operands are exact, and summed there. The unit's truncated sums are not
-imitated: a bound has to allow for them (`rounding.Machine.u_sum`).
+bfloat16 is held as the bits of a uint16 array, as in the interpreter, and float8_e4m3fn as those of
+a uint8 array. Products on the matrix unit are taken in float32, where those of float8, float16,
+bfloat16 and tf32 operands are exact, and summed there. The unit's truncated sums are not simulated:
+a bound has to allow for them (`machines.Machine.u_sum`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_DROPPED = np.uint32(0x1FFF)  # the 13 bits of a float32 that tf32 has not
+_DROPPED = np.uint32(0x1FFF)  # the 13 bits of a float32 that tf32 lacks
 _HALF = np.uint32(0x1000)
 # A quiet NaN and the upper six bits of its payload, 010101: all that bfloat16 has of one. No
-# operation makes it of anything else, and x86 hands the payload on.
+# operation makes it from anything else, and x86 passes the payload on.
 _POISONS: dict[np.dtype[Any], Array] = {
     np.dtype(np.uint16): np.array([0x7FD5], np.uint16),  # bfloat16
     np.dtype(np.float16): np.array([0x7EA8], np.uint16),
@@ -52,8 +52,8 @@ def from_e4m3(bits: Array) -> Array:
 def to_e4m3(x: Array) -> Array:
     """Round to float8_e4m3fn, to nearest and ties to even, and return the bits.
 
-    What is too large becomes NaN, as in torch, though NVIDIA's cast stops at ±448: so that nothing
-    leans on it.
+    What is too large becomes NaN, as in torch, although NVIDIA's cast saturates at ±448, so that
+    nothing relies on that.
     """
     bits: Array = np.asarray(x, np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
     return bits
@@ -62,8 +62,8 @@ def to_e4m3(x: Array) -> Array:
 def toward_zero(rounded: Array, x: Array) -> Array:
     """Turn `x` rounded to nearest into `x` rounded toward zero.
 
-    `rounded` is of a float dtype, or uint16 holding bfloat16. Bits of a float count up with its
-    magnitude, so where rounding went away from zero one less is the neighbour on the other side.
+    `rounded` has a float dtype, or uint16 holding bfloat16. The bits of a float, as an integer,
+    increase with its magnitude, so where rounding went away from zero, one less is the neighbour.
     """
     value = from_bfloat16(rounded) if rounded.dtype == np.uint16 else rounded
     bits = rounded.view(f"u{rounded.dtype.itemsize}")
@@ -72,7 +72,7 @@ def toward_zero(rounded: Array, x: Array) -> Array:
 
 
 def truncated_tf32(x: Array) -> Array:
-    """Cut float32 off after tf32's 11 significant bits, as the matrix unit reads its operands."""
+    """Truncate float32 to tf32's 11 significant bits, as the matrix unit reads its operands."""
     return (np.ascontiguousarray(x).view(np.uint32) & ~_DROPPED).view(np.float32)
 
 
@@ -83,12 +83,12 @@ def nearest_tf32(x: Array) -> Array:
 
 
 def dot(a: Array, b: Array, c: Array, precision: str) -> Array:
-    """Return a·b + c on the matrix unit; a and b are float32 and hold their own dtype's numbers.
+    """Return a·b + c on the matrix unit; a and b are float32 arrays of their own dtype's numbers.
 
     `precision` is "ieee" (also for operands of 8 and 16 bits, whose products are exact), "tf32", or
     "tf32x3": each operand is split into the nearest tf32 number and a remainder, and three
     products are summed, the small ones first; remainder times remainder is dropped. Where the
-    small ones are not finite the large one decides, as in Triton's own decomposition.
+    small ones are not finite, the large one decides, as in Triton's own decomposition.
     """
     if precision == "tf32":
         return np.asarray(np.matmul(truncated_tf32(a), truncated_tf32(b)) + c)
@@ -104,7 +104,7 @@ def dot(a: Array, b: Array, c: Array, precision: str) -> Array:
 def poison(dtype: np.dtype[Any], is_bfloat16: bool) -> Any:
     """Return what an unspecified element holds: a NaN, the largest integer, or True.
 
-    The NaN is one of its own, which survives arithmetic and casts: `is_poison` knows it again.
+    The NaN has a payload of its own, which survives arithmetic and casts: `is_poison` finds it.
     """
     if is_bfloat16 or dtype.kind == "f":
         return _POISONS[dtype].view(dtype)[0]
@@ -118,7 +118,7 @@ def is_poison(x: Array) -> Array:
 
 
 def keep_poison(result: Array, *operands: Array) -> Array:
-    """Give a float result poison where an operand has it."""
+    """Put poison into a float result where an operand has it."""
     for x in operands:
         if (found := is_poison(x)).any():
             result = np.where(found, poison(result.dtype, result.dtype == np.uint16), result)
@@ -126,19 +126,19 @@ def keep_poison(result: Array, *operands: Array) -> Array:
 
 
 def no_opposite(x: Array) -> Array:
-    """Return which integers have no opposite in their dtype: the smallest of a signed one."""
+    """Return which integers have no negative in their dtype: the smallest of a signed one."""
     if x.dtype.kind != "i":
         return np.zeros(x.shape, bool)
     return np.asarray(x == np.iinfo(x.dtype).min)
 
 
 def no_quotient(a: Array, b: Array) -> Array:
-    """Return which integers cannot be divided: a/b is infinite, or does not fit."""
+    """Return where integers cannot be divided: a/b is infinite, or does not fit."""
     return np.asarray((b == 0) | (no_opposite(a) & (b == -1)))
 
 
 def sum_overflows(x: Array, sums: Array) -> bool:
-    """Return whether integer sums, taken in 64 bits, leave the dtype of their operand."""
+    """Return whether integer sums, taken in 64 bits, overflow the dtype of their operand."""
     if x.dtype.itemsize == 8 or not sums.size:
         return False
     limits = np.iinfo(x.dtype)
@@ -146,7 +146,7 @@ def sum_overflows(x: Array, sums: Array) -> bool:
 
 
 def overflows(operation: str, a: Array, b: Array) -> bool:
-    """Return whether an integer sum, difference or product leaves its dtype in any element."""
+    """Return whether an integer sum, difference or product overflows its dtype in any element."""
     if not a.size:
         return False
     limits = np.iinfo(a.dtype)

@@ -1,7 +1,7 @@
-"""Reductions and scans of the interpreter, strict: bfloat16 in float32, integers that do not wrap.
+"""Strict reductions and scans of the interpreter: bfloat16 in float32, integers that do not wrap.
 
-What masked lanes were given is not passed over by a maximum, as NaN otherwise is, and no sort puts
-it anywhere: of what it is compared with nothing is known either.
+A maximum does not ignore poison from masked lanes, as it does other NaNs, and a sort gives it no
+place: the result of comparing anything with it is unknown, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SORTS = tuple(getattr(tl.standard, name) for name in ("sort", "topk", "bitonic_m
 
 
 def apply(plain: Callable[..., Any], operation: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Do what `plain`, Triton's own `ReduceScanOpInterface.apply`, does; strictly."""
+    """Do strictly what `plain`, Triton's own `ReduceScanOpInterface.apply`, does."""
     builder = interpreter.interpreter_builder
     strict = builder.strict
     if strict.overflow and operation.combine_fn is tl.standard._sum_combine:
@@ -58,7 +58,7 @@ def _check_sum(operation: Any, x: Any) -> None:
 
 
 def _keep_poison(operation: Any, handle: Any, results: tuple[Any, ...]) -> None:
-    """Give a maximum or minimum poison, and its index too, where an operand has it."""
+    """Put poison into a maximum or minimum, and its index, where an operand has it."""
     if handle.data.dtype.kind != "f":
         return
     found = numerics.is_poison(handle.data)
@@ -74,7 +74,7 @@ def _keep_poison(operation: Any, handle: Any, results: tuple[Any, ...]) -> None:
 
 
 def keep_poison_sorted(result: Any, x: Any, *_: Any, **__: Any) -> None:
-    """Give everything along the last axis of what was sorted poison, where anything has it."""
+    """Put poison into all of the sorted last axis, where any operand along it has it."""
     if not interpreter.interpreter_builder.memory.unspecified or not x.dtype.is_floating():
         return
     found = numerics.is_poison(x.handle.data).any(axis=-1, keepdims=True)

@@ -1,8 +1,9 @@
-"""What the interpreter does again and again, done once: types, and Philox.
+"""Does once what the interpreter does again and again: types, and Philox.
 
-In Triton's interpreter most time goes into types: every operation makes a `block_type`, measures
-it, and makes a tensor of it whose shape is new constants. The types of a kernel are few. A draw of
-Philox is ninety operations, and a kernel with dropout makes little else. Values stay as they are.
+Triton's interpreter spends most of its time on types: every operation makes a `block_type`,
+measures it, and makes a tensor of it whose shape consists of new constants. A kernel has few types.
+A draw of Philox is ninety operations, and a kernel with dropout does little else. Results stay the
+same.
 
 Triton is imported here: see `builder`.
 """
@@ -31,7 +32,7 @@ _scalars: dict[Any, dict[str, Any]] = {}  # what is known of a tensor of a scala
 
 
 def new_type(self: Any, element_ty: Any, shape: Any) -> None:
-    """Make a `block_type`: the first of its kind as Triton does, the others as that one."""
+    """Initialise a `block_type`: the first of its kind as Triton does, others as copies of it."""
     axes = shape.values if isinstance(shape, tl.tuple) else shape
     key = (_key(element_ty), *[x.value if isinstance(x, tl.constexpr) else x for x in axes])
     if (known := _types.get(key)) is None:
@@ -41,7 +42,7 @@ def new_type(self: Any, element_ty: Any, shape: Any) -> None:
 
 
 def new_tensor(self: Any, handle: Any, type: Any) -> None:
-    """Make a tensor: the first of its type as Triton does, the others as that one."""
+    """Initialise a tensor: the first of its type as Triton does, others as copies of it."""
     known = vars(type).get("of_tensors")
     if known is None:
         known = _scalars.setdefault(_key(type), {})
@@ -59,12 +60,12 @@ def get_np_dtype(tt_dtype: Any) -> Any:
 
 
 def _key(type: Any) -> Any:
-    """Return what tells a scalar type from others; pointers have no hash."""
+    """Return a key that tells a scalar type from others; pointers have no hash."""
     return (type.name, type.address_space, type.const) if type.is_ptr() else type
 
 
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any, n_rounds: Any = 10) -> Any:
-    """Return what `PHILOX` returns, or None where they are no equally shaped words of 32 bits."""
+    """Return what `PHILOX` returns, or None unless all are 32-bit words of one shape."""
     words = (c0, c1, c2, c3, k0, k1)
     if any(x.dtype != tl.uint32 for x in words) or any(x.type != c0.type for x in (c1, c2, c3)):
         return None

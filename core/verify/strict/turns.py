@@ -1,10 +1,10 @@
-"""In which order the programs of a launch run: drawn from the seed, and then the other way round.
+"""The order in which the programs of a launch run: drawn from the seed, and reversed the next time.
 
-What depends on the order, as the bits of a sum by float atomics do, or who writes last, is the same
-in two runs of one order. So the same launch, made again, runs its programs in reverse, and then
-again as at first: two runs one after the other differ in their order, a third is like the first,
-and whoever replays two of them sees what was seen, in a new process too, whatever else was launched
-before. Not so where one run makes the same launch twice.
+Results that depend on the order, such as the bits of a sum by float atomics, or who writes last,
+are the same in two runs with one order. So the same launch, repeated, runs its programs in reverse,
+and then again as at first: two successive runs differ in their order, a third is like the first,
+and replaying two of them shows the same, in a new process too, whatever was launched before. This
+fails if one run makes the same launch twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOOKED_AT = 4096  # bytes of a tensor by which launches are told apart
 
 
 class Turns:
-    """Which launches are to run the other way round the next time."""
+    """Which launches are to run in reverse the next time."""
 
     def __init__(self) -> None:
         self._reversed: set[int] = set()
@@ -31,12 +31,12 @@ class Turns:
     def programs(
         self, fn: Callable[..., Any], grid: Program, arguments: Iterable[Any], seed: int | None
     ) -> list[Program]:
-        """Return the programs of a grid in the order in which they run; without a seed in theirs.
+        """Return a grid's programs in the order in which they run, the natural one if unseeded.
 
         Args:
             fn: the kernel.
             grid: how many programs there are on each axis.
-            arguments: of this launch, tensors on the CPU.
+            arguments: those of this launch, with tensors on the CPU.
             seed: of the order.
         """
         programs: list[Any] = list(np.ndindex(*grid))
@@ -51,10 +51,10 @@ class Turns:
 
 
 def _likeness(x: Any) -> Any:
-    """Return what is the same of an argument in the same launch: numbers, how a tensor begins."""
+    """Return what identifies an argument in equal launches: numbers, a tensor's first bytes."""
     if isinstance(x, tuple):
         return tuple(map(_likeness, x))
-    if hasattr(x, "base"):  # of a descriptor, of a tensor with another dtype
+    if hasattr(x, "base"):  # a descriptor, or a tensor reinterpreted in another dtype
         return _likeness(x.base)
     if not isinstance(x, torch.Tensor):
         return repr(x) if isinstance(x, int | float | str) else type(x)

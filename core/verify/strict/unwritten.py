@@ -1,12 +1,12 @@
-"""Memory that torch handed out uninitialised: poison, and known as such until someone writes it.
+"""Memory that torch handed out uninitialised: poisoned, and tracked until it is written.
 
-`torch.empty` and its like give whatever lay there: often zeros, with which a kernel that adds to
-an output it should set, or leaves its last rows out, looks right. Under `watched` they give NaN,
-the largest integer, or True, and each allocation has a `Record` of its elements that kernels have
-stored to since. An operation of torch that writes to a tensor counts its `_version` up; which
-elements it wrote cannot be known, and the record is dropped: what is left is the poison. So it is
-with what torch allocates by itself (`resize_`, the insides of its operators), or by its types
-(`torch.FloatTensor(4)`), and by `from torch import empty` before.
+`torch.empty` and its like return whatever was there: often zeros, with which a kernel that adds to
+an output it should set, or leaves its last rows out, looks right. Under `watched` they return NaN,
+the largest integer, or True, and each allocation has a `Record` of the elements that kernels have
+stored to since. An operation of torch that writes to a tensor increments its `_version`; which
+elements it wrote cannot be known, so the record is dropped, and only the poison remains. The same
+holds for what torch allocates by itself (`resize_`, inside its operators), or by its types
+(`torch.FloatTensor(4)`), and for an earlier `from torch import empty`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ALLOCATORS: tuple[tuple[Any, str], ...] = (
     (torch, "empty_permuted"),
     (torch.Tensor, "new_empty"),
     (torch.Tensor, "new_empty_strided"),
-    # torch.Tensor(2, 3), and x.new(2, 3): of sizes, not of what else they are made of.
+    # torch.Tensor(2, 3), and x.new(2, 3): when made from sizes, not from anything else.
     (torch.Tensor, "__new__"),
     (torch.Tensor, "new"),
 )
@@ -55,7 +55,7 @@ class Record:
         self._poison = self._memory()[offset].copy()
 
     def alive(self) -> bool:
-        """Return whether the memory still is this allocation's."""
+        """Return whether the memory still belongs to this allocation."""
         return not self._storage.expired()  # type: ignore[no-untyped-call]
 
     def write(self, addresses: Array, size: int, writer: Access) -> None:
@@ -65,11 +65,11 @@ class Record:
         self.writer = writer
 
     def unwritten(self, addresses: Array, size: int) -> Array:
-        """Return which of these elements no one has written."""
+        """Return which of these elements were never written."""
         never = np.zeros(addresses.shape, bool)
         for at in self._elements(addresses, size):
             never |= ~self.written[at]
-        if never.any():  # unless someone wrote past torch, such as through NumPy
+        if never.any():  # unless they were written past torch, such as through NumPy
             never &= (self._memory()[self._elements(addresses, size)[0]] == self._poison).all(
                 axis=1
             )
@@ -87,11 +87,11 @@ class Record:
 
 
 _records: dict[int, Record] = {}
-_poisons: list[bool] = []  # what the contexts that are entered say, the innermost last
+_poisons: list[bool] = []  # `poison` of the contexts entered, the innermost last
 
 
 def record(tensor: torch.Tensor) -> Record | None:
-    """Return what is known of a tensor's memory: it came uninitialised, and torch wrote none."""
+    """Return the record of a tensor's memory, if that came uninitialised and torch wrote none."""
     found = _records.get(tensor.untyped_storage().data_ptr())
     if found is None:
         return None
@@ -104,7 +104,7 @@ def record(tensor: torch.Tensor) -> Record | None:
 
 @contextlib.contextmanager
 def watched(poison: bool = True) -> Iterator[None]:
-    """Let uninitialised memory be poison, and be known; contexts nest, the innermost decides."""
+    """Poison and track uninitialised memory; contexts nest, the innermost decides."""
     _poisons.append(poison)
     with contextlib.ExitStack() as stack:
         stack.callback(_poisons.pop)

@@ -1,8 +1,8 @@
-"""Whether this Triton's interpreter is built as the strict one needs it.
+"""Checks that this Triton's interpreter is built as the strict one needs it.
 
-It is no public interface, and moves from version to version. What is replaced or called is listed
-here with the parameters that count, so that a Triton built otherwise is refused by name before
-anything runs, and not by an AttributeError, or a check that looks at the wrong argument, halfway.
+The interpreter is not a public interface, and changes from version to version. What is replaced or
+called is listed here with the parameters that matter, so that a Triton built differently is refused
+by name before anything runs, not halfway by an AttributeError or a check of the wrong argument.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _NEEDED: dict[str, dict[str, str | None]] = {
 
 
 def check() -> None:
-    """Raise ImportError where Triton's interpreter is not as needed, with what is missing."""
+    """Raise ImportError, saying what is missing, if Triton's interpreter is not as needed."""
     import triton
 
     wrong = [
