@@ -60,12 +60,17 @@ def test_who_fails_while_it_is_timed_is_named_beside_those_that_did_not_begin():
             raise RuntimeError("no\n  more " + 400 * "!")
         return x.softmax(-1)
 
+    def begins_badly(x):
+        raise RuntimeError("no\n  more " + 400 * "?")
+
     rivals = [Contender("tires", tires), Contender("away", missing="it is not installed")]
+    rivals.append(Contender("begins badly", begins_badly))
     rivals.append(Contender("sound", lambda x: x.softmax(-1)))
     forward, _ = raced(SMALL["softmax"], rivals)
-    assert forward["reasons"].keys() == {"tires", "away"}
+    assert forward["reasons"].keys() == {"tires", "away", "begins badly"}
     assert forward["reasons"]["tires"].startswith("forward: RuntimeError: no more !!!")
-    assert len(forward["reasons"]["tires"]) == 300
+    assert forward["reasons"]["begins badly"].startswith("RuntimeError: no more ???")
+    assert len(forward["reasons"]["tires"]) == len(forward["reasons"]["begins badly"]) == 300
     assert forward["contenders"].keys() == {"sound"} and forward["wrong"] == []
 
 

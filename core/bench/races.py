@@ -10,7 +10,7 @@ import torch
 from twofold.core.bench import agreement, timing
 from twofold.core.bench import contenders as entered
 from twofold.core.bench.apart import Apart, Ended, LeftOut
-from twofold.core.bench.contenders import Contender
+from twofold.core.bench.contenders import Contender, Passes
 from twofold.core.bench.costs import Ceilings, Cost
 from twofold.core.bench.growth import peak
 from twofold.core.bench.problems import Problem
@@ -125,6 +125,70 @@ def run(
             "reasons": reasons,
             "wrong": wrong,
         }
+
+
+class _Start:
+    """Who is let into a race.
+
+    Attributes:
+        calls: what is timed, by pass and contender, one for each set of inputs.
+        memory: what a call took at its peak, by pass and contender.
+        reasons: by contender, why it does not race, or is wrong.
+        wrong: who is.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        inputs: Sequence[Mapping[str, torch.Tensor]],
+        device: str,
+        judge: Callable[[Contender, Problem], str],
+        settings: Settings,
+    ) -> None:
+        self.problem, self.inputs, self.device = problem, inputs, device
+        self.judge, self.settings = judge, settings
+        self.calls: dict[str, dict[str, list[Callable[[], object]]]]
+        self.calls = {n: {} for n in problem.costs}
+        self.memory: dict[str, dict[str, int]] = {n: {} for n in problem.costs}
+        self.reasons: dict[str, str] = {}
+        self.wrong: list[str] = []
+        self._compared = agreement.comparable(problem)
+        self._twofolds: list[torch.Tensor] = []  # who is first
+
+    def enter(self, contender: Contender) -> str:
+        """Judge a contender and call it once for each pass; return what is wrong, if anything."""
+        try:
+            reason = self.judge(contender, self.problem)
+            passes = [contender.passes(self.problem, tensors) for tensors in self.inputs]
+            if self._compared and not reason:
+                reason = self._stray(contender, passes[0])
+        except LeftOut as error:
+            self.wrong += [contender.name] if isinstance(error, Ended) else []
+            return str(error)
+        except Exception as error:  # its own, whatever it is: the others go on
+            return f"{type(error).__name__}: {error}"
+        finally:
+            changed = self.settings.restore()
+        if reason:
+            self.wrong.append(contender.name)
+        for name in self.problem.costs:
+            try:
+                numpy = contender.side is not None and self.device == "cpu"
+                self.memory[name][contender.name] = peak(passes[0][name], self.device, numpy)
+                self.calls[name][contender.name] = [p[name] for p in passes]
+            except Exception as error:
+                reason = reason or f"{name}: {type(error).__name__}: {error}"
+        if changed := list(dict.fromkeys(changed + self.settings.restore())):
+            said = f"it changes {' and '.join(changed)} for all, set back here"
+            reason = f"{reason}; {said}" if reason else said
+        return reason
+
+    def _stray(self, contender: Contender, passes: Passes) -> str:
+        """Return what of the tensors that are raced is not as twofold has it."""
+        outputs = contender.outputs(self.problem, passes)
+        if contender.name == entered.TWOFOLD:
+            self._twofolds = outputs
+        return agreement.stray(outputs, self._twofolds, self.problem)
 
 
 def _short(reason: str) -> str:

@@ -122,14 +122,19 @@ def judge(
                 verdict.common[failure.again] = common
         verdict.found += failures + broken
         verdict.claims += claims
-    if {failure.precision for failure, _ in wrong} == {"float32"}:
-        verdict.common |= {
-            failure.again: f"{verdict.common[failure.again]}; {TF32}"
+    if {failure.precision for failure, _ in wrong} == {"float32"} and _mostly_fails(trial):
+        lines = {
+            failure.again
             for failure, fault in wrong
-            if failure.share >= LITTLE
-            and _mostly_fails(trial)
-            and _holds_in_tf32(trial, fault.case)
+            if failure.share >= LITTLE and _holds_in_tf32(trial, fault.case)
         }
+        verdict.common |= {line: f"{verdict.common[line]}; {TF32}" for line in lines}
+    _conclude(verdict, trial, findings)
+    return verdict
+
+
+def _conclude(verdict: Verdict, trial: Trial, findings: Sequence[Finding]) -> None:
+    """Fill in what is known once all was tried."""
     verdict.holding = {
         precision: len(cases)
         for precision, cases in trial.tried.items()
@@ -137,13 +142,12 @@ def judge(
     }
     verdict.failures = listed(verdict.found)
     verdict.rows = report.summarise(findings)
-    verdict.taken, verdict.notes = judged.found_out, foreign_notes.notes(trial)
+    verdict.taken, verdict.notes = trial.judged.found_out, foreign_notes.notes(trial)
     verdict.largest = foreign_cases.largest(trial.taken)
     verdict.unasked = "; ".join(f"{p}: {', '.join(what)}" for p, what in trial.unasked.items())
     if trial.refused and not findings:
         verdict.failures.append("every case was refused")
     verdict.unjudged = bool(verdict.failures) and _computes_nothing(trial)
-    return verdict
 
 
 def _computes_nothing(trial: Trial) -> bool:

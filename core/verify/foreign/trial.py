@@ -166,7 +166,7 @@ class Trial:
                 tried[case] = None
             except Refused as refusal:
                 self.turned_away.add(case)
-                self._refuse(refusal, case)
+                self.refuse(refusal, case)
             except Inapplicable:
                 continue
             except Violation as found:
@@ -367,3 +367,91 @@ class Trial:
         """Record a refusal; those that differ only in numbers are one."""
         words = str(refusal).splitlines()[0]
         self.refused.setdefault(alike(words), {}).setdefault(case, words)
+
+
+class _Search:
+    """Cases drawn for a check, and what became of each.
+
+    Attributes:
+        failed, applied, refused: the cases that were checked.
+        seen: those that were begun, whatever came of them.
+        wanted, until: how many are to be checked, and when none is begun any more.
+        shrinking: whether those that fail are raised, for what draws them to make them smaller; of
+            them those alone that are far off, if any is.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        precision: str,
+        examples: int,
+        check: Callable[[Any], object],
+        tried: dict[Any, Violation | None] | None,
+    ) -> None:
+        self.trial, self.judged, self.precision = trial, trial.judged, precision
+        self.examples, self.check, self.tried = examples, check, tried
+        self.failed: dict[Any, Violation] = {}
+        self.applied, self.seen, self.refused = set[Any](), set[Any](), set[Any]()
+        self.wanted, self.until = examples, trial.until
+        self.shrinking, self.far = False, False
+
+    def draw(self, *phases: Phase) -> None:
+        """Draw cases, the same ones every time; whatever a check raises ends it."""
+
+        @seed(crc32(self.precision.encode()))  # not the same cases again in another precision
+        @derandomised(max(1, MORE * self.examples), *phases)
+        @given(self.trial.contract.cases, st.sampled_from(SIZES))
+        def drawn(case: Any, size: int) -> None:
+            # As it is drawn, and where that is refused with a head_dim that more take.
+            fits = (self.judged.fitting(case, self.precision, s) for s in (None, size))
+            taken = any(self._attempt(one) for one in fits)
+            if not taken:
+                self.trial.turned_away.add(self.judged.fitting(case, self.precision))
+            assume(taken)
+
+        with contextlib.suppress(Unsatisfiable):  # everything was refused
+            drawn()
+
+    def smallest(self, seconds: float) -> Violation:
+        """Return the violation of a case that fails, made smaller for so long."""
+        self.shrinking, self.until = True, time.monotonic() + seconds
+        self.far = any(map(is_far_off, self.failed.values()))
+        self.wanted += MORE * self.examples  # to shrink needs more
+        try:
+            self.draw(Phase.generate, Phase.shrink)
+        except Violation as violation:
+            return violation
+        return max(self.failed.values(), key=is_far_off)
+
+    def _attempt(self, case: Any) -> bool:
+        """Check a case that was not; return whether it is taken."""
+        if case in self.failed and self._is_looked_for(self.failed[case]):
+            raise self.failed[case]
+        if case in self.refused:
+            return False
+        asked = len(self.applied) + len(self.failed)
+        enough = asked >= self.wanted or len(self.refused) >= REFUSED * self.examples
+        if case in self.seen or enough or time.monotonic() > self.until:
+            return True
+        self.seen.add(case)
+        try:
+            self.check(case)
+        except Refused as refusal:
+            self.refused.add(case)
+            self.trial.refuse(refusal, case)
+            return False
+        except Inapplicable:
+            return True
+        except Violation as violation:
+            self.failed[case] = violation
+            if self._is_looked_for(violation):
+                raise
+        else:
+            self.applied.add(case)
+            self.trial.taken.add(case)
+        if self.tried is not None and not self.shrinking:
+            self.tried[case] = self.failed.get(case)
+        return True
+
+    def _is_looked_for(self, violation: Violation) -> bool:
+        return self.shrinking and is_far_off(violation) >= self.far
