@@ -349,6 +349,7 @@ def test_one_example_at_a_time_has_one_part(run, tmp_path):
         (["train", "--data", "FILE", "--out", "."], "is '.', where we are; it must be a folder of"),
         (["train", "--data", "FILE", "--label-column", "x"], "is the label (--label-column)"),
         (["train", "--data", "FILE", "--d-model", "6", "--heads", "2"], "--d-model / --heads is 3"),
+        (["train", "--tokenizer", "x"], "error: --tokenizer is 'x'; it must be words or bpe"),
         (["finetune", "--init", ""], "'': there is no such folder"),
         (["finetune", "--init", "FILE"], "is a file; it must be a folder, or 'minilm'"),
         (["finetune", "--dropout", "2"], "error: --dropout is 2.0; it must be at least 0 and belo"),
