@@ -98,6 +98,7 @@ def test_options_for_texts_are_refused_for_images():
         ({"tokenizer": "bpe"}, 2, "^tokenizer is 'bpe'; it must be left out where data is ima"),
         ({"word_dropout": 0.1}, 2, "^word_dropout is 0.1; it must be left out"),
         ({"patch": 4}, 4, "^patch is 4; it must be a divisor of both 4 and 6"),
+        ({"patch": 3}, 3, "^patch is 3; it must be a divisor of both 4 and 6"),
         ({"patch": 0}, 0, "^patch is 0; it must be a divisor of both 4 and 6"),
     ):
         with pytest.raises(ValueError, match=words):
