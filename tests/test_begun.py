@@ -3,13 +3,16 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_cli import table
 from test_finetune import small  # noqa: F401, a fixture
 
 from twofold.core import pretrained
 from twofold.core.commands import finetune, train
+from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
+from twofold.core.training import settings
 from twofold.core.training.processes import ALONE
 from twofold.core.training.recipe import Recipe
 
@@ -23,15 +26,17 @@ def begin(tmp_path, monkeypatch):
         seen = {}
         how = {"data": str(file), "side": "reference", "quick": False} | given
         with monkeypatch.context() as patch:
-            patch.setattr(command, "begun", lambda _, data, codec, **own: seen.update(own, c=codec))
+            patch.setattr(command, "begun", lambda *made, **own: seen.update(own, made=made))
             command._begin(how, ALONE)
-        return SimpleNamespace(**seen)
+        _, data, codec = seen.pop("made")
+        return SimpleNamespace(c=codec, examples=len(data.train_y), **seen)
 
     return begun
 
 
 def test_fine_tuning_begins_with_what_was_asked_for(begin, small, monkeypatch):  # noqa: F811
     monkeypatch.chdir(small.parent)
+    monkeypatch.setattr(settings, "QUICK_EXAMPLES", 9)
 
     def found(**given):
         return begin(finetune, init=small.name, **given)
@@ -44,7 +49,7 @@ def test_fine_tuning_begins_with_what_was_asked_for(begin, small, monkeypatch): 
     assert run.init_sha256 == sha256_of(small / "model.safetensors")
     assert found(quick=True).recipe == Recipe(**usual | {"epochs": 1})
     run = found(quick=True, epochs=3, longest=5)
-    assert run.recipe.epochs == 3 and run.longest == run.c.max_length == 5
+    assert run.examples == 9 and run.recipe.epochs == 3 and run.longest == run.c.max_length == 5
     run = found(dropout=0.3)
     assert run.model == dataclasses.replace(model, dropout=0.3, embedding_dropout=0.3)
     changed = {"attention_dropout": 0.4, "pooling": "max"}
@@ -65,10 +70,14 @@ def test_a_head_that_is_drawn_though_there_was_one_is_said(capsys, theirs, missi
 
 
 def test_training_begins_with_what_was_asked_for(begin, monkeypatch):
+    monkeypatch.setattr(settings, "QUICK_EXAMPLES", 9)
     run = begin(train)
-    assert run.recipe == Recipe() and (run.tokenizer, run.patch) == ("words", 2)
+    assert (
+        run.examples > 9 and run.recipe == Recipe() and (run.tokenizer, run.patch) == ("words", 2)
+    )
     assert run.model.num_classes == 2
-    assert begin(train, quick=True).recipe == Recipe(epochs=4, refit=False)
+    run = begin(train, quick=True)
+    assert run.examples == 9 and run.recipe == Recipe(epochs=4, refit=False)
     run = begin(train, quick=True, epochs=3, refit=True, word_dropout=0.0, tokenizer="bpe")
     assert run.recipe == Recipe(epochs=3, refit=True, word_dropout=0.0) and run.tokenizer == "bpe"
     assert type(run.c.tokenizer).__name__ == "BPETokenizer"
@@ -80,3 +89,11 @@ def test_training_begins_with_what_was_asked_for(begin, monkeypatch):
     run = begin(train, quick=True, num_layers=3)
     assert run.recipe == Recipe(epochs=4, refit=False, lr=0.5)
     assert (run.model.d_ff, run.model.num_layers) == (48, 3)
+
+
+def test_training_on_images_begins_with_the_patch_that_was_asked_for(begin, monkeypatch):
+    x, y = np.zeros((4, 4, 8), np.float32), np.array([0, 1, 0, 1])
+    images = Dataset("i", "images", ("a", "b"), x, y, x, y, None, "made")
+    monkeypatch.setattr(train, "dataset_of", lambda *_: images)
+    run = begin(train, patch=4)
+    assert (run.patch, run.model.input, run.model.input_size) == (4, "patches", 16)

@@ -98,7 +98,8 @@ def test_evaluate_says_what_follows_from_the_probabilities(run, tmp_path, monkey
 def test_predict_takes_arguments_and_lines(run, tmp_path):
     folder, _ = run
     texts = ["film lovely plot", "awful [cast]"]
-    call("predict", folder, *texts, "--json", tmp_path / "a.json", "--side", "reference")
+    how = ["--json", tmp_path / "a.json", "--side", "reference"]
+    said = call("predict", folder, *texts, *how)
     lines = "\n".join(texts) + "\n\n"
     call("predict", folder, "--json", tmp_path / "b.json", "--side", "reference", text=lines)
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in "ab")
@@ -108,6 +109,9 @@ def test_predict_takes_arguments_and_lines(run, tmp_path):
         probabilities = prediction["probabilities"]
         assert max(probabilities, key=probabilities.get) == prediction["label"]
         assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-6)
+        assert f"{prediction['label']} {max(probabilities.values()):.3f} {text}" in said
+    call("predict", folder, "--json", tmp_path / "c.json", text="\n", status=2)
+    assert not (tmp_path / "c.json").exists()
 
 
 def test_resuming_a_finished_run_trains_no_more(run, tmp_path):

@@ -1,5 +1,6 @@
 """What the commands print and write: where nothing can be printed, where they end too early."""
 
+import dataclasses
 import json
 import os
 import pkgutil
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from test_cli import TINY, call, table
 from test_cli_runs import finished, parameters
 from typer.testing import CliRunner
 
+from twofold.core import pretrained
 from twofold.core.cli import app
 from twofold.core.commands import common, embed, predict, training
 from twofold.core.training import loop
@@ -150,6 +153,30 @@ def test_vectors_are_lists_of_numbers_only_where_these_are_asked_for(tmp_path):
     assert np.array_equal(np.load(out), vectors)
     with pytest.raises(AssertionError, match="nobody asked"):
         embed._write("minilm", out, tmp_path / "v.json", ["a", "b"], vectors)
+
+
+def test_a_file_of_vectors_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "load", None)  # which would be asked for the model
+    (tmp_path / "v.npy").mkdir()
+    said = call("embed", "a", "--out", tmp_path / "v.npy", status=2)
+    assert "v.npy'; it must be a file that can be written (Is a directory)" in said
+    said = call("embed", "a", "--out", tmp_path / "v.txt", status=2)
+    assert "v.txt'; it must end with .npy" in said
+
+
+def test_what_predicts_is_of_the_side_that_was_asked_for(run, tmp_path, reference, monkeypatch):
+    """A run, and a folder of a BERT, which reads as much of a text as it was made to."""
+    side = dataclasses.replace(reference)
+    assert predict._opened(run, side)[0].ops is side
+    bert = pretrained.load("minilm", labels=["no", "yes"])
+    pretrained.save(tmp_path, bert.model, bert.tokenizer, bert.labels)
+    model, codec, labels = predict._opened(tmp_path, side)
+    assert model.ops is side and (codec.max_length, labels) == (bert.longest, ("no", "yes"))
+    images = SimpleNamespace(settings=SimpleNamespace(model=SimpleNamespace(input="patches")))
+    monkeypatch.setattr(predict.Run, "open", lambda _: images)
+    assert f"{run} was trained on images; predict takes texts" in call(
+        "predict", run, "a", status=2
+    )
 
 
 def test_labels_do_not_steer_a_terminal(tmp_path):

@@ -98,6 +98,7 @@ def test_options_for_texts_are_refused_for_images():
         ({"tokenizer": "bpe"}, 2, "^tokenizer is 'bpe'; it must be left out where data is ima"),
         ({"word_dropout": 0.1}, 2, "^word_dropout is 0.1; it must be left out"),
         ({"patch": 4}, 4, "^patch is 4; it must be a divisor of both 4 and 6"),
+        ({"patch": 3}, 3, "^patch is 3; it must be a divisor of both 4 and 6"),
         ({"patch": 0}, 0, "^patch is 0; it must be a divisor of both 4 and 6"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -349,6 +350,7 @@ def test_one_example_at_a_time_has_one_part(run, tmp_path):
         (["train", "--data", "FILE", "--out", "."], "is '.', where we are; it must be a folder of"),
         (["train", "--data", "FILE", "--label-column", "x"], "is the label (--label-column)"),
         (["train", "--data", "FILE", "--d-model", "6", "--heads", "2"], "--d-model / --heads is 3"),
+        (["train", "--tokenizer", "x"], "error: --tokenizer is 'x'; it must be words or bpe"),
         (["finetune", "--init", ""], "'': there is no such folder"),
         (["finetune", "--init", "FILE"], "is a file; it must be a folder, or 'minilm'"),
         (["finetune", "--dropout", "2"], "error: --dropout is 2.0; it must be at least 0 and belo"),

@@ -12,7 +12,7 @@ from twofold.core.ops import OPERATORS
 from twofold.core.verify.compiling import jobs as compile_jobs
 from twofold.core.verify.compiling import table
 from twofold.core.verify.compiling.chips import CHIPS, resident
-from twofold.core.verify.compiling.compiled import SPILLS_AND_IS_FAST, Compiled, Share
+from twofold.core.verify.compiling.compiled import SPILLS_AND_IS_FAST, Compiled, Share, widths
 
 TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "compiled.txt"
 SOUND = Compiled(
@@ -45,6 +45,7 @@ def test_planted_faults_are_found():
         ({"spilled": 4, "outside": True}, None),
         ({"registers": 256}, "needs 256 registers of 255"),
         ({"shared": 232449}, "needs 232449 bytes of shared memory of 232448"),
+        ({"target": "sm_80", "shared": 101377}, "needs 101377 bytes of shared memory of 101376"),
         ({"warps": 64, "registers": 32}, "needs 2048 threads of 1024"),
         ({"matrix": ()}, "multiplies matrices without the matrix unit"),
         ({"plain_dots": 1}, "multiplies matrices without the matrix unit"),
@@ -63,13 +64,20 @@ def test_a_fault_is_named(change, fault):
         ("sm_80", 32, 0, 4, 16),  # 64 warps in all
         ("sm_80", 128, 0, 4, 4),  # 65536 registers
         ("sm_80", 129, 0, 4, 3),  # 136 a thread: 15 warps, not 16
+        ("sm_80", 129, 0, 2, 6),  # of which each of four schedulers has as many: 12
+        ("sm_80", 73, 0, 4, 6),  # 80 a thread
+        ("sm_80", 16, 0, 4, 16),
         ("sm_80", 32, 54 * 1024, 4, 2),  # each takes a kilobyte more, of 164
         ("sm_90a", 32, 56 * 1024, 4, 4),
         ("sm_90a", 16, 0, 1, 32),  # programs in all
         ("gfx942", 128, 0, 4, 4),  # 512 registers of a SIMD
         ("gfx942", 129, 0, 4, 3),
+        ("gfx942", 170, 0, 4, 2),  # 176 a lane
         ("gfx942", 257, 0, 8, 0),
+        ("gfx942", 16, 0, 1, 32),
+        ("gfx942", 16, 0, 2, 16),
         ("gfx942", 32, 40 * 1024, 4, 1),
+        ("gfx942", 32, 32 * 1024, 4, 2),
     ],
 )
 def test_as_many_programs_are_resident_as_fit(chip, registers, shared, warps, programs):
@@ -85,6 +93,30 @@ def test_what_spills_and_is_fast_is_named_with_its_tile(kernel, target, tile):
     assert not replace(named, spilled=400).faults()
     assert replace(named, spilled=4, constants="D=256 BLOCK_M=16").faults() == ["spills 4 bytes"]
     assert replace(named, spilled=4, target="sm_80").faults() == ["spills 4 bytes"]
+
+
+def test_programs_and_their_share_of_warps_follow():
+    assert SOUND.programs == 4 and SOUND.occupancy == 4 * 4 / 64
+    unsupported = Compiled("linear", "-", "sm_80", "-", "", unsupported="has none")
+    for none in (unsupported, replace(SOUND, failure="out of luck")):
+        assert none.programs == 0
+    assert unsupported.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("assembly", "loads", "stores"),
+    [
+        ("ld.global.L1::evict_last.v4.b32 {%r1}, [%rd1];\nst.global.b16 [%rd1], %rs1;", 16, 2),
+        ("ld.shared.v4.b32 {%r1}, [%r2];\nst.global.v2.b64 [%rd1], {%rd2};", 0, 16),
+        ("cp.async.cg.shared.global [ %r1 + 0 ], [ %rd2 + 0 ], 0x10, %r3;", 16, 0),
+        ("cp.async.cg.shared.global [ %r1 + 0 ], [ %rd2 + 0 ], 16;", 16, 0),
+        ("global_load_dwordx4 v[0:3], v0\nbuffer_store_short v1, v2", 16, 2),
+        ("buffer_load_ushort v1, v2\nglobal_store_dwordx2 v0, v1", 2, 8),
+        ("global_load_ubyte v1, v2\nglobal_store_byte v1, v2", 1, 1),
+    ],
+)
+def test_bytes_at_a_time_are_those_of_the_widest(assembly, loads, stores):
+    assert widths(f"ld.global.b8 %rs1, [%rd1];\n{assembly}") == (max(loads, 1), stores)
 
 
 def test_tensor_memory_limits_programs():
@@ -110,6 +142,40 @@ def test_the_table_shows_what_differs(tmp_path):
     only = table.of(lines, ["linear"], ["sm_90a"], Share())
     assert table.differences(only, [SOUND]) == []
     assert not table.of(lines, ["linear", "attention"], ["sm_80"], Share())
+
+
+def test_a_line_has_the_most_of_several_kernels():
+    first = replace(SOUND, registers=100, shared=4096, loads=16, stores=2, matrix=("mma.bf16",))
+    second = replace(SOUND, registers=120, shared=1024, loads=4, stores=8)
+    columns = [replace(SOUND, target="sm_100a", tensor_columns=n) for n in (0, 512)]
+    failed = replace(SOUND, failure="out of luck")
+    for pair, words in (
+        ((first, second), "120 0 4096 4 25% 16/8 mma.bf16 wgmma.bf16 BLOCK=64"),
+        (columns, "128 0 32768 1 6% 0/0 wgmma.bf16 BLOCK=64"),
+        ((SOUND, failed), "does not compile BLOCK=64"),
+        ([replace(SOUND, matrix=())], "128 0 32768 4 25% 0/0 - BLOCK=64"),
+    ):
+        for kernels in (pair, pair[::-1]):
+            (line,) = table.lines(kernels)
+            assert line.split(None, 4)[:2] == ["linear", "gemm_kernel"]
+            assert " ".join(line.split()[4:]) == words
+
+
+def test_lines_are_sorted_and_name_what_they_are_of(tmp_path):
+    unsupported = Compiled("linear", "-", "sm_80", "-", "", unsupported="has none")
+    kernels = [SOUND, unsupported, replace(SOUND, operator="attention", kernel="z_kernel")]
+    path = tmp_path / "new" / "compiled.txt"
+    table.write(path, kernels)
+    _, lines = table.read(path)
+    assert [x.split()[0] for x in lines] == ["attention", "linear", "linear"]
+    assert table.names(lines) == {kernel.name for kernel in kernels}
+    found = table.differences([], kernels)
+    assert found == sorted(f"+ {line}" for line in lines) and found[0].startswith("+ attention")
+    whole = path.read_text()
+    for wrong in (whole.replace(table.TITLE, "Another"), whole.replace(table.HEADER, "")):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match="compiled.txt is no table of compiled kernels"):
+            table.read(path)
 
 
 def test_shares_are_all_kernels_each_once():

@@ -1,6 +1,7 @@
 """Counting in machine code: a listing of few lines, what follows from it, and a real kernel."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ LISTING = """
 .L_x_3:
         /*0100*/                   EXIT ;
 """  # fmt: skip # noqa: E501
+LABELLED = """
+        /*0000*/                   STL [R1], R4 ;
+.L_x_0:
+        /*0010*/                   {} ;
+        /*0030*/               @P0 BRA `(.L_x_0) ;
+"""
 
 
 def test_the_innermost_loop_that_multiplies_is_counted():
@@ -46,6 +53,17 @@ def test_the_innermost_loop_that_multiplies_is_counted():
     # The first product reads both operands, the second has one in registers.
     products = (64 + 32) * 16 * 2 + 128 * 16 * 2
     assert loop.shared == pytest.approx(products / 128 + 512 / 32 + 16)
+
+
+def test_loops_that_begin_alike_and_those_of_warps_are_found():
+    alike = LISTING.replace("`(.L_x_0)", "`(.L_x_1)")
+    assert machine_code.loops(alike) == machine_code.loops(LISTING)
+    warps = re.sub(r"HGMMA\.[^;]+", "HMMA.16816.F32.BF16 R76, R84, R92, RZ ", LISTING)
+    (loop,) = machine_code.loops(warps)
+    assert loop.instructions["HMMA"] == 2
+    no_loop = LABELLED.format("HMMA.16816.F32.BF16 R76, R84, R92, RZ ;\n /*0020*/ EXIT")
+    assert machine_code.spills_in_loops(no_loop)  # code behind the end, branched back from
+    assert not machine_code.spills_in_loops(no_loop.replace("EXIT", "MUFU.RCP R4, R4"))
 
 
 @pytest.mark.parametrize(
@@ -74,14 +92,22 @@ def test_products_of_a_warp_and_copies_are_counted():
     assert found.operations * 32 == found.synchronous * 32 == 2 * 16 * 8 * 16
     assert found.copied == 4 + 16
     assert found.shared == 4 + 2 * 128 / 32 + 8
+    assert machine_code.count(["LDSM.16.M88 R8, [R9]"]).shared == 128 / 32
+    assert found.clocks(32)["matrix"] == pytest.approx(2 * 16 * 8 * 16 / 0.629 / 4096)
 
 
 def test_units_are_taken_as_long_as_their_rates_say():
-    loop = machine_code.count(["MUFU.EX2 R4, R4"] * 2 + ["FMUL R4, R4, R5"] * 4 + ["EXIT"])
+    loop = machine_code.count(
+        ["MUFU.EX2 R4, R4"] * 2
+        + ["FMUL R4, R4, R5"] * 4
+        + ["EXIT"]
+        + ["IMAD R4, R4, R5, R6"] * 3
+        + ["SHFL.BFLY R4, R5, 0x1, 0x1f"]
+    )
     clocks = loop.clocks(256)
     assert clocks == {
-        "matrix": 0, "special": 256 * 2 / 16, "shuffle": 0, "float": 256 * 4 / 128, "other": 0,
-        "shared": 0, "issue": 256 * 7 / 128,
+        "matrix": 0, "special": 256 * 2 / 16, "shuffle": 256 / 32, "float": 256 * 4 / 128,
+        "other": 256 * 3 / 64, "shared": 0, "issue": 256 * 11 / 128,
     }  # fmt: skip
 
 
