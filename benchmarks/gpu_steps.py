@@ -247,5 +247,6 @@ def say(result: dict[str, Any]) -> None:
     for title, shares in result["utilisation"].items():
         for name, share in shares.items():
             print(f"{title}: {name}: {share:.2%} of the measured rate of matrix products")
-        for name, reason in result["reasons"][title].items():
+    for title, reasons in result["reasons"].items():
+        for name, reason in reasons.items():
             print(f"{title}: {name} did not run: {reason}")
