@@ -115,7 +115,7 @@ def main() -> None:
         rates = {who: len(inputs) / float(np.median(t)) for who, t in times.items()}
         result["sentences_per_second"][size] = rates
         if asked.json:
-            asked.json.write_text(harness.written(result))
+            harness.put(asked.json, harness.written(result))
     harness.report("inference", result, asked)
     for title, reasons in result["reasons"].items():
         for who, reason in reasons.items():

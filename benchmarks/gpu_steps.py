@@ -193,7 +193,7 @@ def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
         reasons = {name: " ".join(x.split())[:300] for name, x in one.reasons.items()}
         result["reasons"][one.title] = reasons
         if asked.json:
-            asked.json.write_text(harness.written(result))
+            harness.put(asked.json, harness.written(result))
 
     def entered(one: Race, compiles: bool) -> list[str]:
         return [name for name, each in one.entered.items() if each.compiles == compiles]
@@ -247,5 +247,6 @@ def say(result: dict[str, Any]) -> None:
     for title, shares in result["utilisation"].items():
         for name, share in shares.items():
             print(f"{title}: {name}: {share:.2%} of the measured rate of matrix products")
-        for name, reason in result["reasons"][title].items():
+    for title, reasons in result["reasons"].items():
+        for name, reason in reasons.items():
             print(f"{title}: {name} did not run: {reason}")

@@ -22,6 +22,7 @@ from rich.table import Table
 from twofold.core import memory
 from twofold.core.bench import machine, timing
 from twofold.core.bench.timing import summary
+from twofold.core.commands.common import write_file
 
 __all__ = [
     "GROUPED",
@@ -37,6 +38,7 @@ __all__ = [
     "multiply",
     "options",
     "place",
+    "put",
     "quickest",
     "race",
     "report",
@@ -167,13 +169,18 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
 def keep(name: str, on: Mapping[str, Any], text: str, asked: argparse.Namespace) -> None:
     """Write a result where it was asked for."""
     for path in places(name, on, asked):
-        path.write_text(text)
+        put(path, text)
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file whole: whoever is ended meanwhile leaves what was there before."""
+    write_file("--json", path, text.encode())
 
 
 def add(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> None:
     """Write a result where it was asked for, beside what the same machine has measured before."""
     for path in places(name, result["ran_on"], asked):
-        path.write_text(written(beside(earlier(path, result["ran_on"]), result)))
+        put(path, written(beside(earlier(path, result["ran_on"]), result)))
 
 
 def places(name: str, on: Mapping[str, Any], asked: argparse.Namespace) -> list[Path]:

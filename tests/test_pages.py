@@ -125,6 +125,14 @@ def test_no_compiling_is_begun_that_would_end_too_late(steps, reference):
     assert all(set(race) == {"eager", "ours"} for race in result["races"].values())
 
 
+def test_who_did_not_run_is_said_where_nobody_did(steps, reference, capsys):
+    gpu_steps, asked, _, _ = steps
+    asked.limit = -1.0
+    gpu_steps.say(gpu_steps.race(asked, reference))
+    said = capsys.readouterr().out
+    assert "default, batch 4 × length 5: ours did not run: no time left" in said
+
+
 def test_a_step_that_does_not_compile_costs_no_times(steps, reference):
     gpu_steps, asked, events, fails = steps
     fails.add("compiled")

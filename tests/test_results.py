@@ -86,6 +86,20 @@ def test_what_one_machine_measures_lies_in_one_result(harness, tmp_path):
         assert json.loads(asked.json.read_text()) == other, "another machine's is begun anew"
 
 
+def test_a_result_is_whole_or_as_it_was(harness, monkeypatch, tmp_path):
+    """Where a part is ended at its limit while it writes."""
+    path = tmp_path / "found.json"
+    harness.put(path, "before")
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", ended)
+    with pytest.raises(KeyboardInterrupt):
+        harness.put(path, "after")
+    assert path.read_text() == "before"
+
+
 ROWS = torch.arange(1.0, 9.0).reshape(2, 4)
 SHAPE = problems.softmax(2, 4, "float32")
 WRONG = "at this size 1 of 2 rows are not twofold's"

@@ -1,0 +1,64 @@
+"""Scripts that need a GPU run on what Python takes for one; pages read what they write."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rehearsed import CALLS, ROOT
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """The folder of results, each of a script that ended well."""
+    folder = tmp_path_factory.mktemp("rehearsed")
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "rehearsed.py", folder],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def left_out(found):
+    """Yield what a result says of who was not timed, wherever it says so."""
+    for name, value in found.items() if isinstance(found, dict) else enumerate(found):
+        if name in ("left_out", "reasons"):
+            yield from value.values() if isinstance(value, dict) else ()
+        if isinstance(value, (dict, list)):
+            yield from left_out(value)
+
+
+def test_everybody_races_and_is_right(rehearsed):
+    names = sorted({name for name, _ in CALLS})
+    assert sorted(path.stem for path in rehearsed.iterdir()) == names
+    for name in names:
+        found = json.loads((rehearsed / f"{name}.json").read_text())
+        assert found["ran_on"]["gpu"] == "NVIDIA H200" and found["command"]
+        assert [reason for reason in left_out(found) if reason and reason != {}] == [], name
+    variants = json.loads((rehearsed / "attention_variants.json").read_text())
+    assert [len(variants[name]) for name in ("kernels", "tiles", "features")] == [4, 6, 8]
+    assert len(
+        json.loads((rehearsed / "attention_steps.json").read_text())["parts"]["2"]["left_out"]
+    )
+
+
+def test_pages_read_what_scripts_write(rehearsed, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import attention_measured
+    import collect
+    import gpu_tables
+    import harness
+
+    for module, name in ((harness, "OF_GPUS"), (attention_measured, "GPU"), (gpu_tables, "GPU")):
+        monkeypatch.setattr(module, name, tmp_path)
+    (rehearsed / "bench_inference.json").rename(rehearsed / "inference.json")
+    written = {path.name.partition("-")[0] for path in collect.collect([rehearsed], False)}
+    assert written == {name for name, _ in CALLS} - {"bench_inference"} | {"inference"}
+    assert attention_measured.kernels().count("\n| 128 | full |") == 1
+    assert attention_measured.copies().count("\n| 256 | causal |") == 2
+    assert attention_measured.tuned().count("| dk_dv |") == 2
+    assert "TFLOP/s" in attention_measured.limits()
+    assert "| twofold, Triton |" in "\n".join(gpu_tables.steps())
+    assert "| head_dim 64, length 4096, causal |" in "\n".join(gpu_tables.attention())
