@@ -60,45 +60,11 @@ def run(
         entered.forget()
     draw = torch.Generator(device).manual_seed(0)
     inputs = [problem.make(draw, device) for _ in range(INPUTS)]
-    calls: dict[str, dict[str, list[Callable[[], object]]]] = {n: {} for n in problem.costs}
-    reasons: dict[str, str] = {}
-    wrong: list[str] = []
-    twofolds: list[torch.Tensor] = []  # twofold comes first
-    compared = agreement.comparable(problem)
-    memory: dict[str, dict[str, int]] = {name: {} for name in problem.costs}
+    start = _Start(problem, inputs, device, judge, settings)
     for contender in contenders:
-        reason = contender.missing
-        if not reason:
-            try:
-                reason = judge(contender, problem)
-                passes = [contender.passes(problem, tensors) for tensors in inputs]
-                if compared and not reason:
-                    outputs = contender.outputs(problem, passes[0])
-                    twofolds = outputs if contender.name == entered.TWOFOLD else twofolds
-                    reason = agreement.stray(outputs, twofolds, problem)
-            except LeftOut as error:
-                reasons[contender.name] = _short(str(error))
-                wrong += [contender.name] if isinstance(error, Ended) else []
-                continue
-            except Exception as error:  # any, from the contender: the others go on
-                reasons[contender.name] = f"{type(error).__name__}: {error}"
-                continue
-            finally:
-                changed = settings.restore()
-            if reason:
-                wrong.append(contender.name)
-            for name in problem.costs:
-                try:
-                    numpy = contender.side is not None and device == "cpu"
-                    memory[name][contender.name] = peak(passes[0][name], device, numpy)
-                    calls[name][contender.name] = [p[name] for p in passes]
-                except Exception as error:
-                    reason = reason or f"{name}: {type(error).__name__}: {error}"
-            if changed := list(dict.fromkeys(changed + settings.restore())):
-                said = f"it changes {' and '.join(changed)} for all, set back here"
-                reason = f"{reason}; {said}" if reason else said
-        if reason:
-            reasons[contender.name] = _short(reason)
+        if reason := contender.missing or start.enter(contender):
+            start.reasons[contender.name] = _short(reason)
+    calls, reasons, wrong, memory = start.calls, start.reasons, start.wrong, start.memory
     for name, cost in problem.costs.items():
         lost: dict[str, str] = {}
         times = timing.race(calls[name], device, seconds, lost, settings.restore)

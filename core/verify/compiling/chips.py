@@ -6,8 +6,9 @@ kilobyte more shared memory than it asks for. Tensor memory, where compute capab
 accumulators, has 512 columns per multiprocessor (PTX ISA, "Tensor Memory").
 
 AMD's are those of the "AMD Instinct MI300" (CDNA3) instruction set architecture guide and of LLVM's
-AMDGPU back end for gfx942: a compute unit has four SIMDs with 512 vector registers per lane,
-accumulators included, in units of 8; up to 8 waves per SIMD, and 16 work-groups of several waves.
+AMDGPU back end for gfx942: a compute unit has four SIMDs with 512 vector registers a lane each,
+accumulators included, in units of 8; up to 8 waves a SIMD, so that there are 16 work-groups of
+several waves, which is also the most there may be.
 """
 
 from __future__ import annotations
@@ -64,9 +65,7 @@ def resident(chip: Chip, registers: int, shared: int, warps: int, tensor_columns
     """
     by_warps = min(chip.programs, chip.warps // warps)
     if chip.backend == "hip":
-        if warps > 1:
-            by_warps = min(by_warps, 16)
-        a_simd = 512 // max(8, -(-registers // 8) * 8)  # waves for which a SIMD has registers
+        a_simd = 512 // max(8, -(-registers // 8) * 8)  # waves that the registers of a SIMD hold
         by_registers = 4 * a_simd // warps
         by_shared = chip.shared // shared if shared else chip.programs
     else:

@@ -298,73 +298,14 @@ class Trial:
         All are checked, to see which fail; then the first failing one is shrunk, preferably one
         that is far off. `tried` records all cases except those tried while shrinking.
         """
-        failed: dict[Any, Violation] = {}
-        applied: set[Any] = set()
-        seen: set[Any] = set()
-        refused: set[Any] = set()
-        wanted, until, shrinking, far = examples, self.until, False, False
-
-        def attempt(case: Any) -> bool:
-            """Check a case if it is new; return whether it is accepted."""
-            if case in failed and shrinking and is_far_off(failed[case]) >= far:
-                raise failed[case]
-            if case in refused:
-                return False
-            asked = len(applied) + len(failed)
-            enough = asked >= wanted or len(refused) >= REFUSED * examples
-            if case in seen or enough or time.monotonic() > until:
-                return True
-            seen.add(case)
-            try:
-                check(case)
-            except Refused as refusal:
-                refused.add(case)
-                self._refuse(refusal, case)
-                return False
-            except Inapplicable:
-                return True
-            except Violation as violation:
-                failed[case] = violation
-                if shrinking and is_far_off(violation) >= far:
-                    raise
-            else:
-                applied.add(case)
-                self.taken.add(case)
-            if tried is not None and not shrinking:
-                tried[case] = failed.get(case)
-            return True
-
-        def search(*phases: Phase) -> None:
-            @seed(crc32(precision.encode()))  # not the same cases again in another precision
-            @derandomised(max(1, MORE * examples), *phases)
-            @given(self.contract.cases, st.sampled_from(SIZES))
-            def drawn(case: Any, size: int) -> None:
-                # As drawn, and if that is refused, with a head_dim that more functions accept.
-                fits = (self.judged.fitting(case, precision, s) for s in (None, size))
-                taken = any(attempt(one) for one in fits)
-                if not taken:
-                    self.turned_away.add(self.judged.fitting(case, precision))
-                assume(taken)
-
-            with contextlib.suppress(Unsatisfiable):  # everything was refused
-                drawn()
-
+        search = _Search(self, precision, examples, check, tried)
         if examples:
-            search(Phase.generate)
-        if not failed:
-            return len(applied), None
-        asked = len(applied)
-        shrinking, until = True, time.monotonic() + self._shrinking()
-        far = any(map(is_far_off, failed.values()))
-        wanted += MORE * examples  # shrinking needs more
-        try:
-            search(Phase.generate, Phase.shrink)
-        except Violation as violation:
-            return asked, violation
-        return asked, max(failed.values(), key=is_far_off)
+            search.draw(Phase.generate)
+        applied, failed = len(search.applied), search.failed
+        return applied, search.smallest(self._shrinking()) if failed else None
 
-    def _refuse(self, refusal: Refused, case: Any) -> None:
-        """Record a refusal; those that differ only in numbers are one."""
+    def refuse(self, refusal: Refused, case: Any) -> None:
+        """Remember a refusal; those that differ in numbers alone are one."""
         words = str(refusal).splitlines()[0]
         self.refused.setdefault(alike(words), {}).setdefault(case, words)
 
