@@ -145,8 +145,11 @@ def operators() -> str:
         )
     lines += [
         "",
-        f"`twofold verify --json …`, {source(path)}. A share near 1 is expected where a result is "
-        "a single rounding of an exact number: the bound is then that rounding.",
+        pages.wrapped(
+            f"The worst of all elements, `twofold verify --json …`, {source(path)}. 1 is expected "
+            "where a result is a single rounding of an exact number: the bound is then that "
+            "rounding. The median element is far from it: [TRUST.md](benchmarks/TRUST.md)."
+        ),
     ]
     return "\n".join(lines)
 
