@@ -19,6 +19,8 @@ Out = Annotated[Path | None, typer.Option(help="folder of the run; runs/… by d
 Resume = Annotated[Path | None, typer.Option(help="continue this run")]
 Quick = Annotated[bool, typer.Option("--quick", help="a short run, to check that everything works")]
 Seed = Annotated[int | None, typer.Option(help="seed of all random numbers")]
+Epochs = Annotated[int | None, typer.Option(help="passes over the training examples")]
+BatchSize = Annotated[int | None, typer.Option(help="examples of a step")]
 Parts = Annotated[
     int | None,
     typer.Option(help="pieces of a batch; by default 2 (on a GPU 1), or one per process"),
@@ -27,11 +29,16 @@ Optimizer = Annotated[str | None, typer.Option(help="adamw, adam, sgd, adagrad")
 LearningRate = Annotated[float | None, typer.Option(help="peak learning rate")]
 Schedule = Annotated[str | None, typer.Option(help="linear, cosine, constant")]
 Warmup = Annotated[float | None, typer.Option(help="warm-up, as a share of all steps")]
+WeightDecay = Annotated[float | None, typer.Option(help="of matrices; biases and norms have none")]
 MaxNorm = Annotated[float | None, typer.Option(help="clip the gradient to this norm; 0: do not")]
+LabelSmoothing = Annotated[
+    float | None, typer.Option(help="share of each target spread over all classes")
+]
 SoftTargets = Annotated[bool | None, typer.Option(help="learn from graded labels")]
 Average = Annotated[float | None, typer.Option(help="decay of the weights' moving average")]
 Patience = Annotated[int | None, typer.Option(help="epochs without improvement; 0: no early stop")]
 Refit = Annotated[bool | None, typer.Option(help="train again on train and validation together")]
+CheckpointSteps = Annotated[int | None, typer.Option(help="steps from one checkpoint to the next")]
 Precision = Annotated[
     str | None, typer.Option(help="float32, or bfloat16 with float32 parameters (kernels only)")
 ]

@@ -41,27 +41,29 @@ def command(
         int | None, typer.Option(help="edge of an image patch in pixels; 2 by default")
     ] = None,
     seed: options.Seed = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
     parts: options.Parts = None,
     optimizer: options.Optimizer = None,
     lr: options.LearningRate = None,
     schedule: options.Schedule = None,
     warmup: options.Warmup = None,
-    weight_decay: float | None = None,
+    weight_decay: options.WeightDecay = None,
     max_norm: options.MaxNorm = None,
-    label_smoothing: float | None = None,
+    label_smoothing: options.LabelSmoothing = None,
     soft_targets: options.SoftTargets = None,
-    word_dropout: float | None = None,
+    word_dropout: Annotated[
+        float | None, typer.Option(help="share of tokens replaced by the unknown word")
+    ] = None,
     average: options.Average = None,
     patience: options.Patience = None,
     refit: options.Refit = None,
-    checkpoint_steps: int | None = None,
+    checkpoint_steps: options.CheckpointSteps = None,
     precision: options.Precision = None,
-    num_layers: Annotated[int | None, typer.Option("--layers")] = None,
-    d_model: int | None = None,
-    num_heads: Annotated[int | None, typer.Option("--heads")] = None,
-    d_ff: int | None = None,
+    num_layers: Annotated[int | None, typer.Option("--layers", help="encoder layers")] = None,
+    d_model: Annotated[int | None, typer.Option(help="width of the model")] = None,
+    num_heads: Annotated[int | None, typer.Option("--heads", help="attention heads")] = None,
+    d_ff: Annotated[int | None, typer.Option(help="width of the feed-forward layers")] = None,
     activation: Annotated[
         str | None, typer.Option(help="gelu, gelu_tanh, relu, tanh, silu")
     ] = None,
@@ -70,9 +72,12 @@ def command(
     pooling: Annotated[str | None, typer.Option(help="first, mean, max, mean_max")] = None,
     dropout: Annotated[float | None, typer.Option(help="of sublayer outputs")] = None,
     attention_dropout: options.AttentionDropout = None,
-    embedding_dropout: float | None = None,
+    embedding_dropout: Annotated[float | None, typer.Option(help="of embeddings")] = None,
 ) -> None:
-    """Train a Transformer classifier; without options, on movie reviews, in a few minutes."""
+    """Train a Transformer classifier; without options, on movie reviews, in a few minutes.
+
+    Defaults depend on the data set; the run keeps all its settings in run.json.
+    """
     given = {name: value for name, value in locals().items() if value is not None}
     carry_out(lambda processes: _begin(given, processes), context)
 
