@@ -183,26 +183,28 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         live = np.ones(ptr.data.shape, bool)
         return bytes(interpreter._interpreter.load(ptr.data, live, one, one.dtype).tobytes())
 
-    def create_atomic_load(self, ptr: Any, mask: Any, *how: Any) -> Any:
-        alone, order = ptr.data.size == 1, self.memory.order
+    def _of_one_lane(self, ptr: Any) -> tuple[bool, int, Clock]:
+        """Return whether it is an access of one lane, and to which address, with its clock."""
+        alone = ptr.data.size == 1
         address = int(untagged(ptr.data).item()) if alone else 0
-        published = order.published(address)
-        with self._accessing("atomic"):
+        return alone, address, self.memory.order.published(address)
+
+    def create_atomic_load(self, ptr: Any, mask: Any, *how: Any) -> Any:
+        alone, address, published = self._of_one_lane(ptr)
+        with self._as_atomic():
             found = super().create_atomic_load(ptr, mask, *how)
         return self._asked(found, address, how, published, False) if alone else found
 
     def create_atomic_store(self, ptr: Any, val: Any, mask: Any, *how: Any) -> Any:
-        with self._accessing("atomic"):
+        with self._as_atomic():
             found = super().create_atomic_store(ptr, val, mask, *how)
         if ptr.data.size == 1:
             self._released(int(untagged(ptr.data).item()), how)
         return found
 
     def create_atomic_poll(self, ptr: Any, expected: Any, timeout_ns: Any, *how: Any) -> Any:
-        alone, order = ptr.data.size == 1, self.memory.order
-        address = int(untagged(ptr.data).item()) if alone else 0
-        published = order.published(address)
-        with self._accessing("atomic"):
+        alone, address, published = self._of_one_lane(ptr)
+        with self._as_atomic():
             found = self.create_load(ptr, None, True)
         met, ends = np.asarray(found.data == expected.data), isinstance(timeout_ns, TensorHandle)
         if not ends and not met.all():
@@ -217,9 +219,9 @@ class StrictBuilder(InterpreterBuilder):  # type: ignore[misc]  # Triton has no 
         self.memory.barrier()
 
     @contextlib.contextmanager
-    def _accessing(self, kind: str) -> Iterator[None]:
-        """Let loads and stores count as this kind of access."""
-        self.kind = kind
+    def _as_atomic(self) -> Iterator[None]:
+        """Let loads and stores count as atomics."""
+        self.kind = "atomic"
         try:
             yield
         finally:
