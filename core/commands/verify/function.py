@@ -19,13 +19,13 @@ from twofold.core.commands.common import (
     write_json,
 )
 from twofold.core.commands.verify.common import EXAMPLES, Examples
+from twofold.core.verify.alone import LIMIT
 
 if TYPE_CHECKING:
     from twofold.core.verify.foreign import Verdict
 
 # Times the examples of `operators`, since no case is chosen to suit the function's tiles.
 MORE = 12
-LIMIT = 60.0
 SECONDS = 60.0
 
 
