@@ -47,7 +47,7 @@ def by_kernel() -> list[Raced]:
 
 def _of_question(question: str) -> list[Raced]:
     """Return what `attention_variants.py` raced of one of its questions, machine by machine."""
-    named_by = ("head_dim", "causal", "length")
+    named_by = ("head_dim", "causal", "length", *(("pass",) if question == "features" else ()))
     return raced("attention_variants", GPU, lambda found: found.get(question, []), named_by)
 
 
@@ -175,7 +175,22 @@ def copies() -> str:
                 lines.append(f"| {' | '.join(map(str, about))} |")
         where = ", ".join(f"`results/gpu/{path.name}`" for path, _ in results)
         lines += ["", f"From {where}.", ""]
-    return "\n".join(lines[:-1]) or "Not measured yet."
+    return "\n".join([*lines, *features()][:-1]) or "Not measured yet."
+
+
+def features() -> list[str]:
+    """Return TFLOP/s of features in two tiles and in one, where that was measured."""
+    lines = []
+    for results, races in _of_question("features"):
+        kinds = ("in two tiles", "in one, padded", FLASH, CUDNN)
+        lines += [f"| head_dim | | pass | {' | '.join(kinds)} |", "|--:|---|---|" + "--:|" * 4]
+        for race in races:
+            about = (race["head_dim"], _mask(race["causal"]), race["pass"])
+            cells = (*about, *(rate(race, kind) for kind in kinds))
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        where = ", ".join(f"`results/gpu/{path.name}`" for path, _ in results)
+        lines += ["", f"TFLOP/s, from {where}.", ""]
+    return lines
 
 
 def tuned() -> str:

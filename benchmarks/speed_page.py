@@ -13,8 +13,8 @@ from typing import Any
 import gpu_tables
 import pages
 import raced
-from committed import elsewhere, ends, machine, made, newest, products, ran_on, rows, source
-from harness import RESULTS
+from committed import elsewhere, ends, every, machine, made, newest, products, ran_on, rows, source
+from harness import OF_GPUS, RESULTS
 
 PAGE = RESULTS.parent / "SPEED.md"
 OURS = "twofold, NumPy"
@@ -58,7 +58,11 @@ def operator_by_operator() -> list[str]:
 
 def growth() -> list[str]:
     """How time and memory of attention grow: exponents fitted to the highest sizes."""
-    path, found = newest("growth")
+    results = [newest("growth"), *every("growth", OF_GPUS)]
+    return [line for result in results for line in (*_growth(*result), "")][:-1]
+
+
+def _growth(path: Path, found: dict[str, Any]) -> list[str]:
     curves = found["bench"]["growth"]
     who = list(dict.fromkeys(curve["contender"] for curve in curves))
     lines = [

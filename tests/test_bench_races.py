@@ -87,7 +87,7 @@ def test_what_was_raced_is_written_though_a_later_race_ends_all(tmp_path, monkey
     arguments = ["bench", "softmax", "dropout", "--quick", "--no-judge", "--json", str(path)]
     assert CliRunner().invoke(app, arguments).exit_code == 130
     found = json.loads(path.read_text())["bench"]
-    assert found["command"] == "twofold bench softmax dropout --quick"
+    assert found["command"] == "twofold bench softmax dropout --no-judge --quick"
     first = next(p for p in of_the_command()[1] if p.operator in ("softmax", "dropout"))
     assert {race["operator"] for race in found["races"]} == {first.operator}
     assert [race["pass"] for race in found["races"]] == list(first.costs)

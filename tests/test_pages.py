@@ -53,6 +53,20 @@ def test_kernels_of_a_step_are_told_where_they_were_profiled(monkeypatch):
     assert gpu_tables.of_kernels(failed) == []
 
 
+def test_growth_on_a_gpu_stands_behind_that_on_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import speed_page
+
+    before = speed_page.growth()
+    _, found = speed_page.newest("growth")
+    found["bench"]["ran_on"] |= {"gpu": "A GPU", "driver": "1"}
+    (tmp_path / "growth-A-GPU-2026-01-01.json").write_text(json.dumps(found))
+    monkeypatch.setattr(speed_page, "OF_GPUS", tmp_path)
+    lines = speed_page.growth()
+    assert lines[: len(before) + 1] == [*before, ""] and len(lines) == 2 * len(before) + 1
+    assert "Memory is twofold and torch's. " in lines[-1] and "A GPU, driver 1" in lines[-1]
+
+
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # there may be no GPU to profile
 def test_a_profile_that_fails_costs_no_times(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)

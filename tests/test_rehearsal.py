@@ -49,16 +49,22 @@ def test_pages_read_what_scripts_write(rehearsed, monkeypatch, tmp_path):
     import attention_measured
     import collect
     import gpu_tables
+    import gpu_variants
     import harness
 
-    for module, name in ((harness, "OF_GPUS"), (attention_measured, "GPU"), (gpu_tables, "GPU")):
-        monkeypatch.setattr(module, name, tmp_path)
+    monkeypatch.setattr(harness, "OF_GPUS", tmp_path)
+    for module in (attention_measured, gpu_tables, gpu_variants):
+        monkeypatch.setattr(module, "GPU", tmp_path)
     (rehearsed / "bench_inference.json").rename(rehearsed / "inference.json")
     written = {path.name.partition("-")[0] for path in collect.collect([rehearsed], False)}
     assert written == {name for name, _ in CALLS} - {"bench_inference"} | {"inference"}
     assert attention_measured.kernels().count("\n| 128 | full |") == 1
     assert attention_measured.copies().count("\n| 256 | causal |") == 2
+    assert attention_measured.copies().count(" | backward | ") == 4
     assert attention_measured.tuned().count("| dk_dv |") == 2
     assert "TFLOP/s" in attention_measured.limits()
     assert "| twofold, Triton |" in "\n".join(gpu_tables.steps())
     assert "| head_dim 64, length 4096, causal |" in "\n".join(gpu_tables.attention())
+    operators = gpu_tables.operators()
+    assert any(x.startswith("| 16 → 32 forward gelu | 0 | 0 | 0: 32×32, 4 w") for x in operators)
+    assert any(x.startswith("| layer_norm R=43690 C=768 bfloat16 backward |") for x in operators)
