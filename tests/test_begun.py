@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from test_cli import table
 from test_finetune import small  # noqa: F401, a fixture
+from test_training import toy
 
 from twofold.core import pretrained
-from twofold.core.commands import finetune, train
+from twofold.core.commands import common, finetune, train, training
 from twofold.core.data.datasets import Dataset
 from twofold.core.data.fetch import sha256_of
+from twofold.core.model.config import ClassifierConfig
 from twofold.core.training import settings
 from twofold.core.training.processes import ALONE
 from twofold.core.training.recipe import Recipe
@@ -97,3 +99,21 @@ def test_training_on_images_begins_with_the_patch_that_was_asked_for(begin, monk
     monkeypatch.setattr(train, "dataset_of", lambda *_: images)
     run = begin(train, patch=4)
     assert (run.patch, run.model.input, run.model.input_size) == (4, "patches", 16)
+
+
+@pytest.mark.parametrize("out", ["here", None])
+def test_settings_are_those_that_a_run_is_to_go_on_with(tmp_path, monkeypatch, out):
+    made, dataset = [], toy()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common.ops, "cuda_available", lambda: False)
+    monkeypatch.setattr(training.Run, "create", lambda *given: made.append(given))
+    given = {"data": str(table(tmp_path / "x.csv")), "text_column": "t", "label_column": "l"}
+    given |= {"side": "auto", "quick": True} | ({} if out is None else {"out": tmp_path / out})
+    model = ClassifierConfig(input_size=9, num_classes=2, max_length=5)
+    training.begun(given, dataset, None, model=model, recipe=Recipe())
+    ((folder, found, _),) = made
+    assert folder.name == out if out else folder.name.startswith("x-")
+    assert found == settings.Settings(
+        data=given["data"], text_column="t", label_column="l", labels=dataset.labels, quick=True,
+        data_sha256=settings.fingerprint(dataset), side="reference", model=model, recipe=Recipe(),
+    )  # fmt: skip

@@ -327,6 +327,21 @@ def test_a_model_without_room_leaves_no_run(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_has_no_room_any_more_stays(unfinished, monkeypatch):
+    """Though there is no checkpoint yet that it could go on from."""
+
+    def full(*_):
+        raise MemoryError
+
+    shutil.rmtree(unfinished / "checkpoints")
+    before = sorted(path.name for path in unfinished.iterdir())
+    monkeypatch.setattr(training, "finish", full)
+    said = call("train", "--resume", unfinished, status=2)
+    assert said.startswith("error: out of memory; smaller --d-model")
+    assert said.endswith(f"Checkpoints are in {unfinished / 'checkpoints'}")
+    assert sorted(path.name for path in unfinished.iterdir()) == before
+
+
 def test_labels_by_other_names_are_other_data(tmp_path):
     file, folder = table(tmp_path / "reviews.csv"), tmp_path / "run"
     call("train", "--data", file, "--out", folder, *TINY)

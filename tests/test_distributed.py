@@ -200,6 +200,8 @@ def test_more_processes_than_parts_are_refused(monkeypatch, tmp_path):
     assert list(processes.share(8)) == [6, 7]
     with pytest.raises(ValueError, match="parts is 6; it must be a multiple of 4"):
         processes.share(6)
+    with pytest.raises(ValueError, match="parts is 6; it must be a multiple of 4"):
+        training.recipe_of({"parts": 6}, processes, "reference")
     with pytest.raises(ValueError, match="parts is 2; it must be a multiple of 4"):
         loop.train(begin(tmp_path / "run", toy()), toy(), worker.ops.load("reference"),
                    lambda event: None, processes=processes)  # fmt: skip
