@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gpu_variants
 import raced
 from attention_measured import by_kernel, divided, kind_of, rate, unraced
 from attention_variants import CUDNN, FLASH
