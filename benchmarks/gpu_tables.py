@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gpu_variants
 import raced
 from attention_measured import by_kernel, divided, kind_of, rate, unraced
 from attention_variants import CUDNN, FLASH
@@ -66,7 +67,7 @@ def operators() -> list[str]:
             lines.append(f"| {operator} | {' | '.join(cells)} |")
         lines += ["", *map(_of_operators, results)]
         lines += [raced.PASSES, *raced.notes(races), ""]
-    return lines
+    return [*lines, *gpu_variants.products(), *gpu_variants.tiles()]
 
 
 def _of_operators(result: Result) -> str:

@@ -80,7 +80,9 @@ def _growth(path: Path, found: dict[str, Any]) -> list[str]:
         )
     on = machine(ran_on(found))
     said = f"`{found['bench']['command']} --json … --plots …`, {source(path)}: {on}."
-    return [*lines, "", f"Memory is that of {who[0]}; torch's is not counted on a CPU. {said}"]
+    on_gpu = "gpu" in ran_on(found)
+    of = " and ".join(who) if on_gpu else f"{who[0]}; torch's is not counted on a CPU"
+    return [*lines, "", f"Memory is that of {of}. {said}"]
 
 
 def bert() -> list[str]:
