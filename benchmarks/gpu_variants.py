@@ -30,7 +30,8 @@ def products() -> list[str]:
             for start in WAYS.values():
                 own = {who: rate for who, rate in rates.items() if who.startswith(start)}
                 best = max(own, key=lambda who: rates[who], default="")
-                cells.append(f"{own[best]:.0f}: {best.removeprefix(start).strip()}" if best else "")
+                how = best.removeprefix(start).strip(" ,")
+                cells.append(f"{own[best]:.0f}: {how}" if best else "")
             lines.append(f"| {shape} | {' | '.join(cells)} |")
         lines += ["", _from(path, found, "linear_variants"), ""]
     return lines
