@@ -88,8 +88,8 @@ _FROM_0 = (
 )
 _HALVED = "x/2 is rounded to float16, which is inexact for odd multiples of the smallest subnormal"
 _STRIDED = (
-    "backward assumes that the gradient is contiguous, without making it so as forward does its "
-    "inputs, and reads memory that is not the gradient's"
+    "forward makes its inputs contiguous, but backward takes the gradient to be so, unchecked, and "
+    "reads memory that is not the gradient's"
 )
 _CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
 
@@ -99,7 +99,7 @@ FOUND = tuple(
         (
             "flag_gems sdpa", ANY, ANY, FAULT,
             "backward loads rows past the end of the gradient without a mask and multiplies them "
-            "by 0, which leaves a NaN there NaN",
+            "by 0; a NaN there survives",
             "flag_gems_sdpa_gradient_rows", "load from DO",
         ),
         (
