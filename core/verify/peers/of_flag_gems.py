@@ -196,7 +196,7 @@ FOUND = tuple(
             "flag_gems gelu_and_mul", HALVES, f"out, dgate, dup, {OF_GATES}",
             PRECISION,
             "backward of the exact form multiplies the gradient by up in their dtype, which "
-            "rounds or overflows; in the tanh form, {TANH}",
+            f"rounds or overflows; in the tanh form, {TANH}",
             "flag_gems_gelu_and_mul_half",
         ),
         *(

@@ -82,8 +82,8 @@ FOUND = tuple(
     for entry in (
         (
             "sglang decode", "float16", ANY, FAULT,
-            "q and k are multiplied in their dtype: products past 65504 are infinite, and the "
-            "output is NaN",
+            "q and k are multiplied in their dtype: in float16, products past 65504 are "
+            "infinite, and the output is NaN",
             "sglang_decode_products", "nan",
         ),
         (
