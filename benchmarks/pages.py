@@ -23,9 +23,15 @@ def filled(page: Path, sections: Mapping[str, Callable[[], str]]) -> str:
     return text
 
 
-def wrapped(sentences: str) -> str:
-    """Return sentences in lines as wide as those that are written by hand."""
-    return textwrap.fill(sentences, WIDTH, break_long_words=False, break_on_hyphens=False)
+def wrapped(sentences: str, indent: str = "") -> str:
+    """Return sentences in lines as wide as those written by hand, all but the first indented."""
+    return textwrap.fill(
+        sentences,
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def put(page: Path, written: str, script: str) -> None:

@@ -7,7 +7,8 @@ python benchmarks/peers_page.py --check    exits with status 1 if that would cha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ KINDS = {
     "undefined": "right only by relying on behaviour that the language leaves undefined",
     "unexplained": "not yet investigated",
 }
+# A note that only counts cases: how many were taken, or refused and why.
+COUNTS = re.compile(r"(mostly refused, .*: )?\d+ of \d+ cases were taken$|refused \d+ cases, ")
 
 
 def result() -> dict[str, Any]:
@@ -43,16 +46,21 @@ def page() -> str:
         [
             "# Other libraries before the same contracts",
             "",
-            "Each function is judged as twofold's own are: by random cases against the derived "
-            "error bounds, and by properties that need no reference (see [TRUST.md](TRUST.md)). "
-            "Without a GPU, Triton kernels run in the strict interpreter. The bound is that of a "
-            "kernel that computes in float32 and rounds each stored result once; a function that "
-            "exceeds it may still be good enough for its purpose, and the reason given says what "
-            "it does instead.",
+            pages.wrapped(
+                "Each function is judged as twofold's own are: by random cases against the "
+                "derived error bounds, and by properties that need no reference (see "
+                "[TRUST.md](TRUST.md)). Without a GPU, Triton kernels run in the strict "
+                "interpreter. The bound is that of a kernel that computes in float32 and rounds "
+                "each stored result once; a function that exceeds it may still be good enough "
+                "for its purpose, and the reason given says what it does instead."
+            ),
             "",
-            f"`twofold verify peers --json benchmarks/results/{RESULT.name}` on {on['device']}, "
-            f"Python {on['python']}, NumPy {on['numpy']}, Triton {on['triton']}; {said}. This page "
-            f"is written by `python benchmarks/{Path(__file__).name}`.",
+            pages.wrapped(
+                f"`twofold verify peers --json benchmarks/results/{RESULT.name}` on "
+                f"{on['device']}, Python {on['python']}, NumPy {on['numpy']}, Triton "
+                f"{on['triton']}; {said}. This page is written by "
+                f"`python benchmarks/{Path(__file__).name}`."
+            ),
             "",
             *(f"- **{kind}**: {words}" for kind, words in KINDS.items()),
             "",
@@ -75,10 +83,7 @@ def page() -> str:
             "",
             "What no contract checks:",
             "",
-            *(
-                f"- {words}: [{script}.py](peer_faults/{script}.py)"
-                for script, words in BY_HAND.items()
-            ),
+            *(item(f"{words}: {linked(script)}") for script, words in BY_HAND.items()),
             "",
             "## What definitions leave open",
             "",
@@ -88,8 +93,18 @@ def page() -> str:
             "",
             "## Not judged",
             "",
-            *(f"- {p['peer']} ({p['what']}): {p['missing']}" for p in peers if p["missing"]),
+            *(item(f"{p['peer']} ({p['what']}): {p['missing']}") for p in peers if p["missing"]),
             *not_judged(peers),
+            "",
+            "## Refused cases",
+            "",
+            pages.wrapped(
+                "How many of its cases a function took, and the first of those that it refused "
+                "for each reason; a case refused in one form may have been taken in another. "
+                "Functions not listed refused none."
+            ),
+            "",
+            *refused(peers),
             "",
         ]
     )
@@ -134,31 +149,47 @@ def rows(peer: dict[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(map(str, cells))} |"
 
 
+def item(words: str) -> str:
+    """Return an item of a list, wrapped."""
+    return pages.wrapped(f"- {words}", indent="  ")
+
+
+def linked(script: str) -> str:
+    """Return a link to a script that reproduces a finding."""
+    return f"[{script}.py](peer_faults/{script}.py)"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names of peers, which have commas in them, in one string."""
+    return "; ".join(dict.fromkeys(names))
+
+
 def findings(peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return each reason with where it shows, smallest inputs and reproduction."""
-    reasons: dict[tuple[str, str, str], list[tuple[str, dict[str, Any]]]] = {}
+    """Return each reason with where it shows, smallest inputs and reproductions."""
+    reasons: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
     for peer in peers:
         for f in peer["failures"]:
-            key = (f["kind"], f["reason"], f["reproduction"])
-            reasons.setdefault(key, []).append((peer["peer"], f))
-    for (kind, reason, script), failures in sorted(
-        reasons.items(), key=lambda item: (list(KINDS).index(item[0][0]), item[1][0][0])
+            reasons.setdefault((f["kind"], f["reason"]), []).append((peer["peer"], f))
+    for (kind, reason), failures in sorted(
+        reasons.items(), key=lambda one: (list(KINDS).index(one[0][0]), one[1][0][0])
     ):
-        names = list(dict.fromkeys(name for name, _ in failures))
-        yield f"**{kind}**: {', '.join(names)}. {reason or 'Not yet investigated'}."
-        if script:
-            yield f"[{script}.py](peer_faults/{script}.py)"
+        names = listed(name for name, _ in failures)
+        scripts = dict.fromkeys(f["reproduction"] for _, f in failures if f["reproduction"])
+        said = f"**{kind}** ({names}): {reason or KINDS['unexplained']}."
+        yield pages.wrapped(" ".join((said, ", ".join(map(linked, scripts)))))
         yield ""
-        for name in names:
-            yield shown(name, [failure for peer, failure in failures if peer == name])
+        for name, script in dict.fromkeys((name, f["reproduction"]) for name, f in failures):
+            found = [f for peer, f in failures if (peer, f["reproduction"]) == (name, script)]
+            yield shown(name, found)
         yield ""
 
 
 def shown(peer: str, failures: list[dict[str, Any]]) -> str:
     """Return the first of a peer's failures of one cause with its input; the others by name."""
     first, *others = failures
-    where = " ".join(filter(None, (peer, first["precision"], first["output"])))
-    line = f"- {where}: {' '.join(first['words'].split())}; `{first['again']}`"
+    where = ", ".join(filter(None, (first["precision"], first["output"])))
+    of = f"{peer} ({where})" if where else peer
+    line = f"- {of}: {' '.join(first['words'].split())}; `{first['again']}`"
     places: dict[str, list[str]] = {}
     for other in others:
         places.setdefault(other["output"], []).append(other["precision"])
@@ -173,8 +204,20 @@ def not_judged(peers: list[dict[str, Any]]) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for peer in peers:
         for note in peer["notes"]:
-            names.setdefault(note, []).append(peer["peer"])
-    yield from (f"- {', '.join(of)}: {note}" for note, of in names.items())
+            if not COUNTS.match(note):
+                names.setdefault(note, []).append(peer["peer"])
+    yield from (item(f"{listed(of)}: {note}") for note, of in names.items())
+
+
+def refused(peers: list[dict[str, Any]]) -> Iterator[str]:
+    """Return how many cases each peer took, and below it what it refused."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for peer in peers:
+        if counts := tuple(note.strip() for note in peer["notes"] if COUNTS.match(note)):
+            names.setdefault(counts, []).append(peer["peer"])
+    for (first, *others), of in names.items():
+        yield f"- {listed(of)}: {first}"
+        yield from (f"  - {other}" for other in others)
 
 
 def conventions(ours: dict[str, str], peers: list[dict[str, Any]]) -> Iterator[str]:
@@ -184,7 +227,7 @@ def conventions(ours: dict[str, str], peers: list[dict[str, Any]]) -> Iterator[s
         for peer in peers:
             if words in peer["conventions"]:
                 given.setdefault(peer["conventions"][words], []).append(peer["peer"])
-        theirs = "; ".join(f"{said}: {', '.join(names)}" for said, names in given.items())
+        theirs = "<br>".join(f"{said}: {listed(names)}" for said, names in given.items())
         yield f"| {words} | {answer} | {theirs} |"
 
 

@@ -1,9 +1,9 @@
 """Cut cross-entropy releases its lock before all threads have stored what it guards.
 
-Programs add up a row's log-sum-exp in memory, one after the other, by a lock. One thread releases
-it, and nothing in the kernel lets that wait for what the other threads store: there is no barrier
-between. Who has the lock next may read the sum without what is still on its way, and its own store
-then drops it. Triton 3.9 puts a barrier there of its own, Triton 3.6 does not.
+Programs add to a row's log-sum-exp in memory, one after the other, under a lock. One thread
+releases it, and nothing in the kernel makes the release wait for the other threads' stores: there
+is no barrier in between. The next holder of the lock may read the sum before those stores arrive,
+and its own store then overwrites them. Triton 3.9 inserts a barrier there; Triton 3.6 does not.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Cut cross-entropy multiplies the target's logit out in 16 bits, the others' in float32.
+"""Cut cross-entropy rounds the products of the target's logit, and of no other, to 16 bits.
 
 The loss is the log-sum-exp of logits that matrix units add up from exact products, minus the
-target's, whose products are rounded to the embeddings' dtype first. Where the target is all but
-certain, the two are the same number, and the loss is 0.
+target's logit, whose products are first rounded to the embeddings' dtype. Where the target is all
+but certain, the two come out as the same number, and the loss as 0.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""flash-linear-attention's cross-entropy: a loss is the rounded log-sum-exp minus a logit.
+"""flash-linear-attention's cross-entropy subtracts a logit from the rounded log-sum-exp.
 
-Two logits of 10000 have a loss of ln 2, and a log-sum-exp of 10000.693, of which float32 holds
-no more than 3 decimals. log Σ exp(x − max) − (x − max) is the same, and loses nothing.
+Two logits of 10000 have a loss of ln 2 and a log-sum-exp of 10000.693, of which float32 keeps at
+most 3 decimals. log Σ exp(x − max) − (x − max) is the same number, and loses nothing.
 """
 
 import os

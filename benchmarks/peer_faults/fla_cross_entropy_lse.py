@@ -1,7 +1,8 @@
-"""flash-linear-attention's cross-entropy: the gradient's softmax is exp(x − lse), lse rounded.
+"""flash-linear-attention's cross-entropy computes the gradient from the rounded log-sum-exp.
 
-A log-sum-exp of 300 is known to 1.5e-5 in float32, and so, relatively, is every exp(x − lse).
-exp(x − max)/sum is known to a few units of 6e-8 however large the logits are.
+The gradient's softmax is exp(x − lse). A log-sum-exp of 300 is known to 1.5e-5 in float32, and so,
+relatively, is every exp(x − lse). exp(x − max)/sum is known to a few units of 6e-8, however large
+the logits are.
 """
 
 import os

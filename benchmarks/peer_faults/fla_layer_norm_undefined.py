@@ -1,8 +1,9 @@
 """flash-linear-attention's layer norm: backward computes with lanes that were not loaded.
 
-The weight's load masks the lanes past the row's end and gives no `other`, so that the language
-leaves them undefined; they are multiplied by 0 and added up. The interpreter puts 0 there, as the
-code that Triton makes for NVIDIA does; here NaN is put there, which is as good.
+The weight's load masks the lanes past the end of the row and gives no `other`, so the language
+leaves them undefined; they are multiplied by 0 and added up. The interpreter fills them with 0, as
+does the code that Triton generates for NVIDIA; here they are filled with NaN, which is just as
+valid.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""FlagGems' cross-entropy reads the logit of a target that is to be ignored, −100 classes away.
+"""FlagGems' cross-entropy reads the logit of an ignored target, 100 classes before the row.
 
-That is before the row, and of the first rows before the tensor. What is read is multiplied by 0,
-which of ∞ or NaN is NaN: here ∞ stands 100 numbers before the logits.
+For the first rows, that is before the tensor. What is read is multiplied by 0, which gives NaN if
+it is ∞ or NaN: here ∞ stands 100 numbers before the logits.
 """
 
 import math

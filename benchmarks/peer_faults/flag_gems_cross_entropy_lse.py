@@ -1,7 +1,7 @@
-"""FlagGems' cross-entropy is the log-sum-exp, rounded, minus the target's logit.
+"""FlagGems' cross-entropy subtracts the target's logit from the rounded log-sum-exp.
 
-Of large logits that rounding is all that is left: of two equal ones the loss must be log 2,
-whatever they are.
+For large logits, nothing but that rounding error is left: for two equal ones the loss must be log
+2, whatever they are.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""FlagGems' cross-entropy of logits that are all far below 0: the loss is −∞, the gradient NaN.
+"""FlagGems' cross-entropy of logits far below 0 gives a loss of −∞ and a gradient of NaN.
 
-The running maximum begins at 0 instead of −∞, so of logits that are all negative it is 0: below
+The running maximum starts at 0 instead of −∞, so for logits that are all negative it stays 0: below
 −104 every exp(x − 0) is 0 in float32, and the log-sum-exp is log 0.
 """
 

@@ -1,7 +1,7 @@
-"""FlagGems' cross-entropy of logits that are not contiguous has no gradient: backward raises.
+"""FlagGems' cross-entropy raises in backward if its logits are not contiguous.
 
-It makes a contiguous copy, which requires none, asks the copy whether to save what backward needs,
-and so saves nothing.
+Forward makes a contiguous copy, which requires no gradient, asks the copy whether to save what
+backward needs, and so saves nothing.
 """
 
 import torch

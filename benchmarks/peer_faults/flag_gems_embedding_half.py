@@ -1,6 +1,6 @@
-"""FlagGems' embedding adds the gradients of one row up in float16, where that is their dtype.
+"""FlagGems' embedding adds up the gradients of one row in float16, where that is their dtype.
 
-(Those of bfloat16 it adds up in float32.) The 1s are lost that come after 2048.
+(In bfloat16, it adds up in float32.) The 1s that come after 2048 are lost.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""FlagGems' embedding: backward takes the gradient for contiguous, and does not look.
+"""FlagGems' embedding: backward takes the gradient to be contiguous, without checking.
 
-Forward makes what it is given contiguous. The gradient of a sum, for one, is a single number that
-is said to be everywhere, and backward reads what stands behind it in memory.
+Forward makes its inputs contiguous. The gradient of a sum, for example, is a single number expanded
+to every position, and backward reads what stands behind it in memory.
 """
 
 import torch

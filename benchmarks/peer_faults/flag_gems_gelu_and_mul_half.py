@@ -1,6 +1,7 @@
-"""FlagGems' gelu_and_mul: backward multiplies the gradient with up in their dtype.
+"""FlagGems' gelu_and_mul: backward multiplies the gradient by up in their dtype.
 
-In float16 300 times 300 is ∞, of which the gate's slope, −0.012, would make a number again.
+In float16, 300 times 300 is ∞, although the gate's slope, −0.012, would bring the product back into
+range.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""FlagGems' GELU halves its input in float16, before it computes in float32.
+"""FlagGems' GELU halves its input in float16 before it computes in float32.
 
-Half of an odd multiple of the least number of float16 is no number of float16: of such an input the
-result is that of another.
+Half of an odd multiple of the smallest float16 number is not a float16 number: for such an input,
+the result is that for another.
 """
 
 import torch

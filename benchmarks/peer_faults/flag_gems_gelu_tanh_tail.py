@@ -1,4 +1,4 @@
-"""FlagGems' GEGLU of the tanh form loses the left tail of its gate.
+"""FlagGems' tanh GEGLU loses all precision in the left tail of the gate.
 
 Where tanh u is near −1, 1 + tanh u cancels; x/(1 + exp(−2u)) is the same number to full precision.
 """

@@ -1,9 +1,9 @@
-"""FlagGems' layer norm of more than two axes: backward takes all of a batch for one row.
+"""FlagGems' layer norm of more than two axes: backward takes a whole batch entry for one row.
 
-It stands in for torch's native_layer_norm_backward, and is told which axes are normalised; it takes
-the first axis for the rows, and all others together for the columns. Of two rows in a batch of one,
-the second is worked on with the statistics of the first. With a weight, or more than one sequence,
-it reads and writes past the end of weight, statistics and gradients, too.
+It stands in for torch's native_layer_norm_backward and is told which axes are normalised, yet takes
+the first axis as rows and all others together as columns. With two rows in a batch of one, the
+second is computed with the statistics of the first. With a weight, or more than one sequence, it
+also reads and writes past the end of weight, statistics and gradients.
 """
 
 import torch

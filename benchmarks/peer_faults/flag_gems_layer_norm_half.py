@@ -1,7 +1,7 @@
-"""FlagGems' layer norm keeps mean and 1/std for backward in the input's dtype, such as float16.
+"""FlagGems' layer norm saves the mean and 1/std for backward in the input's dtype.
 
-A comment beside says that they are in single precision. Of rows far from 0 the rounded mean
-is off by a share of the deviation.
+A comment beside it says that they are in single precision. In float16, for rows far from 0, the
+rounded mean is off by a sizeable share of the deviation.
 """
 
 import torch

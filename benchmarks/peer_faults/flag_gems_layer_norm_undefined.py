@@ -1,9 +1,9 @@
 """FlagGems' layer norm: backward computes with lanes that were not loaded.
 
-Loads of x, its gradient and the weight mask the lanes past the last row or column and give no
-`other`, so that the language leaves them undefined; gradients times weights are added up, and so
-are gradients. The interpreter puts 0 there, as the code that Triton makes for NVIDIA does; here NaN
-is put there, which is as good.
+The loads of x, its gradient and the weight mask the lanes past the last row or column and give no
+`other`, so the language leaves them undefined; gradients, alone and multiplied by weights, are
+added up over them. The interpreter fills them with 0, as does the code that Triton generates for
+NVIDIA; here they are filled with NaN, which is just as valid.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""FlagGems' ReLU and ReGLU make 0 of NaN.
+"""FlagGems' ReLU and ReGLU turn NaN into 0.
 
-They keep what is greater than 0 and put 0 for all else, and NaN is not greater. torch's ReLU, for
-which the first stands in, has NaN of NaN, so that a fault upstream is seen.
+They keep what is greater than 0 and put 0 for everything else, and NaN is not greater. torch's
+ReLU, for which the first stands in, keeps NaN, so that a fault upstream is seen.
 """
 
 import math

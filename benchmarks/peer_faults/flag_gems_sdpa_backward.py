@@ -1,7 +1,8 @@
-"""FlagGems' scaled_dot_product_attention always has the gradients of a causal one.
+"""FlagGems' scaled_dot_product_attention always returns the gradients of a causal call.
 
-Its backward is told whether the call was causal, and does not ask. Of one query and more behind it,
-the first attends only the first key there, so that its part in the others' gradients is missing.
+Its backward is told whether the call was causal and does not look. Where the first of several
+queries should attend every key, backward lets it attend the first key alone, so its part in the
+gradients of the other keys' values is missing.
 """
 
 import torch

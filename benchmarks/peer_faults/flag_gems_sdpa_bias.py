@@ -1,7 +1,7 @@
-"""FlagGems' scaled_dot_product_attention adds a mask of numbers to logits of base 2.
+"""FlagGems' scaled_dot_product_attention adds a float mask to logits in base 2.
 
-Where it is not causal, the scaled products are multiplied by log₂ e before the mask is added, and
-the mask is not. Of two keys that differ in the mask alone, by log 3, the weights must be ¾ and ¼.
+Where it is not causal, the scaled products are multiplied by log₂ e before the mask is added, but
+the mask is not. For two keys that differ only in the mask, by log 3, the weights must be ¾ and ¼.
 """
 
 import math

@@ -1,7 +1,7 @@
 """FlagGems' scaled_dot_product_attention: backward reads past the last row of the gradient.
 
-The loads of the gradient's rows have no mask. What is read beyond is multiplied by 0, which of NaN
-is NaN: here NaN stands behind the gradient of the only query.
+The loads of the gradient's rows have no mask. What is read past the end is multiplied by 0, and a
+NaN stays NaN: here NaN stands behind the gradient of the only query.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""FlagGems' scaled_dot_product_attention takes a mask of booleans for its opposite.
+"""FlagGems' scaled_dot_product_attention takes a boolean mask for its opposite.
 
-In torch's, whose signature it has, True says that a key takes part; here −10⁶ is added where it is
+In torch's, whose signature it has, True means that a key takes part; here −10⁶ is added where it is
 True. With one key left, the output must be that key's value.
 """
 

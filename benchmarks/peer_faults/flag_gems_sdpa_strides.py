@@ -1,7 +1,7 @@
-"""FlagGems' scaled_dot_product_attention finds the heads of the values by the strides of the keys.
+"""FlagGems' scaled_dot_product_attention addresses the heads of values by the strides of keys.
 
-Values that lie otherwise in memory than the keys are, beside their first head, those of other
-places; here the second head's come from the first head's second position.
+Where values are laid out differently from keys, all heads but the first are read from the wrong
+place; here the second head's values come from the first head's second position.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""FlagGems' scaled_dot_product_attention: backward leaves half of the queries' gradient unwritten.
+"""FlagGems' scaled_dot_product_attention: backward leaves half of dq unwritten.
 
-As many programs are launched as there are blocks of 128 queries, and each writes its own block of
-BLOCK_M2, which in two of the three configurations it is tuned over is 64: the others' gradient is
-what was in memory, here NaN.
+One program is launched per 128 queries, and each writes its own block of BLOCK_M2, which is 64 in
+two of the three configurations that the kernel is tuned over: the gradient of the other queries is
+whatever was in memory, here NaN.
 """
 
 import torch

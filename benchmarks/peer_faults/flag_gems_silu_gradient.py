@@ -1,6 +1,6 @@
-"""FlagGems' SiLU: the gradient's 1 − σ(x) cancels where σ(x) is near 1, and is multiplied by x.
+"""FlagGems' SiLU: the gradient's 1 − σ(x) cancels where σ(x) is near 1.
 
-x·(1 − σ(x)) is x·σ(−x), to full precision.
+The error is then multiplied by x. x·σ(−x) is x·(1 − σ(x)) to full precision.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """FlagGems' softmax: backward computes with lanes that were not loaded.
 
-The loads of the output and of its gradient mask the lanes past the row's end and give no `other`,
-so that the language leaves them undefined; their product is added to the row's sum. The
-interpreter puts 0 there, as the code that Triton makes for NVIDIA does; here NaN is put there,
-which is as good.
+The loads of the output and of its gradient mask the lanes past the end of the row and give no
+`other`, so the language leaves them undefined; their product is added to the row's sum. The
+interpreter fills them with 0, as does the code that Triton generates for NVIDIA; here they are
+filled with NaN, which is just as valid.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Liger-Kernel's cross-entropy stores each row's loss in the logits' dtype before they are added.
+"""Liger-Kernel's cross-entropy rounds each row's loss to the logits' dtype before adding.
 
-So the sum is that of rounded losses: five losses of ln 2, in bfloat16.
+The sum is therefore that of rounded losses: here five losses of ln 2, in bfloat16.
 """
 
 import os

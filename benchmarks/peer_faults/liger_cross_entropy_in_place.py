@@ -1,7 +1,8 @@
-"""Liger-Kernel's cross-entropy writes over its logits and does not tell autograd.
+"""Liger-Kernel's cross-entropy overwrites its logits without telling autograd.
 
-What made the logits and kept them for its own backward, exp here, then computes another gradient,
-silently; a marked write raises an error. Known: Liger-Kernel issue 272.
+An operation that made the logits and saved them for its own backward, here exp, then silently
+computes a wrong gradient; had the write been marked, autograd would raise an error. Known:
+Liger-Kernel issue 272.
 """
 
 import os

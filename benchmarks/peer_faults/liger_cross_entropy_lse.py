@@ -1,7 +1,7 @@
-"""Liger-Kernel's cross-entropy: the loss is the log-sum-exp, rounded, minus the target's logit.
+"""Liger-Kernel's cross-entropy subtracts the target's logit from the rounded log-sum-exp.
 
-Two logits of 10000 have a loss of ln 2, and a log-sum-exp of 10000.693, of which float32 holds
-no more than 3 decimals. log Σ exp(x − max) − (x − max) is the same, and loses nothing.
+Two logits of 10000 have a loss of ln 2 and a log-sum-exp of 10000.693, of which float32 keeps at
+most 3 decimals. log Σ exp(x − max) − (x − max) is the same number, and loses nothing.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Liger-Kernel's cross-entropy of logits that are not contiguous: silently another gradient.
+"""Liger-Kernel's cross-entropy gives a wrong gradient if its logits are not contiguous.
 
-Its forward makes a contiguous copy, which inside an autograd.Function requires no grad, so that the
-kernel leaves the gradient out; backward then takes the logits for it.
+Forward makes a contiguous copy, which inside an autograd.Function requires no grad, so the kernel
+leaves the gradient out; backward then silently takes the logits for it.
 """
 
 import os

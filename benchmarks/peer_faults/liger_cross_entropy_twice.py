@@ -1,6 +1,6 @@
-"""Liger-Kernel's cross-entropy: a second backward of the same graph gives another gradient.
+"""Liger-Kernel's cross-entropy gives another gradient in a second backward of one graph.
 
-Backward multiplies the gradient that forward saved by the loss's, in place, and each time anew.
+Backward multiplies the gradient that forward saved by the loss's, in place, and does so each time.
 """
 
 import os

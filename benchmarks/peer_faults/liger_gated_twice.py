@@ -1,7 +1,8 @@
-"""Liger-Kernel's GEGLU and SwiGLU: a second backward of the same graph gives another gradient.
+"""Liger-Kernel's GEGLU and SwiGLU give another gradient in a second backward of one graph.
 
-Backward writes the gradients over gate and up, which forward saved, without telling autograd; a
-second one takes them for gate and up. Here it is GEGLU, whose kernels Triton's interpreter runs.
+Backward overwrites gate and up, which forward saved, with their gradients, without telling
+autograd; a second backward takes these for gate and up. Shown for GEGLU, whose kernels run in
+Triton's interpreter.
 """
 
 import os

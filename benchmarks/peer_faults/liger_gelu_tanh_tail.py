@@ -1,7 +1,7 @@
-"""Liger-Kernel's GEGLU: 0.5·x·(1 + tanh u) cancels where tanh u is near −1.
+"""Liger-Kernel's tanh GEGLU loses all precision in the left tail of the gate.
 
-At x = −6 nothing is left of it, and of its gradient. x/(1 + exp(−2u)) is the same, and loses
-nothing.
+0.5·x·(1 + tanh u) cancels where tanh u is near −1: at x = −6 nothing is left of it, nor of its
+gradient. x/(1 + exp(−2u)) is the same number, and loses nothing.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Liger-Kernel's rotary embedding turns the gradient that it is given in place.
+"""Liger-Kernel's rotary embedding rotates the gradient that it is given in place.
 
-It is not its own: in a sum, another summand has the same, and gets it turned. So it is in every
-memory layout whose axes 1 and 2, swapped, are contiguous.
+That gradient is not its own: in a sum, the other summand is given the same tensor, and gets it
+rotated. It happens in every memory layout that is contiguous once axes 1 and 2 are swapped.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Liger-Kernel's rotary embedding multiplies and adds in the dtype of its tables.
 
-With tables in float16 the products round to float16, and where they cancel what is left is that
-rounding; in float32 they are exact, and the result is rounded once.
+With float16 tables the products are rounded to float16, and where they cancel, that rounding error
+is all that is left; in float32 they are exact, and the result is rounded once.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""Liger-Kernel's rotary embedding of one position, as in decoding: other rows are turned.
+"""Liger-Kernel's rotary embedding rotates the wrong rows where there is one position.
 
-Its kernel takes the stride of the axis of positions for the distance of rows. Of one position that
-axis may have any stride: in a contiguous (batch, heads, 1, head_dim) it has that of the heads. So
-of a batch of two with two heads, the first sequence's second head is turned twice, and the second
-sequence's not at all.
+Decoding is such a case. The kernel takes the stride of the axis of positions for the distance
+between rows. With one position that axis may have any stride: in a contiguous (batch, heads, 1,
+head_dim) it has that of the heads. With a batch of two and two heads, the first sequence's second
+head is rotated twice, and the second sequence not at all.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""Liger-Kernel's softmax multiplies and adds in the dtype of its input on the way back.
+"""Liger-Kernel's softmax multiplies and adds in the dtype of its input in backward.
 
-Of two equal logits both weights are ½ exactly, and so are all products with the gradients 1 and
-1 + 2⁻¹⁰. Their sum in float16 is 1 instead of 1 + 2⁻¹¹, and what is left of 1 is nothing.
+For two equal logits both weights are exactly ½, and so their products with the gradients 1 and 1 +
+2⁻¹⁰ are exact too. Their sum in float16 is 1 instead of 1 + 2⁻¹¹, and nothing is left when it is
+subtracted from 1.
 """
 
 import os

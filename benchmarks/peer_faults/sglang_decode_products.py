@@ -1,8 +1,8 @@
-"""SGLang's plain kernel of decoding multiplies q and k in their dtype, and adds up in float32.
+"""SGLang's plain decoding kernel rounds each product of q and k to their dtype.
 
-Each product of two elements is rounded to 16 bits before it is added: where products cancel, the
-score is that rounding, and in float16 a product past 65504 is infinite. The kernel for heads that
-share keys has none of this; its matrix product is exact up to the sum, which is in float32.
+The rounded products are added up in float32: where they cancel, the score is nothing but rounding
+error, and in float16 a product past 65504 is infinite. The kernel for heads that share keys does
+neither; its matrix product is exact up to the sum, which is in float32.
 """
 
 import math

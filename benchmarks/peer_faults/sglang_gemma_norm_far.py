@@ -1,7 +1,8 @@
-"""SGLang's RMSNorm of Gemma multiplies a row's number with the stride of rows in 32 bits.
+"""SGLang's Gemma RMSNorm computes row offsets in 32 bits, which overflow.
 
-Past 2³¹ elements the offset wraps around, and what lies in front of the tensor is normalised. Rows
-of a view that are 2³⁰ elements apart show it with three; memory that is not touched costs none.
+Past 2³¹ elements the product of row number and stride wraps around, and what lies in front of the
+tensor is normalised. Three rows of a view, 2³⁰ elements apart, show it; memory that is never
+touched costs nothing.
 """
 
 import numpy as np

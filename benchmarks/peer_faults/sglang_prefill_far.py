@@ -1,7 +1,8 @@
-"""SGLang's prefill attention multiplies token and head numbers with their strides in 32 bits.
+"""SGLang's prefill attention computes offsets of tokens and heads in 32 bits, which overflow.
 
-Past 2³¹ elements the offset wraps around, and the query is read in front of its tensor. Tokens of a
-view that are 2³⁰ elements apart show it with three; memory that is not touched costs none.
+Past 2³¹ elements the product of number and stride wraps around, and the query is read from in front
+of its tensor. Three tokens of a view, 2³⁰ elements apart, show it; memory that is never touched
+costs nothing.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """SGLang's rotation by three positions multiplies and adds in the dtype of its table.
 
-Its server casts the table to the dtype of the queries. In float16 the products round to float16,
-and where they cancel what is left is that rounding; in float32 they are exact, and the result is
-rounded once.
+Its server casts the table to the dtype of the queries. In float16 the products are rounded to
+float16, and where they cancel, that rounding error is all that is left; in float32 they are exact,
+and the result is rounded once.
 """
 
 import numpy as np

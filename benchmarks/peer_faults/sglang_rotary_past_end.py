@@ -1,9 +1,9 @@
-"""SGLang's rotation by three positions in turns reads past the end of its table.
+"""SGLang's interleaved rotation by three positions reads past the end of its table.
 
-Where not all of a head turns, or its size is no power of two, lanes that turn nothing load cosines
-and sines of the first position, which stand behind its row: of the last position behind the table.
-Nothing of it is stored. The addresses are looked at in the interpreter, which has no bounds of its
-own.
+Where only part of a head is rotated, or its size is not a power of two, lanes that rotate nothing
+load cosines and sines by the first of the three positions, past the end of its row: at the table's
+last position, past the table. Nothing computed from them is stored. The interpreter does not check
+bounds itself; here the addresses it loads from are inspected.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""SGLang's two kernels of extension have two temperatures for the same `xai_temperature_len`.
+"""SGLang's two extend kernels disagree on the temperature for one `xai_temperature_len`.
 
-Of a query at position p past that length L, scores are multiplied by log2(p)/log2(L), as in both
-kernels of decoding; in the unified kernel, which deterministic inference takes, by L/(p + 1). One
-sharpens with the distance, the other flattens, so that turning determinism on is another model.
+For a query at a position p past that length L, one multiplies scores by log2(p)/log2(L), as both
+decoding kernels do; the unified kernel, which deterministic inference uses, multiplies them by L/(p
++ 1). One sharpens with distance, the other flattens, so turning determinism on gives another model.
 """
 
 import math

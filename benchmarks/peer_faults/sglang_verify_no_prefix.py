@@ -1,7 +1,7 @@
-"""SGLang's split verification gives NaN where a sequence has no keys before the new ones.
+"""SGLang's split verification gives NaN for a sequence without keys before its new ones.
 
 None of its splits has a key then: the largest of their log-sum-exps is −∞, and −∞ − (−∞) is NaN.
-The kernel that it stands in for, `extend_attention_fwd`, has the right output.
+The kernel that it stands in for, `extend_attention_fwd`, gives the right output.
 """
 
 import torch

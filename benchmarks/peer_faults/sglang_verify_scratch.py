@@ -1,8 +1,9 @@
-"""SGLang's split verification multiplies memory that it did not initialise by 0, and adds it up.
+"""SGLang's split verification multiplies uninitialised memory by 0 and adds it to the output.
 
-A split without keys leaves its partial output as `torch.empty` made it, or an earlier batch left
+A split without keys leaves its partial output as `torch.empty` made it, or as an earlier batch left
 it, and has weight 0: where that memory holds a NaN or an infinity, the output is NaN. Sequences of
-up to 96 keys have such splits, for of the 4 or more each takes 32 keys before the next takes any.
+up to 96 keys have such splits, because each of the 4 or more splits takes 32 keys before the next
+takes any.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """PyTorch's Adam on float16 parameters divides by 0 where the gradient is small.
 
-Its second moment, g², and eps, 1e-8, are float16 too, and both round to 0. The fused one
-computes in float32, and does not.
+Its second moment, g², and eps, 1e-8, are float16 too, and both round to 0. The fused Adam computes
+in float32 and does not do this.
 """
 
 import numpy as np

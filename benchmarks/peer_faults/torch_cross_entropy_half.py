@@ -1,6 +1,7 @@
-"""PyTorch's cross-entropy on a CPU rounds log-softmax to its input's dtype on the way.
+"""PyTorch's cross-entropy on a CPU rounds the log-softmax to the input's dtype on the way.
 
-Five losses of ln 2 in bfloat16 are added as rounded; in float32, rounded once, they give another.
+Five losses of ln 2 in bfloat16 are added once rounded; added in float32 and rounded once, they give
+another sum.
 """
 
 import numpy as np

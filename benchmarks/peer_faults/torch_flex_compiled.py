@@ -1,7 +1,7 @@
-"""PyTorch's FlexAttention, compiled for a CPU: C++ that its compiler refuses.
+"""PyTorch's FlexAttention, compiled for a CPU, generates C++ that its compiler rejects.
 
-A mask that reads a tensor, and sizes that are not fixed: at the second size torch.compile makes
-them so by itself.
+This needs a mask that reads a tensor, and dynamic sizes, which torch.compile chooses by itself at
+the second size.
 """
 
 import numpy as np

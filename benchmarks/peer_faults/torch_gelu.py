@@ -1,6 +1,7 @@
-"""PyTorch's GELU and its gradient on a CPU in float32 lose more than their formulas in NumPy do.
+"""PyTorch's float32 GELU on a CPU, and its gradient, lose more than their formulas in NumPy.
 
-Forward where the input is contiguous: of one that is not, another implementation loses no more.
+The forward pass does so where its input is contiguous: for other inputs, another implementation
+loses no more than NumPy.
 """
 
 import math

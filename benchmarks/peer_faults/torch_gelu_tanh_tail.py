@@ -1,7 +1,7 @@
-"""PyTorch's tanh GELU on a CPU: 0.5·x·(1 + tanh u) cancels where tanh u is near −1.
+"""PyTorch's tanh GELU on a CPU loses all precision in the left tail.
 
-At x = −6 nothing is left of it, and of its gradient. x/(1 + exp(−2u)) is the same, and loses
-nothing.
+0.5·x·(1 + tanh u) cancels where tanh u is near −1: at x = −6 nothing is left of it, nor of its
+gradient. x/(1 + exp(−2u)) is the same number, and loses nothing.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
-"""PyTorch's layer norm on a CPU saves the mean and 1/σ in the dtype of its input.
+"""PyTorch's layer norm on a CPU saves the mean and 1/σ in the input's dtype.
 
-In bfloat16 the gradient of a row with a large mean is that of other numbers. In float16 1/σ of a
-constant row is 1/√eps, which passes 65504, the largest number, where eps is less than 2.4e-10: then
-the gradient is NaN.
+In bfloat16, the gradient of a row with a large mean is computed from other numbers than the output
+was. In float16, 1/σ of a constant row is 1/√eps, which exceeds 65504, the largest number, where eps
+is less than 2.4e-10: then the gradient is NaN.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
-"""PyTorch's layer norm on a CPU adds up the gradients of weight and bias row by row in their dtype.
+"""PyTorch's layer norm on a CPU adds up the gradients of weight and bias in their own dtype.
 
-A sum of ones stops at 256 in bfloat16, at 2048 in float16, in each thread, whatever follows.
+It adds row by row: in each thread, a sum of ones stops at 256 in bfloat16 and at 2048 in float16,
+whatever follows.
 """
 
 import torch

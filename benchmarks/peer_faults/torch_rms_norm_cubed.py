@@ -1,7 +1,8 @@
-"""PyTorch's RMSNorm on a CPU: the gradient has the third power of 1/RMS in it.
+"""PyTorch's RMSNorm on a CPU loses the gradient of large rows, by the third power of 1/RMS.
 
-It is the derivative of rsqrt. Of rows near 1e15 it is near 1e-45, the smallest subnormal of
-float32, and has no digits left, while the gradient itself, near 1e-15, has all of them.
+That power is in the derivative of rsqrt. For rows near 1e15 it is near 1e-45, the smallest
+subnormal of float32, and has no digits left, while the gradient itself, near 1e-15, has all of
+them.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""PyTorch's flash attention on a CPU loses a NaN: a query that has one gets the output 0.
+"""PyTorch's flash attention on a CPU loses a NaN: a query that holds one gets the output 0.
 
-Its scores are all NaN, and so is the output of PyTorch's other way to compute it; what was to end a
-run that diverged goes on with zeros.
+Its scores are all NaN, and so is the output of PyTorch's other implementation; a run that has
+diverged, and should stop there, goes on with zeros.
 """
 
 import torch

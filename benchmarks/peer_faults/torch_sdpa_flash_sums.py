@@ -1,7 +1,7 @@
 """PyTorch's flash attention on a CPU adds up dk and dv in their own dtype, 32 queries at a time.
 
-Three blocks of queries whose parts of dv are 512, 1 and −512: in bfloat16, which holds no 513, the
-1 is lost. In float32, rounded once at the end, it is exact.
+Three blocks of queries contribute 512, 1 and −512 to dv: in bfloat16, which has no 513, the 1 is
+lost. Added up in float32 and rounded once at the end, dv is exact.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""PyTorch's gradient of SiLU on a CPU in float32 has 1 − σ(x), which cancels where σ(x) is near 1.
+"""PyTorch's float32 SiLU on a CPU: the gradient's 1 − σ(x) cancels where σ(x) is near 1.
 
-σ(x) + x·σ(x)·σ(−x) is the same, and loses nothing.
+σ(x) + x·σ(x)·σ(−x) is the same number, and loses nothing.
 """
 
 import numpy as np

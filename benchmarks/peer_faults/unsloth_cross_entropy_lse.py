@@ -1,8 +1,8 @@
-"""Unsloth's cross-entropy: the log-sum-exp is rounded, and loss and gradient are made of it.
+"""Unsloth's cross-entropy computes loss and gradient from the rounded log-sum-exp.
 
 Seven logits of 10000 have a loss of ln 7. The log-sum-exp of the other classes is 10001.792, of
-which float32 holds no more than 3 decimals, and the target's logit is subtracted from it; the
-gradient's softmax is exp(x − lse). With the largest logit subtracted first, neither loses anything.
+which float32 keeps at most 3 decimals, and the target's logit is subtracted from it; the gradient's
+softmax is exp(x − lse). With the largest logit subtracted first, neither loses anything.
 """
 
 import numpy as np

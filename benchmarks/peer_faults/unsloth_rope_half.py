@@ -1,8 +1,8 @@
 """Unsloth's rotary embedding multiplies in the dtype of its tables.
 
-With tables in float16 x₂·sin rounds to float16 before the fused multiply-add that takes it from
-x₁·cos, and where the two cancel what is left is that rounding; in float32 the products are exact,
-and the result is rounded once.
+With float16 tables, x₂·sin is rounded to float16 before the fused multiply-add that subtracts it
+from x₁·cos, and where the two cancel, that rounding error is all that is left; in float32 the
+products are exact, and the result is rounded once.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Unsloth's SwiGLU reads a gate that is not contiguous as if it were, and so do its GEGLUs.
+"""Unsloth's SwiGLU and GEGLUs read a gate that is not contiguous as if it were.
 
-Gate and up side by side in one tensor, as a joined projection gives them, are such: the second
-gate is then the first up.
+Gate and up are not contiguous where they lie side by side in one tensor, as a joint projection
+gives them: what is read as the second gate is then the first up.
 """
 
 import numpy as np

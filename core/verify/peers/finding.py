@@ -37,18 +37,20 @@ class Known(NamedTuple):
 
 HALVES = "float16 bfloat16"
 TANH = (
-    "0.5·x·(1 + tanh u) cancels in the left tail, where tanh u is near −1: nothing is left of "
-    "numbers that x/(1 + exp(−2u)) has to full precision"
+    "0.5·x·(1 + tanh u) cancels in the left tail, where tanh u is near −1; x/(1 + exp(−2u)), the "
+    "same number, keeps full precision there"
 )
 ONE_LESS = (
-    "1 − σ(x) cancels in SiLU's gradient where σ(x) is near 1, and what is lost is multiplied by x"
+    "SiLU's gradient is computed with 1 − σ(x), which cancels where σ(x) is near 1; the error is "
+    "then multiplied by x"
 )
 GATE = (
-    "the activated gate is rounded to 16 bits before the product with up, so out has two roundings"
+    "the activated gate is rounded to 16 bits before it is multiplied by up, so out is rounded "
+    "twice"
 )
 OF_GATES = "odd part, one gate, leading axes"
 PROPERTIES = "gradient sums, shift invariance, impossible classes"
 LSE = (
-    "the loss is the log-sum-exp, rounded, minus the target's logit: where logits are large, that "
-    "rounding is all that is left"
+    "the loss is the rounded log-sum-exp minus the target's logit; for large logits, the error of "
+    "that rounding dominates"
 )

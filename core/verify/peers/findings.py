@@ -23,16 +23,16 @@ from twofold.core.verify.peers.table import LIBRARIES
 # Findings outside the contracts, by the script in benchmarks/peer_faults that shows each.
 BY_HAND = {
     "cce_target_logit": "cut-cross-entropy rounds the products of the target's logit to 16 bits, "
-    "but not those in the log-sum-exp; it is judged here with an identity classifier matrix, whose "
-    "products are exact",
-    "flag_gems_sdpa_bias": "where FlagGems' attention is not causal, a float mask is added to "
-    "base-2 logits without the factor log₂ e; other faults stop its cases earlier",
-    "flag_gems_sdpa_mask": "in a boolean mask of FlagGems' attention True hides, where torch's "
-    "shows; the contract finds out by trial which is meant",
-    "sglang_temperature": "SGLang's two extend kernels use different formulas for a temperature by "
-    "position: one sharpens, the other flattens",
-    "sglang_verify_scratch": "SGLang's split verification multiplies by 0 what torch.empty left in "
-    "the memory of splits without keys, which may be NaN",
+    "but not those in the log-sum-exp; here it is judged with the identity as classifier matrix, "
+    "for which products are exact",
+    "flag_gems_sdpa_bias": "FlagGems' attention, where it is not causal, adds a float mask to "
+    "base-2 logits without the factor log₂ e; in its cases other faults show first",
+    "flag_gems_sdpa_mask": "FlagGems' attention hides a key where a boolean mask is True; torch's "
+    "attends it. The contract finds out by trial which is meant",
+    "sglang_temperature": "SGLang's two extend kernels compute a query's temperature from its "
+    "position by different formulas: one sharpens the weights, the other flattens them",
+    "sglang_verify_scratch": "SGLang's split verification multiplies by 0 what torch.empty left "
+    "in the output of splits without keys, which may be NaN",
 }
 KNOWN = tuple(known for library in LIBRARIES for known in library.FOUND)
 

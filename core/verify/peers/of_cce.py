@@ -21,9 +21,9 @@ PEERS = tuple(
 FOUND = (
     Known(
         "cce", ANY, ANY, UNDEFINED,
-        "programs add up what they share by a lock, and release it with no barrier behind what "
-        "their threads store: the next may read the sum too early, and drop what comes late. "
-        "Triton 3.9 puts a barrier there of its own, Triton 3.6 does not",
+        "programs add to a shared sum under a lock, and release it with no barrier after their "
+        "threads' stores: the next program may read the sum before all stores have arrived, and "
+        "so lose the late ones. Triton 3.9 inserts a barrier there; Triton 3.6 does not",
         "cce_lock", "races at element",
     ),
 )  # fmt: skip

@@ -55,8 +55,8 @@ FOUND = tuple(
         *(
             (
                 peer, ANY, ANY, UNDEFINED,
-                "backward adds up 0 times lanes of the weight that a masked load without `other` "
-                "leaves undefined; Triton fills them with 0 for NVIDIA today",
+                "backward multiplies by 0, and adds up, lanes of the weight that a masked load "
+                "without `other` leaves undefined; for NVIDIA, Triton fills them with 0 at present",
                 "fla_layer_norm_undefined", "layer_norm_bwd_kernel",
             )
             for peer in ("fla layer_norm", "fla rms_norm")
@@ -64,8 +64,9 @@ FOUND = tuple(
         ("fla cross_entropy", "float32", "loss", PRECISION, LSE, "fla_cross_entropy_loss"),
         (
             "fla cross_entropy", "float32 bfloat16", f"dlogits, {PROPERTIES}", PRECISION,
-            "the gradient's softmax is exp(x − lse), and lse is rounded: the relative error is "
-            "half a unit in the last place of lse, and logits of 10¹⁵ have no lse but themselves",
+            "the gradient's softmax is exp(x − lse) with lse rounded: its relative error is half "
+            "a unit in the last place of lse, and for logits of 10¹⁵ lse rounds to the largest "
+            "logit itself",
             "fla_cross_entropy_lse",
         ),
     )

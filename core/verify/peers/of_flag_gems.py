@@ -83,13 +83,13 @@ PEERS = tuple(
 
 _MASKED = "masked lanes"
 _FROM_0 = (
-    "the running maximum begins at 0, so that of logits below −104 every exponential is 0: the "
-    "loss is −∞, the gradient NaN"
+    "the running maximum starts at 0, not −∞, so where all logits are below −104 every "
+    "exponential is 0: the loss is −∞ and the gradient NaN"
 )
-_HALVED = "half of x is rounded to float16, which of its least numbers is another number"
+_HALVED = "x/2 is rounded to float16, which is inexact for odd multiples of the smallest subnormal"
 _STRIDED = (
-    "backward takes the gradient for contiguous, as forward makes its inputs, and reads what is "
-    "not its own"
+    "forward makes its inputs contiguous, but backward takes the gradient to be so, unchecked, and "
+    "reads memory that is not the gradient's"
 )
 _CROSS_ENTROPIES = ("flag_gems cross_entropy", "flag_gems cross_entropy, contiguous")
 
@@ -98,55 +98,58 @@ FOUND = tuple(
     for entry in (
         (
             "flag_gems sdpa", ANY, ANY, FAULT,
-            "backward loads rows of the gradient past the last without a mask, and multiplies them "
-            "by 0",
+            "backward loads rows past the end of the gradient without a mask and multiplies them "
+            "by 0; a NaN there survives",
             "flag_gems_sdpa_gradient_rows", "load from DO",
         ),
         (
             "flag_gems sdpa", ANY, ANY, FAULT,
-            "programs are launched for blocks of 128 queries, and in two of three configurations "
-            "write the gradient of 64",
+            "backward launches one program per 128 queries, but in two of its three "
+            "configurations each writes the gradient of only 64; the rest is never written",
             "flag_gems_sdpa_unwritten", "were written by no program",
         ),
         (
             "flag_gems sdpa", ANY, ANY, FAULT,
-            "backward is that of a causal call without a mask, whatever the call was; beside that, "
-            "it rounds keys to the dtype once they are scaled, and float32 products are tf32",
+            "backward always computes the gradients of a causal call without a mask, whatever the "
+            "call was; it also rounds the scaled keys to their dtype, and multiplies float32 in "
+            "tf32",
             "flag_gems_sdpa_backward",
         ),
         (
             "flag_gems sdpa, forward", ANY, ANY, FAULT,
-            "offsets of a head's rows are of 32 bits, and pass 2³¹ where rows are far apart",
+            "offsets of a head's rows are computed in 32 bits, and overflow past 2³¹ where rows "
+            "are far apart",
             "", "int32 overflow",
         ),
         (
             "flag_gems sdpa, forward", ANY, ANY, FAULT,
-            "the heads of the values are found by the strides of the keys: of values that lie "
-            "otherwise in memory it reads others, or past the end",
+            "the heads of the values are addressed with the strides of the keys: where values are "
+            "laid out differently from keys, it reads the wrong values, or past their end",
             "flag_gems_sdpa_strides",
         ),
         (
             "flag_gems softmax", ANY, ANY, UNDEFINED,
-            "backward adds up products of lanes that masked loads without `other` leave undefined; "
-            "Triton fills them with 0 for NVIDIA today",
+            "backward adds up products of lanes that masked loads without `other` leave "
+            "undefined; for NVIDIA, Triton fills them with 0 at present",
             "flag_gems_softmax_undefined", _MASKED,
         ),
         (
             "flag_gems layer_norm, whole blocks", HALVES, "dx, dweight", PRECISION,
-            "mean and 1/std are kept for backward in the dtype of the input",
+            "the mean and 1/std are saved for backward in the input's dtype",
             "flag_gems_layer_norm_half",
         ),
         (
             "flag_gems layer_norm", ANY, "leading axes", FAULT,
-            "backward takes the first axis for the rows and all others together for the columns, "
-            "whatever normalised_shape says: of three axes, rows have each other's statistics, and "
-            "it reads and writes past the end of weight, statistics and gradients",
+            "whatever axes it is told are normalised, backward takes the first axis as rows and "
+            "all others together as columns: with three axes, rows get each other's statistics, "
+            "and it reads and writes past the end of weight, statistics and gradients",
             "flag_gems_layer_norm_batch",
         ),
         (
             "flag_gems layer_norm", ANY, ANY, UNDEFINED,
-            "backward adds up gradients, alone and times weights, in lanes that masked loads "
-            "without `other` leave undefined; Triton fills them with 0 for NVIDIA today",
+            "backward adds up gradients, alone and multiplied by weights, over lanes that masked "
+            "loads without `other` leave undefined; for NVIDIA, Triton fills them with 0 at "
+            "present",
             "flag_gems_layer_norm_undefined", _MASKED,
         ),
         ("flag_gems embedding", ANY, ANY, FAULT, _STRIDED, "", "load from grad_out"),
@@ -157,12 +160,12 @@ FOUND = tuple(
         (
             "flag_gems embedding", "float16", ANY, PRECISION,
             "the gradients of one row are added up in float16; where that overflows, Triton's "
-            "interpreter raises, and a GPU has ∞",
+            "interpreter raises, and a GPU gives ∞",
             "flag_gems_embedding_half",
         ),
         (
             "flag_gems gelu tanh", "float16", "out, dx", PRECISION,
-            f"{TANH}; and {_HALVED}", "flag_gems_gelu_half",
+            f"{TANH}; besides, {_HALVED}", "flag_gems_gelu_half",
         ),
         (
             "flag_gems gelu tanh", "float32 bfloat16", "out, dx", PRECISION,
@@ -192,22 +195,23 @@ FOUND = tuple(
         (
             "flag_gems gelu_and_mul", HALVES, f"out, dgate, dup, {OF_GATES}",
             PRECISION,
-            "backward of the exact form multiplies the gradient with up in their dtype, which "
-            f"rounds or overflows; and of the other, {TANH}",
+            "backward of the exact form multiplies the gradient by up in their dtype, which "
+            f"rounds or overflows; in the tanh form, {TANH}",
             "flag_gems_gelu_and_mul_half",
         ),
         *(
             (
                 peer, ANY, "NaN stays, NaN is seen", FAULT,
-                "what is not greater than 0 is 0, and so is NaN, which torch's ReLU keeps",
+                "everything that is not greater than 0 becomes 0, NaN included; torch's ReLU "
+                "keeps NaN",
                 "flag_gems_relu_nan",
             )
             for peer in ("flag_gems reglu", "flag_gems relu")
         ),
         (
             "flag_gems cross_entropy", ANY, ANY, FAULT,
-            "of logits that are not contiguous nothing is saved for backward, which raises: the "
-            "contiguous copy is asked whether it requires a gradient",
+            "for logits that are not contiguous, backward raises: forward asks their contiguous "
+            "copy, not the logits, whether a gradient is required, and so saves nothing",
             "flag_gems_cross_entropy_strided", "not enough values to unpack",
         ),
         *(
@@ -216,12 +220,12 @@ FOUND = tuple(
             for entry in (
                 (
                     peer, ANY, ANY, FAULT,
-                    "the logit of a target that is to be ignored is read, 100 classes before the "
-                    "row, and times 0 added to the loss",
+                    "the logit of an ignored target, −100, is still read, 100 classes before the "
+                    "row, and is added to the loss multiplied by 0",
                     "flag_gems_cross_entropy_ignored", "out of bounds",
                 ),
                 (
-                    peer, "float32", "loss", FAULT, f"{_FROM_0}; and beside that {LSE}",
+                    peer, "float32", "loss", FAULT, f"{_FROM_0}; besides, {LSE}",
                     "flag_gems_cross_entropy_lse",
                 ),
                 (

@@ -77,12 +77,13 @@ PEERS = (
 )  # fmt: skip
 
 _STRIDED = (
-    "the gradient of logits that are not contiguous is the logits themselves: the contiguous copy "
-    "requires no grad, so the kernel leaves the gradient out"
+    "for logits that are not contiguous, the gradient returned is the logits themselves: their "
+    "contiguous copy requires no grad, so the kernel leaves the gradient out"
 )
 _IN_PLACE = (
-    "it writes the gradient over the logits, as it says, and does not tell autograd, so that "
-    "whatever kept the logits for its own backward goes wrong silently (Liger-Kernel issue 272)"
+    "it overwrites the logits with their gradient, as it says, but does not tell autograd: an "
+    "operation that saved the logits for its own backward silently gives a wrong gradient "
+    "(Liger-Kernel issue 272)"
 )
 _OF_STRIDED = f"dlogits, NaN is seen, {PROPERTIES}"
 _LIGER_CROSS_ENTROPIES = (
@@ -94,14 +95,14 @@ FOUND = tuple(
     for entry in (
         (
             "liger rms_norm, in place", HALVES, "out, dweight, leading axes", PRECISION,
-            "as in Llama of Hugging Face, what is normalised is cast to the dtype of the input "
-            "before the gain: the output is rounded twice, and the gain's gradient is summed from "
-            "rounded numbers",
+            "as in Hugging Face's Llama, the normalised row is cast to the input's dtype before "
+            "it is multiplied by the gain: the output is rounded twice, and the gain's gradient "
+            "is summed from rounded numbers",
         ),
         (
             "liger rms_norm, in place", ANY, "inputs, back again", FAULT,
-            "backward writes dx over the gradient that it is given, as it says; another summand "
-            "has the same gradient, and gets dx",
+            "backward overwrites the gradient that it is given with dx, as it says; in a sum, the "
+            "other summand is given the same tensor, and gets dx as its gradient",
         ),
         (
             "liger cross_entropy", ANY, _OF_STRIDED, FAULT, _STRIDED,
@@ -116,7 +117,7 @@ FOUND = tuple(
         *(
             (
                 peer, HALVES, "loss", PRECISION,
-                "each row's loss is stored in the logits' dtype before they are added",
+                "each row's loss is rounded to the logits' dtype before the losses are added",
                 "liger_cross_entropy_half",
             )
             for peer in _LIGER_CROSS_ENTROPIES
@@ -133,7 +134,8 @@ FOUND = tuple(
             (
                 peer, ANY, "back again", FAULT,
                 "backward multiplies the gradient that forward saved by the loss's, in place, and "
-                "each time anew: a second backward through one graph gives another gradient",
+                "does so each time: a second backward through the same graph gives a different "
+                "gradient",
                 "liger_cross_entropy_twice",
             )
             for peer in _LIGER_CROSS_ENTROPIES
@@ -141,8 +143,9 @@ FOUND = tuple(
         *(
             (
                 peer, ANY, "back again", FAULT,
-                "backward writes the gradients over gate and up, which forward saved, and does not "
-                "tell autograd: a second backward through one graph takes them for gate and up",
+                "backward overwrites gate and up, which forward saved, with their gradients, and "
+                "does not tell autograd: a second backward through the same graph takes these for "
+                "gate and up",
                 "liger_gated_twice",
             )
             for peer in ("liger gelu tanh", "liger swiglu", "liger geglu tanh")
@@ -155,19 +158,20 @@ FOUND = tuple(
         ),
         (
             "liger geglu tanh", HALVES, f"out, dgate, dup, {OF_GATES}", PRECISION,
-            f"{GATE}, as dup and dgate have; and {TANH}", "",
+            f"{GATE}, as are dup and dgate; besides, {TANH}", "",
         ),
         (
             "liger rope", ANY, "inputs, back again", FAULT,
-            "backward turns the gradient that it is given in place, in the layouts that it need "
-            "not copy; another summand has the same gradient, and gets it turned",
+            "backward rotates the gradient that it is given in place, in layouts that it need not "
+            "copy; in a sum, the other summand is given the same tensor, and gets it rotated",
             "liger_rope_gradient",
         ),
         *(
             (
                 peer, ANY, ANY, FAULT,
-                "rows are as far apart as the stride of the axis of positions, which of one "
-                "position may be any: in a batch of several, other rows are turned",
+                "rows are taken to be as far apart as the stride of the axis of positions, which "
+                "can be anything where there is one position: in a batch of several sequences, "
+                "the wrong rows are rotated",
                 "liger_rope_one_position", "_triton_rope",
             )
             for peer in ("liger rope, own gradients", "liger rope")
@@ -176,7 +180,8 @@ FOUND = tuple(
             (
                 peer, HALVES, "q, k, dq, dk, norms, relative position, conjugation inverts",
                 PRECISION,
-                "products and sums are in the dtype of cos and sin, where they cancel as well",
+                "products and sums are computed in the dtype of cos and sin, even where they "
+                "cancel",
                 "liger_rope_half",
             )
             for peer in ("liger rope", "liger rope, own gradients")
@@ -184,7 +189,8 @@ FOUND = tuple(
         (
             "liger softmax", HALVES, "dx, shares add up, nothing in front, leading axes",
             PRECISION,
-            "weights times gradients, and their sum, are in the dtype of the logits",
+            "backward multiplies weights by gradients, and adds the products up, in the dtype of "
+            "the logits",
             "liger_softmax_half",
         ),
     )

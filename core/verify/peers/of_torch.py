@@ -69,12 +69,12 @@ PEERS = (
 )  # fmt: skip
 
 _LOG_SOFTMAX = (
-    "on a CPU it is log_softmax and then nll_loss, and log_softmax is rounded to the logits' dtype "
-    "between them, in backward as well"
+    "on a CPU, it is log_softmax followed by nll_loss; what log_softmax returns is rounded to the "
+    "logits' dtype in between, in backward as well"
 )
 _ADAM = (
-    "each operation of a step rounds to the parameters' dtype; in float16 eps and small squares "
-    "are 0, and the quotient is infinite or NaN"
+    "each operation of a step rounds to the parameters' dtype; in float16, eps and small squares "
+    "become 0, and the quotient infinite or NaN"
 )
 
 FOUND = tuple(
@@ -82,37 +82,40 @@ FOUND = tuple(
     for entry in (
         (
             "sdpa flash", ANY, "NaN is seen", FAULT,
-            "on a CPU a query that has a NaN gets the output 0",
+            "on a CPU, the output of a query that holds a NaN is 0, not NaN",
             "torch_sdpa_flash_nan",
         ),
         (
             "sdpa flash", HALVES, "dk, dv", PRECISION,
-            "dk and dv are added up in their own dtype, 32 queries at a time: rounded once for "
-            "each block, not once; a small part beside large ones that cancel is lost",
+            "dk and dv are added up in their own dtype, 32 queries at a time, so they are rounded "
+            "once per block instead of once; a small contribution beside large ones that cancel "
+            "is lost",
             "torch_sdpa_flash_sums",
         ),
         (
             "flex compiled", "float32", ANY, FAULT,
-            "with a mask that reads a tensor and sizes that are not fixed it cannot be compiled "
-            "for a CPU: an assertion of its own fails, or the C++ that it generates is refused",
+            "with a mask that reads a tensor and with dynamic sizes, it cannot be compiled for a "
+            "CPU: an internal assertion fails, or the C++ compiler rejects the generated code",
             "torch_flex_compiled",
         ),
         (
             "torch layer_norm", HALVES, "dx, dweight, gradient sums, leading axes", FAULT,
-            "on a CPU the mean and 1/σ are saved in the dtype of the input: the gradient is that "
-            "of other numbers, and NaN where 1/σ passes the largest float16",
+            "on a CPU, the mean and 1/σ are saved in the input's dtype: the gradient is computed "
+            "from other numbers than the output was, and is NaN where 1/σ exceeds the largest "
+            "float16",
             "torch_layer_norm_half",
         ),
         (
             "torch layer_norm", HALVES, "dbias", FAULT,
-            "on a CPU the gradients of weight and bias are added up row by row in their own dtype: "
-            "a sum of ones stops at 256 in bfloat16, at 2048 in float16, in each thread",
+            "on a CPU, the gradients of weight and bias are added up row by row in their own "
+            "dtype: in each thread, a sum of ones stops at 256 in bfloat16 and at 2048 in float16",
             "torch_layer_norm_sums",
         ),
         (
             "torch rms_norm", "float32 bfloat16", "dx, leading axes", FAULT,
-            "on a CPU the gradient is that of rsqrt, with the third power of 1/RMS in it: of rows "
-            "above 1e12 or so a subnormal, and then 0, where the gradient itself is neither",
+            "on a CPU, the gradient is computed through that of rsqrt, and so with the third "
+            "power of 1/RMS: for rows above 1e12 or so this is subnormal, and further up 0, where "
+            "the gradient itself is neither",
             "torch_rms_norm_cubed",
         ),
         (
@@ -121,8 +124,9 @@ FOUND = tuple(
         ),
         (
             "torch gelu", "float32", "out, dx", PRECISION,
-            "on a CPU, of a contiguous input, it is off by 3.4e-7 of itself, its formula in "
-            "float32 by a third of that; and the gradient by up to 2.4e-7, twice as much",
+            "on a CPU, for a contiguous input, its relative error reaches 3.4e-7, three times "
+            "that of its formula in float32; the gradient is off by up to 2.4e-7, twice as much "
+            "as its formula",
             "torch_gelu",
         ),
         ("torch silu", "float32", "dx", PRECISION, ONE_LESS, "torch_silu_gradient"),

@@ -67,14 +67,15 @@ PEERS = (
     ),
 )  # fmt: skip
 
-_BOTH_ROUNDED = f"{GATE}, as dup and dgate have"
+_BOTH_ROUNDED = f"{GATE}, as are dup and dgate"
 
 FOUND = tuple(
     Known(*entry)
     for entry in (
         (
             "unsloth cross_entropy", "float32", "loss, dlogits", PRECISION,
-            f"{LSE}; and the gradient's softmax is exp(x − lse)", "unsloth_cross_entropy_lse",
+            f"{LSE}, and likewise in the gradient's softmax, exp(x − lse)",
+            "unsloth_cross_entropy_lse",
         ),
         ("unsloth swiglu, contiguous", "float32", "dgate, odd part", PRECISION, ONE_LESS),
         (
@@ -83,19 +84,20 @@ FOUND = tuple(
         ),
         (
             "unsloth geglu tanh, contiguous", HALVES, f"out, dgate, dup, {OF_GATES}",
-            PRECISION, f"{_BOTH_ROUNDED}; and {TANH}",
+            PRECISION, f"{_BOTH_ROUNDED}; besides, {TANH}",
         ),
         (
             "unsloth swiglu, strided", ANY, ANY, FAULT,
-            "gate and up are read as if they were contiguous, whatever their strides: of halves "
-            "of one tensor, other numbers than theirs; so do its GEGLUs, and none says so",
+            "gate and up are read as if they were contiguous, whatever their strides: for the "
+            "halves of one tensor, the wrong numbers are read. Its GEGLUs do the same, and none "
+            "of them says so",
             "unsloth_swiglu_strided",
         ),
         (
             "unsloth rope", HALVES,
             "q, k, dq, dk, norms, relative position, conjugation inverts", PRECISION,
-            "x·sin is rounded to the dtype of the tables before it is added, where the sum "
-            "cancels as well",
+            "x·sin is rounded to the dtype of the tables before it is added, even where the sum "
+            "cancels",
             "unsloth_rope_half",
         ),
     )
