@@ -1,9 +1,9 @@
 """Scripts that need a GPU, run on what Python takes for one: `python tests/rehearsed.py FOLDER`.
 
-A GPU is lent rarely and for minutes: what ends a script there because of a name or an argument is
-to be found here. Tensors say that they are on a GPU and lie on the CPU, kernels are interpreted,
-Hopper's own are torch's, a CUDA graph is the function it was captured from, and nothing is compiled
-by torch. Tensors are tiny, whatever their problem is called. Results are in FOLDER, by script.
+Time on a GPU is dear: a name or an argument that would end a script there should be found here.
+Tensors say that they are on a GPU and lie on the CPU, kernels are interpreted, those for Hopper are
+replaced by torch's, a CUDA graph is the function it was captured from, and torch compiles nothing.
+Tensors are tiny, whatever their problem is called. Results are written to FOLDER, by script.
 """
 
 from __future__ import annotations
