@@ -47,8 +47,8 @@ class Captured:
     def __call__(self) -> None:
         """Do what the function does, with what now lies in the buffers it reads."""
         if self.graph is None and self.runs < EAGER:
-            self.runs += 1
             self.function()
+            self.runs += 1  # one that fails has not compiled all
             return
         if self.graph is None:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
