@@ -47,8 +47,8 @@ class Captured:
     def __call__(self) -> None:
         """Have the function's effect, on what its buffers now hold."""
         if self.graph is None and self.runs < EAGER:
-            self.runs += 1
             self.function()
+            self.runs += 1  # one that fails has not compiled all
             return
         if self.graph is None:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()

@@ -115,7 +115,7 @@ def test_a_batch_is_that_of_its_number_whenever_it_is_made(word_dropout, graded)
     for step in rng.permutation(15):
         found, targets = feed.batch(int(step) + 1)
         assert np.array_equal(np.concatenate(found), expected[step][0])
-        assert np.array_equal(targets, expected[step][1])
+        assert np.array_equal(targets, expected[step][1]) and len(found) == len(targets)
     undropped = [Feed(examples, recipe, None).batch(s + 1)[0] for s in range(15)]  # are no words
     words = [[tuple(x) for batch in undropped[e : e + 5] for x in batch] for e in (0, 5, 10)]
     assert all(sorted(w) == sorted(tuple(x) for x in inputs) for w in words)
@@ -192,6 +192,13 @@ def test_batches_are_made_one_after_the_other():
 
     assert len(list(ahead(make, range(9)))) == 9
     assert set(most) == {1}
+
+
+def test_batches_that_nobody_wants_any_more_leave_no_thread():
+    batches = ahead(lambda n: time.sleep(0.05), range(9))
+    next(batches)
+    batches.close()
+    assert not any(thread.name.startswith("twofold-feed") for thread in threading.enumerate())
 
 
 def test_what_making_a_batch_raises_is_raised_in_its_place():

