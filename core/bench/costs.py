@@ -52,15 +52,19 @@ def decode(B: int, H: int, K: int, M: int, N: int, D: int, b: int) -> dict[str, 
     return {"forward": Cost((2 * B * K * N + 2 * B * H * M) * D * b, 4.0 * B * H * M * N * D)}
 
 
-def layer_norm(R: int, C: int, b: int, residual: bool = False) -> dict[str, Cost]:
-    """x and out; backward x, dout and dx. A residual is read too, and the sum written."""
-    forward, backward = (4, 4) if residual else (2, 3)
+def layer_norm(R: int, C: int, b: int, fused: bool = False) -> dict[str, Cost]:
+    """x and out; backward x, dout and dx.
+
+    Fused with dropout and a residual, forward also reads the residual and writes the sum, which
+    backward reads in place of x; dx and dresidual then differ by the mask.
+    """
+    forward, backward = (4, 4) if fused else (2, 3)
     return {"forward": Cost(forward * R * C * b), "backward": Cost(backward * R * C * b)}
 
 
-def rms_norm(R: int, C: int, b: int, residual: bool = False) -> dict[str, Cost]:
-    """The bytes of layer norm, from which it differs only in vectors, which do not count."""
-    return layer_norm(R, C, b, residual)
+def rms_norm(R: int, C: int, b: int, fused: bool = False) -> dict[str, Cost]:
+    """The bytes of layer norm; fused with a residual alone, dx is dresidual."""
+    return {**layer_norm(R, C, b, fused), "backward": Cost(3 * R * C * b)}
 
 
 def linear(R: int, C: int, F: int, b: int, activation: bool = False) -> dict[str, Cost]:
