@@ -97,7 +97,7 @@ def together(before: Found, result: Found) -> Found:
 
 
 def measured(result: Found) -> set[str]:
-    """Return what a result has: operators, precisions, models, parts, calls, or lists by name."""
+    """Return what a result has: operators, runs, models, parts, calls, or lists by name."""
     lists = {name for name, x in result.items() if isinstance(x, list)} - ASIDE - TOLD_BY.keys()
     entries = {_part(x) for x in result.get("parts", ())} | set(_calls(result))
     models = {_model(title) for title in _titled(result, "races")}
@@ -121,7 +121,9 @@ def _calls(result: Found) -> Iterator[str]:
 
 def about(entry: Found) -> str:
     """Return what an entry of a list is of."""
-    return str(entry.get("operator", entry.get("precision")))
+    if "operator" in entry:
+        return str(entry["operator"])
+    return f"{entry.get('precision')}, seed {entry.get('seed')}"  # a mean needs all of them
 
 
 def only(result: Found, wanted: set[str]) -> Found:

@@ -121,6 +121,14 @@ def test_a_result_that_lacks_what_pages_have_is_not_put_there(collect, tmp_path,
     assert found["carried"] == [carried] and found["ran_on"] == ON and "note" not in found
 
 
+def test_runs_of_fewer_seeds_are_not_put_there(collect, tmp_path, capsys):
+    runs = [{"precision": "float32", "seed": seed, "test_accuracy": 0.8} for seed in (0, 1)]
+    write(tmp_path / "gpu", **{"train-movie-A-GPU-2026-01-01": {"ran_on": OLDER, "runs": runs}})
+    new = write(tmp_path / "one", **{"train-movie": {"ran_on": ON, "runs": runs[:1]}})
+    assert collect.collect([new], False) == []
+    assert "lacks float32, seed 1, which" in capsys.readouterr().out
+
+
 def test_nothing_is_carried_over_from_other_versions(collect, tmp_path):
     old = {"ran_on": OLDER | {"torch": "2.10.0"}, "groups": {"all": {"L=1": {}, "L=2": {}}}}
     write(tmp_path / "gpu", **{"attention_tuning-A-GPU-2026-01-01": old})
