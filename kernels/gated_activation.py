@@ -34,7 +34,7 @@ class Tile(NamedTuple):
     block_c: int
 
 
-# (most columns, tile): a thread has eight elements, which two-byte ones fill a wide access with.
+# (most columns, tile): a thread has eight elements; of two bytes each, they fill a wide access.
 TILES = (
     (256, Tile(8, 128)),
     (2**31 - 1, Tile(1, 1024)),
@@ -134,8 +134,8 @@ def forward(
     """Activate the gate and multiply by it, element by element.
 
     Arguments and results are those of `reference.gated_activation.forward`; gate and up in float16,
-    bfloat16 or float32, any strides (copied only if their rows are no single stride apart). `tile`
-    overrides the table's choice.
+    bfloat16 or float32, any strides (copied only if their rows do not have one common stride).
+    `tile` overrides the table's choice.
     """
     check(gate, up, kind)
     precision.supported("gate", gate)
@@ -167,7 +167,7 @@ def _launch(
     kind: str,
     tile: Tile | None,
 ) -> None:
-    """Run a kernel on the rows of tensors of one shape, if they have elements."""
+    """Run a kernel on the rows of tensors of one shape, unless they are empty."""
     if not written[0].numel():
         return
     C = written[0].shape[-1]

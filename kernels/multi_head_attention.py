@@ -47,7 +47,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those that were None, and for what is not made."""
+    """Gradients of the arguments; None for those that were None or are not computed."""
 
     dx: torch.Tensor | None
     dcontext: torch.Tensor | None
