@@ -122,7 +122,7 @@ def forward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(2) out = f(x), for BLOCK elements; there is no bias."""
+    """(2) out = f(x), for BLOCK elements, without a bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     tl.store(out_ptr + index, activate(x, KIND).to(out_ptr.dtype.element_ty), mask=index < n)
@@ -137,7 +137,7 @@ def backward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(2) dx = dout·f′(x), for BLOCK elements; there is no bias."""
+    """(2) dx = dout·f′(x), for BLOCK elements, without a bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     dout = tl.load(dout_ptr + index, mask=index < n, other=0.0).to(tl.float32)

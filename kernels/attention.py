@@ -208,7 +208,7 @@ def forward(
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
-    """Let every query gather the values of the keys it attends to.
+    """Return, for every query, the weighted sum of the values of the keys it attends to.
 
     Arguments and results are those of `reference.attention.forward`, in float16, bfloat16 or
     float32, any strides; the functions of `score_mod` are `@triton.jit` functions, called on

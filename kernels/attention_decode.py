@@ -308,7 +308,7 @@ def forward(
     split: int | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let every query gather the values of its sequence's keys.
+    """Return, for every query, the weighted sum of the values of its sequence's keys.
 
     Arguments and results are those of `reference.attention_decode.forward`, in float16, bfloat16 or
     float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,

@@ -213,7 +213,7 @@ def forward(
     out_dtype: str | torch.dtype | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let every query gather the values of the keys it attends to.
+    """Return, for every query, the weighted sum of the values of the keys it attends to.
 
     Arguments and results are those of `reference.attention_fp8.forward`: q, k and v in
     float8_e4m3fn, any strides, scales in float32. `out_dtype` is "bfloat16" by default, "float16"

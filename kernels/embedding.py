@@ -232,7 +232,7 @@ def backward(
     """Return dtable: each row the sum of the gradients of the places that looked it up.
 
     Arguments and results are those of `reference.embedding.backward`; `into` may have any strides
-    and any dtype there is a kernel for. `tile` overrides the table's choice.
+    and any dtype that kernels take. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)

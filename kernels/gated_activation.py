@@ -50,7 +50,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of gate and up, shaped as they are."""
+    """Gradients of gate and up, with their shapes."""
 
     dgate: torch.Tensor
     dup: torch.Tensor
@@ -150,7 +150,7 @@ def backward(
     """Return dgate = dout·up·f′(gate) and dup = dout·f(gate).
 
     Arguments and results are those of `reference.gated_activation.backward`, in any strides; `into`
-    may have any dtype there is a kernel for. `tile` overrides the table's choice.
+    may have any dtype that kernels take. `tile` overrides the table's choice.
     """
     gate, up, kind = cache
     precision.gradient("dout", dout, gate)

@@ -290,7 +290,7 @@ def backward(
     """Return the gradients of x, residual, weight and bias.
 
     Arguments and results are those of `reference.layer_norm.backward`; `into` may have any strides
-    and any dtype there is a kernel for. `tile` overrides the table's choice.
+    and any dtype that kernels take. `tile` overrides the table's choice.
     """
     precision.gradient("dout", dout, cache.h)
     if dh is not None:

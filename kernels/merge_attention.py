@@ -64,7 +64,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of outs and lses, shaped as they are."""
+    """Gradients of outs and lses, with their shapes."""
 
     douts: torch.Tensor
     dlses: torch.Tensor

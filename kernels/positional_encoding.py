@@ -175,7 +175,7 @@ def backward(
     """Return the gradients of both tables: sums over the places that looked a row up.
 
     Arguments and results are those of `reference.positional_encoding.backward`; `into` may have any
-    strides and any dtype there is a kernel for. `tile` overrides the table's choice.
+    strides and any dtype that kernels take. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)

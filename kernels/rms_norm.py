@@ -186,7 +186,7 @@ def backward(
     """Return the gradients of x, residual and weight.
 
     Arguments and results are those of `reference.rms_norm.backward`; `into` may have any strides
-    and any dtype there is a kernel for. `tile` overrides the table's choice.
+    and any dtype that kernels take. `tile` overrides the table's choice.
     """
     precision.gradient("dout", dout, cache.h)
     if dh is not None:

@@ -48,7 +48,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of q and k, shaped as they are."""
+    """Gradients of q and k, with their shapes."""
 
     dq: torch.Tensor
     dk: torch.Tensor
