@@ -126,7 +126,7 @@ def dk_dv_kernel(
     dv = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask:
     # they affect only their own rows of dk and dv, which are stored as 0. Nor do queries past the
-    # end of the last tile: their q and dout are loaded as 0.
+    # end, in the last tile: their q and dout are loaded as 0.
     length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)
     last = tl.minimum(first + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(

@@ -110,7 +110,7 @@ def queries_of(starts, b, M):
 
 @triton.jit
 def load_queries(x, keys, heads, rows, columns, D: tl.constexpr):
-    """Load rows, (0) rotated by the angles of their positions; before the first key not rotated.
+    """Load rows, (0) rotated by the angles of their positions, except those before the first key.
 
     Where nothing is rotated, `turned` returns what was loaded.
     """

@@ -61,7 +61,7 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *MASKED.items())
 
 
 def choose_tile(rows: int, head_dim: int, element_size: int, *, masked: bool = False) -> Tile:
-    """Return the tables' tile for the rows of a head of keys, a head_dim and bytes per element.
+    """Return the tables' tile for this many rows per head of keys, a head_dim and a dtype's size.
 
     `masked` says that there is a bias, a mask of any kind, dropout, or rotary positions.
     """

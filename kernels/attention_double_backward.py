@@ -218,8 +218,8 @@ def keys_kernel(
     key, q_end = seq.k_first + start, seq.q_first + seq.M
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Key j is seen by queries j − shift − ahead … j − shift + behind. Queries past the end of the
-    # last tile have weights, but add 0.
+    # Key j is seen by queries j − shift − ahead … j − shift + behind. In the last tile, those past
+    # the end have weights, but add 0.
     length = tl.where(start < seq.present, seq.M, 0)
     last = tl.minimum(start + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(
@@ -289,7 +289,7 @@ def backward(
         "SCORE_SLOPE": None if mod is None else mod.derivative,
         "SCORE_BEND": None if mod is None else mod.second_derivative,
     }
-    # Arrays that a function of the scores reads count as a mask does beside dropout's draws.
+    # Beside dropout's draws, arrays that a function of the scores reads count as a mask does.
     bytes_beside = mod is not None and len(mod.args) > 0
     masked = options.mask is not None or options.block_mask is not None or bytes_beside
     most = SLICE if options.dropout_p > 0.0 and masked else MOST_SUMMED

@@ -25,7 +25,7 @@ def features(first, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
 
 @triton.jit
 def zeros(ROWS: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
-    """Return zero sums."""
+    """Return sums that are still 0."""
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     if TAIL_D is None:
         return (acc,)

@@ -92,7 +92,7 @@ def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -
 
 
 def plain(options: Options, rows: int, head_dim: int) -> bool:
-    """Return whether a call has enough rows, a positive scale, and no option but `causal`."""
+    """Return whether a call has enough rows and no options but a positive scale and `causal`."""
     others = (x for name, x in options._asdict().items() if name not in ITS_OPTIONS)
     return (
         rows >= LEAST_ROWS.get((head_dim, bool(options.causal)), math.inf)

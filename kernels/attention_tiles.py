@@ -113,7 +113,7 @@ AMD: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(64, 64, 4, 1),
     ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
 }
-# With two stages, heads that share keys and dropout, this tile stops AMD's compiler.
+# With two stages, heads that share keys, and dropout, AMD's compiler fails on this tile.
 AMD_GROUPED: dict[Key, Tile] = {**AMD, ("dk_dv", 2, 32): Tile(32, 64, 4, 1)}
 # Rows that do not begin at multiples of 16 elements need an address for each element, and 512
 # features fill the registers: tiles that none of the kernels spills on any GPU, by bytes of an

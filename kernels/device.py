@@ -11,7 +11,7 @@ from triton.runtime import driver
 
 
 def architecture() -> str:
-    """Return the current device's, such as "sm_90" or "gfx942"; "" in Triton's interpreter.
+    """Return the current device's architecture, "sm_90" or "gfx942"; "" if Triton interprets.
 
     It is the one that Triton compiles for, even if the device itself is absent.
     """

@@ -173,7 +173,7 @@ def _launch(
     C = written[0].shape[-1]
     R = written[0].numel() // C
     tile = tile or choose_tile(C)
-    rows = [x.reshape(R, C) for x in (*read, *written)]  # views, if a single stride apart
+    rows = [x.reshape(R, C) for x in (*read, *written)]  # views, if their stride is the same
     kernel[(triton.cdiv(R, tile.block_r) * triton.cdiv(C, tile.block_c),)](
         *rows,
         *(x.stride() for x in rows),

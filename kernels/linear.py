@@ -220,8 +220,8 @@ def backward(
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
 
     Arguments and results are those of `reference.linear.backward`; `into` may have any strides and
-    any dtype that kernels take: float32 keeps the sums without rounding. `tile` overrides the
-    table's choice.
+    any dtype that kernels take: float32 keeps the sums unrounded. `tile` overrides the table's
+    choice.
     """
     checks.flags(of_x=of_x, of_weight=of_weight, of_bias=of_bias)
     checks.floating(x=cache.x, dout=dout)

@@ -97,7 +97,7 @@ def load_lse(s, lses_at, lses_part, inside):
 
 @triton.jit
 def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Return rows' largest lse, Σ_s exp(lse_s − top) and 1/Σ: LEAST, 0, 1 if all are left out."""
+    """Return rows' top lse, Σ_s exp(lse_s − top) and 1/Σ: LEAST, 0, 1 if all are left out."""
     # (1) log-sum-exp: the largest lse, or LEAST, so that −∞ − top is −∞ and not NaN
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     for start in range(0, S, BLOCK_S):

@@ -91,7 +91,7 @@ def forward_kernel(
         inside = (rows < stop) & (columns < D)[None, :]
         x = tl.load(x_at + rows.to(tl.int64) * x_strides[1], mask=inside, other=0.0)
         x = x.to(tl.float32)
-        # (3) maximum, so far and for each row of registers, the first that attains it; (2) sum
+        # (3) maximum so far of each row of registers, and where it is first; (2) mean: the sum
         if MAX:
             larger = (x > top) | ((x != x) & (top == top))
             take = inside & larger

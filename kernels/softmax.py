@@ -232,7 +232,7 @@ def _launch(
     C = written.shape[-1]
     R = written.numel() // C
     tile = tile or choose_tile(C)
-    rows = [x.reshape(R, C) for x in read]  # views, if a single stride apart
+    rows = [x.reshape(R, C) for x in read]  # views, if their stride is the same
     kernel = whole if tile.block_c is None else long
     kernel[(triton.cdiv(R, tile.block_r),)](
         *rows,

@@ -369,7 +369,7 @@ def backward(dloss: torch.Tensor | float, cache: Cache) -> Gradients:
     saved = checks.kept("cache.dlogits", cache.dlogits)
     check_backward(dloss, saved, cache.per_row)
     precision.on_current_device("cache.dlogits", saved)
-    if isinstance(dloss, float | int):  # filled in on the GPU: for a copy the host would wait
+    if isinstance(dloss, float | int):  # filled in on the device: for a copy the host would wait
         dloss = torch.full((), dloss, dtype=torch.float32, device=saved.device)
     dloss = torch.as_tensor(dloss, device=saved.device)
     dlogits, n = torch.empty_like(saved), saved.numel()
