@@ -32,7 +32,7 @@ SATURATED = 10.0  # beyond ±10, gelu_tanh is 0 or z to 1e-37
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: z, what `activate` kept for `activate_grad`, and the arguments."""
+    """z, what `activate` kept for `activate_grad`, the kind, whether there is a bias, x's dtype."""
 
     z: Array
     kept: Array | None

@@ -301,7 +301,7 @@ def fold_groups(x: Array, k: Array) -> Array:
 
 
 def scaled_transpose(k: Array, scale: float) -> Array:
-    """Return kᵀ·scale, (B, K, D, N), in C order, which is faster in BLAS if small."""
+    """Return kᵀ·scale, (B, K, D, N), in C order, with which BLAS multiplies small ones faster."""
     return np.asarray(np.multiply(k.mT, k.dtype.type(scale), order="C"))
 
 

@@ -95,7 +95,7 @@ def weights(
             key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, rotary, block_mask,
             block_size: as they were given to `attention.forward`.
         rows: the queries of interest, all by default; `slice(-1, None)` is the last one. With
-            packed sequences they are taken of max_seqlen_q, from each. Memory and time grow with
+            packed sequences it slices max_seqlen_q queries of each. Memory and time grow with
             their number; all other arguments are those of the whole call.
 
     Returns:

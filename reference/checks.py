@@ -228,7 +228,7 @@ def gradient(name: str, x: Any, expected: tuple[int | str, ...], dtype: Any = No
 
 
 def into(given: Into, **shapes: tuple[int, ...] | None) -> tuple[Any, ...]:
-    """Return the arrays that gradients are to be written into, one a name; None for a new one.
+    """Return the array that each named gradient is to be written into; None for a new one.
 
     Args:
         given: an array or None for each name, or None for all.
