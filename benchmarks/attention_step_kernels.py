@@ -27,16 +27,16 @@ LN_2 = tl.constexpr(math.log(2.0))
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel on the way; every flag is a step.
+    """One kernel on the way; each flag is a step.
 
     Attributes:
         exp2: log₂e is folded into the scale, and exp becomes exp2.
         skip: tiles that no query of a program attends to are not visited.
         edges: masks are applied only in tiles that need them.
-        table: tiles are those of the present kernel's table.
+        table: tiles come from the present kernel's table.
         long_first: programs with the most keys begin first.
-        descriptors: tiles are copied by the unit for whole tiles (TMA), which needs no addresses.
-        persistent: as many programs as fit, each taking one block after the other.
+        descriptors: the Tensor Memory Accelerator (TMA) copies whole tiles, without addresses.
+        persistent: as many programs as fit, each taking one block after another.
     """
 
     exp2: bool = False
@@ -48,13 +48,13 @@ class Step:
     persistent: bool = False
 
     def tile(self, head_dim: int) -> Tile:
-        """Return the tile of forward: the same for all before the table."""
+        """Return the tile of forward: the same for all steps before the table."""
         if self.table:
             return choose_tile("forward", head_dim, 2, architecture=architecture())
         return Tile(64, 64 if head_dim <= 128 else 32, 4, 2)
 
     def constants(self, causal: bool) -> dict[str, bool]:
-        """Return the flags as the kernel has them."""
+        """Return the flags as the kernel's arguments."""
         return {
             "CAUSAL": causal,
             "EXP2": self.exp2,
@@ -140,7 +140,7 @@ def attend(
     end = N
     if SKIP:
         end = tl.minimum(N, first + BLOCK_M)
-    full = 0  # keys before this one are seen by all queries
+    full = 0  # all queries see the keys before this one
     if EDGES:
         full = end // BLOCK_N * BLOCK_N
         if CAUSAL:
@@ -196,7 +196,7 @@ def step_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum dk and dv of BLOCK_N keys over the queries, and add to dq what these keys give it.
+    """Sum dk and dv of BLOCK_N keys over the queries, and add what these keys contribute to dq.
 
     Tiles are (keys, queries).
     """
@@ -239,7 +239,7 @@ PROGRAMS = 264  # of a persistent grid: two on each multiprocessor of an H100
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-    """Give descriptors that a kernel makes a place in memory."""
+    """Allocate memory for the descriptors that a kernel makes."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -292,7 +292,7 @@ def backward(
 
 
 class _Attention(torch.autograd.Function):
-    """A step as torch differentiates it; its backward is the kernel with atomics."""
+    """A step as a function that torch can differentiate; backward is the kernel with atomics."""
 
     @staticmethod
     def forward(ctx: Any, step: Step, q: Any, k: Any, v: Any, scale: float, causal: bool) -> Any:
@@ -311,7 +311,7 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(step: Step) -> Any:
-    """Return a step as a plain call."""
+    """Return a step as a plain function."""
 
     def call(
         q: Any, k: Any, v: Any, softmax_scale: float | None = None, causal: bool = False
@@ -328,7 +328,7 @@ def attention(step: Step) -> Any:
 def materialised(
     q: Any, k: Any, v: Any, softmax_scale: float | None = None, causal: bool = False
 ) -> Any:
-    """softmax(q·kᵀ·scale)·v with scores and weights in memory, a kernel for each operation."""
+    """softmax(q·kᵀ·scale)·v with scores and weights in memory, one kernel per operation."""
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     s = (q @ k.mT) * scale
     if causal:
@@ -337,8 +337,8 @@ def materialised(
     return torch.softmax(s, dim=-1) @ v
 
 
-# The way, each with what came before; the first is `materialised`, and after the last comes the
-# present kernel.
+# The steps, each on top of those before it; `materialised` comes before the first, and the present
+# kernel after the last.
 IN_MEMORY = "scores in memory"
 STEPS: dict[str, Step] = {
     "one pass": Step(),
@@ -349,10 +349,10 @@ STEPS: dict[str, Step] = {
     "long rows first": Step(exp2=True, skip=True, edges=True, table=True, long_first=True),
 }
 ALL = STEPS["long rows first"]
-# Beside the way, each with all of it: what the present kernel does not do.
+# Besides these, each on top of all of them: what the present kernel does not do.
 ASIDE: dict[str, Step] = {
     "descriptors": replace(ALL, descriptors=True),
     "descriptors, persistent": replace(ALL, descriptors=True, persistent=True),
 }
-# Those of backward, and whether they leave out tiles of which nothing is seen; then the present.
+# The steps of backward, and whether they skip tiles where nothing is seen; then the present.
 BACKWARD_STEPS = {"one kernel, atomics": False, "one kernel, atomics, no masked tiles": True}

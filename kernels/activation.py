@@ -29,9 +29,9 @@ from twofold.reference import activation, checks
 from twofold.reference.activation import check
 
 BLOCK = 1024
-BLOCK_R, BLOCK_C = 16, 128  # the tile of what has a bias
-STAGES = 3  # backward asks for two tiles before it works on one: few programs keep memory busy
-ENOUGH_PROGRAMS = 2048  # of which a large GPU has about half at a time
+BLOCK_R, BLOCK_C = 16, 128  # the tile of the kernels with a bias
+STAGES = 3  # backward loads two tiles ahead, so that few programs keep memory busy
+ENOUGH_PROGRAMS = 2048  # a large GPU runs about half of them at a time
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_2PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
 # a = LINEAR·z + CUBIC·z³
@@ -100,7 +100,7 @@ def normal_cdf(z):
 
 @triton.jit
 def sigmoid(z):
-    """Return σ(z) and σ′(z) by e⁻|ᶻ|, which cannot overflow."""
+    """Return σ(z) and σ′(z), computed from e⁻|ᶻ|, which cannot overflow."""
     decay = tl.exp(-tl.abs(z))
     near = 1.0 / (1.0 + decay)
     far = decay * near  # not 1 − near, which would cancel
@@ -109,7 +109,7 @@ def sigmoid(z):
 
 @triton.jit
 def tanh_decay(z):
-    """Return e⁻²ᵃ, beyond ±SATURATED as there: it only shows at 0 or z to 1e-37 then."""
+    """Return e⁻²ᵃ with z clamped to ±SATURATED, beyond which gelu_tanh is 0 or z to 1e-37."""
     z = tl.clamp(z, -SATURATED, SATURATED, propagate_nan=tl.PropagateNan.ALL)
     return tl.exp(-z * (2 * LINEAR + 2 * CUBIC * z * z))
 
@@ -122,7 +122,7 @@ def forward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(2) out = f(x), for BLOCK elements; there is no bias."""
+    """(2) out = f(x), for BLOCK elements, without a bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     tl.store(out_ptr + index, activate(x, KIND).to(out_ptr.dtype.element_ty), mask=index < n)
@@ -137,7 +137,7 @@ def backward_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(2) dx = dout·f′(x), for BLOCK elements; there is no bias."""
+    """(2) dx = dout·f′(x), for BLOCK elements, without a bias."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index, mask=index < n, other=0.0).to(tl.float32)
     dout = tl.load(dout_ptr + index, mask=index < n, other=0.0).to(tl.float32)
@@ -195,7 +195,7 @@ def bias_backward_kernel(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dx = dout·f′(x + bias) in a share of the rows of BLOCK_C columns; its sum over those rows."""
+    """dx = dout·f′(x + bias) of a share of the rows, BLOCK_C columns; its sum over those rows."""
     share = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     dbias = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -267,8 +267,8 @@ def forward(
 def backward(dout: torch.Tensor, cache: Cache, *, split: int | None = None) -> Gradients:
     """Return dx = dout·f′(x + bias) and, with a bias, dbias = Σ dx over the rows.
 
-    Arguments and results are those of `reference.activation.backward`. `split` overrides the choice
-    of how many shares of the rows are summed apart.
+    Arguments and results are those of `reference.activation.backward`. `split` overrides the number
+    of shares of the rows that are summed separately.
     """
     precision.gradient("dout", dout, cache.x)
     if split is not None:
@@ -298,7 +298,7 @@ def differentiate(
     dbias: torch.Tensor | None,
     split: int,
 ) -> None:
-    """Write dx = dout·f′(x + bias), where there is an f, and its sum over the rows.
+    """Write dx = dout·f′(x + bias), if there is an activation f, and its sum over the rows.
 
     All but bias and dbias are (R, C), x and dx contiguous; the rows are summed in at most `split`
     shares.

@@ -71,14 +71,14 @@ from twofold.reference.attention import check, check_backward
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window, sizes
 from twofold.reference.rotary import Rotary
 
-# A program of backward sums up to MOST_SUMMED features; more are summed SLICE by SLICE.
+# A program of backward sums at most MOST_SUMMED features; beyond that, SLICE features each.
 MOST_SUMMED, SLICE = 256, 128
 
 
 class Cache(NamedTuple):
     """What `backward` needs; `lse` (B, H, M) is float32, the natural logarithm."""
 
-    q: torch.Tensor  # as it was given, and k: backward rotates them again
+    q: torch.Tensor  # q and k as given: backward rotates them again
     k: torch.Tensor
     v: torch.Tensor
     out: torch.Tensor
@@ -144,8 +144,8 @@ def forward_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
-    # EDGE 0: tiles that every query sees whole; 1: those on the diagonal, at the window's or the
-    # sequence's end, which are masked.
+    # EDGE 0: tiles that every query sees in full; 1: tiles on the diagonal or at the end of the
+    # window or the sequence, which are masked.
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
@@ -165,14 +165,14 @@ def forward_kernel(
             s = scores(product, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
             p, rescale, top, total = weigh(s, top, total)
-            # (4) out = (P∘X)·v, so far, but for ÷ ℓ and X's 1/(1 − p)
+            # (4) out = (P∘X)·v, so far, still without ÷ ℓ and X's 1/(1 − p)
             if DROPOUT:
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = scaled(acc, rescale[:, None])
             v = load_features(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = add_weighted(acc, p, v, PRECISION)
-    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), constant and taken out of the sum
+    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), a constant factored out of the sum
     divisor, lse = log_sum(top, total)
     out = scaled(acc, (dropout_scale / divisor)[:, None])
     i = first + tl.arange(0, BLOCK_M)
@@ -208,13 +208,13 @@ def forward(
     allow_tf32: bool = False,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, Cache]:
-    """Let every query gather the values of the keys it attends to.
+    """Return, for every query, the weighted sum of the values of the keys it attends to.
 
     Arguments and results are those of `reference.attention.forward`, in float16, bfloat16 or
     float32, any strides; the functions of `score_mod` are `@triton.jit` functions, called on
-    whole tiles, even past the lengths. float32 products are accurate to float32 (three tf32
-    products) unless `allow_tf32`; `tile` overrides the table's choice. Long 16-bit calls
-    without extras have a kernel of their own on Hopper, unless `tile` is given: see
+    whole tiles, even past the ends of sequences. float32 products are accurate to float32 (three
+    tf32 products) unless `allow_tf32`; `tile` overrides the table's choice. Without `tile`, long
+    16-bit calls that use no extra features have a kernel of their own on Hopper: see
     `attention_hopper`.
     """
     options = Options(
@@ -257,9 +257,9 @@ def backward(
 ) -> Gradients:
     """Return the gradients of q, k, v, bias and sinks.
 
-    Arguments and results are those of `reference.attention.backward`. `into`, (dq, dk, dv),
-    receives those three instead of new tensors, in any strides: multi-head attention passes views
-    of the packed projection's gradient. The tiles override the table's choice.
+    Arguments and results are those of `reference.attention.backward`. `into`, (dq, dk, dv), may
+    have any strides: multi-head attention passes views of the packed projection's gradient. The
+    tiles override the table's choices.
     """
     checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, cache.q)
@@ -305,7 +305,7 @@ def backward(
         SCORE_SLOPE=derivative,
         **_features(over_queries, summed), **_constants(cache, over_queries),
     )  # fmt: skip
-    # (0) rotated back, where they are
+    # (0) rotated back, in place
     if rotary is not None:
         turn_back_in_place(grads.dq, *rotary.of_q)
         turn_back_in_place(grads.dk, *rotary.of_k)
@@ -338,17 +338,17 @@ def _dbias(
 
 
 def _summed(D: int) -> int:
-    """Return how many features a program of backward sums."""
+    """Return how many features one program of backward sums."""
     return padded(D) if D <= MOST_SUMMED else SLICE
 
 
 def _features(tile: Tile, summed: int) -> dict[str, int | None]:
-    """Return the tiles that the `summed` features of a program are in."""
+    """Return how the `summed` features of a program are divided into one or two tiles."""
     return {"BLOCK_D": summed // 2 if tile.tail_d else summed, "TAIL_D": tile.tail_d or None}
 
 
 def _tile(kernel: str, cache: Cache) -> Tile:
-    """Return the tile of a kernel for what is cached, on the current device."""
+    """Return the tile of a kernel for the cached call, on the current device."""
     options = cache.options
     _, longest_q, longest_k = _sizes(cache)
     return choose_tile(
@@ -367,13 +367,13 @@ def _tile(kernel: str, cache: Cache) -> Tile:
 
 
 def _constants(cache: Cache, tile: Tile) -> dict[str, object]:
-    """Return the arguments that the kernels share beside the `Call`: dropout, variants, tile."""
+    """Return the arguments that the kernels share besides the `Call`: dropout, variants, tile."""
     options = cache.options
     return {**draws(options), **constants(cache.q, options, cache.allow_tf32, tile)}
 
 
 def draws(options: Options) -> dict[str, object]:
-    """Return the arguments of whatever draws the dropout mask."""
+    """Return the arguments of every kernel that draws the dropout mask."""
     return {
         "threshold": dropout.threshold(options.dropout_p),
         "dropout_scale": dropout.scale(options.dropout_p),
@@ -382,7 +382,7 @@ def draws(options: Options) -> dict[str, object]:
 
 
 def constants(q: torch.Tensor, options: Options, allow_tf32: bool, tile: Tile) -> dict[str, object]:
-    """Return the arguments of whatever makes scores, beside the `Call`: variants, tile."""
+    """Return the arguments of every kernel that computes scores, besides the `Call`."""
     D = q.shape[-1]
     return {
         "D": D,
@@ -397,6 +397,6 @@ def constants(q: torch.Tensor, options: Options, allow_tf32: bool, tile: Tile) -
 
 
 def _sizes(cache: Cache) -> tuple[int, int, int]:
-    """Return how many sequences there are, and the queries and keys of the longest."""
+    """Return the number of sequences, and the most queries and the most keys that one has."""
     (B, _, M, _), N = cache.q.shape, cache.k.shape[2]
     return sizes(cache.options, B, M, N)

@@ -67,7 +67,7 @@ def delta_kernel(
         delta -= tl.load(dlse_ptr + row_at, mask=i < M, other=0.0)
     tl.store(delta_ptr + row_at, delta, mask=i < M)
     if sinks_ptr is not None:
-        # (8) dsink = −Σ exp(sink − lse)·Δ, of which each program adds up its rows' share
+        # (8) dsink = −Σ exp(sink − lse)·Δ; each program sums over its own rows
         sink = tl.load(sinks_ptr + h).to(tl.float32)
         lse = tl.load(lse_ptr + row_at, mask=i < M, other=float("inf"))
         share = tl.sum(weights_again(sink * LOG2_E, lse) * delta)
@@ -76,7 +76,7 @@ def delta_kernel(
 
 @triton.jit
 def weights_again(s, lse):
-    """(5) P = exp(S − lse) again, from base-2 scores and natural-log lse, broadcast alike."""
+    """(5) P = exp(S − lse) again, from base-2 scores and the natural-log lse, broadcast to them."""
     return tl.exp2(s - tl.where(lse == -float("inf"), 0.0, lse * LOG2_E))
 
 
@@ -107,7 +107,7 @@ def dk_dv_kernel(
     heads = x.H // x.G
     blocks = tl.cdiv(x.longest_k, BLOCK_N)
     block, b, kv_head = place_in_groups(tl.program_id(0), blocks, heads, x.together)
-    block = blocks - 1 - block  # here it is the first that are longest
+    block = blocks - 1 - block  # here the first blocks have the most work
     seq = sequence(x, b)
     first = block * BLOCK_N
     if x.k_starts is not None:
@@ -125,8 +125,8 @@ def dk_dv_kernel(
     dk = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     dv = zeros(BLOCK_N, BLOCK_D, TAIL_D)
     # Key j is seen by queries j − shift − ahead … j − shift + behind. Padding keys need no mask:
-    # they only spoil their own rows of dk and dv, which are stored as 0. Nor do queries past the
-    # end in the last tile, whose q and dout are loaded as 0.
+    # they affect only their own rows of dk and dv, which are stored as 0. Nor do queries past the
+    # end, in the last tile: their q and dout are loaded as 0.
     length = tl.where(first < seq.present, tl.cdiv(seq.M, BLOCK_M) * BLOCK_M, 0)
     last = tl.minimum(first + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(
@@ -135,7 +135,7 @@ def dk_dv_kernel(
     for g in range(x.G):
         h = kv_head * x.G + g
         from_, in_, out_, to = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
-        # EDGE 0: tiles of queries that all see every key here; 1: those that need the mask.
+        # EDGE 0: tiles whose queries all see every key of the block; 1: tiles that need the mask.
         for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
             for i in range(tiles_seen(from_, in_, out_, to, x.ahead, EDGE, BLOCK_M)):
                 start = tile_start(i, from_, in_, out_, x.ahead, EDGE, BLOCK_M)
@@ -235,7 +235,7 @@ def dq_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
-    # EDGE 0: tiles that every query sees whole; 1: those that need the mask.
+    # EDGE 0: tiles that every query sees in full; 1: tiles that need the mask.
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
@@ -266,7 +266,7 @@ def dq_kernel(
                     query, m, q_end, key, tl.trans(n), k_end, D, CHUNK_D, PRECISION,
                 )  # fmt: skip
             if DROPOUT:
-                # Registers are scarce: read anew for each tile, which the compiler may not undo.
+                # Registers are scarce: the seed is read for each tile; volatile forbids hoisting.
                 seed = tl.load(x.seed, volatile=True)
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 dp = tl.where(keep, dp * dropout_scale, 0.0)

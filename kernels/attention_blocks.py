@@ -23,11 +23,11 @@ import triton.language as tl
 from twofold.kernels.attention_parts import Call, at
 from twofold.kernels.attention_tiles import Tile
 
-BLOCK = 128  # tiles of a row that are looked at together
+BLOCK = 128  # tiles of a row that are examined at a time
 
 
 def over_keys(x: Call, tile: Tile, rows: range | None = None) -> Call:
-    """Return the call with the live tiles of keys of each tile of queries, of some if of `rows`."""
+    """Return the call with the live key tiles of each query tile, only of `rows` if given."""
     if x.block_mask is None:
         return x
     rows = rows or range(x.longest_q)
@@ -36,7 +36,7 @@ def over_keys(x: Call, tile: Tile, rows: range | None = None) -> Call:
 
 
 def over_queries(x: Call, tile: Tile) -> Call:
-    """Return the call with the live tiles of queries of each tile of keys."""
+    """Return the call with the live query tiles of each key tile."""
     if x.block_mask is None:
         return x
     of_queries, of_keys = (tile.block_m, x.block_m), (tile.block_n, x.block_n)
@@ -48,16 +48,15 @@ def _listed(
     x: Call, rows: range, row_tile: int, row_block: int, end: int, tile: int, block: int,
     strides: tuple[int, ...],
 ) -> Call:  # fmt: skip
-    """Return the call with the lists of each row, made once for batches and heads that share it.
+    """Return the call with a list for each row, made once for batches and heads that share a mask.
 
     Args:
         x: the call.
-        rows: the queries or keys whose tiles have a list each.
-        row_tile, row_block: how many of them a tile has, and a block.
-        end: how many keys or queries there are of what those tiles go through, whose tiles are
-            listed.
-        tile, block: how many of these a tile has, and a block.
-        strides: of the block mask, the axis of the rows before that of what they go through.
+        rows: the queries (or keys); each tile of them is a row, and has a list.
+        row_tile, row_block: how many of them there are in a tile, and in a block.
+        end: how many keys (or queries) there are on the other axis, whose tiles are listed.
+        tile, block: how many of these there are in a tile, and in a block.
+        strides: of the block mask, the axis of `rows` before the axis that is listed.
     """
     B, H = (1 if s == 0 else n for n, s in zip(x.block_mask.shape, strides[:2], strict=False))
     number, tiles = triton.cdiv(len(rows), row_tile), triton.cdiv(end, tile)
@@ -73,9 +72,9 @@ def _listed(
 
 @triton.jit
 def places(x, b, h, row, begin, full, stop, end, BLOCK: tl.constexpr):
-    """Turn what `seen` returns into places among the live tiles of a row; all are live by default.
+    """Turn what `seen` returns into places among a row's live tiles; all are live by default.
 
-    The i-th place is i·BLOCK, as the start of the i-th tile is: loops run over either alike.
+    The i-th place is i·BLOCK, like the start of the i-th tile: the same loops run over either.
     """
     if x.live is not None:
         begin = place_of(x, b, h, row, tl.minimum(begin, end), BLOCK)
@@ -87,13 +86,13 @@ def places(x, b, h, row, begin, full, stop, end, BLOCK: tl.constexpr):
 
 @triton.jit
 def place_of(x, b, h, row, start, BLOCK: tl.constexpr):
-    """Return the place of the first live tile that does not start before."""
+    """Return the place of the first live tile at or after `start`."""
     return tl.load(at(x.before, x.live_strides, b, h, row, 0, tl.cdiv(start, BLOCK)))
 
 
 @triton.jit
 def tile_at(x, b, h, row, place, BLOCK: tl.constexpr):
-    """Return where the tile at a place starts."""
+    """Return the start of the tile at a place."""
     if x.live is not None:
         return tl.load(at(x.live, x.live_strides, b, h, row, 0, place // BLOCK))
     else:
@@ -102,12 +101,12 @@ def tile_at(x, b, h, row, place, BLOCK: tl.constexpr):
 
 @triton.jit
 def lists_kernel(
-    mask_ptr,  # (B, H, blocks of what rows are of, blocks of what they go through) bool
+    mask_ptr,  # (B, H, blocks on the rows' axis, blocks on the listed axis) bool
     live_ptr, before_ptr,  # (B, H, rows, tiles + 1) int32
     mask_strides,
     H, rows, tiles,
-    first, row_end, end,  # queries or keys: the first row's first, and where both axes end
-    row_tile, row_block, tile, block,  # queries or keys of a tile and of a block, on both axes
+    first, row_end, end,  # queries or keys: start of the first row, and the ends of both axes
+    row_tile, row_block, tile, block,  # queries or keys in a tile and in a block, on both axes
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """List the live tiles of one row."""
@@ -119,13 +118,13 @@ def lists_kernel(
     live_ptr += row * (tiles + 1)
     before_ptr += row * (tiles + 1)
     count = 0
-    for start in range(0, tiles + 1, BLOCK):  # all live tiles are before one behind all
+    for start in range(0, tiles + 1, BLOCK):  # one more: all live tiles are before the end
         number = start + tl.arange(0, BLOCK)
         left = number * tile // block
         right = (tl.minimum((number + 1) * tile, end) - 1) // block
         live = tl.zeros([BLOCK], tl.int32)
         for i in range(top, bottom + 1):
-            for j in range(tl.cdiv(tile - 1, block) + 1):  # so many blocks it touches at most
+            for j in range(tl.cdiv(tile - 1, block) + 1):  # a tile touches at most this many
                 touched = (number < tiles) & (left + j <= right)
                 at_block = i * mask_strides[2] + (left + j).to(tl.int64) * mask_strides[3]
                 live |= tl.load(mask_ptr + at_block, mask=touched, other=0).to(tl.int32)

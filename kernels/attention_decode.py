@@ -59,14 +59,14 @@ from twofold.reference.attention_decode import Queries, capacity, check
 from twofold.reference.attention_scores import BlockSize, Options, ScoreMod, Window
 from twofold.reference.rotary import Rotary
 
-MOST_KEYS = 2**30  # that a sequence has room for: keys are counted in 32 bits
+MOST_KEYS = 2**30  # capacity of a sequence: keys are counted in 32 bits
 
 
 class Pages(NamedTuple):
-    """Where a sequence's keys are: without a table, in one piece."""
+    """Where a sequence's keys are: contiguous if there is no table."""
 
     table: Any = None  # (B, pages)
-    sequence_stride: int = 0  # a tuple of both would be lost on the way to Triton 3.6's loops
+    sequence_stride: int = 0  # Triton 3.6 would lose a tuple of both on the way into a loop
     page_stride: int = 0
     size: int = 0
     number: int = 0
@@ -74,17 +74,17 @@ class Pages(NamedTuple):
 
 @triton.jit
 def place(program, blocks, S, K):
-    """Return (block of rows, part, kv_head, b): programs that share keys stand together."""
+    """Return (block of rows, part, kv_head, b): programs that share keys have adjacent numbers."""
     rest = program // blocks
     return program % blocks, rest % S, rest // S % K, rest // S // K
 
 
 @triton.jit
 def find(pages, b, start, n, end):
-    """Return where keys start + n of sequence b are, before `end`: what `load` takes for them.
+    """Return where keys start + n of sequence b are, up to `end`, as the arguments of `load`.
 
-    That is (b, start, rows, length) of `load`: their page, from where rows count in it, the rows,
-    and how many there are. Of a page outside the cache all rows are past its end.
+    These are (b, start, rows, length) of `load`: the page, where its rows count from, the rows, and
+    how many the page has. In a page outside the cache all rows are past its end.
     """
     if pages.table is not None:
         key = start + n
@@ -110,9 +110,9 @@ def queries_of(starts, b, M):
 
 @triton.jit
 def load_queries(x, keys, heads, rows, columns, D: tl.constexpr):
-    """Load rows, (0) rotated by the angles of their positions; before the first key there are none.
+    """Load rows, (0) rotated by the angles of their positions, except those before the first key.
 
-    Where `turned` rotates nothing, it leaves what was loaded.
+    Where nothing is rotated, `turned` returns what was loaded.
     """
     b, first, rows = keys.batch, keys.q_first, rows.to(tl.int64)
     q = load(x.q, x.q_strides, b, heads, first, rows, columns, first + keys.M, D)
@@ -124,7 +124,7 @@ def load_queries(x, keys, heads, rows, columns, D: tl.constexpr):
 
 @triton.jit
 def has_live_block(x, b, heads, rows, columns, keys):
-    """Say whether a pair of a tile is in a live block."""
+    """Return whether any pair of a tile is in a live block."""
     inside = (rows < keys.M) & (columns < keys.present)
     i, j = rows // x.block_m, columns // x.block_n
     s = tl.zeros([rows.shape[0], columns.shape[1]], tl.float32)
@@ -139,7 +139,7 @@ def attend(
 ):  # fmt: skip
     """Attend from rows to the tile of keys at `start`; return maximum, sum and output so far.
 
-    `rows` and `heads` are (BLOCK_R, 1); q is None where its features are taken in chunks.
+    `rows` and `heads` are (BLOCK_R, 1); q is None if its features are taken in chunks.
     """
     n, d = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_D)[None, :]
     page, page_start, i, length = find(pages, b, start, n, keys.present)
@@ -162,7 +162,7 @@ def attend(
         s = tl.where(known | (s == -float("inf")), s, float("nan"))
     # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
     p, rescale, top, total = weigh(s, top, total)
-    # (4) out = (P∘X)·v, so far, but for ÷ ℓ and X's 1/(1 − p)
+    # (4) out = (P∘X)·v, so far, still without ÷ ℓ and X's 1/(1 − p)
     if DROPOUT:
         keep = dropout.attention_keep(x, tl.load(x.seed), b, heads, rows, start, threshold, BLOCK_N)
         p = tl.where(keep, p, 0.0)
@@ -178,7 +178,7 @@ def split_kernel(
     outs_ptr,  # (S, B, H, M, D) float32
     lses_ptr,  # (S, B, H, M) float32
     B, S,  # batches of q, and parts
-    split,  # keys of a part
+    split,  # keys in a part
     threshold: tl.int32,
     dropout_scale: tl.float32,
     D: tl.constexpr,
@@ -201,7 +201,7 @@ def split_kernel(
             return
     present = keys_present(x.lengths, b, x.N)
     begin = part * split
-    if (begin >= present) & (part > 0):  # the first part is always there: it has the sinks
+    if (begin >= present) & (part > 0):  # the first part always runs: it has the sinks
         return
     d = tl.arange(0, BLOCK_D)[None, :]
     r = first + tl.arange(0, BLOCK_R)
@@ -237,14 +237,14 @@ def split_kernel(
                     x, pages, keys, b, kv_head, heads, rows, start, q, top, total, acc,
                     threshold, D, DROPOUT, SCORE, PRECISION, BLOCK_N, BLOCK_D, CHUNK_D,
                 )  # fmt: skip
-    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), constant and taken out of the sum
+    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), a constant factored out of the sum
     divisor, lse = log_sum(top, total)
     batch = b
     if x.q_starts is not None:
         batch = 0
     row_at = ((part.to(tl.int64) * B + batch) * x.H + h) * x.M + q_first + m
     tl.store(lses_ptr + row_at, lse, mask=m < M)
-    # What attended nothing is left out of the merge, and need not be there.
+    # A row that attended to nothing is left out of the merge, and need not be written.
     written = ((m < M) & (lse > -float("inf")))[:, None] & (d < D)
     out = acc * (dropout_scale / divisor)[:, None]
     tl.store(outs_ptr + row_at[:, None] * D + d, out, mask=written)
@@ -265,11 +265,11 @@ def merge_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts that there are of BLOCK_R rows of one sequence."""
+    """Merge the parts of BLOCK_R rows of one sequence, as many as it has keys for."""
     b, h, m, rows = merge_attention.place(tl.program_id(0), H, longest, BLOCK_R)
     parts = tl.maximum(tl.cdiv(keys_present(lengths_ptr, b, N), split), 1)
     if starts_ptr is not None:
-        # Rows are those of its own queries, somewhere among all queries of a head.
+        # Rows count the sequence's own queries, which are some of all the queries of a head.
         first, own = queries_of(starts_ptr, b, M)
         h, m = rows // tl.maximum(own, 1), first + rows % tl.maximum(own, 1)
         rows = tl.where(rows < H * own, h * M + m, H * M)
@@ -308,15 +308,15 @@ def forward(
     split: int | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let every query gather the values of its sequence's keys.
+    """Return, for every query, the weighted sum of the values of its sequence's keys.
 
     Arguments and results are those of `reference.attention_decode.forward`, in float16, bfloat16 or
     float32, any strides; lse is float32. The function of `score_mod` is a `@triton.jit` function,
-    called for whole tiles, also past the lengths. float32 products are accurate to float32 (three
-    tf32 products) unless `allow_tf32`; `split` is how many keys make a part, on which the bits
-    depend, with dropout the next multiple of 8; without it and with many queries there is one part.
-    `tile` overrides the table's choice. A page outside the cache gives NaN to the queries that
-    attend to one of its keys.
+    called on whole tiles, even past the lengths. float32 products are accurate to float32 (three
+    tf32 products) unless `allow_tf32`. `split` is how many keys make a part, rounded up to a
+    multiple of 8 with dropout; the bits of the results depend on it. If it is None and queries are
+    many, there is one part. `tile` overrides the table's choice. A page outside the cache gives NaN
+    to the queries that attend to one of its keys.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, sinks, mask,
@@ -336,7 +336,7 @@ def forward(
             cu_seqlens_q=queries.starts, max_seqlen_q=longest, max_seqlen_k=N
         )
     split = split or choose_split(H // K * longest, N)
-    if dropout_p > 0.0:  # eight neighbours are drawn together, and none by two parts
+    if dropout_p > 0.0:  # eight neighbours are drawn together, in one part
         split = triton.cdiv(split, 8) * 8
     split = min(split, N)
     S = triton.cdiv(N, split)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-SPLIT = 512  # keys of a part, see `attention_decode`
-MOST_SPLIT = 64  # rows; more fill a GPU without, and parts would take memory by capacity × queries
+SPLIT = 512  # keys in a part, see `attention_decode`
+MOST_SPLIT = 64  # rows; more fill a GPU without parts, whose memory grows with capacity × queries
 
 
 class Tile(NamedTuple):
     """Rows (queries of heads that share keys) and keys a program works on at a time; its warps.
 
-    `chunk_d` is how many features the products of scores take at a time, all of them where it is 0.
+    `chunk_d` is how many features the products of queries and keys take at a time; 0 means all.
     """
 
     block_r: int
@@ -24,10 +24,10 @@ class Tile(NamedTuple):
 Key = tuple[int, int, int]  # most rows, bytes of an element, largest head_dim
 
 ANY_ROWS = 2**31
-FEW_ROWS = 16  # as few as a matrix unit takes
+FEW_ROWS = 16  # the fewest that a matrix unit takes
 
-# In order: the first that fits is taken. Few rows are bound by memory, so that as many keys as
-# registers and shared memory hold are in flight; none spills on any GPU, whatever else is asked for
+# In order: the first that fits is taken. Few rows are bound by memory, so as many keys are in
+# flight as registers and shared memory hold; none spills on any GPU, whatever the options
 # (`twofold verify compile attention_decode`).
 TILES: dict[Key, Tile] = {
     (FEW_ROWS, 2, 64): Tile(16, 64, 4, 3),
@@ -47,8 +47,8 @@ TILES: dict[Key, Tile] = {
     (ANY_ROWS, 4, 256): Tile(16, 32, 8, 1, 32),
     (ANY_ROWS, 4, 512): Tile(16, 16, 8, 1, 32),
 }
-# The addresses of a bias, of masks and of angles take registers of their own: what replaces those
-# that would spill.
+# The addresses of a bias, of masks and of angles take registers too: these replace the entries that
+# would then spill.
 MASKED: dict[Key, Tile] = {
     (FEW_ROWS, 2, 256): Tile(16, 32, 8, 2),
     (FEW_ROWS, 4, 128): Tile(16, 32, 8, 1, 32),
@@ -61,7 +61,7 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *MASKED.items())
 
 
 def choose_tile(rows: int, head_dim: int, element_size: int, *, masked: bool = False) -> Tile:
-    """Return the tables' tile for so many rows of a head of keys, a head_dim, and a dtype.
+    """Return the tables' tile for this many rows per head of keys, a head_dim and a dtype's size.
 
     `masked` says that there is a bias, a mask of any kind, dropout, or rotary positions.
     """
@@ -75,5 +75,5 @@ def choose_tile(rows: int, head_dim: int, element_size: int, *, masked: bool = F
 
 
 def choose_split(rows: int, capacity: int) -> int:
-    """Return how many keys make a part where a head of keys has so many rows."""
+    """Return how many keys make a part, given the rows of a head of keys and the capacity."""
     return SPLIT if rows <= MOST_SPLIT else capacity

@@ -50,7 +50,7 @@ from twofold.reference.attention_scores import sizes
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, dout and dlse, shaped as they are; None for that of no dlse."""
+    """Gradients of q, k, v, dout and dlse, with their shapes; the last is None without a dlse."""
 
     dq: torch.Tensor
     dk: torch.Tensor
@@ -218,8 +218,8 @@ def keys_kernel(
     key, q_end = seq.k_first + start, seq.q_first + seq.M
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Key j is seen by queries j − shift − ahead … j − shift + behind. In the last tile of queries
-    # those that are not there have weights, and add 0.
+    # Key j is seen by queries j − shift − ahead … j − shift + behind. In the last tile, those past
+    # the end have weights, but add 0.
     length = tl.where(start < seq.present, seq.M, 0)
     last = tl.minimum(start + BLOCK_N, seq.present) - 1
     begin, full, stop, end = seen(
@@ -260,7 +260,7 @@ def backward(
     *,
     tile: Tile | None = None,
 ) -> Gradients:
-    """Return the gradients of what `attention.backward` made dq, dk and dv of.
+    """Return the gradients of the inputs from which `attention.backward` computed dq, dk and dv.
 
     Arguments and results are those of `reference.attention_double_backward.backward`, in any
     strides; `tile` overrides the table's choice.
@@ -268,7 +268,7 @@ def backward(
     rotary = cache.options.rotary
     check(ddq, ddk, ddv, dout, dlse, cache.q, cache.k, cache.options)
     supported("dout", dout)
-    # (0) queries and keys at their positions, and what stands for ddq and ddk
+    # (0) queries and keys at their positions; R_q·ddq and R_k·ddk in place of ddq and ddk
     q, k, options = at_positions(cache.q, cache.k, cache.options)
     (B, H, M, D), (K, N) = q.shape, k.shape[1:3]
     if rotary is not None:
@@ -289,11 +289,11 @@ def backward(
         "SCORE_SLOPE": None if mod is None else mod.derivative,
         "SCORE_BEND": None if mod is None else mod.second_derivative,
     }
-    # What a function of the scores reads stands beside the draws of dropout as a mask does.
+    # Beside dropout's draws, arrays that a function of the scores reads count as a mask does.
     bytes_beside = mod is not None and len(mod.args) > 0
     masked = options.mask is not None or options.block_mask is not None or bytes_beside
     most = SLICE if options.dropout_p > 0.0 and masked else MOST_SUMMED
-    summed = padded(D) if D <= most else SLICE // 2  # two sums and twice the factors
+    summed = padded(D) if D <= most else SLICE // 2  # two sums, and twice as many factors
     slices = triton.cdiv(D, summed)
     sequences, longest_q, longest_k = sizes(options, B, M, N)
     blocks = triton.cdiv(longest_q, tile.block_m) * sequences * H
@@ -304,7 +304,7 @@ def backward(
     keys_kernel[(triton.cdiv(longest_k, tile.block_n) * sequences * K, slices)](
         *by_keys, dk, dv, dk.stride(), dv.stride(), BLOCK_D=summed, **how
     )
-    # (17) rotated back: of q and k as they were given
+    # (17) rotated back: the gradients of q and k as given
     if rotary is not None:
         turn_back_in_place(dq, *rotary.of_q)
         turn_back_in_place(dk, *rotary.of_k)

@@ -19,7 +19,7 @@ from twofold.kernels.attention_parts import products, rows_at, scores, tanh
 
 
 class Second(NamedTuple):
-    """What the kernels read beside a `Call`, with its strides; tensors are pointers in a kernel."""
+    """What kernels read besides a `Call`, with its strides; tensors are pointers in a kernel."""
 
     dout: Any  # (B, H, M, D)
     ddq: Any  # (B, H, M, D)
@@ -36,7 +36,7 @@ def multiply(
     queries_ptr, keys_ptr, x, seq, h, first, m, start, n,
     D: tl.constexpr, PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Multiply a tile of what is of queries by one of what is of keys."""
+    """Multiply a tile of a tensor laid out as q by a tile of one laid out as k."""
     return products(
         queries_ptr, x.q_strides, h, keys_ptr, x.k_strides, h // x.G, seq.batch,
         seq.q_first + first, m, seq.q_first + seq.M,
@@ -52,7 +52,7 @@ def weights(
     D: tl.constexpr, DROPOUT: tl.constexpr, SCORE: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Return a tile's products, weights, the same after dropout, and their gradient."""
+    """Return a tile's products, weights before and after dropout, and the weights' gradient."""
     rows = first + m
     # (5) P = exp(S − lse), again
     product = multiply(x.q, x.k, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
@@ -76,7 +76,7 @@ def curvature_terms(
 ):  # fmt: skip
     """(10) Return tiles of A = scale·(ddq·kᵀ + q·ddkᵀ), G = φ′∘A, E = dout·ddvᵀ, φ′ and φ″.
 
-    φ′ and φ″ are 1 and 0 where nothing is done to scores that has a slope.
+    φ′ is 1 and φ″ is 0 without a softcap or a function of the scores.
     """
     a = multiply(y.ddq, x.k, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
     a += multiply(x.q, y.ddk, x, seq, h, first, m, start, n, D, PRECISION, CHUNK_D)
@@ -96,7 +96,7 @@ def curvature_terms(
             change = SCORE_SLOPE(s, b, h, first + m, start + n, x.score_args)
             curvature = change * curvature
             curvature += SCORE_BEND(s, b, h, first + m, start + n, x.score_args) * slope * slope
-            # Where nothing is attended the derivatives may be anything.
+            # Where a weight is 0 the derivatives may be anything.
             slope = tl.where(p == 0.0, 0.0, change * slope)
             curvature = tl.where(p == 0.0, 0.0, curvature)
         gs = a * slope
@@ -111,7 +111,7 @@ def gradient_tiles(
     SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr, SCORE_BEND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """Return a tile of the dropped weights, dZ, R and U, in the dtype in which they multiply."""
+    """Return tiles of the weights after dropout, dZ, R and U, in the dtype of the products."""
     row_at, inside = rows_at(x, seq, h, first + m), first + m < seq.M
     lse = tl.load(y.lse + row_at, mask=inside, other=0.0)  # (BLOCK_M, 1)
     delta = tl.load(y.delta + row_at, mask=inside, other=0.0)

@@ -25,7 +25,7 @@ def features(first, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
 
 @triton.jit
 def zeros(ROWS: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_D: tl.constexpr):
-    """Return sums of nothing."""
+    """Return sums that are still 0."""
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     if TAIL_D is None:
         return (acc,)
@@ -54,7 +54,7 @@ def dot_rows(x, y, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_weighted(acc, weights, x, PRECISION: tl.constexpr):
-    """Add rows of x by weights (rows of acc, rows of x) to sums."""
+    """Add the rows of x, weighted by `weights` (rows of acc, rows of x), to sums."""
     weights = weights.to(x[0].dtype)
     total = tl.dot(weights, x[0], acc[0], input_precision=PRECISION)
     if len(x) == 1:
@@ -74,7 +74,7 @@ def scaled(acc, factor):
 
 @triton.jit
 def store_features(ptr, strides, b, h, start, rows, d, inside, x, D: tl.constexpr, live=None):
-    """Store sums of rows that are `inside`, 0 where they are not `live`."""
+    """Store the sums of the rows that are `inside`, and 0 for those not `live`."""
     store(ptr, strides, b, h, start, rows, d[0], inside, x[0], D, live)
     if len(d) == 2:
         store(ptr, strides, b, h, start, rows, d[1], inside, x[1], D, live)
@@ -82,7 +82,7 @@ def store_features(ptr, strides, b, h, start, rows, d, inside, x, D: tl.constexp
 
 @triton.jit
 def store(ptr, strides, b, h, start, rows, columns, inside, x, D: tl.constexpr, live=None):
-    """Store one tile of them."""
+    """Store one tile of such sums."""
     if live is not None:
         x = tl.where(live, x, 0.0)
     x = x.to(ptr.dtype.element_ty)

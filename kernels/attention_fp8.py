@@ -63,8 +63,8 @@ from twofold.reference.rotary import Rotary
 
 __all__ = ["forward", "quantize"]
 
-WEIGHTS = tl.constexpr(256.0)  # what a weight is multiplied by before its cast
-SUMMED = tl.constexpr(32)  # products of one instruction of the matrix unit
+WEIGHTS = tl.constexpr(256.0)  # the factor of a weight before its cast
+SUMMED = tl.constexpr(32)  # products that one instruction of the matrix unit sums
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def load_scale(ptr, strides, b, h):
 
 @triton.jit
 def read(ptr, strides, b, h, start, rows, d, length, D: tl.constexpr, turn):
-    """Load a tile of queries or keys; (0) where `turn` is not None, rotated, in float16."""
+    """Load a tile of queries or keys; (0) rotated, in float16, if `turn` is given."""
     x = load(ptr, strides, b, h, start, rows, d, length, D)
     if turn is not None:
         inside = (start + rows < length) & (d < D)
@@ -130,7 +130,7 @@ def forward_kernel(
     rows = first + m
     if DROPOUT:
         seed = tl.load(x.seed)
-    # (0) rotated, where they are: q here, k where (1) reads it
+    # (0) rotated, if they are at all: q here, k where (1) reads it
     if CHUNK_D == BLOCK_D:
         q = read(x.q, x.q_strides, seq.batch, h, query, m, d, q_end, D, x.q_turn)
     qk_scale = load_scale(q_scale_ptr, q_scale_strides, b, h)
@@ -146,7 +146,7 @@ def forward_kernel(
         first + seq.shift, last + seq.shift, x.behind, x.ahead, seq.present, BLOCK_N
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_N)
-    # EDGE 0: tiles that every query sees whole; 1: those that need the mask.
+    # EDGE 0: tiles that every query sees in full; 1: tiles that need the mask.
     for EDGE in tl.static_range(2):
         for i in range(tiles_seen(begin, full, stop, end, x.behind, EDGE, BLOCK_N)):
             start = tile_start(i, begin, full, stop, x.behind, EDGE, BLOCK_N)
@@ -165,14 +165,14 @@ def forward_kernel(
             s = scores(product * qk_scale, x, b, seq, h, rows, columns, EDGE, SCORE)
             # (2) P̃ = exp(S − m), m the maximum so far; (3) ℓ = rowsum P̃, so far
             p, rescale, top, total = weigh(s, top, total)
-            # (4) out = (P∘X)·v, so far, but for ÷ ℓ and X's 1/(1 − p)
+            # (4) out = (P∘X)·v, so far, still without ÷ ℓ and X's 1/(1 − p)
             if DROPOUT:
                 keep = dropout.attention_keep(x, seed, b, h, rows, start, threshold, BLOCK_N)
                 p = tl.where(keep, p, 0.0)
             acc = acc * rescale[:, None]
             v = load(x.v, x.v_strides, seq.batch, kv_head, key, tl.trans(n), d, k_end, D)
             acc = tl.dot((p * WEIGHTS).to(v.dtype), v, acc, max_num_imprecise_acc=SUMMED)
-    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), constant and taken out of the sum
+    # (3) lse = m + log ℓ; (4) out ÷ ℓ, and X's 1/(1 − p), a constant factored out of the sum
     divisor, lse = log_sum(top, total)
     v_scale = load_scale(v_scale_ptr, v_scale_strides, b, kv_head)
     out = acc * (dropout_scale / (divisor * WEIGHTS))[:, None] * v_scale
@@ -213,7 +213,7 @@ def forward(
     out_dtype: str | torch.dtype | None = None,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let every query gather the values of the keys it attends to.
+    """Return, for every query, the weighted sum of the values of the keys it attends to.
 
     Arguments and results are those of `reference.attention_fp8.forward`: q, k and v in
     float8_e4m3fn, any strides, scales in float32. `out_dtype` is "bfloat16" by default, "float16"

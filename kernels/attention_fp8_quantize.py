@@ -19,8 +19,8 @@ from twofold.kernels.precision import supported
 from twofold.reference.attention_fp8 import LARGEST, LEAST_SCALE, check_quantize
 
 E4M3 = torch.float8_e4m3fn
-ROWS = 32  # that a program takes
-MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # a float32's bits but the sign
+ROWS = 32  # of a program
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits of a float32 but the sign
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def largest_kernel(
     block, b, h = place(tl.program_id(0), blocks, H)
     rows, d = tl.arange(0, BLOCK_L)[:, None], tl.arange(0, BLOCK_D)[None, :]
     x = load(x_ptr, strides, b, h, block * BLOCK_L, rows, d, L, D).to(tl.float32)
-    # Magnitudes are ordered as their bits are, with NaN above ∞; a maximum of numbers drops NaN.
+    # Magnitudes compare as their bits do, with NaN above ∞; a maximum of floats would drop NaN.
     largest = tl.max(x.to(tl.int32, bitcast=True) & MAGNITUDE).to(tl.float32, bitcast=True)
     tl.store(largest_ptr + (b * H + h) * blocks + block, largest)
 
@@ -58,10 +58,10 @@ def cast_kernel(
 
 
 def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numbers of e4m3 and their scales, (B, H) float32: x ≈ x8·scale.
+    """Return e4m3 numbers and their scales, (B, H) float32: x ≈ x8·scale.
 
     Arguments and results are those of `reference.attention_fp8.quantize`, x in float16, bfloat16 or
-    float32, any strides; x8 is float8_e4m3fn and lies in memory as x does, where x has no gaps.
+    float32, any strides; x8 is float8_e4m3fn, laid out in memory as x is if x has no gaps.
     """
     check_quantize(x)
     supported("x", x)

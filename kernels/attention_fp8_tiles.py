@@ -5,13 +5,13 @@ from __future__ import annotations
 from twofold.kernels import attention_tiles
 from twofold.kernels.attention_tiles import Tile
 
-Key = tuple[str, int]  # for what, padded head_dim
+Key = tuple[str, int]  # kind of call, padded head_dim
 
 # As large as registers hold without spilling (`twofold verify compile attention_fp8`). Hopper's
-# sums of few products take as many as the sums to which they are added; the addresses of a mask or
-# bias take some too, those of a rotary position's angles and pairs more, and so do those of rows
-# that are not aligned: of more than 128 features they would spill in any tile, and are copied
-# instead. 512 features fill the registers, whatever else there is.
+# sums of few products take as many registers as the sums to which they are added; the addresses of
+# a mask or bias take some too, those of a rotary position's angles and pairs more, and so do those
+# of unaligned rows: with more than 128 features they would spill in any tile, so such rows are
+# copied instead. 512 features fill the registers, whatever else there is.
 TILES: dict[Key, Tile] = {
     ("plain", 32): Tile(128, 64, 8, 3),
     ("plain", 64): Tile(128, 64, 8, 3),
@@ -49,12 +49,12 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *AMD.items())
 
 
 def padded(head_dim: int) -> int:
-    """Return the power of two that a head_dim takes; matrix units want 32 at least of 8 bits."""
+    """Return the power of two that a head_dim takes; matrix units need at least 32 of 8 bits."""
     return max(32, attention_tiles.padded(head_dim))
 
 
 def copied(head_dim: int) -> bool:
-    """Return whether rows that are not aligned are copied to such as are."""
+    """Return whether unaligned rows are copied to aligned ones."""
     return padded(head_dim) > 128
 
 
@@ -68,10 +68,9 @@ def choose_tile(
 ) -> Tile:
     """Return the tables' tile for a head_dim.
 
-    `masked` says that there is a mask, of blocks or not, or a bias, that scores are changed
-    otherwise, that weights are dropped out, or that sequences are packed; `rotary` that q and k are
-    rotated; `aligned` is what `attention_tiles.aligned` says of the strides, and always true where
-    `copied` is.
+    `masked` means a mask of pairs or of blocks, a bias or any other change of the scores, dropout,
+    or packed sequences; `rotary`, that q and k are rotated; `aligned` is the result of
+    `attention_tiles.aligned` for the strides, and always true where `copied` is.
     """
     what = "rotary" if rotary else "masked" if masked else "plain"
     if not aligned:

@@ -21,11 +21,11 @@ from twofold.kernels.attention_order import heads_together
 from twofold.kernels.device import architecture, cache_bytes, multiprocessors, within_reach
 from twofold.reference.attention_scores import Options
 
-ROWS = 64  # queries of a consumer: those of a product of four warps
+ROWS = 64  # queries of a consumer: the rows of one product of its four warps
 PRODUCER_REGISTERS = 24
 ITS_OPTIONS = ("softmax_scale", "causal", "dropout_p", "seed")  # all others must be None
-BYTES_ALIGNED = 16  # what a tensor map wants rows, heads, batches and the first element to be
-MOST_BYTES = 2**40  # how far apart a tensor map has them at most
+BYTES_ALIGNED = 16  # alignment that a tensor map needs of rows, heads, batches, the first element
+MOST_BYTES = 2**40  # strides of a tensor map are below this
 
 
 class Variant(NamedTuple):
@@ -35,15 +35,15 @@ class Variant(NamedTuple):
         block_n: keys at a time.
         stages: blocks of keys, and of values, in shared memory.
         consumers: groups of four warps that multiply.
-        turns: whether they issue their products one after the other, so that one multiplies while
-            the other is at its softmax, as FlashAttention-3 does in ping-pong. On an H200 that
-            gained little or nothing (benchmarks/ATTENTION.md): they drift apart alone.
-        early: whether weights are rounded before the product of the ones before them is awaited:
-            that is less to do in between, and takes registers.
+        turns: whether consumers take turns to issue products, so that one multiplies while the
+            other computes its softmax: FlashAttention-3's ping-pong. On an H200 it gained little or
+            nothing (benchmarks/ATTENTION.md): consumers drift apart by themselves.
+        early: whether weights are rounded before waiting for the product of the previous weights:
+            this leaves less to do in between, but takes registers.
         persistent: whether as many programs as there are multiprocessors share the tiles, or each
-            has a program.
-        pairs: whether those, where causal and heads are even, take tiles in pairs of equal work,
-            and not the longest of a few heads first.
+            tile has a program.
+        pairs: whether persistent programs, if causal and the number of heads is even, take tiles in
+            pairs of equal work, instead of the longest of a few heads first.
     """
 
     block_n: int
@@ -56,17 +56,17 @@ class Variant(NamedTuple):
 
     @property
     def registers(self) -> int:
-        """Of a thread that multiplies: what of 64 Ki the producer's warps leave."""
+        """Registers of a consumer's thread: a share of what the producer leaves of 64 Ki."""
         warps = 4 * (self.consumers + 1)
         share = 2**16 // (32 * warps) // 8 * 8
         left = share * (self.consumers + 1) - PRODUCER_REGISTERS
         return left // self.consumers // 8 * 8
 
 
-# By head_dim and whether causal: the quickest as measured on an H200 at lengths from 512 to 16384,
-# and from how many queries on it is quicker than the plain kernel (benchmarks/ATTENTION.md). Of 64
-# in causal order the race was without `pairs`, which made that of 128 quicker by a quarter; with
-# them it has not been raced.
+# By head_dim and whether causal: the fastest measured on an H200 at lengths from 512 to 16384, and
+# below, the number of queries from which it beats the plain kernel (benchmarks/ATTENTION.md). At
+# head_dim 64, causal, the race was run without `pairs`, which made 128 faster by a quarter; with
+# them 64 has not been raced.
 VARIANTS: dict[tuple[int, bool], Variant] = {
     (64, False): Variant(128, 3, early=True),
     (64, True): Variant(128, 3, early=True, pairs=True),
@@ -77,7 +77,7 @@ LEAST_ROWS = {(64, False): 1024, (64, True): 1024, (128, False): 512, (128, True
 
 
 def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> bool:
-    """Return whether a call of attention is one for this kernel, on the current device."""
+    """Return whether this kernel takes a call of attention, on the current device."""
     return (
         architecture() == "sm_90"
         and within_reach(q)
@@ -92,7 +92,7 @@ def takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -
 
 
 def plain(options: Options, rows: int, head_dim: int) -> bool:
-    """Return whether nothing is asked for but causal order and a positive scale, of enough rows."""
+    """Return whether a call has enough rows and no options but a positive scale and `causal`."""
     others = (x for name, x in options._asdict().items() if name not in ITS_OPTIONS)
     return (
         rows >= LEAST_ROWS.get((head_dim, bool(options.causal)), math.inf)
@@ -104,7 +104,7 @@ def plain(options: Options, rows: int, head_dim: int) -> bool:
 
 
 def mapped(shape: Sequence[int], strides: Sequence[int], size: int, first: int) -> bool:
-    """Return whether a tensor map can describe elements of so many bytes, the first at `first`."""
+    """Return whether a tensor map can describe elements of `size` bytes, the first at `first`."""
     *outer, last = zip(shape, strides, strict=True)
     apart = [stride * size for length, stride in outer if length > 1]
     return (
@@ -117,7 +117,7 @@ def mapped(shape: Sequence[int], strides: Sequence[int], size: int, first: int) 
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Return whether this Triton has what the kernel is written in."""
+    """Return whether this Triton has Gluon for Hopper, in which the kernel is written."""
     try:
         return importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
     except ImportError:
@@ -134,7 +134,7 @@ def forward(
     causal: bool,
     variant: Variant | None = None,
 ) -> None:
-    """Write what q attends to into `out`, and the logarithms of the sums of weights into `lse`.
+    """Write the output of attention into `out` and the log-sum-exp into `lse`.
 
     Args:
         q, out: (B, H, M, D) float16 or bfloat16.
@@ -142,7 +142,7 @@ def forward(
         lse: (B, H, M) float32, contiguous: −∞, and zeros in `out`, where a query sees no key.
         softmax_scale: positive.
         causal: whether query i sees keys 0 … i + N − M only.
-        variant: overrides the choice of the table.
+        variant: overrides the table's choice.
     """
     from twofold.kernels.attention_hopper_kernel import forward_kernel
 
@@ -167,12 +167,12 @@ def forward(
 
 
 def _tiles(x: torch.Tensor, rows: int) -> Any:
-    """Describe (B, H, L, D) to the TMA, which brings so many rows of a head at a time."""
+    """Describe x (B, H, L, D) to the TMA, which copies `rows` rows of a head at a time."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     D = x.shape[-1]
-    # What has one entry only may have any stride, and a map wants one that it can describe.
+    # An axis of length 1 may have any stride; the map needs one that it can describe.
     strides = [s if n > 1 else D for n, s in zip(x.shape[:-1], x.stride(), strict=False)]
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, D], layout)

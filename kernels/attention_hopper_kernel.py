@@ -47,13 +47,13 @@ store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_globa
 
 @gluon.jit
 def place_in_pairs(tile, blocks, heads, H, programs):
-    """Return (block, b, h) of a tile of B·H = `heads` heads, whose tiles the programs share.
+    """Return (block, b, h) of a tile; the programs share the tiles of B·H = `heads` heads.
 
     Program p takes tiles p, p + programs and so on. A pair is the i-th block of one head and the
-    i-th last of the next: as much work as any other pair. The number of heads is even, and a
+    i-th last of the next: every pair is the same amount of work. The number of heads is even, and a
     program's next two tiles are a pair, until fewer pairs than programs are left.
     """
-    first = tile // (2 * programs) * programs  # of the pairs of this turn
+    first = tile // (2 * programs) * programs  # first pair of this round
     width = gl.minimum(programs, blocks * heads // 2 - first)
     second, i = (tile - 2 * first) // width, (tile - 2 * first) % width
     bh, i = (first + i) // blocks * 2 + second, (first + i) % blocks
@@ -98,7 +98,7 @@ def wait_full(full, step, STAGES: gl.constexpr, present=True):
 
 @gluon.jit
 def bring(desc, b, h, row, ring, full, empty, step, STAGES: gl.constexpr):
-    """Copy a block of rows into the ring as soon as all consumers have left this step's slot."""
+    """Copy a block of rows into the ring as soon as all consumers have released the step's slot."""
     slot = step % STAGES
     mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(slot), desc.block_type.nbytes)
@@ -110,7 +110,7 @@ def produce(
     x, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
     PAIRS: gl.constexpr,
 ):  # fmt: skip
-    """Bring queries, keys and values, in the order in which the consumers wait for them."""
+    """Copy queries, keys and values in, in the order in which the consumers wait for them."""
     q_desc, k_desc, v_desc, rings, fulls, empties, sizes = x
     q_tiles, k_ring, v_ring = rings
     q_full, k_full, v_full = fulls
@@ -143,7 +143,7 @@ def produce(
 def weigh(s, top, total, scale):
     """(2) Weigh a block's products against the running maximum; (3) add up the weights so far.
 
-    `top` is a maximum of products: times scale, which is positive, it is one of base-2 scores.
+    `top` is a maximum of products; times scale, which is positive, it is that of base-2 scores.
 
     Returns:
         the weights, the factor that rescales earlier ones, the maximum and the sum.
@@ -172,7 +172,7 @@ def consume(
     x, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
     PAIRS: gl.constexpr, TURNS: gl.constexpr, EARLY: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip
-    """Attend from ROWS queries of every tile of the program: those of consumer C."""
+    """Attend from consumer C's ROWS queries of every tile of the program."""
     q_desc, out_desc, rings, fulls, empties, turns, sizes, lse_ptr, scale = x
     q_tiles, k_ring, v_ring = rings
     q_full, k_full, v_full = fulls
@@ -199,7 +199,7 @@ def consume(
         whole = blocks_seen(first, last, M, N, CAUSAL, BLOCK_N)[0]
         rows = first + gl.arange(0, ROWS, layout=row_layout)
         row = (blocks - 1) * BLOCK_N
-        # (1) S of the last block: q·kᵀ, the scale is in the exponent
+        # (1) S of the last block: q·kᵀ; the scale is applied in the exponent
         mbarrier.wait(q_full.index(C), trip & 1)
         slot = wait_full(k_full, step, STAGES)
         k = k_ring.index(slot).reshape([BLOCK_N, D]).permute([1, 0])
@@ -238,7 +238,7 @@ def consume(
                 p_next, rescale, top, total = weigh(s, top, total, scale)
                 if EARLY:
                     p_next = gl.convert_layout(p_next.to(dtype), p_layout)
-                # Nothing moves past this wait, so the exponentials are taken before the next one.
+                # Nothing moves past this wait, so the exponentials come before the next wait.
                 slot = wait_full(k_full, step + 2, STAGES, i + 1 < blocks)
                 acc, p_next = warpgroup_mma_wait(0, deps=[acc, p_next])
                 mbarrier.arrive(v_empty.index(v_slot))
@@ -289,7 +289,7 @@ def forward_kernel(
     EARLY: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Attend from a program's share of the tiles."""
+    """Attend from the queries of a program's share of the tiles."""
     layout: gl.constexpr = mbarrier.MBarrierLayout()
     q_tiles = gl.allocate_shared_memory(
         q_desc.dtype, [CONSUMERS] + q_desc.block_type.shape, q_desc.layout

@@ -28,9 +28,9 @@ LN_2 = tl.constexpr(math.log(2.0))
 class Call(NamedTuple):
     """What every kernel of a call of attention reads; tensors are pointers in a kernel.
 
-    Query i may attend to keys from i + shift − behind to i + shift + ahead; a shift of None is that
-    of each sequence, N − M. M and N are the lengths of q and k, `longest_q` and `longest_k` those
-    of the longest sequence in them.
+    Query i may attend to keys from i + shift − behind to i + shift + ahead; a shift of None stands
+    for each sequence's own N − M. M and N are the lengths of q and k, `longest_q` and `longest_k`
+    those of the longest sequence in them.
     """
 
     q: Any  # (B, H, M, D)
@@ -45,7 +45,7 @@ class Call(NamedTuple):
     N: int
     longest_q: int
     longest_k: int
-    scale: float  # softmax_scale, times log₂e where nothing is done to the scores
+    scale: float  # softmax_scale, times log₂e if the scores are not changed
     softmax_scale: float
     score_args: tuple[Any, ...]
     shift: int | None = None
@@ -63,7 +63,7 @@ class Call(NamedTuple):
     sinks: Any = None  # (H,)
     seed: Any = None  # () int64, of the dropout mask
     softcap: float | None = None
-    q_turn: Any = None  # what `turned` rotates q by, and k: of 8 bits, and q where it decodes
+    q_turn: Any = None  # what `turned` rotates q and k by: FP8, and q in decoding
     k_turn: Any = None
     block_mask: Any = None  # (B, H, ⌈M/block_m⌉, ⌈N/block_n⌉)
     block_strides: tuple[int, ...] = ()
@@ -73,8 +73,8 @@ class Call(NamedTuple):
     before: Any = None
     live_strides: tuple[int, ...] = ()
     together: int = 1  # heads: see `attention_order`
-    # Triton 3.6 forgets, in a loop, the constants of tuples that stand behind a tuple's last own
-    # constant, such as this None is.
+    # In a loop, Triton 3.6 forgets the constants in nested tuples that come after the last constant
+    # of the tuple itself, such as this None.
     last: None = None
 
 
@@ -86,7 +86,7 @@ def call(
     options: Options,
     room: int | None = None,
 ) -> Call:
-    """Return what every kernel reads, v only if given; `room` is N if that is not k's length."""
+    """Return what every kernel reads, without v if it is None; `room` overrides N, k's length."""
     (H, M), (K, N) = q.shape[1:3], k.shape[1:3]
     N = N if room is None else room
     q, k = with_32bit_offsets(q), with_32bit_offsets(k)
@@ -94,7 +94,7 @@ def call(
     B, longest_q, longest_k = sizes(options, q.shape[0], M, N)
     shift, behind, ahead = band(options, M, N)
     own_shift = options.packed and options.causal != "top-left"
-    reach = longest_q + longest_k  # nothing is further away, and sums with it stay below 2³¹
+    reach = longest_q + longest_k  # no key is further away, and sums with it stay below 2³¹
     behind, ahead = (None if end is None else min(end, reach) for end in (behind, ahead))
     mask, bias, slopes, mod = options.mask, options.bias, options.alibi_slopes, options.score_mod
     pairs = (B, H, longest_q, longest_k)
@@ -145,7 +145,7 @@ def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
 
 
 class Sequence(NamedTuple):
-    """M queries and N keys, `present` of them not padding, in memory from these rows of a batch.
+    """M queries and N keys, `present` of them not padding, and where in a batch they begin.
 
     The diagonal is where key = query + shift.
     """
@@ -193,7 +193,7 @@ def at(ptr, strides, b, h, start, rows, columns):
 
 @triton.jit
 def rows_at(x, seq, h, rows):
-    """Return where in (B, H, M) these queries of a sequence are."""
+    """Return the offsets of these queries of a sequence in an array (B, H, M)."""
     return tl.cast(seq.batch * x.H + h, tl.int64) * x.M + seq.q_first + rows
 
 
@@ -206,11 +206,11 @@ def load(ptr, strides, b, h, start, rows, columns, length, D: tl.constexpr):
 
 @triton.jit
 def turned(x, ptr, strides, b, h, start, rows, columns, inside, turn, first_angle):
-    """(0) Rotate a loaded tile x, where `inside`; row 0 by the angles of this index.
+    """(0) Rotate a loaded tile x where `inside`; row 0 has the angles of index `first_angle`.
 
-    `turn` is (cos, sin, stride of their batches, F) for pairs of neighbours, and has F once more
-    for pairs (i, i + F): its length tells them apart, as Triton 3.6 cannot compare tuples that hold
-    None. The other feature of each pair is loaded, too, from where it has just been or will be.
+    `turn` is (cos, sin, stride of their batches, F) for pairs of neighbours, with a second F for
+    pairs (i, i + F): its length tells them apart, as Triton 3.6 cannot compare tuples that hold
+    None. The other feature of each pair is loaded too, close to when it is loaded for itself.
     """
     F = turn[3]
     if len(turn) == 4:
@@ -234,7 +234,7 @@ def products(
     x_first, x_rows, x_length, y_first, y_rows, y_length,
     D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Multiply rows of x by rows of y, CHUNK_D features at a time: registers hold no more of them.
+    """Multiply rows of x by rows of y, CHUNK_D features at a time: registers hold no more.
 
     `x_rows` (X, 1) and `y_rows` (Y, 1) are row numbers within the tiles; the result is (X, Y).
     """
@@ -256,7 +256,7 @@ def place(program, blocks, H):
 
 @triton.jit
 def seen(first, last, behind, ahead, length, BLOCK: tl.constexpr):
-    """Return what rows first … last see, row i from i − behind to i + ahead, of `length` in all.
+    """Return what rows first … last see of `length` columns, row i from i − behind to i + ahead.
 
     Returns:
         (begin, full, stop, end): all rows see [full, stop), some [begin, full) and [stop, end).
@@ -265,7 +265,7 @@ def seen(first, last, behind, ahead, length, BLOCK: tl.constexpr):
     if ahead is not None:
         stop = tl.minimum(length, tl.maximum(first + 1 + ahead, 0))
         end = tl.minimum(length, tl.maximum(last + 1 + ahead, 0))
-    if behind is not None:  # where that is beyond the end, no tile is seen, not even the last
+    if behind is not None:  # if that is past the end, no tile is seen, not even the last
         begin = tl.where(first - behind < end, first - behind, end + BLOCK - 1)
         begin = tl.maximum(begin, 0) // BLOCK * BLOCK
         full = tl.cdiv(tl.maximum(last - behind, 0), BLOCK) * BLOCK
@@ -288,7 +288,7 @@ def tiles_seen(begin, full, stop, end, behind, EDGE: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def tile_start(i, begin, full, stop, behind, EDGE: tl.constexpr, BLOCK: tl.constexpr):
-    """Return where the i-th of these tiles begins."""
+    """Return where the i-th tile that `tiles_seen` counts begins."""
     if EDGE:
         if behind is not None:
             left = tl.maximum(full - begin, 0) // BLOCK
@@ -306,8 +306,8 @@ def scores(
     """(1) S = φ(scale·q·kᵀ) + … in base 2, of a tile of products; −∞ where a query may not attend.
 
     `rows` and `columns` are the tile's query and key indices in sequence b, in either orientation.
-    Only an EDGE tile needs to check the lengths and the band. The user's function gets the indices
-    of the queries, or these `positions`.
+    Only an EDGE tile needs to check the lengths and the band. The user's function gets `positions`
+    as the indices of the queries, by default their rows.
     """
     s = product * x.scale
     if x.softcap is not None:
@@ -322,7 +322,7 @@ def scores(
         where = at(x.bias, x.bias_strides, b, h, 0, rows.to(tl.int64), columns.to(tl.int64))
         s += tl.load(where, mask=inside, other=0.0).to(tl.float32)
     if x.softcap is not None or SCORE is not None or x.alibi is not None or x.bias is not None:
-        s = tl.where(rows < seq.M, s * LOG2_E, -float("inf"))  # whatever they made of no query
+        s = tl.where(rows < seq.M, s * LOG2_E, -float("inf"))  # s may be NaN past the last query
     if EDGE:
         live = columns < seq.present
         if x.behind is not None:
@@ -342,7 +342,7 @@ def scores(
 
 @triton.jit
 def masked(s, mask, strides, b, h, i, j, inside):
-    """Return scores, −∞ where a mask has False at (i, j), and where not `inside`."""
+    """Return the scores, −∞ where a mask is False at (i, j) and where not `inside`."""
     where = at(mask, strides, b, h, 0, i.to(tl.int64), j.to(tl.int64))
     return tl.where(tl.load(where, mask=inside, other=0) != 0, s, -float("inf"))
 
@@ -373,7 +373,7 @@ def log_sum(top, total):
 def through_scores(
     ds, p, product, x, b, h, rows, columns, SCORE: tl.constexpr, SCORE_SLOPE: tl.constexpr
 ):
-    """(8) dZ = φ′∘dS: take a gradient of scores, of weights p, back to scale times the products."""
+    """(8) dZ = φ′∘dS: turn the gradient of scores, whose weights are p, into that of scale·q·kᵀ."""
     if x.softcap is not None:
         ratio = tanh(product * x.scale / x.softcap)
         ds = ds * (1.0 - ratio * ratio)
@@ -381,12 +381,12 @@ def through_scores(
         s = product * x.scale
         if x.softcap is not None:
             s = x.softcap * tanh(s / x.softcap)
-        # Where nothing is attended the derivative may be anything.
+        # Where a weight is 0 the derivative may be anything.
         ds = tl.where(p == 0.0, 0.0, ds * SCORE_SLOPE(s, b, h, rows, columns, x.score_args))
     return ds
 
 
 @triton.jit
 def tanh(a):
-    """Return tanh a = 1 − 2/(1 + e²ᵃ); right also where e²ᵃ overflows to infinity."""
+    """Return tanh a = 1 − 2/(1 + e²ᵃ), correct even where e²ᵃ overflows to infinity."""
     return 1.0 - 2.0 / (1.0 + tl.exp2(a * (2.0 * LOG2_E)))

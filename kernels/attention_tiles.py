@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Queries and keys a program works on at a time; warps and pipeline stages it does so with.
+    """Queries and keys a program works on at a time; its warps and pipeline stages.
 
-    `chunk_d` is how many features the products of scores take at a time, all of them where it is 0:
-    in chunks, q, k and v are loaded again for every tile instead of kept in registers. `tail_d` is
-    how many are a second tile's: of 96, 64 are in one and 32 in the other; 0 where one is padded.
+    `chunk_d` is how many features the products of queries and keys take at a time; 0 means all. In
+    chunks, q, k and v are loaded again for every tile instead of being kept in registers. `tail_d`
+    is how many features a second tile has, as 96 = 64 + 32; 0 means that one tile is padded.
     """
 
     block_m: int
@@ -24,8 +24,8 @@ class Tile(NamedTuple):
 Key = tuple[str, int, int]  # kernel, bytes of an element, padded head_dim
 
 # As large as registers hold without spilling (`twofold verify compile attention`). float32 products
-# are three tf32 products with both halves of an operand in registers: small tiles, and at 256
-# products in chunks.
+# are three tf32 products with both halves of an operand in registers, hence small tiles, and at 256
+# chunks.
 TILES: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),
@@ -58,7 +58,7 @@ TILES: dict[Key, Tile] = {
     ("dq", 4, 128): Tile(16, 16, 8, 1),
     ("dq", 4, 256): Tile(16, 16, 8, 1, 32),
 }
-# The draws of dropout take registers too: what replaces the entries that would spill.
+# The draws of dropout take registers too: these replace the entries that would spill.
 DROPOUT: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 2),
     ("forward", 4, 128): Tile(16, 32, 4, 1),
@@ -73,8 +73,8 @@ GROUPED: dict[Key, Tile] = {
     ("dk_dv", 2, 32): Tile(32, 64, 4, 2),
     ("dk_dv", 2, 128): Tile(64, 32, 8, 2),
 }
-# The addresses of a mask or bias do, too, with dropout or without, whatever else is done to the
-# scores, and where packed sequences begin: what replaces those that would spill.
+# So do the addresses of a mask or bias, with dropout or without and whatever else is done to the
+# scores, and the starts of packed sequences: these replace the entries that would spill.
 MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(64, 16, 8, 2),
     ("dk_dv", 2, 16): Tile(32, 64, 8, 2),
@@ -90,12 +90,12 @@ MASKED: dict[Key, Tile] = {
     ("dq", 4, 64): Tile(16, 16, 8, 1),
     ("dq", 4, 128): Tile(16, 16, 8, 1, 32),
 }
-# The draws of dropout beside a mask: what replaces those that would spill with both.
+# With both dropout and a mask: these replace the entries that would spill.
 MASKED_DROPOUT: dict[Key, Tile] = {
     ("forward", 4, 128): Tile(32, 16, 8, 1, 32),
     ("dq", 4, 16): Tile(16, 16, 8, 1),
 }
-# The same, and the addresses of a mask of blocks and of the lists of its tiles.
+# As MASKED, with the addresses of a block mask and of the lists of its live tiles too.
 BLOCKED: dict[Key, Tile] = {
     **MASKED,
     ("forward", 2, 128): Tile(64, 32, 8, 3),
@@ -113,11 +113,11 @@ AMD: dict[Key, Tile] = {
     ("dq", 2, 128): Tile(64, 64, 4, 1),
     ("dq", 2, 256): Tile(32, 32, 4, 1, 64),
 }
-# Two stages of this one, with heads that share keys and dropout, stop AMD's compiler.
+# With two stages, heads that share keys, and dropout, AMD's compiler fails on this tile.
 AMD_GROUPED: dict[Key, Tile] = {**AMD, ("dk_dv", 2, 32): Tile(32, 64, 4, 1)}
-# Rows that do not begin at multiples of 16 elements have an address for each element, and 512
-# features fill the registers: what none of the kernels spills on any GPU, by bytes of an element
-# and padded head_dim.
+# Rows that do not begin at multiples of 16 elements need an address for each element, and 512
+# features fill the registers: tiles that none of the kernels spills on any GPU, by bytes of an
+# element and padded head_dim.
 UNALIGNED: dict[tuple[int, int], Tile] = {
     (2, 16): Tile(32, 16, 8, 1),
     (2, 32): Tile(32, 16, 8, 1),
@@ -132,7 +132,7 @@ UNALIGNED: dict[tuple[int, int], Tile] = {
     (2, 512): Tile(16, 16, 8, 1, 32),
     (4, 512): Tile(16, 16, 8, 1, 16),
 }
-# What replaces the tile of UNALIGNED where one kernel alone would spill.
+# These replace the tile of UNALIGNED for a single kernel that would spill.
 UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 128): Tile(16, 16, 8, 1, 16),
     ("dq", 2, 128): Tile(16, 16, 8, 1, 16),
@@ -140,12 +140,12 @@ UNALIGNED_OWN: dict[Key, Tile] = {
     ("dk_dv", 2, 512): Tile(16, 32, 8, 1, 16),
 }
 # On Hopper each warpgroup multiplies 64 rows (wgmma). With fewer rows mma.sync is used, and eight
-# warps on 64 rows compute everything twice. Here are the quickest on an H200, of all that
-# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal; none spills in its loop,
-# whatever lengths, windows and sinks there are, but dk_dv at 256, which takes half of the time of
-# any tile that does not, and where Triton 3.6 compiles it, causal, at 128, which takes 4 % less.
-# Counts of instructions (benchmarks/ATTENTION.md) had chosen others: they know nothing of copies
-# under way, of which three stages have more than two.
+# warps on 64 rows compute everything twice. These are the fastest on an H200 of all that
+# `benchmarks/attention_tuning.py` tries, at length 4096, full and causal. None spills in its loop,
+# whatever the lengths, windows and sinks, except dk_dv: at 256, where it takes half the time of any
+# tile that does not spill, and, compiled by Triton 3.6, causal at 128, where it takes 4 % less.
+# Instruction counts (benchmarks/ATTENTION.md) had chosen others: they ignore copies in flight, of
+# which three stages have more than two.
 HOPPER: dict[Key, Tile] = {
     ("forward", 2, 16): Tile(128, 64, 8, 3),
     ("forward", 2, 32): Tile(128, 64, 8, 3),
@@ -171,8 +171,8 @@ HOPPER_MIDDLE: dict[Key, Tile] = {
     ("dq", 2, 64): Tile(64, 32, 4, 3),
     ("dq", 2, 128): Tile(64, 32, 4, 3),
 }
-# Where none has more than SHORT rows, most of a tile of 128 would be padding, and so may be more
-# than 16 of the other axis.
+# Where none has more than SHORT rows, most of a tile of 128 would be padding, and on the other axis
+# more than 16 might be too.
 HOPPER_SHORT: dict[Key, Tile] = {
     **HOPPER_MIDDLE,
     ("forward", 2, 16): Tile(64, 16, 4, 4),
@@ -187,14 +187,14 @@ HOPPER_SHORT: dict[Key, Tile] = {
     ("dq", 2, 64): Tile(64, 16, 4, 4),
     ("dq", 2, 128): Tile(64, 16, 4, 3),
 }
-# Where packed sequences begin takes a few registers.
+# The starts of packed sequences take a few registers.
 HOPPER_PACKED: dict[Key, Tile] = {**HOPPER, ("dk_dv", 2, 128): Tile(16, 128, 8, 2)}
-# Summing over heads takes some, too.
+# So does summing over heads that share keys.
 HOPPER_GROUPED: dict[Key, Tile] = {
     ("dk_dv", 2, 64): Tile(32, 128, 8, 3),
     ("dk_dv", 2, 128): Tile(16, 128, 8, 3),
 }
-# With what takes registers beside the scores, masks and all that is done to scores among it.
+# With anything that takes registers beside the scores, such as masks and changes of the scores.
 HOPPER_MASKED: dict[Key, Tile] = {
     ("forward", 2, 256): Tile(128, 16, 8, 2),
     ("dk_dv", 2, 64): Tile(32, 128, 8, 2),
@@ -230,12 +230,12 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = tuple(
 
 
 def padded(head_dim: int) -> int:
-    """Return the power of two that a head_dim takes in registers; matrix units want 16 at least."""
+    """Return the power of two that a head_dim takes in registers; matrix units need at least 16."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def aligned(*strides: int) -> bool:
-    """Return whether 16 divides every distance of rows, in elements."""
+    """Return whether all strides, in elements, are 0, 1 or multiples of 16."""
     return all(n in (0, 1) or n % 16 == 0 for n in strides)
 
 
@@ -255,15 +255,15 @@ def choose_tile(
 ) -> Tile:
     """Return the tables' tile of a kernel for a head_dim and bytes per element.
 
-    That of dbias is dq's, but not Hopper's, which spills. `architecture` is what
-    `device.architecture` says; `rows` how many queries, or keys of dk_dv, the longest sequence has.
-    What takes registers beside the scores has tables of its own: `masked`, that there is a mask of
-    pairs or that the scores are changed; `blocked`, a mask of blocks; `packed` sequences;
-    `dropout`; `grouped`, that heads share keys, which with dropout leaves no room for Hopper's
-    tiles. `aligned` is what the function of this name says of the strides.
+    dbias takes dq's tile, except Hopper's, which spills. `architecture` is what
+    `device.architecture` returns; `rows`, the queries of the longest sequence, or for dk_dv its
+    keys. What takes registers beside the scores has tables of its own: `masked`, a mask of pairs or
+    changed scores; `blocked`, a block mask; `packed` sequences; `dropout`; `grouped`, heads that
+    share keys, which with dropout leaves no room for Hopper's tiles. `aligned` is what the function
+    of that name returns for the strides.
 
-    From 65 to 96 features are in two tiles where that is less than one of 128 and does not spill:
-    not in float32, nor where anything else takes registers.
+    65 to 96 features take two tiles, less than one of 128, where that does not spill: not in
+    float32, nor where anything else takes registers.
     """
     features = padded(head_dim)
     hopper = architecture == "sm_90" and kernel != "dbias" and not (grouped and dropout)

@@ -49,7 +49,7 @@ from twofold.reference.rotary import Rotary
 
 @triton.jit
 def load_lse(lse_ptr, x, seq, h, rows, length):
-    """Load lse of queries; +∞, with which nothing weighs anything, for −∞ and where no query is."""
+    """Load lse of queries; +∞, which makes all weights 0, for −∞ and past the last query."""
     row_at = rows_at(x, seq, h, rows)
     lse = tl.load(lse_ptr + row_at, mask=rows < length, other=float("inf"))
     return tl.where(lse == -float("inf"), float("inf"), lse)
@@ -141,7 +141,7 @@ def received_kernel(
         first - seq.shift, last - seq.shift, x.ahead, x.behind, length, BLOCK_M
     )
     begin, full, stop, end = places(x, b, h, block, begin, full, stop, end, BLOCK_M)
-    # EDGE 0: tiles of queries that all see every key here; 1: those that need the mask.
+    # EDGE 0: tiles whose queries all see every key of the block; 1: tiles that need the mask.
     for EDGE in tl.static_range(1 if x.behind is None and x.ahead is None else 2):
         for i in range(tiles_seen(begin, full, stop, end, x.ahead, EDGE, BLOCK_M)):
             start = tile_start(i, begin, full, stop, x.ahead, EDGE, BLOCK_M)
@@ -244,7 +244,7 @@ def received(
 ) -> torch.Tensor:
     """Return how much attention each key receives, (B, H, N) float32.
 
-    Arguments are those of `weights`, but for `rows`.
+    Arguments are those of `weights`, except `rows`.
     """
     options = Options(
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, None, mask,

@@ -7,7 +7,7 @@ from twofold.kernels.attention_tiles import Tile, padded
 
 Key = tuple[int, int]  # bytes of an element, padded head_dim
 
-# Of both kernels: what neither spills on any GPU, whatever is done to the scores.
+# For both kernels: neither spills on any GPU, whatever is done to the scores.
 TILES: dict[Key, Tile] = {
     (2, 16): Tile(64, 64, 8, 2),
     (2, 32): Tile(64, 64, 8, 2),
@@ -20,8 +20,8 @@ TILES: dict[Key, Tile] = {
     (4, 128): Tile(32, 32, 8, 1, 64),
     (4, 256): Tile(32, 32, 8, 1, 32),
 }
-# Rows that are not aligned, and head_dim 512, take attention's tiles, but for one that would spill
-# with some changes of the scores.
+# Unaligned rows and head_dim 512 take attention's tiles, except one that would spill with some
+# changes of the scores.
 UNALIGNED: dict[Key, Tile] = attention_tiles.UNALIGNED | {(4, 64): Tile(16, 16, 8, 1, 32)}
 # Every entry once, for the tests.
 ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *UNALIGNED.items())
@@ -30,7 +30,7 @@ ENTRIES: tuple[tuple[Key, Tile], ...] = (*TILES.items(), *UNALIGNED.items())
 def choose_tile(head_dim: int, element_size: int, *, aligned: bool = True) -> Tile:
     """Return the tables' tile for a head_dim and bytes per element.
 
-    `aligned` is what `attention_tiles.aligned` says of the strides.
+    `aligned` is what `attention_tiles.aligned` returns for the strides.
     """
     key = element_size, padded(head_dim)
     return TILES[key] if aligned and key in TILES else UNALIGNED[key]

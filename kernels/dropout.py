@@ -49,8 +49,8 @@ def scale(p: float) -> float:
 def in_memory(p: float, seed: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
     """Return where kernels read the seed, () int64 on the device of `x`; None if p is 0.
 
-    Not an argument, which a captured CUDA graph would repeat: a graph is replayed with new seeds
-    by writing them where it reads. A number is written there by a kernel; nobody waits.
+    A seed passed as an argument would be repeated by a captured CUDA graph; in memory, it can be
+    overwritten before a replay. A kernel writes a number there, so that the host need not wait.
     """
     if p == 0.0:
         return None
@@ -73,13 +73,13 @@ def keep(seed, index, threshold):
 def attention_keep(x, seed, b, h, rows, first, threshold, BLOCK_N: tl.constexpr):
     """Draw the mask of weights (b, h, rows, first …), a tile (BLOCK_M, BLOCK_N).
 
-    It is cut from `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
+    It is a tile of `reference.dropout.attention_keep_mask`. `rows` is (BLOCK_M, 1), `first` a
     multiple of 8: eight neighbours are the draws of one Philox call. `x` is the `Call`.
 
     Triton 3.6 decides how many neighbours of a product's operand a thread holds by the narrowest
-    load that the operand comes from, and counts a join as half its bits. Bytes beside the joins
-    below, of a mask or what a function of the scores reads, would make that 8 neighbours, with
-    which sums over 16 come out wrong. A maximum over one element hides the joins from it.
+    load that the operand comes from, and counts a join as half its bits. Beside the joins below,
+    loads of bytes, for a mask or a function of the scores, would make that 8 neighbours, and then
+    sums over 16 come out wrong. A maximum over one element hides the joins from Triton.
     """
     groups = first // 8 + tl.arange(0, BLOCK_N // 8)[None, :]
     zero = (rows * 0 + groups * 0).to(tl.uint32)

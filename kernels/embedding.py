@@ -26,7 +26,7 @@ from twofold.kernels import dropout, layout, precision
 from twofold.reference import checks
 from twofold.reference.embedding import check
 
-CHUNK = tl.constexpr(64)  # sorted places that are summed ahead where they hold a single id
+CHUNK = tl.constexpr(64)  # sorted places that are summed beforehand if all have one id
 
 
 class Tile(NamedTuple):
@@ -37,8 +37,8 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-# (widest row, tile): narrow rows leave registers for more places; the last entry takes the rest.
-# With these warps the draws of dropout do not spill.
+# (widest row, tile): narrow rows leave registers for more places; the last entry takes all wider
+# rows. With these numbers of warps the draws of dropout do not spill.
 TILES = (
     (32, Tile(32, 32, 2)),
     (128, Tile(16, 128, 8)),
@@ -76,8 +76,8 @@ def choose_tile(columns: int) -> Tile:
 def row_tile(columns: int) -> Tile:
     """Return the tile that sums one row: few places at a time, as most rows have one or none.
 
-    All columns, up to 1,024, are one program's, and so many are each thread's that the draws of
-    dropout spill nothing.
+    One program takes all columns, up to 1,024, with enough warps that the draws of dropout do not
+    spill.
     """
     block_d = min(1024, max(16, triton.next_power_of_2(columns)))
     return Tile(2, block_d, max(1, block_d // 256))
@@ -85,7 +85,7 @@ def row_tile(columns: int) -> Tile:
 
 @triton.jit
 def look_up(table_ptr, strides, rows, columns, V, D):
-    """Return the rows of a table (V, D) as a tile, and which of them there are."""
+    """Return the rows of a table (V, D) as a tile, and which of them exist."""
     known = (rows >= 0) & (rows < V)
     at = rows[:, None] * strides[0] + columns[None, :].to(tl.int64) * strides[1]
     mask = known[:, None] & (columns < D)[None, :]
@@ -178,7 +178,7 @@ def row_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(3) Sum the places of one row: those before its whole chunks, the chunks, those after."""
+    """(3) Sum the places of one row: those before its whole chunks, these chunks, those after."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     start, stop = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
@@ -232,7 +232,7 @@ def backward(
     """Return dtable: each row the sum of the gradients of the places that looked it up.
 
     Arguments and results are those of `reference.embedding.backward`; `into` may have any strides
-    and any dtype there is a kernel for. `tile` overrides the table's choice.
+    and any dtype that kernels take. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
@@ -248,7 +248,7 @@ def scatter_add(
     *,
     tile: Tile | None = None,
 ) -> torch.Tensor:
-    """Return the sums of dout's rows by id, (rows, D); an id outside adds nothing."""
+    """Return the sums of dout's rows by id, (rows, D); an id out of range adds nothing."""
     return sum_places(dout, sort_places(ids, rows), into=dtable, tile=tile)
 
 

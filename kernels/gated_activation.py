@@ -34,7 +34,7 @@ class Tile(NamedTuple):
     block_c: int
 
 
-# (most columns, tile): a thread has eight elements, which two-byte ones fill a wide access with.
+# (most columns, tile): a thread has eight elements; of two bytes each, they fill a wide access.
 TILES = (
     (256, Tile(8, 128)),
     (2**31 - 1, Tile(1, 1024)),
@@ -50,7 +50,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of gate and up, shaped as they are."""
+    """Gradients of gate and up, with their shapes."""
 
     dgate: torch.Tensor
     dup: torch.Tensor
@@ -134,8 +134,8 @@ def forward(
     """Activate the gate and multiply by it, element by element.
 
     Arguments and results are those of `reference.gated_activation.forward`; gate and up in float16,
-    bfloat16 or float32, any strides (copied only if their rows are no single stride apart). `tile`
-    overrides the table's choice.
+    bfloat16 or float32, any strides (copied only if their rows do not have one common stride).
+    `tile` overrides the table's choice.
     """
     check(gate, up, kind)
     precision.supported("gate", gate)
@@ -150,7 +150,7 @@ def backward(
     """Return dgate = dout·up·f′(gate) and dup = dout·f(gate).
 
     Arguments and results are those of `reference.gated_activation.backward`, in any strides; `into`
-    may have any dtype there is a kernel for. `tile` overrides the table's choice.
+    may have any dtype that kernels take. `tile` overrides the table's choice.
     """
     gate, up, kind = cache
     precision.gradient("dout", dout, gate)
@@ -167,13 +167,13 @@ def _launch(
     kind: str,
     tile: Tile | None,
 ) -> None:
-    """Run a kernel on the rows of tensors of one shape, if they have elements."""
+    """Run a kernel on the rows of tensors of one shape, unless they are empty."""
     if not written[0].numel():
         return
     C = written[0].shape[-1]
     R = written[0].numel() // C
     tile = tile or choose_tile(C)
-    rows = [x.reshape(R, C) for x in (*read, *written)]  # views, if a single stride apart
+    rows = [x.reshape(R, C) for x in (*read, *written)]  # views, if their stride is the same
     kernel[(triton.cdiv(R, tile.block_r) * triton.cdiv(C, tile.block_c),)](
         *rows,
         *(x.stride() for x in rows),

@@ -37,8 +37,8 @@ class Tile(NamedTuple):
     stages: int
 
 
-# (widest padded row, tile): the narrower the row, the more of them fill a program's registers. Rows
-# that are under way wait in shared memory, of which gfx942 has 64 KiB.
+# (widest padded row, tile): the narrower the rows, the more of them fit in a program's registers.
+# Rows that are being loaded take shared memory, of which gfx942 has 64 KiB.
 TILES = (
     (128, Tile(8, 4, 2)),
     (1024, Tile(2, 4, 3)),
@@ -47,8 +47,8 @@ TILES = (
     (8192, Tile(1, 8, 1)),
     (65536, Tile(1, 16, 1)),
 )
-# Into which the rows are split at most in backward, a program and C partial sums of dweight and of
-# dbias each: no more, as those are written and read again, 16·C bytes a share.
+# The most shares into which backward splits the rows. Each has a program and C partial sums of
+# dweight and of dbias, which are written and read again: 16·C bytes a share.
 SHARES = 256
 
 
@@ -107,7 +107,7 @@ def forward_kernel(
     columns = tl.arange(0, BLOCK_C)
     at = rows[:, None] * C + columns[None, :]
     inside = (rows[:, None] < R) & (columns[None, :] < C)
-    w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0)  # asked for before they are due
+    w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0)  # loaded before they are needed
     b = tl.load(bias_ptr + columns, mask=columns < C, other=0.0)
     # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
     h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -189,7 +189,7 @@ def backward_kernel(
         if DROPOUT:
             if HAS_RESIDUAL:
                 tl.store(dresidual_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=inside)
-            # The seed is read where it is used: kept over the loop, it would cost registers.
+            # The seed is read where it is used: kept across the loop, it would cost registers.
             kept = dropout.keep(tl.load(seed_ptr), at, threshold)
             dx = tl.where(kept, total * scale, 0.0)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
@@ -290,7 +290,7 @@ def backward(
     """Return the gradients of x, residual, weight and bias.
 
     Arguments and results are those of `reference.layer_norm.backward`; `into` may have any strides
-    and any dtype there is a kernel for. `tile` overrides the table's choice.
+    and any dtype that kernels take. `tile` overrides the table's choice.
     """
     precision.gradient("dout", dout, cache.h)
     if dh is not None:

@@ -39,16 +39,16 @@ from twofold.kernels.precision import float32_products, supported
 from twofold.reference import checks
 from twofold.reference.linear import check
 
-# Into which the rows are split at most to sum db, a partial sum each. Each has a program for every
-# 128 columns: with 3072 of them 1,536 programs, enough to fill a GPU.
+# The most shares into which the rows are split to sum db. Each share has a program and a partial
+# sum for every 128 columns: with 3072 columns 1,536 programs, enough to fill a GPU.
 SHARES = 64
-BLOCK = 1024  # elements of c that a program adds up where features are split
+BLOCK = 1024  # elements of c that a program adds up if features are split
 
 
 class Cache(NamedTuple):
     """What `backward` needs: `z` is the activation's input or, for ReLU, its output.
 
-    It is None without an activation, and where nothing was to be kept.
+    It is None without an activation, and if forward was told not to keep it.
     """
 
     x: torch.Tensor
@@ -60,7 +60,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those not made, and `dbias` where there was no bias."""
+    """Gradients of the arguments; None for those not computed, and for `dbias` without a bias."""
 
     dx: torch.Tensor | None
     dweight: torch.Tensor | None
@@ -87,7 +87,7 @@ def gemm_kernel(
     PARTS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """c = f(a·b + bias), one tile of it; if SPLIT, sums of some features, c (splits, M, N)."""
+    """c = f(a·b + bias), one tile of it; if SPLIT, sums over some features, c (splits, M, N)."""
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
     i, j = tl.swizzle2d(program // blocks_n, program % blocks_n, blocks_m, blocks_n, GROUP_M)
@@ -190,7 +190,7 @@ def forward(
     """Multiply by the transposed weight, add the bias, apply the activation.
 
     Arguments and results are those of `reference.linear.forward`, in float16, bfloat16 or float32,
-    any strides (x is copied only if its rows are no single stride apart). float32 products are
+    any strides (x is copied only if its rows do not have one common stride). float32 products are
     accurate to float32 (three tf32 products) unless `allow_tf32`; `tile` overrides the table's
     choice.
     """
@@ -220,8 +220,8 @@ def backward(
     """Return dz = dout·f′(z), then dx = dz·W, dW = dzᵀ·x and db = Σ dz over the rows.
 
     Arguments and results are those of `reference.linear.backward`; `into` may have any strides and
-    any dtype there is a kernel for: sums in float32 need no rounding to be kept in it. `tile`
-    overrides the table's choice.
+    any dtype that kernels take: float32 keeps the sums unrounded. `tile` overrides the table's
+    choice.
     """
     checks.flags(of_x=of_x, of_weight=of_weight, of_bias=of_bias)
     checks.floating(x=cache.x, dout=dout)
@@ -238,7 +238,7 @@ def backward(
     dbias = fresh(weight[:, 0]) if dbias is None and of_bias else dbias
     # (2) activation, (1) bias
     dz = _dz(_rows(dout), cache, dbias)  # (R, N)
-    # (1) product, of which the bias is done
+    # (1) product; the bias is done
     dx = None
     if of_x:
         dx = fresh(cache.x)
@@ -264,8 +264,8 @@ def product(
 ) -> None:
     """Write f(a·b + bias) to c (M, N), and its argument to z unless that is c itself.
 
-    Arguments are not checked. What has neither bias nor activation may be split if not `whole`;
-    `tile` and `splits` override what is chosen.
+    Arguments are not checked. Without bias and activation, features may be split unless `whole`;
+    `tile` and `splits` override the choice.
     """
     (M, K), N, size = a.shape, b.shape[1], a.element_size()
     if tile is None:
@@ -308,7 +308,7 @@ def product(
 
 
 def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.Tensor:
-    """Return dz (R, N), which is dout where there is no activation; write db, if asked for."""
+    """Return dz (R, N), which is dout without an activation; write db into dbias, if given."""
     if cache.activation is None and dbias is None:
         return dout
     dz = dout if cache.z is None else torch.empty_like(cache.z)
@@ -317,5 +317,5 @@ def _dz(dout: torch.Tensor, cache: Cache, dbias: torch.Tensor | None) -> torch.T
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """Return x as rows, a view of it if they are a single stride apart."""
+    """Return x as rows, a view of it if they have one common stride."""
     return x.reshape(-1, x.shape[-1])

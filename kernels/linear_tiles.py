@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
 
 # (bytes of an element, tile), the largest first: large tiles load less, small ones fill the GPU.
-# None spills with GELU behind it (`twofold verify compile linear`); all fit gfx942's 64 KiB.
+# None spills with GELU after it (`twofold verify compile linear`); all fit gfx942's 64 KiB.
 TILES = (
     (2, Tile(128, 128, 64, 8, 8, 3)),
     (2, Tile(64, 64, 64, 8, 4, 4)),
@@ -40,29 +40,29 @@ TILES = (
     (4, Tile(64, 64, 32, 8, 8, 3)),
     (4, Tile(32, 32, 32, 8, 4, 2)),
 )
-# Rows of c whose distance 16 does not divide are written an element at a time, and the addresses of
-# larger tiles of two-byte elements would spill.
+# Rows of c whose stride is not a multiple of 16 are written an element at a time, and the addresses
+# of larger tiles of two-byte elements would spill.
 UNALIGNED = Tile(64, 64, 64, 8, 8, 4)
-# It takes 144 KiB of shared memory, more than most GPUs have. Each byte read from it feeds more
-# multiplications: by counts of instructions the loop could reach 0.95 of the tensor cores' peak,
-# that of 128×128 no more than 0.74 (it reached 0.58 on an H200, in backward). Not timed yet.
+# It takes 144 KiB of shared memory, more than most GPUs have. Each byte read from there feeds more
+# multiplications: by instruction counts its loop could reach 0.95 of the tensor cores' peak, that
+# of 128×128 no more than 0.74 (it reached 0.58 on an H200, in backward). Not timed yet.
 HOPPER = Tile(128, 256, 64, 8, 8, 3)
 ENTRIES = (*TILES, (2, UNALIGNED), (2, HOPPER))  # all of them, for the tests
-# An activation of tiles of so many columns is taken in so many parts. Of all of 128×128 at once it
-# takes 175 registers of a thread, and leaves no room on a multiprocessor for a second program that
-# multiplies meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 114 (not timed yet).
+# Tiles of at least WIDE columns compute an activation in PARTS. On all of 128×128 at once it takes
+# 175 registers per thread, and leaves no room on a multiprocessor for a second program to multiply
+# meanwhile (0.28 to 0.39 of the peak, measured); in parts it takes 114 (not timed yet).
 WIDE, PARTS = 128, 4
 
-MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # of a Hopper; of one of them
+MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # of a Hopper GPU; of each
 MOST_SPLITS = 16
 # OPERATIONS: multiplications and additions of one multiprocessor in a microsecond, at the
 # arithmetic intensity of a tile of 128×128 (INTENSITY); MORE: the gain above that; FLOAT32_SHARE:
-# of a product of float32, which is three of tf32, each at half the rate of 16 bits.
+# the share that float32 reaches with three tf32 products, each at half the rate of 16 bits.
 OPERATIONS, INTENSITY, MORE, FLOAT32_SHARE = 4.4e6, 64.0, 1.1, 1 / 6
 # Microseconds: a step of a program that waits for its copies; a program's beginning and end, which
 # others on its multiprocessor may hide; another launch.
 STEP, ENDS, LAUNCH = 0.4, 3.0, 3.0
-BYTES = 3e6  # of memory in a microsecond
+BYTES = 3e6  # of memory traffic in a microsecond
 
 
 class Choice(NamedTuple):
@@ -84,19 +84,19 @@ def choose(
     activated: bool = False,
     architecture: str = "",
 ) -> Choice:
-    """Return that with which an m × n product of k features should take the least time.
+    """Return the choice with which an m × n product of k features should take the least time.
 
-    `aligned` says whether 16 divides the distance of its rows, in elements; `whole`, whether its
-    features may not be split; `activated`, whether an activation follows. `architecture` is what
-    `device.architecture` says: "sm_90" has a tile of its own, beside which there is no room for a
-    second program, to multiply while one activates.
+    `aligned` says whether the stride of its rows is a multiple of 16 elements; `whole`, that its
+    features must not be split; `activated`, whether an activation follows. `architecture` is what
+    `device.architecture` returns: "sm_90" has a tile of its own, which leaves no room for a second
+    program that multiplies while the first activates.
     """
     fitting = [tile for size, tile in TILES if size == min(max(element_size, 2), 4)]
     if element_size <= 2 and not aligned:
         fitting = [UNALIGNED, fitting[-1]]
     elif element_size <= 2 and architecture == "sm_90" and not activated:
         fitting = [HOPPER, *fitting]
-    # Of tiles that take as long, the smallest: what waits for copies should wait for few.
+    # Of equally fast tiles, the smallest: programs that wait for copies should wait for few.
     choices = (choose_splits(m, n, k, t, element_size, whole=whole) for t in reversed(fitting))
     return min(choices, key=lambda choice: microseconds(m, n, k, choice, element_size))
 
@@ -117,7 +117,7 @@ def microseconds(m: int, n: int, k: int, choice: Choice, element_size: int = 2) 
     steps = math.ceil(math.ceil(k / tile.block_k) / splits)
     area, around = tile.block_m * tile.block_n, tile.block_m + tile.block_n
     shared = around * tile.block_k * tile.num_stages * element_size
-    # Programs of a wave on one multiprocessor: no more than it holds, or there are.
+    # Programs of a wave on one multiprocessor: no more than fit on it, or than there are.
     beside = min(max(SHARED_BYTES // shared, 1), math.ceil(tiles * splits / MULTIPROCESSORS))
     waves = math.ceil(tiles * splits / (beside * MULTIPROCESSORS))
     rate = OPERATIONS * min(MORE, area / around / INTENSITY)

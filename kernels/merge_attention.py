@@ -33,7 +33,7 @@ from twofold.reference import checks
 from twofold.reference.merge_attention import check, check_backward
 
 MOST_ROWS = 2**30  # of a batch, whose rows are counted in 32 bits
-LEAST = tl.constexpr(-3.4028234663852886e38)  # of float32
+LEAST = tl.constexpr(-3.4028234663852886e38)  # the least finite float32
 
 
 class Tile(NamedTuple):
@@ -64,7 +64,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of outs and lses, shaped as they are."""
+    """Gradients of outs and lses, with their shapes."""
 
     douts: torch.Tensor
     dlses: torch.Tensor
@@ -97,8 +97,8 @@ def load_lse(s, lses_at, lses_part, inside):
 
 @triton.jit
 def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Return rows' largest lse, Σ_s exp(lse_s − it) and 1/Σ: LEAST, 0, 1 if all are left out."""
-    # (1) log-sum-exp: the largest lse, or LEAST, from which −∞ is far enough
+    """Return rows' top lse, Σ_s exp(lse_s − top) and 1/Σ: LEAST, 0, 1 if all are left out."""
+    # (1) log-sum-exp: the largest lse, or LEAST, so that −∞ − top is −∞ and not NaN
     top = tl.full([BLOCK_R], -float("inf"), tl.float32)
     for start in range(0, S, BLOCK_S):
         s = (start + tl.arange(0, BLOCK_S)[None, :]).to(tl.int64)
@@ -108,18 +108,18 @@ def sum_weights(lses_at, lses_part, inside, S, BLOCK_R: tl.constexpr, BLOCK_S: t
             other=-float("inf"),
         )
         top = tl.maximum(top, tl.max(lses, axis=1))
-    top = tl.maximum(top, LEAST)  # used once, as Triton 3.6 wants it of a loop's maximum
-    # (1) log-sum-exp: the sum, one by one, as in a tree a part left out would move the others
+    top = tl.maximum(top, LEAST)  # a single use, as Triton 3.6 needs of a loop's maximum
+    # (1) log-sum-exp: the sum, one by one; in a tree, a part left out would regroup the others
     total = tl.zeros([BLOCK_R], tl.float32)
     for s in range(S):
         total += tl.exp(load_lse(s, lses_at, lses_part, inside) - top)
-    # (2) weights: what all of a row's are multiplied by
+    # (2) weights: the common factor of each row
     return top, total, 1.0 / tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit
 def weigh_part(s, outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns):
-    """Return the weights of rows in part s, and their outputs: zero where it is left out."""
+    """Return the weights of rows in part s, and their outputs: zero where the part is left out."""
     lse = load_lse(s, lses_at, lses_part, inside)
     read = (lse > -float("inf"))[:, None] & columns
     out = tl.load(outs_at + tl.cast(s, tl.int64) * outs_part, mask=read, other=0.0).to(tl.float32)
@@ -160,7 +160,7 @@ def forward_rows(
     out = merge(
         outs_at, lses_at, outs_part, lses_part, top, inverse, inside, columns, S, BLOCK_R, BLOCK_D
     )
-    # (1) log-sum-exp, whole; here, as it needs no registers while outputs are read
+    # (1) log-sum-exp, completed; only here, so that it takes no registers while outputs are read
     lse = tl.where(total == 0.0, -float("inf"), top + tl.log(total))
     tl.store(lse_ptr + b * H * M + rows, lse, mask=inside)
     out_at = out_ptr + at(out_strides, b, h, m)[:, None] + d * out_strides[3]

@@ -47,7 +47,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those that were None, and for what is not made."""
+    """Gradients of the arguments; None for those that were None or are not computed."""
 
     dx: torch.Tensor | None
     dcontext: torch.Tensor | None
@@ -145,7 +145,7 @@ def backward(
     """Return the gradients of x, context, weights, biases, and attention's bias and sinks.
 
     Arguments and results are those of `reference.multi_head_attention.backward`; `into` may have
-    any strides and any dtype there is a kernel for.
+    any strides and any dtype that kernels take.
     """
     checks.flags(of_x=of_x, of_context=of_context, of_weights=of_weights, of_bias=of_bias)
     x, w = cache.projection.x, cache.projection.weight

@@ -27,7 +27,7 @@ from twofold.reference import checks
 from twofold.reference.optimizers import check, check_adagrad, check_adam, check_sgd
 
 BLOCK = 1024  # elements that a program works on at a time
-SHARES = 1024  # of a buffer at most, a program and one number each, which the second kernel holds
+SHARES = 1024  # most shares of a buffer, a program and a number each; the second kernel holds all
 
 
 @triton.jit
@@ -35,14 +35,14 @@ def gradient(theta, g, index, coupled_numel, weight_decay, norm_ptr, max_norm, C
     """(1) Clip the gradient; (2) add the decay to the elements before `coupled_numel`."""
     if CLIP:
         norm = tl.load(norm_ptr).to(tl.float32)
-        # The maximum keeps the division from zero; an unclipped gradient keeps its bits.
+        # The maximum avoids a division by zero; an unclipped gradient keeps its bits.
         g *= tl.where(norm > max_norm, max_norm / tl.maximum(norm, max_norm), 1.0)
     return tl.where(index < coupled_numel, g + weight_decay * theta, g)
 
 
 @triton.jit
 def wanted(index, n, go_ptr):
-    """Say which elements there are, and are to be changed."""
+    """Return which elements exist and are to be changed."""
     if go_ptr is not None:
         n = tl.where(tl.load(go_ptr) != 0, n, 0)
     return index < n
@@ -64,7 +64,7 @@ def get(ptr, stride, index, inside):
 def adam_kernel(
     params_ptr, grads_ptr, m_ptr, v_ptr,  # (n,) each
     norm_ptr,  # () if CLIP
-    numbers_ptr,  # (3,) float32 that stand for lr, shrink and unbias2, or None
+    numbers_ptr,  # (3,) float32 in place of lr, shrink and unbias2, or None
     go_ptr,  # () bool, whether to take the step, or None
     params_stride, grads_stride, m_stride, v_stride,
     n: tl.int64,
@@ -208,7 +208,7 @@ def norm_kernel(
 
 
 def global_norm(grads: torch.Tensor) -> torch.Tensor:
-    """Return ‖g‖₂ over the whole buffer, 0-d float32 on its device; squares are summed in that.
+    """Return ‖g‖₂ over the whole buffer, 0-d float32 on its device; sums are in float32 too.
 
     Arguments are those of `reference.optimizers.global_norm`.
     """
@@ -233,7 +233,7 @@ def adam_numbers(
     beta2: float = 0.999,
     weight_decay: float = 0.0,
 ) -> tuple[float, float, float]:
-    """Return what Adam's kernel takes for this step: lr/(1 − β₁^t), 1 − lr·λ and 1/(1 − β₂^t)."""
+    """Return Adam's numbers for this step: lr/(1 − β₁^t), 1 − lr·λ and 1/(1 − β₂^t)."""
     return lr / (1 - beta1**step), 1 - lr * weight_decay, 1 / (1 - beta2**step)
 
 
@@ -258,10 +258,10 @@ def adam(
 ) -> None:
     """Take one step of Adam or AdamW, in place; arguments are those of the reference.
 
-    Beside them `numbers`, (3,) float32 on the device, what `adam_numbers` says of a step, which is
-    then the one that is taken, whatever `step` and `lr` are; and `go`, () bool on the device: where
-    it is False nothing is changed. Both are read when the kernel runs, so that a captured CUDA
-    graph can be replayed for another step.
+    In addition, `numbers`, (3,) float32 on the device, holds what `adam_numbers` returns for a
+    step, which is then taken whatever `step` and `lr` are; if `go`, () bool on the device, is
+    False, nothing is changed. Both are read when the kernel runs, so that a captured CUDA graph can
+    be replayed for another step.
     """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps, decoupled)
@@ -309,7 +309,7 @@ def sgd(
 ) -> None:
     """Take one step of gradient descent, in place; arguments are those of the reference.
 
-    Beside them `numbers`, (1,) float32, what is taken for `lr`, and `go`: see `adam`.
+    In addition, `numbers`, (1,) float32, replaces `lr`; for it and `go` see `adam`.
     """
     buffers = {"params": params, "grads": grads, "momentum_buffer": momentum_buffer}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
@@ -350,7 +350,7 @@ def adagrad(
 ) -> None:
     """Take one step of Adagrad, in place; arguments are those of the reference.
 
-    Beside them `numbers`, (1,) float32, what is taken for `lr`, and `go`: see `adam`.
+    In addition, `numbers`, (1,) float32, replaces `lr`; for it and `go` see `adam`.
     """
     buffers = {"params": params, "grads": grads, "sum_of_squares": sum_of_squares}
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, **buffers)
@@ -375,7 +375,7 @@ def adagrad(
 def _read(
     params: torch.Tensor, count: int, numbers: torch.Tensor | None, go: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return where a kernel finds its numbers, and whether to take the step; refuse all else."""
+    """Check and return the tensors that say a kernel's numbers and whether to take the step."""
     precision.supported("params", params)
     if numbers is not None:
         checks.dtype("numbers", numbers, "float32")
@@ -394,7 +394,7 @@ def _common(
     decay_numel: int | None,
     grad_norm: torch.Tensor | None,
 ) -> tuple[int, int, torch.Tensor]:
-    """Return how many elements there are, how many decay, and where a program finds the norm."""
+    """Return the number of elements, how many of them decay, and where a program finds the norm."""
     n = params.numel()
     decays = n if decay_numel is None else int(decay_numel)
     unread = params  # stands in for an absent norm

@@ -91,7 +91,7 @@ def forward_kernel(
         inside = (rows < stop) & (columns < D)[None, :]
         x = tl.load(x_at + rows.to(tl.int64) * x_strides[1], mask=inside, other=0.0)
         x = x.to(tl.float32)
-        # (3) maximum, of each row of registers the first; (2) mean: the sum
+        # (3) maximum so far of each row of registers, and where it is first; (2) mean: the sum
         if MAX:
             larger = (x > top) | ((x != x) & (top == top))
             take = inside & larger
@@ -184,7 +184,7 @@ def forward(
 
 
 def backward(dout: torch.Tensor, cache: Cache, *, tile: Tile | None = None) -> Gradients:
-    """Spread the mean's gradient over its positions, and give the maximum's to its own.
+    """Spread the mean's gradient over its positions; give the maximum's to where it was attained.
 
     Arguments and results are those of `reference.pooling.backward`. `tile` overrides the table's
     choice.

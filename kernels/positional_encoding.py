@@ -35,13 +35,13 @@ __all__ = ["TILES", "Cache", "Gradients", "backward", "forward", "sinusoidal"]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs; `positions` is None where they are counted."""
+    """What `backward` needs; `positions` is None if they are 0 … L − 1."""
 
     ids: torch.Tensor
     positions: torch.Tensor | None
     rows: int
     columns: int
-    position_rows: int  # 0 where the position table is not learned
+    position_rows: int  # 0 if the position table is not learned
     scale: float
     dropout_p: float
     seed: int | torch.Tensor
@@ -59,7 +59,7 @@ def sinusoidal(
 ) -> torch.Tensor:
     """Return the sinusoids of each position, (L, d_model), as `reference` does.
 
-    A constant of the model, made once: torch and no kernel. Angles are float64 throughout: in
+    A constant of the model, computed once, so torch will do. Angles are float64 throughout: in
     float32 those of position 10⁶ would be off by up to 1/32. The result is float32 by default, as
     the kernels take it.
     """
@@ -97,7 +97,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Embed BLOCK_N places; a place that looks outside a table is NaN."""
+    """Embed BLOCK_N places; a place whose id or position is out of range is NaN."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     at = n[:, None] * D + columns[None, :]
@@ -175,7 +175,7 @@ def backward(
     """Return the gradients of both tables: sums over the places that looked a row up.
 
     Arguments and results are those of `reference.positional_encoding.backward`; `into` may have any
-    strides and any dtype there is a kernel for. `tile` overrides the table's choice.
+    strides and any dtype that kernels take. `tile` overrides the table's choice.
     """
     checks.gradient("dout", dout, (*cache.ids.shape, cache.columns))
     precision.supported("dout", dout)
@@ -184,7 +184,7 @@ def backward(
         into, dtable=(cache.rows, cache.columns), dposition_table=learned
     )
     dout = dout.contiguous()
-    # (3) drop out: in both sums, drawn again
+    # (3) drop out: both sums draw the mask again
     scale, drawn = cache.scale, (cache.dropout_p, cache.seed)
     # (2) add the position
     if rows := cache.position_rows:

@@ -17,10 +17,10 @@ INTERPRETED = (
 
 
 def supported(name: str, x: Any) -> None:
-    """Raise `ValueError` unless kernels take x: its dtype, and that it is where they are launched.
+    """Raise `ValueError` unless kernels take x's dtype and x is where they are launched.
 
-    float64 is for NumPy's side, and bfloat16 not for Triton's bare interpreter. Triton launches on
-    the current device, wherever tensors are.
+    Only NumPy's side takes float64, and Triton's bare interpreter no bfloat16. Triton launches on
+    the current device, wherever the tensors are.
     """
     checks.choice(f"{name}.dtype", checks.dtype_name(x), DTYPES)
     if x.dtype == torch.bfloat16 and not x.is_cuda and bare_interpreter():
@@ -29,7 +29,7 @@ def supported(name: str, x: Any) -> None:
 
 
 def gradient(name: str, x: Any, output: Any) -> None:
-    """Raise unless x can be the gradient of an output: its shape, dtype and device, the current."""
+    """Raise unless x can be an output's gradient: its shape, dtype and device, the current one."""
     checks.gradient(name, x, tuple(output.shape), output.dtype)
     checks.same_device(output=output, **{name: x})
     on_current_device(name, x)
@@ -43,7 +43,7 @@ def on_current_device(name: str, x: Any) -> None:
 
 
 def float32_products(allow_tf32: bool) -> str:
-    """Return Triton's `input_precision`; products of float16 and bfloat16 do not look at it.
+    """Return Triton's `input_precision`; products of float16 and bfloat16 ignore it.
 
     Three tf32 products are accurate to float32; one, where the caller allows it, to 10 bits. AMD's
     matrix unit has true float32, and Triton no tf32x3 for it.

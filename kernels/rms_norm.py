@@ -32,7 +32,7 @@ __all__ = ["TILES", "Cache", "Gradients", "Tile", "backward", "choose_tile", "fo
 
 
 class Cache(NamedTuple):
-    """The residual stream `h` (shaped as x), which models read on, and what `backward` needs."""
+    """The residual stream `h` (as x), which pre-norm models read, and what `backward` needs."""
 
     h: torch.Tensor
     rstd: torch.Tensor  # (R,) float32
@@ -70,7 +70,7 @@ def forward_kernel(
     columns = tl.arange(0, BLOCK_C)
     at = rows[:, None] * C + columns[None, :]
     inside = (rows[:, None] < R) & (columns[None, :] < C)
-    w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0)  # asked for before it is due
+    w = tl.load(weight_ptr + columns, mask=columns < C, other=0.0)  # loaded before it is needed
     # (1) h, the residual stream; used as it is stored, so that backward sees the same numbers
     h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
@@ -186,7 +186,7 @@ def backward(
     """Return the gradients of x, residual and weight.
 
     Arguments and results are those of `reference.rms_norm.backward`; `into` may have any strides
-    and any dtype there is a kernel for. `tile` overrides the table's choice.
+    and any dtype that kernels take. `tile` overrides the table's choice.
     """
     precision.gradient("dout", dout, cache.h)
     if dh is not None:

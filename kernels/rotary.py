@@ -48,7 +48,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of q and k, shaped as they are."""
+    """Gradients of q and k, with their shapes."""
 
     dq: torch.Tensor
     dk: torch.Tensor
@@ -71,8 +71,8 @@ def tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cos θ and sin θ, each (L, rotary_dim/2) or (B, L, rotary_dim/2), as `reference` does.
 
-    In float32 by default, as the kernels take them.
-    Constants of the model, made once: torch in float64 and no kernel.
+    In float32 by default, as the kernels take them. Constants of the model, computed once, so torch
+    in float64 will do.
     """
     check_tables(positions, rotary_dim, base)
     to = getattr(torch, checks.floating_dtype("dtype", dtype))
@@ -95,7 +95,7 @@ def turn_head(
 ):  # fmt: skip
     """Turn the pairs of one head at `rows` (BLOCK_L, 1), and copy the features that have no pair.
 
-    Both of a pair are read before either is written, so that y may be x.
+    Both features of a pair are read before either is written, so that y may be x.
     """
     f = tl.arange(0, BLOCK_F)[None, :]
     if not INTERLEAVED:
@@ -111,8 +111,8 @@ def turn_head(
         tl.store(at(y_ptr, y_strides, b, h, rows, f), y1, mask=inside)
         tl.store(at(y_ptr, y_strides, b, h, rows, second), y2, mask=inside)
     else:
-        # (1) pairs: neighbours are loaded and stored as one row, where a stride of 2 would take 2
-        # bytes at a time.
+        # (1) pairs: neighbours are loaded and stored as one row; a stride of 2 would move 2 bytes
+        # at a time.
         both = tl.arange(0, 2 * BLOCK_F)[None, :]
         inside = (rows < L) & (both < 2 * F)
         x = tl.load(at(x_ptr, x_strides, b, h, rows, both), mask=inside, other=0.0).to(tl.float32)
@@ -225,9 +225,9 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: boo
 def at_positions(
     q: torch.Tensor, k: torch.Tensor, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, Options]:
-    """Return q and k rotated where attention's options say so, and options that do not any more.
+    """Return q and k, rotated if attention's options say so, and options that no longer do.
 
-    Once, not by every program that reads them: that would take registers from its products.
+    Rotated once, not by every program that reads them: that would take registers from its products.
     """
     rotary = options.rotary
     if rotary is None:
@@ -238,7 +238,7 @@ def at_positions(
 def turn_back_in_place(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> None:
-    """Turn the pairs of x (B, H, L, D) by the opposite angles, and write them where they were."""
+    """Turn the pairs of x (B, H, L, D) by the opposite angles, in place."""
     _launch(x, None, Cache(cos, sin, interleaved), (x, x), True, None)
 
 

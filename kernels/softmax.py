@@ -31,8 +31,8 @@ class Tile(NamedTuple):
 
 
 # (most columns, tile); rows wider than the last entry's take its tile as well. A thread has at
-# least 16 elements, with two bytes each two wide accesses; backward holds two rows and spills
-# beyond 32 elements of each (`twofold verify compile softmax`).
+# least 16 elements, of two bytes each two wide accesses; backward holds two rows and spills beyond
+# 32 elements of each (`twofold verify compile softmax`).
 TILES = (
     (32, Tile(64, None, 4)),
     (128, Tile(16, None, 4)),
@@ -180,7 +180,7 @@ def long_backward_kernel(
 ):
     """Differentiate BLOCK_R rows in blocks of columns, read twice."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    # (4) δ = Σ_c dout·y: each lane adds up its own, and all of them once
+    # (4) δ = Σ_c dout·y: each lane adds up its own elements; the lanes are added up once
     common = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
@@ -232,7 +232,7 @@ def _launch(
     C = written.shape[-1]
     R = written.numel() // C
     tile = tile or choose_tile(C)
-    rows = [x.reshape(R, C) for x in read]  # views, if a single stride apart
+    rows = [x.reshape(R, C) for x in read]  # views, if their stride is the same
     kernel = whole if tile.block_c is None else long
     kernel[(triton.cdiv(R, tile.block_r),)](
         *rows,

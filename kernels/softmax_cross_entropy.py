@@ -49,16 +49,16 @@ class Tile(NamedTuple):
     stages: int
 
 
-# (most classes, tile); more classes than the last entry's are taken by its tile as well.
+# (most classes, tile); more classes than the last entry's take its tile as well.
 TILES = (
     (32, Tile(32, 32, 4, 1)),
     (256, Tile(8, 256, 4, 1)),
     (2048, Tile(1, 2048, 4, 1)),
     (65536, Tile(1, 4096, 8, 2)),
 )
-# Into which the rows are split at most to sum the divisor. Every program adds up all of their sums.
+# The most shares into which the rows are split to sum the divisor. Every program adds all the sums.
 SHARES = 64
-BLOCK = 1024  # elements at a time in everything that is not a row
+BLOCK = 1024  # elements at a time in kernels that do not take whole rows
 
 
 class Cache(NamedTuple):
@@ -77,8 +77,8 @@ class Gradients(NamedTuple):
 def choose_tile(classes: int, probabilities: bool = False) -> Tile:
     """Return the table's tile for rows of this many classes.
 
-    Where targets are probabilities there are twice as many loads to be under way: of more classes
-    than a tile's, too many for registers if they are begun a stage ahead.
+    With probabilities as targets twice as many loads are in flight; with more classes than a tile
+    has, that is too many for registers if they are begun a stage ahead.
     """
     tile = next((tile for most, tile in TILES if classes <= most), TILES[-1][1])
     return tile._replace(stages=1) if probabilities else tile
@@ -93,7 +93,7 @@ def load_index(targets_ptr, targets_strides, rows, R, C, ignore_index):
 
 @triton.jit
 def load_weight(weight_ptr, weight_strides, index, counts, valid, HAS_WEIGHT: tl.constexpr):
-    """Return the weights of rows' classes: 0 where a row does not count, NaN for no such class."""
+    """Return the weights of rows' classes: 0 if a row does not count, NaN for no such class."""
     w = tl.where(valid, 1.0, float("nan"))
     if HAS_WEIGHT:
         at = weight_ptr + index * weight_strides[0]
@@ -227,7 +227,7 @@ def rows_kernel(
         logit = tl.load(target, mask=counts & valid, other=0.0).to(tl.float32)
         loss = tl.where(mass == 0.0, 0.0, mass * (log_total - (logit - top)))
     mass_share = mass / total
-    # The loss of one class is done: for it alone there is no second time.
+    # The loss of one class is done: for it alone there is no second pass.
     for start in tl.range(0, C if KEEP or not ONE_CLASS else 0, BLOCK_C, num_stages=STAGES):
         columns = start + tl.arange(0, BLOCK_C).to(tl.int64)
         inside = (rows[:, None] < R) & (columns[None, :] < C)
@@ -369,7 +369,7 @@ def backward(dloss: torch.Tensor | float, cache: Cache) -> Gradients:
     saved = checks.kept("cache.dlogits", cache.dlogits)
     check_backward(dloss, saved, cache.per_row)
     precision.on_current_device("cache.dlogits", saved)
-    if isinstance(dloss, float | int):  # filled in there: for a copy the host would wait
+    if isinstance(dloss, float | int):  # filled in on the device: for a copy the host would wait
         dloss = torch.full((), dloss, dtype=torch.float32, device=saved.device)
     dloss = torch.as_tensor(dloss, device=saved.device)
     dlogits, n = torch.empty_like(saved), saved.numel()

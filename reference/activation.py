@@ -49,7 +49,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, kind: str, bias: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, bias=bias)
     checks.choice("kind", kind, KINDS)
@@ -108,9 +108,9 @@ def backward(dout: Array, cache: Cache) -> Gradients:
 
 
 def activate(z: Array, kind: str, spare: bool = False) -> tuple[Array, Array | None]:
-    """Return f(z), and what `activate_grad` needs of it: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|, e⁻|ᶻ|; None for ReLU.
+    """Return f(z), and what `activate_grad` needs: Φ(z), e⁻²ᵃ, e⁻²|ᶻ|, e⁻|ᶻ|; None for ReLU.
 
-    ReLU, whose slope is that of its output, too, writes over a `spare` z; clip takes a third of
+    ReLU, whose slope follows from its output too, overwrites a `spare` z; clip takes a third of
     the time of maximum, and keeps NaN as well.
     """
     if kind == "relu":

@@ -37,9 +37,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Cache(NamedTuple):
     """What `backward` needs; `lse` and the weights `p` are also there for inspection.
 
-    With rotary positions q and k are the rotated ones. With packed sequences `out` and `lse` are
-    packed, and all else is unpacked, one batch element each. For float16 inputs all but `out` is
-    float32. Without dropout `scaled_mask` is None.
+    With rotary positions, q and k are the rotated ones. With packed sequences, `out` and `lse` are
+    packed; all else is unpacked, a batch element for each sequence. For float16 inputs, all but
+    `out` is float32. Without dropout, `scaled_mask` is None.
     """
 
     q: Array
@@ -49,7 +49,7 @@ class Cache(NamedTuple):
     lse: Array  # (B, H, M)
     p: Array  # (B, H, M, N), before dropout
     scaled_mask: Array | None  # (B, H, M, N), X = keep/(1 − p), p rounded to 1/65536
-    slope: Array | None  # (B, H, M, N), φ′, of the scores by q·k·scale, None where that is 1
+    slope: Array | None  # (B, H, M, N), φ′ of the scores by q·k·scale, None if it is 1
     softmax_scale: float
     options: Options
 
@@ -65,7 +65,7 @@ class Gradients(NamedTuple):
 
 
 def check(q: Any, k: Any, v: Any, options: Options) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(q=q, k=k, v=v, bias=options.bias)
     check_shapes(q, k, v, options)
 
@@ -91,7 +91,7 @@ def check_shapes(q: Any, k: Any, v: Any, options: Options) -> tuple[int, int, in
 
 
 def check_backward(dout: Any, dlse: Any, q: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(q=q, dout=dout)
     checks.shape("dout", dout, tuple(int(n) for n in q.shape))
     if dlse is not None:
@@ -125,13 +125,13 @@ def forward(
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
 ) -> tuple[Array, Cache]:
-    """Let every query gather the values of the keys it attends to.
+    """Return, for every query, the weighted sum of the values of the keys it attends to.
 
     Args:
         q: (B, H, M, D), floating, D ≤ 512.
         k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K consecutive heads of q share a
             head of k and v (grouped-query attention; multi-query where K = 1).
-        softmax_scale: multiplies the products; 1/√D by default.
+        softmax_scale: multiplies the products of queries and keys; 1/√D by default.
         causal: query i attends to keys j ≤ i + N − M (True or "bottom-right": the last query sees
             every key) or j ≤ i ("top-left").
         window_size: (left, right): at most this many keys before and after that diagonal, None for
@@ -151,17 +151,17 @@ def forward(
         dropout_p: probability of dropping a weight, after the softmax.
         seed: determines the dropout mask: a number, or a 0-d int64 array that holds it.
         cu_seqlens_q, cu_seqlens_k: (S + 1,), int32, both or neither: q (1, H, M, D) holds S
-            sequences of queries one after the other, k and v those of their keys; sequence s is
-            rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. They start at 0, never
-            decrease, and end at M and N. In all other arguments the batch axis is then the number
-            of the sequence: `mask` and `bias` broadcast to (S, H, max_seqlen_q, max_seqlen_k),
+            sequences of queries one after the other, k and v hold their keys and values; sequence s
+            is rows cu_seqlens[s] … cu_seqlens[s + 1] − 1, possibly none. The offsets start at 0,
+            never decrease, and end at M and N. In all other arguments the batch axis then counts
+            sequences: `mask` and `bias` broadcast to (S, H, max_seqlen_q, max_seqlen_k),
             `key_lengths` is (S,), and each sequence has its own diagonal.
-        max_seqlen_q, max_seqlen_k: no sequence is longer. On a GPU neither this nor the values of
-            cu_seqlens are checked: that would mean waiting for it.
+        max_seqlen_q, max_seqlen_k: upper bounds of the lengths. On a GPU neither these nor the
+            values of cu_seqlens are checked: that would mean waiting for it.
         rotary: rotates q and k by their positions before all else (Su et al. 2021, "RoFormer").
         block_mask: bool, broadcastable to (B, H, ⌈M/rows⌉, ⌈N/columns⌉), or if packed to
             (S, H, ⌈max_seqlen_q/rows⌉, ⌈max_seqlen_k/columns⌉): True where the queries of a block
-            may attend to its keys. It adds to `mask` and to all else that hides pairs.
+            may attend to its keys. It applies in addition to `mask` and all else that hides pairs.
         block_size: (rows, columns) of a block, ≥ 1, or one number for both.
 
     Returns:
@@ -235,8 +235,8 @@ def backward(
         (8) dS = P∘(dP − Δ),  dbias = dS,  dsink = −Σ exp(sink − lse)·Δ,  dZ = φ′∘dS
         (9) dq = scale·dZ·k,  dk = scale·dZᵀ·q,  dv = (P∘X)ᵀ·dout
 
-    The softmax's Jacobian is diag(p) − p·pᵀ, so it subtracts Σ_j p_ij·dP_ij from dP_ij, which is
-    Σ_d dout_id·out_id; ∂lse_i/∂s_ij = p_ij adds dlse_i. A sink is one more score, with dP = 0.
+    The softmax's Jacobian is diag(p) − p·pᵀ, so Σ_j p_ij·dP_ij, which is Σ_d dout_id·out_id, is
+    subtracted from dP_ij; ∂lse_i/∂s_ij = p_ij adds dlse_i. A sink is one more score, with dP = 0.
 
     Args:
         dout: gradient of out, (B, H, M, D), of q's dtype.
@@ -275,7 +275,7 @@ def backward(
     if options.bias is not None and of_bias:
         dbias = unbroadcast(ds, options.bias.shape)
     if options.sinks is not None:
-        # +∞ stands in for −∞, and for what is no query, so that a sink has no share there
+        # +∞ stands in for −∞, and past the last query, so that a sink has no share there
         lse = unpack(np.where(lse == -np.inf, np.inf, lse), starts, longest, np.inf)
         shares = np.exp(options.sinks.astype(lse.dtype)[:, None] - lse)  # (B, H, M)
         dsinks = -(shares * delta).sum(axis=(0, 2)).astype(options.sinks.dtype)  # (H,)
@@ -296,17 +296,17 @@ def backward(
 
 
 def fold_groups(x: Array, k: Array) -> Array:
-    """Put the queries of heads that share a KV head below each other: (B, K, G·M, …)."""
+    """Stack the queries of heads that share a KV head: (B, K, G·M, …)."""
     return x.reshape(*k.shape[:2], -1, x.shape[-1])
 
 
 def scaled_transpose(k: Array, scale: float) -> Array:
-    """Return kᵀ·scale, (B, K, D, N), in C order, of which BLAS multiplies small ones quicker."""
+    """Return kᵀ·scale, (B, K, D, N), in C order, with which BLAS multiplies small ones faster."""
     return np.asarray(np.multiply(k.mT, k.dtype.type(scale), order="C"))
 
 
 def unfold_groups(x: Array, q: Array) -> Array:
-    """Take the queries of each head of q apart again: (B, H, M, …)."""
+    """Separate the queries of each head of q again: (B, H, M, …)."""
     return x.reshape(*q.shape[:3], x.shape[-1])
 
 

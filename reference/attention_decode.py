@@ -44,7 +44,7 @@ ALIGNMENTS = ("bottom-right",)
 
 
 class Queries(NamedTuple):
-    """Where the queries of packed sequences begin, and the most queries that one may have.
+    """Where the queries of packed sequences begin, and the most queries that a sequence may have.
 
     Both are None if sequences are not packed.
     """
@@ -53,13 +53,13 @@ class Queries(NamedTuple):
     longest: int | None = None
 
     def sizes(self, q: Any) -> tuple[int, int]:
-        """Return B and M: how many sequences there are, and the most queries that one has."""
+        """Return B and M: the number of sequences, and the most queries that one may have."""
         if self.longest is None:
             return int(q.shape[0]), int(q.shape[2])
         return int(self.starts.shape[0]) - 1, int(self.longest)
 
     def rows(self, b: int, M: int) -> tuple[int, slice]:
-        """Return the batch of q that sequence b is in, and its rows there, all M if not packed."""
+        """Return the batch of q that holds sequence b, and its rows there, all M if not packed."""
         if self.starts is None:
             return b, slice(0, M)
         return 0, slice(int(self.starts[b]), int(self.starts[b + 1]))
@@ -68,7 +68,7 @@ class Queries(NamedTuple):
 def check(
     q: Any, k_cache: Any, v_cache: Any, block_table: Any, options: Options, queries: Queries
 ) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(q=q, k_cache=k_cache, v_cache=v_cache, bias=options.bias)
     checks.shape("q", q, ("B", "H", "M", "D"))
     check_packing(q, queries)
@@ -96,7 +96,7 @@ def check(
 
 
 def check_packing(q: Any, queries: Queries) -> None:
-    """Refuse arguments that do not say where the queries of every sequence are."""
+    """Refuse arguments that do not delimit the queries of every sequence."""
     starts, longest = queries
     if starts is None:
         checks.require(longest is None, "max_seqlen_q", longest, "None without cu_seqlens_q")
@@ -154,21 +154,21 @@ def forward(
     dropout_p: float = 0.0,
     seed: int = 0,
 ) -> tuple[Array, Array]:
-    """Let every query gather the values of its sequence's keys.
+    """Return, for every query, the weighted sum of the values of its sequence's keys.
 
     Args:
         q: (B, H, M, D), floating, D ≤ 512: the new queries, whose keys are in the cache already.
         k_cache, v_cache: (B, K, N, D), or pages (P, K, page_size, D) with a `block_table`, of q's
             dtype; K divides H, and G = H/K consecutive heads of q share a head of k and v.
         key_lengths: (B,), int32 or int64: how many keys each sequence has; a length below 0 counts
-            as 0, one above the capacity as the capacity. What lies after them is never read.
+            as 0, one above the capacity as the capacity. The cache beyond them is never read.
         block_table: (B, pages), int32 or int64: keys p·page_size … of sequence b are in page
             block_table[b, p], at least 0 and below P. Entries after a sequence's last key, and
             those of a sequence without queries, may be anything.
-        softmax_scale: multiplies the products; 1/√D by default.
+        softmax_scale: multiplies the products of queries and keys; 1/√D by default.
         causal: query i attends to keys j ≤ length − M + i (True or "bottom-right").
-        window_size: (left, right): at most this many keys before and after that one, None for any
-            number. `causal` leaves none after it.
+        window_size: (left, right): at most this many keys before and after key length − M + i,
+            None for any number. `causal` leaves none after it.
         softcap: s becomes softcap·tanh(s/softcap).
         score_mod: a function of the scores; its derivative is not called.
         alibi_slopes: broadcastable to (B, H), floating: s loses slope·|length − M + i − j|.
@@ -176,19 +176,19 @@ def forward(
         sinks: (H,), floating: the score of a key without a value, for every query of a head.
         mask: bool, broadcastable to (B, H, M, N); True where a query may attend.
         block_mask, block_size: as for `attention.forward`, over the N keys of the capacity.
-        rotary: rotates every query by the angles of its position, as a row of cos and sin, (L, F)
-            or (B, L, F), L ≥ N; a query before the first key is not rotated. Keys are not
-            rotated, as those in the cache already are: `k_cos` and `k_sin` must be None.
+        rotary: rotates every query by the angles of its position, a row of cos and sin, (L, F) or
+            (B, L, F), L ≥ N; a query before the first key is not rotated. Keys are not rotated,
+            as those in the cache already are: `k_cos` and `k_sin` must be None.
         cu_seqlens_q: (B + 1,), int32: q (1, H, T, D) holds the queries of B sequences one after the
             other; those of sequence b, possibly none, are rows cu_seqlens_q[b] …
-            cu_seqlens_q[b + 1] − 1. They start at 0, never decrease, and end at T. In all other
-            arguments the batch axis is the number of the sequence, and M is max_seqlen_q: `mask`
-            and `bias` broadcast to (B, H, max_seqlen_q, N), each sequence's queries counted from 0.
+            cu_seqlens_q[b + 1] − 1. The offsets start at 0, never decrease, and end at T. In all
+            other arguments the batch axis counts sequences, and M is max_seqlen_q: `mask` and
+            `bias` broadcast to (B, H, max_seqlen_q, N), each sequence's queries counted from 0.
         max_seqlen_q: no sequence has more queries. On a GPU neither this nor the values of
             cu_seqlens_q are checked: that would mean waiting for it.
-        dropout_p: probability of dropping a weight, after the softmax; lse is of all weights.
-        seed: determines the dropout mask; a weight's place in it is the number of its sequence and
-            head, of its query, i, and of its key, as in `attention.forward`.
+        dropout_p: probability of dropping a weight, after the softmax; lse includes all weights.
+        seed: determines the dropout mask; a weight's place in it is given by its sequence, its
+            head, its query i and its key, as in `attention.forward`.
 
     Returns:
         out (B, H, M, D), of q's dtype, and lse (B, H, M), the natural-log log-sum-exp, in float32
@@ -259,7 +259,7 @@ def forward(
 def pairs(
     x: Array | None, shape: tuple[int, int, int, int], b: int, M: int, length: int
 ) -> Array | None:
-    """Return what a bias or mask that broadcasts to this shape has for one sequence."""
+    """Return one sequence's part of a bias or mask that broadcasts to this shape."""
     return None if x is None else np.broadcast_to(x, shape)[b, :, :M, :length]
 
 
@@ -283,7 +283,7 @@ def turned(q: Array, rotary: Rotary, b: int, shift: int) -> Array:
 
 
 def placed(mod: ScoreMod, b: int, shift: int) -> ScoreMod:
-    """Return a function of the scores for a call of one sequence, which counts from 0."""
+    """Return a function of the scores for a call with sequence b alone, which counts from 0."""
 
     def function(s: Array, one: Array, h: Array, i: Array, j: Array, args: tuple[Any, ...]) -> Any:
         return mod.function(s, one + b, h, i + shift, j, args)

@@ -81,7 +81,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, dout and dlse, shaped as they are; None for that of no dlse."""
+    """Gradients of q, k, v, dout and dlse, with their shapes; the last is None without a dlse."""
 
     dq: Array
     dk: Array
@@ -105,7 +105,7 @@ def check(ddq: Any, ddk: Any, ddv: Any, dout: Any, dlse: Any, q: Any, k: Any, op
 def backward(
     ddq: Array, ddk: Array, ddv: Array, dout: Array, cache: Cache, dlse: Array | None = None
 ) -> Gradients:
-    """Return the gradients of what `attention.backward` made dq, dk and dv of.
+    """Return the gradients of the inputs from which `attention.backward` computed dq, dk and dv.
 
     Args:
         ddq: gradient of dq, (B, H, M, D), of q's dtype.
@@ -113,11 +113,11 @@ def backward(
         dout, cache, dlse: as they were given to `attention.backward`.
 
     Returns:
-        the gradients of q, k, v, dout and, if it is there, dlse.
+        the gradients of q, k, v, dout and, if given, dlse.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be; also where
-            a function of the scores came without its second derivative.
+            a function of the scores lacks its second derivative.
     """
     options, rotary = cache.options, cache.options.rotary
     starts_q, starts_k = options.cu_seqlens_q, options.cu_seqlens_k
@@ -125,7 +125,7 @@ def backward(
     q, k, v, p, scale = cache.q, cache.k, cache.v, cache.p, cache.softmax_scale
     scaled_mask = cache.scaled_mask
     dtype, (ddq, ddk, ddv, dout) = dout.dtype, (widened(x) for x in (ddq, ddk, ddv, dout))
-    # (0) what stands for ddq and ddk
+    # (0) R_q·ddq and R_k·ddk in place of ddq and ddk
     if rotary is not None:
         ddq, ddk = turn(ddq, *rotary.of_q), turn(ddk, *rotary.of_k)
     ddq, dout = (unpack(x, starts_q, options.max_seqlen_q) for x in (ddq, dout))
@@ -186,7 +186,7 @@ def backward(
     ddout = over_keys(r, v) + over_keys(dropped, ddv)
     dq, ddout = (pack(x, starts_q) for x in (dq, ddout))
     dk, dv = (pack(x, starts_k) for x in (dk, dv))
-    # (17) rotated back: of q and k as they were given
+    # (17) rotated back: the gradients of q and k as given
     if rotary is not None:
         dq, dk = turn_back(dq, *rotary.of_q), turn_back(dk, *rotary.of_k)
     dq, dk, dv, ddout = (rounded(x, dtype) for x in (dq, dk, dv, ddout))
@@ -195,7 +195,7 @@ def backward(
 
 
 def second_derivative(s: Array, options: Options) -> Any:
-    """Return φ″, the second derivative of scores by Z, which is s (B, H, M, N)."""
+    """Return φ″, the second derivative of the scores by Z, here s (B, H, M, N)."""
     dtype = s.dtype
     slope: Any = 1.0
     curvature: Any = 0.0
@@ -207,6 +207,6 @@ def second_derivative(s: Array, options: Options) -> Any:
     if options.score_mod is not None and options.score_mod.second_derivative is not None:
         mod, where = options.score_mod, np.ogrid[tuple(slice(n) for n in s.shape)]
         further = options.score_mod.second_derivative(s, *where, mod.args)
-        with np.errstate(invalid="ignore"):  # where nothing is attended they may be infinite
+        with np.errstate(invalid="ignore"):  # they may be infinite where nothing is attended
             curvature = further * slope * slope + mod.derivative(s, *where, mod.args) * curvature
     return np.asarray(curvature).astype(dtype, copy=False)

@@ -26,15 +26,15 @@ from twofold.reference.rotary import Rotary
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 448.0
-DIGITS = 3  # of the significand, behind the point
+DIGITS = 3  # of the significand, after the point
 LEAST_EXPONENT = -6  # below 2⁻⁶ numbers are 2⁻⁹ apart
-LEAST_SCALE = 2.0**-126  # a smaller one would be no normal float32
+LEAST_SCALE = 2.0**-126  # a smaller one would not be a normal float32
 
 
 def check(
     q: Any, k: Any, v: Any, q_scale: Any, k_scale: Any, v_scale: Any, options: Options
 ) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.array(name, x)
         checks.dtype(name, x, checks.dtype_name(q))
@@ -49,7 +49,7 @@ def check(
 
 
 def check_quantize(x: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(x=x)
     checks.shape("x", x, ("B", "H", "L", "D"))
 
@@ -83,24 +83,24 @@ def forward(
     block_size: BlockSize | None = None,
     out_dtype: Any = None,
 ) -> tuple[Array, Array]:
-    """Let every query gather the values of the keys it attends to.
+    """Return, for every query, the weighted sum of the values of the keys it attends to.
 
     Args:
-        q: (B, H, M, D), floating, of numbers that e4m3 has; D ≤ 512.
-        k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K heads of q in a row share a head
-            of k and v.
+        q: (B, H, M, D), floating, of e4m3 numbers; D ≤ 512.
+        k, v: (B, K, N, D), of q's dtype; K divides H, and G = H/K consecutive heads of q share a
+            head of k and v.
         q_scale: broadcastable to (B, H), floating: what q is multiplied by.
-        k_scale, v_scale: broadcastable to (B, K), of q_scale's dtype. Of packed sequences each has
-            scales of its own, (S, H) and (S, K), or they are broadcast.
+        k_scale, v_scale: broadcastable to (B, K), of q_scale's dtype. Packed sequences each have
+            scales of their own: the shapes to broadcast to are (S, H) and (S, K).
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, sinks, mask,
             key_lengths, dropout_p, seed, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
             rotary, block_mask, block_size: as in `attention.forward`.
         bias: as there, of any floating dtype.
-        out_dtype: of the output, a dtype or its name, by default that of q times its scale.
+        out_dtype: the output's dtype or its name, by default that of q times its scale.
 
     Returns:
-        out (B, H, M, D), and lse (B, H, M), float32 or beside float64 float64, the natural-log
-        log-sum-exp.
+        out (B, H, M, D), and lse (B, H, M), the natural-log log-sum-exp, in float32 (float64 beside
+        float64).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -125,7 +125,7 @@ def forward(
 
 
 def quantize(x: Array) -> tuple[Array, Array]:
-    """Return numbers of e4m3 and their scales: x ≈ x8·scale.
+    """Return e4m3 numbers and their scales: x ≈ x8·scale.
 
     The scale of a head is its largest magnitude over 448, so that |x − x8·scale| is at most
     2⁻⁴·|x| + 2⁻¹⁰·scale.
@@ -135,7 +135,7 @@ def quantize(x: Array) -> tuple[Array, Array]:
             its x8·scale NaN.
 
     Returns:
-        x8, shaped as x and here of x's dtype, and scale (B, H), float32 (here float64 of float64).
+        x8, shaped as x and here of x's dtype, and scale (B, H), float32 (here float64 for float64).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -148,13 +148,13 @@ def quantize(x: Array) -> tuple[Array, Array]:
 
 
 def nearest(x: Array) -> Array:
-    """Return the nearest numbers of e4m3, ties to even, at most ±448."""
+    """Return the nearest e4m3 numbers, ties to even, at most ±448."""
     exponent = np.maximum(np.frexp(x)[1] - 1, LEAST_EXPONENT)
     step = np.ldexp(np.ones_like(x), exponent - DIGITS)
     return np.asarray(np.clip(np.rint(x / step) * step, -LARGEST, LARGEST))
 
 
 def scaled(x: Array, scale: Array, starts: Array | None, longest: int | None) -> Array:
-    """Return x times the scale of its head, that of each sequence where they are packed."""
+    """Return x times the scale of its head, and of its sequence if sequences are packed."""
     by = widened(np.asarray(scale))[..., None, None]  # (B, H, 1, 1), or what broadcasts to it
     return pack(unpack(widened(x), starts, longest) * by, starts)

@@ -35,9 +35,9 @@ ALIGNMENTS = ("bottom-right", "top-left")
 class ScoreMod(NamedTuple):
     """An elementwise function of the scores, and its derivatives by the scores.
 
-    All are called as f(s, b, h, i, j, args): the scores, each one's indices of batch, head, query
-    and key (integers that broadcast with s), and `args`. On the NumPy side they are NumPy functions
-    of arrays, on the Triton side `@triton.jit` functions of tiles. The second derivative is needed
+    All are called as f(s, b, h, i, j, args): the scores, their indices of batch, head, query and
+    key (integers that broadcast with s), and `args`. On the NumPy side they are NumPy functions of
+    arrays, on the Triton side `@triton.jit` functions of tiles. The second derivative is needed
     only for gradients of gradients.
     """
 
@@ -72,7 +72,7 @@ class Options(NamedTuple):
 
     @property
     def packed(self) -> bool:
-        """Whether sequences of any lengths lie one after the other in one batch."""
+        """Whether sequences of any lengths lie one after the other in one batch element."""
         return self.cu_seqlens_q is not None
 
     @property
@@ -83,7 +83,7 @@ class Options(NamedTuple):
         return int(rows), int(columns)
 
     def scale(self, head_dim: int) -> float:
-        """Return what the products are multiplied by, 1/√D where nothing else is asked for."""
+        """Return what the products are multiplied by, 1/√D by default."""
         scale = self.softmax_scale
         return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
@@ -94,7 +94,7 @@ class Options(NamedTuple):
 
     @property
     def changes_scores(self) -> bool:
-        """Whether anything is done to the scores beside scaling and masking."""
+        """Whether anything is done to the scores besides scaling and masking."""
         changes = (self.softcap, self.score_mod, self.alibi_slopes, self.bias)
         return any(x is not None for x in changes)
 
@@ -108,7 +108,7 @@ class Band(NamedTuple):
 
 
 def check(options: Options, B: int, H: int, M: int, N: int) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     check_packing(options, B, M, N)
     B, M, N = sizes(options, B, M, N)
     scale, softcap = options.softmax_scale, options.softcap
@@ -215,13 +215,13 @@ def pair(size: Any) -> Any:
 
 
 def blocks(options: Options, M: int, N: int) -> tuple[int, int]:
-    """Return how many blocks there are of M queries, and of N keys."""
+    """Return how many blocks M queries make, and N keys."""
     rows, columns = options.block
     return -(-M // rows), -(-N // columns)
 
 
 def sizes(options: Options, B: int, M: int, N: int) -> tuple[int, int, int]:
-    """Return B, M and N of mask, bias, slopes and dropout: of q and k, unless those are packed."""
+    """Return B, M and N of mask, bias, slopes and dropout: q's and k's, unless those are packed."""
     if options.max_seqlen_q is None or options.max_seqlen_k is None:
         return B, M, N
     S = int(options.cu_seqlens_q.shape[0]) - 1
@@ -229,7 +229,7 @@ def sizes(options: Options, B: int, M: int, N: int) -> tuple[int, int, int]:
 
 
 def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
-    """Return how many queries and keys there are, of every sequence (S, 1, 1, 1) if packed."""
+    """Return how many queries and keys there are; if packed, (S, 1, 1, 1), for each sequence."""
     if not options.packed:
         return M, N
     queries, keys = np.diff(options.cu_seqlens_q), np.diff(options.cu_seqlens_k)
@@ -239,7 +239,7 @@ def lengths(options: Options, M: int, N: int) -> tuple[Any, Any]:
 def unpack(x: Array, starts: Array | None, longest: int | None, behind: float = 0.0) -> Array:
     """Give each sequence in x (1, H, T, …) its own batch element, (S, H, longest, …), end-padded.
 
-    Without `starts` x is returned as it is, by `pack` too.
+    Without `starts`, this and `pack` return x as it is.
     """
     if starts is None or longest is None:
         return x
@@ -265,11 +265,11 @@ def scores(
 ) -> tuple[Array, Array | None]:
     """Turn q·k·scale (B, H, M, N) into scores.
 
-    Where s is of some queries only, `first` is the index of the first of them, of `queries` in
-    all; `options.bias` holds those queries only.
+    If s has only some of the `queries`, `first` is the index of its first one, and `options.bias`
+    has the same queries only.
 
     Returns:
-        the scores, and their derivative by q·k·scale, None where that is 1.
+        the scores, and their derivative by q·k·scale, None if that is 1.
     """
     b, h, i, j = np.ogrid[tuple(slice(n) for n in s.shape)]
     i = i + first
@@ -294,7 +294,7 @@ def scores(
 
 
 def changed(function: Callable[..., Array], s: Array, *rest: Any) -> Array:
-    """Return the scores as the user's function changes them, of the same shape.
+    """Return the scores as changed by the user's function, in the same shape.
 
     The result is a new array: what the function returns may be one of `score_mod.args`, or
     read-only.
@@ -310,13 +310,13 @@ def attended(
 ) -> Array | None:
     """Return which pairs take part, broadcastable to (B, H, M, N); None if all do.
 
-    `first` and `queries` are those of `scores`; a mask is of the queries of the shape.
+    `first` and `queries` are as for `scores`; `options.mask` has the queries of the shape only.
     """
     M, N = shape[-2:]
     i, j = np.arange(first, first + M)[:, None], np.arange(N)
     length, keys = lengths(options, queries or M, N)
     shift, behind, ahead = band(options, length, keys)
-    distance = j - i - shift  # (M, N) or (B, 1, M, N), of the key after the diagonal
+    distance = j - i - shift  # (M, N) or (B, 1, M, N), from the diagonal to the key
     parts = [] if options.mask is None else [options.mask]
     if options.block_mask is not None:
         parts.append(pairs_of_blocks(options, queries or M, N)[..., first : first + M, :])
@@ -335,15 +335,15 @@ def pairs_of_blocks(options: Options, M: int, N: int) -> Array:
     """Return the block mask, pair by pair, broadcastable to (B, H, M, N)."""
     mask, (rows, columns) = options.block_mask, options.block
     mask = np.broadcast_to(mask, (*mask.shape[:-2], *blocks(options, M, N)))
-    rows, columns = min(rows, M), min(columns, N)  # the rest of a larger block is nowhere
+    rows, columns = min(rows, M), min(columns, N)  # the rest of a larger block is not needed
     return np.asarray(mask.repeat(rows, axis=-2).repeat(columns, axis=-1)[..., :M, :N])
 
 
 def band(options: Options, M: Any, N: Any) -> Band:
     """Return the band that `causal` and `window_size` leave of M queries and N keys.
 
-    Its diagonal ends at the last query and the last key, or, for "top-left", begins at the first of
-    both.
+    Its diagonal ends at the last query and the last key or, for "top-left", begins at the first
+    query and the first key.
     """
     behind, ahead = (None if n is None else int(n) for n in options.window_size or (None, None))
     if options.causal:

@@ -42,15 +42,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def check(q: Any, k: Any, lse: Any, options: Options) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
-    attention.check(q, k, k, options)  # values, which are not asked for, have the shape of keys
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
+    attention.check(q, k, k, options)  # k stands in for the values, which are not needed
     checks.floating(lse=lse)
     checks.shape("lse", lse, tuple(int(n) for n in q.shape[:3]))
     checks.same_device(q=q, lse=lse)
 
 
 def check_rows(rows: Any, M: int) -> range:
-    """Return the indices of the queries that a slice takes; refuse anything but some in a row."""
+    """Return the indices of the queries that a slice takes; refuse all but consecutive ones."""
     if rows is None:
         return range(M)
     if not isinstance(rows, slice):
@@ -89,18 +89,18 @@ def weights(
 
     Args:
         q: (B, H, M, D), floating, D ≤ 512.
-        k: (B, K, N, D); K divides H, and G = H/K heads of q in a row share a head of k.
+        k: (B, K, N, D); K divides H, and G = H/K consecutive heads of q share a head of k.
         lse: (B, H, M), floating, natural logarithms: the log-sum-exp of the same call of attention.
         softmax_scale, causal, window_size, softcap, score_mod, alibi_slopes, bias, mask,
             key_lengths, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, rotary, block_mask,
-            block_size: as `attention.forward` had them.
-        rows: the queries that are looked at, all by default: `slice(-1, None)` is the last one. Of
-            packed sequences they are some of max_seqlen_q, for each. Memory and time are of their
-            number; all else stays of the whole call.
+            block_size: as they were given to `attention.forward`.
+        rows: the queries of interest, all by default; `slice(-1, None)` is the last one. With
+            packed sequences it slices max_seqlen_q queries of each. Memory and time grow with
+            their number; all other arguments are those of the whole call.
 
     Returns:
-        (B, H, R, N), of S packed sequences (S, H, R, max_seqlen_k), of the dtype that NumPy gives q
-        and lse together.
+        (B, H, R, N), for S packed sequences (S, H, R, max_seqlen_k), of the dtype to which NumPy
+        promotes q's and lse's.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -157,9 +157,9 @@ def received(
     block_mask: Array | None = None,
     block_size: BlockSize | None = None,
 ) -> Array:
-    """Return how much attention each key receives: its weights, of all queries, summed.
+    """Return how much attention each key receives: the sum of its weights over all queries.
 
-    Arguments are those of `weights`, but for `rows`.
+    Arguments are those of `weights`, except `rows`.
 
     Returns:
         the sums, (B, H, N), of the dtype of the weights; N is the length of k, packed or not.

@@ -21,7 +21,7 @@ import numpy as np
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 NUMPY_FLOATING = tuple(name for name in FLOATING if name != "bfloat16")
-LEAST, MOST = 1e-37, 1e37  # of positive numbers that kernels work with, in float32
+LEAST, MOST = 1e-37, 1e37  # range of the positive numbers that kernels work with, in float32
 INTEGER = ("int32", "int64")
 MOST_HEAD_DIM = 512  # the largest that the kernels have tiles for
 Into = Sequence[Any] | None  # arrays that gradients are written into, or None for new ones
@@ -29,7 +29,7 @@ _X = TypeVar("_X")
 
 
 def dtype_name(x: Any) -> str:
-    """Return the bare name of an array's dtype, the same for NumPy and torch: ``"float32"``."""
+    """Return the bare name of an array's dtype, such as ``"float32"``, for NumPy and torch."""
     return _name(x.dtype)
 
 
@@ -45,12 +45,12 @@ def require(condition: bool, name: str, was: object, must: str) -> None:
 
 
 def whole(x: Any) -> bool:
-    """Return whether `x` is an integer, of Python or NumPy, and no bool."""
+    """Return whether `x` is an integer, of Python or NumPy, and not a bool."""
     return isinstance(x, int | Integral) and not isinstance(x, bool)
 
 
 def flag(name: str, x: Any, *others: str) -> None:
-    """Raise `TypeError` unless `x` is a bool, of Python or NumPy; `others` could stand for it."""
+    """Raise `TypeError` unless `x` is a bool, of Python or NumPy; the error names `others` too."""
     if not isinstance(x, bool | np.bool_):
         must = " or ".join(("a bool", *map(repr, others)))
         raise TypeError(f"{name} is a {type(x).__name__}; it must be {must}")
@@ -63,14 +63,14 @@ def flags(**given: Any) -> None:
 
 
 def count(name: str, x: Any, least: int) -> None:
-    """Raise unless `x` is an integer of at least this."""
+    """Raise unless `x` is an integer and at least `least`."""
     if not whole(x):
         raise TypeError(f"{name} is a {type(x).__name__}; it must be an int")
     require(x >= least, name, x, f"at least {least}")
 
 
 def number(name: str, x: Any) -> None:
-    """Raise unless `x` is a real number that a float holds, of Python or NumPy, and no bool."""
+    """Raise unless `x` is a real number that a float holds, of Python or NumPy, and not a bool."""
     if not isinstance(x, float | Real) or isinstance(x, bool):
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a number")
     if not isinstance(x, float):
@@ -95,7 +95,7 @@ def array(name: str, x: Any) -> None:
 
 
 def floating(**arrays: Any) -> None:
-    """Each is a floating array, and all share one dtype and one device; None is passed over."""
+    """Raise unless all are floating arrays of one dtype on one device; None is skipped."""
     first = shared = ""
     for name, x in arrays.items():
         if x is None:
@@ -114,7 +114,7 @@ def floating(**arrays: Any) -> None:
 
 
 def integer(**arrays: Any) -> None:
-    """Each is an int32 or int64 array; None is passed over."""
+    """Raise unless each is an int32 or int64 array; None is skipped."""
     for name, x in arrays.items():
         if x is None:
             continue
@@ -124,7 +124,7 @@ def integer(**arrays: Any) -> None:
 
 
 def boolean(**arrays: Any) -> None:
-    """Each is a boolean array; None is passed over."""
+    """Raise unless each is a boolean array; None is skipped."""
     for name, x in arrays.items():
         if x is None:
             continue
@@ -134,14 +134,14 @@ def boolean(**arrays: Any) -> None:
 
 
 def dtype(name: str, x: Any, expected: str) -> None:
-    """Raise `TypeError` unless `x` is an array of the dtype of this name."""
+    """Raise `TypeError` unless `x` is an array whose dtype has this name."""
     array(name, x)
     if dtype_name(x) != expected:
         raise TypeError(f"{name} has dtype {dtype_name(x)}; it must be {expected}")
 
 
 def floating_dtype(name: str, given: Any, known: tuple[str, ...] = FLOATING) -> str:
-    """Return the name of a dtype that is asked for, or raise `ValueError` unless it is of these."""
+    """Return the name of the dtype given, or raise `ValueError` unless it is one of `known`."""
     bare = getattr(given, "__name__", str(given).removeprefix("torch."))
     found = given if isinstance(given, str) else str(bare)
     choice(name, found, known)
@@ -149,7 +149,7 @@ def floating_dtype(name: str, given: Any, known: tuple[str, ...] = FLOATING) -> 
 
 
 def numpy_dtype(name: str, given: Any) -> np.dtype[Any]:
-    """Return a dtype that is asked for; NumPy has bfloat16 only where `ml_dtypes` was imported."""
+    """Return NumPy's dtype for the one given; bfloat16 exists only if `ml_dtypes` was imported."""
     found = floating_dtype(name, given)
     try:
         return np.dtype(found)
@@ -158,7 +158,7 @@ def numpy_dtype(name: str, given: Any) -> np.dtype[Any]:
 
 
 def same_device(**arrays: Any) -> None:
-    """All arrays live on one device; None is passed over."""
+    """Raise unless all arrays are on one device; None is skipped."""
     first, shared = "", None
     for name, x in arrays.items():
         if x is None:
@@ -171,7 +171,7 @@ def same_device(**arrays: Any) -> None:
 
 
 def at_hand(x: Any) -> bool:
-    """Return whether the values of an array can be looked at without waiting for a GPU."""
+    """Return whether the values of an array can be read without waiting for a GPU."""
     device = getattr(x, "device", "cpu")
     return bool(getattr(device, "type", device) == "cpu")
 
@@ -179,10 +179,10 @@ def at_hand(x: Any) -> bool:
 def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
     """Raise unless `x.shape` is `expected`; a string stands for any length of at least 1.
 
-    Lengths given as numbers must match exactly. ``shape("q", q, ("B", "H", "M", "D"))`` asks for
+    Lengths given as numbers must match exactly. ``shape("q", q, ("B", "H", "M", "D"))`` requires
     four dimensions, none of them empty.
     """
-    if x is None:  # which the checks of dtypes pass over
+    if x is None:  # the checks of dtypes skip it
         array(name, x)
     found = tuple(x.shape)
     if len(found) == len(expected):
@@ -195,7 +195,7 @@ def shape(name: str, x: Any, expected: tuple[int | str, ...]) -> None:
 
 
 def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
-    """Raise, in the words for what is wrong; apart, as words take longer than all the checks."""
+    """Raise, saying what is wrong; separate, as the message takes longer than all the checks."""
     words = f"({', '.join(str(n) for n in expected)}{',' * (len(expected) == 1)})"
     require(
         len(found) == len(expected), f"{name}.shape", found, f"of rank {len(expected)}, {words}"
@@ -208,18 +208,18 @@ def _refuse_shape(name: str, found: tuple[int, ...], expected: tuple[int | str, 
 
 
 def head_dim(name: str, D: int) -> None:
-    """Raise `ValueError` for heads of more features than the kernels have tiles for."""
+    """Raise `ValueError` for heads with more features than the kernels have tiles for."""
     require(D <= MOST_HEAD_DIM, f"{name}.shape[-1]", D, f"at most {MOST_HEAD_DIM}")
 
 
 def rows(name: str, x: Any) -> None:
-    """Raise unless `x` has rows of at least one element, and at least one."""
+    """Raise unless `x` has at least one row, and at least one element in each."""
     require(len(x.shape) >= 1, f"{name}.shape", tuple(x.shape), "of rank 1 or more")
     require(0 not in x.shape, f"{name}.shape", tuple(x.shape), "without an empty dimension")
 
 
 def gradient(name: str, x: Any, expected: tuple[int | str, ...], dtype: Any = None) -> None:
-    """Raise unless `x` is floating and of the shape, and any dtype given, of what it belongs to."""
+    """Raise unless `x` is floating and has the expected shape and, if one is given, dtype."""
     floating(**{name: x})
     shape(name, x, expected)
     if dtype is not None and x.dtype != dtype:
@@ -228,11 +228,11 @@ def gradient(name: str, x: Any, expected: tuple[int | str, ...], dtype: Any = No
 
 
 def into(given: Into, **shapes: tuple[int, ...] | None) -> tuple[Any, ...]:
-    """Return the arrays that gradients are to be written into, by name; None for each to be made.
+    """Return the array that each named gradient is to be written into; None for a new one.
 
     Args:
         given: an array or None for each name, or None for all.
-        shapes: of the gradients, None of one that there is none of.
+        shapes: of the gradients; None for a gradient that does not exist.
 
     Raises:
         TypeError, ValueError: `given` is something else.
@@ -260,7 +260,7 @@ def kept(name: str, x: _X | None) -> _X:
 
 
 def writable(**arrays: Any) -> None:
-    """Raise unless NumPy can write to each; of torch's nothing is asked."""
+    """Raise unless NumPy can write to each; torch tensors always pass."""
     for name, x in arrays.items():
         flags = getattr(x, "flags", None)
         require(flags is None or flags.writeable, name, "read-only", "an array to be written to")
@@ -272,9 +272,9 @@ def expanded(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def offsets(name: str, x: Any, end: int, name_longest: str, longest: Any) -> None:
-    """Raise unless `x` is int32 (S + 1,): where sequences begin that fill `end` rows, and `end`.
+    """Raise unless `x`, int32 (S + 1,), is where sequences begin that fill `end` rows, and `end`.
 
-    None may have more rows than `longest`, an int. Values on a GPU are not looked at.
+    No sequence may have more rows than `longest`, an int. Values on a GPU are not read.
     """
     dtype(name, x, "int32")
     shape(name, x, ("S + 1",))
@@ -307,8 +307,8 @@ def probability(name: str, p: float) -> None:
 def seed(value: Any, x: Any = None) -> None:
     """Raise unless the seed is an integer that fits Philox's key as both sides pass it: 63 bits.
 
-    Beside an array `x` it may be a 0-d int64 array on the device of `x`, whose value on a GPU
-    is not looked at.
+    If an array `x` is given, the seed may be a 0-d int64 array on its device, whose value is not
+    read on a GPU.
     """
     if x is not None and hasattr(value, "shape") and not whole(value):
         dtype("seed", value, "int64")
@@ -329,7 +329,7 @@ def choice(name: str, value: object, options: tuple[str, ...]) -> None:
 
 
 def in_range(name: str, ids: Any, rows: int) -> None:
-    """Raise `IndexError` unless every id is at least 0 and below `rows`, naming its place."""
+    """Raise `IndexError`, naming the place, unless every id is at least 0 and below `rows`."""
     if ids.min() < 0 or ids.max() >= rows:
         place = np.argwhere((ids < 0) | (ids >= rows))[0]
         named = f"{name}{place.tolist()}" if len(place) else name
@@ -338,7 +338,7 @@ def in_range(name: str, ids: Any, rows: int) -> None:
 
 
 def sequence_lengths(lengths: Any, longest: int, named: str) -> None:
-    """Raise `ValueError` unless all lengths are from 1 to the longest, which is named so."""
+    """Raise `ValueError` unless all lengths are from 1 to `longest`, which errors call `named`."""
     fits = bool((lengths >= 1).all() and (lengths <= longest).all())
     must = f"at least 1 and at most {named}, {longest}, everywhere"
     require(fits, "lengths", lengths.tolist(), must)

@@ -53,7 +53,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, p: float, seed: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x)
     checks.probability("p", p)
@@ -64,11 +64,11 @@ def forward(x: Array, p: float, seed: int) -> tuple[Array, Cache]:
     """Zero each element of `x` with probability `p` and scale the rest by 1/(1 − p).
 
     Args:
-        x: any shape, floating. What is dropped of ±∞ or NaN is NaN, as in torch; the kernel has 0.
+        x: any shape, floating. A dropped ±∞ or NaN gives NaN, as in torch; the kernel gives 0.
         p: probability of dropping an element, 0 ≤ p < 1.
-        seed: names the mask, 0 ≤ seed < 2⁶³: a number, or a 0-d int64 array that holds it. Kernels
-            read such an array again in backward, here and wherever a seed is taken, so that it must
-            hold the same number then.
+        seed: determines the mask, 0 ≤ seed < 2⁶³: a number, or a 0-d int64 array that holds it. As
+            with every other seed, kernels read such an array again in backward: it must still hold
+            the same number then.
 
     Returns:
         out, shaped as x, and the cache.
@@ -150,8 +150,8 @@ def attention_keep_mask(
 ) -> Array:
     """Return the boolean mask of attention weights (B, H, M, N), whose batches count from `first`.
 
-    Weight (b, h, i, j) takes draw ``j % 8`` of the counter ``(j // 8, i, h, b)``: named by its
-    place and not by a linear index, it depends neither on tiles nor on lengths.
+    Weight (b, h, i, j) takes draw ``j % 8`` of the counter ``(j // 8, i, h, b)``: since that is its
+    place and not a linear index, the mask depends neither on tiles nor on lengths.
     """
     B, H, M, N = shape
     groups = -(-N // DRAWS)
@@ -166,7 +166,7 @@ def attention_keep_mask(
 
 
 def philox_draws(c0: Array, c1: Array, c2: Array, c3: Array, seed: int) -> Array:
-    """Return eight 16-bit draws per counter in a row: the words in order, low half first."""
+    """Return eight consecutive 16-bit draws per counter: the words in order, low half first."""
     return np.stack(philox(c0, c1, c2, c3, seed), axis=-1).astype("<u4").view("<u2").reshape(-1)
 
 

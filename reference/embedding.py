@@ -31,7 +31,7 @@ class Gradients(NamedTuple):
 
 
 def check(ids: Any, table: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("ids", ids)
     checks.integer(ids=ids)
     checks.floating(table=table)
@@ -67,10 +67,10 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     Args:
         dout: (..., D), floating.
         cache: from `forward`.
-        into: (dtable,), an array (V, D) that is written and returned instead of a new one.
+        into: (dtable,), an array (V, D) to write to and return instead of a new one.
 
     Returns:
-        dtable (V, D), of dout's dtype where it is new.
+        dtable (V, D), of dout's dtype if it is new.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -91,6 +91,6 @@ def scatter_add(dout: Array, ids: Array, rows: int, dtable: Array | None = None)
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))  # where each distinct id begins
-    # (3) the sum of each id's
+    # (3) the sum over the places of each id
     dtable[ordered[starts]] = np.add.reduceat(widened(dout[order]), starts, axis=0)
     return dtable

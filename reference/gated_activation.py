@@ -32,14 +32,14 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of gate and up, shaped as they are."""
+    """Gradients of gate and up, with their shapes."""
 
     dgate: Array
     dup: Array
 
 
 def check(gate: Any, up: Any, kind: str) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("gate", gate)
     checks.floating(gate=gate, up=up)
     checks.require(len(gate.shape) >= 1, "gate.shape", tuple(gate.shape), "of rank 1 or more")
@@ -74,8 +74,8 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     Args:
         dout: shaped as gate, of its dtype.
         cache: from `forward`.
-        into: (dgate, dup), arrays shaped as gate that are written instead of new ones, such as
-            the halves of a packed gradient, or gate and up themselves; None for a new one.
+        into: (dgate, dup), arrays shaped as gate to write to instead of new ones, such as the
+            halves of a packed gradient, or gate and up themselves; None for a new one.
 
     Returns:
         dgate and dup, shaped as gate.

@@ -48,7 +48,7 @@ class Gradients(NamedTuple):
 def check(
     x: Any, weight: Any, bias: Any, residual: Any, dropout_p: float, seed: Any, eps: float
 ) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, weight=weight, bias=bias, residual=residual)
     checks.rows("x", x)
@@ -76,7 +76,7 @@ def forward(
     Args:
         x: (..., C), floating.
         weight, bias: (C,), of x's dtype; multiply and add to the normalised h.
-        residual: (..., C), of x's dtype, or None: the stream that x is added to.
+        residual: (..., C), of x's dtype, or None: the stream to which x is added.
         dropout_p: probability of dropping an element of x.
         seed: determines the dropout mask: a number, or a 0-d int64 array that holds it.
         eps: added to the variance, inside the root.
@@ -165,7 +165,7 @@ def backward(
 
 
 def means(x: Array) -> Array:
-    """Return the mean of each row, (R, 1); einsum adds up rows in a quarter of `mean`'s time."""
+    """Return the mean of each row, (R, 1); einsum sums rows in a quarter of `mean`'s time."""
     return np.asarray(np.einsum("rc->r", x)[:, None] / x.shape[1])
 
 

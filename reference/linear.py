@@ -17,9 +17,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs: `z`, the activation's input (of ReLU its output); what it `kept`.
+    """What `backward` needs: `z`, the activation's input (ReLU's output); what it `kept`.
 
-    Both are None without an activation, and where nothing was to be kept.
+    Both are None without an activation, and if forward was told not to keep them.
     """
 
     x: Array
@@ -31,7 +31,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those not made, and `dbias` where there was no bias."""
+    """Gradients of the arguments; None for those not computed, and for `dbias` without a bias."""
 
     dx: Array | None
     dweight: Array | None
@@ -39,7 +39,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, weight: Any, bias: Any, activation: str | None) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, weight=weight, bias=bias)
     checks.rows("x", x)
@@ -104,13 +104,13 @@ def backward(
     Args:
         dout: (..., N), of x's dtype.
         cache: from `forward`.
-        of_x, of_weight: whether dx and dweight are made, a product each.
-        of_bias: whether dbias is made, if there is a bias.
-        into: (dweight, dbias), arrays (N, K) and (N,) that are written instead of new ones; None
-            for a new one, and for a gradient that is not made.
+        of_x, of_weight: whether dx and dweight are computed, a product each.
+        of_bias: whether dbias is computed, if there is a bias.
+        into: (dweight, dbias), arrays (N, K) and (N,) to write to instead of new ones; None for a
+            new one, and for a gradient that is not computed.
 
     Returns:
-        dx (..., K), dweight (N, K) and dbias (N,), None for those that are not made.
+        dx (..., K), dweight (N, K) and dbias (N,), None for those that are not computed.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

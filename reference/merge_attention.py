@@ -36,24 +36,24 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs. `lse` and the weights `w` are there to be looked at, too."""
+    """What `backward` needs; `lse` and the weights `w` are also there for inspection."""
 
     outs: Array  # (S, B, H, M, D), 0 where a part is left out
-    out: Array  # of float16 in float32
-    out_dtype: Any  # as it is returned
+    out: Array  # in float32 for float16
+    out_dtype: Any  # of out as it is returned
     lse: Array  # (B, H, M)
     w: Array  # (S, B, H, M)
 
 
 class Gradients(NamedTuple):
-    """Gradients of outs and lses, shaped as they are."""
+    """Gradients of outs and lses, with their shapes."""
 
     douts: Array
     dlses: Array
 
 
 def check(outs: Any, lses: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(outs=outs)
     checks.shape("outs", outs, ("S", "B", "H", "M", "D"))
     S, B, H, M, D = (int(n) for n in outs.shape)
@@ -64,7 +64,7 @@ def check(outs: Any, lses: Any) -> None:
 
 
 def check_backward(dout: Any, dlse: Any, out: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(out=out, dout=dout)
     shape = tuple(int(n) for n in out.shape)
     checks.shape("dout", dout, shape)
@@ -75,7 +75,7 @@ def check_backward(dout: Any, dlse: Any, out: Any) -> None:
 
 
 def statistics_dtype(x: Any) -> str:
-    """Return the dtype of the log-sum-exp beside an array: float32, float64 beside float64."""
+    """Return the dtype of the log-sum-exp beside an array x: float32, or float64 beside float64."""
     return "float64" if checks.dtype_name(x) == "float64" else "float32"
 
 
@@ -85,8 +85,8 @@ def forward(outs: Array, lses: Array, *, out_dtype: Any = None) -> tuple[Array, 
     Args:
         outs: (S, B, H, M, D), floating, S ≥ 1, D ≤ 512: the parts' outputs.
         lses: (S, B, H, M), natural logarithms, float32 (float64 where outs are): the parts'
-            log-sum-exp, −inf where a part attended nothing.
-        out_dtype: of the result, a dtype or its name; by default that of outs.
+            log-sum-exp, −inf where a query attended to nothing in a part.
+        out_dtype: the result's dtype or its name; by default that of outs.
 
     Returns:
         out (B, H, M, D) and a cache whose `lse` (B, H, M) is that of all keys.
@@ -114,7 +114,7 @@ def forward(outs: Array, lses: Array, *, out_dtype: Any = None) -> tuple[Array, 
 
 
 def backward(dout: Array, cache: Cache, dlse: Array | None = None) -> Gradients:
-    """Return the gradients of outs and lses; equations and source at the top.
+    """Return the gradients of outs and lses; equations and source are at the top.
 
     Args:
         dout: gradient of out, (B, H, M, D), of its dtype.

@@ -42,7 +42,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the arguments; None for those that were None, and for what is not made."""
+    """Gradients of the arguments; None for those that were None or are not computed."""
 
     dx: Array | None
     dcontext: Array | None
@@ -65,7 +65,7 @@ def check(
     context: Any,
     rotary: Any,
 ) -> int:
-    """Raise TypeError or ValueError for what no part itself refuses; return K."""
+    """Raise TypeError or ValueError for what none of the parts refuses itself; return K."""
     checks.floating(x=x, w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out, context=context)
     checks.shape("x", x, ("B", "M", "E"))
     B, _, E = (int(n) for n in x.shape)
@@ -134,17 +134,17 @@ def forward(
 
     Args:
         x: (B, M, E), floating; all weights, biases and the context are of its dtype.
-        w_qkv: ((H + 2K)·D, E), the projections of q, k and v one below the other, (3E, E) where
-            K = H; b_qkv: ((H + 2K)·D,) or None.
+        w_qkv: ((H + 2K)·D, E), the stacked projections of q, k and v, (3E, E) where K = H; b_qkv:
+            ((H + 2K)·D,) or None.
         w_out: (E, E); b_out: (E,) or None.
         num_heads: H, a divisor of E.
-        num_kv_heads: K, a divisor of H; H where it is None.
+        num_kv_heads: K, a divisor of H; H if it is None.
         context: (B, N, E) to attend to instead of x.
-        rotary: (cos, sin, interleaved) as for `rotary.forward`, which rotates q and k, without a
-            context; or a `Rotary`, by which `attention.forward` rotates them.
-        causal and all others: as for `attention.forward`, M and N the lengths of x and of what it
-            attends to. If packed, x is (1, M, E), and self-attention takes the same cu_seqlens for
-            q and k.
+        rotary: (cos, sin, interleaved) as for `rotary.forward`, which rotates q and k, only without
+            a context; or a `Rotary`, by which `attention.forward` rotates them.
+        causal and all others: as for `attention.forward`, where M and N are the lengths of x and of
+            what it attends to. If packed, x is (1, M, E), and self-attention takes the same
+            cu_seqlens for q and k.
 
     Returns:
         out (B, M, E) and the cache.
@@ -200,14 +200,14 @@ def backward(
     Args:
         dout: (B, M, E), of x's dtype.
         cache: from `forward`.
-        of_x, of_context: whether dx and dcontext are made.
-        of_weights: whether the gradients of the projections are made, of weights and biases.
-        of_bias: whether dbias is made, if attention has a bias.
-        into: (dw_qkv, db_qkv, dw_out, db_out), arrays that are written instead of new ones; None
-            for a new one, and for a gradient that is not made.
+        of_x, of_context: whether dx and dcontext are computed.
+        of_weights: whether the gradients of the projections' weights and biases are computed.
+        of_bias: whether dbias is computed, if attention has a bias.
+        into: (dw_qkv, db_qkv, dw_out, db_out), arrays to write to instead of new ones; None for a
+            new one, and for a gradient that is not computed.
 
     Returns:
-        each shaped as its argument, None for those that there were none of or that are not made.
+        each shaped as its argument, None for arguments that were None and for those not computed.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -233,7 +233,7 @@ def backward(
         )
         return Gradients(dx, None, dw_qkv, db_qkv, dw_out, db_out, *others)
     packed_kv = np.concatenate([join(d) for d in (dk, dv)], axis=-1)  # (B, N, 2K·D)
-    # each into its part of the weight's gradient
+    # each writes its part of the weight's gradient
     E, width = len(cache.projection.weight), len(cache.context.weight)
     dw_qkv, db_qkv = of_qkv
     of_q = of_kv = None
@@ -251,7 +251,7 @@ def backward(
 
 
 def receiving(into: Any, cache: Any, of_weights: bool) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Return what receives the gradients of the projections, and of the output's."""
+    """Return what receives the gradients of the projections, and of the output projection."""
     E, width = len(cache.output.weight), len(cache.projection.weight)
     if cache.context is not None:
         width += len(cache.context.weight)

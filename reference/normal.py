@@ -21,12 +21,12 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Coefficients by falling power.
+# Coefficients, highest power first.
 SINGLE = (
     1.75616989e-09, -1.32263312e-07, 3.96474411e-06, -5.53061922e-05, -3.25949787e-05,
     0.0363330846, 0.797884941,
 )  # fmt: skip
-# Of numerator and denominator.
+# Coefficients of numerator and denominator.
 CENTRE = (
     (0.065682337918207449113, 2.2352520354606839287, 161.02823106855587881, 1067.6894854603709582,
      18154.981253343561249),
@@ -70,7 +70,7 @@ def _single(z: Array) -> Array:
     result = np.empty(z.shape, z.dtype)
     flat, out = z.reshape(-1), result.reshape(-1)
     with np.errstate(over="ignore"):  # P is infinite where tanh has long been 1
-        for start in range(0, len(flat), BLOCK):  # so that what stands between is kept in cache
+        for start in range(0, len(flat), BLOCK):  # so that intermediate results stay in cache
             part, half = flat[start : start + BLOCK], out[start : start + BLOCK]
             argument = _polynomial(SINGLE, np.square(part))
             argument *= part

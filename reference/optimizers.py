@@ -37,7 +37,7 @@ def check(
     max_norm: float | None,
     **buffers: Any,
 ) -> None:
-    """Raise TypeError or ValueError for what either side cannot take; `params` is of `buffers`."""
+    """Raise TypeError or ValueError for what either side cannot take; `params` is in `buffers`."""
     params = buffers["params"]
     checks.floating(**buffers)
     checks.shape("params", params, ("n",))
@@ -64,7 +64,7 @@ def check(
 
 
 def check_adam(step: int, beta1: float, beta2: float, eps: float, decoupled: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.count("step", step, 1)
     checks.probability("beta1", beta1)
     checks.probability("beta2", beta2)
@@ -73,7 +73,7 @@ def check_adam(step: int, beta1: float, beta2: float, eps: float, decoupled: Any
 
 
 def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.probability("momentum", momentum)
     checks.flag("nesterov", nesterov)
     checks.require(
@@ -86,22 +86,22 @@ def check_sgd(momentum_buffer: Any, momentum: float, nesterov: bool) -> None:
 
 
 def check_adagrad(eps: float) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.positive("eps", eps)
 
 
 def global_norm(grads: Array) -> Array:
     """Return ‖g‖₂ over the whole buffer, 0-d, the same bits every time.
 
-    Squares are added up in blocks, in float32 (of float64 in float64), and the blocks in float64.
-    Where those of a block add up to more than float32 holds, as of a gradient of 2·10¹⁹, the norm
-    is ∞; in the kernel also where all do.
+    Squares are summed in blocks, in float32 (float64 for float64), and the blocks in float64. Where
+    the squares of a block exceed float32's range, as with a gradient of 2·10¹⁹, the norm is ∞; in
+    the kernel, also where the squares of the whole buffer do.
 
     Args:
         grads: (n,), floating.
 
     Returns:
-        the norm, float32, of float64 float64.
+        the norm, float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -146,8 +146,8 @@ def adam(
             schedule's factor alone, without α.
         decoupled: decay the parameters (AdamW) instead of adding λ·θ to the gradient.
         decay_numel: how many leading elements decay; all by default.
-        grad_norm, max_norm: clip the gradient of norm `grad_norm`, 0-d, floating, as `global_norm`
-            has it, to `max_norm`.
+        grad_norm, max_norm: clip the gradient, whose norm is `grad_norm`, 0-d, floating, as
+            returned by `global_norm`, to `max_norm`.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -200,9 +200,9 @@ def sgd(
 
     b ← μ·b + g and θ ← θ − lr·b, or with Nesterov's momentum θ ← θ − lr·(g + μ·b): θ is then the
     point ahead along the momentum, at which the gradient is taken (Bengio, Boulanger-Lewandowski &
-    Pascanu 2013, "Advances in Optimizing Recurrent Networks", rewrite so what Sutskever et al.
-    2013, "On the importance of initialization and momentum in deep learning", section 2, says of
-    the point behind it). lr multiplies what comes out of b, as in PyTorch, not what goes in.
+    Pascanu 2013, "Advances in Optimizing Recurrent Networks", rewrite in this way what Sutskever et
+    al. 2013, "On the importance of initialization and momentum in deep learning", section 2, say of
+    the point behind it). As in PyTorch, lr multiplies b where it is used, not what is added to it.
 
     Args:
         params, grads, momentum_buffer: (n,) each, of one floating dtype; the last is zero before
@@ -279,7 +279,7 @@ def adagrad(
 
 
 def clip_factor(grad_norm: Array | None, max_norm: float | None) -> float:
-    """Return min(1, max_norm/‖g‖), by which a clipped gradient is multiplied."""
+    """Return min(1, max_norm/‖g‖), the factor by which clipping multiplies the gradient."""
     if grad_norm is None or max_norm is None:
         return 1.0
     norm = float(grad_norm)
@@ -294,7 +294,7 @@ def _gradient(theta: Array, g: Array, clip: float, decay: float) -> Array:
 
 
 def _store(found: Iterable[Array], state: Iterable[Array]) -> None:
-    """Write new numbers where the old ones were, if they are not there already."""
+    """Write new values over the old ones, if they are not there already."""
     for x, to in zip(found, state, strict=True):
         rounded(x, to.dtype, to)
 

@@ -37,7 +37,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, lengths: Any, kind: str) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(x=x)
     checks.integer(lengths=lengths)
     checks.shape("x", x, ("B", "L", "D"))
@@ -52,14 +52,14 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
     Args:
         x: (B, L, D), floating.
         lengths: (B,), int32 or int64, each at least 1 and at most L.
-        kind: "first", "mean", "max" or "mean_max" (the mean's D features, then the maximum's).
+        kind: "first", "mean", "max" or "mean_max" (D features of the mean, then D of the maximum).
 
     Returns:
         out (B, D), for "mean_max" (B, 2D), and the cache.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it was and what it must be; a length out of
-            range is refused by the reference alone (the kernel cannot look at values: NaN).
+        TypeError, ValueError: naming the argument, what it was and what it must be; only the
+            reference refuses a length out of range (the kernel, which cannot check, gives NaN).
     """
     check(x, lengths, kind)
     B, L, D = x.shape
@@ -81,7 +81,7 @@ def forward(x: Array, lengths: Array, kind: str = "mean") -> tuple[Array, Cache]
 
 
 def filled_padding(live: Array, x: Array, rest: float) -> Array:
-    """Return x with another number in the padding, even where that is not finite."""
+    """Return x with `rest` in the padding, even where the padding is not finite."""
     if live.all():
         return x
     x = x.copy()
@@ -90,7 +90,7 @@ def filled_padding(live: Array, x: Array, rest: float) -> Array:
 
 
 def backward(dout: Array, cache: Cache) -> Gradients:
-    """Spread the mean's gradient over its positions, and give the maximum's to its own.
+    """Spread the mean's gradient over its positions; give the maximum's to where it was attained.
 
     Args:
         dout: (B, D), for "mean_max" (B, 2D), floating.
@@ -117,7 +117,7 @@ def backward(dout: Array, cache: Cache) -> Gradients:
         np.multiply(dout[:, None, :D], share, out=dx, where=live)
     # (3) maximum
     if cache.top is not None:
-        # A NaN is the largest. Padding comes behind what attains the maximum.
+        # A NaN counts as the largest. Padding comes after the position that attains the maximum.
         first = ((x == cache.top[:, None]) | (x != x)).argmax(axis=1)  # (B, D)
         dx[np.arange(B)[:, None], first, np.arange(D)] += dout[:, -D:]
     return Gradients(rounded(dx, dtype))

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """What `backward` needs; `positions` is None where no position was learned."""
+    """What `backward` needs; `positions` is None if the position table is not learned."""
 
     ids: Array
     positions: Array | None
@@ -53,7 +53,7 @@ def check(
     dropout_p: float,
     seed: Any,
 ) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.integer(ids=ids, positions=positions)
     checks.floating(table=table, position_table=position_table)
     checks.shape("ids", ids, ("B", "L"))
@@ -77,7 +77,7 @@ def check(
 
 
 def check_sinusoidal(positions: Any, d_model: int) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.integer(positions=positions)
     checks.shape("positions", positions, ("L",))
     checks.count("d_model", d_model, 1)
@@ -89,8 +89,9 @@ def sinusoidal(positions: Array, d_model: int, dtype: Any = "float64") -> Array:
     Args:
         positions: (L,), int32 or int64.
         d_model: number of columns; an odd one ends with a sine.
-        dtype: of the result. Angles are float64 throughout: at positions up to a million results
-            are off by their own rounding and at most 4e-10, which near a zero is many places.
+        dtype: of the result. Angles are float64 throughout: at positions up to a million, results
+            are off by their own rounding and at most 4e-10, many units in the last place near a
+            zero.
 
     Returns:
         the sinusoids, (L, d_model), of this dtype.
@@ -123,11 +124,11 @@ def forward(
         table: (V, D), floating.
         position_table: (P, D), of table's dtype, or None for no positions.
         positions: (B, L), int32 or int64, rows of the position table, each at least 0 and below P,
-            if there is one; 0 … L − 1 by default, of which P is at least L.
+            if there is one; by default 0 … L − 1, which needs P ≥ L.
         learned: whether the position table gets a gradient.
         scale: multiplies the embedding (√d_model in the paper).
         dropout_p: probability of dropping an element of the sum.
-        seed: names the dropout mask: a number, or a 0-d int64 array that holds it.
+        seed: determines the dropout mask: a number, or a 0-d int64 array that holds it.
 
     Returns:
         out (B, L, D), of the table's dtype, and the cache.
@@ -166,12 +167,12 @@ def backward(dout: Array, cache: Cache, *, into: checks.Into = None) -> Gradient
     Args:
         dout: (B, L, D), floating.
         cache: from `forward`.
-        into: (dtable, dposition_table), arrays (V, D) and (P, D) that are written instead of new
-            ones; None for a new one, and for positions that are not learned.
+        into: (dtable, dposition_table), arrays (V, D) and (P, D) to write to instead of new ones;
+            None for a new one, and for positions that are not learned.
 
     Returns:
-        dtable (V, D), and dposition_table (P, D) or None where positions are not learned; of dout's
-        dtype where they are new.
+        dtable (V, D), and dposition_table (P, D) or None if positions are not learned; of dout's
+        dtype if they are new.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

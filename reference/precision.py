@@ -18,12 +18,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def widened(x: Array) -> Array:
-    """Return float16 and bfloat16 as float32; everything else as it is."""
+    """Return float16 and bfloat16 as float32, everything else as it is."""
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
 def rounded(x: Array, dtype: Any, to: Array | None = None) -> Array:
-    """Return a result in a dtype, or in the array that it was to be written to, of any dtype."""
+    """Return a result in a dtype or, if given, in the array `to`, of any dtype."""
     if to is None:
         return np.asarray(x, dtype)
     if to is not x:

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Cache(NamedTuple):
-    """The residual stream `h` (shaped as x), which models read on, and what `backward` needs."""
+    """The residual stream `h` (as x), which pre-norm models read, and what `backward` needs."""
 
     h: Array
     rstd: Array  # (R, 1)
@@ -44,7 +44,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any, weight: Any, residual: Any, eps: float, offset: float) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x, weight=weight, residual=residual)
     checks.rows("x", x)
@@ -68,10 +68,10 @@ def forward(
 
     Args:
         x: (..., C), floating.
-        weight: (C,), of x's dtype, multiplied by after normalising, without the offset.
-        residual: (..., C), of x's dtype, or None, the stream that x is added to.
+        weight: (C,), of x's dtype, without the offset; the factor after normalising.
+        residual: (..., C), of x's dtype, or None: the stream to which x is added.
         eps: added to the mean square, inside the root.
-        offset: added to the weight; 1.0 for weights of Gemma.
+        offset: added to the weight; 1.0 for Gemma's weights.
 
     Returns:
         out (..., C) and a cache whose `h` (..., C) is residual + x.
@@ -109,10 +109,10 @@ def backward(
         dout: gradient of out, (..., C), of x's dtype.
         cache: from `forward`.
         dh: gradient of the residual stream `cache.h`, (..., C), of x's dtype, or None.
-        into: (dweight,), an array (C,) that is written instead of a new one; None for a new one.
+        into: (dweight,), an array (C,) to write to instead of a new one; None for a new one.
 
     Returns:
-        dx and dresidual (..., C), one array, the latter None without a residual; dweight (C,).
+        dx and dresidual (..., C), the same array, the latter None without a residual; dweight (C,).
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

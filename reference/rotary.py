@@ -33,7 +33,7 @@ class Cache(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of q and k, shaped as they are."""
+    """Gradients of q and k, with their shapes."""
 
     dq: Array
     dk: Array
@@ -43,8 +43,8 @@ class Rotary(NamedTuple):
     """The angles by which `attention` rotates queries and keys; see `tables`.
 
     Row i of cos and sin, (M, F) or (B, M, F), F ≤ D/2, float32 or of q's dtype, holds the angles of
-    row i of q as it lies in memory; `k_cos` and `k_sin`, (N, F) or (B, N, F), are those of k's
-    rows, None where they are those of q's.
+    row i of q as it lies in memory; `k_cos` and `k_sin`, (N, F) or (B, N, F), hold those of k's
+    rows, and are None if they are the same as q's.
     """
 
     cos: Any
@@ -67,7 +67,7 @@ class Rotary(NamedTuple):
 
 
 def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("positions", positions)
     checks.integer(positions=positions)
     checks.require(
@@ -79,7 +79,7 @@ def check_tables(positions: Any, rotary_dim: int, base: float) -> None:
 
 
 def check(q: Any, k: Any, cos: Any, sin: Any, interleaved: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(q=q, k=k)
     checks.same_device(q=q, k=k, cos=cos, sin=sin)
     checks.shape("q", q, ("B", "H", "L", "D"))
@@ -90,7 +90,7 @@ def check(q: Any, k: Any, cos: Any, sin: Any, interleaved: Any) -> None:
 
 
 def check_shapes(prefix: str, x: Any, cos: Any, sin: Any) -> None:
-    """Refuse angles, named with this prefix, that are not of the rows of x (B, H, L, D)."""
+    """Refuse angles, named with this prefix, whose shapes do not fit x (B, H, L, D)."""
     B, _, L, D = (int(n) for n in x.shape)
     check_angles(prefix, x, cos, sin)
     checks.shape(f"{prefix}cos", cos, (L, "F") if len(cos.shape) <= 2 else (B, L, "F"))
@@ -110,7 +110,7 @@ def check_angles(prefix: str, x: Any, cos: Any, sin: Any) -> None:
 
 
 def check_backward(dq_out: Any, dk_out: Any, cos: Any) -> None:
-    """Raise TypeError or ValueError for gradients that are not of the rows of the angles."""
+    """Raise TypeError or ValueError for gradients that do not fit the angles."""
     checks.floating(dq_out=dq_out, dk_out=dk_out)
     of_batch: int | str = int(cos.shape[0]) if len(cos.shape) == 3 else "B"
     checks.shape("dq_out", dq_out, (of_batch, "H", int(cos.shape[-2]), "D"))
@@ -130,7 +130,7 @@ def check_is_rotary(rotary: Any) -> None:
 
 
 def check_rotary(rotary: Rotary | None, q: Any, k: Any) -> None:
-    """Refuse what attention cannot take on either side."""
+    """Refuse what attention on either side cannot take."""
     check_is_rotary(rotary)
     if rotary is None:
         return
@@ -201,11 +201,11 @@ def backward(dq_out: Array, dk_out: Array, cache: Cache, *, into: checks.Into = 
         dq_out: (B, H, L, D), floating.
         dk_out: (B, K, L, D), of its dtype.
         cache: from `forward`.
-        into: (dq, dk), arrays that are written and returned instead of new ones, or None for one;
-            they may be (dq_out, dk_out).
+        into: (dq, dk), arrays to write to and return instead of new ones; None for a new one. They
+            may be (dq_out, dk_out).
 
     Returns:
-        dq (B, H, L, D) and dk (B, K, L, D), of their dtype.
+        dq (B, H, L, D) and dk (B, K, L, D), of dq_out's dtype.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.

@@ -34,7 +34,7 @@ class Gradients(NamedTuple):
 
 
 def check(x: Any) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.array("x", x)
     checks.floating(x=x)
     checks.rows("x", x)
@@ -44,7 +44,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
     """Return the softmax of each row: shares that add up to 1.
 
     Args:
-        x: (..., C), floating; −∞ has a share of 0, in a row of nothing else, too. A NaN or +∞ makes
+        x: (..., C), floating; −∞ has a share of 0, even in a row of nothing else. A NaN or +∞ makes
             its row NaN.
 
     Returns:
@@ -55,7 +55,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
     """
     check(x)
     dtype, x = x.dtype, widened(x)
-    # (1) maximum; 0 stands in for that of a row that is −∞ throughout
+    # (1) maximum; 0 stands in for the maximum of a row that is all −∞
     top = x.max(axis=-1, keepdims=True, initial=-np.inf)  # (..., 1)
     top = np.where(top == -np.inf, 0, top)
     # (2) exponentials, and their sum
@@ -72,7 +72,7 @@ def forward(x: Array) -> tuple[Array, Cache]:
 def backward(dout: Array, cache: Cache) -> Gradients:
     """Return dx = y·(dout − Σ_c dout·y).
 
-    Softmax is unchanged by a constant added to a row: the y-weighted mean of dout is subtracted.
+    Adding a constant to a row changes nothing, so the y-weighted mean of dout is subtracted.
 
     Args:
         dout: (..., C), of x's dtype.

@@ -48,7 +48,7 @@ def check(
     ignore_index: int,
     reduction: str,
 ) -> None:
-    """Raise TypeError or ValueError for what either side cannot take."""
+    """Raise TypeError or ValueError for arguments that either side cannot take."""
     checks.floating(logits=logits, weight=weight)
     checks.shape("logits", logits, ("R", "C"))
     R, C = (int(n) for n in logits.shape)
@@ -72,7 +72,7 @@ def check(
 
 
 def check_backward(dloss: Any, dlogits: Any, per_row: bool) -> None:
-    """Raise TypeError or ValueError for what is not shaped as the loss; a number is 0-d."""
+    """Raise TypeError or ValueError unless dloss is shaped as the loss; a number is 0-d."""
     if hasattr(dloss, "dtype"):
         checks.floating(dloss=dloss)
     else:
@@ -132,7 +132,7 @@ def forward(
     if weight is not None:
         t *= weight  # (R, C)
     # (2) log-softmax, shifted by the row's maximum
-    with np.errstate(invalid="ignore"):  # ∞ − ∞ is the NaN that is meant
+    with np.errstate(invalid="ignore"):  # ∞ − ∞ is meant to be NaN
         shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
     p = np.exp(shifted)
     total = p.sum(axis=1, keepdims=True)  # (R, 1)
