@@ -54,7 +54,7 @@ class Step:
         return Tile(64, 64 if head_dim <= 128 else 32, 4, 2)
 
     def constants(self, causal: bool) -> dict[str, bool]:
-        """Return the flags as the kernel has them."""
+        """Return the flags as the kernel takes them."""
         return {
             "CAUSAL": causal,
             "EXP2": self.exp2,
@@ -140,7 +140,7 @@ def attend(
     end = N
     if SKIP:
         end = tl.minimum(N, first + BLOCK_M)
-    full = 0  # keys before this one are seen by all queries
+    full = 0  # all queries see the keys before this one
     if EDGES:
         full = end // BLOCK_N * BLOCK_N
         if CAUSAL:
@@ -196,7 +196,7 @@ def step_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum dk and dv of BLOCK_N keys over the queries, and add to dq what these keys give it.
+    """Sum dk and dv of BLOCK_N keys over the queries, and add these keys' part to dq.
 
     Tiles are (keys, queries).
     """
@@ -235,11 +235,11 @@ def step_backward_kernel(
     tl.store(dv_ptr + k_at, dv.to(dv_ptr.dtype.element_ty), mask=columns)
 
 
-PROGRAMS = 264  # of a persistent grid: two on each multiprocessor of an H100
+PROGRAMS = 264  # of a persistent grid: two for each multiprocessor of an H100
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-    """Give descriptors that a kernel makes a place in memory."""
+    """Allocate memory for descriptors that a kernel makes."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -337,7 +337,7 @@ def materialised(
     return torch.softmax(s, dim=-1) @ v
 
 
-# The way, each with what came before; the first is `materialised`, and after the last comes the
+# The way, each step with all before it; the first is `materialised`, and after the last comes the
 # present kernel.
 IN_MEMORY = "scores in memory"
 STEPS: dict[str, Step] = {
@@ -349,10 +349,10 @@ STEPS: dict[str, Step] = {
     "long rows first": Step(exp2=True, skip=True, edges=True, table=True, long_first=True),
 }
 ALL = STEPS["long rows first"]
-# Beside the way, each with all of it: what the present kernel does not do.
+# Beside the way, each with all of its steps: what the present kernel does not do.
 ASIDE: dict[str, Step] = {
     "descriptors": replace(ALL, descriptors=True),
     "descriptors, persistent": replace(ALL, descriptors=True, persistent=True),
 }
-# Those of backward, and whether they leave out tiles of which nothing is seen; then the present.
+# Steps of backward, and whether they skip fully masked tiles; then the present kernel.
 BACKWARD_STEPS = {"one kernel, atomics": False, "one kernel, atomics, no masked tiles": True}

@@ -49,7 +49,7 @@ def produce(
     SHARED: gl.constexpr, A_TURNED: gl.constexpr, B_TURNED: gl.constexpr,
     ROWS: gl.constexpr, GROUP_M: gl.constexpr,
 ):  # fmt: skip
-    """Bring a and b, step after step of every tile of the program."""
+    """Copy a and b in, step after step of every tile of the program."""
     a_desc, b_desc, a_ring, b_ring, full, empty, sizes = x
     M, N, K = sizes
     PIECES: gl.constexpr = 2 if SHARED else 1  # of a tile's rows
@@ -76,7 +76,7 @@ def write(
     acc, bias_ptr, desc, staged, m, n, N, FIRST: gl.constexpr, HAS_BIAS: gl.constexpr,
     GELU: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
-    """Store f(acc + bias) by way of shared memory, in parts of its columns, the left ones first."""
+    """Store f(acc + bias) by way of shared memory, in parts by columns, from left to right."""
     if PARTS > 1:
         HALF: gl.constexpr = acc.shape[1] // 2
         left, right = gl.split(gl.permute(gl.reshape(acc, [acc.shape[0], 2, HALF]), [0, 2, 1]))
@@ -109,11 +109,11 @@ def consume(
     ROWS: gl.constexpr, GROUP_M: gl.constexpr, HAS_BIAS: gl.constexpr, GELU: gl.constexpr,
     PARTS: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip
-    """Multiply: half of every tile, or every other tile of the program; group C."""
+    """Multiply: group C takes half of every tile, or every other tile, of the program."""
     c_desc, z_desc, bias_ptr, staged, a_ring, b_ring, full, empty, turns, sizes = x
     M, N, K = sizes
     PIECES: gl.constexpr = 2 if SHARED else 1
-    EVERY: gl.constexpr = 1 if SHARED else 2  # tiles of the program that come before its next
+    EVERY: gl.constexpr = 1 if SHARED else 2  # tiles of the program before its next one
     BEGIN: gl.constexpr = 0 if SHARED else C
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     steps = gl.cdiv(K, BLOCK_K)  # of a tile
@@ -138,7 +138,7 @@ def consume(
             if B_TURNED:
                 b = b.permute([1, 0])
             acc = warpgroup_mma(a, b, acc, is_async=True)
-            # The product before this one is done: what it read may be written over.
+            # The product before this one is done: the slot that it read may be overwritten.
             acc = warpgroup_mma_wait(1, deps=[acc])
             mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=i > 0)
             step += 1
@@ -148,7 +148,7 @@ def consume(
         mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
         step += (EVERY - 1) * steps
         trip += 1
-        tma.store_wait(0)  # of the tile before
+        tma.store_wait(0)  # of the previous tile
         if GELU:
             write(acc, bias_ptr, z_desc, staged, m, n, N, C * PARTS, HAS_BIAS, False, PARTS)
             tma.store_wait(0)
@@ -176,7 +176,7 @@ def product_kernel(
     GELU: gl.constexpr,
     PARTS: gl.constexpr,
 ):  # fmt: skip
-    """c = f(a·b + bias): the tiles of a program, of as many as the grid leaves it."""
+    """c = f(a·b + bias): one program's tiles, as many as the grid leaves it."""
     PIECES: gl.constexpr = 2 if SHARED else 1
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
     a_ring = gl.allocate_shared_memory(
