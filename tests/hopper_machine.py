@@ -10,7 +10,7 @@ random generator picks the next. What the hardware does on its own may happen as
 - a matrix product reads its operands at the latest when it is waited for.
 
 So whatever is read before it has arrived, or overwritten before it has been read, shows as NaN or
-as a wrong number in the output, and a wait that nothing will end is found out as a deadlock.
+as a wrong number in the output, and a wait that nothing will end is reported as a deadlock.
 """
 
 from __future__ import annotations

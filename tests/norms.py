@@ -26,7 +26,7 @@ def leaves(given, *names):
 
 
 def check_torch(contract, case, given, out, h, **gradients_of):
-    """Compare torch's float64 results, with leaves by their gradients' names, with the truth.
+    """Compare torch's float64 results with the truth; leaves go by their gradients' names.
 
     They may be as far from the mathematics as float64's own bound.
     """

@@ -66,7 +66,7 @@ def forbidding(function):
 
 
 def deviceless():
-    """Return the Triton side on a device with shapes but no numbers: no kernel can be waited for."""
+    """Return the Triton side on a device that has shapes but no numbers to wait for."""
 
     def to_numpy(x):
         assert not captured_now, "a number is read by the host"

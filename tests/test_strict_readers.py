@@ -60,7 +60,7 @@ def test_who_reads_once_more_has_to_be_waited_for_again():
 
 @InterpretedFunction
 def added_up(x_ptr, sum_ptr, done_ptr, out_ptr, ADDERS: tl.constexpr, ABSENT: tl.constexpr):
-    """Overlapping blocks are added to a sum; the last program waits for all but one and reads it."""
+    """Overlapping blocks are added to a sum; the last program reads it, after all but one."""
     program, i = tl.program_id(0), tl.arange(0, 4)
     if program < ADDERS:
         tl.atomic_add(sum_ptr + program + i, tl.load(x_ptr + i))
