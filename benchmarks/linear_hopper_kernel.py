@@ -148,7 +148,7 @@ def consume(
         mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
         step += (EVERY - 1) * steps
         trip += 1
-        tma.store_wait(0)  # of the previous tile
+        tma.store_wait(0)  # of the tile before
         if GELU:
             write(acc, bias_ptr, z_desc, staged, m, n, N, C * PARTS, HAS_BIAS, False, PARTS)
             tma.store_wait(0)
