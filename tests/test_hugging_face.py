@@ -261,7 +261,7 @@ DECODERS = {
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_layers_that_do_not_say_that_they_are_causal_see_nothing_later(name):
-    """`transformers` has no sdpa for these, and they make no mask that would be causal."""
+    """`transformers` supports no sdpa in these, and builds no causal mask for them."""
     sizes = {"vocab_size": 30, "d_model": 16, "max_position_embeddings": 32, "pad_token_id": 0}
     for side in ("encoder", "decoder"):
         sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 24}

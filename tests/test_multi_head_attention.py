@@ -46,7 +46,7 @@ def repeated_rows(case):
 def test_reference_is_torch(case):
     """Torch's own multi-head attention in float64: no further off than float64's own bound.
 
-    Torch has NaN where a query has no key, so every query keeps the first. It has neither rotary
+    Torch has NaN where a query has no key, so all queries see the first. It has neither rotary
     positions nor our dropout masks, and of what is done to scores only a bias; keys that heads
     share are repeated for it.
     """
